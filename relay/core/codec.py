@@ -1,0 +1,400 @@
+"""Frames as JSON: :func:`encode` writes one, :func:`parse` reads what the other side may say.
+
+Rules of the file: a frame is a JSON object with ``t`` (PROTOCOL.md §5); whatever is wrong with it
+is ``bad_frame``, an unknown ``t`` is ``unsupported``, and nothing else is ever raised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Literal, get_args
+
+import orjson
+
+from relay.core import jws as jose
+from relay.core.errors import ErrorCode, ProtocolError, Stored
+from relay.core.frames import (
+    MAX_ENVELOPES,
+    MAX_FRAME_BYTES,
+    MAX_REF,
+    MAX_SEQS,
+    MAX_STATUS,
+    Ack,
+    Acked,
+    Auth,
+    Bye,
+    Deliver,
+    DeliverItem,
+    Error,
+    Frame,
+    Gap,
+    Hello,
+    Publish,
+    Published,
+    Rejection,
+    Resolution,
+    Resolve,
+    Resolved,
+    State,
+    Status,
+    StatusAnswer,
+    Statuses,
+    StatusItem,
+    Submit,
+    Submitted,
+    Welcome,
+    WelcomePending,
+)
+from relay.core.ids import Did, Epoch, Fence, Seq
+from relay.core.ranges import Range, Reason
+
+# ---------------------------------------------------------------- write
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as JSON, UTF-8."""
+    return orjson.dumps({"t": type(frame).__name__.lower(), **_ENCODE[type(frame)](frame)})
+
+
+def plain(frame: Any) -> dict[str, Any]:
+    """Member for member; what is None or empty text is left out."""
+    found = ((name, getattr(frame, name)) for name in type(frame).__slots__)
+    return {name: value for name, value in found if value is not None and value != ""}
+
+
+def welcome_members(frame: Welcome) -> dict[str, Any]:
+    pending = frame.pending
+    return {
+        "inbox": frame.inbox,
+        "session": frame.session,
+        "epoch": frame.epoch,
+        "cursor": frame.cursor,
+        "head": frame.head,
+        "pending": {
+            "count": pending.count,
+            "bytes": pending.bytes,
+            "oldest_age": pending.oldest_age,
+            "refused": {
+                "count": pending.refused_count,
+                "first_at": pending.refused_first_at,
+                "last_at": pending.refused_last_at,
+            },
+        },
+        "window": {"count": frame.window_count, "bytes": frame.window_bytes},
+        "proof": frame.proof,
+    }
+
+
+def _raw(envelope: object) -> object:
+    return orjson.Fragment(envelope) if isinstance(envelope, bytes) else envelope
+
+
+def _submit(frame: Submit) -> dict[str, Any]:
+    return {"ref": frame.ref, "envelopes": [_raw(item) for item in frame.envelopes]}
+
+
+def _submitted(frame: Submitted) -> dict[str, Any]:
+    return {
+        "refs": frame.refs,
+        "receipt": frame.receipt,
+        "rejected": [plain(item) for item in frame.rejected],
+    }
+
+
+def _deliver(frame: Deliver) -> dict[str, Any]:
+    return {
+        "epoch": frame.epoch,
+        "items": [
+            {"seq": item.seq, "redelivered": item.redelivered, "envelope": _raw(item.envelope)}
+            for item in frame.items
+        ],
+    }
+
+
+def encode_range(item: Range) -> dict[str, Any]:
+    """One range of a ``gap``."""
+    return {"from_seq": item.start, "to_seq": item.end, "reason": item.reason}
+
+
+def _gap(frame: Gap) -> dict[str, Any]:
+    return {"epoch": frame.epoch, "ranges": [encode_range(item) for item in frame.ranges]}
+
+
+def _ack(frame: Ack) -> dict[str, Any]:
+    return {
+        "epoch": frame.epoch,
+        "upto": frame.upto,
+        "seqs": frame.seqs,
+        "refuse": [{"seq": seq, "code": code} for seq, code in frame.refuse],
+    }
+
+
+def _items(frame: Status | Statuses) -> dict[str, Any]:
+    return {"ref": frame.ref, "items": [plain(item) for item in frame.items]}
+
+
+_ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
+    Hello: plain, Auth: plain, Welcome: welcome_members, Submit: _submit, Submitted: _submitted,
+    Deliver: _deliver, Gap: _gap, Ack: _ack, Acked: plain, Status: _items, Statuses: _items,
+    Resolve: plain, Resolved: plain, Publish: plain, Published: plain, Error: plain,
+    Bye: plain,
+}  # fmt: skip
+
+
+# ---------------------------------------------------------------- read
+
+_STORED: Final = frozenset(get_args(Stored))
+_STATES: Final = frozenset(get_args(State))
+_RESOLUTIONS: Final = frozenset(get_args(Resolution))
+
+
+def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
+    """Read a frame that the ``side`` at the other end may say.
+
+    Raises:
+        ProtocolError: ``too_large``, ``bad_frame`` or, for an unknown ``t``, ``unsupported``.
+    """
+    if len(data) > MAX_FRAME_BYTES:
+        raise ProtocolError(ErrorCode.TOO_LARGE, f"a frame has at most {MAX_FRAME_BYTES} bytes")
+    try:
+        members = jose.Members(jose.loads(data))
+        kind = members.text("t", most=32)
+        reader = _PARSE[side].get(kind)
+        if reader is None:
+            raise ProtocolError(ErrorCode.UNSUPPORTED, f"frame {kind!r} is not understood here")
+        return reader(members)
+    except jose.UnsupportedError as exc:
+        raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+
+
+def _read_hello(m: jose.Members) -> Hello:
+    m.base64("nonce", size=32)
+    limits = m.object("limits")
+    return Hello(
+        relay=Did(m.text("relay", most=512)),
+        url=m.text("url", most=512),
+        nonce=m.text("nonce", most=64),
+        limits={name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)},
+        time=m.integer("time"),
+    )
+
+
+LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
+
+
+def read_auth(m: jose.Members) -> Auth:
+    return Auth(
+        jws=m.text("jws", most=8192),
+        record=m.optional_text("record", most=4096),
+        invite=m.optional_text("invite", most=512),
+    )
+
+
+def _read_welcome(m: jose.Members) -> Welcome:
+    pending, window = m.object("pending"), m.object("window")
+    refused = pending.object("refused")
+    inbox = m.boolean("inbox")
+    return Welcome(
+        inbox=inbox,
+        session=Fence(m.integer("session", least=1)) if inbox else None,
+        epoch=Epoch(m.text("epoch", most=64)) if inbox else None,
+        cursor=Seq(m.integer("cursor")),
+        head=Seq(m.integer("head")),
+        pending=WelcomePending(
+            count=pending.integer("count"),
+            bytes=pending.integer("bytes"),
+            oldest_age=pending.integer("oldest_age") if pending.has("oldest_age") else None,
+            refused_count=refused.integer("count"),
+            refused_first_at=refused.integer("first_at") if refused.has("first_at") else None,
+            refused_last_at=refused.integer("last_at") if refused.has("last_at") else None,
+        ),
+        window_count=window.integer("count", least=1),
+        window_bytes=window.integer("bytes", least=1),
+        proof=m.text("proof", most=8192),
+    )
+
+
+def _read_submit(m: jose.Members) -> Submit:
+    return Submit(m.text("ref", most=MAX_REF), m.array("envelopes", least=1, most=MAX_ENVELOPES))
+
+
+def read_rejection(value: object) -> Rejection:
+    """One member of ``rejected``.
+
+    Raises:
+        ValueError: its form.
+    """
+    m = jose.Members(value)
+    return Rejection(
+        ref=m.text("ref", most=MAX_REF),
+        i=m.integer("i", most=MAX_ENVELOPES - 1),
+        error=ErrorCode(m.text("error", most=64)),
+        stored=_one_of(m, "stored", _STORED),
+        detail=m.optional_text("detail", most=1024) or "",
+        retry_after=_retry_after(m),
+        record=m.optional_text("record", most=4096),
+    )
+
+
+def _one_of(m: jose.Members, name: str, known: frozenset[str]) -> Any:
+    """A member of a Literal; Any, since no checker can follow it there."""
+    value = m.text(name, most=16)
+    if value not in known:
+        raise ValueError(f"{name} is none of {', '.join(sorted(known))}")
+    return value
+
+
+def _retry_after(m: jose.Members) -> int | None:
+    return m.integer("retry_after") if m.has("retry_after") else None
+
+
+def _refs(values: list[object]) -> tuple[str, ...]:
+    refs = tuple(ref for ref in values if isinstance(ref, str) and 0 < len(ref) <= MAX_REF)
+    if len(refs) != len(values):
+        raise ValueError(f"refs must be strings of 1 to {MAX_REF} characters")
+    return refs
+
+
+def _read_submitted(m: jose.Members) -> Submitted:
+    return Submitted(
+        refs=_refs(m.array("refs", least=1, most=4096)),
+        receipt=m.optional_text("receipt", most=1024 * 1024),
+        rejected=tuple(read_rejection(item) for item in m.array("rejected", most=4096)),
+    )
+
+
+def read_deliver_item(value: object) -> DeliverItem:
+    """One member of ``deliver.items``; its envelope stays raw.
+
+    Raises:
+        ValueError: its form.
+    """
+    m = jose.Members(value)
+    m.object("envelope")
+    envelope: object = value["envelope"]  # type: ignore[index]  # Members checked it
+    return DeliverItem(Seq(m.integer("seq", least=1)), m.boolean("redelivered"), envelope)
+
+
+def read_range(value: object) -> Range:
+    """One range of a ``gap``.
+
+    Raises:
+        ValueError: its form.
+    """
+    m = jose.Members(value)
+    start = m.integer("from_seq", least=1)
+    end = m.integer("to_seq", least=start)
+    return Range(Seq(start), Seq(end), Reason(m.text("reason", most=16)))
+
+
+def _read_deliver(m: jose.Members) -> Deliver:
+    items = m.array("items", least=1, most=MAX_SEQS)
+    return Deliver(_epoch(m), tuple(read_deliver_item(item) for item in items))
+
+
+def _read_gap(m: jose.Members) -> Gap:
+    ranges = m.array("ranges", least=1, most=MAX_SEQS)
+    return Gap(_epoch(m), tuple(read_range(item) for item in ranges))
+
+
+def _epoch(m: jose.Members) -> Epoch:
+    return Epoch(m.text("epoch", most=64))
+
+
+def _seqs(m: jose.Members, name: str) -> tuple[Seq, ...]:
+    values = m.optional_array(name, most=MAX_SEQS)
+    if any(type(value) is not int or value < 1 for value in values):
+        raise ValueError(f"{name} must be positive integers")
+    return tuple(Seq(value) for value in values)
+
+
+def read_ack(m: jose.Members) -> Ack:
+    refuse: list[tuple[Seq, str]] = []
+    for value in m.optional_array("refuse", most=MAX_SEQS):
+        item = jose.Members(value)
+        refuse.append((Seq(item.integer("seq", least=1)), item.text("code", most=64)))
+    upto = Seq(m.integer("upto")) if m.has("upto") else Seq(0)
+    return Ack(_epoch(m), upto, _seqs(m, "seqs"), tuple(refuse))
+
+
+def _read_acked(m: jose.Members) -> Acked:
+    return Acked(_epoch(m), Seq(m.integer("upto")), _seqs(m, "seqs"), _seqs(m, "refused"))
+
+
+def _read_status(m: jose.Members) -> Status:
+    items = [jose.Members(item) for item in m.array("items", least=1, most=MAX_STATUS)]
+    return Status(
+        m.text("ref", most=MAX_REF),
+        tuple(StatusItem(Did(i.text("to", most=512)), i.text("id", most=36)) for i in items),
+    )
+
+
+def _read_statuses(m: jose.Members) -> Statuses:
+    items = [jose.Members(item) for item in m.array("items", least=1, most=MAX_STATUS)]
+    return Statuses(m.text("ref", most=MAX_REF), tuple(_read_answer(item) for item in items))
+
+
+def _read_answer(m: jose.Members) -> StatusAnswer:
+    to, name = Did(m.text("to", most=512)), m.text("id", most=36)
+    prefix = m.optional_text("eid_prefix", most=64)
+    return StatusAnswer(to, name, _one_of(m, "state", _STATES), prefix)
+
+
+def _read_resolve(m: jose.Members) -> Resolve:
+    did, handle = m.optional_text("did", most=512), m.optional_text("handle", most=512)
+    if (did is None) == (handle is None):
+        raise ValueError("resolve names a did or a handle")
+    return Resolve(m.text("ref", most=MAX_REF), Did(did) if did else None, handle)
+
+
+def _read_resolved(m: jose.Members) -> Resolved:
+    return Resolved(
+        m.text("ref", most=MAX_REF),
+        _one_of(m, "state", _RESOLUTIONS),
+        m.optional_text("record", most=4096),
+        stale=m.boolean("stale") if m.has("stale") else False,
+    )
+
+
+def _read_publish(m: jose.Members) -> Publish:
+    return Publish(m.text("ref", most=MAX_REF), m.text("record", most=4096))
+
+
+def _read_published(m: jose.Members) -> Published:
+    return Published(
+        m.text("ref", most=MAX_REF),
+        m.boolean("stored"),
+        m.integer("kv", least=1),
+        m.integer("seq"),
+        m.optional_text("record", most=4096),
+    )
+
+
+def _said(m: jose.Members) -> tuple[ErrorCode, str, int | None]:
+    code, detail = ErrorCode(m.text("error", most=64)), m.optional_text("detail", most=1024)
+    return code, detail or "", _retry_after(m)
+
+
+def _read_error(m: jose.Members) -> Error:
+    return Error(*_said(m), m.optional_text("ref", most=MAX_REF))
+
+
+def _read_bye(m: jose.Members) -> Bye:
+    return Bye(*_said(m), m.optional_text("record", most=4096))
+
+
+_Reader = Callable[[jose.Members], Frame]
+_BOTH: Final[dict[str, _Reader]] = {"error": _read_error, "bye": _read_bye}
+_PARSE: Final[dict[str, dict[str, _Reader]]] = {
+    "agent": {
+        **_BOTH, "auth": read_auth, "submit": _read_submit, "ack": read_ack,
+        "status": _read_status, "resolve": _read_resolve, "publish": _read_publish,
+    },
+    "relay": {
+        **_BOTH, "hello": _read_hello, "welcome": _read_welcome, "submitted": _read_submitted,
+        "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked,
+        "statuses": _read_statuses, "resolved": _read_resolved, "published": _read_published,
+    },
+}  # fmt: skip

@@ -1,0 +1,248 @@
+"""What is said in a conversation: one dataclass a frame (PROTOCOL.md §5).
+
+Rules of the file: a frame is a value; ``core/codec.py`` reads and writes it. Envelopes inside
+``submit`` and ``deliver`` stay raw here: each is judged alone, later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relay.core.errors import ErrorCode, Stored
+from relay.core.ids import Did, Epoch, Fence, Seq
+from relay.core.ranges import Range
+
+MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
+MAX_ENVELOPES: Final = 256
+MAX_SEQS: Final = 1024
+MAX_REF: Final = 64
+MAX_STATUS: Final = 256
+SUBPROTOCOL: Final = "agent-relay.v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First word of a relay: who it is, and a nonce to sign."""
+
+    relay: Did
+    url: str
+    nonce: str
+    limits: dict[str, int]
+    time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Auth:
+    """A dialler logs in; ``record`` is its newest endpoint record."""
+
+    jws: str
+    record: str | None = None
+    invite: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WelcomePending:
+    """What waits in the inbox; ages and times in Unix seconds."""
+
+    count: int = 0
+    bytes: int = 0
+    oldest_age: int | None = None
+    refused_count: int = 0
+    refused_first_at: int | None = None
+    refused_last_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The login holds. ``epoch`` and ``session`` are None for a send-only session."""
+
+    inbox: bool
+    session: Fence | None
+    epoch: Epoch | None
+    cursor: Seq
+    head: Seq
+    pending: WelcomePending
+    window_count: int
+    window_bytes: int
+    proof: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Envelopes for the relay to keep; raw ``{"jws","body"}`` objects or wire bytes."""
+
+    ref: str
+    envelopes: Sequence[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """One envelope of a submit that was not stored, or of which nobody knows."""
+
+    ref: str
+    i: int
+    error: ErrorCode
+    stored: Stored
+    detail: str = ""
+    retry_after: int | None = None
+    record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """The answer to all submits in ``refs``, oldest first."""
+
+    refs: tuple[str, ...]
+    receipt: str | None
+    rejected: tuple[Rejection, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverItem:
+    """One envelope handed over: wire bytes when written, the raw object when read."""
+
+    seq: Seq
+    redelivered: bool
+    envelope: object
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Envelopes in seq order."""
+
+    epoch: Epoch
+    items: tuple[DeliverItem, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Seqs that hold nothing any more, and why."""
+
+    epoch: Epoch
+    ranges: tuple[Range, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Durably processed, delete it; ``refuse`` is for what cannot be processed."""
+
+    epoch: Epoch
+    upto: Seq = Seq(0)
+    seqs: tuple[Seq, ...] = ()
+    refuse: tuple[tuple[Seq, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The ack is durable; ``upto`` is the cursor now."""
+
+    epoch: Epoch
+    upto: Seq
+    seqs: tuple[Seq, ...] = ()
+    refused: tuple[Seq, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StatusItem:
+    """An envelope by recipient and the sender's own id."""
+
+    to: Did
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What became of these?"""
+
+    ref: str
+    items: tuple[StatusItem, ...]
+
+
+State = Literal["stored", "forwarded", "acked", "expired", "refused", "corrupt", "moved", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class StatusAnswer:
+    """What became of one envelope, as far as this relay remembers."""
+
+    to: Did
+    id: str
+    state: State
+    eid_prefix: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statuses:
+    """The answer to ``status``, in its order."""
+
+    ref: str
+    items: tuple[StatusAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolve:
+    """Where does this agent live?"""
+
+    ref: str
+    did: Did | None = None
+    handle: str | None = None
+
+
+Resolution = Literal["found", "absent", "unreadable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """Found, absent and unreadable are three answers, never confused."""
+
+    ref: str
+    state: Resolution
+    record: str | None = None
+    stale: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """The agent's own endpoint record."""
+
+    ref: str
+    record: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """The record now held; ``stored`` is false where a newer one was held already."""
+
+    ref: str
+    stored: bool
+    kv: int
+    seq: int
+    record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Error:
+    """A request failed; the conversation goes on."""
+
+    error: ErrorCode
+    detail: str = ""
+    retry_after: int | None = None
+    ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bye:
+    """The last word, then the socket closes."""
+
+    error: ErrorCode
+    detail: str = ""
+    retry_after: int | None = None
+    record: str | None = None
+
+
+Frame = (
+    Hello | Auth | Welcome | Submit | Submitted | Deliver | Gap | Ack | Acked | Status | Statuses
+    | Resolve | Resolved | Publish | Published | Error | Bye
+)  # fmt: skip

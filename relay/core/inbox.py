@@ -1,0 +1,469 @@
+"""One inbox: the executable specification of what the store does (GUARANTEES.md R1-R6).
+
+Rules of the file: every public method of :class:`Inbox` is one atomic step of the store; it either
+happens whole or changes nothing. The memory store *is* this class; the Redis scripts are fuzzed
+against it. ``now`` is the store's clock, Unix seconds.
+
+::
+
+    seq:      1 ........ cursor | cursor+1 ........................ last
+              acked, forgotten  | live entries and explicit ranges, no holes
+                                  ^ handed: at or below this is marked ``redelivered``
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from relay.core.dedupe import Dedupe, Fate, Seen
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.core.ranges import Range, Ranges, Reason, holes
+
+BOUNCE_GRACE_S: Final = 300
+"""A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
+
+_FATE: Final = {
+    Reason.ACKED: Fate.ACKED,
+    Reason.REFUSED: Fate.REFUSED,
+    Reason.EXPIRED: Fate.EXPIRED,
+    Reason.CORRUPT: Fate.CORRUPT,
+    Reason.MOVED: Fate.MOVED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """How much may be handed over and not yet durably acked; one envelope always fits."""
+
+    count: int = 64
+    bytes: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class InboxLimits:
+    """Quotas of one inbox (R7) and of its memory (R3); counts and wire bytes."""
+
+    max_count: int = 10_000
+    max_bytes: int = 64 * 1024 * 1024
+    sender_count: int = 1_000
+    sender_bytes: int = 8 * 1024 * 1024
+    dedupe_entries: int = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """The session that should hear of a new entry, and the node that holds it.
+
+    ``until`` is 0 for a connection, which its node closes; a session without one ends by itself
+    at ``until`` (Unix seconds).
+    """
+
+    fence: Fence
+    node: NodeId
+    until: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """Stored, or found stored before."""
+
+    seq: Seq
+    epoch: Epoch
+    dup: bool
+    session: LiveSession | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """How many envelopes an inbox turned away, and when."""
+
+    count: int = 0
+    first_at: int = 0
+    last_at: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """What waits in an inbox; ``oldest_at`` is when its first live entry was created, or None."""
+
+    count: int
+    bytes: int
+    oldest_at: int | None
+    refused: Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session of an inbox. ``previous`` must be told that it is superseded."""
+
+    fence: Fence
+    epoch: Epoch
+    cursor: Seq
+    head: Seq
+    pending: Pending
+    previous: LiveSession | None
+
+
+@dataclass(frozen=True, slots=True)
+class PageItem:
+    """One entry as it is handed over."""
+
+    seq: Seq
+    redelivered: bool
+    eid: Eid
+    wire: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A share of an inbox after some seq.
+
+    Args:
+        items: live entries in seq order.
+        gaps: explained ranges between and behind them.
+        upto: everything up to here is in ``items`` or ``gaps``.
+        head: the last assigned seq.
+        expired: the entry after ``upto`` has expired: conclude these, then read on.
+    """
+
+    items: tuple[PageItem, ...]
+    gaps: tuple[Range, ...]
+    upto: Seq
+    head: Seq
+    expired: tuple[Seq, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor."""
+
+    fence: Fence
+    epoch: Epoch
+    seqs: tuple[Seq, ...]
+    upto: Seq = Seq(0)
+    refuse: tuple[tuple[Seq, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """What an ack came to; ``cursor`` is the new cumulative position."""
+
+    cursor: Seq
+    seqs: tuple[Seq, ...]
+    refused: tuple[Seq, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BounceIntent:
+    """The durable wish to tell ``sender`` how its envelope ended (R6)."""
+
+    sender: AgentKey
+    eid: Eid
+    to: AgentKey
+    reason: str
+    maybe_delivered: bool
+    due_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which id: what became of it? (``status``)."""
+
+    dedupe_key: bytes
+    hour: int
+
+
+@dataclass(slots=True)
+class Inbox:
+    """One agent's inbox at its home, state ACTIVE."""
+
+    key: AgentKey
+    epoch: Epoch
+    last: Seq = Seq(0)
+    cursor: Seq = Seq(0)
+    live: OrderedDict[Seq, StoredEnvelope] = field(default_factory=OrderedDict)
+    ranges: Ranges = field(default_factory=Ranges)
+    dedupe: Dedupe = field(default_factory=Dedupe)
+    bytes: int = 0
+    senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
+    refused: Refused = field(default_factory=Refused)
+    fence: Fence = field(default=Fence(0))
+    session: LiveSession | None = None
+    window: Window = field(default_factory=Window)
+    handed: Seq = Seq(0)
+    taken: Seq = Seq(0)
+    mark_before: int = 0
+    reset_fence: Fence = field(default=Fence(0))
+
+    # ------------------------------------------------------------ accept
+
+    def accept(
+        self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool = True
+    ) -> Accepted | Refusal:
+        """Store an envelope, or say why not. Dedupe is asked first, then expiry, then quotas."""
+        seen = self.dedupe.find(item.hour, item.dedupe_key)
+        if seen is not None:
+            if seen.eid != item.eid:
+                return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
+            if seen.fate is not Fate.STORED or seen.seq in self.live:
+                return Accepted(seen.seq, self.epoch, dup=True, session=None)
+            # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
+            item = replace(item, marked=True)
+        no = self._objection(item, limits, now, clock_ok=clock_ok)
+        if no is not None:
+            return no
+        self.last = Seq(self.last + 1)
+        self.live[self.last] = item
+        self._count(item, +1)
+        seen = Seen(item.eid, self.last, Fate.STORED)
+        self.dedupe.remember(item.hour, item.dedupe_key, seen, item.expires_at)
+        # a marked entry must be read back with its mark, never handed over from memory
+        session = None if self._is_marked(self.last, item) else self.session
+        return Accepted(self.last, self.epoch, dup=False, session=session)
+
+    def _objection(
+        self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool
+    ) -> Refusal | None:
+        if item.expires_at <= now:
+            # a clock that is in doubt must never say "expired" (GUARANTEES.md §2, clocks)
+            if not clock_ok:
+                return Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
+            return Refusal(ErrorCode.EXPIRED, "expires_time has passed")
+        if item.hour <= self.dedupe.floor:
+            return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
+        no = self._over_quota(item, limits)
+        if no is not None:
+            first = self.refused.first_at or int(now)
+            self.refused = Refused(self.refused.count + 1, first, int(now))
+            return no
+        while len(self.dedupe) >= limits.dedupe_entries:
+            if not self.dedupe.can_shed():
+                return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
+            self.dedupe.shed()
+        return None
+
+    def _over_quota(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
+        if len(self.live) >= limits.max_count or self.bytes + item.size > limits.max_bytes:
+            return Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full")
+        count, size = self.senders.get(item.sender, (0, 0))
+        if count >= limits.sender_count or size + item.size > limits.sender_bytes:
+            return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
+        return None
+
+    def _count(self, item: StoredEnvelope, sign: int) -> None:
+        self.bytes += sign * item.size
+        count, size = self.senders.get(item.sender, (0, 0))
+        if count + sign:
+            self.senders[item.sender] = (count + sign, size + sign * item.size)
+        else:
+            del self.senders[item.sender]
+
+    # ------------------------------------------------------------ session
+
+    def open_session(self, node: NodeId, window: Window, *, until: int = 0) -> Opened:
+        """Fence off any earlier session and give the inbox to a new one (R1)."""
+        previous = self.session
+        if previous is not None:
+            self.handed = max(self.handed, self._window_end())
+        self.handed = max(self.handed, self.taken)
+        self.taken = Seq(0)
+        self.fence = Fence(self.fence + 1)
+        self.session = LiveSession(self.fence, node, until)
+        self.window = window
+        return Opened(self.fence, self.epoch, self.cursor, self.last, self.pending(), previous)
+
+    def _window_end(self) -> Seq:
+        """The last seq that the session which ended uncleanly can have handed over."""
+        end, room_count, room_bytes, first = self.cursor, self.window.count, self.window.bytes, True
+        for seq, item in self.live.items():
+            if room_count == 0 or (item.size > room_bytes and not first):
+                break
+            room_count, room_bytes, first, end = room_count - 1, room_bytes - item.size, False, seq
+        return end
+
+    def close_session(self, fence: Fence, last_handed: Seq) -> bool:
+        """A clean end: the exact last seq handed over is known. False if superseded."""
+        if self.session is None or fence != self.fence:
+            return False
+        self.handed = Seq(max(self.handed, last_handed))
+        self.session = None
+        return True
+
+    def pending(self) -> Pending:
+        """What waits, and what was turned away."""
+        oldest = next(iter(self.live.values())).created_at if self.live else None
+        return Pending(len(self.live), self.bytes, oldest, self.refused)
+
+    # ------------------------------------------------------------ read
+
+    def read(
+        self, fence: Fence, after: Seq, window: Window, now: Timestamp, *, clock_ok: bool = True
+    ) -> Page | Refusal:
+        """Read on after ``after``; changes nothing."""
+        no = self._fenced(fence)
+        return no or self._page(after, window, now, clock_ok=clock_ok)
+
+    def take(
+        self, session: LiveSession, window: Window, now: Timestamp, *, clock_ok: bool = True
+    ) -> Page | Refusal:
+        """Read from the cursor and write down how far: a session without a connection (§6).
+
+        ``session.node`` is the node that serves this read: it is the one to wake.
+        """
+        no = self._fenced(session.fence)
+        if no is not None:
+            return no
+        page = self._page(self.cursor, window, now, clock_ok=clock_ok)
+        self.session = session
+        if isinstance(page, Page):
+            self.taken = max(self.taken, page.upto)
+        return page
+
+    def _fenced(self, fence: Fence) -> Refusal | None:
+        # its agent must begin anew; told "superseded" it would stop for good
+        if fence < self.reset_fence:
+            return Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch")
+        if fence != self.fence or self.session is None:
+            return Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox")
+        return None
+
+    def _page(
+        self, after: Seq, window: Window, now: Timestamp, *, clock_ok: bool
+    ) -> Page | Refusal:
+        items: list[PageItem] = []
+        expired: list[Seq] = []
+        room, upto = window.bytes, self.last
+        # a selective ack may have moved the cursor past a reader, and ranges end at the cursor
+        after = max(after, self.cursor)
+        for seq, item in self.live.items():
+            if seq <= after:
+                continue
+            # what a session without a connection was given is in flight until it ends (R6)
+            if clock_ok and item.expires_at <= now and seq > self.taken:
+                expired.append(seq)
+            elif expired:
+                break
+            elif len(items) == window.count or (items and item.size > room):
+                upto = Seq(seq - 1)
+                break
+            else:
+                items.append(PageItem(seq, self._is_marked(seq, item), item.eid, item.wire))
+                room -= item.size
+        if expired:
+            upto = Seq(expired[0] - 1)
+        behind = max(after, self.cursor)
+        gaps = self.ranges.between(behind, upto)
+        if after < behind:  # acked before it was handed over: forgotten, and not lost
+            gaps.insert(0, Range(Seq(after + 1), behind, Reason.ACKED))
+        if holes((item.seq for item in items), gaps, after, upto):
+            return Refusal(ErrorCode.INBOX_RESET, "the store lost part of this inbox")
+        return Page(tuple(items), tuple(gaps), upto, self.last, tuple(expired))
+
+    def _is_marked(self, seq: Seq, item: StoredEnvelope) -> bool:
+        return (
+            item.marked or seq <= max(self.handed, self.taken) or item.created_at < self.mark_before
+        )
+
+    # ------------------------------------------------------------ ends of an entry
+
+    def ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
+        """Delete what the agent has durably processed or refuses (R2); repeating it is harmless."""
+        if ack.epoch != self.epoch:
+            return Refusal(ErrorCode.INBOX_RESET, "this ack is of another epoch")
+        no = self._fenced(ack.fence)
+        if no is not None:
+            return no
+        for seq in ack.seqs:
+            self._end(seq, Reason.ACKED)
+        intents: list[BounceIntent] = []
+        for seq, code in ack.refuse:
+            item = self._end(seq, Reason.REFUSED)
+            if item is not None:
+                intents += self._intent(item, code, int(now), maybe_delivered=True)
+        self.cursor = self.ranges.absorb(self.cursor, ack.upto)
+        refused = tuple(seq for seq, _ in ack.refuse)
+        return Acked(self.cursor, ack.seqs, refused), intents
+
+    def take_ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
+        """Ack of a session without a connection: ``upto`` covers what :meth:`take` gave it."""
+        is_current = ack.epoch == self.epoch and self._fenced(ack.fence) is None
+        if is_current and ack.upto > max(self.taken, self.cursor):
+            return Refusal(ErrorCode.BAD_FRAME, "upto is beyond what this session was given")
+        covered = tuple(seq for seq in self.live if seq <= ack.upto)
+        full = Ack(ack.fence, ack.epoch, (*ack.seqs, *covered), ack.upto, ack.refuse)
+        return self.ack(full, now)
+
+    def conclude(
+        self, seqs: Iterable[Seq], reason: Reason, now: Timestamp, *, clock_ok: bool = True
+    ) -> list[BounceIntent]:
+        """End entries that were never handed to the live session: expired or corrupt."""
+        intents: list[BounceIntent] = []
+        for seq in seqs:
+            item = self.live.get(seq)
+            if item is None or (
+                reason is Reason.EXPIRED and not (clock_ok and item.expires_at <= now)
+            ):
+                continue
+            maybe = item.marked or self.session is not None or seq <= max(self.handed, self.taken)
+            self._end(seq, reason)
+            grace = BOUNCE_GRACE_S if reason is Reason.EXPIRED else 0
+            due = max(int(now), item.expires_at + grace) if grace else int(now)
+            intents += self._intent(item, reason.value, due, maybe_delivered=maybe)
+        return intents
+
+    def sweep(self, now: Timestamp, live_nodes: Collection[NodeId]) -> list[BounceIntent]:
+        """End what expired 300 s ago, but nothing that a live session may have in flight."""
+        in_flight = self.cursor
+        session = self.session
+        if session and session.node in live_nodes and (not session.until or now < session.until):
+            in_flight = max(self._window_end(), self.taken)
+        gone = [
+            seq
+            for seq, item in self.live.items()
+            if item.expires_at + BOUNCE_GRACE_S <= now and seq > in_flight
+        ]
+        self.dedupe.purge(now - 2 * BOUNCE_GRACE_S)
+        return self.conclude(gone, Reason.EXPIRED, now)
+
+    def _end(self, seq: Seq, reason: Reason) -> StoredEnvelope | None:
+        item = self.live.pop(seq, None)
+        if item is not None:
+            self._count(item, -1)
+            self.ranges.add(seq, reason)
+            self.dedupe.conclude(item.hour, item.dedupe_key, _FATE[reason])
+        return item
+
+    def _intent(
+        self, item: StoredEnvelope, reason: str, due_at: int, *, maybe_delivered: bool
+    ) -> list[BounceIntent]:
+        if not item.bounces:
+            return []
+        return [BounceIntent(item.sender, item.eid, self.key, reason, maybe_delivered, due_at)]
+
+    # ------------------------------------------------------------ the store's own troubles
+
+    def reset(self, epoch: Epoch, mark_before: int) -> None:
+        """Begin a new epoch: the store was rolled back or lost something (R5).
+
+        Holes become ``corrupt`` ranges, every present entry and every later one created before
+        ``mark_before`` is marked, and no session goes on.
+        """
+        for seq in holes(self.live, self.ranges.between(self.cursor, self.last), self.cursor,
+                         self.last):  # fmt: skip
+            self.ranges.add(seq, Reason.CORRUPT)
+        self.epoch = epoch
+        self.handed = self.last
+        self.taken = Seq(0)
+        self.mark_before = max(self.mark_before, mark_before)
+        self.fence = self.reset_fence = Fence(self.fence + 1)
+        self.session = None
+
+    def status(self, questions: Sequence[Question]) -> list[tuple[Fate, Eid] | None]:
+        """What became of ids, as far as it is remembered; None where it is not."""
+        found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
+        return [(seen.fate, seen.eid) if seen else None for seen in found]

@@ -1,0 +1,73 @@
+"""Sealed bodies: the SDK's default, so that a relay cannot read what it carries (PROTOCOL.md §3.6).
+
+A libsodium sealed box has no sender, so the plaintext repeats from, to and id, and opening compares
+them with the signed envelope around it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import nacl.bindings
+
+from relay.core import jws as jose
+from relay.core.envelope import MAX_URI, Envelope
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.identity import SigningKey, VerificationKey
+from relay.core.ids import Did, MessageId
+
+CONTENT_TYPE: Final = "application/vnd.agent-relay.sealed"
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What the sender meant: media type and bytes."""
+
+    content_type: str
+    body: bytes
+
+
+def seal(
+    content: Content,
+    *,
+    sender: Did,
+    recipient: VerificationKey,
+    message_id: MessageId,
+    enc: bytes | None = None,
+) -> bytes:
+    """Seal ``content`` for ``enc`` (32-byte X25519), else for the X25519 form of the did:key."""
+    plain = jose.dumps(
+        {
+            "from": sender,
+            "to": recipient.did,
+            "id": message_id,
+            "cty": content.content_type,
+            "body": jose.b64encode(content.body),
+        }
+    )
+    if enc is None:
+        enc = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(recipient.public_key)
+    return nacl.bindings.crypto_box_seal(plain, enc)
+
+
+def open_body(envelope: Envelope, key: SigningKey) -> Content:
+    """The content of a verified envelope; a body that is not sealed is passed through.
+
+    Raises:
+        ProtocolError: ``bad_envelope``: sealed for another key, or its inside belongs elsewhere.
+    """
+    if envelope.content_type != CONTENT_TYPE:
+        return Content(envelope.content_type, envelope.body)
+    try:
+        members = jose.Members(jose.loads(key.open_sealed(envelope.body)))
+        inside = tuple(members.text(name, most=512) for name in ("from", "to", "id"))
+        content = Content(
+            members.text("cty", most=MAX_URI),
+            jose.b64decode(members.text("body", most=2**31, least=0)),
+        )
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_ENVELOPE, f"sealed body: {exc}") from exc
+    if inside != (envelope.sender.did, envelope.recipient.did, envelope.id):
+        raise ProtocolError(ErrorCode.BAD_ENVELOPE, "the sealed body belongs to another envelope")
+    return content
