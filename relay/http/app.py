@@ -1,0 +1,68 @@
+"""The two ASGI apps: the public one, and the operator's on its own bind (PROTOCOL.md §9)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI, Response
+from starlette.routing import WebSocketRoute
+
+from relay import __version__, metrics
+from relay.core.errors import RelayError
+from relay.core.jws import dumps
+from relay.http.errors import on_bug, on_relay_error
+from relay.http.routes import router
+from relay.service.node import Node
+
+SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
+    """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
+    app = FastAPI(title="agent relay", version=__version__, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RelayError, on_relay_error)
+    app.add_exception_handler(Exception, on_bug)
+    app.include_router(router(node))
+    app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
+    return app
+
+
+def admin_app(node: Node, is_ready: Callable[[], bool]) -> FastAPI:
+    """The operator's side; never on the public bind."""
+    app = FastAPI(title="agent relay, operations", docs_url=None, redoc_url=None)
+    app.add_exception_handler(RelayError, on_relay_error)
+    app.add_exception_handler(Exception, on_bug)
+
+    @app.get("/livez", summary="The process answers")
+    async def livez() -> Response:
+        return Response("ok\n", media_type="text/plain")
+
+    @app.get("/readyz", summary="The node takes envelopes")
+    async def readyz() -> Response:
+        ready = is_ready()
+        return Response("ready\n" if ready else "not ready\n", 200 if ready else 503)
+
+    @app.get("/metrics", summary="Prometheus metrics")
+    async def show_metrics() -> Response:
+        metrics.READY.set(is_ready())
+        metrics.STORE_UP.set(node.store.is_available())
+        metrics.CLOCK_OK.set(node.clock_guard.ok)
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    @app.get("/v1/admin/clock", summary="Is the clock believed?")
+    async def clock() -> Response:
+        return _clock(node)
+
+    @app.post("/v1/admin/clock", summary="The operator says that the clock is right")
+    async def confirm_clock() -> Response:
+        node.clock_guard.confirm()
+        node.store.trust_clock(ok=True)
+        return _clock(node)
+
+    return app
+
+
+def _clock(node: Node) -> Response:
+    body = {"ok": node.clock_guard.ok, "doubt": node.clock_guard.doubt}
+    return Response(dumps(body), media_type="application/json")

@@ -1,0 +1,175 @@
+"""Routes of the public bind; each decodes, calls one use case, encodes."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any, Final
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+from relay import __version__
+from relay.core import codec, envelope, jws
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.frames import Ack, StatusItem, Submitted
+from relay.core.ids import Did, Fence
+from relay.core.inbox import Ack as InboxAck
+from relay.core.inbox import Page
+from relay.http import bodies
+from relay.service.node import Node
+from relay.service.polling import MAX_WAIT_S, Polling
+from relay.service.submit import Submissions
+
+INFO_TYP: Final = "agent-relay-info+jws"
+
+Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
+
+
+def router(node: Node) -> APIRouter:
+    """All public routes over one node."""
+    api = APIRouter()
+    polling = Polling(node)
+    _session_routes(api, node, polling)
+    _inbox_routes(api, polling)
+    _agent_routes(api, node, polling)
+    return api
+
+
+def _session_routes(api: APIRouter, node: Node, polling: Polling) -> None:
+
+    @api.post("/v1/session/nonce", summary="A single-use nonce for a login")
+    async def nonce() -> Response:
+        return bodies.answer(
+            {
+                "relay": node.key.did,
+                "url": node.settings.url,
+                "nonce": await polling.nonce(),
+                "limits": node.limits(),
+            }
+        )
+
+    @api.post("/v1/session", summary="Log in and open the inbox without a connection")
+    async def session(request: Request) -> Response:
+        try:
+            auth = codec.read_auth(await bodies.members(request))
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        token, welcome = await polling.log_in(auth)
+        return bodies.answer({"token": token, **codec.welcome_members(welcome)})
+
+
+def _inbox_routes(api: APIRouter, polling: Polling) -> None:
+    @api.get("/v1/inbox", summary="Take what waits; waits for news up to 30 s")
+    async def inbox(request: Request, wait: Wait = 0) -> Response:
+        session = await polling.session(bodies.bearer(request))
+        page = await polling.inbox(session, wait)
+        return bodies.answer({"epoch": session.epoch, **_page(page)})
+
+    @api.post("/v1/inbox/ack", summary="Delete what was durably processed")
+    async def ack(request: Request) -> Response:
+        session = await polling.session(bodies.bearer(request))
+        try:
+            frame: Ack = codec.read_ack(await bodies.members(request))
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        wanted = InboxAck(
+            Fence(session.fence or 0), frame.epoch, frame.seqs, frame.upto, frame.refuse
+        )
+        acked = await polling.ack(session, wanted)
+        return bodies.answer(
+            {
+                "epoch": frame.epoch,
+                "upto": acked.cursor,
+                "seqs": acked.seqs,
+                "refused": acked.refused,
+            }
+        )
+
+
+def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
+    @api.post("/v1/envelopes", summary="Submit envelopes; each is its own proof")
+    async def submit(request: Request) -> Response:
+        try:
+            items = (await bodies.members(request)).array("envelopes", least=1, most=256)
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        frame = await submit_once(node, items)
+        return bodies.answer(
+            {
+                "receipt": frame.receipt,
+                "rejected": [codec.plain(item) for item in frame.rejected],
+            }
+        )
+
+    @api.get("/v1/agents/{did}", summary="Resolve an agent: found, absent or unreadable")
+    async def resolve(did: str) -> Response:
+        found = await node.directory.resolve(did)
+        status = {"found": 200, "absent": 404, "unreadable": 503}[found.state]
+        body = {"state": found.state, "record": found.record, "stale": found.stale}
+        return bodies.answer(body, status)
+
+    @api.put("/v1/agents/{did}", summary="Publish an agent's endpoint record")
+    async def publish(did: str, request: Request) -> Response:
+        try:
+            record = (await bodies.members(request)).text("record", most=4096)
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        published = await node.directory.publish(record, only=Did(did))
+        return bodies.answer(codec.plain(published))
+
+    @api.get("/v1/agents/{to}/envelopes/{message_id}", summary="What became of my envelope")
+    async def status(to: str, message_id: str, request: Request) -> Response:
+        session = await polling.session(bodies.bearer(request))
+        [found] = await node.status(session.did, [StatusItem(Did(to), message_id)])
+        return bodies.answer(codec.plain(found))
+
+    @api.get("/.well-known/agent-relay.json", summary="Who this relay is, signed")
+    async def information() -> Response:
+        return bodies.answer({"jws": relay_information(node)})
+
+
+async def submit_once(node: Node, items: list[Any]) -> Submitted:
+    """Submit and wait for the one answer."""
+    answered: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+
+    def answer(frame: Submitted) -> None:
+        if not answered.done():
+            answered.set_result(frame)
+
+    await Submissions(node.intake, answer).submit("http", items)
+    return await answered
+
+
+def _page(page: Page) -> dict[str, Any]:
+    return {
+        "items": [
+            {
+                "seq": item.seq,
+                "redelivered": item.redelivered,
+                "envelope": orjson.Fragment(item.wire),
+            }
+            for item in page.items
+        ],
+        "gaps": [codec.encode_range(item) for item in page.gaps],
+        "upto": page.upto,
+        "head": page.head,
+    }
+
+
+def relay_information(node: Node) -> str:
+    """The signed self-description of PROTOCOL.md §8, from the live configuration."""
+    payload = {
+        "v": 1,
+        "did": node.key.did,
+        "url": node.settings.url,
+        "software": "did-relay",
+        "version": __version__,
+        "limits": node.limits(),
+        "retention_s": envelope.MAX_LIFETIME_S,
+        "registration": node.settings.registration,
+        "federation": "closed",
+        "durability": node.store.durability,
+        "peers": 0,
+        "contact": node.settings.contact,
+    }
+    return jws.sign(payload, typ=INFO_TYP, kid=node.key.kid, key=node.key.sign)

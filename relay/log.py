@@ -1,0 +1,102 @@
+"""Structured logs: JSON lines on stderr, one helper per event; never a body, never a key.
+
+Rules of the file: an event has a fixed name and small fields: ids, codes, counts, seconds. What an
+event may carry is decided here, so that a secret cannot slip in from a call site.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Final
+
+import structlog
+
+_log: Final = structlog.get_logger()
+_LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
+def configure(level: str) -> None:
+    """Write JSON lines of at least ``level`` to stderr; the libraries' own warnings too."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(
+        level=logging.WARNING,
+        stream=sys.stderr,
+        force=True,
+        format='{"library":"%(name)s","event":"%(message)s"}',
+    )
+
+
+def node_started(did: str, url: str, durability: str) -> None:
+    """The node listens."""
+    _log.info("node_started", did=did, url=url, durability=durability)
+
+
+def node_stopped(reason: str) -> None:
+    """The node drained and is about to exit."""
+    _log.info("node_stopped", reason=reason)
+
+
+def draining(connections: int) -> None:
+    """A shutdown began."""
+    _log.info("draining", connections=connections)
+
+
+def session_opened(did: str, fence: int | None) -> None:
+    """An agent logged in; no fence for a send-only session."""
+    _log.info("session_opened", did=did, fence=fence)
+
+
+def session_ended(did: str | None, code: str | None) -> None:
+    """A conversation is over."""
+    _log.info("session_ended", did=did, code=code)
+
+
+def login_refused(code: str) -> None:
+    """A login did not hold."""
+    _log.info("login_refused", code=code)
+
+
+def store_event(name: str, fields: dict[str, object]) -> None:
+    """Something happened to the store: it died, came back, was rolled back, filled up."""
+    _log.warning("store", what=name, **fields)
+
+
+def clock_suspended(detail: str) -> None:
+    """The clock is in doubt: nothing expires until an operator confirms it."""
+    _log.error("clock_suspended", detail=detail)
+
+
+def clock_confirmed() -> None:
+    """An operator confirmed the clock."""
+    _log.warning("clock_confirmed")
+
+
+def swept(ended: int) -> None:
+    """Expired envelopes were ended."""
+    _log.info("swept", ended=ended)
+
+
+def bounce_undeliverable(code: str, count: int) -> None:
+    """Bounces whose sender has no inbox here."""
+    _log.warning("bounce_undeliverable", code=code, count=count)
+
+
+def loop_failed(name: str, code: str) -> None:
+    """A background loop could not do its turn; it goes on."""
+    _log.warning("loop_failed", loop=name, code=code)
+
+
+def internal_error(where: str) -> None:
+    """A bug: the traceback is here and nowhere else."""
+    _log.exception("internal", where=where)

@@ -1,0 +1,41 @@
+"""Every metric of a node; labels are few and bounded: codes and kinds, never DIDs or addresses."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, generate_latest
+
+ACCEPTED: Final = Counter("relay_envelopes_accepted_total", "Envelopes stored, duplicates aside.")
+DUPLICATES: Final = Counter("relay_envelopes_duplicate_total", "Envelopes found stored before.")
+REJECTED: Final = Counter("relay_envelopes_rejected_total", "Envelopes not stored.", ["code"])
+DELIVERED: Final = Counter(
+    "relay_envelopes_delivered_total", "Envelopes handed over.", ["redelivered"]
+)
+ACKED: Final = Counter("relay_envelopes_acked_total", "Envelopes durably acked.")
+REFUSED: Final = Counter("relay_envelopes_refused_total", "Envelopes refused by their recipient.")
+EXPIRED: Final = Counter("relay_envelopes_expired_total", "Envelopes ended by a sweep.")
+BOUNCES: Final = Counter("relay_bounces_total", "Bounce envelopes by outcome.", ["outcome"])
+COMMITS: Final = Counter("relay_commits_total", "Commits of accepts.")
+COMMIT_SECONDS: Final = Histogram(
+    "relay_commit_seconds",
+    "Time of one commit, as the node sees it.",
+    buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0),
+)
+COMMIT_SIZE: Final = Histogram(
+    "relay_commit_envelopes", "Envelopes in one commit.", buckets=(1, 4, 16, 64, 256, 512)
+)
+CONNECTIONS: Final = Gauge("relay_connections", "Open WebSocket connections.")
+SESSIONS: Final = Gauge("relay_sessions", "Logged-in conversations.")
+SESSION_ENDS: Final = Counter("relay_session_ends_total", "Ended conversations.", ["code"])
+LOGINS: Final = Counter("relay_logins_total", "Logins by outcome.", ["outcome"])
+READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
+STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
+CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")
+LOOP_FAILURES: Final = Counter("relay_loop_failures_total", "Failed turns of loops.", ["loop"])
+INTERNAL: Final = Counter("relay_internal_errors_total", "Bugs.")
+
+
+def render() -> bytes:
+    """All metrics in Prometheus' text format."""
+    return generate_latest(REGISTRY)

@@ -1,0 +1,215 @@
+"""Wire ports to implementations."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from relay import clock, log, metrics
+from relay.core.errors import Refusal
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, NodeId
+from relay.core.inbox import Accepted, InboxLimits, Window
+from relay.ports import Store
+from relay.server import keyfile
+from relay.server.loops import Housekeeping
+from relay.service import submit as submitting
+from relay.service.accounts import Accounts, Registration
+from relay.service.bounces import BouncePump
+from relay.service.clockguard import ClockGuard
+from relay.service.commit import GroupCommit
+from relay.service.deliver import Delivery
+from relay.service.directory import Directory
+from relay.service.keys import DidKeys
+from relay.service.node import Node, NodeSettings
+from relay.service.rates import SenderRates
+from relay.service.status import StatusOf
+from relay.service.submit import Intake, RelayIdentity
+from relay.settings import Settings
+from relay.store.disk import DiskGuard
+from relay.store.embedded import EmbeddedStore
+from relay.store.redis import RedisStore
+
+ACK_BYTES = 64
+
+
+class Component(Protocol):
+    """Something that runs as long as the node."""
+
+    async def run(self) -> None:
+        """Run until cancelled."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedStore:
+    """The store, started, and what keeps it going."""
+
+    key: SigningKey
+    node_id: NodeId
+    store: Store
+    embedded: EmbeddedStore | None
+    disk: DiskGuard | None
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A node, wired."""
+
+    settings: Settings
+    node: Node
+    housekeeping: Housekeeping
+    opened: OpenedStore
+
+    @property
+    def components(self) -> Sequence[Component]:
+        """What the store needs running."""
+        embedded = self.opened.embedded
+        return [self.opened.store, *([embedded] if embedded else [])]
+
+    def is_ready(self) -> bool:
+        """Whether an envelope would be taken now."""
+        return not self.node.intake.draining and self.node.store.is_available()
+
+    async def check_disk(self) -> None:
+        """Refuse submits before a full disk can end the embedded store."""
+        disk = self.opened.disk
+        if disk is not None:
+            disk.check()
+            refusal = disk.refusal
+            self.opened.store.refuse_appends(refusal.detail if refusal else None)
+            if refusal is not None and self.opened.embedded is not None:
+                # acks only make the append-only file grow; this is what gives the room back
+                await self.opened.embedded.compact(disk.spare_bytes)
+
+
+@contextlib.asynccontextmanager
+async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
+    """Start the store, embedded or external; stop it at the end.
+
+    Raises:
+        RelayError: the directory is in use, the key is unreadable, the store is unsafe or away.
+    """
+    settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
+    key = keyfile.load_or_make(settings.relay_key_file)
+    async with contextlib.AsyncExitStack() as stack:
+        embedded, disk, url = None, None, None
+        if settings.redis_url is None:
+            directory = settings.data / "store"
+            directory.mkdir(exist_ok=True, mode=0o700)
+            floor = settings.disk_floor
+            disk = DiskGuard(directory, floor_bytes=floor, ballast_bytes=floor // 4)
+            # before the start: a released ballast may be the room that the store needs
+            disk.check()
+            embedded = EmbeddedStore(
+                directory,
+                binary=settings.store_binary,
+                maxmemory=settings.store_maxmemory,
+                on_event=log.store_event,
+            )
+            stack.push_async_callback(embedded.stop)
+            await embedded.start()
+            url = embedded.url
+        else:
+            url = settings.redis_url.get_secret_value()
+        store = RedisStore(
+            url,
+            _limits(settings),
+            cluster=settings.redis_cluster,
+            rollback_file=settings.data / "rollback",
+            allow_unsafe=settings.redis_unsafe,
+        )
+        node_id = NodeId(clock.entropy(9).hex())
+        stack.push_async_callback(store.stop)
+        await store.start(relay=key.did, node=node_id)
+        yield OpenedStore(key, node_id, store, embedded, disk)
+
+
+def _limits(settings: Settings) -> InboxLimits:
+    return InboxLimits(
+        max_count=settings.inbox_count,
+        max_bytes=settings.inbox_bytes,
+        sender_count=settings.sender_count,
+        sender_bytes=settings.sender_bytes,
+        dedupe_entries=settings.dedupe_entries,
+    )
+
+
+async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
+    """Wire a node over an opened store."""
+    key, store, node_id = opened.key, opened.store, opened.node_id
+    guard = ClockGuard()
+    guard.begin(await store.last_time(), await store.time(), trusted=settings.trust_clock)
+    store.trust_clock(ok=guard.ok)
+    delivery = Delivery(node_id)
+    store.on_wake(delivery.wake)
+    keys = DidKeys()
+    window = Window(settings.window_count, settings.window_bytes)
+    directory = Directory(key.did, store, keys)
+    deny = frozenset(Did(did) for did in settings.deny)
+    node = Node(
+        node_id=node_id,
+        key=key,
+        settings=_node_settings(settings, window, url),
+        store=store,
+        intake=Intake(
+            identity=RelayIdentity(key, _position_secret(key)),
+            keys=keys,
+            rates=SenderRates(settings.sender_rate),
+            commits=_accepts(store, delivery),
+            durability=lambda: store.durability,
+            denied=deny,
+            max_body_bytes=settings.max_body_bytes,
+        ),
+        acks=GroupCommit(store.ack, lambda _: ACK_BYTES),
+        accounts=Accounts(
+            key, url, node_id, window, store, keys, directory, _registration(settings, deny)
+        ),
+        directory=directory,
+        status=StatusOf(store),
+        delivery=delivery,
+        clock_guard=guard,
+    )
+    return Built(settings, node, Housekeeping(node, BouncePump(key, store)), opened)
+
+
+def _accepts(store: Store, delivery: Delivery) -> GroupCommit[submitting.Item, Accepted]:
+    async def commit(items: Sequence[submitting.Item]) -> list[Accepted | Refusal]:
+        stored = [item.stored for item in items]
+        metrics.COMMITS.inc()
+        metrics.COMMIT_SIZE.observe(len(stored))
+        with metrics.COMMIT_SECONDS.time():
+            results = await store.append(stored)
+        delivery.hand_over(stored, results)
+        return results
+
+    return GroupCommit(commit, submitting.size_of)
+
+
+def _registration(settings: Settings, deny: frozenset[Did]) -> Registration:
+    allow = None
+    if settings.registration == "allow":
+        allow = frozenset(Did(did) for did in settings.allow)
+    return Registration(allow, deny)
+
+
+def _node_settings(settings: Settings, window: Window, url: str) -> NodeSettings:
+    return NodeSettings(
+        url=url,
+        window=window,
+        max_body_bytes=settings.max_body_bytes,
+        max_connections=settings.max_connections,
+        max_connections_per_ip=settings.max_connections_per_ip,
+        trusted_proxies=frozenset(settings.trusted_proxies),
+        write_timeout_s=settings.write_timeout_s,
+        registration=settings.registration,
+        contact=settings.contact,
+    )
+
+
+def _position_secret(key: SigningKey) -> bytes:
+    """All nodes of a relay derive the same one, so that a duplicate's ``pos`` is the same."""
+    return hashlib.blake2b(b"relay position", key=key.seed, digest_size=32).digest()

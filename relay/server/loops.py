@@ -1,0 +1,73 @@
+"""What a node does by itself: heartbeats, polls, sweeps, bounces, guards.
+
+Rules of the file: a turn that fails is counted and logged, and the next one comes; a loop never
+ends by itself. Intervals are seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay import clock, log, metrics
+from relay.core.errors import RelayError
+from relay.core.ids import NodeId
+from relay.service.bounces import BouncePump
+from relay.service.node import Node
+
+HEARTBEAT_TTL_S: Final = 15.0
+POLL_S: Final = 4.0
+SWEEP_S: Final = 5.0
+BOUNCE_S: Final = 1.0
+DISK_S: Final = 0.5
+
+
+async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:
+    """Take a turn, then rest, for ever."""
+    while True:
+        try:
+            await turn()
+        except RelayError as exc:
+            metrics.LOOP_FAILURES.labels(name).inc()
+            log.loop_failed(name, exc.code)
+        await asyncio.sleep(seconds)
+
+
+@dataclass(slots=True)
+class Housekeeping:
+    """The turns of a node's loops."""
+
+    node: Node
+    bounces: BouncePump
+    _live: frozenset[NodeId] = field(default=frozenset())
+    _said_doubt: str | None = None
+
+    async def poll(self) -> None:
+        """Say that this node lives, and make up for lost hints."""
+        self._live = await self.node.store.heartbeat(self.node.node_id, HEARTBEAT_TTL_S)
+        await self.node.delivery.poll(self.node.store)
+
+    async def sweep(self) -> None:
+        """Look at the clock; end what expired if it is to be believed."""
+        store, guard = self.node.store, self.node.clock_guard
+        guard.sample(await store.time(), clock.monotonic())
+        store.trust_clock(ok=guard.ok)
+        if guard.doubt is not None:
+            if guard.doubt != self._said_doubt:
+                log.clock_suspended(guard.doubt)
+            self._said_doubt = guard.doubt
+            return
+        self._said_doubt = None
+        if not self._live:
+            # whose sessions may have something in flight is not known yet
+            return
+        ended = await store.sweep(self.node.node_id, self._live)
+        if ended:
+            metrics.EXPIRED.inc(ended)
+            log.swept(ended)
+
+    async def bounce(self) -> None:
+        """Tell senders."""
+        await self.bounces()

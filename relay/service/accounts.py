@@ -1,0 +1,132 @@
+"""Accounts: who may log in, whether there is an inbox, and what the relay proves about it.
+
+Rules of the file: a relay is an agent's home only if the newest record it holds names it; without a
+record the first login makes an inbox where registration allows it (PROTOCOL.md §5.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay import clock
+from relay.core import handshake
+from relay.core.errors import ErrorCode, RejectedError, error
+from relay.core.frames import Auth, Welcome, WelcomePending
+from relay.core.identity import SigningKey, VerificationKey
+from relay.core.ids import Did, NodeId, Seq
+from relay.core.inbox import Opened, Pending, Window
+from relay.core.session import Identity
+from relay.ports import Keys, OpenRequest, Store
+from relay.service.directory import Directory
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Who may have an inbox here. ``allow`` None = anybody."""
+
+    allow: frozenset[Did] | None
+    deny: frozenset[Did]
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """Log an agent in and open its inbox.
+
+    Args:
+        key: the relay's key, which proves the login.
+        url: the relay's origin.
+        node: this node.
+        window: of every session.
+        store: inboxes.
+        keys: which keys may act for a DID.
+        directory: takes the record that comes with a login.
+        registration: who may have an inbox.
+    """
+
+    key: SigningKey
+    url: str
+    node: NodeId
+    window: Window
+    store: Store
+    keys: Keys
+    directory: Directory
+    registration: Registration
+
+    async def log_in(
+        self, auth: Auth, nonce: str | None, *, until: int = 0
+    ) -> tuple[Identity, Welcome]:
+        """Check a login and open the session.
+
+        Args:
+            auth: what the dialler said.
+            nonce: the nonce of this conversation; None: the caller has taken the one in ``auth``.
+            until: 0 for a connection, else when a session without one ends (Unix seconds).
+
+        Raises:
+            RelayError: ``bad_frame``, ``bad_signature``, ``wrong_relay``, ``expired``,
+                ``not_yet_valid``, ``not_federated``, ``blocked``, ``not_admitted``,
+                ``storage_unavailable`` or what is wrong with the record.
+        """
+        parsed = handshake.parse_auth(auth.jws)
+        claims = parsed[1]
+        if nonce is not None and claims.nonce != nonce:
+            raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
+        key = await self.keys.resolve(claims.subject)
+        handshake.verify_auth(parsed, key, relay=self.key.did, url=self.url, now=clock.now())
+        if claims.role == "peer":
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
+        if claims.subject in self.registration.deny:
+            raise RejectedError(ErrorCode.BLOCKED, "the operator does not serve this agent")
+        if auth.record is not None:
+            await self.directory.publish(auth.record, owner=key.did)
+        opened = await self._open(key, until)
+        return self._welcome(key, claims, opened)
+
+    async def _open(self, key: VerificationKey, until: int) -> Opened | None:
+        allow = self.registration.allow
+        may_create = allow is None or key.did in allow
+        opened = await self.store.open(
+            OpenRequest(key.agent_key, self.node, self.window, until, may_create)
+        )
+        if isinstance(opened, Opened):
+            return opened
+        if opened.code is not ErrorCode.UNKNOWN_INBOX:
+            raise opened.to_error()
+        row = await self.store.record(key.agent_key)
+        if row is None or row.names_us:
+            raise RejectedError(ErrorCode.NOT_ADMITTED, "registration is not open to this agent")
+        return None
+
+    def _welcome(
+        self, key: VerificationKey, claims: handshake.Claims, opened: Opened | None
+    ) -> tuple[Identity, Welcome]:
+        standing = (
+            handshake.Standing(opened.epoch, opened.cursor, opened.head)
+            if opened
+            else handshake.Standing(None, 0, 0)
+        )
+        welcome = Welcome(
+            inbox=opened is not None,
+            session=opened.fence if opened else None,
+            epoch=opened.epoch if opened else None,
+            cursor=Seq(standing.cursor),
+            head=Seq(standing.head),
+            pending=_pending(opened.pending) if opened else WelcomePending(),
+            window_count=self.window.count,
+            window_bytes=self.window.bytes,
+            proof=handshake.sign_proof(self.key, claims, standing, clock.now()),
+        )
+        fence = opened.fence if opened else None
+        return Identity(key.did, key.agent_key, fence), welcome
+
+
+def _pending(pending: Pending) -> WelcomePending:
+    oldest, refused = pending.oldest_at, pending.refused
+    return WelcomePending(
+        count=pending.count,
+        bytes=pending.bytes,
+        oldest_age=None if oldest is None else max(0, int(clock.now()) - oldest),
+        refused_count=refused.count,
+        refused_first_at=refused.first_at or None,
+        refused_last_at=refused.last_at or None,
+    )

@@ -1,0 +1,70 @@
+"""Bounces: tell senders how their envelopes ended without an ack (GUARANTEES.md R6).
+
+Rules of the file: an intent is durable before anybody sends; the envelope is derived from a frozen
+batch of intents alone, so that a repeat, on any node, is the same bytes and a duplicate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from relay import metrics
+from relay.core import envelope as envelopes
+from relay.core.envelope import Draft, StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.identity import SigningKey, did_of
+from relay.core.ids import Timestamp, new_message_id
+from relay.core.jws import loads
+from relay.core.policy import admit_own
+from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
+from relay.log import bounce_undeliverable
+from relay.ports import BounceBatch, InboxStore
+
+FINAL: Final = frozenset({
+    ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
+    ErrorCode.REPLAYED,
+})  # fmt: skip
+"""Refusals after which trying again cannot help; all others are tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BouncePump:
+    """Turns due intents into envelopes in their senders' inboxes."""
+
+    key: SigningKey
+    store: InboxStore
+
+    async def __call__(self) -> int:
+        """Send what is due; gives how many batches ended."""
+        ended = 0
+        for batch in await self.store.take_bounces():
+            [result] = await self.store.append([bounce_envelope(self.key, batch)])
+            if isinstance(result, Refusal) and result.code not in FINAL:
+                continue
+            outcome = result.code if isinstance(result, Refusal) else "delivered"
+            if isinstance(result, Refusal):
+                bounce_undeliverable(result.code, len(batch.intents))
+            metrics.BOUNCES.labels(outcome).inc()
+            await self.store.finish_bounces(batch)
+            ended += 1
+        return ended
+
+
+def bounce_envelope(key: SigningKey, batch: BounceBatch) -> StoredEnvelope:
+    """The envelope of a batch: id and times come from the batch, so it is always the same."""
+    items = [
+        BounceItem(intent.eid, did_of(intent.to), intent.reason, intent.maybe_delivered)
+        for intent in batch.intents
+    ]
+    seed = hashlib.sha256(batch.token).digest()
+    draft = Draft(
+        to=did_of(batch.sender),
+        id=new_message_id(Timestamp(batch.decided_at), lambda count: seed[:count]),
+        body=sign_bounce(key, items).encode(),
+        content_type=BOUNCE_CONTENT_TYPE,
+        created_at=batch.decided_at,
+    )
+    envelope = envelopes.parse(loads(envelopes.sign(draft, key).wire))
+    return envelopes.stored(admit_own(envelope), bounces=False)

@@ -1,0 +1,95 @@
+"""Deliver: who on this node waits for which inbox, and how news reach them.
+
+Rules of the file: a listener is told of commits of this very node (it may hand over from memory,
+R4) and of hints; it reads the inbox itself. Losing a hint costs time, never mail: :meth:`poll`
+compares every session with the store at least every 5 s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import Refusal
+from relay.core.ids import AgentKey, Fence, NodeId
+from relay.core.inbox import Accepted, PageItem
+from relay.ports import Head, InboxStore
+
+
+class Listener(Protocol):
+    """A session on this node."""
+
+    @property
+    def fence(self) -> Fence:
+        """Its number."""
+        ...
+
+    def is_current(self, head: Head) -> bool:
+        """Whether it has seen all that the store has, under the newest fence."""
+        ...
+
+    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
+        """This node stored these for its inbox."""
+        ...
+
+    def woken(self) -> None:
+        """The inbox may have news, or a newer session."""
+        ...
+
+
+@dataclass(slots=True)
+class Delivery:
+    """The listeners of one node."""
+
+    node: NodeId
+    _listeners: dict[AgentKey, Listener] = field(default_factory=dict)
+
+    def attach(self, inbox: AgentKey, listener: Listener) -> None:
+        """Listen; a listener of an older session is told to look, and finds itself superseded."""
+        older = self._listeners.get(inbox)
+        if older is not None and older.fence > listener.fence:
+            listener.woken()
+            return
+        self._listeners[inbox] = listener
+        if older is not None and older is not listener:
+            older.woken()
+
+    def detach(self, inbox: AgentKey, listener: Listener) -> None:
+        """Stop listening, unless somebody else has taken over."""
+        if self._listeners.get(inbox) is listener:
+            del self._listeners[inbox]
+
+    def hand_over(
+        self, items: Sequence[StoredEnvelope], results: Sequence[Accepted | Refusal]
+    ) -> None:
+        """Tell this node's sessions what this node's commit stored for them."""
+        news: dict[tuple[AgentKey, Fence], list[PageItem]] = {}
+        for item, result in zip(items, results, strict=True):
+            if isinstance(result, Refusal) or result.dup or result.session is None:
+                continue
+            if result.session.node == self.node:
+                entry = PageItem(result.seq, False, item.eid, item.wire)
+                news.setdefault((item.inbox, result.session.fence), []).append(entry)
+        for (inbox, fence), entries in news.items():
+            listener = self._listeners.get(inbox)
+            if listener is not None:
+                listener.committed(fence, entries)
+
+    def wake(self, inboxes: Iterable[AgentKey]) -> None:
+        """Hints from other nodes; none at all means: look at everything."""
+        for inbox in list(inboxes) or list(self._listeners):
+            listener = self._listeners.get(inbox)
+            if listener is not None:
+                listener.woken()
+
+    async def poll(self, store: InboxStore) -> None:
+        """Make up for lost hints: wake each session whose inbox is not as the session thinks."""
+        inboxes = list(self._listeners)
+        if not inboxes:
+            return
+        for inbox, head in zip(inboxes, await store.heads(inboxes), strict=True):
+            listener = self._listeners.get(inbox)
+            if listener is not None and (head is None or not listener.is_current(head)):
+                listener.woken()

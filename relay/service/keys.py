@@ -1,0 +1,21 @@
+"""Which keys may act for a DID now: today a did:key is its own answer (PROTOCOL.md §2.1)."""
+
+from __future__ import annotations
+
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.identity import VerificationKey, parse_did
+from relay.core.ids import Did
+from relay.core.jws import UnsupportedError
+
+
+class DidKeys:
+    """Resolves ``did:key``; meets the port :class:`relay.ports.Keys`."""
+
+    async def resolve(self, did: Did) -> VerificationKey:
+        """The one key that a did:key stands for."""
+        try:
+            return parse_did(did)
+        except UnsupportedError as exc:
+            raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_ENVELOPE, str(exc)) from exc

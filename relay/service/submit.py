@@ -1,0 +1,189 @@
+"""Submit: wire → verify → admit → store, and one signed receipt per commit and connection.
+
+Rules of the file: an envelope is answered once, after its fate is known; what was stored is told in
+a receipt, anything else in a rejection with ``stored: no|unknown`` (GUARANTEES.md S1-S3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay import clock, metrics
+from relay.core import envelope as envelopes
+from relay.core import policy
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import Refusal, RelayError
+from relay.core.frames import Rejection, Submitted
+from relay.core.identity import SigningKey
+from relay.core.ids import Did
+from relay.core.inbox import Accepted
+from relay.core.receipts import Durability, ReceiptItem, position, sign_receipt
+from relay.ports import Keys
+from relay.service.commit import GroupCommit
+from relay.service.rates import SenderRates
+
+YIELD_EVERY: Final = 16
+"""Envelopes verified before other connections get a turn; ~1 ms."""
+
+Answer = Callable[[Submitted], None]
+
+
+@dataclass(slots=True)
+class RelayIdentity:
+    """The relay's key and what is derived from it."""
+
+    key: SigningKey
+    position_secret: bytes
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A submit whose envelopes are not all decided."""
+
+    ref: str
+    undecided: int
+    results: list[ReceiptItem | Refusal | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One envelope on its way to the store."""
+
+    stored: StoredEnvelope
+    to: Did
+    submit: _Waiting
+    index: int
+
+
+@dataclass(slots=True)
+class Intake:
+    """What submitting needs of the node.
+
+    Args:
+        identity: signs receipts.
+        keys: which keys may act for a DID.
+        rates: buckets of proven senders.
+        commits: the group commit of accepts.
+        durability: what a receipt may promise, asked at each receipt.
+        denied: senders the operator does not serve.
+        max_body_bytes: largest body.
+        draining: set once the node shuts down.
+    """
+
+    identity: RelayIdentity
+    keys: Keys
+    rates: SenderRates
+    commits: GroupCommit[Item, Accepted]
+    durability: Callable[[], Durability]
+    denied: frozenset[Did]
+    max_body_bytes: int
+    draining: bool = field(default=False)
+
+
+class Submissions:
+    """The submits of one connection or request: a source of the group commit.
+
+    Args:
+        intake: what the node has for all.
+        answer: called with each ``submitted`` frame; must not block.
+    """
+
+    def __init__(self, intake: Intake, answer: Answer) -> None:
+        self._intake = intake
+        self._answer = answer
+        self._waiting: deque[_Waiting] = deque()
+        self.in_flight = 0
+        self.in_flight_bytes = 0
+
+    async def submit(self, ref: str, items: Sequence[object]) -> None:
+        """Take a submit; the answer comes through ``answer`` when all of it is decided."""
+        waiting = _Waiting(ref, len(items), [None] * len(items))
+        self._waiting.append(waiting)
+        ready: list[Item] = []
+        for index, raw in enumerate(items):
+            outcome = await self._admit(raw)
+            if isinstance(outcome, Refusal):
+                waiting.results[index] = outcome
+                waiting.undecided -= 1
+            else:
+                stored = envelopes.stored(outcome)
+                ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
+            if index % YIELD_EVERY == YIELD_EVERY - 1:
+                await asyncio.sleep(0)
+        self.in_flight += len(ready)
+        self.in_flight_bytes += sum(item.stored.size for item in ready)
+        self._intake.commits.put(self, ready)
+        self._flush()
+
+    async def _admit(self, raw: object) -> envelopes.AdmittedEnvelope | Refusal:
+        intake = self._intake
+        facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
+        try:
+            envelope = envelopes.parse(raw, max_body_bytes=intake.max_body_bytes)
+            no = policy.object_early(envelope, facts)
+            if no is not None:
+                return no
+            key = await intake.keys.resolve(envelope.sender.did)
+            verified = envelopes.verify(envelope, key)
+        except RelayError as exc:
+            return Refusal.of(exc)
+        wait_s = intake.rates.take(envelope.sender.agent_key)
+        return policy.admit(verified, policy.with_wait(facts, wait_s))
+
+    def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
+        """One commit decided some of this connection's envelopes."""
+        identity = self._intake.identity
+        for item, result in results:
+            self.in_flight -= 1
+            self.in_flight_bytes -= item.stored.size
+            item.submit.undecided -= 1
+            if isinstance(result, Refusal):
+                item.submit.results[item.index] = result
+                continue
+            (metrics.DUPLICATES if result.dup else metrics.ACCEPTED).inc()
+            item.submit.results[item.index] = ReceiptItem(
+                eid=item.stored.eid,
+                to=item.to,
+                epoch=result.epoch,
+                pos=position(identity.position_secret, result.epoch, result.seq),
+                expires=item.stored.expires_at,
+                dup=result.dup,
+            )
+        self._flush()
+
+    def _flush(self) -> None:
+        """Answer, oldest first, every submit that is wholly decided, in one frame."""
+        refs: list[str] = []
+        stored: list[ReceiptItem] = []
+        rejected: list[Rejection] = []
+        while self._waiting and not self._waiting[0].undecided:
+            submit = self._waiting.popleft()
+            refs.append(submit.ref)
+            for index, result in enumerate(submit.results):
+                if isinstance(result, Refusal):
+                    metrics.REJECTED.labels(result.code).inc()
+                    rejected.append(_rejection(submit.ref, index, result))
+                elif result is not None:
+                    stored.append(result)
+        if refs:
+            self._answer(Submitted(tuple(refs), self._receipt(stored), tuple(rejected)))
+
+    def _receipt(self, items: Sequence[ReceiptItem]) -> str | None:
+        if not items:
+            return None
+        intake = self._intake
+        key = intake.identity.key
+        return sign_receipt(key, items, durability=intake.durability(), now=clock.now())
+
+
+def _rejection(ref: str, index: int, no: Refusal) -> Rejection:
+    return Rejection(ref, index, no.code, no.stored, no.detail, no.retry_after, no.record)
+
+
+def size_of(item: Item) -> int:
+    """Size of an item for the bound of a commit."""
+    return item.stored.size

@@ -1,0 +1,1 @@
+"""The WebSocket edge: sockets, frames and close codes around ``core.session``."""

@@ -1,0 +1,297 @@
+"""One WebSocket connection: carries out the effects of a ``core.session`` (ARCHITECTURE.md §10).
+
+Rules of the file: no decision is taken here. The reader is one task; reads of the inbox, questions
+and closings run in the same task group; every write is direct and never waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from relay import clock, log, metrics
+from relay.core import codec
+from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.core.frames import (
+    Bye,
+    Deliver,
+    Error,
+    Frame,
+    Publish,
+    Resolve,
+    Resolved,
+    Status,
+    Statuses,
+    Submitted,
+)
+from relay.core.ids import Fence
+from relay.core.inbox import Acked, PageItem
+from relay.core.session import (
+    AckInbox,
+    Ask,
+    Close,
+    CloseInbox,
+    Effect,
+    Login,
+    Read,
+    RelaySession,
+    Send,
+    Store,
+)
+from relay.ports import AckRequest, Head
+from relay.service.node import Node
+from relay.service.submit import Submissions
+from relay.ws.errors import close_code
+from relay.ws.protocol import RelaySocket
+
+MAX_IN_FLIGHT: Final = 2048
+MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
+MAX_QUESTIONS: Final = 16
+
+AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
+
+
+class Connection:
+    """A socket and its session; a listener of the node's deliveries and a source of its acks."""
+
+    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend) -> None:
+        self._node = node
+        self._socket = socket
+        self._send = send
+        self._session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        self._submissions = Submissions(node.intake, self._answer)
+        self._room = asyncio.Event()
+        self._questions = asyncio.Semaphore(MAX_QUESTIONS)
+        self._closed = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: asyncio.TaskGroup | None = None
+        socket.on_slow = self._too_slow
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, receive: AsgiReceive) -> None:
+        """Converse until the socket or the session ends."""
+        try:
+            await self._converse(receive)
+        except* Exception:  # noqa: BLE001  a bug must not take its text to the other side
+            log.internal_error("connection")
+            metrics.INTERNAL.inc()
+            self._write(Bye(ErrorCode.INTERNAL))
+            await self._send({"type": "websocket.close", "code": close_code(ErrorCode.INTERNAL)})
+        finally:
+            self._stop_timer()
+            self._detach()
+
+    async def _converse(self, receive: AsgiReceive) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            self._perform(self._session.start())
+            reader = tasks.create_task(self._read_all(receive))
+            await self._closed.wait()
+            reader.cancel()
+
+    async def _read_all(self, receive: AsgiReceive) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "websocket.disconnect":
+                await self._perform_all(self._session.lost())
+                self._closed.set()
+                return
+            if message["type"] == "websocket.receive":
+                await self._take(message)
+
+    async def _take(self, message: dict[str, Any]) -> None:
+        data = message.get("bytes")
+        if data is None or "text" not in message:
+            self._perform(self._session.fail(ErrorCode.UNSUPPORTED, "frames are text"))
+            return
+        try:
+            frame = codec.parse(data, "agent")
+        except RelayError as exc:
+            self._perform(self._session.fail(exc.code, exc.detail))
+            return
+        await self._perform_all(self._session.receive(frame, clock.monotonic()))
+        await self._wait_for_room()
+        # who does not read our answers is not read either
+        await self._socket.writable.wait()
+
+    async def _wait_for_room(self) -> None:
+        """Stop reading while too much of this connection is undecided: back-pressure by TCP."""
+        pending = self._submissions
+        while pending.in_flight > MAX_IN_FLIGHT or pending.in_flight_bytes > MAX_IN_FLIGHT_BYTES:
+            self._room.clear()
+            await self._room.wait()
+
+    def drain(self) -> None:
+        """The node shuts down."""
+        self._perform(self._session.drain())
+
+    def _too_slow(self) -> None:
+        metrics.SESSION_ENDS.labels(ErrorCode.SLOW_READER).inc()
+
+    # ------------------------------------------------------------ effects
+
+    async def _perform_all(self, effects: Sequence[Effect]) -> None:
+        """Carry out effects; submits and logins in the reader's own time (back-pressure)."""
+        for effect in effects:
+            if isinstance(effect, Store):
+                await self._submissions.submit(effect.submit.ref, effect.submit.envelopes)
+            elif isinstance(effect, Login):
+                await self._log_in(effect)
+            else:
+                self._perform([effect])
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._write(effect.frame)
+            elif isinstance(effect, AckInbox):
+                self._node.acks.put(self, [AckRequest(effect.inbox, effect.ack)])
+            else:
+                self._spawn(self._carry_out(effect))
+        self._set_timer()
+
+    async def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Read():
+                await self._read(effect)
+            case Ask(question):
+                await self._ask(question)
+            case CloseInbox():
+                await self._close_inbox(effect)
+            case Close(code):
+                await self._close(code)
+            case _:
+                await self._perform_all([effect])
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None:
+            raise RuntimeError("effects before the conversation began")
+        self._tasks.create_task(work)
+
+    def _write(self, frame: Frame) -> None:
+        if isinstance(frame, Deliver):
+            for item in frame.items:
+                metrics.DELIVERED.labels(item.redelivered).inc()
+        self._socket.write_text(codec.encode(frame))
+
+    async def _log_in(self, effect: Login) -> None:
+        try:
+            who, welcome = await self._node.accounts.log_in(effect.auth, effect.nonce)
+        except RelayError as exc:
+            metrics.LOGINS.labels(exc.code).inc()
+            log.login_refused(exc.code)
+            self._perform(self._session.refused(exc))
+            return
+        metrics.LOGINS.labels("ok").inc()
+        log.session_opened(who.did, who.fence)
+        self._perform(self._session.opened(who, welcome))
+        if who.fence is not None:
+            self._node.delivery.attach(who.inbox, self)
+            # what was stored between opening and attaching had nobody to tell
+            self.woken()
+
+    async def _read(self, effect: Read) -> None:
+        page: Any
+        try:
+            page = await self._node.store.read(
+                effect.inbox, effect.fence, effect.after, effect.window
+            )
+        except RelayError as exc:
+            page = Refusal.of(exc)
+        self._perform(self._session.page(page, clock.monotonic()))
+
+    async def _ask(self, question: Status | Resolve | Publish) -> None:
+        async with self._questions:
+            try:
+                frame = await self._reply(question)
+            except RelayError as exc:
+                frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
+        self._write(frame)
+
+    async def _reply(self, question: Status | Resolve | Publish) -> Frame:
+        who = self._session.who
+        assert who is not None  # noqa: S101  the session asks only after a login
+        node = self._node
+        match question:
+            case Status(ref, items):
+                return Statuses(ref, tuple(await node.status(who.did, items)))
+            case Publish(ref, record):
+                return await node.directory.publish(record, owner=who.did, ref=ref)
+            case Resolve(ref, did, _):
+                if did is None:
+                    return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)
+                found = await node.directory.resolve(did)
+                return Resolved(ref, found.state, found.record, stale=found.stale)
+
+    async def _close_inbox(self, effect: CloseInbox) -> None:
+        try:
+            await self._node.store.close(effect.inbox, effect.fence, effect.last_handed)
+        except RelayError as exc:
+            # the next opening then assumes an unclean end, which only marks more
+            log.loop_failed("close_inbox", exc.code)
+
+    async def _close(self, code: ErrorCode | None) -> None:
+        metrics.SESSION_ENDS.labels(code or "normal").inc()
+        log.session_ended(self._session.who.did if self._session.who else None, code)
+        await self._send(
+            {"type": "websocket.close", "code": close_code(code), "reason": code or ""}
+        )
+
+    # ------------------------------------------------------------ results
+
+    def _answer(self, frame: Submitted) -> None:
+        self._room.set()
+        self._write(frame)
+
+    def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+        """One commit decided these acks."""
+        now = clock.monotonic()
+        for request, result in results:
+            if isinstance(result, Acked):
+                metrics.ACKED.inc(len(result.seqs))
+                metrics.REFUSED.inc(len(result.refused))
+            self._perform(self._session.acked(request.ack, result, now))
+
+    @property
+    def fence(self) -> Fence:
+        """The fence of its inbox session."""
+        who = self._session.who
+        return Fence(0) if who is None or who.fence is None else who.fence
+
+    def is_current(self, head: Head) -> bool:
+        """Whether the session knows all that the store has."""
+        return self._session.is_current(head.fence, head.head)
+
+    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
+        """This node stored these for this inbox."""
+        self._perform(self._session.committed(fence, items))
+
+    def woken(self) -> None:
+        """A hint."""
+        self._perform(self._session.woken())
+
+    # ------------------------------------------------------------ timers and ends
+
+    def _set_timer(self) -> None:
+        at = self._session.next_timer()
+        self._stop_timer()
+        if at is not None:
+            delay = max(0.0, at - clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._perform(self._session.on_timer(clock.monotonic()))
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _detach(self) -> None:
+        who = self._session.who
+        if who is not None:
+            self._node.delivery.detach(who.inbox, self)

@@ -1,0 +1,97 @@
+"""``GET /v1/ws``: a raw ASGI route that hands the socket to a :class:`Connection`."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections import Counter
+from typing import Any
+
+from relay import metrics
+from relay.core.frames import SUBPROTOCOL
+from relay.service.node import Node
+from relay.ws.connection import AsgiReceive, AsgiSend, Connection
+from relay.ws.protocol import EXTENSION, RelaySocket
+
+_V6_PREFIX = 64
+
+
+class Endpoint:
+    """Counts connections, refuses what cannot be served, runs the rest."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._connections: set[Connection] = set()
+        self._per_address: Counter[str] = Counter()
+        self._left = asyncio.Event()
+
+    async def __call__(self, scope: dict[str, Any], receive: AsgiReceive, send: AsgiSend) -> None:
+        """Serve one WebSocket."""
+        socket = scope["extensions"].get(EXTENSION)
+        await receive()  # websocket.connect
+        address = client_address(scope, self._node.settings.trusted_proxies)
+        status = self._objection(scope, address)
+        if status is not None or not isinstance(socket, RelaySocket):
+            await _refuse(send, status or 500)
+            return
+        socket.write_timeout_s = self._node.settings.write_timeout_s
+        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        connection = Connection(self._node, socket, send)
+        self._connections.add(connection)
+        self._per_address[address] += 1
+        metrics.CONNECTIONS.inc()
+        try:
+            await connection.run(receive)
+        finally:
+            metrics.CONNECTIONS.dec()
+            self._connections.discard(connection)
+            self._left.set()
+            self._per_address[address] -= 1
+            if not self._per_address[address]:
+                del self._per_address[address]
+
+    def _objection(self, scope: dict[str, Any], address: str) -> int | None:
+        settings = self._node.settings
+        if SUBPROTOCOL not in scope.get("subprotocols", ()):
+            return 400
+        if self._node.intake.draining:
+            return 503
+        if len(self._connections) >= settings.max_connections:
+            return 503
+        if self._per_address[address] >= settings.max_connections_per_ip:
+            return 429
+        return None
+
+    async def drain(self) -> None:
+        """Say goodbye to everybody and wait until they are gone."""
+        for connection in list(self._connections):
+            connection.drain()
+        while self._connections:
+            self._left.clear()
+            await self._left.wait()
+
+    @property
+    def count(self) -> int:
+        """Open connections."""
+        return len(self._connections)
+
+
+def client_address(scope: dict[str, Any], trusted: frozenset[str]) -> str:
+    """The address to count by: the peer's, or what a trusted proxy says; IPv6 by its /64."""
+    peer = (scope.get("client") or ("", 0))[0]
+    if peer in trusted:
+        for name, value in scope["headers"]:
+            if name == b"x-forwarded-for":
+                peer = value.decode("latin-1").rpartition(",")[2].strip()
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return peer
+    if address.version == 6:  # noqa: PLR2004
+        return str(ipaddress.ip_network((address, _V6_PREFIX), strict=False))
+    return str(address)
+
+
+async def _refuse(send: AsgiSend, status: int) -> None:
+    await send({"type": "websocket.http.response.start", "status": status, "headers": []})
+    await send({"type": "websocket.http.response.body", "body": b""})

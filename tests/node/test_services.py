@@ -1,0 +1,150 @@
+"""Use cases that have rules of their own: group commit, rates, the clock guard, bounces."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay import clock
+from relay.core.errors import ErrorCode, Refusal, UnavailableError
+from relay.core.ids import AgentKey, Eid, Timestamp
+from relay.core.inbox import BounceIntent
+from relay.ports import BounceBatch
+from relay.service.bounces import bounce_envelope
+from relay.service.clockguard import ClockGuard
+from relay.service.commit import Bounds, GroupCommit
+from relay.service.rates import SenderRates
+from tests.support.nodes import new_key
+
+
+class Collector:
+    """A source that remembers what it hears."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[tuple[int, object]]] = []
+        self.news = asyncio.Event()
+
+    def decided(self, results):
+        self.calls.append(list(results))
+        self.news.set()
+
+
+async def run_commits(sources: list[tuple[Collector, list[int]]], bounds: Bounds):
+    batches: list[list[int]] = []
+
+    async def commit(items):
+        batches.append(list(items))
+        await asyncio.sleep(0)
+        return [-item for item in items]
+
+    group: GroupCommit[int, int] = GroupCommit(commit, lambda item: item % 100, bounds)
+    for source, items in sources:
+        group.put(source, items)
+    runner = asyncio.ensure_future(group.run())
+    await group.idle()
+    runner.cancel()
+    return batches
+
+
+async def test_each_source_hears_each_commit_once_in_its_own_order():
+    one, two = Collector(), Collector()
+    batches = await run_commits([(one, [1, 2, 3]), (two, [4])], Bounds(items=10))
+    assert [sorted(batch) for batch in batches] == [[1, 2, 3, 4]]
+    assert one.calls == [[(1, -1), (2, -2), (3, -3)]]
+    assert two.calls == [[(4, -4)]]
+
+
+async def test_a_flood_from_one_source_does_not_starve_another():
+    flood, single = Collector(), Collector()
+    batches = await run_commits([(flood, list(range(1, 100))), (single, [7])], Bounds(items=8))
+    assert 7 in batches[0]
+    assert all(len(batch) <= 8 for batch in batches)
+    assert Counter(item for batch in batches for item in batch)[7] == 2
+
+
+async def test_a_commit_is_bounded_in_bytes_but_takes_at_least_one():
+    source = Collector()
+    batches = await run_commits([(source, [60, 60, 99, 10])], Bounds(items=10, bytes=70))
+    assert batches == [[60], [60], [99], [10]]
+
+
+async def test_a_failed_commit_decides_too():
+    source = Collector()
+
+    async def commit(items):
+        raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, "gone")
+
+    group: GroupCommit[int, int] = GroupCommit(commit, lambda _: 1)
+    group.put(source, [1, 2])
+    runner = asyncio.ensure_future(group.run())
+    await group.idle()
+    runner.cancel()
+    assert [(i, r.code) for i, r in source.calls[0]] == [
+        (1, ErrorCode.STORAGE_UNAVAILABLE),
+        (2, ErrorCode.STORAGE_UNAVAILABLE),
+    ]
+    assert all(isinstance(r, Refusal) and r.stored == "unknown" for _, r in source.calls[0])
+
+
+def test_a_bucket_holds_a_minutes_worth_and_refills(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: Timestamp(now[0]))
+    rates = SenderRates(per_minute=60)
+    sender = AgentKey("key:a")
+    assert [rates.take(sender) for _ in range(60)] == [0.0] * 60
+    assert rates.take(sender) == 1.0
+    assert rates.take(AgentKey("key:b")) == 0.0
+    now[0] += 1.0
+    assert rates.take(sender) == 0.0
+    assert rates.take(sender) > 0
+
+
+@given(
+    drift=st.floats(-299, 299),
+    steps=st.lists(st.floats(0.1, 10_000), min_size=1, max_size=20),
+)
+def test_a_clock_that_keeps_pace_is_believed(drift, steps):
+    guard = ClockGuard()
+    monotonic, store = 0.0, 1_000_000.0
+    for number, step in enumerate(steps):
+        monotonic, store = monotonic + step, store + step + (drift if number == 0 else 0)
+        guard.sample(Timestamp(store), Timestamp(monotonic))
+    assert guard.ok
+
+
+def test_a_step_or_a_long_gap_is_in_doubt_until_confirmed():
+    guard = ClockGuard()
+    guard.sample(Timestamp(1000.0), Timestamp(0.0))
+    guard.sample(Timestamp(1000.0 + 400), Timestamp(1.0))
+    assert not guard.ok
+    guard.sample(Timestamp(1401.0), Timestamp(2.0))
+    assert not guard.ok
+    guard.confirm()
+    assert guard.ok
+    for last, now, trusted, ok in (
+        (None, 5e9, False, True),
+        (1e9, 1e9 + 3599, False, True),
+        (1e9, 1e9 + 3601, False, False),
+        (1e9, 1e9 + 3601, True, True),
+    ):
+        guard = ClockGuard()
+        guard.begin(None if last is None else Timestamp(last), Timestamp(now), trusted=trusted)
+        assert guard.ok is ok
+
+
+def test_a_bounce_made_again_from_its_batch_is_the_same_bytes():
+    relay, sender = new_key(), new_key()
+    intents = tuple(
+        BounceIntent(sender.agent_key, Eid("A" * 43), new_key().agent_key, "expired", n == 1, 5)
+        for n in range(3)
+    )
+    batch = BounceBatch(sender.agent_key, os.urandom(16), 1_700_000_000, intents)
+    one, two = bounce_envelope(relay, batch), bounce_envelope(relay, batch)
+    assert one == two
+    assert not one.bounces
+    other = BounceBatch(sender.agent_key, os.urandom(16), 1_700_000_000, intents)
+    assert bounce_envelope(relay, other).eid != one.eid

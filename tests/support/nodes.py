@@ -1,0 +1,162 @@
+"""Nodes in this process, and agents that speak frames by hand, for the tests of the edges."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+
+from relay import clock
+from relay.core import codec, envelope
+from relay.core.agent_session import AgentSession, Failed, Login, Phase, Ready
+from relay.core.envelope import SignedEnvelope
+from relay.core.frames import SUBPROTOCOL, Frame
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, NodeId, Timestamp, new_message_id
+from relay.core.inbox import InboxLimits
+from relay.core.session import Send
+from relay.ports import Store
+from relay.server.build import Built, OpenedStore, build
+from relay.server.serve import bind, serve
+from relay.settings import Settings, load
+from relay.store.memory import MemoryStore
+
+
+@dataclass
+class RunningNode:
+    """A node that listens."""
+
+    built: Built
+    url: str
+    admin: str
+    stop: asyncio.Event
+
+    @property
+    def ws_url(self) -> str:
+        return f"ws{self.url.removeprefix('http')}/v1/ws"
+
+
+def settings(**values: Any) -> Settings:
+    """Settings for a test: free ports, no limits that a test does not ask for."""
+    defaults = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "sender_rate": 1_000_000}
+    return load({**defaults, **values})
+
+
+def new_key() -> SigningKey:
+    return SigningKey(os.urandom(32))
+
+
+@contextlib.asynccontextmanager
+async def running_node(
+    store: Store | None = None,
+    *,
+    key: SigningKey | None = None,
+    data: Path = Path("unused"),
+    **values: Any,
+) -> AsyncIterator[RunningNode]:
+    """A node in this event loop, drained at the end."""
+    made = settings(data=data, **values)
+    key, node_id = key or new_key(), NodeId(os.urandom(6).hex())
+    store = store or MemoryStore(InboxLimits(), clock.now)
+    await store.start(relay=key.did, node=node_id)
+    stop = asyncio.Event()
+    said: asyncio.Future[dict[str, str]] = asyncio.get_running_loop().create_future()
+    with bind(made.listen) as public, bind(made.admin) as admin:
+        host, port = public.getsockname()
+        opened = OpenedStore(key, node_id, store, None, None)
+        built = await build(made, opened, made.public_url or f"http://{host}:{port}")
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(serve(built, public, admin, stop, said.set_result))
+            try:
+                line = await said
+                yield RunningNode(built, line["url"], line["admin"], stop)
+            finally:
+                stop.set()
+    await store.stop()
+
+
+@dataclass
+class Speaker:
+    """An agent that says and hears single frames."""
+
+    key: SigningKey
+    socket: ClientConnection
+    ready: Ready
+    heard: list[Frame] = field(default_factory=list)
+
+    async def say(self, frame: Frame) -> None:
+        await self.socket.send(codec.encode(frame).decode())
+
+    async def hear(self, *kinds: type) -> Any:
+        """The next frame of one of ``kinds``; others are kept in ``heard``."""
+        async with asyncio.timeout(8):
+            while True:
+                frame = codec.parse((await self.socket.recv()).encode(), "relay")
+                self.heard.append(frame)
+                if not kinds or isinstance(frame, kinds):
+                    return frame
+
+    async def closed(self) -> int:
+        """Read on to the end; gives the close code."""
+        async with asyncio.timeout(15):
+            await self.socket.wait_closed()
+        return self.socket.close_code or 0
+
+
+async def dial(url: str, **options: Any) -> ClientConnection:
+    return await connect(
+        f"ws{url.removeprefix('http')}/v1/ws",
+        **{"compression": None, "subprotocols": [SUBPROTOCOL], "max_size": None, **options},
+    )
+
+
+@contextlib.asynccontextmanager
+async def speaker(
+    url: str, key: SigningKey | None = None, *, record: str | None = None, **options: Any
+) -> AsyncIterator[Speaker]:
+    """Log in; raises the named error if the relay refuses."""
+    key = key or new_key()
+    socket = await dial(url, **options)
+    try:
+        yield Speaker(key, socket, await log_in(socket, url, key, record=record))
+    finally:
+        await socket.close()
+
+
+async def log_in(
+    socket: ClientConnection, url: str, key: SigningKey, *, record: str | None = None
+) -> Ready:
+    session = AgentSession(key, Login(url, record=record), os.urandom)
+    async with asyncio.timeout(8):
+        while True:
+            frame = codec.parse((await socket.recv()).encode(), "relay")
+            for effect in session.receive(frame, Timestamp(time.time())):
+                if isinstance(effect, Send):
+                    await socket.send(codec.encode(effect.frame).decode())
+                if isinstance(effect, Failed):
+                    raise effect.error
+                if isinstance(effect, Ready):
+                    assert session.phase is Phase.OPEN
+                    return effect
+
+
+def make_envelope(
+    sender: SigningKey, to: Did, body: bytes = b"hello", **values: Any
+) -> SignedEnvelope:
+    now = int(time.time())
+    draft = envelope.Draft(
+        to=to,
+        id=values.pop("id", None) or new_message_id(Timestamp(time.time()), os.urandom),
+        body=body,
+        content_type=values.pop("content_type", "text/plain"),
+        created_at=values.pop("created_at", now),
+        **values,
+    )
+    return envelope.sign(draft, sender)
