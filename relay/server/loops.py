@@ -32,6 +32,9 @@ async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]
         except RelayError as exc:
             metrics.LOOP_FAILURES.labels(name).inc()
             log.loop_failed(name, exc.code)
+        except Exception:  # noqa: BLE001  a bug in one loop must not end the node
+            metrics.INTERNAL.inc()
+            log.internal_error(name)
         await asyncio.sleep(seconds)
 
 

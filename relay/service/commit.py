@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from relay.core.errors import Refusal, RelayError
+from relay import log, metrics
+from relay.core.errors import ErrorCode, Refusal, RelayError
 
 MAX_ITEMS: Final = 512
 MAX_BYTES: Final = 2 * 1024 * 1024
@@ -117,6 +118,10 @@ class GroupCommit(Generic[ItemT, ResultT]):
             results = await self._commit([item for _, item in batch])
         except RelayError as exc:
             results = [Refusal.of(exc)] * len(batch)
+        except Exception:  # noqa: BLE001  a bug must not end all commits of the node
+            log.internal_error("commit")
+            metrics.INTERNAL.inc()
+            results = [Refusal(ErrorCode.INTERNAL, "a bug of the relay")] * len(batch)
         decided: dict[Source[ItemT, ResultT], list[tuple[ItemT, ResultT | Refusal]]] = {}
         for (source, item), result in zip(batch, results, strict=True):
             decided.setdefault(source, []).append((item, result))

@@ -108,12 +108,15 @@ async def test_each_envelope_of_a_submit_is_judged_alone():
 
 async def test_a_newer_session_supersedes_and_the_older_is_told():
     bob = new_key()
-    async with running_node() as node, speaker(node.url, bob) as old:
-        async with speaker(node.url, bob) as new:
-            bye = await old.hear(Bye)
-            assert bye.error is ErrorCode.SUPERSEDED
-            assert await old.closed() == 4001
-            assert new.ready.welcome.session == old.ready.welcome.session + 1
+    async with (
+        running_node() as node,
+        speaker(node.url, bob) as old,
+        speaker(node.url, bob) as new,
+    ):
+        bye = await old.hear(Bye)
+        assert bye.error is ErrorCode.SUPERSEDED
+        assert await old.closed() == 4001
+        assert new.ready.welcome.session > old.ready.welcome.session
 
 
 async def test_an_ack_beyond_what_was_handed_over_is_a_bad_frame_and_deletes_nothing():

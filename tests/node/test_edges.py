@@ -151,11 +151,11 @@ async def test_readyz_says_no_while_draining():
 
 
 async def test_a_bug_is_told_as_internal_and_keeps_its_text():
-    class Bug(Exception):
+    class BugError(Exception):
         pass
 
     async def broken(*_: object) -> None:
-        raise Bug("secret text")
+        raise BugError("secret text")
 
     async with running_node() as node, speaker(node.url) as agent:
         object.__setattr__(node.built.node.store, "read", broken)

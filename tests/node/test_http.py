@@ -19,6 +19,7 @@ from relay.core.ids import Did, Timestamp
 from relay.core.receipts import verify_receipt
 from relay.core.records import Home
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
+from tests.support.servers import wait_until
 
 
 @dataclass
@@ -96,8 +97,7 @@ async def test_a_long_poll_ends_when_mail_comes():
     async with running_node() as node, client(node.url) as http:
         alice, bob = new_key(), await log_in(http, new_key())
         waiting = asyncio.ensure_future(bob.inbox(wait=5))
-        while not node.built.node.delivery._listeners:
-            await asyncio.sleep(0)
+        await wait_until(lambda: node.built.node.delivery._listeners, 8, "the poll to wait")
         await submit(http, make_envelope(alice, bob.key.did).wire)
         assert len((await waiting)["items"]) == 1
 

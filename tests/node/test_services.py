@@ -75,7 +75,7 @@ async def test_a_commit_is_bounded_in_bytes_but_takes_at_least_one():
 async def test_a_failed_commit_decides_too():
     source = Collector()
 
-    async def commit(items):
+    async def commit(_):
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, "gone")
 
     group: GroupCommit[int, int] = GroupCommit(commit, lambda _: 1)
@@ -88,6 +88,26 @@ async def test_a_failed_commit_decides_too():
         (2, ErrorCode.STORAGE_UNAVAILABLE),
     ]
     assert all(isinstance(r, Refusal) and r.stored == "unknown" for _, r in source.calls[0])
+
+
+async def test_a_bug_in_a_commit_is_answered_and_the_next_commit_goes_on():
+    source = Collector()
+    calls: list[int] = []
+
+    async def commit(items):
+        calls.append(len(items))
+        if len(calls) == 1:
+            raise ZeroDivisionError
+        return [-item for item in items]
+
+    group: GroupCommit[int, int] = GroupCommit(commit, lambda _: 1, Bounds(items=1))
+    group.put(source, [1, 2])
+    runner = asyncio.ensure_future(group.run())
+    await group.idle()
+    runner.cancel()
+    (first,), (second,) = source.calls
+    assert (first[1].code, first[1].stored) == (ErrorCode.INTERNAL, "unknown")
+    assert second == (2, -2)
 
 
 def test_a_bucket_holds_a_minutes_worth_and_refills(monkeypatch):

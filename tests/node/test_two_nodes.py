@@ -33,9 +33,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[RunningNode, RunningNode]]
             running_node(RedisStore(embedded.url, InboxLimits()), key=key) as two,
         ):
             async with asyncio.TaskGroup() as tasks:
-                runners = [
-                    tasks.create_task(node.built.node.store.run()) for node in (one, two)
-                ]
+                runners = [tasks.create_task(node.built.node.store.run()) for node in (one, two)]
                 yield one, two
                 for runner in runners:
                     runner.cancel()
@@ -63,10 +61,13 @@ async def test_an_agent_at_one_node_gets_at_once_what_the_other_accepted(tmp_pat
 
 async def test_a_login_at_another_node_supersedes_the_session_here(tmp_path):
     bob = new_key()
-    async with pair(tmp_path) as (one, two), speaker(one.url, bob) as old:
-        async with speaker(two.url, bob) as new:
-            assert (await old.hear(Bye)).error is ErrorCode.SUPERSEDED
-            assert new.ready.welcome.inbox
+    async with (
+        pair(tmp_path) as (one, two),
+        speaker(one.url, bob) as old,
+        speaker(two.url, bob) as new,
+    ):
+        assert (await old.hear(Bye)).error is ErrorCode.SUPERSEDED
+        assert new.ready.welcome.inbox
 
 
 async def test_envelopes_of_two_nodes_arrive_in_seq_order(tmp_path):
