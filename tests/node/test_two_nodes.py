@@ -31,12 +31,12 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[RunningNode, RunningNode]]
         async with (
             running_node(RedisStore(embedded.url, InboxLimits()), key=key) as one,
             running_node(RedisStore(embedded.url, InboxLimits()), key=key) as two,
+            asyncio.TaskGroup() as tasks,
         ):
-            async with asyncio.TaskGroup() as tasks:
-                runners = [tasks.create_task(node.built.node.store.run()) for node in (one, two)]
-                yield one, two
-                for runner in runners:
-                    runner.cancel()
+            runners = [tasks.create_task(node.built.node.store.run()) for node in (one, two)]
+            yield one, two
+            for runner in runners:
+                runner.cancel()
     finally:
         await embedded.stop()
 
