@@ -6,23 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 
 from relay import __version__, metrics
 from relay.core.errors import RelayError
 from relay.core.jws import dumps
-from relay.http.errors import on_bug, on_relay_error
+from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
 from relay.http.routes import router
 from relay.service.node import Node
-
-SECURITY_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
-    app = FastAPI(title="agent relay", version=__version__, docs_url=None, redoc_url=None)
-    app.add_exception_handler(RelayError, on_relay_error)
-    app.add_exception_handler(Exception, on_bug)
+    app = _app("agent relay")
     app.include_router(router(node))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
@@ -30,9 +28,7 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
 
 def admin_app(node: Node, is_ready: Callable[[], bool]) -> FastAPI:
     """The operator's side; never on the public bind."""
-    app = FastAPI(title="agent relay, operations", docs_url=None, redoc_url=None)
-    app.add_exception_handler(RelayError, on_relay_error)
-    app.add_exception_handler(Exception, on_bug)
+    app = _app("agent relay, operations")
 
     @app.get("/livez", summary="The process answers")
     async def livez() -> Response:
@@ -61,6 +57,22 @@ def admin_app(node: Node, is_ready: Callable[[], bool]) -> FastAPI:
         return _clock(node)
 
     return app
+
+
+def _app(title: str) -> FastAPI:
+    """An app whose every error has the one shape."""
+    return FastAPI(
+        title=title,
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        exception_handlers={
+            RelayError: on_relay_error,
+            RequestValidationError: on_wrong_parameter,
+            HTTPException: on_wrong_route,
+            Exception: on_bug,
+        },
+    )
 
 
 def _clock(node: Node) -> Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
 from relay import log, metrics
 from relay.core.errors import ErrorCode, RelayError
@@ -49,11 +51,18 @@ STATUS: Final[dict[ErrorCode, int]] = {
 }
 
 
-def respond(exc: RelayError) -> Response:
-    """``{"error", "detail", "retry_after"}``, everywhere the same."""
+def respond(exc: RelayError, status: int | None = None) -> Response:
+    """``{"error", "detail", "retry_after"}``, everywhere the same.
+
+    Args:
+        exc: the named error.
+        status: another HTTP status than the code's own.
+    """
     body = {"error": exc.code, "detail": exc.detail, "retry_after": exc.retry_after}
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
-    return Response(dumps(body), STATUS[exc.code], headers=headers, media_type="application/json")
+    return Response(
+        dumps(body), status or STATUS[exc.code], headers=headers, media_type="application/json"
+    )
 
 
 async def on_relay_error(_: Request, exc: Exception) -> Response:
@@ -61,6 +70,19 @@ async def on_relay_error(_: Request, exc: Exception) -> Response:
     if not isinstance(exc, RelayError):
         return await on_bug(_, exc)
     return respond(exc)
+
+
+async def on_wrong_route(_: Request, exc: Exception) -> Response:
+    """Answer a path or method that is not there (404, 405), in our own shape."""
+    status = exc.status_code if isinstance(exc, HTTPException) else 400
+    return respond(RelayError(ErrorCode.UNSUPPORTED, "there is no such path or method"), status)
+
+
+async def on_wrong_parameter(_: Request, exc: Exception) -> Response:
+    """Answer a path or query parameter out of its bounds."""
+    first = exc.errors()[0] if isinstance(exc, RequestValidationError) else {}
+    name = ".".join(str(part) for part in first.get("loc", ()))
+    return respond(RelayError(ErrorCode.BAD_FRAME, f"{name}: {first.get('msg', 'wrong')}"))
 
 
 async def on_bug(_: Request, exc: Exception) -> Response:

@@ -71,7 +71,10 @@ class Built:
         return [self.opened.store, *([embedded] if embedded else [])]
 
     def is_ready(self) -> bool:
-        """Whether an envelope would be taken now."""
+        """Whether agents should come here: not draining, and the store answers.
+
+        A full store stays ready: acks, which make room, must get through.
+        """
         return not self.node.intake.draining and self.node.store.is_available()
 
     async def check_disk(self) -> None:

@@ -1,6 +1,6 @@
 """Token buckets of proven senders, local to a node (GUARANTEES.md R7).
 
-A Redis round trip per check would cost more than the check protects (LIBRARIES), so n nodes allow a
+A Redis round trip per check would cost more than the check protects, so n nodes allow a
 sender up to n times the rate; quotas in the inbox are exact and shared.
 """
 

@@ -214,3 +214,19 @@ async def test_the_api_describes_itself():
         paths = (await http.get("/openapi.json")).json()["paths"]
         assert "/v1/envelopes" in paths
         assert "/metrics" not in paths
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nowhere", 404, "unsupported"),
+        ("DELETE", "/v1/envelopes", 405, "unsupported"),
+        ("GET", "/v1/inbox?wait=31", 400, "bad_frame"),
+        ("GET", "/v1/agents/did:web:example.org", 400, "bad_frame"),
+    ],
+)
+async def test_wrong_paths_and_parameters_get_the_one_error_shape_too(method, path, status, code):
+    async with running_node() as node, client(node.url) as http:
+        answer = await http.request(method, path)
+        assert (answer.status_code, answer.json()["error"]) == (status, code)
+        assert set(answer.json()) == {"error", "detail", "retry_after"}

@@ -1,0 +1,348 @@
+"""The examples and tables of docs/, made by the code that they describe.
+
+Rules of the file: every key, time and nonce is fixed, so the same code gives the same bytes. A
+block in the docs that follows ``<!-- example: NAME -->`` is one of these; ``python -m
+tests.support.doc_examples`` writes them anew, and tests/unit/test_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any, Final, Literal, get_args, get_origin
+
+import nacl.bindings
+from pydantic.fields import FieldInfo
+
+from relay.core import codec, envelope, handshake, jws, records
+from relay.core.envelope import Draft, SignedEnvelope
+from relay.core.errors import ErrorCode
+from relay.core.frames import (
+    Ack,
+    Acked,
+    Auth,
+    Bye,
+    Deliver,
+    DeliverItem,
+    Error,
+    Frame,
+    Gap,
+    Hello,
+    Publish,
+    Published,
+    Rejection,
+    Resolve,
+    Resolved,
+    Status,
+    StatusAnswer,
+    Statuses,
+    StatusItem,
+    Submit,
+    Submitted,
+    Welcome,
+    WelcomePending,
+)
+from relay.core.handshake import Claims, Standing
+from relay.core.identity import SigningKey, parse_did
+from relay.core.ids import Epoch, Fence, NodeId, Seq, Timestamp, new_message_id
+from relay.core.inbox import BounceIntent, InboxLimits
+from relay.core.ranges import Range, Reason
+from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
+from relay.core.records import Home
+from relay.core.seal import CONTENT_TYPE
+from relay.http.routes import INFO_TYP, relay_information
+from relay.ports import BounceBatch
+from relay.server.build import OpenedStore, build
+from relay.service.bounces import bounce_envelope
+from relay.settings import Settings
+from relay.store.memory import MemoryStore
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+BLOCK: Final = re.compile(r"<!-- example: ([a-z0-9-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
+
+ALICE, BOB, RELAY = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
+NOW: Final = Timestamp(1_800_000_000)
+URL: Final = "http://127.0.0.1:8080"
+EPOCH: Final = Epoch("7c0f1a5b9d3e48267f10")
+NONCE, CNONCE = (jws.b64encode(bytes([n]) * 32) for n in (4, 5))
+EPHEMERAL: Final = bytes([6]) * 32
+TOKEN: Final = jws.b64encode(bytes([8]) * 32)
+LIMITS: Final = {"jws": 10240, "body": 262144, "frame": 2097152, "envelopes": 256}
+CLAIMS: Final = Claims(BOB.did, RELAY.did, URL, NONCE, CNONCE, "agent")
+
+
+# ---------------------------------------------------------------- things
+
+
+def message(n: int, body: bytes, content_type: str, **extra: Any) -> SignedEnvelope:
+    made = new_message_id(NOW, lambda count: bytes([n]) * count)
+    draft = Draft(
+        to=BOB.did, id=made, body=body, content_type=content_type, created_at=int(NOW), **extra
+    )
+    return envelope.sign(draft, ALICE)
+
+
+PLAIN: Final = message(7, b"hello, bob", "text/plain; charset=utf-8")
+
+
+def sealed() -> tuple[bytes, SignedEnvelope]:
+    """What is inside, and the envelope; as ``crypto_box_seal``, but with a fixed ephemeral key."""
+    made = new_message_id(NOW, lambda count: bytes([9]) * count)
+    inside = jws.dumps(
+        {
+            "from": ALICE.did,
+            "to": BOB.did,
+            "id": made,
+            "cty": "text/plain; charset=utf-8",
+            "body": jws.b64encode(b"only for bob"),
+        }
+    )
+    to = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(parse_did(BOB.did).public_key)
+    ours = nacl.bindings.crypto_scalarmult_base(EPHEMERAL)
+    nonce = hashlib.blake2b(ours + to, digest_size=24).digest()
+    box = ours + nacl.bindings.crypto_box(inside, nonce, to, EPHEMERAL)
+    return inside, message(9, box, CONTENT_TYPE)
+
+
+SECRET, SEALED = sealed()
+
+
+def receipt() -> str:
+    secret = bytes(32)
+    items = [
+        ReceiptItem(it.eid, it.to, EPOCH, position(secret, EPOCH, Seq(n)), it.expires_at)
+        for n, it in ((41, PLAIN), (42, SEALED))
+    ]
+    return sign_receipt(RELAY, items, durability="fsync", now=NOW)
+
+
+def record() -> str:
+    return records.sign(BOB, [Home(RELAY.did, URL)], now=NOW)
+
+
+def bounce() -> BounceBatch:
+    intent = BounceIntent(
+        ALICE.agent_key, PLAIN.eid, BOB.agent_key, "expired", False, PLAIN.expires_at + 300
+    )
+    return BounceBatch(ALICE.agent_key, b"token", PLAIN.expires_at + 300, (intent,))
+
+
+def welcome(*, has_inbox: bool = True) -> Welcome:
+    standing = Standing(EPOCH, 40, 42) if has_inbox else Standing(None, 0, 0)
+    return Welcome(
+        inbox=has_inbox,
+        session=Fence(17) if has_inbox else None,
+        epoch=EPOCH if has_inbox else None,
+        cursor=Seq(standing.cursor),
+        head=Seq(standing.head),
+        pending=WelcomePending(2, len(PLAIN.wire) + len(SEALED.wire), 12)
+        if has_inbox
+        else WelcomePending(),
+        window_count=64,
+        window_bytes=1048576,
+        proof=handshake.sign_proof(RELAY, CLAIMS, standing, NOW),
+    )
+
+
+def information() -> str:
+    """The self-description of a real node, but for its store's durability."""
+
+    async def described() -> str:
+        settings = Settings(public_url=URL, contact="mailto:relay@example.org")
+        store = MemoryStore(InboxLimits(), lambda: NOW)
+        opened = OpenedStore(RELAY, NodeId("n"), store, None, None)
+        return relay_information((await build(settings, opened, URL)).node)
+
+    payload = payload_of(asyncio.run(described()))
+    payload["durability"] = "fsync"
+    return jws.sign(payload, typ=INFO_TYP, kid=RELAY.kid, key=RELAY.sign)
+
+
+# ---------------------------------------------------------------- blocks
+
+
+def payload_of(compact: str) -> dict[str, Any]:
+    return json.loads(jws.b64decode(compact.split(".")[1]))
+
+
+def header_of(compact: str) -> dict[str, Any]:
+    return json.loads(jws.b64decode(compact.split(".", maxsplit=1)[0]))
+
+
+def as_json(value: Any) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return f"```json\n{text}\n```\n"
+
+
+def as_text(*lines: str) -> str:
+    return "```text\n" + "\n".join(lines) + "\n```\n"
+
+
+def frame(value: Frame) -> str:
+    return as_json(json.loads(codec.encode(value)))
+
+
+def frames() -> dict[str, str]:
+    wire, rest = json.loads(PLAIN.wire), json.loads(SEALED.wire)
+    too_late = Rejection("s-2", 0, ErrorCode.EXPIRED, "no", "expires_time has passed")
+    states = (StatusAnswer(BOB.did, PLAIN.id, "acked"), StatusAnswer(BOB.did, SEALED.id, "stored"))
+    return {
+        "hello": frame(Hello(RELAY.did, URL, NONCE, LIMITS, int(NOW))),
+        "auth": frame(Auth(handshake.sign_auth(BOB, CLAIMS, NOW), record())),
+        "welcome": frame(welcome()),
+        "welcome-send-only": frame(welcome(has_inbox=False)),
+        "submit": frame(Submit("s-1", [wire, rest])),
+        "submitted": frame(Submitted(("s-1",), receipt())),
+        "submitted-rejected": frame(Submitted(("s-2",), None, (too_late,))),
+        "deliver": frame(Deliver(EPOCH, (DeliverItem(Seq(41), False, wire),))),
+        "gap": frame(Gap(EPOCH, (Range(Seq(43), Seq(44), Reason.EXPIRED),))),
+        "ack": frame(Ack(EPOCH, Seq(41), (Seq(45),), ((Seq(42), "unreadable"),))),
+        "acked": frame(Acked(EPOCH, Seq(42), (Seq(45),), (Seq(42),))),
+        "status": frame(Status("q-1", tuple(StatusItem(a.to, a.id) for a in states))),
+        "statuses": frame(Statuses("q-1", states)),
+        "resolve": frame(Resolve("q-2", BOB.did)),
+        "resolved": frame(Resolved("q-2", "found", record())),
+        "publish": frame(Publish("q-3", record())),
+        "published": frame(Published("q-3", True, 1, int(NOW * 1000))),
+        "error": frame(Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, "q-4")),
+        "bye": frame(Bye(ErrorCode.DRAINING, "the node is shutting down", 1)),
+    }
+
+
+def signed_things() -> dict[str, str]:
+    auth = handshake.sign_auth(BOB, CLAIMS, NOW)
+    compact = json.loads(PLAIN.wire)["jws"]
+    sign_input, _, signature = compact.rpartition(".")
+    batch = bounce()
+    kept = json.loads(bounce_envelope(RELAY, batch).wire)
+    items = [BounceItem(PLAIN.eid, BOB.did, "expired", maybe_delivered=False)]
+    return {
+        "keys": as_text(*(line for key in ("alice", "bob", "relay") for line in identity(key))),
+        "envelope-header": as_json(header_of(compact)),
+        "envelope-payload": as_json(payload_of(compact)),
+        "envelope-bytes": as_text(
+            "header bytes:",
+            jws.b64decode(compact.split(".")[0]).decode(),
+            "payload bytes:",
+            jws.b64decode(compact.split(".")[1]).decode(),
+            "signing input:",
+            sign_input,
+            "signature:",
+            signature,
+            "eid:",
+            PLAIN.eid,
+        ),
+        "envelope": as_json(json.loads(PLAIN.wire)),
+        "sealed-inside": as_json(json.loads(SECRET)),
+        "sealed": as_json(json.loads(SEALED.wire)),
+        "auth-header": as_json(header_of(auth)),
+        "auth-payload": as_json(payload_of(auth)),
+        "proof-payload": as_json(payload_of(welcome().proof)),
+        "receipt-payload": as_json(payload_of(receipt())),
+        "record-payload": as_json(payload_of(record())),
+        "bounce-payload": as_json(payload_of(sign_bounce(RELAY, items))),
+        "bounce-envelope": as_json(payload_of(kept["jws"])),
+        "info-payload": as_json(payload_of(information())),
+    }
+
+
+def identity(name: str) -> list[str]:
+    key = {"alice": ALICE, "bob": BOB, "relay": RELAY}[name]
+    return [
+        f"{name}",
+        f"  seed        {key.seed.hex()}",
+        f"  public key  {key.public_key.hex()}",
+        f"  DID         {key.did}",
+        f"  kid         {key.kid}",
+    ]
+
+
+def over_http() -> dict[str, str]:
+    wire = json.loads(PLAIN.wire)
+    members = codec.welcome_members(welcome())
+    no = Rejection("http", 1, ErrorCode.UNKNOWN_INBOX, "no", "no inbox of this recipient is here")
+    range_ = codec.encode_range(Range(Seq(42), Seq(42), Reason.EXPIRED))
+    return {
+        "http-nonce": as_json({"relay": RELAY.did, "url": URL, "nonce": NONCE, "limits": LIMITS}),
+        "http-session-request": as_json(codec.plain(Auth(handshake.sign_auth(BOB, CLAIMS, NOW)))),
+        "http-session": as_json({"token": TOKEN, **members}),
+        "http-envelopes-request": as_json({"envelopes": [wire]}),
+        "http-envelopes": as_json({"receipt": receipt(), "rejected": [codec.plain(no)]}),
+        "http-inbox": as_json(
+            {
+                "epoch": EPOCH,
+                "items": [{"seq": 41, "redelivered": False, "envelope": wire}],
+                "gaps": [range_],
+                "upto": 42,
+                "head": 42,
+            }
+        ),
+        "http-ack-request": as_json({"epoch": EPOCH, "upto": 42}),
+        "http-ack": as_json({"epoch": EPOCH, "upto": 42, "seqs": [41], "refused": []}),
+        "http-resolve": as_json({"state": "found", "record": record(), "stale": False}),
+        "http-publish-request": as_json({"record": record()}),
+        "http-publish": as_json({"stored": True, "kv": 1, "seq": int(NOW * 1000)}),
+        "http-status": as_json(codec.plain(StatusAnswer(BOB.did, PLAIN.id, "acked"))),
+        "http-info": as_json({"jws": information()}),
+        "http-error": as_json(
+            {"error": "rate_limited", "detail": "this sender is too fast", "retry_after": 2}
+        ),
+    }
+
+
+def settings_table() -> str:
+    lines = ["| variable | default | allowed | meaning |", "|---|---|---|---|"]
+    for name, field in Settings.model_fields.items():
+        cells = (shown(field.get_default()), allowed(field), field.description)
+        lines.append(f"| `RELAY_{name.upper()}` | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+def shown(value: Any) -> str:
+    if value is None or value == ():
+        return "none"
+    if isinstance(value, bool):
+        return f"`{str(value).lower()}`"
+    return f"`{value}`"
+
+
+def allowed(field: FieldInfo) -> str:
+    if get_origin(field.annotation) is Literal:
+        return ", ".join(f"`{choice}`" for choice in get_args(field.annotation))
+    rules = [(name, rule) for name in ("ge", "gt", "le") for rule in field.metadata]
+    bounds = {name: getattr(rule, name) for name, rule in rules if hasattr(rule, name)}
+    if "gt" in bounds:
+        return f"> {bounds['gt']}"
+    if "le" in bounds:
+        return f"{bounds['ge']} … {bounds['le']}"
+    return f"≥ {bounds['ge']}" if "ge" in bounds else ""
+
+
+def examples() -> dict[str, str]:
+    """Every block, by name."""
+    return {**signed_things(), **frames(), **over_http(), "settings": settings_table()}
+
+
+def fill(text: str, blocks: dict[str, str]) -> str:
+    """The text with every marked block made anew."""
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- example: {found[1]} -->\n{blocks[found[1]]}<!-- end -->\n"
+
+    return BLOCK.sub(block, text)
+
+
+def main() -> None:
+    blocks = examples()
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text()
+        made = fill(text, blocks)
+        if made != text:
+            path.write_text(made)
+
+
+if __name__ == "__main__":
+    main()
