@@ -356,10 +356,7 @@ class Inbox:
                 room -= item.size
         if expired:
             upto = Seq(expired[0] - 1)
-        behind = max(after, self.cursor)
-        gaps = self.ranges.between(behind, upto)
-        if after < behind:  # acked before it was handed over: forgotten, and not lost
-            gaps.insert(0, Range(Seq(after + 1), behind, Reason.ACKED))
+        gaps = self.ranges.between(after, upto)
         if holes((item.seq for item in items), gaps, after, upto):
             return Refusal(ErrorCode.INBOX_RESET, "the store lost part of this inbox")
         return Page(tuple(items), tuple(gaps), upto, self.last, tuple(expired))

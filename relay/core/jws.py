@@ -227,7 +227,7 @@ class Jws:
         return Members(loads(self.payload))
 
 
-# A sender's header never changes, so its parse is remembered by the exact segment (TRAPS 14).
+# A sender's header never changes, so its parse is remembered by the exact segment.
 @lru_cache(maxsize=8192)
 def _parse_header(segment: str) -> Header:
     value = loads(b64decode(segment))

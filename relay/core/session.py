@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Final
+from itertools import groupby
+from typing import Any, Final
 
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import (
@@ -43,6 +44,7 @@ from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq, Timestamp
 from relay.core.inbox import Ack as InboxAck
 from relay.core.inbox import Acked as InboxAcked
 from relay.core.inbox import Page, PageItem, Window
+from relay.core.ranges import Range
 
 AUTH_DEADLINE_S: Final = 5.0
 READ_RETRY_S: Final = 1.0
@@ -120,6 +122,10 @@ class Close:
 
 
 Effect = Send | Login | Store | Read | AckInbox | Ask | CloseInbox | Close
+
+
+def _first_seq(one: PageItem | Range) -> Seq:
+    return one.seq if isinstance(one, PageItem) else one.start
 
 
 class Phase(Enum):
@@ -247,12 +253,24 @@ class RelaySession:
         done = ended.union(item.seq for item in fitting)
         left = [item.seq for item in page.items if item.seq not in done]
         upto = Seq(left[0] - 1) if left else page.upto
-        gaps = [item for item in page.gaps if item.start <= upto]
-        parts = [tuple(gaps[at : at + MAX_SEQS]) for at in range(0, len(gaps), MAX_SEQS)]
-        effects: list[Effect] = [Send(Gap(self._epoch, part)) for part in parts]
         self._position = Seq(max(self._position, upto))
-        effects += self._hand_over(fitting)
+        gaps = [item for item in page.gaps if item.start <= upto]
+        effects = self._say_in_order(fitting, gaps)
         return effects if left else [*effects, *self._pump()]
+
+    def _say_in_order(self, items: Sequence[PageItem], gaps: Sequence[Range]) -> list[Effect]:
+        """An agent acks up to what it has heard: no gap may overtake an envelope below it."""
+        effects: list[Effect] = []
+        said: list[PageItem | Range] = [*items, *gaps]
+        said.sort(key=_first_seq)
+        for kind, group in groupby(said, key=type):
+            part: list[Any] = list(group)
+            if kind is PageItem:
+                effects += self._hand_over(part)
+            else:
+                cuts = range(0, len(part), MAX_SEQS)
+                effects += [Send(Gap(self._epoch, tuple(part[at : at + MAX_SEQS]))) for at in cuts]
+        return effects
 
     def _nothing_new(self, page: Page, now: Timestamp) -> list[Effect]:
         if page.head > page.upto:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.core.dedupe import Fate
 from relay.core.envelope import dedupe_key
 from relay.core.frames import State, StatusAnswer, StatusItem
 from relay.core.identity import parse_did
-from relay.core.ids import Did, message_id_hour, parse_message_id
+from relay.core.ids import AgentKey, Did, message_id_hour, parse_message_id
 from relay.core.inbox import Question
 from relay.ports import InboxStore
 
@@ -32,15 +32,19 @@ class StatusOf:
 
     async def __call__(self, asker: Did, items: Sequence[StatusItem]) -> list[StatusAnswer]:
         """One answer an item, in order; what cannot be told is ``unknown``."""
-        return [await self._one(asker, item) for item in items]
-
-    async def _one(self, asker: Did, item: StatusItem) -> StatusAnswer:
-        unknown = StatusAnswer(item.to, item.id, "unknown")
-        try:
-            inbox = parse_did(item.to).agent_key
-            message_id = parse_message_id(item.id)
-        except ValueError:
-            return unknown
-        question = Question(dedupe_key(asker, message_id), message_id_hour(message_id))
-        [found] = await self.store.status(inbox, [question])
-        return StatusAnswer(item.to, item.id, _STATE[found[0]]) if found else unknown
+        answers = [StatusAnswer(item.to, item.id, "unknown") for item in items]
+        asked: dict[AgentKey, dict[int, Question]] = {}
+        for place, item in enumerate(items):
+            try:
+                inbox = parse_did(item.to).agent_key
+                message_id = parse_message_id(item.id)
+            except ValueError:
+                continue
+            question = Question(dedupe_key(asker, message_id), message_id_hour(message_id))
+            asked.setdefault(inbox, {})[place] = question
+        for inbox, questions in asked.items():
+            found = await self.store.status(inbox, list(questions.values()))
+            for place, one in zip(questions, found, strict=True):
+                if one is not None:
+                    answers[place] = replace(answers[place], state=_STATE[one[0]])
+        return answers

@@ -1,0 +1,30 @@
+"""The ``relay`` command. Without the packages of an extra it says which one to install."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from relay import __version__
+
+_CLI = frozenset({"typer", "click"})
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; gives the exit code (see :mod:`relay.cli.exits`)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in (["--version"], ["version"]):
+        # before the imports below: a script that asks for the version asks often
+        sys.stdout.write(f"relay {__version__}\n")
+        return 0
+    try:
+        from relay.cli.app import run  # noqa: PLC0415  typer comes with an extra
+
+        return run(words)
+    except ModuleNotFoundError as exc:
+        package = (exc.name or "").partition(".")[0]
+        if not package or package == "relay":
+            raise
+        extra = "cli" if package in _CLI else "server"
+        sys.stderr.write(f"relay: {package} is not installed; pip install 'did-relay[{extra}]'\n")
+        return 1

@@ -1,0 +1,277 @@
+"""The commands and their options; what they do is in the modules beside this one.
+
+Rules of the file: an expected failure is one sentence on stderr and an exit code of
+:mod:`relay.cli.exits`, never a traceback. What a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from relay import __version__
+from relay.cli import identity, output
+from relay.cli.exits import MEANING, Exit, exit_of
+from relay.cli.identity import KeyFile
+from relay.client.keystore import KeyFileError
+from relay.core.errors import RelayError
+
+T = TypeVar("T")
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+DAY_S: Final = 24 * 3600
+
+_EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
+
+app = typer.Typer(
+    name="relay",
+    help="A relay that tells the truth about delivery, and the agents that use it.",
+    epilog=_EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+id_app = typer.Typer(help="Identities of agents.", no_args_is_help=True)
+config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
+app.add_typer(id_app, name="id")
+app.add_typer(config_app, name="config")
+
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
+    ),
+]
+Url = Annotated[str, typer.Option("--relay", envvar="RELAY_URL", help="Origin of the relay.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    *,
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        output.write(f"relay {__version__}")
+        raise typer.Exit
+
+
+@app.command("version")
+def _version(*, json: Json = False) -> None:
+    """Show the version."""
+    if json:
+        output.write_json({"version": __version__})
+    else:
+        output.write(f"relay {__version__}")
+
+
+# ---------------------------------------------------------------- agents
+
+
+@id_app.command("new")
+def _id_new(key: Key = None, *, json: Json = False) -> None:
+    """Make an identity: a key file that only you can read."""
+    identity.new(KeyFile(key), as_json=json)
+
+
+@id_app.command("show")
+def _id_show(key: Key = None, *, json: Json = False) -> None:
+    """Show the DID of an identity."""
+    identity.show(KeyFile(key), as_json=json)
+
+
+@app.command("send")
+def _send(
+    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID.")],
+    text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Send a file's bytes.", show_default=False)
+    ] = None,
+    content_type: Annotated[str | None, typer.Option(help="Media type of the body.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="URI: what kind of content.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Thread id.")] = None,
+    lifetime: Annotated[
+        int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
+    ] = 7 * DAY_S,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to go on trying.")] = 10.0,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
+    json: Json = False,
+) -> None:
+    """Send an envelope; done when the relay has signed that it keeps it."""
+    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
+    from relay.core.identity import parse_did  # noqa: PLC0415
+
+    body, default_type = _body(text, file)
+    try:
+        parse_did(to)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{exc}", param_hint="TO") from exc
+    letter = mail.Letter(to, body, content_type or default_type, not plain, kind, thread, lifetime)
+    _run(mail.send(KeyFile(key), relay, letter, deadline_s=timeout, as_json=json))
+
+
+def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give a text, or - for stdin, or --file", param_hint="TEXT")
+    if file is not None:
+        return file.read_bytes(), "application/octet-stream"
+    if text == "-":
+        return sys.stdin.buffer.read(), "text/plain; charset=utf-8"
+    return (text or "").encode(), "text/plain; charset=utf-8"
+
+
+@app.command("listen")
+def _listen(
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many.", show_default=False)
+    ] = None,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
+    json: Json = False,
+) -> None:
+    """Print what is delivered to this agent, and ack it once it is written."""
+    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
+
+    _run(mail.listen(KeyFile(key), relay, count=1 if once else count, as_json=json))
+
+
+@app.command("inbox")
+def _inbox(
+    limit: Annotated[int, typer.Option(min=0, help="Show at most so many.")] = 20,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Look at what waits, without acking it. Takes the inbox from a session that listens."""
+    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
+
+    _run(mail.look(KeyFile(key), relay, limit=limit, as_json=json))
+
+
+@app.command("demo")
+def _demo() -> None:
+    """Watch an envelope survive an offline recipient and a killed relay."""
+    from relay.cli import demo  # noqa: PLC0415  starts processes; nothing else needs it
+
+    raise typer.Exit(_run(demo.demo()))
+
+
+# ---------------------------------------------------------------- nodes
+
+Data = Annotated[
+    Path | None, typer.Option("--data", help="Directory of this node.", show_default=False)
+]
+Listen = Annotated[
+    str | None, typer.Option("--listen", help="Public HOST:PORT.", show_default=False)
+]
+Admin = Annotated[
+    str | None, typer.Option("--admin", help="HOST:PORT of the operator.", show_default=False)
+]
+PublicUrl = Annotated[
+    str | None, typer.Option("--public-url", help="Origin that agents dial.", show_default=False)
+]
+RedisUrl = Annotated[
+    str | None, typer.Option("--redis-url", help="An external store.", show_default=False)
+]
+
+
+@app.command("serve")
+def _serve(
+    data: Data = None,
+    listen: Listen = None,
+    admin: Admin = None,
+    public_url: PublicUrl = None,
+    redis_url: RedisUrl = None,
+) -> None:
+    """Run a relay node. Every other setting is a RELAY_ variable: relay config show."""
+    from relay.cli import node  # noqa: PLC0415  the packages of a node come with an extra
+
+    raise typer.Exit(node.serve(_overrides(data, listen, admin, public_url, redis_url)))
+
+
+@config_app.command("show")
+def _config_show(
+    data: Data = None,
+    listen: Listen = None,
+    admin: Admin = None,
+    public_url: PublicUrl = None,
+    redis_url: RedisUrl = None,
+    *,
+    json: Json = False,
+) -> None:
+    """Show every setting of a node, its value and where that comes from."""
+    from relay.cli import node  # noqa: PLC0415  the packages of a node come with an extra
+
+    node.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
+
+
+def _overrides(
+    data: Path | None,
+    listen: str | None,
+    admin: str | None,
+    public_url: str | None,
+    redis_url: str | None,
+) -> dict[str, Any]:
+    return {
+        "data": data,
+        "listen": listen,
+        "admin": admin,
+        "public_url": public_url,
+        "redis_url": redis_url,
+    }
+
+
+# ---------------------------------------------------------------- running
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """Run until it is done or interrupted; SIGTERM ends it as Ctrl-C does."""
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # before typer sees it: that would say "Aborted!" to somebody who has just pressed Ctrl-C
+        raise typer.Exit(Exit.INTERRUPTED) from None
+
+
+def run(words: Sequence[str]) -> int:
+    """Run one command; gives its exit code."""
+    try:
+        app(list(words), prog_name="relay")
+    except SystemExit as exc:
+        return exc.code if isinstance(exc.code, int) else int(bool(exc.code))
+    except RelayError as exc:
+        output.fail(exc, as_json="--json" in words)
+        return exit_of(exc)
+    except KeyFileError as exc:
+        output.say(f"relay: {exc}")
+        return Exit.FAILED
+    except BrokenPipeError:
+        # whoever read us has gone; what was not written was not acked
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.FAILED
+    except OSError as exc:
+        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else repr(exc)
+        output.say(f"relay: {reason}")
+        return Exit.FAILED
+    return Exit.OK

@@ -1,0 +1,46 @@
+"""Exit codes of every command: one table, shown by ``relay --help`` and never renumbered."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from relay.client.errors import OutcomeUnknownError, SupersededError, UnavailableError
+from relay.core.errors import ErrorCode, RelayError
+
+
+class Exit(IntEnum):
+    """How a command ended."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    UNAVAILABLE = 4
+    UNKNOWN = 5
+    SUPERSEDED = 6
+    INTERRUPTED = 130
+
+
+MEANING: Final[dict[Exit, str]] = {
+    Exit.OK: "done",
+    Exit.FAILED: "something here: a file, a bug, a demo that did not hold",
+    Exit.USAGE: "wrong arguments",
+    Exit.REFUSED: "a relay or a rule says no; the same again will not help",
+    Exit.UNAVAILABLE: "no relay, or not now; nothing was stored, try again",
+    Exit.UNKNOWN: "no answer in time; it may be stored",
+    Exit.SUPERSEDED: "another session took this agent's inbox",
+    Exit.INTERRUPTED: "interrupted",
+}
+"""What each says to a script."""
+
+
+def exit_of(exc: RelayError) -> Exit:
+    """The exit code of an error."""
+    if isinstance(exc, OutcomeUnknownError):
+        return Exit.UNKNOWN
+    if isinstance(exc, SupersededError):
+        return Exit.SUPERSEDED
+    if exc.code is ErrorCode.INTERNAL:
+        return Exit.FAILED
+    return Exit.UNAVAILABLE if isinstance(exc, UnavailableError) else Exit.REFUSED

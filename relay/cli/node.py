@@ -1,0 +1,50 @@
+"""``relay serve`` and ``relay config show``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from relay.cli.output import write, write_json
+
+_HIDDEN: Final = "(set, not shown)"
+
+
+def serve(overrides: dict[str, Any]) -> int:
+    """Run a node until a signal; gives its exit code."""
+    # imported here: no other command needs the packages of a node
+    from relay import settings  # noqa: PLC0415
+    from relay.server import serve as run  # noqa: PLC0415
+
+    return run(settings.load(overrides))
+
+
+def show_config(overrides: dict[str, Any], *, as_json: bool) -> None:
+    """Show each setting, its value and where that comes from; secrets stay hidden."""
+    from relay import settings  # noqa: PLC0415  as above
+
+    loaded, origins = settings.load(overrides), settings.origins(overrides)
+    rows = {
+        name: {"value": _plain(getattr(loaded, name)), "origin": origins[name]} for name in origins
+    }
+    if as_json:
+        write_json(rows)
+        return
+    width = max(len(name) for name in rows)
+    values = {name: _text(row["value"]) for name, row in rows.items()}
+    wide = max(len(value) for value in values.values())
+    for name, row in rows.items():
+        write(f"{name:<{width}}  {values[name]:<{wide}}  {row['origin']}")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return list(value)
+    return _HIDDEN if hasattr(value, "get_secret_value") else str(value)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "-"
+    return ",".join(value) or "-" if isinstance(value, list) else str(value)

@@ -1,0 +1,376 @@
+"""An agent: it sends, and what is sent to it arrives and is acked.
+
+::
+
+    async with Agent.open(key, relays=["https://relay.example"]) as me:
+        await me.send(to, "hello")
+        async for message in me.inbox():
+            ...
+            await message.ack()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from relay import clock
+from relay.client import keystore
+from relay.client import state as states
+from relay.client.conversation import Conversation
+from relay.client.errors import AgentError, again, typed
+from relay.client.inbox import Inbox
+from relay.client.message import Body, Message, Sent, content_of
+from relay.client.origin import parse as parse_origin
+from relay.client.outbox import MAX_IN_FLIGHT, Waiting
+from relay.core import envelope as envelopes
+from relay.core import records, seal
+from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
+from relay.core.errors import ErrorCode
+from relay.core.frames import (
+    Resolution,
+    Resolve,
+    Resolved,
+    State,
+    Status,
+    Statuses,
+    StatusItem,
+    Welcome,
+)
+from relay.core.identity import SigningKey, parse_did
+from relay.core.ids import Did, MessageId, new_message_id
+from relay.core.records import EndpointRecord
+
+OPEN_S: Final = 10.0
+SEND_S: Final = 30.0
+FLUSH_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What resolving came to: found, absent and unreadable are three answers.
+
+    Args:
+        state: which of them.
+        record: verified, with ``found``.
+        stale: past its ``exp``: good for routing, shown as stale.
+    """
+
+    state: Resolution
+    record: EndpointRecord | None = None
+    stale: bool = False
+
+
+class Agent:
+    """An identity in conversation with its relay; made by :meth:`open`."""
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+    # ------------------------------------------------------------ life
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        key: SigningKey | Path | str,
+        relays: str | Sequence[str],
+        *,
+        state: Path | None = None,
+        open_timeout_s: float = OPEN_S,
+        plain_networks: Sequence[str] = (),
+    ) -> AsyncIterator[Agent]:
+        """Log in and stay in conversation until the end of the block.
+
+        Args:
+            key: a signing key, or the path of its file.
+            relays: origins, ``https://host[:port]``; the first that answers is taken.
+            state: a file that keeps relay pins, record and epochs over restarts.
+            open_timeout_s: seconds until the first login must hold; later ones have no limit.
+            plain_networks: CIDRs that may be dialled without TLS; loopback always may.
+
+        Raises:
+            AgentError: the first login does not hold.
+            KeyFileError: ``key`` cannot be used.
+            ValueError: no relay, or not an origin.
+        """
+        signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
+        named = [relays] if isinstance(relays, str) else list(relays)
+        if not named:
+            raise ValueError("name at least one relay")
+        origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
+        kept = states.load(state) if state else states.in_memory()
+        conversation = Conversation(signing, origins, kept)
+        failure: BaseException | None = None
+        async with asyncio.TaskGroup() as tasks:
+            runner = tasks.create_task(conversation.run(), name=f"conversation of {signing.did}")
+            try:
+                await _first_login(conversation, open_timeout_s)
+                yield cls(conversation)
+            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
+                # raised again below: from here it would come out wrapped in an exception group
+                failure = exc
+            finally:
+                await _close(conversation, runner)
+        if failure is not None:
+            raise failure
+
+    @property
+    def did(self) -> Did:
+        """Who this is."""
+        return self._conversation.key.did
+
+    @property
+    def relay(self) -> Did | None:
+        """The relay of the latest login; it has proved itself."""
+        return self._conversation.relay
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """Where the inbox stood at the latest login."""
+        return self._conversation.welcome
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection just now."""
+        return self._conversation.line is not None
+
+    @property
+    def refused(self) -> int:
+        """Envelopes that could not be verified or opened, and were refused."""
+        return self._conversation.inbox.refused
+
+    # ------------------------------------------------------------ send
+
+    async def send(
+        self,
+        to: str,
+        body: Body,
+        *,
+        seal: bool = True,
+        content_type: str | None = None,
+        type: str | None = None,  # noqa: A002  the envelope's own word
+        thid: str | None = None,
+        pthid: str | None = None,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
+        deadline_s: float = SEND_S,
+    ) -> Sent:
+        """Send ``body`` and wait for the relay's receipt.
+
+        Args:
+            to: the recipient's DID.
+            body: text, bytes or JSON.
+            seal: only the recipient can read it; False: everybody on the way can.
+            content_type: media type; else that of text, bytes or JSON.
+            type: URI that says what kind of content it is.
+            thid: thread id.
+            pthid: parent thread id.
+            lifetime_s: seconds until it expires.
+            deadline_s: as for :meth:`submit`.
+
+        Raises:
+            AgentError: no receipt; ``.stored`` says what is known (see :meth:`submit`).
+            ValueError: ``to`` is no DID.
+        """
+        envelope = self.sign(
+            to,
+            body,
+            seal=seal,
+            content_type=content_type,
+            type=type,
+            thid=thid,
+            pthid=pthid,
+            lifetime_s=lifetime_s,
+        )
+        return await self.submit(envelope, deadline_s=deadline_s)
+
+    def sign(
+        self,
+        to: str,
+        body: Body,
+        *,
+        seal: bool = True,
+        content_type: str | None = None,
+        type: str | None = None,  # noqa: A002  the envelope's own word
+        thid: str | None = None,
+        pthid: str | None = None,
+        lifetime_s: int = DEFAULT_LIFETIME_S,
+    ) -> SignedEnvelope:
+        """Sign an envelope without submitting it; arguments as for :meth:`send`."""
+        return sign(
+            self._conversation.key,
+            to,
+            body,
+            sealed=seal,
+            content_type=content_type,
+            type=type,
+            thid=thid,
+            pthid=pthid,
+            lifetime_s=lifetime_s,
+            max_body_bytes=self._conversation.limits.get("body", MAX_BODY_BYTES),
+        )
+
+    async def submit(self, envelope: SignedEnvelope, *, deadline_s: float = SEND_S) -> Sent:
+        """Submit the same bytes until the relay's answer is definite.
+
+        Args:
+            envelope: what :meth:`sign` made, or the ``.envelope`` of an earlier failure.
+            deadline_s: seconds to go on, over reconnects.
+
+        Raises:
+            OutcomeUnknownError: the deadline passed and it may be stored: submit it again.
+            AgentError: a definite no, or never sent.
+        """
+        waiting: Waiting | None = None
+        conversation = self._conversation
+        try:
+            async with asyncio.timeout(deadline_s), self._room:
+                if conversation.ended is not None:
+                    raise _not_sent(conversation.ended, envelope)
+                waiting = conversation.outbox.add(envelope)
+                conversation.wake()
+                return await asyncio.shield(waiting.answer)
+        except TimeoutError as exc:
+            if waiting is None:
+                detail = "too much of this agent waits for an answer"
+                raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope) from exc
+            if waiting.answer.done():
+                return waiting.answer.result()
+            raise waiting.verdict() from exc
+        finally:
+            if waiting is not None:
+                conversation.outbox.forget(waiting)
+
+    # ------------------------------------------------------------ receive
+
+    def inbox(self) -> AsyncIterator[Message]:
+        """What is delivered, in order; ends when the agent is closed.
+
+        A message that is a :class:`Bounce` tells of envelopes that ended without an ack. Several
+        iterators share one inbox.
+
+        Raises:
+            SupersededError: a newer session has this inbox; the agent has stopped.
+            InboxResetError: once a reset; iterating anew goes on.
+            MovedError: this relay is not the agent's home.
+            AgentError: the agent ended otherwise.
+        """
+        return _Messages(self._conversation.inbox)
+
+    # ------------------------------------------------------------ ask
+
+    async def status(self, to: str, message_id: str) -> State:
+        """What became of an envelope that this agent sent to ``to``.
+
+        Raises:
+            AgentError: the relay's no, or no answer in time.
+        """
+        item = StatusItem(Did(to), MessageId(message_id))
+        answer = await self._conversation.ask(lambda ref: Status(ref, (item,)))
+        if not isinstance(answer, Statuses) or len(answer.items) != 1:
+            raise typed(ErrorCode.BAD_FRAME, "one question has one answer")
+        return answer.items[0].state
+
+    async def resolve(self, did: str) -> Found:
+        """Where an agent lives, as the relay knows it; the record's signature is checked here.
+
+        Raises:
+            AgentError: the relay's no, or no answer in time.
+        """
+        answer = await self._conversation.ask(lambda ref: Resolve(ref, Did(did)))
+        if not isinstance(answer, Resolved):
+            raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+        if answer.record is None:
+            return Found(answer.state)
+        record = records.parse(answer.record)
+        if record.did != did or records.verify(record, parse_did(did), clock.now()) is not None:
+            # a relay can withhold a record, but not make one: what it shows here is none
+            return Found("unreadable")
+        return Found(answer.state, record, stale=answer.stale)
+
+
+class _Messages(AsyncIterator[Message]):
+    """Iterates an inbox. No generator: that would hold the message which the program let go."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def __anext__(self) -> Message:
+        message = await self._inbox.next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+
+async def _first_login(conversation: Conversation, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await conversation.opened()
+    except TimeoutError as exc:
+        last = conversation.last_failure
+        if last is not None:
+            raise again(last) from exc
+        raise typed(ErrorCode.PEER_UNREACHABLE, "no relay answered in time") from exc
+
+
+async def _close(conversation: Conversation, runner: asyncio.Task[None]) -> None:
+    try:
+        if conversation.line is not None:
+            await conversation.inbox.flush(FLUSH_S)
+    finally:
+        conversation.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
+        runner.cancel()
+
+
+def _not_sent(ended: AgentError, envelope: SignedEnvelope) -> AgentError:
+    failure = again(ended)
+    failure.stored, failure.envelope = "no", envelope
+    return failure
+
+
+def sign(
+    key: SigningKey,
+    to: str,
+    body: Body,
+    *,
+    sealed: bool = True,
+    content_type: str | None = None,
+    type: str | None = None,  # noqa: A002  the envelope's own word
+    thid: str | None = None,
+    pthid: str | None = None,
+    lifetime_s: int = DEFAULT_LIFETIME_S,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> SignedEnvelope:
+    """Sign an envelope of ``key``'s agent; arguments as for :meth:`Agent.send`.
+
+    Raises:
+        TooLargeError: the body, sealed if it is, is over ``max_body_bytes``.
+        ValueError: ``to`` is no DID.
+    """
+    recipient = parse_did(to)
+    now = clock.now()
+    message_id = new_message_id(now, clock.entropy)
+    content = content_of(body, content_type)
+    wire = content.body
+    if sealed:
+        wire = seal.seal(content, sender=key.did, recipient=recipient, message_id=message_id)
+    if len(wire) > max_body_bytes:
+        detail = f"the body has {len(wire)} bytes on the wire, the relay takes {max_body_bytes}"
+        raise typed(ErrorCode.TOO_LARGE, detail, stored="no")
+    draft = Draft(
+        to=recipient.did,
+        id=message_id,
+        body=wire,
+        content_type=seal.CONTENT_TYPE if sealed else content.content_type,
+        created_at=int(now),
+        lifetime_s=lifetime_s,
+        type=type,
+        thid=thid,
+        pthid=pthid,
+    )
+    return envelopes.sign(draft, key)

@@ -1,0 +1,240 @@
+"""What the SDK raises: one class per family of codes, and one for each code a program may act on.
+
+Rules of the file: every class is also one of ``relay.core.errors`` and carries ``.code``; the table
+of classes is total over :class:`ErrorCode`.
+
+::
+
+    AgentError(code, detail, retry_after; stored, envelope, record)
+    ├── ProtocolError      ours or theirs, trying again will not help
+    ├── RejectedError      a policy says no
+    ├── StateError         not as things stand
+    ├── UnavailableError   nobody's fault, try again
+    │   └── OutcomeUnknownError   perhaps stored: submit the same envelope again, never sign anew
+    └── InternalError      a bug
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from relay.core import errors as core
+from relay.core.envelope import SignedEnvelope
+from relay.core.errors import ErrorCode, RelayError, Stored
+
+
+class AgentError(RelayError):
+    """Base of all that the SDK raises about a conversation.
+
+    Attributes:
+        stored: for a send: what is known of the envelope; ``no`` or ``unknown``, else None.
+        envelope: for a send: what to submit again, where that makes sense.
+        record: with ``moved``: the newest endpoint record (JWS) of the agent.
+    """
+
+    stored: Stored | None = None
+    envelope: SignedEnvelope | None = None
+    record: str | None = None
+
+
+class ProtocolError(AgentError, core.ProtocolError):
+    """Something was said that is never right."""
+
+
+class RejectedError(AgentError, core.RejectedError):
+    """A quota, a limit, a rule of the recipient or of the operator says no."""
+
+
+class StateError(AgentError, core.StateError):
+    """The request is fine, but not as things stand."""
+
+
+class UnavailableError(AgentError, core.UnavailableError):
+    """Nobody's fault; try again."""
+
+
+class InternalError(AgentError):
+    """The relay has a bug."""
+
+
+class OutcomeUnknownError(UnavailableError):
+    """The deadline passed; the envelope may be stored. Submit ``.envelope`` again, same bytes."""
+
+
+class UnreachableError(UnavailableError):
+    """No relay could be reached."""
+
+
+class StorageUnavailableError(UnavailableError):
+    """The relay's store does not answer."""
+
+
+class StorageFullError(UnavailableError):
+    """The relay's disk or memory is full."""
+
+
+class DrainingError(UnavailableError):
+    """The node is shutting down."""
+
+
+class SupersededError(StateError):
+    """A newer session has this inbox; this one has stopped for good."""
+
+
+class InboxResetError(StateError):
+    """The inbox began a new epoch: what was in it may be lost, what comes may come again."""
+
+
+class MovedError(StateError):
+    """The newest record names another home."""
+
+
+class UnknownInboxError(StateError):
+    """The recipient has no inbox at this relay."""
+
+
+class WrongRelayError(ProtocolError):
+    """The relay at this address is not the one it was, or is not what it says."""
+
+
+class ExpiredError(ProtocolError):
+    """The time of an envelope or a login has passed."""
+
+
+class ReplayedError(ProtocolError):
+    """The id was used for another envelope."""
+
+
+class StaleIdError(ProtocolError):
+    """The inbox no longer remembers ids this old."""
+
+
+class TooLargeError(ProtocolError):
+    """Over a limit of the relay."""
+
+
+class ClosedError(ProtocolError):
+    """This agent was closed (``wrong_state``)."""
+
+
+class RateLimitedError(RejectedError):
+    """Too fast; ``retry_after`` says when to go on."""
+
+
+class SenderQuotaError(RejectedError):
+    """Too much of this sender waits in that inbox."""
+
+
+class InboxFullError(RejectedError):
+    """The recipient's inbox is full."""
+
+
+class BlockedError(RejectedError):
+    """The operator or the recipient does not take this sender's envelopes."""
+
+
+class NotAdmittedError(RejectedError):
+    """The relay gives this agent no inbox."""
+
+
+CLASS_OF: Final[dict[ErrorCode, type[AgentError]]] = {
+    ErrorCode.BAD_ENVELOPE: ProtocolError,
+    ErrorCode.BAD_SIGNATURE: ProtocolError,
+    ErrorCode.BAD_FRAME: ProtocolError,
+    ErrorCode.REPLAYED: ReplayedError,
+    ErrorCode.STALE_ID: StaleIdError,
+    ErrorCode.WRONG_STATE: ClosedError,
+    ErrorCode.WRONG_RELAY: WrongRelayError,
+    ErrorCode.TOO_LARGE: TooLargeError,
+    ErrorCode.TOO_MANY_HOPS: ProtocolError,
+    ErrorCode.EXPIRED: ExpiredError,
+    ErrorCode.NOT_YET_VALID: ProtocolError,
+    ErrorCode.UNSUPPORTED: ProtocolError,
+    ErrorCode.RATE_LIMITED: RateLimitedError,
+    ErrorCode.SENDER_QUOTA: SenderQuotaError,
+    ErrorCode.INBOX_FULL: InboxFullError,
+    ErrorCode.BLOCKED: BlockedError,
+    ErrorCode.NOT_ADMITTED: NotAdmittedError,
+    ErrorCode.NOT_FEDERATED: RejectedError,
+    ErrorCode.NO_RELAYING: RejectedError,
+    ErrorCode.OVERLOADED: RejectedError,
+    ErrorCode.UNKNOWN_INBOX: UnknownInboxError,
+    ErrorCode.INBOX_RESET: InboxResetError,
+    ErrorCode.MOVED: MovedError,
+    ErrorCode.SUPERSEDED: SupersededError,
+    ErrorCode.MIGRATING: StateError,
+    ErrorCode.AUTH_REQUIRED: StateError,
+    ErrorCode.STALE_RECORD: StateError,
+    ErrorCode.CORRUPT: StateError,
+    ErrorCode.STORAGE_UNAVAILABLE: StorageUnavailableError,
+    ErrorCode.STORAGE_FULL: StorageFullError,
+    ErrorCode.PEER_UNREACHABLE: UnreachableError,
+    ErrorCode.IDENTITY_UNAVAILABLE: UnavailableError,
+    ErrorCode.DRAINING: DrainingError,
+    ErrorCode.SLOW_READER: UnavailableError,
+    ErrorCode.INTERNAL: InternalError,
+}
+"""The class of each code."""
+
+CLOSE_CODES: Final[dict[int, ErrorCode]] = {
+    4000: ErrorCode.INTERNAL,
+    4001: ErrorCode.SUPERSEDED,
+    4002: ErrorCode.MIGRATING,
+    4003: ErrorCode.AUTH_REQUIRED,
+    4004: ErrorCode.BAD_FRAME,
+    4005: ErrorCode.BAD_SIGNATURE,
+    4006: ErrorCode.WRONG_RELAY,
+    4007: ErrorCode.NOT_ADMITTED,
+    4008: ErrorCode.NOT_FEDERATED,
+    4009: ErrorCode.RATE_LIMITED,
+    4010: ErrorCode.OVERLOADED,
+    4011: ErrorCode.DRAINING,
+    4012: ErrorCode.STORAGE_UNAVAILABLE,
+    4013: ErrorCode.SLOW_READER,
+    4014: ErrorCode.TOO_LARGE,
+    4015: ErrorCode.UNSUPPORTED,
+    4016: ErrorCode.BLOCKED,
+    4017: ErrorCode.MOVED,
+}
+"""PROTOCOL.md §5.5, for a close whose ``bye`` did not arrive."""
+
+ENDS_THE_AGENT: Final = frozenset({
+    ErrorCode.SUPERSEDED, ErrorCode.WRONG_RELAY, ErrorCode.NOT_ADMITTED, ErrorCode.BLOCKED,
+    ErrorCode.UNSUPPORTED, ErrorCode.BAD_SIGNATURE, ErrorCode.NOT_YET_VALID, ErrorCode.EXPIRED,
+    ErrorCode.NOT_FEDERATED, ErrorCode.MIGRATING, ErrorCode.MOVED,
+})  # fmt: skip
+"""Ends of a conversation after which dialling again would only repeat them, or fight."""
+
+
+def typed(
+    code: ErrorCode,
+    detail: str = "",
+    *,
+    retry_after: int | None = None,
+    stored: Stored | None = None,
+    envelope: SignedEnvelope | None = None,
+    record: str | None = None,
+) -> AgentError:
+    """Make the error whose class belongs to ``code``."""
+    exc = CLASS_OF[code](code, detail, retry_after=retry_after)
+    exc.stored, exc.envelope, exc.record = stored, envelope, record
+    return exc
+
+
+def of(exc: RelayError, *, record: str | None = None) -> AgentError:
+    """The SDK's error for one of the core's."""
+    if isinstance(exc, AgentError):
+        return exc
+    return typed(exc.code, exc.detail, retry_after=exc.retry_after, record=record)
+
+
+def again(exc: AgentError) -> AgentError:
+    """A fresh exception like ``exc``: one object raised in several tasks mixes their tracebacks."""
+    return typed(
+        exc.code,
+        exc.detail,
+        retry_after=exc.retry_after,
+        stored=exc.stored,
+        envelope=exc.envelope,
+        record=exc.record,
+    )

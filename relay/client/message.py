@@ -1,0 +1,172 @@
+"""What a program sends and gets: bodies, messages, bounces and receipts as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Final, Protocol
+
+import orjson
+
+from relay.core.ids import Did, Eid, MessageId
+from relay.core.receipts import BounceItem, Custody, Durability
+from relay.core.seal import Content
+
+TEXT: Final = "text/plain; charset=utf-8"
+JSON: Final = "application/json"
+BYTES: Final = "application/octet-stream"
+
+Body = str | bytes | dict[str, Any] | list[Any] | int | float | bool | None
+"""What can be sent: text, bytes, or anything that is JSON."""
+
+
+def content_of(body: Body, content_type: str | None = None) -> Content:
+    """Text as UTF-8, bytes as they are, anything else as JSON.
+
+    Raises:
+        TypeError: not JSON.
+    """
+    if isinstance(body, str):
+        return Content(content_type or TEXT, body.encode())
+    if isinstance(body, bytes):
+        return Content(content_type or BYTES, body)
+    return Content(content_type or JSON, orjson.dumps(body))
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A relay has signed that it keeps the envelope; it says nothing of delivery (GUARANTEES S1).
+
+    Args:
+        eid: which envelope.
+        id: the sender's own id, for ``status``.
+        to: its recipient.
+        relay: whose word this is.
+        at: when it said so, Unix seconds.
+        durability: ``fsync`` is the only one that survives a power cut.
+        custody: where it lies: in the recipient's inbox, or on its way to another relay.
+        expires_at: Unix seconds.
+        dup: it had been stored before; the first answer was lost on its way.
+        receipt: the signed receipt (JWS), as it came.
+    """
+
+    eid: Eid
+    id: MessageId
+    to: Did
+    relay: Did
+    at: int
+    durability: Durability
+    custody: Custody
+    expires_at: int
+    dup: bool
+    receipt: str
+
+
+class Desk(Protocol):
+    """Where a message is answered."""
+
+    async def ack(self, eid: Eid, *, wait: bool) -> None:
+        """The program has durably processed it."""
+        ...
+
+    async def refuse(self, eid: Eid, code: str, *, wait: bool) -> None:
+        """The program cannot process it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Message:
+    """An envelope that was verified and opened.
+
+    While the program holds it, it is not shown a second time. One that is let go without an answer
+    comes again after the next reconnect, with ``redelivered``.
+
+    Args:
+        sender: who signed it.
+        body: its content, opened if it was sealed.
+        content_type: media type of ``body``.
+        id: the sender's own id.
+        eid: hash of the signed bytes; the same envelope always has the same.
+        redelivered: False is a promise: no session was handed it before.
+        sealed: whether nobody on the way could read it.
+        created_at: Unix seconds, as the sender says.
+        expires_at: Unix seconds.
+        type: URI that says what kind of content it is, or None.
+        thid: thread id, or None.
+        pthid: parent thread id, or None.
+    """
+
+    sender: Did
+    body: bytes
+    content_type: str
+    id: MessageId
+    eid: Eid
+    redelivered: bool
+    sealed: bool
+    created_at: int
+    expires_at: int
+    type: str | None
+    thid: str | None
+    pthid: str | None
+    desk: Desk
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(id={self.id!r}, sender={self.sender!r})"
+
+    def text(self) -> str:
+        """The body as UTF-8 text.
+
+        Raises:
+            UnicodeDecodeError: it is not.
+        """
+        return self.body.decode()
+
+    def json(self) -> Any:
+        """The body as JSON.
+
+        Raises:
+            ValueError: it is not.
+        """
+        return orjson.loads(self.body)
+
+    async def ack(self, *, wait: bool = True) -> None:
+        """Say that it is durably processed; it is never shown again.
+
+        Args:
+            wait: return when the relay has made it durable; False: as soon as it is noted here.
+
+        Raises:
+            InboxResetError: the inbox began a new epoch before the ack was durable.
+            ExpiredError: it expired first, and its sender was told so.
+            SupersededError: a newer session has the inbox.
+            ClosedError: the agent was closed.
+        """
+        await self.desk.ack(self.eid, wait=wait)
+
+    async def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
+        """Say that it cannot be processed: it is removed and its sender gets one bounce.
+
+        Args:
+            code: the reason that the sender reads, at most 64 characters.
+            wait: as for :meth:`ack`.
+
+        Raises:
+            AgentError: as :meth:`ack`.
+        """
+        await self.desk.refuse(self.eid, code, wait=wait)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Bounce(Message):
+    """A relay's signed word that envelopes of ours ended without an ack (GUARANTEES.md R6).
+
+    Args:
+        items: which, why, and whether the recipient may have been handed them before.
+    """
+
+    items: tuple[BounceItem, ...]
+
+    @classmethod
+    def of(cls, message: Message, items: tuple[BounceItem, ...]) -> Bounce:
+        """The same message, read as a bounce."""
+        values = {item.name: getattr(message, item.name) for item in fields(Message)}
+        return cls(**values, items=items)

@@ -1,0 +1,89 @@
+"""Verify and open what a relay delivered: nothing that it says of an envelope is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay.client.message import Bounce, Desk, Message
+from relay.core import envelope as envelopes
+from relay.core import seal
+from relay.core.envelope import Envelope
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Eid
+from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, verify_bounce
+from relay.core.seal import Content
+
+MAX_BODY_BYTES: Final = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An envelope whose signature holds, addressed to us, and its content."""
+
+    envelope: Envelope
+    content: Content
+    bounced: tuple[BounceItem, ...] | None
+
+    def message(self, desk: Desk, *, redelivered: bool) -> Message:
+        """What the program gets of it."""
+        envelope = self.envelope
+        message = Message(
+            sender=envelope.sender.did,
+            body=self.content.body,
+            content_type=self.content.content_type,
+            id=envelope.id,
+            eid=envelope.eid,
+            redelivered=redelivered,
+            sealed=envelope.content_type == seal.CONTENT_TYPE,
+            created_at=envelope.created_at,
+            expires_at=envelope.expires_at,
+            type=envelope.type,
+            thid=envelope.thid,
+            pthid=envelope.pthid,
+            desk=desk,
+        )
+        return message if self.bounced is None else Bounce.of(message, self.bounced)
+
+
+@dataclass(slots=True)
+class Opener:
+    """Opens envelopes for one agent.
+
+    Args:
+        key: the agent's.
+        receipted_by: which relay gave a receipt for an envelope of ours, None where not known.
+        proven: relays that have proved themselves to this agent.
+    """
+
+    key: SigningKey
+    receipted_by: Callable[[Eid], Did | None]
+    proven: set[Did] = field(default_factory=set)
+
+    def __call__(self, item: object) -> Opened:
+        """Verify and open one raw envelope.
+
+        Raises:
+            RelayError: what is wrong with it.
+        """
+        envelope = envelopes.parse(item, max_body_bytes=MAX_BODY_BYTES)
+        if envelope.recipient.did != self.key.did:
+            raise ProtocolError(ErrorCode.BAD_ENVELOPE, "addressed to somebody else")
+        envelopes.verify(envelope, envelope.sender)
+        content = seal.open_body(envelope, self.key)
+        bounced = None
+        if content.content_type == BOUNCE_CONTENT_TYPE:
+            bounced = self._bounced(envelope.sender.did, content.body)
+        return Opened(envelope, content, bounced)
+
+    def _bounced(self, sender: Did, body: bytes) -> tuple[BounceItem, ...]:
+        """Believe a relay that proved itself to us, about what it gave us the receipt for (R6)."""
+        if sender not in self.proven:
+            raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not ours")
+        items = verify_bounce(body.decode("ascii", errors="replace"), sender)
+        believed = tuple(item for item in items if self.receipted_by(item.eid) in {None, sender})
+        if not believed:
+            raise ProtocolError(ErrorCode.BAD_ENVELOPE, "a bounce of what another relay keeps")
+        return believed

@@ -1,0 +1,101 @@
+"""Questions to the relay that one frame answers: status, resolve, publish.
+
+Rules of the file: a question may be asked twice, so one without an answer is asked again on the
+next connection, until its asker stops waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay.client.errors import AgentError, again, of
+from relay.core.errors import ErrorCode, ProtocolError, RelayError
+from relay.core.frames import Publish, Published, Resolve, Resolved, Status, Statuses
+
+Question = Status | Resolve | Publish
+Answer = Statuses | Resolved | Published
+
+MOST_AT_ONCE: Final = 8
+
+
+@dataclass(slots=True)
+class Questions:
+    """What was asked and not answered yet."""
+
+    _count: int = 0
+    _unsaid: list[Question] = field(default_factory=list)
+    _asked: dict[str, tuple[Question, asyncio.Future[Answer]]] = field(default_factory=dict)
+    _said: set[str] = field(default_factory=set)
+
+    def ask(self, make: Callable[[str], Question]) -> asyncio.Future[Answer]:
+        """Ask; ``make`` gets the ref. Cancel the future to stop waiting."""
+        self._count += 1
+        ref = f"q{self._count}"
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        self._asked[ref] = (make(ref), answer)
+        self._unsaid.append(self._asked[ref][0])
+        return answer
+
+    def next(self) -> Question | None:
+        """The next frame; only a few are under way at once."""
+        while self._unsaid and len(self._said) < MOST_AT_ONCE:
+            question = self._unsaid.pop(0)
+            if self._asked[question.ref][1].done():
+                del self._asked[question.ref]
+                continue
+            self._said.add(question.ref)
+            return question
+        return None
+
+    def answered(self, answer: Answer) -> None:
+        """Take an answer.
+
+        Raises:
+            ProtocolError: nobody asked, or it answers another kind of question.
+        """
+        question, future = self._take(answer.ref)
+        if _ANSWER[type(question)] is not type(answer):
+            future.cancel()
+            raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+        if not future.done():
+            future.set_result(answer)
+
+    def failed(self, ref: str, exc: RelayError) -> None:
+        """A question was answered by an error.
+
+        Raises:
+            ProtocolError: nobody asked.
+        """
+        _, future = self._take(ref)
+        if not future.done():
+            future.set_exception(of(exc))
+
+    def _take(self, ref: str) -> tuple[Question, asyncio.Future[Answer]]:
+        if ref not in self._said:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to what was not asked")
+        self._said.discard(ref)
+        return self._asked.pop(ref)
+
+    def lost(self) -> None:
+        """The connection is gone: ask again on the next one."""
+        self._said.clear()
+        self._unsaid = [question for question, _ in self._asked.values()]
+
+    def end(self, failure: AgentError) -> None:
+        """Nobody will answer."""
+        for _, future in self._asked.values():
+            if not future.done():
+                future.set_exception(again(failure))
+        self._asked.clear()
+        self._unsaid.clear()
+        self._said.clear()
+
+
+_ANSWER: Final[dict[type[Question], type[Answer]]] = {
+    Status: Statuses,
+    Resolve: Resolved,
+    Publish: Published,
+}

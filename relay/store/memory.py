@@ -1,0 +1,340 @@
+"""The store in this process's memory: a shipped fake that *is* :class:`relay.core.inbox.Inbox`.
+
+Rules of the file: a method runs without awaiting anything, so it is one atomic step and there is
+nothing to roll back; what it promises ends with the process, hence durability ``memory``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from relay.clock import entropy
+from relay.core.dedupe import Fate
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.core.inbox import (
+    BOUNCE_GRACE_S,
+    Accepted,
+    Acked,
+    BounceIntent,
+    Inbox,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    Question,
+    Window,
+)
+from relay.core.jws import b64encode
+from relay.core.ranges import Reason
+from relay.core.receipts import MAX_BOUNCED, Durability
+from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest, RecordRow
+
+DEDUPE_TOTAL: Final = 1_000_000
+"""Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""
+EID_PREFIX: Final = 21
+"""Characters of an eid that a finished id is known by: the store keeps its first 16 bytes (R3)."""
+
+
+@dataclass(slots=True)
+class _Bounces:
+    """Intents of one sender: those that wait, and the batch that is being delivered."""
+
+    waiting: list[BounceIntent] = field(default_factory=list)
+    frozen: BounceBatch | None = None
+
+
+class MemoryStore:
+    """All ports of a store, for one process.
+
+    Args:
+        limits: quotas of each inbox.
+        now: the clock that expiry goes by.
+        dedupe_total: ids remembered over all inboxes; above it, the inbox that remembers most
+            forgets its oldest hour.
+    """
+
+    durability: Durability = "memory"
+
+    def __init__(
+        self,
+        limits: InboxLimits,
+        now: Callable[[], Timestamp],
+        *,
+        dedupe_total: int = DEDUPE_TOTAL,
+    ) -> None:
+        self._limits = limits
+        self._now = now
+        self._dedupe_total = dedupe_total
+        self._inboxes: dict[AgentKey, Inbox] = {}
+        self._records: dict[AgentKey, RecordRow] = {}
+        self._bounces: dict[AgentKey, _Bounces] = {}
+        self._values: dict[bytes, tuple[bytes, float]] = {}
+        self._nodes: dict[NodeId, float] = {}
+        self._ids_at_most = 0
+        self._clock_ok = True
+        self._full: str | None = None
+
+    # ------------------------------------------------------------ lifetime
+
+    async def start(self, *, relay: Did, node: NodeId) -> None:
+        """Nothing to connect to; one process is one relay."""
+
+    async def run(self) -> None:
+        """Nothing to keep going."""
+
+    async def stop(self) -> None:
+        """Nothing to close; the data stay until the object goes."""
+
+    def is_available(self) -> bool:
+        """Always."""
+        return True
+
+    def trust_clock(self, *, ok: bool) -> None:
+        """Whether anything may expire from now on."""
+        self._clock_ok = ok
+
+    def refuse_appends(self, reason: str | None) -> None:
+        """Answer new envelopes with ``storage_full``; None takes them again."""
+        self._full = reason
+
+    def on_wake(self, callback: OnWake) -> None:
+        """No other node, so no news from one."""
+
+    # ------------------------------------------------------------ inboxes
+
+    async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
+        """Store a batch, each item judged alone."""
+        return [self._accept(item) for item in items]
+
+    def _accept(self, item: StoredEnvelope) -> Accepted | Refusal:
+        inbox = self._inboxes.get(item.inbox)
+        row = self._records.get(item.inbox)
+        known = inbox is not None and inbox.dedupe.find(item.hour, item.dedupe_key) is not None
+        if not known:
+            if row is not None and not row.names_us:
+                return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere",
+                               record=row.compact)  # fmt: skip
+            if inbox is None:
+                return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
+            if self._full is not None:
+                return Refusal(ErrorCode.STORAGE_FULL, self._full)
+            if item.expires_at > self._now() and not self._make_room():
+                return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
+        inbox = self._inboxes[item.inbox]
+        return inbox.accept(item, self._limits, self._now(), clock_ok=self._clock_ok)
+
+    def _make_room(self) -> bool:
+        """Keep within the budget of all inboxes together (R3)."""
+        self._ids_at_most += 1
+        if self._ids_at_most <= self._dedupe_total:
+            return True
+        sizes = {key: len(inbox.dedupe) for key, inbox in self._inboxes.items()}
+        while sum(sizes.values()) >= self._dedupe_total:
+            able = [key for key in sizes if self._inboxes[key].dedupe.can_shed()]
+            if not able:
+                return False
+            most = max(able, key=lambda key: sizes[key])
+            sizes[most] -= self._inboxes[most].dedupe.shed()
+        self._ids_at_most = sum(sizes.values()) + 1
+        return True
+
+    async def open(self, request: OpenRequest) -> Opened | Refusal:
+        """Open a session, and the inbox if it may be made."""
+        row = self._records.get(request.inbox)
+        if row is not None and not row.names_us:
+            return Refusal(ErrorCode.UNKNOWN_INBOX, "the newest record names other homes")
+        inbox = self._inboxes.get(request.inbox)
+        if inbox is None:
+            if not request.create:
+                return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
+            inbox = self._inboxes[request.inbox] = Inbox(request.inbox, _new_epoch())
+        return inbox.open_session(request.node, request.window, until=request.until)
+
+    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+        """End a session cleanly."""
+        found = self._inboxes.get(inbox)
+        return found is not None and found.close_session(fence, last_handed)
+
+    async def read(
+        self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
+    ) -> Page | Refusal:
+        """Read on, past what expires on the way."""
+        found = self._inboxes.get(inbox)
+        if found is None:
+            return _lost()
+        while True:
+            page = found.read(fence, after, window, self._now(), clock_ok=self._clock_ok)
+            if isinstance(page, Refusal):
+                return self._heal(found, fence, page)
+            if not page.expired:
+                return page
+            self._conclude(found, page.expired, Reason.EXPIRED)
+
+    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
+        """Read from the cursor and write down how far."""
+        found = self._inboxes.get(inbox)
+        if found is None:
+            return _lost()
+        while True:
+            page = found.take(session, window, self._now(), clock_ok=self._clock_ok)
+            if isinstance(page, Refusal):
+                return self._heal(found, session.fence, page)
+            self._conclude(found, page.expired, Reason.EXPIRED)
+            # what was taken with it is marked from now on: handed over now, never read again
+            if page.items or not page.expired:
+                return replace(page, expired=())
+
+    def _heal(self, inbox: Inbox, fence: Fence, refusal: Refusal) -> Refusal:
+        # a reader from before a reset is told the same, and there is nothing left to heal
+        if refusal.code is ErrorCode.INBOX_RESET and fence == inbox.fence:
+            inbox.reset(_new_epoch(), int(self._now()) + BOUNCE_GRACE_S)
+        return refusal
+
+    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+        """Delete what was processed."""
+        return [self._ack(request) for request in requests]
+
+    def _ack(self, request: AckRequest) -> Acked | Refusal:
+        inbox = self._inboxes.get(request.inbox)
+        if inbox is None:
+            return _lost()
+        step = inbox.take_ack if request.taken else inbox.ack
+        done = step(request.ack, self._now())
+        if isinstance(done, Refusal):
+            return done
+        acked, intents = done
+        self._intend(intents)
+        return acked
+
+    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
+        """End entries that were never handed to the live session."""
+        found = self._inboxes.get(inbox)
+        if found is not None:
+            self._conclude(found, seqs, reason)
+
+    def _conclude(self, inbox: Inbox, seqs: Iterable[Seq], reason: Reason) -> None:
+        self._intend(inbox.conclude(seqs, reason, self._now(), clock_ok=self._clock_ok))
+
+    async def status(
+        self, inbox: AgentKey, questions: Sequence[Question]
+    ) -> list[tuple[Fate, Eid] | None]:
+        """What became of ids; of the eid, its first :data:`EID_PREFIX` characters."""
+        found = self._inboxes.get(inbox)
+        if found is None:
+            return [None] * len(questions)
+        return [
+            (answer[0], Eid(answer[1][:EID_PREFIX])) if answer else None
+            for answer in found.status(questions)
+        ]
+
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+        """Fence, epoch and head of many inboxes."""
+        found = [self._inboxes.get(key) for key in inboxes]
+        return [Head(one.fence, one.epoch, one.last) if one else None for one in found]
+
+    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
+        """Keep the newer of the held and the given record."""
+        held = self._records.get(owner)
+        if held is None or row.order > held.order:
+            self._records[owner] = row
+        return self._records[owner]
+
+    async def record(self, owner: AgentKey) -> RecordRow | None:
+        """The newest record held of an agent."""
+        return self._records.get(owner)
+
+    async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
+        """End what expired, but nothing in flight."""
+        if not self._clock_ok:
+            return 0
+        before = sum(len(inbox.live) for inbox in self._inboxes.values())
+        for inbox in self._inboxes.values():
+            self._intend(inbox.sweep(self._now(), {*live_nodes, node}))
+        return before - sum(len(inbox.live) for inbox in self._inboxes.values())
+
+    # ------------------------------------------------------------ bounces
+
+    def _intend(self, intents: Iterable[BounceIntent]) -> None:
+        for intent in intents:
+            self._bounces.setdefault(intent.sender, _Bounces()).waiting.append(intent)
+
+    async def take_bounces(self) -> list[BounceBatch]:
+        """Batches that are due; one taken before and not finished comes again as it was."""
+        batches = (self._batch(sender, bounces) for sender, bounces in self._bounces.items())
+        return [batch for batch in batches if batch is not None]
+
+    def _batch(self, sender: AgentKey, bounces: _Bounces) -> BounceBatch | None:
+        if bounces.frozen is None:
+            now = self._now()
+            bounces.waiting.sort(key=lambda intent: intent.due_at)
+            due = [intent for intent in bounces.waiting if intent.due_at <= now][:MAX_BOUNCED]
+            if due:
+                bounces.waiting = bounces.waiting[len(due) :]
+                text = "|".join([sender, str(int(now)), *(intent.eid for intent in due)])
+                token = hashlib.sha256(text.encode()).digest()[:20]
+                bounces.frozen = BounceBatch(sender, token, int(now), tuple(due))
+        return bounces.frozen
+
+    async def finish_bounces(self, batch: BounceBatch) -> None:
+        """Forget a batch that was delivered."""
+        bounces = self._bounces.get(batch.sender)
+        if bounces is None or bounces.frozen is None or bounces.frozen.token != batch.token:
+            return
+        bounces.frozen = None
+        if not bounces.waiting:
+            del self._bounces[batch.sender]
+
+    # ------------------------------------------------------------ nodes
+
+    async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
+        """Say that this node lives; gives all that do."""
+        now = self._now()
+        self._nodes[node] = now + ttl_s
+        self._nodes = {name: until for name, until in self._nodes.items() if until > now}
+        return frozenset(self._nodes)
+
+    async def leave(self, node: NodeId) -> None:
+        """Say that this node is gone."""
+        self._nodes.pop(node, None)
+
+    async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
+        """Keep a small value until it is taken or ``ttl_s``."""
+        now = self._now()
+        gone = itertools.takewhile(lambda one: self._values[one][1] <= now, list(self._values))
+        for old in list(gone):
+            del self._values[old]
+        self._values[name] = (value, now + ttl_s)
+
+    async def get(self, name: bytes) -> bytes | None:
+        """The value, if it is still there."""
+        value, until = self._values.get(name, (None, 0.0))
+        return value if until > self._now() else None
+
+    async def take_once(self, name: bytes) -> bytes | None:
+        """The value, exactly once."""
+        value = await self.get(name)
+        self._values.pop(name, None)
+        return value
+
+    async def time(self) -> Timestamp:
+        """The clock that expiry goes by."""
+        return self._now()
+
+    async def last_time(self) -> Timestamp | None:
+        """Nothing is older than this process."""
+        return None
+
+
+def _new_epoch() -> Epoch:
+    return Epoch(b64encode(entropy(12)))
+
+
+def _lost() -> Refusal:
+    # a session that was opened, of an inbox that is gone: lost, which is not the same as empty
+    return Refusal(ErrorCode.INBOX_RESET, "the store lost this inbox")

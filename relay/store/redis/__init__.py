@@ -1,0 +1,19 @@
+"""The store over Redis ≥ 7.0 or Valkey ≥ 8.1, standalone or Cluster.
+
+Read in this order::
+
+    store.py          RedisStore: the parts and their lifetime
+    keys.py           names and partitions
+    scripts/*.lua     what happens to mail; scripts/lib/inbox.lua first
+    inboxes.py        calls of those scripts; pages.py and entries.py check what is read
+    partitions.py     what every call says and learns; lineage.py: rollback
+    guard.py          settings, memory, clock
+    wakeups.py        hints between nodes
+    client.py         connection, deadlines, errors
+"""
+
+from __future__ import annotations
+
+from relay.store.redis.store import RedisStore
+
+__all__ = ["RedisStore"]

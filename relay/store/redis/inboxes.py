@@ -1,0 +1,381 @@
+"""Inboxes over Lua scripts: the shape of calls and replies; the rules are in scripts/*.lua.
+
+Rules of the file: every reply echoes the inbox it speaks of and is compared; what cannot be stored
+now is refused only after asking whether it was stored before, since ``stored: no`` must be true.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any, Final
+
+from relay.core.dedupe import Fate
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
+from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Partition, Seq
+from relay.core.inbox import (
+    Accepted,
+    Acked,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    Pending,
+    Question,
+    Refused,
+    Window,
+)
+from relay.core.ranges import Reason
+from relay.ports import AckRequest, Head, OpenRequest
+from relay.store.redis import entries
+from relay.store.redis.guard import Guard
+from relay.store.redis.pages import RawPage
+from relay.store.redis.partitions import Partitions
+
+_MOST_IDS: Final = 1024
+"""Seqs a script call names (PROTOCOL.md §3.4)."""
+_MOST_ROUNDS: Final = 200
+"""Expired runs are concluded 256 at a time: enough for a full inbox, an end for a broken one."""
+
+_REFUSALS: Final = {
+    b"replayed": Refusal(ErrorCode.REPLAYED, "this id was used for another envelope"),
+    b"expired": Refusal(ErrorCode.EXPIRED, "expires_time has passed"),
+    b"clock_in_doubt": Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt"),
+    b"stale_id": Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old"),
+    b"inbox_full": Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full"),
+    b"sender_quota": Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox"),
+    b"overloaded": Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full"),
+    b"unknown_inbox": Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here"),
+    b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
+    b"inbox_reset": Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch"),
+    b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "upto is beyond what this session was given"),
+}
+_FATE_OF: Final = {Reason.EXPIRED: "E", Reason.CORRUPT: "C"}
+
+
+class Inboxes:
+    """The inbox half of a store.
+
+    Args:
+        partitions: where the scripts run.
+        guard: whether new envelopes may be taken.
+        limits: quotas of each inbox.
+    """
+
+    def __init__(self, partitions: Partitions, guard: Guard, limits: InboxLimits) -> None:
+        self._partitions = partitions
+        self._guard = guard
+        self._limits = limits
+
+    # ------------------------------------------------------------ accept
+
+    async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
+        """Store a batch: one commit per partition, each item and each partition judged alone."""
+        if self._partitions.count == 1:
+            return await self._append(Partition(0), items)
+        places = self._partitions.split(items, lambda item: item.inbox)
+        parts = list(places)
+        done = await self._partitions.gather_each(
+            parts, lambda part: self._append(part, [items[place] for place in places[part]])
+        )
+        results: list[Accepted | Refusal] = [_broken("append")] * len(items)
+        for part, outcome in zip(parts, done, strict=True):
+            for at, place in enumerate(places[part]):
+                results[place] = (
+                    Refusal.of(outcome) if isinstance(outcome, RelayError) else outcome[at]
+                )
+        return results
+
+    async def _append(
+        self, part: Partition, items: Sequence[StoredEnvelope]
+    ) -> list[Accepted | Refusal]:
+        full = self._guard.refusal(part)
+        if full is not None:
+            return await self._recall(part, items, full)
+        try:
+            replies = await self._store(part, items)
+            lost = [at for at, reply in enumerate(replies) if reply[1] == b"lost"]
+            if lost:
+                anew = await self._store(part, [replace(items[at], marked=True) for at in lost])
+                for at, reply in zip(lost, anew, strict=True):
+                    replies[at] = reply
+        except UnavailableError as exc:
+            if exc.code is ErrorCode.STORAGE_FULL:
+                return await self._recall(part, items, Refusal.of(exc))
+            return [Refusal.of(exc)] * len(items)
+        except RelayError as exc:
+            return [Refusal.of(exc)] * len(items)
+        return [_accepted(item.inbox, reply) for item, reply in zip(items, replies, strict=True)]
+
+    async def _store(self, part: Partition, items: Sequence[StoredEnvelope]) -> list[Any]:
+        limits = self._limits
+        args: list[Any] = [
+            limits.max_count,
+            limits.max_bytes,
+            limits.sender_count,
+            limits.sender_bytes,
+            limits.dedupe_entries,
+            self._guard.ids_per_partition,
+            self._guard.clock_flag,
+        ]
+        args.append(entries.encode_all(items))
+        replies: list[Any] = await self._partitions.call("append", part, args)
+        return replies
+
+    async def _recall(
+        self, part: Partition, items: Sequence[StoredEnvelope], full: Refusal
+    ) -> list[Accepted | Refusal]:
+        """Refuse what is new; what was stored before is answered as it was then."""
+        questions = [(item.inbox, item.hour, item.dedupe_key) for item in items]
+        try:
+            replies = await self._partitions.call("status", part, list(chain(*questions)))
+        except RelayError as exc:
+            return [Refusal.of(exc)] * len(items)
+        return [_recalled(item, reply, full) for item, reply in zip(items, replies, strict=True)]
+
+    # ------------------------------------------------------------ session
+
+    async def open(self, request: OpenRequest) -> Opened | Refusal:
+        """Open a session; ``unknown_inbox`` where there is none and none may be made."""
+        part = self._partitions.of(request.inbox)
+        full = self._guard.refusal(part)
+        window = request.window
+        args = [
+            request.inbox,
+            request.node,
+            window.count,
+            window.bytes,
+            request.until,
+            int(request.create and full is None),
+        ]
+        reply = await self._partitions.call("open", part, args)
+        if not _is_echo(request.inbox, reply):
+            return _broken("open")
+        if reply[1] != b"opened":
+            return full if full is not None and request.create else _refusal(reply)
+        return _opened(reply)
+
+    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+        """End a session cleanly; False if a newer one has the inbox."""
+        part = self._partitions.of(inbox)
+        reply = await self._partitions.call("close", part, [inbox, fence, last_handed])
+        return _is_echo(inbox, reply) and reply[1] == 1
+
+    # ------------------------------------------------------------ read
+
+    async def read(
+        self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
+    ) -> Page | Refusal:
+        """Read on; concludes expired and corrupt entries on the way, so the page has none."""
+        part = self._partitions.of(inbox)
+        for _ in range(_MOST_ROUNDS):
+            args = [inbox, fence, after, window.count, window.bytes, self._guard.clock_flag]
+            reply = await self._partitions.call("read", part, args)
+            raw = await self._judge(inbox, reply)
+            if isinstance(raw, Refusal):
+                return raw
+            if not await self._end_bad(inbox, raw):
+                return raw.page()
+        return _broken("read")
+
+    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
+        """Read from the cursor for a session without a connection."""
+        part = self._partitions.of(inbox)
+        for _ in range(_MOST_ROUNDS):
+            args = [inbox, session.fence, session.node, session.until, window.count, window.bytes]
+            reply = await self._partitions.call("take", part, [*args, self._guard.clock_flag])
+            raw = await self._judge(inbox, reply)
+            if isinstance(raw, Refusal):
+                return raw
+            ended = await self._end_bad(inbox, raw)
+            page = raw.page()
+            # what was taken with it is marked from now on: handed over now, never read again
+            if page.items or not ended:
+                return replace(page, expired=())
+        return _broken("take")
+
+    async def _judge(self, inbox: AgentKey, reply: Any) -> RawPage | Refusal:
+        if not _is_echo(inbox, reply):
+            return _broken("read")
+        if reply[1] == b"stale":
+            await self._reset(inbox, Epoch(""))
+            return _REFUSALS[b"inbox_reset"]
+        if reply[1] != b"page":
+            return _refusal(reply)
+        raw = RawPage.parse(reply)
+        if raw.has_hole():
+            await self._reset(inbox, raw.epoch)
+            return Refusal(ErrorCode.INBOX_RESET, "the store lost part of this inbox")
+        return raw
+
+    async def _end_bad(self, inbox: AgentKey, raw: RawPage) -> bool:
+        """Conclude what a page must not show; whether there was any."""
+        if raw.corrupt:
+            await self.conclude(inbox, raw.corrupt, Reason.CORRUPT)
+        if raw.expired:
+            await self.conclude(inbox, raw.expired, Reason.EXPIRED)
+        return bool(raw.corrupt or raw.expired)
+
+    async def _reset(self, inbox: AgentKey, epoch: Epoch) -> None:
+        await self._partitions.call("reset", self._partitions.of(inbox), [inbox, epoch])
+
+    # ------------------------------------------------------------ ends of an entry
+
+    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+        """Delete what was processed; works when memory or disk is full."""
+        places = self._partitions.split(requests, lambda request: request.inbox)
+        parts = list(places)
+        done = await self._partitions.gather_each(
+            parts, lambda part: self._ack(part, [requests[place] for place in places[part]])
+        )
+        results: list[Acked | Refusal] = [_broken("ack")] * len(requests)
+        for part, outcome in zip(parts, done, strict=True):
+            for at, place in enumerate(places[part]):
+                results[place] = (
+                    Refusal.of(outcome) if isinstance(outcome, RelayError) else outcome[at]
+                )
+        return results
+
+    async def _ack(self, part: Partition, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+        args: list[Any] = []
+        for request in requests:
+            ack = request.ack
+            args += (request.inbox, ack.fence, ack.epoch, ack.upto, int(request.taken))
+            args += (len(ack.seqs), *ack.seqs, len(ack.refuse), *chain(*ack.refuse))
+        replies = await self._partitions.call("ack", part, args)
+        return [_acked(request, reply) for request, reply in zip(requests, replies, strict=True)]
+
+    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
+        """End entries that were never handed to the live session."""
+        part = self._partitions.of(inbox)
+        for start in range(0, len(seqs), _MOST_IDS):
+            args = [inbox, _FATE_OF[reason], self._guard.clock_flag]
+            await self._partitions.call("conclude", part, [*args, *seqs[start : start + _MOST_IDS]])
+
+    # ------------------------------------------------------------ questions
+
+    async def status(
+        self, inbox: AgentKey, questions: Sequence[Question]
+    ) -> list[tuple[Fate, Eid] | None]:
+        """What became of ids; of the eid, its first 21 characters: the store keeps 16 bytes."""
+        asked = [(inbox, question.hour, question.dedupe_key) for question in questions]
+        if not asked:
+            return []
+        part = self._partitions.of(inbox)
+        replies = await self._partitions.call("status", part, list(chain(*asked)))
+        return [
+            (Fate(reply[3].decode()), _prefix(reply[4])) if len(reply) > 1 else None
+            for reply in replies
+        ]
+
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+        """Fence, epoch and head of many inboxes, in one round trip per partition."""
+        places = self._partitions.split(inboxes, lambda inbox: inbox)
+        parts = list(places)
+        found: list[Head | None] = [None] * len(inboxes)
+        done = await self._partitions.gather(
+            parts, lambda part: self._heads(part, [inboxes[place] for place in places[part]])
+        )
+        for part, heads in zip(parts, done, strict=True):
+            for place, head in zip(places[part], heads, strict=True):
+                found[place] = head
+        return found
+
+    async def _heads(self, part: Partition, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+        replies = await self._partitions.call("heads", part, inboxes)
+        stale = [
+            inbox for inbox, reply in zip(inboxes, replies, strict=True) if reply[1] == b"stale"
+        ]
+        if stale:
+            for inbox in stale:
+                await self._reset(inbox, Epoch(""))
+            replies = await self._partitions.call("heads", part, inboxes)
+        return [_head(reply) for reply in replies]
+
+
+# ---------------------------------------------------------------- replies
+
+
+def _is_echo(inbox: AgentKey, reply: Any) -> bool:
+    return bool(reply[0] == inbox.encode())
+
+
+def _broken(what: str) -> Refusal:
+    return Refusal(ErrorCode.INTERNAL, f"the store's answer to {what} makes no sense")
+
+
+def _refusal(reply: Any) -> Refusal:
+    code = reply[1]
+    if code == b"moved":
+        return Refusal(
+            ErrorCode.MOVED, "the recipient's home is elsewhere", record=reply[2].decode()
+        )
+    if code == b"failed":
+        # undone as a whole by the script; an operator has to look at this inbox
+        said = reply[2].decode(errors="replace")
+        return Refusal(ErrorCode.STORAGE_UNAVAILABLE, f"the store refuses this entry: {said}")
+    return _REFUSALS.get(code) or _broken("a request")
+
+
+def _session(fence: int, node: bytes, until: int) -> LiveSession | None:
+    return LiveSession(Fence(fence), NodeId(node.decode()), until) if fence else None
+
+
+def _accepted(inbox: AgentKey, reply: Any) -> Accepted | Refusal:
+    if not _is_echo(inbox, reply):
+        return _broken("append")
+    kind = reply[1]
+    if kind == b"stored":
+        session = _session(reply[4], reply[5], reply[6])
+        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), dup=False, session=session)
+    if kind == b"dup":
+        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), dup=True, session=None)
+    return _refusal(reply)
+
+
+def _recalled(item: StoredEnvelope, reply: Any, full: Refusal) -> Accepted | Refusal:
+    if not _is_echo(item.inbox, reply):
+        return _broken("append")
+    if len(reply) == 1:
+        return full
+    _, epoch, seq, _, eid16, is_there = reply
+    if not entries.eid_bytes(item.eid).startswith(eid16):
+        return _REFUSALS[b"replayed"]
+    if not is_there:
+        return full
+    return Accepted(Seq(seq), Epoch(epoch.decode()), dup=True, session=None)
+
+
+def _opened(reply: Any) -> Opened:
+    _, _, fence, epoch, cursor, head, count, size, oldest, *rest = reply
+    refused = Refused(*rest[:3])
+    return Opened(
+        fence=Fence(fence),
+        epoch=Epoch(epoch.decode()),
+        cursor=Seq(cursor),
+        head=Seq(head),
+        pending=Pending(count, size, None if oldest < 0 else oldest, refused),
+        previous=_session(*rest[3:]),
+    )
+
+
+def _acked(request: AckRequest, reply: Any) -> Acked | Refusal:
+    if not _is_echo(request.inbox, reply):
+        return _broken("ack")
+    if reply[1] != b"acked":
+        return _refusal(reply)
+    covered = tuple(Seq(seq) for seq in reply[3:])
+    refused = tuple(seq for seq, _ in request.ack.refuse)
+    return Acked(Seq(reply[2]), (*request.ack.seqs, *covered), refused)
+
+
+def _head(reply: Any) -> Head | None:
+    if reply[1] != b"head":
+        return None
+    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]))
+
+
+def _prefix(eid16: bytes) -> Eid:
+    return Eid(entries.eid_text(eid16)[:21])

@@ -1,0 +1,157 @@
+"""Calls into partitions: every script call says what this node knows, every reply is checked.
+
+Rules of the file: an answer is given to the caller only after what it proves about the partition's
+lineage is in the rollback file; a partition that was rolled back is renewed before anything else is
+done in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeVar
+
+from relay.clock import entropy
+from relay.core.errors import ErrorCode, RelayError, UnavailableError
+from relay.core.ids import AgentKey, NodeId, Partition
+from relay.core.jws import b64encode
+from relay.store.faults import storage_error
+from relay.store.redis import keys
+from relay.store.redis.client import Client
+from relay.store.redis.lineage import Generation, RollbackFile
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_MOST_TRIES: Final = 5
+"""Other nodes renew the same partition at the same time; each try follows one of them."""
+
+
+class Partitions:
+    """The partitions of one store, as this node knows them.
+
+    Args:
+        client: the connection.
+        file: where the lineages are kept over a restart.
+        node: this node.
+        count: how many partitions the store has.
+    """
+
+    def __init__(self, client: Client, file: RollbackFile, node: NodeId, count: int) -> None:
+        self.client = client
+        self.node = node
+        self.count = count
+        self._file = file
+        read = ((partition, file.read(partition)) for partition in self.all())
+        self._known = {partition: known for partition, known in read if known is not None}
+
+    def all(self) -> list[Partition]:
+        """Every partition."""
+        return [Partition(number) for number in range(self.count)]
+
+    def of(self, inbox: AgentKey) -> Partition:
+        """The partition of an inbox."""
+        return keys.partition_of(inbox, self.count)
+
+    # ------------------------------------------------------------ one call
+
+    async def call(self, name: str, partition: Partition, args: Sequence[Any]) -> Any:
+        """Run a script in a partition; gives its result.
+
+        Raises:
+            UnavailableError: ``storage_unavailable`` or ``storage_full``.
+            RelayError: ``internal``.
+        """
+        for _ in range(_MOST_TRIES):
+            known = self._known.get(partition)
+            token, commits = (known.token, known.commits) if known else ("", 0)
+            reply = await self.client.script(
+                name, keys.state(partition), [token, commits, self.node, *args]
+            )
+            if reply[0] == b"ok":
+                if known is not None:
+                    self._learn(partition, Generation(known.number, known.token, reply[1]))
+                return reply[2]
+            found = Generation(reply[1], reply[2].decode(), reply[3])
+            await self._settle(partition, found)
+        raise UnavailableError(
+            ErrorCode.STORAGE_UNAVAILABLE, f"the lineage of partition {partition} does not settle"
+        )
+
+    async def _settle(self, partition: Partition, found: Generation) -> None:
+        known = self._known.get(partition)
+        if found.token and (known is None or known.is_continued_by(found)):
+            self._learn(partition, found)
+            return
+        token = b64encode(entropy(16))
+        number = known.number if known else 0
+        args = [found.token, token, number, int(known is not None)]
+        reply = await self.client.script("renew", keys.state(partition), args)
+        renewed = Generation(reply[0], reply[1].decode(), reply[2])
+        if renewed.number > number:
+            self._learn(partition, renewed)
+
+    def _learn(self, partition: Partition, found: Generation) -> None:
+        known = self._known.get(partition)
+        # answers overtake one another on their connections; the highest count is what holds
+        if known is not None and ((found.number, found.commits) <= (known.number, known.commits)):
+            return
+        self._known[partition] = found
+        try:
+            self._file.write(partition, found)
+        except OSError as exc:
+            raise UnavailableError(
+                ErrorCode.STORAGE_UNAVAILABLE, f"the rollback file cannot be written: {exc}"
+            ) from exc
+
+    async def attach(self) -> None:
+        """Look at every partition once: new ones begin, rolled back ones are renewed.
+
+        Raises:
+            RelayError: as :meth:`call`.
+        """
+        await self.gather(self.all(), lambda partition: self.call("heads", partition, []))
+
+    async def sync(self) -> None:
+        """Force the rollback file to disk."""
+        try:
+            await asyncio.to_thread(self._file.sync)
+        except OSError as exc:
+            raise storage_error(exc, self._file.path) from exc
+
+    # ------------------------------------------------------------ many calls
+
+    async def gather(
+        self, partitions: Sequence[Partition], work: Callable[[Partition], Awaitable[_R]]
+    ) -> list[_R]:
+        """Work in several partitions at once; the first error is raised when all have ended."""
+        results = await self.gather_each(partitions, work)
+        for result in results:
+            if isinstance(result, RelayError):
+                raise result
+        return [result for result in results if not isinstance(result, RelayError)]
+
+    async def gather_each(
+        self, partitions: Sequence[Partition], work: Callable[[Partition], Awaitable[_R]]
+    ) -> list[_R | RelayError]:
+        """Work in several partitions at once; each gives its result or its error."""
+
+        async def one(partition: Partition) -> _R | RelayError:
+            try:
+                return await work(partition)
+            except RelayError as exc:
+                return exc
+
+        if len(partitions) == 1:
+            return [await one(partitions[0])]
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one(partition)) for partition in partitions]
+        return [task.result() for task in tasks]
+
+    def split(
+        self, items: Sequence[_T], inbox_of: Callable[[_T], AgentKey]
+    ) -> dict[Partition, list[int]]:
+        """Which items belong to which partition, by their places in ``items``."""
+        places: dict[Partition, list[int]] = {}
+        for place, item in enumerate(items):
+            places.setdefault(self.of(inbox_of(item)), []).append(place)
+        return places

@@ -1,0 +1,67 @@
+#!lua flags=allow-oom
+-- include: inbox memory entries
+-- Delete what agents have durably processed or refuse (core/inbox.py ack and take_ack, R2).
+-- May run when memory is full: else no inbox would ever drain.
+--
+-- ARGV[4...] per request: inbox, fence, epoch, upto, 1 if `upto` covers what take gave, number of
+-- seqs, seqs..., number of refusals, (seq, code)...
+-- Result, per request: {inbox, 'acked', cursor, covered seqs...} or {inbox, code}.
+if is_foreign() then return foreign() end
+
+local at, changed = 4, false
+
+local function next_arg()
+  at = at + 1
+  return ARGV[at - 1]
+end
+
+local function next_request()
+  local request = {inbox = next_arg(), fence = tonumber(next_arg()), epoch = next_arg(),
+    upto = tonumber(next_arg()), taken = next_arg() == '1', seqs = {}, refuse = {}}
+  for i = 1, tonumber(next_arg()) do request.seqs[i] = tonumber(next_arg()) end
+  for i = 1, tonumber(next_arg()) do request.refuse[i] = {tonumber(next_arg()), next_arg()} end
+  return request
+end
+
+local function objection(box, request)
+  if not box or request.epoch ~= box.epoch then return 'inbox_reset' end
+  local no = fenced(box, request.fence)
+  if no then return no end
+  if request.taken and request.upto > math.max(box.taken, box.cursor) then return 'bad_frame' end
+  return nil
+end
+
+local function end_covered(box, upto, covered)
+  each_entry(box, box.cursor + 1, math.min(upto, box.last), function(item)
+    covered[#covered + 1] = item.seq
+    if not box.ended[item.seq] then finish(box, item, 'A') end
+    return false
+  end)
+end
+
+local function ack(request)
+  local box = load_box(request.inbox)
+  local no = objection(box, request)
+  if no then return {request.inbox, no} end
+  local reply = {request.inbox, 'acked', 0}
+  local covered = {}
+  if request.taken then end_covered(box, request.upto, covered) end
+  for _, seq in ipairs(request.seqs) do end_entry(box, seq, 'A') end
+  for _, refusal in ipairs(request.refuse) do
+    local item = end_entry(box, refusal[1], 'R')
+    if item then intend(box, item, refusal[2], NOW, true) end
+  end
+  absorb(box, request.upto)
+  save(box)
+  changed = true
+  reply[3] = box.cursor
+  for _, seq in ipairs(covered) do reply[#reply + 1] = seq end
+  return reply
+end
+
+local replies = {}
+while at <= #ARGV do
+  replies[#replies + 1] = ack(next_request())
+end
+if changed then return committed(replies) end
+return unchanged(replies)

@@ -1,0 +1,44 @@
+#!lua flags=allow-oom
+-- include: inbox memory entries
+-- Fence off any earlier session and give the inbox to a new one (core/inbox.py open_session, R1).
+-- May run when memory is full: an inbox that cannot be opened never drains.
+--
+-- ARGV[4] inbox, [5] node, [6] window count, [7] window bytes, [8] until, [9] 1 if it may be made.
+-- Result: {inbox, 'opened', fence, epoch, cursor, last, count, bytes, oldest or -1,
+--          refused count, first, last, previous fence or 0, previous node, previous until}
+--         or {inbox, 'unknown_inbox'}
+if is_foreign() then return foreign() end
+
+local inbox = ARGV[4]
+if redis.call('HGET', key('record', inbox), 'home') == '0' then
+  return unchanged({inbox, 'unknown_inbox'})
+end
+local box = load_box(inbox)
+if not box then
+  if ARGV[9] ~= '1' then return unchanged({inbox, 'unknown_inbox'}) end
+  box = new_box(inbox, true)
+end
+
+local previous = {0, '', 0}
+if box.open then
+  previous = {box.fence, box.node, box.until_at}
+  box.handed = math.max(box.handed, window_end(box))
+  local news = {}
+  if box.node ~= ARGV[5] then note(news, box.node, inbox) end
+  wake(news)
+end
+box.handed, box.taken = math.max(box.handed, box.taken), 0
+box.fence, box.open, box.node = box.fence + 1, true, ARGV[5]
+box.window_count, box.window_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
+box.until_at = tonumber(ARGV[8])
+write_box(box)
+
+local oldest = -1
+each_entry(box, box.cursor + 1, box.last, function(item)
+  oldest = item.created or 0
+  return true
+end)
+local refused = redis.call('HGET', key('inbox', inbox), 'refused')
+local r = refused and numbers(refused, '^(%d+) (%d+) (%d+)$') or {0, 0, 0}
+return committed({inbox, 'opened', box.fence, box.epoch, box.cursor, box.last, box.count, box.bytes,
+  oldest, r[1], r[2], r[3], previous[1], previous[2], previous[3]})

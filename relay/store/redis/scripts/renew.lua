@@ -1,0 +1,25 @@
+#!lua flags=allow-oom
+-- Begin a new generation of a partition: it is new, or was rolled back or emptied.
+--
+-- All inboxes get a new epoch when they are next touched (lib/inbox.lua load_box), so this is one
+-- small write however many there are. Nothing happens if the token is not the one that was judged:
+-- another node was quicker. (Commits may have moved on: a node that knows less goes on writing.)
+--
+-- KEYS[1] relay:{p}:state. ARGV[1] token that was found ('' for none), [2] new token,
+-- [3] number above which the new generation must be, [4] 1 if something was lost: then what was
+-- created until 300 s from now is marked.
+-- Result: {number, token, commits}
+local state = redis.call('HMGET', KEYS[1], 'number', 'token', 'commits', 'mark_before')
+local token, commits = state[2] or '', tonumber(state[3] or 0)
+if token == ARGV[1] then
+  local number = math.max(tonumber(state[1] or 0), tonumber(ARGV[3])) + 1
+  local mark_before = tonumber(state[4] or 0)
+  if ARGV[4] == '1' then
+    mark_before = math.max(mark_before, tonumber(redis.call('TIME')[1]) + 300)
+  end
+  commits = commits + 1
+  redis.call('HSET', KEYS[1], 'number', number, 'token', ARGV[2], 'commits', commits,
+    'mark_before', mark_before)
+  return {number, ARGV[2], commits}
+end
+return {tonumber(state[1] or 0), token, commits}

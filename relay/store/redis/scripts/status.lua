@@ -1,0 +1,24 @@
+#!lua flags=no-writes
+-- include: inbox memory
+-- What became of ids; also whether an envelope that must be refused now was stored before.
+--
+-- ARGV[4...] per question: inbox, hour, 16-byte key.
+-- Result, per question: {inbox, epoch, seq, fate, first 16 bytes of the eid, 0 if it says stored and
+-- the entry is gone} or {inbox}.
+if is_foreign() then return foreign() end
+
+local replies, boxes = {}, {}
+for i = 4, #ARGV, 3 do
+  local inbox = ARGV[i]
+  local seen = redis.call('HGET', ids_key(inbox, ARGV[i + 1]), ARGV[i + 2])
+  local reply = {inbox}
+  if seen then
+    local box = boxes[inbox] or read_box(inbox)
+    boxes[inbox] = box
+    local fate, seq, eid16 = struct.unpack(SEEN, seen)
+    local is_there = fate ~= 'S' or is_live(inbox, seq)
+    if box then reply = {inbox, box.epoch, seq, fate, eid16, is_there and 1 or 0} end
+  end
+  replies[#replies + 1] = reply
+end
+return unchanged(replies)

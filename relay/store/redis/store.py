@@ -1,0 +1,264 @@
+"""The store over Redis or Valkey: puts its parts together and keeps them going.
+
+::
+
+    Inboxes  Records  Sweeper  Bounces        calls into partitions
+          └────┴───┬────┴────────┘
+               Partitions ── RollbackFile     lineage of each partition
+                   │
+    Nodes ───── Client ───── Wakeups          connection, errors, deadlines; hints
+                   │
+                 Guard                        settings, memory, clock
+
+Rules of the file: it decides nothing about mail; :meth:`RedisStore.start` comes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Final
+
+from relay.core.dedupe import Fate
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal, RelayError, StateError
+from relay.core.ids import AgentKey, Did, Eid, Fence, NodeId, Seq, Timestamp
+from relay.core.inbox import (
+    Accepted,
+    Acked,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    Question,
+    Window,
+)
+from relay.core.ranges import Reason
+from relay.core.receipts import Durability
+from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest, RecordRow
+from relay.store.redis import keys
+from relay.store.redis.client import Client
+from relay.store.redis.guard import Guard, check_settings
+from relay.store.redis.inboxes import Inboxes
+from relay.store.redis.lineage import RollbackFile
+from relay.store.redis.mail import Bounces, Records, Sweeper
+from relay.store.redis.nodes import Nodes
+from relay.store.redis.partitions import Partitions
+from relay.store.redis.wakeups import Wakeups
+
+CLUSTER_PARTITIONS: Final = 16
+TIMEOUT_S: Final = 1.8
+"""So that a store that is down is ``storage_unavailable`` within 2 s."""
+GUARD_EVERY_S: Final = 1.0
+
+
+class RedisStore:
+    """All ports of a store, over one Redis or Valkey, standalone or Cluster.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``.
+        limits: quotas of each inbox.
+        cluster: whether ``url`` names a Cluster.
+        partitions: how many to make where the store is new; None = 1, or 16 in a Cluster.
+        rollback_file: where this node keeps what it knows of the store; None = only in memory.
+        allow_unsafe: start on settings that may lose mail; receipts then say ``unverified``.
+        timeout_s: after this many seconds without an answer the outcome is unknown.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        limits: InboxLimits,
+        *,
+        cluster: bool = False,
+        partitions: int | None = None,
+        rollback_file: Path | None = None,
+        allow_unsafe: bool = False,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._client = Client(url, cluster=cluster, timeout_s=timeout_s)
+        self._limits = limits
+        self._wanted_partitions = partitions or (CLUSTER_PARTITIONS if cluster else 1)
+        self._rollback_path = rollback_file
+        self._allow_unsafe = allow_unsafe
+        self._guard = Guard()
+        self._wakeups = Wakeups()
+        self._durability: Durability = "unverified"
+        self._file: RollbackFile | None = None
+        self._relay: Did | None = None
+        self._last_clock: Timestamp | None = None
+
+    # ------------------------------------------------------------ lifetime
+
+    async def start(self, *, relay: Did, node: NodeId) -> None:
+        """Connect and check: settings, relay DID, partitions, rollback.
+
+        Raises:
+            UnavailableError: not reachable, or not safe for durable mode.
+            StateError: ``wrong_relay``: the store belongs to another relay.
+        """
+        self._durability = await check_settings(self._client, allow_unsafe=self._allow_unsafe)
+        self._relay = relay
+        count, last_time = await self._claim(relay)
+        self._file = RollbackFile(self._rollback_path)
+        self._partitions = Partitions(self._client, self._file, node, count)
+        await self._partitions.attach()
+        await self._guard.poll(self._client, count)
+        self._inboxes = Inboxes(self._partitions, self._guard, self._limits)
+        self._records = Records(self._partitions)
+        self._sweeper = Sweeper(self._partitions, self._guard)
+        self._bounces = Bounces(self._partitions)
+        self._nodes = Nodes(self._client, last_time)
+
+    async def _claim(self, relay: Did) -> tuple[int, Timestamp | None]:
+        args = [relay, self._wanted_partitions]
+        owner, count, time = await self._client.script("claim", keys.STORE, args)
+        if owner.decode() != relay:
+            raise StateError(
+                ErrorCode.WRONG_RELAY,
+                f"this store belongs to {owner.decode()}; give this relay its own, or that key",
+            )
+        return count, Timestamp(float(time)) if time else None
+
+    async def run(self) -> None:
+        """Keep subscriptions, the memory guard and the rollback file going until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._wakeups.run(self._partitions))
+            group.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(GUARD_EVERY_S)
+            # a store that is away is no news here: every call says so itself
+            with contextlib.suppress(RelayError):
+                await self._partitions.sync()
+            with contextlib.suppress(RelayError):
+                await self._guard.poll(self._client, self._partitions.count)
+                await self._keep_claim()
+
+    async def _keep_claim(self) -> None:
+        """Write down again whose store it is, should it have been emptied under us."""
+        if self._relay is not None:
+            args = [self._relay, self._partitions.count]
+            await self._client.script("claim", keys.STORE, args)
+
+    async def stop(self) -> None:
+        """Close connections; the data stay."""
+        await self._client.close()
+        if self._file is not None:
+            self._file.close()
+
+    def is_available(self) -> bool:
+        """Whether the last attempt to reach it worked."""
+        return self._client.is_available
+
+    @property
+    def durability(self) -> Durability:
+        """What a receipt may promise."""
+        return self._durability
+
+    def trust_clock(self, *, ok: bool) -> None:
+        """Whether the store's clock may expire anything from now on."""
+        self._guard.is_clock_trusted = ok
+
+    def refuse_appends(self, reason: str | None) -> None:
+        """Answer new envelopes with ``storage_full`` (a full disk); None takes them again."""
+        self._guard.refuse_appends(reason)
+
+    def on_wake(self, callback: OnWake) -> None:
+        """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
+        self._wakeups.on_wake(callback)
+
+    # ------------------------------------------------------------ inboxes
+
+    async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
+        """See :meth:`relay.ports.InboxStore.append`."""
+        return await self._inboxes.append(items)
+
+    async def open(self, request: OpenRequest) -> Opened | Refusal:
+        """See :meth:`relay.ports.InboxStore.open`."""
+        return await self._inboxes.open(request)
+
+    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+        """See :meth:`relay.ports.InboxStore.close`."""
+        return await self._inboxes.close(inbox, fence, last_handed)
+
+    async def read(
+        self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
+    ) -> Page | Refusal:
+        """See :meth:`relay.ports.InboxStore.read`."""
+        return await self._inboxes.read(inbox, fence, after, window)
+
+    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
+        """See :meth:`relay.ports.InboxStore.take`."""
+        return await self._inboxes.take(inbox, session, window)
+
+    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+        """See :meth:`relay.ports.InboxStore.ack`."""
+        return await self._inboxes.ack(requests)
+
+    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
+        """See :meth:`relay.ports.InboxStore.conclude`."""
+        await self._inboxes.conclude(inbox, seqs, reason)
+
+    async def status(
+        self, inbox: AgentKey, questions: Sequence[Question]
+    ) -> list[tuple[Fate, Eid] | None]:
+        """See :meth:`relay.ports.InboxStore.status`."""
+        return await self._inboxes.status(inbox, questions)
+
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+        """See :meth:`relay.ports.InboxStore.heads`."""
+        return await self._inboxes.heads(inboxes)
+
+    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
+        """See :meth:`relay.ports.InboxStore.merge_record`."""
+        return await self._records.merge_record(owner, row)
+
+    async def record(self, owner: AgentKey) -> RecordRow | None:
+        """See :meth:`relay.ports.InboxStore.record`."""
+        return await self._records.record(owner)
+
+    async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
+        """See :meth:`relay.ports.InboxStore.sweep`."""
+        return await self._sweeper.sweep(node, live_nodes)
+
+    async def take_bounces(self) -> list[BounceBatch]:
+        """See :meth:`relay.ports.InboxStore.take_bounces`."""
+        return await self._bounces.take_bounces()
+
+    async def finish_bounces(self, batch: BounceBatch) -> None:
+        """See :meth:`relay.ports.InboxStore.finish_bounces`."""
+        await self._bounces.finish_bounces(batch)
+
+    # ------------------------------------------------------------ nodes
+
+    async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
+        """See :meth:`relay.ports.NodeStore.heartbeat`."""
+        return await self._nodes.heartbeat(node, ttl_s)
+
+    async def leave(self, node: NodeId) -> None:
+        """See :meth:`relay.ports.NodeStore.leave`."""
+        await self._nodes.leave(node)
+
+    async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
+        """See :meth:`relay.ports.NodeStore.put_once`."""
+        await self._nodes.put_once(name, value, ttl_s)
+
+    async def get(self, name: bytes) -> bytes | None:
+        """See :meth:`relay.ports.NodeStore.get`."""
+        return await self._nodes.get(name)
+
+    async def take_once(self, name: bytes) -> bytes | None:
+        """See :meth:`relay.ports.NodeStore.take_once`."""
+        return await self._nodes.take_once(name)
+
+    async def time(self) -> Timestamp:
+        """See :meth:`relay.ports.NodeStore.time`."""
+        return await self._nodes.time()
+
+    async def last_time(self) -> Timestamp | None:
+        """See :meth:`relay.ports.NodeStore.last_time`."""
+        return await self._nodes.last_time()
