@@ -1,0 +1,49 @@
+"""What agents send and how they behave: values that a run's plan is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay.core.ids import Did
+
+POISON = b"poison"
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What is to be sent."""
+
+    to: Did
+    body: bytes
+
+    @property
+    def is_poison(self) -> bool:
+        """Whether its recipient will refuse it."""
+        return self.body.startswith(POISON)
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """How an agent that speaks frames behaves.
+
+    Args:
+        window: envelopes submitted and not yet answered.
+        batch: most envelopes of one submit.
+        replays: share of receipted envelopes that are submitted once more.
+        holds: share of deliveries that are acked later.
+        picks: share of acks that name only some of what was delivered.
+        drops: share of deliveries, and of acks, behind which the connection is dropped at once.
+        first_ack: nothing is acked before so many envelopes have been handed over.
+    """
+
+    window: int = 64
+    batch: int = 32
+    replays: float = 0.01
+    holds: float = 0.15
+    picks: float = 0.25
+    drops: float = 0.03
+    first_ack: int = 0
+
+
+UNRULY = Habits()
+CALM = Habits(replays=0, holds=0, picks=0, drops=0)

@@ -1,0 +1,174 @@
+"""What one agent is handed, until the relay has confirmed the end of each envelope.
+
+Rules of the file: nothing is acked that was not handed over; what is not, byte for byte, an
+envelope of this run must be the relay's own, and is verified. Nothing awaits; ``now`` is monotonic
+seconds.
+
+::
+
+    handed over ──▶ open ──ack or refuse said──▶ answered ──acked, gap, cursor──▶ over
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from random import Random
+
+from relay.core import envelope
+from relay.core.frames import Ack, Acked, Deliver, DeliverItem, Gap, Welcome
+from relay.core.ids import Did, Eid, Epoch, Seq
+from relay.core.jws import b64encode
+from relay.core.receipts import BOUNCE_CONTENT_TYPE, verify_bounce
+from tests.chaos.habits import POISON, Habits
+from tests.chaos.ledger import Ledger
+
+NOWHERE = Seq(0)
+NO_EPOCH = Epoch("")
+AGAIN_S = 0.1
+NEVER_S = 3600.0
+
+
+@dataclass(slots=True)
+class _Entry:
+    """An envelope at a seq. ``refuse``: it is poison. ``answered``: it was acked or refused."""
+
+    eid: Eid
+    refuse: bool
+    answered: bool = False
+
+
+@dataclass(slots=True)
+class Incoming:
+    """An agent's view of its inbox.
+
+    Args:
+        did: who it is.
+        ledger: where it is written down.
+        rng: draws what is acked, and when.
+        habits: how this agent behaves.
+    """
+
+    did: Did
+    ledger: Ledger
+    rng: Random
+    habits: Habits
+    confirmed: Seq = NOWHERE
+    due: float = 0.0
+    _epoch: Epoch = NO_EPOCH
+    _open: dict[Seq, _Entry] = field(default_factory=dict)
+    _here: dict[Seq, _Entry] = field(default_factory=dict)
+    _unsaid: list[Seq] = field(default_factory=list)
+    _handed: int = 0
+
+    def opened(self, welcome: Welcome) -> None:
+        """A login holds; what its cursor covers is over."""
+        assert welcome.epoch is not None
+        self.ledger.see_epoch(self.did, welcome.epoch)
+        self._epoch = welcome.epoch
+        self._here, self._unsaid, self.due = {}, [], 0.0
+        self._end([seq for seq in self._open if seq <= welcome.cursor], "the cursor")
+        self.confirmed = welcome.cursor
+
+    # ------------------------------------------------------------ hear
+
+    def deliver(self, frame: Deliver, relay: Did, now: float) -> None:
+        """Enter what is handed over, and decide when to ack it."""
+        for item in frame.items:
+            self._take(item, relay)
+        if self._handed < self.habits.first_ack:
+            self.due = now + NEVER_S
+        elif self.rng.random() < self.habits.holds:
+            self.due = now + self.rng.uniform(0.01, 0.1)
+        else:
+            self.due = now
+
+    def _take(self, item: DeliverItem, relay: Did) -> None:
+        wire, eid = _wire_of(item.envelope)
+        sent = self.ledger.sent.get(eid)
+        is_poison = sent is not None and sent.poison
+        if sent is None or sent.envelope.wire != wire:
+            # not what an agent of this run has signed: of the relay, or a lie
+            is_poison = self._look_closely(item.envelope, relay)
+        self.ledger.hand_over(self.did, eid, redelivered=item.redelivered, wire=wire)
+        self._handed += 1
+        known = self._open.setdefault(item.seq, _Entry(eid, is_poison))
+        if known.eid != eid or item.seq in self._here:
+            self.ledger.surprise(f"seq {item.seq} of {self.did} is another one, or came twice")
+        self._here[item.seq] = known
+        self._unsaid.append(item.seq)
+
+    def _look_closely(self, item: object, relay: Did) -> bool:
+        opened = envelope.parse(item)
+        envelope.verify(opened, opened.sender)
+        if opened.sender.did == relay and opened.content_type == BOUNCE_CONTENT_TYPE:
+            for told in verify_bounce(opened.body.decode(), relay):
+                self.ledger.bounce(self.did, opened.eid, told.eid, told.reason)
+        return opened.body.startswith(POISON)
+
+    def gap(self, frame: Gap) -> None:
+        """What is explained is over, if the explanation is what this agent said."""
+        for gap in frame.ranges:
+            if gap.reason not in {"acked", "refused"}:
+                self.ledger.surprise(f"{gap} of {self.did}: nothing here expires or is corrupt")
+            within = [seq for seq in self._open if gap.start <= seq <= gap.end]
+            self._end(within, f"a gap ({gap.reason})")
+
+    def acked(self, frame: Acked) -> None:
+        """The relay's word that these are gone."""
+        named = {*frame.seqs, *frame.refused}
+        self._end([seq for seq in self._open if seq <= frame.upto or seq in named], "acked")
+        self.confirmed = max(self.confirmed, frame.upto)
+
+    def ack_again(self, now: float, retry_after: int | None) -> None:
+        """The store did not take an ack."""
+        self._unsaid = sorted(seq for seq in self._here if seq in self._open)
+        self.due = now + (retry_after or AGAIN_S)
+
+    def _end(self, seqs: list[Seq], why: str) -> None:
+        for seq in seqs:
+            entry = self._open.pop(seq)
+            if not entry.answered:
+                self.ledger.surprise(f"{entry.eid} was ended by {why}, but {self.did} did not ack")
+            self.ledger.end(self.did, entry.eid, "refused" if entry.refuse else "acked")
+
+    # ------------------------------------------------------------ speak
+
+    def next_ack(self, now: float) -> Ack | None:
+        """The next ack, if one is due: cumulative, or only some of them."""
+        if not self._unsaid or now < self.due:
+            return None
+        if self.rng.random() < self.habits.picks:
+            return self._pick(now)
+        upto = self._unsaid[-1]
+        self._unsaid, self.due = [], 0.0
+        still = {seq: entry for seq, entry in self._here.items() if seq in self._open}
+        for entry in still.values():
+            entry.answered = True
+        # refusals are repeated until confirmed: a cumulative ack must not overtake a lost one
+        return self._ack(upto, {seq: entry for seq, entry in still.items() if entry.refuse})
+
+    def _pick(self, now: float) -> Ack:
+        picked = {seq: self._here[seq] for seq in self._unsaid if self.rng.random() < 0.5}
+        self._unsaid = [seq for seq in self._unsaid if seq not in picked]
+        self.due = now + self.rng.uniform(0.0, 0.05)
+        for entry in picked.values():
+            entry.answered = True
+        return self._ack(NOWHERE, picked)
+
+    def _ack(self, upto: Seq, named: dict[Seq, _Entry]) -> Ack:
+        return Ack(
+            self._epoch,
+            upto,
+            tuple(seq for seq, entry in named.items() if not entry.refuse),
+            tuple((seq, POISON.decode()) for seq, entry in named.items() if entry.refuse),
+        )
+
+
+def _wire_of(item: object) -> tuple[bytes, Eid]:
+    """The bytes of a delivered envelope, and the eid that follows from them."""
+    assert isinstance(item, dict)
+    signed = item["jws"].rpartition(".")[0]
+    digest = hashlib.sha256(signed.encode()).digest()
+    wire = b'{"jws":"%b","body":"%b"}' % (item["jws"].encode(), item["body"].encode())
+    return wire, Eid(b64encode(digest))

@@ -1,0 +1,85 @@
+"""The command line as its user runs it: a process, its exit code, what it wrote where."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Done:
+    """A command that ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Somebody's home and the relay they use."""
+
+    home: Path
+    url: str = "http://127.0.0.1:1"
+
+    def environment(self, **more: str) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if "RELAY_" not in name}
+        mine = {"HOME": str(self.home), "RELAY_URL": self.url, "PYTHONPATH": str(ROOT)}
+        return {**kept, "XDG_CONFIG_HOME": "", **mine, **more}
+
+    async def start(self, *words: str, stdin: bool = False, **more: str):
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "relay", *words),
+            cwd=self.home,
+            env=self.environment(**more),
+            stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+
+    async def run(self, *words: str, text: bytes | None = None, **more: str) -> Done:
+        process = await self.start(*words, stdin=text is not None, **more)
+        try:
+            async with asyncio.timeout(25):
+                out, err = await process.communicate(text)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        done = Done(process.returncode or 0, out.decode(), err.decode())
+        assert "Traceback" not in done.err, done.err
+        return done
+
+    @contextlib.asynccontextmanager
+    async def running(self, *words: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        process = await self.start(*words)
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.send_signal(signal.SIGKILL)
+            await process.wait()
+
+
+async def line_with(stream: asyncio.StreamReader | None, words: str) -> str:
+    """Read on until a line has ``words`` in it."""
+    assert stream is not None
+    async with asyncio.timeout(15):
+        while line := (await stream.readline()).decode():
+            if words in line:
+                return line
+    raise AssertionError(f"{words!r} was never said")

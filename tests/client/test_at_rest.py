@@ -1,0 +1,159 @@
+"""Keys, state and origins: what the SDK reads from files and from people."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from relay.client import KeyFileError, StateError, errors, keystore, origin, state
+from relay.client.errors import AgentError, ProtocolError
+from relay.core.errors import ERROR_CLASS, ErrorCode
+from relay.core.ids import Did, Epoch, Timestamp
+from relay.core.records import Home, parse, sign
+from relay.ws.errors import CLOSE_CODE
+from tests.client.support import new_key
+
+NOW = Timestamp(1_800_000_000)
+
+
+def names(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+def test_a_key_file_is_for_its_owner_and_holds_the_key(tmp_path):
+    path = tmp_path / "new" / "agent.key"
+    key = keystore.new(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert keystore.load(path).did == key.did
+    assert names(path.parent) == ["agent.key"]
+    assert key.seed.hex() not in repr(key)
+
+
+def test_a_key_is_never_overwritten(tmp_path):
+    path = tmp_path / "agent.key"
+    key = keystore.new(path)
+    with pytest.raises(KeyFileError, match="never overwritten"):
+        keystore.new(path)
+    assert keystore.load(path).did == key.did
+    assert names(tmp_path) == ["agent.key"]
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
+def test_a_key_file_that_others_may_touch_is_refused(tmp_path, mode):
+    path = tmp_path / "agent.key"
+    keystore.new(path)
+    path.chmod(mode)
+    with pytest.raises(KeyFileError, match="chmod 600"):
+        keystore.load(path)
+
+
+def test_what_is_no_key_file_is_named_and_not_shown(tmp_path):
+    path = tmp_path / "agent.key"
+    key = keystore.new(path)
+    good = path.read_text()
+    for bad in ("", "{}", "SECRET", good.replace(key.did, new_key().did), good.replace("1,", "2,")):
+        path.write_text(bad)
+        with pytest.raises(KeyFileError, match="not a key file") as caught:
+            keystore.load(path)
+        assert caught.value.__cause__ is None
+        assert "SECRET" not in str(caught.value)
+    with pytest.raises(KeyFileError, match="no key at"):
+        keystore.load(tmp_path / "nowhere")
+    with pytest.raises(KeyFileError):
+        keystore.load(tmp_path)
+    with pytest.raises(KeyFileError):
+        keystore.new(path / "below" / "a.key")
+
+
+def test_state_is_what_it_was_after_a_restart(tmp_path):
+    path, me, relay = tmp_path / "deep" / "state", new_key(), new_key().did
+    kept = state.load(path)
+    record = sign(me, [Home(relay, "https://r.example")], now=NOW)
+    kept.pin("https://r.example", relay)
+    kept.keep_record(record)
+    assert kept.see_epoch(relay, Epoch("a")) is None
+    again = state.load(path)
+    assert again.relay_at("https://r.example") == relay
+    assert (again.record, again.record_seq) == (record, parse(record).seq)
+    assert again.see_epoch(relay, Epoch("a")) is None
+    assert again.see_epoch(relay, Epoch("b")) == "a"
+
+
+def test_an_older_record_never_replaces_a_newer_one():
+    me, kept = new_key(), state.State()
+    homes = [Home(new_key().did, "https://r.example")]
+    newer = sign(me, homes, now=NOW, newest_seq=int(NOW * 1000) + 5)
+    kept.keep_record(newer)
+    kept.keep_record(sign(me, homes, now=NOW))
+    assert kept.record == newer
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"v":2}', '{"v":1,"relays":{},"epochs":3}', "[]"])
+def test_a_state_file_that_cannot_be_read_is_not_thrown_away(tmp_path, content):
+    path = tmp_path / "state"
+    path.write_text(content)
+    with pytest.raises(StateError, match="move it away"):
+        state.load(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("ws://127.0.0.1:8080/v1/ws", "http://127.0.0.1:8080"),
+        ("http://localhost:80/", "http://localhost"),
+        ("https://Relay.Example", "https://relay.example"),
+        ("wss://relay.example:443", "https://relay.example"),
+        ("https://relay.example:8443", "https://relay.example:8443"),
+        ("http://[::1]:9", "http://[::1]:9"),
+    ],
+)
+def test_an_origin_is_read_as_the_relay_says_it(written, meant):
+    assert str(origin.parse(written)) == meant
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["", "relay.example", "ftp://x", "https://u:p@x", "https://x/path", "https://x?q", "https://"],
+)
+def test_what_is_no_origin_is_an_error_of_the_program(written):
+    with pytest.raises(ValueError, match=r"origin|https"):
+        origin.parse(written)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://10.0.0.1", "ws://relay.example", "http://192.168.1.1:8080", "http://[fe80::1]"]
+)
+def test_plain_text_is_refused_beyond_loopback(url):
+    with pytest.raises(ProtocolError, match="TLS"):
+        origin.parse(url)
+
+
+def test_a_plain_network_is_dialled_only_if_it_was_named():
+    assert origin.parse("http://10.1.2.3", plain_networks=["10.0.0.0/8"]).is_plain
+    with pytest.raises(ProtocolError):
+        origin.parse("http://11.1.2.3", plain_networks=["10.0.0.0/8"])
+    with pytest.raises(ProtocolError):
+        origin.parse("http://relay.lan", plain_networks=["0.0.0.0/0"])
+
+
+def test_every_code_has_a_class_of_its_own_family():
+    assert set(errors.CLASS_OF) == set(ErrorCode)
+    for code, kind in errors.CLASS_OF.items():
+        assert issubclass(kind, ERROR_CLASS[code])
+        assert issubclass(kind, AgentError)
+        assert errors.typed(code).code is code
+
+
+def test_close_codes_mean_what_the_relay_means():
+    assert {number: code for code, number in CLOSE_CODE.items() if number} == errors.CLOSE_CODES
+
+
+def test_a_state_file_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
+    kept = state.State(tmp_path / "missing" / "state")
+    with pytest.raises(AgentError, match="cannot write"):
+        kept.pin("https://r.example", Did("did:key:x"))
+    assert names(tmp_path) == []

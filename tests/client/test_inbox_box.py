@@ -1,0 +1,187 @@
+"""The SDK's inbox by itself: cumulative acks, refusals, adrift messages."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay.client.errors import InboxResetError, SupersededError, typed
+from relay.client.inbox import Inbox
+from relay.client.opening import Opener
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.frames import Acked, Gap
+from relay.core.ids import Epoch, Seq, Timestamp
+from relay.core.ranges import Range, Reason
+from tests.client.support import deliver, envelope_of, new_key, welcome
+
+ME, SENDER, RELAY = new_key(), new_key(), new_key()
+NOW = Timestamp(1000.0)
+E1 = Epoch("e1")
+
+
+def opened_inbox(**values) -> Inbox:
+    box = Inbox(Opener(ME, lambda _: None), lambda: None)
+    box.opened(RELAY.did, welcome(**values), was_reset=False)
+    return box
+
+
+def mail(count: int) -> list[bytes]:
+    return [envelope_of(SENDER, ME.did, b"%d" % n).wire for n in range(count)]
+
+
+def give(box: Inbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
+    box.deliver(deliver(*enumerate(wires, first), epoch=epoch))
+
+
+async def shown(box: Inbox, count: int):
+    return [await box.next() for _ in range(count)]
+
+
+async def test_an_ack_names_what_is_above_the_first_unfinished_seq_and_covers_the_rest():
+    box = opened_inbox(head=3)
+    give(box, *mail(3))
+    one, two, three = await shown(box, 3)
+    await three.ack(wait=False)
+    frame = box.next_ack(NOW)
+    assert (frame.upto, frame.seqs) == (0, (3,))
+    assert box.next_ack(NOW) is None
+    await one.ack(wait=False)
+    frame = box.next_ack(NOW)
+    assert (frame.upto, frame.seqs) == (1, ())
+    await two.ack(wait=False)
+    assert box.next_ack(NOW).upto == 3
+
+
+async def test_a_cumulative_ack_never_overtakes_a_refusal_that_is_not_durable():
+    box = opened_inbox(head=2)
+    give(box, *mail(2))
+    one, two = await shown(box, 2)
+    await one.refuse("unsupported", wait=False)
+    await two.ack(wait=False)
+    frame = box.next_ack(NOW)
+    assert (frame.upto, frame.seqs, frame.refuse) == (0, (2,), ((1, "unsupported"),))
+    box.acked(Acked(E1, Seq(0), (Seq(2),), (Seq(1),)))
+    assert box.next_ack(NOW).upto == 2
+
+
+async def test_a_gap_is_passed_without_any_message():
+    box = opened_inbox(cursor=4, head=9)
+    box.gap(Gap(E1, (Range(Seq(5), Seq(9), Reason.EXPIRED),)))
+    assert box.next_ack(NOW).upto == 9
+
+
+async def test_a_message_taken_away_while_it_waited_is_not_shown():
+    box = opened_inbox(head=2)
+    give(box, *mail(2))
+    box.gap(Gap(E1, (Range(Seq(1), Seq(1), Reason.CORRUPT),)))
+    [message] = await shown(box, 1)
+    assert message.body == b"1"
+
+
+async def test_what_was_not_shown_is_forgotten_with_the_connection():
+    box = opened_inbox(head=1)
+    [wire] = mail(1)
+    give(box, wire)
+    box.lost()
+    box.opened(RELAY.did, welcome(head=1), was_reset=False)
+    give(box, wire)
+    assert [m.body for m in await shown(box, 1)] == [b"0"]
+
+
+async def test_the_same_envelope_twice_in_one_session_is_shown_once_and_both_are_ended():
+    box = opened_inbox(head=2)
+    [wire] = mail(1)
+    give(box, wire)
+    [message] = await shown(box, 1)
+    give(box, wire, first=2)
+    await message.ack(wait=False)
+    box.next_ack(NOW)
+    box.acked(Acked(E1, Seq(1)))
+    # the second place is answered when it comes again: its eid is known as done
+    box.lost()
+    box.opened(RELAY.did, welcome(cursor=1, head=2), was_reset=False)
+    give(box, wire, first=2)
+    assert box.next_ack(NOW).upto == 2
+
+
+async def test_an_ack_repeated_after_it_is_durable_changes_nothing():
+    box = opened_inbox(head=1)
+    give(box, *mail(1))
+    [message] = await shown(box, 1)
+    acking = [asyncio.ensure_future(message.ack()) for _ in range(2)]
+    await asyncio.sleep(0)
+    box.next_ack(NOW)
+    box.acked(Acked(E1, Seq(1)))
+    await asyncio.gather(*acking)
+    await message.ack()
+    assert box.next_ack(NOW) is None
+
+
+async def test_a_relay_cannot_ack_for_the_program():
+    box = opened_inbox(head=2)
+    give(box, *mail(2))
+    one, _ = await shown(box, 2)
+    acking = asyncio.ensure_future(one.ack())
+    await asyncio.sleep(0)
+    box.acked(Acked(E1, Seq(2)))  # before anything was said
+    await asyncio.sleep(0)
+    assert not acking.done()
+    box.next_ack(NOW)
+    box.acked(Acked(E1, Seq(1)))
+    await acking
+
+
+async def test_a_reset_ends_the_answers_that_were_not_durable_and_keeps_what_was_processed():
+    box = opened_inbox(head=2)
+    wires = mail(2)
+    give(box, *wires)
+    one, two = await shown(box, 2)
+    acking = asyncio.ensure_future(one.ack())
+    await asyncio.sleep(0)
+    box.lost()
+    box.opened(RELAY.did, welcome(epoch="e2", head=2), was_reset=True)
+    with pytest.raises(InboxResetError):
+        await acking
+    with pytest.raises(InboxResetError):
+        await two.ack()
+    with pytest.raises(InboxResetError):
+        await box.next()
+    # both come again and neither is shown again
+    give(box, *wires, epoch="e2")
+    assert box.next_ack(NOW).upto == 2
+
+
+async def test_another_epoch_than_the_sessions_is_a_broken_conversation():
+    box = opened_inbox()
+    with pytest.raises(ProtocolError):
+        give(box, *mail(1), epoch="e9")
+    with pytest.raises(ProtocolError):
+        box.gap(Gap(Epoch("e9"), (Range(Seq(1), Seq(1), Reason.ACKED),)))
+    box.acked(Acked(Epoch("e9"), Seq(9)))
+
+
+async def test_the_end_reaches_everybody_who_waits():
+    box = opened_inbox(head=1)
+    give(box, *mail(1))
+    [message] = await shown(box, 1)
+    waiting = [asyncio.ensure_future(message.ack()), asyncio.ensure_future(box.next())]
+    await asyncio.sleep(0)
+    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    for task in waiting:
+        with pytest.raises(SupersededError):
+            await task
+    with pytest.raises(SupersededError):
+        await box.next()
+
+
+async def test_a_flush_ends_in_time_and_keeps_no_failure():
+    box = opened_inbox(head=1)
+    give(box, *mail(1))
+    [message] = await shown(box, 1)
+    await message.ack(wait=False)
+    await box.flush(0.05)
+    flushing = asyncio.ensure_future(box.flush(5))
+    await asyncio.sleep(0)
+    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    await flushing

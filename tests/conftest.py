@@ -1,0 +1,13 @@
+"""What every test run has in common: how Hypothesis searches."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# No deadline: a busy machine is no bug. Not derandomised: each run looks somewhere else, and prints
+# how to repeat what it found.
+settings.register_profile("ci", deadline=None, max_examples=50, print_blob=True)
+settings.register_profile("long", deadline=None, max_examples=2_000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

@@ -1,0 +1,386 @@
+"""The scripts against the specification: the same steps on both, every result compared.
+
+The specification is core.inbox.Inbox, by way of the memory store; the subject is the Redis store on
+the server of the embedded one. Fences and epochs are random or clocks there, so each side's are
+replaced by numbers in the order in which they were first seen.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import HealthCheck, note, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from relay.core.envelope import StoredEnvelope
+from relay.core.ids import AgentKey, NodeId, Seq
+from relay.core.inbox import Ack, InboxLimits, LiveSession, Opened, Page, Question, Window
+from relay.core.ranges import Reason
+from relay.ports import AckRequest, OpenRequest, RecordRow
+from relay.store.memory import MemoryStore
+from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, eid, entry
+
+INBOXES = [AgentKey(f"key:i{n}") for n in range(2)]
+SENDERS = [AgentKey(f"key:s{n}") for n in range(3)]
+NODES = [NodeId("node-a"), NodeId("node-b"), NodeId("node-c")]
+LIMITS = InboxLimits(max_count=12, max_bytes=2_500, sender_count=7, sender_bytes=1_500,
+                     dedupe_entries=14)  # fmt: skip
+WINDOWS = st.builds(Window, st.integers(1, 6), st.sampled_from([1_500, 400, 50]))
+SEQS = st.integers(0, 25).map(Seq)
+PICKS = st.lists(st.integers(0, 11), max_size=6)
+"""Live entries, by their place in the inbox."""
+LIFETIMES = st.sampled_from([4_000, 20, 350, 9_000, 0])
+SIZES = st.sampled_from([0, 0, 0, 150, 400])
+
+
+class Names:
+    """One side's fences and epochs of each inbox, by number."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[tuple[AgentKey, object], int] = {}
+
+    def plain(self, value: Any, inbox: AgentKey) -> Any:
+        """A result without what may differ between the two."""
+        if dataclasses.is_dataclass(value):
+            parts = {}
+            for part in dataclasses.fields(value):
+                inner = getattr(value, part.name)
+                is_name = part.name in {"fence", "epoch"}
+                parts[part.name] = (
+                    self.numbers[inbox, inner] if is_name else self.plain(inner, inbox)
+                )
+            parts.pop("detail", None)
+            return (type(value).__name__, parts)
+        if isinstance(value, list | tuple):
+            return [self.plain(inner, inbox) for inner in value]
+        return value
+
+
+class Machine(RuleBasedStateMachine):
+    """Both stores, step by step."""
+
+    backend: Backend
+    fuzzed: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loop = asyncio.new_event_loop()
+        self.stack = contextlib.ExitStack()
+        self.now = float(NOW)
+        self.names = (Names(), Names())
+        self.items: dict[tuple[AgentKey, int], StoredEnvelope] = {}
+        self.sessions: list[tuple[AgentKey, Opened, Opened]] = []
+        self.batches: tuple[list[Any], list[Any]] = ([], [])
+        self.has_lost = False
+        self.count = 0
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.loop.run_until_complete(work)
+
+    @initialize()
+    def begin(self) -> None:
+        directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        self.world = World(self.backend, directory, limits=LIMITS)
+        self.world.mutations.edit(ASK_TIME, READ_TIME)
+        self.stack.enter_context(self.world.mutations.installed())
+        self.run(self.world.__aenter__())
+        self.redis = self.run(self.world.node(NODES[0]))
+        self.memory = MemoryStore(LIMITS, lambda: self.now)  # type: ignore[arg-type,return-value]
+        for inbox in INBOXES:
+            self.open(inbox, NODES[0], Window(3, 1_000), 0)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.run(self.world.__aexit__())
+        self.stack.close()
+        self.loop.close()
+
+    # ------------------------------------------------------------ comparing
+
+    def both(self, method: str, inbox: AgentKey, *arguments: tuple[Any, Any]) -> tuple[Any, Any]:
+        """The same call on both sides, with each side's own fences and epochs."""
+        left = self.call(self.memory, method, [one[0] for one in arguments])
+        right = self.call(self.redis, method, [one[1] for one in arguments])
+        if isinstance(left, Opened) and isinstance(right, Opened):
+            self.same(inbox, left, right)
+        self.same_heads()
+        ours, theirs = self.names[0].plain(left, inbox), self.names[1].plain(right, inbox)
+        note(f"{method} {inbox} -> {ours}")
+        assert ours == theirs, f"{method}: the specification says {ours}, the scripts {theirs}"
+        return left, right
+
+    def call(self, store: Any, method: str, arguments: list[Any]) -> Any:
+        return self.run(getattr(store, method)(*arguments))
+
+    def same_heads(self) -> None:
+        found = [self.run(store.heads(INBOXES)) for store in (self.memory, self.redis)]
+        for inbox, mine, other in zip(INBOXES, *found, strict=True):
+            assert (mine is None) == (other is None)
+            if mine is not None:
+                assert mine.head == other.head
+                self.same(inbox, mine, other)
+
+    def same(self, inbox: AgentKey, mine: Any, other: Any) -> None:
+        """What both sides call a fence, or an epoch, has one number."""
+        for name in ("fence", "epoch"):
+            pair = [(inbox, getattr(side, name)) for side in (mine, other)]
+            known = [names.numbers.get(at) for names, at in zip(self.names, pair, strict=True)]
+            assert known[0] == known[1], f"only one side has a new {name}"
+            if known[0] is None:
+                self.count += 1
+                for names, at in zip(self.names, pair, strict=True):
+                    names.numbers[at] = self.count
+
+    # ------------------------------------------------------------ steps
+
+    @rule(
+        numbers=st.lists(st.integers(0, 30), min_size=1, max_size=5),
+        inbox=st.sampled_from(INBOXES),
+        life=LIFETIMES,
+        age=st.integers(0, 3),
+        size=SIZES,
+        sender=st.sampled_from(SENDERS),
+        kind=st.sampled_from(["plain"] * 6 + ["silent", "marked"]),
+        is_other=st.sampled_from([False] * 5 + [True]),
+    )
+    def append(  # noqa: PLR0917  one argument for each strategy
+        self, numbers, inbox, life, age, size, sender, kind, is_other
+    ) -> None:
+        if self.has_lost:
+            numbers = numbers[:1]  # what is kept anew is stored after the rest of its batch
+        made = []
+        for n in numbers:
+            item = self.items.setdefault(
+                (inbox, n),
+                entry(
+                    n, inbox=inbox, sender=sender, size=size, hour=HOUR - age,
+                    created_at=int(self.now) - 10, expires_at=int(self.now) + life,
+                    bounces=kind != "silent", marked=kind == "marked",
+                ),
+            )  # fmt: skip
+            if is_other:  # the same id for another envelope
+                other = entry(n + 1_000)
+                item = dataclasses.replace(item, eid=other.eid, wire=other.wire)
+            made.append(item)
+        self.both("append", inbox, (made, made))
+
+    @rule(
+        inbox=st.sampled_from(INBOXES),
+        node=st.sampled_from(NODES),
+        window=WINDOWS,
+        until=st.sampled_from([0, 0, 100]),
+    )
+    def open(self, inbox, node, window, until) -> None:
+        until = int(self.now) + until if until else 0
+        wanted = OpenRequest(inbox, node, window, until, create=until == 0)
+        left, right = self.both("open", inbox, (wanted, wanted))
+        if isinstance(left, Opened):
+            self.sessions.append((inbox, left, right))
+
+    @rule(inbox=st.sampled_from(INBOXES), first=st.integers(0, 25), life=LIFETIMES, size=SIZES)
+    def append_some(self, inbox, first, life, size) -> None:
+        made = [
+            self.items.setdefault(
+                (inbox, n),
+                entry(
+                    n, inbox=inbox, sender=SENDERS[n % 3], size=size, hour=HOUR - n % 4,
+                    created_at=int(self.now) - 10, expires_at=int(self.now) + life + n % 2,
+                ),
+            )
+            for n in range(first, first + (1 if self.has_lost else 5))
+        ]  # fmt: skip
+        self.both("append", inbox, (made, made))
+
+    @rule(inbox=st.sampled_from(INBOXES), node=st.sampled_from(NODES), window=WINDOWS)
+    def come_back(self, inbox, node, window) -> None:
+        """A new session that reads all: every mark and every gap is compared."""
+        self.open(inbox, node, window, 0)
+        self.read_all(inbox)
+
+    @rule(inbox=st.sampled_from(INBOXES), last=SEQS, is_clean=st.booleans())
+    def go_on(self, inbox, last, is_clean) -> None:
+        """Like an agent: ack the first entries, read the rest, perhaps end cleanly."""
+        _, left, right = self.newest()[inbox]
+        seqs = tuple(self.live(inbox, [0, 1]))
+        wanted = [
+            [AckRequest(inbox, Ack(one.fence, one.epoch, seqs, last))] for one in (left, right)
+        ]
+        self.both("ack", inbox, tuple(wanted))
+        self.read_all(inbox)
+        if is_clean:
+            fences = (left.fence, right.fence)
+            self.both("close", inbox, (inbox, inbox), fences, (last, last))
+
+    @rule(inbox=st.sampled_from(INBOXES), window=WINDOWS, node=st.sampled_from(NODES))
+    def visit(self, inbox, window, node) -> None:
+        """Like an agent without a connection: take, and ack all of it next time."""
+        _, *pair = self.newest()[inbox]
+        live = tuple(LiveSession(one.fence, node, int(self.now) + 100) for one in pair)
+        page, _ = self.both("take", inbox, (inbox, inbox), live, (window, window))
+        if isinstance(page, Page):
+            wanted = [
+                [AckRequest(inbox, Ack(one.fence, one.epoch, (), page.upto), taken=True)]
+                for one in pair
+            ]
+            self.both("ack", inbox, tuple(wanted))
+
+    def read_all(self, inbox) -> None:
+        _, left, right = self.newest()[inbox]
+        cursor = self.memory._inboxes[inbox].cursor
+        fences, window = (left.fence, right.fence), Window(1_000, 10**9)
+        self.both("read", inbox, (inbox, inbox), fences, (cursor, cursor), (window, window))
+
+    def newest(self) -> dict[AgentKey, tuple[AgentKey, Opened, Opened]]:
+        return {session[0]: session for session in self.sessions}
+
+    def pick(self, at: int) -> tuple[AgentKey, Opened, Opened]:
+        # mostly the newest of an inbox: an old one only ever hears that it is over
+        choice = [*self.newest().values()] * 3 + self.sessions[-6:]
+        return choice[at % len(choice)]
+
+    def live(self, inbox: AgentKey, places: list[int]) -> list[Seq]:
+        """Seqs of live entries, and some that are not."""
+        seqs = [*self.memory._inboxes[inbox].live, Seq(self.head(inbox) + 1), Seq(1)]
+        return [seqs[place % len(seqs)] for place in places]
+
+    @precondition(lambda self: self.sessions)
+    @rule(at=st.integers(0, 7), last=SEQS)
+    def close(self, at, last) -> None:
+        inbox, left, right = self.pick(at)
+        self.both("close", inbox, (inbox, inbox), (left.fence, right.fence), (last, last))
+
+    @precondition(lambda self: self.sessions)
+    @rule(at=st.integers(0, 7), after=SEQS, window=WINDOWS)
+    def read(self, at, after, window) -> None:
+        inbox, left, right = self.pick(at)
+        after = Seq(min(after, self.head(inbox)) if at % 2 else left.cursor)
+        self.both(
+            "read",
+            inbox,
+            (inbox, inbox),
+            (left.fence, right.fence),
+            (after, after),
+            (window, window),
+        )
+
+    def head(self, inbox: AgentKey) -> int:
+        (found,) = self.run(self.memory.heads([inbox]))
+        return found.head if found else 0
+
+    @precondition(lambda self: self.sessions)
+    @rule(at=st.integers(0, 7), window=WINDOWS, node=st.sampled_from(NODES))
+    def take(self, at, window, node) -> None:
+        inbox, *pair = self.pick(at)
+        live = tuple(LiveSession(one.fence, node, int(self.now) + 100) for one in pair)
+        self.both("take", inbox, (inbox, inbox), live, (window, window))
+
+    @precondition(lambda self: self.sessions)
+    @rule(
+        at=st.integers(0, 7), seqs=PICKS, upto=SEQS, refuse=PICKS, taken=st.booleans(),
+    )  # fmt: skip
+    def ack(self, at, seqs, upto, refuse, taken) -> None:
+        inbox, *pair = self.pick(at)
+        seqs = self.live(inbox, seqs)
+        refusals = tuple((seq, "cannot be opened") for seq in self.live(inbox, refuse[:2]))
+        wanted = [
+            [AckRequest(inbox, Ack(one.fence, one.epoch, tuple(seqs), upto, refusals), taken)]
+            for one in pair
+        ]
+        self.both("ack", inbox, tuple(wanted))
+
+    @rule(
+        inbox=st.sampled_from(INBOXES),
+        places=PICKS,
+        reason=st.sampled_from([Reason.EXPIRED, Reason.CORRUPT]),
+    )
+    def conclude(self, inbox, places, reason) -> None:
+        seqs = self.live(inbox, places[:2])
+        self.both("conclude", inbox, (inbox, inbox), (seqs, seqs), (reason, reason))
+
+    @rule(inbox=st.sampled_from(INBOXES))
+    def status(self, inbox) -> None:
+        asked = [Question(item.dedupe_key, item.hour) for item in self.items.values()]
+        self.both("status", inbox, (inbox, inbox), (asked, asked))
+
+    @rule(seconds=st.sampled_from([10, 60, 330, 1_000]))
+    def advance(self, seconds) -> None:
+        self.now += seconds
+        self.run(self.world.set_time(self.now))
+
+    @rule(ok=st.sampled_from([True, True, True, False]))
+    def trust_clock(self, ok) -> None:
+        self.memory.trust_clock(ok=ok)
+        self.redis.trust_clock(ok=ok)
+
+    @rule(live=st.sets(st.sampled_from(NODES)))
+    def sweep(self, live) -> None:
+        self.both("sweep", INBOXES[0], (NODES[0], NODES[0]), (live, live))
+
+    @rule()
+    def take_bounces(self) -> None:
+        left, right = (
+            sorted(self.run(store.take_bounces()), key=lambda batch: batch.sender)
+            for store in (self.memory, self.redis)
+        )
+        assert [(batch.sender, batch.decided_at, set(batch.intents)) for batch in left] == [
+            (batch.sender, batch.decided_at, set(batch.intents)) for batch in right
+        ]
+        self.batches = (left, right)
+
+    @precondition(lambda self: self.batches[0])
+    @rule()
+    def finish_bounces(self) -> None:
+        for store, batches in zip((self.memory, self.redis), self.batches, strict=True):
+            self.run(store.finish_bounces(batches[0]))
+
+    @rule(
+        owner=st.sampled_from(INBOXES),
+        seq=st.integers(1, 9),
+        names_us=st.sampled_from([1] * 7 + [0]),
+    )
+    def merge_record(self, owner, seq, names_us) -> None:
+        row = RecordRow((1, seq, bytes([seq]) * 32), f"record{seq}", names_us=bool(names_us))
+        self.both("merge_record", owner, (owner, owner), (row, row))
+
+    @precondition(lambda self: self.sessions)
+    @rule(at=st.integers(0, 5), which=st.integers(0, 30))
+    def lose_an_entry(self, at, which) -> None:
+        """Both stores lose the same entry, and find out by reading."""
+        inbox, left, _ = self.pick(at)
+        box = self.memory._inboxes[inbox]
+        if box.session is None or box.fence != left.fence or not box.live:
+            return
+        seq = sorted(box.live)[which % len(box.live)]
+        box._count(box.live.pop(seq), -1)
+        self.run(self.world.raw.xdel(self.world.key("stream", inbox), f"{seq}-0"))
+        self.has_lost = True
+        self.read_all(inbox)
+
+
+@pytest.mark.timeout(120)
+def test_the_scripts_do_what_the_specification_says(embedded_backend: Backend) -> None:
+    Machine.backend = embedded_backend
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            stateful_step_count=60, suppress_health_check=list(HealthCheck), deadline=None
+        ),
+    )
+
+
+def test_the_fuzz_makes_ids_as_the_store_checks_them() -> None:
+    assert entry(5).eid == eid(5)

@@ -1,0 +1,195 @@
+"""Each guard that matters, taken out of the scripts: what it guards against must then happen.
+
+A proof that cannot fail proves nothing. Every case edits the text of a script and runs the very
+test that stands for the guard; that test has to fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from relay.store.redis import entries
+from tests.store import test_append, test_beside, test_ends, test_faults, test_sessions, test_take
+from tests.store.worlds import World
+
+pytestmark = pytest.mark.timeout(60)
+Test = Callable[..., Awaitable[None]]
+
+LEAVE_AN_ID = """
+    redis.call('HSET', ids_key(box.inbox, item.hour), item.dedupe,
+      struct.pack(SEEN, 'A', seq, item.eid16))
+    error(failed)"""
+
+GUARDS: list[tuple[str, str, str, Test]] = [
+    (
+        "the fence is compared",
+        "if fence ~= box.fence or not box.open then return 'superseded' end",
+        "",
+        test_sessions.test_a_newer_session_supersedes_the_older_in_everything,
+    ),
+    (
+        "a closed session is over",
+        "if fence ~= box.fence or not box.open then return 'superseded' end",
+        "if fence ~= box.fence then return 'superseded' end",
+        test_sessions.test_a_closed_session_is_over,
+    ),
+    (
+        "the window of an unclean end is marked",
+        "box.handed = math.max(box.handed, window_end(box))",
+        "",
+        test_sessions.test_after_an_unclean_end_the_whole_window_is_marked,
+    ),
+    (
+        "what was taken stays marked",
+        "box.handed, box.taken = math.max(box.handed, box.taken), 0",
+        "box.taken = 0",
+        test_take.test_what_was_taken_is_marked_for_the_next_session,
+    ),
+    (
+        "an ack is of this epoch",
+        "if not box or request.epoch ~= box.epoch then return 'inbox_reset' end",
+        "if not box then return 'inbox_reset' end",
+        test_sessions.test_an_ack_of_another_epoch_changes_nothing,
+    ),
+    (
+        "a taken ack covers what was given",
+        "return 'bad_frame'",
+        "return nil",
+        test_take.test_a_taken_ack_covers_only_what_was_given,
+    ),
+    (
+        "the agent is told before an expired entry is forgotten",
+        "local passed = OWN[reason] and to or math.min(to, upto)",
+        "local passed = to",
+        test_sessions.test_what_others_ended_is_passed_only_by_a_cumulative_ack,
+    ),
+    (
+        "conclude looks again at the time",
+        "not clock_ok or item.expires > NOW",
+        "false",
+        test_sessions.test_only_what_has_expired_can_be_concluded_as_expired,
+    ),
+    (
+        "ids are remembered",
+        "if fate ~= 'S' or is_live(inbox, seq) then return {inbox, 'dup', seq, box.epoch} end",
+        "",
+        test_append.test_the_same_envelope_again_is_answered_as_the_first_time,
+    ),
+    (
+        "the floor is remembered",
+        "if item.hour <= box.floor then return 'stale_id' end",
+        "",
+        test_append.test_an_old_hour_is_shed_when_the_memory_is_full_and_becomes_the_floor,
+    ),
+    (
+        "a clock in doubt never says expired",
+        "return CLOCK_OK and 'expired' or 'clock_in_doubt'",
+        "return 'expired'",
+        test_append.test_a_clock_in_doubt_never_says_expired,
+    ),
+    (
+        "one sender has a share",
+        "if quota[1] >= SENDER_COUNT or",
+        "if false and",
+        test_append.test_one_sender_fills_only_its_share,
+    ),
+    (
+        "the budget of all is kept",
+        "if not has_room(box) then return 'overloaded' end",
+        "",
+        test_append.test_over_the_budget_of_all_the_inbox_that_remembers_most_gives_way,
+    ),
+    (
+        "what is in flight is not swept",
+        "if tonumber(seq) > kept_upto and",
+        "if",
+        test_ends.test_a_sweep_leaves_what_a_live_session_may_have_in_flight,
+    ),
+    (
+        "a bounce waits for skewed clocks",
+        "math.max(NOW, item.expires + GRACE_S) or NOW",
+        "NOW or NOW",
+        test_ends.test_an_expired_envelope_bounces_when_skewed_clocks_agree,
+    ),
+    (
+        "a batch is frozen",
+        "if redis.call('EXISTS', frozen) == 0 then freeze(sender) end",
+        "redis.call('UNLINK', frozen); freeze(sender)",
+        test_ends.test_a_batch_stays_as_it_was_until_it_is_finished,
+    ),
+    (
+        "records are ordered by all three",
+        "return is_above(ARGV[7], held[3])",
+        "return true",
+        test_beside.test_the_newest_record_is_kept_whatever_the_order_of_arrival,
+    ),
+]
+ON_SERVERS: list[tuple[str, str, str, Test]] = [
+    (
+        "a failed item is undone",
+        "    error(failed)",
+        LEAVE_AN_ID,
+        test_faults.test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other,
+    ),
+    (
+        "a lost entry is no duplicate",
+        "if fate ~= 'S' or is_live(inbox, seq) then",
+        "if true then",
+        test_faults.test_an_envelope_that_the_store_lost_is_no_duplicate,
+    ),
+    (
+        "a new epoch marks what is young",
+        "renew(box, NOW + GRACE_S)",
+        "renew(box, 0)",
+        test_faults.test_after_a_new_epoch_what_is_older_than_it_is_marked,
+    ),
+    (
+        "the holder is told",
+        "if not box.is_news then note(news, box.node, box.inbox) end",
+        "",
+        test_beside.test_what_must_be_read_back_wakes_the_own_node_too,
+    ),
+]
+
+
+def names(guards: list[tuple[str, str, str, Test]]) -> list[str]:
+    return [guard[0] for guard in guards]
+
+
+async def must_fail(world: World, old: str, new: str, test: Test, **given: Any) -> None:
+    world.mutations.edit(old, new)
+    with pytest.raises(AssertionError):
+        await test(world, **given)
+
+
+@pytest.mark.parametrize(("old", "new", "test"), [one[1:] for one in GUARDS], ids=names(GUARDS))
+async def test_without_this_guard_its_test_fails(
+    embedded_world: World, old: str, new: str, test: Test
+) -> None:
+    await embedded_world.node()
+    await must_fail(embedded_world, old, new, test)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "test"), [one[1:] for one in ON_SERVERS], ids=names(ON_SERVERS)
+)
+async def test_without_this_guard_of_a_server_its_test_fails(
+    embedded_world: World, old: str, new: str, test: Test
+) -> None:
+    await must_fail(embedded_world, old, new, test)
+
+
+@pytest.mark.parametrize("damage", ["wire", "other envelope"])
+async def test_without_checking_what_is_read_damage_is_handed_over(
+    embedded_world: World, damage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(entries, "_digest", lambda _rest, _wire: b"x" * 8)
+    monkeypatch.setattr(entries, "_eid_of", lambda _wire: b"x" * 32)
+    monkeypatch.setattr(entries, "eid_bytes", lambda _eid: b"x" * 32)
+    with pytest.raises(AssertionError):
+        await test_faults.test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
+            embedded_world, damage
+        )

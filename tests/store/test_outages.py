@@ -1,0 +1,311 @@
+"""What goes wrong with whole servers: down, hung, rolled back, emptied, full (GUARANTEES.md §2)."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from relay.core.errors import ErrorCode, Refusal, UnavailableError
+from relay.core.ids import AgentKey, Seq
+from relay.core.inbox import Ack, InboxLimits, Window
+from relay.ports import AckRequest
+from relay.store.embedded import find_server_binary
+from relay.store.redis import RedisStore
+from tests.store.test_faults import read_until_answered as answered
+from tests.store.worlds import (
+    ME,
+    NODE,
+    OTHER,
+    RELAY,
+    entry,
+    opened,
+    request,
+)
+from tests.support.servers import RedisServer, wait_until, why_missing
+
+pytestmark = pytest.mark.timeout(60)
+ALL = Window(1_000, 10_000_000)
+LARGE = InboxLimits(max_count=100_000, sender_count=100_000, max_bytes=2**40, sender_bytes=2**40)
+
+
+def code(result: object) -> ErrorCode | None:
+    return result.code if isinstance(result, Refusal) else None
+
+
+def fresh(n: int, **changes: Any) -> Any:
+    """An entry that is fresh by the real clock."""
+    now = int(time.time())
+    return entry(n, created_at=now, expires_at=now + 1_000, hour=now // 3600, **changes)
+
+
+@pytest.fixture(params=["valkey", pytest.param("redis", marks=pytest.mark.redis)])
+async def server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
+    binary = "redis-server"
+    if request.param == "valkey":
+        binary = str(find_server_binary().path)
+    elif reason := why_missing():
+        pytest.skip(reason)
+    made = RedisServer(tmp_path / "server", binary=binary)
+    await made.start()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+class Node:
+    """A store over that server, as one process of the relay has it."""
+
+    def __init__(self, server: RedisServer, file: Path | None, **options: Any) -> None:
+        limits = options.pop("limits", LARGE)
+        self.store = RedisStore(server.url, limits, rollback_file=file, **options)
+
+    async def __aenter__(self) -> RedisStore:
+        try:
+            await self.store.start(relay=RELAY, node=NODE)
+        except BaseException:
+            await self.store.stop()
+            raise
+        return self.store
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.store.stop()
+
+
+async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+        await store.append([fresh(1)])
+        server.kill()
+        began = time.monotonic()
+        (result,) = await store.append([fresh(2)])
+        assert (result.code, result.stored) == (ErrorCode.STORAGE_UNAVAILABLE, "unknown")
+        with pytest.raises(UnavailableError, match="storage_unavailable"):
+            await store.read(ME, session.fence, Seq(0), ALL)
+        assert time.monotonic() - began < 2
+        assert not store.is_available()
+        await server.start()
+        page = await answered(store, session)
+        assert [item.seq for item in page.items] == [1]
+        assert store.is_available()
+        (result,) = await store.append([fresh(2)])
+        assert result.seq == 2
+
+
+async def test_a_store_that_hangs_says_so_within_2_seconds(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        await opened(store)
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            began = time.monotonic()
+            (result,) = await store.append([fresh(1)])
+            assert result.code is ErrorCode.STORAGE_UNAVAILABLE
+            assert time.monotonic() - began < 2.5
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        (result,) = await store.append([fresh(1)])
+        assert result.seq == 1
+
+
+async def test_what_was_confirmed_survives_kill_9(server: RedisServer, tmp_path: Path) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        await opened(store)
+        await store.append([fresh(n) for n in range(1, 51)])
+        server.kill()
+        await server.start()
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+        page = await store.read(ME, session.fence, Seq(0), ALL)
+        assert [item.seq for item in page.items] == list(range(1, 51))
+
+
+async def restore(server: RedisServer, copy: Path) -> None:
+    """Bring back what the data directory was."""
+    server.kill()
+    shutil.rmtree(server.directory)
+    shutil.copytree(copy, server.directory, ignore=shutil.ignore_patterns("*.sock"))
+    await server.start()
+
+
+async def backup(server: RedisServer, copy: Path) -> None:
+    server.kill()
+    shutil.copytree(server.directory, copy, ignore=shutil.ignore_patterns("*.sock"))
+    await server.start()
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+async def test_a_store_that_went_back_in_time_begins_new_epochs(
+    server: RedisServer, tmp_path: Path, *, is_running: bool
+) -> None:
+    node = Node(server, tmp_path / "file")
+    async with node as store:
+        session = await opened(store)
+        await store.append([fresh(1)])
+        await backup(server, tmp_path / "copy")
+        await answered(store, session)
+        (result,) = await store.append([fresh(2)])
+        assert result.seq == 2
+        await restore(server, tmp_path / "copy")
+        if is_running:
+            refusal = await wait_until(lambda: try_read(store, session), 5, "an answer")
+            assert code(refusal) is ErrorCode.INBOX_RESET
+    async with Node(server, tmp_path / "file") as store:
+        again = await opened(store)
+        assert again.epoch != session.epoch
+        assert again.fence > session.fence
+        (result,) = await store.append([fresh(2)])
+        assert (result.seq, result.dup, result.session) == (2, False, None)
+        page = await store.read(ME, again.fence, Seq(0), ALL)
+        assert [(item.seq, item.redelivered) for item in page.items] == [(1, True), (2, True)]
+        (head,) = await store.heads([ME])
+        assert (head.epoch, head.fence) == (again.epoch, again.fence)
+
+
+async def try_read(store: Any, session: Any) -> Any:
+    try:
+        return await store.read(ME, session.fence, Seq(0), ALL)
+    except UnavailableError:
+        return None
+
+
+async def test_without_its_file_a_node_cannot_notice(server: RedisServer, tmp_path: Path) -> None:
+    # the negative control of the test above: it is the file that proves it
+    async with Node(server, None) as store:
+        session = await opened(store)
+        await backup(server, tmp_path / "copy")
+        await answered(store, session)
+        await store.append([fresh(1)])
+        await restore(server, tmp_path / "copy")
+    async with Node(server, None) as store:
+        assert (await opened(store)).epoch == session.epoch
+
+
+async def test_a_store_that_was_emptied_is_not_a_new_one(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+        await store.append([fresh(1)])
+        raw = Redis.from_url(server.url)
+        await raw.flushall()
+        await raw.aclose()
+        assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+        (result,) = await store.append([fresh(1)])
+        assert code(result) is ErrorCode.UNKNOWN_INBOX
+        again = await opened(store)
+        assert again.epoch != session.epoch
+        assert again.fence > session.fence
+        (result,) = await store.append([fresh(1)])
+        page = await store.read(ME, again.fence, Seq(0), ALL)
+        assert [(item.seq, item.redelivered) for item in page.items] == [(1, True)]
+        (acked,) = await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+        assert code(acked) is ErrorCode.INBOX_RESET
+
+
+async def test_two_nodes_notice_the_same_rollback_and_agree(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "a") as a, Node(server, tmp_path / "b") as b:
+        session = await opened(a)
+        await backup(server, tmp_path / "copy")
+        await answered(a, session)
+        await answered(b, session)
+        await a.append([fresh(1)])
+        await b.append([fresh(2)])
+        await restore(server, tmp_path / "copy")
+        await wait_until(lambda: try_read(a, session), 5, "a answers")
+        await wait_until(lambda: try_read(b, session), 5, "b answers")
+        await asyncio.gather(*(node.heads([ME]) for node in (a, b) * 5))
+        (head_a,), (head_b,) = await a.heads([ME]), await b.heads([ME])
+        assert head_a == head_b
+        assert head_a.epoch != session.epoch
+        again = await opened(b, node=OTHER)
+        assert again.epoch == head_a.epoch
+        (result,) = await a.append([fresh(1)])
+        assert (result.seq, result.epoch) == (1, again.epoch)
+
+
+async def test_a_torn_record_of_the_rollback_file_is_no_knowledge(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+    text = (tmp_path / "file").read_bytes()
+    (tmp_path / "file").write_bytes(text.replace(b"1 ", b"9 ", 1))
+    async with Node(server, tmp_path / "file") as store:
+        assert (await opened(store)).epoch == session.epoch
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o600
+
+
+# ---------------------------------------------------------------- memory
+
+
+async def test_a_store_without_memory_refuses_submits_and_takes_acks(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+        await store.append([fresh(n) for n in range(1, 101)])
+        raw = Redis.from_url(server.url)
+        used = (await raw.info("memory"))["used_memory"]
+        await raw.config_set("maxmemory", used - 10_000)
+        known, new = await store.append([fresh(1), fresh(500)])
+        assert known.dup
+        assert (code(new), new.stored) == (ErrorCode.STORAGE_FULL, "no")
+        again = await opened(store)
+        page = await store.read(ME, again.fence, Seq(0), ALL)
+        assert len(page.items) == 100
+        wanted = Ack(again.fence, session.epoch, tuple(item.seq for item in page.items))
+        (acked,) = await store.ack([AckRequest(ME, wanted)])
+        assert acked.cursor == 100
+        assert await store.close(ME, again.fence, Seq(100))
+        await raw.config_set("maxmemory", "256mb")
+        await raw.aclose()
+        (result,) = await store.append([fresh(500)])
+        assert result.seq == 101
+
+
+async def test_submits_are_refused_while_there_is_still_room_for_acks(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with Node(server, tmp_path / "file") as store:
+        session = await opened(store)
+        await store.append([fresh(1)])
+        raw = Redis.from_url(server.url)
+        background = asyncio.create_task(store.run())
+        used = (await raw.info("memory"))["used_memory"]
+        await raw.config_set("maxmemory", int(used / 0.8))
+        numbers = itertools.count(2)
+
+        async def refused() -> bool:
+            (result,) = await store.append([fresh(next(numbers))])
+            return code(result) is ErrorCode.STORAGE_FULL
+
+        async def taken() -> bool:
+            (result,) = await store.append([fresh(next(numbers))])
+            return not isinstance(result, Refusal)
+
+        await wait_until(refused, 10, "new envelopes are refused")
+        none = await store.open(request(AgentKey("key:new")))
+        assert code(none) is ErrorCode.STORAGE_FULL
+        (acked,) = await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+        assert acked.cursor == 1
+        await raw.config_set("maxmemory", "256mb")
+        await wait_until(taken, 10, "new envelopes are taken again")
+        background.cancel()
+        await asyncio.gather(background, return_exceptions=True)
+        await raw.aclose()
