@@ -7,7 +7,6 @@ docs/settings.md is checked against these fields by a test.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -25,11 +24,9 @@ from pydantic_settings import (
 )
 
 from relay.core.errors import ErrorCode, StateError
+from relay.core.ids import ORIGIN
 
 PREFIX: Final = "RELAY_"
-ORIGIN: Final = re.compile(
-    r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?"
-)
 MAX_PORT: Final = 65_535
 
 Words = Annotated[tuple[str, ...], NoDecode]

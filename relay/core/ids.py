@@ -35,6 +35,10 @@ Entropy = Callable[[int], bytes]
 """``entropy(n)`` gives n random bytes; passed in, so that the core has none of its own."""
 
 UUID7: Final = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+ORIGIN: Final = re.compile(
+    r"https?://[A-Za-z0-9.\-]+(:[0-9]{1,5})?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?"
+)
+"""``https://host[:port]`` or ``http://…``: how a relay is dialled, without a path."""
 MAX_DID_BYTES: Final = 512
 HOUR_MS: Final = 3_600_000
 

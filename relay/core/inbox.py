@@ -389,8 +389,11 @@ class Inbox:
     def take_ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
         """Ack of a session without a connection: ``upto`` covers what :meth:`take` gave it."""
         is_current = ack.epoch == self.epoch and self._fenced(ack.fence) is None
-        if is_current and ack.upto > max(self.taken, self.cursor):
-            return Refusal(ErrorCode.BAD_FRAME, "upto is beyond what this session was given")
+        named = (*ack.seqs, *(seq for seq, _ in ack.refuse))
+        if is_current and (
+            ack.upto > max(self.taken, self.cursor) or any(seq > self.last for seq in named)
+        ):
+            return Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given")
         covered = tuple(seq for seq in self.live if seq <= ack.upto)
         full = Ack(ack.fence, ack.epoch, (*ack.seqs, *covered), ack.upto, ack.refuse)
         return self.ack(full, now)

@@ -59,7 +59,7 @@ class Ranges:
         return [
             Range(Seq(max(item.start, after + 1)), Seq(min(item.end, upto)), item.reason)
             for item in self._items
-            if item.end > after and item.start <= upto
+            if after < upto and item.end > after and item.start <= upto
         ]
 
     def absorb(self, cursor: Seq, upto: Seq) -> Seq:

@@ -14,7 +14,7 @@ from typing import Final, Literal
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import ORIGIN, Did, Timestamp
 
 TYP: Final = "agent-endpoints+jws"
 MAX_BYTES: Final = 4096
@@ -110,7 +110,10 @@ def _home(value: object) -> Home:
     members = jose.Members(value)
     did = Did(members.text("did", most=512))
     parse_did(did)
-    return Home(did, members.text("url", most=MAX_URL), members.integer("prio", most=1000))
+    url = members.text("url", most=MAX_URL)
+    if ORIGIN.fullmatch(url) is None:
+        raise ValueError("a relay's url is an origin: https://host[:port]")
+    return Home(did, url, members.integer("prio", most=1000))
 
 
 def _handles(values: list[object]) -> tuple[str, ...]:

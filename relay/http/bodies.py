@@ -28,6 +28,8 @@ async def members(request: Request) -> jose.Members:
         raise ProtocolError(ErrorCode.BAD_FRAME, "the body came too slowly") from exc
     try:
         return jose.Members(jose.loads(data))
+    except jose.UnsupportedError as exc:
+        raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 

@@ -80,7 +80,7 @@ def _inbox_routes(api: APIRouter, polling: Polling) -> None:
             {
                 "epoch": frame.epoch,
                 "upto": acked.cursor,
-                "seqs": acked.seqs,
+                "seqs": [seq for seq in frame.seqs if seq > acked.cursor],
                 "refused": acked.refused,
             }
         )

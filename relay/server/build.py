@@ -176,7 +176,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         delivery=delivery,
         clock_guard=guard,
     )
-    return Built(settings, node, Housekeeping(node, BouncePump(key, store)), opened)
+    return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)
 
 
 def _accepts(store: Store, delivery: Delivery) -> GroupCommit[submitting.Item, Accepted]:
@@ -185,9 +185,7 @@ def _accepts(store: Store, delivery: Delivery) -> GroupCommit[submitting.Item, A
         metrics.COMMITS.inc()
         metrics.COMMIT_SIZE.observe(len(stored))
         with metrics.COMMIT_SECONDS.time():
-            results = await store.append(stored)
-        delivery.hand_over(stored, results)
-        return results
+            return await delivery.append(store, stored)
 
     return GroupCommit(commit, submitting.size_of)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from relay import clock
 from relay.core import handshake
-from relay.core.errors import ErrorCode, RejectedError, error
+from relay.core.errors import ErrorCode, RejectedError
 from relay.core.frames import Auth, Welcome, WelcomePending
 from relay.core.identity import SigningKey, VerificationKey
 from relay.core.ids import Did, NodeId, Seq
@@ -52,27 +52,35 @@ class Accounts:
     directory: Directory
     registration: Registration
 
-    async def log_in(
-        self, auth: Auth, nonce: str | None, *, until: int = 0
+    async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
+        """Check who signed a login, and that it is for this relay; the nonce is the caller's.
+
+        Raises:
+            RelayError: ``bad_frame``, ``unsupported``, ``bad_signature``, ``wrong_relay``,
+                ``expired`` or ``not_yet_valid``.
+        """
+        parsed = handshake.parse_auth(auth.jws)
+        key = await self.keys.resolve(parsed[1].subject)
+        claims = handshake.verify_auth(
+            parsed, key, relay=self.key.did, url=self.url, now=clock.now()
+        )
+        return key, claims
+
+    async def open(
+        self, auth: Auth, key: VerificationKey, claims: handshake.Claims, *, until: int = 0
     ) -> tuple[Identity, Welcome]:
-        """Check a login and open the session.
+        """Open the session of an authenticated dialler.
 
         Args:
             auth: what the dialler said.
-            nonce: the nonce of this conversation; None: the caller has taken the one in ``auth``.
+            key: its key.
+            claims: what it signed, the nonce found right.
             until: 0 for a connection, else when a session without one ends (Unix seconds).
 
         Raises:
-            RelayError: ``bad_frame``, ``bad_signature``, ``wrong_relay``, ``expired``,
-                ``not_yet_valid``, ``not_federated``, ``blocked``, ``not_admitted``,
-                ``storage_unavailable`` or what is wrong with the record.
+            RelayError: ``not_federated``, ``blocked``, ``not_admitted``, ``storage_unavailable``
+                or what is wrong with the record.
         """
-        parsed = handshake.parse_auth(auth.jws)
-        claims = parsed[1]
-        if nonce is not None and claims.nonce != nonce:
-            raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
-        key = await self.keys.resolve(claims.subject)
-        handshake.verify_auth(parsed, key, relay=self.key.did, url=self.url, now=clock.now())
         if claims.role == "peer":
             raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
         if claims.subject in self.registration.deny:

@@ -21,6 +21,7 @@ from relay.core.policy import admit_own
 from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
 from relay.log import bounce_undeliverable
 from relay.ports import BounceBatch, InboxStore
+from relay.service.deliver import Delivery
 
 FINAL: Final = frozenset({
     ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
@@ -35,12 +36,14 @@ class BouncePump:
 
     key: SigningKey
     store: InboxStore
+    delivery: Delivery
 
     async def __call__(self) -> int:
         """Send what is due; gives how many batches ended."""
         ended = 0
         for batch in await self.store.take_bounces():
-            [result] = await self.store.append([bounce_envelope(self.key, batch)])
+            envelope = bounce_envelope(self.key, batch)
+            [result] = await self.delivery.append(self.store, [envelope])
             if isinstance(result, Refusal) and result.code not in FINAL:
                 continue
             outcome = result.code if isinstance(result, Refusal) else "delivered"

@@ -84,6 +84,14 @@ class Delivery:
             if listener is not None:
                 listener.woken()
 
+    async def append(
+        self, store: InboxStore, items: Sequence[StoredEnvelope]
+    ) -> list[Accepted | Refusal]:
+        """Store a batch durably, then tell this node's sessions."""
+        results = await store.append(items)
+        self.hand_over(items, results)
+        return results
+
     async def poll(self, store: InboxStore) -> None:
         """Make up for lost hints: wake each session whose inbox is not as the session thinks."""
         inboxes = list(self._listeners)

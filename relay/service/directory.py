@@ -13,6 +13,7 @@ from relay.core.errors import ErrorCode, ProtocolError, RejectedError, Unavailab
 from relay.core.frames import Published, Resolution
 from relay.core.identity import parse_did
 from relay.core.ids import Did
+from relay.core.jws import UnsupportedError
 from relay.ports import InboxStore, Keys, RecordRow
 
 
@@ -79,6 +80,8 @@ class Directory:
         """
         try:
             owner = parse_did(did)
+        except UnsupportedError as exc:
+            raise error(ErrorCode.UNSUPPORTED, f"did: {exc}") from exc
         except ValueError as exc:
             raise error(ErrorCode.BAD_FRAME, f"did: {exc}") from exc
         try:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
-from relay.core import handshake
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
 from relay.core.frames import Auth, Welcome
 from relay.core.ids import AgentKey, Did, Epoch, Fence
@@ -74,13 +73,16 @@ class Polling:
         """Open the inbox session; gives the token and the welcome.
 
         Raises:
-            RelayError: as :meth:`Accounts.log_in`; ``auth_required`` for a nonce used or unknown.
+            RelayError: as :class:`Accounts`; ``auth_required`` for a nonce used or unknown.
         """
-        _, claims, _, _ = handshake.parse_auth(auth.jws)
+        # the nonce is used up only by a login that is right, so nobody can use up another's
+        key, claims = await self.node.accounts.authenticate(auth)
         if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
         until = int(clock.now()) + SESSION_TTL_S
-        who, welcome = await self.node.accounts.log_in(auth, claims.nonce, until=until)
+        who, welcome = await self.node.accounts.open(auth, key, claims, until=until)
+        # a conversation that had this inbox on this node looks, and finds itself superseded
+        self.node.delivery.wake([who.inbox])
         token = clock.entropy(TOKEN_BYTES)
         value = {
             "did": who.did,

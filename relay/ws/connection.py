@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from relay import clock, log, metrics
 from relay.core import codec
-from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.core.errors import ErrorCode, Refusal, RelayError, error
 from relay.core.frames import (
     Bye,
     Deliver,
@@ -179,7 +179,10 @@ class Connection:
 
     async def _log_in(self, effect: Login) -> None:
         try:
-            who, welcome = await self._node.accounts.log_in(effect.auth, effect.nonce)
+            key, claims = await self._node.accounts.authenticate(effect.auth)
+            if claims.nonce != effect.nonce:
+                raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
+            who, welcome = await self._node.accounts.open(effect.auth, key, claims)
         except RelayError as exc:
             metrics.LOGINS.labels(exc.code).inc()
             log.login_refused(exc.code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx2
@@ -130,6 +130,47 @@ async def test_a_nonce_is_good_once_and_a_token_is_needed():
             assert (answer.status_code, answer.json()["error"]) == (401, "auth_required")
 
 
+async def test_a_login_for_another_origin_is_named_and_does_not_use_up_the_nonce():
+    async with running_node() as node, client(node.url) as http:
+        key = new_key()
+        said = (await http.post("/v1/session/nonce")).json()
+        cnonce = jws.b64encode(os.urandom(32))
+        right = Claims(key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent")
+        for wrong in (replace(right, url="http://x"), replace(right, aud=key.did)):
+            auth = handshake.sign_auth(key, wrong, Timestamp(time.time()))
+            answer = await http.post("/v1/session", json={"jws": auth})
+            assert (answer.status_code, answer.json()["error"]) == (421, "wrong_relay")
+        auth = handshake.sign_auth(key, right, Timestamp(time.time()))
+        assert (await http.post("/v1/session", json={"jws": auth})).status_code == 200
+
+
+@pytest.mark.parametrize("ack", [{"seqs": [1, 3]}, {"refuse": [{"seq": 7, "code": "poison"}]}])
+async def test_an_ack_of_seqs_that_were_never_assigned_is_refused_whole(ack):
+    async with running_node() as node, client(node.url) as http:
+        alice, bob = new_key(), await log_in(http, new_key())
+        await submit(http, make_envelope(alice, bob.key.did).wire)
+        await bob.inbox()
+        answer = await bob.ack(**ack)
+        assert (answer.status_code, answer.json()["error"]) == (400, "bad_frame")
+        assert len((await bob.inbox())["items"]) == 1
+
+
+async def test_an_unknown_must_member_is_unsupported():
+    async with running_node() as node, client(node.url) as http:
+        answer = await http.post("/v1/envelopes", json={"envelopes": [{}], "must_x": 1})
+        assert (answer.status_code, answer.json()["error"]) == (400, "unsupported")
+
+
+async def test_a_login_over_http_is_told_to_the_socket_at_once():
+    async with running_node() as node, client(node.url) as http:
+        bob = new_key()
+        async with speaker(node.url, bob) as me:
+            await log_in(http, bob)
+            # far below the poll interval
+            async with asyncio.timeout(1.5):
+                assert (await me.hear(Bye)).error == "superseded"
+
+
 async def test_a_sender_asks_what_became_of_its_envelope_and_nobody_else_learns_it():
     async with running_node() as node, client(node.url) as http:
         alice, bob = await log_in(http, new_key()), await log_in(http, new_key())
@@ -222,7 +263,7 @@ async def test_the_api_describes_itself():
         ("GET", "/nowhere", 404, "unsupported"),
         ("DELETE", "/v1/envelopes", 405, "unsupported"),
         ("GET", "/v1/inbox?wait=31", 400, "bad_frame"),
-        ("GET", "/v1/agents/did:web:example.org", 400, "bad_frame"),
+        ("GET", "/v1/agents/did:web:example.org", 400, "unsupported"),
     ],
 )
 async def test_wrong_paths_and_parameters_get_the_one_error_shape_too(method, path, status, code):

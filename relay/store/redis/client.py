@@ -37,6 +37,10 @@ _DOWN: Final = (
     foreign.TryAgainError,
     OSError,
     TimeoutError,
+    # a connection that one task drops while another writes to it: redis-py finds no writer (seen
+    # when a Cluster's map is read anew), uvloop a closed handle
+    AttributeError,
+    RuntimeError,
 )
 # replies of a server that cannot just now; the first word of an error
 _DOWN_WORDS: Final = frozenset({

@@ -50,7 +50,7 @@ _REFUSALS: Final = {
     b"unknown_inbox": Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here"),
     b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
     b"inbox_reset": Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch"),
-    b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "upto is beyond what this session was given"),
+    b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given"),
 }
 _FATE_OF: Final = {Reason.EXPIRED: "E", Reason.CORRUPT: "C"}
 

@@ -23,11 +23,23 @@ local function next_request()
   return request
 end
 
+-- Only a session without a connection: the node itself looks after the others (core/session.py).
+local function names_unknown(box, request)
+  if request.upto > math.max(box.taken, box.cursor) then return true end
+  for _, seq in ipairs(request.seqs) do
+    if seq > box.last then return true end
+  end
+  for _, refusal in ipairs(request.refuse) do
+    if refusal[1] > box.last then return true end
+  end
+  return false
+end
+
 local function objection(box, request)
   if not box or request.epoch ~= box.epoch then return 'inbox_reset' end
   local no = fenced(box, request.fence)
   if no then return no end
-  if request.taken and request.upto > math.max(box.taken, box.cursor) then return 'bad_frame' end
+  if request.taken and names_unknown(box, request) then return 'bad_frame' end
   return nil
 end
 
