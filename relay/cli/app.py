@@ -1,12 +1,12 @@
 """The commands and their options; what they do is in the modules beside this one.
 
 Rules of the file: an expected failure is one sentence on stderr and an exit code of
-:mod:`relay.cli.exits`, never a traceback. What a command needs is imported when it runs.
+:mod:`relay.cli.exits`, never a traceback. What a command needs is imported when it runs: the
+packages of a node come with another extra, and those of an agent take a quarter of a second.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import sys
@@ -17,10 +17,8 @@ from typing import Annotated, Any, Final, TypeVar
 import typer
 
 from relay import __version__
-from relay.cli import identity, output
+from relay.cli import output
 from relay.cli.exits import MEANING, Exit, exit_of
-from relay.cli.identity import KeyFile
-from relay.client.keystore import KeyFileError
 from relay.core.errors import RelayError
 
 T = TypeVar("T")
@@ -79,13 +77,17 @@ def _version(*, json: Json = False) -> None:
 @id_app.command("new")
 def _id_new(key: Key = None, *, json: Json = False) -> None:
     """Make an identity: a key file that only you can read."""
-    identity.new(KeyFile(key), as_json=json)
+    from relay.cli import identity  # noqa: PLC0415  as above
+
+    identity.new(identity.KeyFile(key), as_json=json)
 
 
 @id_app.command("show")
 def _id_show(key: Key = None, *, json: Json = False) -> None:
     """Show the DID of an identity."""
-    identity.show(KeyFile(key), as_json=json)
+    from relay.cli import identity  # noqa: PLC0415  as above
+
+    identity.show(identity.KeyFile(key), as_json=json)
 
 
 @app.command("send")
@@ -109,8 +111,8 @@ def _send(
     json: Json = False,
 ) -> None:
     """Send an envelope; done when the relay has signed that it keeps it."""
-    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
-    from relay.core.identity import parse_did  # noqa: PLC0415
+    from relay.cli import identity, mail  # noqa: PLC0415  as above
+    from relay.core.identity import parse_did  # noqa: PLC0415  as above
 
     body, default_type = _body(text, file)
     try:
@@ -118,7 +120,7 @@ def _send(
     except ValueError as exc:
         raise typer.BadParameter(f"{exc}", param_hint="TO") from exc
     letter = mail.Letter(to, body, content_type or default_type, not plain, kind, thread, lifetime)
-    _run(mail.send(KeyFile(key), relay, letter, deadline_s=timeout, as_json=json))
+    _run(mail.send(identity.KeyFile(key), relay, letter, deadline_s=timeout, as_json=json))
 
 
 def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
@@ -143,9 +145,9 @@ def _listen(
     json: Json = False,
 ) -> None:
     """Print what is delivered to this agent, and ack it once it is written."""
-    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
+    from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    _run(mail.listen(KeyFile(key), relay, count=1 if once else count, as_json=json))
+    _run(mail.listen(identity.KeyFile(key), relay, count=1 if once else count, as_json=json))
 
 
 @app.command("inbox")
@@ -157,15 +159,15 @@ def _inbox(
     json: Json = False,
 ) -> None:
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
-    from relay.cli import mail  # noqa: PLC0415  websockets is slow to import
+    from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    _run(mail.look(KeyFile(key), relay, limit=limit, as_json=json))
+    _run(mail.look(identity.KeyFile(key), relay, limit=limit, as_json=json))
 
 
 @app.command("demo")
 def _demo() -> None:
     """Watch an envelope survive an offline recipient and a killed relay."""
-    from relay.cli import demo  # noqa: PLC0415  starts processes; nothing else needs it
+    from relay.cli import demo  # noqa: PLC0415  as above
 
     raise typer.Exit(_run(demo.demo()))
 
@@ -198,7 +200,7 @@ def _serve(
     redis_url: RedisUrl = None,
 ) -> None:
     """Run a relay node. Every other setting is a RELAY_ variable: relay config show."""
-    from relay.cli import node  # noqa: PLC0415  the packages of a node come with an extra
+    from relay.cli import node  # noqa: PLC0415  as above
 
     raise typer.Exit(node.serve(_overrides(data, listen, admin, public_url, redis_url)))
 
@@ -214,7 +216,7 @@ def _config_show(
     json: Json = False,
 ) -> None:
     """Show every setting of a node, its value and where that comes from."""
-    from relay.cli import node  # noqa: PLC0415  the packages of a node come with an extra
+    from relay.cli import node  # noqa: PLC0415  as above
 
     node.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
 
@@ -240,6 +242,7 @@ def _overrides(
 
 def _run(work: Coroutine[Any, Any, T]) -> T:
     """Run until it is done or interrupted; SIGTERM ends it as Ctrl-C does."""
+    import asyncio  # noqa: PLC0415  as above
 
     async def guarded() -> T:
         task = asyncio.current_task()
@@ -263,9 +266,6 @@ def run(words: Sequence[str]) -> int:
     except RelayError as exc:
         output.fail(exc, as_json="--json" in words)
         return exit_of(exc)
-    except KeyFileError as exc:
-        output.say(f"relay: {exc}")
-        return Exit.FAILED
     except BrokenPipeError:
         # whoever read us has gone; what was not written was not acked
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,8 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from relay.client.errors import OutcomeUnknownError, SupersededError, UnavailableError
-from relay.core.errors import ErrorCode, RelayError
+from relay.core.errors import ErrorCode, RelayError, UnavailableError
 
 
 class Exit(IntEnum):
@@ -28,7 +27,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.USAGE: "wrong arguments",
     Exit.REFUSED: "a relay or a rule says no; the same again will not help",
     Exit.UNAVAILABLE: "no relay, or not now; nothing was stored, try again",
-    Exit.UNKNOWN: "no answer in time; it may be stored",
+    Exit.UNKNOWN: "the outcome is not known; it may be stored",
     Exit.SUPERSEDED: "another session took this agent's inbox",
     Exit.INTERRUPTED: "interrupted",
 }
@@ -37,9 +36,9 @@ MEANING: Final[dict[Exit, str]] = {
 
 def exit_of(exc: RelayError) -> Exit:
     """The exit code of an error."""
-    if isinstance(exc, OutcomeUnknownError):
+    if getattr(exc, "stored", None) == "unknown":
         return Exit.UNKNOWN
-    if isinstance(exc, SupersededError):
+    if exc.code is ErrorCode.SUPERSEDED:
         return Exit.SUPERSEDED
     if exc.code is ErrorCode.INTERNAL:
         return Exit.FAILED

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import typer
 
+from relay.cli.exits import Exit
 from relay.cli.output import say, write, write_json
-from relay.client import SigningKey, keystore
+from relay.client import KeyFileError, SigningKey, keystore
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +44,50 @@ class KeyFile:
         """The key; the default one is made on first use.
 
         Raises:
-            KeyFileError: a named one is not there, or it cannot be used.
+            Exit: a named one is not there, or it cannot be used.
         """
         if self.named is None and not self.path.exists():
-            key = keystore.new(self.path)
+            key = self.make()
             say(f"This is your first use: a new identity, {key.did}, is in {self.path}")
             return key
-        return keystore.load(self.path)
+        return self.read()
+
+    def make(self) -> SigningKey:
+        """A new key in a new file.
+
+        Raises:
+            Exit: the file is there already, or cannot be written.
+        """
+        with _explained():
+            return keystore.new(self.path)
+
+    def read(self) -> SigningKey:
+        """The key that is there.
+
+        Raises:
+            Exit: it is not there, or cannot be used.
+        """
+        with _explained():
+            return keystore.load(self.path)
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except KeyFileError as exc:
+        say(f"relay: {exc}")
+        raise typer.Exit(Exit.FAILED) from exc
 
 
 def new(file: KeyFile, *, as_json: bool) -> None:
     """Make a key file."""
-    key = keystore.new(file.path)
-    _tell(key, file, as_json=as_json)
+    _tell(file.make(), file, as_json=as_json)
 
 
 def show(file: KeyFile, *, as_json: bool) -> None:
     """Say which DID a key file holds; never the key."""
-    _tell(keystore.load(file.path), file, as_json=as_json)
+    _tell(file.read(), file, as_json=as_json)
 
 
 def _tell(key: SigningKey, file: KeyFile, *, as_json: bool) -> None:

@@ -7,12 +7,11 @@ import logging
 import sys
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from relay.cli.identity import KeyFile
 from relay.cli.output import (
     clock_time,
-    message_members,
     printable,
     say,
     write,
@@ -25,6 +24,7 @@ from relay.client import state as states
 from relay.client.agent import sign
 from relay.client.message import Sent
 from relay.client.post import post
+from relay.core import jws as jose
 
 OPEN_S: Final = 5.0
 LOOK_S: Final = 5.0
@@ -162,3 +162,30 @@ def _tell_inbox(me: Agent, key: SigningKey, messages: list[Message]) -> None:
         say(f"{pending.count} wait for {key.did} ({pending.bytes} bytes); nothing was acked.")
     if pending.refused_count:
         say(f"{pending.refused_count} were turned away because the inbox was full.")
+
+
+def message_members(message: Message) -> dict[str, Any]:
+    """A message as JSON members; ``text`` where the body is UTF-8, else ``base64url``."""
+    members: dict[str, Any] = {
+        "kind": "bounce" if isinstance(message, Bounce) else "message",
+        "id": message.id,
+        "eid": message.eid,
+        "from": message.sender,
+        "content_type": message.content_type,
+        "type": message.type,
+        "thid": message.thid,
+        "pthid": message.pthid,
+        "created_at": message.created_at,
+        "expires_at": message.expires_at,
+        "sealed": message.sealed,
+        "redelivered": message.redelivered,
+    }
+    if isinstance(message, Bounce):
+        names = ("eid", "to", "reason", "maybe_delivered")
+        members["items"] = [{name: getattr(i, name) for name in names} for i in message.items]
+        return members
+    try:
+        members["text"] = message.text()
+    except UnicodeDecodeError:
+        members["base64url"] = jose.b64encode(message.body)
+    return members

@@ -9,9 +9,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from datetime import UTC, datetime
-from typing import Any
 
-from relay.client import Bounce, Message
 from relay.core import jws as jose
 from relay.core.errors import RelayError
 
@@ -70,30 +68,3 @@ def fail(exc: RelayError, *, as_json: bool) -> None:
 def clock_time(at: int) -> str:
     """Unix seconds for a person."""
     return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def message_members(message: Message) -> dict[str, Any]:
-    """A message as JSON members; ``text`` where the body is UTF-8, else ``base64url``."""
-    members: dict[str, Any] = {
-        "kind": "bounce" if isinstance(message, Bounce) else "message",
-        "id": message.id,
-        "eid": message.eid,
-        "from": message.sender,
-        "content_type": message.content_type,
-        "type": message.type,
-        "thid": message.thid,
-        "pthid": message.pthid,
-        "created_at": message.created_at,
-        "expires_at": message.expires_at,
-        "sealed": message.sealed,
-        "redelivered": message.redelivered,
-    }
-    if isinstance(message, Bounce):
-        names = ("eid", "to", "reason", "maybe_delivered")
-        members["items"] = [{name: getattr(i, name) for name in names} for i in message.items]
-        return members
-    try:
-        members["text"] = message.text()
-    except UnicodeDecodeError:
-        members["base64url"] = jose.b64encode(message.body)
-    return members
