@@ -220,6 +220,12 @@ def _read_submit(m: jose.Members) -> Submit:
     return Submit(m.text("ref", most=MAX_REF), m.array("envelopes", least=1, most=MAX_ENVELOPES))
 
 
+def _code(m: jose.Members) -> ErrorCode:
+    """A code that a newer relay may have invented is taken as ``internal``."""
+    text = m.text("error", most=64)
+    return ErrorCode(text) if text in ErrorCode.__members__.values() else ErrorCode.INTERNAL
+
+
 def read_rejection(value: object) -> Rejection:
     """One member of ``rejected``.
 
@@ -230,7 +236,7 @@ def read_rejection(value: object) -> Rejection:
     return Rejection(
         ref=m.text("ref", most=MAX_REF),
         i=m.integer("i", most=MAX_ENVELOPES - 1),
-        error=ErrorCode(m.text("error", most=64)),
+        error=_code(m),
         stored=_one_of(m, "stored", _STORED),
         detail=m.optional_text("detail", most=1024) or "",
         retry_after=_retry_after(m),
@@ -338,8 +344,7 @@ def _read_statuses(m: jose.Members) -> Statuses:
 
 def _read_answer(m: jose.Members) -> StatusAnswer:
     to, name = Did(m.text("to", most=512)), m.text("id", most=36)
-    prefix = m.optional_text("eid_prefix", most=64)
-    return StatusAnswer(to, name, _one_of(m, "state", _STATES), prefix)
+    return StatusAnswer(to, name, _one_of(m, "state", _STATES))
 
 
 def _read_resolve(m: jose.Members) -> Resolve:
@@ -373,7 +378,7 @@ def _read_published(m: jose.Members) -> Published:
 
 
 def _said(m: jose.Members) -> tuple[ErrorCode, str, int | None]:
-    code, detail = ErrorCode(m.text("error", most=64)), m.optional_text("detail", most=1024)
+    code, detail = _code(m), m.optional_text("detail", most=1024)
     return code, detail or "", _retry_after(m)
 
 

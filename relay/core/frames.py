@@ -170,7 +170,6 @@ class StatusAnswer:
     to: Did
     id: str
     state: State
-    eid_prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,7 @@ def parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
             raise ValueError("role must be agent or peer")
         issued = members.integer("iat")
         claims = Claims(
-            subject=Did(jws.header.kid.partition("#")[0]),
+            subject=parse_did(jws.header.kid.partition("#")[0]).did,
             aud=Did(members.text("aud", most=512)),
             url=members.text("url", most=MAX_URL),
             nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),

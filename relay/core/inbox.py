@@ -375,13 +375,14 @@ class Inbox:
         no = self._fenced(ack.fence)
         if no is not None:
             return no
-        for seq in ack.seqs:
-            self._end(seq, Reason.ACKED)
+        # first: a seq that is named in both, or covered by ``upto``, counts as refused
         intents: list[BounceIntent] = []
         for seq, code in ack.refuse:
             item = self._end(seq, Reason.REFUSED)
             if item is not None:
                 intents += self._intent(item, code, int(now), maybe_delivered=True)
+        for seq in ack.seqs:
+            self._end(seq, Reason.ACKED)
         self.cursor = self.ranges.absorb(self.cursor, ack.upto)
         refused = tuple(seq for seq, _ in ack.refuse)
         return Acked(self.cursor, ack.seqs, refused), intents
@@ -394,7 +395,8 @@ class Inbox:
             ack.upto > max(self.taken, self.cursor) or any(seq > self.last for seq in named)
         ):
             return Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given")
-        covered = tuple(seq for seq in self.live if seq <= ack.upto)
+        refused = {seq for seq, _ in ack.refuse}
+        covered = tuple(seq for seq in self.live if seq <= ack.upto and seq not in refused)
         full = Ack(ack.fence, ack.epoch, (*ack.seqs, *covered), ack.upto, ack.refuse)
         return self.ack(full, now)
 

@@ -151,6 +151,8 @@ class Polling:
         Raises:
             RelayError: ``inbox_reset``, ``superseded``, ``bad_frame``, ``storage_unavailable``.
         """
+        if session.fence is None:
+            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
         request = AckRequest(session.inbox, ack, taken=True)
         [result] = await self.node.store.ack([request])
         if isinstance(result, Refusal):

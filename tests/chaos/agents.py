@@ -32,11 +32,16 @@ from tests.chaos.outgoing import Outgoing
 from tests.chaos.relay_process import RelayProcess
 from tests.support.nodes import dial, log_in
 
+TOLD_S = 20.0
 NO_LETTERS: tuple[Letter, ...] = ()
 
 
 class Dropped(Exception):  # noqa: N818  no error: the agent wants it so
     """The agent drops its connection."""
+
+
+class TakenOver(Exception):  # noqa: N818  as above
+    """The agent logs in anew, beside a connection that it still has."""
 
 
 class Agent:
@@ -66,11 +71,12 @@ class Agent:
         self.incoming = Incoming(key.did, ledger, rng, habits)
         self.resumed_after: list[float] = []
         self.drops = 0
+        self.takeovers = 0
         self._relay = relay
         self._ledger = ledger
         self._rng = rng
         self._habits = habits
-        self._socket: ClientConnection | None = None
+        self._sockets: set[ClientConnection] = set()
         self._present = asyncio.Event()
         self._present.set()
         self._was_hit = False
@@ -79,46 +85,79 @@ class Agent:
 
     async def run(self) -> None:
         """Converse until cancelled."""
-        while True:
-            await self._present.wait()
-            start, was_ready = self._relay.starts, self._relay.is_ready
-            try:
-                await self._converse()
-            except Dropped:
-                self.drops += 1
-            except (OSError, TimeoutError, WebSocketException, RelayError) as exc:
-                was_killed = len(self._relay.killed_at) >= start
-                self._was_hit = self._was_hit or was_killed
-                if not was_killed and was_ready and self._present.is_set():
-                    self._ledger.surprise(f"{self.key.did} lost its connection: {exc!r}")
-            self.outgoing.lost()
-            await asyncio.sleep(self._rng.uniform(0.01, 0.2))
+        async with asyncio.TaskGroup() as older:
+            while True:
+                await self._present.wait()
+                start, was_ready = self._relay.starts, self._relay.is_ready
+                try:
+                    await self._converse(older)
+                except Dropped:
+                    self.drops += 1
+                except (OSError, TimeoutError, WebSocketException, RelayError) as exc:
+                    was_killed = len(self._relay.killed_at) >= start
+                    self._was_hit = self._was_hit or was_killed
+                    if not was_killed and was_ready and self._present.is_set():
+                        self._ledger.surprise(f"{self.key.did} lost its connection: {exc!r}")
+                self.outgoing.lost()
+                await asyncio.sleep(self._rng.uniform(0.0, 0.2))
 
     def leave(self) -> None:
         """Go offline, without a word."""
         self._present.clear()
-        if self._socket is not None:
-            self._socket.transport.abort()
+        for socket in self._sockets:
+            socket.transport.abort()
 
     def come_back(self) -> None:
         """Go online."""
         self._was_hit = False
         self._present.set()
 
-    async def _converse(self) -> None:
-        self._socket = socket = await dial(self._relay.url)
+    async def _converse(self, older: asyncio.TaskGroup) -> None:
+        socket = await dial(self._relay.url)
+        self._sockets.add(socket)
         try:
-            ready = await self._log_in(socket)
-            if ready is None or not self._present.is_set():
-                return
-            self.incoming.opened(ready.welcome)
-            while True:
-                await self._speak(socket)
-                await self._hear(socket, ready.relay)
+            await self._talk(socket)
+        except TakenOver:
+            self.takeovers += 1
+            older.create_task(self._hear_out(socket, self.incoming.session))
+        except BaseException:
+            await self._hang_up(socket)
+            raise
+        else:
+            await self._hang_up(socket)
+
+    async def _hang_up(self, socket: ClientConnection) -> None:
+        self._sockets.discard(socket)
+        socket.transport.abort()
+        await socket.wait_closed()
+
+    async def _talk(self, socket: ClientConnection) -> None:
+        ready = await self._log_in(socket)
+        if ready is None or not self._present.is_set():
+            return
+        self.incoming.opened(ready.welcome)
+        while True:
+            await self._speak(socket)
+            await self._hear(socket, ready.relay)
+
+    async def _hear_out(self, socket: ClientConnection, session: int) -> None:
+        """Read an older connection to its end: the relay must say that it is superseded."""
+        try:
+            async with asyncio.timeout(TOLD_S):
+                while True:
+                    frame = codec.parse(await socket.recv(decode=False), "relay")
+                    if isinstance(frame, Deliver):
+                        self.incoming.deliver_late(frame, Did(self._relay.did), session)
+                    if isinstance(frame, Bye):
+                        break
+            if frame.error is not ErrorCode.SUPERSEDED:
+                self._ledger.surprise(f"an older session of {self.key.did} was told {frame}")
+        except TimeoutError:
+            self._ledger.surprise(f"session {session} of {self.key.did} goes on beside a newer one")
+        except (OSError, WebSocketException):
+            return  # killed, or this agent left
         finally:
-            self._socket = None
-            socket.transport.abort()
-            await socket.wait_closed()
+            await self._hang_up(socket)
 
     async def _log_in(self, socket: ClientConnection) -> Ready | None:
         try:
@@ -166,6 +205,8 @@ class Agent:
             case Deliver():
                 self.incoming.deliver(frame, relay, now)
                 self._perhaps_drop()
+                if self._rng.random() < self._habits.takeovers:
+                    raise TakenOver
             case Acked():
                 self.incoming.acked(frame)
             case Gap():

@@ -210,7 +210,8 @@ class Run:
             # not always in the same phase of a commit, namely when its answer has just been heard
             await asyncio.sleep(self._rng.uniform(0, 0.03))
             if victim == "store":
-                await self.relay.kill_store()
+                # every second one while it rewrites its file
+                await self.relay.kill_store(rewriting=self.store_kills % 2 == 1)
                 self.store_kills += 1
                 continue
             self.relay.kill()
@@ -291,6 +292,7 @@ class Run:
             f"slowest answer {self.slowest_answer:.1f} s, "
             f"receipt p50 {waits[len(waits) // 2] * 1000:.0f} ms, worst {waits[-1]:.1f} s; "
             f"{sum(agent.drops for agent in self.agents)} drops, "
+            f"{sum(agent.takeovers for agent in self.agents)} takeovers, "
             f"{sum(agent.lives for agent in self.sdk_agents)} SDK lives; {self.took_s:.1f} s"
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from relay.core.ids import Did, Eid, Epoch
-from tests.chaos.ledger import Handed, Ledger, Sent
+from tests.chaos.ledger import Ended, Handed, Ledger, Sent
 
 Sentences = tuple[str, ...]
 
@@ -118,19 +118,27 @@ def _is_what_was_sent(sent: Sent, item: Handed) -> bool:
 
 
 def _unmarked(ledger: Ledger) -> Iterator[str]:
-    before: dict[tuple[Did, Eid], int] = {}
-    for item in ledger.handed:
-        first = before.setdefault((item.agent, item.eid), item.tick)
-        if first != item.tick and not item.redelivered:
-            yield f"{item.eid} at {item.tick}, but {item.agent} had it at {first}"
+    # in the order of sessions: what an older one was sent may be read after what a newer one was
+    first: dict[tuple[Did, Eid], Handed] = {}
+    for item in sorted(ledger.handed, key=_when):
+        before = first.setdefault((item.agent, item.eid), item)
+        if before is not item and not item.redelivered:
+            yield (
+                f"{item.eid} at {item.tick} in session {item.session}, but {item.agent} had it "
+                f"at {before.tick} in session {before.session}"
+            )
 
 
 def _acked_again(ledger: Ledger) -> Iterator[str]:
     ends = {(item.agent, item.eid): item for item in ledger.ended}
     for item in ledger.handed:
         end = ends.get((item.agent, item.eid))
-        if end is not None and end.tick < item.tick:
+        if end is not None and _when(end) < _when(item):
             yield f"{item.eid} at {item.tick}, {end.how} by {item.agent} at {end.tick}"
+
+
+def _when(item: Handed | Ended) -> tuple[int, int]:
+    return item.session, item.tick
 
 
 def _reordered(ledger: Ledger) -> Iterator[str]:

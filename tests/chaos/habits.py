@@ -32,6 +32,7 @@ class Habits:
         replays: share of receipted envelopes that are submitted once more.
         holds: share of deliveries that are acked later.
         picks: share of acks that name only some of what was delivered.
+        takeovers: share of deliveries behind which the agent logs in anew beside its connection.
         drops: share of deliveries, and of acks, behind which the connection is dropped at once.
         first_ack: nothing is acked before so many envelopes have been handed over.
     """
@@ -41,9 +42,10 @@ class Habits:
     replays: float = 0.01
     holds: float = 0.15
     picks: float = 0.25
+    takeovers: float = 0.03
     drops: float = 0.03
     first_ack: int = 0
 
 
 UNRULY = Habits()
-CALM = Habits(replays=0, holds=0, picks=0, drops=0)
+CALM = Habits(replays=0, holds=0, picks=0, takeovers=0, drops=0)

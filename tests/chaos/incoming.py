@@ -53,6 +53,7 @@ class Incoming:
     ledger: Ledger
     rng: Random
     habits: Habits
+    session: int = 0
     confirmed: Seq = NOWHERE
     due: float = 0.0
     _epoch: Epoch = NO_EPOCH
@@ -65,7 +66,7 @@ class Incoming:
         """A login holds; what its cursor covers is over."""
         assert welcome.epoch is not None
         self.ledger.see_epoch(self.did, welcome.epoch)
-        self._epoch = welcome.epoch
+        self._epoch, self.session = welcome.epoch, welcome.session or 0
         self._here, self._unsaid, self.due = {}, [], 0.0
         self._end([seq for seq in self._open if seq <= welcome.cursor], "the cursor")
         self.confirmed = welcome.cursor
@@ -75,7 +76,7 @@ class Incoming:
     def deliver(self, frame: Deliver, relay: Did, now: float) -> None:
         """Enter what is handed over, and decide when to ack it."""
         for item in frame.items:
-            self._take(item, relay)
+            self._open_entry(item.seq, *self._enter(item, relay, self.session))
         if self._handed < self.habits.first_ack:
             self.due = now + NEVER_S
         elif self.rng.random() < self.habits.holds:
@@ -83,20 +84,30 @@ class Incoming:
         else:
             self.due = now
 
-    def _take(self, item: DeliverItem, relay: Did) -> None:
+    def deliver_late(self, frame: Deliver, relay: Did, session: int) -> None:
+        """Enter what an older session was handed; it is not acked here."""
+        for item in frame.items:
+            self._enter(item, relay, session)
+
+    def _enter(self, item: DeliverItem, relay: Did, session: int) -> tuple[Eid, bool]:
         wire, eid = _wire_of(item.envelope)
         sent = self.ledger.sent.get(eid)
         is_poison = sent is not None and sent.poison
         if sent is None or sent.envelope.wire != wire:
             # not what an agent of this run has signed: of the relay, or a lie
             is_poison = self._look_closely(item.envelope, relay)
-        self.ledger.hand_over(self.did, eid, redelivered=item.redelivered, wire=wire)
+        self.ledger.hand_over(
+            self.did, eid, redelivered=item.redelivered, session=session, wire=wire
+        )
+        return eid, is_poison
+
+    def _open_entry(self, seq: Seq, eid: Eid, is_poison: bool) -> None:  # noqa: FBT001
         self._handed += 1
-        known = self._open.setdefault(item.seq, _Entry(eid, is_poison))
-        if known.eid != eid or item.seq in self._here:
-            self.ledger.surprise(f"seq {item.seq} of {self.did} is another one, or came twice")
-        self._here[item.seq] = known
-        self._unsaid.append(item.seq)
+        known = self._open.setdefault(seq, _Entry(eid, is_poison))
+        if known.eid != eid or seq in self._here:
+            self.ledger.surprise(f"seq {seq} of {self.did} is another one, or came twice")
+        self._here[seq] = known
+        self._unsaid.append(seq)
 
     def _look_closely(self, item: object, relay: Did) -> bool:
         opened = envelope.parse(item)
@@ -130,7 +141,8 @@ class Incoming:
             entry = self._open.pop(seq)
             if not entry.answered:
                 self.ledger.surprise(f"{entry.eid} was ended by {why}, but {self.did} did not ack")
-            self.ledger.end(self.did, entry.eid, "refused" if entry.refuse else "acked")
+            how = "refused" if entry.refuse else "acked"
+            self.ledger.end(self.did, entry.eid, how, session=self.session)
 
     # ------------------------------------------------------------ speak
 

@@ -59,8 +59,12 @@ class Receipted:
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """An envelope reached an agent, which compares what it can see: the wire, or the body."""
+    """An envelope reached an agent, which compares what it can see: the wire, or the body.
 
+    ``session``: the fence under which it came; 0 where an SDK hides it.
+    """
+
+    session: int
     tick: int
     agent: Did
     eid: Eid
@@ -73,6 +77,7 @@ class Handed:
 class Ended:
     """The relay confirmed that an envelope left an inbox; ``how``: acked or refused."""
 
+    session: int
     tick: int
     agent: Did
     eid: Eid
@@ -161,19 +166,20 @@ class Ledger:
         eid: Eid,
         *,
         redelivered: bool,
+        session: int = 0,
         wire: bytes | None = None,
         body: bytes | None = None,
     ) -> None:
         """An envelope reached an agent and its signature held."""
-        self.handed.append(Handed(self._next(), agent, eid, redelivered, wire, body))
+        self.handed.append(Handed(session, self._next(), agent, eid, redelivered, wire, body))
         self._progressed()
 
-    def end(self, agent: Did, eid: Eid, how: str) -> None:
+    def end(self, agent: Did, eid: Eid, how: str, *, session: int = 0) -> None:
         """The relay confirmed an ack or a refusal; only the first confirmation counts."""
         if (agent, eid) in self._over:
             return
         self._over.add((agent, eid))
-        self.ended.append(Ended(self._next(), agent, eid, how))
+        self.ended.append(Ended(session, self._next(), agent, eid, how))
         self.settled += eid in self.sent
         if how == "refused" and eid not in self._told:
             self._untold.add(eid)

@@ -7,6 +7,7 @@ connection has an excuse.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,9 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from redis.exceptions import RedisError
+
 from relay.core.jws import loads
 from relay.store.embedded import launcher
-from tests.support.servers import free_port, is_alive, wait_until
+from tests.support.servers import client, free_port, is_alive, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
 SERVE = ("-m", "relay", "serve")
@@ -111,10 +114,15 @@ class RelayProcess:
             self._child.kill()
             self._child.wait(10)
 
-    async def kill_store(self) -> None:
-        """``kill -9`` of the store; its relay brings it back."""
+    async def kill_store(self, *, rewriting: bool = False) -> None:
+        """``kill -9`` of the store, perhaps while it rewrites its file; it comes back by itself."""
         pid, pidfd = await wait_until(self._open_store, START_S, "the relay has a store")
         try:
+            if rewriting:
+                # it may already rewrite by itself, or be just starting: then that is hit
+                with contextlib.suppress(RedisError, OSError):
+                    async with client(f"unix://{self._store_socket}") as redis:
+                        await redis.bgrewriteaof()
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await wait_until(lambda: not is_alive(pid), START_S, "the killed store is gone")
         finally:
@@ -147,6 +155,13 @@ class RelayProcess:
     @property
     def _stderr(self) -> Path:
         return self.directory / "relay.log"
+
+    @property
+    def _store_socket(self) -> Path:
+        """Where its store listens: beside its data, or elsewhere if that path is too long."""
+        store = self.directory / "data" / "store"
+        elsewhere = store / "store.sock.path"
+        return Path(elsewhere.read_text()) if elsewhere.exists() else store / "store.sock"
 
     def _said(self) -> bytes | None:
         said = self._stdout.read_bytes()

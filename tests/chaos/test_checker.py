@@ -31,12 +31,14 @@ class Story:
         self.ledger.receipt(Eid(name), to, durability="fsync", dup=dup, place=place)
         self.heads[BOB] += not dup
 
-    def hand(self, name: str, *, to: Did = BOB, redelivered: bool = False) -> None:
+    def hand(
+        self, name: str, *, to: Did = BOB, redelivered: bool = False, session: int = 1
+    ) -> None:
         wire = b"wire of " + name.encode()
-        self.ledger.hand_over(to, Eid(name), redelivered=redelivered, wire=wire)
+        self.ledger.hand_over(to, Eid(name), redelivered=redelivered, session=session, wire=wire)
 
-    def end(self, name: str, how: str = "acked") -> None:
-        self.ledger.end(BOB, Eid(name), how)
+    def end(self, name: str, how: str = "acked", *, session: int = 1) -> None:
+        self.ledger.end(BOB, Eid(name), how, session=session)
         self.ledger.states[Eid(name)] = how
 
     def bounce(self, name: str, *, within: str = "bounce", to: Did = ALICE) -> None:
@@ -122,6 +124,48 @@ def test_a_second_time_without_a_mark_is_unmarked(story: Story) -> None:
     story.hand("m")
     story.end("m")
     assert story.kinds() == {"unmarked"}
+
+
+@pytest.mark.parametrize("older_is_read_first", [True, False])
+def test_of_two_sessions_the_newer_one_marks_what_the_older_one_had(
+    story: Story, *, older_is_read_first: bool
+) -> None:
+    story.submit("m")
+    story.receipt("m")
+    for session in (1, 2) if older_is_read_first else (2, 1):
+        story.hand("m", session=session, redelivered=session == 2)
+    story.end("m", session=2)
+    assert story.kinds() == set()
+
+
+@pytest.mark.parametrize("older_is_read_first", [True, False])
+def test_of_two_sessions_the_newer_one_must_not_claim_to_be_the_first(
+    story: Story, *, older_is_read_first: bool
+) -> None:
+    story.submit("m")
+    story.receipt("m")
+    for session in (1, 2) if older_is_read_first else (2, 1):
+        story.hand("m", session=session)
+    story.end("m", session=2)
+    assert story.kinds() == {"unmarked"}
+
+
+def test_what_an_older_session_had_may_be_read_after_the_newer_one_acked_it(story: Story) -> None:
+    story.submit("m")
+    story.receipt("m")
+    story.hand("m", session=2, redelivered=True)
+    story.end("m", session=2)
+    story.hand("m", session=1)
+    assert story.kinds() == set()
+
+
+def test_a_newer_session_must_not_have_what_an_older_one_acked(story: Story) -> None:
+    story.submit("m")
+    story.receipt("m")
+    story.hand("m")
+    story.end("m")
+    story.hand("m", session=2, redelivered=True)
+    assert story.kinds() == {"acked_again"}
 
 
 def test_a_mark_does_not_excuse_what_was_acked(story: Story) -> None:

@@ -6,6 +6,7 @@ the kills fall are a matter of chance.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -18,7 +19,11 @@ SLACK = 3.0
 
 
 @pytest.mark.timeout(120)
-async def test_nothing_is_lost_misdelivered_or_repeated_unmarked_over_kills(tmp_path: Path) -> None:
+async def test_nothing_is_lost_misdelivered_or_repeated_unmarked_over_kills(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # shown on failure: why the SDK lost its connections
+    caplog.set_level(logging.INFO, "relay.client")
     seed = int(os.environ.get("CHAOS_SEED") or int.from_bytes(os.urandom(4)))
     run = Run(Plan(seed), tmp_path)
     verdict = await run()

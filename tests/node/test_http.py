@@ -12,13 +12,22 @@ import httpx2
 import pytest
 
 from relay.core import handshake, jws, records
-from relay.core.frames import Bye, Submit, Submitted
+from relay.core.frames import (
+    Bye,
+    Deliver,
+    DeliverItem,
+    Status,
+    Statuses,
+    StatusItem,
+    Submit,
+    Submitted,
+)
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 from relay.core.receipts import verify_receipt
 from relay.core.records import Home
-from tests.support.nodes import make_envelope, new_key, running_node, speaker
+from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
 from tests.support.servers import wait_until
 
 
@@ -153,6 +162,25 @@ async def test_an_ack_of_seqs_that_were_never_assigned_is_refused_whole(ack):
         answer = await bob.ack(**ack)
         assert (answer.status_code, answer.json()["error"]) == (400, "bad_frame")
         assert len((await bob.inbox())["items"]) == 1
+
+
+@pytest.mark.parametrize("also", [{"upto": 1}, {"seqs": [1]}])
+async def test_a_seq_that_is_acked_and_refused_counts_as_refused_and_bounces(also):
+    async with running_node() as node, client(node.url) as http, speaker(node.url) as alice:
+        bob = await log_in(http, new_key())
+        envelope = make_envelope(alice.key, bob.key.did)
+        await submit(http, envelope.wire)
+        await bob.inbox()
+        answer = await bob.ack(refuse=[{"seq": 1, "code": "poison"}], **also)
+        assert answer.json()["refused"] == [1]
+        await alice.say(Status("s", (StatusItem(bob.key.did, envelope.id),)))
+        assert (await alice.hear(Statuses)).items[0].state == "refused"
+        [bounce] = (await alice.hear(Deliver)).items if not delivered(alice) else delivered(alice)
+        assert bounce.seq == 1
+
+
+def delivered(agent: Speaker) -> list[DeliverItem]:
+    return [item for frame in agent.heard if isinstance(frame, Deliver) for item in frame.items]
 
 
 async def test_an_unknown_must_member_is_unsupported():

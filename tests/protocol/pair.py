@@ -1,8 +1,8 @@
 """SessionPair: both ends of a conversation on a link that can fail, over one real inbox.
 
 Rules of the file: nothing here runs by itself. An effect of a state machine waits in ``todo`` until
-the test carries it out, its answer waits in ``results`` until the test brings it back, a frame waits
-on the link, a hint waits in ``hints``; so a test (or dice) can delay, reorder and lose each of them.
+the test carries it out, its answer waits in ``results`` until the test brings it back, a frame
+waits on the link, a hint waits in ``hints``; so a test (or dice) can delay, reorder and lose each.
 Whatever the relay hands over is compared with the promises R1, R2 and R4 at that very moment.
 
 ::
@@ -191,7 +191,7 @@ class World:
     # ------------------------------------------------------------ the store
 
     def execute(self, pair: SessionPair, which: int, fault: str = "") -> None:
-        """Carry out an effect. ``lost``: it never happens; ``unknown``: it does, and nobody hears."""
+        """Carry out an effect. ``lost``: it never happens; ``unknown``: it does, unheard."""
         effect = pair.todo.pop(which)
         if isinstance(effect, session.CloseInbox):
             if not fault:

@@ -38,6 +38,8 @@ from relay.core.inbox import (
 from relay.core.ranges import Reason, holes
 from tests.unit.builders import entry
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
+
 NODES = [NodeId("a"), NodeId("b")]
 LIMITS = InboxLimits(
     max_count=12, max_bytes=400, sender_count=6, sender_bytes=200, dedupe_entries=25

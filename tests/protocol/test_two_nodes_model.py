@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import pytest
 
+pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
+
 NODES = (0, 1)
 NOBODY = 99
 
@@ -295,7 +297,6 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     ("rules", "at_least"),
     [
@@ -311,7 +312,6 @@ def test_with_all_rules_no_interleaving_breaks_a_promise(rules: Rules, at_least:
     assert worlds > at_least  # a model that goes nowhere proves nothing
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize(("off", "promise"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(off: str, promise: str):
     sessions = 3 if off == "close_fence" else 2
@@ -326,7 +326,6 @@ def test_every_rule_has_a_mutant():
     assert {one for off, _ in MUTANTS for one in off.split()} == rules
 
 
-@pytest.mark.timeout(60)
 def test_translating_a_cumulative_ack_is_the_second_of_two_lines_of_defence():
     """Alone it changes nothing: the first line is that only the next in line comes from memory."""
     assert explore(replace(Rules(), ack_what_was_handed=False))[1] is None

@@ -2,22 +2,22 @@
 
 Small, and complete within its size: each step of the store, each answer and each hint is a move of
 its own, and every order of moves is tried. Only the link is simpler than life: what is handed over
-is received. The names of broken promises are those of the model. What is lost needs no move: a hint, an
-answer or a clean end that never comes is one that stays under way.
+is received. The names of broken promises are those of the model. What is lost needs no move: a
+hint, an answer or a clean end that never comes is one that stays under way.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import pytest
 
 from relay.core.dedupe import Dedupe
 from relay.core.errors import Refusal
-from relay.core.frames import Ack, Auth, Deliver, Hello, Welcome, WelcomePending
+from relay.core.frames import Ack, Acked, Auth, Deliver, Hello, Welcome, WelcomePending
 from relay.core.identity import Did
 from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
 from relay.core.inbox import Accepted, Inbox, InboxLimits, PageItem, Window
@@ -40,7 +40,6 @@ from tests.protocol.test_session_pair import (
     Endless,
     Repeating,
     Restless,
-    Strict,
     Stubborn,
     Trusting,
     Unfenced,
@@ -48,6 +47,8 @@ from tests.protocol.test_session_pair import (
     Vague,
 )
 from tests.unit.builders import entry
+
+pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
 
 ME, E0, T = AgentKey("key:me"), Epoch("e0"), Timestamp(0)
 HELLO = Hello(Did("did:r"), "u", "n", {}, 0)
@@ -101,13 +102,14 @@ class Talk:
     handed: tuple[int, ...] = ()
     ended: frozenset[int] = frozenset()
     journal_used: bool = False
+    told: int = 0
 
     def key(self) -> tuple[Any, ...]:
         one = self.relay
         return (
             one.phase, self.fence, one._position, one._handed, one._head, one._room, one._reading,
             one._more, one._timer, tuple(one._outstanding), frozenset(one._ended_while_reading),
-            self.under_way, self.handed, self.ended, self.journal_used,
+            self.under_way, self.handed, self.ended, self.journal_used, self.told,
         )  # fmt: skip
 
 
@@ -156,6 +158,8 @@ class World:
             if isinstance(effect, Send) and isinstance(effect.frame, Deliver):
                 for item in effect.frame.items:
                     self.hand_over(talk, int(item.seq), marked=item.redelivered)
+            elif isinstance(effect, Send) and isinstance(effect.frame, Acked):
+                talk.told = max(talk.told, effect.frame.upto)
             elif isinstance(effect, Read | AckInbox | CloseInbox):
                 talk.under_way = (*talk.under_way, effect)
 
@@ -275,8 +279,7 @@ class World:
                 continue  # until the first session opens, the nodes are alike
             if self.inbox.last < self.scope.messages:
                 yield "commit", node
-            here = [talk for talk in self.talks if talk.node == NODES[node]]
-            if self.inbox.fence < self.scope.sessions and not here:
+            if self.inbox.fence < self.scope.sessions:
                 yield "open", node
         for which in range(len(self.hints)):
             yield "hint", which
@@ -293,6 +296,8 @@ class World:
                    if not isinstance(one, Read | CloseInbox)):  # fmt: skip
             if any(seq in self.inbox.live for seq in talk.handed):
                 yield "say", at, Ack(E0, Seq(max(talk.handed)))
+            if talk.told > max(talk.handed, default=0):
+                yield "say", at, Ack(E0, Seq(talk.told))
             may = talk.fence == self.inbox.fence and not talk.journal_used
             for seq in self.inbox.live:
                 if may and self.first[seq - 1] and seq not in talk.handed:
@@ -310,14 +315,12 @@ class World:
         return False
 
 
-def explore(
-    scope: Scope, until: str | None = None, limit: int = 400_000
-) -> tuple[int, str | None, list]:
+def explore(scope: Scope, until: str | None = None) -> tuple[int, str | None, list[Any]]:
     """Try every order of moves; gives how many worlds, and a broken promise with its story."""
     start = World(scope, scope.inbox(ME, E0, dedupe=NoMemory()))
     came_from: dict[Any, Any] = {start.key(): None}
     waiting = deque([start])
-    while waiting and len(came_from) < limit:
+    while waiting:
         world = waiting.popleft()
         key = world.key()
         if world.is_stuck() and until in {None, "stuck"}:
@@ -341,3 +344,53 @@ def story(came_from: dict[Any, Any], key: Any) -> list[Any]:
         key, move = came_from[key]
         told.append(move)
     return told[::-1]
+
+
+SIZES = [
+    (Scope(messages=1), 3_000),
+    (Scope(sessions=1), 300),
+    (Scope(messages=3, sessions=1, window=2), 2_500),
+]
+LARGER = [(Scope(), 80_000), (Scope(window=2), 100_000)]
+
+
+@pytest.mark.parametrize(
+    ("scope", "at_least"),
+    [*SIZES, *(pytest.param(*one, marks=pytest.mark.slow) for one in LARGER)],
+)
+def test_no_order_of_moves_breaks_a_promise(scope: Scope, at_least: int):
+    worlds, broken, told = explore(scope)
+    assert broken is None, "\n".join(map(str, told))
+    assert worlds > at_least  # a search that goes nowhere proves nothing
+
+
+class Forgetful(RelaySession):
+    """What is committed while an empty page is under way is left to the next hint."""
+
+    def _nothing_new(self, page, now):
+        return self._retry(now) if page.head > page.upto else []
+
+
+MUTANTS: list[tuple[type, str, Scope]] = [
+    (AnyOrder, "out of order", Scope()),
+    (AnyFence, "unmarked duplicate", Scope()),
+    (Restless, "unmarked duplicate", Scope(sessions=1)),
+    (Endless, "more than one window", Scope(sessions=1)),
+    (Eager, "more than one window", Scope(sessions=1)),
+    (Deaf, "stuck", Scope(messages=3, sessions=1, window=2)),
+    (Forgetful, "stuck", Scope(messages=3, sessions=1, window=3)),
+    (Repeating, "acked and delivered again", Scope()),
+    (Trusting, "acked and never delivered", Scope(messages=2)),
+    (Vague, "unmarked duplicate", Scope()),
+    (Stubborn, "a fair ack was refused", Scope()),
+    (Unmarked, "unmarked duplicate", Scope()),
+    (Unfenced, "a superseded session changed the inbox", Scope()),
+]
+
+
+@pytest.mark.parametrize(("mutant", "promise", "scope"), MUTANTS)
+def test_without_a_rule_a_promise_breaks(mutant: type, promise: str, scope: Scope):
+    kind = "relay" if issubclass(mutant, RelaySession) else "inbox"
+    worlds, broken, told = explore(replace(scope, **{kind: mutant}), until=promise)
+    assert broken == promise, f"{worlds} worlds and nothing broke"
+    assert told

@@ -1,4 +1,4 @@
-"""What a store does when entries, keys, scripts or connections are lost or altered (GUARANTEES §2)."""
+"""What a store does when entries, keys, scripts or connections are lost or altered."""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
-        self.world = World(self.backend, directory, limits=LIMITS)
+        # patient: a busy machine must not look like a difference
+        options = {"timeout_s": 30}
+        self.world = World(self.backend, directory, limits=LIMITS, options=options)
         self.world.mutations.edit(ASK_TIME, READ_TIME)
         self.stack.enter_context(self.world.mutations.installed())
         self.run(self.world.__aenter__())

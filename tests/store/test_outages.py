@@ -31,7 +31,7 @@ from tests.store.worlds import (
     opened,
     request,
 )
-from tests.support.servers import RedisServer, wait_until, why_missing
+from tests.support.servers import RedisServer, redis_cluster, wait_until, why_missing
 
 pytestmark = pytest.mark.timeout(60)
 ALL = Window(1_000, 10_000_000)
@@ -263,6 +263,9 @@ async def test_a_store_without_memory_refuses_submits_and_takes_acks(
         raw = Redis.from_url(server.url)
         used = (await raw.info("memory"))["used_memory"]
         await raw.config_set("maxmemory", used - 10_000)
+        async with Node(server, tmp_path / "other") as other:
+            assert await other.sweep(OTHER, [NODE]) == 0
+            assert OTHER in await other.heartbeat(OTHER, 30)
         known, new = await store.append([fresh(1), fresh(500)])
         assert known.dup
         assert (code(new), new.stored) == (ErrorCode.STORAGE_FULL, "no")
@@ -309,3 +312,31 @@ async def test_submits_are_refused_while_there_is_still_room_for_acks(
         background.cancel()
         await asyncio.gather(background, return_exceptions=True)
         await raw.aclose()
+
+
+@pytest.mark.redis
+@pytest.mark.cluster
+async def test_a_master_that_is_down_fails_its_own_partitions_only(tmp_path: Path) -> None:
+    if reason := why_missing():
+        pytest.skip(reason)
+    inboxes = [AgentKey(f"key:i{n}") for n in range(40)]
+    settings = {"cluster-require-full-coverage": "no"}
+    async with redis_cluster(tmp_path / "cluster", settings=settings) as cluster:
+        node = Node(cluster.nodes[0], tmp_path / "file", cluster=True)
+        async with node as store:
+            for inbox in inboxes:
+                await opened(store, inbox)
+            cluster.nodes[1].kill()
+            results = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+            failed = {n for n, result in enumerate(results) if isinstance(result, Refusal)}
+            assert 0 < len(failed) < 40
+            assert {results[n].code for n in failed} == {ErrorCode.STORAGE_UNAVAILABLE}
+            await cluster.nodes[1].start()
+
+            async def all_stored() -> bool:
+                again = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+                return not any(isinstance(result, Refusal) for result in again)
+
+            await wait_until(all_stored, 20, "the master serves again")
+            final = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+            assert [(result.seq, result.dup) for result in final] == [(1, True)] * 40

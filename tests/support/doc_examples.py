@@ -281,7 +281,7 @@ def over_http() -> dict[str, str]:
             }
         ),
         "http-ack-request": as_json({"epoch": EPOCH, "upto": 42}),
-        "http-ack": as_json({"epoch": EPOCH, "upto": 42, "seqs": [41], "refused": []}),
+        "http-ack": as_json({"epoch": EPOCH, "upto": 42, "seqs": [], "refused": []}),
         "http-resolve": as_json({"state": "found", "record": record(), "stale": False}),
         "http-publish-request": as_json({"record": record()}),
         "http-publish": as_json({"stored": True, "kv": 1, "seq": int(NOW * 1000)}),

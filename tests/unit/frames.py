@@ -113,7 +113,6 @@ from_relay = st.one_of(
                 names,
                 st.text("0af-", min_size=1, max_size=36),
                 st.sampled_from(frames.State.__args__),
-                maybe,
             )
         ),
     ),

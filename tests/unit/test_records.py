@@ -16,7 +16,8 @@ from relay.core.records import EndpointRecord, Home, merge
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, resigned
 
 WEEK = 7 * 24 * 3600
-HOME = Home(RELAY.did, "https://relay.example", 0)
+URL = "https://relay.example"
+HOME = Home(RELAY.did, URL, 0)
 KEY = parse_did(ALICE.did)
 
 
@@ -149,12 +150,16 @@ def test_only_the_agent_signs_its_record():
         {"v": "1"}, {"did": None}, {"did": "x"}, {"kv": 0}, {"kv": 2}, {"iat": -1}, {"iat": ...},
         {"exp": int(NOW)}, {"exp": int(NOW) + WEEK + 1}, {"exp": ...}, {"ttl": 0}, {"ttl": ...},
         {"ttl": WEEK + 1}, {"status": "asleep"}, {"status": ...}, {"relays": ...}, {"relays": {}},
-        {"relays": [{}]}, {"relays": [{"did": RELAY.did, "url": "u", "prio": 0}] * 6},
-        {"relays": [{"did": "nobody", "url": "u", "prio": 0}]},
+        {"relays": [{}]}, {"relays": [{"did": RELAY.did, "url": URL, "prio": 0}] * 6},
+        {"relays": [{"did": "nobody", "url": URL, "prio": 0}]},
         {"relays": [{"did": RELAY.did, "url": "", "prio": 0}]},
-        {"relays": [{"did": RELAY.did, "url": "u" * 513, "prio": 0}]},
-        {"relays": [{"did": RELAY.did, "url": "u", "prio": -1}]},
-        {"relays": [{"did": RELAY.did, "url": "u", "prio": 1001}]},
+        {"relays": [{"did": RELAY.did, "url": "relay.example", "prio": 0}]},
+        {"relays": [{"did": RELAY.did, "url": "ftp://relay.example", "prio": 0}]},
+        {"relays": [{"did": RELAY.did, "url": URL + "/path", "prio": 0}]},
+        {"relays": [{"did": RELAY.did, "url": "https://me@relay.example", "prio": 0}]},
+        {"relays": [{"did": RELAY.did, "url": "https://" + "u" * 505, "prio": 0}]},
+        {"relays": [{"did": RELAY.did, "url": URL, "prio": -1}]},
+        {"relays": [{"did": RELAY.did, "url": URL, "prio": 1001}]},
         {"handles": [1]}, {"handles": "x"}, {"handles": ["h" * 513]}, {"handles": ["h"] * 9},
         {"enc": "x"}, {"enc": 1}, {"relays": [1]},
     ],
@@ -166,7 +171,7 @@ def test_every_member_has_bounds(changes: dict[str, object]):
 
 def test_no_relays_five_relays_and_a_sealing_key_are_fine():
     assert records.parse(changed(relays=[])).relays == ()
-    five = [{"did": RELAY.did, "url": "u", "prio": n} for n in range(5)]
+    five = [{"did": RELAY.did, "url": URL, "prio": n} for n in range(5)]
     assert len(records.parse(changed(relays=five)).relays) == 5
     enc = "A" * 43
     assert records.parse(changed(enc=enc)).enc == bytes(32)
@@ -176,7 +181,7 @@ def test_no_relays_five_relays_and_a_sealing_key_are_fine():
 @pytest.mark.parametrize(
     "changes",
     [{"v": 2}, {"must_x": 1}, {"did": "did:webvh:x:example.org"},
-     {"relays": [{"did": "did:web:example.org", "url": "u", "prio": 0}]}],
+     {"relays": [{"did": "did:web:example.org", "url": URL, "prio": 0}]}],
     ids=str,
 )  # fmt: skip
 def test_what_a_later_version_may_mean_is_unsupported_and_not_wrong(changes: dict[str, object]):

@@ -9,7 +9,7 @@ Read in this order::
     partitions.py     what every call says and learns; lineage.py: rollback
     guard.py          settings, memory, clock
     wakeups.py        hints between nodes
-    client.py         connection, deadlines, errors
+    client.py         deadlines, errors; servers.py: connections, and which server has what
 """
 
 from __future__ import annotations

@@ -1,30 +1,30 @@
-"""One Redis client for standalone servers, unix sockets and Cluster: options, errors, scripts.
+"""Commands and scripts of one store, standalone or Cluster: deadlines and named errors.
 
 Rules of the file: no retries (an answer that did not come is an unknown outcome, and the caller
-says so); every await has a deadline; the errors of redis-py end in :func:`translated`.
+says so; MOVED is an answer: nothing was done); every await has a deadline; the errors of redis-py
+end in :func:`translated`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, TypeVar
 
 import redis.exceptions as foreign
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.asyncio import Redis
 
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.ids import Partition
 from relay.store.redis import keys
-from relay.store.redis.scripts import script
+from relay.store.redis.scripts import Script, script
+from relay.store.redis.servers import REFRESH_EVERY_S, Servers
 
-MAX_CONNECTIONS: Final = 32
+_R = TypeVar("_R")
+_MOST_MOVES: Final = 4
 _RETRY_AFTER_S: Final = 1
 _FULL_RETRY_AFTER_S: Final = 30
 _DOWN: Final = (
@@ -32,15 +32,11 @@ _DOWN: Final = (
     foreign.TimeoutError,
     foreign.ReadOnlyError,
     foreign.ClusterError,
-    foreign.RedisClusterException,
     foreign.AskError,
     foreign.TryAgainError,
     OSError,
     TimeoutError,
-    # a connection that one task drops while another writes to it: redis-py finds no writer (seen
-    # when a Cluster's map is read anew), uvloop a closed handle
-    AttributeError,
-    RuntimeError,
+    RuntimeError,  # uvloop: the handle of a connection that broke meanwhile is closed
 )
 # replies of a server that cannot just now; the first word of an error
 _DOWN_WORDS: Final = frozenset({
@@ -105,52 +101,23 @@ class Client:
     """
 
     def __init__(self, url: str, *, cluster: bool, timeout_s: float) -> None:
-        self.is_cluster = cluster
         self.timeout_s = timeout_s
         self._url = url
-        self._redis = self._connect()
+        self._servers = Servers(url, cluster=cluster, timeout_s=timeout_s)
         self._is_available = False
-
-    def _options(self) -> dict[str, Any]:
-        return {
-            "protocol": 3,
-            "legacy_responses": False,
-            "decode_responses": False,
-            "socket_timeout": self.timeout_s,
-            "socket_connect_timeout": self.timeout_s,
-            "retry": Retry(NoBackoff(), 0),
-            # notices of one vendor's managed service; each would cost a command per connection
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-        }
-
-    def _connect(self) -> Redis | RedisCluster:
-        if self.is_cluster:
-            return RedisCluster.from_url(self._url, require_full_coverage=False, **self._options())
-        pool = BlockingConnectionPool.from_url(
-            self._url, max_connections=MAX_CONNECTIONS, timeout=self.timeout_s, **self._options()
-        )
-        return Redis.from_pool(pool)
 
     @property
     def is_available(self) -> bool:
         """Whether the last attempt got an answer."""
         return self._is_available
 
-    async def command(self, *words: Any, **options: Any) -> Any:
-        """Run one command.
+    async def command(self, key: str | bytes, *words: Any) -> Any:
+        """Run one command where ``key`` lies.
 
         Raises:
             RelayError: as :func:`translated` says.
         """
-        try:
-            with translated():
-                async with asyncio.timeout(self.timeout_s):
-                    reply = await self._redis.execute_command(*words, **options)
-        except RelayError as exc:
-            self._is_available = exc.code is not ErrorCode.STORAGE_UNAVAILABLE
-            raise
-        self._is_available = True
-        return reply
+        return await self._answer(lambda: self._at(key, *words))
 
     async def script(self, name: str, key: str, args: Sequence[Any]) -> Any:
         """Run a script on its one key; a store that does not know it is taught, once.
@@ -158,22 +125,40 @@ class Client:
         Raises:
             RelayError: as :func:`translated` says.
         """
-        found = script(name)
+        return await self._answer(lambda: self._script(script(name), key, args))
+
+    async def _script(self, found: Script, key: str, args: Sequence[Any]) -> Any:
+        try:
+            return await self._at(key, "EVALSHA", found.sha, 1, key, *args)
+        except foreign.NoScriptError:
+            # EVAL both runs it and keeps it; the whole commit is repeated
+            return await self._at(key, "EVAL", found.text, 1, key, *args)
+
+    async def _at(self, key: str | bytes, *words: Any) -> Any:
+        for _ in range(_MOST_MOVES):
+            redis = await self._servers.client_for(key)
+            try:
+                return await self._servers.ask(redis, *words)
+            except foreign.MovedError:
+                # nothing was done there; the map is read anew, at most every so often
+                self._servers.doubt()
+                await asyncio.sleep(REFRESH_EVERY_S)
+        raise foreign.ClusterError("the slots of the cluster do not settle")
+
+    async def _answer(self, work: Callable[[], Awaitable[_R]]) -> _R:
         try:
             with translated():
                 async with asyncio.timeout(self.timeout_s):
-                    try:
-                        reply = await self._redis.execute_command(
-                            "EVALSHA", found.sha, 1, key, *args
-                        )
-                    except foreign.NoScriptError:
-                        # EVAL both runs it and keeps it; the whole commit is repeated
-                        reply = await self._redis.execute_command("EVAL", found.text, 1, key, *args)
+                    reply = await work()
         except RelayError as exc:
-            self._is_available = exc.code is not ErrorCode.STORAGE_UNAVAILABLE
+            if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
+                self._servers.doubt()
+                self._is_available = False
             raise
         self._is_available = True
         return reply
+
+    # ------------------------------------------------------------ all primaries
 
     async def primaries(self, *sections: str) -> list[Primary]:
         """Ask every primary for INFO.
@@ -181,9 +166,8 @@ class Client:
         Raises:
             RelayError: as :func:`translated` says.
         """
-        return [
-            Primary(name, parse_info(text)) for name, text in await self.ask_all("INFO", *sections)
-        ]
+        found = await self.ask_all("INFO", *sections)
+        return [Primary(name, parse_info(text)) for name, text in found]
 
     async def ask_all(self, *words: Any) -> list[tuple[str, Any]]:
         """Run a command on every primary: (its name, its reply).
@@ -191,58 +175,37 @@ class Client:
         Raises:
             RelayError: as :func:`translated` says.
         """
-        if not isinstance(self._redis, RedisCluster):
-            return [("", await self.command(*words))]
-        nodes = await self.nodes()
-        replies = [await self.command(*words, target_nodes=[node]) for node in nodes]
-        return [(node.name, reply) for node, reply in zip(nodes, replies, strict=True)]
+        replies = []
+        for name in await self._answer(self._servers.names):
+            redis = self._servers.client(name)
+            replies.append((name, await self._answer(partial(self._servers.ask, redis, *words))))
+        return replies
 
-    async def nodes(self, *, is_fresh: bool = False) -> list[ClusterNode]:
-        """The primaries of a Cluster, asked again if wanted; none for a standalone server.
+    async def refresh(self) -> None:
+        """Read the map of a Cluster again.
 
         Raises:
             RelayError: as :func:`translated` says.
         """
-        if not isinstance(self._redis, RedisCluster):
-            return []
-        with translated():
-            async with asyncio.timeout(self.timeout_s):
-                await self._redis.initialize()  # type: ignore[unused-awaitable]  # itself
-                if is_fresh:
-                    await self._redis.nodes_manager.initialize()
-            return self._redis.get_primaries()
+        self._servers.doubt()
+        await self._answer(self._servers.refresh)
 
-    def node_of(self, partition: Partition) -> str:
-        """Name of the primary that has a partition; '' for a standalone server."""
-        if not isinstance(self._redis, RedisCluster):
-            return ""
-        with translated():
-            node = self._redis.get_node_from_key(keys.state(partition))
-        return node.name if node else ""
-
-    def listener(self, name: str) -> Redis:
-        """A connection of its own for a subscription, at the primary ``name``.
+    def owner_of(self, partition: Partition) -> str:
+        """Name of the primary that has a partition; '' for a standalone server.
 
         Raises:
-            UnavailableError: there is no such primary any more.
+            RelayError: as :func:`translated` says.
         """
-        if not isinstance(self._redis, RedisCluster):
-            return Redis.from_url(self._url, **self._options())
-        node = self._redis.get_node(node_name=name)
-        if node is None:
-            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, f"{name} left the cluster")
-        # of the URL only who we are goes on, and whether in clear: the address is the primary's own
-        options = self._options() | {
-            name: node.connection_kwargs[name]
-            for name in ("username", "password")
-            if node.connection_kwargs.get(name)
-        }
-        secure = self._url.startswith("rediss://")
-        return Redis(host=str(node.host), port=int(node.port), ssl=secure, **options)
+        with translated():
+            return self._servers.owner(keys.state(partition))
+
+    def listener(self, name: str) -> Redis:
+        """A connection of its own for a subscription, at the primary ``name``."""
+        return self._servers.listener(name)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._redis.aclose()
+        await self._servers.close()
 
 
 def parse_info(reply: Any) -> dict[str, str]:

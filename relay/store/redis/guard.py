@@ -53,7 +53,7 @@ class Guard:
         """The answer to a new envelope now; None = nothing against it."""
         if self._reason is not None:
             return Refusal(ErrorCode.STORAGE_FULL, self._reason, _RETRY_AFTER_S)
-        if self._full and self._client and self._client.node_of(part) in self._full:
+        if self._full and self._client and self._client.owner_of(part) in self._full:
             detail = "the memory of this relay's store is nearly full"
             return Refusal(ErrorCode.STORAGE_FULL, detail, _RETRY_AFTER_S)
         return None

@@ -76,7 +76,7 @@ class Sweeper:
         return total
 
     async def _write_clock(self, client: Client) -> None:
-        seconds = int((await client.command("TIME"))[0])
+        seconds = int((await client.command(keys.STORE, "TIME"))[0])
         if seconds - self._clock_written >= CLOCK_EVERY_S:
             await client.script("write_clock", keys.STORE, [seconds])
             self._clock_written = seconds

@@ -26,25 +26,28 @@ class Nodes:
 
     async def leave(self, node: NodeId) -> None:
         """Say that this node is gone."""
-        await self._client.command("ZREM", keys.NODES, node)
+        await self._client.command(keys.NODES, "ZREM", keys.NODES, node)
 
     async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
         """Keep a small value until it is taken or ``ttl_s``."""
-        await self._client.command("SET", keys.once(name), value, "PX", int(ttl_s * 1000))
+        key = keys.once(name)
+        await self._client.command(key, "SET", key, value, "PX", int(ttl_s * 1000))
 
     async def get(self, name: bytes) -> bytes | None:
         """The value, if it is still there."""
-        found: bytes | None = await self._client.command("GET", keys.once(name))
+        key = keys.once(name)
+        found: bytes | None = await self._client.command(key, "GET", key)
         return found
 
     async def take_once(self, name: bytes) -> bytes | None:
         """The value, exactly once over all nodes."""
-        found: bytes | None = await self._client.command("GETDEL", keys.once(name))
+        key = keys.once(name)
+        found: bytes | None = await self._client.command(key, "GETDEL", key)
         return found
 
     async def time(self) -> Timestamp:
         """The store's own clock, Unix seconds."""
-        seconds, micros = await self._client.command("TIME")
+        seconds, micros = await self._client.command(keys.STORE, "TIME")
         return Timestamp(int(seconds) + int(micros) / 1_000_000)
 
     async def last_time(self) -> Timestamp | None:

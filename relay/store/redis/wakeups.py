@@ -55,10 +55,10 @@ class Wakeups:
             await asyncio.sleep(jitter(RESUBSCRIBE_S))
 
     async def _listen_everywhere(self, partitions: Partitions) -> None:
-        await partitions.client.nodes(is_fresh=True)
+        await partitions.client.refresh()
         channels: dict[str, list[str]] = {}
         for part in partitions.all():
-            name = partitions.client.node_of(part)
+            name = partitions.client.owner_of(part)
             channels.setdefault(name, []).append(keys.wake(part, partitions.node))
         # one that ends ends all: the map of slots is read anew, which is rare and cheap
         listeners = [self._listen(partitions, name, of) for name, of in channels.items()]

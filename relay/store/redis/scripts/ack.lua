@@ -45,8 +45,10 @@ end
 
 local function end_covered(box, upto, covered)
   each_entry(box, box.cursor + 1, math.min(upto, box.last), function(item)
-    covered[#covered + 1] = item.seq
-    if not box.ended[item.seq] then finish(box, item, 'A') end
+    if not box.ended[item.seq] then
+      covered[#covered + 1] = item.seq
+      finish(box, item, 'A')
+    end
     return false
   end)
 end
@@ -57,12 +59,13 @@ local function ack(request)
   if no then return {request.inbox, no} end
   local reply = {request.inbox, 'acked', 0}
   local covered = {}
-  if request.taken then end_covered(box, request.upto, covered) end
-  for _, seq in ipairs(request.seqs) do end_entry(box, seq, 'A') end
+  -- first: a seq that is named in both, or covered by `upto`, counts as refused
   for _, refusal in ipairs(request.refuse) do
     local item = end_entry(box, refusal[1], 'R')
     if item then intend(box, item, refusal[2], NOW, true) end
   end
+  if request.taken then end_covered(box, request.upto, covered) end
+  for _, seq in ipairs(request.seqs) do end_entry(box, seq, 'A') end
   absorb(box, request.upto)
   save(box)
   changed = true

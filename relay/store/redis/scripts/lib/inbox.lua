@@ -64,20 +64,25 @@ local function fence_above(fence)
   return math.max(fence + 1, NOW * 1000 + math.floor(tonumber(clock[2]) / 1000))
 end
 
+-- No loops and no tables on the way: every item of an append reads its inbox.
 local function read_box(inbox)
   local f = redis.call('HMGET', key('inbox', inbox), 'identity', 'counts', 'session', 'marks')
   if not f[1] then return nil end
   local generation, home, epoch = string.match(f[1], '^(%d+) (%d) (%S+)$')
-  local c = numbers(f[2], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+)$')
-  local s = {string.match(f[3], '^(%d+) (%d) (%d+) (%d+) (%d+) (%S*)$')}
-  local m = numbers(f[4], '^(%d+) (%d+) (%d+) (%d+)$')
+  local last, cursor, count, bytes, ids, due, floor =
+    string.match(f[2], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+)$')
+  local fence, open, until_at, window_count, window_bytes, node =
+    string.match(f[3], '^(%d+) (%d) (%d+) (%d+) (%d+) (%S*)$')
+  local handed, taken, mark_before, reset_fence =
+    string.match(f[4], '^(%d+) (%d+) (%d+) (%d+)$')
   return {
     inbox = inbox, generation = tonumber(generation), home = home == '1', epoch = epoch,
-    last = c[1], cursor = c[2], count = c[3], bytes = c[4], ids = c[5], due = c[6], floor = c[7],
-    fence = tonumber(s[1]), open = s[2] == '1', until_at = tonumber(s[3]),
-    window_count = tonumber(s[4]), window_bytes = tonumber(s[5]), node = s[6],
-    handed = m[1], taken = m[2], mark_before = m[3], reset_fence = m[4],
-    quotas = {}, touched = {}, ended = {},
+    last = tonumber(last), cursor = tonumber(cursor), count = tonumber(count),
+    bytes = tonumber(bytes), ids = tonumber(ids), due = tonumber(due), floor = tonumber(floor),
+    fence = tonumber(fence), open = open == '1', until_at = tonumber(until_at),
+    window_count = tonumber(window_count), window_bytes = tonumber(window_bytes), node = node,
+    handed = tonumber(handed), taken = tonumber(taken), mark_before = tonumber(mark_before),
+    reset_fence = tonumber(reset_fence), quotas = {}, touched = {}, ended = {},
   }
 end
 

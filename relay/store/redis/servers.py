@@ -1,0 +1,167 @@
+"""The servers of one store: a pool of connections to each primary, and which has which slot.
+
+Rules of the file: every command of the store has one key, so all that a Cluster needs is a map from
+slots to primaries. redis-py's own Cluster client is not used: when one connection breaks it drops
+the others under the tasks that use them, whose errors drop yet others, and with one call per
+partition in flight this was seen not to end after the broken server was back.
+
+::
+
+    key ──slot──▶ name of a primary ──▶ its pool
+                    ▲ map is read anew: at the start, after MOVED, after an error (rarely enough)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any, Final
+
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from relay.clock import monotonic
+
+MAX_CONNECTIONS: Final = 32
+REFRESH_EVERY_S: Final = 0.2
+"""Sixteen partitions that fail at once ask for the map once."""
+_SLOTS: Final = 16384
+
+
+class Servers:
+    """Connections to every primary.
+
+    Args:
+        url: ``redis://``, ``rediss://`` or ``unix://``; in a Cluster, any of its members.
+        cluster: whether it is a Cluster.
+        timeout_s: how long a connection, or an answer on it, may take.
+    """
+
+    def __init__(self, url: str, *, cluster: bool, timeout_s: float) -> None:
+        self._is_cluster = cluster
+        self._timeout_s = timeout_s
+        self._given: dict[str, Any] = dict(parse_url(url))
+        self._seed = self._connect(self._given)
+        self._clients: dict[str, Redis] = {} if cluster else {"": self._seed}
+        self._owners: list[str | None] = [None if cluster else ""] * _SLOTS
+        self._is_stale = cluster
+        self._refreshed_at = -REFRESH_EVERY_S
+        self._turn = 0
+
+    def _connect(self, options: dict[str, Any]) -> Redis:
+        pool = BlockingConnectionPool(
+            max_connections=MAX_CONNECTIONS,
+            timeout=self._timeout_s,
+            protocol=3,
+            legacy_responses=False,
+            socket_timeout=self._timeout_s,
+            socket_connect_timeout=self._timeout_s,
+            retry=Retry(NoBackoff(), 0),
+            # notices of one vendor's managed service; each would cost a command per connection
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
+            **options,
+        )
+        return Redis.from_pool(pool)
+
+    # ------------------------------------------------------------ who has what
+
+    def doubt(self) -> None:
+        """The map may be wrong: read it again before it is used again."""
+        self._is_stale = self._is_cluster
+
+    def owner(self, key: str | bytes) -> str:
+        """Name of the primary that has a key.
+
+        Raises:
+            ConnectionError: no primary has it just now.
+        """
+        raw = key.encode() if isinstance(key, str) else key
+        name = self._owners[key_slot(raw) if self._is_cluster else 0]
+        if name is None:
+            raise ConnectionError("no primary of the cluster has this slot")
+        return name
+
+    async def client_for(self, key: str | bytes) -> Redis:
+        """The connections to the primary that has a key."""
+        await self.refresh()
+        return self._clients[self.owner(key)]
+
+    async def names(self) -> list[str]:
+        """All primaries that have a slot."""
+        await self.refresh()
+        return sorted({name for name in self._owners if name is not None})
+
+    def client(self, name: str) -> Redis:
+        """The connections to one primary."""
+        return self._clients[name]
+
+    def listener(self, name: str) -> Redis:
+        """A pool of its own to one primary, for a subscription."""
+        return self._connect(self._given | self._address(name))
+
+    def _address(self, name: str) -> dict[str, Any]:
+        if not self._is_cluster:
+            return {}
+        host, _, port = name.rpartition(":")
+        return {"host": host, "port": int(port)}
+
+    # ------------------------------------------------------------ the map
+
+    async def refresh(self) -> None:
+        """Read the map, if it is in doubt; an old one is better than none.
+
+        Raises:
+            RedisError: nobody has ever answered.
+            OSError: nobody has ever answered.
+        """
+        now = monotonic()
+        if not self._is_stale or now - self._refreshed_at < REFRESH_EVERY_S:
+            return
+        self._refreshed_at = now
+        problem: Exception | None = None
+        self._turn += 1
+        known = [*self._clients.values(), self._seed]
+        for at in range(len(known)):
+            asked = known[(at + self._turn) % len(known)]  # not always a hung one first
+            try:
+                async with asyncio.timeout(self._timeout_s / 4):
+                    reply: Any = await self.ask(asked, "CLUSTER", "SLOTS")
+                self._learn(asked, reply)
+            except (RedisError, OSError, RuntimeError) as exc:
+                problem = exc
+            else:
+                self._is_stale = False
+                return
+        if problem is not None and not self._clients:
+            raise problem
+
+    @staticmethod
+    async def ask(redis: Redis, *words: Any) -> Any:
+        """Run one command on one server."""
+        return await redis.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py
+
+    def _learn(self, asked: Redis, reply: Any) -> None:
+        owners: list[str | None] = [None] * _SLOTS
+        for first, last, name in self._shares(asked, reply):
+            owners[first : last + 1] = [name] * (last + 1 - first)
+            if name not in self._clients:
+                self._clients[name] = self._connect(self._given | self._address(name))
+        self._owners = owners
+
+    @staticmethod
+    def _shares(asked: Redis, reply: Any) -> Iterator[tuple[int, int, str]]:
+        own_host = asked.connection_pool.connection_kwargs.get("host", "127.0.0.1")
+        for first, last, primary, *_ in reply:
+            # a server that does not know its own address leaves it out
+            host = primary[0].decode() if primary[0] else own_host
+            yield first, last, f"{host}:{primary[1]}"
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for client in {id(one): one for one in [*self._clients.values(), self._seed]}.values():
+            await client.aclose()

@@ -1,0 +1,180 @@
+"""Runs every vector; what the files look like is told in README.md beside them."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import runpy
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from relay.core import codec, envelope, handshake, receipts, records, seal
+from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError
+from relay.core.handshake import Claims, Standing
+from relay.core.identity import SigningKey, parse_did
+from relay.core.ids import Timestamp
+from relay.core.jws import UnsupportedError
+from relay.core.policy import Facts, object_early
+
+HERE = Path(__file__).parent
+FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}
+KINDS = {"auth", "envelopes", "frames", "proof", "receipts", "records"}
+Found = dict[str, Any]
+
+
+def cases(prefix: str) -> list[Any]:
+    return [
+        pytest.param(file, case, id=f"{name}-{case['name']}")
+        for name, file in FILES.items()
+        if name.startswith(prefix)
+        for case in file["cases"]
+    ]
+
+
+def check(no: Refusal | None) -> None:
+    if no is not None:
+        raise no.to_error()
+
+
+def read_envelope(given: Any, file: Found, expect: Found) -> Found:
+    if isinstance(given, dict) and isinstance(given.get("body"), dict):
+        body = given["body"]
+        given = {**given, "body": body["repeat"] * body["times"]}
+    read = envelope.parse(given)
+    check(object_early(read, Facts(Timestamp(file["context"]["now"]))))
+    envelope.verify(read, parse_did(read.sender.did))
+    found: Found = {
+        "eid": read.eid,
+        "id": read.id,
+        "from": read.sender.did,
+        "to": read.recipient.did,
+        "created_time": read.created_at,
+        "expires_time": read.expires_at,
+        "body_hex": read.body.hex(),
+        "dedupe_key_hex": envelope.dedupe_key(read.sender.did, read.id).hex(),
+    }
+    if "sealed" in expect:
+        opener = expect["sealed"]["opens_with"]
+        key = SigningKey(bytes.fromhex(file["keys"][opener]["seed_hex"]))
+        content = seal.open_body(read, key)
+        found["sealed"] = {
+            "opens_with": opener,
+            "cty": content.content_type,
+            "body_hex": content.body.hex(),
+        }
+    return found
+
+
+def read_auth(given: Any, file: Found, _: Found) -> Found:
+    context = file["context"]
+    parsed = handshake.parse_auth(given["jws"])
+    claims = parsed[1]
+    if claims.nonce != context["nonce"]:
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
+    try:
+        key = parse_did(claims.subject)
+    except UnsupportedError as exc:
+        raise ProtocolError(ErrorCode.UNSUPPORTED) from exc
+    handshake.verify_auth(
+        parsed, key, relay=context["relay"], url=context["url"], now=Timestamp(context["now"])
+    )
+    names = {"sub": "subject"}
+    return {
+        name: getattr(claims, names.get(name, name))
+        for name in ("sub", "aud", "url", "nonce", "cnonce", "role")
+    }
+
+
+def read_proof(given: Any, file: Found, _: Found) -> Found:
+    auth = dict(file["context"]["auth"])
+    claims = Claims(subject=auth.pop("sub"), **auth)
+    handshake.verify_proof(given["proof"], claims, Standing(**given["welcome"]))
+    return {}
+
+
+def plain(value: Any) -> Found:
+    return {name: getattr(value, name) for name in type(value).__slots__}
+
+
+def read_receipt(given: Any, file: Found, _: Found) -> Found:
+    relay = file["context"]["relay"]
+    if "bounce" in given:
+        return {"items": [plain(item) for item in receipts.verify_bounce(given["bounce"], relay)]}
+    read = receipts.verify_receipt(given["receipt"], relay)
+    items = [plain(item) for item in read.items]
+    return {"at": read.at, "durability": read.durability, "items": items}
+
+
+def read_record(given: Any, file: Found, _: Found) -> Found:
+    read = records.parse(given["record"])
+    check(records.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
+    kv, seq, digest = read.order
+    return {
+        "did": read.did,
+        "seq": read.seq,
+        "status": read.status,
+        "relays": [plain(home) for home in read.relays],
+        "order": [kv, seq, digest.hex()],
+    }
+
+
+def read_frame(given: Any, _file: Found, _: Found) -> Found:
+    said = given.get("text", "").encode()
+    if "base64url" in given:
+        text = given["base64url"]
+        said = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    return {"frame": json.loads(codec.encode(codec.parse(said, given["from"])))}
+
+
+READERS: dict[str, Callable[[Any, Found, Found], Found]] = {
+    "envelopes": read_envelope, "auth": read_auth, "proof": read_proof, "receipts": read_receipt,
+    "records": read_record, "frames": read_frame,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "case"), cases("valid_"))
+def test_what_is_valid_is_read_as_it_is_meant(file: Found, case: Found):
+    expect = case["expect"]
+    assert READERS[file["kind"]](case["input"], file, expect) == expect
+
+
+@pytest.mark.parametrize(("file", "case"), cases("invalid_"))
+def test_what_is_invalid_is_refused_with_its_code(file: Found, case: Found):
+    with pytest.raises(RelayError) as caught:
+        READERS[file["kind"]](case["input"], file, {})
+    assert caught.value.code == case["error"]
+
+
+def test_any_two_records_merge_to_the_one_of_the_greater_order():
+    read = [records.parse(case["input"]["record"]) for case in FILES["valid_records"]["cases"]]
+    expected = max(FILES["valid_records"]["cases"], key=lambda case: case["expect"]["order"])
+    for order in (read, read[::-1], read[5:] + read[:5]):
+        held = functools.reduce(records.merge, order)
+        assert held.jws.compact == expected["input"]["record"]
+
+
+def test_the_files_are_what_the_generator_makes(capsys: pytest.CaptureFixture[str]):
+    made = runpy.run_path(str(HERE / "make.py"))
+    assert (made["main"](["--check"]), capsys.readouterr().err) == (0, "")
+
+
+def test_there_are_enough_vectors_to_learn_from():
+    for kind in KINDS:
+        assert FILES[f"valid_{kind}"]["cases"]
+    invalid = [case for name, file in FILES.items() if name.startswith("invalid")
+               for case in file["cases"]]  # fmt: skip
+    assert len(invalid) >= 60
+    assert len({case["class"] for case in invalid}) >= 15
+    assert {case["error"] for case in invalid} <= set(ErrorCode)
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_a_name_is_used_once_in_a_file(name: str):
+    names = Counter(case["name"] for case in FILES[name]["cases"])
+    assert names.most_common(1)[0][1] == 1
+    assert name.partition("_")[2] == FILES[name]["kind"]
