@@ -16,7 +16,7 @@ from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
 from relay.core.identity import VerificationKey
 from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import (
+from relay.core.inbox_values import (
     Accepted,
     Ack,
     Acked,

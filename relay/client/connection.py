@@ -22,6 +22,7 @@ from relay.client.errors import CLOSE_CODES, of, typed
 from relay.client.origin import Origin
 from relay.core import codec
 from relay.core.agent_session import AgentSession, Effect, Failed, Heard, Login, Ready
+from relay.core.effects import Send
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import (
     MAX_FRAME_BYTES,
@@ -38,7 +39,6 @@ from relay.core.frames import (
 )
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
-from relay.core.session import Send
 
 CONNECT_S: Final = 10.0
 LOGIN_S: Final = 10.0

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from relay.core import handshake
+from relay.core.effects import Close, Send
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, error
 from relay.core.frames import (
     Acked,
@@ -33,7 +34,6 @@ from relay.core.frames import (
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Entropy, Timestamp
 from relay.core.jws import b64encode
-from relay.core.session import Close, Send
 
 
 @dataclass(frozen=True, slots=True)

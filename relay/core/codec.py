@@ -271,24 +271,15 @@ def _read_submitted(m: jose.Members) -> Submitted:
     )
 
 
-def read_deliver_item(value: object) -> DeliverItem:
-    """One member of ``deliver.items``; its envelope stays raw.
-
-    Raises:
-        ValueError: its form.
-    """
+def _read_deliver_item(value: object) -> DeliverItem:
+    """One member of ``deliver.items``; its envelope stays raw."""
     m = jose.Members(value)
     m.object("envelope")
     envelope: object = value["envelope"]  # type: ignore[index]  # Members checked it
     return DeliverItem(Seq(m.integer("seq", least=1)), m.boolean("redelivered"), envelope)
 
 
-def read_range(value: object) -> Range:
-    """One range of a ``gap``.
-
-    Raises:
-        ValueError: its form.
-    """
+def _read_range(value: object) -> Range:
     m = jose.Members(value)
     start = m.integer("from_seq", least=1)
     end = m.integer("to_seq", least=start)
@@ -297,12 +288,12 @@ def read_range(value: object) -> Range:
 
 def _read_deliver(m: jose.Members) -> Deliver:
     items = m.array("items", least=1, most=MAX_SEQS)
-    return Deliver(_epoch(m), tuple(read_deliver_item(item) for item in items))
+    return Deliver(_epoch(m), tuple(_read_deliver_item(item) for item in items))
 
 
 def _read_gap(m: jose.Members) -> Gap:
     ranges = m.array("ranges", least=1, most=MAX_SEQS)
-    return Gap(_epoch(m), tuple(read_range(item) for item in ranges))
+    return Gap(_epoch(m), tuple(_read_range(item) for item in ranges))
 
 
 def _epoch(m: jose.Members) -> Epoch:

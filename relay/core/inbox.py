@@ -22,7 +22,22 @@ from relay.core.dedupe import Dedupe, Fate, Seen
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.ranges import Range, Ranges, Reason, holes
+from relay.core.inbox_values import (
+    Accepted,
+    Ack,
+    Acked,
+    BounceIntent,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    PageItem,
+    Pending,
+    Question,
+    Refused,
+    Window,
+)
+from relay.core.ranges import Ranges, Reason, holes
 
 BOUNCE_GRACE_S: Final = 300
 """A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
@@ -34,148 +49,6 @@ _FATE: Final = {
     Reason.CORRUPT: Fate.CORRUPT,
     Reason.MOVED: Fate.MOVED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """How much may be handed over and not yet durably acked; one envelope always fits."""
-
-    count: int = 64
-    bytes: int = 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class InboxLimits:
-    """Quotas of one inbox (R7) and of its memory (R3); counts and wire bytes."""
-
-    max_count: int = 10_000
-    max_bytes: int = 64 * 1024 * 1024
-    sender_count: int = 1_000
-    sender_bytes: int = 8 * 1024 * 1024
-    dedupe_entries: int = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class LiveSession:
-    """The session that should hear of a new entry, and the node that holds it.
-
-    ``until`` is 0 for a connection, which its node closes; a session without one ends by itself
-    at ``until`` (Unix seconds).
-    """
-
-    fence: Fence
-    node: NodeId
-    until: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Accepted:
-    """Stored, or found stored before."""
-
-    seq: Seq
-    epoch: Epoch
-    dup: bool
-    session: LiveSession | None
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """How many envelopes an inbox turned away, and when."""
-
-    count: int = 0
-    first_at: int = 0
-    last_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What waits in an inbox; ``oldest_at`` is when its first live entry was created, or None."""
-
-    count: int
-    bytes: int
-    oldest_at: int | None
-    refused: Refused
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session of an inbox. ``previous`` must be told that it is superseded."""
-
-    fence: Fence
-    epoch: Epoch
-    cursor: Seq
-    head: Seq
-    pending: Pending
-    previous: LiveSession | None
-
-
-@dataclass(frozen=True, slots=True)
-class PageItem:
-    """One entry as it is handed over."""
-
-    seq: Seq
-    redelivered: bool
-    eid: Eid
-    wire: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A share of an inbox after some seq.
-
-    Args:
-        items: live entries in seq order.
-        gaps: explained ranges between and behind them.
-        upto: everything up to here is in ``items`` or ``gaps``.
-        head: the last assigned seq.
-        expired: the entry after ``upto`` has expired: conclude these, then read on.
-    """
-
-    items: tuple[PageItem, ...]
-    gaps: tuple[Range, ...]
-    upto: Seq
-    head: Seq
-    expired: tuple[Seq, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor."""
-
-    fence: Fence
-    epoch: Epoch
-    seqs: tuple[Seq, ...]
-    upto: Seq = Seq(0)
-    refuse: tuple[tuple[Seq, str], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Acked:
-    """What an ack came to; ``cursor`` is the new cumulative position."""
-
-    cursor: Seq
-    seqs: tuple[Seq, ...]
-    refused: tuple[Seq, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BounceIntent:
-    """The durable wish to tell ``sender`` how its envelope ended (R6)."""
-
-    sender: AgentKey
-    eid: Eid
-    to: AgentKey
-    reason: str
-    maybe_delivered: bool
-    due_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Which id: what became of it? (``status``)."""
-
-    dedupe_key: bytes
-    hour: int
 
 
 @dataclass(slots=True)

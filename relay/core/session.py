@@ -21,6 +21,7 @@ from enum import Enum
 from itertools import groupby
 from typing import Any, Final
 
+from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Effect, Login, Read, Send, Store
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import (
     MAX_SEQS,
@@ -41,9 +42,9 @@ from relay.core.frames import (
     Welcome,
 )
 from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq, Timestamp
-from relay.core.inbox import Ack as InboxAck
-from relay.core.inbox import Acked as InboxAcked
-from relay.core.inbox import Page, PageItem, Window
+from relay.core.inbox_values import Ack as InboxAck
+from relay.core.inbox_values import Acked as InboxAcked
+from relay.core.inbox_values import Page, PageItem, Window
 from relay.core.ranges import Range
 
 AUTH_DEADLINE_S: Final = 5.0
@@ -56,72 +57,6 @@ CLOSES: Final = frozenset({
     ErrorCode.UNSUPPORTED, ErrorCode.BLOCKED, ErrorCode.MOVED,
 })  # fmt: skip
 """Codes that a ``bye`` may carry, since each has a close code (PROTOCOL.md §5.5)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write this frame."""
-
-    frame: Frame
-
-
-@dataclass(frozen=True, slots=True)
-class Login:
-    """Check this ``auth``, open the inbox, then call :meth:`RelaySession.opened` or ``refused``."""
-
-    auth: Auth
-    nonce: str
-
-
-@dataclass(frozen=True, slots=True)
-class Store:
-    """Verify, admit and store; the answer is a ``submitted`` frame of its own."""
-
-    submit: Submit
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """Read the inbox after ``after``, then call :meth:`RelaySession.page`."""
-
-    inbox: AgentKey
-    fence: Fence
-    after: Seq
-    window: Window
-
-
-@dataclass(frozen=True, slots=True)
-class AckInbox:
-    """Ack durably, then call :meth:`RelaySession.acked`."""
-
-    inbox: AgentKey
-    ack: InboxAck
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """Answer a question with one frame."""
-
-    question: Status | Resolve | Publish
-
-
-@dataclass(frozen=True, slots=True)
-class CloseInbox:
-    """End the inbox session cleanly: exactly this was handed over."""
-
-    inbox: AgentKey
-    fence: Fence
-    last_handed: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the socket with the close code of ``code``; None is a normal closure."""
-
-    code: ErrorCode | None
-
-
-Effect = Send | Login | Store | Read | AckInbox | Ask | CloseInbox | Close
 
 
 def _first_seq(one: PageItem | Range) -> Seq:

@@ -13,8 +13,8 @@ from relay.core import codec, envelope, jws
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Ack, StatusItem, Submitted
 from relay.core.ids import Did, Fence
-from relay.core.inbox import Ack as InboxAck
-from relay.core.inbox import Page
+from relay.core.inbox_values import Ack as InboxAck
+from relay.core.inbox_values import Page
 from relay.http import bodies
 from relay.service.node import Node
 from relay.service.polling import MAX_WAIT_S, Polling

@@ -12,7 +12,7 @@ from relay import clock, log, metrics
 from relay.core.errors import Refusal
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
-from relay.core.inbox import Accepted, InboxLimits, Window
+from relay.core.inbox_values import Accepted, InboxLimits, Window
 from relay.ports import Store
 from relay.server import keyfile
 from relay.server.loops import Housekeeping

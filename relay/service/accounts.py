@@ -14,7 +14,7 @@ from relay.core.errors import ErrorCode, RejectedError
 from relay.core.frames import Auth, Welcome, WelcomePending
 from relay.core.identity import SigningKey, VerificationKey
 from relay.core.ids import Did, NodeId, Seq
-from relay.core.inbox import Opened, Pending, Window
+from relay.core.inbox_values import Opened, Pending, Window
 from relay.core.session import Identity
 from relay.ports import Keys, OpenRequest, Store
 from relay.service.directory import Directory

@@ -14,7 +14,7 @@ from typing import Protocol
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
 from relay.core.ids import AgentKey, Fence, NodeId
-from relay.core.inbox import Accepted, PageItem
+from relay.core.inbox_values import Accepted, PageItem
 from relay.ports import Head, InboxStore
 
 

@@ -9,7 +9,7 @@ from relay.core import envelope, frames
 from relay.core.frames import Hello
 from relay.core.identity import SigningKey
 from relay.core.ids import NodeId
-from relay.core.inbox import Acked, Window
+from relay.core.inbox_values import Acked, Window
 from relay.core.jws import b64encode
 from relay.ports import AckRequest, Store
 from relay.service.accounts import Accounts

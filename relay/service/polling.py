@@ -16,7 +16,7 @@ from relay import clock
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
 from relay.core.frames import Auth, Welcome
 from relay.core.ids import AgentKey, Did, Epoch, Fence
-from relay.core.inbox import Ack, Acked, LiveSession, Page, PageItem
+from relay.core.inbox_values import Ack, Acked, LiveSession, Page, PageItem
 from relay.core.jws import Members, b64decode, b64encode, dumps, loads
 from relay.ports import AckRequest, Head
 from relay.service.node import Node, new_nonce

@@ -11,7 +11,7 @@ from relay.core.envelope import dedupe_key
 from relay.core.frames import State, StatusAnswer, StatusItem
 from relay.core.identity import parse_did
 from relay.core.ids import AgentKey, Did, message_id_hour, parse_message_id
-from relay.core.inbox import Question
+from relay.core.inbox_values import Question
 from relay.ports import InboxStore
 
 _STATE: Final[dict[Fate, State]] = {

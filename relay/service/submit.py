@@ -20,7 +20,7 @@ from relay.core.errors import Refusal, RelayError
 from relay.core.frames import Rejection, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
-from relay.core.inbox import Accepted
+from relay.core.inbox_values import Accepted
 from relay.core.receipts import Durability, ReceiptItem, position, sign_receipt
 from relay.ports import Keys
 from relay.service.commit import GroupCommit

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from relay import clock, log, metrics
 from relay.core import codec
+from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Effect, Login, Read, Send, Store
 from relay.core.errors import ErrorCode, Refusal, RelayError, error
 from relay.core.frames import (
     Bye,
@@ -26,19 +27,8 @@ from relay.core.frames import (
     Submitted,
 )
 from relay.core.ids import Fence
-from relay.core.inbox import Acked, PageItem
-from relay.core.session import (
-    AckInbox,
-    Ask,
-    Close,
-    CloseInbox,
-    Effect,
-    Login,
-    Read,
-    RelaySession,
-    Send,
-    Store,
-)
+from relay.core.inbox_values import Acked, PageItem
+from relay.core.session import RelaySession
 from relay.ports import AckRequest, Head
 from relay.service.node import Node
 from relay.service.submit import Submissions

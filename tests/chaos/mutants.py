@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
 from relay.core.ids import AgentKey, Epoch, Fence, Seq
-from relay.core.inbox import Accepted, Acked, Page, Window
+from relay.core.inbox_values import Accepted, Acked, Page, Window
 from relay.ports import AckRequest
 from relay.server import build, serve
 from relay.settings import load

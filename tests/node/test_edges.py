@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 from relay import clock
 from relay.core.errors import ErrorCode
 from relay.core.frames import Bye, Submit, Submitted
-from relay.core.inbox import InboxLimits
+from relay.core.inbox_values import InboxLimits
 from relay.core.session import AUTH_DEADLINE_S
 from relay.http.errors import STATUS
 from relay.store.memory import MemoryStore

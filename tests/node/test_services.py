@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from relay import clock
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Eid, Timestamp
-from relay.core.inbox import BounceIntent
+from relay.core.inbox_values import BounceIntent
 from relay.ports import BounceBatch
 from relay.service.bounces import bounce_envelope
 from relay.service.clockguard import ClockGuard

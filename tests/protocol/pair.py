@@ -24,15 +24,17 @@ from relay.core import codec, handshake, session
 from relay.core.agent_session import AgentSession, Failed, Heard, Ready
 from relay.core.agent_session import Login as AgentLogin
 from relay.core.agent_session import Phase as AgentPhase
+from relay.core.effects import Send
 from relay.core.errors import ErrorCode, Refusal, error
 from relay.core.frames import Ack, Acked, Deliver, Frame, Gap, Hello, Welcome, WelcomePending
 from relay.core.identity import SigningKey
 from relay.core.ids import Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Accepted, Inbox, InboxLimits, PageItem, Window
-from relay.core.inbox import Acked as InboxAcked
+from relay.core.inbox import Inbox
+from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
+from relay.core.inbox_values import Acked as InboxAcked
 from relay.core.jws import b64encode
 from relay.core.ranges import Reason
-from relay.core.session import Identity, Phase, RelaySession, Send
+from relay.core.session import Identity, Phase, RelaySession
 from tests.unit.builders import entry, numbered_entropy
 
 ME, HOME = SigningKey(b"1" * 32), SigningKey(b"2" * 32)

@@ -22,12 +22,11 @@ from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import (
-    BOUNCE_GRACE_S,
+from relay.core.inbox import BOUNCE_GRACE_S, Inbox
+from relay.core.inbox_values import (
     Accepted,
     Ack,
     BounceIntent,
-    Inbox,
     InboxLimits,
     LiveSession,
     Page,

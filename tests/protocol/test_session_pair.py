@@ -15,13 +15,15 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 from relay.core import codec, frames, session
 from relay.core.agent_session import AgentSession, Login
 from relay.core.agent_session import Phase as AgentPhase
+from relay.core.effects import Send
 from relay.core.errors import ErrorCode, Refusal, error
 from relay.core.frames import Frame
 from relay.core.ids import Eid, Epoch, Fence, Seq, Timestamp
-from relay.core.inbox import Ack as InboxAck
-from relay.core.inbox import Acked as InboxAcked
-from relay.core.inbox import Inbox, Page, PageItem
-from relay.core.session import Identity, Phase, RelaySession, Send
+from relay.core.inbox import Inbox
+from relay.core.inbox_values import Ack as InboxAck
+from relay.core.inbox_values import Acked as InboxAcked
+from relay.core.inbox_values import Page, PageItem
+from relay.core.session import Identity, Phase, RelaySession
 from tests.protocol.pair import ME, URL, WINDOW, BrokenPromiseError, SessionPair, World
 from tests.unit.frames import from_agent, from_relay
 

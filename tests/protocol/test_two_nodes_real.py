@@ -16,22 +16,15 @@ from typing import Any
 import pytest
 
 from relay.core.dedupe import Dedupe
+from relay.core.effects import AckInbox, CloseInbox, Effect, Read, Send
 from relay.core.errors import Refusal
 from relay.core.frames import Ack, Acked, Auth, Deliver, Hello, Welcome, WelcomePending
 from relay.core.identity import Did
 from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Accepted, Inbox, InboxLimits, PageItem, Window
+from relay.core.inbox import Inbox
+from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
 from relay.core.ranges import Ranges
-from relay.core.session import (
-    AckInbox,
-    CloseInbox,
-    Effect,
-    Identity,
-    Phase,
-    Read,
-    RelaySession,
-    Send,
-)
+from relay.core.session import Identity, Phase, RelaySession
 from tests.protocol.test_session_pair import (
     AnyFence,
     AnyOrder,

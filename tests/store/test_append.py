@@ -9,7 +9,7 @@ import pytest
 from relay.core.dedupe import Fate
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Seq
-from relay.core.inbox import Accepted, Ack, InboxLimits, LiveSession, Question, Window
+from relay.core.inbox_values import Accepted, Ack, InboxLimits, LiveSession, Question, Window
 from relay.ports import AckRequest
 from tests.store.worlds import HOUR, ME, NODE, NOW, World, entry, opened
 

@@ -10,7 +10,7 @@ import pytest
 
 from relay.core.errors import ErrorCode, Refusal, StateError
 from relay.core.ids import AgentKey, Did, NodeId, Seq
-from relay.core.inbox import Accepted, Window
+from relay.core.inbox_values import Accepted, Window
 from relay.ports import RecordRow
 from tests.store.worlds import ME, NODE, OTHER, RELAY, World, entry, opened
 from tests.support.servers import wait_until

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.core.ids import AgentKey, NodeId, Seq
-from relay.core.inbox import Ack, BounceIntent, LiveSession, Question, Window
+from relay.core.inbox_values import Ack, BounceIntent, LiveSession, Question, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest
 from tests.store.worlds import HOUR, ME, NODE, NOW, OTHER, World, eid, entry, opened

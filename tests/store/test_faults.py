@@ -11,7 +11,7 @@ import pytest
 from relay.core.dedupe import Fate
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Seq
-from relay.core.inbox import Ack, InboxLimits, Question, Window
+from relay.core.inbox_values import Ack, InboxLimits, Question, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest
 from tests.store.worlds import (

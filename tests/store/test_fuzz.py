@@ -28,7 +28,7 @@ from hypothesis.stateful import (
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.ids import AgentKey, NodeId, Seq
-from relay.core.inbox import Ack, InboxLimits, LiveSession, Opened, Page, Question, Window
+from relay.core.inbox_values import Ack, InboxLimits, LiveSession, Opened, Page, Question, Window
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, OpenRequest, RecordRow
 from relay.store.memory import MemoryStore

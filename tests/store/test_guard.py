@@ -10,7 +10,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
-from relay.core.inbox import InboxLimits
+from relay.core.inbox_values import InboxLimits
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.client import Primary, parse_info, translated

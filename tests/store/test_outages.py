@@ -17,7 +17,7 @@ from redis.asyncio import Redis
 
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Seq
-from relay.core.inbox import Ack, InboxLimits, Window
+from relay.core.inbox_values import Ack, InboxLimits, Window
 from relay.ports import AckRequest
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore

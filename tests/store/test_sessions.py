@@ -8,7 +8,7 @@ import pytest
 
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Epoch, Fence, Seq
-from relay.core.inbox import Ack, Acked, LiveSession, Opened, Page, Window
+from relay.core.inbox_values import Ack, Acked, LiveSession, Opened, Page, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest, Head, RecordRow
 from tests.store.worlds import ME, NODE, NOW, OTHER, World, entry, opened, request, wire

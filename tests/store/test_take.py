@@ -6,7 +6,7 @@ import pytest
 
 from relay.core.errors import ErrorCode
 from relay.core.ids import Epoch, Seq
-from relay.core.inbox import Ack, Acked, LiveSession, Window
+from relay.core.inbox_values import Ack, Acked, LiveSession, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest
 from tests.store.test_sessions import ALL, code, fill, marks, read, seqs

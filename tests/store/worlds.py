@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.ids import AgentKey, Did, Eid, NodeId, Timestamp
-from relay.core.inbox import InboxLimits, Opened, Window
+from relay.core.inbox_values import InboxLimits, Opened, Window
 from relay.core.jws import b64encode
 from relay.ports import OpenRequest, Store
 from relay.store.memory import MemoryStore

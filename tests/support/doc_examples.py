@@ -48,7 +48,7 @@ from relay.core.frames import (
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey, parse_did
 from relay.core.ids import Epoch, Fence, NodeId, Seq, Timestamp, new_message_id
-from relay.core.inbox import BounceIntent, InboxLimits
+from relay.core.inbox_values import BounceIntent, InboxLimits
 from relay.core.ranges import Range, Reason
 from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.core.records import Home

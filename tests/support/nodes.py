@@ -16,12 +16,12 @@ from websockets.asyncio.client import ClientConnection, connect
 from relay import clock
 from relay.core import codec, envelope
 from relay.core.agent_session import AgentSession, Failed, Login, Phase, Ready
+from relay.core.effects import Send
 from relay.core.envelope import SignedEnvelope
 from relay.core.frames import SUBPROTOCOL, Frame
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId, Timestamp, new_message_id
-from relay.core.inbox import InboxLimits
-from relay.core.session import Send
+from relay.core.inbox_values import InboxLimits
 from relay.ports import Store
 from relay.server.build import Built, OpenedStore, build
 from relay.server.serve import bind, serve

@@ -7,10 +7,10 @@ import pytest
 
 from relay.core import frames, handshake
 from relay.core.agent_session import AgentSession, Failed, Heard, Login, Phase, Ready
+from relay.core.effects import Close, Send
 from relay.core.errors import ErrorCode
 from relay.core.frames import Auth, Bye, Error, Hello, Welcome, WelcomePending
 from relay.core.jws import b64encode
-from relay.core.session import Close, Send
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy
 
 URL = "https://relay.example"

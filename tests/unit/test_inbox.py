@@ -7,12 +7,12 @@ import pytest
 from relay.core.dedupe import Fate
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import (
+from relay.core.inbox import Inbox
+from relay.core.inbox_values import (
     Accepted,
     Ack,
     Acked,
     BounceIntent,
-    Inbox,
     InboxLimits,
     LiveSession,
     Opened,

@@ -5,26 +5,14 @@ from typing import Any
 import pytest
 
 from relay.core import frames
+from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Login, Read, Send, Store
 from relay.core.errors import ErrorCode, Refusal, error
 from relay.core.frames import Ack, Auth, Bye, Deliver, Gap, Hello, Submit, Welcome, WelcomePending
 from relay.core.ids import AgentKey, Epoch, Fence, Seq, Timestamp
-from relay.core.inbox import Ack as InboxAck
-from relay.core.inbox import Acked, Page, PageItem, Window
+from relay.core.inbox_values import Ack as InboxAck
+from relay.core.inbox_values import Acked, Page, PageItem, Window
 from relay.core.ranges import Range, Reason
-from relay.core.session import (
-    CLOSES,
-    AckInbox,
-    Ask,
-    Close,
-    CloseInbox,
-    Identity,
-    Login,
-    Phase,
-    Read,
-    RelaySession,
-    Send,
-    Store,
-)
+from relay.core.session import CLOSES, Identity, Phase, RelaySession
 from tests.unit.builders import ALICE, NOW, RELAY
 
 T = Timestamp(100)

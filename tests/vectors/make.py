@@ -644,7 +644,7 @@ def invalid_frames() -> list[Case]:
            {"t": "resolve", "ref": "q", "did": BOB.did, "handle": "bob@relay.example"}),
         no("negative retry_after", "bounds", "agent",
            {"t": "bye", "error": "draining", "retry_after": -1}),
-        no("an error that nobody knows", "bounds", "relay", {"t": "bye", "error": "tired"}),
+        no("an error that is no text", "bounds", "relay", {"t": "bye", "error": 7}),
         no("short nonce", "bounds", "relay", {"t": "hello", "relay": RELAY.did, "url": URL,
                                               "nonce": "bg", "limits": {}, "time": NOW}),
         no("a gap that runs backwards", "bounds", "relay", {"t": "gap", "epoch": "e1", "ranges": [

@@ -15,7 +15,7 @@ from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Partition, Seq
-from relay.core.inbox import (
+from relay.core.inbox_values import (
     Accepted,
     Acked,
     InboxLimits,

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from relay.core.ids import AgentKey, Eid, NodeId, Partition
-from relay.core.inbox import BounceIntent
+from relay.core.inbox_values import BounceIntent
 from relay.core.receipts import MAX_BOUNCED
 from relay.ports import BounceBatch, RecordRow
 from relay.store.redis import entries, keys

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from relay.core.ids import Epoch, Seq
-from relay.core.inbox import Page, PageItem
+from relay.core.inbox_values import Page, PageItem
 from relay.core.ranges import Range, Reason
 from relay.store.redis import entries
 

@@ -25,7 +25,7 @@ from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, StateError
 from relay.core.ids import AgentKey, Did, Eid, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import (
+from relay.core.inbox_values import (
     Accepted,
     Acked,
     InboxLimits,
