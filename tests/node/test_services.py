@@ -123,6 +123,17 @@ def test_a_bucket_holds_a_minutes_worth_and_refills(monkeypatch):
     assert rates.take(sender) > 0
 
 
+def test_buckets_are_bounded_and_the_latest_stay(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(clock, "monotonic", lambda: Timestamp(now[0]))
+    rates = SenderRates(per_minute=1, max_senders=10)
+    for number in range(100):
+        now[0] += 0.001
+        assert rates.take(AgentKey(f"key:{number}")) == 0.0
+        assert len(rates) <= 10
+    assert rates.take(AgentKey("key:99")) > 0
+
+
 @given(
     drift=st.floats(-299, 299),
     steps=st.lists(st.floats(0.1, 10_000), min_size=1, max_size=20),
