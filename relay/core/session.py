@@ -284,6 +284,17 @@ class RelaySession:
         who = self.who
         return who is not None and who.fence == fence and head <= self._head
 
+    @property
+    def epoch(self) -> Epoch:
+        """Of the inbox, as it was welcomed."""
+        return self._epoch
+
+    def superseded(self) -> list[Effect]:
+        """The inbox has a newer session: with a full window no read would tell."""
+        if self.phase is not Phase.OPEN:
+            return []
+        return self.fail(ErrorCode.SUPERSEDED, "a newer session has this inbox")
+
     def woken(self) -> list[Effect]:
         """A hint: the inbox may have news, or a newer session."""
         self._more = True

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
-from relay.core.ids import AgentKey, Fence, NodeId
+from relay.core.ids import AgentKey, Epoch, Fence, NodeId
 from relay.core.inbox_values import Accepted, PageItem
 from relay.ports import Head, InboxStore
 
@@ -26,12 +26,21 @@ class Listener(Protocol):
         """Its number."""
         ...
 
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch of its inbox."""
+        ...
+
     def is_current(self, head: Head) -> bool:
         """Whether it has seen all that the store has, under the newest fence."""
         ...
 
     def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
         """This node stored these for its inbox."""
+        ...
+
+    def superseded(self) -> None:
+        """A newer session has the inbox."""
         ...
 
     def woken(self) -> None:
@@ -47,14 +56,18 @@ class Delivery:
     _listeners: dict[AgentKey, Listener] = field(default_factory=dict)
 
     def attach(self, inbox: AgentKey, listener: Listener) -> None:
-        """Listen; a listener of an older session is told to look, and finds itself superseded."""
-        older = self._listeners.get(inbox)
-        if older is not None and older.fence > listener.fence:
-            listener.woken()
+        """Listen; a listener of an older session is told that it is superseded."""
+        other = self._listeners.get(inbox)
+        if other is not None and other.fence > listener.fence:
+            listener.superseded()
             return
         self._listeners[inbox] = listener
-        if older is not None and older is not listener:
-            older.woken()
+        if other is None or other is listener:
+            return
+        if other.fence < listener.fence:
+            other.superseded()
+        else:
+            other.woken()
 
     def detach(self, inbox: AgentKey, listener: Listener) -> None:
         """Stop listening, unless somebody else has taken over."""
@@ -99,5 +112,10 @@ class Delivery:
             return
         for inbox, head in zip(inboxes, await store.heads(inboxes), strict=True):
             listener = self._listeners.get(inbox)
-            if listener is not None and (head is None or not listener.is_current(head)):
+            if listener is None or (head is not None and listener.is_current(head)):
+                continue
+            # after a reset the epoch differs: its agent must log in again, and find out by reading
+            if head and head.fence > listener.fence and head.epoch == listener.epoch:
+                listener.superseded()
+            else:
                 listener.woken()

@@ -43,6 +43,7 @@ class _Waiter:
 
     def __init__(self, fence: Fence) -> None:
         self.fence = fence
+        self.epoch = Epoch("")
         self.news = asyncio.Event()
 
     def is_current(self, head: Head) -> bool:
@@ -52,6 +53,10 @@ class _Waiter:
     def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
         del fence, items
         self.news.set()
+
+    def superseded(self) -> None:
+        """The waiting read looks, and is refused."""
+        self.woken()
 
     def woken(self) -> None:
         self.news.set()

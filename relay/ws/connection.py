@@ -26,7 +26,7 @@ from relay.core.frames import (
     Statuses,
     Submitted,
 )
-from relay.core.ids import Fence
+from relay.core.ids import Epoch, Fence
 from relay.core.inbox_values import Acked, PageItem
 from relay.core.session import RelaySession
 from relay.ports import AckRequest, Head
@@ -261,6 +261,15 @@ class Connection:
     def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
         """This node stored these for this inbox."""
         self._perform(self._session.committed(fence, items))
+
+    @property
+    def epoch(self) -> Epoch:
+        """The epoch of its inbox."""
+        return self._session.epoch
+
+    def superseded(self) -> None:
+        """A newer session has the inbox."""
+        self._perform(self._session.superseded())
 
     def woken(self) -> None:
         """A hint."""

@@ -7,13 +7,14 @@ so much is at risk, that some of it must show.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.chaos_run import Plan, Run
 from tests.chaos.checker import Verdict
-from tests.chaos.habits import CALM, Habits
+from tests.chaos.habits import CALM
 from tests.chaos.mutants import LATE_RECEIPTS
 
 pytestmark = pytest.mark.timeout(60)
@@ -25,7 +26,7 @@ async def verdict_on(mutant: str, directory: Path, **values: object) -> Verdict:
         **{
             "framed": 600, "through_sdk": 0, "recipients": 2, "sdk_agents": 0,
             "node_kills": 1, "store_kills": 0, "false_starts": 0, "absences": 0,
-            "poison": 0, "windows": (16, 16), "habits": CALM, "stall_s": 2.0,
+            "poison": 0, "windows": (16, 16), "habits": CALM, "stall_s": 1.2,
             "arguments": ("-m", "tests.chaos.mutants", mutant), **values,
         },
     )  # fmt: skip
@@ -36,7 +37,8 @@ async def verdict_on(mutant: str, directory: Path, **values: object) -> Verdict:
 
 
 async def test_a_receipt_before_the_commit_is_found_to_lose_envelopes(tmp_path: Path) -> None:
-    found = await verdict_on("receipt-before-commit", tmp_path, moments=(0.3, 0.6))
+    # progress below a half: while receipts are still coming, so that the newest are at risk
+    found = await verdict_on("receipt-before-commit", tmp_path, moments=(0.25, 0.45))
     # of what was answered and held back, the answers to at most two windows were still on their way
     assert len(found.lost) >= LATE_RECEIPTS - 2 * 16
     assert not found.kinds & {"wrong", "phantom", "unmarked", "acked_again"}
@@ -46,7 +48,7 @@ async def test_a_relay_that_forgets_what_it_handed_over_is_found_to_repeat_unmar
     tmp_path: Path,
 ) -> None:
     # nobody acks before the kill: a whole window of each recipient must come again
-    habits = Habits(replays=0, holds=0, picks=0, drops=0, first_ack=100)
+    habits = replace(CALM, first_ack=100)
     found = await verdict_on("nothing-is-redelivered", tmp_path, moments=(0.3, 0.45), habits=habits)
     assert len(found.unmarked) >= 64
     assert found.kinds == {"unmarked"}
@@ -55,7 +57,8 @@ async def test_a_relay_that_forgets_what_it_handed_over_is_found_to_repeat_unmar
 async def test_an_ack_confirmed_before_the_commit_is_found_to_bring_envelopes_back(
     tmp_path: Path,
 ) -> None:
-    found = await verdict_on("acked-before-commit", tmp_path, moments=(0.3, 0.6))
+    # progress above a half: some ends have been confirmed
+    found = await verdict_on("acked-before-commit", tmp_path, moments=(0.55, 0.8))
     assert found.acked_again
     assert not found.kinds & {"lost", "wrong", "phantom"}
 
