@@ -182,11 +182,12 @@ class Run:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.plan.stall_s):
                     await self.ledger.until(lambda: self.ledger.is_over(self.plan.envelopes))
-                    await killer
+                    await asyncio.wait([killer])
                     return
-            if before == self.ledger.entries and killer.done():
+            if before == self.ledger.entries:
                 return
-            before = self.ledger.entries
+            # a relay that is being started again is no sign that nothing moves any more
+            before = self.ledger.entries if killer.done() else -1
 
     async def _be_absent(self, agent: Agent) -> None:
         first = self._rng.uniform(0.05, 0.4)
