@@ -48,7 +48,7 @@ async def send(
     file: KeyFile, url: str, letter: Letter, *, deadline_s: float, as_json: bool
 ) -> None:
     """Send one envelope and show the receipt."""
-    key, state = file.load(), states.load(file.state)
+    key = file.load()
     envelope = sign(
         key,
         letter.to,
@@ -60,7 +60,8 @@ async def send(
         lifetime_s=letter.lifetime_s,
     )
     try:
-        sent = await post(envelope, origins.parse(url), state, deadline_s=deadline_s)
+        with states.opened(file.state, key.did) as state:
+            sent = await post(envelope, origins.parse(url), state, deadline_s=deadline_s)
     except UnknownInboxError:
         say("An agent gets its inbox when it first logs in: relay listen, or relay inbox.")
         raise

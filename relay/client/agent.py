@@ -22,11 +22,11 @@ from relay import clock
 from relay.client import keystore
 from relay.client import state as states
 from relay.client.conversation import Conversation
-from relay.client.errors import AgentError, again, typed
+from relay.client.errors import again, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent, content_of
 from relay.client.origin import parse as parse_origin
-from relay.client.outbox import MAX_IN_FLIGHT, Waiting
+from relay.client.submissions import Submissions
 from relay.core import envelope as envelopes
 from relay.core import records, seal
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
@@ -68,9 +68,9 @@ class Found:
 class Agent:
     """An identity in conversation with its relay; made by :meth:`open`."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, conversation: Conversation, submissions: Submissions) -> None:
         self._conversation = conversation
-        self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._submissions = submissions
 
     # ------------------------------------------------------------ life
 
@@ -90,7 +90,9 @@ class Agent:
         Args:
             key: a signing key, or the path of its file.
             relays: origins, ``https://host[:port]``; the first that answers is taken.
-            state: a file that keeps relay pins, record and epochs over restarts.
+            state: the agent's memory over restarts and crashes: relay pins, record, epochs, outbox
+                and eids. With it an acked message is never shown again, by no home, and what was
+                sent and not definitely answered is submitted again, the same bytes.
             open_timeout_s: seconds until the first login must hold; later ones have no limit.
             plain_networks: CIDRs that may be dialled without TLS; loopback always may.
 
@@ -104,14 +106,15 @@ class Agent:
         if not named:
             raise ValueError("name at least one relay")
         origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
-        kept = states.load(state) if state else states.in_memory()
-        conversation = Conversation(signing, origins, kept)
         failure: BaseException | None = None
-        async with asyncio.TaskGroup() as tasks:
+        async with _remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
+            conversation = Conversation(signing, origins, kept)
+            submissions = Submissions(conversation)
+            await submissions.resume()
             runner = tasks.create_task(conversation.run(), name=f"conversation of {signing.did}")
             try:
                 await _first_login(conversation, open_timeout_s)
-                yield cls(conversation)
+                yield cls(conversation, submissions)
             except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
                 # raised again below: from here it would come out wrapped in an exception group
                 failure = exc
@@ -223,28 +226,16 @@ class Agent:
             deadline_s: seconds to go on, over reconnects.
 
         Raises:
-            OutcomeUnknownError: the deadline passed and it may be stored: submit it again.
+            OutcomeUnknownError: the deadline passed and it may be stored: submit it again. With a
+                state file that goes on by itself, now and after the next open.
             AgentError: a definite no, or never sent.
         """
-        waiting: Waiting | None = None
-        conversation = self._conversation
-        try:
-            async with asyncio.timeout(deadline_s), self._room:
-                if conversation.ended is not None:
-                    raise _not_sent(conversation.ended, envelope)
-                waiting = conversation.outbox.add(envelope)
-                conversation.wake()
-                return await asyncio.shield(waiting.answer)
-        except TimeoutError as exc:
-            if waiting is None:
-                detail = "too much of this agent waits for an answer"
-                raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope) from exc
-            if waiting.answer.done():
-                return waiting.answer.result()
-            raise waiting.verdict() from exc
-        finally:
-            if waiting is not None:
-                conversation.outbox.forget(waiting)
+        return await self._submissions.submit(envelope, deadline_s=deadline_s)
+
+    @property
+    def unanswered(self) -> int:
+        """Envelopes in the outbox: submitted, or about to be, and not definitely answered."""
+        return len(self._submissions.unanswered)
 
     # ------------------------------------------------------------ receive
 
@@ -307,6 +298,20 @@ class _Messages(AsyncIterator[Message]):
         return message
 
 
+@asynccontextmanager
+async def _remembering(path: Path | None, did: Did) -> AsyncIterator[states.State]:
+    """The state of an agent; a file is opened and closed in a thread, since both touch the disk."""
+    if path is None:
+        yield states.in_memory()
+        return
+    state = await asyncio.to_thread(states.load, path, did)
+    try:
+        yield state
+    finally:
+        # what was asked for must be noted, even if the program is being cancelled
+        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(state.close)))
+
+
 async def _first_login(conversation: Conversation, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
@@ -325,12 +330,6 @@ async def _close(conversation: Conversation, runner: asyncio.Task[None]) -> None
     finally:
         conversation.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
         runner.cancel()
-
-
-def _not_sent(ended: AgentError, envelope: SignedEnvelope) -> AgentError:
-    failure = again(ended)
-    failure.stored, failure.envelope = "no", envelope
-    return failure
 
 
 def sign(

@@ -84,7 +84,9 @@ class Conversation:
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
-        self.inbox = Inbox(Opener(self.key, self.outbox.receipted_by), self.wake)
+        self.inbox = Inbox(
+            Opener(self.key, self.outbox.receipted_by), self.wake, self.state.journal
+        )
 
     # ------------------------------------------------------------ for the agent
 
@@ -213,19 +215,19 @@ class Conversation:
         while True:
             for frame in await line.receive():
                 try:
-                    self._hear(frame, line)
+                    await self._hear(frame, line)
                 except ProtocolError as exc:
                     # a lie in mid-conversation costs the relay the connection, not us the agent
                     detail = f"the relay said what cannot be: {exc.detail}"
                     raise typed(ErrorCode.BAD_FRAME, detail) from exc
             self.wake()
 
-    def _hear(self, frame: Said, line: Line) -> None:
+    async def _hear(self, frame: Said, line: Line) -> None:
         match frame:
             case Submitted():
                 self.outbox.answered(frame, line.relay, clock.monotonic())
             case Deliver():
-                self.inbox.deliver(frame)
+                await self.inbox.deliver(frame)
             case Gap():
                 self.inbox.gap(frame)
             case Acked():

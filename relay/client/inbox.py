@@ -2,7 +2,9 @@
 
 Rules of the file: only :meth:`Inbox.next` and the answers to a message await. An envelope that
 cannot be verified or opened is refused with its code and counted, never shown. What was acked is
-not shown again in this process; what the program still holds is held back when delivered again.
+not shown again, with a journal not even after a crash or by another home; what the program still
+holds is held back when delivered again. With a journal, nothing is shown that is not noted in it,
+and no answer is said that is not.
 
 ::
 
@@ -14,16 +16,18 @@ not shown again in this process; what the program still holds is held back when 
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import Enum
+from functools import partial
 from typing import Final
 
+from relay.client.entry import ADRIFT, GONE, Entry, Stage
 from relay.client.errors import AgentError, ClosedError, again, typed
+from relay.client.journal import Journal, Known
 from relay.client.message import Message
-from relay.client.opening import Opener
+from relay.client.opening import Opened, Opener
 from relay.client.progress import Progress
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import MAX_SEQS, Ack, Acked, Deliver, DeliverItem, Gap, Welcome
@@ -34,57 +38,7 @@ REMEMBERED: Final = 8_192
 """Eids acked by this process that it still knows."""
 WINDOW_SLACK: Final = 64
 ACK_AGAIN_S: Final = 1
-ADRIFT: Final = Seq(0)
-"""The seq of an entry of an earlier epoch; its eid is all that still counts."""
-
-_GONE: Final[dict[Reason, ErrorCode]] = {
-    Reason.EXPIRED: ErrorCode.EXPIRED,
-    Reason.MOVED: ErrorCode.MOVED,
-    Reason.CORRUPT: ErrorCode.CORRUPT,
-    Reason.REFUSED: ErrorCode.INBOX_RESET,
-    Reason.ACKED: ErrorCode.INBOX_RESET,
-}
-
-
-class Stage(Enum):
-    """Where an envelope stands."""
-
-    QUEUED = "queued"
-    SHOWN = "shown"
-    ANSWERED = "answered"
-
-
-@dataclass(slots=True, eq=False)
-class Entry:
-    """One envelope that was delivered and is not yet durably answered.
-
-    ``here``: handed over on this connection. ``said``: so was our answer to it.
-    """
-
-    seq: Seq
-    eid: Eid | None
-    stage: Stage = Stage.QUEUED
-    refuse_code: str | None = None
-    here: bool = True
-    said: bool = False
-    shown: weakref.ref[Message] | None = None
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
-
-    @property
-    def is_let_go(self) -> bool:
-        """Whether the program has dropped the message without an answer."""
-        return self.stage is Stage.SHOWN and (self.shown is None or self.shown() is None)
-
-    def settle(self, failure: AgentError | None = None) -> None:
-        """Tell those who wait for the answer to be durable."""
-        for waiter in self.waiters:
-            if waiter.done():
-                continue
-            if failure is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(again(failure))
-        self.waiters.clear()
+_log: Final = logging.getLogger("relay.client")
 
 
 class Inbox:
@@ -93,16 +47,16 @@ class Inbox:
     Args:
         opener: verifies and opens envelopes.
         wake: called when there is something to write.
+        journal: remembers eids over a crash; None: they live as long as this process.
     """
 
     def __init__(
-        self,
-        opener: Opener,
-        wake: Callable[[], None],
+        self, opener: Opener, wake: Callable[[], None], journal: Journal | None = None
     ) -> None:
         self.refused = 0
         self._open = opener
         self._wake = wake
+        self._journal = journal
         self._relay: Did | None = None
         self._epoch: Epoch | None = None
         self._head = Seq(0)
@@ -164,25 +118,45 @@ class Inbox:
         if entry is None or entry.seq == ADRIFT:
             self._answer_adrift(eid)
             return
+        if entry.stage is not Stage.ANSWERED:
+            entry.stage, entry.refuse_code, entry.noted = Stage.ANSWERED, refuse_code, False
+            self._note(eid, entry)
         if self._ended is not None:
             raise again(self._ended)
-        if entry.stage is not Stage.ANSWERED:
-            entry.stage, entry.refuse_code = Stage.ANSWERED, refuse_code
-            if entry.here:
-                self._unsaid.append(entry)
-                self._wake()
-        if not wait:
+        if wait:
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            entry.waiters.append(waiter)
+            await waiter
+
+    def _note(self, eid: Eid, entry: Entry) -> None:
+        """The journal first: the relay must not forget what we could still show."""
+        if self._journal is None:
+            self._noted(entry)
             return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        entry.waiters.append(waiter)
-        await waiter
+        noting = self._journal.finish(eid, entry.expires_at, entry.refuse_code)
+        noting.add_done_callback(partial(self._noted, entry))
+
+    def _noted(self, entry: Entry, noting: asyncio.Future[None] | None = None) -> None:
+        failure = _log_failure(noting) if noting else None
+        if isinstance(failure, AgentError):
+            entry.stage, entry.noted = Stage.SHOWN, True
+            entry.settle(failure)
+            return
+        entry.noted = True
+        if entry.here:
+            self._unsaid.append(entry)
+            self._wake()
 
     def _answer_adrift(self, eid: Eid) -> None:
         """Answer one whose place is not known any more: processed, but nothing to tell it to."""
         if eid in self._done:
             return
         self._remember(eid)
-        self._by_eid.pop(eid, None)
+        entry = self._by_eid.pop(eid, None)
+        if self._journal is not None and entry is not None:
+            # to be said to nobody, so nothing waits for it
+            noting = self._journal.finish(eid, entry.expires_at, None)
+            noting.add_done_callback(_log_failure)
         detail = "it is no longer where it was; if it comes again, it is acked unseen"
         raise typed(ErrorCode.INBOX_RESET, detail)
 
@@ -269,17 +243,22 @@ class Inbox:
 
     # ------------------------------------------------------------ delivered
 
-    def deliver(self, frame: Deliver) -> None:
+    async def deliver(self, frame: Deliver) -> None:
         """Take what the relay hands over.
 
         Raises:
             ProtocolError: another epoch than this session's, or far more than its window.
+            AgentError: the journal cannot be written: nothing is shown.
         """
         self._expect(frame.epoch)
-        for item in frame.items:
-            known = self._entries.get(item.seq)
-            if known is None or not known.here:
-                self._take(item)
+        new = [item for item in frame.items if not self._is_here(item.seq)]
+        opened = [(item, self._try_open(item)) for item in new]
+        known: dict[Eid, Known] = {}
+        if self._journal is not None:
+            envelopes = [one.envelope for _, one in opened if isinstance(one, Opened)]
+            known = await self._journal.take((one.eid, one.expires_at) for one in envelopes)
+        for item, one in opened:
+            self._take(item, one, known)
         if len(self._entries) > 2 * self._window + WINDOW_SLACK:
             raise ProtocolError(ErrorCode.BAD_FRAME, "more was delivered than the window allows")
 
@@ -287,29 +266,45 @@ class Inbox:
         if epoch != self._epoch:
             raise ProtocolError(ErrorCode.BAD_FRAME, "delivered from another epoch")
 
-    def _take(self, item: DeliverItem) -> None:
-        self._head = Seq(max(self._head, item.seq))
+    def _is_here(self, seq: Seq) -> bool:
+        entry = self._entries.get(seq)
+        return entry is not None and entry.here
+
+    def _try_open(self, item: DeliverItem) -> Opened | RelayError:
         try:
-            opened = self._open(item.envelope)
+            return self._open(item.envelope)
         except RelayError as exc:
+            return exc
+
+    def _take(
+        self, item: DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
+    ) -> None:
+        self._head = Seq(max(self._head, item.seq))
+        if isinstance(opened, RelayError):
             self.refused += 1
-            entry = Entry(item.seq, None, Stage.ANSWERED, str(exc.code))
+            entry = Entry(item.seq, None, Stage.ANSWERED, str(opened.code))
             self._entries[item.seq] = entry
             self._unsaid.append(entry)
             return
-        entry = self._entry_of(opened.envelope.eid, item.seq)
+        before = known.get(opened.envelope.eid)
+        entry = self._entry_of(opened.envelope.eid, item.seq, before)
+        entry.expires_at = opened.envelope.expires_at
         self._entries[item.seq] = entry
         if entry.stage is Stage.ANSWERED:
-            self._unsaid.append(entry)
+            if entry.noted:
+                self._unsaid.append(entry)
         elif entry.stage is Stage.QUEUED:
-            self._queue.append(opened.message(self, redelivered=item.redelivered))
+            redelivered = item.redelivered or before is not None
+            self._queue.append(opened.message(self, redelivered=redelivered))
             self._changed.set()
 
-    def _entry_of(self, eid: Eid, seq: Seq) -> Entry:
+    def _entry_of(self, eid: Eid, seq: Seq, before: Known | None) -> Entry:
         """What is known of an envelope that is delivered (again) at ``seq``."""
         if eid in self._done:
             return Entry(seq, None, Stage.ANSWERED)
         entry = self._by_eid.get(eid)
+        if entry is None and before is not None and before.is_done:
+            return Entry(seq, None, Stage.ANSWERED, before.refuse_code)
         if entry is None:
             entry = self._by_eid[eid] = Entry(seq, eid)
         elif entry.here and entry.seq != seq:
@@ -337,7 +332,7 @@ class Inbox:
                     Reason.REFUSED,
                 }
                 detail = f"{item.reason} before the answer was durable"
-                self._conclude(entry, None if kept else typed(_GONE[item.reason], detail))
+                self._conclude(entry, None if kept else typed(GONE[item.reason], detail))
 
     # ------------------------------------------------------------ answered
 
@@ -394,3 +389,10 @@ class Inbox:
         self._done[eid] = None
         while len(self._done) > REMEMBERED:
             self._done.popitem(last=False)
+
+
+def _log_failure(noting: asyncio.Future[None]) -> BaseException | None:
+    failure = None if noting.cancelled() else noting.exception()
+    if failure is not None:
+        _log.warning("an answer could not be noted: %s", failure)
+    return failure

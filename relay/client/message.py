@@ -132,13 +132,15 @@ class Message:
         """Say that it is durably processed; it is never shown again.
 
         Args:
-            wait: return when the relay has made it durable; False: as soon as it is noted here.
+            wait: return when the relay has made it durable; False: at once. What a crash in the
+                next moments overtakes comes again, with ``redelivered``.
 
         Raises:
             InboxResetError: the inbox began a new epoch before the ack was durable.
             ExpiredError: it expired first, and its sender was told so.
             SupersededError: a newer session has the inbox.
             ClosedError: the agent was closed.
+            InternalError: the state file cannot be written; ack it again.
         """
         await self.desk.ack(self.eid, wait=wait)
 

@@ -52,7 +52,10 @@ _ASKED_BEFORE_DEDUPE: Final = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.OVERL
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """One envelope and the task that waits for its receipt."""
+    """One envelope and the task that waits for its receipt.
+
+    ``cut_short``: the agent ended before a relay's answer.
+    """
 
     envelope: SignedEnvelope
     order: int
@@ -60,11 +63,17 @@ class Waiting:
     tries: int = 0
     maybe_stored: bool = False
     in_flight: bool = False
+    cut_short: bool = False
     last: Rejection | None = None
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it may be stored although there is no receipt."""
+        return self.maybe_stored or self.in_flight
 
     def verdict(self) -> AgentError:
         """The error of one whose deadline has passed."""
-        unknown = self.maybe_stored or self.in_flight
+        unknown = self.is_unknown
         code = self.last.error if self.last else ErrorCode.PEER_UNREACHABLE
         detail = self.last.detail if self.last else "no relay answered in time"
         if not unknown:
@@ -95,10 +104,11 @@ class Outbox:
 
     # ------------------------------------------------------------ in and out
 
-    def add(self, envelope: SignedEnvelope) -> Waiting:
+    def add(self, envelope: SignedEnvelope, *, maybe_stored: bool = False) -> Waiting:
         """Take an envelope; its answer comes through ``.answer``."""
         self._count += 1
         waiting = Waiting(envelope, self._count, asyncio.get_running_loop().create_future())
+        waiting.maybe_stored = maybe_stored
         self._ready.append(waiting)
         return waiting
 
@@ -250,6 +260,7 @@ class Outbox:
                 failure = again(exc)
                 failure.stored = "unknown" if waiting.maybe_stored else "no"
                 failure.envelope = waiting.envelope
+                waiting.cut_short = True
                 waiting.answer.set_exception(failure)
         self._ready.clear()
         self._later.clear()

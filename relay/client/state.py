@@ -1,25 +1,20 @@
 """What an agent remembers between connections, and between starts where a file is given.
 
 Rules of the file: a relay's DID is pinned to its origin at first contact and never changed by what
-a relay says; a record's seq never goes back; the file is replaced as a whole, never half written.
+a relay says; a record's seq never goes back. Reading is from memory, writing goes to the journal.
 """
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from relay import clock
-from relay.client.errors import typed
-from relay.core import jws as jose
+from relay.client.journal import Journal
 from relay.core import records
-from relay.core.errors import ErrorCode, RelayError
 from relay.core.ids import Did, Epoch
-
-VERSION: Final = 1
-MAX_BYTES: Final = 1024 * 1024
 
 _pinned: Final[dict[str, Did]] = {}
 """First contacts of this process, for agents without a file."""
@@ -27,9 +22,13 @@ _pinned: Final[dict[str, Did]] = {}
 
 @dataclass(slots=True)
 class State:
-    """Pins, the newest own record, and the epoch last seen at each relay."""
+    """Pins, the newest own record, and the epoch last seen at each relay.
 
-    path: Path | None = None
+    Args:
+        journal: the file, or None: it lives as long as this process.
+    """
+
+    journal: Journal | None = None
     relays: dict[str, Did] = field(default_factory=dict)
     epochs: dict[Did, Epoch] = field(default_factory=dict)
     record: str | None = None
@@ -42,7 +41,8 @@ class State:
         """Remember who proved itself there."""
         if self.relays.get(origin) != relay:
             self.relays[origin] = relay
-            self._save()
+            if self.journal is not None:
+                self.journal.pin(origin, relay)
 
     def see_epoch(self, relay: Did, epoch: Epoch) -> Epoch | None:
         """Remember the inbox's epoch at a relay; gives the one before if it was another."""
@@ -50,7 +50,8 @@ class State:
         if before == epoch:
             return None
         self.epochs[relay] = epoch
-        self._save()
+        if self.journal is not None:
+            self.journal.see_epoch(relay, epoch)
         return before
 
     @property
@@ -62,27 +63,13 @@ class State:
         """Remember the newest of the own records."""
         if self.record is None or records.parse(compact).order > records.parse(self.record).order:
             self.record = compact
-            self._save()
+            if self.journal is not None:
+                self.journal.keep_record(compact)
 
-    def _save(self) -> None:
-        if self.path is None:
-            return
-        members = {
-            "v": VERSION,
-            "relays": self.relays,
-            "epochs": self.epochs,
-            "record": self.record,
-        }
-        temporary = self.path.with_name(f"{self.path.name}.{clock.entropy(8).hex()}")
-        try:
-            with temporary.open("xb") as file:
-                file.write(jose.dumps(members))
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(self.path)
-        except OSError as exc:
-            temporary.unlink(missing_ok=True)
-            raise typed(ErrorCode.INTERNAL, f"cannot write {self.path}: {exc.strerror}") from exc
+    def close(self) -> None:
+        """Wait until all is noted, and close the file; blocks."""
+        if self.journal is not None:
+            self.journal.close()
 
 
 def in_memory() -> State:
@@ -90,33 +77,27 @@ def in_memory() -> State:
     return State(relays=_pinned)
 
 
-def load(path: Path) -> State:
-    """Read a state file; one that is not there yet is empty.
+def load(path: Path, did: Did | None = None) -> State:
+    """Open a state file; one that is not there yet is made; blocks. To be closed.
+
+    Args:
+        path: the file.
+        did: whose it is.
 
     Raises:
-        AgentError: ``corrupt``: it is there, but cannot be understood.
+        AgentError: ``corrupt``: it is there, but cannot be understood or is another agent's;
+            ``internal``: no access to it.
     """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return State(path)
-    try:
-        return _parse(path, data)
-    except (ValueError, RelayError) as exc:
-        detail = f"{path} cannot be read ({exc}); move it away to begin anew"
-        raise typed(ErrorCode.CORRUPT, detail) from exc
+    journal = Journal.open(path, did)
+    kept = journal.remembered()
+    return State(journal, kept.relays, kept.epochs, kept.record)
 
 
-def _parse(path: Path, data: bytes) -> State:
-    if len(data) > MAX_BYTES:
-        raise ValueError("too large")
-    value = jose.loads(data)
-    members = jose.Members(value)
-    members.integer("v", least=VERSION, most=VERSION)
-    members.object("relays")
-    members.object("epochs")
-    record = members.optional_text("record", most=records.MAX_BYTES)
-    if record is not None:
-        records.parse(record)
-    return State(path, dict(value["relays"]), dict(value["epochs"]), record)
+@contextmanager
+def opened(path: Path, did: Did) -> Iterator[State]:
+    """As :func:`load`, closed at the end of the block."""
+    state = load(path, did)
+    try:
+        yield state
+    finally:
+        state.close()

@@ -76,6 +76,12 @@ def encode_did(public_key: bytes) -> Did:
     return Did(f"{_PREFIX}z{_base58encode(_MULTICODEC_ED25519 + public_key)}")
 
 
+@lru_cache(maxsize=4096)
+def encryption_key(public_key: bytes) -> bytes:
+    """The X25519 form of an Ed25519 key; cached, since making it takes longer than sealing."""
+    return nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(public_key)
+
+
 class SigningKey:
     """An Ed25519 key pair and the did:key it makes.
 
@@ -83,12 +89,13 @@ class SigningKey:
         seed: 32 secret bytes.
     """
 
-    __slots__ = ("_secret", "did", "kid", "public_key")
+    __slots__ = ("_box", "_secret", "did", "kid", "public_key")
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != KEY_BYTES:
             raise ValueError("a seed has 32 bytes")
         self.public_key, self._secret = nacl.bindings.crypto_sign_seed_keypair(seed)
+        self._box: tuple[bytes, bytes] | None = None
         self.did: Did = encode_did(self.public_key)
         self.kid = f"{self.did}#{self.did[len(_PREFIX) :]}"
 
@@ -118,10 +125,11 @@ class SigningKey:
         Raises:
             ValueError: not for this key, or altered.
         """
-        public = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(self.public_key)
-        secret = nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(self._secret)
+        if self._box is None:
+            secret = nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(self._secret)
+            self._box = (encryption_key(self.public_key), secret)
         try:
-            return nacl.bindings.crypto_box_seal_open(sealed, public, secret)
+            return nacl.bindings.crypto_box_seal_open(sealed, *self._box)
         except (nacl.exceptions.CryptoError, TypeError) as exc:
             raise ValueError("not sealed for this key") from exc
 

@@ -14,7 +14,7 @@ import nacl.bindings
 from relay.core import jws as jose
 from relay.core.envelope import MAX_URI, Envelope
 from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.identity import SigningKey, VerificationKey
+from relay.core.identity import SigningKey, VerificationKey, encryption_key
 from relay.core.ids import Did, MessageId
 
 CONTENT_TYPE: Final = "application/vnd.agent-relay.sealed"
@@ -47,7 +47,7 @@ def seal(
         }
     )
     if enc is None:
-        enc = nacl.bindings.crypto_sign_ed25519_pk_to_curve25519(recipient.public_key)
+        enc = encryption_key(recipient.public_key)
     return nacl.bindings.crypto_box_seal(plain, enc)
 
 

@@ -30,8 +30,8 @@ def mail(count: int) -> list[bytes]:
     return [envelope_of(SENDER, ME.did, b"%d" % n).wire for n in range(count)]
 
 
-def give(box: Inbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
-    box.deliver(deliver(*enumerate(wires, first), epoch=epoch))
+async def give(box: Inbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
+    await box.deliver(deliver(*enumerate(wires, first), epoch=epoch))
 
 
 async def shown(box: Inbox, count: int):
@@ -40,7 +40,7 @@ async def shown(box: Inbox, count: int):
 
 async def test_an_ack_names_what_is_above_the_first_unfinished_seq_and_covers_the_rest():
     box = opened_inbox(head=3)
-    give(box, *mail(3))
+    await give(box, *mail(3))
     one, two, three = await shown(box, 3)
     await three.ack(wait=False)
     frame = box.next_ack(NOW)
@@ -55,7 +55,7 @@ async def test_an_ack_names_what_is_above_the_first_unfinished_seq_and_covers_th
 
 async def test_a_cumulative_ack_never_overtakes_a_refusal_that_is_not_durable():
     box = opened_inbox(head=2)
-    give(box, *mail(2))
+    await give(box, *mail(2))
     one, two = await shown(box, 2)
     await one.refuse("unsupported", wait=False)
     await two.ack(wait=False)
@@ -73,7 +73,7 @@ async def test_a_gap_is_passed_without_any_message():
 
 async def test_a_message_taken_away_while_it_waited_is_not_shown():
     box = opened_inbox(head=2)
-    give(box, *mail(2))
+    await give(box, *mail(2))
     box.gap(Gap(E1, (Range(Seq(1), Seq(1), Reason.CORRUPT),)))
     [message] = await shown(box, 1)
     assert message.body == b"1"
@@ -82,32 +82,32 @@ async def test_a_message_taken_away_while_it_waited_is_not_shown():
 async def test_what_was_not_shown_is_forgotten_with_the_connection():
     box = opened_inbox(head=1)
     [wire] = mail(1)
-    give(box, wire)
+    await give(box, wire)
     box.lost()
     box.opened(RELAY.did, welcome(head=1), was_reset=False)
-    give(box, wire)
+    await give(box, wire)
     assert [m.body for m in await shown(box, 1)] == [b"0"]
 
 
 async def test_the_same_envelope_twice_in_one_session_is_shown_once_and_both_are_ended():
     box = opened_inbox(head=2)
     [wire] = mail(1)
-    give(box, wire)
+    await give(box, wire)
     [message] = await shown(box, 1)
-    give(box, wire, first=2)
+    await give(box, wire, first=2)
     await message.ack(wait=False)
     box.next_ack(NOW)
     box.acked(Acked(E1, Seq(1)))
     # the second place is answered when it comes again: its eid is known as done
     box.lost()
     box.opened(RELAY.did, welcome(cursor=1, head=2), was_reset=False)
-    give(box, wire, first=2)
+    await give(box, wire, first=2)
     assert box.next_ack(NOW).upto == 2
 
 
 async def test_an_ack_repeated_after_it_is_durable_changes_nothing():
     box = opened_inbox(head=1)
-    give(box, *mail(1))
+    await give(box, *mail(1))
     [message] = await shown(box, 1)
     acking = [asyncio.ensure_future(message.ack()) for _ in range(2)]
     await asyncio.sleep(0)
@@ -120,7 +120,7 @@ async def test_an_ack_repeated_after_it_is_durable_changes_nothing():
 
 async def test_a_relay_cannot_ack_for_the_program():
     box = opened_inbox(head=2)
-    give(box, *mail(2))
+    await give(box, *mail(2))
     one, _ = await shown(box, 2)
     acking = asyncio.ensure_future(one.ack())
     await asyncio.sleep(0)
@@ -135,7 +135,7 @@ async def test_a_relay_cannot_ack_for_the_program():
 async def test_a_reset_ends_the_answers_that_were_not_durable_and_keeps_what_was_processed():
     box = opened_inbox(head=2)
     wires = mail(2)
-    give(box, *wires)
+    await give(box, *wires)
     one, two = await shown(box, 2)
     acking = asyncio.ensure_future(one.ack())
     await asyncio.sleep(0)
@@ -148,14 +148,14 @@ async def test_a_reset_ends_the_answers_that_were_not_durable_and_keeps_what_was
     with pytest.raises(InboxResetError):
         await box.next()
     # both come again and neither is shown again
-    give(box, *wires, epoch="e2")
+    await give(box, *wires, epoch="e2")
     assert box.next_ack(NOW).upto == 2
 
 
 async def test_another_epoch_than_the_sessions_is_a_broken_conversation():
     box = opened_inbox()
     with pytest.raises(ProtocolError):
-        give(box, *mail(1), epoch="e9")
+        await give(box, *mail(1), epoch="e9")
     with pytest.raises(ProtocolError):
         box.gap(Gap(Epoch("e9"), (Range(Seq(1), Seq(1), Reason.ACKED),)))
     box.acked(Acked(Epoch("e9"), Seq(9)))
@@ -163,7 +163,7 @@ async def test_another_epoch_than_the_sessions_is_a_broken_conversation():
 
 async def test_the_end_reaches_everybody_who_waits():
     box = opened_inbox(head=1)
-    give(box, *mail(1))
+    await give(box, *mail(1))
     [message] = await shown(box, 1)
     waiting = [asyncio.ensure_future(message.ack()), asyncio.ensure_future(box.next())]
     await asyncio.sleep(0)
@@ -177,7 +177,7 @@ async def test_the_end_reaches_everybody_who_waits():
 
 async def test_a_flush_ends_in_time_and_keeps_no_failure():
     box = opened_inbox(head=1)
-    give(box, *mail(1))
+    await give(box, *mail(1))
     [message] = await shown(box, 1)
     await message.ack(wait=False)
     await box.flush(0.05)

@@ -111,13 +111,13 @@ async def test_a_pin_survives_in_the_state_file(tmp_path, monkeypatch):
         await talk.log_in(as_relay=keys[talk.number - 1])
         await talk.until_closed()
 
-    keys, state = [new_key(), new_key()], tmp_path / "state"
+    keys, state, me = [new_key(), new_key()], tmp_path / "state", new_key()
     async with lying_relay(script) as relay:
-        async with open_at(relay, state=state):
+        async with open_at(relay, me, state=state):
             pass
         monkeypatch.setattr("relay.client.state._pinned", {})  # as a new process would begin
         with pytest.raises(WrongRelayError):
-            async with open_at(relay, state=state):
+            async with open_at(relay, me, state=state):
                 pass
 
 

@@ -1,0 +1,223 @@
+"""What an agent must not forget when it crashes: what it sent, and what became of what it got.
+
+Rules of the file: an envelope is in the outbox before it is on the wire, and leaves it only after a
+definite answer; an eid is noted before its message is shown, and as done before the relay is told.
+All is forgotten a day after it expired, when no relay may hand it over any more.
+
+::
+
+    sent:      keep ──▶ OUTBOX ──receipt, refusal──▶ gone
+    delivered: take ──▶ HANDED ──finish──▶ DONE ──a day after expiry──▶ forgotten
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from relay import clock
+from relay.client.disk import Disk
+from relay.core.envelope import SignedEnvelope
+from relay.core.ids import Did, Eid, Epoch, MessageId
+
+VERSION: Final = 1
+KEPT_AFTER_EXPIRY_S: Final = 24 * 3600
+SWEEP_S: Final = 3600.0
+MOST_EIDS: Final = 1_000_000
+"""Some 200 MB. Over it those that expire first are forgotten; their relay still knows them."""
+_SHARE: Final = 100
+
+_TABLES: Final = (
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS relays (origin TEXT PRIMARY KEY, did TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS epochs (relay TEXT PRIMARY KEY, epoch TEXT NOT NULL) WITHOUT ROWID",
+    (
+        "CREATE TABLE IF NOT EXISTS outbox (place INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "eid TEXT NOT NULL UNIQUE, id TEXT NOT NULL, recipient TEXT NOT NULL, "
+        "expires_at INTEGER NOT NULL, wire BLOB NOT NULL)"
+    ),
+    (
+        "CREATE TABLE IF NOT EXISTS eids (eid TEXT PRIMARY KEY, expires_at INTEGER NOT NULL, "
+        "is_done INTEGER NOT NULL DEFAULT 0, refuse_code TEXT, "
+        "failures INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID"
+    ),
+    "CREATE INDEX IF NOT EXISTS eids_by_expiry ON eids (expires_at)",
+)
+_TAKE: Final = "INSERT INTO eids (eid, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING"
+_KNOWN: Final = "SELECT is_done, refuse_code, failures FROM eids WHERE eid = ?"
+_FINISH: Final = (
+    "INSERT INTO eids (eid, expires_at, is_done, refuse_code) VALUES (?, ?, 1, ?) "
+    "ON CONFLICT (eid) DO UPDATE SET is_done = 1, refuse_code = excluded.refuse_code"
+)
+_KEEP: Final = (
+    "INSERT INTO outbox (eid, id, recipient, expires_at, wire) VALUES (?, ?, ?, ?, ?) "
+    "ON CONFLICT DO NOTHING"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of an envelope that was handed over before.
+
+    Args:
+        is_done: the program has answered it.
+        refuse_code: its answer was this refusal; None: an ack.
+        failures: how often its handler has failed.
+    """
+
+    is_done: bool
+    refuse_code: str | None
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What lies in a journal when it is opened."""
+
+    relays: dict[str, Did]
+    epochs: dict[Did, Epoch]
+    record: str | None
+
+
+class Journal:
+    """One agent's memory in one file; every method is noted in the order of the calls."""
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+        self._swept_at = clock.monotonic()
+        self._disk.do(_sweep)
+
+    @classmethod
+    def open(cls, path: Path, did: Did | None = None) -> Journal:
+        """Open or make the file; blocks.
+
+        Args:
+            path: the file.
+            did: whose it is; that of another agent is refused. None: whoever's it is.
+
+        Raises:
+            AgentError: ``corrupt`` or ``internal``.
+        """
+        return cls(Disk.open(path, partial(_prepare, did)))
+
+    def close(self) -> None:
+        """Note what was asked for, then close; blocks."""
+        self._disk.close()
+
+    # ------------------------------------------------------------ relays and record
+
+    def remembered(self) -> Remembered:
+        """Pins, epochs and record; blocks."""
+        return self._disk.do(_remembered).result()
+
+    def pin(self, origin: str, relay: Did) -> Future[None]:
+        """Note who proved itself at an origin."""
+        return self._disk.do(partial(_run, "REPLACE INTO relays VALUES (?, ?)", (origin, relay)))
+
+    def see_epoch(self, relay: Did, epoch: Epoch) -> Future[None]:
+        """Note the inbox's epoch at a relay."""
+        return self._disk.do(partial(_run, "REPLACE INTO epochs VALUES (?, ?)", (relay, epoch)))
+
+    def keep_record(self, record: str) -> Future[None]:
+        """Note the newest of the own records."""
+        return self._disk.do(partial(_run, "REPLACE INTO facts VALUES ('record', ?)", (record,)))
+
+    # ------------------------------------------------------------ sent
+
+    def keep(self, envelope: SignedEnvelope) -> asyncio.Future[None]:
+        """Put an envelope into the outbox; it may be submitted when this is done."""
+        row = (envelope.eid, envelope.id, envelope.to, envelope.expires_at, envelope.wire)
+        return asyncio.wrap_future(self._disk.do(partial(_run, _KEEP, row)))
+
+    def drop(self, eid: Eid) -> asyncio.Future[None]:
+        """Take out one whose answer is definite."""
+        work = partial(_run, "DELETE FROM outbox WHERE eid = ?", (eid,))
+        return asyncio.wrap_future(self._disk.do(work))
+
+    def unanswered(self) -> asyncio.Future[list[SignedEnvelope]]:
+        """The outbox, in the order in which it was filled."""
+        return asyncio.wrap_future(self._disk.do(_unanswered))
+
+    # ------------------------------------------------------------ delivered
+
+    def take(self, items: Iterable[tuple[Eid, int]]) -> asyncio.Future[dict[Eid, Known]]:
+        """Note that envelopes (eid, expiry) are about to be shown; gives those noted before."""
+        self._sweep_if_due()
+        return asyncio.wrap_future(self._disk.do(partial(_take, list(items))))
+
+    def finish(self, eid: Eid, expires_at: int, refuse_code: str | None) -> asyncio.Future[None]:
+        """Note the program's answer; it is never shown again once this is done."""
+        work = partial(_run, _FINISH, (eid, expires_at, refuse_code))
+        return asyncio.wrap_future(self._disk.do(work))
+
+    def _sweep_if_due(self) -> None:
+        if clock.monotonic() - self._swept_at > SWEEP_S:
+            self._swept_at = clock.monotonic()
+            self._disk.do(_sweep)
+
+
+# ---------------------------------------------------------------- in the thread
+
+
+def _run(statement: str, values: tuple[object, ...], database: sqlite3.Connection) -> None:
+    database.execute(statement, values)
+
+
+def _prepare(did: Did | None, database: sqlite3.Connection) -> None:
+    for table in _TABLES:
+        database.execute(table)
+    facts = dict(database.execute("SELECT name, value FROM facts"))
+    if facts.setdefault("v", str(VERSION)) != str(VERSION):
+        raise ValueError(f"it has version {facts['v']}")
+    if did is not None and facts.setdefault("did", did) != did:
+        raise ValueError(f"it belongs to {facts['did']}")
+    database.executemany("REPLACE INTO facts VALUES (?, ?)", facts.items())
+
+
+def _remembered(database: sqlite3.Connection) -> Remembered:
+    record = database.execute("SELECT value FROM facts WHERE name = 'record'").fetchone()
+    return Remembered(
+        relays=dict(database.execute("SELECT origin, did FROM relays")),
+        epochs=dict(database.execute("SELECT relay, epoch FROM epochs")),
+        record=record[0] if record else None,
+    )
+
+
+def _unanswered(database: sqlite3.Connection) -> list[SignedEnvelope]:
+    rows = database.execute(
+        "SELECT eid, id, recipient, expires_at, wire FROM outbox ORDER BY place"
+    )
+    return [
+        SignedEnvelope(Eid(eid), MessageId(id_), Did(to), expires_at, wire)
+        for eid, id_, to, expires_at, wire in rows
+    ]
+
+
+def _take(items: list[tuple[Eid, int]], database: sqlite3.Connection) -> dict[Eid, Known]:
+    known: dict[Eid, Known] = {}
+    for eid, expires_at in items:
+        row = database.execute(_KNOWN, (eid,)).fetchone()
+        if row is None:
+            database.execute(_TAKE, (eid, expires_at))
+        else:
+            known[eid] = Known(bool(row[0]), row[1], row[2])
+    return known
+
+
+def _sweep(database: sqlite3.Connection) -> None:
+    before = int(clock.now()) - KEPT_AFTER_EXPIRY_S
+    database.execute("DELETE FROM eids WHERE expires_at < ?", (before,))
+    database.execute("DELETE FROM outbox WHERE expires_at < ?", (before,))
+    [count] = database.execute("SELECT count(*) FROM eids").fetchone()
+    if count > MOST_EIDS:
+        over = count - MOST_EIDS + MOST_EIDS // _SHARE
+        database.execute(
+            "DELETE FROM eids WHERE eid IN (SELECT eid FROM eids ORDER BY expires_at LIMIT ?)",
+            (over,),
+        )

@@ -1,0 +1,182 @@
+"""The journal by itself: batches, what it forgets, a disk that fails, two processes at once."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+
+import pytest
+
+from relay import clock
+from relay.client import ClosedError, InternalError, journal
+from relay.client.errors import typed
+from relay.client.inbox import Inbox
+from relay.client.journal import Journal
+from relay.client.opening import Opener
+from relay.core.errors import ErrorCode
+from relay.core.ids import Eid, Timestamp
+from tests.client.support import deliver, envelope_of, new_key, welcome
+
+ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()
+NOW = Timestamp(1000.0)
+LATER = int(clock.now()) + 1000
+
+
+@pytest.fixture
+def kept(tmp_path):
+    made = Journal.open(tmp_path / "state", ME.did)
+    yield made
+    made.close()
+
+
+def box_of(kept: Journal, relay=ONE, head: int = 1) -> Inbox:
+    box = Inbox(Opener(ME, lambda _: None), lambda: None, kept)
+    box.opened(relay.did, welcome(head=head), was_reset=False)
+    return box
+
+
+async def noted(kept: Journal) -> None:
+    """All that was asked for before is in the file, and its futures are done."""
+    await kept.unanswered()
+    await asyncio.sleep(0)
+
+
+async def test_all_that_is_asked_for_at_once_is_few_commits(kept):
+    before = kept._disk._database.total_changes
+    commits: list[str] = []
+    kept._disk.do(lambda database: database.set_trace_callback(commits.append)).result()
+    await asyncio.gather(*(kept.finish(Eid(f"e{n}"), LATER, None) for n in range(500)))
+    kept._disk.do(lambda database: database.set_trace_callback(None)).result()
+    assert kept._disk._database.total_changes - before >= 500
+    assert 1 <= commits.count("COMMIT") < 100
+    known = await kept.take([(Eid("e0"), LATER), (Eid("new"), LATER)])
+    assert known[Eid("e0")].is_done
+    assert Eid("new") not in known
+
+
+async def test_every_commit_is_synced(kept):
+    pragmas = kept._disk.do(
+        lambda database: [
+            database.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("journal_mode", "synchronous")
+        ]
+    ).result()
+    assert pragmas == ["wal", 2]
+
+
+async def test_eids_are_forgotten_a_day_after_they_expired(tmp_path):
+    kept = Journal.open(tmp_path / "state", ME.did)
+    now = int(clock.now())
+    young, old = Eid("young"), Eid("old")
+    await kept.finish(young, now - journal.KEPT_AFTER_EXPIRY_S + 600, None)
+    await kept.finish(old, now - journal.KEPT_AFTER_EXPIRY_S - 600, None)
+    kept.close()
+    kept = Journal.open(tmp_path / "state", ME.did)
+    assert set(await kept.take([(young, now), (old, now)])) == {young}
+    kept.close()
+
+
+async def test_over_the_limit_those_that_expire_first_are_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(journal, "MOST_EIDS", 200)
+    kept = Journal.open(tmp_path / "state", ME.did)
+    eids = [Eid(f"e{n}") for n in range(250)]
+    await asyncio.gather(*(kept.finish(eid, LATER + n, None) for n, eid in enumerate(eids)))
+    kept.close()
+    kept = Journal.open(tmp_path / "state", ME.did)
+    assert set(await kept.take((eid, LATER) for eid in eids)) == set(eids[52:])
+    kept.close()
+
+
+async def test_while_a_handler_runs_a_second_delivery_is_held_back_even_from_another_home(kept):
+    box = box_of(kept)
+    envelope = envelope_of(SENDER, ME.did)
+    await box.deliver(deliver((1, envelope.wire)))
+    message = await box.next()
+    assert message is not None
+    box.lost()
+    box.opened(TWO.did, welcome(epoch="e2", head=2), was_reset=False)
+    other = envelope_of(SENDER, ME.did, b"other")
+    await box.deliver(deliver((1, envelope.wire), (2, other.wire), epoch="e2"))
+    assert (await box.next()).body == b"other"
+    assert box.next_ack(NOW) is None
+    acking = asyncio.ensure_future(message.ack())
+    await asyncio.sleep(0)
+    await noted(kept)
+    assert box.next_ack(NOW).upto == 1
+    acking.cancel()
+
+
+async def test_an_answer_is_said_only_when_it_is_noted(kept):
+    box = box_of(kept)
+    await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+    message = await box.next()
+    go_on = threading.Event()
+    kept._disk.do(lambda _: go_on.wait(5))
+    await message.ack(wait=False)
+    assert box.next_ack(NOW) is None
+    go_on.set()
+    await noted(kept)
+    assert box.next_ack(NOW).upto == 1
+
+
+async def test_a_refusal_is_repeated_with_its_code_after_a_crash(kept):
+    box = box_of(kept)
+    wire = envelope_of(SENDER, ME.did).wire
+    await box.deliver(deliver((1, wire)))
+    await (await box.next()).refuse("unsupported", wait=False)
+    await noted(kept)
+    after = box_of(kept, TWO)
+    await after.deliver(deliver((1, wire)))
+    assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
+
+
+async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
+    box = box_of(kept)
+    await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+    message = await box.next()
+    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    with pytest.raises(InternalError, match="cannot write"):
+        await message.ack()
+    assert box.next_ack(NOW) is None
+    kept._disk._database.execute("PRAGMA query_only = 0")
+    await message.ack(wait=False)
+    await noted(kept)
+    assert box.next_ack(NOW).upto == 1
+
+
+async def test_nothing_is_shown_that_cannot_be_noted(kept):
+    box = box_of(kept)
+    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    with pytest.raises(InternalError):
+        await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+    assert box._next_shown() is None
+
+
+async def test_a_processed_one_is_noted_although_the_agent_was_superseded(kept):
+    box = box_of(kept)
+    envelope = envelope_of(SENDER, ME.did)
+    await box.deliver(deliver((1, envelope.wire)))
+    message = await box.next()
+    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    with pytest.raises(Exception, match="superseded"):
+        await message.ack()
+    known = await kept.take([(envelope.eid, LATER)])
+    assert known[envelope.eid].is_done
+
+
+async def test_another_process_may_write_the_same_file(kept, tmp_path):
+    other = sqlite3.connect(tmp_path / "state", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    noting = kept.finish(Eid("e"), LATER, None)
+    other.execute("COMMIT")
+    other.close()
+    await noting
+
+
+async def test_a_closed_journal_says_so(tmp_path):
+    kept = Journal.open(tmp_path / "state")
+    kept.close()
+    kept.close()
+    with pytest.raises(ClosedError):
+        await kept.unanswered()
