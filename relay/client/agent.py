@@ -26,7 +26,8 @@ from relay.client.errors import again, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent, content_of
 from relay.client.origin import parse as parse_origin
-from relay.client.submissions import Submissions
+from relay.client.serving import Handler, serve
+from relay.client.submissions import Submissions, Wait, outcome_of
 from relay.core import envelope as envelopes
 from relay.core import records, seal
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
@@ -161,9 +162,10 @@ class Agent:
         thid: str | None = None,
         pthid: str | None = None,
         lifetime_s: int = DEFAULT_LIFETIME_S,
+        wait: Wait = "stored",
         deadline_s: float = SEND_S,
     ) -> Sent:
-        """Send ``body`` and wait for the relay's receipt.
+        """Send ``body`` and wait for the relay's receipt, or for the recipient's ack.
 
         Args:
             to: the recipient's DID.
@@ -174,6 +176,9 @@ class Agent:
             thid: thread id.
             pthid: parent thread id.
             lifetime_s: seconds until it expires.
+            wait: ``stored``: until the relay has signed that it keeps it; ``acked``: until the
+                recipient has acked it, or it has ended otherwise, or the deadline: ``.state`` of
+                what is returned says which.
             deadline_s: as for :meth:`submit`.
 
         Raises:
@@ -190,7 +195,11 @@ class Agent:
             pthid=pthid,
             lifetime_s=lifetime_s,
         )
-        return await self.submit(envelope, deadline_s=deadline_s)
+        until = clock.monotonic() + deadline_s
+        sent = await self.submit(envelope, deadline_s=deadline_s)
+        if wait == "stored":
+            return sent
+        return await outcome_of(sent, self.status, until)
 
     def sign(
         self,
@@ -252,6 +261,22 @@ class Agent:
             AgentError: the agent ended otherwise.
         """
         return _Messages(self._conversation.inbox)
+
+    async def serve(self, handler: Handler, *, at_once: int = 1) -> None:
+        """Give every message to ``handler``, ack it when that returns; goes on until closed.
+
+        Where it raises, the message comes again a little later, with ``redelivered``, and those
+        behind it go on. After the fifth failure on one eid, counted over crashes where there is a
+        state file, it is refused as ``poison``: its sender gets one bounce.
+
+        Args:
+            handler: processes one message, durably.
+            at_once: how many are under way at most; 1 keeps their order.
+
+        Raises:
+            AgentError: as :meth:`inbox`; those under way are cancelled.
+        """
+        await serve(self.inbox(), handler, at_once=at_once)
 
     # ------------------------------------------------------------ ask
 

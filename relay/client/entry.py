@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from dataclasses import dataclass, field
 from enum import Enum
@@ -13,6 +14,8 @@ from relay.client.message import Message
 from relay.core.errors import ErrorCode
 from relay.core.ids import Eid, Seq
 from relay.core.ranges import Reason
+
+_log: Final = logging.getLogger("relay.client")
 
 ADRIFT: Final = Seq(0)
 """The seq of an entry of an earlier epoch; its eid is all that still counts."""
@@ -69,3 +72,11 @@ class Entry:
             else:
                 waiter.set_exception(again(failure))
         self.waiters.clear()
+
+
+def log_failure(noting: asyncio.Future[None]) -> BaseException | None:
+    """See what became of a note that nobody waits for."""
+    failure = None if noting.cancelled() else noting.exception()
+    if failure is not None:
+        _log.warning("an answer could not be noted: %s", failure)
+    return failure

@@ -16,15 +16,16 @@ and no answer is said that is not.
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from relay.client.entry import ADRIFT, GONE, Entry, Stage
+from relay.client.entry import ADRIFT, GONE, Entry, Stage, log_failure
 from relay.client.errors import AgentError, ClosedError, again, typed
+from relay.client.failures import FAILURE_PAUSE_S, MOST_FAILURES, POISON, Failures
 from relay.client.journal import Journal, Known
 from relay.client.message import Message
 from relay.client.opening import Opened, Opener
@@ -38,7 +39,6 @@ REMEMBERED: Final = 8_192
 """Eids acked by this process that it still knows."""
 WINDOW_SLACK: Final = 64
 ACK_AGAIN_S: Final = 1
-_log: Final = logging.getLogger("relay.client")
 
 
 class Inbox:
@@ -57,6 +57,7 @@ class Inbox:
         self._open = opener
         self._wake = wake
         self._journal = journal
+        self._failures = Failures(journal)
         self._relay: Did | None = None
         self._epoch: Epoch | None = None
         self._head = Seq(0)
@@ -105,15 +106,8 @@ class Inbox:
                 return message
         return None
 
-    async def ack(self, eid: Eid, *, wait: bool) -> None:
-        """Note that the program has processed it, and wait until that is durable."""
-        await self._answer(eid, None, wait=wait)
-
-    async def refuse(self, eid: Eid, code: str, *, wait: bool) -> None:
-        """Note that the program cannot process it, and wait until that is durable."""
-        await self._answer(eid, code, wait=wait)
-
-    async def _answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
+    async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
+        """Note that the program has processed it, or cannot, and wait until that is durable."""
         entry = self._by_eid.get(eid)
         if entry is None or entry.seq == ADRIFT:
             self._answer_adrift(eid)
@@ -137,7 +131,7 @@ class Inbox:
         noting.add_done_callback(partial(self._noted, entry))
 
     def _noted(self, entry: Entry, noting: asyncio.Future[None] | None = None) -> None:
-        failure = _log_failure(noting) if noting else None
+        failure = log_failure(noting) if noting else None
         if isinstance(failure, AgentError):
             entry.stage, entry.noted = Stage.SHOWN, True
             entry.settle(failure)
@@ -156,9 +150,27 @@ class Inbox:
         if self._journal is not None and entry is not None:
             # to be said to nobody, so nothing waits for it
             noting = self._journal.finish(eid, entry.expires_at, None)
-            noting.add_done_callback(_log_failure)
+            noting.add_done_callback(log_failure)
         detail = "it is no longer where it was; if it comes again, it is acked unseen"
         raise typed(ErrorCode.INBOX_RESET, detail)
+
+    async def fail(self, message: Message) -> bool:
+        """Note that a handler failed; False: it was shown again, later; True: refused for good."""
+        count = await self._failures.add(message.eid)
+        if count >= MOST_FAILURES:
+            await self.answer(message.eid, POISON, wait=True)
+            return True
+        # the timer holds the message: until it fires, a second delivery is held back
+        loop = asyncio.get_running_loop()
+        loop.call_later(FAILURE_PAUSE_S * 2**count, self._show_again, message)
+        return False
+
+    def _show_again(self, message: Message) -> None:
+        entry = self._by_eid.get(message.eid)
+        if entry is not None and entry.stage is Stage.SHOWN and self._ended is None:
+            entry.stage = Stage.QUEUED
+            self._queue.append(replace(message, redelivered=True))
+            self._changed.set()
 
     async def flush(self, seconds: float) -> None:
         """Wait until all answers are durable, but not longer than ``seconds``."""
@@ -252,7 +264,7 @@ class Inbox:
         """
         self._expect(frame.epoch)
         new = [item for item in frame.items if not self._is_here(item.seq)]
-        opened = [(item, self._try_open(item)) for item in new]
+        opened = [(item, self._open.attempt(item.envelope)) for item in new]
         known: dict[Eid, Known] = {}
         if self._journal is not None:
             envelopes = [one.envelope for _, one in opened if isinstance(one, Opened)]
@@ -269,12 +281,6 @@ class Inbox:
     def _is_here(self, seq: Seq) -> bool:
         entry = self._entries.get(seq)
         return entry is not None and entry.here
-
-    def _try_open(self, item: DeliverItem) -> Opened | RelayError:
-        try:
-            return self._open(item.envelope)
-        except RelayError as exc:
-            return exc
 
     def _take(
         self, item: DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
@@ -389,10 +395,3 @@ class Inbox:
         self._done[eid] = None
         while len(self._done) > REMEMBERED:
             self._done.popitem(last=False)
-
-
-def _log_failure(noting: asyncio.Future[None]) -> BaseException | None:
-    failure = None if noting.cancelled() else noting.exception()
-    if failure is not None:
-        _log.warning("an answer could not be noted: %s", failure)
-    return failure

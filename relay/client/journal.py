@@ -50,7 +50,7 @@ _TABLES: Final = (
     "CREATE INDEX IF NOT EXISTS eids_by_expiry ON eids (expires_at)",
 )
 _TAKE: Final = "INSERT INTO eids (eid, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING"
-_KNOWN: Final = "SELECT is_done, refuse_code, failures FROM eids WHERE eid = ?"
+_KNOWN: Final = "SELECT is_done, refuse_code FROM eids WHERE eid = ?"
 _FINISH: Final = (
     "INSERT INTO eids (eid, expires_at, is_done, refuse_code) VALUES (?, ?, 1, ?) "
     "ON CONFLICT (eid) DO UPDATE SET is_done = 1, refuse_code = excluded.refuse_code"
@@ -68,12 +68,10 @@ class Known:
     Args:
         is_done: the program has answered it.
         refuse_code: its answer was this refusal; None: an ack.
-        failures: how often its handler has failed.
     """
 
     is_done: bool
     refuse_code: str | None
-    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +154,10 @@ class Journal:
         work = partial(_run, _FINISH, (eid, expires_at, refuse_code))
         return asyncio.wrap_future(self._disk.do(work))
 
+    def fail(self, eid: Eid) -> asyncio.Future[int]:
+        """Note that a handler failed on one that was taken; gives how often so far."""
+        return asyncio.wrap_future(self._disk.do(partial(_fail, eid)))
+
     def _sweep_if_due(self) -> None:
         if clock.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = clock.monotonic()
@@ -206,8 +208,14 @@ def _take(items: list[tuple[Eid, int]], database: sqlite3.Connection) -> dict[Ei
         if row is None:
             database.execute(_TAKE, (eid, expires_at))
         else:
-            known[eid] = Known(bool(row[0]), row[1], row[2])
+            known[eid] = Known(bool(row[0]), row[1])
     return known
+
+
+def _fail(eid: Eid, database: sqlite3.Connection) -> int:
+    database.execute("UPDATE eids SET failures = failures + 1 WHERE eid = ?", (eid,))
+    row = database.execute("SELECT failures FROM eids WHERE eid = ?", (eid,)).fetchone()
+    return int(row[0]) if row else 1
 
 
 def _sweep(database: sqlite3.Connection) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Self
 
 import orjson
 
+from relay.core.frames import State
 from relay.core.ids import Did, Eid, MessageId
 from relay.core.receipts import BounceItem, Custody, Durability
 from relay.core.seal import Content
@@ -47,6 +48,8 @@ class Sent:
         expires_at: Unix seconds.
         dup: it had been stored before; the first answer was lost on its way.
         receipt: the signed receipt (JWS), as it came.
+        state: what had become of it when ``send`` returned; with ``wait="acked"`` also ``acked``,
+            ``expired``, ``refused`` or another end.
     """
 
     eid: Eid
@@ -59,17 +62,18 @@ class Sent:
     expires_at: int
     dup: bool
     receipt: str
+    state: State = "stored"
 
 
 class Desk(Protocol):
     """Where a message is answered."""
 
-    async def ack(self, eid: Eid, *, wait: bool) -> None:
-        """The program has durably processed it."""
+    async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
+        """The program has durably processed it; or, with a code, it cannot."""
         ...
 
-    async def refuse(self, eid: Eid, code: str, *, wait: bool) -> None:
-        """The program cannot process it."""
+    async def fail(self, message: Message) -> bool:
+        """A handler failed on it: show it again later (False), or refuse it as poison (True)."""
         ...
 
 
@@ -142,7 +146,23 @@ class Message:
             ClosedError: the agent was closed.
             InternalError: the state file cannot be written; ack it again.
         """
-        await self.desk.ack(self.eid, wait=wait)
+        await self.desk.answer(self.eid, None, wait=wait)
+
+    async def __aenter__(self) -> Self:
+        """Process it in an ``async with`` block: acked if the block ends well.
+
+        An exception goes on to the program, and the message comes again a little later, with
+        ``redelivered``. The fifth failure is the last: it is refused as ``poison``, and its sender
+        gets one bounce.
+        """
+        return self
+
+    async def __aexit__(self, _: object, exc: BaseException | None, __: object) -> None:
+        if exc is None:
+            await self.ack()
+        elif isinstance(exc, Exception):
+            # a cancellation is no failure of the handler: it comes again after the next login
+            await self.desk.fail(self)
 
     async def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
         """Say that it cannot be processed: it is removed and its sender gets one bounce.
@@ -154,7 +174,7 @@ class Message:
         Raises:
             AgentError: as :meth:`ack`.
         """
-        await self.desk.refuse(self.eid, code, wait=wait)
+        await self.desk.answer(self.eid, code, wait=wait)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

@@ -10,7 +10,7 @@ from relay.client.message import Bounce, Desk, Message
 from relay.core import envelope as envelopes
 from relay.core import seal
 from relay.core.envelope import Envelope
-from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, verify_bounce
@@ -77,6 +77,13 @@ class Opener:
         if content.content_type == BOUNCE_CONTENT_TYPE:
             bounced = self._bounced(envelope.sender.did, content.body)
         return Opened(envelope, content, bounced)
+
+    def attempt(self, item: object) -> Opened | RelayError:
+        """As a call, but what is wrong with it is a value."""
+        try:
+            return self(item)
+        except RelayError as exc:
+            return exc
 
     def _bounced(self, sender: Did, body: bytes) -> tuple[BounceItem, ...]:
         """Believe a relay that proved itself to us, about what it gave us the receipt for (R6)."""

@@ -14,18 +14,29 @@ An envelope whose outcome is unknown stays, and goes on being submitted, the sam
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, Literal
 
 from relay import clock
 from relay.client.conversation import Conversation
-from relay.client.errors import AgentError, ClosedError, again, typed
+from relay.client.errors import AgentError, ClosedError, UnavailableError, again, typed
 from relay.client.message import Sent
 from relay.client.outbox import MAX_IN_FLIGHT, Waiting
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
+from relay.core.frames import State
 from relay.core.ids import Eid
+
+Wait = Literal["stored", "acked"]
+
+FIRST_LOOK_S: Final = 0.05
+LONGEST_LOOK_S: Final = 2.0
+_LASTING: Final = frozenset({"stored", "forwarded", "moved"})
+"""States that may still become another one."""
 
 _log: Final = logging.getLogger("relay.client")
 
@@ -165,3 +176,20 @@ def _seen(noting: asyncio.Future[None]) -> None:
     failure = None if noting.cancelled() else noting.exception()
     if failure is not None:
         _log.warning("the outbox keeps what was answered: %s", failure)
+
+
+async def outcome_of(
+    sent: Sent, status: Callable[[str, str], Awaitable[State]], until: float
+) -> Sent:
+    """Ask until it has ended; then, or at ``until`` (monotonic seconds), say where it stands."""
+    pause = FIRST_LOOK_S
+    try:
+        async with asyncio.timeout(max(0.0, until - clock.monotonic())):
+            while sent.state in _LASTING:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LONGEST_LOOK_S)
+                with contextlib.suppress(UnavailableError):
+                    sent = replace(sent, state=await status(sent.to, sent.id))
+    except TimeoutError:
+        return sent
+    return sent
