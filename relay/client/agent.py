@@ -90,7 +90,7 @@ class Agent:
 
         Args:
             key: a signing key, or the path of its file.
-            relays: origins, ``https://host[:port]``; the first that answers is taken.
+            relays: origins; the first that answers, and the next when it is lost: each a home.
             state: the agent's memory over restarts and crashes: relay pins, record, epochs, outbox
                 and eids. With it an acked message is never shown again, by no home, and what was
                 sent and not definitely answered is submitted again, the same bytes.
@@ -293,7 +293,7 @@ class Agent:
         return answer.items[0].state
 
     async def resolve(self, did: str) -> Found:
-        """Where an agent lives, as the relay knows it; the record's signature is checked here.
+        """Where an agent lives, as the relay knows it; the signature is checked here.
 
         Raises:
             AgentError: the relay's no, or no answer in time.

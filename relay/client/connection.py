@@ -121,7 +121,11 @@ async def dial(origin: Origin, key: SigningKey, login: Login) -> AsyncIterator[L
     try:
         yield await _log_in(socket, key, login)
     finally:
-        await socket.close()
+        try:
+            await socket.close()
+        finally:
+            # a cancellation in mid-close must not leave the socket open
+            socket.transport.abort()
 
 
 async def _log_in(socket: Socket, key: SigningKey, login: Login) -> Line:

@@ -64,7 +64,8 @@ class Conversation:
 
     Args:
         key: the agent.
-        origins: its relays; the first that answers is taken.
+        origins: its relays; the first that answers is taken, and where it is lost the next. One at
+            a time: what waits at another home is delivered when that is dialled.
         state: pins, record and epochs.
     """
 
@@ -80,10 +81,12 @@ class Conversation:
     welcome: Welcome | None = field(default=None, init=False)
     relay: Did | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
+    _named: frozenset[str] = field(init=False)
     _opened: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
+        self._named = frozenset(map(str, self.origins))
         self.inbox = Inbox(
             Opener(self.key, self.outbox.receipted_by), self.wake, self.state.journal
         )
@@ -172,7 +175,8 @@ class Conversation:
         async with dial(origin, self.key, self._login(origin)) as line:
             self._begin(origin, line)
             try:
-                await self._talk(line, Homes(self.key, line.relay, str(origin), self.state))
+                homes = Homes(self.key, line.relay, str(origin), self.state, self._named)
+                await self._talk(line, homes)
             except _LogInAgain:
                 return
             finally:
@@ -302,7 +306,7 @@ class Conversation:
     def _settle(self, line: Line, homes: Homes) -> None:
         """Begin, now that it is known whether this relay is a home."""
         if not line.ready.welcome.inbox:
-            if homes.is_home and line.login.record is None:
+            if homes.is_home and line.login.record != self.state.record:
                 raise _LogInAgain
             detail = f"{line.relay} holds no inbox of this agent: its record names another home"
             self.inbox.has_no_home(typed(ErrorCode.MOVED, detail, record=self.state.record))

@@ -1,7 +1,8 @@
 """When an agent publishes its endpoint record, and what it says (PROTOCOL.md §5.2, §7).
 
-Rules of the file: a record that names other homes is never overwritten here, that would be a
-migration; a seq never goes back, whatever a relay answers.
+Rules of the file: a home is never taken out of a record here, that would be a migration; one is
+added only where the program itself named all of them (``relays=[…]``); a seq never goes back,
+whatever a relay answers.
 """
 
 from __future__ import annotations
@@ -30,12 +31,14 @@ class Homes:
         relay: the relay at the other end.
         url: its origin.
         state: keeps the newest record.
+        named: origins of all relays that the program named.
     """
 
     key: SigningKey
     relay: Did
     url: str
     state: State
+    named: frozenset[str] = frozenset()
     _held: EndpointRecord | None = None
 
     def learn(self, answer: Resolved) -> None:
@@ -88,7 +91,7 @@ class Homes:
         newest = self._newest()
         if newest is None:
             return self._sign((), (), now)
-        if not newest.names(self.relay):
+        if not newest.names(self.relay) and not self._may_join(newest):
             return None
         here = Home(self.relay, self.url)
         is_right = any((home.did, home.url) == (here.did, here.url) for home in newest.relays)
@@ -97,6 +100,12 @@ class Homes:
             return None if is_held else newest.jws.compact
         others = tuple(home for home in newest.relays if home.did != self.relay)
         return self._sign(others, newest.handles, now)
+
+    def _may_join(self, newest: EndpointRecord) -> bool:
+        """Whether this relay is one more home beside the record's, all named by the program."""
+        is_one_of_ours = self.url in self.named and newest.status == "active"
+        has_room = 0 < len(newest.relays) < records.MAX_RELAYS
+        return is_one_of_ours and has_room and {h.url for h in newest.relays} <= self.named
 
     def _sign(self, others: tuple[Home, ...], handles: tuple[str, ...], now: Timestamp) -> str:
         homes = (Home(self.relay, self.url), *others)[: records.MAX_RELAYS]
