@@ -49,9 +49,9 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did
 
 FIRST_PAUSE_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 10.0
+LONGEST_PAUSE_S: Final = 5.0
 LONGEST_RETRY_AFTER_S: Final = 60
-SETTLED_S: Final = 5.0
+SETTLED_S: Final = 1.0
 """A connection that lasted so long was a good one: the next pause is short again."""
 QUESTION_S: Final = 15.0
 

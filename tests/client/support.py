@@ -221,8 +221,9 @@ class Wire:
             return
         with contextlib.suppress(ConnectionError, asyncio.CancelledError):
             async with asyncio.TaskGroup() as tasks:
-                out = tasks.create_task(_pump(reader, far_writer))
-                back = tasks.create_task(self._back(far_reader, writer))
+                asked = asyncio.Event()
+                out = tasks.create_task(self._out(reader, far_writer, asked))
+                back = tasks.create_task(self._back(far_reader, writer, asked))
                 self._pumps |= {out, back}
                 await asyncio.wait({out, back}, return_when=asyncio.FIRST_COMPLETED)
                 out.cancel()
@@ -230,10 +231,20 @@ class Wire:
         far_writer.close()
         writer.close()
 
-    async def _back(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _out(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event
+    ) -> None:
         while data := await reader.read(65536):
             if self.deaf:
-                # the relay has answered, and the answer is lost
+                asked.set()
+            writer.write(data)
+
+    async def _back(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: asyncio.Event
+    ) -> None:
+        while data := await reader.read(65536):
+            if self.deaf and asked.is_set():
+                # the relay has answered who asked, and the answer is lost
                 self.deaf, self.cuts = False, self.cuts + 1
                 return
             writer.write(data)
@@ -243,11 +254,6 @@ class Wire:
         for pump in self._pumps:
             pump.cancel()
         self._pumps.clear()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
 
 
 @contextlib.asynccontextmanager
