@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 
-from relay import __version__, metrics
+from relay import __version__, log, metrics
 from relay.core.errors import RelayError
 from relay.core.jws import dumps
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
@@ -54,6 +54,7 @@ def admin_app(node: Node, is_ready: Callable[[], bool]) -> FastAPI:
     async def confirm_clock() -> Response:
         node.clock_guard.confirm()
         node.store.trust_clock(ok=True)
+        log.clock_confirmed()
         return _clock(node)
 
     return app

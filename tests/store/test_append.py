@@ -7,18 +7,14 @@ from dataclasses import replace
 import pytest
 
 from relay.core.dedupe import Fate
-from relay.core.errors import ErrorCode, Refusal
+from relay.core.errors import ErrorCode
 from relay.core.ids import AgentKey, Seq
 from relay.core.inbox_values import Accepted, Ack, InboxLimits, LiveSession, Question, Window
 from relay.ports import AckRequest
-from tests.store.worlds import HOUR, ME, NODE, NOW, World, entry, opened
+from tests.store.worlds import HOUR, ME, NODE, NOW, World, code, entry, opened
 
 pytestmark = pytest.mark.timeout(60)
 YOU = AgentKey("key:you")
-
-
-def code(result: object) -> ErrorCode | None:
-    return result.code if isinstance(result, Refusal) else None
 
 
 async def test_an_inbox_that_nobody_opened_is_unknown(world: World) -> None:

@@ -10,11 +10,10 @@ from relay.core.ids import AgentKey, NodeId, Seq
 from relay.core.inbox_values import Ack, BounceIntent, LiveSession, Question, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest
-from tests.store.worlds import HOUR, ME, NODE, NOW, OTHER, World, eid, entry, opened
+from tests.store.worlds import ALL, HOUR, ME, NODE, NOW, OTHER, World, eid, entry, opened
 
 pytestmark = pytest.mark.timeout(60)
 ALICE, CAROL = AgentKey("key:alice"), AgentKey("key:carol")
-ALL = Window(1_000, 10_000_000)
 DEAD = NodeId("a-node-that-is-gone")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from typing import Any
 
 import pytest
@@ -11,14 +10,16 @@ import pytest
 from relay.core.dedupe import Fate
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import Ack, InboxLimits, Question, Window
+from relay.core.inbox_values import Ack, Question
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest
 from tests.store.worlds import (
+    ALL,
     HOUR,
     ME,
     NOW,
     World,
+    code,
     entry,
     opened,
     wire,
@@ -26,18 +27,6 @@ from tests.store.worlds import (
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(60)
-ALL = Window(1_000, 10_000_000)
-LARGE = InboxLimits(max_count=100_000, sender_count=100_000, max_bytes=2**40, sender_bytes=2**40)
-
-
-def code(result: object) -> ErrorCode | None:
-    return result.code if isinstance(result, Refusal) else None
-
-
-def fresh(n: int, **changes: Any) -> Any:
-    """An entry that is fresh by the real clock."""
-    now = int(time.time())
-    return entry(n, created_at=now, expires_at=now + 1_000, hour=now // 3600, **changes)
 
 
 # ---------------------------------------------------------------- the store lost or altered entries

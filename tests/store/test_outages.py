@@ -17,35 +17,26 @@ from redis.asyncio import Redis
 
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import Ack, InboxLimits, Window
+from relay.core.inbox_values import Ack
 from relay.ports import AckRequest
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from tests.store.test_faults import read_until_answered as answered
 from tests.store.worlds import (
+    ALL,
+    LARGE,
     ME,
     NODE,
     OTHER,
     RELAY,
-    entry,
+    code,
+    fresh,
     opened,
     request,
 )
 from tests.support.servers import RedisServer, redis_cluster, wait_until, why_missing
 
 pytestmark = pytest.mark.timeout(60)
-ALL = Window(1_000, 10_000_000)
-LARGE = InboxLimits(max_count=100_000, sender_count=100_000, max_bytes=2**40, sender_bytes=2**40)
-
-
-def code(result: object) -> ErrorCode | None:
-    return result.code if isinstance(result, Refusal) else None
-
-
-def fresh(n: int, **changes: Any) -> Any:
-    """An entry that is fresh by the real clock."""
-    now = int(time.time())
-    return entry(n, created_at=now, expires_at=now + 1_000, hour=now // 3600, **changes)
 
 
 @pytest.fixture(params=["valkey", pytest.param("redis", marks=pytest.mark.redis)])

@@ -11,18 +11,13 @@ from relay.core.ids import AgentKey, Epoch, Fence, Seq
 from relay.core.inbox_values import Ack, Acked, LiveSession, Opened, Page, Window
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest, Head, RecordRow
-from tests.store.worlds import ME, NODE, NOW, OTHER, World, entry, opened, request, wire
+from tests.store.worlds import ALL, ME, NODE, NOW, OTHER, World, code, entry, opened, request, wire
 
 pytestmark = pytest.mark.timeout(60)
-ALL = Window(1_000, 10_000_000)
 
 
 def seqs(*numbers: int) -> tuple[Seq, ...]:
     return tuple(Seq(number) for number in numbers)
-
-
-def code(result: object) -> ErrorCode | None:
-    return result.code if isinstance(result, Refusal) else None
 
 
 async def fill(store: Any, count: int, **changes: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Did, Eid, NodeId, Timestamp
 from relay.core.inbox_values import InboxLimits, Opened, Window
 from relay.core.jws import b64encode
@@ -32,6 +34,9 @@ from relay.store.redis import client as client_module
 RELAY = Did("did:key:z6MkRelay")
 NODE = NodeId("node-a")
 OTHER = NodeId("node-b")
+ALL = Window(1_000, 10_000_000)
+"""A window that takes all that a test stores."""
+LARGE = InboxLimits(max_count=100_000, sender_count=100_000, max_bytes=2**40, sender_bytes=2**40)
 ME = AgentKey("key:me")
 NOW = 1_800_000_000
 HOUR = NOW // 3600
@@ -228,3 +233,13 @@ class World:
 
 
 Make = Callable[..., Any]
+
+
+def code(result: object) -> ErrorCode | None:
+    return result.code if isinstance(result, Refusal) else None
+
+
+def fresh(n: int, **changes: Any) -> Any:
+    """An entry that is fresh by the real clock."""
+    now = int(time.time())
+    return entry(n, created_at=now, expires_at=now + 1_000, hour=now // 3600, **changes)

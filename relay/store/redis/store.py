@@ -88,7 +88,6 @@ class RedisStore:
         self._durability: Durability = "unverified"
         self._file: RollbackFile | None = None
         self._relay: Did | None = None
-        self._last_clock: Timestamp | None = None
 
     # ------------------------------------------------------------ lifetime
 
