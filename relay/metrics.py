@@ -12,6 +12,8 @@ REJECTED: Final = Counter("relay_envelopes_rejected_total", "Envelopes not store
 DELIVERED: Final = Counter(
     "relay_envelopes_delivered_total", "Envelopes handed over.", ["redelivered"]
 )
+DELIVERED_FIRST: Final = DELIVERED.labels(False)
+DELIVERED_AGAIN: Final = DELIVERED.labels(True)
 ACKED: Final = Counter("relay_envelopes_acked_total", "Envelopes durably acked.")
 REFUSED: Final = Counter("relay_envelopes_refused_total", "Envelopes refused by their recipient.")
 EXPIRED: Final = Counter("relay_envelopes_expired_total", "Envelopes ended by a sweep.")

@@ -222,6 +222,14 @@ class Wakeups(Protocol):
 class Keys(Protocol):
     """Which keys may act for a DID now (PROTOCOL.md §2.1)."""
 
+    def known(self, claimed: VerificationKey) -> VerificationKey | None:
+        """The key, where no question is needed; None means :meth:`resolve`.
+
+        Args:
+            claimed: what the DID's own text says.
+        """
+        ...
+
     async def resolve(self, did: Did) -> VerificationKey:
         """The key.
 

@@ -47,6 +47,7 @@ from relay.core.frames import (
 )
 from relay.core.ids import Did, Epoch, Fence, Seq
 from relay.core.ranges import Range, Reason
+from relay.core.submits import quick_submit
 
 # ---------------------------------------------------------------- write
 
@@ -157,6 +158,8 @@ def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
     if len(data) > MAX_FRAME_BYTES:
         raise ProtocolError(ErrorCode.TOO_LARGE, f"a frame has at most {MAX_FRAME_BYTES} bytes")
     try:
+        if side == "agent" and (submit := quick_submit(data)):
+            return submit
         members = jose.Members(jose.loads(data))
         kind = members.text("t", most=32)
         reader = _PARSE[side].get(kind)

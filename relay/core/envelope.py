@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.identity import SigningKey, VerificationKey, parse_did
 from relay.core.ids import (
+    UUID7,
     AgentKey,
     Did,
     Eid,
@@ -36,10 +37,11 @@ MAX_SKEW_S: Final = 300
 MAX_URI: Final = 256
 MAX_THREAD: Final = 64
 SHA256_BYTES: Final = 32
+_SIGNED: Final = frozenset({"v", "id", "from", "to", "created_time", "expires_time", "kv", "body"})
+_BODY: Final = frozenset({"cty", "len", "sha256"})
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """A well-formed envelope; nothing in it is believed yet."""
 
     jws: jose.Jws
@@ -63,15 +65,13 @@ class Envelope:
         return b'{"jws":"%b","body":"%b"}' % (self.jws.compact.encode(), self.body_base64.encode())
 
 
-@dataclass(frozen=True, slots=True)
-class VerifiedEnvelope:
+class VerifiedEnvelope(NamedTuple):
     """Signed by its sender, body and all. Made only by :func:`verify`."""
 
     envelope: Envelope
 
 
-@dataclass(frozen=True, slots=True)
-class AdmittedEnvelope:
+class AdmittedEnvelope(NamedTuple):
     """Verified, and no rule of this relay objects. Made only by ``policy.admit``."""
 
     envelope: Envelope
@@ -83,8 +83,7 @@ class AdmittedEnvelope:
         return self.envelope.recipient.agent_key
 
 
-@dataclass(frozen=True, slots=True)
-class StoredEnvelope:
+class StoredEnvelope(NamedTuple):
     """What an inbox keeps of an envelope, and all that delivery needs.
 
     Args:
@@ -126,7 +125,7 @@ def stored(admitted: AdmittedEnvelope, *, bounces: bool = True) -> StoredEnvelop
     """What is kept of an admitted envelope."""
     envelope = admitted.envelope
     return StoredEnvelope(
-        inbox=admitted.inbox,
+        inbox=envelope.recipient.agent_key,
         eid=envelope.eid,
         wire=admitted.wire,
         sender=envelope.sender.agent_key,
@@ -145,9 +144,7 @@ def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
         ProtocolError: ``bad_envelope``, ``too_large`` or ``unsupported``.
     """
     try:
-        members = jose.Members(item)
-        compact = members.text("jws", most=2**31)
-        body_base64 = members.text("body", most=2**31, least=0)
+        compact, body_base64 = _parts(item)
     except jose.UnsupportedError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
@@ -157,11 +154,54 @@ def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
     if len(body_base64) > (max_body_bytes * 4 + 2) // 3:
         raise ProtocolError(ErrorCode.TOO_LARGE, f"a body has at most {max_body_bytes} bytes")
     try:
-        return _parse(compact, body_base64)
+        return _quick(compact, body_base64) or _parse(compact, body_base64)
     except jose.UnsupportedError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, str(exc)) from exc
+
+
+def _parts(item: object) -> tuple[str, str]:
+    members = jose.Members(item)
+    return members.text("jws", most=2**31), members.text("body", most=2**31, least=0)
+
+
+def _quick(compact: str, body_base64: str) -> Envelope | None:
+    """What :func:`_parse` reads, for the usual envelope: all questions at once, half the time.
+
+    None says nothing but "read it again, slowly": only :func:`_parse` refuses and names. Each
+    member's type is asked for here, so what :func:`jose.loads` checks of values is not repeated.
+    """
+    try:
+        jws = jose.parse(compact, typ=TYP, max_bytes=MAX_JWS_BYTES)
+        signed = jose.loads_own(jws.payload)
+        body = signed["body"]
+        sender, recipient = parse_did(signed["from"]), parse_did(signed["to"])
+        message_id, created, expires = signed["id"], signed["created_time"], signed["expires_time"]
+        raw, digest = jose.b64decode(body_base64), jose.b64decode(body["sha256"])
+        is_plain = (
+            signed.keys() == _SIGNED
+            and body.keys() == _BODY
+            and type(created) is type(expires) is type(signed["v"]) is type(signed["kv"]) is int
+            and type(body["len"]) is int
+            and signed["v"] == signed["kv"] == 1
+            and jws.header.kid == sender.kid
+            and UUID7.fullmatch(message_id) is not None
+            and 0 <= created < expires <= created + MAX_LIFETIME_S
+            and abs(message_id_ms(message_id) - created * 1000) <= MAX_SKEW_S * 1000
+            and body["len"] == len(raw)
+            and len(digest) == SHA256_BYTES
+            and 0 < len(body["cty"]) <= MAX_URI
+            and type(body["cty"]) is str
+        )
+    except (AttributeError, LookupError, TypeError, ValueError):
+        return None
+    if not is_plain:
+        return None
+    return Envelope(
+        jws, jws.eid, message_id, sender, recipient, created, expires, None, None, None,
+        body["cty"], digest, raw, body_base64,
+    )  # fmt: skip
 
 
 def _parse(compact: str, body_base64: str) -> Envelope:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from relay.core.errors import ErrorCode, Stored
 from relay.core.ids import Did, Epoch, Fence, Seq
@@ -99,8 +99,7 @@ class Submitted:
     rejected: tuple[Rejection, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class DeliverItem:
+class DeliverItem(NamedTuple):
     """One envelope handed over: wire bytes when written, the raw object when read."""
 
     seq: Seq

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Final
 
 from relay.core.dedupe import Dedupe, Fate, Seen
@@ -86,7 +86,7 @@ class Inbox:
             if seen.fate is not Fate.STORED or seen.seq in self.live:
                 return Accepted(seen.seq, self.epoch, dup=True, session=None)
             # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
-            item = replace(item, marked=True)
+            item = item._replace(marked=True)
         no = self._objection(item, limits, now, clock_ok=clock_ok)
         if no is not None:
             return no

@@ -1,8 +1,12 @@
-"""What the steps of an inbox take and give; :mod:`relay.core.inbox` says what they mean."""
+"""What the steps of an inbox take and give; :mod:`relay.core.inbox` says what they mean.
+
+What is made once for each envelope is a named tuple: a frozen dataclass takes three times as long.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq
 from relay.core.ranges import Range
@@ -27,8 +31,7 @@ class InboxLimits:
     dedupe_entries: int = 50_000
 
 
-@dataclass(frozen=True, slots=True)
-class LiveSession:
+class LiveSession(NamedTuple):
     """The session that should hear of a new entry, and the node that holds it.
 
     ``until`` is 0 for a connection, which its node closes; a session without one ends by itself
@@ -40,8 +43,7 @@ class LiveSession:
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Accepted:
+class Accepted(NamedTuple):
     """Stored, or found stored before."""
 
     seq: Seq
@@ -81,8 +83,7 @@ class Opened:
     previous: LiveSession | None
 
 
-@dataclass(frozen=True, slots=True)
-class PageItem:
+class PageItem(NamedTuple):
     """One entry as it is handed over."""
 
     seq: Seq

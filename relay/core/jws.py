@@ -11,14 +11,13 @@ canonicalised: what was signed is what is kept.
 
 from __future__ import annotations
 
-import base64
 import binascii
 import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import nacl.bindings
 import nacl.exceptions
@@ -35,6 +34,7 @@ _ALGORITHMS: Final = frozenset({"Ed25519", "EdDSA"})
 _TO_PLAIN: Final = bytes(
     {0x2D: 0x2B, 0x5F: 0x2F, 0x2B: 0, 0x2F: 0, 0x3D: 0}.get(code, code) for code in range(256)
 )
+_TO_URL: Final = bytes.maketrans(b"+/", b"-_")
 _PADDING: Final = (b"", b"===", b"==", b"=")
 _LAST_OF: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
 """By length mod 4: the last characters whose unused bits are zero."""
@@ -53,7 +53,8 @@ class UnsupportedError(ValueError):
 
 def b64encode(raw: bytes) -> str:
     """Base64url without padding (RFC 7515 §2)."""
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode("ascii")
+    plain = binascii.b2a_base64(raw, newline=False)
+    return plain.translate(_TO_URL).rstrip(b"=").decode("ascii")
 
 
 def b64decode(text: str) -> bytes:
@@ -98,6 +99,20 @@ def loads(data: bytes) -> Any:
             json.loads(data, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
         except RecursionError as exc:  # deep, and hidden behind a duplicate key
             raise ValueError("nested too deeply") from exc
+    return value
+
+
+def loads_own(data: bytes) -> Any:
+    """JSON that is written as :func:`dumps` writes it: no duplicate key can hide in it.
+
+    The caller checks the type of every value: floats and large integers are not refused here.
+
+    Raises:
+        ValueError: not JSON, or written otherwise; :func:`loads` may still read it.
+    """
+    value = orjson.loads(data)
+    if orjson.dumps(value) != data:
+        raise ValueError("not our own encoding")
     return value
 
 
@@ -210,8 +225,7 @@ class Header:
     typ: str
 
 
-@dataclass(frozen=True, slots=True)
-class Jws:
+class Jws(NamedTuple):
     """A parsed compact JWS; nothing about it is believed until :func:`verify` returned."""
 
     compact: str

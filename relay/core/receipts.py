@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from relay.core import jws as jose
 from relay.core.envelope import SHA256_BYTES
@@ -27,8 +27,7 @@ Durability = Literal["fsync", "unverified", "memory"]
 Custody = Literal["inbox", "outbox"]
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiptItem:
+class ReceiptItem(NamedTuple):
     """One envelope of a receipt.
 
     Args:

@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from relay import log, metrics
+from relay.clock import monotonic
 from relay.core.errors import ErrorCode, Refusal, RelayError
 
 MAX_ITEMS: Final = 512
 MAX_BYTES: Final = 2 * 1024 * 1024
+GATHER_S: Final = 0.004
+QUIET_TURNS: Final = 3
+"""Turns of the event loop: one reads the socket, one wakes its reader, one lets it finish."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -61,6 +65,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
         self._size = size
         self._bounds = bounds
         self._waiting: OrderedDict[Source[ItemT, ResultT], deque[ItemT]] = OrderedDict()
+        self._count = 0
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -70,6 +75,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
         if not items:
             return
         self._waiting.setdefault(source, deque()).extend(items)
+        self._count += len(items)
         self._idle.clear()
         self._work.set()
 
@@ -81,12 +87,22 @@ class GroupCommit(Generic[ItemT, ResultT]):
         """Commit for ever."""
         while True:
             await self._work.wait()
+            await self._gather()
             batch = self._take()
+            self._count -= len(batch)
             if batch:
                 await self._decide(batch)
             if not self._waiting:
                 self._work.clear()
                 self._idle.set()
+
+    async def _gather(self) -> None:
+        """Let what has arrived already join: a commit costs as much for one as for many."""
+        until, quiet, seen = monotonic() + GATHER_S, 0, 0
+        while quiet < QUIET_TURNS and self._count < self._bounds.items and monotonic() < until:
+            quiet = quiet + 1 if self._count == seen else 0
+            seen = self._count
+            await asyncio.sleep(0)
 
     def _take(self) -> list[tuple[Source[ItemT, ResultT], ItemT]]:
         """The next batch: an equal share of each source in turn, until full."""

@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay import clock, metrics
 from relay.core import envelope as envelopes
@@ -49,14 +49,13 @@ class _Waiting:
     results: list[ReceiptItem | Refusal | None]
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One envelope on its way to the store."""
 
     stored: StoredEnvelope
     to: Did
     submit: _Waiting
-    index: int
+    place: int
 
 
 @dataclass(slots=True)
@@ -104,55 +103,57 @@ class Submissions:
         waiting = _Waiting(ref, len(items), [None] * len(items))
         self._waiting.append(waiting)
         ready: list[Item] = []
+        intake = self._intake
+        facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
         for index, raw in enumerate(items):
-            outcome = await self._admit(raw)
+            outcome = await self._admit(raw, facts)
             if isinstance(outcome, Refusal):
                 waiting.results[index] = outcome
                 waiting.undecided -= 1
             else:
                 stored = envelopes.stored(outcome)
+                self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
         self.in_flight += len(ready)
-        self.in_flight_bytes += sum(item.stored.size for item in ready)
         self._intake.commits.put(self, ready)
         self._flush()
 
-    async def _admit(self, raw: object) -> envelopes.AdmittedEnvelope | Refusal:
+    async def _admit(
+        self, raw: object, facts: policy.Facts
+    ) -> envelopes.AdmittedEnvelope | Refusal:
         intake = self._intake
-        facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
         try:
             envelope = envelopes.parse(raw, max_body_bytes=intake.max_body_bytes)
             no = policy.object_early(envelope, facts)
             if no is not None:
                 return no
-            key = await intake.keys.resolve(envelope.sender.did)
+            sender = envelope.sender
+            key = intake.keys.known(sender) or await intake.keys.resolve(sender.did)
             verified = envelopes.verify(envelope, key)
         except RelayError as exc:
             return Refusal.of(exc)
-        wait_s = intake.rates.take(envelope.sender.agent_key)
+        wait_s = intake.rates.take(sender.agent_key)
         return policy.admit(verified, policy.with_wait(facts, wait_s))
 
     def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
         """One commit decided some of this connection's envelopes."""
-        identity = self._intake.identity
-        for item, result in results:
+        secret = self._intake.identity.position_secret
+        accepted = dups = 0
+        for (stored, to, submit, place), result in results:
             self.in_flight -= 1
-            self.in_flight_bytes -= item.stored.size
-            item.submit.undecided -= 1
+            self.in_flight_bytes -= len(stored.wire)
+            submit.undecided -= 1
             if isinstance(result, Refusal):
-                item.submit.results[item.index] = result
+                submit.results[place] = result
                 continue
-            (metrics.DUPLICATES if result.dup else metrics.ACCEPTED).inc()
-            item.submit.results[item.index] = ReceiptItem(
-                eid=item.stored.eid,
-                to=item.to,
-                epoch=result.epoch,
-                pos=position(identity.position_secret, result.epoch, result.seq),
-                expires=item.stored.expires_at,
-                dup=result.dup,
-            )
+            seq, epoch, dup, _ = result
+            accepted, dups = accepted + (not dup), dups + dup
+            pos = position(secret, epoch, seq)
+            submit.results[place] = ReceiptItem(stored.eid, to, epoch, pos, stored.expires_at, dup)
+        metrics.ACCEPTED.inc(accepted)
+        metrics.DUPLICATES.inc(dups)
         self._flush()
 
     def _flush(self) -> None:

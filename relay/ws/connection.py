@@ -56,6 +56,7 @@ class Connection:
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._closed = asyncio.Event()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_at: float | None = None
         self._tasks: asyncio.TaskGroup | None = None
         socket.on_slow = self._too_slow
 
@@ -103,16 +104,18 @@ class Connection:
             self._perform(self._session.fail(exc.code, exc.detail))
             return
         await self._perform_all(self._session.receive(frame, clock.monotonic()))
-        await self._wait_for_room()
-        # who does not read our answers is not read either
-        await self._socket.writable.wait()
-
-    async def _wait_for_room(self) -> None:
-        """Stop reading while too much of this connection is undecided: back-pressure by TCP."""
-        pending = self._submissions
-        while pending.in_flight > MAX_IN_FLIGHT or pending.in_flight_bytes > MAX_IN_FLIGHT_BYTES:
+        while self._is_crowded:
             self._room.clear()
             await self._room.wait()
+        if not self._socket.writable.is_set():
+            # who does not read our answers is not read either
+            await self._socket.writable.wait()
+
+    @property
+    def _is_crowded(self) -> bool:
+        """Too much of this connection is undecided: back-pressure by TCP."""
+        pending = self._submissions
+        return pending.in_flight > MAX_IN_FLIGHT or pending.in_flight_bytes > MAX_IN_FLIGHT_BYTES
 
     def drain(self) -> None:
         """The node shuts down."""
@@ -163,8 +166,9 @@ class Connection:
 
     def _write(self, frame: Frame) -> None:
         if isinstance(frame, Deliver):
-            for item in frame.items:
-                metrics.DELIVERED.labels(item.redelivered).inc()
+            again = sum(item.redelivered for item in frame.items)
+            metrics.DELIVERED_FIRST.inc(len(frame.items) - again)
+            metrics.DELIVERED_AGAIN.inc(again)
         self._socket.write_text(codec.encode(frame))
 
     async def _log_in(self, effect: Login) -> None:
@@ -279,13 +283,16 @@ class Connection:
 
     def _set_timer(self) -> None:
         at = self._session.next_timer()
+        if at == self._timer_at:
+            return
         self._stop_timer()
+        self._timer_at = at
         if at is not None:
             delay = max(0.0, at - clock.monotonic())
             self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
-        self._timer = None
+        self._timer = self._timer_at = None
         self._perform(self._session.on_timer(clock.monotonic()))
 
     def _stop_timer(self) -> None:

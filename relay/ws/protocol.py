@@ -18,6 +18,9 @@ from websockets.exceptions import InvalidState
 
 HEADER_DEADLINE_S: Final = 5.0
 MAX_FRAGMENTS: Final = 1024
+MAX_QUEUED: Final = 32
+MAX_QUEUED_BYTES: Final = 64 * 1024
+"""With so many messages, or one so large, waiting for the session the socket is not read on."""
 EXTENSION: Final = "relay.socket"
 _GOING_AWAY: Final = 1001
 _INVALID_DATA: Final = 1007
@@ -149,7 +152,10 @@ class RelaySocket(WebSocketsSansIOProtocol):
                 return
             self.frames = []
             self.queue.put_nowait({"type": "websocket.receive", "bytes": data, "text": None})
-            if not self.read_paused:
+            # pausing after each message would cost two system calls for each
+            if not self.read_paused and (
+                self.queue.qsize() >= MAX_QUEUED or len(data) > MAX_QUEUED_BYTES
+            ):
                 self.read_paused = True
                 self.transport.pause_reading()
             return

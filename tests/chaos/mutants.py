@@ -99,7 +99,7 @@ class NothingIsRedelivered(RedisStore):
         page = await super().read(inbox, fence, after, window)
         if isinstance(page, Refusal):
             return page
-        return replace(page, items=tuple(replace(item, redelivered=False) for item in page.items))
+        return replace(page, items=tuple(item._replace(redelivered=False) for item in page.items))
 
 
 class Misfiled(RedisStore):
@@ -118,7 +118,7 @@ class Misfiled(RedisStore):
         self.count += 1
         if other is None or self.count % 20:
             return item
-        return replace(item, inbox=other)
+        return item._replace(inbox=other)
 
 
 class LastInFirstOut(RedisStore):
@@ -132,7 +132,7 @@ class LastInFirstOut(RedisStore):
             return page
         seqs = [item.seq for item in page.items]
         items = zip(seqs, reversed(page.items), strict=True)
-        return replace(page, items=tuple(replace(item, seq=seq) for seq, item in items))
+        return replace(page, items=tuple(item._replace(seq=seq) for seq, item in items))
 
 
 MUTANTS: dict[str, type[RedisStore]] = {

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from relay.core import codec, handshake, session
@@ -106,7 +106,7 @@ class World:
         """An envelope is stored by a node; news of it get under way."""
         n = self.inbox.last + 1
         wire = json.dumps({"n": n, "pad": "x" * size}, separators=(",", ":")).encode()
-        item = replace(entry(n, expires=self.now + life, created=self.now), wire=wire)
+        item = entry(n, expires=self.now + life, created=self.now)._replace(wire=wire)
         result = self.inbox.accept(item, InboxLimits(), Timestamp(self.now))
         if not isinstance(result, Accepted):
             return

@@ -121,11 +121,10 @@ class InboxMachine(RuleBasedStateMachine):
         item = self._pick(pick).item
         self.made += 1
         other = entry(self.made, 10, "s", self.now + 50, item.hour)
-        clash = {**{name: getattr(other, name) for name in type(other).__slots__},
-                 "dedupe_key": item.dedupe_key}  # fmt: skip
+        clash = other._replace(dedupe_key=item.dedupe_key)
         remembered = self.inbox.dedupe.find(item.hour, item.dedupe_key)
         if remembered is not None:
-            result = self.inbox.accept(StoredEnvelope(**clash), LIMITS, Timestamp(self.now))
+            result = self.inbox.accept(clash, LIMITS, Timestamp(self.now))
             assert isinstance(result, Refusal)
             assert result.code is ErrorCode.REPLAYED
 

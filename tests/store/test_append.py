@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from relay.core.dedupe import Fate
@@ -65,7 +63,7 @@ async def test_a_duplicate_is_known_after_its_ack_and_after_its_expiry(world: Wo
 
 async def test_an_id_that_was_used_for_another_envelope_is_replayed(world: World) -> None:
     await opened(world.store)
-    other = replace(entry(2), dedupe_key=entry(1).dedupe_key)
+    other = entry(2)._replace(dedupe_key=entry(1).dedupe_key)
     results = await world.store.append([entry(1), other])
     assert code(results[1]) is ErrorCode.REPLAYED
 
@@ -201,7 +199,7 @@ async def test_while_the_store_is_full_only_what_it_has_is_confirmed(world: Worl
     session = await opened(world.store)
     await world.store.append([entry(1)])
     world.store.refuse_appends("the disk is nearly full")
-    other = replace(entry(3), dedupe_key=entry(1).dedupe_key)
+    other = entry(3)._replace(dedupe_key=entry(1).dedupe_key)
     known, new, replayed = await world.store.append([entry(1), entry(2), other])
     assert (known.seq, known.dup, known.epoch) == (1, True, session.epoch)
     assert (code(new), new.stored) == (ErrorCode.STORAGE_FULL, "no")

@@ -55,14 +55,15 @@ class Names:
 
     def plain(self, value: Any, inbox: AgentKey) -> Any:
         """A result without what may differ between the two."""
+        names = getattr(value, "_fields", None)
         if dataclasses.is_dataclass(value):
+            names = [part.name for part in dataclasses.fields(value)]
+        if names is not None:
             parts = {}
-            for part in dataclasses.fields(value):
-                inner = getattr(value, part.name)
-                is_name = part.name in {"fence", "epoch"}
-                parts[part.name] = (
-                    self.numbers[inbox, inner] if is_name else self.plain(inner, inbox)
-                )
+            for name in names:
+                inner = getattr(value, name)
+                is_name = name in {"fence", "epoch"}
+                parts[name] = self.numbers[inbox, inner] if is_name else self.plain(inner, inbox)
             parts.pop("detail", None)
             return (type(value).__name__, parts)
         if isinstance(value, list | tuple):
@@ -176,7 +177,7 @@ class Machine(RuleBasedStateMachine):
             )  # fmt: skip
             if is_other:  # the same id for another envelope
                 other = entry(n + 1_000)
-                item = dataclasses.replace(item, eid=other.eid, wire=other.wire)
+                item = item._replace(eid=other.eid, wire=other.wire)
             made.append(item)
         self.both("append", inbox, (made, made))
 

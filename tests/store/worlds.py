@@ -70,7 +70,7 @@ def entry(n: int, **changes: Any) -> StoredEnvelope:
         created_at=NOW - 10,
         expires_at=NOW + 1_000,
     )
-    return replace(made, **changes)
+    return made._replace(**changes)
 
 
 def request(inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> OpenRequest:

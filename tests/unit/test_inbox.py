@@ -90,14 +90,10 @@ def test_an_id_that_was_used_for_another_envelope_is_replayed_whatever_became_of
     box = inbox(1)
     opened = box.open_session(A, WIDE)
     other = entry(2)
-    clash = type(other)(**{**_fields(other), "dedupe_key": entry(1).dedupe_key})
+    clash = other._replace(dedupe_key=entry(1).dedupe_key)
     assert code(box.accept(clash, LIMITS, Timestamp(0))) == ErrorCode.REPLAYED
     box.ack(ack(opened, 1), T)
     assert code(box.accept(clash, LIMITS, Timestamp(0))) == ErrorCode.REPLAYED
-
-
-def _fields(item: Any) -> dict[str, Any]:
-    return {name: getattr(item, name) for name in type(item).__slots__}
 
 
 def test_an_acked_envelope_is_answered_as_a_duplicate_and_never_stored_again():

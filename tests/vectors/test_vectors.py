@@ -98,7 +98,8 @@ def read_proof(given: Any, file: Found, _: Found) -> Found:
 
 
 def plain(value: Any) -> Found:
-    return {name: getattr(value, name) for name in type(value).__slots__}
+    names = getattr(value, "_fields", None) or type(value).__slots__
+    return {name: getattr(value, name) for name in names}
 
 
 def read_receipt(given: Any, file: Found, _: Found) -> Found:

@@ -98,7 +98,7 @@ class Inboxes:
             replies = await self._store(part, items)
             lost = [at for at, reply in enumerate(replies) if reply[1] == b"lost"]
             if lost:
-                anew = await self._store(part, [replace(items[at], marked=True) for at in lost])
+                anew = await self._store(part, [items[at]._replace(marked=True) for at in lost])
                 for at, reply in zip(lost, anew, strict=True):
                     replies[at] = reply
         except UnavailableError as exc:
