@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -23,47 +22,24 @@ from relay.client import keystore
 from relay.client import state as states
 from relay.client.conversation import Conversation
 from relay.client.errors import again, typed
+from relay.client.finding import Found, found
 from relay.client.inbox import Inbox
-from relay.client.message import Body, Message, Sent, content_of
+from relay.client.message import Body, Message, Sent
 from relay.client.origin import parse as parse_origin
 from relay.client.serving import Handler, serve
+from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait, outcome_of
-from relay.core import envelope as envelopes
-from relay.core import records, seal
-from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
+from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
-from relay.core.frames import (
-    Resolution,
-    Resolve,
-    Resolved,
-    State,
-    Status,
-    Statuses,
-    StatusItem,
-    Welcome,
-)
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Did, MessageId, new_message_id
-from relay.core.records import EndpointRecord
+from relay.core.frames import Resolve, State, Status, Statuses, StatusItem, Welcome
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, MessageId
+
+__all__ = ["Agent", "Found", "sign"]
 
 OPEN_S: Final = 10.0
 SEND_S: Final = 30.0
 FLUSH_S: Final = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What resolving came to: found, absent and unreadable are three answers.
-
-    Args:
-        state: which of them.
-        record: verified, with ``found``.
-        stale: past its ``exp``: good for routing, shown as stale.
-    """
-
-    state: Resolution
-    record: EndpointRecord | None = None
-    stale: bool = False
 
 
 class Agent:
@@ -299,15 +275,7 @@ class Agent:
             AgentError: the relay's no, or no answer in time.
         """
         answer = await self._conversation.ask(lambda ref: Resolve(ref, Did(did)))
-        if not isinstance(answer, Resolved):
-            raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
-        if answer.record is None:
-            return Found(answer.state)
-        record = records.parse(answer.record)
-        if record.did != did or records.verify(record, parse_did(did), clock.now()) is not None:
-            # a relay can withhold a record, but not make one: what it shows here is none
-            return Found("unreadable")
-        return Found(answer.state, record, stale=answer.stale)
+        return found(answer, did)
 
 
 class _Messages(AsyncIterator[Message]):
@@ -355,46 +323,3 @@ async def _close(conversation: Conversation, runner: asyncio.Task[None]) -> None
     finally:
         conversation.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
         runner.cancel()
-
-
-def sign(
-    key: SigningKey,
-    to: str,
-    body: Body,
-    *,
-    sealed: bool = True,
-    content_type: str | None = None,
-    type: str | None = None,  # noqa: A002  the envelope's own word
-    thid: str | None = None,
-    pthid: str | None = None,
-    lifetime_s: int = DEFAULT_LIFETIME_S,
-    max_body_bytes: int = MAX_BODY_BYTES,
-) -> SignedEnvelope:
-    """Sign an envelope of ``key``'s agent; arguments as for :meth:`Agent.send`.
-
-    Raises:
-        TooLargeError: the body, sealed if it is, is over ``max_body_bytes``.
-        ValueError: ``to`` is no DID.
-    """
-    recipient = parse_did(to)
-    now = clock.now()
-    message_id = new_message_id(now, clock.entropy)
-    content = content_of(body, content_type)
-    wire = content.body
-    if sealed:
-        wire = seal.seal(content, sender=key.did, recipient=recipient, message_id=message_id)
-    if len(wire) > max_body_bytes:
-        detail = f"the body has {len(wire)} bytes on the wire, the relay takes {max_body_bytes}"
-        raise typed(ErrorCode.TOO_LARGE, detail, stored="no")
-    draft = Draft(
-        to=recipient.did,
-        id=message_id,
-        body=wire,
-        content_type=seal.CONTENT_TYPE if sealed else content.content_type,
-        created_at=int(now),
-        lifetime_s=lifetime_s,
-        type=type,
-        thid=thid,
-        pthid=pthid,
-    )
-    return envelopes.sign(draft, key)

@@ -78,11 +78,8 @@ class Desk(Protocol):
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
-class Message:
-    """An envelope that was verified and opened.
-
-    While the program holds it, it is not shown a second time. One that is let go without an answer
-    comes again after the next reconnect, with ``redelivered``.
+class MessageValues:
+    """What an envelope says that was verified and opened.
 
     Args:
         sender: who signed it.
@@ -111,7 +108,6 @@ class Message:
     type: str | None
     thid: str | None
     pthid: str | None
-    desk: Desk
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(id={self.id!r}, sender={self.sender!r})"
@@ -131,6 +127,20 @@ class Message:
             ValueError: it is not.
         """
         return orjson.loads(self.body)
+
+
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
+class Message(MessageValues):
+    """An envelope that was verified and opened.
+
+    While the program holds it, it is not shown a second time. One that is let go without an answer
+    comes again after the next reconnect, with ``redelivered``.
+
+    Args:
+        desk: where it is answered.
+    """
+
+    desk: Desk
 
     async def ack(self, *, wait: bool = True) -> None:
         """Say that it is durably processed; it is never shown again.

@@ -27,7 +27,7 @@ class OnlyTheSdk:
 
 
 sys.meta_path.insert(0, OnlyTheSdk())
-from relay.client import Agent, SigningKey
+from relay.client import Agent, SigningKey, sync
 
 
 async def main(url):
@@ -38,7 +38,17 @@ async def main(url):
         print(message.text())
 
 
+def main_without_a_loop(url):
+    with sync.Agent.open(SigningKey(b"b" * 32), url) as me:
+        me.send(me.did, "without a loop", wait="stored")
+        for message in me.inbox(timeout=5):
+            message.ack()
+            print(message.text())
+            break
+
+
 asyncio.run(main(sys.argv[1]))
+main_without_a_loop(sys.argv[1])
 print(*sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names))
 """
 
@@ -54,7 +64,7 @@ async def test_the_sdk_works_with_its_three_packages_alone():
         )
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
-    said, packages = out.decode().splitlines()
-    assert said == "alone"
+    *said, packages = out.decode().splitlines()
+    assert said == ["alone", "without a loop"]
     ours = {"relay", "orjson", "nacl", "websockets", "cffi"}
     assert {name for name in packages.split() if not name.startswith("_")} <= ours

@@ -1,0 +1,46 @@
+"""What a relay's answer to a ``resolve`` comes to; the record's signature is checked here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from relay import clock
+from relay.client.errors import typed
+from relay.client.questions import Answer
+from relay.core import records
+from relay.core.errors import ErrorCode
+from relay.core.frames import Resolution, Resolved
+from relay.core.identity import parse_did
+from relay.core.records import EndpointRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What resolving came to: found, absent and unreadable are three answers.
+
+    Args:
+        state: which of them.
+        record: verified, with ``found``.
+        stale: past its ``exp``: good for routing, shown as stale.
+    """
+
+    state: Resolution
+    record: EndpointRecord | None = None
+    stale: bool = False
+
+
+def found(answer: Answer, did: str) -> Found:
+    """Read the answer to a question about ``did``.
+
+    Raises:
+        ProtocolError: it answers something else.
+    """
+    if not isinstance(answer, Resolved):
+        raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+    if answer.record is None:
+        return Found(answer.state)
+    record = records.parse(answer.record)
+    if record.did != did or records.verify(record, parse_did(did), clock.now()) is not None:
+        # a relay can withhold a record, but not make one: what it shows here is none
+        return Found("unreadable")
+    return Found(answer.state, record, stale=answer.stale)

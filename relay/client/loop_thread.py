@@ -1,0 +1,201 @@
+"""A thread that runs one agent's event loop, and carries calls of other threads into it.
+
+Rules of the file: a call ends with its result, its own error, or :class:`ClosedError`; none waits
+for a loop that is gone. The thread is a daemon: a program that forgets to close can end.
+
+::
+
+    open ──▶ running ──call, call──▶ close ──▶ the agent ends, then its calls, then the thread
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final, TypeVar
+
+from relay.client.agent import Agent
+from relay.client.errors import AgentError, typed
+from relay.core.errors import ErrorCode
+
+T = TypeVar("T")
+Opening = Callable[[], AbstractAsyncContextManager[Agent]]
+Call = Callable[[], Coroutine[Any, Any, T]]
+
+GRACE_S: Final = 2.0
+"""For the calls that are under way when the agent has ended: each has been told by then."""
+
+
+class LoopThread:
+    """One agent and the thread in which alone it lives; made by :meth:`open`."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._opening = opening
+        self._agent: Future[Agent] = Future()
+        self._failure: BaseException | None = None
+        self._guard = threading.Lock()
+        self._is_closing = False
+        self._waits: dict[Future[Any], asyncio.Task[None] | None] = {}
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        self._opener: asyncio.Task[Any] | None = None
+        self._thread = threading.Thread(target=self._run, name="relay agent", daemon=True)
+
+    @classmethod
+    def open(cls, opening: Opening) -> tuple[LoopThread, Agent]:
+        """Start the thread and wait until the agent is there.
+
+        Raises:
+            AgentError: as ``opening`` raises.
+            RuntimeError: called inside a running event loop.
+        """
+        refuse_in_a_loop()
+        made = cls(opening)
+        made._thread.start()
+        try:
+            return made, made._agent.result()
+        except BaseException:
+            # of the opening, or Ctrl-C while it waits
+            made.close()
+            raise
+
+    def call(self, make: Call[T]) -> T:
+        """Run a coroutine in the agent's loop and wait for what it comes to.
+
+        Raises:
+            ClosedError: the agent was closed before, or meanwhile.
+            RuntimeError: called inside a running event loop.
+        """
+        refuse_in_a_loop()
+        future: Future[T] = Future()
+        with self._guard:
+            if self._is_closing:
+                raise _closed()
+            self._waits[future] = None
+            self._loop.call_soon_threadsafe(self._begin, make, future)
+        try:
+            return future.result()
+        finally:
+            # Ctrl-C while it waited: nobody is left to hear the result
+            with self._guard, contextlib.suppress(RuntimeError):
+                if not future.done():
+                    self._loop.call_soon_threadsafe(self._give_up, future)
+
+    def close(self) -> None:
+        """End the agent and wait for its thread; closing again changes nothing.
+
+        Raises:
+            BaseException: what the agent died of, if it did.
+        """
+        refuse_in_a_loop()
+        self._end()
+        self._thread.join()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _end(self) -> None:
+        with self._guard:
+            if not self._is_closing:
+                self._is_closing = True
+                self._loop.call_soon_threadsafe(self._halt)
+
+    # ------------------------------------------------------------ in the thread
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            try:
+                runner.run(self._live())
+            except BaseException as exc:  # noqa: BLE001
+                # told to whoever opens or closes it: nobody reads the traceback of a thread
+                self._failed(exc)
+        with self._guard:
+            self._is_closing = True
+            left = list(self._waits)
+        for future in left:
+            if not future.done():
+                future.set_exception(_closed())
+
+    def _failed(self, exc: BaseException) -> None:
+        if self._agent.done():
+            self._failure = exc
+        else:
+            self._agent.set_exception(exc)
+
+    def _halt(self) -> None:
+        self._stop.set()
+        if not self._agent.done() and self._opener is not None:
+            # nobody waits for the login any more
+            self._opener.cancel()
+
+    async def _live(self) -> None:
+        failure: BaseException | None = None
+        self._opener = asyncio.current_task()
+        async with asyncio.TaskGroup() as self._calls:
+            try:
+                await self._converse()
+            except BaseException as exc:  # noqa: BLE001
+                # raised again below: from here it would come out wrapped in an exception group
+                failure = exc
+            finally:
+                await self._let_calls_end()
+        if failure is not None:
+            raise failure
+
+    async def _converse(self) -> None:
+        async with self._opening() as agent:
+            self._agent.set_result(agent)
+            await self._stop.wait()
+
+    async def _let_calls_end(self) -> None:
+        with self._guard:
+            self._is_closing = True
+        # those that were asked for before begin now, and hear that it is closed
+        await asyncio.sleep(0)
+        tasks = [task for task in self._waits.values() if task is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=GRACE_S)
+            for task in late:
+                task.cancel()
+
+    def _begin(self, make: Call[T], future: Future[T]) -> None:
+        if future in self._waits:
+            self._waits[future] = self._calls.create_task(self._carry(make, future))
+
+    def _give_up(self, future: Future[Any]) -> None:
+        task = self._waits.get(future)
+        if task is not None:
+            task.cancel()
+
+    async def _carry(self, make: Call[T], future: Future[T]) -> None:
+        try:
+            future.set_result(await make())
+        except asyncio.CancelledError:
+            future.set_exception(_closed())
+        except Exception as exc:  # noqa: BLE001
+            # it is raised where the call waits
+            future.set_exception(exc)
+        finally:
+            del self._waits[future]
+
+
+def refuse_in_a_loop() -> None:
+    """A blocking call inside a running loop would stop everything else in it.
+
+    Raises:
+        RuntimeError: there is one in this thread.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    detail = "relay.client.sync blocks, and an event loop runs in this thread"
+    raise RuntimeError(f"{detail}: use relay.client.Agent there")
+
+
+def _closed() -> AgentError:
+    return typed(ErrorCode.WRONG_STATE, "this agent is closed")
