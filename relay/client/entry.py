@@ -74,6 +74,14 @@ class Entry:
         self.waiters.clear()
 
 
+def answered(seq: Seq, eid: Eid, unsaid: str | None) -> Entry:
+    """One that comes again after its answer; ``unsaid`` is a refusal not known to be durable.
+
+    Only that has an eid: when it is durable, this is to be remembered.
+    """
+    return Entry(seq, eid if unsaid is not None else None, Stage.ANSWERED, unsaid)
+
+
 def log_failure(noting: asyncio.Future[None]) -> BaseException | None:
     """See what became of a note that nobody waits for."""
     failure = None if noting.cancelled() else noting.exception()

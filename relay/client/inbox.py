@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from relay.client.entry import ADRIFT, GONE, Entry, Stage, log_failure
+from relay.client.entry import ADRIFT, GONE, Entry, Stage, answered, log_failure
 from relay.client.errors import AgentError, ClosedError, again, typed
 from relay.client.failures import FAILURE_PAUSE_S, MOST_FAILURES, POISON, Failures
 from relay.client.journal import Journal, Known
@@ -68,7 +68,7 @@ class Inbox:
         self._unsaid: list[Entry] = []
         self._say_at = Timestamp(0)
         self._queue: deque[Message] = deque()
-        self._done: OrderedDict[Eid, None] = OrderedDict()
+        self._done: OrderedDict[Eid, str | None] = OrderedDict()
         self._news: deque[AgentError] = deque(maxlen=1)
         self._no_inbox: AgentError | None = None
         self._ended: AgentError | None = None
@@ -307,10 +307,10 @@ class Inbox:
     def _entry_of(self, eid: Eid, seq: Seq, before: Known | None) -> Entry:
         """What is known of an envelope that is delivered (again) at ``seq``."""
         if eid in self._done:
-            return Entry(seq, None, Stage.ANSWERED)
+            return answered(seq, eid, self._done[eid])
         entry = self._by_eid.get(eid)
         if entry is None and before is not None and before.is_done:
-            return Entry(seq, None, Stage.ANSWERED, before.refuse_code)
+            return answered(seq, eid, before.refuse_code)
         if entry is None:
             entry = self._by_eid[eid] = Entry(seq, eid)
         elif entry.here and entry.seq != seq:
@@ -388,10 +388,13 @@ class Inbox:
         """It is over with this entry; ``failure`` is why our answer did not count."""
         self._forget(entry)
         if entry.eid is not None and entry.stage is Stage.ANSWERED:
-            self._remember(entry.eid)
+            # a refusal that was not durable is said again, or its sender would never be told
+            self._remember(entry.eid, entry.refuse_code if failure else None)
+            if self._journal is not None and entry.refuse_code is not None and failure is None:
+                self._journal.told(entry.eid).add_done_callback(log_failure)
         entry.settle(failure)
 
-    def _remember(self, eid: Eid) -> None:
-        self._done[eid] = None
+    def _remember(self, eid: Eid, unsaid: str | None = None) -> None:
+        self._done[eid] = unsaid
         while len(self._done) > REMEMBERED:
             self._done.popitem(last=False)

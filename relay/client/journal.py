@@ -67,7 +67,8 @@ class Known:
 
     Args:
         is_done: the program has answered it.
-        refuse_code: its answer was this refusal; None: an ack.
+        refuse_code: its answer was this refusal, which no relay is known to have heard; None: an
+            ack, or a refusal whose sender is told.
     """
 
     is_done: bool
@@ -152,6 +153,11 @@ class Journal:
     def finish(self, eid: Eid, expires_at: int, refuse_code: str | None) -> asyncio.Future[None]:
         """Note the program's answer; it is never shown again once this is done."""
         work = partial(_run, _FINISH, (eid, expires_at, refuse_code))
+        return asyncio.wrap_future(self._disk.do(work))
+
+    def told(self, eid: Eid) -> asyncio.Future[None]:
+        """Note that a relay has made a refusal durable: should it come again, it is acked."""
+        work = partial(_run, "UPDATE eids SET refuse_code = NULL WHERE eid = ?", (eid,))
         return asyncio.wrap_future(self._disk.do(work))
 
     def fail(self, eid: Eid) -> asyncio.Future[int]:

@@ -15,7 +15,8 @@ from relay.client.inbox import Inbox
 from relay.client.journal import Journal
 from relay.client.opening import Opener
 from relay.core.errors import ErrorCode
-from relay.core.ids import Eid, Timestamp
+from relay.core.frames import Acked
+from relay.core.ids import Eid, Epoch, Seq, Timestamp
 from tests.client.support import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()
@@ -129,6 +130,51 @@ async def test_a_refusal_is_repeated_with_its_code_after_a_crash(kept):
     after = box_of(kept, TWO)
     await after.deliver(deliver((1, wire)))
     assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
+
+
+async def test_a_refusal_that_one_home_has_made_durable_is_acked_at_the_next_one(kept):
+    box = box_of(kept)
+    wire = envelope_of(SENDER, ME.did).wire
+    await box.deliver(deliver((1, wire)))
+    await (await box.next()).refuse("unsupported", wait=False)
+    await noted(kept)
+    assert box.next_ack(NOW).refuse == ((1, "unsupported"),)
+    box.acked(Acked(Epoch("e1"), Seq(0), (), (Seq(1),)))
+    for other in (box, box_of(kept, TWO)):  # in this life, and after a crash
+        await noted(kept)
+        other.lost()
+        other.opened(TWO.did, welcome(epoch="e2", head=1), was_reset=False)
+        await other.deliver(deliver((1, wire), epoch="e2"))
+        frame = other.next_ack(NOW)
+        assert (frame.upto, frame.refuse) == (1, ())
+
+
+async def test_a_refusal_that_is_said_again_is_noted_when_it_is_durable(kept):
+    box = box_of(kept)
+    wire = envelope_of(SENDER, ME.did).wire
+    await box.deliver(deliver((1, wire)))
+    await (await box.next()).refuse("unsupported", wait=False)
+    await noted(kept)
+    after = box_of(kept, TWO)
+    await after.deliver(deliver((1, wire)))
+    assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
+    after.acked(Acked(Epoch("e1"), Seq(0), (), (Seq(1),)))
+    await noted(kept)
+    third = box_of(kept, ONE)
+    await third.deliver(deliver((1, wire)))
+    assert third.next_ack(NOW).refuse == ()
+
+
+async def test_a_refusal_lost_with_its_epoch_is_said_in_the_next_one():
+    box = Inbox(Opener(ME, lambda _: None), lambda: None)
+    box.opened(ONE.did, welcome(head=1), was_reset=False)
+    wire = envelope_of(SENDER, ME.did).wire
+    await box.deliver(deliver((1, wire)))
+    await (await box.next()).refuse("unsupported", wait=False)
+    box.lost()
+    box.opened(ONE.did, welcome(epoch="e2", head=1), was_reset=True)
+    await box.deliver(deliver((1, wire), epoch="e2"))
+    assert box.next_ack(NOW).refuse == ((1, "unsupported"),)
 
 
 async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
