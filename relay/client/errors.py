@@ -1,4 +1,4 @@
-"""What the SDK raises: one class per family of codes, and one for each code a program may act on.
+"""What the SDK raises: one class for each code, in families that say whose fault it is.
 
 Rules of the file: every class is also one of ``relay.core.errors`` and carries ``.code``; the table
 of classes is total over :class:`ErrorCode`.
@@ -137,41 +137,101 @@ class NotAdmittedError(RejectedError):
     """The relay gives this agent no inbox."""
 
 
+class BadEnvelopeError(ProtocolError):
+    """The envelope's form, or a time or hash in it, is wrong."""
+
+
+class BadSignatureError(ProtocolError):
+    """A signature does not hold, or is of another key."""
+
+
+class BadFrameError(ProtocolError):
+    """A frame has the wrong form, or says what cannot be."""
+
+
+class TooManyHopsError(ProtocolError):
+    """An envelope passed too many relays."""
+
+
+class NotYetValidError(ProtocolError):
+    """It is from the future: one of the clocks is wrong."""
+
+
+class UnsupportedError(ProtocolError):
+    """Another version or method; or plain text beyond loopback."""
+
+
+class NotFederatedError(RejectedError):
+    """A login as a relay, at one that links with none."""
+
+
+class NoRelayingError(RejectedError):
+    """The relay forwards only for its own agents."""
+
+
+class OverloadedError(RejectedError):
+    """Too much at once: of the inbox's memory of ids, or of this agent."""
+
+
+class MigratingError(StateError):
+    """The inbox is being moved."""
+
+
+class AuthRequiredError(StateError):
+    """There was no login in time."""
+
+
+class StaleRecordError(StateError):
+    """A record older than the one that is held."""
+
+
+class CorruptError(StateError):
+    """What was stored is damaged: an envelope, or the state file."""
+
+
+class IdentityUnavailableError(UnavailableError):
+    """The keys of a DID cannot be found out now."""
+
+
+class SlowReaderError(UnavailableError):
+    """This agent left its socket full for too long."""
+
+
 CLASS_OF: Final[dict[ErrorCode, type[AgentError]]] = {
-    ErrorCode.BAD_ENVELOPE: ProtocolError,
-    ErrorCode.BAD_SIGNATURE: ProtocolError,
-    ErrorCode.BAD_FRAME: ProtocolError,
+    ErrorCode.BAD_ENVELOPE: BadEnvelopeError,
+    ErrorCode.BAD_SIGNATURE: BadSignatureError,
+    ErrorCode.BAD_FRAME: BadFrameError,
     ErrorCode.REPLAYED: ReplayedError,
     ErrorCode.STALE_ID: StaleIdError,
     ErrorCode.WRONG_STATE: ClosedError,
     ErrorCode.WRONG_RELAY: WrongRelayError,
     ErrorCode.TOO_LARGE: TooLargeError,
-    ErrorCode.TOO_MANY_HOPS: ProtocolError,
+    ErrorCode.TOO_MANY_HOPS: TooManyHopsError,
     ErrorCode.EXPIRED: ExpiredError,
-    ErrorCode.NOT_YET_VALID: ProtocolError,
-    ErrorCode.UNSUPPORTED: ProtocolError,
+    ErrorCode.NOT_YET_VALID: NotYetValidError,
+    ErrorCode.UNSUPPORTED: UnsupportedError,
     ErrorCode.RATE_LIMITED: RateLimitedError,
     ErrorCode.SENDER_QUOTA: SenderQuotaError,
     ErrorCode.INBOX_FULL: InboxFullError,
     ErrorCode.BLOCKED: BlockedError,
     ErrorCode.NOT_ADMITTED: NotAdmittedError,
-    ErrorCode.NOT_FEDERATED: RejectedError,
-    ErrorCode.NO_RELAYING: RejectedError,
-    ErrorCode.OVERLOADED: RejectedError,
+    ErrorCode.NOT_FEDERATED: NotFederatedError,
+    ErrorCode.NO_RELAYING: NoRelayingError,
+    ErrorCode.OVERLOADED: OverloadedError,
     ErrorCode.UNKNOWN_INBOX: UnknownInboxError,
     ErrorCode.INBOX_RESET: InboxResetError,
     ErrorCode.MOVED: MovedError,
     ErrorCode.SUPERSEDED: SupersededError,
-    ErrorCode.MIGRATING: StateError,
-    ErrorCode.AUTH_REQUIRED: StateError,
-    ErrorCode.STALE_RECORD: StateError,
-    ErrorCode.CORRUPT: StateError,
+    ErrorCode.MIGRATING: MigratingError,
+    ErrorCode.AUTH_REQUIRED: AuthRequiredError,
+    ErrorCode.STALE_RECORD: StaleRecordError,
+    ErrorCode.CORRUPT: CorruptError,
     ErrorCode.STORAGE_UNAVAILABLE: StorageUnavailableError,
     ErrorCode.STORAGE_FULL: StorageFullError,
     ErrorCode.PEER_UNREACHABLE: UnreachableError,
-    ErrorCode.IDENTITY_UNAVAILABLE: UnavailableError,
+    ErrorCode.IDENTITY_UNAVAILABLE: IdentityUnavailableError,
     ErrorCode.DRAINING: DrainingError,
-    ErrorCode.SLOW_READER: UnavailableError,
+    ErrorCode.SLOW_READER: SlowReaderError,
     ErrorCode.INTERNAL: InternalError,
 }
 """The class of each code."""

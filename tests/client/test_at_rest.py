@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from relay import client
 from relay.client import KeyFileError, StateError, errors, keystore, origin, state
 from relay.client.errors import AgentError, ProtocolError
 from relay.core.errors import ERROR_CLASS, ErrorCode
@@ -157,6 +158,11 @@ def test_every_code_has_a_class_of_its_own_family():
         assert issubclass(kind, ERROR_CLASS[code])
         assert issubclass(kind, AgentError)
         assert errors.typed(code).code is code
+
+
+def test_every_code_has_a_class_that_no_other_code_has_and_programs_can_import():
+    assert len(set(errors.CLASS_OF.values())) == len(ErrorCode)
+    assert all(getattr(client, kind.__name__) is kind for kind in errors.CLASS_OF.values())
 
 
 def test_close_codes_mean_what_the_relay_means():

@@ -20,8 +20,10 @@ from relay.client import (
     StorageFullError,
     SupersededError,
     UnreachableError,
+    UnsupportedError,
     WrongRelayError,
 )
+from relay.client.errors import CLASS_OF
 from relay.core import codec, records
 from relay.core import envelope as envelopes
 from relay.core.errors import ErrorCode
@@ -651,3 +653,28 @@ async def test_a_record_that_its_agent_did_not_sign_is_unreadable():
     async with lying_relay(script) as relay, open_at(relay, me_key) as me:
         found = await me.resolve(victim.did)
         assert (found.state, found.record) == ("unreadable", None)
+
+
+async def test_every_code_that_a_relay_says_is_raised_as_its_own_class():
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        for code in ErrorCode:
+            while not isinstance(frame := await talk.hear(), Status):
+                pass
+            await talk.say(Error(code, "because", retry_after=7, ref=frame.ref))
+        await talk.until_closed()
+
+    async with lying_relay(script) as relay, open_at(relay) as me:
+        for code in ErrorCode:
+            with pytest.raises(CLASS_OF[code]) as caught:
+                await me.status(me.did, "01a2075f-685f-7a93-b7ef-4e61fc67d08d")
+            assert type(caught.value) is CLASS_OF[code]
+            assert (caught.value.code, caught.value.retry_after) == (code, 7)
+        assert relay.talks == 1
+
+
+@pytest.mark.parametrize("url", ["http://10.0.0.1:8080", "ws://relay.example"])
+async def test_an_agent_dials_nobody_in_plain_text_beyond_loopback(url):
+    with pytest.raises(UnsupportedError, match="TLS"):
+        async with Agent.open(new_key(), url):
+            pass
