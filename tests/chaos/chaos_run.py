@@ -1,4 +1,4 @@
-"""One run: agents converse, node and store are killed, and at the end every inbox is looked at.
+"""One run: agents converse, node, store and agents are killed, then every inbox is looked at.
 
 Rules of the file: moments are counted in progress (receipts and ends), never in seconds, and drawn
 from the seed; what the seed cannot fix (the phase of a commit at which a kill falls) is left to
@@ -6,7 +6,7 @@ chance on purpose. Every wait has an end.
 
 ::
 
-    register all inboxes ──▶ agents ‖ killer ‖ absences ──all settled, or nothing moves──▶
+    register all inboxes ──▶ agents ‖ killers ‖ absences ──all settled, or nothing moves──▶
     end agents ──▶ drain and question every inbox ──▶ log in once more: is it empty? ──▶ judge
 """
 
@@ -17,72 +17,23 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from random import Random
 
-from relay.core.errors import RelayError
-from relay.core.frames import Acked, Deliver, Gap, Status, Statuses, StatusItem
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from tests.chaos.agents import NO_LETTERS, Agent
-from tests.chaos.checker import Verdict, judge
-from tests.chaos.habits import CALM, POISON, UNRULY, Habits, Letter
-from tests.chaos.incoming import Incoming
+from tests.chaos.audit import audit
+from tests.chaos.checker import Verdict, ends_of, judge
+from tests.chaos.habits import POISON, Habits, Letter
 from tests.chaos.ledger import Ledger
-from tests.chaos.relay_process import SERVE, RelayProcess
+from tests.chaos.mortal import Orders
+from tests.chaos.mortals import MortalAgent, Mortals
+from tests.chaos.plan import Plan
+from tests.chaos.relay_process import RelayProcess
 from tests.chaos.sdk_agents import SdkAgent
-from tests.support.nodes import Speaker, new_key, speaker
-
-WINDOWS = (1, 16, 64, 128, 256)
-"""One sender each: from one envelope at a time to many submits in flight."""
-QUESTIONS = 256
-LAST_MOMENT = 0.95
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run does.
-
-    Args:
-        seed: of everything that is drawn.
-        framed: envelopes of agents that speak frames by hand.
-        through_sdk: envelopes of agents over the SDK.
-        recipients: agents that speak frames and only receive.
-        sdk_agents: agents over the SDK; they send and receive.
-        node_kills: kill -9 of the node.
-        store_kills: kill -9 of the store.
-        false_starts: node kills after which the node is killed again while it starts.
-        absences: recipients that are offline for a part of the run.
-        poison: share of envelopes that their recipient refuses.
-        windows: of the agents that speak frames and send, one each.
-        habits: of the agents that speak frames.
-        moments: between which shares of the run's progress the kills fall.
-        arguments: what is started; a mutant, perhaps.
-        deadline_s: the longest that the agents may go on.
-        stall_s: nothing happened for so long: it is over, whatever is missing.
-    """
-
-    seed: int
-    framed: int = 18_000
-    through_sdk: int = 2_000
-    recipients: int = 5
-    sdk_agents: int = 2
-    node_kills: int = 5
-    store_kills: int = 3
-    false_starts: int = 1
-    absences: int = 2
-    poison: float = 0.01
-    windows: Sequence[int] = WINDOWS
-    habits: Habits = UNRULY
-    moments: tuple[float, float] = (0.0, LAST_MOMENT)
-    arguments: Sequence[str] = SERVE
-    deadline_s: float = 85.0
-    stall_s: float = 15.0
-
-    @property
-    def envelopes(self) -> int:
-        """All of them."""
-        return self.framed + self.through_sdk
+from tests.support.nodes import new_key, speaker
 
 
 @dataclass(slots=True)
@@ -100,6 +51,7 @@ class Run:
     relay: RelayProcess = field(init=False)
     agents: list[Agent] = field(default_factory=list)
     sdk_agents: list[SdkAgent] = field(default_factory=list)
+    mortals: Mortals = field(init=False)
     store_kills: int = 0
     took_s: float = 0.0
     _rng: Random = field(init=False)
@@ -107,6 +59,7 @@ class Run:
     def __post_init__(self) -> None:
         self._rng = Random(self.plan.seed)  # noqa: S311  whims, no keys
         self.relay = RelayProcess(self.directory, self.plan.arguments)
+        self.mortals = Mortals([], self.ledger)
 
     async def __call__(self) -> Verdict:
         """Carry it out; processes are ended whatever happens."""
@@ -119,10 +72,17 @@ class Run:
             began = time.monotonic()
             await self._converse()
             self.took_s = time.monotonic() - began
-            await self._audit()
+            await audit(
+                self.relay.url,
+                self.ledger,
+                [agent.key for agent in (*self.agents, *self.sdk_agents)],
+                {agent.key.did: agent.incoming for agent in self.agents},
+                [agent.key for agent in self.mortals.agents],
+            )
             await self.relay.stop()
         finally:
             self.relay.kill()
+            await self.mortals.end_now()
         return judge(self.ledger)
 
     # ------------------------------------------------------------ agents
@@ -130,7 +90,9 @@ class Run:
     def _engage(self) -> None:
         plan, keys = self.plan, [new_key() for _ in range(self.plan.recipients)]
         sdk_keys = [new_key() for _ in range(plan.sdk_agents)]
-        inboxes = [key.did for key in keys for _ in range(3)] + [key.did for key in sdk_keys]
+        mortal_keys = [new_key() for _ in range(plan.mortals)]
+        inboxes = [key.did for key in keys for _ in range(3)]
+        inboxes += [key.did for key in (*sdk_keys, *mortal_keys, *mortal_keys)]
         framed, through_sdk = (
             self._letters(count, inboxes) for count in (plan.framed, plan.through_sdk)
         )
@@ -140,9 +102,26 @@ class Run:
         self.sdk_agents = [
             SdkAgent(key, self.relay, self.ledger, self._fork(), through_sdk) for key in sdk_keys
         ]
+        mortals = [self._mortal(i, key, inboxes) for i, key in enumerate(mortal_keys)]
+        self.mortals = Mortals(mortals, self.ledger)
 
     def _agent(self, key: SigningKey, letters: Iterator[Letter], habits: Habits) -> Agent:
         return Agent(key, self.relay, self.ledger, self._fork(), letters=letters, habits=habits)
+
+    def _mortal(self, number: int, key: SigningKey, inboxes: Sequence[Did]) -> MortalAgent:
+        plan = self.plan
+        share, left = divmod(plan.through_mortals, plan.mortals)
+        orders = Orders(
+            url=self.relay.url,
+            name=f"mortal-{number}",
+            whims=self._rng.random(),
+            inboxes=tuple(inboxes),
+            letters=share + (number < left),
+            poison=plan.poison,
+            mutant=plan.mortal_mutant,
+        )
+        where = self.directory / orders.name
+        return MortalAgent(key, orders, where, self.ledger, remembers=plan.mortals_remember)
 
     def _fork(self) -> Random:
         return Random(self._rng.random())  # noqa: S311  as above
@@ -154,7 +133,7 @@ class Run:
             yield Letter(rng.choice(inboxes), b"%b %d %b" % (kind, number, rng.randbytes(32)))
 
     def _keys(self) -> list[SigningKey]:
-        return [agent.key for agent in (*self.agents, *self.sdk_agents)]
+        return [agent.key for agent in (*self.agents, *self.sdk_agents, *self.mortals.agents)]
 
     # ------------------------------------------------------------ what happens to them
 
@@ -167,14 +146,20 @@ class Run:
                 for agent in self._rng.sample(self.agents[: self.plan.recipients],
                                               self.plan.absences)
             ]  # fmt: skip
-            killer = tasks.create_task(self._kill())
+            running.append(tasks.create_task(self.mortals.watch()))
+            await self.mortals.start()
+            killers = [tasks.create_task(self._kill()), tasks.create_task(self._kill_agents())]
             try:
-                await self._until_settled(killer)
+                await self._until_settled(killers)
+                for killer in killers:
+                    killer.cancel()
+                await asyncio.wait(killers)
+                await self.mortals.end()
             finally:
-                for task in (*running, *absences, killer):
+                for task in (*running, *absences, *killers):
                     task.cancel()
 
-    async def _until_settled(self, killer: asyncio.Task[None]) -> None:
+    async def _until_settled(self, killers: Sequence[asyncio.Task[None]]) -> None:
         """Until all is over; or nothing has happened for a while, which the verdict will tell."""
         deadline = time.monotonic() + self.plan.deadline_s
         before = -1
@@ -182,12 +167,12 @@ class Run:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.plan.stall_s):
                     await self.ledger.until(lambda: self.ledger.is_over(self.plan.envelopes))
-                    await asyncio.wait([killer])
+                    await asyncio.wait(killers)
                     return
             if before == self.ledger.entries:
                 return
             # a relay that is being started again is no sign that nothing moves any more
-            before = self.ledger.entries if killer.done() else -1
+            before = self.ledger.entries if all(killer.done() for killer in killers) else -1
 
     async def _be_absent(self, agent: Agent) -> None:
         first = self._rng.uniform(0.05, 0.4)
@@ -223,66 +208,39 @@ class Run:
                 self.relay.kill()
             await self.relay.start()
 
+    async def _kill_agents(self) -> None:
+        for number, moment in enumerate(self._moments(self.plan.agent_kills)):
+            victim = self._rng.choice(self.mortals.agents)
+            await self.ledger.until(lambda moment=moment: self.ledger.progress >= moment)
+            await self.ledger.until(
+                partial(getattr, victim, "is_busy" if number % 2 else "is_handling")
+            )
+            await asyncio.sleep(self._rng.uniform(0, 0.03))
+            await victim.kill()
+            await victim.start()
+            if number % 3 == 1:
+                await asyncio.sleep(self._rng.uniform(0, 1.5))
+                await victim.kill()
+                await victim.start()
+
     def _moments(self, count: int) -> list[float]:
         """One in each of ``count`` equal parts of the run."""
         first, last = (share * 2 * self.plan.envelopes for share in self.plan.moments)
         part = (last - first) / max(count, 1)
         return [first + (index + self._rng.random()) * part for index in range(count)]
 
-    # ------------------------------------------------------------ the end
-
-    async def _audit(self) -> None:
-        known = {agent.key.did: agent.incoming for agent in self.agents}
-        for key in self._keys():
-            incoming = known.get(key.did) or Incoming(key.did, self.ledger, self._rng, CALM)
-            incoming.habits = CALM
-            try:
-                async with speaker(self.relay.url, key) as who:
-                    await self._drain(who, incoming)
-                    await self._question(who)
-                async with speaker(self.relay.url, key) as who:
-                    self.ledger.stand(key.did, who.ready.welcome)
-            except (RelayError, TimeoutError) as exc:
-                self.ledger.surprise(f"the last look at the inbox of {key.did}: {exc!r}")
-
-    async def _drain(self, who: Speaker, incoming: Incoming) -> None:
-        """Take whatever there still is."""
-        incoming.opened(who.ready.welcome)
-        while incoming.confirmed < who.ready.welcome.head:
-            now = time.monotonic()
-            ack = incoming.next_ack(now)
-            if ack is not None:
-                await who.say(ack)
-            match await who.hear(Deliver, Gap, Acked):
-                case Deliver() as frame:
-                    incoming.deliver(frame, who.ready.relay, now)
-                case Gap() as frame:
-                    incoming.gap(frame)
-                case Acked() as frame:
-                    incoming.acked(frame)
-
-    async def _question(self, who: Speaker) -> None:
-        """Ask what became of all that this agent sent."""
-        mine = [sent.envelope for sent in self.ledger.sent.values() if sent.sender == who.key.did]
-        for start in range(0, len(mine), QUESTIONS):
-            asked = mine[start : start + QUESTIONS]
-            items = tuple(StatusItem(envelope.to, envelope.id) for envelope in asked)
-            await who.say(Status("what became of these", items))
-            answer = await who.hear(Statuses)
-            for envelope, item in zip(asked, answer.items, strict=True):
-                self.ledger.states[envelope.eid] = item.state
-
     # ------------------------------------------------------------ what was measured
 
     def summary(self) -> str:
         """One line of numbers."""
         ledger = self.ledger
-        acked = sum(item.how == "acked" and item.eid in ledger.sent for item in ledger.ended)
-        refused = sum(item.how == "refused" for item in ledger.ended)
+        ends = [how for (_, eid), how in ends_of(ledger).items() if eid in ledger.sent]
+        acked, refused = ends.count("acked"), ends.count("refused")
         marked = sum(item.redelivered for item in ledger.handed)
         waits = sorted(sent.waited_s for sent in ledger.sent.values())
+        nothing = len(ledger.sent) - ledger.counted
         return (
-            f"seed {self.plan.seed}: {len(ledger.sent)} sent, {ledger.receipted} receipted "
+            f"seed {self.plan.seed}: {len(ledger.sent)} meant, {nothing} not sent after all, {ledger.receipted} receipted "
             f"- {acked} acked - {refused} refused = {ledger.receipted - acked - refused}; "
             f"{len({item.eid for item in ledger.bounces})} bounced; "
             f"killed: {len(self.relay.killed_at)} x node, {self.store_kills} x store; "
@@ -294,8 +252,26 @@ class Run:
             f"receipt p50 {waits[len(waits) // 2] * 1000:.0f} ms, worst {waits[-1]:.1f} s; "
             f"{sum(agent.drops for agent in self.agents)} drops, "
             f"{sum(agent.takeovers for agent in self.agents)} takeovers, "
-            f"{sum(agent.lives for agent in self.sdk_agents)} SDK lives; {self.took_s:.1f} s"
+            f"{sum(agent.lives for agent in self.sdk_agents)} SDK lives; {self.mortal_summary}; "
+            f"{self.took_s:.1f} s"
         )
+
+    @property
+    def mortal_summary(self) -> str:
+        """The same of the agents that were killed."""
+        agents, ledger = self.mortals.agents, self.ledger
+        meant = [sent for sent in ledger.sent.values() if sent.is_mortal]
+        return (
+            f"{self.agent_kills} x SDK agent: {sum(agent.cut_handlers for agent in agents)} "
+            f"handlers cut off, {sum(agent.kept for agent in agents)} found in outboxes; of "
+            f"{len(meant)} meant {sum(sent.receipted is None for sent in meant)} without a noted "
+            f"receipt, {len(ledger.denied)} of them withdrawn, {len(ledger.void)} never promised"
+        )
+
+    @property
+    def agent_kills(self) -> int:
+        """How often an SDK agent was killed."""
+        return sum(agent.kills for agent in self.mortals.agents)
 
     @property
     def resumed_p99(self) -> float:

@@ -22,11 +22,13 @@ class Verdict:
     """Broken promises, by kind.
 
     Args:
-        lost: receipted, but never handed to its recipient nor bounced (S1).
+        lost: receipted, or taken by the SDK for good, but never handed to its recipient nor
+            bounced (S1, S2).
         wrong: handed to another agent.
-        phantom: handed over, but never sent like this.
+        phantom: handed over, but never sent like this, or after a definite no (S3).
         unmarked: handed over again without ``redelivered`` (R1).
         acked_again: handed over again after its end was confirmed (R3).
+        forgotten: an agent was killed before it answered, and it never came again (R1).
         reordered: overtook one that was receipted before it was submitted (R4).
         untrue_receipts: a receipt that does not say what is so (S1, S3).
         untrue_bounces: a refusal without exactly one bounce, or a bounce without a refusal (R6).
@@ -40,6 +42,7 @@ class Verdict:
     phantom: Sentences
     unmarked: Sentences
     acked_again: Sentences
+    forgotten: Sentences
     reordered: Sentences
     untrue_receipts: Sentences
     untrue_bounces: Sentences
@@ -69,6 +72,7 @@ def judge(ledger: Ledger) -> Verdict:
         phantom=tuple(_phantom(ledger)),
         unmarked=tuple(_unmarked(ledger)),
         acked_again=tuple(_acked_again(ledger)),
+        forgotten=tuple(_forgotten(ledger)),
         reordered=tuple(_reordered(ledger)),
         untrue_receipts=(*_untrue_receipts(ledger), *_moved_places(ledger), *_resets(ledger)),
         untrue_bounces=(*_untrue_bounces(ledger), *_missing_bounces(ledger)),
@@ -79,11 +83,15 @@ def judge(ledger: Ledger) -> Verdict:
 
 
 def _lost(ledger: Ledger) -> Iterator[str]:
-    arrived = {item.eid for item in ledger.handed if _is_for(ledger, item)}
+    arrived = _arrived(ledger)
     bounced = {item.eid for item in ledger.bounces}
     for eid, sent in ledger.sent.items():
-        if sent.receipted is not None and eid not in arrived and eid not in bounced:
+        if eid in arrived or eid in bounced:
+            continue
+        if sent.receipted is not None:
             yield f"{eid} to {sent.envelope.to}, receipted at {sent.receipted}"
+        elif eid in ledger.promised:
+            yield f"{eid} to {sent.envelope.to}, {ledger.promised[eid]}"
 
 
 def _is_for(ledger: Ledger, item: Handed) -> bool:
@@ -111,6 +119,8 @@ def _phantom(ledger: Ledger) -> Iterator[str]:
                 yield f"{item.eid} was handed to {item.agent} and nobody sent it"
         elif not _is_what_was_sent(sent, item):
             yield f"{item.eid} was handed to {item.agent} with other bytes"
+        elif item.eid in ledger.denied:
+            yield f"{item.eid} was handed to {item.agent}, though its sender was told: not stored"
 
 
 def _is_what_was_sent(sent: Sent, item: Handed) -> bool:
@@ -135,6 +145,18 @@ def _acked_again(ledger: Ledger) -> Iterator[str]:
         end = ends.get((item.agent, item.eid))
         if end is not None and _when(end) < _when(item):
             yield f"{item.eid} at {item.tick}, {end.how} by {item.agent} at {end.tick}"
+
+
+def _forgotten(ledger: Ledger) -> Iterator[str]:
+    shown: dict[Did, dict[Eid, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for item in ledger.handed:
+        shown[item.agent][item.eid].append(item.tick)
+    answered = {(item.agent, item.eid): item.tick for item in reversed(ledger.answers)}
+    for death in ledger.deaths:
+        for eid, ticks in shown[death.agent].items():
+            was_in_hand = ticks[0] <= death.tick < answered.get((death.agent, eid), death.tick + 1)
+            if was_in_hand and ticks[-1] <= death.tick:
+                yield f"{eid} was in the hands of {death.agent}, killed at {death.tick}"
 
 
 def _when(item: Handed | Ended) -> tuple[int, int]:
@@ -207,16 +229,28 @@ def _untrue_bounces(ledger: Ledger) -> Iterator[str]:
 
 def _missing_bounces(ledger: Ledger) -> Iterator[str]:
     bounced = {item.eid for item in ledger.bounces}
-    for item in ledger.ended:
-        if item.how == "refused" and item.eid not in bounced:
-            yield f"{item.eid} was refused by {item.agent}, and its sender was never told"
+    for (agent, eid), how in ends_of(ledger).items():
+        if how == "refused" and eid not in bounced:
+            yield f"{eid} was refused by {agent}, and its sender was never told"
+
+
+def ends_of(ledger: Ledger) -> dict[tuple[Did, Eid], str]:
+    """What was confirmed; and what a killed agent had answered, where the relay says the same."""
+    answered = {(item.agent, item.eid): item.how for item in ledger.answers}
+    ends = {key: how for key, how in answered.items() if ledger.states.get(key[1]) == how}
+    return ends | {(item.agent, item.eid): item.how for item in ledger.ended}
+
+
+def _arrived(ledger: Ledger) -> set[Eid]:
+    return {item.eid for item in ledger.handed if _is_for(ledger, item)}
 
 
 def _unsettled(ledger: Ledger) -> Iterator[str]:
-    ended = {item.eid for item in ledger.ended}
+    ended, arrived = {eid for _, eid in ends_of(ledger)}, _arrived(ledger)
     for eid, sent in ledger.sent.items():
-        if sent.receipted is None:
-            yield f"{eid} of {sent.sender} has no receipt"
+        if sent.receipted is None and not (sent.is_mortal and eid in arrived):
+            if eid not in ledger.void and eid not in ledger.denied:
+                yield f"{eid} of {sent.sender} has no receipt"
         elif eid not in ended:
             yield f"{eid} to {sent.envelope.to} has no end"
 
@@ -238,7 +272,12 @@ def _other_states(ledger: Ledger) -> Iterator[str]:
 
 
 def _miscounted(ledger: Ledger) -> Iterator[str]:
-    taken = Counter(sent.envelope.to for sent in ledger.sent.values() if sent.receipted is not None)
+    arrived = _arrived(ledger)
+    taken = Counter(
+        sent.envelope.to
+        for eid, sent in ledger.sent.items()
+        if sent.receipted is not None or (sent.is_mortal and eid in arrived)
+    )
     bounces = {(item.agent, item.within) for item in ledger.bounces}
     taken.update(agent for agent, _ in bounces)
     for item in ledger.standings:

@@ -91,7 +91,7 @@ class Incoming:
 
     def _enter(self, item: DeliverItem, relay: Did, session: int) -> tuple[Eid, bool]:
         wire, eid = _wire_of(item.envelope)
-        sent = self.ledger.sent.get(eid)
+        sent = self.ledger.find(eid)
         is_poison = sent is not None and sent.poison
         if sent is None or sent.envelope.wire != wire:
             # not what an agent of this run has signed: of the relay, or a lie

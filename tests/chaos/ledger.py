@@ -1,7 +1,15 @@
 """What happened in a run, in the order in which the agents saw it; ``checker.py`` judges it.
 
 Rules of the file: it only writes down, and asks no relay. Each entry gets the next tick of one
-counter, so that "before" and "after" mean the same to all agents, which live in one event loop.
+counter, so that "before" and "after" mean the same to all agents of one event loop. What an agent
+in another process noted is entered later, but in the order of its notes: only ticks of one agent
+are ever compared.
+
+::
+
+    submit ──▶ open ──accepted and ended──▶ over
+                │ ▲
+          void, deny, unless it is handed over all the same
 """
 
 from __future__ import annotations
@@ -28,6 +36,8 @@ class Sent:
         submitted: tick just before the first submit; ``submitted_at`` in seconds.
         receipted: tick of the first receipt; ``waited_s``: how long its sender waited for it.
         maybe_stored: an earlier submit of it had no definite answer.
+        is_mortal: its sender may be killed before it can note an answer: its arrival stands for
+            the receipt, too.
     """
 
     sender: Did
@@ -39,6 +49,7 @@ class Sent:
     receipted: int | None = None
     waited_s: float = 0.0
     maybe_stored: bool = False
+    is_mortal: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,14 @@ class Ended:
 
 
 @dataclass(frozen=True, slots=True)
+class Death:
+    """An agent was killed, and this was the tick of the last note that it had written."""
+
+    tick: int
+    agent: Did
+
+
+@dataclass(frozen=True, slots=True)
 class Bounced:
     """The relay's signed word, in the inbox of ``agent``, on the end of an envelope.
 
@@ -120,10 +139,19 @@ class Ledger:
     standings: list[Standing] = field(default_factory=list)
     states: dict[Eid, str] = field(default_factory=dict)
     epochs: dict[Did, set[Epoch]] = field(default_factory=dict)
-    receipted: int = 0
-    settled: int = 0
+    answers: list[Ended] = field(default_factory=list)
+    deaths: list[Death] = field(default_factory=list)
+    promised: dict[Eid, str] = field(default_factory=dict)
+    denied: set[Eid] = field(default_factory=set)
+    void: set[Eid] = field(default_factory=set)
+    catch_up: Callable[[], None] = field(default=lambda: None)
     _tick: int = 0
     _over: set[tuple[Did, Eid]] = field(default_factory=set)
+    _arrived: set[Eid] = field(default_factory=set)
+    _accepted: set[Eid] = field(default_factory=set)
+    _settled: set[Eid] = field(default_factory=set)
+    _nothing: set[Eid] = field(default_factory=set)
+    _unconfirmed: dict[tuple[Did, Eid], str] = field(default_factory=dict)
     _told: set[Eid] = field(default_factory=set)
     _untold: set[Eid] = field(default_factory=set)
     _marks: list[tuple[Callable[[], bool], asyncio.Event]] = field(default_factory=list)
@@ -132,12 +160,34 @@ class Ledger:
         self._tick += 1
         return self._tick
 
+    def find(self, eid: Eid) -> Sent | None:
+        """What its sender knows of it; what was noted elsewhere is fetched first."""
+        if eid not in self.sent:
+            self.catch_up()
+        return self.sent.get(eid)
+
     # ------------------------------------------------------------ entries
 
-    def submit(self, sender: Did, envelope: SignedEnvelope, body: bytes, *, poison: bool) -> Sent:
+    def submit(
+        self,
+        sender: Did,
+        envelope: SignedEnvelope,
+        body: bytes,
+        *,
+        poison: bool,
+        is_mortal: bool = False,
+    ) -> Sent:
         """An envelope is about to be submitted for the first time."""
         entry = Sent(sender, envelope, body, poison, self._next(), time.monotonic())
-        self.sent[envelope.eid] = entry
+        # the SDK of an agent in another process resends unseen
+        entry.is_mortal = entry.maybe_stored = is_mortal
+        eid = envelope.eid
+        self.sent[eid] = entry
+        # its recipient's notes may have been read before its sender's
+        if is_mortal and eid in self._arrived:
+            self._accept(eid)
+        if (envelope.to, eid) in self._over:
+            self._settled.add(eid)
         return entry
 
     def receipt(
@@ -157,8 +207,31 @@ class Ledger:
             self.see_epoch(to, place[0])
         if entry is not None and entry.receipted is None:
             entry.receipted, entry.waited_s = tick, time.monotonic() - entry.submitted_at
-            self.receipted += 1
+            self._accept(eid)
         self._progressed()
+
+    def promise(self, eid: Eid, why: str) -> None:
+        """No receipt was seen, but it must arrive all the same."""
+        self.promised.setdefault(eid, why)
+
+    def deny(self, eid: Eid) -> None:
+        """Its sender was told that it is not stored and never will be."""
+        self.denied.add(eid)
+        self._came_to_nothing(eid)
+
+    def annul(self, eid: Eid) -> None:
+        """Its sender was killed before anybody promised anything; it should not arrive."""
+        self.void.add(eid)
+        self._came_to_nothing(eid)
+
+    def _came_to_nothing(self, eid: Eid) -> None:
+        if eid not in self._accepted:
+            self._nothing.add(eid)
+        self._progressed()
+
+    def _accept(self, eid: Eid) -> None:
+        self._accepted.add(eid)
+        self._nothing.discard(eid)
 
     def hand_over(
         self,
@@ -172,18 +245,40 @@ class Ledger:
     ) -> None:
         """An envelope reached an agent and its signature held."""
         self.handed.append(Handed(session, self._next(), agent, eid, redelivered, wire, body))
+        self._arrived.add(eid)
+        sent = self.sent.get(eid)
+        if sent is not None and sent.is_mortal:
+            self._accept(eid)
         self._progressed()
+
+    def answering(self, agent: Did, eid: Eid, how: str) -> None:
+        """An agent that may be killed is about to ack or refuse."""
+        self.answers.append(Ended(0, self._next(), agent, eid, how))
+        if (agent, eid) not in self._over:
+            self._unconfirmed[agent, eid] = how
 
     def end(self, agent: Did, eid: Eid, how: str, *, session: int = 0) -> None:
         """The relay confirmed an ack or a refusal; only the first confirmation counts."""
         if (agent, eid) in self._over:
             return
         self._over.add((agent, eid))
+        self._unconfirmed.pop((agent, eid), None)
         self.ended.append(Ended(session, self._next(), agent, eid, how))
-        self.settled += eid in self.sent
+        self._answered(eid, how)
+        self._progressed()
+
+    def die(self, agent: Did) -> None:
+        """An agent was killed; what it had answered and not seen confirmed may come again."""
+        self.deaths.append(Death(self._tick, agent))
+        for who, eid in [key for key in self._unconfirmed if key[0] == agent]:
+            self._answered(eid, self._unconfirmed.pop((who, eid)))
+        self._progressed()
+
+    def _answered(self, eid: Eid, how: str) -> None:
+        if self.find(eid) is not None:
+            self._settled.add(eid)
         if how == "refused" and eid not in self._told:
             self._untold.add(eid)
-        self._progressed()
 
     def bounce(self, agent: Did, within: Eid, eid: Eid, reason: str) -> None:
         """A bounce arrived and its signature held."""
@@ -215,13 +310,24 @@ class Ledger:
         return self._tick
 
     @property
+    def receipted(self) -> int:
+        """How many are known to be accepted: by a receipt or, of a killed sender, by arrival."""
+        return len(self._accepted)
+
+    @property
     def progress(self) -> int:
         """Grows by 2 for each envelope: once for its first receipt, once for its end."""
-        return self.receipted + self.settled
+        return len(self._accepted) + len(self._settled)
+
+    @property
+    def counted(self) -> int:
+        """All that was to be sent, except what came to nothing."""
+        return len(self.sent) - len(self._nothing)
 
     def is_over(self, envelopes: int) -> bool:
-        """Whether all have a receipt and an end, all that was refused has bounced."""
-        return self.progress == 2 * envelopes and not self._untold
+        """Whether so many have a receipt and an end, no others are open, all refusals are told."""
+        counted = self.counted
+        return counted >= envelopes and self.progress == 2 * counted and not self._untold
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until ``condition`` is true; it is asked after each entry that is progress."""

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.chaos_run import Plan, Run
+from tests.chaos.chaos_run import Run
 from tests.chaos.checker import Verdict
 from tests.chaos.habits import CALM
 from tests.chaos.mutants import LATE_RECEIPTS
+from tests.chaos.plan import Plan
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,6 +26,7 @@ async def verdict_on(mutant: str, directory: Path, **values: object) -> Verdict:
         int.from_bytes(os.urandom(4)),
         **{
             "framed": 600, "through_sdk": 0, "recipients": 2, "sdk_agents": 0,
+            "through_mortals": 0, "mortals": 0, "agent_kills": 0,
             "node_kills": 1, "store_kills": 0, "false_starts": 0, "absences": 0,
             "poison": 0, "windows": (16, 16), "habits": CALM, "stall_s": 1.2,
             "arguments": ("-m", "tests.chaos.mutants", mutant), **values,
