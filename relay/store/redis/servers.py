@@ -17,7 +17,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any, Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -46,6 +46,7 @@ class Servers:
         self._is_cluster = cluster
         self._timeout_s = timeout_s
         self._given: dict[str, Any] = dict(parse_url(url))
+        self._room: dict[Redis, asyncio.Semaphore] = {}
         self._seed = self._connect(self._given)
         self._clients: dict[str, Redis] = {} if cluster else {"": self._seed}
         self._owners: list[str | None] = [None if cluster else ""] * _SLOTS
@@ -53,13 +54,14 @@ class Servers:
         self._refreshed_at = -REFRESH_EVERY_S
         self._turn = 0
 
-    def _connect(self, options: dict[str, Any]) -> Redis:
-        pool = BlockingConnectionPool(
+    def _connect(self, options: dict[str, Any], silence_s: float | None = None) -> Redis:
+        # No timeouts within: every call has a deadline of its own (client.py), and redis-py makes a
+        # task for each write it watches. Its pool that waits costs as much again.
+        pool = ConnectionPool(
             max_connections=MAX_CONNECTIONS,
-            timeout=self._timeout_s,
             protocol=3,
             legacy_responses=False,
-            socket_timeout=self._timeout_s,
+            socket_timeout=silence_s,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 0),
             # notices of one vendor's managed service; each would cost a command per connection
@@ -102,7 +104,7 @@ class Servers:
 
     def listener(self, name: str) -> Redis:
         """A pool of its own to one primary, for a subscription."""
-        return self._connect(self._given | self._address(name))
+        return self._connect(self._given | self._address(name), self._timeout_s)
 
     def _address(self, name: str) -> dict[str, Any]:
         if not self._is_cluster:
@@ -140,10 +142,13 @@ class Servers:
         if problem is not None and not self._clients:
             raise problem
 
-    @staticmethod
-    async def ask(redis: Redis, *words: Any) -> Any:
-        """Run one command on one server."""
-        return await redis.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py
+    async def ask(self, redis: Redis, *words: Any) -> Any:
+        """Run one command on one server; the caller has a deadline."""
+        room = self._room.get(redis)
+        if room is None:
+            room = self._room[redis] = asyncio.Semaphore(MAX_CONNECTIONS)
+        async with room:
+            return await redis.execute_command(*words)  # type: ignore[no-untyped-call]  # redis-py
 
     def _learn(self, asked: Redis, reply: Any) -> None:
         owners: list[str | None] = [None] * _SLOTS
