@@ -28,6 +28,8 @@ LIMITS: Final = {
     "RELAY_SENDER_BYTES": str(4 * 1024**3),
     "RELAY_INBOX_COUNT": "1000000",
     "RELAY_INBOX_BYTES": str(4 * 1024**3),
+    "RELAY_STRANGER_COUNT": "1000000",
+    "RELAY_STRANGER_BYTES": "4294967296",
     "RELAY_DEDUPE_ENTRIES": "10000000",  # the default remembers one minute at this speed
     "RELAY_STORE_MAXMEMORY": "1gb",
     "RELAY_MAX_CONNECTIONS_PER_IP": "20000",

@@ -25,6 +25,8 @@ from relay.core.inbox_values import (
     Opened,
     Page,
     Question,
+    RulesNow,
+    RulesPatch,
     Window,
 )
 from relay.core.ranges import Reason
@@ -113,6 +115,19 @@ class InboxStore(Protocol):
 
         Where a whole partition fails, its items get a Refusal ``storage_unavailable`` and the other
         partitions' results stand.
+        """
+        ...
+
+    async def change_rules(
+        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
+    ) -> RulesNow | Refusal:
+        """Change the rules of an inbox, by its session, or just read them; works when full."""
+        ...
+
+    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """Note for each (inbox, other) that the agent has written to the other; harmless to repeat.
+
+        False where there is no such inbox.
         """
         ...
 

@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     sender_bytes: int = Field(
         8 * 1024 * 1024, ge=1, description="Wire bytes of one sender in one inbox."
     )
+    stranger_count: int = Field(
+        1_000, ge=0, description="Envelopes of all senders that an inbox does not know, in it."
+    )
+    stranger_bytes: int = Field(
+        8 * 1024 * 1024, ge=0, description="Wire bytes of all such senders in one inbox."
+    )
     dedupe_entries: int = Field(50_000, ge=100, description="Ids that one inbox remembers.")
     sender_rate: int = Field(600, ge=1, description="Envelopes a minute of one sender.")
     max_connections: int = Field(20_000, ge=1, description="WebSocket connections of this node.")

@@ -1,6 +1,6 @@
 """The SDK that an agent embeds: needs nothing but orjson, pynacl and websockets."""
 
-from relay.client.agent import Agent, Found
+from relay.client.agent import Agent
 from relay.client.errors import (
     AgentError,
     AuthRequiredError,
@@ -35,6 +35,7 @@ from relay.client.errors import (
     StateError,
     StorageFullError,
     StorageUnavailableError,
+    StrangerQuotaError,
     SupersededError,
     TooLargeError,
     TooManyHopsError,
@@ -44,6 +45,7 @@ from relay.client.errors import (
     UnsupportedError,
     WrongRelayError,
 )
+from relay.client.finding import Found
 from relay.client.keystore import KeyFileError
 from relay.client.message import Bounce, Message, Sent
 from relay.core.envelope import SignedEnvelope
@@ -91,6 +93,7 @@ __all__ = [
     "StateError",
     "StorageFullError",
     "StorageUnavailableError",
+    "StrangerQuotaError",
     "SupersededError",
     "TooLargeError",
     "TooManyHopsError",

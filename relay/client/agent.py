@@ -5,7 +5,6 @@
     async with Agent.open(key, relays=["https://relay.example"]) as me:
         await me.send(to, "hello")
         async for message in me.inbox():
-            ...
             await message.ack()
 """
 
@@ -22,7 +21,7 @@ from relay.client import keystore
 from relay.client import state as states
 from relay.client.conversation import Conversation
 from relay.client.errors import again, typed
-from relay.client.finding import Found, found
+from relay.client.finding import Found, found, ruled
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
 from relay.client.origin import parse as parse_origin
@@ -31,9 +30,10 @@ from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait, outcome_of
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
-from relay.core.frames import Resolve, State, Status, Statuses, StatusItem, Welcome
+from relay.core.frames import Resolve, Ruled, Rules, State, Status, Statuses, StatusItem, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, MessageId
+from relay.core.inbox_values import FirstContact
 
 __all__ = ["Agent", "Found", "sign"]
 
@@ -276,6 +276,22 @@ class Agent:
         """
         answer = await self._conversation.ask(lambda ref: Resolve(ref, Did(did)))
         return found(answer, did)
+
+    async def rules(
+        self,
+        *,
+        first_contact: FirstContact | None = None,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        forget: Sequence[str] = (),
+    ) -> Ruled:
+        """Change whom this agent's inbox takes envelopes from; naming nothing just reads it.
+
+        Raises:
+            AgentError: the relay's no (then nothing is changed), or no answer in time.
+        """
+        lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
+        return ruled(await self._conversation.ask(lambda ref: Rules(ref, first_contact, *lists)))
 
 
 class _Messages(AsyncIterator[Message]):

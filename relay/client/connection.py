@@ -34,6 +34,7 @@ from relay.core.frames import (
     Gap,
     Published,
     Resolved,
+    Ruled,
     Statuses,
     Submitted,
 )
@@ -49,7 +50,7 @@ PONG_S: Final = 25.0
 MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 
-Said = Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Error
+Said = Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Ruled | Error
 Socket = websockets.asyncio.client.ClientConnection
 
 

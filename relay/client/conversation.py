@@ -41,6 +41,7 @@ from relay.core.frames import (
     Published,
     Resolve,
     Resolved,
+    Ruled,
     Statuses,
     Submitted,
     Welcome,
@@ -236,7 +237,7 @@ class Conversation:
                 self.inbox.gap(frame)
             case Acked():
                 self.inbox.acked(frame)
-            case Statuses() | Resolved() | Published():
+            case Statuses() | Resolved() | Published() | Ruled():
                 self.questions.answered(frame)
             case Error():
                 self._hear_error(frame)

@@ -125,6 +125,10 @@ class SenderQuotaError(RejectedError):
     """Too much of this sender waits in that inbox."""
 
 
+class StrangerQuotaError(RejectedError):
+    """Too much of senders whom the recipient does not know waits in that inbox."""
+
+
 class InboxFullError(RejectedError):
     """The recipient's inbox is full."""
 
@@ -134,7 +138,7 @@ class BlockedError(RejectedError):
 
 
 class NotAdmittedError(RejectedError):
-    """The relay gives this agent no inbox."""
+    """The relay gives this agent no inbox, or the recipient takes no first contact."""
 
 
 class BadEnvelopeError(ProtocolError):
@@ -212,6 +216,7 @@ CLASS_OF: Final[dict[ErrorCode, type[AgentError]]] = {
     ErrorCode.UNSUPPORTED: UnsupportedError,
     ErrorCode.RATE_LIMITED: RateLimitedError,
     ErrorCode.SENDER_QUOTA: SenderQuotaError,
+    ErrorCode.STRANGER_QUOTA: StrangerQuotaError,
     ErrorCode.INBOX_FULL: InboxFullError,
     ErrorCode.BLOCKED: BlockedError,
     ErrorCode.NOT_ADMITTED: NotAdmittedError,

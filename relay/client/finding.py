@@ -1,4 +1,4 @@
-"""What a relay's answer to a ``resolve`` comes to; the record's signature is checked here."""
+"""What an agent finds out by asking its relay; a record's signature is checked here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from relay.client.errors import typed
 from relay.client.questions import Answer
 from relay.core import records
 from relay.core.errors import ErrorCode
-from relay.core.frames import Resolution, Resolved
+from relay.core.frames import Resolution, Resolved, Ruled
 from relay.core.identity import parse_did
 from relay.core.records import EndpointRecord
 
@@ -44,3 +44,14 @@ def found(answer: Answer, did: str) -> Found:
         # a relay can withhold a record, but not make one: what it shows here is none
         return Found("unreadable")
     return Found(answer.state, record, stale=answer.stale)
+
+
+def ruled(answer: Answer) -> Ruled:
+    """The rules of an inbox: first contact, allow, deny and how many contacts.
+
+    Raises:
+        ProtocolError: the relay answered another question.
+    """
+    if not isinstance(answer, Ruled):
+        raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+    return answer

@@ -1,4 +1,4 @@
-"""Questions to the relay that one frame answers: status, resolve, publish.
+"""Questions to the relay that one frame answers: status, resolve, publish, rules.
 
 Rules of the file: a question may be asked twice, so one without an answer is asked again on the
 next connection, until its asker stops waiting.
@@ -13,10 +13,19 @@ from typing import Final
 
 from relay.client.errors import AgentError, again, of
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
-from relay.core.frames import Publish, Published, Resolve, Resolved, Status, Statuses
+from relay.core.frames import (
+    Publish,
+    Published,
+    Resolve,
+    Resolved,
+    Ruled,
+    Rules,
+    Status,
+    Statuses,
+)
 
-Question = Status | Resolve | Publish
-Answer = Statuses | Resolved | Published
+Question = Status | Resolve | Publish | Rules
+Answer = Statuses | Resolved | Published | Ruled
 
 MOST_AT_ONCE: Final = 8
 
@@ -98,4 +107,5 @@ _ANSWER: Final[dict[type[Question], type[Answer]]] = {
     Status: Statuses,
     Resolve: Resolved,
     Publish: Published,
+    Rules: Ruled,
 }

@@ -174,6 +174,7 @@ class Agent:
     submit = _blocking(asynchronous.Agent.submit)
     status = _blocking(asynchronous.Agent.status)
     resolve = _blocking(asynchronous.Agent.resolve)
+    rules = _blocking(asynchronous.Agent.rules)
 
     # ------------------------------------------------------------ receive
 

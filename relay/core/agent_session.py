@@ -27,6 +27,7 @@ from relay.core.frames import (
     Hello,
     Published,
     Resolved,
+    Ruled,
     Statuses,
     Submitted,
     Welcome,
@@ -66,7 +67,7 @@ class Ready:
 class Heard:
     """A frame for the application."""
 
-    frame: Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Error
+    frame: Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Ruled | Error
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +158,7 @@ class AgentSession:
         match frame:
             case (
                 Submitted() | Deliver() | Gap() | Acked() | Statuses() | Resolved() | Published()
-                | Error()
+                | Ruled() | Error()
             ):  # fmt: skip
                 return [Heard(frame)]
             case _:

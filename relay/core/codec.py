@@ -12,6 +12,8 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from relay.core import jws as jose
+from relay.core.codec_records import read_publish, read_published, read_resolve, read_resolved
+from relay.core.codec_rules import read_ruled, read_rules
 from relay.core.errors import ErrorCode, ProtocolError, Stored
 from relay.core.frames import (
     MAX_ENVELOPES,
@@ -32,9 +34,10 @@ from relay.core.frames import (
     Publish,
     Published,
     Rejection,
-    Resolution,
     Resolve,
     Resolved,
+    Ruled,
+    Rules,
     State,
     Status,
     StatusAnswer,
@@ -138,7 +141,7 @@ _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     Hello: plain, Auth: plain, Welcome: welcome_members, Submit: _submit, Submitted: _submitted,
     Deliver: _deliver, Gap: _gap, Ack: _ack, Acked: plain, Status: _items, Statuses: _items,
     Resolve: plain, Resolved: plain, Publish: plain, Published: plain, Error: plain,
-    Bye: plain,
+    Bye: plain, Rules: plain, Ruled: plain,
 }  # fmt: skip
 
 
@@ -146,7 +149,6 @@ _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 
 _STORED: Final = frozenset(get_args(Stored))
 _STATES: Final = frozenset(get_args(State))
-_RESOLUTIONS: Final = frozenset(get_args(Resolution))
 
 
 def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
@@ -240,19 +242,11 @@ def read_rejection(value: object) -> Rejection:
         ref=m.text("ref", most=MAX_REF),
         i=m.integer("i", most=MAX_ENVELOPES - 1),
         error=_code(m),
-        stored=_one_of(m, "stored", _STORED),
+        stored=m.one_of("stored", _STORED),
         detail=m.optional_text("detail", most=1024) or "",
         retry_after=_retry_after(m),
         record=m.optional_text("record", most=4096),
     )
-
-
-def _one_of(m: jose.Members, name: str, known: frozenset[str]) -> Any:
-    """A member of a Literal; Any, since no checker can follow it there."""
-    value = m.text(name, most=16)
-    if value not in known:
-        raise ValueError(f"{name} is none of {', '.join(sorted(known))}")
-    return value
 
 
 def _retry_after(m: jose.Members) -> int | None:
@@ -315,8 +309,8 @@ def read_ack(m: jose.Members) -> Ack:
     for value in m.optional_array("refuse", most=MAX_SEQS):
         item = jose.Members(value)
         refuse.append((Seq(item.integer("seq", least=1)), item.text("code", most=64)))
-    upto = Seq(m.integer("upto")) if m.has("upto") else Seq(0)
-    return Ack(_epoch(m), upto, _seqs(m, "seqs"), tuple(refuse))
+    upto = m.integer("upto") if m.has("upto") else 0
+    return Ack(_epoch(m), Seq(upto), _seqs(m, "seqs"), tuple(refuse))
 
 
 def _read_acked(m: jose.Members) -> Acked:
@@ -338,37 +332,7 @@ def _read_statuses(m: jose.Members) -> Statuses:
 
 def _read_answer(m: jose.Members) -> StatusAnswer:
     to, name = Did(m.text("to", most=512)), m.text("id", most=36)
-    return StatusAnswer(to, name, _one_of(m, "state", _STATES))
-
-
-def _read_resolve(m: jose.Members) -> Resolve:
-    did, handle = m.optional_text("did", most=512), m.optional_text("handle", most=512)
-    if (did is None) == (handle is None):
-        raise ValueError("resolve names a did or a handle")
-    return Resolve(m.text("ref", most=MAX_REF), Did(did) if did else None, handle)
-
-
-def _read_resolved(m: jose.Members) -> Resolved:
-    return Resolved(
-        m.text("ref", most=MAX_REF),
-        _one_of(m, "state", _RESOLUTIONS),
-        m.optional_text("record", most=4096),
-        stale=m.boolean("stale") if m.has("stale") else False,
-    )
-
-
-def _read_publish(m: jose.Members) -> Publish:
-    return Publish(m.text("ref", most=MAX_REF), m.text("record", most=4096))
-
-
-def _read_published(m: jose.Members) -> Published:
-    return Published(
-        m.text("ref", most=MAX_REF),
-        m.boolean("stored"),
-        m.integer("kv", least=1),
-        m.integer("seq"),
-        m.optional_text("record", most=4096),
-    )
+    return StatusAnswer(to, name, m.one_of("state", _STATES))
 
 
 def _said(m: jose.Members) -> tuple[ErrorCode, str, int | None]:
@@ -388,12 +352,12 @@ _Reader = Callable[[jose.Members], Frame]
 _BOTH: Final[dict[str, _Reader]] = {"error": _read_error, "bye": _read_bye}
 _PARSE: Final[dict[str, dict[str, _Reader]]] = {
     "agent": {
-        **_BOTH, "auth": read_auth, "submit": _read_submit, "ack": read_ack,
-        "status": _read_status, "resolve": _read_resolve, "publish": _read_publish,
+        **_BOTH, "auth": read_auth, "submit": _read_submit, "ack": read_ack, "rules": read_rules,
+        "status": _read_status, "resolve": read_resolve, "publish": read_publish,
     },
     "relay": {
         **_BOTH, "hello": _read_hello, "welcome": _read_welcome, "submitted": _read_submitted,
-        "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked,
-        "statuses": _read_statuses, "resolved": _read_resolved, "published": _read_published,
+        "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked, "ruled": read_ruled,
+        "statuses": _read_statuses, "resolved": read_resolved, "published": read_published,
     },
 }  # fmt: skip

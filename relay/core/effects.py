@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relay.core.errors import ErrorCode
-from relay.core.frames import Auth, Frame, Publish, Resolve, Status, Submit
+from relay.core.frames import Auth, Frame, Publish, Resolve, Rules, Status, Submit
 from relay.core.ids import AgentKey, Fence, Seq
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Window
@@ -59,7 +59,7 @@ class AckInbox:
 class Ask:
     """Answer a question with one frame."""
 
-    question: Status | Resolve | Publish
+    question: Status | Resolve | Publish | Rules
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,6 +97,7 @@ class StoredEnvelope(NamedTuple):
         expires_at: Unix seconds, as signed.
         bounces: whether its end without an ack is told to its sender; a bounce never bounces.
         marked: came with a hand-off: always shown as redelivered.
+        barred: refused if its sender is a stranger: too many came from that address just now.
     """
 
     inbox: AgentKey
@@ -109,6 +110,7 @@ class StoredEnvelope(NamedTuple):
     expires_at: int
     bounces: bool = True
     marked: bool = False
+    barred: bool = False
 
     @property
     def size(self) -> int:

@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     # policy
     RATE_LIMITED = "rate_limited"
     SENDER_QUOTA = "sender_quota"
+    STRANGER_QUOTA = "stranger_quota"
     INBOX_FULL = "inbox_full"
     BLOCKED = "blocked"
     NOT_ADMITTED = "not_admitted"
@@ -107,8 +108,9 @@ _PROTOCOL = frozenset({
     ErrorCode.TOO_MANY_HOPS, ErrorCode.EXPIRED, ErrorCode.NOT_YET_VALID, ErrorCode.UNSUPPORTED,
 })  # fmt: skip
 _REJECTED = frozenset({
-    ErrorCode.RATE_LIMITED, ErrorCode.SENDER_QUOTA, ErrorCode.INBOX_FULL, ErrorCode.BLOCKED,
-    ErrorCode.NOT_ADMITTED, ErrorCode.NOT_FEDERATED, ErrorCode.NO_RELAYING, ErrorCode.OVERLOADED,
+    ErrorCode.RATE_LIMITED, ErrorCode.SENDER_QUOTA, ErrorCode.STRANGER_QUOTA, ErrorCode.INBOX_FULL,
+    ErrorCode.BLOCKED, ErrorCode.NOT_ADMITTED, ErrorCode.NOT_FEDERATED, ErrorCode.NO_RELAYING,
+    ErrorCode.OVERLOADED,
 })  # fmt: skip
 _STATE = frozenset({
     ErrorCode.UNKNOWN_INBOX, ErrorCode.INBOX_RESET, ErrorCode.MOVED, ErrorCode.SUPERSEDED,

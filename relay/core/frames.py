@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from relay.core.errors import ErrorCode, Stored
 from relay.core.ids import Did, Epoch, Fence, Seq
+from relay.core.inbox_values import FirstContact
 from relay.core.ranges import Range
 
 MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
@@ -19,6 +20,7 @@ MAX_ENVELOPES: Final = 256
 MAX_SEQS: Final = 1024
 MAX_REF: Final = 64
 MAX_STATUS: Final = 256
+MAX_RULES: Final = 1_000
 SUBPROTOCOL: Final = "agent-relay.v1"
 
 
@@ -221,6 +223,28 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """Change the rules of the own inbox; what is not named stays, naming nothing just reads."""
+
+    ref: str
+    first_contact: FirstContact | None = None
+    allow: tuple[Did, ...] = ()
+    deny: tuple[Did, ...] = ()
+    forget: tuple[Did, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """The rules of the own inbox now, and how many it has written to."""
+
+    ref: str
+    first_contact: FirstContact
+    allow: tuple[Did, ...]
+    deny: tuple[Did, ...]
+    contacts: int
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """A request failed; the conversation goes on."""
 
@@ -242,5 +266,5 @@ class Bye:
 
 Frame = (
     Hello | Auth | Welcome | Submit | Submitted | Deliver | Gap | Ack | Acked | Status | Statuses
-    | Resolve | Resolved | Publish | Published | Error | Bye
+    | Resolve | Resolved | Publish | Published | Rules | Ruled | Error | Bye
 )  # fmt: skip

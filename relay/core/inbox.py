@@ -35,9 +35,12 @@ from relay.core.inbox_values import (
     Pending,
     Question,
     Refused,
+    RulesNow,
+    RulesPatch,
     Window,
 )
 from relay.core.ranges import Ranges, Reason, holes
+from relay.core.rules import Rules
 
 BOUNCE_GRACE_S: Final = 300
 """A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
@@ -64,6 +67,8 @@ class Inbox:
     dedupe: Dedupe = field(default_factory=Dedupe)
     bytes: int = 0
     senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
+    strangers: set[Seq] = field(default_factory=set)
+    rules: Rules = field(default_factory=Rules)
     refused: Refused = field(default_factory=Refused)
     fence: Fence = field(default=Fence(0))
     session: LiveSession | None = None
@@ -78,7 +83,7 @@ class Inbox:
     def accept(
         self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool = True
     ) -> Accepted | Refusal:
-        """Store an envelope, or say why not. Dedupe is asked first, then expiry, then quotas."""
+        """Store an envelope, or say why not. Dedupe is asked first, then rules, then quotas."""
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is not None:
             if seen.eid != item.eid:
@@ -87,17 +92,20 @@ class Inbox:
                 return Accepted(seen.seq, self.epoch, dup=True, session=None)
             # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
             item = item._replace(marked=True)
-        no = self._objection(item, limits, now, clock_ok=clock_ok)
+        no = self._rules_out(item) or self._objection(item, limits, now, clock_ok=clock_ok)
         if no is not None:
             return no
         self.last = Seq(self.last + 1)
         self.live[self.last] = item
         self._count(item, +1)
+        is_stranger = self.is_strange(item)
+        if is_stranger:
+            self.strangers.add(self.last)
         seen = Seen(item.eid, self.last, Fate.STORED)
         self.dedupe.remember(item.hour, item.dedupe_key, seen, item.expires_at)
         # a marked entry must be read back with its mark, never handed over from memory
         session = None if self._is_marked(self.last, item) else self.session
-        return Accepted(self.last, self.epoch, dup=False, session=session)
+        return Accepted(self.last, self.epoch, False, session, is_stranger)
 
     def _objection(
         self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool
@@ -114,11 +122,28 @@ class Inbox:
             first = self.refused.first_at or int(now)
             self.refused = Refused(self.refused.count + 1, first, int(now))
             return no
-        while len(self.dedupe) >= limits.dedupe_entries:
+        # strangers must not close an inbox to those it knows
+        most = limits.dedupe_entries // (2 if self.is_strange(item) else 1)
+        while len(self.dedupe) >= most:
             if not self.dedupe.can_shed():
                 return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
             self.dedupe.shed()
         return None
+
+    def is_strange(self, item: StoredEnvelope) -> bool:
+        """Whether nobody here knows the sender; the relay itself, whose word a bounce is, is none.
+
+        Nor is the agent, which may write to itself.
+        """
+        return item.bounces and item.sender != self.key and not self.rules.knows(item.sender)
+
+    def _rules_out(self, item: StoredEnvelope) -> Refusal | None:
+        if not item.bounces or item.sender == self.key:
+            return None
+        no = self.rules.objection(item.sender)
+        if no is None and item.barred and self.is_strange(item):
+            no = Refusal(ErrorCode.RATE_LIMITED, "too much of strangers comes from this address")
+        return no
 
     def _over_quota(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
         if len(self.live) >= limits.max_count or self.bytes + item.size > limits.max_bytes:
@@ -126,6 +151,12 @@ class Inbox:
         count, size = self.senders.get(item.sender, (0, 0))
         if count >= limits.sender_count or size + item.size > limits.sender_bytes:
             return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
+        if self.is_strange(item):
+            sizes = [self.live[seq].size for seq in self.strangers if seq in self.live]
+            if len(sizes) >= limits.stranger_count or (
+                sum(sizes) + item.size > limits.stranger_bytes
+            ):
+                return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
         return None
 
     def _count(self, item: StoredEnvelope, sign: int) -> None:
@@ -135,6 +166,12 @@ class Inbox:
             self.senders[item.sender] = (count + sign, size + sign * item.size)
         else:
             del self.senders[item.sender]
+
+    def change_rules(
+        self, fence: Fence, patch: RulesPatch, limits: InboxLimits
+    ) -> RulesNow | Refusal:
+        """Change the rules by a session of this inbox, or just read them (R7)."""
+        return self._fenced(fence) or self.rules.change(patch, limits)
 
     # ------------------------------------------------------------ session
 
@@ -309,6 +346,7 @@ class Inbox:
         item = self.live.pop(seq, None)
         if item is not None:
             self._count(item, -1)
+            self.strangers.discard(seq)
             self.ranges.add(seq, reason)
             self.dedupe.conclude(item.hour, item.dedupe_key, _FATE[reason])
         return item

@@ -6,7 +6,7 @@ What is made once for each envelope is a named tuple: a frozen dataclass takes t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq
 from relay.core.ranges import Range
@@ -22,13 +22,20 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class InboxLimits:
-    """Quotas of one inbox (R7) and of its memory (R3); counts and wire bytes."""
+    """Quotas of one inbox (R7) and of its memory (R3); counts and wire bytes.
+
+    ``stranger_*`` are those of all strangers together, ``rules`` is of each of allow and deny.
+    """
 
     max_count: int = 10_000
     max_bytes: int = 64 * 1024 * 1024
     sender_count: int = 1_000
     sender_bytes: int = 8 * 1024 * 1024
+    stranger_count: int = 1_000
+    stranger_bytes: int = 8 * 1024 * 1024
     dedupe_entries: int = 50_000
+    rules: int = 1_000
+    contacts: int = 5_000
 
 
 class LiveSession(NamedTuple):
@@ -44,12 +51,13 @@ class LiveSession(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """Stored, or found stored before."""
+    """Stored, or found stored before; ``stranger``: stored now, of one whom nobody knew here."""
 
     seq: Seq
     epoch: Epoch
     dup: bool
     session: LiveSession | None
+    stranger: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,3 +157,29 @@ class Question:
 
     dedupe_key: bytes
     hour: int
+
+
+FirstContact = Literal["accept", "refuse"]
+
+
+@dataclass(frozen=True, slots=True)
+class RulesPatch:
+    """A wish to change the rules of an inbox; what it does not name stays.
+
+    ``forget`` takes out of all lists, contacts too.
+    """
+
+    first_contact: FirstContact | None = None
+    allow: tuple[AgentKey, ...] = ()
+    deny: tuple[AgentKey, ...] = ()
+    forget: tuple[AgentKey, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RulesNow:
+    """The rules of an inbox, and how many contacts it has."""
+
+    first_contact: FirstContact
+    allow: frozenset[AgentKey]
+    deny: frozenset[AgentKey]
+    contacts: int

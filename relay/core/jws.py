@@ -173,6 +173,13 @@ class Members:
         """A string of 1 … ``most`` characters, or None where it is absent or null."""
         return self.text(name, most=most) if self.has(name) else None
 
+    def one_of(self, name: str, known: frozenset[str]) -> Any:
+        """A member of a Literal; Any, since no checker can follow it there."""
+        value = self.text(name, most=16)
+        if value not in known:
+            raise ValueError(f"{name} is none of {', '.join(sorted(known))}")
+        return value
+
     def integer(self, name: str, *, least: int = 0, most: int = MAX_SAFE_INTEGER) -> int:
         """An integer of ``least`` … ``most``."""
         value = self._members.get(name)

@@ -37,6 +37,7 @@ from relay.core.frames import (
     Hello,
     Publish,
     Resolve,
+    Rules,
     Status,
     Submit,
     Welcome,
@@ -131,12 +132,18 @@ class RelaySession:
                 return [Store(frame)]
             case Ack():
                 return self._ack(frame)
-            case Status() | Resolve() | Publish():
-                return [Ask(frame)]
+            case Status() | Resolve() | Publish() | Rules():
+                return self._ask(frame)
             case Error():
                 return []
             case _:
                 return self.fail(ErrorCode.BAD_FRAME, "a relay says that, not an agent")
+
+    def _ask(self, question: Status | Resolve | Publish | Rules) -> list[Effect]:
+        if isinstance(question, Rules) and (self.who is None or self.who.fence is None):
+            detail = "a send-only session has no inbox here"
+            return [Send(Error(ErrorCode.UNKNOWN_INBOX, detail, None, question.ref))]
+        return [Ask(question)]
 
     def _auth(self, frame: Auth) -> list[Effect]:
         if self.phase is not Phase.HELLO:

@@ -27,6 +27,7 @@ STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.UNSUPPORTED: 400,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.SENDER_QUOTA: 429,
+    ErrorCode.STRANGER_QUOTA: 429,
     ErrorCode.INBOX_FULL: 507,
     ErrorCode.BLOCKED: 403,
     ErrorCode.NOT_ADMITTED: 403,

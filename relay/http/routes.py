@@ -9,9 +9,9 @@ import orjson
 from fastapi import APIRouter, Query, Request, Response
 
 from relay import __version__
-from relay.core import codec, envelope, jws
+from relay.core import codec, codec_rules, envelope, jws
 from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Ack, StatusItem, Submitted
+from relay.core.frames import Ack, Ruled, Rules, StatusItem, Submitted
 from relay.core.ids import Did, Fence
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Page
@@ -31,6 +31,7 @@ def router(node: Node) -> APIRouter:
     polling = Polling(node)
     _session_routes(api, node, polling)
     _inbox_routes(api, polling)
+    _rules_routes(api, polling)
     _agent_routes(api, node, polling)
     return api
 
@@ -84,6 +85,28 @@ def _inbox_routes(api: APIRouter, polling: Polling) -> None:
                 "refused": acked.refused,
             }
         )
+
+
+def _rules_routes(api: APIRouter, polling: Polling) -> None:
+    @api.get("/v1/inbox/rules", summary="Whom this inbox takes envelopes from")
+    async def rules(request: Request) -> Response:
+        session = await polling.session(bodies.bearer(request))
+        return _ruled(await polling.rules(session, Rules("http")))
+
+    @api.patch("/v1/inbox/rules", summary="Change what is named of it")
+    async def change(request: Request) -> Response:
+        session = await polling.session(bodies.bearer(request))
+        try:
+            wish = codec_rules.read_rules(await bodies.members(request), ref="http")
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        return _ruled(await polling.rules(session, wish))
+
+
+def _ruled(found: Ruled) -> Response:
+    said = codec.plain(found)
+    del said["ref"]
+    return bodies.answer(said)
 
 
 def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:

@@ -26,6 +26,7 @@ from relay.service.directory import Directory
 from relay.service.keys import DidKeys
 from relay.service.node import Node, NodeSettings
 from relay.service.rates import SenderRates
+from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
 from relay.settings import Settings
@@ -137,6 +138,8 @@ def _limits(settings: Settings) -> InboxLimits:
         max_bytes=settings.inbox_bytes,
         sender_count=settings.sender_count,
         sender_bytes=settings.sender_bytes,
+        stranger_count=settings.stranger_count,
+        stranger_bytes=settings.stranger_bytes,
         dedupe_entries=settings.dedupe_entries,
     )
 
@@ -173,6 +176,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         ),
         directory=directory,
         status=StatusOf(store),
+        rules=RulesOf(store),
         delivery=delivery,
         clock_guard=guard,
     )

@@ -17,6 +17,7 @@ from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
 
@@ -51,6 +52,7 @@ class Node:
     accounts: Accounts
     directory: Directory
     status: StatusOf
+    rules: RulesOf
     delivery: Delivery
     clock_guard: ClockGuard
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from relay import clock
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
-from relay.core.frames import Auth, Welcome
+from relay.core.frames import Auth, Ruled, Rules, Welcome
 from relay.core.ids import AgentKey, Did, Epoch, Fence
 from relay.core.inbox_values import Ack, Acked, LiveSession, Page, PageItem
 from relay.core.jws import Members, b64decode, b64encode, dumps, loads
@@ -149,6 +149,16 @@ class Polling:
         if isinstance(page, Refusal):
             raise page.to_error()
         return page
+
+    async def rules(self, session: Session, wish: Rules) -> Ruled:
+        """Change or read the rules of this session's inbox.
+
+        Raises:
+            RelayError: as :class:`relay.service.rules.RulesOf`; ``unknown_inbox``.
+        """
+        if session.fence is None:
+            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
+        return await self.node.rules(session.inbox, session.fence, wish)
 
     async def ack(self, session: Session, ack: Ack) -> Acked:
         """Ack what this session took.

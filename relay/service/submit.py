@@ -148,7 +148,7 @@ class Submissions:
             if isinstance(result, Refusal):
                 submit.results[place] = result
                 continue
-            seq, epoch, dup, _ = result
+            seq, epoch, dup, *_ = result
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)
             submit.results[place] = ReceiptItem(stored.eid, to, epoch, pos, stored.expires_at, dup)

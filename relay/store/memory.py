@@ -27,6 +27,8 @@ from relay.core.inbox_values import (
     Opened,
     Page,
     Question,
+    RulesNow,
+    RulesPatch,
     Window,
 )
 from relay.core.jws import b64encode
@@ -123,25 +125,41 @@ class MemoryStore:
                 return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
             if self._full is not None:
                 return Refusal(ErrorCode.STORAGE_FULL, self._full)
-            if item.expires_at > self._now() and not self._make_room():
+            if item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
                 return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
         inbox = self._inboxes[item.inbox]
         return inbox.accept(item, self._limits, self._now(), clock_ok=self._clock_ok)
 
-    def _make_room(self) -> bool:
-        """Keep within the budget of all inboxes together (R3)."""
+    def _make_room(self, is_stranger: bool) -> bool:  # noqa: FBT001  a fact, no switch
+        """Keep within the budget of all inboxes together (R3); strangers fill three quarters."""
+        most = self._dedupe_total * 3 // 4 if is_stranger else self._dedupe_total
         self._ids_at_most += 1
-        if self._ids_at_most <= self._dedupe_total:
+        if self._ids_at_most <= most:
             return True
         sizes = {key: len(inbox.dedupe) for key, inbox in self._inboxes.items()}
-        while sum(sizes.values()) >= self._dedupe_total:
+        while sum(sizes.values()) >= most:
             able = [key for key in sizes if self._inboxes[key].dedupe.can_shed()]
             if not able:
                 return False
-            most = max(able, key=lambda key: sizes[key])
-            sizes[most] -= self._inboxes[most].dedupe.shed()
+            largest = max(able, key=lambda key: sizes[key])
+            sizes[largest] -= self._inboxes[largest].dedupe.shed()
         self._ids_at_most = sum(sizes.values()) + 1
         return True
+
+    async def change_rules(
+        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
+    ) -> RulesNow | Refusal:
+        """Change the rules of an inbox, by its session, or just read them."""
+        found = self._inboxes.get(inbox)
+        return _lost() if found is None else found.change_rules(fence, patch, self._limits)
+
+    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """Note whom agents have written to."""
+        for inbox, other in pairs:
+            found = self._inboxes.get(inbox)
+            if found is not None:
+                found.rules.meet(other, self._limits, self._now())
+        return [inbox in self._inboxes for inbox, _ in pairs]
 
     async def open(self, request: OpenRequest) -> Opened | Refusal:
         """Open a session, and the inbox if it may be made."""

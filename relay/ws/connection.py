@@ -22,6 +22,7 @@ from relay.core.frames import (
     Publish,
     Resolve,
     Resolved,
+    Rules,
     Status,
     Statuses,
     Submitted,
@@ -39,6 +40,7 @@ MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
 MAX_QUESTIONS: Final = 16
 
+Question = Status | Resolve | Publish | Rules
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -200,7 +202,7 @@ class Connection:
             page = Refusal.of(exc)
         self._perform(self._session.page(page, clock.monotonic()))
 
-    async def _ask(self, question: Status | Resolve | Publish) -> None:
+    async def _ask(self, question: Question) -> None:
         async with self._questions:
             try:
                 frame = await self._reply(question)
@@ -208,7 +210,7 @@ class Connection:
                 frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
         self._write(frame)
 
-    async def _reply(self, question: Status | Resolve | Publish) -> Frame:
+    async def _reply(self, question: Question) -> Frame:
         who = self._session.who
         assert who is not None  # noqa: S101  the session asks only after a login
         node = self._node
@@ -217,6 +219,8 @@ class Connection:
                 return Statuses(ref, tuple(await node.status(who.did, items)))
             case Publish(ref, record):
                 return await node.directory.publish(record, owner=who.did, ref=ref)
+            case Rules():
+                return await node.rules(who.inbox, who.fence or Fence(0), question)
             case Resolve(ref, did, _):
                 if did is None:
                     return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)

@@ -36,6 +36,7 @@ CLOSE_CODE: Final[dict[ErrorCode, int | None]] = {
     ErrorCode.EXPIRED: None,
     ErrorCode.NOT_YET_VALID: None,
     ErrorCode.SENDER_QUOTA: None,
+    ErrorCode.STRANGER_QUOTA: None,
     ErrorCode.INBOX_FULL: None,
     ErrorCode.NO_RELAYING: None,
     ErrorCode.UNKNOWN_INBOX: None,

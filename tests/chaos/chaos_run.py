@@ -240,7 +240,8 @@ class Run:
         waits = sorted(sent.waited_s for sent in ledger.sent.values())
         nothing = len(ledger.sent) - ledger.counted
         return (
-            f"seed {self.plan.seed}: {len(ledger.sent)} meant, {nothing} not sent after all, {ledger.receipted} receipted "
+            f"seed {self.plan.seed}: {len(ledger.sent)} meant, {nothing} not sent after all, "
+            f"{ledger.receipted} receipted "
             f"- {acked} acked - {refused} refused = {ledger.receipted - acked - refused}; "
             f"{len({item.eid for item in ledger.bounces})} bounced; "
             f"killed: {len(self.relay.killed_at)} x node, {self.store_kills} x store; "

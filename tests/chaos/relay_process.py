@@ -31,6 +31,8 @@ NO_LIMITS = {
     "RELAY_SENDER_BYTES": str(256 * 1024 * 1024),
     "RELAY_INBOX_COUNT": "100000",
     "RELAY_INBOX_BYTES": str(256 * 1024 * 1024),
+    "RELAY_STRANGER_COUNT": "100000",
+    "RELAY_STRANGER_BYTES": str(256 * 1024 * 1024),
     "RELAY_DEDUPE_ENTRIES": "200000",
 }
 """Senders here are faster than any agent, and recipients may sleep."""

@@ -9,7 +9,7 @@ from relay.core.errors import ErrorCode
 from relay.core.ids import AgentKey, Seq
 from relay.core.inbox_values import Accepted, Ack, InboxLimits, LiveSession, Question, Window
 from relay.ports import AckRequest
-from tests.store.worlds import HOUR, ME, NODE, NOW, World, code, entry, opened
+from tests.store.worlds import ALICE, HOUR, ME, NODE, NOW, World, code, entry, opened, opened_to
 
 pytestmark = pytest.mark.timeout(60)
 YOU = AgentKey("key:you")
@@ -26,8 +26,8 @@ async def test_envelopes_get_seqs_without_gaps_and_the_open_session(world: World
     results = await world.store.append([entry(1), entry(2)])
     live = LiveSession(session.fence, NODE)
     assert results == [
-        Accepted(Seq(1), session.epoch, dup=False, session=live),
-        Accepted(Seq(2), session.epoch, dup=False, session=live),
+        Accepted(Seq(1), session.epoch, dup=False, session=live, stranger=True),
+        Accepted(Seq(2), session.epoch, dup=False, session=live, stranger=True),
     ]
 
 
@@ -35,7 +35,7 @@ async def test_without_an_open_session_there_is_nobody_to_tell(world: World) -> 
     session = await opened(world.store)
     assert await world.store.close(ME, session.fence, Seq(0))
     (result,) = await world.store.append([entry(1)])
-    assert result == Accepted(Seq(1), session.epoch, dup=False, session=None)
+    assert result == Accepted(Seq(1), session.epoch, dup=False, session=None, stranger=True)
 
 
 async def test_the_same_envelope_again_is_answered_as_the_first_time(world: World) -> None:
@@ -84,8 +84,8 @@ async def test_a_clock_in_doubt_never_says_expired(world: World) -> None:
 
 
 async def test_a_full_inbox_refuses_and_counts_what_it_refused(world: World) -> None:
-    session = await opened(world.store)
     senders = [AgentKey(f"key:s{n % 2}") for n in range(21)]
+    session = await opened_to(world.store, ALICE, *senders[:2])
     results = await world.store.append([entry(n, sender=senders[n]) for n in range(21)])
     assert [code(result) for result in results[:20]] == [None] * 20
     assert code(results[20]) is ErrorCode.INBOX_FULL
@@ -128,7 +128,7 @@ async def test_one_sender_takes_only_its_share_of_bytes(world: World) -> None:
 async def test_an_old_hour_is_shed_when_the_memory_is_full_and_becomes_the_floor(
     world: World,
 ) -> None:
-    session = await opened(world.store)
+    session = await opened_to(world.store, ALICE)
     for n in range(30):
         hour = HOUR - (2 if n < 10 else 1 if n < 20 else 0)
         (result,) = await world.store.append([entry(n, hour=hour)])
@@ -144,7 +144,7 @@ async def test_an_old_hour_is_shed_when_the_memory_is_full_and_becomes_the_floor
 
 
 async def test_with_only_the_newest_hours_left_the_inbox_is_overloaded(world: World) -> None:
-    session = await opened(world.store)
+    session = await opened_to(world.store, ALICE)
     for n in range(30):
         (result,) = await world.store.append([entry(n, hour=HOUR - n % 2)])
         await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (result.seq,)))])
@@ -166,7 +166,7 @@ async def test_over_the_budget_of_all_the_inbox_that_remembers_most_gives_way(
     ][:2]
     large, small = same_partition
     for inbox in (large, small):
-        await opened(store, inbox)
+        await opened_to(store, ALICE, inbox=inbox)
     for hour in range(3):
         made = [entry(hour * 80 + n, inbox=large, hour=HOUR - hour) for n in range(80)]
         await store.append(made)

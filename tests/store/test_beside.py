@@ -156,7 +156,7 @@ async def test_what_must_be_read_back_wakes_the_own_node_too(server_world: World
         await wait_until(lambda: heard.looks, 10, "a listens")
         session = await opened(a)
         (result,) = await a.append([entry(1, marked=True)])
-        assert result == Accepted(Seq(1), session.epoch, dup=False, session=None)
+        assert result == Accepted(Seq(1), session.epoch, dup=False, session=None, stranger=True)
         await wait_until(lambda: heard.hints == [ME], 5, "a hears of its own entry")
 
 

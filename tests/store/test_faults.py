@@ -102,12 +102,12 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     await store.append([entry(n) for n in range(1, 3)])
     stream = server_world.key("stream")
     (_, first), (_, fields) = await raw.xrange(stream)
-    facts, text = fields[b"m"], fields[b"w"]
+    facts, text = fields[b"s"], fields[b"w"]
     altered = {
-        "wire": {"m": facts, "w": text.replace(b"head", b"hEad")},
-        "facts": {"m": facts[:30] + bytes([facts[30] ^ 1]) + facts[31:], "w": text},
+        "wire": {"s": facts, "w": text.replace(b"head", b"hEad")},
+        "facts": {"s": facts[:30] + bytes([facts[30] ^ 1]) + facts[31:], "w": text},
         "garbage": {"x": b"y"},
-        "other envelope": {"m": facts, "w": wire(7)},
+        "other envelope": {"s": facts, "w": wire(7)},
     }[damage]
     await raw.delete(stream)
     await raw.xadd(stream, first, id="1-0")

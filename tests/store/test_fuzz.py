@@ -28,7 +28,16 @@ from hypothesis.stateful import (
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.ids import AgentKey, NodeId, Seq
-from relay.core.inbox_values import Ack, InboxLimits, LiveSession, Opened, Page, Question, Window
+from relay.core.inbox_values import (
+    Ack,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    Question,
+    RulesPatch,
+    Window,
+)
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, OpenRequest, RecordRow
 from relay.store.memory import MemoryStore
@@ -37,8 +46,10 @@ from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, e
 INBOXES = [AgentKey(f"key:i{n}") for n in range(2)]
 SENDERS = [AgentKey(f"key:s{n}") for n in range(3)]
 NODES = [NodeId("node-a"), NodeId("node-b"), NodeId("node-c")]
-LIMITS = InboxLimits(max_count=12, max_bytes=2_500, sender_count=7, sender_bytes=1_500,
-                     dedupe_entries=14)  # fmt: skip
+LIMITS = InboxLimits(
+    max_count=12, max_bytes=2_500, sender_count=7, sender_bytes=1_500, stranger_count=6,
+    stranger_bytes=1_200, dedupe_entries=14, rules=2, contacts=2,
+)  # fmt: skip
 WINDOWS = st.builds(Window, st.integers(1, 6), st.sampled_from([1_500, 400, 50]))
 SEQS = st.integers(0, 25).map(Seq)
 PICKS = st.lists(st.integers(0, 11), max_size=6)
@@ -159,9 +170,10 @@ class Machine(RuleBasedStateMachine):
         sender=st.sampled_from(SENDERS),
         kind=st.sampled_from(["plain"] * 6 + ["silent", "marked"]),
         is_other=st.sampled_from([False] * 5 + [True]),
+        barred=st.sampled_from([False] * 5 + [True]),
     )
     def append(  # noqa: PLR0917  one argument for each strategy
-        self, numbers, inbox, life, age, size, sender, kind, is_other
+        self, numbers, inbox, life, age, size, sender, kind, is_other, barred
     ) -> None:
         if self.has_lost:
             numbers = numbers[:1]  # what is kept anew is stored after the rest of its batch
@@ -178,7 +190,7 @@ class Machine(RuleBasedStateMachine):
             if is_other:  # the same id for another envelope
                 other = entry(n + 1_000)
                 item = item._replace(eid=other.eid, wire=other.wire)
-            made.append(item)
+            made.append(item._replace(barred=barred))
         self.both("append", inbox, (made, made))
 
     @rule(
@@ -207,6 +219,27 @@ class Machine(RuleBasedStateMachine):
             for n in range(first, first + (1 if self.has_lost else 5))
         ]  # fmt: skip
         self.both("append", inbox, (made, made))
+
+    @rule(
+        at=st.integers(0, 7),
+        first_contact=st.sampled_from([None, None, "accept", "accept", "refuse"]),
+        marks=st.lists(st.sampled_from(["allow", "allow", "deny", "forget", None]), max_size=3),
+    )
+    def change_rules(self, at, first_contact, marks) -> None:
+        inbox, left, right = self.pick(at)
+        named: dict[str, list[AgentKey]] = {}
+        for sender, mark in zip(SENDERS, marks, strict=False):
+            if mark:
+                named.setdefault(mark, []).append(sender)
+        lists = {mark: tuple(senders) for mark, senders in named.items()}
+        patch = RulesPatch(first_contact, **lists)
+        fences = (left.fence, right.fence)
+        self.both("change_rules", inbox, (inbox, inbox), fences, (patch, patch))
+
+    @rule(inbox=st.sampled_from([*INBOXES, AgentKey("key:none")]), other=st.sampled_from(SENDERS))
+    def meet(self, inbox, other) -> None:
+        pairs = [(inbox, other), (INBOXES[0], inbox)]
+        self.both("meet", inbox, (pairs, pairs))
 
     @rule(inbox=st.sampled_from(INBOXES), node=st.sampled_from(NODES), window=WINDOWS)
     def come_back(self, inbox, node, window) -> None:

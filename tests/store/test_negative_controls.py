@@ -12,7 +12,15 @@ from typing import Any
 import pytest
 
 from relay.store.redis import entries
-from tests.store import test_append, test_beside, test_ends, test_faults, test_sessions, test_take
+from tests.store import (
+    test_append,
+    test_beside,
+    test_ends,
+    test_faults,
+    test_rules,
+    test_sessions,
+    test_take,
+)
 from tests.store.worlds import World
 
 pytestmark = pytest.mark.timeout(60)
@@ -97,8 +105,62 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_append.test_one_sender_fills_only_its_share,
     ),
     (
+        "all strangers have one share",
+        "if all[1] >= STRANGER_COUNT or",
+        "if false and",
+        test_rules.test_strangers_share_one_quota_and_leave_the_known_alone,
+    ),
+    (
+        "an entry remembers that it was a stranger's",
+        "item.is_stranger and 's' or 'm'",
+        "'m'",
+        test_rules.test_strangers_share_one_quota_and_leave_the_known_alone,
+    ),
+    (
+        "strangers fill half of the memory of ids",
+        "item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS",
+        "MAX_IDS",
+        test_rules.test_strangers_fill_half_of_an_inboxs_memory_of_ids,
+    ),
+    (
+        "the denied are blocked",
+        "if found[1] == 'D' then",
+        "if false then",
+        test_rules.test_a_denied_sender_is_blocked_and_what_it_has_waiting_stays,
+    ),
+    (
+        "first contact may be refused",
+        "found[2] == 'refuse' and 'not_admitted' or 'stranger'",
+        "'stranger'",
+        test_rules.test_where_first_contact_is_refused_only_the_known_come_in,
+    ),
+    (
+        "a bounce is nobody's to refuse",
+        "if item.bounces and item.sender ~= box.inbox then",
+        "if true then",
+        test_rules.test_a_bounce_is_nobodys_to_refuse,
+    ),
+    (
+        "the barred stay out",
+        "if item.is_stranger and item.barred then return 'rate_limited' end",
+        "",
+        test_rules.test_barred_are_only_strangers,
+    ),
+    (
+        "only the session of an inbox changes its rules",
+        "if fence ~= box.fence or not box.open then return 'superseded' end",
+        "",
+        test_rules.test_only_the_session_that_has_the_inbox_changes_its_rules,
+    ),
+    (
+        "a contact never takes the place of a rule",
+        "if found[1] and (not noted or NOW - tonumber(noted) < FRESH_S) then return {inbox, 1} end",
+        "",
+        test_rules.test_a_contact_never_takes_the_place_of_a_rule,
+    ),
+    (
         "the budget of all is kept",
-        "if not has_room(box) then return 'overloaded' end",
+        "if not has_room(box, item) then return 'overloaded' end",
         "",
         test_append.test_over_the_budget_of_all_the_inbox_that_remembers_most_gives_way,
     ),

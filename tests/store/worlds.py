@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Did, Eid, NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits, Opened, Window
+from relay.core.inbox_values import InboxLimits, Opened, RulesNow, RulesPatch, Window
 from relay.core.jws import b64encode
 from relay.ports import OpenRequest, Store
 from relay.store.memory import MemoryStore
@@ -38,6 +38,7 @@ ALL = Window(1_000, 10_000_000)
 """A window that takes all that a test stores."""
 LARGE = InboxLimits(max_count=100_000, sender_count=100_000, max_bytes=2**40, sender_bytes=2**40)
 ME = AgentKey("key:me")
+ALICE = AgentKey("key:alice")
 NOW = 1_800_000_000
 HOUR = NOW // 3600
 LIMITS = InboxLimits(
@@ -64,7 +65,7 @@ def entry(n: int, **changes: Any) -> StoredEnvelope:
         inbox=ME,
         eid=eid(n),
         wire=wire(n, size),
-        sender=AgentKey("key:alice"),
+        sender=ALICE,
         dedupe_key=n.to_bytes(16, "big"),
         hour=HOUR,
         created_at=NOW - 10,
@@ -80,6 +81,20 @@ def request(inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> OpenRe
 async def opened(store: Store, inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> Opened:
     session = await store.open(request(inbox, node, **changes))
     assert isinstance(session, Opened), session
+    return session
+
+
+async def ruled(
+    store: Store, session: Opened, inbox: AgentKey = ME, **changes: Any
+) -> RulesNow | Refusal:
+    """Change the rules of an inbox."""
+    return await store.change_rules(inbox, session.fence, RulesPatch(**changes))
+
+
+async def opened_to(store: Store, *known: AgentKey, inbox: AgentKey = ME) -> Opened:
+    """A session of an inbox that knows these senders."""
+    session = await opened(store, inbox)
+    assert isinstance(await ruled(store, session, inbox, allow=known), RulesNow)
     return session
 
 

@@ -36,6 +36,8 @@ from relay.core.frames import (
     Rejection,
     Resolve,
     Resolved,
+    Ruled,
+    Rules,
     Status,
     StatusAnswer,
     Statuses,
@@ -207,6 +209,8 @@ def frames() -> dict[str, str]:
         "resolved": frame(Resolved("q-2", "found", record())),
         "publish": frame(Publish("q-3", record())),
         "published": frame(Published("q-3", True, 1, int(NOW * 1000))),
+        "rules": frame(Rules("q-5", "refuse", allow=(ALICE.did,), forget=(RELAY.did,))),
+        "ruled": frame(Ruled("q-5", "refuse", (ALICE.did,), (), 12)),
         "error": frame(Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, "q-4")),
         "bye": frame(Bye(ErrorCode.DRAINING, "the node is shutting down", 1)),
     }
@@ -285,6 +289,10 @@ def over_http() -> dict[str, str]:
         "http-resolve": as_json({"state": "found", "record": record(), "stale": False}),
         "http-publish-request": as_json({"record": record()}),
         "http-publish": as_json({"stored": True, "kv": 1, "seq": int(NOW * 1000)}),
+        "http-rules-request": as_json({"deny": [ALICE.did]}),
+        "http-rules": as_json(
+            {"first_contact": "accept", "allow": [], "deny": [ALICE.did], "contacts": 12}
+        ),
         "http-status": as_json(codec.plain(StatusAnswer(BOB.did, PLAIN.id, "acked"))),
         "http-info": as_json({"jws": information()}),
         "http-error": as_json(

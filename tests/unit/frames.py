@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from relay.core import frames
 from relay.core.codec import LIMIT_NAMES
 from relay.core.errors import ErrorCode
+from relay.core.inbox_values import FirstContact
 from relay.core.jws import MAX_SAFE_INTEGER, b64encode
 from relay.core.ranges import Range, Reason
 
@@ -18,6 +19,7 @@ nonces = st.binary(min_size=32, max_size=32).map(b64encode)
 codes = st.sampled_from(ErrorCode)
 maybe = st.none() | names
 retry = st.none() | numbers
+first_contacts = st.sampled_from(FirstContact.__args__)
 many_seqs = st.lists(seqs, max_size=4).map(tuple)
 envelopes = st.fixed_dictionaries({"jws": names, "body": names})
 ranges = st.tuples(seqs, seqs, st.sampled_from(Reason)).map(
@@ -65,6 +67,9 @@ from_agent = st.one_of(
     st.builds(frames.Resolve, refs, names, st.none()),
     st.builds(frames.Resolve, refs, st.none(), names),
     st.builds(frames.Publish, refs, names),
+    st.builds(
+        frames.Rules, refs, st.none() | first_contacts, *[_listed(names, 0) for _ in range(3)]
+    ),
     st.builds(frames.Error, codes, names, retry, st.none() | refs),
     st.builds(frames.Bye, codes, names, retry, maybe),
 )
@@ -120,6 +125,7 @@ from_relay = st.one_of(
         frames.Resolved, refs, st.sampled_from(frames.Resolution.__args__), maybe, st.booleans()
     ),
     st.builds(frames.Published, refs, st.booleans(), seqs, numbers, maybe),
+    st.builds(frames.Ruled, refs, first_contacts, _listed(names, 0), _listed(names, 0), numbers),
     st.builds(frames.Error, codes, names, retry, st.none() | refs),
     st.builds(frames.Bye, codes, names, retry, maybe),
 )

@@ -10,8 +10,8 @@ PUBLISHED = {
     "expired", "identity_unavailable", "inbox_full", "inbox_reset", "internal", "migrating",
     "moved", "no_relaying", "not_admitted", "not_federated", "not_yet_valid", "overloaded",
     "peer_unreachable", "rate_limited", "replayed", "sender_quota", "slow_reader", "stale_id",
-    "stale_record", "storage_full", "storage_unavailable", "superseded", "too_large",
-    "too_many_hops", "unknown_inbox", "unsupported", "wrong_relay", "wrong_state",
+    "stale_record", "storage_full", "storage_unavailable", "stranger_quota", "superseded",
+    "too_large", "too_many_hops", "unknown_inbox", "unsupported", "wrong_relay", "wrong_state",
 }  # fmt: skip
 """Frozen: programs compare with these. A new code is added here; none is renamed or taken away."""
 

@@ -21,10 +21,12 @@ from relay.core.envelope import StoredEnvelope
 from relay.core.ids import AgentKey, Eid, Seq
 
 _REST: Final = struct.Struct(">BIqq16s32s")
-_LENGTHS: Final = struct.Struct(">HHI")
+_HEAD: Final = struct.Struct(">BHHI")
 _DIGEST_BYTES: Final = 8
 _FACTS_BYTES: Final = _DIGEST_BYTES + _REST.size
 _BOUNCES, _MARKED = 1, 2
+_FACTS_NAMES: Final = frozenset((b"m", b"s"))
+"""``s``: the script that stored it found its sender a stranger, which the facts cannot know."""
 _WIRE_HEAD: Final = b'{"jws":"'
 _EID_CHARS: Final = 43
 
@@ -34,7 +36,7 @@ def encode_all(items: Iterable[StoredEnvelope]) -> bytes:
     parts: list[bytes] = []
     for item in items:
         inbox, facts, wire = item.inbox.encode(), encode(item), item.wire
-        parts += (_LENGTHS.pack(len(inbox), len(facts), len(wire)), inbox, facts, wire)
+        parts += (_HEAD.pack(item.barred, len(inbox), len(facts), len(wire)), inbox, facts, wire)
     return b"".join(parts)
 
 
@@ -68,7 +70,7 @@ class Entry:
 
 def decode(stream_id: bytes, fields: list[bytes]) -> Entry | None:
     """Read one stream entry; None if a single bit of it is not what was stored."""
-    if len(fields) != 4 or fields[0] != b"m" or fields[2] != b"w":  # noqa: PLR2004  m and w
+    if len(fields) != 4 or fields[0] not in _FACTS_NAMES or fields[2] != b"w":  # noqa: PLR2004
         return None
     facts, wire = fields[1], fields[3]
     rest = facts[_DIGEST_BYTES:]

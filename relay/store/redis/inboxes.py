@@ -28,6 +28,7 @@ from relay.core.inbox_values import (
     Window,
 )
 from relay.core.ranges import Reason
+from relay.core.rules import BLOCKED, NOT_ADMITTED
 from relay.ports import AckRequest, Head, OpenRequest
 from relay.store.redis import entries
 from relay.store.redis.guard import Guard
@@ -46,6 +47,14 @@ _REFUSALS: Final = {
     b"stale_id": Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old"),
     b"inbox_full": Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full"),
     b"sender_quota": Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox"),
+    b"stranger_quota": Refusal(
+        ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox"
+    ),
+    b"blocked": BLOCKED,
+    b"not_admitted": NOT_ADMITTED,
+    b"rate_limited": Refusal(
+        ErrorCode.RATE_LIMITED, "too much of strangers comes from this address"
+    ),
     b"overloaded": Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full"),
     b"unknown_inbox": Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here"),
     b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
@@ -80,7 +89,7 @@ class Inboxes:
         done = await self._partitions.gather_each(
             parts, lambda part: self._append(part, [items[place] for place in places[part]])
         )
-        results: list[Accepted | Refusal] = [_broken("append")] * len(items)
+        results: list[Accepted | Refusal] = [broken("append")] * len(items)
         for part, outcome in zip(parts, done, strict=True):
             for at, place in enumerate(places[part]):
                 results[place] = (
@@ -116,6 +125,8 @@ class Inboxes:
             limits.max_bytes,
             limits.sender_count,
             limits.sender_bytes,
+            limits.stranger_count,
+            limits.stranger_bytes,
             limits.dedupe_entries,
             self._guard.ids_per_partition,
             self._guard.clock_flag,
@@ -152,9 +163,9 @@ class Inboxes:
         ]
         reply = await self._partitions.call("open", part, args)
         if not _is_echo(request.inbox, reply):
-            return _broken("open")
+            return broken("open")
         if reply[1] != b"opened":
-            return full if full is not None and request.create else _refusal(reply)
+            return full if full is not None and request.create else refusal_of(reply)
         return _opened(reply)
 
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
@@ -178,7 +189,7 @@ class Inboxes:
                 return raw
             if not await self._end_bad(inbox, raw):
                 return raw.page()
-        return _broken("read")
+        return broken("read")
 
     async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
         """Read from the cursor for a session without a connection."""
@@ -194,16 +205,16 @@ class Inboxes:
             # what was taken with it is marked from now on: handed over now, never read again
             if page.items or not ended:
                 return replace(page, expired=())
-        return _broken("take")
+        return broken("take")
 
     async def _judge(self, inbox: AgentKey, reply: Any) -> RawPage | Refusal:
         if not _is_echo(inbox, reply):
-            return _broken("read")
+            return broken("read")
         if reply[1] == b"stale":
             await self._reset(inbox, Epoch(""))
             return _REFUSALS[b"inbox_reset"]
         if reply[1] != b"page":
-            return _refusal(reply)
+            return refusal_of(reply)
         raw = RawPage.parse(reply)
         if raw.has_hole():
             await self._reset(inbox, raw.epoch)
@@ -230,7 +241,7 @@ class Inboxes:
         done = await self._partitions.gather_each(
             parts, lambda part: self._ack(part, [requests[place] for place in places[part]])
         )
-        results: list[Acked | Refusal] = [_broken("ack")] * len(requests)
+        results: list[Acked | Refusal] = [broken("ack")] * len(requests)
         for part, outcome in zip(parts, done, strict=True):
             for at, place in enumerate(places[part]):
                 results[place] = (
@@ -302,11 +313,13 @@ def _is_echo(inbox: AgentKey, reply: Any) -> bool:
     return bool(reply[0] == inbox.encode())
 
 
-def _broken(what: str) -> Refusal:
+def broken(what: str) -> Refusal:
+    """The answer to a reply that cannot be."""
     return Refusal(ErrorCode.INTERNAL, f"the store's answer to {what} makes no sense")
 
 
-def _refusal(reply: Any) -> Refusal:
+def refusal_of(reply: Any) -> Refusal:
+    """The no of a script: ``{inbox, code, …}``."""
     code = reply[1]
     if code == b"moved":
         return Refusal(
@@ -316,7 +329,7 @@ def _refusal(reply: Any) -> Refusal:
         # undone as a whole by the script; an operator has to look at this inbox
         said = reply[2].decode(errors="replace")
         return Refusal(ErrorCode.STORAGE_UNAVAILABLE, f"the store refuses this entry: {said}")
-    return _REFUSALS.get(code) or _broken("a request")
+    return _REFUSALS.get(code) or broken("a request")
 
 
 def _session(fence: int, node: bytes, until: int) -> LiveSession | None:
@@ -325,19 +338,19 @@ def _session(fence: int, node: bytes, until: int) -> LiveSession | None:
 
 def _accepted(inbox: AgentKey, reply: Any) -> Accepted | Refusal:
     if not _is_echo(inbox, reply):
-        return _broken("append")
+        return broken("append")
     kind = reply[1]
     if kind == b"stored":
         session = _session(reply[4], reply[5], reply[6])
-        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), dup=False, session=session)
+        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), False, session, reply[7] == 1)
     if kind == b"dup":
         return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), dup=True, session=None)
-    return _refusal(reply)
+    return refusal_of(reply)
 
 
 def _recalled(item: StoredEnvelope, reply: Any, full: Refusal) -> Accepted | Refusal:
     if not _is_echo(item.inbox, reply):
-        return _broken("append")
+        return broken("append")
     if len(reply) == 1:
         return full
     _, epoch, seq, _, eid16, is_there = reply
@@ -363,9 +376,9 @@ def _opened(reply: Any) -> Opened:
 
 def _acked(request: AckRequest, reply: Any) -> Acked | Refusal:
     if not _is_echo(request.inbox, reply):
-        return _broken("ack")
+        return broken("ack")
     if reply[1] != b"acked":
-        return _refusal(reply)
+        return refusal_of(reply)
     covered = tuple(Seq(seq) for seq in reply[3:])
     refused = tuple(seq for seq, _ in request.ack.refuse)
     return Acked(Seq(reply[2]), (*request.ack.seqs, *covered), refused)

@@ -33,6 +33,8 @@ from relay.core.inbox_values import (
     Opened,
     Page,
     Question,
+    RulesNow,
+    RulesPatch,
     Window,
 )
 from relay.core.ranges import Reason
@@ -46,6 +48,7 @@ from relay.store.redis.lineage import RollbackFile
 from relay.store.redis.mail import Bounces, Records, Sweeper
 from relay.store.redis.nodes import Nodes
 from relay.store.redis.partitions import Partitions
+from relay.store.redis.rules import Rules
 from relay.store.redis.wakeups import Wakeups
 
 CLUSTER_PARTITIONS: Final = 16
@@ -106,6 +109,7 @@ class RedisStore:
         await self._partitions.attach()
         await self._guard.poll(self._client, count)
         self._inboxes = Inboxes(self._partitions, self._guard, self._limits)
+        self._rules = Rules(self._partitions, self._limits)
         self._records = Records(self._partitions)
         self._sweeper = Sweeper(self._partitions, self._guard)
         self._bounces = Bounces(self._partitions)
@@ -175,6 +179,16 @@ class RedisStore:
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
         """See :meth:`relay.ports.InboxStore.append`."""
         return await self._inboxes.append(items)
+
+    async def change_rules(
+        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
+    ) -> RulesNow | Refusal:
+        """See :meth:`relay.ports.InboxStore.change_rules`."""
+        return await self._rules.change_rules(inbox, fence, patch)
+
+    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """See :meth:`relay.ports.InboxStore.meet`."""
+        return await self._rules.meet(pairs)
 
     async def open(self, request: OpenRequest) -> Opened | Refusal:
         """See :meth:`relay.ports.InboxStore.open`."""

@@ -1,20 +1,24 @@
 #!lua
--- include: inbox memory
+-- include: inbox memory rules
 -- Store envelopes, each judged alone (core/inbox.py accept): checks first, then the entry, then its
 -- id; counts last, once for all items of an inbox. An item that fails leaves neither seq nor id.
 --
--- ARGV[4..9] max_count max_bytes sender_count sender_bytes ids_per_inbox ids_per_partition
--- ARGV[10] 1 if the clock may be believed; [11] the items, one after another: three lengths, then
--- inbox, facts and wire. One argument: a client that sends three for each item works twice as long.
--- Result, per item: {inbox, 'stored', seq, epoch, fence, node, until}, {inbox, 'dup', seq, epoch},
--- or {inbox, code, record?}. fence is 0 where no session is open, or must read the entry back.
+-- ARGV[4..11] max_count max_bytes sender_count sender_bytes stranger_count stranger_bytes
+-- ids_per_inbox ids_per_partition, [12] 1 if the clock may be believed; [13] the items, one after
+-- another: 1 if it is barred to strangers, three lengths, then inbox, facts and wire. One argument:
+-- a client that sends four for each item works twice as long.
+-- Result, per item: {inbox, 'stored', seq, epoch, fence, node, until, 1 if of a stranger},
+-- {inbox, 'dup', seq, epoch}, or {inbox, code, record?}. fence is 0 where no session is open, or
+-- must read the entry back.
 -- 'lost': its id is remembered, but the entry is gone; send it again, marked.
 if is_foreign() then return foreign() end
 
 local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
 local SENDER_COUNT, SENDER_BYTES = tonumber(ARGV[6]), tonumber(ARGV[7])
-local MAX_IDS, ALL_IDS, CLOCK_OK = tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1'
+local STRANGER_COUNT, STRANGER_BYTES = tonumber(ARGV[8]), tonumber(ARGV[9])
+local MAX_IDS, ALL_IDS, CLOCK_OK = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12] == '1'
 local FACTS = '>c8BI4i8i8c16c32'
+local STRANGERS = '*'    -- what waits of all of them is kept like a sender's quota
 local SHEDDERS = 16   -- how many of those that remember most are asked to forget
 
 local boxes, news, changed = {}, {}, false
@@ -34,9 +38,14 @@ local function elsewhere(inbox)
   return {inbox, 'unknown_inbox'}
 end
 
-local function over_quota(box, quota, size)
+local function over_quota(box, item, quota)
+  local size = item.size
   if box.count >= MAX_COUNT or box.bytes + size > MAX_BYTES then return 'inbox_full' end
   if quota[1] >= SENDER_COUNT or quota[2] + size > SENDER_BYTES then return 'sender_quota' end
+  if item.is_stranger then
+    local all = quota_of(box, STRANGERS)
+    if all[1] >= STRANGER_COUNT or all[2] + size > STRANGER_BYTES then return 'stranger_quota' end
+  end
   return nil
 end
 
@@ -48,18 +57,21 @@ local function count_refusal(box)
   changed = true
 end
 
--- Room in this inbox's memory of ids; it sheds its own oldest hours.
-local function has_own_room(box)
-  while box.ids >= MAX_IDS do
+-- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half.
+local function has_own_room(box, item)
+  local most = item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS
+  while box.ids >= most do
     if not shed(box) then return false end
     box.is_dirty, changed = true, true
   end
   return true
 end
 
--- Room in the budget of all: the inbox that remembers most gives way first (R3).
-local function has_room(box)
-  while IDS >= ALL_IDS do
+-- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
+-- most three quarters.
+local function has_room(box, item)
+  local most = item.is_stranger and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
+  while IDS >= most do
     local done = false
     for _, inbox in ipairs(redis.call('ZREVRANGE', PREFIX .. 'memory', 0, SHEDDERS - 1)) do
       local other = inbox == box.inbox and box or box_of(inbox)
@@ -75,18 +87,25 @@ end
 
 local function objection(box, item, quota)
   if not box.home then return 'moved' end
+  -- the relay's own word, a bounce, is nobody's to refuse, and an agent may write to itself
+  if item.bounces and item.sender ~= box.inbox then
+    local standing = standing_of(box, item.sender)
+    item.is_stranger = standing == 'stranger'
+    if item.is_stranger and item.barred then return 'rate_limited' end
+    if standing == 'blocked' or standing == 'not_admitted' then return standing end
+  end
   if item.expires <= NOW then
     -- a clock that is in doubt must never say "expired"
     return CLOCK_OK and 'expired' or 'clock_in_doubt'
   end
   if item.hour <= box.floor then return 'stale_id' end
-  local no = over_quota(box, quota, item.size)
+  local no = over_quota(box, item, quota)
   if no then
     count_refusal(box)
     return no
   end
-  if not has_own_room(box) then return 'overloaded' end
-  if not has_room(box) then return 'overloaded' end
+  if not has_own_room(box, item) then return 'overloaded' end
+  if not has_room(box, item) then return 'overloaded' end
   return nil
 end
 
@@ -105,8 +124,8 @@ local function write_entry(box, seq, item, facts, wire, is_new_hour)
     failed = type(done) == 'table' and done.err
   end
   if not failed then
-    local done = redis.pcall('XADD', key('stream', box.inbox), string.format('%.0f-0', seq), 'm',
-      facts, 'w', wire)
+    local done = redis.pcall('XADD', key('stream', box.inbox), string.format('%.0f-0', seq),
+      item.is_stranger and 's' or 'm', facts, 'w', wire)
     failed = type(done) == 'table' and done.err
   end
   if failed then
@@ -126,6 +145,11 @@ local function store(box, item, facts, wire, quota, newest, is_known)
   end
   quota[1], quota[2] = quota[1] + 1, quota[2] + item.size
   box.touched[item.sender], box.is_dirty = quota, true
+  if item.is_stranger then
+    local all = quota_of(box, STRANGERS)
+    all[1], all[2] = all[1] + 1, all[2] + item.size
+    box.touched[STRANGERS] = all
+  end
   redis.call('HSET', ids_key(box.inbox, item.hour), item.dedupe,
     struct.pack(SEEN, 'S', seq, item.eid16), 'x', math.max(tonumber(newest or 0), item.expires))
   changed = true
@@ -134,7 +158,8 @@ local function store(box, item, facts, wire, quota, newest, is_known)
 end
 
 local function announce(box, seq, item)
-  if not box.open then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0} end
+  local is_stranger = item.is_stranger and 1 or 0
+  if not box.open then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0, is_stranger} end
   -- a marked entry must be read back with its mark, never handed over from memory
   local is_marked = item.marked or seq <= math.max(box.handed, box.taken) or
     item.created < box.mark_before
@@ -142,16 +167,16 @@ local function announce(box, seq, item)
     if not box.is_news then note(news, box.node, box.inbox) end
     box.is_news = true
   end
-  if is_marked then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0} end
-  return {box.inbox, 'stored', seq, box.epoch, box.fence, box.node, box.until_at}
+  if is_marked then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0, is_stranger} end
+  return {box.inbox, 'stored', seq, box.epoch, box.fence, box.node, box.until_at, is_stranger}
 end
 
-local function accept(inbox, facts, wire)
+local function accept(inbox, facts, wire, is_barred)
   local box = box_of(inbox)
   if not box then return elsewhere(inbox) end
   local _, flags, hour, created, expires, dedupe, eid, at = struct.unpack(FACTS, facts)
   local item = {hour = hour, created = created, expires = expires, dedupe = dedupe,
-    size = #wire, marked = flags >= 2,
+    size = #wire, bounces = flags % 2 == 1, marked = flags >= 2, barred = is_barred,
     eid16 = string.sub(eid, 1, 16), sender = string.sub(facts, at)}
   local known = redis.call('HMGET', ids_key(inbox, hour), dedupe, 'x')
   if known[1] then
@@ -181,7 +206,7 @@ local function write_counts(box)
   redis.call('HSET', key('inbox', box.inbox), unpack(fields))
 end
 
-local replies, blob, at = {}, ARGV[11], 1
+local replies, blob, at = {}, ARGV[13], 1
 
 local function next_part(size)
   at = at + size
@@ -189,11 +214,11 @@ local function next_part(size)
 end
 
 while at <= #blob do
-  local inbox_size, facts_size, wire_size
-  inbox_size, facts_size, wire_size, at = struct.unpack('>I2I2I4', blob, at)
+  local barred, inbox_size, facts_size, wire_size
+  barred, inbox_size, facts_size, wire_size, at = struct.unpack('>BI2I2I4', blob, at)
   local inbox = next_part(inbox_size)
   local facts = next_part(facts_size)
-  local ok, reply = pcall(accept, inbox, facts, next_part(wire_size))
+  local ok, reply = pcall(accept, inbox, facts, next_part(wire_size), barred == 1)
   if not ok then
     reply = {inbox, 'failed', type(reply) == 'table' and reply.err or tostring(reply)}
   end

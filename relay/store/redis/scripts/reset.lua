@@ -27,12 +27,16 @@ for _, field in ipairs(redis.call('HKEYS', key('inbox', inbox))) do
   if string.sub(field, 1, 2) == 'q:' then box.quotas[string.sub(field, 3)] = {0, 0} end
 end
 box.count, box.bytes = 0, 0
+local function charge(sender, size)
+  local quota = box.quotas[sender] or {0, 0}
+  box.quotas[sender] = {quota[1] + 1, quota[2] + size}
+end
 each_entry(box, box.cursor + 1, box.last, function(item)
   known[item.seq] = true
   box.count, box.bytes = box.count + 1, box.bytes + item.size
   if not item.garbage then
-    local quota = box.quotas[item.sender] or {0, 0}
-    box.quotas[item.sender] = {quota[1] + 1, quota[2] + item.size}
+    charge(item.sender, item.size)
+    if item.is_stranger then charge('*', item.size) end
   end
   return false
 end)

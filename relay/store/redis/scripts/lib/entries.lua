@@ -1,6 +1,7 @@
 -- Entries of an inbox: read one, end one, say so to its sender; ranges of seqs that ended (R5, R6).
 --
--- stream:<inbox>   <seq>-0  m = packed facts (relay/store/redis/entries.py), w = wire bytes
+-- stream:<inbox>   <seq>-0  m = packed facts (relay/store/redis/entries.py), w = wire bytes; s instead
+--                  of m: stored as a stranger's, whatever the rules say by now
 -- expiry:<inbox>   sorted set: seq -> expires_time
 -- due              sorted set: inbox -> when a sweep should look at it, never too late
 -- gaps:<inbox>     sorted set: from:to:reason, scored by from
@@ -14,10 +15,11 @@ local function parse_entry(entry)
   local fields = entry[2]
   local facts, wire = fields[2], fields[4]
   local item = {seq = tonumber(string.match(entry[1], '^%d+')), size = wire and #wire or 0}
-  if fields[1] ~= 'm' or not wire or #facts < FACTS_BYTES then
+  if (fields[1] ~= 'm' and fields[1] ~= 's') or not wire or #facts < FACTS_BYTES then
     item.garbage = true
     return item
   end
+  item.is_stranger = fields[1] == 's'
   local _, flags, hour, created, expires, dedupe, eid, at = struct.unpack(FACTS, facts)
   item.bounces, item.marked = flags % 2 == 1, flags >= 2
   item.hour, item.created, item.expires, item.dedupe = hour, created, expires, dedupe
@@ -101,6 +103,10 @@ local function absorb(box, upto)
   end
 end
 
+local function give_back(quota, item)
+  quota[1], quota[2] = math.max(quota[1] - 1, 0), math.max(quota[2] - item.size, 0)
+end
+
 -- End one live entry; the stream and the expiry index follow in `save`.
 local function finish(box, item, fate)
   box.ended[item.seq] = true
@@ -112,8 +118,8 @@ local function finish(box, item, fate)
     add_range(box, item.seq, fate)
   end
   if item.garbage then return end
-  local quota = quota_of(box, item.sender)
-  quota[1], quota[2] = math.max(quota[1] - 1, 0), math.max(quota[2] - item.size, 0)
+  give_back(quota_of(box, item.sender), item)
+  if item.is_stranger then give_back(quota_of(box, '*'), item) end
   conclude_id(box, item, fate)
 end
 

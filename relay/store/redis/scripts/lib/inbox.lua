@@ -12,7 +12,7 @@
 --   session   fence open until window_count window_bytes node
 --   marks     handed taken mark_before reset_fence
 --   refused   count first_at last_at
---   q:SENDER  count bytes of what waits from this sender
+--   q:SENDER  count bytes of what waits from this sender; q:* of all strangers
 local PREFIX = string.sub(KEYS[1], 1, -6)
 local NODE = ARGV[3]
 local GRACE_S = 300      -- R6: a bounce waits this long; a reset marks what is younger than this

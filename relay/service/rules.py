@@ -1,0 +1,50 @@
+"""Rules: an agent says whom its inbox takes envelopes from (PROTOCOL.md §5.5 ``rules``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relay.core.errors import ErrorCode, ProtocolError, Refusal, error
+from relay.core.frames import Ruled, Rules
+from relay.core.identity import did_of, parse_did
+from relay.core.ids import AgentKey, Did, Fence
+from relay.core.inbox_values import RulesPatch
+from relay.core.jws import UnsupportedError
+from relay.ports import InboxStore
+
+
+@dataclass(frozen=True, slots=True)
+class RulesOf:
+    """Changes and reads the rules of the inbox that a session has."""
+
+    store: InboxStore
+
+    async def __call__(self, inbox: AgentKey, fence: Fence, wish: Rules) -> Ruled:
+        """Change what the wish names; gives all rules.
+
+        Raises:
+            RelayError: ``bad_frame``, ``unsupported`` or ``too_large``: nothing is changed;
+                ``superseded``, ``inbox_reset`` or ``storage_unavailable``.
+        """
+        allow, deny, forget = (_keys(dids) for dids in (wish.allow, wish.deny, wish.forget))
+        if len({*allow, *deny, *forget}) < len(allow) + len(deny) + len(forget):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "a DID is named once")
+        patch = RulesPatch(wish.first_contact, allow, deny, forget)
+        now = await self.store.change_rules(inbox, fence, patch)
+        if isinstance(now, Refusal):
+            raise now.to_error()
+        return Ruled(wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts)
+
+
+def _keys(dids: Sequence[Did]) -> tuple[AgentKey, ...]:
+    try:
+        return tuple(parse_did(did).agent_key for did in dids)
+    except UnsupportedError as exc:
+        raise error(ErrorCode.UNSUPPORTED, f"rules: {exc}") from exc
+    except ValueError as exc:
+        raise error(ErrorCode.BAD_FRAME, f"rules: {exc}") from exc
+
+
+def _dids(keys: frozenset[AgentKey]) -> tuple[Did, ...]:
+    return tuple(sorted(did_of(key) for key in keys))

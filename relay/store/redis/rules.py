@@ -1,0 +1,73 @@
+"""Rules of inboxes and whom they know, each in its inbox's partition (GUARANTEES.md R7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.core.ids import AgentKey, Fence, Partition
+from relay.core.inbox_values import InboxLimits, RulesNow, RulesPatch
+from relay.core.rules import too_many
+from relay.store.redis.inboxes import broken, refusal_of
+from relay.store.redis.partitions import Partitions
+
+_LISTS = 5
+"""Where the lists begin in a reply of rules.lua."""
+
+
+class Rules:
+    """The rules half of a store."""
+
+    def __init__(self, partitions: Partitions, limits: InboxLimits) -> None:
+        self._partitions = partitions
+        self._limits = limits
+
+    async def change_rules(
+        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
+    ) -> RulesNow | Refusal:
+        """Change the rules of an inbox, by its session, or just read them."""
+        marks = [("-", one) for one in patch.forget]
+        marks += [("A", one) for one in patch.allow] + [("D", one) for one in patch.deny]
+        args = [inbox, fence, self._limits.rules, patch.first_contact or "", *chain(*marks)]
+        reply = await self._partitions.call("rules", self._partitions.of(inbox), args)
+        if reply[0] != inbox.encode():
+            return broken("rules")
+        if reply[1] == b"too_many":
+            return too_many(self._limits)
+        return _ruled(reply) if reply[1] == b"ruled" else refusal_of(reply)
+
+    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """Note whom agents have written to; False where there is no such inbox."""
+        places = self._partitions.split(pairs, lambda pair: pair[0])
+        parts = list(places)
+        done = await self._partitions.gather(
+            parts, lambda part: self._meet(part, [pairs[place] for place in places[part]])
+        )
+        kept = [False] * len(pairs)
+        for part, found in zip(parts, done, strict=True):
+            for place, one in zip(places[part], found, strict=True):
+                kept[place] = one
+        return kept
+
+    async def _meet(
+        self, part: Partition, pairs: Sequence[tuple[AgentKey, AgentKey]]
+    ) -> list[bool]:
+        args = [self._limits.contacts, *chain(*pairs)]
+        replies = await self._partitions.call("meet", part, args)
+        for pair, reply in zip(pairs, replies, strict=True):
+            if reply[0] != pair[0].encode():
+                raise RelayError(ErrorCode.INTERNAL, "the store's answer to meet makes no sense")
+        return [reply[1] == 1 for reply in replies]
+
+
+def _ruled(reply: Any) -> RulesNow:
+    names = [AgentKey(name.decode()) for name in reply[_LISTS:]]
+    allowed = reply[_LISTS - 1]
+    return RulesNow(
+        first_contact="refuse" if reply[2] == b"refuse" else "accept",
+        allow=frozenset(names[:allowed]),
+        deny=frozenset(names[allowed:]),
+        contacts=reply[3],
+    )
