@@ -213,7 +213,7 @@ class Run:
             victim = self._rng.choice(self.mortals.agents)
             await self.ledger.until(lambda moment=moment: self.ledger.progress >= moment)
             await self.ledger.until(
-                partial(getattr, victim, "is_busy" if number % 2 else "is_handling")
+                partial(getattr, victim, "is_busy" if number % 2 else "handling")
             )
             await asyncio.sleep(self._rng.uniform(0, 0.03))
             await victim.kill()
@@ -240,9 +240,9 @@ class Run:
         waits = sorted(sent.waited_s for sent in ledger.sent.values())
         nothing = len(ledger.sent) - ledger.counted
         return (
-            f"seed {self.plan.seed}: {len(ledger.sent)} meant, {nothing} not sent after all, "
-            f"{ledger.receipted} receipted "
-            f"- {acked} acked - {refused} refused = {ledger.receipted - acked - refused}; "
+            f"seed {self.plan.seed}: {len(ledger.sent)} meant - {nothing} never sent; "
+            f"{ledger.receipted} accepted - {acked} acked - {refused} refused "
+            f"= {ledger.receipted - acked - refused}; "
             f"{len({item.eid for item in ledger.bounces})} bounced; "
             f"killed: {len(self.relay.killed_at)} x node, {self.store_kills} x store; "
             f"{len(ledger.handed)} times handed over, {marked} marked; "

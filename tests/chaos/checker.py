@@ -151,7 +151,9 @@ def _forgotten(ledger: Ledger) -> Iterator[str]:
     shown: dict[Did, dict[Eid, list[int]]] = defaultdict(lambda: defaultdict(list))
     for item in ledger.handed:
         shown[item.agent][item.eid].append(item.tick)
-    answered = {(item.agent, item.eid): item.tick for item in reversed(ledger.answers)}
+    # the first answer counts: after it, it may come again or not
+    said = sorted((*ledger.answers, *ledger.ended), key=lambda item: item.tick, reverse=True)
+    answered = {(item.agent, item.eid): item.tick for item in said}
     for death in ledger.deaths:
         for eid, ticks in shown[death.agent].items():
             was_in_hand = ticks[0] <= death.tick < answered.get((death.agent, eid), death.tick + 1)

@@ -44,6 +44,7 @@ class Orders:
         hands: how many handlers run at the same time.
         hasty: share of submits that wait only for an instant.
         long_s: how long one handler in 10 takes; the others take up to a hundredth of it.
+        all_long: whether all take so long.
         mutant: which promise the SDK does not keep; empty: none.
         seed: of its signing key, hex.
         notes: its notes.
@@ -60,6 +61,7 @@ class Orders:
     hands: int = 16
     hasty: float = 0.1
     long_s: float = 0.5
+    all_long: bool = False
     mutant: str = ""
     seed: str = ""
     notes: str = ""
@@ -220,7 +222,7 @@ class Mortal:
             ends = [[item.eid, item.reason] for item in message.items]
         body = b64encode(message.body).decode()
         self._note("shown", message.eid, message.redelivered, body, ends)
-        is_long = self._rng.random() < 1 / 10
+        is_long = self._orders.all_long or self._rng.random() < 1 / 10
         await asyncio.sleep(self._orders.long_s * (1.0 if is_long else self._rng.random() / 100))
         how = "refused" if message.body.startswith(POISON) else "acked"
         self._note("answering", message.eid, how)

@@ -25,6 +25,7 @@ from tests.chaos.ledger import Ledger
 from tests.chaos.mortal import Orders
 from tests.chaos.notes import NoteReader
 from tests.chaos.relay_process import REPOSITORY
+from tests.support.servers import wait_until
 
 LOOK_S = 0.01
 END_S = 60.0
@@ -54,6 +55,8 @@ class MortalAgent:
         self.kills = 0
         self.cut_handlers = 0
         self.kept = 0
+        self.lives = 0
+        self._lives_before = 0
         self._directory = directory
         self._state = directory / "agent.state"
         self._ledger = ledger
@@ -63,32 +66,32 @@ class MortalAgent:
         self._unanswered: set[Eid] = set()
         self._is_over = False
         directory.mkdir(parents=True)
-        replace(
+        self._orders = replace(
             orders,
             seed=key.seed.hex(),
             notes=str(directory / "notes"),
             state=str(self._state) if remembers else None,
-        ).write(self._orders)
+        )
 
     @property
-    def is_handling(self) -> bool:
-        """Whether, in this life, a handler runs."""
-        return bool(self._in_hand)
+    def handling(self) -> int:
+        """How many handlers run in this life."""
+        return len(self._in_hand)
 
     @property
     def is_busy(self) -> bool:
         """Whether, in this life, a handler runs or a submit waits."""
         return bool(self._in_hand or self._unanswered)
 
-    @property
-    def _orders(self) -> Path:
-        return self._directory / "orders.json"
-
     # ------------------------------------------------------------ lives
 
-    async def start(self) -> None:
-        """Begin a life."""
-        command = [sys.executable, "-m", "tests.chaos.mortal", str(self._orders)]
+    async def start(self, **changes: Any) -> None:
+        """Begin a life; ``changes`` of its orders stay."""
+        self._lives_before = self.lives
+        self._orders = replace(self._orders, **changes)
+        orders = self._directory / "orders.json"
+        self._orders.write(orders)
+        command = [sys.executable, "-m", "tests.chaos.mortal", str(orders)]
         if sys.platform == "linux":  # ends with the tests, even if those are killed
             script = str(Path(launcher.__file__))
             command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]
@@ -120,6 +123,7 @@ class MortalAgent:
     async def end(self) -> None:
         """Tell it to end when nothing waits for it any more."""
         assert self._child is not None
+        await wait_until(self._listens, END_S, f"{self.key.did} lives")
         if self._child.returncode is None:
             self._child.terminate()
         try:
@@ -131,6 +135,12 @@ class MortalAgent:
         self._ledger.catch_up()
         if not self._is_over:
             self._ledger.surprise(f"{self.key.did} ended badly:\n{self._log_tail()}")
+
+    def _listens(self) -> bool:
+        """Whether it has begun, and would hear a signal; or has ended."""
+        self._ledger.catch_up()
+        assert self._child is not None
+        return self.lives > self._lives_before or self._child.returncode is not None
 
     async def end_now(self) -> None:
         """No life after this one, however it went."""
@@ -162,6 +172,7 @@ class MortalAgent:
             getattr(self, f"_enter_{kind}")(*words)
 
     def _enter_life(self, _: int) -> None:
+        self.lives += 1
         self._in_hand.clear()
         self._unanswered.clear()
 

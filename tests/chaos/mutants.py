@@ -84,10 +84,26 @@ class AckedBeforeCommit(RedisStore):
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
         await self.late.put(requests)
-        return [
-            Acked(item.ack.upto, item.ack.seqs, tuple(seq for seq, _ in item.ack.refuse))
-            for item in requests
-        ]
+        return [_said(item) for item in requests]
+
+
+class AcksComeToNothing(RedisStore):
+    """Confirms acks and commits none of them."""
+
+    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+        return [_said(item) for item in requests]
+
+
+class Mute(RedisStore):
+    """Takes envelopes, and neither stores nor answers."""
+
+    async def append(self, _: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def _said(item: AckRequest) -> Acked:
+    return Acked(item.ack.upto, item.ack.seqs, tuple(seq for seq, _ in item.ack.refuse))
 
 
 class NothingIsRedelivered(RedisStore):
@@ -138,6 +154,8 @@ class LastInFirstOut(RedisStore):
 MUTANTS: dict[str, type[RedisStore]] = {
     "receipt-before-commit": ReceiptBeforeCommit,
     "acked-before-commit": AckedBeforeCommit,
+    "acks-come-to-nothing": AcksComeToNothing,
+    "mute": Mute,
     "nothing-is-redelivered": NothingIsRedelivered,
     "misfiled": Misfiled,
     "last-in-first-out": LastInFirstOut,

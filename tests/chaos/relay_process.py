@@ -54,12 +54,12 @@ class RelayProcess:
         settings: Mapping[str, str] | None = None,
     ) -> None:
         self.directory = directory
+        self.arguments = arguments
         self.starts = 0
         self.killed_at: list[float] = []
         self.starting_took: list[float] = []
         self.did = ""
         self.is_ready = False
-        self._arguments = arguments
         self._port = free_port()
         self._settings = {**NO_LIMITS, **(settings or {})}
         self._child: subprocess.Popen[bytes] | None = None
@@ -91,7 +91,7 @@ class RelayProcess:
         """Start it and do not wait."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.starts += 1
-        command = [sys.executable, *self._arguments]
+        command = [sys.executable, *self.arguments]
         if sys.platform == "linux":  # ends with the tests, even if those are killed
             script = str(Path(launcher.__file__))
             command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]

@@ -22,9 +22,9 @@ class Story:
         self.ledger = Ledger()
         self.heads = {ALICE: 0, BOB: 0}
 
-    def submit(self, name: str, *, poison: bool = False) -> Sent:
+    def submit(self, name: str, *, poison: bool = False, is_mortal: bool = False) -> Sent:
         signed = SignedEnvelope(Eid(name), MessageId(name), BOB, 0, b"wire of " + name.encode())
-        return self.ledger.submit(ALICE, signed, BODY, poison=poison)
+        return self.ledger.submit(ALICE, signed, BODY, poison=poison, is_mortal=is_mortal)
 
     def receipt(self, name: str, *, to: Did = BOB, pos: str = "", dup: bool = False) -> None:
         place = (EPOCH, pos or name)
@@ -301,3 +301,81 @@ def test_the_relay_must_tell_the_sender_the_same_end(story: Story) -> None:
 def test_a_seq_too_many_is_miscounted(story: Story) -> None:
     story.heads[BOB] += 1
     assert story.kinds() == {"miscounted"}
+
+
+def test_what_was_left_to_the_sdk_must_arrive_without_a_receipt(story: Story) -> None:
+    story.submit("m", is_mortal=True)
+    story.ledger.promise(Eid("m"), "left")
+    assert "lost" in story.kinds()
+
+
+def test_the_arrival_of_what_a_killed_sender_meant_to_send_stands_for_its_receipt(
+    story: Story,
+) -> None:
+    story.submit("m", is_mortal=True)
+    story.hand("m")
+    story.end("m")
+    story.heads[BOB] += 1
+    assert story.kinds() == set()
+    assert story.ledger.is_over(2)
+
+
+@pytest.mark.parametrize("recipient_is_read_first", [True, False])
+def test_the_notes_of_two_agents_may_be_read_in_any_order(
+    story: Story, *, recipient_is_read_first: bool
+) -> None:
+    if not recipient_is_read_first:
+        story.submit("m", is_mortal=True)
+    story.hand("m")
+    story.end("m")
+    if recipient_is_read_first:
+        story.submit("m", is_mortal=True)
+    story.heads[BOB] += 1
+    assert story.ledger.is_over(2)
+    assert story.kinds() == set()
+
+
+def test_what_came_to_nothing_is_not_waited_for(story: Story) -> None:
+    story.submit("void", is_mortal=True)
+    assert not story.ledger.is_over(1)
+    story.ledger.annul(Eid("void"))
+    story.submit("withdrawn", is_mortal=True)
+    story.ledger.deny(Eid("withdrawn"))
+    assert story.ledger.is_over(1)
+    assert story.kinds() == set()
+
+
+def test_what_was_definitely_not_stored_must_not_arrive(story: Story) -> None:
+    story.submit("m", is_mortal=True)
+    story.ledger.deny(Eid("m"))
+    story.hand("m")
+    story.end("m")
+    story.heads[BOB] += 1
+    assert story.kinds() == {"phantom"}
+
+
+@pytest.mark.parametrize(("comes_again", "kinds"), [(True, set()), (False, {"forgotten"})])
+def test_what_an_agent_had_in_hand_when_it_was_killed_must_come_again(
+    story: Story, *, comes_again: bool, kinds: set[str]
+) -> None:
+    story.submit("m")
+    story.receipt("m")
+    story.hand("m")
+    story.ledger.die(BOB)
+    if comes_again:
+        story.hand("m", redelivered=True)
+    story.end("m")
+    assert story.kinds() == kinds
+
+
+@pytest.mark.parametrize(("state", "kinds"), [("acked", set()), ("stored", {"unsettled"})])
+def test_what_an_agent_was_answering_when_it_was_killed_may_come_again_or_not(
+    story: Story, *, state: str, kinds: set[str]
+) -> None:
+    story.submit("m")
+    story.receipt("m")
+    story.hand("m")
+    story.ledger.answering(BOB, Eid("m"), "acked")
+    story.ledger.die(BOB)
+    story.ledger.states[Eid("m")] = state
+    assert story.kinds() == kinds
