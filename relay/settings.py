@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     )
     dedupe_entries: int = Field(50_000, ge=100, description="Ids that one inbox remembers.")
     sender_rate: int = Field(600, ge=1, description="Envelopes a minute of one sender.")
+    stranger_rate: int = Field(
+        600,
+        ge=1,
+        description="Envelopes a minute from one network (IPv4: /24, IPv6: /56) of senders that "
+        "their recipients do not know.",
+    )
     max_connections: int = Field(20_000, ge=1, description="WebSocket connections of this node.")
     max_connections_per_ip: int = Field(
         4_096, ge=1, description="WebSocket connections from one address (IPv6: one /64)."

@@ -123,7 +123,9 @@ def dedupe_key(sender: Did, message_id: MessageId) -> bytes:
     return hashlib.sha256(f"{sender}|{message_id}".encode()).digest()[:16]
 
 
-def stored(admitted: AdmittedEnvelope, *, bounces: bool = True) -> StoredEnvelope:
+def stored(
+    admitted: AdmittedEnvelope, *, bounces: bool = True, barred: bool = False
+) -> StoredEnvelope:
     """What is kept of an admitted envelope."""
     envelope = admitted.envelope
     return StoredEnvelope(
@@ -136,6 +138,7 @@ def stored(admitted: AdmittedEnvelope, *, bounces: bool = True) -> StoredEnvelop
         created_at=envelope.created_at,
         expires_at=envelope.expires_at,
         bounces=bounces,
+        barred=barred,
     )
 
 

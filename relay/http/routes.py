@@ -16,6 +16,7 @@ from relay.core.ids import Did, Fence
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Page
 from relay.http import bodies
+from relay.service.addresses import strangers_network
 from relay.service.node import Node
 from relay.service.polling import MAX_WAIT_S, Polling
 from relay.service.submit import Submissions
@@ -116,7 +117,8 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
             items = (await bodies.members(request)).array("envelopes", least=1, most=256)
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
-        frame = await submit_once(node, items)
+        trusted = node.settings.trusted_proxies
+        frame = await submit_once(node, items, strangers_network(request.scope, trusted))
         return bodies.answer(
             {
                 "receipt": frame.receipt,
@@ -151,7 +153,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
         return bodies.answer({"jws": relay_information(node)})
 
 
-async def submit_once(node: Node, items: list[Any]) -> Submitted:
+async def submit_once(node: Node, items: list[Any], network: str) -> Submitted:
     """Submit and wait for the one answer."""
     answered: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
 
@@ -159,7 +161,7 @@ async def submit_once(node: Node, items: list[Any]) -> Submitted:
         if not answered.done():
             answered.set_result(frame)
 
-    await Submissions(node.intake, answer).submit("http", items)
+    await Submissions(node.intake, answer, network).submit("http", items)
     return await answered
 
 

@@ -21,11 +21,12 @@ from relay.service.accounts import Accounts, Registration
 from relay.service.bounces import BouncePump
 from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
+from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.keys import DidKeys
 from relay.service.node import Node, NodeSettings
-from relay.service.rates import SenderRates
+from relay.service.rates import SenderRates, StrangerRates
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
@@ -152,6 +153,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     store.trust_clock(ok=guard.ok)
     delivery = Delivery(node_id)
     store.on_wake(delivery.wake)
+    contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
     directory = Directory(key.did, store, keys)
@@ -165,7 +167,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             identity=RelayIdentity(key, _position_secret(key)),
             keys=keys,
             rates=SenderRates(settings.sender_rate),
-            commits=_accepts(store, delivery),
+            strangers=StrangerRates(settings.stranger_rate),
+            commits=_accepts(store, delivery, contacts),
             durability=lambda: store.durability,
             denied=deny,
             max_body_bytes=settings.max_body_bytes,
@@ -176,20 +179,22 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         ),
         directory=directory,
         status=StatusOf(store),
-        rules=RulesOf(store),
+        rules=RulesOf(store, contacts),
         delivery=delivery,
         clock_guard=guard,
     )
     return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)
 
 
-def _accepts(store: Store, delivery: Delivery) -> GroupCommit[submitting.Item, Accepted]:
-    async def commit(items: Sequence[submitting.Item]) -> list[Accepted | Refusal]:
+def _accepts(
+    store: Store, delivery: Delivery, contacts: Contacts
+) -> GroupCommit[submitting.Item, Accepted]:
+    async def commit(items: Sequence[submitting.Item]) -> Sequence[Accepted | Refusal]:
         stored = [item.stored for item in items]
         metrics.COMMITS.inc()
         metrics.COMMIT_SIZE.observe(len(stored))
         with metrics.COMMIT_SECONDS.time():
-            return await delivery.append(store, stored)
+            return await contacts.note(stored, await delivery.append(store, stored))
 
     return GroupCommit(commit, submitting.size_of)
 

@@ -12,6 +12,7 @@ from relay.core.ids import AgentKey, Did, Fence
 from relay.core.inbox_values import RulesPatch
 from relay.core.jws import UnsupportedError
 from relay.ports import InboxStore
+from relay.service.contacts import Contacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class RulesOf:
     """Changes and reads the rules of the inbox that a session has."""
 
     store: InboxStore
+    contacts: Contacts
 
     async def __call__(self, inbox: AgentKey, fence: Fence, wish: Rules) -> Ruled:
         """Change what the wish names; gives all rules.
@@ -34,6 +36,7 @@ class RulesOf:
         now = await self.store.change_rules(inbox, fence, patch)
         if isinstance(now, Refusal):
             raise now.to_error()
+        self.contacts.forget(inbox, {*allow, *deny, *forget})
         return Ruled(wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts)
 
 

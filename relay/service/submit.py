@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 from typing import Final, NamedTuple
 
 from relay import clock, metrics
 from relay.core import envelope as envelopes
 from relay.core import policy
 from relay.core.envelope import StoredEnvelope
-from relay.core.errors import Refusal, RelayError
+from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import Rejection, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
@@ -24,10 +25,13 @@ from relay.core.inbox_values import Accepted
 from relay.core.receipts import Durability, ReceiptItem, position, sign_receipt
 from relay.ports import Keys
 from relay.service.commit import GroupCommit
-from relay.service.rates import SenderRates
+from relay.service.rates import SenderRates, StrangerRates
 
 YIELD_EVERY: Final = 16
 """Envelopes verified before other connections get a turn; ~1 ms."""
+
+OF_STRANGERS: Final = frozenset({ErrorCode.STRANGER_QUOTA, ErrorCode.NOT_ADMITTED})
+"""An inbox's no to a stranger; it counts against its network like a yes."""
 
 Answer = Callable[[Submitted], None]
 
@@ -66,6 +70,7 @@ class Intake:
         identity: signs receipts.
         keys: which keys may act for a DID.
         rates: buckets of proven senders.
+        strangers: buckets of networks from which strangers write.
         commits: the group commit of accepts.
         durability: what a receipt may promise, asked at each receipt.
         denied: senders the operator does not serve.
@@ -76,6 +81,7 @@ class Intake:
     identity: RelayIdentity
     keys: Keys
     rates: SenderRates
+    strangers: StrangerRates
     commits: GroupCommit[Item, Accepted]
     durability: Callable[[], Durability]
     denied: frozenset[Did]
@@ -89,11 +95,13 @@ class Submissions:
     Args:
         intake: what the node has for all.
         answer: called with each ``submitted`` frame; must not block.
+        network: where they come from.
     """
 
-    def __init__(self, intake: Intake, answer: Answer) -> None:
+    def __init__(self, intake: Intake, answer: Answer, network: str) -> None:
         self._intake = intake
         self._answer = answer
+        self._network = network
         self._waiting: deque[_Waiting] = deque()
         self.in_flight = 0
         self.in_flight_bytes = 0
@@ -105,13 +113,14 @@ class Submissions:
         ready: list[Item] = []
         intake = self._intake
         facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
+        is_barred = intake.strangers.wait(self._network) > 0
         for index, raw in enumerate(items):
             outcome = await self._admit(raw, facts)
             if isinstance(outcome, Refusal):
                 waiting.results[index] = outcome
                 waiting.undecided -= 1
             else:
-                stored = envelopes.stored(outcome)
+                stored = envelopes.stored(outcome, barred=is_barred)
                 self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
@@ -140,21 +149,33 @@ class Submissions:
     def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
         """One commit decided some of this connection's envelopes."""
         secret = self._intake.identity.position_secret
-        accepted = dups = 0
+        accepted = dups = strangers = 0
         for (stored, to, submit, place), result in results:
             self.in_flight -= 1
             self.in_flight_bytes -= len(stored.wire)
             submit.undecided -= 1
             if isinstance(result, Refusal):
-                submit.results[place] = result
+                submit.results[place] = self._refused(result)
                 continue
-            seq, epoch, dup, *_ = result
+            seq, epoch, dup, _, is_stranger = result
+            strangers += is_stranger
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)
             submit.results[place] = ReceiptItem(stored.eid, to, epoch, pos, stored.expires_at, dup)
+        if strangers:
+            self._intake.strangers.charge(self._network, strangers)
         metrics.ACCEPTED.inc(accepted)
         metrics.DUPLICATES.inc(dups)
         self._flush()
+
+    def _refused(self, no: Refusal) -> Refusal:
+        strangers = self._intake.strangers
+        if no.code in OF_STRANGERS:
+            strangers.charge(self._network)
+        if no.code is not ErrorCode.RATE_LIMITED:
+            return no
+        # the inbox found a stranger of a network that is too fast; only the node knows how long
+        return replace(no, retry_after=max(1, ceil(strangers.wait(self._network))))
 
     def _flush(self) -> None:
         """Answer, oldest first, every submit that is wholly decided, in one frame."""

@@ -46,14 +46,21 @@ AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class Connection:
-    """A socket and its session; a listener of the node's deliveries and a source of its acks."""
+    """A socket and its session; a listener of the node's deliveries and a source of its acks.
 
-    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend) -> None:
+    Args:
+        node: what the edges share.
+        socket: writes directly.
+        send: of ASGI, for the close.
+        network: where it was dialled from, as strangers are counted.
+    """
+
+    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend, network: str) -> None:
         self._node = node
         self._socket = socket
         self._send = send
         self._session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
-        self._submissions = Submissions(node.intake, self._answer)
+        self._submissions = Submissions(node.intake, self._answer, network)
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._closed = asyncio.Event()

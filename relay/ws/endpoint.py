@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections import Counter
 from typing import Any
 
 from relay import metrics
 from relay.core.frames import SUBPROTOCOL
+from relay.service.addresses import network_of, peer_of, strangers_network
 from relay.service.node import Node
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
-
-_V6_PREFIX = 64
 
 
 class Endpoint:
@@ -29,14 +27,15 @@ class Endpoint:
         """Serve one WebSocket."""
         socket = scope["extensions"].get(EXTENSION)
         await receive()  # websocket.connect
-        address = client_address(scope, self._node.settings.trusted_proxies)
+        trusted = self._node.settings.trusted_proxies
+        address = network_of(peer_of(scope, trusted), v4=32, v6=64)
         status = self._objection(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):
             await _refuse(send, status or 500)
             return
         socket.write_timeout_s = self._node.settings.write_timeout_s
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
-        connection = Connection(self._node, socket, send)
+        connection = Connection(self._node, socket, send, strangers_network(scope, trusted))
         self._connections.add(connection)
         self._per_address[address] += 1
         metrics.CONNECTIONS.inc()
@@ -74,22 +73,6 @@ class Endpoint:
     def count(self) -> int:
         """Open connections."""
         return len(self._connections)
-
-
-def client_address(scope: dict[str, Any], trusted: frozenset[str]) -> str:
-    """The address to count by: the peer's, or what a trusted proxy says; IPv6 by its /64."""
-    peer = (scope.get("client") or ("", 0))[0]
-    if peer in trusted:
-        for name, value in scope["headers"]:
-            if name == b"x-forwarded-for":
-                peer = value.decode("latin-1").rpartition(",")[2].strip()
-    try:
-        address = ipaddress.ip_address(peer)
-    except ValueError:
-        return peer
-    if address.version == 6:  # noqa: PLR2004
-        return str(ipaddress.ip_network((address, _V6_PREFIX), strict=False))
-    return str(address)
 
 
 async def _refuse(send: AsgiSend, status: int) -> None:

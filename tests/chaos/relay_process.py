@@ -27,12 +27,13 @@ SERVE = ("-m", "relay", "serve")
 START_S = 30.0
 NO_LIMITS = {
     "RELAY_SENDER_RATE": "100000000",
+    "RELAY_STRANGER_RATE": "100000000",
     "RELAY_SENDER_COUNT": "100000",
     "RELAY_SENDER_BYTES": str(256 * 1024 * 1024),
-    "RELAY_INBOX_COUNT": "100000",
-    "RELAY_INBOX_BYTES": str(256 * 1024 * 1024),
     "RELAY_STRANGER_COUNT": "100000",
     "RELAY_STRANGER_BYTES": str(256 * 1024 * 1024),
+    "RELAY_INBOX_COUNT": "100000",
+    "RELAY_INBOX_BYTES": str(256 * 1024 * 1024),
     "RELAY_DEDUPE_ENTRIES": "200000",
 }
 """Senders here are faster than any agent, and recipients may sleep."""

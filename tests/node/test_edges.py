@@ -77,7 +77,7 @@ async def test_endless_empty_fragments_are_counted_and_closed():
 async def test_a_reader_that_leaves_its_socket_full_is_aborted():
     bob = new_key()
     # more than the kernel's own buffers take, which is a few MiB on loopback
-    store = MemoryStore(InboxLimits(sender_bytes=64 * 2**20), clock.now)
+    store = MemoryStore(InboxLimits(sender_bytes=64 * 2**20, stranger_bytes=64 * 2**20), clock.now)
     large = {"window_bytes": 16 * 2**20}
     async with running_node(store, write_timeout_s=0.3, **large) as node:
         async with speaker(node.url, bob):

@@ -45,7 +45,12 @@ class RunningNode:
 
 def settings(**values: Any) -> Settings:
     """Settings for a test: free ports, no limits that a test does not ask for."""
-    defaults = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "sender_rate": 1_000_000}
+    defaults = {
+        "listen": "127.0.0.1:0",
+        "admin": "127.0.0.1:0",
+        "sender_rate": 1_000_000,
+        "stranger_rate": 1_000_000,
+    }
     return load({**defaults, **values})
 
 

@@ -16,7 +16,11 @@ from typing import Any
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
-NO_LIMITS = {"RELAY_SENDER_RATE": "1000000000", "RELAY_STORE_MAXMEMORY": "64mb"}
+NO_LIMITS = {
+    "RELAY_SENDER_RATE": "1000000000",
+    "RELAY_STRANGER_RATE": "1000000000",
+    "RELAY_STORE_MAXMEMORY": "64mb",
+}
 
 
 @dataclass
