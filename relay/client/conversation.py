@@ -28,6 +28,7 @@ from relay.client.origin import Origin
 from relay.client.outbox import Outbox
 from relay.client.questions import Answer, Question, Questions
 from relay.client.state import State
+from relay.client.tasks import task_group
 from relay.core.agent_session import Login
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import (
@@ -206,7 +207,7 @@ class Conversation:
 
     async def _talk(self, line: Line, homes: Homes) -> None:
         try:
-            async with asyncio.TaskGroup() as tasks:
+            async with task_group() as tasks:
                 tasks.create_task(self._read(line))
                 tasks.create_task(self._write(line))
                 tasks.create_task(self._keep_record(line, homes))
