@@ -55,8 +55,8 @@ class LoopThread:
         """
         refuse_in_a_loop()
         made = cls(opening)
-        made._thread.start()
         try:
+            made._thread.start()
             return made, made._agent.result()
         except BaseException:
             # of the opening, or Ctrl-C while it waits
@@ -72,12 +72,12 @@ class LoopThread:
         """
         refuse_in_a_loop()
         future: Future[T] = Future()
-        with self._guard:
-            if self._is_closing:
-                raise _closed()
-            self._waits[future] = None
-            self._loop.call_soon_threadsafe(self._begin, make, future)
         try:
+            with self._guard:
+                if self._is_closing:
+                    raise _closed()
+                self._waits[future] = None
+                self._loop.call_soon_threadsafe(self._begin, make, future)
             return future.result()
         finally:
             # Ctrl-C while it waited: nobody is left to hear the result
@@ -93,7 +93,8 @@ class LoopThread:
         """
         refuse_in_a_loop()
         self._end()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         failure, self._failure = self._failure, None
         if failure is not None:
             raise failure

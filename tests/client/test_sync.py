@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import inspect
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -160,29 +162,62 @@ async def test_a_superseded_twin_stops_and_raises():
         await in_thread(program, node.url)
 
 
-def test_ctrl_c_ends_a_wait_and_the_agent_can_still_be_closed():
-    urls: list[str] = []
+@contextlib.contextmanager
+def relay_in_a_thread(made: Callable[[], contextlib.AbstractAsyncContextManager[Any]]):
+    """A relay beside the main thread, in which alone Ctrl-C is heard."""
+    there: list[Any] = []
     ready, over = threading.Event(), threading.Event()
 
-    async def relay() -> None:
-        async with running_node() as node:
-            urls.append(node.url)
+    async def live() -> None:
+        async with made() as relay:
+            there.append(relay)
             ready.set()
             await asyncio.to_thread(over.wait)
 
-    node = threading.Thread(target=asyncio.run, args=(relay(),))
-    node.start()
+    thread = threading.Thread(target=asyncio.run, args=(live(),))
+    thread.start()
     try:
         assert ready.wait(10)
-        with sync.Agent.open(new_key(), urls[0]) as me:
-            main = threading.main_thread().ident
-            interrupting = threading.Timer(0.2, signal.pthread_kill, (main, signal.SIGINT))
-            interrupting.start()
-            with pytest.raises(KeyboardInterrupt):
-                next(me.inbox())
-            interrupting.join()
-            me.send(me.did, "after it")
-            assert next(me.inbox()).text() == "after it"
+        yield there[0]
     finally:
         over.set()
-        node.join()
+        thread.join()
+
+
+@contextlib.contextmanager
+def ctrl_c_as_soon_as(condition: Callable[[], bool]):
+    """The main thread is interrupted when ``condition`` holds, and not before."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not condition():
+            if over.wait(0.005):
+                return
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    finally:
+        over.set()
+        watching.join()
+
+
+def test_ctrl_c_ends_a_wait_and_the_agent_can_still_be_closed():
+    with relay_in_a_thread(running_node) as node, sync.Agent.open(new_key(), node.url) as me:
+        with ctrl_c_as_soon_as(lambda: any(list(me._thread._waits.values()))):
+            next(me.inbox())
+        me.send(me.did, "after it")
+        assert next(me.inbox()).text() == "after it"
+
+
+def test_ctrl_c_while_it_opens_leaves_no_thread():
+    async def silent(talk: Talk) -> None:
+        await talk.socket.wait_closed()
+
+    with relay_in_a_thread(partial(lying_relay, silent)) as relay:
+        with ctrl_c_as_soon_as(lambda: relay.talks > 0):
+            sync.Agent.open(new_key(), relay.url).__enter__()
+        assert "relay agent" not in {thread.name for thread in threading.enumerate()}
