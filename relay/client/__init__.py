@@ -48,6 +48,7 @@ from relay.client.errors import (
 from relay.client.finding import Found
 from relay.client.keystore import KeyFileError
 from relay.client.message import Bounce, Message, Sent
+from relay.client.outcomes import Outcome
 from relay.core.envelope import SignedEnvelope
 from relay.core.identity import SigningKey
 
@@ -77,6 +78,7 @@ __all__ = [
     "NotAdmittedError",
     "NotFederatedError",
     "NotYetValidError",
+    "Outcome",
     "OutcomeUnknownError",
     "OverloadedError",
     "ProtocolError",

@@ -16,7 +16,6 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from relay import clock
 from relay.client import keystore
 from relay.client import state as states
 from relay.client.conversation import Conversation
@@ -25,9 +24,10 @@ from relay.client.finding import Found, found, ruled
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
 from relay.client.origin import parse as parse_origin
+from relay.client.outcomes import Outcome, Telling
 from relay.client.serving import Handler, serve
 from relay.client.signing import sign
-from relay.client.submissions import Submissions, Wait, outcome_of
+from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import Resolve, Ruled, Rules, State, Status, Statuses, StatusItem, Welcome
@@ -69,7 +69,8 @@ class Agent:
             relays: origins; the first that answers, and the next when it is lost: each a home.
             state: the agent's memory over restarts and crashes: relay pins, record, epochs, outbox
                 and eids. With it an acked message is never shown again, by no home, and what was
-                sent and not definitely answered is submitted again, the same bytes.
+                sent and not definitely answered is submitted again, the same bytes; what that
+                comes to is told by :meth:`outcomes`.
             open_timeout_s: seconds until the first login must hold; later ones have no limit.
             plain_networks: CIDRs that may be dialled without TLS; loopback always may.
 
@@ -171,11 +172,9 @@ class Agent:
             pthid=pthid,
             lifetime_s=lifetime_s,
         )
-        until = clock.monotonic() + deadline_s
-        sent = await self.submit(envelope, deadline_s=deadline_s)
         if wait == "stored":
-            return sent
-        return await outcome_of(sent, self.status, until)
+            return await self.submit(envelope, deadline_s=deadline_s)
+        return await self._submissions.see_through(envelope, self.status, deadline_s=deadline_s)
 
     def sign(
         self,
@@ -212,7 +211,8 @@ class Agent:
 
         Raises:
             OutcomeUnknownError: the deadline passed and it may be stored: submit it again. With a
-                state file that goes on by itself, now and after the next open.
+                state file that goes on by itself, now and after the next open, and what it comes to
+                is one of :meth:`outcomes`.
             AgentError: a definite no, or never sent.
         """
         return await self._submissions.submit(envelope, deadline_s=deadline_s)
@@ -221,6 +221,27 @@ class Agent:
     def unanswered(self) -> int:
         """Envelopes in the outbox: submitted, or about to be, and not definitely answered."""
         return len(self._submissions.unanswered)
+
+    def outcomes(self) -> AsyncIterator[Outcome]:
+        """What became of envelopes whose ``send`` could not tell: oldest first, until closed.
+
+        Its deadline had passed, it was cancelled, or its process ended. Each is shown by every
+        iteration, in every life, until the program has called its ``done()``. ::
+
+            async for outcome in me.outcomes():
+                note(outcome.eid, outcome.stored, outcome.code)
+                await outcome.done()
+
+        Nothing is forgotten by itself: where 10,000 unanswered envelopes and outcomes lie in the
+        state file, ``send`` raises :class:`OverloadedError`, ``stored`` ``no``.
+
+        Raises:
+            ValueError: the agent has no state file, so nothing goes on when ``send`` gives up.
+            AgentError: the agent ended otherwise than by being closed; after those that are there.
+        """
+        if self._conversation.state.journal is None:
+            raise ValueError("outcomes lie in a state file: open the agent with state=")
+        return Telling(self._conversation.outcomes)
 
     # ------------------------------------------------------------ receive
 

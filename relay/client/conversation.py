@@ -26,6 +26,7 @@ from relay.client.inbox import Inbox
 from relay.client.opening import Opener
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
+from relay.client.outcomes import Outcomes
 from relay.client.questions import Answer, Question, Questions
 from relay.client.state import State
 from relay.client.tasks import task_group
@@ -80,6 +81,7 @@ class Conversation:
     last_failure: AgentError | None = None
     ended: AgentError | None = None
     inbox: Inbox = field(init=False)
+    outcomes: Outcomes = field(init=False)
     welcome: Welcome | None = field(default=None, init=False)
     relay: Did | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
@@ -92,6 +94,7 @@ class Conversation:
         self.inbox = Inbox(
             Opener(self.key, self.outbox.receipted_by), self.wake, self.state.journal
         )
+        self.outcomes = Outcomes(self.state.journal)
 
     # ------------------------------------------------------------ for the agent
 
@@ -132,6 +135,7 @@ class Conversation:
             self.outbox.end(failure)
             self.inbox.end(failure)
             self.questions.end(failure)
+            self.outcomes.end(failure)
             self._opened.set()
 
     # ------------------------------------------------------------ dial, again and again

@@ -1,12 +1,14 @@
 """What an agent must not forget when it crashes: what it sent, and what became of what it got.
 
-Rules of the file: an envelope is in the outbox before it is on the wire, and leaves it only after a
-definite answer; an eid is noted before its message is shown, and as done before the relay is told.
-All is forgotten a day after it expired, when no relay may hand it over any more.
+Rules of the file: an envelope is in the outbox before it is on the wire, and leaves it only when
+its sender was told what became of it, or in the commit that notes its outcome; an eid is noted
+before its message is shown, and as done before the relay is told. Eids are forgotten a day after
+they expired, when no relay may hand them over any more; outbox and outcomes never by themselves.
 
 ::
 
-    sent:      keep ──▶ OUTBOX ──receipt, refusal──▶ gone
+    sent:      keep ──▶ OUTBOX ──told──▶ gone
+                           └──conclude──▶ OUTCOME ──forget──▶ gone
     delivered: take ──▶ HANDED ──finish──▶ DONE ──a day after expiry──▶ forgotten
 """
 
@@ -16,13 +18,16 @@ import asyncio
 import sqlite3
 from collections.abc import Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
 from relay import clock
 from relay.client.disk import Disk
+from relay.client.errors import AgentError
+from relay.client.message import Sent
+from relay.core import jws as jose
 from relay.core.envelope import SignedEnvelope
 from relay.core.ids import Did, Eid, Epoch, MessageId
 
@@ -48,6 +53,12 @@ _TABLES: Final = (
         "failures INTEGER NOT NULL DEFAULT 0) WITHOUT ROWID"
     ),
     "CREATE INDEX IF NOT EXISTS eids_by_expiry ON eids (expires_at)",
+    (
+        "CREATE TABLE IF NOT EXISTS outcomes (place INTEGER PRIMARY KEY AUTOINCREMENT, "
+        "eid TEXT NOT NULL UNIQUE, id TEXT NOT NULL, recipient TEXT NOT NULL, "
+        "expires_at INTEGER NOT NULL, wire BLOB NOT NULL, "
+        "at INTEGER NOT NULL, code TEXT, answer TEXT NOT NULL)"
+    ),
 )
 _TAKE: Final = "INSERT INTO eids (eid, expires_at) VALUES (?, ?) ON CONFLICT DO NOTHING"
 _KNOWN: Final = "SELECT is_done, refuse_code FROM eids WHERE eid = ?"
@@ -59,6 +70,33 @@ _KEEP: Final = (
     "INSERT INTO outbox (eid, id, recipient, expires_at, wire) VALUES (?, ?, ?, ?, ?) "
     "ON CONFLICT DO NOTHING"
 )
+_CONCLUDE: Final = (
+    "INSERT INTO outcomes (eid, id, recipient, expires_at, wire, at, code, answer) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"
+)
+_NEXT_OUTCOME: Final = (
+    "SELECT place, eid, id, recipient, expires_at, wire, at, code, answer FROM outcomes "
+    "WHERE place > ? ORDER BY place LIMIT 1"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """An outcome as it lies in the file.
+
+    Args:
+        place: its order among the outcomes.
+        envelope: what was sent; with a receipt its wire bytes are not kept.
+        at: when it was noted, Unix seconds.
+        code: the error's, or None: ``answer`` is a receipt.
+        answer: JSON: the members of :class:`Sent`, or those of the error.
+    """
+
+    place: int
+    envelope: SignedEnvelope
+    at: int
+    code: str | None
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,13 +173,36 @@ class Journal:
         return asyncio.wrap_future(self._disk.do(partial(_run, _KEEP, row)))
 
     def drop(self, eid: Eid) -> asyncio.Future[None]:
-        """Take out one whose answer is definite."""
+        """Take out one that was not submitted after all."""
         work = partial(_run, "DELETE FROM outbox WHERE eid = ?", (eid,))
         return asyncio.wrap_future(self._disk.do(work))
+
+    def tell(self, eid: Eid) -> asyncio.Future[None]:
+        """Take out one whose sender is told, and what an earlier try of it had come to."""
+        return asyncio.wrap_future(self._disk.do(partial(_tell, eid)))
+
+    def conclude(self, envelope: SignedEnvelope, answer: Sent | AgentError) -> asyncio.Future[None]:
+        """Take out one whose sender cannot be told now, and note its outcome, in one commit.
+
+        A receipt that is noted stays: no later error makes it untrue.
+        """
+        return asyncio.wrap_future(self._disk.do(partial(_conclude, envelope, answer)))
 
     def unanswered(self) -> asyncio.Future[list[SignedEnvelope]]:
         """The outbox, in the order in which it was filled."""
         return asyncio.wrap_future(self._disk.do(_unanswered))
+
+    def next_outcome(self, after: int) -> asyncio.Future[Ended | None]:
+        """The first outcome behind a place."""
+        return asyncio.wrap_future(self._disk.do(partial(_next_outcome, after)))
+
+    def forget_outcome(self, place: int) -> asyncio.Future[int]:
+        """The program has made use of it; gives how many there were of it, 1 or 0."""
+        return asyncio.wrap_future(self._disk.do(partial(_forget_outcome, place)))
+
+    def count_outcomes(self) -> asyncio.Future[int]:
+        """How many outcomes nobody has taken."""
+        return asyncio.wrap_future(self._disk.do(_count_outcomes))
 
     # ------------------------------------------------------------ delivered
 
@@ -207,6 +268,50 @@ def _unanswered(database: sqlite3.Connection) -> list[SignedEnvelope]:
     ]
 
 
+def _tell(eid: Eid, database: sqlite3.Connection) -> None:
+    database.execute("DELETE FROM outbox WHERE eid = ?", (eid,))
+    database.execute("DELETE FROM outcomes WHERE eid = ?", (eid,))
+
+
+def _conclude(
+    envelope: SignedEnvelope, answer: Sent | AgentError, database: sqlite3.Connection
+) -> None:
+    eid = envelope.eid
+    database.execute("DELETE FROM outbox WHERE eid = ?", (eid,))
+    database.execute("DELETE FROM outcomes WHERE eid = ? AND code IS NOT NULL", (eid,))
+    is_receipt = isinstance(answer, Sent)
+    code = None if isinstance(answer, Sent) else str(answer.code)
+    wire = b"" if is_receipt else envelope.wire
+    told = jose.dumps(_members(answer)).decode()
+    row = (eid, envelope.id, envelope.to, envelope.expires_at, wire, int(clock.now()), code, told)
+    database.execute(_CONCLUDE, row)
+
+
+def _members(answer: Sent | AgentError) -> dict[str, object]:
+    if isinstance(answer, Sent):
+        return asdict(answer)
+    names = ("detail", "retry_after", "stored", "record")
+    return {name: getattr(answer, name) for name in names}
+
+
+def _next_outcome(after: int, database: sqlite3.Connection) -> Ended | None:
+    row = database.execute(_NEXT_OUTCOME, (after,)).fetchone()
+    if row is None:
+        return None
+    place, eid, id_, to, expires_at, wire, at, code, answer = row
+    envelope = SignedEnvelope(Eid(eid), MessageId(id_), Did(to), expires_at, wire)
+    return Ended(place, envelope, at, code, answer)
+
+
+def _forget_outcome(place: int, database: sqlite3.Connection) -> int:
+    return database.execute("DELETE FROM outcomes WHERE place = ?", (place,)).rowcount
+
+
+def _count_outcomes(database: sqlite3.Connection) -> int:
+    [count] = database.execute("SELECT count(*) FROM outcomes").fetchone()
+    return int(count)
+
+
 def _take(items: list[tuple[Eid, int]], database: sqlite3.Connection) -> dict[Eid, Known]:
     known: dict[Eid, Known] = {}
     for eid, expires_at in items:
@@ -227,7 +332,6 @@ def _fail(eid: Eid, database: sqlite3.Connection) -> int:
 def _sweep(database: sqlite3.Connection) -> None:
     before = int(clock.now()) - KEPT_AFTER_EXPIRY_S
     database.execute("DELETE FROM eids WHERE expires_at < ?", (before,))
-    database.execute("DELETE FROM outbox WHERE expires_at < ?", (before,))
     [count] = database.execute("SELECT count(*) FROM eids").fetchone()
     if count > MOST_EIDS:
         over = count - MOST_EIDS + MOST_EIDS // _SHARE

@@ -1,20 +1,20 @@
-"""From ``submit`` to a definite answer, over deadlines and crashes (GUARANTEES.md S2).
+"""From ``submit`` to a definite answer, over deadlines and crashes (GUARANTEES.md S2, S3).
 
 Rules of the file: with a journal, an envelope is noted before it is submitted, and a definite no is
 told only after it was taken out again: else a crash could submit what the program believes refused.
-An envelope whose outcome is unknown stays, and goes on being submitted, the same bytes.
+An envelope whose outcome is unknown stays, and goes on being submitted, the same bytes. What comes
+when nobody waits for it is an outcome, noted in the commit that ends the envelope.
 
 ::
 
-    submit ──keep──▶ waiting ──receipt, refusal──▶ dropped
-                        └──deadline, may be stored──▶ left ──receipt, refusal, expiry──▶ dropped
+    submit ──keep──▶ waiting ──receipt, refusal──▶ told
+                        └──deadline, may be stored──▶ left ──receipt, refusal, expiry──▶ outcome
     resume ───────────────────────────────────────────▲
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,20 +23,23 @@ from typing import Final, Literal
 
 from relay import clock
 from relay.client.conversation import Conversation
-from relay.client.errors import AgentError, ClosedError, UnavailableError, again, typed
+from relay.client.errors import ENDS_THE_AGENT, AgentError, ClosedError, again, typed
 from relay.client.message import Sent
-from relay.client.outbox import MAX_IN_FLIGHT, Waiting
+from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Waiting
+from relay.client.outcomes import expired
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import State
 from relay.core.ids import Eid
 
 Wait = Literal["stored", "acked"]
+Ask = Callable[[str, str], Awaitable[State]]
 
 FIRST_LOOK_S: Final = 0.05
 LONGEST_LOOK_S: Final = 2.0
 _LASTING: Final = frozenset({"stored", "forwarded", "moved"})
 """States that may still become another one."""
+_NO_MORE_ANSWERS: Final = ENDS_THE_AGENT | {ErrorCode.WRONG_STATE}
 
 _log: Final = logging.getLogger("relay.client")
 
@@ -49,34 +52,59 @@ class Submissions:
         self._conversation = conversation
         self._journal = conversation.state.journal
         self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
+        self._outcomes = conversation.outcomes
         self._left: dict[Eid, Waiting] = {}
+        self._expiries: dict[Eid, asyncio.TimerHandle] = {}
 
     async def resume(self) -> None:
         """Submit again what an earlier life of this agent left without a definite answer."""
         if self._journal is None:
             return
+        await self._outcomes.recount()
         for envelope in await self._journal.unanswered():
             if envelope.expires_at <= clock.now():
-                _log.warning("%s expired before its outcome was known", envelope.eid)
-                await self._drop(envelope.eid)
+                self._outcomes.conclude(envelope, expired(envelope))
             else:
                 waiting = self._conversation.outbox.add(envelope, maybe_stored=True)
                 self._leave(waiting)
 
     async def submit(self, envelope: SignedEnvelope, *, deadline_s: float) -> Sent:
         """Submit the same bytes until the answer is definite; see :meth:`Agent.submit`."""
-        held: list[Waiting] = []
-        failure: AgentError | None = None
+        sent = await self._receipt_of(envelope, deadline_s)
+        self._told(envelope.eid)
+        return sent
+
+    async def see_through(
+        self, envelope: SignedEnvelope, status: Ask, *, deadline_s: float
+    ) -> Sent:
+        """As :meth:`submit`, then wait until it has ended, or for the deadline."""
+        until = clock.monotonic() + deadline_s
+        sent = await self._receipt_of(envelope, deadline_s)
         try:
-            return await self._wait(envelope, deadline_s, held)
-        except AgentError as exc:
-            failure = exc
+            # it stays in the outbox: after a crash meanwhile its outcome can be read
+            last = await outcome_of(sent, status, until)
+        except asyncio.CancelledError:
+            self._outcomes.conclude(envelope, sent)
             raise
-        finally:
-            for waiting in held:
-                if not await self._end(waiting) and failure is not None:
-                    # it could not be taken out of the outbox: the next open submits it
-                    failure.stored = "unknown"
+        self._told(envelope.eid)
+        return last
+
+    async def _receipt_of(self, envelope: SignedEnvelope, deadline_s: float) -> Sent:
+        """Wait for the receipt; its envelope is still in the journal."""
+        held: list[Waiting] = []
+        try:
+            sent = await self._wait(envelope, deadline_s, held)
+        except AgentError as exc:
+            if held and not await self._end(held[0]):
+                # it could not be taken out of the outbox: the next open submits it
+                exc.stored = "unknown"
+            raise
+        except BaseException:
+            if held:
+                await self._abandon(held[0])
+            raise
+        self._done_with(held[0])
+        return sent
 
     async def _wait(self, envelope: SignedEnvelope, deadline_s: float, held: list[Waiting]) -> Sent:
         try:
@@ -96,7 +124,9 @@ class Submissions:
         self._refuse_if_ended(envelope)
         # one that was left is waited for again, instead of being submitted twice
         waiting = self._left.pop(envelope.eid, None)
-        if waiting is None:
+        if waiting is not None:
+            self._expiries.pop(envelope.eid).cancel()
+        else:
             await self._keep(envelope)
             waiting = conversation.outbox.add(envelope)
             self.unanswered[envelope.eid] = waiting
@@ -110,6 +140,9 @@ class Submissions:
     async def _keep(self, envelope: SignedEnvelope) -> None:
         if self._journal is None:
             return
+        if await self._outcomes.is_full(len(self.unanswered)):
+            detail = "too many envelopes without an answer, and outcomes that nobody has taken"
+            raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope)
         try:
             await self._journal.keep(envelope)
             self._refuse_if_ended(envelope)
@@ -120,29 +153,54 @@ class Submissions:
             raise _not_sent(exc, envelope) from exc
 
     async def _end(self, waiting: Waiting) -> bool:
-        """The submitting task goes: its envelope was answered, never sent, or is left.
+        """The submitting task tells its program that there is no receipt.
 
-        False: it is neither left nor out of the journal.
+        False: the envelope is neither left nor out of the journal.
         """
         answer = waiting.answer
         is_open = not answer.done() or waiting.cut_short
         if self._journal is not None and is_open and waiting.is_unknown:
             self._leave(waiting)
             return True
-        has_receipt = answer.done() and not answer.cancelled() and answer.exception() is None
+        self._done_with(waiting)
+        try:
+            return await self._drop(waiting.envelope.eid, is_told=not is_open)
+        except asyncio.CancelledError:
+            if not is_open:
+                self._conclude(waiting)
+            raise
+
+    async def _abandon(self, waiting: Waiting) -> None:
+        """The submitting task was cancelled: it tells nothing, not even what it may know."""
+        if waiting.answer.done() and not waiting.cut_short:
+            self._done_with(waiting)
+            self._conclude(waiting)
+        else:
+            await self._end(waiting)
+
+    def _done_with(self, waiting: Waiting) -> None:
         # first of all: while the journal is written, it could be submitted
         self._conversation.outbox.forget(waiting)
         self.unanswered.pop(waiting.envelope.eid, None)
-        if self._journal is None or not has_receipt:
-            return await self._drop(waiting.envelope.eid)
-        # not waited for: after a crash now, the relay answers that it is a duplicate
-        self._journal.drop(waiting.envelope.eid).add_done_callback(_seen)
-        return True
 
-    async def _drop(self, eid: Eid) -> bool:
+    def _conclude(self, waiting: Waiting) -> None:
+        answer = waiting.answer
+        if not answer.cancelled():
+            failure = answer.exception()
+            if failure is None:
+                self._outcomes.conclude(waiting.envelope, answer.result())
+            elif isinstance(failure, AgentError):
+                self._outcomes.conclude(waiting.envelope, failure)
+
+    def _told(self, eid: Eid) -> None:
+        if self._journal is not None:
+            # not waited for: after a crash now, the relay answers that it is a duplicate
+            self._journal.tell(eid).add_done_callback(_seen)
+
+    async def _drop(self, eid: Eid, *, is_told: bool = False) -> bool:
         if self._journal is None:
             return True
-        dropping = self._journal.drop(eid)
+        dropping = self._journal.tell(eid) if is_told else self._journal.drop(eid)
         dropping.add_done_callback(_seen)
         await asyncio.wait([dropping])
         return dropping.exception() is None
@@ -151,18 +209,34 @@ class Submissions:
         eid = waiting.envelope.eid
         self._left[eid] = waiting
         self.unanswered[eid] = waiting
+        self._look_at_expiry(waiting, 0.0)
         waiting.answer.add_done_callback(partial(self._answered_late, waiting))
+
+    def _look_at_expiry(self, waiting: Waiting, least_s: float) -> None:
+        delay = max(waiting.envelope.expires_at - clock.now(), least_s)
+        looking = asyncio.get_running_loop().call_later(delay, self._expire, waiting)
+        self._expiries[waiting.envelope.eid] = looking
+
+    def _expire(self, waiting: Waiting) -> None:
+        """End one that no relay has answered in its lifetime."""
+        if waiting.in_flight or clock.now() < waiting.envelope.expires_at:
+            # the answer, or the end of the connection, is near; or the clock was set back
+            self._look_at_expiry(waiting, ANSWER_S)
+        elif not waiting.answer.done():
+            waiting.answer.set_exception(expired(waiting.envelope))
 
     def _answered_late(self, waiting: Waiting, answer: asyncio.Future[Sent]) -> None:
         eid = waiting.envelope.eid
-        failure = None if answer.cancelled() else answer.exception()
-        if self._journal is None or self._left.get(eid) is not waiting or waiting.cut_short:
+        if not answer.cancelled():
+            answer.exception()
+        if self._left.get(eid) is not waiting:
+            return
+        self._expiries.pop(eid).cancel()
+        if waiting.cut_short:
             return
         del self._left[eid]
         self.unanswered.pop(eid, None)
-        level = logging.WARNING if failure else logging.INFO
-        _log.log(level, "%s, whose outcome was unknown: %s", eid, failure or "stored")
-        self._journal.drop(eid).add_done_callback(_seen)
+        self._conclude(waiting)
 
 
 def _not_sent(ended: AgentError, envelope: SignedEnvelope) -> AgentError:
@@ -178,18 +252,22 @@ def _seen(noting: asyncio.Future[None]) -> None:
         _log.warning("the outbox keeps what was answered: %s", failure)
 
 
-async def outcome_of(
-    sent: Sent, status: Callable[[str, str], Awaitable[State]], until: float
-) -> Sent:
-    """Ask until it has ended; then, or at ``until`` (monotonic seconds), say where it stands."""
+async def outcome_of(sent: Sent, status: Ask, until: float) -> Sent:
+    """Ask until it has ended; then, or at ``until`` (monotonic seconds), say where it stands.
+
+    It never fails: there is a receipt, and no error of a question may look like an error of that.
+    """
     pause = FIRST_LOOK_S
     try:
         async with asyncio.timeout(max(0.0, until - clock.monotonic())):
             while sent.state in _LASTING:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, LONGEST_LOOK_S)
-                with contextlib.suppress(UnavailableError):
+                try:
                     sent = replace(sent, state=await status(sent.to, sent.id))
+                except AgentError as exc:
+                    if exc.code in _NO_MORE_ANSWERS:
+                        return sent
     except TimeoutError:
         return sent
     return sent

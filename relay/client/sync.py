@@ -18,19 +18,21 @@ import contextlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
 from relay.client import agent as asynchronous
 from relay.client import message as messages
+from relay.client import outcomes as endings
 from relay.client.agent import OPEN_S
 from relay.client.errors import AgentError, ClosedError, typed
 from relay.client.loop_thread import LoopThread
 from relay.client.message import MessageValues
+from relay.client.outcomes import OutcomeValues
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import Welcome
@@ -92,6 +94,23 @@ class Bounce(Message):
     items: tuple[BounceItem, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Outcome(OutcomeValues):
+    """As :class:`relay.client.Outcome`, with a ``done`` that blocks.
+
+    Args:
+        twin: the same outcome in the agent's own thread.
+        thread: that thread.
+    """
+
+    twin: endings.Outcome = field(repr=False)
+    thread: LoopThread = field(repr=False)
+
+    def done(self) -> None:
+        """As :meth:`relay.client.Outcome.done`."""
+        self.thread.call(self.twin.done)
+
+
 Handler = Callable[[Message], None]
 
 
@@ -101,9 +120,7 @@ class Agent:
     def __init__(self, agent: asynchronous.Agent, thread: LoopThread) -> None:
         self._agent = agent
         self._thread = thread
-        self._inbox = agent.inbox()
-        # not in the result of a call: Ctrl-C in just that moment would lose the message
-        self._taken: deque[messages.Message] = deque()
+        self._inbox = _Source(agent.inbox(), thread)
 
     @classmethod
     @contextmanager
@@ -176,6 +193,18 @@ class Agent:
     resolve = _blocking(asynchronous.Agent.resolve)
     rules = _blocking(asynchronous.Agent.rules)
 
+    def outcomes(self, timeout: float | None = None) -> Iterator[Outcome]:
+        """As :meth:`relay.client.Agent.outcomes`.
+
+        Args:
+            timeout: seconds without an outcome after which the iteration ends; None: never.
+
+        Raises:
+            ClosedError: the agent was closed.
+            ValueError, AgentError: as there.
+        """
+        return _Outcomes(self._agent.outcomes(), self._thread, timeout)
+
     # ------------------------------------------------------------ receive
 
     def inbox(self, timeout: float | None = None) -> Iterator[Message]:
@@ -208,27 +237,60 @@ class Agent:
         Raises:
             AgentError: as :meth:`inbox`.
         """
-        while True:
-            with contextlib.suppress(IndexError):
-                return self._shown(self._taken.popleft())
-            if not self._thread.call(partial(self._take, timeout)):
-                return None
-
-    async def _take(self, timeout: float | None) -> bool:  # noqa: ASYNC109  the program's word
-        try:
-            async with asyncio.timeout(timeout):
-                self._taken.append(await anext(self._inbox))
-        except TimeoutError:
-            return False
-        except StopAsyncIteration:
-            raise typed(ErrorCode.WRONG_STATE, "this agent is closed") from None
-        return True
+        message = self._inbox.next(timeout)
+        return None if message is None else self._shown(message)
 
     def _shown(self, message: messages.Message) -> Message:
         values = {item.name: getattr(message, item.name) for item in fields(MessageValues)}
         if isinstance(message, messages.Bounce):
             return Bounce(**values, twin=message, thread=self._thread, items=message.items)
         return Message(**values, twin=message, thread=self._thread)
+
+
+class _Source(Generic[T]):
+    """Takes from what is iterated in the agent's thread; loses nothing that it was given."""
+
+    def __init__(self, source: AsyncIterator[T], thread: LoopThread) -> None:
+        self._source = source
+        self._thread = thread
+        # not in the result of a call: Ctrl-C in just that moment would lose it
+        self._taken: deque[T] = deque()
+
+    def next(self, timeout: float | None) -> T | None:
+        """The next one; None where there was none in time."""
+        while True:
+            with contextlib.suppress(IndexError):
+                return self._taken.popleft()
+            if not self._thread.call(partial(self._take, timeout)):
+                return None
+
+    async def _take(self, timeout: float | None) -> bool:  # noqa: ASYNC109  the program's word
+        try:
+            async with asyncio.timeout(timeout):
+                self._taken.append(await anext(self._source))
+        except TimeoutError:
+            return False
+        except StopAsyncIteration:
+            raise typed(ErrorCode.WRONG_STATE, "this agent is closed") from None
+        return True
+
+
+class _Outcomes(Iterator[Outcome]):
+    """Iterates outcomes."""
+
+    def __init__(
+        self, source: AsyncIterator[endings.Outcome], thread: LoopThread, timeout: float | None
+    ) -> None:
+        self._source = _Source(source, thread)
+        self._thread = thread
+        self._timeout = timeout
+
+    def __next__(self) -> Outcome:
+        found = self._source.next(self._timeout)
+        if found is None:
+            raise StopIteration
+        values = {item.name: getattr(found, item.name) for item in fields(OutcomeValues)}
+        return Outcome(**values, twin=found, thread=self._thread)
 
 
 class _Messages(Iterator[Message]):

@@ -1,6 +1,7 @@
 """An agent in a process of its own, to be killed: says on stdout what it did, and then waits.
 
-python mortal.py RELAY SEED STATE show|ack|ack-unsaid|fail|send TO TEXT
+python mortal.py RELAY SEED STATE show|ack|ack-unsaid|outcomes|outcomes-done
+python mortal.py RELAY SEED STATE send|send-acked|give-up TO TEXT
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from relay.client import Agent, SigningKey
+from relay.client import Agent, OutcomeUnknownError, SigningKey
 
 
 def say(*words: object) -> None:
@@ -20,15 +21,35 @@ def say(*words: object) -> None:
 async def live(relay: str, seed: str, state: str, habit: str, *words: str) -> None:
     async with Agent.open(SigningKey(bytes.fromhex(seed)), relay, state=Path(state)) as me:
         say("open", me.did)
-        if habit == "send":
-            to, text = words
-            envelope = me.sign(to, text)
-            say("signed", envelope.eid)
-            await me.submit(envelope, deadline_s=60)
-            say("sent", envelope.eid)
+        if words:
+            await send(me, habit, *words)
+        elif habit.startswith("outcomes"):
+            await read_outcomes(me, habit)
         else:
             await receive(me, habit)
         await asyncio.Event().wait()
+
+
+async def send(me: Agent, habit: str, to: str, text: str) -> None:
+    if habit == "send-acked":
+        await me.send(to, text, wait="acked", deadline_s=60)
+        return
+    envelope = me.sign(to, text)
+    say("signed", envelope.eid)
+    try:
+        await me.submit(envelope, deadline_s=0.3 if habit == "give-up" else 60)
+    except OutcomeUnknownError:
+        say("gave-up", envelope.eid)
+    else:
+        say("sent", envelope.eid)
+
+
+async def read_outcomes(me: Agent, habit: str) -> None:
+    async for outcome in me.outcomes():
+        say("outcome", outcome.eid, outcome.stored, outcome.code)
+        if habit == "outcomes-done":
+            await outcome.done()
+            say("done", outcome.eid)
 
 
 async def receive(me: Agent, habit: str) -> None:

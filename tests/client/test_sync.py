@@ -17,11 +17,14 @@ import pytest
 from relay.client import (
     Agent,
     ClosedError,
+    Outcome,
+    OutcomeUnknownError,
     SupersededError,
     UnknownInboxError,
     UnreachableError,
     sync,
 )
+from relay.client.journal import Journal
 from relay.client.message import Message
 from tests.client.support import Talk, lying_relay, new_key
 from tests.support.nodes import running_node
@@ -221,3 +224,52 @@ def test_ctrl_c_while_it_opens_leaves_no_thread():
         with ctrl_c_as_soon_as(lambda: relay.talks > 0):
             sync.Agent.open(new_key(), relay.url).__enter__()
         assert "relay agent" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_with_a_state_file_the_twin_remembers_and_tells_late_outcomes(tmp_path):
+    key, path = new_key(), tmp_path / "state"
+
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        if talk.number > 1:
+            await talk.accept()
+        await talk.until_closed()
+
+    def gives_up(url: str) -> str:
+        with sync.Agent.open(key, url, state=path) as me:
+            with pytest.raises(OutcomeUnknownError) as caught:
+                me.send(new_key().did, "slow", deadline_s=0.3)
+            return caught.value.envelope.eid
+
+    def is_told(url: str) -> list[str]:
+        with sync.Agent.open(key, url, state=path) as me:
+            seen = [next(me.outcomes()) for _ in range(2)]
+            assert [outcome.stored for outcome in seen] == ["yes", "yes"]
+            seen[0].done()
+            assert list(me.outcomes(timeout=0.1)) == []
+            waiting = me.outcomes()
+        with pytest.raises(ClosedError):
+            next(waiting)
+        return [outcome.eid for outcome in seen]
+
+    def acks(url: str) -> None:
+        with sync.Agent.open(key, url, state=path) as me:
+            me.send(me.did, "once")
+            message = next(me.inbox())
+            message.ack()
+            assert list(me.inbox(timeout=0.1)) == []
+
+    async with lying_relay(script) as relay:
+        eid = await in_thread(gives_up, relay.url)
+        assert await in_thread(is_told, relay.url) == [eid, eid]
+    async with running_node() as node:
+        await in_thread(acks, node.url)
+    known = Journal.open(path, key.did)
+    assert known._disk.do(lambda file: file.execute("SELECT is_done FROM eids").fetchall()).result()
+    known.close()
+
+
+def test_the_twin_of_an_outcome_has_the_same_members_and_blocks():
+    assert public(sync.Outcome) - {"twin", "thread"} == public(Outcome) - {"place", "desk"}
+    assert arguments(sync.Outcome.done) == arguments(Outcome.done)
+    assert not inspect.iscoroutinefunction(sync.Outcome.done)
