@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from relay.client import takeover
 from relay.client.journal import Journal
 from relay.core import records
 from relay.core.ids import Did, Epoch
@@ -80,6 +81,8 @@ def in_memory() -> State:
 def load(path: Path, did: Did | None = None) -> State:
     """Open a state file; one that is not there yet is made; blocks. To be closed.
 
+    One of the first form, JSON, is taken over, and kept beside as ``.old``.
+
     Args:
         path: the file.
         did: whose it is.
@@ -88,6 +91,7 @@ def load(path: Path, did: Did | None = None) -> State:
         AgentError: ``corrupt``: it is there, but cannot be understood or is another agent's;
             ``internal``: no access to it.
     """
+    takeover.take_over(path, did)
     journal = Journal.open(path, did)
     kept = journal.remembered()
     return State(journal, kept.relays, kept.epochs, kept.record)
