@@ -8,23 +8,18 @@ packages of a node come with another extra, and those of an agent take a quarter
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import typer
 
 from relay import __version__
-from relay.cli import output
+from relay.cli import output, talking
 from relay.cli.exits import MEANING, Exit, exit_of
+from relay.cli.options import DEFAULT_URL, Json, Key, Url, run_async
 from relay.core.errors import RelayError
-
-T = TypeVar("T")
-
-DEFAULT_URL: Final = "http://127.0.0.1:8080"
-DAY_S: Final = 24 * 3600
 
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
 
@@ -41,15 +36,7 @@ id_app = typer.Typer(help="Identities of agents.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
 app.add_typer(id_app, name="id")
 app.add_typer(config_app, name="config")
-
-Key = Annotated[
-    Path | None,
-    typer.Option(
-        "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
-    ),
-]
-Url = Annotated[str, typer.Option("--relay", envvar="RELAY_URL", help="Origin of the relay.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+talking.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -90,49 +77,6 @@ def _id_show(key: Key = None, *, json: Json = False) -> None:
     identity.show(identity.KeyFile(key), as_json=json)
 
 
-@app.command("send")
-def _send(
-    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID.")],
-    text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
-    *,
-    file: Annotated[
-        Path | None, typer.Option("--file", help="Send a file's bytes.", show_default=False)
-    ] = None,
-    content_type: Annotated[str | None, typer.Option(help="Media type of the body.")] = None,
-    kind: Annotated[str | None, typer.Option("--type", help="URI: what kind of content.")] = None,
-    thread: Annotated[str | None, typer.Option(help="Thread id.")] = None,
-    lifetime: Annotated[
-        int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
-    ] = 7 * DAY_S,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to go on trying.")] = 10.0,
-    key: Key = None,
-    relay: Url = DEFAULT_URL,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
-    json: Json = False,
-) -> None:
-    """Send an envelope; done when the relay has signed that it keeps it."""
-    from relay.cli import identity, mail  # noqa: PLC0415  as above
-    from relay.core.identity import parse_did  # noqa: PLC0415  as above
-
-    body, default_type = _body(text, file)
-    try:
-        parse_did(to)
-    except ValueError as exc:
-        raise typer.BadParameter(f"{exc}", param_hint="TO") from exc
-    letter = mail.Letter(to, body, content_type or default_type, not plain, kind, thread, lifetime)
-    _run(mail.send(identity.KeyFile(key), relay, letter, deadline_s=timeout, as_json=json))
-
-
-def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
-    if (text is None) == (file is None):
-        raise typer.BadParameter("give a text, or - for stdin, or --file", param_hint="TEXT")
-    if file is not None:
-        return file.read_bytes(), "application/octet-stream"
-    if text == "-":
-        return sys.stdin.buffer.read(), "text/plain; charset=utf-8"
-    return (text or "").encode(), "text/plain; charset=utf-8"
-
-
 @app.command("listen")
 def _listen(
     count: Annotated[
@@ -147,7 +91,7 @@ def _listen(
     """Print what is delivered to this agent, and ack it once it is written."""
     from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    _run(mail.listen(identity.KeyFile(key), relay, count=1 if once else count, as_json=json))
+    run_async(mail.listen(identity.KeyFile(key), relay, count=1 if once else count, as_json=json))
 
 
 @app.command("inbox")
@@ -161,7 +105,7 @@ def _inbox(
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
     from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    _run(mail.look(identity.KeyFile(key), relay, limit=limit, as_json=json))
+    run_async(mail.look(identity.KeyFile(key), relay, limit=limit, as_json=json))
 
 
 @app.command("demo")
@@ -169,7 +113,7 @@ def _demo() -> None:
     """Watch an envelope survive an offline recipient and a killed relay."""
     from relay.cli import demo  # noqa: PLC0415  as above
 
-    raise typer.Exit(_run(demo.demo()))
+    raise typer.Exit(run_async(demo.demo()))
 
 
 # ---------------------------------------------------------------- nodes
@@ -238,23 +182,6 @@ def _overrides(
 
 
 # ---------------------------------------------------------------- running
-
-
-def _run(work: Coroutine[Any, Any, T]) -> T:
-    """Run until it is done or interrupted; SIGTERM ends it as Ctrl-C does."""
-    import asyncio  # noqa: PLC0415  as above
-
-    async def guarded() -> T:
-        task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
-        return await work
-
-    try:
-        return asyncio.run(guarded())
-    except (KeyboardInterrupt, asyncio.CancelledError):
-        # before typer sees it: that would say "Aborted!" to somebody who has just pressed Ctrl-C
-        raise typer.Exit(Exit.INTERRUPTED) from None
 
 
 def run(words: Sequence[str]) -> int:

@@ -18,6 +18,7 @@ class Exit(IntEnum):
     UNAVAILABLE = 4
     UNKNOWN = 5
     SUPERSEDED = 6
+    WAITING = 7
     INTERRUPTED = 130
 
 
@@ -29,6 +30,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.UNAVAILABLE: "no relay, or not now; nothing was stored, try again",
     Exit.UNKNOWN: "the outcome is not known; it may be stored",
     Exit.SUPERSEDED: "another session took this agent's inbox",
+    Exit.WAITING: "it is stored, and not acked yet",
     Exit.INTERRUPTED: "interrupted",
 }
 """What each says to a script."""

@@ -1,14 +1,17 @@
-"""``relay send``, ``relay listen`` and ``relay inbox``."""
+"""``relay listen`` and ``relay inbox``."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import sys
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from itertools import islice
 from typing import Any, Final
 
+from relay.cli import claims
+from relay.cli.claims import Place
 from relay.cli.identity import KeyFile
 from relay.cli.output import (
     clock_time,
@@ -18,72 +21,35 @@ from relay.cli.output import (
     write_body,
     write_json,
 )
-from relay.client import Agent, Bounce, InboxResetError, Message, SigningKey, UnknownInboxError
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client.agent import sign
-from relay.client.message import Sent
-from relay.client.post import post
+from relay.client import Agent, Bounce, InboxResetError, Message, SigningKey
 from relay.core import jws as jose
 
 OPEN_S: Final = 5.0
+PATIENCE_S: Final = 2.0
 LOOK_S: Final = 5.0
 PREVIEW: Final = 60
 
 
-@dataclass(frozen=True, slots=True)
-class Letter:
-    """What ``relay send`` is asked to send."""
-
-    to: str
-    body: bytes
-    content_type: str
-    seal: bool
-    type: str | None
-    thid: str | None
-    lifetime_s: int
-
-
-async def send(
-    file: KeyFile, url: str, letter: Letter, *, deadline_s: float, as_json: bool
-) -> None:
-    """Send one envelope and show the receipt."""
-    key = file.load()
-    envelope = sign(
-        key,
-        letter.to,
-        letter.body,
-        sealed=letter.seal,
-        content_type=letter.content_type,
-        type=letter.type,
-        thid=letter.thid,
-        lifetime_s=letter.lifetime_s,
-    )
-    try:
-        with states.opened(file.state, key.did) as state:
-            sent = await post(envelope, origins.parse(url), state, deadline_s=deadline_s)
-    except UnknownInboxError:
-        say("An agent gets its inbox when it first logs in: relay listen, or relay inbox.")
-        raise
-    _tell_sent(sent, as_json=as_json)
-
-
-def _tell_sent(sent: Sent, *, as_json: bool) -> None:
-    if as_json:
-        names = ("id", "eid", "to", "relay", "at", "durability", "custody", "expires_at", "dup")
-        write_json({**{name: getattr(sent, name) for name in names}, "receipt": sent.receipt})
-        return
-    write(sent.id)
-    until = clock_time(sent.expires_at)
-    say(f"{sent.relay} has it ({sent.durability}) and keeps it until it is acked or {until}.")
+@asynccontextmanager
+async def _agent(
+    file: KeyFile, url: str, key: SigningKey, *, listens: bool = False
+) -> AsyncIterator[Agent]:
+    """This agent, online; what an earlier command left in its outbox is submitted."""
+    with claims.opened(file.state) as mine:
+        if not await claims.wait_for(lambda: mine.alone(Place.SENDING), PATIENCE_S):
+            mine.share(Place.RESENDING)
+        async with Agent.open(key, url, state=file.state, open_timeout_s=OPEN_S) as me:
+            mine.let_go(Place.SENDING)
+            if listens:
+                await claims.wait_for(lambda: mine.share(Place.LISTENING), PATIENCE_S)
+            yield me
 
 
 async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -> None:
     """Print what is delivered; each envelope is acked once it is written."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
-    key = file.load()
-    async with Agent.open(key, url, state=file.state, open_timeout_s=OPEN_S) as me:
+    async with _agent(file, url, file.load(), listens=True) as me:
         say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
         left = count
         while left is None or left > 0:
@@ -114,7 +80,7 @@ def _print(message: Message, *, as_json: bool) -> None:
 async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
     """Show what waits and ack nothing."""
     key = file.load()
-    async with Agent.open(key, url, state=file.state, open_timeout_s=OPEN_S) as me:
+    async with _agent(file, url, key) as me:
         welcome = me.welcome
         if welcome is None:
             raise RuntimeError("open without a welcome")

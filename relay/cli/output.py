@@ -31,6 +31,11 @@ def write_json(value: object) -> None:
     write(jose.dumps(value).decode())
 
 
+def say_json(value: object) -> None:
+    """One line of JSON that is not the data asked for."""
+    say(jose.dumps(value).decode())
+
+
 def write_body(body: bytes) -> None:
     """A body: as it is into a pipe or a file, made harmless for a terminal."""
     if sys.stdout.isatty():
@@ -56,7 +61,7 @@ def fail(exc: RelayError, *, as_json: bool) -> None:
     stored = getattr(exc, "stored", None)
     if as_json:
         shape = {"error": exc.code, "detail": exc.detail, "retry_after": exc.retry_after}
-        say(jose.dumps({**shape, "stored": stored}).decode())
+        say_json({**shape, "stored": stored})
         return
     say(f"relay: {exc.code}: {exc.detail or 'no more is known'}")
     if stored == "unknown":

@@ -1,17 +1,22 @@
-"""Send without a session: one submit over HTTP; the envelope is its own proof (PROTOCOL.md §6).
+"""Send without a session: submits over HTTP; the envelope is its own proof (PROTOCOL.md §6).
 
 It takes no inbox session, so a program that only sends does not supersede the one that listens with
 the same key.
+
+Rules of the file: with a journal, an envelope is in the outbox before it is on the wire and leaves
+it only after a definite answer (GUARANTEES.md S2). What may be stored stays when this gives up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import http.client
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock
 from relay.client.errors import AgentError, of, typed
+from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
 from relay.client.message import Sent
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox, Waiting
@@ -20,97 +25,157 @@ from relay.core import codec, receipts
 from relay.core import jws as jose
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import MAX_FRAME_BYTES, Rejection, Submitted
+from relay.core.frames import Rejection, Submit, Submitted
 from relay.core.ids import Did
 
 PATH: Final = "/v1/envelopes"
-EXCHANGE_S: Final = 10.0
 PAUSE_S: Final = 0.5
-_OK: Final = 200
 _FINAL: Final = frozenset({ErrorCode.WRONG_RELAY, ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE})
 """Somebody else answers there, or nothing that we understand."""
 
+Tell = Callable[[SignedEnvelope, Sent | AgentError], None]
+
 
 async def post(
-    envelope: SignedEnvelope, origin: Origin, state: State, *, deadline_s: float
+    envelope: SignedEnvelope,
+    origin: Origin,
+    state: State,
+    *,
+    deadline_s: float,
+    earlier: Sequence[SignedEnvelope] = (),
+    tell: Tell | None = None,
 ) -> Sent:
     """Submit the same bytes over HTTP until the answer is definite.
 
     Args:
         envelope: what is sent.
         origin: the relay.
-        state: knows which relay is expected there, and remembers it.
+        state: knows which relay is expected there, and remembers it; keeps the outbox.
         deadline_s: seconds to go on.
+        earlier: of the outbox, submitted before it: what nobody waits for any more.
+        tell: is told what became of each of those, before it leaves the outbox; perhaps twice.
 
     Raises:
-        OutcomeUnknownError: the deadline passed and it may be stored: post it again.
+        OutcomeUnknownError: the deadline passed and it may be stored: post it again. In a state
+            with a file it stays in the outbox.
         AgentError: a definite no, or never sent.
     """
-    box = Outbox()
-    waiting = box.add(envelope)
-    until = clock.monotonic() + deadline_s
-    reached = False
-    last: AgentError | None = None
+    posting = _Posting(origin, state)
+    before = [posting.box.add(item, maybe_stored=True) for item in earlier]
+    waiting = posting.box.add(envelope)
+    if state.journal is not None:
+        await state.journal.keep(envelope)
+    failure: AgentError | None = None
     try:
-        async with asyncio.timeout(deadline_s):
-            while not waiting.answer.done():
-                try:
-                    await _try(box, origin, state, max(0.1, until - clock.monotonic()))
-                    reached = True
-                except AgentError as exc:
-                    if exc.code in _FINAL:
-                        raise typed(
-                            exc.code, exc.detail, stored="unknown", envelope=envelope
-                        ) from exc
-                    # refused before a connection: nothing can have been sent
-                    reached = reached or not isinstance(exc.__cause__, ConnectionRefusedError)
-                    last = exc
-                    box.lost()
-                if not waiting.answer.done():
-                    await asyncio.sleep(_pause(box))
-    except TimeoutError as exc:
-        raise _verdict(waiting, last, reached=reached) from exc
-    return waiting.answer.result()
+        return await posting.until_answered(waiting, deadline_s)
+    except AgentError as exc:
+        failure = exc
+        raise
+    finally:
+        for other in before:
+            await _settle(other, state, tell)
+        is_left = not waiting.answer.done() and waiting.is_unknown
+        if not is_left and not await _dropped(envelope, state) and failure is not None:
+            # it could not be taken out of the outbox: the next one submits it
+            failure.stored = "unknown"
 
 
-def _pause(box: Outbox) -> float:
-    due = box.next_timer()
-    return PAUSE_S if due is None else max(0.0, due - clock.monotonic())
-
-
-def _verdict(waiting: Waiting, last: AgentError | None, *, reached: bool) -> AgentError:
-    if not reached and last is not None:
-        return typed(last.code, last.detail, stored="no", envelope=waiting.envelope)
-    return waiting.verdict()
-
-
-async def _try(box: Outbox, origin: Origin, state: State, seconds: float) -> None:
-    submit = box.next_submit(clock.monotonic())
-    if submit is None:
+async def _settle(waiting: Waiting, state: State, tell: Tell | None) -> None:
+    if not waiting.answer.done():
         return
-    body = b'{"envelopes":[%b]}' % b",".join(bytes(item) for item in submit.envelopes)  # type: ignore[call-overload]  # wire bytes
-    # the thread cannot be cancelled: it must not outlive the deadline by itself
-    status, answer = await asyncio.to_thread(_exchange, origin, body, min(seconds, EXCHANGE_S))
+    failure = waiting.answer.exception()
+    if failure is not None and not isinstance(failure, AgentError):
+        raise failure
+    if tell is not None:
+        tell(waiting.envelope, failure or waiting.answer.result())
+    await _dropped(waiting.envelope, state)
+
+
+async def _dropped(envelope: SignedEnvelope, state: State) -> bool:
+    if state.journal is None:
+        return True
     try:
-        members = jose.Members(jose.loads(answer))
-        if status == _OK:
-            frame = _submitted(members, submit.ref)
-        else:
-            box.failed(submit.ref, _error(members), clock.monotonic())
+        await state.journal.drop(envelope.eid)
+    except AgentError:
+        return False
+    return True
+
+
+@dataclass(slots=True)
+class _Posting:
+    """One run of submits to a relay."""
+
+    origin: Origin
+    state: State
+    box: Outbox = field(default_factory=Outbox)
+    last: AgentError | None = None
+
+    async def until_answered(self, waiting: Waiting, deadline_s: float) -> Sent:
+        until = clock.monotonic() + deadline_s
+        try:
+            async with asyncio.timeout(deadline_s):
+                while not waiting.answer.done():
+                    await self._try(waiting, until - clock.monotonic())
+                    if not waiting.answer.done():
+                        await asyncio.sleep(self._pause())
+        except TimeoutError as exc:
+            raise self._verdict(waiting) from exc
+        return waiting.answer.result()
+
+    def _pause(self) -> float:
+        due = self.box.next_timer()
+        return PAUSE_S if due is None else max(0.0, due - clock.monotonic())
+
+    def _verdict(self, waiting: Waiting) -> AgentError:
+        if not waiting.is_unknown and waiting.last is None and self.last is not None:
+            last = self.last
+            return typed(last.code, last.detail, stored="no", envelope=waiting.envelope)
+        return waiting.verdict()
+
+    async def _try(self, waiting: Waiting, seconds: float) -> None:
+        submit = self.box.next_submit(clock.monotonic())
+        if submit is None:
             return
-    except ValueError as exc:
-        detail = f"{origin} answered HTTP {status}, but not as a relay does"
-        raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
-    signer = _signer(frame)
-    relay = state.relay_at(str(origin)) or signer
-    if frame.receipt is not None and signer != relay:
-        raise typed(ErrorCode.WRONG_RELAY, f"{origin}: expected {relay}, found {signer}")
-    try:
-        box.answered(frame, relay, clock.monotonic())
-    except RelayError as exc:
-        raise of(exc) from exc
-    if frame.receipt is not None:
-        state.pin(str(origin), relay)
+        was_maybe_stored = waiting.maybe_stored
+        try:
+            await self._exchange(submit, seconds)
+        except AgentError as exc:
+            if exc.code in _FINAL:
+                raise typed(
+                    exc.code, exc.detail, stored="unknown", envelope=waiting.envelope
+                ) from exc
+            self.last = exc
+            self.box.lost()
+            if exc.stored == "no":
+                # there was no connection, so nothing can have been sent
+                waiting.maybe_stored = was_maybe_stored
+
+    async def _exchange(self, submit: Submit, seconds: float) -> None:
+        items = b",".join(bytes(item) for item in submit.envelopes)  # type: ignore[call-overload]  # wire bytes
+        body = b'{"envelopes":[%b]}' % items
+        status, answer = await in_thread(self.origin, Request("POST", PATH, body), seconds)
+        members = read(self.origin, status, answer)
+        if members.has("error"):
+            no = error_of(self.origin, status, members)
+            self.box.failed(submit.ref, no, clock.monotonic())
+            return
+        try:
+            frame = _submitted(members, submit.ref)
+            signer = _signer(frame)
+        except ValueError as exc:
+            raise not_a_relay(self.origin, status) from exc
+        self._answered(frame, signer)
+
+    def _answered(self, frame: Submitted, signer: Did) -> None:
+        relay = self.state.relay_at(str(self.origin)) or signer
+        if frame.receipt is not None and signer != relay:
+            raise typed(ErrorCode.WRONG_RELAY, f"{self.origin}: expected {relay}, found {signer}")
+        try:
+            self.box.answered(frame, relay, clock.monotonic())
+        except RelayError as exc:
+            raise of(exc) from exc
+        if frame.receipt is not None:
+            self.state.pin(str(self.origin), relay)
 
 
 def _submitted(members: jose.Members, ref: str) -> Submitted:
@@ -125,36 +190,9 @@ def _submitted(members: jose.Members, ref: str) -> Submitted:
     )
 
 
-def _error(members: jose.Members) -> AgentError:
-    return typed(
-        ErrorCode(members.text("error", most=64)),
-        members.optional_text("detail", most=1024) or "",
-        retry_after=members.integer("retry_after") if members.has("retry_after") else None,
-    )
-
-
 def _signer(frame: Submitted) -> Did:
     """On first contact: who signed the receipt; the signature itself is checked after this."""
     if frame.receipt is None:
         return Did("")
     jws = jose.parse(frame.receipt, typ=receipts.RECEIPT_TYP, max_bytes=receipts.MAX_RECEIPT_BYTES)
     return Did(jws.header.kid.partition("#")[0])
-
-
-def _exchange(origin: Origin, body: bytes, seconds: float) -> tuple[int, bytes]:
-    """One POST; gives status and body.
-
-    Raises:
-        AgentError: ``peer_unreachable``.
-    """
-    kind = http.client.HTTPConnection if origin.is_plain else http.client.HTTPSConnection
-    connection = kind(origin.host, origin.port, timeout=seconds)
-    try:
-        connection.request("POST", PATH, body, {"Content-Type": "application/json"})
-        response = connection.getresponse()
-        return response.status, response.read(MAX_FRAME_BYTES)
-    except (OSError, http.client.HTTPException) as exc:
-        reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc)
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {reason}") from exc
-    finally:
-        connection.close()

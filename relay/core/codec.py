@@ -176,17 +176,21 @@ def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
 
 def _read_hello(m: jose.Members) -> Hello:
     m.base64("nonce", size=32)
-    limits = m.object("limits")
     return Hello(
         relay=Did(m.text("relay", most=512)),
         url=m.text("url", most=512),
         nonce=m.text("nonce", most=64),
-        limits={name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)},
+        limits=read_limits(m),
         time=m.integer("time"),
     )
 
 
 LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
+
+
+def read_limits(m: jose.Members) -> dict[str, int]:
+    limits = m.object("limits")
+    return {name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)}
 
 
 def read_auth(m: jose.Members) -> Auth:
@@ -197,7 +201,7 @@ def read_auth(m: jose.Members) -> Auth:
     )
 
 
-def _read_welcome(m: jose.Members) -> Welcome:
+def read_welcome(m: jose.Members) -> Welcome:
     pending, window = m.object("pending"), m.object("window")
     refused = pending.object("refused")
     inbox = m.boolean("inbox")
@@ -356,7 +360,7 @@ _PARSE: Final[dict[str, dict[str, _Reader]]] = {
         "status": _read_status, "resolve": read_resolve, "publish": read_publish,
     },
     "relay": {
-        **_BOTH, "hello": _read_hello, "welcome": _read_welcome, "submitted": _read_submitted,
+        **_BOTH, "hello": _read_hello, "welcome": read_welcome, "submitted": _read_submitted,
         "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked, "ruled": read_ruled,
         "statuses": _read_statuses, "resolved": read_resolved, "published": read_published,
     },

@@ -31,13 +31,13 @@ def read_rules(m: jose.Members, ref: str | None = None) -> Rules:
     )
 
 
-def read_ruled(m: jose.Members) -> Ruled:
-    """The rules as they are.
+def read_ruled(m: jose.Members, ref: str | None = None) -> Ruled:
+    """The rules as they are; ``ref`` is given where the edge has none.
 
     Raises:
         ValueError: its form.
     """
-    ref, first_contact = m.text("ref", most=MAX_REF), _first_contact(m)
+    ref, first_contact = ref or m.text("ref", most=MAX_REF), _first_contact(m)
     return Ruled(ref, first_contact, _dids(m, "allow"), _dids(m, "deny"), m.integer("contacts"))
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,48 @@ class Terminal:
             if process.returncode is None:
                 process.send_signal(signal.SIGKILL)
             await process.wait()
+
+
+@dataclass
+class Stalling:
+    """A server that takes one request after the other and answers when it may, or never.
+
+    ``asked`` counts requests; ``answer`` is an HTTP body, sent once ``go`` is set.
+    """
+
+    url: str = ""
+    answer: bytes = b""
+    asked: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            _, _, length = head.partition("content-length: ")
+            await reader.readexactly(int(length.partition("\r")[0] or 0))
+            self.asked.release()
+            await self.go.wait()
+            head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(self.answer)}\r\n\r\n"
+            writer.write(head.encode() + self.answer)
+            await writer.drain()
+        writer.close()
+
+    async def was_asked(self) -> None:
+        async with asyncio.timeout(15):
+            await self.asked.acquire()
+
+
+@contextlib.asynccontextmanager
+async def stalling(answer: bytes = b"") -> AsyncIterator[Stalling]:
+    made = Stalling(answer=answer)
+    server = await asyncio.start_server(made.handle, "127.0.0.1", 0)
+    made.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield made
+    finally:
+        made.go.set()
+        server.close()
+        await server.wait_closed()
 
 
 async def line_with(stream: asyncio.StreamReader | None, words: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 from relay import __version__
 from relay.cli.exits import MEANING, Exit
 from relay.cli.output import printable
-from tests.cli.support import ROOT, Terminal, line_with
+from tests.cli.support import ROOT, Terminal, line_with, stalling
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(60)
@@ -113,18 +113,11 @@ async def test_no_relay_is_unavailable(tmp_path):
 
 
 async def test_a_relay_that_never_answers_leaves_the_outcome_unknown(tmp_path):
-    async def swallow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    server = await asyncio.start_server(swallow, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    quiet = Terminal(tmp_path, f"http://127.0.0.1:{port}")
-    did = (await quiet.run("id", "new")).out.strip()
-    sent = await quiet.run("send", did, "x", "--timeout", "0.5")
+    async with stalling() as quiet:
+        terminal = Terminal(tmp_path, quiet.url)
+        did = (await terminal.run("id", "new")).out.strip()
+        sent = await terminal.run("send", did, "x", "--timeout", "0.5")
     assert (sent.code, "may be stored" in sent.err) == (Exit.UNKNOWN, True)
-    server.close()
-    await server.wait_closed()
 
 
 @pytest.mark.parametrize(
@@ -135,6 +128,8 @@ async def test_a_relay_that_never_answers_leaves_the_outcome_unknown(tmp_path):
         ["send", "did:key:z6Mk", "a", "--file", "b"],
         ["frobnicate"],
         ["listen", "--count", "0"],
+        ["listen", "--relay", "relay.example"],
+        ["send", "did:key:z6Mk", "a", "--wait", "read"],
     ],
 )
 async def test_wrong_arguments_are_usage(tmp_path, words):

@@ -1,0 +1,62 @@
+"""Options that several commands have, and how a command that waits is run."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+
+import typer
+
+from relay.cli.exits import Exit
+
+T = TypeVar("T")
+
+DEFAULT_URL: Final = "http://127.0.0.1:8080"
+
+
+def _checked(url: str) -> str:
+    from relay.client import origin  # noqa: PLC0415  a quarter of a second, for who dials only
+
+    try:
+        origin.parse(url)
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc)) from exc
+    return url
+
+
+Key = Annotated[
+    Path | None,
+    typer.Option(
+        "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
+    ),
+]
+Url = Annotated[
+    str,
+    typer.Option("--relay", envvar="RELAY_URL", callback=_checked, help="Origin of the relay."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
+Take = Annotated[
+    bool, typer.Option("--take", help="Take the inbox from a relay listen on this machine.")
+]
+Dialled = Annotated[
+    str, typer.Argument(metavar="URL", callback=_checked, help="Origin of the relay.")
+]
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """Run until it is done or interrupted; SIGTERM ends it as Ctrl-C does."""
+    import asyncio  # noqa: PLC0415  a script that asks for the version asks often
+
+    async def guarded() -> T:
+        task = asyncio.current_task()
+        if task is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(guarded())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        # before typer sees it: that would say "Aborted!" to somebody who has just pressed Ctrl-C
+        raise typer.Exit(Exit.INTERRUPTED) from None

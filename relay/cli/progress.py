@@ -1,0 +1,42 @@
+"""What a command that waits says meanwhile: on a terminal one line that changes, else sentences."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+
+from relay import clock
+from relay.cli.output import printable, say
+
+
+@dataclass(slots=True)
+class Progress:
+    """Progress on stderr.
+
+    Args:
+        quiet: say nothing.
+    """
+
+    quiet: bool
+    _began: float = field(default_factory=clock.monotonic)
+    _last: str = ""
+    _on_terminal: bool = field(default_factory=sys.stderr.isatty)
+
+    def tell(self, words: str) -> None:
+        """Where it stands; a sentence without its full stop. Saying it again updates the time."""
+        if self.quiet:
+            return
+        if self._on_terminal:
+            seconds = clock.monotonic() - self._began
+            sys.stderr.write(f"\r\x1b[K{printable(words)} ({seconds:.0f} s)")
+            sys.stderr.flush()
+        elif words != self._last:
+            say(f"{printable(words)}.")
+        self._last = words
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._on_terminal and self._last:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
+        self._last = ""

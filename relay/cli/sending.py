@@ -1,0 +1,213 @@
+"""``relay send``: into the outbox, to the relay, and with ``--wait acked`` until it has ended.
+
+Rules of the file: what may be stored and is not definitely answered stays in the agent's outbox,
+and its sender is told so with the id. What an earlier command left there goes first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relay import clock
+from relay.cli import claims, output
+from relay.cli.claims import Claims, Place
+from relay.cli.exits import Exit, exit_of
+from relay.cli.identity import KeyFile
+from relay.cli.output import clock_time, say, write, write_json
+from relay.cli.progress import Progress
+from relay.cli.states import EXIT_OF, LASTING, WORDS, refuse_if_listening
+from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError
+from relay.client import origin as origins
+from relay.client import state as states
+from relay.client.agent import sign
+from relay.client.errors import AuthRequiredError, UnavailableError
+from relay.client.origin import Origin
+from relay.client.post import post
+from relay.client.visit import Visit, log_in
+from relay.core.frames import State
+
+PATIENCE_S: Final = 2.0
+MOST_EARLIER: Final = 200
+FIRST_LOOK_S: Final = 0.05
+LONGEST_LOOK_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """What ``relay send`` is asked to send."""
+
+    to: str
+    body: bytes
+    content_type: str
+    seal: bool
+    type: str | None
+    thid: str | None
+    lifetime_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How ``relay send`` is asked to do it."""
+
+    wait: Literal["stored", "acked"]
+    deadline_s: float
+    take: bool
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """What one run works with."""
+
+    key: SigningKey
+    origin: Origin
+    state: states.State
+    mine: Claims
+    wish: Wish
+
+
+async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
+    """Send one envelope and show the receipt; gives the exit code."""
+    key = file.load()
+    envelope = sign(
+        key,
+        letter.to,
+        letter.body,
+        sealed=letter.seal,
+        content_type=letter.content_type,
+        type=letter.type,
+        thid=letter.thid,
+        lifetime_s=letter.lifetime_s,
+    )
+    with claims.opened(file.state) as mine, states.opened(file.state, key.did) as state:
+        if wish.wait == "acked" and not wish.take:
+            refuse_if_listening(mine)
+        desk = _Desk(key, origins.parse(url), state, mine, wish)
+        until = clock.monotonic() + wish.deadline_s
+        sent = await _submit(desk, envelope)
+        if isinstance(sent, Exit):
+            return sent
+        if wish.wait == "stored":
+            _tell_sent(sent, "stored", as_json=wish.as_json)
+            return Exit.OK
+        return await _see_through(desk, sent, until)
+
+
+async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
+    as_json = desk.wish.as_json
+    is_ours, earlier = await _earlier(desk)
+    try:
+        return await post(
+            envelope,
+            desk.origin,
+            desk.state,
+            deadline_s=desk.wish.deadline_s,
+            earlier=earlier,
+            tell=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
+        )
+    except AgentError as exc:
+        if isinstance(exc, UnknownInboxError) and not as_json:
+            say("An agent gets its inbox when it first logs in: relay listen, or relay inbox.")
+        if exc.stored == "no" and not (is_ours and desk.mine.alone(Place.RESENDING)):
+            # another command took it up meanwhile, and may submit it after this answer
+            exc.stored = "unknown"
+        output.fail(exc, as_json=as_json)
+        await _tell_if_kept(desk, envelope)
+        return exit_of(exc)
+    except asyncio.CancelledError:
+        await _tell_if_kept(desk, envelope)
+        raise
+    finally:
+        desk.mine.let_go(Place.SENDING)
+
+
+async def _earlier(desk: _Desk) -> tuple[bool, Sequence[SignedEnvelope]]:
+    """What lies in the outbox and belongs to nobody; False: ours may be taken for such."""
+    earlier: Sequence[SignedEnvelope] = ()
+    if desk.mine.alone(Place.SENDING) and desk.state.journal is not None:
+        earlier = (await desk.state.journal.unanswered())[:MOST_EARLIER]
+    is_ours = await claims.wait_for(lambda: desk.mine.share(Place.SENDING), PATIENCE_S)
+    return is_ours, earlier
+
+
+async def _tell_if_kept(desk: _Desk, envelope: SignedEnvelope) -> None:
+    if desk.state.journal is None:
+        return
+    if envelope.eid not in {item.eid for item in await desk.state.journal.unanswered()}:
+        return
+    if desk.wish.as_json:
+        members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}
+        output.say_json({"kind": "kept", **members, "expires_at": envelope.expires_at})
+        return
+    say(f"It is kept: the next relay send or relay listen submits the same bytes: {envelope.id}")
+
+
+def _tell_earlier(envelope: SignedEnvelope, answer: Sent | AgentError, *, as_json: bool) -> None:
+    error = answer.code if isinstance(answer, AgentError) else None
+    stored = (answer.stored or "unknown") if isinstance(answer, AgentError) else "yes"
+    if as_json:
+        members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}
+        write_json({"kind": "earlier", **members, "stored": stored, "error": error})
+        return
+    outcome = "the relay has it" if error is None else f"{error}; it may have been stored"
+    say(f"Sent before and not answered then: {envelope.id} to {envelope.to}: {outcome}.")
+
+
+def _tell_sent(sent: Sent, state: State, *, as_json: bool) -> None:
+    if as_json:
+        names = ("id", "eid", "to", "relay", "at", "durability", "custody", "expires_at", "dup")
+        members = {name: getattr(sent, name) for name in names}
+        write_json({"kind": "sent", **members, "state": state, "receipt": sent.receipt})
+        return
+    write(sent.id)
+    until = clock_time(sent.expires_at)
+    say(f"{sent.relay} has it ({sent.durability}) and keeps it until it is acked or {until}.")
+
+
+# ---------------------------------------------------------------- until it is acked
+
+
+async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
+    as_json = desk.wish.as_json
+    if not as_json:
+        _tell_sent(sent, "stored", as_json=False)
+    progress = Progress(quiet=as_json)
+    try:
+        state = await _until_it_ends(desk, sent, until, progress)
+    finally:
+        progress.end()
+    if as_json:
+        _tell_sent(sent, state, as_json=True)
+    else:
+        say(WORDS[state])
+    return EXIT_OF[state]
+
+
+async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progress) -> State:
+    """Ask until it has ended; no failure of a question may look like a failure of the send."""
+    visit: Visit | None = None
+    state: State = "stored"
+    pause = FIRST_LOOK_S
+    while True:
+        left = until - clock.monotonic()
+        try:
+            visit = visit or await log_in(desk.key, desk.origin, desk.state, seconds=left)
+            state = await visit.status(sent.to, sent.id, seconds=left)
+            progress.tell(f"It waits for {sent.to}")
+        except UnavailableError as exc:
+            progress.tell(f"No answer about it: {exc.detail}")
+        except AuthRequiredError:
+            # the session is over after 15 minutes
+            visit = None
+        except AgentError as exc:
+            progress.end()
+            say(f"relay: what became of it cannot be asked: {exc.code}: {exc.detail}")
+            return state
+        left = until - clock.monotonic()
+        if state not in LASTING or left <= 0:
+            return state
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 2, LONGEST_LOOK_S)

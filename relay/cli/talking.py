@@ -1,0 +1,84 @@
+"""The commands that speak to a relay and end by themselves, and their options.
+
+Rules of the file: as in ``app.py``: what a command needs is imported when it runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import typer
+
+from relay.cli.options import DEFAULT_URL, Json, Key, Take, Url, run_async
+
+DAY_S: Final = 24 * 3600
+TEXT: Final = "text/plain; charset=utf-8"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this file."""
+    app.command("send")(_send)
+
+
+def _send(
+    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID.")],
+    text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Send a file's bytes.", show_default=False)
+    ] = None,
+    content_type: Annotated[str | None, typer.Option(help="Media type of the body.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="URI: what kind of content.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Thread id.")] = None,
+    lifetime: Annotated[
+        int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
+    ] = 7 * DAY_S,
+    wait: Annotated[
+        Literal["stored", "acked"],
+        typer.Option("--wait", help="For the relay's receipt, or for the recipient's ack."),
+    ] = "stored",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to go on trying and waiting.")
+    ] = 10.0,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Send an envelope; done when the relay has signed that it keeps it."""
+    from relay.cli import identity, sending  # noqa: PLC0415  as above
+
+    check_did(to, "TO")
+    body, default_type = _body(text, file)
+    letter = sending.Letter(
+        to, body, content_type or default_type, not plain, kind, thread, lifetime
+    )
+    wish = sending.Wish(wait, timeout, take=take, as_json=json)
+    raise typer.Exit(run_async(sending.send(identity.KeyFile(key), relay, letter, wish)))
+
+
+def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give a text, or - for stdin, or --file", param_hint="TEXT")
+    if file is not None:
+        return file.read_bytes(), "application/octet-stream"
+    if text == "-":
+        return sys.stdin.buffer.read(), TEXT
+    return (text or "").encode(), TEXT
+
+
+def check_did(did: str, hint: str) -> None:
+    """Refuse what is no DID.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    from relay.core.identity import parse_did  # noqa: PLC0415  as above
+
+    try:
+        parse_did(did)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{did!r}: {exc}", param_hint=hint) from exc

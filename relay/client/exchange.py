@@ -1,0 +1,120 @@
+"""One HTTP request to a relay and its answer (PROTOCOL.md §6); what blocks is in a thread.
+
+Rules of the file: where no connection came about, the error says ``stored`` ``no``: nothing was
+said. Any later failure says nothing of what the relay did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import ssl
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay.client.errors import AgentError, typed
+from relay.client.origin import Origin
+from relay.core import jws as jose
+from relay.core.errors import ErrorCode, Stored
+from relay.core.frames import MAX_FRAME_BYTES
+
+EXCHANGE_S: Final = 10.0
+SHORTEST_S: Final = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a relay."""
+
+    method: str
+    path: str
+    body: bytes | None = None
+    token: str | None = field(default=None, repr=False)
+
+
+async def ask(
+    origin: Origin,
+    method: str,
+    path: str,
+    *,
+    body: object = None,
+    token: str | None = None,
+    seconds: float = EXCHANGE_S,
+) -> jose.Members:
+    """Make one request; gives the members of the answer.
+
+    Raises:
+        AgentError: the relay's no; or ``peer_unreachable``.
+    """
+    request = Request(method, path, None if body is None else jose.dumps(body), token)
+    status, answer = await in_thread(origin, request, seconds)
+    members = read(origin, status, answer)
+    if members.has("error"):
+        raise error_of(origin, status, members)
+    return members
+
+
+async def in_thread(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
+    """Make one request; gives status and body.
+
+    Raises:
+        AgentError: ``peer_unreachable``.
+    """
+    # the thread cannot be cancelled: it must not outlive the deadline by itself
+    limit = max(SHORTEST_S, min(seconds, EXCHANGE_S))
+    return await asyncio.to_thread(_exchange, origin, request, limit)
+
+
+def read(origin: Origin, status: int, answer: bytes) -> jose.Members:
+    """The answer as members.
+
+    Raises:
+        UnavailableError: it is not what a relay says.
+    """
+    try:
+        return jose.Members(jose.loads(answer))
+    except ValueError as exc:
+        raise not_a_relay(origin, status) from exc
+
+
+def not_a_relay(origin: Origin, status: int) -> AgentError:
+    """Somebody answers there, but it cannot be understood."""
+    detail = f"{origin} answered HTTP {status}, but not as a relay does"
+    return typed(ErrorCode.PEER_UNREACHABLE, detail)
+
+
+def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
+    """The error that a relay names in its answer."""
+    try:
+        return typed(
+            ErrorCode(members.text("error", most=64)),
+            members.optional_text("detail", most=1024) or "",
+            retry_after=members.integer("retry_after") if members.has("retry_after") else None,
+        )
+    except ValueError:
+        return not_a_relay(origin, status)
+
+
+def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
+    kind = http.client.HTTPConnection if origin.is_plain else http.client.HTTPSConnection
+    connection = kind(origin.host, origin.port, timeout=seconds)
+    headers = {"Content-Type": "application/json"} if request.body is not None else {}
+    if request.token is not None:
+        headers["Authorization"] = f"Bearer {request.token}"
+    stored: Stored | None = "no"
+    try:
+        connection.connect()
+        stored = None
+        connection.request(request.method, request.path, request.body, headers)
+        response = connection.getresponse()
+        return response.status, response.read(MAX_FRAME_BYTES)
+    except (OSError, http.client.HTTPException) as exc:
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}", stored=stored) from exc
+    finally:
+        connection.close()
+
+
+def _reason(exc: OSError | http.client.HTTPException) -> str:
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS: {getattr(exc, 'verify_message', None) or exc.reason or exc}"
+    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__
