@@ -46,7 +46,7 @@ from relay.client.errors import (
     WrongRelayError,
 )
 from relay.client.finding import Found
-from relay.client.keystore import KeyFileError
+from relay.client.keytext import KeyFileError, PassphraseError
 from relay.client.message import Bounce, Message, Sent
 from relay.client.outcomes import Outcome
 from relay.core.envelope import SignedEnvelope
@@ -81,6 +81,7 @@ __all__ = [
     "Outcome",
     "OutcomeUnknownError",
     "OverloadedError",
+    "PassphraseError",
     "ProtocolError",
     "RateLimitedError",
     "RejectedError",

@@ -27,7 +27,9 @@ class OnlyTheSdk:
 
 
 sys.meta_path.insert(0, OnlyTheSdk())
-from relay.client import Agent, SigningKey, sync
+from pathlib import Path
+
+from relay.client import Agent, SigningKey, keystore, keytext, sync
 
 
 async def main(url):
@@ -47,6 +49,13 @@ def main_without_a_loop(url):
             break
 
 
+def keys_at_rest(path):
+    key = keystore.new(path, "a passphrase", cost=keytext.LEAST)
+    keystore.replace(path, key, None)
+    print(keystore.load(path).did == key.did)
+
+
+keys_at_rest(Path(sys.argv[2]))
 asyncio.run(main(sys.argv[1]))
 main_without_a_loop(sys.argv[1])
 print(*sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_module_names))
@@ -54,10 +63,10 @@ print(*sorted({name.partition(".")[0] for name in sys.modules} - sys.stdlib_modu
 
 
 @pytest.mark.timeout(30)
-async def test_the_sdk_works_with_its_three_packages_alone():
+async def test_the_sdk_works_with_its_three_packages_alone(tmp_path):
     async with running_node() as node:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", ALONE, node.url),
+            *(sys.executable, "-c", ALONE, node.url, str(tmp_path / "agent.key")),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,7 +74,7 @@ async def test_the_sdk_works_with_its_three_packages_alone():
         out, err = await process.communicate()
     assert process.returncode == 0, err.decode()
     *said, packages = out.decode().splitlines()
-    assert said == ["alone", "without a loop"]
+    assert said == ["True", "alone", "without a loop"]
     # Debian gives every interpreter a sitecustomize
     ours = {"relay", "orjson", "nacl", "websockets", "cffi", "sitecustomize"}
     assert {name for name in packages.split() if not name.startswith("_")} <= ours

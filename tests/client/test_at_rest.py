@@ -1,4 +1,4 @@
-"""Keys, state and origins: what the SDK reads from files and from people."""
+"""State and origins: what the SDK reads from files and from people."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from relay import client
-from relay.client import CorruptError, KeyFileError, StateError, errors, keystore, origin, state
+from relay.client import CorruptError, StateError, errors, origin, state
 from relay.client.errors import AgentError, ProtocolError
 from relay.core.errors import ERROR_CLASS, ErrorCode
 from relay.core.ids import Epoch, Timestamp
@@ -26,51 +26,6 @@ NOW = Timestamp(1_800_000_000)
 
 def names(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir()]
-
-
-def test_a_key_file_is_for_its_owner_and_holds_the_key(tmp_path):
-    path = tmp_path / "new" / "agent.key"
-    key = keystore.new(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keystore.load(path).did == key.did
-    assert names(path.parent) == ["agent.key"]
-    assert key.seed.hex() not in repr(key)
-
-
-def test_a_key_is_never_overwritten(tmp_path):
-    path = tmp_path / "agent.key"
-    key = keystore.new(path)
-    with pytest.raises(KeyFileError, match="never overwritten"):
-        keystore.new(path)
-    assert keystore.load(path).did == key.did
-    assert names(tmp_path) == ["agent.key"]
-
-
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
-def test_a_key_file_that_others_may_touch_is_refused(tmp_path, mode):
-    path = tmp_path / "agent.key"
-    keystore.new(path)
-    path.chmod(mode)
-    with pytest.raises(KeyFileError, match="chmod 600"):
-        keystore.load(path)
-
-
-def test_what_is_no_key_file_is_named_and_not_shown(tmp_path):
-    path = tmp_path / "agent.key"
-    key = keystore.new(path)
-    good = path.read_text()
-    for bad in ("", "{}", "SECRET", good.replace(key.did, new_key().did), good.replace("1,", "2,")):
-        path.write_text(bad)
-        with pytest.raises(KeyFileError, match="not a key file") as caught:
-            keystore.load(path)
-        assert caught.value.__cause__ is None
-        assert "SECRET" not in str(caught.value)
-    with pytest.raises(KeyFileError, match="no key at"):
-        keystore.load(tmp_path / "nowhere")
-    with pytest.raises(KeyFileError):
-        keystore.load(tmp_path)
-    with pytest.raises(KeyFileError):
-        keystore.new(path / "below" / "a.key")
 
 
 def test_state_is_what_it_was_after_a_restart(tmp_path):
