@@ -18,6 +18,7 @@ import typer
 from relay import __version__
 from relay.cli import output, talking
 from relay.cli.exits import MEANING, Exit, exit_of
+from relay.cli.id_commands import id_app
 from relay.cli.options import DEFAULT_URL, Json, Key, Url, run_async
 from relay.core.errors import RelayError
 
@@ -32,7 +33,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-id_app = typer.Typer(help="Identities of agents.", no_args_is_help=True)
 config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
 app.add_typer(id_app, name="id")
 app.add_typer(config_app, name="config")
@@ -59,22 +59,6 @@ def _version(*, json: Json = False) -> None:
 
 
 # ---------------------------------------------------------------- agents
-
-
-@id_app.command("new")
-def _id_new(key: Key = None, *, json: Json = False) -> None:
-    """Make an identity: a key file that only you can read."""
-    from relay.cli import identity  # noqa: PLC0415  as above
-
-    identity.new(identity.KeyFile(key), as_json=json)
-
-
-@id_app.command("show")
-def _id_show(key: Key = None, *, json: Json = False) -> None:
-    """Show the DID of an identity."""
-    from relay.cli import identity  # noqa: PLC0415  as above
-
-    identity.show(identity.KeyFile(key), as_json=json)
 
 
 @app.command("listen")

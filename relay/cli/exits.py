@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from relay.core.errors import ErrorCode, RelayError, UnavailableError
+from relay.core.errors import ErrorCode, RelayError, StateError, UnavailableError
 
 
 class Exit(IntEnum):
@@ -19,6 +19,7 @@ class Exit(IntEnum):
     UNKNOWN = 5
     SUPERSEDED = 6
     WAITING = 7
+    LOCKED = 8
     INTERRUPTED = 130
 
 
@@ -31,13 +32,29 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.UNKNOWN: "the outcome is not known; it may be stored",
     Exit.SUPERSEDED: "another session took this agent's inbox",
     Exit.WAITING: "it is stored, and not acked yet",
+    Exit.LOCKED: "the key is encrypted, and its passphrase is missing or wrong",
     Exit.INTERRUPTED: "interrupted",
 }
 """What each says to a script."""
 
 
+class LocalError(StateError):
+    """Something here, not at a relay: a key file, a passphrase.
+
+    Args:
+        detail: one plain sentence.
+        ends: the exit code.
+    """
+
+    def __init__(self, detail: str, ends: Exit = Exit.FAILED) -> None:
+        super().__init__(ErrorCode.WRONG_STATE, detail)
+        self.ends = ends
+
+
 def exit_of(exc: RelayError) -> Exit:
     """The exit code of an error."""
+    if isinstance(exc, LocalError):
+        return exc.ends
     if getattr(exc, "stored", None) == "unknown":
         return Exit.UNKNOWN
     if exc.code is ErrorCode.SUPERSEDED:

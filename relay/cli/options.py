@@ -32,6 +32,18 @@ Key = Annotated[
         "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
     ),
 ]
+PassphraseFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help="File with the passphrase of the key; else RELAY_AGENT_PASSPHRASE_FILE, else asked.",
+        show_default=False,
+    ),
+]
+NewPassphraseFile = Annotated[
+    Path | None,
+    typer.Option("--new-passphrase-file", help="File with the new passphrase.", show_default=False),
+]
 Url = Annotated[
     str,
     typer.Option("--relay", envvar="RELAY_URL", callback=_checked, help="Origin of the relay."),

@@ -49,6 +49,8 @@ class Terminal:
             stdin=asyncio.subprocess.PIPE if stdin else asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
+            # nobody at the terminal of the tests is asked for anything
+            start_new_session=True,
         )
 
     async def run(self, *words: str, text: bytes | None = None, **more: str) -> Done:

@@ -79,7 +79,7 @@ async def test_identities_are_made_once_and_shown_without_their_secret(terminal,
     assert made.code == 0
     did = made.out.strip()
     shown = await terminal.run("id", "show", "--json", RELAY_AGENT_KEY="bob.key")
-    assert shown.json == {"did": did, "file": "bob.key"}
+    assert shown.json == {"did": did, "file": "bob.key", "encrypted": False}
     seed = json.loads((tmp_path / "bob.key").read_text())["seed"]
     assert seed not in made.out + made.err + shown.out + shown.err
     again = await terminal.run("id", "new", "--key", "bob.key")
