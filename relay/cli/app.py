@@ -19,7 +19,7 @@ from relay import __version__
 from relay.cli import output, talking
 from relay.cli.exits import MEANING, Exit, exit_of
 from relay.cli.id_commands import id_app
-from relay.cli.options import DEFAULT_URL, Json, Key, Url, run_async
+from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
 from relay.core.errors import RelayError
 
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
@@ -67,6 +67,7 @@ def _listen(
         int | None, typer.Option(min=1, help="End after so many.", show_default=False)
     ] = None,
     key: Key = None,
+    passphrase_file: PassphraseFile = None,
     relay: Url = DEFAULT_URL,
     *,
     once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
@@ -75,13 +76,18 @@ def _listen(
     """Print what is delivered to this agent, and ack it once it is written."""
     from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    run_async(mail.listen(identity.KeyFile(key), relay, count=1 if once else count, as_json=json))
+    run_async(
+        mail.listen(
+            identity.KeyFile(key, passphrase_file), relay, count=1 if once else count, as_json=json
+        )
+    )
 
 
 @app.command("inbox")
 def _inbox(
     limit: Annotated[int, typer.Option(min=0, help="Show at most so many.")] = 20,
     key: Key = None,
+    passphrase_file: PassphraseFile = None,
     relay: Url = DEFAULT_URL,
     *,
     json: Json = False,
@@ -89,7 +95,7 @@ def _inbox(
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
     from relay.cli import identity, mail  # noqa: PLC0415  as above
 
-    run_async(mail.look(identity.KeyFile(key), relay, limit=limit, as_json=json))
+    run_async(mail.look(identity.KeyFile(key, passphrase_file), relay, limit=limit, as_json=json))
 
 
 @app.command("demo")

@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 
 import typer
 
-from relay.cli.options import DEFAULT_URL, Json, Key, Take, Url, run_async
+from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Take, Url, run_async
 
 DAY_S: Final = 24 * 3600
 TEXT: Final = "text/plain; charset=utf-8"
@@ -43,6 +43,7 @@ def _send(
         float, typer.Option(min=0.1, help="Seconds to go on trying and waiting.")
     ] = 10.0,
     key: Key = None,
+    passphrase_file: PassphraseFile = None,
     relay: Url = DEFAULT_URL,
     plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
     take: Take = False,
@@ -57,7 +58,9 @@ def _send(
         to, body, content_type or default_type, not plain, kind, thread, lifetime
     )
     wish = sending.Wish(wait, timeout, take=take, as_json=json)
-    raise typer.Exit(run_async(sending.send(identity.KeyFile(key), relay, letter, wish)))
+    raise typer.Exit(
+        run_async(sending.send(identity.KeyFile(key, passphrase_file), relay, letter, wish))
+    )
 
 
 def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:

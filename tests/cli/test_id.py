@@ -133,11 +133,11 @@ async def test_agents_with_encrypted_keys_exchange_an_envelope(here):
     key = locked(here)
     async with running_node() as node:
         terminal = Terminal(here.home, node.url)
-        mine = {"RELAY_AGENT_KEY": "bob.key", "RELAY_AGENT_PASSPHRASE_FILE": "words"}
-        listening = await terminal.start("listen", "--once", **mine)
+        mine = ("--key", "bob.key", "--passphrase-file", "words")
+        listening = await terminal.start("listen", "--once", *mine)
         try:
             await line_with(listening.stderr, f"Listening as {key.did}")
-            sent = await terminal.run("send", key.did, "hello", **mine)
+            sent = await terminal.run("send", key.did, "hello", *mine)
             assert sent.code == 0, sent.err
             out, err = await listening.communicate()
         finally:
