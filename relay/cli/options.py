@@ -52,9 +52,6 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for 
 Take = Annotated[
     bool, typer.Option("--take", help="Take the inbox from a relay listen on this machine.")
 ]
-Dialled = Annotated[
-    str, typer.Argument(metavar="URL", callback=_checked, help="Origin of the relay.")
-]
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from uuid import UUID
 
 import typer
 
@@ -20,6 +21,8 @@ TEXT: Final = "text/plain; charset=utf-8"
 def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("send")(_send)
+    app.command("status")(_status)
+    app.command("rules")(_rules)
 
 
 def _send(
@@ -71,6 +74,62 @@ def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
     if text == "-":
         return sys.stdin.buffer.read(), TEXT
     return (text or "").encode(), TEXT
+
+
+def _status(
+    to: Annotated[str | None, typer.Argument(metavar="TO", help="Whom it was sent to.")] = None,
+    message_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The id that relay send printed.")
+    ] = None,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Show how your inbox stands; or, with TO and ID, what became of an envelope."""
+    from relay.cli import identity, standing  # noqa: PLC0415  as above
+
+    file = identity.KeyFile(key)
+    if to is None:
+        raise typer.Exit(run_async(standing.show(file, relay, take=take, as_json=json)))
+    if message_id is None:
+        raise typer.BadParameter("give TO and ID, or neither", param_hint="ID")
+    check_did(to, "TO")
+    try:
+        UUID(message_id)
+    except ValueError as exc:
+        raise typer.BadParameter("not an id as relay send prints it", param_hint="ID") from exc
+    asking = standing.trace(file, relay, to, message_id, take=take, as_json=json)
+    raise typer.Exit(run_async(asking))
+
+
+def _rules(
+    action: Annotated[
+        Literal["show", "allow", "deny", "forget", "first-contact"],
+        typer.Argument(metavar="ACTION", help="show, allow, deny, forget or first-contact."),
+    ] = "show",
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers."),
+    ] = None,
+    key: Key = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Show or change whom your inbox takes envelopes from."""
+    from relay.cli import identity, ruling  # noqa: PLC0415  as above
+
+    try:
+        patch = ruling.patch_of(action, values or [])
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="ACTION") from exc
+    if action in {"allow", "deny", "forget"}:
+        for did in values or []:
+            check_did(did, "DID")
+    run_async(ruling.rule(identity.KeyFile(key), relay, patch, take=take, as_json=json))
 
 
 def check_did(did: str, hint: str) -> None:

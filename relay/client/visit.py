@@ -1,8 +1,8 @@
 """A session without a connection (PROTOCOL.md §6): to ask, not to be handed anything.
 
 Rules of the file: who logs in and checks is the same state machine as over a WebSocket. Nothing
-that waits is handed over, so nothing is marked; but like any login it takes the inbox from an older
-session of the same agent.
+that waits is handed over; but like any login it takes the inbox from an older session of the same
+agent, and since it has no clean end, the relay marks what waits as perhaps handed over.
 """
 
 from __future__ import annotations
