@@ -36,7 +36,6 @@ app = typer.Typer(
 config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
 app.add_typer(id_app, name="id")
 app.add_typer(config_app, name="config")
-talking.register(app)
 
 
 @app.callback(invoke_without_command=True)
@@ -96,6 +95,9 @@ def _inbox(
     from relay.cli import identity, mail  # noqa: PLC0415  as above
 
     run_async(mail.look(identity.KeyFile(key, passphrase_file), relay, limit=limit, as_json=json))
+
+
+talking.register(app)
 
 
 @app.command("demo")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import typer
@@ -16,6 +16,10 @@ from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Take, Url,
 
 DAY_S: Final = 24 * 3600
 TEXT: Final = "text/plain; charset=utf-8"
+_WORDS_OF_ANOTHER: Final[dict[str, Any]] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +27,8 @@ def register(app: typer.Typer) -> None:
     app.command("send")(_send)
     app.command("status")(_status)
     app.command("rules")(_rules)
+    app.command("check")(_check)
+    app.command("bench", **_WORDS_OF_ANOTHER)(_bench)
 
 
 def _send(
@@ -130,6 +136,28 @@ def _rules(
         for did in values or []:
             check_did(did, "DID")
     run_async(ruling.rule(identity.KeyFile(key), relay, patch, take=take, as_json=json))
+
+
+def _check(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Origin of the relay.")],
+    *,
+    no_send: Annotated[bool, typer.Option("--no-send", help="Send no envelope.")] = False,
+    json: Json = False,
+) -> None:
+    """Check a relay from outside, with a key made for it: each finding is ok, warn or FAIL."""
+    from relay.cli import check  # noqa: PLC0415  as above
+
+    try:
+        raise typer.Exit(run_async(check.check(url, send=not no_send, as_json=json)))
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="URL") from exc
+
+
+def _bench(context: typer.Context) -> None:
+    """Measure a relay of its own under load; only in a checkout. All words go to the driver."""
+    from relay.cli import bench  # noqa: PLC0415  as above
+
+    raise typer.Exit(bench.bench(context.args))
 
 
 def check_did(did: str, hint: str) -> None:
