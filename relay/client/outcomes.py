@@ -95,6 +95,7 @@ class Outcomes:
         self._journal = journal
         self._ended: AgentError | None = None
         self._count = 0
+        self._noting = 0
         self._news = asyncio.Event()
 
     def end(self, failure: AgentError) -> None:
@@ -104,11 +105,11 @@ class Outcomes:
 
     async def is_full(self, beside: int) -> bool:
         """Whether one more envelope, ``beside`` so many unanswered ones, would be too many."""
-        if self._journal is None or self._count + beside < MOST_KEPT:
+        if self._journal is None or self._count + self._noting + beside < MOST_KEPT:
             return False
         # counted anew: another process of this agent may have taken some
         self._count = await self._journal.count_outcomes()
-        return self._count + beside >= MOST_KEPT
+        return self._count + self._noting + beside >= MOST_KEPT
 
     async def recount(self) -> None:
         """Learn how many an earlier life has left."""
@@ -124,9 +125,12 @@ class Outcomes:
             level = logging.INFO if isinstance(answer, Sent) else logging.WARNING
             said = "stored" if isinstance(answer, Sent) else str(answer)
             _log.log(level, "%s, which no send waits for any more: %s", envelope.eid, said)
+            # it counts from now on, not only when it is written: else a send slips in between
+            self._noting += 1
             self._journal.conclude(envelope, answer).add_done_callback(self._concluded)
 
     def _concluded(self, noting: asyncio.Future[None]) -> None:
+        self._noting -= 1
         failure = None if noting.cancelled() else noting.exception()
         if failure is None:
             self._count += 1
