@@ -21,7 +21,8 @@ from relay.cli.output import (
     write_body,
     write_json,
 )
-from relay.client import Agent, Bounce, InboxResetError, Message, SigningKey
+from relay.cli.states import tell_earlier
+from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
 from relay.core import jws as jose
 
 OPEN_S: Final = 5.0
@@ -45,11 +46,41 @@ async def _agent(
             yield me
 
 
+@asynccontextmanager
+async def _telling_outcomes(me: Agent, *, as_json: bool) -> AsyncIterator[None]:
+    """Meanwhile, say what became of what earlier commands had left unanswered."""
+    failure: BaseException | None = None
+    async with asyncio.TaskGroup() as tasks:
+        telling = tasks.create_task(_tell_outcomes(me, as_json=as_json))
+        try:
+            yield
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
+            # raised again below: from here it would come out wrapped in an exception group
+            failure = exc
+        finally:
+            telling.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _tell_outcomes(me: Agent, *, as_json: bool) -> None:
+    try:
+        async for item in me.outcomes():
+            tell_earlier(item, (item.stored, item.code), as_json=as_json)
+            await item.done()
+    except (AgentError, OSError):
+        # the inbox says the same of the agent, and of a stdout that is gone; it is shown again
+        return
+
+
 async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -> None:
     """Print what is delivered; each envelope is acked once it is written."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
-    async with _agent(file, url, file.load(), listens=True) as me:
+    async with (
+        _agent(file, url, file.load(), listens=True) as me,
+        _telling_outcomes(me, as_json=as_json),
+    ):
         say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
         left = count
         while left is None or left > 0:

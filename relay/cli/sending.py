@@ -18,15 +18,17 @@ from relay.cli.exits import Exit, exit_of
 from relay.cli.identity import KeyFile
 from relay.cli.output import clock_time, say, write, write_json
 from relay.cli.progress import Progress
-from relay.cli.states import EXIT_OF, LASTING, WORDS, refuse_if_listening
+from relay.cli.states import EXIT_OF, LASTING, WORDS, refuse_if_listening, tell_earlier
 from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.agent import sign
-from relay.client.errors import AuthRequiredError, UnavailableError
+from relay.client.errors import AuthRequiredError, UnavailableError, typed
 from relay.client.origin import Origin
+from relay.client.outcomes import MOST_KEPT, Outcomes, Telling
 from relay.client.post import post
 from relay.client.visit import Visit, log_in
+from relay.core.errors import ErrorCode
 from relay.core.frames import State
 
 PATIENCE_S: Final = 2.0
@@ -86,6 +88,7 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
         if wish.wait == "acked" and not wish.take:
             refuse_if_listening(mine)
         desk = _Desk(key, origins.parse(url), state, mine, wish)
+        await _tell_outcomes(desk)
         until = clock.monotonic() + wish.deadline_s
         sent = await _submit(desk, envelope)
         if isinstance(sent, Exit):
@@ -126,9 +129,12 @@ async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
 
 async def _earlier(desk: _Desk) -> tuple[bool, Sequence[SignedEnvelope]]:
     """What lies in the outbox and belongs to nobody; False: ours may be taken for such."""
-    earlier: Sequence[SignedEnvelope] = ()
-    if desk.mine.alone(Place.SENDING) and desk.state.journal is not None:
-        earlier = (await desk.state.journal.unanswered())[:MOST_EARLIER]
+    is_alone = desk.mine.alone(Place.SENDING)
+    left = await desk.state.journal.unanswered() if desk.state.journal is not None else []
+    if len(left) >= MOST_KEPT:
+        detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
+        raise typed(ErrorCode.OVERLOADED, detail, stored="no")
+    earlier = left[:MOST_EARLIER] if is_alone else []
     is_ours = await claims.wait_for(lambda: desk.mine.share(Place.SENDING), PATIENCE_S)
     return is_ours, earlier
 
@@ -146,14 +152,20 @@ async def _tell_if_kept(desk: _Desk, envelope: SignedEnvelope) -> None:
 
 
 def _tell_earlier(envelope: SignedEnvelope, answer: Sent | AgentError, *, as_json: bool) -> None:
-    error = answer.code if isinstance(answer, AgentError) else None
-    stored = (answer.stored or "unknown") if isinstance(answer, AgentError) else "yes"
-    if as_json:
-        members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}
-        write_json({"kind": "earlier", **members, "stored": stored, "error": error})
-        return
-    outcome = "the relay has it" if error is None else f"{error}; it may have been stored"
-    say(f"Sent before and not answered then: {envelope.id} to {envelope.to}: {outcome}.")
+    if isinstance(answer, AgentError):
+        tell_earlier(envelope, (answer.stored or "unknown", answer.code), as_json=as_json)
+    else:
+        tell_earlier(envelope, ("yes", None), as_json=as_json)
+
+
+async def _tell_outcomes(desk: _Desk) -> None:
+    """What a listener, or a program, has found out and told nobody yet."""
+    kept = Outcomes(desk.state.journal)
+    # nothing more will come: the iteration ends with what is there
+    kept.end(typed(ErrorCode.WRONG_STATE))
+    async for item in Telling(kept):
+        tell_earlier(item, (item.stored, item.code), as_json=desk.wish.as_json)
+        await item.done()
 
 
 def _tell_sent(sent: Sent, state: State, *, as_json: bool) -> None:

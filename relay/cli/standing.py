@@ -40,6 +40,7 @@ class Standing:
     did: Did
     origin: Origin
     unanswered: list[SignedEnvelope] = field(default_factory=list)
+    untold: int = 0
     listens_here: bool = False
     information: Information | None = None
     answered_ms: int | None = None
@@ -72,6 +73,7 @@ async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
         standing = Standing(key.did, origins.parse(url), listens_here=is_listening(mine))
         if state.journal is not None:
             standing.unanswered = await state.journal.unanswered()
+            standing.untold = await state.journal.count_outcomes()
         try:
             await _ask(standing, key, state, may_log_in=take or not standing.listens_here)
         except AgentError as exc:
@@ -113,6 +115,9 @@ def _rows(standing: Standing) -> list[tuple[str, str]]:
         rows.append(("turned away", _turned_away(pending.refused_count, pending.refused_last_at)))
     rows.append(("homes", _homes(standing)))
     rows.append(("unanswered", _unanswered(standing.unanswered)))
+    if standing.untold:
+        words = f"{standing.untold} answered meanwhile; relay send or relay listen says how"
+        rows.append(("outcomes", words))
     return rows
 
 
@@ -186,6 +191,7 @@ def _members(standing: Standing) -> dict[str, Any]:
             {"id": item.id, "eid": item.eid, "to": item.to, "expires_at": item.expires_at}
             for item in standing.unanswered
         ],
+        "outcomes": standing.untold,
     }
 
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 import typer
 
 from relay.cli.claims import Claims, Place
 from relay.cli.exits import Exit
-from relay.cli.output import say
+from relay.cli.output import say, write_json
+from relay.client import SignedEnvelope
+from relay.client.outcomes import OutcomeValues
+from relay.core.errors import ErrorCode
 from relay.core.frames import State
+
+Answer = tuple[Literal["yes", "no", "unknown"], ErrorCode | None]
+"""Whether it was stored, and why not."""
 
 LASTING: Final = frozenset({"stored", "forwarded", "moved"})
 """States that may still become another one."""
@@ -35,6 +41,20 @@ EXIT_OF: Final[dict[State, Exit]] = {
     "corrupt": Exit.REFUSED,
     "unknown": Exit.UNKNOWN,
 }
+
+
+def tell_earlier(item: SignedEnvelope | OutcomeValues, answer: Answer, *, as_json: bool) -> None:
+    """Say what became of an envelope whose own command could not say it."""
+    stored, error = answer
+    if as_json:
+        members = {"id": item.id, "eid": item.eid, "to": item.to}
+        write_json({"kind": "earlier", **members, "stored": stored, "error": error})
+        return
+    outcome = "the relay has it"
+    if error is not None:
+        kept = "it was not stored" if stored == "no" else "it may have been stored"
+        outcome = f"{error}; {kept}"
+    say(f"Sent before and not answered then: {item.id} to {item.to}: {outcome}.")
 
 
 def is_listening(mine: Claims) -> bool:

@@ -58,7 +58,7 @@ def _send(
     take: Take = False,
     json: Json = False,
 ) -> None:
-    """Send an envelope; done when the relay has signed that it keeps it."""
+    """Send an envelope, until the relay has signed that it keeps it."""
     from relay.cli import identity, sending  # noqa: PLC0415  as above
 
     check_did(to, "TO")
@@ -88,15 +88,16 @@ def _status(
         str | None, typer.Argument(metavar="ID", help="The id that relay send printed.")
     ] = None,
     key: Key = None,
+    passphrase_file: PassphraseFile = None,
     relay: Url = DEFAULT_URL,
     *,
     take: Take = False,
     json: Json = False,
 ) -> None:
-    """Show how your inbox stands; or, with TO and ID, what became of an envelope."""
+    """Show how your inbox stands, or how an envelope ended (TO ID)."""
     from relay.cli import identity, standing  # noqa: PLC0415  as above
 
-    file = identity.KeyFile(key)
+    file = identity.KeyFile(key, passphrase_file)
     if to is None:
         raise typer.Exit(run_async(standing.show(file, relay, take=take, as_json=json)))
     if message_id is None:
@@ -120,6 +121,7 @@ def _rules(
         typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers."),
     ] = None,
     key: Key = None,
+    passphrase_file: PassphraseFile = None,
     relay: Url = DEFAULT_URL,
     *,
     take: Take = False,
@@ -135,7 +137,9 @@ def _rules(
     if action in {"allow", "deny", "forget"}:
         for did in values or []:
             check_did(did, "DID")
-    run_async(ruling.rule(identity.KeyFile(key), relay, patch, take=take, as_json=json))
+    run_async(
+        ruling.rule(identity.KeyFile(key, passphrase_file), relay, patch, take=take, as_json=json)
+    )
 
 
 def _check(
@@ -144,7 +148,7 @@ def _check(
     no_send: Annotated[bool, typer.Option("--no-send", help="Send no envelope.")] = False,
     json: Json = False,
 ) -> None:
-    """Check a relay from outside, with a key made for it: each finding is ok, warn or FAIL."""
+    """Check a relay from outside; a line each: ok, warn or FAIL."""
     from relay.cli import check  # noqa: PLC0415  as above
 
     try:
@@ -154,7 +158,7 @@ def _check(
 
 
 def _bench(context: typer.Context) -> None:
-    """Measure a relay of its own under load; only in a checkout. All words go to the driver."""
+    """Measure a relay under load; only in a checkout."""
     from relay.cli import bench  # noqa: PLC0415  as above
 
     raise typer.Exit(bench.bench(context.args))

@@ -95,7 +95,8 @@ async def _dropped(envelope: SignedEnvelope, state: State) -> bool:
     if state.journal is None:
         return True
     try:
-        await state.journal.drop(envelope.eid)
+        # with what an earlier life may have noted of it: its sender is told now
+        await state.journal.tell(envelope.eid)
     except AgentError:
         return False
     return True

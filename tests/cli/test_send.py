@@ -13,7 +13,11 @@ import pytest
 
 from relay.cli.exits import Exit
 from relay.client import Agent
+from relay.client.errors import typed
+from relay.client.journal import Journal
+from relay.core.errors import ErrorCode
 from tests.cli.support import Terminal, line_with, stalling
+from tests.client.support import envelope_of, new_key
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(60)
@@ -70,6 +74,37 @@ async def test_a_send_that_is_killed_in_mid_air_is_finished_by_the_next_listen(t
         await sending.wait()
     got = await terminal.run("listen", "--once")
     assert got.out == "survives\n"
+
+
+async def test_what_a_listener_found_out_is_told_once(terminal):
+    did = await own_did(terminal)
+    async with stalling() as quiet:
+        lost = await terminal.run(
+            "send", did, "left", "--relay", quiet.url, "--timeout", "0.5", "--json"
+        )
+    kept = lines(lost.err)[-1]
+    # a look at the inbox submits it, and has no place to say so
+    assert (await terminal.run("inbox")).code == 0
+    status = (await terminal.run("status", "--json")).json
+    assert len(status["unanswered"]) + status["outcomes"] == 1
+    async with terminal.running("listen", "--json") as listening:
+        earlier = json.loads(await line_with(listening.stdout, '"earlier"'))
+    assert (earlier["id"], earlier["stored"], earlier["error"]) == (kept["id"], "yes", None)
+    assert (await terminal.run("status", "--json")).json["outcomes"] == 0
+    assert '"earlier"' not in (await terminal.run("send", did, "x", "--json")).out
+
+
+async def test_an_outcome_that_nobody_was_told_is_told_by_the_next_send(terminal, tmp_path):
+    did = await own_did(terminal)
+    state = tmp_path / ".config" / "did-relay" / "agent.key.state"
+    left = envelope_of(new_key(), did)
+    journal = Journal.open(state, did)
+    await journal.conclude(left, typed(ErrorCode.EXPIRED, "late", stored="unknown"))
+    journal.close()
+    assert "1 answered meanwhile" in (await terminal.run("status")).out
+    told = await terminal.run("send", did, "x")
+    assert f"{left.id} to {did}: expired; it may have been stored" in told.err
+    assert "answered then" not in (await terminal.run("send", did, "x")).err
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
