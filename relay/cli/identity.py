@@ -220,7 +220,10 @@ def passwd(file: KeyFile, new_passphrase: Path | None, *, remove: bool, as_json:
     if new_passphrase is not None:
         chosen = passphrases.of_file(new_passphrase)
     elif not remove:
-        chosen = file.chosen(ask=True) if opened_with is None else passphrases.ask_new()
+        if opened_with is None:
+            chosen = file.chosen(ask=True)
+        else:
+            chosen = passphrases.ask_new("--new-passphrase-file")
     with _explained():
         keystore.replace(file.path, key, chosen)
     show(file, as_json=as_json)

@@ -21,6 +21,7 @@ from relay.cli.exits import Exit, LocalError
 FILE_VARIABLE: Final = "RELAY_AGENT_PASSPHRASE_FILE"
 VARIABLE: Final = "RELAY_AGENT_PASSPHRASE"
 _MAX_BYTES: Final = 4096
+_INSTEAD: Final = f"--passphrase-file, or set {FILE_VARIABLE}"
 
 
 def given(named: Path | None) -> str | None:
@@ -59,8 +60,12 @@ def of_file(file: Path) -> str:
     return text
 
 
-def ask(prompt: str) -> str:
+def ask(prompt: str, instead: str = _INSTEAD) -> str:
     """Ask a person; what they type is not shown.
+
+    Args:
+        prompt: what they see.
+        instead: what to name where nobody is there.
 
     Raises:
         LocalError: nobody is there, or nothing was typed.
@@ -72,8 +77,8 @@ def ask(prompt: str) -> str:
             warnings.simplefilter("error", getpass.GetPassWarning)
             typed = getpass.getpass(prompt)
     except (getpass.GetPassWarning, EOFError):
-        detail = f"a passphrase is needed: name --passphrase-file, or set {FILE_VARIABLE}"
-        raise LocalError(f"{detail} (there is no terminal to ask at)", Exit.LOCKED) from None
+        detail = f"a passphrase is needed, and there is no terminal to ask at: name {instead}"
+        raise LocalError(detail, Exit.LOCKED) from None
     except KeyboardInterrupt:
         raise typer.Exit(Exit.INTERRUPTED) from None
     if not typed:
@@ -81,14 +86,17 @@ def ask(prompt: str) -> str:
     return typed
 
 
-def ask_new() -> str:
+def ask_new(instead: str = _INSTEAD) -> str:
     """Ask for a new passphrase, twice.
+
+    Args:
+        instead: as for :func:`ask`.
 
     Raises:
         LocalError: they differ, or as :func:`ask`.
     """
-    chosen = ask("New passphrase: ")
-    if ask("The same again: ") != chosen:
+    chosen = ask("New passphrase: ", instead)
+    if ask("The same again: ", instead) != chosen:
         raise LocalError("these were two different passphrases; nothing was changed", Exit.LOCKED)
     return chosen
 

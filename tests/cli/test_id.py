@@ -121,12 +121,16 @@ async def test_a_passphrase_that_does_not_open_the_key_has_its_own_exit_code(
     assert tells_no_secret(key, done, shape)
 
 
-async def test_with_nobody_to_ask_it_says_what_to_name(here):
-    locked(here)
-    done = await here.run("inbox", "--key", "bob.key")
+@pytest.mark.parametrize("command", ["send", "listen", "inbox", "status", "rules"])
+async def test_with_nobody_to_ask_it_says_what_to_name(here, command):
+    did = locked(here).did
+    words = [did, "x"] if command == "send" else []
+    done = await here.run(command, *words, "--key", "bob.key")
     assert done.code == Exit.LOCKED
     assert "--passphrase-file" in done.err
     assert "RELAY_AGENT_PASSPHRASE_FILE" in done.err
+    wrong = await here.run(command, *words, "--key", "bob.key", "--passphrase-file", "wrong")
+    assert (wrong.code, "passphrase is wrong" in wrong.err) == (Exit.LOCKED, True)
 
 
 async def test_agents_with_encrypted_keys_exchange_an_envelope(here):
@@ -242,6 +246,8 @@ async def test_a_passphrase_is_set_changed_and_removed(here):
     assert done[0].json == {"did": key.did, "file": "bob.key", "encrypted": True}
     done.append(await here.run(*mine, "--passphrase-file", "wrong", "--remove"))
     assert (done[1].code, is_encrypted(here, "bob.key")) == (Exit.LOCKED, True)
+    nobody = await here.run(*mine, "--passphrase-file", "words")
+    assert (nobody.code, "name --new-passphrase-file" in nobody.err) == (Exit.LOCKED, True)
     both = ("--passphrase-file", "words", "--new-passphrase-file", "others")
     assert (await here.run(*mine, *both, "--remove")).code == Exit.USAGE
     done.append(await here.run(*mine, *both))
