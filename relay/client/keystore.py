@@ -58,7 +58,7 @@ def read(path: Path) -> SigningKey | Locked:
     Raises:
         KeyFileError: not there, readable by others, or not a key.
     """
-    with _explained("read", path), path.open("rb") as file:
+    with _explained("read", path), _opened(path) as file:
         return _read(path, file)
 
 
@@ -97,7 +97,7 @@ def replace(path: Path, key: SigningKey, passphrase: str | None, *, cost: Cost =
     with _explained("write", path):
         # a link to the file stays a link
         target = path.resolve(strict=True)
-        with target.open("r+b") as held:
+        with _opened(target, os.O_RDWR) as held:
             _hold(target, held)
             if _read(target, held).did != key.did:
                 raise KeyFileError(f"{path} holds another key; a key is never overwritten")
@@ -138,9 +138,17 @@ def _explained(what: str, path: Path) -> Iterator[None]:
         raise KeyFileError(f"cannot {what} {path}: {exc.strerror}") from exc
 
 
+def _opened(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
+    # a pipe of this name would keep its reader waiting for ever
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise KeyFileError(f"{path} is not a file")
+    return open(descriptor, "rb")  # noqa: PTH123  a Path cannot; the caller closes it
+
+
 def _read(path: Path, file: BinaryIO) -> SigningKey | Locked:
-    mode = os.fstat(file.fileno()).st_mode
-    if not stat.S_ISREG(mode) or mode & _OTHERS:
+    if os.fstat(file.fileno()).st_mode & _OTHERS:
         raise KeyFileError(f"others may read {path}; do: chmod 600 {path}")
     try:
         return keytext.parse(file.read(_MAX_BYTES))

@@ -348,3 +348,11 @@ def test_a_block_that_is_not_whole_is_refused_without_showing_it():
             keytext.read_block(text)
         assert caught.value.__cause__ is None
         assert not any(line in str(caught.value) for line in lines)
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_cannot_keep_a_reader_waiting(tmp_path, make):
+    make(tmp_path / "agent.key", 0o600)
+    for use in (keystore.load, lambda path: keystore.replace(path, new_key(), None)):
+        with pytest.raises(KeyFileError):
+            use(tmp_path / "agent.key")
