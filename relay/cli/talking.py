@@ -16,6 +16,8 @@ from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Take, Url,
 
 DAY_S: Final = 24 * 3600
 TEXT: Final = "text/plain; charset=utf-8"
+MORE_THAN_A_BODY: Final = 2 * 1024 * 1024
+"""No relay takes so much: to read on would only fill the memory."""
 _WORDS_OF_ANOTHER: Final[dict[str, Any]] = {
     "add_help_option": False,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
@@ -76,9 +78,10 @@ def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
     if (text is None) == (file is None):
         raise typer.BadParameter("give a text, or - for stdin, or --file", param_hint="TEXT")
     if file is not None:
-        return file.read_bytes(), "application/octet-stream"
+        with file.open("rb") as opened:
+            return opened.read(MORE_THAN_A_BODY), "application/octet-stream"
     if text == "-":
-        return sys.stdin.buffer.read(), TEXT
+        return sys.stdin.buffer.read(MORE_THAN_A_BODY), TEXT
     return (text or "").encode(), TEXT
 
 

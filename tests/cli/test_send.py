@@ -231,3 +231,12 @@ async def test_on_a_terminal_progress_is_one_line_that_changes(terminal):
         os.close(theirs)
     assert said.count(b"\r\x1b[KIt waits for") > 1
     assert said.replace(b"\r\n", b"\n").endswith(b"not acked yet.\n")
+
+
+async def test_what_never_ends_is_too_large_and_not_read_to_the_end(tmp_path):
+    nowhere = Terminal(tmp_path)
+    did = (await nowhere.run("id", "new")).out.strip()
+    endless = await nowhere.run("send", did, "--file", "/dev/zero", "--json")
+    assert (endless.code, json.loads(endless.err)["error"]) == (Exit.REFUSED, "too_large")
+    long = await nowhere.run("send", did, "-", "--json", text=b"x" * 3_000_000)
+    assert (long.code, json.loads(long.err)["error"]) == (Exit.REFUSED, "too_large")
