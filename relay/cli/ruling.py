@@ -23,7 +23,10 @@ async def rule(
 ) -> None:
     """Change what ``patch`` names, and show all of it."""
     key = file.load()
-    with claims.opened(file.state) as mine, states.opened(file.state, key.did) as state:
+    with (
+        claims.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
         if not take:
             refuse_if_listening(mine)
         visit = await log_in(key, origins.parse(url), state)

@@ -84,8 +84,12 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
         thid=letter.thid,
         lifetime_s=letter.lifetime_s,
     )
-    with claims.opened(file.state) as mine, states.opened(file.state, key.did) as state:
-        if wish.wait == "acked" and not wish.take:
+    look = wish.wait == "acked" and not wish.take
+    with (
+        claims.opened(file.state, look=look) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
+        if look:
             refuse_if_listening(mine)
         desk = _Desk(key, origins.parse(url), state, mine, wish)
         await _tell_outcomes(desk)

@@ -1,7 +1,7 @@
 """``relay status``: how reliable this agent's inbox is just now, or what became of one envelope.
 
 Rules of the file: what could not be asked is said to be unknown, never left out. Asking takes the
-inbox, so a ``relay listen`` on this machine is left alone unless the user says otherwise.
+inbox, so an agent that runs on this machine is left alone unless the user says otherwise.
 """
 
 from __future__ import annotations
@@ -69,7 +69,10 @@ class Standing:
 async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
     """Show how the inbox stands; gives the exit code."""
     key = file.load()
-    with claims.opened(file.state) as mine, states.opened(file.state, key.did) as state:
+    with (
+        claims.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
         standing = Standing(key.did, origins.parse(url), listens_here=is_listening(mine))
         if state.journal is not None:
             standing.unanswered = await state.journal.unanswered()
@@ -126,7 +129,7 @@ def _inbox(standing: Standing) -> str:
         if standing.visit is not None:
             return "none here: the endpoint record names another home"
         if standing.listens_here:
-            return "a relay listen on this machine has it; --take asks, and ends that session"
+            return "this agent runs on this machine and has it; --take asks, and ends that session"
         return "not known"
     welcome = standing.welcome
     pending = welcome.pending
@@ -217,7 +220,10 @@ async def trace(
 ) -> Exit:
     """Say what became of one envelope that this agent sent; gives the exit code."""
     key = file.load()
-    with claims.opened(file.state) as mine, states.opened(file.state, key.did) as state:
+    with (
+        claims.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
         if not take:
             refuse_if_listening(mine)
         left = await state.journal.unanswered() if state.journal is not None else []

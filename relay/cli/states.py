@@ -58,8 +58,8 @@ def tell_earlier(item: SignedEnvelope | OutcomeValues, answer: Answer, *, as_jso
 
 
 def is_listening(mine: Claims) -> bool:
-    """Whether a ``relay listen`` on this machine has the inbox."""
-    if not mine.alone(Place.LISTENING):
+    """Whether an agent on this machine has the inbox: ``relay listen``, or one with the SDK."""
+    if mine.has_agent or not mine.alone(Place.LISTENING):
         return True
     mine.let_go(Place.LISTENING)
     return False
@@ -72,8 +72,6 @@ def refuse_if_listening(mine: Claims) -> None:
         Exit: somebody does.
     """
     if is_listening(mine):
-        say(
-            "relay: a relay listen on this machine has this agent's inbox, and asking would end it."
-        )
+        say("relay: this agent runs on this machine (relay listen?); asking would end its session.")
         say("Stop it, or say --take. Nothing was sent or changed.")
         raise typer.Exit(Exit.REFUSED)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 
 from relay.cli.exits import Exit
+from relay.client import Agent, keystore
 from tests.cli.support import Terminal, line_with, stalling
 from tests.support.nodes import new_key, running_node
 from tests.support.relays import relay_process
@@ -88,6 +90,24 @@ async def test_status_leaves_the_inbox_to_a_listener_unless_told_to_take_it(term
         taken = await terminal.run("status", "--take", "--json")
         assert taken.json["inbox"]["pending"] == 0
         assert await listening.wait() == Exit.SUPERSEDED
+
+
+async def test_an_agent_with_the_sdk_keeps_its_inbox_while_others_ask(terminal, tmp_path):
+    (tmp_path / "me.key.state").touch()
+    key = keystore.new(tmp_path / "me.key")
+    mine = ("--key", "me.key", "--json")
+    async with Agent.open(key, terminal.url, state=tmp_path / "me.key.state") as me:
+        status = await terminal.run("status", *mine)
+        assert (status.code, status.json["inbox"], status.json["listens_here"]) == (0, None, True)
+        for words in (
+            ("rules",), ("status", me.did, "0" * 32), ("send", me.did, "x", "--wait", "acked"),
+        ):  # fmt: skip
+            assert (await terminal.run(*words, *mine)).code == Exit.REFUSED, words
+        assert (await terminal.run("send", me.did, "sending takes nothing", *mine)).code == 0
+        async with asyncio.timeout(10):
+            assert (await anext(me.inbox())).text() == "sending takes nothing"
+    after = await terminal.run("status", *mine)
+    assert (after.json["listens_here"], after.json["inbox"]["pending"]) == (False, 1)
 
 
 async def test_status_of_an_envelope_has_an_exit_code_for_each_outcome(terminal):
