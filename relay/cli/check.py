@@ -19,6 +19,7 @@ from relay.client import Agent, Message, Sent, SigningKey
 from relay.client import origin as origins
 from relay.client.connection import dial
 from relay.client.errors import NotAdmittedError, UnavailableError
+from relay.client.exchange import Request, certified_until, in_thread
 from relay.client.information import Information, information
 from relay.client.origin import Origin
 from relay.core.agent_session import Login
@@ -29,6 +30,9 @@ from relay.core.identity import KEY_BYTES
 
 STEP_S: Final = 10.0
 CLOCK_WARN_S: Final = 5.0
+CERTIFICATE_WARN_DAYS: Final = 14
+OPERATORS: Final = ("/metrics", "/readyz")
+OK: Final = 200
 BODY: Final = b"relay check"
 
 Level = Literal["ok", "warn", "FAIL"]
@@ -119,8 +123,10 @@ async def _examine(run: Examination, *, send: bool) -> None:
         return
     if not await run.step("information", lambda: _information(run)):
         return
+    await run.step("certificate", lambda: _certificate(run))
     await run.step("origin", lambda: _origin(run))
     _say_more(run)
+    await run.step("operator", lambda: _operators_side(run))
     if not await run.step("login", lambda: _login(run)) or run.hello is None:
         return
     await run.step("same relay", lambda: _same_relay(run))
@@ -143,6 +149,23 @@ async def _information(run: Examination) -> None:
     said = run.information = await information(_dialled(run))
     detail = f"signed by {said.did}, {said.software} {said.version}"
     run.find("information", "ok", detail, _ms(began))
+
+
+async def _certificate(run: Examination) -> None:
+    if _dialled(run).is_plain:
+        return
+    days = (await certified_until(_dialled(run)) - clock.now()) / 86_400
+    level: Level = "ok" if days > CERTIFICATE_WARN_DAYS else "warn"
+    run.find("certificate", level, f"good for {days:.0f} days more")
+
+
+async def _operators_side(run: Examination) -> None:
+    """The admin bind has no login: it must not be reachable where agents are."""
+    for path in OPERATORS:
+        status, _ = await in_thread(_dialled(run), Request("GET", path), STEP_S)
+        if status == OK:
+            raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
+    run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
 
 
 async def _origin(run: Examination) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import socket
 import ssl
 from dataclasses import dataclass, field
 from typing import Final
@@ -63,6 +64,28 @@ async def in_thread(origin: Origin, request: Request, seconds: float) -> tuple[i
     # the thread cannot be cancelled: it must not outlive the deadline by itself
     limit = max(SHORTEST_S, min(seconds, EXCHANGE_S))
     return await asyncio.to_thread(_exchange, origin, request, limit)
+
+
+async def certified_until(origin: Origin, seconds: float = EXCHANGE_S) -> int:
+    """When the certificate of a relay ends, Unix seconds; it is good today.
+
+    Raises:
+        AgentError: ``peer_unreachable``.
+    """
+    return await asyncio.to_thread(_certified_until, origin, seconds)
+
+
+def _certified_until(origin: Origin, seconds: float) -> int:
+    context = ssl.create_default_context()
+    try:
+        with (
+            socket.create_connection((origin.host, origin.port), seconds) as plain,
+            context.wrap_socket(plain, server_hostname=origin.host) as secured,
+        ):
+            said = secured.getpeercert() or {}
+    except OSError as exc:
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}") from exc
+    return int(ssl.cert_time_to_seconds(str(said.get("notAfter"))))
 
 
 def read(origin: Origin, status: int, answer: bytes) -> jose.Members:

@@ -8,6 +8,7 @@ import datetime as dt
 import json
 import shutil
 import ssl
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,8 @@ from tests.support.servers import free_port
 pytestmark = pytest.mark.timeout(60)
 
 ALL = [
-    "address", "information", "origin", "durability", "registration", "contact", "login",
-    "same relay", "clock", "limits", "stored", "delivered", "acked",
+    "address", "information", "origin", "durability", "registration", "contact", "operator",
+    "login", "same relay", "clock", "limits", "stored", "delivered", "acked",
 ]  # fmt: skip
 
 
@@ -119,33 +120,106 @@ async def test_a_plain_address_beyond_this_machine_fails_before_anything_is_sent
     assert (wrong.code, wrong.out) == (Exit.USAGE, "")
 
 
-@contextlib.asynccontextmanager
-async def self_signed(directory: Path):
+def certificate(directory: Path, days: int = 1) -> Path:
+    """A key and a certificate of its own for localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)
-    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + dt.timedelta(1))
+    until = now + dt.timedelta(days, hours=1)
+    built = x509.CertificateBuilder(name, name, key.public_key(), 1, now, until)
+    names = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    built = built.add_extension(names, critical=False)
+    built = built.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    built = built.add_extension(identifier, critical=False)
     pem = built.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
     kind = serialization.PrivateFormat.PKCS8
+    (directory / "cert").write_bytes(pem)
     pem += key.private_bytes(serialization.Encoding.PEM, kind, serialization.NoEncryption())
     (directory / "pem").write_bytes(pem)
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(directory / "pem")
-    server = await asyncio.start_server(
-        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
-    )
-    try:
-        yield f"https://localhost:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await server.wait_closed()
+    return directory / "pem"
+
+
+@dataclass
+class Front:
+    """What stands before a relay, perhaps with TLS, and answers some paths by itself."""
+
+    target: int
+    answers: dict[str, bytes] = field(default_factory=dict)
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = await reader.readuntil(b"\r\n\r\n")
+        except asyncio.IncompleteReadError:
+            writer.close()
+            return
+        answer = self.answers.get(head.split()[1].decode())
+        if answer is not None:
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(answer))
+            writer.write(answer)
+            writer.close()
+            return
+        away, out = await asyncio.open_connection("127.0.0.1", self.target)
+        out.write(head)
+        with contextlib.suppress(OSError):
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(pour(reader, out))
+                tasks.create_task(pour(away, writer))
+
+
+async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+    writer.close()
+
+
+@contextlib.asynccontextmanager
+async def fronted(pem: Path | None = None):
+    """A real node behind a front of its public origin."""
+    near, far = free_port(), free_port()
+    url = f"https://localhost:{near}" if pem else f"http://127.0.0.1:{near}"
+    context = None
+    if pem is not None:
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(pem)
+    front = Front(far)
+    async with running_node(listen=f"127.0.0.1:{far}", public_url=url):
+        server = await asyncio.start_server(front.handle, "127.0.0.1", near, ssl=context)
+        try:
+            yield front, url
+        finally:
+            server.close()
+            await server.wait_closed()
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_named(tmp_path):
-    async with self_signed(tmp_path) as url:
+    async with fronted(certificate(tmp_path)) as (_, url):
         done = await Terminal(tmp_path).run("check", url)
     assert done.code == Exit.UNAVAILABLE
     assert "TLS: self-signed certificate" in done.out
+
+
+@pytest.mark.parametrize(("days", "level"), [(3, "warn"), (90, "ok")])
+async def test_a_certificate_that_ends_soon_is_warned_of(tmp_path, days, level):
+    async with fronted(certificate(tmp_path, days)) as (_, url):
+        trusting = {"SSL_CERT_FILE": str(tmp_path / "cert")}
+        done = await Terminal(tmp_path).run("check", url, "--json", **trusting)
+    assert (done.code, levels(done)["certificate"], levels(done)["acked"]) == (0, level, "ok")
+    [found] = [item for item in done.json["findings"] if item["name"] == "certificate"]
+    assert found["detail"] == f"good for {days} days more"
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/readyz"])
+async def test_an_operators_side_that_is_public_fails(tmp_path, path):
+    async with fronted() as (front, url):
+        front.answers[path] = b"for everybody"
+        done = await Terminal(tmp_path).run("check", url, "--json")
+    assert (done.code, levels(done)["operator"], levels(done)["acked"]) == (
+        Exit.REFUSED,
+        "FAIL",
+        "ok",
+    )
 
 
 @pytest.mark.parametrize(
