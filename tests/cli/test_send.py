@@ -19,6 +19,7 @@ from relay.core.errors import ErrorCode
 from tests.cli.support import Terminal, line_with, stalling
 from tests.client.support import envelope_of, new_key
 from tests.support.nodes import running_node
+from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -89,8 +90,12 @@ async def test_what_a_listener_found_out_is_told_once(terminal):
     assert len(status["unanswered"]) + status["outcomes"] == 1
     async with terminal.running("listen", "--json") as listening:
         earlier = json.loads(await line_with(listening.stdout, '"earlier"'))
+
+        async def is_noted() -> bool:
+            return (await terminal.run("status", "--json")).json["outcomes"] == 0
+
+        await wait_until(is_noted, 20, "that it was told is noted")
     assert (earlier["id"], earlier["stored"], earlier["error"]) == (kept["id"], "yes", None)
-    assert (await terminal.run("status", "--json")).json["outcomes"] == 0
     assert '"earlier"' not in (await terminal.run("send", did, "x", "--json")).out
 
 
