@@ -20,9 +20,9 @@ from relay.core.errors import ErrorCode, Refusal, RelayError
 
 MAX_ITEMS: Final = 512
 MAX_BYTES: Final = 2 * 1024 * 1024
-GATHER_S: Final = 0.004
-QUIET_TURNS: Final = 3
-"""Turns of the event loop: one reads the socket, one wakes its reader, one lets it finish."""
+GATHER_S: Final = 0.002
+QUIET_TURNS: Final = 2
+"""Turns of the event loop: one reads a socket, one wakes its reader."""
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -97,10 +97,14 @@ class GroupCommit(Generic[ItemT, ResultT]):
                 self._idle.set()
 
     async def _gather(self) -> None:
-        """Let what has arrived already join: a commit costs as much for one as for many."""
+        """Let a burst that is arriving join: a commit costs as much for one as for many.
+
+        Only while each turn of the event loop brings a good share more: under a steady trickle the
+        first one must not wait for the next.
+        """
         until, quiet, seen = monotonic() + GATHER_S, 0, 0
         while quiet < QUIET_TURNS and self._count < self._bounds.items and monotonic() < until:
-            quiet = quiet + 1 if self._count == seen else 0
+            quiet = quiet + 1 if self._count - seen <= seen // 4 else 0
             seen = self._count
             await asyncio.sleep(0)
 
