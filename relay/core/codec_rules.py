@@ -6,7 +6,7 @@ that is wrong. Whether a text is a DID is no question of form: that is answered,
 
 from __future__ import annotations
 
-from typing import Final, cast, get_args
+from typing import Final, get_args
 
 from relay.core import jws as jose
 from relay.core.frames import MAX_REF, MAX_RULES, Ruled, Rules
@@ -24,7 +24,7 @@ def read_rules(m: jose.Members, ref: str | None = None) -> Rules:
     """
     return Rules(
         ref or m.text("ref", most=MAX_REF),
-        _first_contact(m) if m.has("first_contact") else None,
+        m.one_of("first_contact", _FIRST_CONTACT) if m.has("first_contact") else None,
         _dids(m, "allow"),
         _dids(m, "deny"),
         _dids(m, "forget"),
@@ -37,15 +37,13 @@ def read_ruled(m: jose.Members, ref: str | None = None) -> Ruled:
     Raises:
         ValueError: its form.
     """
-    ref, first_contact = ref or m.text("ref", most=MAX_REF), _first_contact(m)
-    return Ruled(ref, first_contact, _dids(m, "allow"), _dids(m, "deny"), m.integer("contacts"))
-
-
-def _first_contact(m: jose.Members) -> FirstContact:
-    value = m.text("first_contact", most=16)
-    if value not in _FIRST_CONTACT:
-        raise ValueError("first_contact is accept or refuse")
-    return cast("FirstContact", value)
+    return Ruled(
+        ref or m.text("ref", most=MAX_REF),
+        m.one_of("first_contact", _FIRST_CONTACT),
+        _dids(m, "allow"),
+        _dids(m, "deny"),
+        m.integer("contacts"),
+    )
 
 
 def _dids(m: jose.Members, name: str) -> tuple[Did, ...]:

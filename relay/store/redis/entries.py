@@ -19,6 +19,7 @@ from typing import Final
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.ids import AgentKey, Eid, Seq
+from relay.core.jws import b64encode
 
 _REST: Final = struct.Struct(">BIqq16s32s")
 _HEAD: Final = struct.Struct(">BHHI")
@@ -117,4 +118,4 @@ def eid_bytes(eid: Eid) -> bytes:
 
 def eid_text(raw: bytes) -> Eid:
     """An eid from its bytes, or from as many of its first bytes as are known."""
-    return Eid(base64.urlsafe_b64encode(raw).rstrip(b"=").decode())
+    return Eid(b64encode(raw))
