@@ -5,13 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from relay.cli import claims
 from relay.cli.identity import KeyFile
 from relay.cli.output import write, write_json
-from relay.cli.states import refuse_if_listening
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client.visit import log_in
+from relay.cli.visiting import visiting
 from relay.core.frames import Ruled
 from relay.core.inbox_values import FirstContact
 
@@ -22,14 +18,7 @@ async def rule(
     file: KeyFile, url: str, patch: dict[str, Any], *, take: bool, as_json: bool
 ) -> None:
     """Change what ``patch`` names, and show all of it."""
-    key = file.load()
-    with (
-        claims.opened(file.state, look=not take) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
-        if not take:
-            refuse_if_listening(mine)
-        visit = await log_in(key, origins.parse(url), state)
+    async with visiting(file, url, take=take) as (visit, _):
         ruled = await visit.rules(**patch)
     if as_json:
         names = ("first_contact", "allow", "deny", "contacts")

@@ -14,7 +14,8 @@ from relay.cli import claims
 from relay.cli.exits import Exit, exit_of
 from relay.cli.identity import KeyFile
 from relay.cli.output import fail, printable, say, write, write_json
-from relay.cli.states import EXIT_OF, WORDS, is_listening, refuse_if_listening
+from relay.cli.states import EXIT_OF, WORDS, is_listening
+from relay.cli.visiting import visiting
 from relay.client import AgentError, Found, SignedEnvelope, SigningKey
 from relay.client import origin as origins
 from relay.client import state as states
@@ -219,15 +220,8 @@ async def trace(
     file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
 ) -> Exit:
     """Say what became of one envelope that this agent sent; gives the exit code."""
-    key = file.load()
-    with (
-        claims.opened(file.state, look=not take) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
-        if not take:
-            refuse_if_listening(mine)
+    async with visiting(file, url, take=take) as (visit, state):
         left = await state.journal.unanswered() if state.journal is not None else []
-        visit = await log_in(key, origins.parse(url), state)
         found = await visit.status(to, message_id)
     is_kept = any((item.id, item.to) == (message_id, to) for item in left)
     if as_json:

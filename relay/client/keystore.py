@@ -24,6 +24,7 @@ from relay import clock
 from relay.client import keytext
 from relay.client.keytext import MODERATE, Cost, KeyFileError, Locked, PassphraseError
 from relay.core.identity import KEY_BYTES, SigningKey
+from relay.files import sync_directory
 
 MODE: Final = 0o600
 _OTHERS: Final = 0o077
@@ -104,7 +105,7 @@ def replace(path: Path, key: SigningKey, passphrase: str | None, *, cost: Cost =
             _sweep(target)
             with _written(target, content, like=held) as temporary:
                 temporary.replace(target)
-            _sync(target.parent)
+            sync_directory(target.parent)
 
 
 def write_new(path: Path, content: bytes) -> None:
@@ -118,7 +119,7 @@ def write_new(path: Path, content: bytes) -> None:
         with _written(path, content) as temporary:
             # unlike a rename, a link never replaces what another process has just put there
             os.link(temporary, path)
-        _sync(path.parent)
+        sync_directory(path.parent)
 
 
 # ---------------------------------------------------------------- one step each
@@ -190,11 +191,3 @@ def _sweep(path: Path) -> None:
     for beside in path.parent.iterdir():
         if left.fullmatch(beside.name):
             beside.unlink(missing_ok=True)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

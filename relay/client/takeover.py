@@ -25,6 +25,7 @@ from relay.core import jws as jose
 from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.ids import Did, Epoch
+from relay.files import sync_directory
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1024 * 1024
@@ -82,7 +83,7 @@ def _replace(path: Path, did: Did | None, data: bytes) -> None:
         left.unlink(missing_ok=True)
     _fill(new, did, old)
     new.replace(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _parse(data: bytes) -> _Old | None:
@@ -119,7 +120,7 @@ def _copy(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(descriptor)
     half.replace(kept)
-    _sync(path.parent)
+    sync_directory(path.parent)
 
 
 def _fill(path: Path, did: Did | None, old: _Old) -> None:
@@ -139,12 +140,3 @@ def _fill(path: Path, did: Did | None, old: _Old) -> None:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
-
-
-def _sync(directory: Path) -> None:
-    """Make names durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,13 +23,13 @@ from relay.core import jws as jose
 from relay.core.agent_session import AgentSession, Failed, Login, Ready
 from relay.core.effects import Send
 from relay.core.errors import ErrorCode
-from relay.core.frames import Auth, Frame, Hello, Resolved, Ruled, State, Welcome
+from relay.core.frames import Auth, Frame, Hello, Resolution, Resolved, Ruled, State, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.core.inbox_values import FirstContact
 
 _STATES: Final = frozenset(get_args(State))
-_RESOLUTIONS: Final = frozenset({"found", "absent", "unreadable"})
+_RESOLUTIONS: Final = frozenset(get_args(Resolution))
 
 
 @dataclass(frozen=True, slots=True)

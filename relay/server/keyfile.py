@@ -11,6 +11,7 @@ from relay import clock
 from relay.core.errors import ErrorCode, StateError
 from relay.core.identity import KEY_BYTES, SigningKey
 from relay.core.jws import b64decode, b64encode
+from relay.files import sync_directory
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
@@ -41,7 +42,7 @@ def _make(path: Path) -> SigningKey:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    _sync(path.parent)
+    sync_directory(path.parent)
     return SigningKey(seed)
 
 
@@ -62,11 +63,3 @@ def _load(path: Path) -> SigningKey:
 def _is_mounted_secret(path: Path) -> bool:
     """Container secrets are mounted with modes that nobody in the container can change."""
     return path.is_relative_to("/run/secrets") or not os.access(path.parent, os.W_OK)
-
-
-def _sync(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

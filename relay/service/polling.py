@@ -37,6 +37,16 @@ class Session:
     epoch: Epoch
     until: int
 
+    def inbox_fence(self) -> Fence:
+        """The fence of its inbox session.
+
+        Raises:
+            StateError: ``unknown_inbox``: it may only send.
+        """
+        if self.fence is None:
+            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
+        return self.fence
+
 
 class _Waiter:
     """A long poll, as a listener of the node's deliveries."""
@@ -123,10 +133,9 @@ class Polling:
         Raises:
             RelayError: ``superseded``, ``inbox_reset``, ``unknown_inbox``, ``storage_unavailable``.
         """
-        if session.fence is None:
-            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
-        waiter = _Waiter(session.fence)
-        live = LiveSession(session.fence, self.node.node_id, session.until)
+        fence = session.inbox_fence()
+        waiter = _Waiter(fence)
+        live = LiveSession(fence, self.node.node_id, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
         self.node.delivery.attach(session.inbox, waiter)
         try:
@@ -156,9 +165,7 @@ class Polling:
         Raises:
             RelayError: as :class:`relay.service.rules.RulesOf`; ``unknown_inbox``.
         """
-        if session.fence is None:
-            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
-        return await self.node.rules(session.inbox, session.fence, wish)
+        return await self.node.rules(session.inbox, session.inbox_fence(), wish)
 
     async def ack(self, session: Session, ack: Ack) -> Acked:
         """Ack what this session took.
@@ -166,8 +173,7 @@ class Polling:
         Raises:
             RelayError: ``inbox_reset``, ``superseded``, ``bad_frame``, ``storage_unavailable``.
         """
-        if session.fence is None:
-            raise StateError(ErrorCode.UNKNOWN_INBOX, "a send-only session has no inbox here")
+        session.inbox_fence()
         request = AckRequest(session.inbox, ack, taken=True)
         [result] = await self.node.store.ack([request])
         if isinstance(result, Refusal):

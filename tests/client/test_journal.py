@@ -121,23 +121,25 @@ async def test_an_answer_is_said_only_when_it_is_noted(kept):
     assert box.next_ack(NOW).upto == 1
 
 
-async def test_a_refusal_is_repeated_with_its_code_after_a_crash(kept):
+async def one_refused(kept):
+    """A box whose first message was refused and noted, and the wire bytes of that."""
     box = box_of(kept)
     wire = envelope_of(SENDER, ME.did).wire
     await box.deliver(deliver((1, wire)))
     await (await box.next()).refuse("unsupported", wait=False)
     await noted(kept)
+    return box, wire
+
+
+async def test_a_refusal_is_repeated_with_its_code_after_a_crash(kept):
+    _, wire = await one_refused(kept)
     after = box_of(kept, TWO)
     await after.deliver(deliver((1, wire)))
     assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
 
 
 async def test_a_refusal_that_one_home_has_made_durable_is_acked_at_the_next_one(kept):
-    box = box_of(kept)
-    wire = envelope_of(SENDER, ME.did).wire
-    await box.deliver(deliver((1, wire)))
-    await (await box.next()).refuse("unsupported", wait=False)
-    await noted(kept)
+    box, wire = await one_refused(kept)
     assert box.next_ack(NOW).refuse == ((1, "unsupported"),)
     box.acked(Acked(Epoch("e1"), Seq(0), (), (Seq(1),)))
     for other in (box, box_of(kept, TWO)):  # in this life, and after a crash
@@ -150,11 +152,7 @@ async def test_a_refusal_that_one_home_has_made_durable_is_acked_at_the_next_one
 
 
 async def test_a_refusal_that_is_said_again_is_noted_when_it_is_durable(kept):
-    box = box_of(kept)
-    wire = envelope_of(SENDER, ME.did).wire
-    await box.deliver(deliver((1, wire)))
-    await (await box.next()).refuse("unsupported", wait=False)
-    await noted(kept)
+    _, wire = await one_refused(kept)
     after = box_of(kept, TWO)
     await after.deliver(deliver((1, wire)))
     assert after.next_ack(NOW).refuse == ((1, "unsupported"),)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.core.errors import ErrorCode, UnavailableError
+from relay.files import sync_directory
 from relay.store.faults import storage_error
 
 MAX_SOCKET_BYTES: Final = 100
@@ -145,11 +146,11 @@ class StoreDirectory:
             UnavailableError: the disk refuses.
         """
         try:
-            _fsync_directory(self.path)
+            sync_directory(self.path)
         except OSError as exc:
             raise storage_error(exc, self.path) from exc
         with contextlib.suppress(OSError):  # it may not be ours to read, and then is not new
-            _fsync_directory(self.path.parent)
+            sync_directory(self.path.parent)
 
     def _make(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,14 +234,6 @@ def _flock(path: Path) -> int | None:
         os.close(fd)
         raise
     return fd
-
-
-def _fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _read(path: Path) -> str:

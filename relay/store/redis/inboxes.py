@@ -84,18 +84,8 @@ class Inboxes:
         """Store a batch: one commit per partition, each item and each partition judged alone."""
         if self._partitions.count == 1:
             return await self._append(Partition(0), items)
-        places = self._partitions.split(items, lambda item: item.inbox)
-        parts = list(places)
-        done = await self._partitions.gather_each(
-            parts, lambda part: self._append(part, [items[place] for place in places[part]])
-        )
-        results: list[Accepted | Refusal] = [broken("append")] * len(items)
-        for part, outcome in zip(parts, done, strict=True):
-            for at, place in enumerate(places[part]):
-                results[place] = (
-                    Refusal.of(outcome) if isinstance(outcome, RelayError) else outcome[at]
-                )
-        return results
+        done = await self._partitions.spread_each(items, lambda item: item.inbox, self._append)
+        return [Refusal.of(one) if isinstance(one, RelayError) else one for one in done]
 
     async def _append(
         self, part: Partition, items: Sequence[StoredEnvelope]
@@ -236,18 +226,10 @@ class Inboxes:
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
         """Delete what was processed; works when memory or disk is full."""
-        places = self._partitions.split(requests, lambda request: request.inbox)
-        parts = list(places)
-        done = await self._partitions.gather_each(
-            parts, lambda part: self._ack(part, [requests[place] for place in places[part]])
+        done = await self._partitions.spread_each(
+            requests, lambda request: request.inbox, self._ack
         )
-        results: list[Acked | Refusal] = [broken("ack")] * len(requests)
-        for part, outcome in zip(parts, done, strict=True):
-            for at, place in enumerate(places[part]):
-                results[place] = (
-                    Refusal.of(outcome) if isinstance(outcome, RelayError) else outcome[at]
-                )
-        return results
+        return [Refusal.of(one) if isinstance(one, RelayError) else one for one in done]
 
     async def _ack(self, part: Partition, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
         args: list[Any] = []
@@ -283,16 +265,7 @@ class Inboxes:
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
-        places = self._partitions.split(inboxes, lambda inbox: inbox)
-        parts = list(places)
-        found: list[Head | None] = [None] * len(inboxes)
-        done = await self._partitions.gather(
-            parts, lambda part: self._heads(part, [inboxes[place] for place in places[part]])
-        )
-        for part, heads in zip(parts, done, strict=True):
-            for place, head in zip(places[part], heads, strict=True):
-                found[place] = head
-        return found
+        return await self._partitions.spread(inboxes, lambda inbox: inbox, self._heads)
 
     async def _heads(self, part: Partition, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         replies = await self._partitions.call("heads", part, inboxes)

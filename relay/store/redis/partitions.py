@@ -147,11 +147,43 @@ class Partitions:
             tasks = [group.create_task(one(partition)) for partition in partitions]
         return [task.result() for task in tasks]
 
-    def split(
-        self, items: Sequence[_T], inbox_of: Callable[[_T], AgentKey]
-    ) -> dict[Partition, list[int]]:
-        """Which items belong to which partition, by their places in ``items``."""
+    async def spread(
+        self,
+        items: Sequence[_T],
+        inbox_of: Callable[[_T], AgentKey],
+        work: Callable[[Partition, Sequence[_T]], Awaitable[Sequence[_R]]],
+    ) -> list[_R]:
+        """As :meth:`spread_each`; the first error is raised when all have ended."""
+        results = await self.spread_each(items, inbox_of, work)
+        for result in results:
+            if isinstance(result, RelayError):
+                raise result
+        return [result for result in results if not isinstance(result, RelayError)]
+
+    async def spread_each(
+        self,
+        items: Sequence[_T],
+        inbox_of: Callable[[_T], AgentKey],
+        work: Callable[[Partition, Sequence[_T]], Awaitable[Sequence[_R]]],
+    ) -> list[_R | RelayError]:
+        """Work on the items of each partition at once; results, or a partition's error, in place.
+
+        Args:
+            items: what is worked on.
+            inbox_of: whose partition an item belongs to.
+            work: gives one result for each of the items that it is given.
+        """
         places: dict[Partition, list[int]] = {}
         for place, item in enumerate(items):
             places.setdefault(self.of(inbox_of(item)), []).append(place)
-        return places
+        parts = list(places)
+        done = await self.gather_each(
+            parts, lambda part: work(part, [items[place] for place in places[part]])
+        )
+        results: dict[int, _R | RelayError] = {}
+        for part, outcome in zip(parts, done, strict=True):
+            if isinstance(outcome, RelayError):
+                results.update(dict.fromkeys(places[part], outcome))
+            else:
+                results.update(zip(places[part], outcome, strict=True))
+        return [results[place] for place in range(len(items))]

@@ -40,16 +40,7 @@ class Rules:
 
     async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
         """Note whom agents have written to; False where there is no such inbox."""
-        places = self._partitions.split(pairs, lambda pair: pair[0])
-        parts = list(places)
-        done = await self._partitions.gather(
-            parts, lambda part: self._meet(part, [pairs[place] for place in places[part]])
-        )
-        kept = [False] * len(pairs)
-        for part, found in zip(parts, done, strict=True):
-            for place, one in zip(places[part], found, strict=True):
-                kept[place] = one
-        return kept
+        return await self._partitions.spread(pairs, lambda pair: pair[0], self._meet)
 
     async def _meet(
         self, part: Partition, pairs: Sequence[tuple[AgentKey, AgentKey]]
