@@ -31,21 +31,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-
-
-@dataclass(frozen=True, slots=True)
-class RecordRow:
-    """An agent's endpoint record as it is kept beside its inbox (PROTOCOL.md §7.4).
-
-    Args:
-        order: (kv, seq, SHA-256 of the signing input); greater wins.
-        compact: the signed record.
-        names_us: whether this relay is one of its homes; decides whether there is an inbox here.
-    """
-
-    order: tuple[int, int, bytes]
-    compact: str
-    names_us: bool
+from relay.ports_mesh import RecordRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +44,7 @@ class OpenRequest:
         window: how much it may hand over unacked; kept, for the next opening (R1).
         until: 0 for a connection, else when a session without one ends (Unix seconds).
         create: whether an inbox that is not there may be made.
+        courier: the session of a courier: only while its agent lives elsewhere; never creates.
     """
 
     inbox: AgentKey
@@ -65,6 +52,7 @@ class OpenRequest:
     window: Window
     until: int = 0
     create: bool = True
+    courier: bool = False
 
 
 @dataclass(frozen=True, slots=True)

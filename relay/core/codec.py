@@ -12,24 +12,46 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from relay.core import jws as jose
+from relay.core.codec_mesh import (
+    encode_digests,
+    encode_gossip,
+    encode_have,
+    encode_want,
+    read_digest,
+    read_digests,
+    read_gossip,
+    read_have,
+    read_view,
+    read_want,
+)
 from relay.core.codec_records import read_publish, read_published, read_resolve, read_resolved
 from relay.core.codec_rules import read_ruled, read_rules
+from relay.core.codec_status import (
+    encode_status,
+    encode_statuses,
+    read_status,
+    read_statuses,
+)
 from relay.core.errors import ErrorCode, ProtocolError, Stored
 from relay.core.frames import (
     MAX_ENVELOPES,
     MAX_FRAME_BYTES,
+    MAX_HOPS,
     MAX_REF,
     MAX_SEQS,
-    MAX_STATUS,
     Ack,
     Acked,
     Auth,
     Bye,
     Deliver,
     DeliverItem,
+    Digest,
+    Digests,
     Error,
     Frame,
     Gap,
+    Gossip,
+    Have,
     Hello,
     Publish,
     Published,
@@ -38,17 +60,16 @@ from relay.core.frames import (
     Resolved,
     Ruled,
     Rules,
-    State,
     Status,
-    StatusAnswer,
     Statuses,
-    StatusItem,
     Submit,
     Submitted,
+    View,
+    Want,
     Welcome,
     WelcomePending,
 )
-from relay.core.ids import Did, Epoch, Fence, Seq
+from relay.core.ids import MAX_DID_BYTES, Did, Epoch, Fence, Seq
 from relay.core.ranges import Range, Reason
 from relay.core.submits import quick_submit
 
@@ -94,7 +115,12 @@ def _raw(envelope: object) -> object:
 
 
 def _submit(frame: Submit) -> dict[str, Any]:
-    return {"ref": frame.ref, "envelopes": [_raw(item) for item in frame.envelopes]}
+    said: dict[str, Any] = {"ref": frame.ref, "envelopes": [_raw(one) for one in frame.envelopes]}
+    if frame.hops:
+        said["hops"] = frame.hops
+    if frame.marked:
+        said["marked"] = frame.marked
+    return said
 
 
 def _submitted(frame: Submitted) -> dict[str, Any]:
@@ -133,22 +159,18 @@ def _ack(frame: Ack) -> dict[str, Any]:
     }
 
 
-def _items(frame: Status | Statuses) -> dict[str, Any]:
-    return {"ref": frame.ref, "items": [plain(item) for item in frame.items]}
-
-
 _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     Hello: plain, Auth: plain, Welcome: welcome_members, Submit: _submit, Submitted: _submitted,
-    Deliver: _deliver, Gap: _gap, Ack: _ack, Acked: plain, Status: _items, Statuses: _items,
-    Resolve: plain, Resolved: plain, Publish: plain, Published: plain, Error: plain,
-    Bye: plain, Rules: plain, Ruled: plain,
+    Deliver: _deliver, Gap: _gap, Ack: _ack, Acked: plain, Status: encode_status,
+    Statuses: encode_statuses, Resolve: plain, Resolved: plain, Publish: plain, Published: plain,
+    Error: plain, Bye: plain, Rules: plain, Ruled: plain, Gossip: encode_gossip, Digest: plain,
+    Digests: encode_digests, Want: encode_want, Have: encode_have, View: plain,
 }  # fmt: skip
 
 
 # ---------------------------------------------------------------- read
 
 _STORED: Final = frozenset(get_args(Stored))
-_STATES: Final = frozenset(get_args(State))
 
 
 def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
@@ -226,7 +248,14 @@ def read_welcome(m: jose.Members) -> Welcome:
 
 
 def _read_submit(m: jose.Members) -> Submit:
-    return Submit(m.text("ref", most=MAX_REF), m.array("envelopes", least=1, most=MAX_ENVELOPES))
+    envelopes = m.array("envelopes", least=1, most=MAX_ENVELOPES)
+    hops = m.optional_array("hops", most=MAX_HOPS)
+    if any(not isinstance(did, str) or not 0 < len(did) <= MAX_DID_BYTES for did in hops):
+        raise ValueError("hops must be DIDs")
+    marked = m.optional_array("marked", most=MAX_ENVELOPES)
+    if any(type(place) is not int or not 0 <= place < len(envelopes) for place in marked):
+        raise ValueError("marked must be places in envelopes")
+    return Submit(m.text("ref", most=MAX_REF), envelopes, tuple(hops), tuple(marked))
 
 
 def _code(m: jose.Members) -> ErrorCode:
@@ -321,24 +350,6 @@ def _read_acked(m: jose.Members) -> Acked:
     return Acked(_epoch(m), Seq(m.integer("upto")), _seqs(m, "seqs"), _seqs(m, "refused"))
 
 
-def _read_status(m: jose.Members) -> Status:
-    items = [jose.Members(item) for item in m.array("items", least=1, most=MAX_STATUS)]
-    return Status(
-        m.text("ref", most=MAX_REF),
-        tuple(StatusItem(Did(i.text("to", most=512)), i.text("id", most=36)) for i in items),
-    )
-
-
-def _read_statuses(m: jose.Members) -> Statuses:
-    items = [jose.Members(item) for item in m.array("items", least=1, most=MAX_STATUS)]
-    return Statuses(m.text("ref", most=MAX_REF), tuple(_read_answer(item) for item in items))
-
-
-def _read_answer(m: jose.Members) -> StatusAnswer:
-    to, name = Did(m.text("to", most=512)), m.text("id", most=36)
-    return StatusAnswer(to, name, m.one_of("state", _STATES))
-
-
 def _said(m: jose.Members) -> tuple[ErrorCode, str, int | None]:
     code, detail = _code(m), m.optional_text("detail", most=1024)
     return code, detail or "", _retry_after(m)
@@ -357,11 +368,13 @@ _BOTH: Final[dict[str, _Reader]] = {"error": _read_error, "bye": _read_bye}
 _PARSE: Final[dict[str, dict[str, _Reader]]] = {
     "agent": {
         **_BOTH, "auth": read_auth, "submit": _read_submit, "ack": read_ack, "rules": read_rules,
-        "status": _read_status, "resolve": read_resolve, "publish": read_publish,
+        "status": read_status, "resolve": read_resolve, "publish": read_publish,
+        "gossip": read_gossip, "digest": read_digest, "want": read_want,
     },
     "relay": {
         **_BOTH, "hello": _read_hello, "welcome": read_welcome, "submitted": _read_submitted,
         "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked, "ruled": read_ruled,
-        "statuses": _read_statuses, "resolved": read_resolved, "published": read_published,
+        "statuses": read_statuses, "resolved": read_resolved, "published": read_published,
+        "gossip": read_gossip, "digests": read_digests, "have": read_have, "view": read_view,
     },
 }  # fmt: skip

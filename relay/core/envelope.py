@@ -98,6 +98,8 @@ class StoredEnvelope(NamedTuple):
         bounces: whether its end without an ack is told to its sender; a bounce never bounces.
         marked: came with a hand-off: always shown as redelivered.
         barred: refused if its sender is a stranger: too many came from that address just now.
+        peer: a relay that it may wait for here, should its recipient live elsewhere.
+        via: the relay that brought it; None: its sender did.
     """
 
     inbox: AgentKey
@@ -111,6 +113,8 @@ class StoredEnvelope(NamedTuple):
     bounces: bool = True
     marked: bool = False
     barred: bool = False
+    peer: AgentKey | None = None
+    via: AgentKey | None = None
 
     @property
     def size(self) -> int:

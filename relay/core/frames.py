@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from relay.core.errors import ErrorCode, Stored
-from relay.core.ids import Did, Epoch, Fence, Seq
+from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
 from relay.core.inbox_values import FirstContact
 from relay.core.ranges import Range
 
@@ -21,6 +21,13 @@ MAX_SEQS: Final = 1024
 MAX_REF: Final = 64
 MAX_STATUS: Final = 256
 MAX_RULES: Final = 1_000
+MAX_HOPS: Final = 3
+MAX_GOSSIP_BYTES: Final = 1024 * 1024
+MAX_RECORDS: Final = 1_024
+MAX_RELAYS: Final = 64
+MAX_BUCKETS: Final = 1_024
+MAX_HAVE: Final = 2_048
+MAX_WANT: Final = 1_024
 SUBPROTOCOL: Final = "agent-relay.v1"
 
 
@@ -73,10 +80,19 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Envelopes for the relay to keep; raw ``{"jws","body"}`` objects or wire bytes."""
+    """Envelopes for the relay to keep; raw ``{"jws","body"}`` objects or wire bytes.
+
+    Args:
+        ref: named by the answer.
+        envelopes: what is to be kept.
+        hops: of a peer: the relays that had them, the newest last.
+        marked: of a peer: places of those that their recipient may have been handed before.
+    """
 
     ref: str
     envelopes: Sequence[object]
+    hops: tuple[Did, ...] = ()
+    marked: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +163,11 @@ class Acked:
 
 @dataclass(frozen=True, slots=True)
 class StatusItem:
-    """An envelope by recipient and the sender's own id."""
+    """An envelope by recipient and the sender's own id; a peer names the ``sender``, too."""
 
     to: Did
     id: str
+    sender: Did | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +183,21 @@ State = Literal["stored", "forwarded", "acked", "expired", "refused", "corrupt",
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer:
-    """What became of one envelope, as far as this relay remembers."""
+    """What became of one envelope, as far as this relay remembers.
+
+    Args:
+        to: its recipient.
+        id: the sender's own id.
+        state: what became of it.
+        peer: the relay that took it over from this one.
+        receipt: b64url(SHA-256) of that relay's receipt: the receipt itself names other envelopes.
+    """
 
     to: Did
     id: str
     state: State
+    peer: Did | None = None
+    receipt: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +272,108 @@ class Ruled:
 
 
 @dataclass(frozen=True, slots=True)
+class Gossip:
+    """Endpoint records and relay information, as signed; pushed, or with ``ref`` asked for."""
+
+    records: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
+    ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """What do you hold? Buckets of the directory by the first ``bits`` bits; none means all."""
+
+    ref: str
+    bits: int
+    buckets: tuple[int, ...] = ()
+
+
+class BucketDigest(NamedTuple):
+    """How many records a bucket holds, and b64url of 16 bytes that differ where they differ."""
+
+    bucket: int
+    records: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """The answer to ``digest``; a bucket that is not named is empty."""
+
+    ref: str
+    bits: int
+    items: tuple[BucketDigest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """A wish for exactly one of four: a bucket's list, records, relay information, or a view.
+
+    Args:
+        ref: named by the answer.
+        bits: with ``bucket``: its depth; answered by ``have``.
+        bucket: which one.
+        after: go on behind this agent key.
+        agents: whose records; answered by ``gossip``.
+        relays: the relays that you know; answered by ``gossip``.
+        view: how you see me; answered by ``view``.
+    """
+
+    ref: str
+    bits: int | None = None
+    bucket: int | None = None
+    after: AgentKey | None = None
+    agents: tuple[AgentKey, ...] = ()
+    relays: bool = False
+    view: bool = False
+
+
+class HaveItem(NamedTuple):
+    """A record by its order: agent key, kv, seq, b64url of the first 16 bytes of its hash."""
+
+    agent: AgentKey
+    kv: int
+    seq: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Have:
+    """What a bucket holds, by agent key; ``more`` says that it goes on behind the last one."""
+
+    ref: str
+    bits: int
+    bucket: int
+    items: tuple[HaveItem, ...]
+    more: bool = False
+
+
+Membership = Literal["alive", "suspect", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the answering relay sees the one that asks.
+
+    Args:
+        ref: of the question.
+        state: whether it reaches the asker when it dials.
+        since: when that began, Unix seconds; 0 = it never dialled.
+        strikes: forged records that the asker introduced, of late.
+        retry_after: seconds until it listens to the asker's gossip again, or None: now.
+        reason: why it backs off, for a person.
+    """
+
+    ref: str
+    state: Membership
+    since: int
+    strikes: int = 0
+    retry_after: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """A request failed; the conversation goes on."""
 
@@ -266,5 +395,6 @@ class Bye:
 
 Frame = (
     Hello | Auth | Welcome | Submit | Submitted | Deliver | Gap | Ack | Acked | Status | Statuses
-    | Resolve | Resolved | Publish | Published | Rules | Ruled | Error | Bye
+    | Resolve | Resolved | Publish | Published | Rules | Ruled | Gossip | Digest | Digests | Want
+    | Have | View | Error | Bye
 )  # fmt: skip

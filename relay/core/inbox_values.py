@@ -51,13 +51,23 @@ class LiveSession(NamedTuple):
 
 
 class Accepted(NamedTuple):
-    """Stored, or found stored before; ``stranger``: stored now, of one whom nobody knew here."""
+    """Stored, or found stored before.
+
+    Args:
+        seq: where.
+        epoch: of what.
+        dup: it had been stored before.
+        session: who should hear of it.
+        stranger: stored now, of one whom nobody knew here.
+        away: its agent lives elsewhere; it waits for a courier (custody ``outbox``).
+    """
 
     seq: Seq
     epoch: Epoch
     dup: bool
     session: LiveSession | None
     stranger: bool = False
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +129,26 @@ class Page:
     expired: tuple[Seq, ...] = ()
 
 
+class Forwarded(NamedTuple):
+    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
+
+    peer: AgentKey
+    receipt: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor."""
+    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
+
+    ``forwarded`` is of a courier: ``seqs`` are not acked by their agent but another relay's now.
+    """
 
     fence: Fence
     epoch: Epoch
     seqs: tuple[Seq, ...]
     upto: Seq = Seq(0)
     refuse: tuple[tuple[Seq, str], ...] = ()
+    forwarded: Forwarded | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +178,18 @@ class Question:
 
     dedupe_key: bytes
     hour: int
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxLimits:
+    """Bounds of what waits for one peer; one sender and one recipient have a share of it (R7).
+
+    ``count`` and ``bytes`` (wire) are of one partition's part of the outbox.
+    """
+
+    count: int = 10_000
+    bytes: int = 64 * 1024 * 1024
+    shares: int = 20
 
 
 FirstContact = Literal["accept", "refuse"]

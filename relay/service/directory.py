@@ -14,7 +14,8 @@ from relay.core.frames import Published, Resolution
 from relay.core.identity import parse_did
 from relay.core.ids import Did
 from relay.core.jws import UnsupportedError
-from relay.ports import InboxStore, Keys, RecordRow
+from relay.ports import InboxStore, Keys
+from relay.ports_mesh import RecordRow
 
 
 @dataclass(frozen=True, slots=True)

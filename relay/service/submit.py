@@ -157,7 +157,7 @@ class Submissions:
             if isinstance(result, Refusal):
                 submit.results[place] = self._refused(result)
                 continue
-            seq, epoch, dup, _, is_stranger = result
+            seq, epoch, dup, _, is_stranger, _ = result
             strangers += is_stranger
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)

@@ -34,7 +34,8 @@ from relay.core.inbox_values import (
 from relay.core.jws import b64encode
 from relay.core.ranges import Reason
 from relay.core.receipts import MAX_BOUNCED, Durability
-from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest, RecordRow
+from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports_mesh import RecordRow
 
 DEDUPE_TOTAL: Final = 1_000_000
 """Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""

@@ -8,7 +8,8 @@ from typing import Any, Final
 from relay.core.ids import AgentKey, Eid, NodeId, Partition
 from relay.core.inbox_values import BounceIntent
 from relay.core.receipts import MAX_BOUNCED
-from relay.ports import BounceBatch, RecordRow
+from relay.ports import BounceBatch
+from relay.ports_mesh import RecordRow
 from relay.store.redis import entries, keys
 from relay.store.redis.client import Client
 from relay.store.redis.guard import Guard

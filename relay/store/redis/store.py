@@ -39,7 +39,8 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest, RecordRow
+from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports_mesh import RecordRow
 from relay.store.redis import keys
 from relay.store.redis.client import Client
 from relay.store.redis.guard import Guard, check_settings
