@@ -52,9 +52,9 @@ def draining(connections: int) -> None:
     _log.info("draining", connections=connections)
 
 
-def session_opened(did: str, fence: int | None) -> None:
-    """An agent logged in; no fence for a send-only session."""
-    _log.info("session_opened", did=did, fence=fence)
+def session_opened(did: str, fence: int | None, role: str) -> None:
+    """An agent or a peer logged in; no fence for a peer or a send-only session."""
+    _log.info("session_opened", did=did, fence=fence, role=role)
 
 
 def session_ended(did: str | None, code: str | None) -> None:
@@ -65,6 +65,21 @@ def session_ended(did: str | None, code: str | None) -> None:
 def login_refused(code: str) -> None:
     """A login did not hold."""
     _log.info("login_refused", code=code)
+
+
+def link_up(peer: str) -> None:
+    """A peer was dialled and has proved who it is."""
+    _log.info("link_up", peer=peer)
+
+
+def link_down(peer: str, code: str, detail: str) -> None:
+    """A link has ended."""
+    _log.info("link_down", peer=peer, code=code, detail=detail)
+
+
+def dial_failed(peer: str, code: str, detail: str, wait_s: float) -> None:
+    """A peer could not be reached, or refused this relay."""
+    _log.info("dial_failed", peer=peer, code=code, detail=detail, wait_s=round(wait_s, 1))
 
 
 def store_event(name: str, fields: dict[str, object]) -> None:

@@ -1,16 +1,18 @@
-"""What the mesh needs of a store: the directory, outboxes, peers and handles.
+"""What the mesh needs: of a store the directory, outboxes, peers and handles; links to peers.
 
 Rules of the file: those of ``relay/ports.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-from relay.core.errors import Refusal
+from relay.core.errors import Refusal, RelayError
+from relay.core.frames import Gossip, Submitted
 from relay.core.ids import AgentKey, Did, Fence, NodeId
+from relay.core.peering import Answer, Question
 
 Order = tuple[int, int, bytes]
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
@@ -184,4 +186,83 @@ class PeerStore(Protocol):
 
     async def handles(self) -> list[HandleRow]:
         """All names."""
+        ...
+
+
+class PeerLink(Protocol):
+    """A connection to a peer that this relay dialled and that has proved who it is."""
+
+    @property
+    def peer(self) -> Did:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The origin that was dialled."""
+        ...
+
+    async def submit(
+        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+    ) -> Submitted:
+        """Hand envelopes over; several submits may be under way.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``: what became of them is not known.
+            RelayError: the peer refuses the submit as a whole.
+        """
+        ...
+
+    async def ask(self, make: Callable[[str], Question]) -> Answer:
+        """Ask; ``make`` is given the ref.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``.
+            RelayError: the peer's refusal.
+        """
+        ...
+
+    def push(self, gossip: Gossip) -> bool:
+        """Pass on, at leisure; False: there is too much already, and this was dropped."""
+        ...
+
+
+class PeerLinks(Protocol):
+    """The links of this node."""
+
+    async def reach(self, relay: Did, url: str) -> PeerLink:
+        """The link to a relay; dialled if there is none.
+
+        Args:
+            relay: who must prove to be there.
+            url: its origin.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``: by the policy here or there.
+            UnavailableError: ``peer_unreachable``, with the seconds until it is dialled again.
+        """
+        ...
+
+    def live(self) -> Sequence[PeerLink]:
+        """All links that stand."""
+        ...
+
+
+class LinkListener(Protocol):
+    """Who decides which links are kept, and hears what becomes of them."""
+
+    def chosen(self) -> Sequence[tuple[Did, str]]:
+        """The relays, with their origins, to which there should be a link."""
+        ...
+
+    def came(self, link: PeerLink) -> None:
+        """A link stands."""
+        ...
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        """A dial failed."""
+        ...
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        """A link has ended."""
         ...

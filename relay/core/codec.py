@@ -36,7 +36,6 @@ from relay.core.errors import ErrorCode, ProtocolError, Stored
 from relay.core.frames import (
     MAX_ENVELOPES,
     MAX_FRAME_BYTES,
-    MAX_HOPS,
     MAX_REF,
     MAX_SEQS,
     Ack,
@@ -171,6 +170,7 @@ _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 # ---------------------------------------------------------------- read
 
 _STORED: Final = frozenset(get_args(Stored))
+MAX_HOPS_READ: Final = 16
 
 
 def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
@@ -249,7 +249,8 @@ def read_welcome(m: jose.Members) -> Welcome:
 
 def _read_submit(m: jose.Members) -> Submit:
     envelopes = m.array("envelopes", least=1, most=MAX_ENVELOPES)
-    hops = m.optional_array("hops", most=MAX_HOPS)
+    # more than MAX_HOPS is refused by name, in the session
+    hops = m.optional_array("hops", most=MAX_HOPS_READ)
     if any(not isinstance(did, str) or not 0 < len(did) <= MAX_DID_BYTES for did in hops):
         raise ValueError("hops must be DIDs")
     marked = m.optional_array("marked", most=MAX_ENVELOPES)

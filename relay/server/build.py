@@ -26,11 +26,12 @@ from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.keys import DidKeys
 from relay.service.node import Node, NodeSettings
+from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
-from relay.settings import Settings
+from relay.settings import Settings, split_peer
 from relay.store.disk import DiskGuard
 from relay.store.embedded import EmbeddedStore
 from relay.store.redis import RedisStore
@@ -158,6 +159,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     window = Window(settings.window_count, settings.window_bytes)
     directory = Directory(key.did, store, keys)
     deny = frozenset(Did(did) for did in settings.deny)
+    peers = Peers(key.did, settings.federation, [*map(split_peer, settings.peers)], deny)
     node = Node(
         node_id=node_id,
         key=key,
@@ -175,12 +177,13 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         ),
         acks=GroupCommit(store.ack, lambda _: ACK_BYTES),
         accounts=Accounts(
-            key, url, node_id, window, store, keys, directory, _registration(settings, deny)
+            key, url, node_id, window, store, keys, directory, _registration(settings, deny), peers
         ),
         directory=directory,
         status=StatusOf(store),
         rules=RulesOf(store, contacts),
         delivery=delivery,
+        peers=peers,
         clock_guard=guard,
     )
     return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)

@@ -17,6 +17,7 @@ from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.peers import Peers
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
@@ -54,6 +55,7 @@ class Node:
     status: StatusOf
     rules: RulesOf
     delivery: Delivery
+    peers: Peers
     clock_guard: ClockGuard
 
     def limits(self) -> dict[str, int]:

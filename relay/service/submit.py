@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, NamedTuple
@@ -20,7 +20,7 @@ from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import Rejection, Submitted
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import AgentKey, Did
 from relay.core.inbox_values import Accepted
 from relay.core.receipts import Durability, ReceiptItem, position, sign_receipt
 from relay.ports import Keys
@@ -96,9 +96,13 @@ class Submissions:
         intake: what the node has for all.
         answer: called with each ``submitted`` frame; must not block.
         network: where they come from.
+        via: the peer that brings them; None: their senders do.
     """
 
-    def __init__(self, intake: Intake, answer: Answer, network: str) -> None:
+    def __init__(
+        self, intake: Intake, answer: Answer, network: str, via: AgentKey | None = None
+    ) -> None:
+        self.via = via
         self._intake = intake
         self._answer = answer
         self._network = network
@@ -106,8 +110,14 @@ class Submissions:
         self.in_flight = 0
         self.in_flight_bytes = 0
 
-    async def submit(self, ref: str, items: Sequence[object]) -> None:
-        """Take a submit; the answer comes through ``answer`` when all of it is decided."""
+    async def submit(self, ref: str, items: Sequence[object], marked: Collection[int] = ()) -> None:
+        """Take a submit; the answer comes through ``answer`` when all of it is decided.
+
+        Args:
+            ref: named by the answer.
+            items: the envelopes, as they came.
+            marked: places of those that their recipient may have been handed before.
+        """
         waiting = _Waiting(ref, len(items), [None] * len(items))
         self._waiting.append(waiting)
         ready: list[Item] = []
@@ -121,6 +131,8 @@ class Submissions:
                 waiting.undecided -= 1
             else:
                 stored = envelopes.stored(outcome, barred=is_barred)
+                if self.via is not None:
+                    stored = stored._replace(via=self.via, marked=index in marked)
                 self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:

@@ -12,11 +12,24 @@ from typing import Any, Final
 
 from relay import clock, log, metrics
 from relay.core import codec
-from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Effect, Login, Read, Send, Store
+from relay.core.effects import (
+    AckInbox,
+    Ask,
+    Close,
+    CloseInbox,
+    Effect,
+    Hear,
+    Login,
+    Question,
+    Read,
+    Send,
+    Store,
+)
 from relay.core.errors import ErrorCode, Refusal, RelayError, error
 from relay.core.frames import (
     Bye,
     Deliver,
+    Digest,
     Error,
     Frame,
     Publish,
@@ -26,6 +39,7 @@ from relay.core.frames import (
     Status,
     Statuses,
     Submitted,
+    Want,
 )
 from relay.core.ids import Epoch, Fence
 from relay.core.inbox_values import Acked, PageItem
@@ -40,7 +54,6 @@ MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
 MAX_QUESTIONS: Final = 16
 
-Question = Status | Resolve | Publish | Rules
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
@@ -139,7 +152,9 @@ class Connection:
         """Carry out effects; submits and logins in the reader's own time (back-pressure)."""
         for effect in effects:
             if isinstance(effect, Store):
-                await self._submissions.submit(effect.submit.ref, effect.submit.envelopes)
+                await self._submissions.submit(
+                    effect.submit.ref, effect.submit.envelopes, effect.submit.marked
+                )
             elif isinstance(effect, Login):
                 await self._log_in(effect)
             else:
@@ -163,6 +178,8 @@ class Connection:
                 await self._ask(question)
             case CloseInbox():
                 await self._close_inbox(effect)
+            case Hear():
+                pass
             case Close(code):
                 await self._close(code)
             case _:
@@ -192,7 +209,10 @@ class Connection:
             self._perform(self._session.refused(exc))
             return
         metrics.LOGINS.labels("ok").inc()
-        log.session_opened(who.did, who.fence)
+        log.session_opened(who.did, who.fence, who.role)
+        if who.role == "peer":
+            self._submissions.via = who.inbox
+            self._node.peers.arrived(who.did)
         self._perform(self._session.opened(who, welcome))
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
@@ -223,11 +243,14 @@ class Connection:
         node = self._node
         match question:
             case Status(ref, items):
-                return Statuses(ref, tuple(await node.status(who.did, items)))
+                asker = who.did if who.role == "agent" else None
+                return Statuses(ref, tuple(await node.status(asker, items)))
             case Publish(ref, record):
                 return await node.directory.publish(record, owner=who.did, ref=ref)
             case Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
+            case Digest(ref) | Want(ref):
+                return Error(ErrorCode.UNSUPPORTED, "not answered here", None, ref)
             case Resolve(ref, did, _):
                 if did is None:
                     return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)
@@ -313,5 +336,8 @@ class Connection:
 
     def _detach(self) -> None:
         who = self._session.who
-        if who is not None:
-            self._node.delivery.detach(who.inbox, self)
+        if who is None:
+            return
+        self._node.delivery.detach(who.inbox, self)
+        if who.role == "peer":
+            self._node.peers.left(who.did)

@@ -1,0 +1,1 @@
+"""How this relay reaches other relays: dialling, and links to them."""
