@@ -1,1 +1,1 @@
-"""How this relay reaches other relays: dialling, and links to them."""
+"""Talking to other relays: everything that this relay dials, it dials from here."""

@@ -24,7 +24,7 @@ from relay.core.frames import (
 )
 from relay.core.ids import Epoch
 from relay.federation.links import Links
-from tests.federation.support import Chooser, Dialler, Everybody, peer, running_links, until
+from tests.federation.relays import Chooser, Dialler, Everybody, peer, running_links, until
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
 
 CLOSED = {"federation": "closed"}

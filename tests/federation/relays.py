@@ -1,0 +1,124 @@
+"""Relays in this process that dial each other, and peers that speak frames by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+
+from relay.core import codec
+from relay.core.agent_session import Failed, Ready
+from relay.core.effects import Send
+from relay.core.errors import RelayError
+from relay.core.frames import Frame
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Timestamp
+from relay.core.peering import PeerSession
+from relay.federation.links import Links
+from relay.ports_mesh import PeerLink
+from tests.support.nodes import dial, new_key
+
+
+class Everybody:
+    """A policy that deals with any relay."""
+
+    def admit(self, did: Did) -> None:
+        pass
+
+
+class Dialler:
+    """Dials whatever it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.dialled: list[str] = []
+
+    async def websocket(self, origin: str) -> ClientConnection:
+        self.dialled.append(origin)
+        return await dial(origin)
+
+
+@dataclass
+class Chooser:
+    """Chooses the links to keep, and notes what becomes of them."""
+
+    wanted: list[tuple[Did, str]] = field(default_factory=list)
+    notes: list[tuple[str, Any]] = field(default_factory=list)
+
+    def chosen(self) -> list[tuple[Did, str]]:
+        return self.wanted
+
+    def came(self, link: PeerLink) -> None:
+        self.notes.append(("came", link.peer))
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        self.notes.append(("missed", relay, why.code))
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        self.notes.append(("went", relay, why.code))
+
+
+@contextlib.asynccontextmanager
+async def running_links(links: Links, chooser: Chooser | None = None) -> AsyncIterator[Links]:
+    async with asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(links.run(chooser or Chooser()))
+        await asyncio.sleep(0)
+        try:
+            yield links
+        finally:
+            work.cancel()
+
+
+async def until(condition: Callable[[], object], seconds: float = 8) -> None:
+    """Wait for a condition; a deadline makes it a failure."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  any condition
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Peer:
+    """A relay by hand: it has logged in somewhere as a peer."""
+
+    key: SigningKey
+    socket: ClientConnection
+    ready: Ready
+
+    async def say(self, frame: Frame) -> None:
+        await self.socket.send(codec.encode(frame).decode())
+
+    async def hear(self, *kinds: type) -> Any:
+        async with asyncio.timeout(8):
+            while True:
+                frame = codec.parse((await self.socket.recv()).encode(), "relay")
+                if not kinds or isinstance(frame, kinds):
+                    return frame
+
+
+@contextlib.asynccontextmanager
+async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIterator[Peer]:
+    """Log in as a peer; raises the named error where it is refused."""
+    key = key or new_key()
+    socket = await dial(url)
+    try:
+        yield Peer(key, socket, await _log_in(socket, PeerSession(key, url, relay, os.urandom)))
+    finally:
+        await socket.close()
+
+
+async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
+    async with asyncio.timeout(8):
+        while True:
+            frame = codec.parse((await socket.recv()).encode(), "relay")
+            for effect in session.receive(frame, Timestamp(time.time())):
+                if isinstance(effect, Send):
+                    await socket.send(codec.encode(effect.frame).decode())
+                if isinstance(effect, Failed):
+                    raise effect.error
+                if isinstance(effect, Ready):
+                    return effect
