@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from relay.core import jws as jose
+from relay.core import relay_info
 from relay.core.codec_mesh import (
     encode_digests,
     encode_gossip,
@@ -202,17 +203,9 @@ def _read_hello(m: jose.Members) -> Hello:
         relay=Did(m.text("relay", most=512)),
         url=m.text("url", most=512),
         nonce=m.text("nonce", most=64),
-        limits=read_limits(m),
+        limits=relay_info.read_limits(m),
         time=m.integer("time"),
     )
-
-
-LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
-
-
-def read_limits(m: jose.Members) -> dict[str, int]:
-    limits = m.object("limits")
-    return {name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)}
 
 
 def read_auth(m: jose.Members) -> Auth:

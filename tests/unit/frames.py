@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from relay.core import frames
-from relay.core.codec import LIMIT_NAMES
 from relay.core.errors import ErrorCode
 from relay.core.inbox_values import FirstContact
 from relay.core.jws import MAX_SAFE_INTEGER, b64encode
 from relay.core.ranges import Range, Reason
+from relay.core.relay_info import LIMIT_NAMES
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 refs = st.text("abc-0é", min_size=1, max_size=64)
