@@ -54,6 +54,10 @@ class Policy(Protocol):
         """Raise a RejectedError for one that it does not."""
         ...
 
+    def is_admitted(self, did: Did) -> bool:
+        """Whether it is dealt with."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
@@ -117,7 +121,8 @@ class Links:
             if is_free and self._failure(relay, url) is None:
                 _ = self._begin(relay, url)
         for relay, link in list(self._live.items()):
-            if relay not in chosen and clock.monotonic() - link.used_at > IDLE_S:
+            is_idle = relay not in chosen and clock.monotonic() - link.used_at > IDLE_S
+            if is_idle or not self._policy.is_admitted(relay):
                 link.close()
         metrics.LINKS.set(len(self._live))
 
@@ -163,12 +168,6 @@ class Links:
         self._failures.pop(url, None)
         self._failures.pop(_name(relay, url), None)
         self._hurry.set()
-
-    def drop(self, relay: Did) -> None:
-        """End the link to a relay that is not dealt with any more."""
-        link = self._live.get(relay)
-        if link is not None:
-            link.close()
 
     # ------------------------------------------------------------ dialling
 

@@ -8,8 +8,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from relay import __version__, clock
-from relay.core import codec, codec_rules, envelope, relay_info
+from relay.core import codec, codec_rules
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Ack, Ruled, Rules, StatusItem, Submitted
 from relay.core.ids import Did, Fence
@@ -17,6 +16,7 @@ from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Page
 from relay.http import bodies
 from relay.service.addresses import strangers_network
+from relay.service.information import relay_information
 from relay.service.node import Node
 from relay.service.polling import MAX_WAIT_S, Polling
 from relay.service.submit import Submissions
@@ -177,20 +177,3 @@ def _page(page: Page) -> dict[str, Any]:
         "upto": page.upto,
         "head": page.head,
     }
-
-
-def relay_information(node: Node) -> str:
-    """The signed self-description of PROTOCOL.md §8, from the live configuration."""
-    said = relay_info.Description(
-        url=node.settings.url,
-        software="did-relay",
-        version=__version__,
-        limits=node.limits(),
-        retention_s=envelope.MAX_LIFETIME_S,
-        registration=node.settings.registration,
-        federation="closed",
-        durability=node.store.durability,
-        peers=0,
-        contact=node.settings.contact,
-    )
-    return relay_info.sign(node.key, said, clock.now())

@@ -13,7 +13,10 @@ from relay.core.errors import Refusal
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import Accepted, InboxLimits, Window
+from relay.federation.dialer import Dialer
+from relay.federation.links import Links
 from relay.ports import Store
+from relay.ports_mesh import DirectoryLimits
 from relay.server import keyfile
 from relay.server.loops import Housekeeping
 from relay.service import submit as submitting
@@ -24,7 +27,9 @@ from relay.service.commit import GroupCommit
 from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.information import relay_information
 from relay.service.keys import DidKeys
+from relay.service.mesh import Mesh
 from relay.service.node import Node, NodeSettings
 from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
@@ -65,6 +70,7 @@ class Built:
     settings: Settings
     node: Node
     housekeeping: Housekeeping
+    links: Links
     opened: OpenedStore
 
     @property
@@ -127,6 +133,7 @@ async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
             cluster=settings.redis_cluster,
             rollback_file=settings.data / "rollback",
             allow_unsafe=settings.redis_unsafe,
+            directory=DirectoryLimits(settings.directory_records),
         )
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)
@@ -159,7 +166,10 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     window = Window(settings.window_count, settings.window_bytes)
     directory = Directory(key.did, store, keys)
     deny = frozenset(Did(did) for did in settings.deny)
-    peers = Peers(key.did, settings.federation, [*map(split_peer, settings.peers)], deny)
+    peers = Peers(key.did, settings.federation, deny, store)
+    await peers.load([*map(split_peer, settings.peers)])
+    links = Links(key, Dialer(settings.dial_networks), peers)
+    mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
     node = Node(
         node_id=node_id,
         key=key,
@@ -184,9 +194,11 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         rules=RulesOf(store, contacts),
         delivery=delivery,
         peers=peers,
+        mesh=mesh,
         clock_guard=guard,
     )
-    return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)
+    house = Housekeeping(node, BouncePump(key, store, delivery))
+    return Built(settings, node, house, links, opened)
 
 
 def _accepts(

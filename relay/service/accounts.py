@@ -98,7 +98,7 @@ class Accounts:
     ) -> tuple[Identity, Welcome]:
         if not is_connected:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "relays converse over a WebSocket")
-        self.peers.admit(key.did)
+        self.peers.admit_login(key.did)
         who, welcome = self._welcome(key, claims, None)
         return replace(who, role="peer"), welcome
 

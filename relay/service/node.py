@@ -17,6 +17,7 @@ from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.mesh import Mesh
 from relay.service.peers import Peers
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
@@ -56,6 +57,7 @@ class Node:
     rules: RulesOf
     delivery: Delivery
     peers: Peers
+    mesh: Mesh
     clock_guard: ClockGuard
 
     def limits(self) -> dict[str, int]:

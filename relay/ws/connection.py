@@ -25,7 +25,14 @@ from relay.core.effects import (
     Send,
     Store,
 )
-from relay.core.errors import ErrorCode, Refusal, RelayError, error
+from relay.core.errors import (
+    ErrorCode,
+    Refusal,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+    error,
+)
 from relay.core.frames import (
     Bye,
     Deliver,
@@ -125,6 +132,9 @@ class Connection:
         except RelayError as exc:
             self._perform(self._session.fail(exc.code, exc.detail))
             return
+        if self._is_peer and (no := self._refusal()) is not None:
+            self._perform(self._session.refused(no))
+            return
         await self._perform_all(self._session.receive(frame, clock.monotonic()))
         while self._is_crowded:
             self._room.clear()
@@ -132,6 +142,19 @@ class Connection:
         if not self._socket.writable.is_set():
             # who does not read our answers is not read either
             await self._socket.writable.wait()
+
+    @property
+    def _is_peer(self) -> bool:
+        return self._session.who is not None and self._session.who.role == "peer"
+
+    def _refusal(self) -> RelayError | None:
+        """Why a peer that was let in is not dealt with any more."""
+        assert self._session.who is not None  # noqa: S101  only a peer is asked about
+        try:
+            self._node.peers.admit_login(self._session.who.did)
+        except RejectedError as exc:
+            return exc
+        return None
 
     @property
     def _is_crowded(self) -> bool:
@@ -149,7 +172,10 @@ class Connection:
     # ------------------------------------------------------------ effects
 
     async def _perform_all(self, effects: Sequence[Effect]) -> None:
-        """Carry out effects; submits and logins in the reader's own time (back-pressure)."""
+        """Carry out effects; submits and logins in the reader's own time (back-pressure).
+
+        So is all that a peer says: one that floods is read no faster than it is answered.
+        """
         for effect in effects:
             if isinstance(effect, Store):
                 await self._submissions.submit(
@@ -157,6 +183,10 @@ class Connection:
                 )
             elif isinstance(effect, Login):
                 await self._log_in(effect)
+            elif isinstance(effect, Hear):
+                await self._hear(effect)
+            elif isinstance(effect, Ask) and self._is_peer:
+                await self._ask(effect.question)
             else:
                 self._perform([effect])
 
@@ -178,8 +208,6 @@ class Connection:
                 await self._ask(question)
             case CloseInbox():
                 await self._close_inbox(effect)
-            case Hear():
-                pass
             case Close(code):
                 await self._close(code)
             case _:
@@ -229,6 +257,15 @@ class Connection:
             page = Refusal.of(exc)
         self._perform(self._session.page(page, clock.monotonic()))
 
+    async def _hear(self, effect: Hear) -> None:
+        who = self._session.who
+        assert who is not None  # noqa: S101  the session hears only after a login
+        try:
+            await self._node.mesh.hear(who.did, effect.gossip)
+        except UnavailableError as exc:
+            # whatever was not kept comes again with the next pull
+            log.loop_failed("hear", exc.code)
+
     async def _ask(self, question: Question) -> None:
         async with self._questions:
             try:
@@ -249,8 +286,8 @@ class Connection:
                 return await node.directory.publish(record, owner=who.did, ref=ref)
             case Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
-            case Digest(ref) | Want(ref):
-                return Error(ErrorCode.UNSUPPORTED, "not answered here", None, ref)
+            case Digest() | Want():
+                return await node.mesh.answer(who.did, question)
             case Resolve(ref, did, _):
                 if did is None:
                     return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)

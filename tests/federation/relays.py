@@ -31,6 +31,9 @@ class Everybody:
     def admit(self, did: Did) -> None:
         pass
 
+    def is_admitted(self, did: Did) -> bool:
+        return bool(did)
+
 
 class Dialler:
     """Dials whatever it is told, and counts."""

@@ -55,10 +55,10 @@ from relay.core.ranges import Range, Reason
 from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.core.records import Home
 from relay.core.seal import CONTENT_TYPE
-from relay.http.routes import relay_information
 from relay.ports import BounceBatch
 from relay.server.build import OpenedStore, build
 from relay.service.bounces import bounce_envelope
+from relay.service.information import relay_information
 from relay.settings import Settings
 from relay.store.memory import MemoryStore
 
