@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
-from relay.core import codec
+from relay.core import codec, records
 from relay.core.agent_session import Failed, Ready
 from relay.core.effects import Send
 from relay.core.errors import RelayError
@@ -21,8 +22,9 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 from relay.core.peering import PeerSession
 from relay.federation.links import Links
+from relay.ports import Store
 from relay.ports_mesh import PeerLink
-from tests.support.nodes import dial, new_key
+from tests.support.nodes import RunningNode, dial, new_key, running_node
 
 
 class Everybody:
@@ -125,3 +127,63 @@ async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
                     raise effect.error
                 if isinstance(effect, Ready):
                     return effect
+
+
+# ---------------------------------------------------------------- whole relays
+
+
+@dataclass(frozen=True)
+class Place:
+    """A relay that will be started: who it is and where."""
+
+    key: SigningKey
+    port: int
+
+    @property
+    def did(self) -> Did:
+        return self.key.did
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def word(self) -> str:
+        return f"{self.did}@{self.url}"
+
+
+def places(count: int) -> list[Place]:
+    """Relays with ports that are free just now."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [Place(new_key(), one.getsockname()[1]) for one in found]
+
+
+@contextlib.asynccontextmanager
+async def relay_at(
+    place: Place, peers: Sequence[Place] = (), store: Store | None = None, **values: Any
+) -> AsyncIterator[RunningNode]:
+    """A relay that dials loopback; each of ``peers`` counts as added."""
+    said = {"peers": tuple(one.word for one in peers), "dial_networks": ("127.0.0.0/8",), **values}
+    listen = f"127.0.0.1:{place.port}"
+    async with running_node(store, key=place.key, listen=listen, **said) as node:
+        yield node
+
+
+def record_of(agent: SigningKey, home: Place, *, seq: int = 0) -> str:
+    return records.sign(agent, [records.Home(home.did, home.url)], now=now(), newest_seq=seq)
+
+
+def now() -> Timestamp:
+    return Timestamp(time.time())
+
+
+async def held(node: RunningNode, agent: SigningKey) -> str | None:
+    """The record of an agent that a relay holds."""
+    return (await node.built.node.directory.resolve(agent.did)).record
+
+
+async def until_held(node: RunningNode, agent: SigningKey, record: str, seconds: float = 8) -> None:
+    async with asyncio.timeout(seconds):
+        while await held(node, agent) != record:  # noqa: ASYNC110  any node
+            await asyncio.sleep(0.02)
