@@ -14,6 +14,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import Accepted, InboxLimits, Window
 from relay.federation.dialer import Dialer
+from relay.federation.introduce import Introductions
 from relay.federation.links import Links
 from relay.ports import Store
 from relay.ports_mesh import DirectoryLimits
@@ -31,6 +32,7 @@ from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
 from relay.service.node import Node, NodeSettings
+from relay.service.operating import Operating
 from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.rules import RulesOf
@@ -71,6 +73,7 @@ class Built:
     node: Node
     housekeeping: Housekeeping
     links: Links
+    operating: Operating
     opened: OpenedStore
 
     @property
@@ -168,7 +171,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     deny = frozenset(Did(did) for did in settings.deny)
     peers = Peers(key.did, settings.federation, deny, store)
     await peers.load([*map(split_peer, settings.peers)])
-    links = Links(key, Dialer(settings.dial_networks), peers)
+    dialer = Dialer(settings.dial_networks)
+    links = Links(key, dialer, peers)
     mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
     node = Node(
         node_id=node_id,
@@ -198,7 +202,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         clock_guard=guard,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery))
-    return Built(settings, node, house, links, opened)
+    operating = Operating(peers, links, mesh, Introductions(dialer))
+    return Built(settings, node, house, links, operating, opened)
 
 
 def _accepts(

@@ -136,7 +136,7 @@ async def serve(
     endpoint = Endpoint(node)
     servers = (
         _server(public_app(node, endpoint), settings),
-        _server(admin_app(node, built.is_ready), settings),
+        _server(admin_app(node, built.operating, built.is_ready), settings),
     )
     async with asyncio.TaskGroup() as tasks:
         running = [

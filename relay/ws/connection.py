@@ -147,6 +147,11 @@ class Connection:
     def _is_peer(self) -> bool:
         return self._session.who is not None and self._session.who.role == "peer"
 
+    def _dismiss(self) -> None:
+        no = self._refusal()
+        if no is not None:
+            self._perform(self._session.refused(no))
+
     def _refusal(self) -> RelayError | None:
         """Why a peer that was let in is not dealt with any more."""
         assert self._session.who is not None  # noqa: S101  only a peer is asked about
@@ -240,7 +245,7 @@ class Connection:
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
             self._submissions.via = who.inbox
-            self._node.peers.arrived(who.did)
+            self._node.mesh.arrived(who.did, self._dismiss)
         self._perform(self._session.opened(who, welcome))
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
@@ -377,4 +382,4 @@ class Connection:
             return
         self._node.delivery.detach(who.inbox, self)
         if who.role == "peer":
-            self._node.peers.left(who.did)
+            self._node.peers.left(who.did, self._dismiss)
