@@ -64,7 +64,7 @@ class Hearing:
         await self.told_of_relays(peer, relays)
         told = gossip.records[: allowed - len(relays)]
         if told:
-            kept = await self.directory.keep(told, parse_did(peer).agent_key)
+            kept = await self.directory.keep(told, peer)
             self._judge(peer, kept)
             self._pass_on(peer, kept)
 
@@ -75,7 +75,7 @@ class Hearing:
             RejectedError: ``blocked``: it lies too often.
             UnavailableError: the store.
         """
-        kept = await self.directory.keep(gossip.records, parse_did(peer).agent_key, self._budget)
+        kept = await self.directory.keep(gossip.records, peer, self._budget)
         self._judge(peer, kept)
         self.peers.listen_to(peer)
         wanted = set(asked)
@@ -101,9 +101,9 @@ class Hearing:
             metrics.GOSSIP.labels("in", _outcome(one)).inc()
             if one.is_strike and not _is_edge_case(one):
                 self.peers.strike(peer)
-            if one.is_news and one.owner is not None:
+            if one.is_news and one.owner is not None and one.order is not None:
                 self.peers.introduced[peer] += 1
-                self.index.put(one.owner, records.parse(one.compact).order)
+                self.index.put(one.owner, one.order)
 
     def _pass_on(self, peer: Did, kept: Sequence[Kept]) -> None:
         for one in kept:
