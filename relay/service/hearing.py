@@ -25,7 +25,8 @@ from relay.service.directory import Directory, Kept
 from relay.service.peers import Peers
 
 MAX_NEWS_OF_RELAYS: Final = 256
-IGNORED: Final = frozenset({ErrorCode.UNSUPPORTED, ErrorCode.EXPIRED, ErrorCode.NOT_YET_VALID})
+FEW: Final = 32
+"""So few records that were lacking are fresh; more were missed, and others may have them all."""
 
 
 @dataclass(slots=True)
@@ -81,7 +82,9 @@ class Hearing:
         wanted = set(asked)
         if any(one.owner is not None and one.owner not in wanted for one in kept):
             raise ProtocolError(ErrorCode.BAD_FRAME, "records that were not asked for")
-        # whoever else lacks them finds out by itself, as this relay did
+        if len(asked) <= FEW:
+            # the pull was quicker than the push, which is then no news and not passed on
+            self._pass_on(peer, kept)
         return sum(one.is_news for one in kept)
 
     async def told_of_relays(self, peer: Did, infos: Sequence[str]) -> None:
