@@ -8,7 +8,7 @@
 Rules of the file: nothing is sent before the addresses are checked, and a name is never asked
 about twice, so an answer that changes in between changes nothing. No redirects, no proxies of the
 environment, no compression; everything has a bound and a deadline. A URL that may not be dialled is
-``unsupported``, whatever the network does is ``peer_unreachable`` (GUARANTEES.md §4).
+``unsupported``, whatever the network does is ``peer_unreachable``.
 """
 
 from __future__ import annotations
