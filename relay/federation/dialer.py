@@ -48,6 +48,10 @@ QUEUED_FRAMES: Final = 4
 DIALS: Final = 64
 
 
+class NoAddressError(UnavailableError):
+    """``peer_unreachable``, for as long as DNS says so: there is no such host."""
+
+
 class _Connect(connect):
     """A handshake that takes a redirect for what it is here: not a relay."""
 
@@ -157,7 +161,10 @@ class Dialer:
     async def _connected(self, target: Target) -> socket.socket:
         """A socket connected to one of the target's checked addresses."""
         addresses = await self._checked(target)
-        failure: OSError = OSError("it has no address")
+        if not addresses:
+            detail = f"{target.origin}: the host has no address"
+            raise NoAddressError(ErrorCode.PEER_UNREACHABLE, detail)
+        failure = OSError("no address was tried")
         for address in addresses[:TRIED]:
             try:
                 return await _connect_to(address, target.port)
