@@ -24,6 +24,7 @@ from relay.service.commit import GroupCommit
 from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.handles import OwnHandles
 from relay.service.keys import DidKeys
 from relay.service.node import Node, NodeSettings
 from relay.service.rates import SenderRates, StrangerRates
@@ -156,7 +157,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
-    directory = Directory(key.did, store, keys)
+    names = OwnHandles(url, store)
+    directory = Directory(key.did, store, keys, names)
     deny = frozenset(Did(did) for did in settings.deny)
     node = Node(
         node_id=node_id,
@@ -182,6 +184,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         rules=RulesOf(store, contacts),
         delivery=delivery,
         clock_guard=guard,
+        handles=names,
     )
     return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)
 

@@ -29,6 +29,7 @@ from relay.core.jws import UnsupportedError
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
 from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
+from relay.service.handles import OwnHandles
 
 _AT_ONCE: Final = 16
 """Records that are read or verified before everybody else has a turn."""
@@ -69,11 +70,19 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """Records of agents, homed here or anywhere."""
+    """Records of agents, homed here or anywhere.
+
+    Args:
+        relay: this one.
+        store: keeps them.
+        keys: of agents.
+        names: under this relay, for the agents that live here.
+    """
 
     relay: Did
     store: RecordStore
     keys: Keys
+    names: OwnHandles | None = None
 
     async def publish(
         self, compact: str, *, owner: Did | None = None, only: Did | None = None, ref: str = ""
@@ -108,6 +117,8 @@ class Directory:
         kept = merged.held or row
         kv, seq, _ = kept.order
         stored = kept.order == record.order
+        if stored and kept.names_us and self.names is not None:
+            await self.names.claim(record)
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
     async def keep(self, compacts: Sequence[str], introducer: AgentKey) -> list[Kept]:
