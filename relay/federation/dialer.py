@@ -23,7 +23,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from relay.core import hosts
@@ -238,7 +238,7 @@ def _translated(target: Target) -> Iterator[None]:
         yield
     except InvalidStatus as exc:
         raise _away(target, f"answered HTTP {exc.response.status_code}") from exc
-    except (InvalidHandshake, InvalidMessage) as exc:
+    except WebSocketException as exc:
         raise _away(target, "no relay answers there") from exc
     except ssl.SSLError as exc:
         raise _away(target, f"TLS: {exc.reason or 'failed'}") from exc

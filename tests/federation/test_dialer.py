@@ -7,6 +7,7 @@ import socket
 
 import dns.rcode
 import pytest
+import uvloop
 import websockets
 
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
@@ -318,6 +319,24 @@ async def test_a_refused_dial_leaves_no_socket_open():
                 await way.websocket(f"ws://127.0.0.1:{bird.port}")
         assert bird.hits == 3
     # an open one would be a ResourceWarning, which is an error here
+
+
+def test_it_holds_on_the_loop_that_a_node_runs_on():
+    authority = Authority()
+
+    async def dial() -> None:
+        async with canary() as bird, web(said(b"hello"), tls=authority.server(NAME)) as site:
+            way = Dialer(EVERYWHERE, Table({NAME: [HERE]}), tls=authority.client())
+            assert (await way.get(f"https://{NAME}:{site.port}/")).body == b"hello"
+            for origin in (f"https://{NAME}:{site.port}", f"http://127.0.0.1:{bird.port}"):
+                with pytest.raises(UnavailableError):
+                    await way.websocket(origin)
+            stranger = Dialer(EVERYWHERE, Table({NAME: [HERE]}))
+            await refused(stranger, f"https://{NAME}:{site.port}/", ErrorCode.PEER_UNREACHABLE)
+            assert bird.hits == 1
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(dial())
 
 
 def test_bounds_are_those_of_the_guarantees():
