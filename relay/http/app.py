@@ -15,6 +15,7 @@ from relay.core.errors import RelayError
 from relay.core.jws import dumps
 from relay.http.admin_routes import peer_routes
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
+from relay.http.naming_routes import naming_router
 from relay.http.routes import router
 from relay.service.node import Node
 from relay.service.operating import Operating
@@ -24,6 +25,7 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
     app = _app("agent relay")
     app.include_router(router(node))
+    app.include_router(naming_router(node))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
 

@@ -28,6 +28,7 @@ from relay.service.commit import GroupCommit
 from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.handles import OwnHandles
 from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
@@ -167,7 +168,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
-    directory = Directory(key.did, store, keys)
+    names = OwnHandles(url, store)
+    directory = Directory(key.did, store, keys, names)
     deny = frozenset(Did(did) for did in settings.deny)
     peers = Peers(key.did, settings.federation, deny, store)
     await peers.load([*map(split_peer, settings.peers)])
@@ -200,6 +202,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         peers=peers,
         mesh=mesh,
         clock_guard=guard,
+        handles=names,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery))
     operating = Operating(peers, links, mesh, Introductions(dialer))
