@@ -81,7 +81,7 @@ def _(frame: Digest) -> int:
 
 @size_of.register
 def _(frame: Digests) -> int:
-    return FRAME + sum(31 + len(str(it.bucket)) + len(str(it.records)) for it in frame.items)
+    return FRAME + sum(28 + len(str(it.bucket)) + len(str(it.records)) for it in frame.items)
 
 
 @size_of.register

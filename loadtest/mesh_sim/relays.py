@@ -140,9 +140,9 @@ class Relay:
                 self.links.add(did)
                 self.pull_from(did)
                 self.world.relay(did).dialled(self.did)
-        waits = [peer.dial_at for peer in self.roster.peers() if peer.did not in self.links]
-        if waits and len(self.links) < len(self.roster.kept(self.now)):
-            self.dial_in(max(0.2, min(waits) - self.now))
+        at = self.roster.next_dial_at(self.now, self.links)
+        if at is not None:
+            self.dial_in(max(0.2, at - self.now))
 
     def dialled(self, by: Did) -> None:
         """A peer has logged in here: it can be reached again, so it is dialled soon."""

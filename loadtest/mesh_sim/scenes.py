@@ -32,7 +32,9 @@ class Mesh:
     records: int
 
 
-FULL: Final = (Mesh(5, 100_000), Mesh(20, 100_000), Mesh(100, 2_000), Mesh(1_000, 2_000))
+FULL: Final = (
+    Mesh(5, 100_000), Mesh(20, 100_000), Mesh(20, 2_000), Mesh(100, 2_000), Mesh(1_000, 2_000),
+)  # fmt: skip
 QUICK: Final = (Mesh(5, 2_000), Mesh(20, 2_000), Mesh(60, 300))
 
 
@@ -48,7 +50,7 @@ class Found:
         settled_s: until 99 % of all that they should hold was held.
         rounds: pulls that an honest relay began until then, on average.
         mb_sent: what an honest relay sent until then, on average, 10^6 bytes.
-        bytes_per_record: bytes on the network for each record that some relay learnt.
+        bytes_per_record: what honest relays sent for each record that one of them learnt.
         frames: said by all.
         lost: of those.
         dropped: news that did not fit in a queue, over all relays.
@@ -153,7 +155,7 @@ def run(trouble: str, mesh: Mesh, seed: int = 1) -> Found:
     began = time.perf_counter()
     world = TROUBLES[trouble](mesh, seed)
     found = Found(trouble, mesh.relays, mesh.records)
-    lacked, bytes_before = world.missing, world.network.traffic.bytes
+    lacked = world.missing
     sent_before = {relay.did: world.network.sent[relay.did] for relay in world.relays}
     pulls_before = {relay.did: relay.pulls for relay in world.relays}
     world.sample(found.curve)
@@ -164,8 +166,7 @@ def run(trouble: str, mesh: Mesh, seed: int = 1) -> Found:
     found.rounds = statistics.fmean(one.pulls - pulls_before[one.did] for one in honest)
     sent = [world.network.sent[one.did] - sent_before[one.did] for one in honest]
     found.mb_sent = statistics.fmean(sent) / 1e6
-    learnt = lacked - world.missing
-    found.bytes_per_record = (world.network.traffic.bytes - bytes_before) / max(1, learnt)
+    found.bytes_per_record = sum(sent) / max(1, lacked - world.missing)
     found.frames, found.lost = world.network.traffic.frames, world.network.traffic.lost
     found.dropped = sum(relay.rumors.dropped for relay in world.relays)
     found.wall_s = time.perf_counter() - began

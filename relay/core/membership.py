@@ -188,8 +188,15 @@ class Roster:
         Those who would have been chosen and are gone are dialled, too, else two halves of a mesh
         would never look for each other again.
         """
+        return [did for at, did in self._dials(now, linked) if at <= now]
+
+    def next_dial_at(self, now: Timestamp, linked: Collection[Did] = ()) -> Timestamp | None:
+        """When somebody is due next; None where there is a link to all that should have one."""
+        return min((at for at, _ in self._dials(now, linked)), default=None)
+
+    def _dials(self, now: Timestamp, linked: Collection[Did]) -> list[tuple[Timestamp, Did]]:
         wanted = self.kept(now) | self._chosen(list(self._peers), now)
-        return [did for did in wanted if did not in linked and self._peers[did].dial_at <= now]
+        return [(self._peers[did].dial_at, did) for did in sorted(wanted) if did not in linked]
 
     def pick(self, count: int, pick: Pick, linked: Collection[Did]) -> list[Did]:
         """Partners for gossip or a pull: random ones of those that are alive and linked."""

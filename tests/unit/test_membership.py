@@ -184,6 +184,8 @@ def test_nobody_is_dialled_before_its_time():
     made.missed(PEER, NOW, 1.0)
     assert [made.due(later(s)) for s in (0, 1.9, 2)] == [[], [], [PEER]]
     assert made.due(later(2), linked={PEER}) == []
+    assert made.next_dial_at(NOW) == later(2)
+    assert made.next_dial_at(NOW, linked={PEER}) is None
 
 
 # ---------------------------------------------------------------- links
