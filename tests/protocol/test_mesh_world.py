@@ -49,7 +49,7 @@ def test_without_pushes_news_is_slow():
         publish(world, 1)
         found: list[tuple[float, float]] = []
         world.sample(found, 0.1)
-        world.run(200, until_agreed=False)
+        world.run(1000, until_agreed=False)
         return next(at for at, share in found if share >= 0.8)
 
     assert seconds(Habits()) < 3
