@@ -101,8 +101,8 @@ class Directory:
             ref: goes into the answer.
 
         Raises:
-            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``unsupported``,
-                ``not_admitted`` or ``storage_unavailable``.
+            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``expired``,
+                ``unsupported``, ``not_admitted`` or ``storage_unavailable``.
         """
         record = records.parse(compact)
         if record.did != (owner or only):
@@ -144,11 +144,12 @@ class Directory:
         """
         budget = budget or Budget(1.0)
         results: dict[str, Kept] = {}
-        readable: list[EndpointRecord] = []
+        readable: list[tuple[AgentKey, EndpointRecord]] = []
         for number, compact in enumerate(dict.fromkeys(compacts), 1):
             with budget.spending():
                 try:
-                    readable.append(records.parse(compact))
+                    record = records.parse(compact)
+                    readable.append((parse_did(record.did).agent_key, record))
                 except ProtocolError as exc:
                     results[compact] = Kept(compact, Refusal.of(exc))
             await _turn(number, budget)
@@ -164,16 +165,16 @@ class Directory:
 
     async def _verified(
         self,
-        given: Sequence[EndpointRecord],
+        given: Sequence[tuple[AgentKey, EndpointRecord]],
         introducer: AgentKey,
         results: dict[str, Kept],
         budget: Budget,
     ) -> list[tuple[AgentKey, RecordRow]]:
         """Rows of those that the agents signed; what is known already costs no signature."""
-        owners = [parse_did(record.did).agent_key for record in given]
-        held = await self.store.records(owners)
+        held = await self.store.records([owner for owner, _ in given])
         rows: list[tuple[AgentKey, RecordRow]] = []
-        for number, (owner, record, row) in enumerate(zip(owners, given, held, strict=True), 1):
+        for number, ((owner, record), row) in enumerate(zip(given, held, strict=True), 1):
+            await _turn(number, budget)
             compact, now = record.jws.compact, clock.now()
             order = row.order if row else None
             verdict = records.judge(order, record.order, now)
@@ -181,7 +182,6 @@ class Directory:
                 results[compact] = Kept(compact, verdict, owner, order)
                 continue
             no = await self._objection(record, budget)
-            await _turn(number, budget)
             if no is not None:
                 results[compact] = Kept(compact, no, owner, order)
                 continue
