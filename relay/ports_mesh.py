@@ -5,12 +5,26 @@ Rules of the file: those of ``relay/ports.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 from relay.core.errors import Refusal
+from relay.core.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Have,
+    Rejection,
+    Resolve,
+    Resolved,
+    Status,
+    Statuses,
+    View,
+    Want,
+)
 from relay.core.ids import AgentKey, Did, Fence, NodeId
+from relay.core.receipts import Receipt, ReceiptItem
 
 Order = tuple[int, int, bytes]
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
@@ -184,4 +198,72 @@ class PeerStore(Protocol):
 
     async def handles(self) -> list[HandleRow]:
         """All names."""
+        ...
+
+
+# ---------------------------------------------------------------- other relays
+
+
+class Taken(NamedTuple):
+    """A peer's answer to one submit: its receipt, and for each envelope its item or its no."""
+
+    receipt: Receipt | None
+    compact: str | None
+    outcomes: Sequence[ReceiptItem | Rejection]
+
+
+Ask = Status | Resolve | Digest | Want
+Told = Statuses | Resolved | Digests | Have | Gossip | View
+
+
+class PeerLink(Protocol):
+    """A live connection to a relay that has proved who it is."""
+
+    @property
+    def peer(self) -> Did:
+        """Who."""
+        ...
+
+    async def submit(
+        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+    ) -> Taken:
+        """Submit wire bytes, at most 256; the receipt is verified.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``: no answer; it may have them.
+            RelayError: it refused all of them, so it has none.
+        """
+        ...
+
+    async def ask(self, make: Callable[[str], Ask]) -> Told:
+        """Ask a question; ``make`` gets the ref.
+
+        Raises:
+            RelayError: its error, or ``peer_unreachable``.
+        """
+        ...
+
+    def push(self, gossip: Gossip) -> bool:
+        """Tell without being asked; False where too much waits to be said already."""
+        ...
+
+
+class PeerLinks(Protocol):
+    """Links to other relays."""
+
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay may have anything to do with that one."""
+        ...
+
+    async def reach(self, relay: Did, url: str) -> PeerLink:
+        """A live link, dialled if need be.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``, with ``retry_after``.
+            RejectedError: ``not_federated``.
+        """
+        ...
+
+    def live(self) -> Sequence[PeerLink]:
+        """Those that are up."""
         ...

@@ -42,10 +42,11 @@ from relay.core.frames import (
     Submit,
     Welcome,
 )
+from relay.core.identity import did_of
 from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq, Timestamp
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Acked as InboxAcked
-from relay.core.inbox_values import Page, PageItem, Window
+from relay.core.inbox_values import Opened, Page, PageItem, Window
 from relay.core.ranges import Range
 
 AUTH_DEADLINE_S: Final = 5.0
@@ -82,6 +83,9 @@ class Identity:
     fence: Fence | None
 
 
+_NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
+
+
 class RelaySession:
     """One conversation, as the relay sees it.
 
@@ -106,6 +110,16 @@ class RelaySession:
         self._reading = False
         self._more = False
         self._ended_while_reading: set[Seq] = set()
+
+    @classmethod
+    def following(cls, inbox: AgentKey, opened: Opened, window: Window) -> RelaySession:
+        """The session of a courier: no socket, no login, and it acks nothing unasked."""
+        session = cls(_NO_HELLO, window, Timestamp(0))
+        session.phase, session._timer = Phase.OPEN, None
+        session.who = Identity(did_of(inbox), inbox, opened.fence)
+        session._position = session._handed = opened.cursor
+        session._head, session._epoch = opened.head, opened.epoch
+        return session
 
     # ------------------------------------------------------------ conversation
 
