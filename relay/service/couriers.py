@@ -107,7 +107,6 @@ class Courier(Follower):
         """Carry until nothing is left, it must wait for long, or another session has the inbox."""
         needs = self._needs
         needs.delivery.attach(self._inbox, self)
-        rest = Rest(SHORT_S)
         try:
             # what was stored between opening and attaching had nobody to tell
             self.woken()
@@ -121,6 +120,11 @@ class Courier(Follower):
             self._inbox, fence, rest.wait_s, peer=rest.peer, closed=rest.closed
         ):
             await needs.store.close(self._inbox, fence, self._load.doubtful())
+
+    def stop(self) -> None:
+        """Leave the inbox to another node; what is under way is waited for."""
+        self._has_ended = True
+        self._work.set()
 
     # ------------------------------------------------------------ carry
 
@@ -232,8 +236,7 @@ class Courier(Follower):
                 case Read():
                     self._needs.spawn(self._read(effect))
                 case Close():
-                    self._has_ended = True
-                    self._work.set()
+                    self.stop()
                 case _:
                     # welcome and gaps are no news, a failed ack is said again, and how the session
                     # closes is said in run: it knows what some relay may have

@@ -55,7 +55,9 @@ class Forwarding:
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
     _carriers: dict[tuple[Did, str], Carrier] = field(default_factory=dict)
-    _couriers: set[AgentKey] = field(default_factory=set)
+    _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
+    _is_draining: bool = False
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: asyncio.TaskGroup | None = None
 
@@ -76,9 +78,19 @@ class Forwarding:
                 except TimeoutError:
                     continue
 
+    async def drain(self) -> None:
+        """Take no more inboxes, and leave those that are carried to other nodes, cleanly."""
+        self._is_draining = True
+        while self._couriers:
+            for courier in self._couriers.values():
+                if courier is not None:
+                    courier.stop()
+            self._left.clear()
+            await self._left.wait()
+
     async def _look(self) -> None:
         room = min(MOST_DUE, MOST_COURIERS - len(self._couriers))
-        if room <= 0:
+        if room <= 0 or self._is_draining:
             return
         try:
             due = await self.store.due_outboxes(self.node, most=room, lease_s=LEASE_S)
@@ -88,7 +100,7 @@ class Forwarding:
             return
         for one in due:
             if one.inbox not in self._couriers:
-                self._couriers.add(one.inbox)
+                self._couriers[one.inbox] = None
                 self._spawn(self._carry(one.inbox))
         if len(due) == room:
             self._due.set()
@@ -100,7 +112,8 @@ class Forwarding:
                 OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
             )
             if not isinstance(opened, Refusal):
-                await Courier(self._needs(), inbox, opened).run()
+                courier = self._couriers[inbox] = Courier(self._needs(), inbox, opened)
+                await courier.run()
         except RelayError as exc:
             # the loan lapses, and it is due again
             metrics.LOOP_FAILURES.labels("courier").inc()
@@ -110,7 +123,8 @@ class Forwarding:
             log.internal_error("courier")
         finally:
             metrics.COURIERS.dec()
-            self._couriers.discard(inbox)
+            del self._couriers[inbox]
+            self._left.set()
 
     def _needs(self) -> Needs:
         return Needs(

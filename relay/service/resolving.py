@@ -16,7 +16,8 @@ from relay import clock
 from relay.core import records
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.frames import Resolve, Resolved
-from relay.core.ids import Did
+from relay.core.identity import parse_did
+from relay.core.ids import AgentKey, Did
 from relay.core.records import EndpointRecord, Home
 from relay.ports_mesh import PeerLink, PeerLinks
 from relay.service.directory import Directory, Found
@@ -28,6 +29,8 @@ RATE: Final = 50.0
 BURST: Final = 200.0
 NEGATIVE_S: Final = 5.0
 MOST_NEGATIVE: Final = 10_000
+KNOWN_S: Final = 60.0
+MOST_KNOWN: Final = 100_000
 
 Keep = Callable[[str, Did], Awaitable[object]]
 """Verify and keep one record that a peer told."""
@@ -173,9 +176,15 @@ class Routing:
 
     resolving: Resolving
     links: PeerLinks
+    _known: dict[AgentKey, tuple[float, AgentKey]] = field(default_factory=dict)
 
-    async def find(self, did: Did) -> Home:
-        """The home that mail for an agent should go to first.
+    def known(self, inbox: AgentKey) -> AgentKey | None:
+        """What :meth:`find` found lately; the store alone decides whether it is still so."""
+        found = self._known.get(inbox)
+        return found[1] if found is not None and found[0] > clock.monotonic() else None
+
+    async def find(self, did: Did) -> AgentKey:
+        """The relay to which mail for an agent should go first, by its key.
 
         Raises:
             RelayError: ``unknown_inbox``: nobody knows it; ``peer_unreachable``: nobody can tell
@@ -192,7 +201,11 @@ class Routing:
         if not allowed:
             detail = "the recipient lives at a relay that this one does not federate with"
             raise error(ErrorCode.NOT_FEDERATED, detail)
-        return allowed[0]
+        peer = parse_did(allowed[0].did).agent_key
+        while len(self._known) >= MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        self._known[parse_did(did).agent_key] = (clock.monotonic() + KNOWN_S, peer)
+        return peer
 
     async def all(self, did: Did) -> Sequence[Home]:
         """All homes that this relay may dial for an agent, the preferred one first."""
