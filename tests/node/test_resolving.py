@@ -38,6 +38,7 @@ class Links:
         self.asked: list[Did] = []
         self.allowed = allowed
         self.gate: asyncio.Event | None = None
+        self.was_asked = asyncio.Event()
 
     def allows(self, relay: Did) -> bool:
         return self.allowed and bool(relay)
@@ -59,6 +60,7 @@ class Link:
     async def ask(self, make) -> Resolved:
         assert isinstance(make("r"), Resolve)
         self._links.asked.append(self.peer)
+        self._links.was_asked.set()
         if self._links.gate is not None:
             await self._links.gate.wait()
         said = self._links.says[self.peer]
@@ -149,8 +151,7 @@ async def test_many_askers_of_one_agent_make_one_question():
     links.gate = asyncio.Event()
     resolve = await resolving(links)
     asking = [asyncio.ensure_future(resolve(AGENT.did, around=True)) for _ in range(20)]
-    while not links.asked:
-        await asyncio.sleep(0)
+    await links.was_asked.wait()
     links.gate.set()
     assert {answer.state for answer in await asyncio.gather(*asking)} == {"absent"}
     assert len(links.asked) == 1
