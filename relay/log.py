@@ -82,6 +82,11 @@ def clock_confirmed() -> None:
     _log.warning("clock_confirmed")
 
 
+def equivocation(owner: str) -> None:
+    """An agent has signed two records with one seq: two programs have its key, or a backup."""
+    _log.warning("equivocation", owner=owner)
+
+
 def swept(ended: int) -> None:
     """Expired envelopes were ended."""
     _log.info("swept", ended=ended)

@@ -31,7 +31,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports_mesh import RecordRow
+from relay.ports_mesh import PeerStore, RecordRow, RecordStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,7 +243,7 @@ class Keys(Protocol):
         ...
 
 
-class Store(InboxStore, NodeStore, Wakeups, Protocol):
+class Store(InboxStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol):
     """One implementation meets them all: they share a connection, a clock and a lifetime."""
 
     async def run(self) -> None:

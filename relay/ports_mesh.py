@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
+from relay.core import records
 from relay.core.errors import Refusal
 from relay.core.frames import (
     Digest,
@@ -26,8 +27,10 @@ from relay.core.frames import (
 from relay.core.ids import AgentKey, Did, Fence, NodeId
 from relay.core.receipts import Receipt, ReceiptItem
 
-Order = tuple[int, int, bytes]
+Order = records.Order
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
+GONE: Final[Order] = (0, 0, b"")
+"""The order of a record that is not held any more: it was purged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,31 @@ class RecordRow:
         order: (kv, seq, SHA-256 of the signing input); greater wins.
         compact: the signed record.
         names_us: whether this relay is one of its homes; decides whether there is an inbox here.
-        introducer: the peer that brought it; None: its agent did.
+        introducer: the peer that was first to tell of this agent; None: the agent itself did.
+        expires_at: the record's ``exp``; 0: not known, and never purged.
+        is_parked: where a mode is held already, or an inbox is here, that mode stays; ``names_us``
+            counts where neither is. Not kept itself: what is held has the mode that was decided.
     """
 
     order: Order
     compact: str
     names_us: bool
     introducer: AgentKey | None = None
+    expires_at: int = 0
+    is_parked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryLimits:
+    """How many records of others are kept (GUARANTEES.md §4).
+
+    Args:
+        records: in all; above it agents of whom a peer tells are not taken in. Nothing is evicted.
+        share: one peer may be the first to tell of ``1/share`` of them.
+    """
+
+    records: int = 1_000_000
+    share: int = 4
 
 
 MergeOutcome = Literal["newer", "same", "older", "equivocal", "full"]
@@ -63,7 +84,8 @@ class Changes(NamedTuple):
     """Orders of records that changed after some place, oldest change first.
 
     Args:
-        items: (owner, order now) each; an owner is named once, by its newest change.
+        items: (owner, order now) each; an owner is named once, by its newest change. An order
+            that is :data:`GONE`: nothing is held of it any more.
         cursor: opaque; go on from here.
         more: whether there is more just now.
         anew: the place asked from is of another lineage: these are from the very beginning.
@@ -165,7 +187,15 @@ class RecordStore(Protocol):
         ...
 
     async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
-        """Two records of one kv and seq that the agent has signed."""
+        """Two records of one kv and seq that the agent has signed: the first such two."""
+        ...
+
+    async def purge_records(self) -> int:
+        """Forget some records that are stale for more than 90 days; gives how many.
+
+        A bounded step, to be repeated now and then; each goes on where the last one ended. An
+        agent that has an inbox here keeps its record.
+        """
         ...
 
 
@@ -185,7 +215,10 @@ class PeerStore(Protocol):
         ...
 
     async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
-        """Give a free name to an agent; gives who holds it now."""
+        """Give a free name to an agent; gives who holds it now.
+
+        A name that was left is free for another after a year, and for its agent at once.
+        """
         ...
 
     async def put_handle(self, row: HandleRow) -> None:

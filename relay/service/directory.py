@@ -1,21 +1,38 @@
-"""Directory: an agent's endpoint record is published and resolved (PROTOCOL.md §7).
+"""Directory: an agent's endpoint record is published, passed on and resolved (PROTOCOL.md §7).
 
-Rules of the file: check, then persist, then answer; found, absent and unreadable are three answers.
+Rules of the file: check, then persist, then answer; found, absent and unreadable are three answers;
+what peers bring is judged record by record, and the loop has its turn in between.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
-from relay import clock
+from relay import clock, log
 from relay.core import records
-from relay.core.errors import ErrorCode, ProtocolError, RejectedError, UnavailableError, error
+from relay.core.errors import (
+    ErrorCode,
+    ProtocolError,
+    Refusal,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+    error,
+)
 from relay.core.frames import Published, Resolution
 from relay.core.identity import parse_did
-from relay.core.ids import Did
+from relay.core.ids import AgentKey, Did
 from relay.core.jws import UnsupportedError
-from relay.ports import InboxStore, Keys
-from relay.ports_mesh import RecordRow
+from relay.core.records import EndpointRecord
+from relay.ports import Keys
+from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
+
+_AT_ONCE: Final = 16
+"""Records that are read or verified before everybody else has a turn."""
+_STRIKES: Final = frozenset({ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +45,34 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of one record that a peer brought.
+
+    Args:
+        compact: the record.
+        outcome: what merging it came to; or why it was not merged: ``bad_signature`` (forged),
+            ``bad_frame`` (malformed), ``unsupported``, ``expired``, ``not_yet_valid``.
+        owner: whose it is; None where that cannot be read.
+        is_news: it is held now, and was not before: to be passed on.
+    """
+
+    compact: str
+    outcome: MergeOutcome | Refusal
+    owner: AgentKey | None = None
+    is_news: bool = False
+
+    @property
+    def is_strike(self) -> bool:
+        """Whether no honest relay passes such a thing on."""
+        return isinstance(self.outcome, Refusal) and self.outcome.code in _STRIKES
+
+
+@dataclass(frozen=True, slots=True)
 class Directory:
-    """Records of the agents that have, or had, an inbox here."""
+    """Records of agents, homed here or anywhere."""
 
     relay: Did
-    store: InboxStore
+    store: RecordStore
     keys: Keys
 
     async def publish(
@@ -58,20 +98,82 @@ class Directory:
         if no is not None:
             raise no.to_error()
         names_us = record.names(self.relay) and record.status == "active"
-        if owner is None and not names_us and await self.store.record(key.agent_key) is None:
+        if owner is None and not names_us and await self._held(key.agent_key) is None:
             detail = "the record names other relays and this one does not know the agent"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         # with "parked" the last home keeps the inbox and queues (PROTOCOL.md §7.3)
-        keeps = names_us or (record.status == "parked" and await self._is_home(record.did))
-        row = RecordRow(record.order, compact, keeps)
-        kept = await self.store.merge_record(key.agent_key, row)
+        row = _row(record, names_us=names_us or record.status == "parked")
+        merged = (await self.store.merge_records([(key.agent_key, row)]))[0]
+        await self._tell(key.agent_key, row, merged)
+        kept = merged.held or row
         kv, seq, _ = kept.order
         stored = kept.order == record.order
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
-    async def _is_home(self, did: Did) -> bool:
-        row = await self.store.record(parse_did(did).agent_key)
-        return row is None or row.names_us
+    async def keep(self, compacts: Sequence[str], introducer: AgentKey) -> list[Kept]:
+        """Keep the newer ones of the records that a peer brought; a result for each, in place.
+
+        Raises:
+            UnavailableError: the store cannot tell; what was merged before stays.
+        """
+        results: dict[str, Kept] = {}
+        readable: list[EndpointRecord] = []
+        for number, compact in enumerate(dict.fromkeys(compacts), 1):
+            try:
+                readable.append(records.parse(compact))
+            except ProtocolError as exc:
+                results[compact] = Kept(compact, Refusal.of(exc))
+            await _turn(number)
+        rows = await self._verified(readable, introducer, results)
+        merged = await self.store.merge_records(rows)
+        for (owner, row), one in zip(rows, merged, strict=True):
+            await self._tell(owner, row, one)
+            results[row.compact] = Kept(row.compact, one.outcome, owner, _is_news(row, one))
+        return [results[compact] for compact in compacts]
+
+    async def _verified(
+        self, given: Sequence[EndpointRecord], introducer: AgentKey, results: dict[str, Kept]
+    ) -> list[tuple[AgentKey, RecordRow]]:
+        """Rows of those that the agents signed; what is known already costs no signature."""
+        owners = [parse_did(record.did).agent_key for record in given]
+        held = await self.store.records(owners)
+        rows: list[tuple[AgentKey, RecordRow]] = []
+        for number, (owner, record, row) in enumerate(zip(owners, given, held, strict=True), 1):
+            compact, now = record.jws.compact, clock.now()
+            verdict = records.judge(row.order if row else None, record.order, now)
+            if verdict in {"same", "older"}:
+                results[compact] = Kept(compact, verdict, owner)
+                continue
+            no = await self._objection(record)
+            await _turn(number)
+            if no is not None:
+                results[compact] = Kept(compact, no, owner)
+                continue
+            names_us = record.names(self.relay) and record.status == "active"
+            rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))
+        return rows
+
+    async def _objection(self, record: EndpointRecord) -> Refusal | None:
+        claimed = parse_did(record.did)
+        try:
+            key = self.keys.known(claimed) or await self.keys.resolve(record.did)
+        except RelayError as exc:
+            return Refusal.of(exc)
+        return records.verify(record, key, clock.now())
+
+    async def _tell(self, owner: AgentKey, row: RecordRow, merged: Merged) -> None:
+        if merged.outcome == "equivocal":
+            # the first two are evidence; more of them are no news
+            evidence = await self.store.evidence(owner)
+            if evidence is not None and row.compact in evidence:
+                log.equivocation(owner)
+
+    async def evidence(self, did: Did) -> tuple[str, str] | None:
+        """Two records of one ``kv`` and ``seq`` that the agent has signed, if it ever did."""
+        return await self.store.evidence(parse_did(did).agent_key)
+
+    async def _held(self, owner: AgentKey) -> RecordRow | None:
+        return (await self.store.records([owner]))[0]
 
     async def resolve(self, did: str) -> Found:
         """The newest record held of an agent.
@@ -86,10 +188,33 @@ class Directory:
         except ValueError as exc:
             raise error(ErrorCode.BAD_FRAME, f"did: {exc}") from exc
         try:
-            row = await self.store.record(owner.agent_key)
+            row = await self._held(owner.agent_key)
         except UnavailableError:
             return Found("unreadable")
         if row is None:
             return Found("absent")
         stale = records.is_stale(records.parse(row.compact), clock.now())
         return Found("found", row.compact, stale)
+
+
+def _row(
+    record: EndpointRecord, *, names_us: bool, introducer: AgentKey | None = None
+) -> RecordRow:
+    return RecordRow(
+        order=record.order,
+        compact=record.jws.compact,
+        names_us=names_us,
+        introducer=introducer,
+        expires_at=record.expires_at,
+        is_parked=record.status == "parked",
+    )
+
+
+def _is_news(row: RecordRow, merged: Merged) -> bool:
+    is_kept = merged.held is not None and merged.held.order == row.order
+    return is_kept and merged.outcome in {"newer", "equivocal"}
+
+
+async def _turn(number: int) -> None:
+    if number % _AT_ONCE == 0:
+        await asyncio.sleep(0)

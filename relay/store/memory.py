@@ -35,7 +35,8 @@ from relay.core.jws import b64encode
 from relay.core.ranges import Reason
 from relay.core.receipts import MAX_BOUNCED, Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
-from relay.ports_mesh import RecordRow
+from relay.ports_mesh import DirectoryLimits
+from relay.store.memory_mesh import MemoryDirectory, MemoryPeers
 
 DEDUPE_TOTAL: Final = 1_000_000
 """Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""
@@ -51,7 +52,7 @@ class _Bounces:
     frozen: BounceBatch | None = None
 
 
-class MemoryStore:
+class MemoryStore(MemoryDirectory, MemoryPeers):
     """All ports of a store, for one process.
 
     Args:
@@ -59,6 +60,7 @@ class MemoryStore:
         now: the clock that expiry goes by.
         dedupe_total: ids remembered over all inboxes; above it, the inbox that remembers most
             forgets its oldest hour.
+        directory: how many records of others are kept.
     """
 
     durability: Durability = "memory"
@@ -69,12 +71,14 @@ class MemoryStore:
         now: Callable[[], Timestamp],
         *,
         dedupe_total: int = DEDUPE_TOTAL,
+        directory: DirectoryLimits | None = None,
     ) -> None:
+        MemoryDirectory.__init__(self, now, directory or DirectoryLimits())
+        MemoryPeers.__init__(self)
         self._limits = limits
         self._now = now
         self._dedupe_total = dedupe_total
         self._inboxes: dict[AgentKey, Inbox] = {}
-        self._records: dict[AgentKey, RecordRow] = {}
         self._bounces: dict[AgentKey, _Bounces] = {}
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._nodes: dict[NodeId, float] = {}
@@ -256,16 +260,12 @@ class MemoryStore:
         found = [self._inboxes.get(key) for key in inboxes]
         return [Head(one.fence, one.epoch, one.last) if one else None for one in found]
 
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Keep the newer of the held and the given record."""
-        held = self._records.get(owner)
-        if held is None or row.order > held.order:
-            self._records[owner] = row
-        return self._records[owner]
+    def has_inbox(self, owner: AgentKey) -> bool:
+        """Whether an inbox of this agent is here."""
+        return owner in self._inboxes
 
-    async def record(self, owner: AgentKey) -> RecordRow | None:
-        """The newest record held of an agent."""
-        return self._records.get(owner)
+    def set_home(self, owner: AgentKey, *, home: bool) -> None:
+        """Nothing is noted in an inbox: its agent's record is asked for the mode."""
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""

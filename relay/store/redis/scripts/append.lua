@@ -1,5 +1,5 @@
 #!lua
--- include: inbox memory rules
+-- include: inbox memory rules records
 -- Store envelopes, each judged alone (core/inbox.py accept): checks first, then the entry, then its
 -- id; counts last, once for all items of an inbox. An item that fails leaves neither seq nor id.
 --
@@ -33,8 +33,9 @@ local function box_of(inbox)
 end
 
 local function elsewhere(inbox)
-  local record = redis.call('HMGET', key('record', inbox), 'home', 'jws')
-  if record[1] == '0' then return {inbox, 'moved', record[2]} end
+  local text = redis.call('GET', record_key(inbox))
+  local record = text and parse_row(text)
+  if record and not record.home then return {inbox, 'moved', jws_of(text)} end
   return {inbox, 'unknown_inbox'}
 end
 

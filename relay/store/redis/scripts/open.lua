@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory entries records
 -- Fence off any earlier session and give the inbox to a new one (core/inbox.py open_session, R1).
 -- May run when memory is full: an inbox that cannot be opened never drains.
 --
@@ -10,7 +10,8 @@
 if is_foreign() then return foreign() end
 
 local inbox = ARGV[4]
-if redis.call('HGET', key('record', inbox), 'home') == '0' then
+local record = head_of(inbox)
+if record and not record.home then
   return unchanged({inbox, 'unknown_inbox'})
 end
 local box = load_box(inbox)
