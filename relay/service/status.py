@@ -21,6 +21,7 @@ _STATE: Final[dict[Fate, State]] = {
     Fate.EXPIRED: "expired",
     Fate.CORRUPT: "corrupt",
     Fate.MOVED: "moved",
+    Fate.FORWARDED: "forwarded",
 }
 
 
@@ -46,5 +47,5 @@ class StatusOf:
             found = await self.store.status(inbox, list(questions.values()))
             for place, one in zip(questions, found, strict=True):
                 if one is not None:
-                    answers[place] = replace(answers[place], state=_STATE[one[0]])
+                    answers[place] = replace(answers[place], state=_STATE[one.fate])
         return answers

@@ -1,5 +1,5 @@
 #!lua
--- include: inbox
+-- include: inbox memory outbox entries home
 -- Keep the newer of the held and the given endpoint record, and the mode of the inbox with it, in
 -- one step (PROTOCOL.md §7.2, §7.4).
 --
@@ -34,8 +34,5 @@ if not is_newer() then
 end
 redis.call('HSET', k, 'kv', ARGV[5], 'seq', ARGV[6], 'hash', ARGV[7], 'jws', ARGV[8], 'home', ARGV[9])
 local box = load_box(owner)
-if box and box.home ~= (ARGV[9] == '1') then
-  box.home = ARGV[9] == '1'
-  write_box(box)
-end
+if box then set_home(box, ARGV[9] == '1') end
 return committed({owner, ARGV[5], ARGV[6], ARGV[7], ARGV[8], ARGV[9]})
