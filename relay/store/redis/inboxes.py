@@ -11,10 +11,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
-from relay.core.dedupe import Fate, Forwarded
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
-from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Partition, Seq
+from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Partition, Seq
 from relay.core.inbox_values import (
     Accepted,
     Acked,
@@ -35,6 +34,7 @@ from relay.core.rules import BLOCKED, NOT_ADMITTED
 from relay.ports import AckRequest, Head, OpenRequest
 from relay.store.redis import entries
 from relay.store.redis.guard import Guard
+from relay.store.redis.outboxes import proof_of, remembered
 from relay.store.redis.pages import RawPage
 from relay.store.redis.partitions import Partitions
 
@@ -256,7 +256,7 @@ class Inboxes:
             ack = request.ack
             args += (request.inbox, ack.fence, ack.epoch, ack.upto, int(request.taken))
             args += (len(ack.seqs), *ack.seqs, len(ack.refuse), *chain(*ack.refuse))
-            args.append(_proof(ack.forwarded))
+            args.append(proof_of(ack.forwarded))
         replies = await self._partitions.call("ack", part, args)
         return [_acked(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
@@ -278,7 +278,7 @@ class Inboxes:
             return []
         part = self._partitions.of(inbox)
         replies = await self._partitions.call("status", part, list(chain(*asked)))
-        return [_remembered(reply) if len(reply) > 1 else None for reply in replies]
+        return [remembered(reply) if len(reply) > 1 else None for reply in replies]
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
@@ -389,17 +389,3 @@ def _head(reply: Any) -> Head | None:
     if reply[1] != b"head":
         return None
     return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]))
-
-
-def _remembered(reply: Any) -> Remembered:
-    proof = reply[7]
-    forwarded = Forwarded(AgentKey(proof[32:].decode()), proof[:32]) if proof else None
-    return Remembered(Fate(reply[3].decode()), _prefix(reply[4]), forwarded)
-
-
-def _proof(forwarded: Forwarded | None) -> bytes:
-    return b"" if forwarded is None else forwarded.receipt + forwarded.peer.encode()
-
-
-def _prefix(eid16: bytes) -> Eid:
-    return Eid(entries.eid_text(eid16)[:21])

@@ -6,12 +6,18 @@ Rules of the file: those of ``store/redis/inboxes.py``; the rules of an outbox a
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
+from relay.core.dedupe import Fate, Forwarded
 from relay.core.errors import Refusal
-from relay.core.ids import AgentKey, Fence, NodeId, Partition
+from relay.core.ids import AgentKey, Eid, Fence, NodeId, Partition
+from relay.core.inbox_values import Remembered
 from relay.ports_mesh import DueOutbox
+from relay.store.redis import entries
 from relay.store.redis.partitions import Partitions
+
+_HASH: Final = 32
+"""Bytes of the hash of a receipt."""
 
 
 class Outboxes:
@@ -68,3 +74,15 @@ class Outboxes:
 
 def _key(raw: bytes) -> AgentKey:
     return AgentKey(raw.decode())
+
+
+def proof_of(forwarded: Forwarded | None) -> bytes:
+    """What is kept of who took an envelope over."""
+    return b"" if forwarded is None else forwarded.receipt + forwarded.peer.encode()
+
+
+def remembered(reply: Any) -> Remembered:
+    """What became of an id; of the eid, its first 21 characters: the store keeps 16 bytes."""
+    fate, eid16, proof = Fate(reply[3].decode()), reply[4], reply[7]
+    forwarded = Forwarded(_key(proof[_HASH:]), proof[:_HASH]) if proof else None
+    return Remembered(fate, Eid(entries.eid_text(eid16)[:21]), forwarded)
