@@ -21,13 +21,14 @@ from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
 from relay.core.courier import Answer, Carried, Load
+from relay.core.dedupe import Forwarded
 from relay.core.effects import AckInbox, Close, Effect, Read, Send
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import Ack as AckFrame
 from relay.core.frames import Deliver
 from relay.core.identity import did_of, parse_did
 from relay.core.ids import AgentKey, Did, Seq
-from relay.core.inbox_values import Acked, Forwarded, Opened, Window
+from relay.core.inbox_values import Acked, Opened, Window
 from relay.core.records import Home
 from relay.core.session import RelaySession
 from relay.ports import AckRequest, Store
