@@ -39,6 +39,17 @@ CONNECTIONS: Final = Gauge("relay_connections", "Open WebSocket connections.")
 SESSIONS: Final = Gauge("relay_sessions", "Logged-in conversations.")
 SESSION_ENDS: Final = Counter("relay_session_ends_total", "Ended conversations.", ["code"])
 LOGINS: Final = Counter("relay_logins_total", "Logins by outcome.", ["outcome"])
+LINKS: Final = Gauge("relay_links", "Links to other relays that stand.")
+DIALS: Final = Counter("relay_dials_total", "Dials of other relays by outcome.", ["outcome"])
+GOSSIP_DROPPED: Final = Counter(
+    "relay_gossip_dropped_total", "Gossip given up, by where; pulls repair it.", ["where"]
+)
+GOSSIP: Final = Counter(
+    "relay_gossip_records_total", "Records passed between relays.", ["way", "outcome"]
+)
+PULLS: Final = Counter("relay_pulls_total", "Comparisons of directories.", ["outcome"])
+STRIKES: Final = Counter("relay_peer_strikes_total", "Forged records that peers passed on.")
+RECORDS: Final = Gauge("relay_directory_records", "Endpoint records held, as this node knows.")
 READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
 STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
 CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")

@@ -1,4 +1,4 @@
-"""What the mesh needs of a store: the directory, outboxes, peers and handles.
+"""What the mesh needs: of a store the directory, outboxes, peers and handles; links to peers.
 
 Rules of the file: those of ``relay/ports.py``.
 """
@@ -10,21 +10,10 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
 from relay.core import records
-from relay.core.errors import Refusal
-from relay.core.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Rejection,
-    Resolve,
-    Resolved,
-    Status,
-    Statuses,
-    View,
-    Want,
-)
+from relay.core.errors import Refusal, RelayError
+from relay.core.frames import Gossip, Rejection
 from relay.core.ids import AgentKey, Did, Fence, NodeId
+from relay.core.peering import Answer, Question
 from relay.core.receipts import Receipt, ReceiptItem
 
 Order = records.Order
@@ -245,58 +234,84 @@ class Taken(NamedTuple):
     outcomes: Sequence[ReceiptItem | Rejection]
 
 
-Ask = Status | Resolve | Digest | Want
-Told = Statuses | Resolved | Digests | Have | Gossip | View
-
-
 class PeerLink(Protocol):
-    """A live connection to a relay that has proved who it is."""
+    """A connection to a peer that this relay dialled and that has proved who it is."""
 
     @property
     def peer(self) -> Did:
-        """Who."""
+        """Who is at the other end."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The origin that was dialled."""
         ...
 
     async def submit(
         self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
     ) -> Taken:
-        """Submit wire bytes, at most 256; the receipt is verified.
+        """Hand wire bytes over, at most 256; several submits may be under way.
 
         Raises:
             UnavailableError: ``peer_unreachable``: no answer; it may have them.
-            RelayError: it refused all of them, so it has none.
+            RelayError: the peer refuses the submit as a whole.
         """
         ...
 
-    async def ask(self, make: Callable[[str], Ask]) -> Told:
-        """Ask a question; ``make`` gets the ref.
+    async def ask(self, make: Callable[[str], Question]) -> Answer:
+        """Ask; ``make`` is given the ref.
 
         Raises:
-            RelayError: its error, or ``peer_unreachable``.
+            UnavailableError: ``peer_unreachable``.
+            RelayError: the peer's refusal.
         """
         ...
 
     def push(self, gossip: Gossip) -> bool:
-        """Tell without being asked; False where too much waits to be said already."""
+        """Pass on, at leisure; False: there is too much already, and this was dropped."""
         ...
 
 
 class PeerLinks(Protocol):
-    """Links to other relays."""
+    """The links of this node."""
 
     def allows(self, relay: Did) -> bool:
         """Whether this relay may have anything to do with that one."""
         ...
 
     async def reach(self, relay: Did, url: str) -> PeerLink:
-        """A live link, dialled if need be.
+        """The link to a relay; dialled if there is none.
+
+        Args:
+            relay: who must prove to be there.
+            url: its origin.
 
         Raises:
-            UnavailableError: ``peer_unreachable``, with ``retry_after``.
-            RejectedError: ``not_federated``.
+            RejectedError: ``not_federated`` or ``blocked``: by the policy here or there.
+            UnavailableError: ``peer_unreachable``, with the seconds until it is dialled again.
         """
         ...
 
     def live(self) -> Sequence[PeerLink]:
-        """Those that are up."""
+        """All links that stand."""
+        ...
+
+
+class LinkListener(Protocol):
+    """Who decides which links are kept, and hears what becomes of them."""
+
+    def chosen(self) -> Sequence[tuple[Did, str]]:
+        """The relays, with their origins, to which there should be a link."""
+        ...
+
+    def came(self, link: PeerLink) -> None:
+        """A link stands."""
+        ...
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        """A dial failed."""
+        ...
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        """A link has ended."""
         ...

@@ -18,7 +18,7 @@ from relay.client.exchange import EXCHANGE_S, ask
 from relay.client.finding import Found, found
 from relay.client.origin import Origin
 from relay.client.state import State as AgentState
-from relay.core import codec, codec_rules
+from relay.core import codec, codec_rules, relay_info
 from relay.core import jws as jose
 from relay.core.agent_session import AgentSession, Failed, Login, Ready
 from relay.core.effects import Send
@@ -124,7 +124,7 @@ def _hello(greeting: jose.Members) -> Hello:
             relay=Did(greeting.text("relay", most=512)),
             url=greeting.text("url", most=512),
             nonce=greeting.text("nonce", most=64),
-            limits=codec.read_limits(greeting),
+            limits=relay_info.read_limits(greeting),
             time=int(clock.now()),
         )
     except ValueError as exc:

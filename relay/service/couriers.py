@@ -25,18 +25,19 @@ from relay.core.dedupe import Forwarded
 from relay.core.effects import AckInbox, Close, Effect, Read, Send
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import Ack as AckFrame
-from relay.core.frames import Deliver
+from relay.core.frames import Deliver, Hello, Welcome, WelcomePending
 from relay.core.identity import did_of, parse_did
 from relay.core.ids import AgentKey, Did, Seq
 from relay.core.inbox_values import Acked, Opened, Window
 from relay.core.records import Home
-from relay.core.session import RelaySession
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import Identity
 from relay.ports import AckRequest, Store
 from relay.ports_mesh import Taken
 from relay.service.carriers import MOST_BYTES, Carrier, NotSentError, Spawn
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
-from relay.service.following import Follower
+from relay.service.follower import Follower
 
 LEASE_S: Final = 30.0
 IDLE_S: Final = 10.0
@@ -45,6 +46,7 @@ SHORT_S: Final = 3.0
 NOWHERE_S: Final = 30.0
 ACK_AGAIN_S: Final = 1.0
 BATCH: Final = 64
+_NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
 
@@ -91,7 +93,9 @@ class Courier(Follower):
     """
 
     def __init__(self, needs: Needs, inbox: AgentKey, opened: Opened) -> None:
-        super().__init__(RelaySession.following(inbox, opened, needs.window), needs.store)
+        session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
+        session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
+        super().__init__(session, needs.store)
         self._needs = needs
         self._inbox = inbox
         self._to = did_of(inbox)
@@ -109,6 +113,8 @@ class Courier(Follower):
         needs = self._needs
         needs.delivery.attach(self._inbox, self)
         try:
+            who = Identity(self._to, self._inbox, self._opened.fence)
+            self._perform(self._session.opened(who, _welcome(self._opened, needs.window)))
             # what was stored between opening and attaching had nobody to tell
             self.woken()
             rest = await self._carry_all()
@@ -254,6 +260,20 @@ class Courier(Follower):
                 self._unacked -= 1
         super().decided(results)
         self._work.set()
+
+
+def _welcome(opened: Opened, window: Window) -> Welcome:
+    return Welcome(
+        inbox=True,
+        session=opened.fence,
+        epoch=opened.epoch,
+        cursor=opened.cursor,
+        head=opened.head,
+        pending=WelcomePending(),
+        window_count=window.count,
+        window_bytes=window.bytes,
+        proof="",
+    )
 
 
 def _proof(home: Home, taken: Taken) -> Forwarded | None:

@@ -7,8 +7,8 @@ what peers bring is judged record by record, and the loop has its turn in betwee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock, log
@@ -29,6 +29,7 @@ from relay.core.jws import UnsupportedError
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
 from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
+from relay.service.budget import Budget
 
 _AT_ONCE: Final = 16
 """Records that are read or verified before everybody else has a turn."""
@@ -69,11 +70,19 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Directory:
-    """Records of agents, homed here or anywhere."""
+    """Records of agents, homed here or anywhere.
+
+    Args:
+        relay: this one.
+        store: where records are kept.
+        keys: which keys may act for a DID.
+        listeners: told of each record that an agent published here and that is news.
+    """
 
     relay: Did
     store: RecordStore
     keys: Keys
+    listeners: list[Callable[[AgentKey, RecordRow], None]] = field(default_factory=list)
 
     async def publish(
         self, compact: str, *, owner: Did | None = None, only: Did | None = None, ref: str = ""
@@ -105,26 +114,38 @@ class Directory:
         row = _row(record, names_us=names_us or record.status == "parked")
         merged = (await self.store.merge_records([(key.agent_key, row)]))[0]
         await self._tell(key.agent_key, row, merged)
+        if _is_news(row, merged):
+            for listener in self.listeners:
+                listener(key.agent_key, row)
         kept = merged.held or row
         kv, seq, _ = kept.order
         stored = kept.order == record.order
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
-    async def keep(self, compacts: Sequence[str], introducer: AgentKey) -> list[Kept]:
+    async def keep(
+        self, compacts: Sequence[str], introducer: AgentKey, budget: Budget | None = None
+    ) -> list[Kept]:
         """Keep the newer ones of the records that a peer brought; a result for each, in place.
+
+        Args:
+            compacts: the records.
+            introducer: the peer.
+            budget: what judging them may cost.
 
         Raises:
             UnavailableError: the store cannot tell; what was merged before stays.
         """
+        budget = budget or Budget(1.0)
         results: dict[str, Kept] = {}
         readable: list[EndpointRecord] = []
         for number, compact in enumerate(dict.fromkeys(compacts), 1):
-            try:
-                readable.append(records.parse(compact))
-            except ProtocolError as exc:
-                results[compact] = Kept(compact, Refusal.of(exc))
-            await _turn(number)
-        rows = await self._verified(readable, introducer, results)
+            with budget.spending():
+                try:
+                    readable.append(records.parse(compact))
+                except ProtocolError as exc:
+                    results[compact] = Kept(compact, Refusal.of(exc))
+            await _turn(number, budget)
+        rows = await self._verified(readable, introducer, results, budget)
         merged = await self.store.merge_records(rows)
         for (owner, row), one in zip(rows, merged, strict=True):
             await self._tell(owner, row, one)
@@ -132,7 +153,11 @@ class Directory:
         return [results[compact] for compact in compacts]
 
     async def _verified(
-        self, given: Sequence[EndpointRecord], introducer: AgentKey, results: dict[str, Kept]
+        self,
+        given: Sequence[EndpointRecord],
+        introducer: AgentKey,
+        results: dict[str, Kept],
+        budget: Budget,
     ) -> list[tuple[AgentKey, RecordRow]]:
         """Rows of those that the agents signed; what is known already costs no signature."""
         owners = [parse_did(record.did).agent_key for record in given]
@@ -144,8 +169,8 @@ class Directory:
             if verdict in {"same", "older"}:
                 results[compact] = Kept(compact, verdict, owner)
                 continue
-            no = await self._objection(record)
-            await _turn(number)
+            no = await self._objection(record, budget)
+            await _turn(number, budget)
             if no is not None:
                 results[compact] = Kept(compact, no, owner)
                 continue
@@ -153,13 +178,14 @@ class Directory:
             rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))
         return rows
 
-    async def _objection(self, record: EndpointRecord) -> Refusal | None:
+    async def _objection(self, record: EndpointRecord, budget: Budget) -> Refusal | None:
         claimed = parse_did(record.did)
         try:
             key = self.keys.known(claimed) or await self.keys.resolve(record.did)
         except RelayError as exc:
             return Refusal.of(exc)
-        return records.verify(record, key, clock.now())
+        with budget.spending():
+            return records.verify(record, key, clock.now())
 
     async def _tell(self, owner: AgentKey, row: RecordRow, merged: Merged) -> None:
         if merged.outcome == "equivocal":
@@ -215,6 +241,7 @@ def _is_news(row: RecordRow, merged: Merged) -> bool:
     return is_kept and merged.outcome in {"newer", "equivocal"}
 
 
-async def _turn(number: int) -> None:
+async def _turn(number: int, budget: Budget) -> None:
     if number % _AT_ONCE == 0:
         await asyncio.sleep(0)
+        await budget.rest()

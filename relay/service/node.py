@@ -17,6 +17,10 @@ from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.forwarding import Forwarding
+from relay.service.mesh import Mesh
+from relay.service.peers import Peers
+from relay.service.resolving import Resolving, Routing
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
@@ -54,6 +58,11 @@ class Node:
     status: StatusOf
     rules: RulesOf
     delivery: Delivery
+    peers: Peers
+    mesh: Mesh
+    resolving: Resolving
+    routing: Routing
+    forwarding: Forwarding
     clock_guard: ClockGuard
 
     def limits(self) -> dict[str, int]:

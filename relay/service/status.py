@@ -39,24 +39,31 @@ _FINAL: Final = frozenset({"acked", "refused", "expired", "corrupt"})
 
 @dataclass(frozen=True, slots=True)
 class StatusOf:
-    """Answers what is asked under the asker's own DID, or under the one that a peer names."""
+    """Answers only the sender: what is asked is looked up under the asker's own DID.
+
+    A peer asks for the senders whose envelopes it brought: it names them, and the ids, which nobody
+    else can guess.
+    """
 
     store: InboxStore
     links: PeerLinks | None = None
     routing: Routing | None = None
 
-    async def __call__(self, asker: Did, items: Sequence[StatusItem]) -> list[StatusAnswer]:
-        """One answer an item, in order; what cannot be told is ``unknown``."""
+    async def __call__(self, asker: Did | None, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+        """One answer an item, in order; what cannot be told is ``unknown``; no asker: a peer."""
         answers = [StatusAnswer(item.to, item.id, "unknown") for item in items]
         asked: dict[AgentKey, dict[int, Question]] = {}
         for place, item in enumerate(items):
+            sender = asker or item.sender
+            if sender is None:
+                continue
             try:
                 inbox = parse_did(item.to).agent_key
                 message_id = parse_message_id(item.id)
-                key = dedupe_key(item.sender or asker, message_id)
             except ValueError:
                 continue
-            asked.setdefault(inbox, {})[place] = Question(key, message_id_hour(message_id))
+            question = Question(dedupe_key(sender, message_id), message_id_hour(message_id))
+            asked.setdefault(inbox, {})[place] = question
         for inbox, questions in asked.items():
             found = await self.store.status(inbox, list(questions.values()))
             for place, one in zip(questions, found, strict=True):

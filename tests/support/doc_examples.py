@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, get_args, get_origin
 import nacl.bindings
 from pydantic.fields import FieldInfo
 
-from relay.core import codec, envelope, handshake, jws, records
+from relay.core import codec, envelope, handshake, jws, records, relay_info
 from relay.core.envelope import Draft, SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import (
@@ -55,10 +55,10 @@ from relay.core.ranges import Range, Reason
 from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.core.records import Home
 from relay.core.seal import CONTENT_TYPE
-from relay.http.routes import INFO_TYP, relay_information
 from relay.ports import BounceBatch
 from relay.server.build import OpenedStore, build
 from relay.service.bounces import bounce_envelope
+from relay.service.information import relay_information
 from relay.settings import Settings
 from relay.store.memory import MemoryStore
 
@@ -159,8 +159,8 @@ def information() -> str:
         return relay_information((await build(settings, opened, URL)).node)
 
     payload = payload_of(asyncio.run(described()))
-    payload["durability"] = "fsync"
-    return jws.sign(payload, typ=INFO_TYP, kid=RELAY.kid, key=RELAY.sign)
+    payload |= {"durability": "fsync", "iat": int(NOW), "exp": int(NOW) + relay_info.MAX_LIFETIME_S}
+    return jws.sign(payload, typ=relay_info.TYP, kid=RELAY.kid, key=RELAY.sign)
 
 
 # ---------------------------------------------------------------- blocks
