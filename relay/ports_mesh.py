@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from relay.core import records
 from relay.core.errors import Refusal, RelayError
 from relay.core.frames import Gossip, Rejection
+from relay.core.handles import Handle, Heard
 from relay.core.ids import AgentKey, Did, Fence, NodeId
 from relay.core.peering import Answer, Question
 from relay.core.receipts import Receipt, ReceiptItem
@@ -185,6 +186,17 @@ class RecordStore(Protocol):
         A bounded step, to be repeated now and then; each goes on where the last one ended. An
         agent that has an inbox here keeps its record.
         """
+        ...
+
+
+class Names(Protocol):
+    """Where handles lead: the way from a handle to a DID (PROTOCOL.md §7.5).
+
+    The way back, whether the record of that DID lists the handle, is the caller's to look at.
+    """
+
+    async def resolve(self, handle: Handle) -> Heard:
+        """Found, with the DID; absent; or unreadable, and why. Never raises for the network."""
         ...
 
 

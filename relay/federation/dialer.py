@@ -8,7 +8,7 @@
 Rules of the file: nothing is sent before the addresses are checked, and a name is never asked
 about twice, so an answer that changes in between changes nothing. No redirects, no proxies of the
 environment, no compression; everything has a bound and a deadline. A URL that may not be dialled is
-``unsupported``, whatever the network does is ``peer_unreachable`` (GUARANTEES.md §4).
+``unsupported``, whatever the network does is ``peer_unreachable``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import InvalidHandshake, InvalidMessage, InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from relay.core import hosts
@@ -46,6 +46,10 @@ CLOSE_S: Final = 2.0
 MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 DIALS: Final = 64
+
+
+class NoAddressError(UnavailableError):
+    """``peer_unreachable``, for as long as DNS says so: there is no such host."""
 
 
 class _Connect(connect):
@@ -157,7 +161,10 @@ class Dialer:
     async def _connected(self, target: Target) -> socket.socket:
         """A socket connected to one of the target's checked addresses."""
         addresses = await self._checked(target)
-        failure: OSError = OSError("it has no address")
+        if not addresses:
+            detail = f"{target.origin}: the host has no address"
+            raise NoAddressError(ErrorCode.PEER_UNREACHABLE, detail)
+        failure = OSError("no address was tried")
         for address in addresses[:TRIED]:
             try:
                 return await _connect_to(address, target.port)
@@ -231,7 +238,7 @@ def _translated(target: Target) -> Iterator[None]:
         yield
     except InvalidStatus as exc:
         raise _away(target, f"answered HTTP {exc.response.status_code}") from exc
-    except (InvalidHandshake, InvalidMessage) as exc:
+    except WebSocketException as exc:
         raise _away(target, "no relay answers there") from exc
     except ssl.SSLError as exc:
         raise _away(target, f"TLS: {exc.reason or 'failed'}") from exc

@@ -14,6 +14,7 @@ from relay import __version__, log, metrics
 from relay.core.errors import RelayError
 from relay.core.jws import dumps
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
+from relay.http.naming_routes import naming_router
 from relay.http.routes import router
 from relay.service.node import Node
 
@@ -22,6 +23,7 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
     app = _app("agent relay")
     app.include_router(router(node))
+    app.include_router(naming_router(node))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
 

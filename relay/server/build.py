@@ -15,6 +15,7 @@ from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import Accepted, Acked, InboxLimits, Window
 from relay.federation.dialer import Dialer
 from relay.federation.links import Links
+from relay.federation.naming import Naming
 from relay.ports import AckRequest, Store
 from relay.ports_mesh import DirectoryLimits
 from relay.server import keyfile
@@ -28,6 +29,7 @@ from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
+from relay.service.handles import OwnHandles
 from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
@@ -166,13 +168,15 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
-    directory = Directory(key.did, store, keys)
+    names = OwnHandles(url, store)
+    directory = Directory(key.did, store, keys, names)
     deny = frozenset(Did(did) for did in settings.deny)
     peers = Peers(key.did, settings.federation, deny, store)
     await peers.load([*map(split_peer, settings.peers)])
-    links = Links(key, Dialer(settings.dial_networks), peers)
+    dialer = Dialer(settings.dial_networks)
+    links = Links(key, dialer, peers)
     mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
-    resolving = Resolving(key.did, directory, links, mesh.hearing.told)
+    resolving = Resolving(key.did, directory, links, mesh.hearing.told, Naming(dialer, names))
     routing = Routing(resolving, links)
     acks: GroupCommit[AckRequest, Acked] = GroupCommit(store.ack, lambda _: ACK_BYTES)
     forwarding = Forwarding(
@@ -214,6 +218,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         routing=routing,
         forwarding=forwarding,
         clock_guard=guard,
+        handles=names,
+        names=naming,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
     return Built(settings, node, house, links, opened)

@@ -30,6 +30,7 @@ from relay.core.records import EndpointRecord
 from relay.ports import Keys
 from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
 from relay.service.budget import Budget
+from relay.service.handles import OwnHandles
 
 _AT_ONCE: Final = 16
 """Records that are read or verified before everybody else has a turn."""
@@ -74,14 +75,16 @@ class Directory:
 
     Args:
         relay: this one.
-        store: where records are kept.
+        store: keeps them.
         keys: which keys may act for a DID.
+        names: under this relay, for the agents that live here.
         listeners: told of each record that an agent published here and that is news.
     """
 
     relay: Did
     store: RecordStore
     keys: Keys
+    names: OwnHandles | None = None
     listeners: list[Callable[[AgentKey, RecordRow], None]] = field(default_factory=list)
 
     async def publish(
@@ -120,6 +123,8 @@ class Directory:
         kept = merged.held or row
         kv, seq, _ = kept.order
         stored = kept.order == record.order
+        if stored and kept.names_us and self.names is not None:
+            await self.names.claim(record)
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
     async def keep(

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock
-from relay.core import records
+from relay.core import handles, records
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.frames import Resolve, Resolved
 from relay.core.identity import parse_did
 from relay.core.ids import AgentKey, Did
 from relay.core.records import EndpointRecord, Home
-from relay.ports_mesh import PeerLink, PeerLinks
+from relay.ports_mesh import Names, PeerLink, PeerLinks
 from relay.service.directory import Directory, Found
 
 ASK_S: Final = 3.0
@@ -45,12 +45,14 @@ class Resolving:
         directory: the own store.
         links: other relays.
         keep: takes a record that a peer told.
+        names: where handles lead.
     """
 
     relay: Did
     directory: Directory
     links: PeerLinks
     keep: Keep
+    names: Names
     _tokens: float = BURST
     _at: float = field(default_factory=clock.monotonic)
     _asking: dict[str, asyncio.Future[Found]] = field(default_factory=dict)
@@ -73,6 +75,23 @@ class Resolving:
         if known is not None and known[0] > clock.monotonic():
             return found if found.record is not None else known[1]
         return await self._once(did, found)
+
+    async def by_handle(self, text: str) -> Found:
+        """The newest record of the agent to which a handle leads.
+
+        Whether the record lists the handle, too, is there for the asker to see (PROTOCOL.md §7.5).
+
+        Raises:
+            ProtocolError: ``bad_frame``: no handle.
+        """
+        try:
+            handle = handles.parse(text)
+        except ValueError as exc:
+            raise error(ErrorCode.BAD_FRAME, f"handle: {exc}") from exc
+        heard = await self.names.resolve(handle)
+        if heard.did is None:
+            return Found(heard.state)
+        return await self(heard.did, around=True)
 
     async def _once(self, did: str, found: Found) -> Found:
         """Ask around, unless somebody already does so for this DID."""

@@ -282,12 +282,20 @@ class Connection(Follower):
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
             case Digest() | Want():
                 return await node.mesh.answer(who.did, question)
-            case Resolve(ref, did, _):
-                if did is None:
-                    return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)
-                # a peer is answered from the own store, else questions would go in circles
-                found = await node.resolving(did, around=who.fence is not None)
-                return Resolved(ref, found.state, found.record, stale=found.stale)
+            case Resolve():
+                return await self._resolve(who, question)
+
+    async def _resolve(self, who: Identity, question: Resolve) -> Frame:
+        # a peer is answered from the own store, else questions would go in circles
+        around, resolving = who.fence is not None, self._node.resolving
+        if question.did is not None:
+            found = await resolving(question.did, around=around)
+        elif around:
+            found = await resolving.by_handle(question.handle or "")
+        else:
+            detail = "handles are looked up for the agents of this relay"
+            return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
+        return Resolved(question.ref, found.state, found.record, stale=found.stale)
 
     async def _statuses(self, who: Identity, items: Sequence[StatusItem]) -> list[StatusAnswer]:
         if who.role == "peer":

@@ -8,7 +8,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import dns.asyncresolver
@@ -146,8 +146,10 @@ class Web:
         self.port = 0
         self._reply = reply
         self._stays = stays
+        self._open: set[asyncio.StreamWriter] = set()
 
     async def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
         try:
             request = await reader.readuntil(b"\r\n\r\n")
             self.requests.append(request)
@@ -159,6 +161,12 @@ class Web:
             return
         finally:
             writer.close()
+
+    async def end(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+            with suppress(ConnectionError, ssl.SSLError):
+                await writer.wait_closed()
 
 
 @asynccontextmanager
@@ -174,7 +182,10 @@ async def web(
     server = await asyncio.start_server(site.take, host, 0, ssl=tls)
     site.port = server.sockets[0].getsockname()[1]
     async with server:
-        yield site
+        try:
+            yield site
+        finally:
+            await site.end()
 
 
 def said(body: bytes, kind: str = "text/plain", status: str = "200 OK", *more: str) -> bytes:
