@@ -265,7 +265,9 @@ class MemoryStore:
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes."""
         found = [self._inboxes.get(key) for key in inboxes]
-        return [Head(one.fence, one.epoch, one.last) if one else None for one in found]
+        return [
+            Head(one.fence, one.epoch, one.last, not one.home) if one else None for one in found
+        ]
 
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
         """Keep the newer of the held and the given record."""

@@ -196,7 +196,7 @@ class World:
         """Another node's store; for memory there is only one."""
         if self.is_memory:
             if not self._stores:
-                total = {k: v for k, v in self.options.items() if k == "dedupe_total"}
+                total = {k: v for k, v in self.options.items() if k in {"dedupe_total", "outbox"}}
                 made = MemoryStore(self.limits, lambda: Timestamp(self.now), **total)
                 self._stores.append(made)
             return self._stores[0]
