@@ -66,11 +66,15 @@ class AckRequest:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a node polls of its sessions' inboxes, in case a wake-up was lost."""
+    """What a node polls of its sessions' inboxes, in case a wake-up was lost.
+
+    ``away``: its agent lives elsewhere, so that a session that ended may be one of the agent's.
+    """
 
     fence: Fence
     epoch: Epoch
     head: Seq
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,7 +118,7 @@ class Holdings:
                 self.refused = Refused(self.refused.count + 1, first, int(now))
             return no
         # strangers must not close an inbox to those it knows
-        most = limits.dedupe_entries // (2 if self.is_strange(item) else 1)
+        most = limits.dedupe_entries // (2 if self.home and self.is_strange(item) else 1)
         while len(self.dedupe) >= most:
             if not self.dedupe.can_shed():
                 return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")

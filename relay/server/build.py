@@ -176,7 +176,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     dialer = Dialer(settings.dial_networks)
     links = Links(key, dialer, peers)
     mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
-    resolving = Resolving(key.did, directory, links, mesh.hearing.told, Naming(dialer, names))
+    naming = Naming(dialer, names)
+    resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
     routing = Routing(resolving, links)
     acks: GroupCommit[AckRequest, Acked] = GroupCommit(store.ack, lambda _: ACK_BYTES)
     forwarding = Forwarding(

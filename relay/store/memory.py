@@ -269,7 +269,9 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes."""
         found = [self._inboxes.get(key) for key in inboxes]
-        return [Head(one.fence, one.epoch, one.last) if one else None for one in found]
+        return [
+            Head(one.fence, one.epoch, one.last, not one.home) if one else None for one in found
+        ]
 
     def has_inbox(self, owner: AgentKey) -> bool:
         """Whether an inbox of this agent is here."""

@@ -388,4 +388,4 @@ def _acked(request: AckRequest, reply: Any) -> Acked | Refusal:
 def _head(reply: Any) -> Head | None:
     if reply[1] != b"head":
         return None
-    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]))
+    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]), reply[5] == 1)

@@ -96,10 +96,9 @@ local function count_refusal(box)
   changed = true
 end
 
--- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half, and
--- of what is for elsewhere nobody knows who is one.
+-- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half.
 local function has_own_room(box, item)
-  local most = (item.is_stranger or not box.home) and math.floor(MAX_IDS / 2) or MAX_IDS
+  local most = item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS
   while box.ids >= most do
     if not shed(box) then return false end
     box.is_dirty, changed = true, true
@@ -108,7 +107,7 @@ local function has_own_room(box, item)
 end
 
 -- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
--- most three quarters.
+-- most three quarters; of what is for elsewhere nobody knows who is one.
 local function has_room(box, item)
   local most = (item.is_stranger or not box.home) and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
   while IDS >= most do
