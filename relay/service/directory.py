@@ -28,7 +28,7 @@ from relay.core.ids import AgentKey, Did
 from relay.core.jws import UnsupportedError
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
-from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
+from relay.ports_mesh import Merged, MergeOutcome, Order, RecordRow, RecordStore
 from relay.service.budget import Budget
 from relay.service.handles import OwnHandles
 
@@ -55,12 +55,14 @@ class Kept:
         outcome: what merging it came to; or why it was not merged: ``bad_signature`` (forged),
             ``bad_frame`` (malformed), ``unsupported``, ``expired``, ``not_yet_valid``.
         owner: whose it is; None where that cannot be read.
+        order: of the record of that agent that is held now, if one is.
         is_news: it is held now, and was not before: to be passed on.
     """
 
     compact: str
     outcome: MergeOutcome | Refusal
     owner: AgentKey | None = None
+    order: Order | None = None
     is_news: bool = False
 
     @property
@@ -99,8 +101,8 @@ class Directory:
             ref: goes into the answer.
 
         Raises:
-            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``unsupported``,
-                ``not_admitted`` or ``storage_unavailable``.
+            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``expired``,
+                ``unsupported``, ``not_admitted`` or ``storage_unavailable``.
         """
         record = records.parse(compact)
         if record.did != (owner or only):
@@ -128,7 +130,7 @@ class Directory:
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
     async def keep(
-        self, compacts: Sequence[str], introducer: AgentKey, budget: Budget | None = None
+        self, compacts: Sequence[str], introducer: Did, budget: Budget | None = None
     ) -> list[Kept]:
         """Keep the newer ones of the records that a peer brought; a result for each, in place.
 
@@ -142,42 +144,46 @@ class Directory:
         """
         budget = budget or Budget(1.0)
         results: dict[str, Kept] = {}
-        readable: list[EndpointRecord] = []
+        readable: list[tuple[AgentKey, EndpointRecord]] = []
         for number, compact in enumerate(dict.fromkeys(compacts), 1):
             with budget.spending():
                 try:
-                    readable.append(records.parse(compact))
+                    record = records.parse(compact)
+                    readable.append((parse_did(record.did).agent_key, record))
                 except ProtocolError as exc:
                     results[compact] = Kept(compact, Refusal.of(exc))
             await _turn(number, budget)
-        rows = await self._verified(readable, introducer, results, budget)
+        peer = parse_did(introducer).agent_key
+        rows = await self._verified(readable, peer, results, budget)
         merged = await self.store.merge_records(rows)
         for (owner, row), one in zip(rows, merged, strict=True):
             await self._tell(owner, row, one)
-            results[row.compact] = Kept(row.compact, one.outcome, owner, _is_news(row, one))
+            order = one.held.order if one.held else None
+            kept = Kept(row.compact, one.outcome, owner, order, _is_news(row, one))
+            results[row.compact] = kept
         return [results[compact] for compact in compacts]
 
     async def _verified(
         self,
-        given: Sequence[EndpointRecord],
+        given: Sequence[tuple[AgentKey, EndpointRecord]],
         introducer: AgentKey,
         results: dict[str, Kept],
         budget: Budget,
     ) -> list[tuple[AgentKey, RecordRow]]:
         """Rows of those that the agents signed; what is known already costs no signature."""
-        owners = [parse_did(record.did).agent_key for record in given]
-        held = await self.store.records(owners)
+        held = await self.store.records([owner for owner, _ in given])
         rows: list[tuple[AgentKey, RecordRow]] = []
-        for number, (owner, record, row) in enumerate(zip(owners, given, held, strict=True), 1):
+        for number, ((owner, record), row) in enumerate(zip(given, held, strict=True), 1):
+            await _turn(number, budget)
             compact, now = record.jws.compact, clock.now()
-            verdict = records.judge(row.order if row else None, record.order, now)
+            order = row.order if row else None
+            verdict = records.judge(order, record.order, now)
             if verdict in {"same", "older"}:
-                results[compact] = Kept(compact, verdict, owner)
+                results[compact] = Kept(compact, verdict, owner, order)
                 continue
             no = await self._objection(record, budget)
-            await _turn(number, budget)
             if no is not None:
-                results[compact] = Kept(compact, no, owner)
+                results[compact] = Kept(compact, no, owner, order)
                 continue
             names_us = record.names(self.relay) and record.status == "active"
             rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))

@@ -64,7 +64,7 @@ class Hearing:
         await self.told_of_relays(peer, relays)
         told = gossip.records[: allowed - len(relays)]
         if told:
-            kept = await self.directory.keep(told, parse_did(peer).agent_key)
+            kept = await self.directory.keep(told, peer)
             self._judge(peer, kept)
             self._pass_on(peer, kept)
 
@@ -75,7 +75,7 @@ class Hearing:
             RejectedError: ``blocked``: it lies too often.
             UnavailableError: the store.
         """
-        kept = await self.directory.keep(gossip.records, parse_did(peer).agent_key, self._budget)
+        kept = await self.directory.keep(gossip.records, peer, self._budget)
         self._judge(peer, kept)
         self.peers.listen_to(peer)
         wanted = set(asked)
@@ -90,7 +90,7 @@ class Hearing:
         Raises:
             UnavailableError: the store.
         """
-        kept = await self.directory.keep([compact], parse_did(peer).agent_key, self._budget)
+        kept = await self.directory.keep([compact], peer, self._budget)
         self._judge(peer, kept)
         self._pass_on(peer, kept)
 

@@ -25,7 +25,7 @@ from tests.unit.builders import ALICE, BOB, MALLORY, RELAY, resigned
 
 HERE = Home(RELAY.did, "https://relay.example")
 AWAY = Home(MALLORY.did, "https://other.example")
-PEER = parse_did(SigningKey(b"p" * 32).did).agent_key
+PEER = SigningKey(b"p" * 32).did
 ALICES = parse_did(ALICE.did).agent_key
 DAY = 24 * 3600
 
@@ -83,9 +83,18 @@ async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Mad
     assert [one.compact for one in kept] == given
     assert [one.is_strike for one in kept] == [False, True, True] + [False] * 5
     assert [one.is_news for one in kept] == [True] + [False] * 5 + [True] * 2
-    assert kept[0].owner == ALICES
+    assert (kept[0].owner, kept[0].order) == (ALICES, records.parse(good).order)
     assert (await made.directory.resolve(ALICE.did)).record == good
     assert (await made.directory.resolve(BOB.did)).record == other
+
+
+async def test_without_looking_at_signatures_a_forged_record_would_be_kept(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+):
+    """The negative control."""
+    monkeypatch.setattr(jose, "is_signed_by", lambda *_: True)
+    with pytest.raises(AssertionError):
+        await test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made)
 
 
 async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: Made):
@@ -95,6 +104,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     kept = await made.keep(new, old, resigned(old, MALLORY), new)
     assert codes(kept) == ["same", "older", "older", "same"]
     assert not any(one.is_strike or one.is_news for one in kept)
+    assert {one.order for one in kept} == {records.parse(new).order}
     assert made.checks == 0
     # the negative control: what is newer is looked at, and refused
     forged = resigned(new, MALLORY, seq=records.parse(new).seq + 1)
