@@ -308,6 +308,14 @@ class PeerLinks(Protocol):
         """All links that stand."""
         ...
 
+    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
+        ...
+
+    def retry(self, relay: Did, url: str) -> None:
+        """Forget what failed there: it is dialled when it is next wanted, or chosen now."""
+        ...
+
 
 class LinkListener(Protocol):
     """Who decides which links are kept, and hears what becomes of them."""
@@ -326,4 +334,17 @@ class LinkListener(Protocol):
 
     def went(self, relay: Did, why: RelayError) -> None:
         """A link has ended."""
+        ...
+
+
+class Introducing(Protocol):
+    """Asks an address who is there."""
+
+    async def information(self, url: str) -> str:
+        """What the relay there says of itself, as signed; not verified.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``.
+            ProtocolError: ``unsupported``: not to be dialled; ``bad_frame``: not a relay's answer.
+        """
         ...

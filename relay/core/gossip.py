@@ -173,19 +173,29 @@ class Conduct:
 
     def __init__(self) -> None:
         self._strikes: dict[Did, list[Timestamp]] = {}
+        self._out_until: dict[Did, Timestamp] = {}
 
     def strike(self, peer: Did, now: Timestamp) -> PeerStanding:
-        """One more; gives how the peer stands now."""
-        recent = [at for at in self._strikes.get(peer, []) if at > now - OUT_S]
-        self._strikes[peer] = [*recent, now][-STRIKES:]
+        """One more; gives how the peer stands now. Whoever is out is not struck further."""
+        if not self.standing(peer, now).is_out:
+            recent = [*self._recent(peer, now), now]
+            if len(recent) < STRIKES:
+                self._strikes[peer] = recent
+            else:
+                self._strikes.pop(peer, None)
+                self._out_until[peer] = Timestamp(now + OUT_S)
         return self.standing(peer, now)
 
     def standing(self, peer: Did, now: Timestamp) -> PeerStanding:
-        """How a peer stands; a strike is forgotten after an hour."""
+        """How a peer stands; a strike is forgotten after an hour, all of them after one out."""
+        until = self._out_until.get(peer, now)
+        if until > now:
+            return PeerStanding(STRIKES, int(until - now) + 1)
+        self._out_until.pop(peer, None)
+        return PeerStanding(len(self._recent(peer, now)))
+
+    def _recent(self, peer: Did, now: Timestamp) -> list[Timestamp]:
         recent = [at for at in self._strikes.get(peer, []) if at > now - OUT_S]
         if not recent:
             self._strikes.pop(peer, None)
-            return PeerStanding()
-        if len(recent) < STRIKES:
-            return PeerStanding(len(recent))
-        return PeerStanding(len(recent), int(recent[-1] + OUT_S - now) + 1)
+        return recent

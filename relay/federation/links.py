@@ -110,10 +110,6 @@ class Links:
             return
         self._hurry.clear()
 
-    def hurry(self) -> None:
-        """Somebody was chosen just now."""
-        self._hurry.set()
-
     def _turn(self, listener: LinkListener) -> None:
         chosen = self._chosen = dict(listener.chosen())
         for relay, url in chosen.items():
@@ -167,8 +163,8 @@ class Links:
             dial = self._begin(relay, url)
         await asyncio.wait([dial])
 
-    def forget_failures(self, relay: Did, url: str) -> None:
-        """The operator says: try again now."""
+    def retry(self, relay: Did, url: str) -> None:
+        """Forget what failed there. See the port."""
         self._failures.pop(url, None)
         self._failures.pop(_name(relay, url), None)
         self._hurry.set()

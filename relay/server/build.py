@@ -14,6 +14,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import Accepted, Acked, InboxLimits, Window
 from relay.federation.dialer import Dialer
+from relay.federation.introduce import Introductions
 from relay.federation.links import Links
 from relay.federation.naming import Naming
 from relay.ports import AckRequest, Store
@@ -34,6 +35,7 @@ from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
 from relay.service.node import Node, NodeSettings
+from relay.service.operating import Operating
 from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.resolving import Resolving, Routing
@@ -75,6 +77,7 @@ class Built:
     node: Node
     housekeeping: Housekeeping
     links: Links
+    operating: Operating
     opened: OpenedStore
 
     @property
@@ -223,7 +226,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         names=naming,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
-    return Built(settings, node, house, links, opened)
+    operating = Operating(peers, links, mesh, Introductions(dialer))
+    return Built(settings, node, house, links, operating, opened)
 
 
 def _accepts(

@@ -27,7 +27,6 @@ PUSH_S: Final = 0.5
 PULL_REST_S: Final = 1.0
 """A pull waits by itself; this is only between two."""
 MEET_S: Final = 5.0
-PURGE_S: Final = 60.0
 
 
 async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:

@@ -32,7 +32,6 @@ from relay.server.loops import (
     MEET_S,
     POLL_S,
     PULL_REST_S,
-    PURGE_S,
     PUSH_S,
     SWEEP_S,
     every,
@@ -136,7 +135,7 @@ async def serve(
     endpoint = Endpoint(node)
     servers = (
         _server(public_app(node, endpoint), settings),
-        _server(admin_app(node, built.is_ready), settings),
+        _server(admin_app(node, built.operating, built.is_ready), settings),
     )
     async with asyncio.TaskGroup() as tasks:
         running = [
@@ -163,7 +162,6 @@ def _work(built: Built) -> list[Any]:
         every("poll", POLL_S, house.poll),
         every("sweep", SWEEP_S, house.sweep),
         every("bounce", BOUNCE_S, house.bounce),
-        every("purge", PURGE_S, node.store.purge_records),
         every("disk", DISK_S, built.check_disk),
         every("follow", FOLLOW_S, node.mesh.following),
         *([] if node.peers.federation == "off" else _mesh_work(built)),

@@ -25,7 +25,8 @@ from relay.service.directory import Directory, Kept
 from relay.service.peers import Peers
 
 MAX_NEWS_OF_RELAYS: Final = 256
-IGNORED: Final = frozenset({ErrorCode.UNSUPPORTED, ErrorCode.EXPIRED, ErrorCode.NOT_YET_VALID})
+FEW: Final = 32
+"""So few records that were lacking are fresh; more were missed, and others may have them all."""
 
 
 @dataclass(slots=True)
@@ -81,7 +82,9 @@ class Hearing:
         wanted = set(asked)
         if any(one.owner is not None and one.owner not in wanted for one in kept):
             raise ProtocolError(ErrorCode.BAD_FRAME, "records that were not asked for")
-        # whoever else lacks them finds out by itself, as this relay did
+        if len(asked) <= FEW:
+            # the pull was quicker than the push, which is then no news and not passed on
+            self._pass_on(peer, kept)
         return sum(one.is_news for one in kept)
 
     async def told(self, compact: str, peer: Did) -> None:
@@ -111,9 +114,9 @@ class Hearing:
             metrics.GOSSIP.labels("in", _outcome(one)).inc()
             if one.is_strike and not _is_edge_case(one):
                 self.peers.strike(peer)
-            if one.is_news and one.owner is not None:
+            if one.is_news and one.owner is not None and one.order is not None:
                 self.peers.introduced[peer] += 1
-                self.index.put(one.owner, records.parse(one.compact).order)
+                self.index.put(one.owner, one.order)
 
     def _pass_on(self, peer: Did, kept: Sequence[Kept]) -> None:
         for one in kept:

@@ -83,6 +83,14 @@ class Mesh:
         """A link has ended."""
         self.peers.missed(relay, why)
 
+    def arrived(self, relay: Did, dismiss: Callable[[], None]) -> None:
+        """A relay has logged in here, so it is alive: one that is waited for is dialled now."""
+        self.peers.arrived(relay, dismiss)
+        row = self.peers.rows.get(relay)
+        # only where the operator says who that is: others could have any address dialled so
+        if row is not None and row.standing == "added":
+            self.links.retry(relay, row.url)
+
     def link_to(self, relay: Did) -> PeerLink | None:
         """The link to a relay, if one stands."""
         return next((link for link in self.links.live() if link.peer == relay), None)
@@ -168,12 +176,16 @@ class Mesh:
         back = [able[did] for did in fresh if did in able]
         return back or clock.pick(list(able.values()), 1)
 
-    async def meet(self) -> None:
-        """Look at who is known, and ask peers whom they know and how they see this relay."""
+    async def meet(self, anew: Did | None = None) -> None:
+        """Look at who is known, and ask peers whom they know and how they see this relay.
+
+        Args:
+            anew: ask this one, although it was asked a moment ago.
+        """
         await self.peers.refresh()
         for link in self.links.live():
             seen = self.peers.views.get(link.peer)
-            if seen is None or clock.now() - seen.at > PULL_S:
+            if link.peer == anew or seen is None or clock.now() - seen.at > PULL_S:
                 await self._ask_around(link)
 
     async def _ask_around(self, link: PeerLink) -> None:

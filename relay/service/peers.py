@@ -8,7 +8,7 @@ is in the store, and shared by all nodes; how the links fare is each node's own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -60,7 +60,7 @@ class Peers:
         self.rows: dict[Did, PeerRow] = {}
         self.roster = Roster(own)
         self.conduct = Conduct()
-        self.inbound: Counter[Did] = Counter()
+        self._guests: dict[Did, set[Callable[[], None]]] = {}
         self.introduced: Counter[Did] = Counter()
         self.refusals: dict[Did, Refused] = {}
         self.views: dict[Did, SeenBy] = {}
@@ -139,6 +139,10 @@ class Peers:
                 self.roster.remove(peer.did)
         for did in wanted:
             self.roster.add(did)
+        for did, guests in list(self._guests.items()):
+            if not self.is_admitted(did):
+                for dismiss in list(guests):
+                    dismiss()
 
     async def add(self, did: Did, url: str, info: str | None = None) -> PeerRow:
         """The operator adds a relay.
@@ -217,15 +221,21 @@ class Peers:
                 del self.refusals[next(iter(self.refusals))]
         self.roster.missed(did, now, clock.share(), f"{why.code}: {why.detail}")
 
-    def arrived(self, did: Did) -> None:
-        """A peer has logged in here."""
-        self.inbound[did] += 1
+    def arrived(self, did: Did, dismiss: Callable[[], None]) -> None:
+        """A peer has logged in here; ``dismiss`` ends that should it not be dealt with any more."""
+        self._guests.setdefault(did, set()).add(dismiss)
 
-    def left(self, did: Did) -> None:
-        """One of its connections is gone."""
-        self.inbound[did] -= 1
-        if not self.inbound[did]:
-            del self.inbound[did]
+    def left(self, did: Did, dismiss: Callable[[], None]) -> None:
+        """That connection is gone."""
+        guests = self._guests.get(did, set())
+        guests.discard(dismiss)
+        if not guests:
+            self._guests.pop(did, None)
+
+    @property
+    def inbound(self) -> dict[Did, int]:
+        """Who is logged in at this node, and how often."""
+        return {did: len(guests) for did, guests in self._guests.items()}
 
     def strike(self, did: Did) -> None:
         """It passed on what plainly nobody signed."""

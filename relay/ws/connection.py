@@ -150,6 +150,11 @@ class Connection(Follower):
     def _is_peer(self) -> bool:
         return self._session.who is not None and self._session.who.role == "peer"
 
+    def _dismiss(self) -> None:
+        no = self._refusal()
+        if no is not None:
+            self._perform(self._session.refused(no))
+
     def _refusal(self) -> RelayError | None:
         """Why a peer that was let in is not dealt with any more."""
         assert self._session.who is not None  # noqa: S101  only a peer is asked about
@@ -243,7 +248,7 @@ class Connection(Follower):
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
             self._submissions.source = Peer(who.inbox, who.did)
-            self._node.peers.arrived(who.did)
+            self._node.mesh.arrived(who.did, self._dismiss)
         elif who.fence is not None:
             self._submissions.source = Local(who.inbox, self._node.routing, self._spawn)
         self._perform(self._session.opened(who, welcome))
@@ -336,4 +341,4 @@ class Connection(Follower):
             return
         self._node.delivery.detach(who.inbox, self)
         if who.role == "peer":
-            self._node.peers.left(who.did)
+            self._node.peers.left(who.did, self._dismiss)

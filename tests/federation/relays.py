@@ -164,9 +164,13 @@ async def relay_at(
     place: Place, peers: Sequence[Place] = (), store: Store | None = None, **values: Any
 ) -> AsyncIterator[RunningNode]:
     """A relay that dials loopback; each of ``peers`` counts as added."""
-    said = {"peers": tuple(one.word for one in peers), "dial_networks": ("127.0.0.0/8",), **values}
-    listen = f"127.0.0.1:{place.port}"
-    async with running_node(store, key=place.key, listen=listen, **said) as node:
+    said = {
+        "listen": f"127.0.0.1:{place.port}",
+        "peers": tuple(one.word for one in peers),
+        "dial_networks": ("127.0.0.0/8",),
+        **values,
+    }
+    async with running_node(store, key=place.key, **said) as node:
         yield node
 
 

@@ -556,6 +556,69 @@ def invalid_records() -> list[Case]:
     ]  # fmt: skip
 
 
+# ---------------------------------------------------------------- relay information
+
+INFO = Signed(
+    "agent-relay-info+jws",
+    {"v": 1, "did": RELAY.did, "iat": NOW, "exp": NOW + 7 * DAY, "url": URL,
+     "software": "did-relay", "version": "1.0.0",
+     "limits": {"jws": 10240, "body": 262144, "frame": 2097152, "envelopes": 256},
+     "retention_s": 30 * DAY, "registration": "open", "federation": "closed",
+     "durability": "fsync", "peers": 3, "contact": "mailto:relay@example.org"},
+    RELAY,
+    lambda jws: {"info": jws},
+)  # fmt: skip
+
+
+def good_info(name: str, **changes: Any) -> Case:
+    payload, jws = changed(INFO.payload, changes), INFO.jws(**changes)
+    digest = hashlib.sha256(jws.rpartition(".")[0].encode()).hexdigest()
+    kept = {member: payload[member] for member in ("did", "url", "federation", "peers", "limits")}
+    return good(name, {"info": jws}, {**kept, "order": [payload["iat"], digest]})
+
+
+def valid_relay_info() -> list[Case]:
+    """Any two of them merge to the one whose order is greater."""
+    return [
+        good_info("federates with those that were added"),
+        good_info("the same iat, other bytes", peers=4),
+        good_info("federates with any", federation="open"),
+        good_info("federates with none", federation="off", peers=0),
+        good_info("nobody to ask", contact=None),
+        good_info("without a contact", contact=...),
+        good_info("issued 300 s ahead", iat=NOW + 300, exp=NOW + 301),
+        good_info("expired 299 s ago", iat=NOW - DAY, exp=NOW - 299),
+        good_info("on a port", url="http://127.0.0.1:8080"),
+        good_info("unknown members are ignored", x={"y": 1}),
+    ]
+
+
+def invalid_relay_info() -> list[Case]:
+    form = "bad_frame"
+    return [
+        *broken_jws(INFO, form),
+        *foreign_signatures(INFO),
+        bad("issued 301 s ahead", "clock", "not_yet_valid", INFO.make(iat=NOW + 301)),
+        bad("expired 300 s ago", "clock", "expired", INFO.make(iat=NOW - DAY, exp=NOW - 300)),
+        bad("more than 7 days", "lifetime", form, INFO.make(exp=NOW + 7 * DAY + 1)),
+        bad("no time at all", "lifetime", form, INFO.make(exp=NOW)),
+        bad("without iat", "lifetime", form, INFO.make(iat=...)),
+        bad("without exp", "lifetime", form, INFO.make(exp=...)),
+        bad("kid of somebody else", "kid", form, INFO.make(header={"kid": MALLORY.kid})),
+        bad("of somebody else", "kid", form, INFO.make(did=MALLORY.did)),
+        bad("version 2", "version", "unsupported", INFO.make(v=2)),
+        bad("must be understood", "version", "unsupported", INFO.make(must_x=1)),
+        bad("another DID method", "did", "unsupported", INFO.make(did="did:web:example.org")),
+        bad("without a url", "url", form, INFO.make(url=...)),
+        bad("a url with a path", "url", form, INFO.make(url=URL + "/x")),
+        bad("a url with a name in it", "url", form, INFO.make(url="https://a@relay.example")),
+        bad("federates with some", "bounds", form, INFO.make(federation="some")),
+        bad("fewer than no peers", "bounds", form, INFO.make(peers=-1)),
+        bad("limits that are none", "bounds", form, INFO.make(limits=[])),
+        bad("more than 4 KiB", "size", form, INFO.make(x="x" * 4096)),
+    ]
+
+
 # ---------------------------------------------------------------- frames
 
 
@@ -697,6 +760,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "proof": {"auth": CLAIMS},
     "receipts": {"relay": RELAY.did},
     "records": {"now": NOW},
+    "relay_info": {"now": NOW},
     "frames": {},
 }
 CASES: dict[str, Callable[[], list[Case]]] = {
@@ -705,6 +769,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "valid_proof": valid_proof, "invalid_proof": invalid_proof,
     "valid_receipts": valid_receipts, "invalid_receipts": invalid_receipts,
     "valid_records": valid_records, "invalid_records": invalid_records,
+    "valid_relay_info": valid_relay_info, "invalid_relay_info": invalid_relay_info,
     "valid_frames": valid_frames, "invalid_frames": invalid_frames,
 }  # fmt: skip
 
