@@ -308,6 +308,10 @@ class PeerLinks(Protocol):
         """All links that stand."""
         ...
 
+    def wanted(self) -> int:
+        """How many links there should be."""
+        ...
+
     def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
         """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
         ...

@@ -133,6 +133,10 @@ class Links:
         """All links that stand."""
         return [link for link in self._live.values() if link.ended is None]
 
+    def wanted(self) -> int:
+        """How many links there should be."""
+        return len(self._chosen)
+
     def to(self, relay: Did) -> Link | None:
         """The link to a relay, if it stands."""
         link = self._live.get(relay)

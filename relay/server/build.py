@@ -12,7 +12,7 @@ from relay import clock, log, metrics
 from relay.core.errors import Refusal
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
-from relay.core.inbox_values import Accepted, Acked, InboxLimits, Window
+from relay.core.inbox_values import Accepted, Acked, InboxLimits, OutboxLimits, Window
 from relay.federation.dialer import Dialer
 from relay.federation.introduce import Introductions
 from relay.federation.links import Links
@@ -141,6 +141,7 @@ async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
             rollback_file=settings.data / "rollback",
             allow_unsafe=settings.redis_unsafe,
             directory=DirectoryLimits(settings.directory_records),
+            outbox=OutboxLimits(settings.outbox_count, settings.outbox_bytes),
         )
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)

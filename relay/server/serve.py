@@ -172,6 +172,7 @@ def _mesh_work(built: Built) -> list[Any]:
     mesh = built.node.mesh
     return [
         built.links.run(mesh),
+        built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("pull", PULL_REST_S, mesh.pull),
         every("meet", MEET_S, mesh.meet),
@@ -207,6 +208,7 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
     try:
         async with asyncio.timeout(built.settings.drain_s):
             await node.intake.commits.idle()
+            await node.forwarding.drain()
             await node.acks.idle()
             await built.links.drain()
             await endpoint.drain()

@@ -125,7 +125,8 @@ class Resolving:
         now_held = await self.directory.resolve(did)
         if now_held.record is not None:
             return now_held
-        if now_held.state == "unreadable" or (said and all(one is None for one in said)):
+        nobody_said = all(one is None for one in said) and bool(said or self.links.wanted())
+        if now_held.state == "unreadable" or nobody_said:
             return Found("unreadable")
         result = Found("absent")
         self._remember(did, result)

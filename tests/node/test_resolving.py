@@ -12,6 +12,8 @@ from relay.core.frames import Resolve, Resolved
 from relay.core.ids import Did, NodeId, Timestamp
 from relay.core.inbox_values import InboxLimits
 from relay.core.records import Home
+from relay.federation.dialer import Dialer
+from relay.federation.naming import Naming
 from relay.ports import Store
 from relay.service.directory import Directory, Found
 from relay.service.keys import DidKeys
@@ -37,6 +39,7 @@ class Links:
         self.says = {Did(did): said for did, said in says.items()}
         self.asked: list[Did] = []
         self.allowed = allowed
+        self.missing = 0
         self.gate: asyncio.Event | None = None
         self.was_asked = asyncio.Event()
 
@@ -45,6 +48,9 @@ class Links:
 
     def live(self) -> list[Link]:
         return [Link(did, self) for did in self.says]
+
+    def wanted(self) -> int:
+        return len(self.says) + self.missing
 
     async def reach(self, relay: Did, url: str) -> Link:
         if relay not in self.says:
@@ -93,7 +99,7 @@ async def resolving(links: Links, *held: str) -> Resolving:
 
     for compact in held:
         await keep(compact, ME.did)
-    return Resolving(ME.did, directory, links, keep)
+    return Resolving(ME.did, directory, links, keep, Naming(Dialer()))
 
 
 async def test_what_is_held_and_fresh_asks_nobody():
@@ -127,6 +133,13 @@ async def test_found_absent_and_unreadable_stay_three_answers():
     ]:
         resolve = await resolving(Links(**says))
         assert (await resolve(AGENT.did, around=True)).state == state, says
+
+
+async def test_with_no_link_up_nobody_can_say_that_an_agent_is_nowhere():
+    links = Links()
+    links.missing = 1
+    resolve = await resolving(links)
+    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
 
 
 async def test_a_stale_record_is_refreshed_at_the_homes_it_names_or_used_as_it_is():
