@@ -677,10 +677,73 @@ def valid_frames() -> list[Case]:
         spoken("relay", {"t": "ruled", "ref": "w", "first_contact": "refuse",
                          "allow": [ALICE.did], "deny": [MALLORY.did], "contacts": 3}),
         spoken("relay", {"t": "error", "error": "inbox_reset", "detail": "new epoch", "ref": "r1"}),
+        *valid_peer_frames(wire),
         spoken("agent", bye),
         spoken("relay", bye),
         spoken("relay", bye, json.dumps({**bye, "x": [1], "record": None}, indent=1),
                "unknown and null members, white space"),
+    ]  # fmt: skip
+
+
+def valid_peer_frames(wire: Any) -> list[Case]:
+    """What relays say to each other: the one that dialled reads and speaks as an agent does."""
+    record, info, hash16 = RECORD.jws(), INFO.jws(), b64(bytes(range(16)))
+    key = "key:" + BOB.did.removeprefix("did:key:")
+    hops, status = [MALLORY.did, ALICE.did], {"to": BOB.did, "id": ID, "from": ALICE.did}
+    answer = {"to": BOB.did, "id": ID, "state": "forwarded", "peer": MALLORY.did,
+              "receipt": b64(bytes(32))}  # fmt: skip
+    view = {"t": "view", "ref": "v", "state": "suspect", "since": NOW, "strikes": 2,
+            "retry_after": 60, "reason": "no answer"}  # fmt: skip
+    return [
+        spoken("agent", {"t": "submit", "ref": "r1", "envelopes": [wire], "hops": hops,
+                         "marked": [0]}, name="submit of a peer"),
+        spoken("agent", {"t": "status", "ref": "s", "items": [status]}, name="status of a peer"),
+        spoken("relay", {"t": "statuses", "ref": "s", "items": [answer]},
+               name="statuses of what was forwarded"),
+        spoken("agent", {"t": "gossip", "records": [record], "relays": [info]}),
+        spoken("relay", {"t": "gossip", "ref": "w", "records": [record]}),
+        spoken("relay", {"t": "gossip", "ref": "w"}, name="gossip of nothing"),
+        spoken("agent", {"t": "digest", "ref": "d", "bits": 10, "buckets": []}),
+        spoken("agent", {"t": "digest", "ref": "d", "bits": 16, "buckets": [0, 65_535]},
+               name="digest of parts"),
+        spoken("relay", {"t": "digests", "ref": "d", "bits": 10, "items": [[7, 1, hash16]]}),
+        spoken("agent", {"t": "want", "ref": "w", "bits": 10, "bucket": 7}),
+        spoken("agent", {"t": "want", "ref": "w", "bits": 10, "bucket": 7, "after": key},
+               name="want the rest of a list"),
+        spoken("agent", {"t": "want", "ref": "w", "agents": [key]}, name="want records"),
+        spoken("agent", {"t": "want", "ref": "w", "relays": True}, name="want relays"),
+        spoken("agent", {"t": "want", "ref": "w", "view": True}, name="want a view"),
+        spoken("relay", {"t": "have", "ref": "w", "bits": 10, "bucket": 7,
+                         "items": [[key, 1, NOW * 1000, hash16]], "more": False}),
+        spoken("relay", view),
+    ]  # fmt: skip
+
+
+def invalid_peer_frames(no: Callable[..., Case], wire: Any) -> list[Case]:
+    submit = {"t": "submit", "ref": "r", "envelopes": [wire]}
+    want, digest = {"t": "want", "ref": "w"}, {"t": "digest", "ref": "d"}
+    have = {"t": "have", "ref": "w", "bits": 10, "bucket": 7, "more": False}
+    return [
+        no("hops that are no DIDs", "bounds", "agent", {**submit, "hops": [1]}),
+        no("marked beyond the envelopes", "bounds", "agent", {**submit, "marked": [1]}),
+        no("gossip of 1,025 records", "bounds", "agent", {"t": "gossip", "records": ["r"] * 1025}),
+        no("a record of 4,097 characters", "bounds", "agent",
+           {"t": "gossip", "records": ["r" * 4097]}),
+        no("gossip of 65 relays", "bounds", "agent", {"t": "gossip", "relays": ["r"] * 65}),
+        no("digest without bits", "bounds", "agent", digest),
+        no("digest of a bucket that is not there", "bounds", "agent",
+           {**digest, "bits": 10, "buckets": [1024]}),
+        no("want nothing", "bounds", "agent", want),
+        no("want two things", "bounds", "agent", {**want, "relays": True, "view": True}),
+        no("want a bucket without bits", "bounds", "agent", {**want, "bucket": 1}),
+        no("want 1,025 agents", "bounds", "agent", {**want, "agents": ["k"] * 1025}),
+        no("a digest of 15 bytes", "bounds", "relay",
+           {"t": "digests", "ref": "d", "bits": 10, "items": [[7, 1, b64(bytes(15))]]}),
+        no("a row of three", "bounds", "relay", {**have, "items": [["k", 1, 1]]}),
+        no("kv 0", "bounds", "relay", {**have, "items": [["k", 0, 1, b64(bytes(16))]]}),
+        no("a membership that nobody knows", "bounds", "relay",
+           {"t": "view", "ref": "v", "state": "well", "since": 0, "strikes": 0}),
+        no("what only a peer says", "purpose", "relay", {**want, "view": True}, "unsupported"),
     ]  # fmt: skip
 
 
@@ -749,6 +812,7 @@ def invalid_frames() -> list[Case]:
            {"t": "submitted", "refs": [1], "receipt": None, "rejected": []}),
         no("a state that nobody knows", "bounds", "relay",
            {"t": "statuses", "ref": "s", "items": [{"to": BOB.did, "id": ID, "state": "lost"}]}),
+        *invalid_peer_frames(no, wire),
     ]  # fmt: skip
 
 
