@@ -53,7 +53,7 @@ class Housekeeping:
         await self.node.delivery.poll(self.node.store)
 
     async def sweep(self) -> None:
-        """Look at the clock; end what expired if it is to be believed."""
+        """Look at the clock; end what expired, and forget, if it is to be believed."""
         store, guard = self.node.store, self.node.clock_guard
         guard.sample(await store.time(), clock.monotonic())
         store.trust_clock(ok=guard.ok)
@@ -70,6 +70,7 @@ class Housekeeping:
         if ended:
             metrics.EXPIRED.inc(ended)
             log.swept(ended)
+        await store.purge_records()
 
     async def bounce(self) -> None:
         """Tell senders."""

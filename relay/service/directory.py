@@ -28,7 +28,7 @@ from relay.core.ids import AgentKey, Did
 from relay.core.jws import UnsupportedError
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
-from relay.ports_mesh import Merged, MergeOutcome, RecordRow, RecordStore
+from relay.ports_mesh import Merged, MergeOutcome, Order, RecordRow, RecordStore
 from relay.service.handles import OwnHandles
 
 _AT_ONCE: Final = 16
@@ -54,12 +54,14 @@ class Kept:
         outcome: what merging it came to; or why it was not merged: ``bad_signature`` (forged),
             ``bad_frame`` (malformed), ``unsupported``, ``expired``, ``not_yet_valid``.
         owner: whose it is; None where that cannot be read.
+        order: of the record of that agent that is held now, if one is.
         is_news: it is held now, and was not before: to be passed on.
     """
 
     compact: str
     outcome: MergeOutcome | Refusal
     owner: AgentKey | None = None
+    order: Order | None = None
     is_news: bool = False
 
     @property
@@ -96,8 +98,8 @@ class Directory:
             ref: goes into the answer.
 
         Raises:
-            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``unsupported``,
-                ``not_admitted`` or ``storage_unavailable``.
+            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``expired``,
+                ``unsupported``, ``not_admitted`` or ``storage_unavailable``.
         """
         record = records.parse(compact)
         if record.did != (owner or only):
@@ -121,44 +123,51 @@ class Directory:
             await self.names.claim(record)
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
-    async def keep(self, compacts: Sequence[str], introducer: AgentKey) -> list[Kept]:
+    async def keep(self, compacts: Sequence[str], introducer: Did) -> list[Kept]:
         """Keep the newer ones of the records that a peer brought; a result for each, in place.
 
         Raises:
             UnavailableError: the store cannot tell; what was merged before stays.
         """
         results: dict[str, Kept] = {}
-        readable: list[EndpointRecord] = []
+        readable: list[tuple[AgentKey, EndpointRecord]] = []
         for number, compact in enumerate(dict.fromkeys(compacts), 1):
             try:
-                readable.append(records.parse(compact))
+                record = records.parse(compact)
+                readable.append((parse_did(record.did).agent_key, record))
             except ProtocolError as exc:
                 results[compact] = Kept(compact, Refusal.of(exc))
             await _turn(number)
-        rows = await self._verified(readable, introducer, results)
+        peer = parse_did(introducer).agent_key
+        rows = await self._verified(readable, peer, results)
         merged = await self.store.merge_records(rows)
         for (owner, row), one in zip(rows, merged, strict=True):
             await self._tell(owner, row, one)
-            results[row.compact] = Kept(row.compact, one.outcome, owner, _is_news(row, one))
+            order = one.held.order if one.held else None
+            kept = Kept(row.compact, one.outcome, owner, order, _is_news(row, one))
+            results[row.compact] = kept
         return [results[compact] for compact in compacts]
 
     async def _verified(
-        self, given: Sequence[EndpointRecord], introducer: AgentKey, results: dict[str, Kept]
+        self,
+        given: Sequence[tuple[AgentKey, EndpointRecord]],
+        introducer: AgentKey,
+        results: dict[str, Kept],
     ) -> list[tuple[AgentKey, RecordRow]]:
         """Rows of those that the agents signed; what is known already costs no signature."""
-        owners = [parse_did(record.did).agent_key for record in given]
-        held = await self.store.records(owners)
+        held = await self.store.records([owner for owner, _ in given])
         rows: list[tuple[AgentKey, RecordRow]] = []
-        for number, (owner, record, row) in enumerate(zip(owners, given, held, strict=True), 1):
+        for number, ((owner, record), row) in enumerate(zip(given, held, strict=True), 1):
+            await _turn(number)
             compact, now = record.jws.compact, clock.now()
-            verdict = records.judge(row.order if row else None, record.order, now)
+            order = row.order if row else None
+            verdict = records.judge(order, record.order, now)
             if verdict in {"same", "older"}:
-                results[compact] = Kept(compact, verdict, owner)
+                results[compact] = Kept(compact, verdict, owner, order)
                 continue
             no = await self._objection(record)
-            await _turn(number)
             if no is not None:
-                results[compact] = Kept(compact, no, owner)
+                results[compact] = Kept(compact, no, owner, order)
                 continue
             names_us = record.names(self.relay) and record.status == "active"
             rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))

@@ -1,4 +1,8 @@
-"""Who gets a name under this relay: one rule for every store (PROTOCOL.md §7.5)."""
+"""Who gets a name under this relay: one rule for every store.
+
+Rules of the file: pure; a name that an agent has left is nobody else's for a year, so that mail for
+it does not reach a stranger.
+"""
 
 from __future__ import annotations
 

@@ -184,8 +184,8 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "records are ordered by all three",
-        "return is_above(ARGV[7], held[3])",
-        "return true",
+        "not is_above(row.hash, held.hash)",
+        "true",
         test_beside.test_the_newest_record_is_kept_whatever_the_order_of_arrival,
     ),
 ]

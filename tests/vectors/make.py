@@ -475,6 +475,7 @@ def invalid_receipts() -> list[Case]:
 # ---------------------------------------------------------------- endpoint records
 
 HOME = {"did": RELAY.did, "url": URL, "prio": 0}
+LEFT = {"did": RELAY.did, "url": URL, "until": NOW + DAY}
 RECORD = Signed(
     "agent-endpoints+jws",
     {"v": 1, "did": ALICE.did, "kv": 1, "seq": NOW * 1000, "iat": NOW, "exp": NOW + 7 * DAY,
@@ -508,6 +509,10 @@ def valid_records() -> list[Case]:
         good_record("expired, and still in force", iat=NOW - 9 * DAY, exp=NOW - 2 * DAY,
                     seq=(NOW - 9 * DAY) * 1000),
         good_record("unknown members are ignored", x={"y": 1}),
+        good_record("relays that were left", drain=[LEFT] * 5),
+        good_record("nothing is said of relays that were left", drain=...),
+        good_record("stale for not quite 90 days", iat=NOW - 97 * DAY + 1, exp=NOW - 90 * DAY + 1,
+                    seq=(NOW - 97 * DAY) * 1000),
     ]  # fmt: skip
 
 
@@ -541,6 +546,13 @@ def invalid_records() -> list[Case]:
         bad("handle that is a number", "bounds", form, RECORD.make(handles=[1])),
         bad("half a key", "bounds", form, RECORD.make(enc=b64(bytes(16)))),
         bad("more than 4 KiB", "size", form, RECORD.make(x="x" * 4096)),
+        bad("six relays that were left", "bounds", form, RECORD.make(drain=[LEFT] * 6)),
+        bad("a relay that was left, for ever", "bounds", form,
+            RECORD.make(drain=[changed(LEFT, {"until": ...})])),
+        bad("a relay that was left, of no url", "url", form,
+            RECORD.make(drain=[{**LEFT, "url": "relay"}])),
+        bad("stale for 90 days", "clock", "expired",
+            RECORD.make(iat=NOW - 97 * DAY, exp=NOW - 90 * DAY, seq=(NOW - 97 * DAY) * 1000)),
     ]  # fmt: skip
 
 

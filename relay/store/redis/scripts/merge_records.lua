@@ -63,7 +63,11 @@ local function write(owner, row, home, introducer)
     row.hash, row.expires, introducer, jws_of(row.text))
   redis.call('SET', record_key(owner), text)
   changed = true
-  return text ~= row.text and text or ''
+  return text
+end
+
+local function reply_of(owner, outcome, row, text)
+  return {owner, outcome, text ~= row.text and text or ''}
 end
 
 local function home_after(held, box, row, stays)
@@ -79,11 +83,12 @@ local function merge(owner, row, stays)
   local outcome = verdict_of(held, row)
   if outcome == 'equivocal' then keep_evidence(owner, held, row) end
   if outcome == 'same' and row.introducer == '-' and held.introducer ~= '-' then
-    return {owner, outcome, write(owner, row, held.home, introducer_of(owner, held, row))}
+    local introducer = introducer_of(owner, held, row)
+    return reply_of(owner, outcome, row, write(owner, held, held.home, introducer))
   end
   if outcome == 'older' or outcome == 'same' or
     (outcome == 'equivocal' and not is_above(row.hash, held.hash)) then
-    return {owner, outcome, text ~= row.text and text or ''}
+    return reply_of(owner, outcome, row, text)
   end
   local box = load_box(owner)
   if not held and is_full(row, box) then return {owner, 'full', ''} end
@@ -91,7 +96,7 @@ local function merge(owner, row, stays)
   local kept = write(owner, row, home, introducer_of(owner, held, row))
   note_change(owner)
   if box then set_home(box, home) end
-  return {owner, outcome, kept}
+  return reply_of(owner, outcome, row, kept)
 end
 
 local replies, blob, at = {}, ARGV[6], 1
