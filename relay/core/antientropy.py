@@ -57,12 +57,8 @@ Order = tuple[int, int, bytes]
 """(kv, seq, SHA-256 of the signing input, or its first 16 bytes): greater wins."""
 
 
-def place(agent: str, bits: int) -> int:
+def place(key: bytes, bits: int) -> int:
     """The bucket of an agent: the first ``bits`` bits of SHA-256(agent key)."""
-    return _place(agent.encode(), bits)
-
-
-def _place(key: bytes, bits: int) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> (_WORD_BITS - bits)
 
 
@@ -101,7 +97,7 @@ class Index:
         kv, seq, digest = order
         prefix = agent.encode() + b"\0"
         row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
-        top = _place(prefix[:-1], TOP_BITS)
+        top = place(prefix[:-1], TOP_BITS)
         rows = self._rows[top]
         at = bisect_left(rows, prefix)
         if not _is_of(rows, at, prefix):
@@ -117,7 +113,7 @@ class Index:
     def remove(self, agent: AgentKey) -> bool:
         """Forget an agent; False if it was not known."""
         prefix = agent.encode() + b"\0"
-        top = _place(prefix[:-1], TOP_BITS)
+        top = place(prefix[:-1], TOP_BITS)
         rows = self._rows[top]
         at = bisect_left(rows, prefix)
         if not _is_of(rows, at, prefix):
@@ -135,7 +131,7 @@ class Index:
     def order(self, agent: AgentKey) -> Order | None:
         """(kv, seq, first 16 bytes of the hash) of the record held."""
         prefix = agent.encode() + b"\0"
-        rows = self._rows[_place(prefix[:-1], TOP_BITS)]
+        rows = self._rows[place(prefix[:-1], TOP_BITS)]
         at = bisect_left(rows, prefix)
         if not _is_of(rows, at, prefix):
             return None
@@ -200,7 +196,7 @@ class Index:
         if found is None:
             found = {}
             for row in self._rows[top]:
-                found.setdefault(_place(_key(row), bits), []).append(row)
+                found.setdefault(place(_key(row), bits), []).append(row)
             if len(self._split) >= KEPT_SPLIT:
                 del self._split[next(iter(self._split))]
             self._split[top, bits] = found
@@ -305,6 +301,11 @@ class Pull:
             self.error = exc
         return self._next()
 
+    def skip(self, ref: str) -> list[Question]:
+        """The other side refused a question, or let it lie: go on without its answer."""
+        self._asked.pop(ref, None)
+        return self._next()
+
     def _take(self, frame: Digests | Have | Gossip, asked: Question | None) -> None:
         match asked, frame:
             case Digest() as question, Digests() if question.bits == frame.bits:
@@ -353,7 +354,7 @@ class Pull:
         behind = [asked.after or "", *keys]
         if any(one >= other for one, other in zip(behind, keys, strict=False)):
             raise _wrong("agents that are not in order")
-        if any(place(key, said.bits) != said.bucket for key in keys):
+        if any(place(key.encode(), said.bits) != said.bucket for key in keys):
             raise _wrong("an agent of another bucket")
         self._lacking += self._index.newer(said.items)
         pages = self._pages.pop((said.bits, said.bucket), 0) + 1

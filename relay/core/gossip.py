@@ -39,9 +39,11 @@ class Rumors:
 
     Args:
         most: so many agents; what goes beyond is dropped and counted.
+        fanout: each record is told to so many peers.
     """
 
-    def __init__(self, most: int = MAX_RUMORS) -> None:
+    def __init__(self, most: int = MAX_RUMORS, fanout: int = FANOUT) -> None:
+        self._fanout = fanout
         self._most = most
         self._rumors: dict[AgentKey, _Rumor] = {}
         self.dropped = 0
@@ -66,7 +68,7 @@ class Rumors:
     def take(
         self, peers: Sequence[Did], pick: Pick, most: int = TAKE_MOST
     ) -> list[tuple[Did, Gossip]]:
-        """What to push now, each record to three random peers; it is forgotten here.
+        """What to push now, each record to some random peers; it is forgotten here.
 
         Args:
             peers: to whom there is a link; without any, nothing is taken.
@@ -79,7 +81,7 @@ class Rumors:
         for agent in list(self._rumors)[:most]:
             rumor = self._rumors.pop(agent)
             others = [peer for peer in peers if peer != rumor.not_to]
-            for peer in pick(others, min(FANOUT, len(others))):
+            for peer in pick(others, min(self._fanout, len(others))):
                 told.setdefault(peer, []).append(rumor.compact)
         return [(peer, frame) for peer, records in told.items() for frame in frames(records)]
 

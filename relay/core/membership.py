@@ -9,8 +9,10 @@ speaks for another. Being gone costs a peer nothing but patience; it is dialled 
     reached    alive      alive                        alive
     missed     suspect    suspect; gone at the 10th    gone
     heard of   alive      suspect                      suspect, dialled at once
+    seen       alive      suspect, dialled soon        suspect, dialled soon
 
 ``heard of`` is newer signed relay information from anybody: it was alive when it signed that.
+``seen`` is its own login here: where it can reach us, we can mostly reach it.
 """
 
 from __future__ import annotations
@@ -29,10 +31,12 @@ ROTATED: Final = 4
 ROTATION_S: Final = 3600
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 300.0
+HURRY_S: Final = 5.0
+"""Whoever logs in here often and cannot be reached is dialled no more often than this."""
 GONE_AFTER: Final = 10
 """Misses in a row; with the back-off between them that takes some five minutes."""
 
-Event = Literal["reached", "missed", "missed_often", "heard"]
+Event = Literal["reached", "missed", "missed_often", "heard", "seen"]
 
 TRANSITIONS: Final[dict[tuple[Membership, Event], Membership]] = {
     ("alive", "reached"): "alive",
@@ -47,6 +51,9 @@ TRANSITIONS: Final[dict[tuple[Membership, Event], Membership]] = {
     ("gone", "missed"): "gone",
     ("gone", "missed_often"): "gone",
     ("gone", "heard"): "suspect",
+    ("alive", "seen"): "alive",
+    ("suspect", "seen"): "suspect",
+    ("gone", "seen"): "suspect",
 }
 
 
@@ -60,6 +67,7 @@ class Peer:
         since: when the state began; 0 = it was never dialled.
         misses: in a row.
         dial_at: not before.
+        missed_at: when a dial failed last.
         reason: why it was missed last, for a person.
     """
 
@@ -68,6 +76,7 @@ class Peer:
     since: int = 0
     misses: int = 0
     dial_at: Timestamp = Timestamp(0)
+    missed_at: Timestamp = Timestamp(0)
     reason: str | None = None
 
 
@@ -133,7 +142,7 @@ class Roster:
             return False
         peer.misses += 1
         peer.dial_at = Timestamp(now + backoff_s(peer.misses, share))
-        peer.reason = reason
+        peer.missed_at, peer.reason = now, reason
         return _move(peer, "missed" if peer.misses < GONE_AFTER else "missed_often", now)
 
     def heard(self, did: Did, now: Timestamp) -> bool:
@@ -145,27 +154,49 @@ class Roster:
             peer.misses, peer.dial_at = 0, now
         return _move(peer, "heard", now)
 
+    def seen(self, did: Did, now: Timestamp) -> bool:
+        """It has logged in here: it is dialled soon; True if that is sooner than before."""
+        peer = self._peers.get(did)
+        if peer is None:
+            return False
+        soon = max(now, Timestamp(peer.missed_at + HURRY_S))
+        comes_nearer = soon < peer.dial_at
+        peer.dial_at = min(soon, peer.dial_at)
+        _move(peer, "seen", now)
+        return comes_nearer
+
     def kept(self, now: Timestamp) -> frozenset[Did]:
         """To whom links are kept: all if they are few, else a stable choice, slowly rotated.
 
         The choice is this relay's own, so the links of all relays together make a random graph.
         """
-        if len(self._peers) <= MAX_LINKS:
-            return frozenset(self._peers)
         here = [peer.did for peer in self._peers.values() if peer.state != "gone"]
-        if len(here) < MAX_LINKS:
-            here = list(self._peers)
-        here.sort(key=lambda did: self._rank(did, "stable"))
-        stable, others = here[: MAX_LINKS - ROTATED], here[MAX_LINKS - ROTATED :]
+        return self._chosen(here if len(here) >= MAX_LINKS else list(self._peers), now)
+
+    def _chosen(self, dids: list[Did], now: Timestamp) -> frozenset[Did]:
+        if len(dids) <= MAX_LINKS:
+            return frozenset(dids)
+        dids.sort(key=lambda did: self._rank(did, "stable"))
+        stable, others = dids[: MAX_LINKS - ROTATED], dids[MAX_LINKS - ROTATED :]
         hour = str(int(now // ROTATION_S))
         others.sort(key=lambda did: self._rank(did, hour))
         return frozenset(stable + others[:ROTATED])
 
     def due(self, now: Timestamp, linked: Collection[Did] = ()) -> list[Did]:
-        """Whom to dial now; ``linked``: to whom there is a link, or a dial under way."""
-        return [
-            did for did in self.kept(now) if did not in linked and self._peers[did].dial_at <= now
-        ]
+        """Whom to dial now; ``linked``: to whom there is a link, or a dial under way.
+
+        Those who would have been chosen and are gone are dialled, too, else two halves of a mesh
+        would never look for each other again.
+        """
+        return [did for at, did in self._dials(now, linked) if at <= now]
+
+    def next_dial_at(self, now: Timestamp, linked: Collection[Did] = ()) -> Timestamp | None:
+        """When somebody is due next; None where there is a link to all that should have one."""
+        return min((at for at, _ in self._dials(now, linked)), default=None)
+
+    def _dials(self, now: Timestamp, linked: Collection[Did]) -> list[tuple[Timestamp, Did]]:
+        wanted = self.kept(now) | self._chosen(list(self._peers), now)
+        return [(self._peers[did].dial_at, did) for did in sorted(wanted) if did not in linked]
 
     def pick(self, count: int, pick: Pick, linked: Collection[Did]) -> list[Did]:
         """Partners for gossip or a pull: random ones of those that are alive and linked."""

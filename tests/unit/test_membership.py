@@ -117,6 +117,19 @@ def test_the_gone_are_dialled_for_ever_and_come_back():
     assert state(made) == "alive"
 
 
+def test_whoever_logs_in_here_is_dialled_soon_but_not_at_its_pleasure():
+    made = gone()
+    assert made.seen(PEER, later(2))
+    assert (state(made), made.due(later(4.9)), made.due(later(5))) == ("suspect", [], [PEER])
+    made.missed(PEER, later(5), 1.0)
+    assert made.seen(PEER, later(6))
+    assert not made.seen(PEER, later(6))
+    assert (made.due(later(9.9)), made.due(later(10))) == ([], [PEER])
+    made.reached(PEER, later(10))
+    assert not made.seen(PEER, later(11))
+    assert not Roster(OWN).seen(PEER, NOW)
+
+
 @given(st.lists(st.sampled_from(["reached", "missed", "heard"]), max_size=40))
 def test_since_moves_exactly_when_the_state_does(events):
     made = roster()
@@ -171,6 +184,8 @@ def test_nobody_is_dialled_before_its_time():
     made.missed(PEER, NOW, 1.0)
     assert [made.due(later(s)) for s in (0, 1.9, 2)] == [[], [], [PEER]]
     assert made.due(later(2), linked={PEER}) == []
+    assert made.next_dial_at(NOW) == later(2)
+    assert made.next_dial_at(NOW, linked={PEER}) is None
 
 
 # ---------------------------------------------------------------- links
@@ -223,6 +238,21 @@ def test_who_is_gone_gives_its_link_to_another_and_gets_it_back():
     assert len(made.kept(NOW)) == 16
     made.heard(lost, NOW)
     assert made.kept(NOW) == kept
+
+
+def test_two_halves_of_a_large_mesh_go_on_looking_for_each_other():
+    made = roster(60)
+    for did in dids(60)[:30]:
+        for _ in range(membership.GONE_AFTER):
+            made.missed(did, NOW, 1.0)
+    kept = made.kept(NOW)
+    assert kept.isdisjoint(dids(60)[:30])
+    assert set(made.due(later(299))) <= kept
+    looked_for = set(made.due(later(300))) - kept
+    assert 0 < len(looked_for) <= 16
+    found = min(looked_for)
+    made.reached(found, later(300))
+    assert found in made.kept(later(300))
 
 
 def test_where_nearly_all_are_gone_they_are_dialled_all_the_same():
