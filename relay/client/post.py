@@ -19,8 +19,9 @@ from relay.client.errors import AgentError, of, typed
 from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
 from relay.client.message import Sent
 from relay.client.origin import Origin
-from relay.client.outbox import Outbox, Waiting
+from relay.client.outbox import Outbox
 from relay.client.state import State
+from relay.client.waiting import Waiting
 from relay.core import codec, receipts
 from relay.core import jws as jose
 from relay.core.envelope import SignedEnvelope
