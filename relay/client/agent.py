@@ -18,7 +18,7 @@ from typing import Final
 
 from relay.client import keystore
 from relay.client import state as states
-from relay.client.errors import again, typed
+from relay.client.errors import AgentError, again, typed
 from relay.client.finding import Found, found, ruled
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
@@ -30,10 +30,11 @@ from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
-from relay.core.frames import Resolve, Ruled, Rules, State, Status, Statuses, StatusItem, Welcome
+from relay.core.frames import Resolve, Ruled, Rules, State, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, MessageId
 from relay.core.inbox_values import FirstContact
+from relay.core.records import EndpointRecord
 
 __all__ = ["Agent", "Found", "sign"]
 
@@ -122,6 +123,15 @@ class Agent:
     def is_connected(self) -> bool:
         """Whether there is a connection just now."""
         return self._sessions.sender is not None
+
+    @property
+    def warnings(self) -> tuple[AgentError, ...]:
+        """The latest of what the program should know and what does not end the agent.
+
+        :class:`StaleRecordError`: two different records of one seq are signed with this agent's
+        key: there is a second copy of it, or it was restored from a backup.
+        """
+        return tuple(self._sessions.warnings)
 
     @property
     def refused(self) -> int:
@@ -282,14 +292,12 @@ class Agent:
     async def status(self, to: str, message_id: str) -> State:
         """What became of an envelope that this agent sent to ``to``.
 
+        The relay that gave the receipt is asked; it follows what another one took over from it.
+
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        item = StatusItem(Did(to), MessageId(message_id))
-        answer = await self._sessions.ask(lambda ref: Status(ref, (item,)))
-        if not isinstance(answer, Statuses) or len(answer.items) != 1:
-            raise typed(ErrorCode.BAD_FRAME, "one question has one answer")
-        return answer.items[0].state
+        return await self._sessions.following.status(Did(to), MessageId(message_id))
 
     async def resolve(self, did: str) -> Found:
         """Where an agent lives, as the relay knows it; the signature is checked here.
@@ -299,6 +307,21 @@ class Agent:
         """
         answer = await self._sessions.ask(lambda ref: Resolve(ref, Did(did)))
         return found(answer, did)
+
+    async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
+        """Sign the next endpoint record and publish it at each home that is connected.
+
+        That happens by itself, too, before a record expires; a home that is not connected now gets
+        it at the next login.
+
+        Args:
+            handles: the handles that it lists from now on; None: those that it did.
+
+        Raises:
+            ProtocolError: these handles make no record; nothing is changed.
+            AgentError: not published everywhere in time.
+        """
+        return await self._sessions.publish(handles)
 
     async def rules(
         self,

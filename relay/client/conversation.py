@@ -356,6 +356,7 @@ class Conversation:
             answer = await self.ask(partial(_publish, record))
             if isinstance(answer, Published):
                 homes.published(relay, record, answer)
+                self.company.line_changed()
 
     def _settle(self, line: Line) -> None:
         """Begin, now that it is known whether this relay is a home."""

@@ -153,11 +153,11 @@ class Outbox:
         self._ripen(now)
         for waiting in self._ready:
             if not waiting.answer.done():
-                self._stray(waiting, None)
+                self._stray(waiting, None, "")
         self._ready.clear()
 
-    def _stray(self, waiting: Waiting, no: Rejection | None) -> None:
-        waiting.not_carried = no
+    def _stray(self, waiting: Waiting, no: Rejection | None, at: str) -> None:
+        waiting.not_carried, waiting.at = no, at
         self._strays.setdefault(waiting.envelope.to, deque()).append(waiting)
 
     def strays(self) -> list[Did]:
@@ -177,6 +177,11 @@ class Outbox:
     def submit_direct(self, items: list[Waiting], now: Timestamp, line: str) -> Submit:
         """A submit of held strays to another relay than ours; answered, failed or landed."""
         return self._fly(_Flight(now, items, line, is_direct=True))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something is to be submitted, now or later."""
+        return bool(self._ready or self._later)
 
     def land(self, ref: str, *, maybe_stored: bool) -> None:
         """There is no answer to a direct submit."""
@@ -209,7 +214,7 @@ class Outbox:
             self._land(ref)
         for waiting, outcome in outcomes:
             if isinstance(outcome, Rejection):
-                self._refused(waiting, outcome, now)
+                self._refused(waiting, outcome, now, line)
             elif receipt is not None and frame.receipt is not None:
                 self._receipted(waiting, sent_of(waiting.envelope, outcome, receipt, frame.receipt))
 
@@ -226,7 +231,7 @@ class Outbox:
         if not waiting.answer.done():
             waiting.answer.set_result(sent)
 
-    def _refused(self, waiting: Waiting, no: Rejection, now: Timestamp) -> None:
+    def _refused(self, waiting: Waiting, no: Rejection, now: Timestamp, at: str) -> None:
         waiting.last = no
         waiting.maybe_stored = waiting.maybe_stored or no.stored == "unknown"
         if waiting.answer.done():
@@ -234,7 +239,7 @@ class Outbox:
         if no.error in NOT_CARRIED and self.strayed is not None:
             # one that is held already is the detour's: it looks at what was said
             if not waiting.held:
-                self._stray(waiting, no)
+                self._stray(waiting, no, at)
                 self.strayed()
             return
         waiting.held = False
@@ -260,7 +265,7 @@ class Outbox:
         stored = Refusal.of(exc).stored
         for i, waiting in enumerate(self._land(ref)):
             no = Rejection(ref, i, exc.code, stored, exc.detail, exc.retry_after)
-            self._refused(waiting, no, now)
+            self._refused(waiting, no, now, line)
         return True
 
     # ------------------------------------------------------------ ends

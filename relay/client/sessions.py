@@ -15,14 +15,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from relay import clock
 from relay.client import origin as origins
 from relay.client.conversation import QUESTION_S, Conversation
+from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
-from relay.client.errors import AgentError, SupersededError, again, typed
+from relay.client.detour import Detours
+from relay.client.errors import AgentError, SupersededError, again, of, typed
+from relay.client.following import Following
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
@@ -32,10 +35,10 @@ from relay.client.outcomes import Outcomes
 from relay.client.questions import Answer, Question
 from relay.client.state import State
 from relay.client.tasks import task_group
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
-from relay.core.records import Home
+from relay.core.ids import Did, Eid
+from relay.core.records import EndpointRecord, Home
 
 SLOW_S: Final = 1.0
 """A relay that has not answered so long after the first is not waited for."""
@@ -67,13 +70,19 @@ class Sessions:
         self.warnings: deque[AgentError] = deque(maxlen=WARNINGS)
         knowledge = state.journal.knowledge if state.journal is not None else None
         self.custody = Custody(knowledge, self.is_ours)
-        self.outbox = Outbox(self.custody)
-        self.inbox = Inbox(Opener(key, self.custody.relay_of), state.journal)
+        self.correspondents = Correspondents(knowledge)
+        self.following = Following(self)
+        self.detours = Detours(self)
+        self.outbox = Outbox(self.custody, self.detours.wake)
+        opener = Opener(key, self.custody.relay_of, self._may_be_ours)
+        self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
         self.homes = Homes(key, state, [str(one) for one in named], share, self.warn)
+        self._named = tuple(named)
         self.conversations: list[Conversation] = []
         self.sender: Conversation | None = None
+        self.alone_since: float | None = clock.monotonic()
         self.current: Conversation
         self._claims: dict[Did, Conversation] = {}
         self._running: set[asyncio.Task[None]] = set()
@@ -108,6 +117,7 @@ class Sessions:
         async with task_group() as tasks:
             self._tasks = tasks
             self._running.add(tasks.create_task(self._follow_record()))
+            self._running.add(tasks.create_task(self.detours.run()))
             for conversation in list(self.conversations):
                 self._start(tasks, conversation)
             await self._over.wait()
@@ -182,6 +192,10 @@ class Sessions:
         # not looked for at each envelope: that would read the record each time
         self.sender = min(open_ones, key=self._rank, default=None)
         self.current = self.sender or self.current
+        if self.sender is not None:
+            self.alone_since = None
+        elif self.alone_since is None:
+            self.alone_since = clock.monotonic()
         self._changes.set()
         self._changes = asyncio.Event()
         self.wake()
@@ -218,11 +232,40 @@ class Sessions:
         """There is something to write."""
         for one in self.conversations:
             one.wake()
+        if self.sender is None:
+            self.detours.wake()
 
     def warn(self, warning: AgentError) -> None:
         """Tell the program something that does not end the agent."""
         _log.warning("%s", warning)
         self.warnings.append(warning)
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether a relay that the program names has an address that is not public."""
+        return any(one.is_inside for one in self._named)
+
+    def _may_be_ours(self, eid: Eid) -> bool:
+        """Whether this agent may have sent it: a journal knows more than this process does."""
+        return self.state.journal is not None or self.custody.get(eid) is not None
+
+    def others(self) -> list[Did]:
+        """Connected relays, but for the one that is sent through."""
+        connected = [one for one in self.conversations if one.line is not None]
+        return [one.relay for one in connected if one is not self.sender and one.relay]
+
+    def origin_of(self, url: str) -> Origin | None:
+        """Where a stranger's home is; None: not to be dialled."""
+        return self.detours.origin_of(url)
+
+    async def look_for(self, to: Did) -> EndpointRecord | None:
+        """Ask a relay of ours for the record of ``to``; it goes to the correspondents."""
+        return await self.detours.look_for(to)
+
+    def note_correspondent(self, to: Did) -> None:
+        """This agent writes to ``to``: where it lives is found out while a relay can tell."""
+        if to != self.key.did and self.correspondents.want(to):
+            self.detours.wake()
 
     async def opened(self) -> None:
         """Wait for the first login, its record included, and a moment for the other relays.
@@ -250,6 +293,33 @@ class Sessions:
                         return answer
         except TimeoutError as exc:
             raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from a relay in time") from exc
+
+    async def publish(self, handles: Sequence[str] | None) -> EndpointRecord:
+        """See :meth:`relay.client.Agent.publish`."""
+        try:
+            self.homes.renew(handles, clock.now())
+        except RelayError as exc:
+            raise of(exc) from exc
+        try:
+            async with asyncio.timeout(QUESTION_S):
+                while (newest := self._published()) is None:
+                    await self._changes.wait()
+        except TimeoutError as exc:
+            raise typed(ErrorCode.PEER_UNREACHABLE, "not published in time") from exc
+        return newest
+
+    def _published(self) -> EndpointRecord | None:
+        """The newest record, if each home that is connected holds it."""
+        if self._ended is not None:
+            raise again(self._ended)
+        connected = [one.relay for one in self.conversations if one.line is not None and one.relay]
+        held = [self.homes.is_published(one) for one in connected if self.homes.is_home(one)]
+        return self.homes.newest if held and all(held) else None
+
+    def ask_at(self, relay: Did, make: Callable[[str], Question]) -> Awaitable[Answer] | None:
+        """Ask one relay of ours, over reconnects, for at most 15 s; None: it is none."""
+        known = [one for one in self.conversations if one.relay == relay]
+        return known[0].ask(make) if known else None
 
     async def _ask_once(self, make: Callable[[str], Question]) -> Answer | None:
         """None: that relay was lost meanwhile."""

@@ -105,6 +105,7 @@ class Submissions:
                 await self._abandon(held[0])
             raise
         self._done_with(held[0])
+        self._sessions.note_correspondent(sent.to)
         return sent
 
     async def _wait(self, envelope: SignedEnvelope, deadline_s: float, held: list[Waiting]) -> Sent:

@@ -24,7 +24,7 @@ class Waiting:
     """One envelope and the task that waits for its receipt.
 
     ``cut_short``: the agent ended before a relay's answer. ``not_carried``: the refusal of the own
-    relay for which it strayed. ``held``: it strayed, and a detour has it.
+    relay, ``at``, for which it strayed. ``held``: it strayed, and a detour has it.
     """
 
     envelope: SignedEnvelope
@@ -36,6 +36,7 @@ class Waiting:
     cut_short: bool = False
     last: Rejection | None = None
     not_carried: Rejection | None = None
+    at: str = ""
     held: bool = False
 
     @property
