@@ -95,7 +95,7 @@ async def measure(directory: Path, count: int = RECORDS, changed: int = CHANGED)
             await _put(store, compacts)
         await _rest(pids)
         found.node_mb, found.store_mb = _memory(running[0])
-        faults.cut("a", "b")
+        faults.part("a", "b")
         # whoever dialled before the names were known, too
         faults.reset("a")
         faults.reset("b")

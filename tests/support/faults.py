@@ -78,14 +78,13 @@ class Faults:
         """What ``source`` says to ``target``."""
         return self._ways.setdefault((source, target), Way())
 
-    def between(self, one: str, other: str) -> tuple[Way, Way]:
-        """Both directions."""
-        return self.way(one, other), self.way(other, one)
+    def cut(self, source: str, target: str) -> None:
+        """Nothing of ``source`` reaches ``target`` any more; the other direction is left alone."""
+        self.way(source, target).cut()
 
-    def cut(self, one: str, other: str) -> None:
-        """Nothing gets through, either way."""
-        for way in self.between(one, other):
-            way.cut()
+    def lose(self, source: str, target: str, share: float) -> None:
+        """So much of what ``source`` says needs a resend."""
+        self.way(source, target).loss = share
 
     def part(self, some: Iterable[str], others: Iterable[str]) -> None:
         """Two groups that do not hear of each other."""
@@ -93,6 +92,7 @@ class Faults:
         for one in some:
             for other in theirs:
                 self.cut(one, other)
+                self.cut(other, one)
 
     def heal(self) -> None:
         """All is well again; what waited on the way goes through."""

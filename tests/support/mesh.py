@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -246,6 +247,14 @@ def _ask(url: str, body: bytes | None = None) -> Any:
     return jose.loads(_read(url, body).encode())
 
 
-def dids(relays: Sequence[MeshRelay]) -> list[Did]:
-    """Who they are."""
-    return [relay.key.did for relay in relays]
+async def knows(relay: RelayProcess, did: Did) -> bool:
+    """Whether an agent's record lies in a relay's own store; nobody else is asked."""
+    return await asyncio.to_thread(_is_known, f"{relay.url}/v1/agents/{did}")
+
+
+def _is_known(url: str) -> bool:
+    try:
+        return bool(_ask(url)["state"] == "found")
+    except urllib.error.HTTPError as exc:
+        exc.close()
+        return False
