@@ -133,7 +133,7 @@ class RelayProcess:
             if rewriting:
                 # it may already rewrite by itself, or be just starting: then that is hit
                 with contextlib.suppress(RedisError, OSError):
-                    async with client(f"unix://{self._store_socket}") as redis:
+                    async with client(self.store_url) as redis:
                         await redis.bgrewriteaof()
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await wait_until(lambda: not is_alive(pid), START_S, "the killed store is gone")
@@ -167,6 +167,11 @@ class RelayProcess:
     @property
     def _stderr(self) -> Path:
         return self.directory / "relay.log"
+
+    @property
+    def store_url(self) -> str:
+        """Where its store can be asked, beside the node."""
+        return f"unix://{self._store_socket}"
 
     @property
     def _store_socket(self) -> Path:
