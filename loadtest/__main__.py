@@ -10,8 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from loadtest import single
+from loadtest.mesh import scenario as mesh
 
-SCENARIOS: Final[dict[str, Callable[[Sequence[str]], int]]] = {"node": single.main}
+SCENARIOS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
+    "node": single.main,
+    "mesh": mesh.main,
+}
 
 
 def main(words: Sequence[str]) -> int:

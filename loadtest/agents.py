@@ -38,15 +38,16 @@ class Agent(WSListener):
     Args:
         key: who it is.
         url: the relay's origin.
+        record: its endpoint record, published with the login.
     """
 
-    def __init__(self, key: SigningKey, url: str) -> None:
+    def __init__(self, key: SigningKey, url: str, record: str | None = None) -> None:
         super().__init__()
         self.key = key
         self.failure: str | None = None
         self.transport: WSTransport | None = None
         self._url = url
-        self._session = AgentSession(key, Login(url), os.urandom)
+        self._session = AgentSession(key, Login(url, record=record), os.urandom)
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._is_open = False
 
@@ -170,8 +171,8 @@ class Sender(Agent):
 class Recipient(Agent):
     """Acks each deliver frame once, cumulatively."""
 
-    def __init__(self, key: SigningKey, url: str) -> None:
-        super().__init__(key, url)
+    def __init__(self, key: SigningKey, url: str, record: str | None = None) -> None:
+        super().__init__(key, url, record)
         self.delivered = 0
         self.handed_upto = 0
         self.acked_upto = 0

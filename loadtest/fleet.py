@@ -21,8 +21,10 @@ from loadtest.posts import Stock, checksum
 from loadtest.process import RelayProcess
 from relay.core.errors import RelayError
 from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid
+from relay.core.ids import Did, Eid, Timestamp
 from relay.core.receipts import verify_receipt
+from relay.core.records import Home
+from relay.core.records import sign as sign_record
 
 PAIRS: Final = 8
 POLL_S: Final = 0.01
@@ -63,19 +65,29 @@ class Fleet:
     Args:
         relay: where they live.
         ledger: the book of the whole run.
+        far: where the recipients live instead; they publish records that say so.
     """
 
-    def __init__(self, relay: RelayProcess, ledger: Ledger) -> None:
+    def __init__(
+        self, relay: RelayProcess, ledger: Ledger, far: RelayProcess | None = None
+    ) -> None:
         self.relay = relay
         self.ledger = ledger
+        self.far = far
         recipients = [SigningKey(os.urandom(32)) for _ in range(PAIRS)]
         senders = [SigningKey(os.urandom(32)) for _ in range(PAIRS)]
         dids = [key.did for key in recipients]
-        self.recipients = [Recipient(key, relay.url) for key in recipients]
+        self.recipients = [self._recipient(key) for key in recipients]
         self.senders = [
             Sender(key, relay.url, Stock(key, number, dids)) for number, key in enumerate(senders)
         ]
         self._relay_did = Did("")
+
+    def _recipient(self, key: SigningKey) -> Recipient:
+        if self.far is None:
+            return Recipient(key, self.relay.url)
+        home = Home(self.far.did, self.far.url)
+        return Recipient(key, self.far.url, sign_record(key, [home], now=Timestamp(time.time())))
 
     @contextlib.asynccontextmanager
     async def opened(self) -> AsyncIterator[Fleet]:

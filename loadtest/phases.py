@@ -50,6 +50,7 @@ class Reading:
     children_s: float
     driver_s: float
     machine: probes.MachineTime
+    far_s: float = 0.0
 
 
 def take(fleet: Fleet) -> Reading:
@@ -63,6 +64,7 @@ def take(fleet: Fleet) -> Reading:
         children_s=probes.children_cpu_s(store),
         driver_s=time.process_time(),
         machine=probes.machine_time(),
+        far_s=probes.cpu_s(fleet.far.pid) if fleet.far is not None else 0.0,
     )
 
 
@@ -78,6 +80,7 @@ class Slice:
         store_children_cpu_us: of what the store forks to rewrite its log, once it has ended.
         driver_cpu_us: of this driver.
         other_cores: cores kept busy by other programs, the hypervisor's steal included.
+        far_cpu_us: of the node where the recipients live, if that is another relay.
     """
 
     seconds: float
@@ -87,6 +90,7 @@ class Slice:
     store_children_cpu_us: float
     driver_cpu_us: float
     other_cores: float
+    far_cpu_us: float = 0.0
 
     @staticmethod
     def between(before: Reading, after: Reading) -> Slice:
@@ -104,6 +108,7 @@ class Slice:
             store_children_cpu_us=children / count * 1e6,
             driver_cpu_us=driver / count * 1e6,
             other_cores=max(0.0, machine - node - store - driver + stolen) / seconds,
+            far_cpu_us=(after.far_s - before.far_s) / count * 1e6,
         )
 
 

@@ -19,6 +19,8 @@ from typing import BinaryIO, Final
 
 import orjson
 
+from relay.core.ids import Did
+
 ROOT: Final = Path(__file__).parents[1]
 START_S: Final = 30
 STOP_S: Final = 30
@@ -46,6 +48,7 @@ class RelayProcess:
     """A relay that said it is ready."""
 
     process: asyncio.subprocess.Process
+    did: Did
     url: str
     admin: str
     store_pid: int
@@ -78,15 +81,23 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def relay_process(directory: Path) -> AsyncIterator[RelayProcess]:
-    """Start one in a new ``directory``; stopped at the end, killed if it does not stop."""
+async def relay_process(
+    directory: Path, *, listen: str = "127.0.0.1:0", **settings: str
+) -> AsyncIterator[RelayProcess]:
+    """Start one in a new ``directory``; stopped at the end, killed if it does not stop.
+
+    Args:
+        directory: of its data and its log.
+        listen: its public HOST:PORT.
+        settings: more ``RELAY_*`` variables.
+    """
     said = directory / "relay.log"
     with _new(said) as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "relay", "serve", "--data", str(directory / "data")),
-            *("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"),
-            env=environment(),
+            *("--listen", listen, "--admin", "127.0.0.1:0"),
+            env={**environment(), **settings},
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
             start_new_session=True,
@@ -98,7 +109,7 @@ async def relay_process(directory: Path) -> AsyncIterator[RelayProcess]:
 
 
 def _new(log: Path) -> BinaryIO:
-    log.parent.mkdir()
+    log.parent.mkdir(exist_ok=True)
     return log.open("wb")
 
 
@@ -110,7 +121,9 @@ async def _ready(process: asyncio.subprocess.Process, said: Path) -> RelayProces
     if not line:
         raise RelayFailedError(f"the relay did not start:\n{_end_of(said)}")
     ready = orjson.loads(line)
-    return RelayProcess(process, ready["url"], ready["admin"], _only_child(process.pid))
+    return RelayProcess(
+        process, Did(ready["did"]), ready["url"], ready["admin"], _only_child(process.pid)
+    )
 
 
 def _end_of(said: Path) -> str:

@@ -150,3 +150,8 @@ def loop_failed(name: str, code: str) -> None:
 def internal_error(where: str) -> None:
     """A bug: the traceback is here and nowhere else."""
     _log.exception("internal", where=where)
+
+
+def dead_letter(code: str) -> None:
+    """Another relay will never take an envelope that waited for it; its sender is told."""
+    _log.warning("dead_letter", code=code)

@@ -18,6 +18,14 @@ ACKED: Final = Counter("relay_envelopes_acked_total", "Envelopes durably acked."
 REFUSED: Final = Counter("relay_envelopes_refused_total", "Envelopes refused by their recipient.")
 EXPIRED: Final = Counter("relay_envelopes_expired_total", "Envelopes ended by a sweep.")
 BOUNCES: Final = Counter("relay_bounces_total", "Bounce envelopes by outcome.", ["outcome"])
+FORWARDED: Final = Counter("relay_envelopes_forwarded_total", "Envelopes taken over by peers.")
+FORWARD_FAILURES: Final = Counter(
+    "relay_forward_failures_total", "Submits to peers without an answer, by code.", ["code"]
+)
+DEAD_LETTERS: Final = Counter(
+    "relay_dead_letters_total", "Envelopes that a peer will never take, by code.", ["code"]
+)
+COURIERS: Final = Gauge("relay_couriers", "Inboxes that couriers of this node carry.")
 COMMITS: Final = Counter("relay_commits_total", "Commits of accepts.")
 COMMIT_SECONDS: Final = Histogram(
     "relay_commit_seconds",

@@ -11,10 +11,11 @@ from typing import Final, Literal, NamedTuple, Protocol
 
 from relay.core import records
 from relay.core.errors import Refusal, RelayError
-from relay.core.frames import Gossip, Submitted
+from relay.core.frames import Gossip, Rejection
 from relay.core.handles import Handle, Heard
 from relay.core.ids import AgentKey, Did, Fence, NodeId
 from relay.core.peering import Answer, Question
+from relay.core.receipts import Receipt, ReceiptItem
 
 Order = records.Order
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
@@ -234,6 +235,17 @@ class PeerStore(Protocol):
         ...
 
 
+# ---------------------------------------------------------------- other relays
+
+
+class Taken(NamedTuple):
+    """A peer's answer to one submit: its receipt, and for each envelope its item or its no."""
+
+    receipt: Receipt | None
+    compact: str | None
+    outcomes: Sequence[ReceiptItem | Rejection]
+
+
 class PeerLink(Protocol):
     """A connection to a peer that this relay dialled and that has proved who it is."""
 
@@ -249,11 +261,11 @@ class PeerLink(Protocol):
 
     async def submit(
         self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
-    ) -> Submitted:
-        """Hand envelopes over; several submits may be under way.
+    ) -> Taken:
+        """Hand wire bytes over, at most 256; several submits may be under way.
 
         Raises:
-            UnavailableError: ``peer_unreachable``: what became of them is not known.
+            UnavailableError: ``peer_unreachable``: no answer; it may have them.
             RelayError: the peer refuses the submit as a whole.
         """
         ...
@@ -275,6 +287,10 @@ class PeerLink(Protocol):
 class PeerLinks(Protocol):
     """The links of this node."""
 
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay may have anything to do with that one."""
+        ...
+
     async def reach(self, relay: Did, url: str) -> PeerLink:
         """The link to a relay; dialled if there is none.
 
@@ -290,6 +306,10 @@ class PeerLinks(Protocol):
 
     def live(self) -> Sequence[PeerLink]:
         """All links that stand."""
+        ...
+
+    def wanted(self) -> int:
+        """How many links there should be."""
         ...
 
     def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:

@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import typer
 
@@ -103,11 +103,15 @@ naming_commands.register(app)
 
 
 @app.command("demo")
-def _demo() -> None:
-    """Watch an envelope survive an offline recipient and a killed relay."""
-    from relay.cli import demo  # noqa: PLC0415  as above
+def _demo(
+    what: Annotated[
+        Literal["relay", "mesh"], typer.Argument(help="relay: one relay; mesh: three of them.")
+    ] = "relay",
+) -> None:
+    """Watch an envelope survive a killed relay, or find its way from one relay to another."""
+    from relay.cli import demo, mesh_demo  # noqa: PLC0415  as above
 
-    raise typer.Exit(run_async(demo.demo()))
+    raise typer.Exit(run_async(mesh_demo.demo() if what == "mesh" else demo.demo()))
 
 
 # ---------------------------------------------------------------- nodes

@@ -32,13 +32,14 @@ async def demo() -> int:
         except (DemoError, RelayError, TimeoutError) as exc:
             reason = "a step took too long" if isinstance(exc, TimeoutError) else exc
             say(f"The demo failed: {reason}")
-            _show_log(story.home / "relay.log")
+            show_log(story.home / "relay.log")
             return Exit.FAILED
     story.tell("Accepted 1, delivered 1, lost 0. No process is left, no file is left.")
     return Exit.OK
 
 
-def _show_log(path: Path) -> None:
+def show_log(path: Path) -> None:
+    """The end of what a relay logged, for a person who has to find out why."""
     try:
         tail = path.read_text(errors="replace")[-LOG_TAIL:]
     except OSError:

@@ -6,11 +6,11 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from relay import clock
 from relay.cli.output import write
@@ -81,9 +81,17 @@ class Starting:
 
 
 @asynccontextmanager
-async def relay_process(home: Path, listen: str) -> AsyncIterator[Starting]:
-    """A relay process on the embedded store; gone at the end of the block, whatever happens."""
-    with (home / "relay.log").open("ab") as log:
+async def relay_process(
+    home: Path, listen: str, settings: Mapping[str, str] | None = None
+) -> AsyncIterator[Starting]:
+    """A relay process on the embedded store; gone at the end of the block, whatever happens.
+
+    Args:
+        home: directory of its data and log.
+        listen: its public HOST:PORT.
+        settings: ``RELAY_*`` variables.
+    """
+    with _log_in(home) as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "relay", "serve", "--data", str(home / "data")),
@@ -91,7 +99,7 @@ async def relay_process(home: Path, listen: str) -> AsyncIterator[Starting]:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env=_without_settings(),
+            env={**_without_settings(), **(settings or {})},
             # a Ctrl-C is for the demo: it ends its relay itself
             process_group=0,
         )
@@ -99,6 +107,11 @@ async def relay_process(home: Path, listen: str) -> AsyncIterator[Starting]:
         yield Starting(process)
     finally:
         await _stop(process)
+
+
+def _log_in(home: Path) -> BinaryIO:
+    home.mkdir(exist_ok=True)
+    return (home / "relay.log").open("ab")
 
 
 def _without_settings() -> dict[str, str]:

@@ -78,14 +78,26 @@ class Visit:
 
 
 async def log_in(
-    key: SigningKey, origin: Origin, state: AgentState, *, seconds: float = EXCHANGE_S
+    key: SigningKey,
+    origin: Origin,
+    state: AgentState,
+    *,
+    expected: Did | None = None,
+    seconds: float = EXCHANGE_S,
 ) -> Visit:
     """Log in over HTTP; the relay is pinned at first contact.
+
+    Args:
+        key: who logs in.
+        origin: where.
+        state: knows which relay is expected there, and remembers it.
+        expected: the relay that is to be there, as a signed record says.
+        seconds: for each request.
 
     Raises:
         AgentError: unreachable, or the login does not hold.
     """
-    expected = state.relay_at(str(origin))
+    expected = expected or state.relay_at(str(origin))
     login = Login(str(origin), expected, state.record if expected else None)
     session = AgentSession(key, login, clock.entropy)
     greeting = await ask(origin, "POST", "/v1/session/nonce", seconds=seconds)

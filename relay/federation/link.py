@@ -17,12 +17,16 @@ from websockets.exceptions import ConnectionClosed
 from relay import clock, metrics
 from relay.core import codec
 from relay.core.agent_session import Failed, Ready
+from relay.core.answers import match
 from relay.core.effects import Send
+from relay.core.envelope import eid_of
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError, error
 from relay.core.frames import Bye, Error, Frame, Gossip, Submit, Submitted
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import Did, Eid
 from relay.core.peering import Answer, Answered, PeerSession, Question
+from relay.core.receipts import verify_receipt
+from relay.ports_mesh import Taken
 
 LOGIN_S: Final = 10.0
 ASK_S: Final = 10.0
@@ -54,7 +58,8 @@ class Link:
         self._socket = socket
         self._session = session
         self._refs = count(1)
-        self._waiting: dict[str, asyncio.Future[Answer]] = {}
+        self._waiting: dict[str, asyncio.Future[Answer | Taken]] = {}
+        self._submitted: dict[str, list[Eid]] = {}
         self._pushes: asyncio.Queue[Gossip] = asyncio.Queue(QUEUED_PUSHES)
         self._room = asyncio.Semaphore(MAX_SUBMITS)
         self._over = asyncio.Event()
@@ -115,25 +120,26 @@ class Link:
 
     async def submit(
         self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
-    ) -> Submitted:
+    ) -> Taken:
         """Hand envelopes over; gives the answer to exactly these.
 
         Raises:
             UnavailableError: ``peer_unreachable``: nobody knows what became of them.
             RelayError: the peer refuses the submit as a whole.
         """
-
-        def make(ref: str) -> Frame:
-            return Submit(ref, envelopes, tuple(hops), tuple(marked))
-
+        ref = str(next(self._refs))
+        frame = Submit(ref, envelopes, tuple(hops), tuple(marked))
         async with self._room:
+            self._submitted[ref] = [eid_of(wire) for wire in envelopes]
             try:
-                answer = await self._exchange(make, SUBMIT_S)
+                answer = await self._exchange(frame, ref, SUBMIT_S)
             except TimeoutError as exc:
                 # a new connection asks anew; this one would only add to what is unknown
                 self.close(_gone("a submit was not answered in time"))
                 raise _gone("a submit was not answered in time") from exc
-        if not isinstance(answer, Submitted):
+            finally:
+                self._submitted.pop(ref, None)
+        if not isinstance(answer, Taken):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a submit is answered by submitted")
         return answer
 
@@ -144,21 +150,24 @@ class Link:
             UnavailableError: ``peer_unreachable``.
             RelayError: the peer's refusal.
         """
+        ref = str(next(self._refs))
         try:
-            return await self._exchange(make, ASK_S)
+            answer = await self._exchange(make(ref), ref, ASK_S)
         except TimeoutError as exc:
             raise _gone("a question was not answered in time") from exc
+        if isinstance(answer, Taken):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "a question is not answered by submitted")
+        return answer
 
-    async def _exchange(self, make: Callable[[str], Frame], seconds: float) -> Answer:
+    async def _exchange(self, frame: Frame, ref: str, seconds: float) -> Answer | Taken:
         self.used_at = clock.monotonic()
         if self.ended is not None:
             raise _gone(self.ended.detail)
-        ref = str(next(self._refs))
-        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer | Taken] = asyncio.get_running_loop().create_future()
         self._waiting[ref] = future
         try:
             async with asyncio.timeout(seconds):
-                await self._write(make(ref))
+                await self._write(frame)
                 answer = await future
         finally:
             self._waiting.pop(ref, None)
@@ -170,14 +179,16 @@ class Link:
 
     def _take(self, frame: Answer) -> None:
         if isinstance(frame, Submitted):
-            for ref in frame.refs:
-                its = tuple(item for item in frame.rejected if item.ref == ref)
-                self._answer(ref, Submitted((ref,), frame.receipt, its))
+            compact = frame.receipt
+            receipt = None if compact is None else verify_receipt(compact, self.peer)
+            # what does not fit wholly is no answer to anything: it ends the link
+            for ref, outcomes in match(frame, receipt, self._submitted).items():
+                self._answer(ref, Taken(receipt, compact, outcomes))
         elif frame.ref is not None:
             self._answer(frame.ref, frame)
         # what nobody asked for is passed over: a peer pushes over the links that it dials
 
-    def _answer(self, ref: str, frame: Answer) -> None:
+    def _answer(self, ref: str, frame: Answer | Taken) -> None:
         future = self._waiting.get(ref)
         if future is not None and not future.done():
             future.set_result(frame)

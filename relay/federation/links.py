@@ -133,10 +133,18 @@ class Links:
         """All links that stand."""
         return [link for link in self._live.values() if link.ended is None]
 
+    def wanted(self) -> int:
+        """How many links there should be."""
+        return len(self._chosen)
+
     def to(self, relay: Did) -> Link | None:
         """The link to a relay, if it stands."""
         link = self._live.get(relay)
         return link if link is not None and link.ended is None else None
+
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay may have anything to do with that one."""
+        return self._policy.is_admitted(relay)
 
     async def reach(self, relay: Did, url: str) -> Link:
         """The link to a relay; dialled if there is none. See the port."""

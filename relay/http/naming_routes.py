@@ -47,8 +47,6 @@ def naming_router(node: Node) -> APIRouter:
         asked = _read(handle)
         if node.handles.is_ours(asked):
             heard = await node.handles.resolve(asked)
-        elif node.names is None:
-            raise ProtocolError(ErrorCode.UNSUPPORTED, "this relay asks no others about handles")
         else:
             await polling.session(bodies.bearer(request))
             heard = await node.names.resolve(asked)

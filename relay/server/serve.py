@@ -175,6 +175,7 @@ def _mesh_work(built: Built) -> list[Any]:
     return [
         every("links", LINKS_REST_S, lambda: built.links.run(mesh)),
         every("peers", PEERS_S, built.node.peers.refresh),
+        built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("pull", PULL_REST_S, mesh.pull),
         every("meet", MEET_S, mesh.meet),
@@ -210,6 +211,7 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
     try:
         async with asyncio.timeout(built.settings.drain_s):
             await node.intake.commits.idle()
+            await node.forwarding.drain()
             await node.acks.idle()
             await built.links.drain()
             await endpoint.drain()

@@ -77,7 +77,7 @@ class Directory:
 
     Args:
         relay: this one.
-        store: where records are kept.
+        store: keeps them.
         keys: which keys may act for a DID.
         names: under this relay, for the agents that live here.
         listeners: told of each record that an agent published here and that is news.

@@ -88,6 +88,16 @@ class Hearing:
             self._pass_on(peer, kept)
         return sum(one.is_news for one in kept)
 
+    async def told(self, compact: str, peer: Did) -> None:
+        """A peer answers with one record, in a place where it matters at once.
+
+        Raises:
+            UnavailableError: the store.
+        """
+        kept = await self.directory.keep([compact], peer, self._budget)
+        self._judge(peer, kept)
+        self._pass_on(peer, kept)
+
     async def told_of_relays(self, peer: Did, infos: Sequence[str]) -> None:
         """A peer tells of relays."""
         for compact in infos:

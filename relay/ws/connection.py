@@ -45,16 +45,20 @@ from relay.core.frames import (
     Resolved,
     Rules,
     Status,
+    StatusAnswer,
     Statuses,
+    StatusItem,
     Submitted,
     Want,
 )
-from relay.core.ids import Epoch, Fence
-from relay.core.inbox_values import Acked, PageItem
+from relay.core.ids import Fence
+from relay.core.inbox_values import Acked
 from relay.core.session import RelaySession
-from relay.ports import AckRequest, Head
+from relay.core.speech import Identity
+from relay.ports import AckRequest
+from relay.service.follower import Follower
 from relay.service.node import Node
-from relay.service.submit import Submissions
+from relay.service.submit import Local, Peer, Submissions
 from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
 
@@ -66,8 +70,8 @@ AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
 
-class Connection:
-    """A socket and its session; a listener of the node's deliveries and a source of its acks.
+class Connection(Follower):
+    """A socket and its session.
 
     Args:
         node: what the edges share.
@@ -80,13 +84,12 @@ class Connection:
         self._node = node
         self._socket = socket
         self._send = send
-        self._session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        super().__init__(session, node.store)
         self._submissions = Submissions(node.intake, self._answer, network)
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._closed = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
         self._tasks: asyncio.TaskGroup | None = None
         socket.on_slow = self._too_slow
 
@@ -245,23 +248,15 @@ class Connection:
         metrics.LOGINS.labels("ok").inc()
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
-            self._submissions.via = who.inbox
+            self._submissions.source = Peer(who.inbox, who.did)
             self._node.mesh.arrived(who.did, self._dismiss)
+        elif who.fence is not None:
+            self._submissions.source = Local(who.inbox, self._node.routing, self._spawn)
         self._perform(self._session.opened(who, welcome))
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
             # what was stored between opening and attaching had nobody to tell
             self.woken()
-
-    async def _read(self, effect: Read) -> None:
-        page: Any
-        try:
-            page = await self._node.store.read(
-                effect.inbox, effect.fence, effect.after, effect.window
-            )
-        except RelayError as exc:
-            page = Refusal.of(exc)
-        self._perform(self._session.page(page, clock.monotonic()))
 
     async def _hear(self, effect: Hear) -> None:
         who = self._session.who
@@ -286,19 +281,32 @@ class Connection:
         node = self._node
         match question:
             case Status(ref, items):
-                asker = who.did if who.role == "agent" else None
-                return Statuses(ref, tuple(await node.status(asker, items)))
+                return Statuses(ref, tuple(await self._statuses(who, items)))
             case Publish(ref, record):
                 return await node.directory.publish(record, owner=who.did, ref=ref)
             case Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
             case Digest() | Want():
                 return await node.mesh.answer(who.did, question)
-            case Resolve(ref, did, _):
-                if did is None:
-                    return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)
-                found = await node.directory.resolve(did)
-                return Resolved(ref, found.state, found.record, stale=found.stale)
+            case Resolve():
+                return await self._resolve(who, question)
+
+    async def _resolve(self, who: Identity, question: Resolve) -> Frame:
+        # a peer is answered from the own store, else questions would go in circles
+        around, resolving = who.fence is not None, self._node.resolving
+        if question.did is not None:
+            found = await resolving(question.did, around=around)
+        elif around:
+            found = await resolving.by_handle(question.handle or "")
+        else:
+            detail = "handles are looked up for the agents of this relay"
+            return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
+        return Resolved(question.ref, found.state, found.record, stale=found.stale)
+
+    async def _statuses(self, who: Identity, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+        if who.role == "peer":
+            return await self._node.status(None, items)
+        return await self._node.status.follow(who.did, items)
 
     async def _close_inbox(self, effect: CloseInbox) -> None:
         try:
@@ -326,60 +334,11 @@ class Connection:
 
     def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
         """One commit decided these acks."""
-        now = clock.monotonic()
-        for request, result in results:
+        for _, result in results:
             if isinstance(result, Acked):
                 metrics.ACKED.inc(len(result.seqs))
                 metrics.REFUSED.inc(len(result.refused))
-            self._perform(self._session.acked(request.ack, result, now))
-
-    @property
-    def fence(self) -> Fence:
-        """The fence of its inbox session."""
-        who = self._session.who
-        return Fence(0) if who is None or who.fence is None else who.fence
-
-    def is_current(self, head: Head) -> bool:
-        """Whether the session knows all that the store has."""
-        return self._session.is_current(head.fence, head.head)
-
-    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
-        """This node stored these for this inbox."""
-        self._perform(self._session.committed(fence, items))
-
-    @property
-    def epoch(self) -> Epoch:
-        """The epoch of its inbox."""
-        return self._session.epoch
-
-    def superseded(self) -> None:
-        """A newer session has the inbox."""
-        self._perform(self._session.superseded())
-
-    def woken(self) -> None:
-        """A hint."""
-        self._perform(self._session.woken())
-
-    # ------------------------------------------------------------ timers and ends
-
-    def _set_timer(self) -> None:
-        at = self._session.next_timer()
-        if at == self._timer_at:
-            return
-        self._stop_timer()
-        self._timer_at = at
-        if at is not None:
-            delay = max(0.0, at - clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = self._timer_at = None
-        self._perform(self._session.on_timer(clock.monotonic()))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        super().decided(results)
 
     def _detach(self) -> None:
         who = self._session.who

@@ -46,6 +46,8 @@ class RelayProcess:
         directory: its data, stdout and stderr.
         arguments: what Python is to run; default: ``-m relay serve``.
         settings: more ``RELAY_*`` variables.
+        host: the address that it listens on.
+        within: words before the command, to run it elsewhere under the same process id.
     """
 
     def __init__(
@@ -53,22 +55,28 @@ class RelayProcess:
         directory: Path,
         arguments: Sequence[str] = SERVE,
         settings: Mapping[str, str] | None = None,
+        *,
+        host: str = "127.0.0.1",
+        within: Sequence[str] = (),
     ) -> None:
         self.directory = directory
         self.arguments = arguments
+        self.host = host
+        self.within = within
+        self.admin = ""
         self.starts = 0
         self.killed_at: list[float] = []
         self.starting_took: list[float] = []
         self.did = ""
         self.is_ready = False
-        self._port = free_port()
+        self.port = free_port()
         self._settings = {**NO_LIMITS, **(settings or {})}
         self._child: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Its origin; the same over all starts."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def pid(self) -> int:
@@ -84,7 +92,7 @@ class RelayProcess:
         line = loads(said)
         assert isinstance(line, dict)
         assert self.did in {"", line["did"]}, "the relay has another key now"
-        self.did = line["did"]
+        self.did, self.admin = line["did"], line["admin"]
         self.is_ready = True
         self.starting_took.append(time.monotonic() - began)
 
@@ -96,12 +104,13 @@ class RelayProcess:
         if sys.platform == "linux":  # ends with the tests, even if those are killed
             script = str(Path(launcher.__file__))
             command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]
+        command = [*self.within, *command]
         variables = {
             **os.environ,
-            **self._settings,
             "RELAY_DATA": str(self.directory / "data"),
-            "RELAY_LISTEN": f"127.0.0.1:{self._port}",
-            "RELAY_ADMIN": "127.0.0.1:0",
+            "RELAY_LISTEN": f"{self.host}:{self.port}",
+            "RELAY_ADMIN": f"{self.host}:0",
+            **self._settings,
         }
         with self._stdout.open("wb") as out, self._stderr.open("ab") as err:
             self._child = subprocess.Popen(
@@ -124,7 +133,7 @@ class RelayProcess:
             if rewriting:
                 # it may already rewrite by itself, or be just starting: then that is hit
                 with contextlib.suppress(RedisError, OSError):
-                    async with client(f"unix://{self._store_socket}") as redis:
+                    async with client(self.store_url) as redis:
                         await redis.bgrewriteaof()
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             await wait_until(lambda: not is_alive(pid), START_S, "the killed store is gone")
@@ -158,6 +167,11 @@ class RelayProcess:
     @property
     def _stderr(self) -> Path:
         return self.directory / "relay.log"
+
+    @property
+    def store_url(self) -> str:
+        """Where its store can be asked, beside the node."""
+        return f"unix://{self._store_socket}"
 
     @property
     def _store_socket(self) -> Path:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from random import Random
 
@@ -45,17 +46,26 @@ class SdkAgent:
         ledger: Ledger,
         rng: Random,
         letters: Iterator[Letter],
+        *,
+        plain_networks: Sequence[str] = (),
     ) -> None:
         self.key = key
+        self.relay = relay
         self.lives = 0
         self.resumed_after: list[float] = []
         self._me: Sdk | None = None
-        self._relay = relay
+        self._plain_networks = plain_networks
         self._ledger = ledger
         self._rng = rng
         self._letters = letters
         self._unanswered: deque[Sent] = deque()
         self._life = Life()
+
+    def opened(self) -> AbstractAsyncContextManager[Sdk]:
+        """Open it."""
+        return Sdk.open(
+            self.key, self.relay.url, open_timeout_s=PATIENCE_S, plain_networks=self._plain_networks
+        )
 
     async def run(self) -> None:
         """Live until cancelled."""
@@ -63,7 +73,7 @@ class SdkAgent:
             tasks.create_task(self._watch())
             while True:
                 try:
-                    async with Sdk.open(self.key, self._relay.url, open_timeout_s=PATIENCE_S) as me:
+                    async with self.opened() as me:
                         self.lives, self._me = self.lives + 1, me
                         await self._live(me)
                 except AgentError as exc:
@@ -72,13 +82,13 @@ class SdkAgent:
 
     async def _watch(self) -> None:
         """Measure how long after a kill of the node the SDK converses again."""
-        seen, was_down = len(self._relay.killed_at), False
+        seen, was_down = len(self.relay.killed_at), False
         while True:
             is_down = self._me is None or not self._me.is_connected
-            kills = len(self._relay.killed_at)
+            kills = len(self.relay.killed_at)
             if was_down and not is_down and kills > seen:
                 seen = kills
-                self.resumed_after.append(time.monotonic() - self._relay.killed_at[-1])
+                self.resumed_after.append(time.monotonic() - self.relay.killed_at[-1])
             was_down = is_down
             await asyncio.sleep(LOOK_S)
 

@@ -137,9 +137,12 @@ BAD_ANSWERS = {
     "an endless body": b"HTTP/1.1 200 OK\r\n\r\n" + MUCH * 2,
     "headers beyond 16 KiB": b"HTTP/1.1 200 OK\r\nX: " + MUCH + b"\r\n\r\n",
     "many headers": b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 9_000 + b"\r\n",
-    "endless trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: " + MUCH * 3,
+    "endless trailers": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nX: "
+    + MUCH * 3
+    + b"\r\n\r\n",
     "chunks of one byte": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    + b"1\r\nx\r\n" * 40_000,
+    + b"1\r\nx\r\n" * 40_000
+    + b"0\r\n\r\n",
     "a compressed body": said(b"x", "text/plain", "200 OK", "Content-Encoding: gzip"),
     "half an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhel",
     "half a header": b"HTTP/1.1 200 OK\r\nContent-",

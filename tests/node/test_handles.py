@@ -176,6 +176,16 @@ async def test_a_name_that_was_left_is_not_given_to_another_for_a_year():
     assert await world.whose() == bob.did
 
 
+async def test_a_name_that_nobody_asked_about_is_free_after_a_year_too():
+    world, alice, bob = World(), new_key(), new_key()
+    await world.publish(alice, str(HANDLE))
+    world.now = Timestamp(world.now + DAY)
+    await world.publish(alice, home=world.them)
+    world.now = Timestamp(world.now + HELD_BACK_S)
+    await world.publish(bob, str(HANDLE))
+    assert await world.whose() == bob.did
+
+
 async def test_who_comes_back_has_its_name_again():
     world, alice = World(), new_key()
     await world.publish(alice, str(HANDLE))

@@ -196,7 +196,7 @@ class World:
         """Another node's store; for memory there is only one."""
         if self.is_memory:
             if not self._stores:
-                ours = {"dedupe_total", "directory"}
+                ours = {"dedupe_total", "directory", "outbox"}
                 options = {k: v for k, v in self.options.items() if k in ours}
                 made = MemoryStore(self.limits, lambda: Timestamp(self.now), **options)
                 self._stores.append(made)

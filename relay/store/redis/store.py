@@ -2,7 +2,7 @@
 
 ::
 
-    Inboxes  Records  Sweeper  Bounces        calls into partitions
+    Inboxes  Outboxes  Records  Sweeper  Bounces      calls into partitions
           └────┴───┬────┴────────┘
                Partitions ── RollbackFile     lineage of each partition
                    │
@@ -22,18 +22,19 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, StateError
-from relay.core.ids import AgentKey, Did, Eid, Fence, NodeId, Seq, Timestamp
+from relay.core.ids import AgentKey, Did, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox_values import (
     Accepted,
     Acked,
     InboxLimits,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Question,
+    Remembered,
     RulesNow,
     RulesPatch,
     Window,
@@ -44,6 +45,7 @@ from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
 from relay.ports_mesh import (
     Changes,
     DirectoryLimits,
+    DueOutbox,
     HandleRow,
     Merged,
     PeerRow,
@@ -57,6 +59,7 @@ from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
 from relay.store.redis.mail import Bounces, Sweeper
 from relay.store.redis.nodes import Nodes
+from relay.store.redis.outboxes import Outboxes
 from relay.store.redis.partitions import Partitions
 from relay.store.redis.peers import Peers
 from relay.store.redis.rules import Rules
@@ -80,6 +83,7 @@ class RedisStore:
         allow_unsafe: start on settings that may lose mail; receipts then say ``unverified``.
         timeout_s: after this many seconds without an answer the outcome is unknown.
         directory: how many records of others are kept.
+        outbox: bounds of what waits for one peer.
     """
 
     def __init__(
@@ -93,10 +97,12 @@ class RedisStore:
         allow_unsafe: bool = False,
         timeout_s: float = TIMEOUT_S,
         directory: DirectoryLimits | None = None,
+        outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
         self._client = Client(url, cluster=cluster, timeout_s=timeout_s)
         self._limits = limits
         self._directory = directory or DirectoryLimits()
+        self._outbox_limits = outbox
         self._wanted_partitions = partitions or (CLUSTER_PARTITIONS if cluster else 1)
         self._rollback_path = rollback_file
         self._allow_unsafe = allow_unsafe
@@ -122,7 +128,8 @@ class RedisStore:
         self._partitions = Partitions(self._client, self._file, node, count)
         await self._partitions.attach()
         await self._guard.poll(self._client, count)
-        self._inboxes = Inboxes(self._partitions, self._guard, self._limits)
+        self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
+        self._outboxes = Outboxes(self._partitions)
         self._rules = Rules(self._partitions, self._limits)
         self._records = Records(self._partitions, self._guard, self._directory)
         self._sweeper = Sweeper(self._partitions, self._guard)
@@ -233,7 +240,7 @@ class RedisStore:
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
-    ) -> list[tuple[Fate, Eid] | None]:
+    ) -> list[Remembered | None]:
         """See :meth:`relay.ports.InboxStore.status`."""
         return await self._inboxes.status(inbox, questions)
 
@@ -248,6 +255,26 @@ class RedisStore:
     async def record(self, owner: AgentKey) -> RecordRow | None:
         """See :meth:`relay.ports.InboxStore.record`."""
         return await self._records.record(owner)
+
+    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
+        """See :meth:`relay.ports_mesh.OutboxStore.due_outboxes`."""
+        return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
+
+    async def defer_outbox(
+        self,
+        inbox: AgentKey,
+        fence: Fence,
+        wait_s: float,
+        *,
+        peer: AgentKey | None = None,
+        closed: Refusal | None = None,
+    ) -> bool:
+        """See :meth:`relay.ports_mesh.OutboxStore.defer_outbox`."""
+        return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
+
+    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
+        """See :meth:`relay.ports_mesh.OutboxStore.outboxes`."""
+        return await self._outboxes.outboxes()
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """See :meth:`relay.ports.InboxStore.sweep`."""

@@ -1,5 +1,5 @@
 #!lua
--- include: inbox records
+-- include: inbox memory outbox entries home records
 -- Keep the newer of each held and given endpoint record, and the mode of its inbox with it, in one
 -- step (PROTOCOL.md §7.2, §7.4; core/records.py judge). Each row is judged alone.
 --

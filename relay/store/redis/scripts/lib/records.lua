@@ -32,13 +32,6 @@ local function head_of(owner)
   return parse_row(text) or parse_row(redis.call('GET', record_key(owner)))
 end
 
--- The one place where an inbox changes its mode.
-local function set_home(box, home)
-  if box.home == home then return end
-  box.home = home
-  write_box(box)
-end
-
 -- Each change has its own number, so that a reader can go on after any of them.
 local function note_change(owner)
   redis.call('ZADD', PREFIX .. 'changed', redis.call('HINCRBY', KEYS[1], 'changes', 1), owner)

@@ -1,0 +1,1 @@
+"""Scenario ``mesh``: mail between relays, and a directory that they share."""

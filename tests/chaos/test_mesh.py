@@ -1,0 +1,79 @@
+"""The kill test of a mesh: partitions, loss, resets and kills between relays, and the truth comes out.
+
+``CHAOS_SEED=... pytest tests/chaos/test_mesh.py`` repeats the choices of a run; what an operating
+system makes of them is a matter of chance.
+"""  # noqa: E501  a sentence
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.checker import Verdict
+from tests.chaos.mesh_run import HEALED_S, MeshPlan, MeshRun
+from tests.chaos.test_kill import seed
+from tests.support.namespaces import why_missing
+
+KINDS = {"one_way", "severed", "flapping", "loss", "resets", "alone"}
+OUTBOX = 2_000
+BETWEEN_PATHS = {"reordered"}
+"""An agent whose home is dead hands in at the recipient's: what it gave its home may come later."""
+
+
+async def carried_out(plan: MeshPlan, directory: Path) -> tuple[MeshRun, Verdict]:
+    run = MeshRun(plan, directory)
+    verdict = await run()
+    print(run.summary())
+    return run, verdict
+
+
+async def the_truth_comes_out(plan: MeshPlan, directory: Path) -> MeshRun:
+    run, verdict = await carried_out(plan, directory)
+    said = f"{run.summary()}\n{verdict}\n{run.logs}"
+    assert not verdict.kinds - BETWEEN_PATHS, said
+    assert run.ledger.receipted >= plan.envelopes, said
+    assert 0 <= run.healed_s <= HEALED_S, said
+    assert run.most_waiting <= OUTBOX * plan.relays * (plan.relays - 1), said
+    # else the run has not looked at what it is about
+    assert run.most_waiting, said
+    assert (run.node_kills, run.store_kills) == (plan.node_kills, plan.store_kills), said
+    assert run.weather.seen, said
+    return run
+
+
+@pytest.fixture(autouse=True)
+def _shown_on_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Why the SDK lost its connections."""
+    caplog.set_level(logging.INFO, "relay.client")
+
+
+@pytest.mark.timeout(150)
+async def test_nothing_is_lost_misdelivered_or_repeated_unmarked_between_relays(
+    tmp_path: Path,
+) -> None:
+    plan = MeshPlan(seed(), settings={"RELAY_OUTBOX_COUNT": str(OUTBOX)})
+    await the_truth_comes_out(plan, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("spaces", [False, True], ids=["proxies", "namespaces"])
+async def test_nor_over_many_more_faults_and_kills(tmp_path: Path, *, spaces: bool) -> None:
+    missing = why_missing() if spaces else None
+    if missing:
+        pytest.skip(missing)
+    plan = MeshPlan(
+        seed(),
+        envelopes=20_000,
+        agents=3,
+        node_kills=10,
+        store_kills=5,
+        spaces=spaces,
+        deadline_s=600.0,
+        settings={"RELAY_OUTBOX_COUNT": str(10 * OUTBOX)},
+    )
+    run = await the_truth_comes_out(replace(plan), tmp_path)
+    assert set(run.weather.seen) == KINDS, run.summary()

@@ -1,0 +1,202 @@
+"""A flood of forged or stale records: none is kept, and honest agents hardly notice.
+
+Rules of the file: latency before and while is measured in one run, with the same load; the flood
+comes from another process, as fast as the relay reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loadtest.mesh import crowd
+from relay.client import Agent
+from relay.core.identity import SigningKey
+from relay.core.ids import AgentKey, NodeId
+from relay.core.inbox_values import InboxLimits
+from relay.store.redis import RedisStore
+from tests.chaos.relay_process import REPOSITORY, SERVE
+from tests.support.mesh import MeshRelay, mesh
+from tests.support.nodes import new_key
+from tests.support.servers import wait_until
+
+RATE = 40.0
+QUIET_S = 8.0
+FACTOR = 2.0
+STALE = 500
+PAGE = 5_000
+
+
+@dataclass(slots=True)
+class Honest:
+    """Alice writes to Bob at a constant rate; how long until he has it.
+
+    Args:
+        relay: where both live.
+    """
+
+    relay: MeshRelay
+    alice: SigningKey = field(default_factory=new_key)
+    bob: SigningKey = field(default_factory=new_key)
+    late_s: list[float] = field(default_factory=list)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with (
+            Agent.open(self.bob, self.relay.url) as bob,
+            Agent.open(self.alice, self.relay.url) as alice,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(self._receive(bob))
+            began, count = time.monotonic(), 0
+            while True:
+                due = began + count / RATE
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                tasks.create_task(alice.send(self.bob.did, repr(due), seal=False))
+                count += 1
+
+    async def _receive(self, bob: Agent) -> None:
+        async for message in bob.inbox():
+            self.late_s.append(time.monotonic() - float(message.text()))
+            await message.ack()
+
+    async def p99_s(self, until: asyncio.Task[Any]) -> float:
+        """Of what arrives until a task is done."""
+        self.late_s.clear()
+        await asyncio.wait([until])
+        found = sorted(self.late_s)
+        assert len(found) >= 100, f"only {len(found)} were measured"
+        return found[int(len(found) * 0.99)]
+
+
+@contextlib.asynccontextmanager
+async def store_of(relay: MeshRelay) -> AsyncIterator[RedisStore]:
+    """The store below a relay, as one more node over it would see it."""
+    store = RedisStore(relay.store_url, InboxLimits())
+    await store.start(relay=relay.key.did, node=NodeId("a look"))
+    try:
+        yield store
+    finally:
+        await store.stop()
+
+
+async def kept(store: RedisStore) -> dict[AgentKey, tuple[int, int, bytes]]:
+    """The orders of all records in a store."""
+    found: dict[AgentKey, tuple[int, int, bytes]] = {}
+    cursor, more = "", True
+    while more:
+        page = await store.record_changes(cursor, PAGE)
+        found.update(page.items)
+        cursor, more = page.cursor, page.more
+    return found
+
+
+async def flood(relay: MeshRelay, kind: str, count: int, stale: Path) -> dict[str, int]:
+    """Let a liar push; gives what it says of it."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.chaos.liar"),
+        *(relay.url, relay.did, kind, str(count), str(stale)),
+        cwd=REPOSITORY,
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    try:
+        out, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0
+    said: dict[str, int] = json.loads(out)
+    return said
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a flood came to."""
+
+    said: dict[str, int]
+    stored: int
+    before_s: float
+    while_s: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.said}; {self.stored} stored; honest p99 {self.before_s * 1000:.0f} ms before, "
+            f"{self.while_s * 1000:.0f} ms while"
+        )
+
+
+async def flooded(
+    kind: str, count: int, directory: Path, arguments: Sequence[str] = SERVE
+) -> Found:
+    """Let honest agents write, first in peace, then while a liar pushes."""
+    stale = directory / "stale"
+    old, newer = (crowd.signed(range(STALE), now=time.time() - ago) for ago in (60, 0))
+    stale.write_text("\n".join(old))
+    async with mesh(1, directory, federation="open", arguments={0: arguments}) as made:
+        await made.start()
+        async with store_of(made[0]) as store, asyncio.TaskGroup() as tasks:
+            await store.merge_records(list(crowd.rows(newer)))
+            honest = Honest(made[0])
+            working = tasks.create_task(honest.run())
+            await wait_until(lambda: len(honest.late_s) >= RATE, 20, "honest agents write")
+            before_s = await honest.p99_s(tasks.create_task(asyncio.sleep(QUIET_S)))
+            known = await kept(store)
+            lying = tasks.create_task(flood(made[0], kind, count, stale))
+            while_s = await honest.p99_s(lying)
+            after = await kept(store)
+            working.cancel()
+    stored = sum(known.get(agent) != order for agent, order in after.items())
+    found = Found(lying.result(), stored, before_s, while_s)
+    print(found)
+    return found
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", ["forged", "stale"])
+async def test_of_20_000_lies_none_is_kept_and_honest_agents_hardly_notice(
+    tmp_path: Path, kind: str
+) -> None:
+    found = await flooded(kind, 20_000, tmp_path)
+    assert found.said["pushed"] == 20_000
+    assert found.stored == 0
+    assert found.while_s <= FACTOR * found.before_s, str(found)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1_200)
+@pytest.mark.parametrize("kind", ["forged", "stale"])
+async def test_nor_of_a_million(tmp_path: Path, kind: str) -> None:
+    found = await flooded(kind, 1_000_000, tmp_path)
+    assert found.said["pushed"] == 1_000_000
+    assert found.stored == 0
+    assert found.while_s <= FACTOR * found.before_s, str(found)
+
+
+@pytest.mark.timeout(120)
+async def test_a_relay_that_does_not_look_at_signatures_is_found_to_keep_lies(
+    tmp_path: Path,
+) -> None:
+    """Negative control."""
+    mutant = ("-m", "tests.chaos.mesh_mutants", "no-signatures")
+    found = await flooded("forged", 20_000, tmp_path, mutant)
+    assert found.stored > 0
+
+
+@pytest.mark.timeout(120)
+async def test_a_relay_that_takes_any_order_is_found_to_go_back(tmp_path: Path) -> None:
+    """Negative control."""
+    mutant = ("-m", "tests.chaos.mesh_mutants", "any-order")
+    found = await flooded("stale", 20_000, tmp_path, mutant)
+    assert found.stored > 0
