@@ -60,6 +60,7 @@ class Link:
         self._refs = count(1)
         self._waiting: dict[str, asyncio.Future[Answer | Taken]] = {}
         self._submitted: dict[str, list[Eid]] = {}
+        """What was not answered yet, also where nobody waits for the answer any more."""
         self._pushes: asyncio.Queue[Gossip] = asyncio.Queue(QUEUED_PUSHES)
         self._room = asyncio.Semaphore(MAX_SUBMITS)
         self._over = asyncio.Event()
@@ -137,8 +138,6 @@ class Link:
                 # a new connection asks anew; this one would only add to what is unknown
                 self.close(_gone("a submit was not answered in time"))
                 raise _gone("a submit was not answered in time") from exc
-            finally:
-                self._submitted.pop(ref, None)
         if not isinstance(answer, Taken):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a submit is answered by submitted")
         return answer
@@ -183,8 +182,10 @@ class Link:
             receipt = None if compact is None else verify_receipt(compact, self.peer)
             # what does not fit wholly is no answer to anything: it ends the link
             for ref, outcomes in match(frame, receipt, self._submitted).items():
+                del self._submitted[ref]
                 self._answer(ref, Taken(receipt, compact, outcomes))
         elif frame.ref is not None:
+            self._submitted.pop(frame.ref, None)
             self._answer(frame.ref, frame)
         # what nobody asked for is passed over: a peer pushes over the links that it dials
 

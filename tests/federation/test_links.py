@@ -24,6 +24,7 @@ from relay.core.frames import (
     Submitted,
 )
 from relay.core.ids import Epoch
+from relay.core.receipts import ReceiptItem
 from relay.federation.links import Links
 from tests.federation.relays import Chooser, Dialler, Everybody, peer, running_links, until
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
@@ -151,8 +152,8 @@ async def test_a_link_carries_submits_and_questions_and_tells_answers_apart():
             link.ask(lambda ref: Resolve(ref, bob.did)),
         )
         assert good.receipt is not None
-        assert good.rejected == ()
-        assert [no.error for no in bad.rejected] == [ErrorCode.UNKNOWN_INBOX]
+        assert [type(one) for one in good.outcomes] == [ReceiptItem]
+        assert [no.error for no in bad.outcomes] == [ErrorCode.UNKNOWN_INBOX]
         assert isinstance(found, Resolved)
         assert found.state == "absent"
 
@@ -204,7 +205,7 @@ async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_
             link = links.live()[0]
         await until(lambda: not links.live())
         with pytest.raises(UnavailableError):
-            await link.submit([b"{}"])
+            await link.submit([make_envelope(new_key(), key.did).wire])
         assert ("went", key.did, ErrorCode.DRAINING) in chooser.notes
         async with running_node(federation="open", key=key, listen=f"127.0.0.1:{port}"):
             await until(links.live)
@@ -231,3 +232,20 @@ async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
                 await links.drain()
         await until(lambda: not node.built.node.peers.inbound)
     assert metrics.INTERNAL._value.get() == before
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
+    alice, bob = new_key(), new_key()
+    async with (
+        running_node(federation="open") as node,
+        speaker(node.url, bob),
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        link = await links.reach(node.built.node.key.did, node.url)
+        async with asyncio.TaskGroup() as tasks:
+            given_up = tasks.create_task(link.submit([make_envelope(alice, bob.did).wire]))
+            await asyncio.sleep(0)
+            given_up.cancel()
+        taken = await link.submit([make_envelope(alice, bob.did).wire])
+        assert len(taken.outcomes) == 1
+        assert link.ended is None
