@@ -53,7 +53,7 @@ class Link:
         self.peer: Did = ready.relay
         self.url = url
         self.limits = ready.hello.limits
-        self.used_at = clock.monotonic()
+        self.used_at = self._heard_at = clock.monotonic()
         self.ended: RelayError | None = None
         self._socket = socket
         self._session = session
@@ -111,6 +111,7 @@ class Link:
 
     async def _read(self) -> None:
         effects = self._session.receive(await _receive(self._socket), clock.now())
+        self._heard_at = clock.monotonic()
         for effect in effects:
             if isinstance(effect, Failed):
                 raise effect.error
@@ -153,6 +154,9 @@ class Link:
         try:
             answer = await self._exchange(make(ref), ref, ASK_S)
         except TimeoutError as exc:
+            if clock.monotonic() - self._heard_at >= ASK_S:
+                # half a connection: a new one is sooner there than its death is noticed
+                self.close(_gone("asked, and nothing was heard"))
             raise _gone("a question was not answered in time") from exc
         if isinstance(answer, Taken):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a question is not answered by submitted")
