@@ -25,7 +25,9 @@ from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.detour import Detours
 from relay.client.errors import AgentError, SupersededError, again, of, typed
+from relay.client.finding import Found, found
 from relay.client.following import Following
+from relay.client.handles import Handles
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
@@ -36,6 +38,7 @@ from relay.client.questions import Answer, Question
 from relay.client.state import State
 from relay.client.tasks import task_group
 from relay.core.errors import ErrorCode, RelayError
+from relay.core.frames import Resolve
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 from relay.core.records import EndpointRecord, Home
@@ -74,6 +77,7 @@ class Sessions:
         self.following = Following(self)
         self.detours = Detours(self)
         self.outbox = Outbox(self.custody, self.detours.wake)
+        self.handles = Handles(self.find, knowledge=knowledge)
         opener = Opener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
@@ -262,6 +266,18 @@ class Sessions:
         """Ask a relay of ours for the record of ``to``; it goes to the correspondents."""
         return await self.detours.look_for(to)
 
+    async def find(self, did: str) -> Found:
+        """Where an agent lives, as the relay that is sent through knows it.
+
+        Raises:
+            AgentError: the relay's no, or no answer in time.
+        """
+        answer = await self.ask(lambda ref: Resolve(ref, Did(did)))
+        seen = found(answer, did)
+        if seen.record is not None:
+            self.correspondents.learn(Did(did), seen.record.jws.compact)
+        return seen
+
     def note_correspondent(self, to: Did) -> None:
         """This agent writes to ``to``: where it lives is found out while a relay can tell."""
         if to != self.key.did and self.correspondents.want(to):
@@ -317,7 +333,13 @@ class Sessions:
         return self.homes.newest if held and all(held) else None
 
     def ask_at(self, relay: Did, make: Callable[[str], Question]) -> Awaitable[Answer] | None:
-        """Ask one relay of ours, over reconnects, for at most 15 s; None: it is none."""
+        """Ask one relay of ours, over reconnects, for at most 15 s; None: it is none.
+
+        Raises:
+            AgentError: the agent is over.
+        """
+        if self._ended is not None:
+            raise again(self._ended)
         known = [one for one in self.conversations if one.relay == relay]
         return known[0].ask(make) if known else None
 
