@@ -19,7 +19,7 @@ from typing import Final
 from relay.client import keystore
 from relay.client import state as states
 from relay.client.errors import AgentError, again, typed
-from relay.client.finding import Found, ruled
+from relay.client.finding import Found
 from relay.client.handles import DID
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
@@ -313,7 +313,7 @@ class Agent:
             AgentError: the relay's no, or no answer in time.
         """
         if name.startswith(DID):
-            return await self._sessions.find(name)
+            return await self._sessions.asking.find(name)
         return await self._sessions.handles.resolve(name)
 
     async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
@@ -329,7 +329,7 @@ class Agent:
             ProtocolError: these handles make no record; nothing is changed.
             AgentError: not published everywhere in time.
         """
-        return await self._sessions.publish(handles)
+        return await self._sessions.asking.publish(handles)
 
     async def rules(
         self,
@@ -341,11 +341,14 @@ class Agent:
     ) -> Ruled:
         """Change whom this agent's inbox takes envelopes from; naming nothing just reads it.
 
+        With several homes it is changed at each that is connected; what one of them does not take
+        is one of the :attr:`warnings`.
+
         Raises:
             AgentError: the relay's no (then nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
-        return ruled(await self._sessions.ask(lambda ref: Rules(ref, first_contact, *lists)))
+        return await self._sessions.asking.rules(lambda ref: Rules(ref, first_contact, *lists))
 
 
 class _Messages(AsyncIterator[Message]):
