@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from relay import metrics
 from relay.core import codec
 from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.core.frames import (
@@ -220,3 +221,14 @@ async def test_who_pushes_too_much_is_told_that_it_was_dropped():
         taken = [link.push(Gossip(("x",))) for _ in range(100)]
         assert taken[0]
         assert not taken[-1]
+
+
+async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
+    before = metrics.INTERNAL._value.get()
+    async with running_node(federation="open") as node:
+        for _ in range(10):
+            async with running_links(Links(new_key(), Dialler(), Everybody())) as links:
+                await links.reach(node.built.node.key.did, node.url)
+                await links.drain()
+        await until(lambda: not node.built.node.peers.inbound)
+    assert metrics.INTERNAL._value.get() == before
