@@ -5,8 +5,12 @@ from __future__ import annotations
 import random
 import secrets
 import time
+from collections.abc import Sequence
+from typing import TypeVar
 
 from relay.core.ids import Timestamp
+
+T = TypeVar("T")
 
 
 def now() -> Timestamp:
@@ -19,9 +23,24 @@ def monotonic() -> Timestamp:
     return Timestamp(time.monotonic())
 
 
+def cpu() -> float:
+    """Seconds of processor time that this thread has used."""
+    return time.thread_time()
+
+
 def entropy(count: int) -> bytes:
     """``count`` bytes fit for keys, nonces and fences."""
     return secrets.token_bytes(count)
+
+
+def share() -> float:
+    """A random number in [0.0, 1.0): spreads, guards nothing."""
+    return random.random()  # noqa: S311  not a secret
+
+
+def pick(things: Sequence[T], count: int) -> list[T]:
+    """So many of them at random, all if they are fewer: spreads, guards nothing."""
+    return random.sample(things, min(count, len(things)))
 
 
 def jitter(seconds: float) -> float:

@@ -52,9 +52,9 @@ def draining(connections: int) -> None:
     _log.info("draining", connections=connections)
 
 
-def session_opened(did: str, fence: int | None) -> None:
-    """An agent logged in; no fence for a send-only session."""
-    _log.info("session_opened", did=did, fence=fence)
+def session_opened(did: str, fence: int | None, role: str) -> None:
+    """An agent or a peer logged in; no fence for a peer or a send-only session."""
+    _log.info("session_opened", did=did, fence=fence, role=role)
 
 
 def session_ended(did: str | None, code: str | None) -> None:
@@ -65,6 +65,51 @@ def session_ended(did: str | None, code: str | None) -> None:
 def login_refused(code: str) -> None:
     """A login did not hold."""
     _log.info("login_refused", code=code)
+
+
+def peer_added(peer: str, url: str) -> None:
+    """The operator added a relay."""
+    _log.info("peer_added", peer=peer, url=url)
+
+
+def peer_removed(peer: str) -> None:
+    """The operator removed a relay."""
+    _log.info("peer_removed", peer=peer)
+
+
+def peer_learned(peer: str, url: str) -> None:
+    """Another relay told of one."""
+    _log.info("peer_learned", peer=peer, url=url)
+
+
+def peer_struck(peer: str, strikes: int, wait_s: int | None) -> None:
+    """A peer passed on records that plainly nobody signed."""
+    _log.warning("peer_struck", peer=peer, strikes=strikes, wait_s=wait_s)
+
+
+def pulled(peer: str, records: int, kept: int, seconds: float) -> None:
+    """The directory was compared with a peer's, and some of it was fetched."""
+    _log.info("pulled", peer=peer, records=records, kept=kept, seconds=round(seconds, 2))
+
+
+def pull_failed(peer: str, code: str, detail: str) -> None:
+    """A pull ended early; another one makes up for it."""
+    _log.info("pull_failed", peer=peer, code=code, detail=detail)
+
+
+def link_up(peer: str) -> None:
+    """A peer was dialled and has proved who it is."""
+    _log.info("link_up", peer=peer)
+
+
+def link_down(peer: str, code: str, detail: str) -> None:
+    """A link has ended."""
+    _log.info("link_down", peer=peer, code=code, detail=detail)
+
+
+def dial_failed(peer: str, code: str, detail: str, wait_s: float) -> None:
+    """A peer could not be reached, or refused this relay."""
+    _log.info("dial_failed", peer=peer, code=code, detail=detail, wait_s=round(wait_s, 1))
 
 
 def store_event(name: str, fields: dict[str, object]) -> None:
@@ -80,6 +125,11 @@ def clock_suspended(detail: str) -> None:
 def clock_confirmed() -> None:
     """An operator confirmed the clock."""
     _log.warning("clock_confirmed")
+
+
+def equivocation(owner: str) -> None:
+    """An agent has signed two records with one seq: two programs have its key, or a backup."""
+    _log.warning("equivocation", owner=owner)
 
 
 def swept(ended: int) -> None:
@@ -100,3 +150,8 @@ def loop_failed(name: str, code: str) -> None:
 def internal_error(where: str) -> None:
     """A bug: the traceback is here and nowhere else."""
     _log.exception("internal", where=where)
+
+
+def dead_letter(code: str) -> None:
+    """Another relay will never take an envelope that waited for it; its sender is told."""
+    _log.warning("dead_letter", code=code)

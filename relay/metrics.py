@@ -18,6 +18,14 @@ ACKED: Final = Counter("relay_envelopes_acked_total", "Envelopes durably acked."
 REFUSED: Final = Counter("relay_envelopes_refused_total", "Envelopes refused by their recipient.")
 EXPIRED: Final = Counter("relay_envelopes_expired_total", "Envelopes ended by a sweep.")
 BOUNCES: Final = Counter("relay_bounces_total", "Bounce envelopes by outcome.", ["outcome"])
+FORWARDED: Final = Counter("relay_envelopes_forwarded_total", "Envelopes taken over by peers.")
+FORWARD_FAILURES: Final = Counter(
+    "relay_forward_failures_total", "Submits to peers without an answer, by code.", ["code"]
+)
+DEAD_LETTERS: Final = Counter(
+    "relay_dead_letters_total", "Envelopes that a peer will never take, by code.", ["code"]
+)
+COURIERS: Final = Gauge("relay_couriers", "Inboxes that couriers of this node carry.")
 COMMITS: Final = Counter("relay_commits_total", "Commits of accepts.")
 COMMIT_SECONDS: Final = Histogram(
     "relay_commit_seconds",
@@ -31,6 +39,17 @@ CONNECTIONS: Final = Gauge("relay_connections", "Open WebSocket connections.")
 SESSIONS: Final = Gauge("relay_sessions", "Logged-in conversations.")
 SESSION_ENDS: Final = Counter("relay_session_ends_total", "Ended conversations.", ["code"])
 LOGINS: Final = Counter("relay_logins_total", "Logins by outcome.", ["outcome"])
+LINKS: Final = Gauge("relay_links", "Links to other relays that stand.")
+DIALS: Final = Counter("relay_dials_total", "Dials of other relays by outcome.", ["outcome"])
+GOSSIP_DROPPED: Final = Counter(
+    "relay_gossip_dropped_total", "Gossip given up, by where; pulls repair it.", ["where"]
+)
+GOSSIP: Final = Counter(
+    "relay_gossip_records_total", "Records passed between relays.", ["way", "outcome"]
+)
+PULLS: Final = Counter("relay_pulls_total", "Comparisons of directories.", ["outcome"])
+STRIKES: Final = Counter("relay_peer_strikes_total", "Forged records that peers passed on.")
+RECORDS: Final = Gauge("relay_directory_records", "Endpoint records held, as this node knows.")
 READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
 STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
 CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")

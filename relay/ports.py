@@ -11,11 +11,10 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
 from relay.core.identity import VerificationKey
-from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.core.ids import AgentKey, Did, Epoch, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox_values import (
     Accepted,
     Ack,
@@ -25,13 +24,14 @@ from relay.core.inbox_values import (
     Opened,
     Page,
     Question,
+    Remembered,
     RulesNow,
     RulesPatch,
     Window,
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports_mesh import RecordRow
+from relay.ports_mesh import OutboxStore, PeerStore, RecordRow, RecordStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +66,15 @@ class AckRequest:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """What a node polls of its sessions' inboxes, in case a wake-up was lost."""
+    """What a node polls of its sessions' inboxes, in case a wake-up was lost.
+
+    ``away``: its agent lives elsewhere, so that a session that ended may be one of the agent's.
+    """
 
     fence: Fence
     epoch: Epoch
     head: Seq
+    away: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +154,7 @@ class InboxStore(Protocol):
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
-    ) -> list[tuple[Fate, Eid] | None]:
+    ) -> list[Remembered | None]:
         """What became of ids; None where it is not known."""
         ...
 
@@ -243,7 +247,7 @@ class Keys(Protocol):
         ...
 
 
-class Store(InboxStore, NodeStore, Wakeups, Protocol):
+class Store(InboxStore, OutboxStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol):
     """One implementation meets them all: they share a connection, a clock and a lifetime."""
 
     async def run(self) -> None:

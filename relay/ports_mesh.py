@@ -1,19 +1,26 @@
-"""What the mesh needs of a store: the directory, outboxes, peers and handles.
+"""What the mesh needs: of a store the directory, outboxes, peers and handles; links to peers.
 
 Rules of the file: those of ``relay/ports.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
-from relay.core.errors import Refusal
+from relay.core import records
+from relay.core.errors import Refusal, RelayError
+from relay.core.frames import Gossip, Rejection
+from relay.core.handles import Handle, Heard
 from relay.core.ids import AgentKey, Did, Fence, NodeId
+from relay.core.peering import Answer, Question
+from relay.core.receipts import Receipt, ReceiptItem
 
-Order = tuple[int, int, bytes]
+Order = records.Order
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
+GONE: Final[Order] = (0, 0, b"")
+"""The order of a record that is not held any more: it was purged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +31,31 @@ class RecordRow:
         order: (kv, seq, SHA-256 of the signing input); greater wins.
         compact: the signed record.
         names_us: whether this relay is one of its homes; decides whether there is an inbox here.
-        introducer: the peer that brought it; None: its agent did.
+        introducer: the peer that was first to tell of this agent; None: the agent itself did.
+        expires_at: the record's ``exp``; 0: not known, and never purged.
+        is_parked: where a mode is held already, or an inbox is here, that mode stays; ``names_us``
+            counts where neither is. Not kept itself: what is held has the mode that was decided.
     """
 
     order: Order
     compact: str
     names_us: bool
     introducer: AgentKey | None = None
+    expires_at: int = 0
+    is_parked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DirectoryLimits:
+    """How many records of others are kept (GUARANTEES.md §4).
+
+    Args:
+        records: in all; above it agents of whom a peer tells are not taken in. Nothing is evicted.
+        share: one peer may be the first to tell of ``1/share`` of them.
+    """
+
+    records: int = 1_000_000
+    share: int = 4
 
 
 MergeOutcome = Literal["newer", "same", "older", "equivocal", "full"]
@@ -49,7 +74,8 @@ class Changes(NamedTuple):
     """Orders of records that changed after some place, oldest change first.
 
     Args:
-        items: (owner, order now) each; an owner is named once, by its newest change.
+        items: (owner, order now) each; an owner is named once, by its newest change. An order
+            that is :data:`GONE`: nothing is held of it any more.
         cursor: opaque; go on from here.
         more: whether there is more just now.
         anew: the place asked from is of another lineage: these are from the very beginning.
@@ -151,7 +177,26 @@ class RecordStore(Protocol):
         ...
 
     async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
-        """Two records of one kv and seq that the agent has signed."""
+        """Two records of one kv and seq that the agent has signed: the first such two."""
+        ...
+
+    async def purge_records(self) -> int:
+        """Forget some records that are stale for more than 90 days; gives how many.
+
+        A bounded step, to be repeated now and then; each goes on where the last one ended. An
+        agent that has an inbox here keeps its record.
+        """
+        ...
+
+
+class Names(Protocol):
+    """Where handles lead: the way from a handle to a DID (PROTOCOL.md §7.5).
+
+    The way back, whether the record of that DID lists the handle, is the caller's to look at.
+    """
+
+    async def resolve(self, handle: Handle) -> Heard:
+        """Found, with the DID; absent; or unreadable, and why. Never raises for the network."""
         ...
 
 
@@ -171,7 +216,10 @@ class PeerStore(Protocol):
         ...
 
     async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
-        """Give a free name to an agent; gives who holds it now."""
+        """Give a free name to an agent; gives who holds it now.
+
+        A name that was left is free for another after a year, and for its agent at once.
+        """
         ...
 
     async def put_handle(self, row: HandleRow) -> None:
@@ -184,4 +232,123 @@ class PeerStore(Protocol):
 
     async def handles(self) -> list[HandleRow]:
         """All names."""
+        ...
+
+
+# ---------------------------------------------------------------- other relays
+
+
+class Taken(NamedTuple):
+    """A peer's answer to one submit: its receipt, and for each envelope its item or its no."""
+
+    receipt: Receipt | None
+    compact: str | None
+    outcomes: Sequence[ReceiptItem | Rejection]
+
+
+class PeerLink(Protocol):
+    """A connection to a peer that this relay dialled and that has proved who it is."""
+
+    @property
+    def peer(self) -> Did:
+        """Who is at the other end."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """The origin that was dialled."""
+        ...
+
+    async def submit(
+        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+    ) -> Taken:
+        """Hand wire bytes over, at most 256; several submits may be under way.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``: no answer; it may have them.
+            RelayError: the peer refuses the submit as a whole.
+        """
+        ...
+
+    async def ask(self, make: Callable[[str], Question]) -> Answer:
+        """Ask; ``make`` is given the ref.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``.
+            RelayError: the peer's refusal.
+        """
+        ...
+
+    def push(self, gossip: Gossip) -> bool:
+        """Pass on, at leisure; False: there is too much already, and this was dropped."""
+        ...
+
+
+class PeerLinks(Protocol):
+    """The links of this node."""
+
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay may have anything to do with that one."""
+        ...
+
+    async def reach(self, relay: Did, url: str) -> PeerLink:
+        """The link to a relay; dialled if there is none.
+
+        Args:
+            relay: who must prove to be there.
+            url: its origin.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``: by the policy here or there.
+            UnavailableError: ``peer_unreachable``, with the seconds until it is dialled again.
+        """
+        ...
+
+    def live(self) -> Sequence[PeerLink]:
+        """All links that stand."""
+        ...
+
+    def wanted(self) -> int:
+        """How many links there should be."""
+        ...
+
+    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
+        ...
+
+    def retry(self, relay: Did, url: str) -> None:
+        """Forget what failed there: it is dialled when it is next wanted, or chosen now."""
+        ...
+
+
+class LinkListener(Protocol):
+    """Who decides which links are kept, and hears what becomes of them."""
+
+    def chosen(self) -> Sequence[tuple[Did, str]]:
+        """The relays, with their origins, to which there should be a link."""
+        ...
+
+    def came(self, link: PeerLink) -> None:
+        """A link stands."""
+        ...
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        """A dial failed."""
+        ...
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        """A link has ended."""
+        ...
+
+
+class Introducing(Protocol):
+    """Asks an address who is there."""
+
+    async def information(self, url: str) -> str:
+        """What the relay there says of itself, as signed; not verified.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``.
+            ProtocolError: ``unsupported``: not to be dialled; ``bad_frame``: not a relay's answer.
+        """
         ...

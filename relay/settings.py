@@ -6,6 +6,7 @@ docs/settings.md is checked against these fields by a test.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,8 @@ from pydantic_settings import (
 )
 
 from relay.core.errors import ErrorCode, StateError
-from relay.core.ids import ORIGIN
+from relay.core.identity import parse_did
+from relay.core.ids import ORIGIN, Did
 
 PREFIX: Final = "RELAY_"
 MAX_PORT: Final = 65_535
@@ -124,6 +126,28 @@ class Settings(BaseSettings):
         default=False,
         description="Believe the clock at start although it is far from the last one seen.",
     )
+    federation: Literal["closed", "open", "off"] = Field(
+        "closed",
+        description="Which relays this one deals with: those in peers and those that the operator "
+        "adds, any, or none.",
+    )
+    peers: Words = Field(
+        (), description="Relays that count as added, each DID@https://host[:port]."
+    )
+    dial_networks: Words = Field(
+        (),
+        description="Networks (127.0.0.0/8, fd00::/8) with private or loopback addresses that this "
+        "relay may dial, there also without TLS.",
+    )
+    directory_records: int = Field(
+        1_000_000, ge=1_000, description="Endpoint records that are kept, of agents anywhere."
+    )
+    outbox_count: int = Field(
+        10_000, ge=1, description="Envelopes that may wait here for one other relay."
+    )
+    outbox_bytes: int = Field(
+        64 * 1024 * 1024, ge=1, description="Wire bytes that may wait here for one other relay."
+    )
     contact: str | None = Field(
         None, description="How to reach the operator, as published in agent-relay.json."
     )
@@ -144,11 +168,25 @@ class Settings(BaseSettings):
             raise ValueError("must be an origin: https://host[:port], without a path")
         return value
 
-    @field_validator("allow", "deny", "trusted_proxies", mode="before")
+    @field_validator("allow", "deny", "trusted_proxies", "peers", "dial_networks", mode="before")
     @classmethod
     def _comma_separated(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("peers")
+    @classmethod
+    def _peers(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            split_peer(word)
+        return value
+
+    @field_validator("dial_networks")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            ipaddress.ip_network(word)
         return value
 
     @classmethod
@@ -217,6 +255,18 @@ def split_host_port(value: str) -> tuple[str, int]:
     if not colon or not host or not port.isdigit() or int(port) > MAX_PORT:
         raise ValueError(f"{value!r} is not HOST:PORT")
     return host.strip("[]"), int(port)
+
+
+def split_peer(value: str) -> tuple[Did, str]:
+    """``DID@ORIGIN``.
+
+    Raises:
+        ValueError: another form.
+    """
+    did, at, url = value.partition("@")
+    if not at or ORIGIN.fullmatch(url) is None:
+        raise ValueError(f"{value!r} is not DID@https://host[:port]")
+    return parse_did(did).did, url
 
 
 def load(overrides: Mapping[str, Any] | None = None) -> Settings:

@@ -18,22 +18,23 @@ from typing import Final
 
 from relay.client import keystore
 from relay.client import state as states
-from relay.client.conversation import Conversation
-from relay.client.errors import again, typed
+from relay.client.errors import AgentError, again, typed
 from relay.client.finding import Found, found, ruled
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
 from relay.client.origin import parse as parse_origin
 from relay.client.outcomes import Outcome, Telling
 from relay.client.serving import Handler, serve
+from relay.client.sessions import Sessions
 from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
-from relay.core.frames import Resolve, Ruled, Rules, State, Status, Statuses, StatusItem, Welcome
+from relay.core.frames import Resolve, Ruled, Rules, State, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, MessageId
 from relay.core.inbox_values import FirstContact
+from relay.core.records import EndpointRecord
 
 __all__ = ["Agent", "Found", "sign"]
 
@@ -43,10 +44,10 @@ FLUSH_S: Final = 1.0
 
 
 class Agent:
-    """An identity in conversation with its relay; made by :meth:`open`."""
+    """An identity in conversation with its relays; made by :meth:`open`."""
 
-    def __init__(self, conversation: Conversation, submissions: Submissions) -> None:
-        self._conversation = conversation
+    def __init__(self, sessions: Sessions, submissions: Submissions) -> None:
+        self._sessions = sessions
         self._submissions = submissions
 
     # ------------------------------------------------------------ life
@@ -66,7 +67,9 @@ class Agent:
 
         Args:
             key: a signing key, or the path of its file.
-            relays: origins; the first that answers, and the next when it is lost: each a home.
+            relays: origins, best first: each a home. There is a conversation with each of them, and
+                with each other home that the agent's record names; what is sent goes through the
+                best that is connected.
             state: the agent's memory over restarts and crashes: relay pins, record, epochs, outbox
                 and eids. With it an acked message is never shown again, by no home, and what was
                 sent and not definitely answered is submitted again, the same bytes; what that
@@ -86,45 +89,54 @@ class Agent:
         origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
         failure: BaseException | None = None
         async with _remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
-            conversation = Conversation(signing, origins, kept)
-            submissions = Submissions(conversation)
+            sessions = Sessions(signing, origins, kept, plain_networks)
+            submissions = Submissions(sessions)
             await submissions.resume()
-            runner = tasks.create_task(conversation.run(), name=f"conversation of {signing.did}")
+            runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
             try:
-                await _first_login(conversation, open_timeout_s)
-                yield cls(conversation, submissions)
+                await _first_login(sessions, open_timeout_s)
+                yield cls(sessions, submissions)
             except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
                 # raised again below: from here it would come out wrapped in an exception group
                 failure = exc
             finally:
-                await _close(conversation, runner)
+                await _close(sessions, runner)
         if failure is not None:
             raise failure
 
     @property
     def did(self) -> Did:
         """Who this is."""
-        return self._conversation.key.did
+        return self._sessions.key.did
 
     @property
     def relay(self) -> Did | None:
-        """The relay of the latest login; it has proved itself."""
-        return self._conversation.relay
+        """The relay that is sent through, or was the last time; it has proved itself."""
+        return self._sessions.current.relay
 
     @property
     def welcome(self) -> Welcome | None:
-        """Where the inbox stood at the latest login."""
-        return self._conversation.welcome
+        """Where the inbox stood at the latest login there."""
+        return self._sessions.current.welcome
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection just now."""
-        return self._conversation.line is not None
+        return self._sessions.sender is not None
+
+    @property
+    def warnings(self) -> tuple[AgentError, ...]:
+        """The latest of what the program should know and what does not end the agent.
+
+        :class:`StaleRecordError`: two different records of one seq are signed with this agent's
+        key: there is a second copy of it, or it was restored from a backup.
+        """
+        return tuple(self._sessions.warnings)
 
     @property
     def refused(self) -> int:
         """Envelopes that could not be verified or opened, and were refused."""
-        return self._conversation.inbox.refused
+        return self._sessions.inbox.refused
 
     # ------------------------------------------------------------ send
 
@@ -190,7 +202,7 @@ class Agent:
     ) -> SignedEnvelope:
         """Sign an envelope without submitting it; arguments as for :meth:`send`."""
         return sign(
-            self._conversation.key,
+            self._sessions.key,
             to,
             body,
             sealed=seal,
@@ -199,7 +211,7 @@ class Agent:
             thid=thid,
             pthid=pthid,
             lifetime_s=lifetime_s,
-            max_body_bytes=self._conversation.limits.get("body", MAX_BODY_BYTES),
+            max_body_bytes=self._sessions.current.limits.get("body", MAX_BODY_BYTES),
         )
 
     async def submit(self, envelope: SignedEnvelope, *, deadline_s: float = SEND_S) -> Sent:
@@ -239,9 +251,9 @@ class Agent:
             ValueError: the agent has no state file, so nothing goes on when ``send`` gives up.
             AgentError: the agent ended otherwise than by being closed; after those that are there.
         """
-        if self._conversation.state.journal is None:
+        if self._sessions.state.journal is None:
             raise ValueError("outcomes lie in a state file: open the agent with state=")
-        return Telling(self._conversation.outcomes)
+        return Telling(self._sessions.outcomes)
 
     # ------------------------------------------------------------ receive
 
@@ -257,7 +269,7 @@ class Agent:
             MovedError: this relay is not the agent's home.
             AgentError: the agent ended otherwise.
         """
-        return _Messages(self._conversation.inbox)
+        return _Messages(self._sessions.inbox)
 
     async def serve(self, handler: Handler, *, at_once: int = 1) -> None:
         """Give every message to ``handler``, ack it when that returns; goes on until closed.
@@ -280,14 +292,12 @@ class Agent:
     async def status(self, to: str, message_id: str) -> State:
         """What became of an envelope that this agent sent to ``to``.
 
+        The relay that gave the receipt is asked; it follows what another one took over from it.
+
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        item = StatusItem(Did(to), MessageId(message_id))
-        answer = await self._conversation.ask(lambda ref: Status(ref, (item,)))
-        if not isinstance(answer, Statuses) or len(answer.items) != 1:
-            raise typed(ErrorCode.BAD_FRAME, "one question has one answer")
-        return answer.items[0].state
+        return await self._sessions.following.status(Did(to), MessageId(message_id))
 
     async def resolve(self, did: str) -> Found:
         """Where an agent lives, as the relay knows it; the signature is checked here.
@@ -295,8 +305,23 @@ class Agent:
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        answer = await self._conversation.ask(lambda ref: Resolve(ref, Did(did)))
+        answer = await self._sessions.ask(lambda ref: Resolve(ref, Did(did)))
         return found(answer, did)
+
+    async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
+        """Sign the next endpoint record and publish it at each home that is connected.
+
+        That happens by itself, too, before a record expires; a home that is not connected now gets
+        it at the next login.
+
+        Args:
+            handles: the handles that it lists from now on; None: those that it did.
+
+        Raises:
+            ProtocolError: these handles make no record; nothing is changed.
+            AgentError: not published everywhere in time.
+        """
+        return await self._sessions.publish(handles)
 
     async def rules(
         self,
@@ -312,7 +337,7 @@ class Agent:
             AgentError: the relay's no (then nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
-        return ruled(await self._conversation.ask(lambda ref: Rules(ref, first_contact, *lists)))
+        return ruled(await self._sessions.ask(lambda ref: Rules(ref, first_contact, *lists)))
 
 
 class _Messages(AsyncIterator[Message]):
@@ -342,21 +367,21 @@ async def _remembering(path: Path | None, did: Did) -> AsyncIterator[states.Stat
         await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(state.close)))
 
 
-async def _first_login(conversation: Conversation, seconds: float) -> None:
+async def _first_login(sessions: Sessions, seconds: float) -> None:
     try:
         async with asyncio.timeout(seconds):
-            await conversation.opened()
+            await sessions.opened()
     except TimeoutError as exc:
-        last = conversation.last_failure
+        last = sessions.last_failure
         if last is not None:
             raise again(last) from exc
         raise typed(ErrorCode.PEER_UNREACHABLE, "no relay answered in time") from exc
 
 
-async def _close(conversation: Conversation, runner: asyncio.Task[None]) -> None:
+async def _close(sessions: Sessions, runner: asyncio.Task[None]) -> None:
     try:
-        if conversation.line is not None:
-            await conversation.inbox.flush(FLUSH_S)
+        if sessions.sender is not None:
+            await sessions.inbox.flush(FLUSH_S)
     finally:
-        conversation.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
+        sessions.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
         runner.cancel()

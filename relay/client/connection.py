@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Final
 
@@ -32,6 +32,7 @@ from relay.core.frames import (
     Error,
     Frame,
     Gap,
+    Hello,
     Published,
     Resolved,
     Ruled,
@@ -87,6 +88,10 @@ class Line:
         return [effect.frame for effect in effects if isinstance(effect, Heard)]
 
 
+def _whoever(_: Did) -> None:
+    return
+
+
 def _raise_failure(effects: Sequence[Effect]) -> None:
     for effect in effects:
         if isinstance(effect, Failed):
@@ -94,13 +99,16 @@ def _raise_failure(effects: Sequence[Effect]) -> None:
 
 
 @asynccontextmanager
-async def dial(origin: Origin, key: SigningKey, login: Login) -> AsyncIterator[Line]:
+async def dial(
+    origin: Origin, key: SigningKey, login: Login, meet: Callable[[Did], None] = _whoever
+) -> AsyncIterator[Line]:
     """Connect and log in; the connection is closed at the end of the block.
 
     Args:
         origin: where.
         key: who logs in.
         login: what it brings.
+        meet: is told, before the login, who is there as it says; may raise to leave.
 
     Raises:
         AgentError: unreachable, or the login does not hold.
@@ -120,7 +128,7 @@ async def dial(origin: Origin, key: SigningKey, login: Login) -> AsyncIterator[L
             proxy=None if origin.is_loopback else True,
         )
     try:
-        yield await _log_in(socket, key, login)
+        yield await _log_in(socket, key, login, meet)
     finally:
         try:
             await socket.close()
@@ -129,13 +137,18 @@ async def dial(origin: Origin, key: SigningKey, login: Login) -> AsyncIterator[L
             socket.transport.abort()
 
 
-async def _log_in(socket: Socket, key: SigningKey, login: Login) -> Line:
+async def _log_in(
+    socket: Socket, key: SigningKey, login: Login, meet: Callable[[Did], None]
+) -> Line:
     session = AgentSession(key, login, clock.entropy)
     try:
         async with asyncio.timeout(LOGIN_S):
             while True:
-                effects = session.receive(await _read(socket), clock.now())
+                frame = await _read(socket)
+                effects = session.receive(frame, clock.now())
                 _raise_failure(effects)
+                if isinstance(frame, Hello):
+                    meet(frame.relay)
                 for effect in effects:
                     if isinstance(effect, Ready):
                         return Line(socket, session, login, effect)

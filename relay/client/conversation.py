@@ -1,11 +1,12 @@
-"""Keeps an agent in conversation with a relay: dial, log in, read, write, dial again.
+"""Keeps an agent in conversation with one relay: dial, log in, read, write, dial again.
 
 Rules of the file: it decides when to speak and when to give up, the boxes decide what is said. Only
-the relay's signed word ends the agent; any other end is a reason to dial again, with full jitter.
+the relay's signed word ends it; any other end is a reason to dial again, with full jitter. What it
+shares with the agent's other conversations is in :mod:`relay.client.sessions`.
 
 ::
 
-    run ──▶ dial ──▶ read ‖ write ‖ keep the record ──lost──▶ pause ──▶ dial …
+    run ──▶ dial ──▶ read ‖ write ‖ keep the record ‖ look at bounces ──lost──▶ pause ──▶ dial …
                                   └── superseded, wrong_relay, …  ──▶ the end, for good
 """
 
@@ -16,17 +17,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from relay import clock
 from relay.client.connection import Line, Said, dial
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, of, typed
+from relay.client.home_inbox import HomeInbox
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
-from relay.client.opening import Opener
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
-from relay.client.outcomes import Outcomes
 from relay.client.questions import Answer, Question, Questions
 from relay.client.state import State
 from relay.client.tasks import task_group
@@ -49,7 +49,7 @@ from relay.core.frames import (
     Welcome,
 )
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import Did, Timestamp
 
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
@@ -61,40 +61,65 @@ QUESTION_S: Final = 15.0
 _log: Final = logging.getLogger("relay.client")
 
 
-@dataclass(slots=True, eq=False)
-class Conversation:
-    """All that goes on between an agent and its relays.
-
-    Args:
-        key: the agent.
-        origins: its relays; the first that answers is taken, and where it is lost the next. One at
-            a time: what waits at another home is delivered when that is dialled.
-        state: pins, record and epochs.
-    """
+class Company(Protocol):
+    """What the conversations of one agent share."""
 
     key: SigningKey
-    origins: list[Origin]
     state: State
-    outbox: Outbox = field(default_factory=Outbox)
+    outbox: Outbox
+    inbox: Inbox
+    homes: Homes
+
+    @property
+    def ended(self) -> AgentError | None:
+        """Why the agent is over."""
+        ...
+
+    def claims(self, conversation: Conversation, relay: Did) -> bool:
+        """Whether this one is to talk to ``relay``; False: another one does, at its origin, too."""
+        ...
+
+    def is_sender(self, conversation: Conversation) -> bool:
+        """Whether envelopes are submitted through this one."""
+        ...
+
+    def line_changed(self) -> None:
+        """A connection came or went."""
+        ...
+
+    async def all_asked(self) -> None:
+        """Wait until each relay that can be reached has said which record it holds."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Conversation:
+    """All that goes on between an agent and one of its relays.
+
+    Args:
+        company: what it shares with the agent's other conversations.
+        origins: where the relay is; the first that answers is taken, and where it is lost the next.
+        relay: which relay it is; None: whichever proves itself at the first contact.
+    """
+
+    company: Company
+    origins: list[Origin]
+    relay: Did | None = None
     questions: Questions = field(default_factory=Questions)
     line: Line | None = None
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
     last_failure: AgentError | None = None
-    ended: AgentError | None = None
-    inbox: Inbox = field(init=False)
-    outcomes: Outcomes = field(init=False)
+    inbox: HomeInbox = field(init=False)
+    origin: Origin = field(init=False)
     welcome: Welcome | None = field(default=None, init=False)
-    relay: Did | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
-    _named: frozenset[str] = field(init=False)
-    _opened: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    has_asked: bool = field(default=False, init=False)
+    is_settled: bool = field(default=False, init=False)
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
-        self._named = frozenset(map(str, self.origins))
-        self.inbox = Inbox(
-            Opener(self.key, self.outbox.receipted_by), self.wake, self.state.journal
-        )
-        self.outcomes = Outcomes(self.state.journal)
+        self.origin = self.origins[0]
+        self.inbox = HomeInbox(self.company.inbox, self.wake)
 
     # ------------------------------------------------------------ for the agent
 
@@ -102,24 +127,17 @@ class Conversation:
         """There is something to write."""
         self._work.set()
 
-    async def opened(self) -> None:
-        """Wait for the first login, its record included.
-
-        Raises:
-            AgentError: the agent ended before it.
-        """
-        await self._opened.wait()
-        if self.ended is not None:
-            raise self.ended
+    @property
+    def has_answered(self) -> bool:
+        """Whether it is known how this relay stands, or that it cannot be reached now."""
+        return self.is_settled or self.last_failure is not None
 
     async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """Ask a question, over reconnects, for at most 15 s.
+        """Ask this relay a question, over reconnects, for at most 15 s.
 
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        if self.ended is not None:
-            raise self.ended
         answer = self.questions.ask(make)
         self.wake()
         try:
@@ -128,40 +146,43 @@ class Conversation:
         except TimeoutError as exc:
             raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from the relay in time") from exc
 
-    def end(self, failure: AgentError) -> None:
-        """Nobody will dial again: everyone who waits is told why."""
-        if self.ended is None:
-            self.ended = failure
-            self.outbox.end(failure)
-            self.inbox.end(failure)
-            self.questions.end(failure)
-            self.outcomes.end(failure)
-            self._opened.set()
-
     # ------------------------------------------------------------ dial, again and again
 
-    async def run(self) -> None:
-        """Converse until cancelled or told to stop for good."""
+    async def run(self) -> AgentError | None:
+        """Converse until cancelled, or told to stop for good; gives what it ended with.
+
+        None: another conversation has this relay.
+        """
         failures = at = 0
         while True:
-            origin = self.origins[at % len(self.origins)]
+            self.origin = self.origins[at % len(self.origins)]
             began = clock.monotonic()
             failed = False
             try:
-                await self._converse(origin)
+                await self._converse(self.origin)
+            except _Folded:
+                return None
             except AgentError as exc:
                 _log.info("%s", exc)
-                self.last_failure, failed = exc, True
-                if not self._goes_on(origin, exc):
-                    self.end(exc)
-            if self.ended is not None:
+                self._failed(exc)
+                failed = True
+                if not self._goes_on(self.origin, exc):
+                    return exc
+            if self.company.ended is not None:
                 # not left to a cancellation, which may be lost when a task group fails meanwhile
-                return
+                return self.company.ended
             if clock.monotonic() - began > SETTLED_S:
                 failures = 0
             else:
                 failures, at = failures + 1, at + failed
             await asyncio.sleep(self._pause(failures))
+
+    def _failed(self, exc: AgentError) -> None:
+        self.last_failure = exc
+        if self.welcome is None:
+            self.inbox.has_none(exc)
+        self.inbox.unreachable()
+        self.company.line_changed()
 
     def _goes_on(self, origin: Origin, exc: AgentError) -> bool:
         if exc.code not in ENDS_THE_AGENT:
@@ -178,43 +199,60 @@ class Conversation:
         return longest * share + min(asked or 0, LONGEST_RETRY_AFTER_S)
 
     async def _converse(self, origin: Origin) -> None:
-        async with dial(origin, self.key, self._login(origin)) as line:
+        async with dial(origin, self.company.key, self._login(origin), self._is_mine) as line:
             self._begin(origin, line)
             try:
-                homes = Homes(self.key, line.relay, str(origin), self.state, self._named)
-                await self._talk(line, homes)
+                await self._talk(line)
             except _LogInAgain:
                 return
             finally:
                 self._lose()
 
     def _login(self, origin: Origin) -> Login:
-        expected = self.state.relay_at(str(origin))
+        state = self.company.state
+        expected = self.relay or state.relay_at(str(origin))
         # at first contact a liar could gain a record that names somewhere else: proof comes first
-        return Login(str(origin), expected, self.state.record if expected else None)
+        return Login(str(origin), expected, state.record if expected else None)
+
+    def _is_mine(self, relay: Did) -> None:
+        """Two sessions at one relay would supersede each other: asked before the login."""
+        if not self.company.claims(self, relay):
+            raise _Folded
 
     def _begin(self, origin: Origin, line: Line) -> None:
-        ready = line.ready
-        self.state.pin(str(origin), line.relay)
+        ready, state = line.ready, self.company.state
+        state.pin(str(origin), line.relay)
         self.line, self.relay, self.welcome = line, line.relay, ready.welcome
         self.last_failure = None
         self.limits = ready.hello.limits
+        self.lost = asyncio.Event()
+        self.company.homes.joined(line.relay, str(origin))
         epoch = ready.welcome.epoch
-        before = self.state.see_epoch(line.relay, epoch) if epoch is not None else None
+        before = state.see_epoch(line.relay, epoch) if epoch is not None else None
         self.inbox.opened(line.relay, ready.welcome, was_reset=before is not None)
+        self.company.line_changed()
 
     def _lose(self) -> None:
         self.line = None
-        self.outbox.lost()
+        self.has_asked = False
+        self.company.outbox.lost(self._name)
         self.inbox.lost()
         self.questions.lost()
+        self.lost.set()
+        self.company.line_changed()
 
-    async def _talk(self, line: Line, homes: Homes) -> None:
+    @property
+    def _name(self) -> str:
+        """Its line in the outbox."""
+        return self.relay or ""
+
+    async def _talk(self, line: Line) -> None:
         try:
             async with task_group() as tasks:
                 tasks.create_task(self._read(line))
                 tasks.create_task(self._write(line))
-                tasks.create_task(self._keep_record(line, homes))
+                tasks.create_task(self._keep_record(line))
+                tasks.create_task(self.inbox.look_at_doubts())
         except BaseExceptionGroup as group:
             first = _first(group)
             raise (of(first) if isinstance(first, RelayError) else first) from None
@@ -235,7 +273,7 @@ class Conversation:
     async def _hear(self, frame: Said, line: Line) -> None:
         match frame:
             case Submitted():
-                self.outbox.answered(frame, line.relay, clock.monotonic())
+                self.company.outbox.answered(frame, line.relay, clock.monotonic(), self._name)
             case Deliver():
                 await self.inbox.deliver(frame)
             case Gap():
@@ -251,7 +289,7 @@ class Conversation:
         exc = typed(frame.error, frame.detail, retry_after=frame.retry_after)
         now = clock.monotonic()
         if frame.ref is not None:
-            if not self.outbox.failed(frame.ref, exc, now):
+            if not self.company.outbox.failed(frame.ref, exc, now, self._name):
                 self.questions.failed(frame.ref, exc)
         elif frame.error is ErrorCode.STORAGE_UNAVAILABLE:
             self.inbox.say_again(now, frame.retry_after)
@@ -269,19 +307,21 @@ class Conversation:
             while (frame := self._next_frame()) is not None:
                 await line.send(frame)
             await self._wait_for_work()
-            self.outbox.check_answers(clock.monotonic())
+            self.company.outbox.check_answers(clock.monotonic(), self._name)
 
     def _next_frame(self) -> Frame | None:
         now = clock.monotonic()
+        return self.inbox.next_ack(now) or self.questions.next() or self._next_submit(now)
+
+    def _next_submit(self, now: Timestamp) -> Frame | None:
+        if not self.company.is_sender(self):
+            return None
         most = self.limits.get("envelopes", MAX_ENVELOPES)
-        return (
-            self.inbox.next_ack(now)
-            or self.questions.next()
-            or self.outbox.next_submit(now, max(most, 1))
-        )
+        return self.company.outbox.next_submit(now, max(most, 1), line=self._name)
 
     async def _wait_for_work(self) -> None:
-        timers = [at for at in (self.inbox.next_timer(), self.outbox.next_timer()) if at]
+        due = self.company.outbox.next_timer(self._name, sends=self.company.is_sender(self))
+        timers = [at for at in (self.inbox.next_timer(), due) if at]
         delay = max(0.0, min(timers) - clock.monotonic()) if timers else None
         try:
             async with asyncio.timeout(delay):
@@ -291,32 +331,43 @@ class Conversation:
 
     # ------------------------------------------------------------ the own record
 
-    async def _keep_record(self, line: Line, homes: Homes) -> None:
-        """See that the newest record of this agent names this relay, as long as it is its home."""
-        answer = await self.ask(lambda ref: Resolve(ref, self.key.did))
+    async def _keep_record(self, line: Line) -> None:
+        """See that this relay holds the newest record of this agent, as long as it is its home."""
+        homes = self.company.homes
+        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
         if isinstance(answer, Resolved):
-            homes.learn(answer)
+            homes.learn(line.relay, answer)
+        self.has_asked = True
+        self.company.line_changed()
+        await self.company.all_asked()
         while True:
-            await self._publish(homes)
-            self._settle(line, homes)
-            await asyncio.sleep(homes.renew_in(clock.now()))
+            news = homes.news
+            await self._publish(line.relay)
+            self._settle(line)
+            try:
+                async with asyncio.timeout(homes.renew_in(clock.now())):
+                    await news.wait()
+            except TimeoutError:
+                continue
 
-    async def _publish(self, homes: Homes) -> None:
-        record = homes.next_record(clock.now())
-        while record is not None:
+    async def _publish(self, relay: Did) -> None:
+        homes = self.company.homes
+        while (record := homes.next_record(relay, clock.now())) is not None:
             answer = await self.ask(partial(_publish, record))
             if isinstance(answer, Published):
-                homes.published(record, answer)
-            record = homes.next_record(clock.now())
+                homes.published(relay, record, answer)
+                self.company.line_changed()
 
-    def _settle(self, line: Line, homes: Homes) -> None:
+    def _settle(self, line: Line) -> None:
         """Begin, now that it is known whether this relay is a home."""
+        record = self.company.state.record
         if not line.ready.welcome.inbox:
-            if homes.is_home and line.login.record != self.state.record:
+            if self.company.homes.is_home(line.relay) and line.login.record != record:
                 raise _LogInAgain
             detail = f"{line.relay} holds no inbox of this agent: its record names another home"
-            self.inbox.has_no_home(typed(ErrorCode.MOVED, detail, record=self.state.record))
-        self._opened.set()
+            self.inbox.has_none(typed(ErrorCode.MOVED, detail, record=record))
+        self.is_settled = True
+        self.company.line_changed()
 
 
 def _publish(record: str, ref: str) -> Publish:
@@ -325,6 +376,10 @@ def _publish(record: str, ref: str) -> Publish:
 
 class _LogInAgain(Exception):  # noqa: N818  a signal, no error
     """The record that names this relay is published now: a new login opens the inbox."""
+
+
+class _Folded(Exception):  # noqa: N818  a signal, no error
+    """Another conversation has this relay, and got this one's origin."""
 
 
 def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -1,4 +1,8 @@
-"""What the SDK keeps of one envelope between its delivery and the durable answer to it."""
+"""What the SDK keeps of one envelope between its delivery and the durable answer to it.
+
+Rules of the file: one envelope is one entry, at however many homes it lies; where it lies in the
+inbox of one home is a place.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import logging
 import weakref
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 
 from relay.client.errors import AgentError, again
 from relay.client.message import Message
@@ -16,9 +20,6 @@ from relay.core.ids import Eid, Seq
 from relay.core.ranges import Reason
 
 _log: Final = logging.getLogger("relay.client")
-
-ADRIFT: Final = Seq(0)
-"""The seq of an entry of an earlier epoch; its eid is all that still counts."""
 
 GONE: Final[dict[Reason, ErrorCode]] = {
     Reason.EXPIRED: ErrorCode.EXPIRED,
@@ -33,34 +34,68 @@ GONE: Final[dict[Reason, ErrorCode]] = {
 class Stage(Enum):
     """Where an envelope stands."""
 
+    DOUBTED = "doubted"
     QUEUED = "queued"
     SHOWN = "shown"
     ANSWERED = "answered"
+
+
+class HomeSide(Protocol):
+    """A home, as the inbox knows it."""
+
+    is_open: bool
+    no_inbox: AgentError | None
+
+    def say(self, place: Place) -> None:
+        """The answer is noted: it may be said."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class Place:
+    """Where an envelope lies in the inbox of one home.
+
+    ``here``: handed over on this connection. ``said``: so was our answer to it.
+    """
+
+    home: HomeSide
+    seq: Seq
+    entry: Entry
+    here: bool = True
+    said: bool = False
 
 
 @dataclass(slots=True, eq=False)
 class Entry:
     """One envelope that was delivered and is not yet durably answered.
 
-    ``here``: handed over on this connection. ``said``: so was our answer to it. ``noted``: that
-    answer is in the journal, so that it may be said.
+    ``noted``: its answer is in the journal, so that it may be said. ``durable``: one home has made
+    it durable. Without a place its inbox has begun a new epoch: its eid is all that still counts.
     """
 
-    seq: Seq
     eid: Eid | None
     stage: Stage = Stage.QUEUED
     refuse_code: str | None = None
     expires_at: int = 0
     noted: bool = True
-    here: bool = True
-    said: bool = False
+    durable: bool = False
     shown: weakref.ref[Message] | None = None
+    places: list[Place] = field(default_factory=list)
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
 
     @property
     def is_let_go(self) -> bool:
         """Whether the program has dropped the message without an answer."""
         return self.stage is Stage.SHOWN and (self.shown is None or self.shown() is None)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether some home that is connected has handed it over."""
+        return any(place.here for place in self.places)
 
     def settle(self, failure: AgentError | None = None) -> None:
         """Tell those who wait for the answer to be durable."""
@@ -72,14 +107,6 @@ class Entry:
             else:
                 waiter.set_exception(again(failure))
         self.waiters.clear()
-
-
-def answered(seq: Seq, eid: Eid, unsaid: str | None) -> Entry:
-    """One that comes again after its answer; ``unsaid`` is a refusal not known to be durable.
-
-    Only that has an eid: when it is durable, this is to be remembered.
-    """
-    return Entry(seq, eid if unsaid is not None else None, Stage.ANSWERED, unsaid)
 
 
 def log_failure(noting: asyncio.Future[None]) -> BaseException | None:

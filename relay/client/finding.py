@@ -8,7 +8,7 @@ from relay import clock
 from relay.client.errors import typed
 from relay.client.questions import Answer
 from relay.core import records
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Resolution, Resolved, Ruled
 from relay.core.identity import parse_did
 from relay.core.records import EndpointRecord
@@ -39,11 +39,21 @@ def found(answer: Answer, did: str) -> Found:
         raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
     if answer.record is None:
         return Found(answer.state)
-    record = records.parse(answer.record)
-    if record.did != did or records.verify(record, parse_did(did), clock.now()) is not None:
+    record = verified(answer.record, did)
+    if record is None:
         # a relay can withhold a record, but not make one: what it shows here is none
         return Found("unreadable")
     return Found(answer.state, record, stale=answer.stale)
+
+
+def verified(compact: str, did: str) -> EndpointRecord | None:
+    """A record as ``did`` has signed it; None: it has not."""
+    try:
+        record = records.parse(compact)
+        no = records.verify(record, parse_did(did), clock.now())
+    except RelayError:
+        return None
+    return record if record.did == did and no is None else None
 
 
 def ruled(answer: Answer) -> Ruled:

@@ -1,16 +1,19 @@
-"""When an agent publishes its endpoint record, and what it says (PROTOCOL.md §5.2, §7).
+"""The agent's own endpoint record: what it should say, and which relay holds it (PROTOCOL.md §7).
 
 Rules of the file: a home is never taken out of a record here, that would be a migration; one is
 added only where the program itself named all of them (``relays=[…]``); a seq never goes back,
-whatever a relay answers.
+whatever a relay answers, and nothing is signed before each relay that can be reached was asked for
+the newest record that it holds.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from relay.client.errors import typed
+from relay.client.errors import AgentError, typed
 from relay.client.state import State
 from relay.core import records
 from relay.core.errors import ErrorCode, ProtocolError
@@ -20,29 +23,40 @@ from relay.core.ids import Did, Timestamp
 from relay.core.records import EndpointRecord, Home
 
 RENEW_AFTER_S: Final = records.MAX_LIFETIME_S / 2
+JITTER: Final = 0.1
+"""Agents that began together do not publish together for ever."""
+FORKED: Final = "two records of one seq are signed with this key: is a second copy of it running?"
 
 
 @dataclass(slots=True)
 class Homes:
-    """The agent's record, as one relay holds it and as it should be.
+    """The agent's record, as its relays hold it and as it should be.
 
     Args:
         key: the agent.
-        relay: the relay at the other end.
-        url: its origin.
         state: keeps the newest record.
-        named: origins of all relays that the program named.
+        named: origins of all relays that the program named, best first.
+        share: how early in its jitter this agent renews, 0 to 1.
+        warn: is told what the program should know.
     """
 
     key: SigningKey
-    relay: Did
-    url: str
     state: State
-    named: frozenset[str] = frozenset()
-    _held: EndpointRecord | None = None
+    named: Sequence[str]
+    share: float
+    warn: Callable[[AgentError], None]
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    _members: dict[Did, str] = field(default_factory=dict)
+    _held: dict[Did, EndpointRecord] = field(default_factory=dict)
 
-    def learn(self, answer: Resolved) -> None:
-        """Take the relay's answer about the own record.
+    # ------------------------------------------------------------ what relays say
+
+    def joined(self, relay: Did, url: str) -> None:
+        """A relay has proved itself at ``url``."""
+        self._members[relay] = url
+
+    def learn(self, relay: Did, answer: Resolved) -> None:
+        """Take a relay's answer about the own record.
 
         Raises:
             UnavailableError: it could not be read just now.
@@ -51,72 +65,143 @@ class Homes:
         if answer.state == "unreadable":
             raise typed(ErrorCode.STORAGE_UNAVAILABLE, "the relay cannot read its directory")
         if answer.record is not None:
-            self._hold(answer.record)
+            self._hold(relay, answer.record)
 
-    def published(self, record: str, answer: Published) -> None:
+    def told(self, record: str) -> None:
+        """Take a record that came with a relay's word that the agent has moved."""
+        self._keep(self._read(record))
+
+    def published(self, relay: Did, record: str, answer: Published) -> None:
         """Take the answer to a publish; another record than ours is newer.
 
         Raises:
             ProtocolError: the one held instead is missing, not newer, or not of this agent.
         """
         if answer.stored:
-            self._hold(record)
+            self._hold(relay, record)
             return
-        before = self._newest()
-        self._hold(answer.record or "")
-        if before is not None and self._newest() == before:
+        held = self._read(answer.record or "")
+        if held.order > records.parse(record).order:
+            self._hold(relay, held.jws.compact)
+        else:
             raise ProtocolError(ErrorCode.BAD_FRAME, "the relay took no record and has none newer")
 
-    def _hold(self, compact: str) -> None:
+    def _hold(self, relay: Did, compact: str) -> None:
+        record = self._read(compact)
+        self._held[relay] = records.merge(self._held.get(relay), record)
+        self._keep(record)
+
+    def _read(self, compact: str) -> EndpointRecord:
         record = records.parse(compact)
         if record.did != self.key.did:
             raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a record of another agent")
         no = records.verify(record, parse_did(record.did), Timestamp(record.issued_at))
         if no is not None:
             raise no.to_error()
-        self._held = records.merge(self._held, record)
-        self.state.keep_record(compact)
+        return record
 
-    def _newest(self) -> EndpointRecord | None:
-        return records.parse(self.state.record) if self.state.record else None
+    def _keep(self, record: EndpointRecord) -> None:
+        newest = self.newest
+        is_seq_of_ours = newest is not None and newest.order[:2] == record.order[:2]
+        if newest is not None and is_seq_of_ours and newest.order != record.order:
+            self.warn(typed(ErrorCode.STALE_RECORD, FORKED))
+        self.state.keep_record(record.jws.compact)
+        if self.newest != newest:
+            self._tell()
+
+    def _tell(self) -> None:
+        # each wait has its own event: one that is cleared could be missed by another home
+        self.news.set()
+        self.news = asyncio.Event()
+
+    # ------------------------------------------------------------ what is so
 
     @property
-    def is_home(self) -> bool:
-        """Whether the newest record names this relay."""
-        newest = self._newest()
-        return newest is not None and newest.names(self.relay)
+    def newest(self) -> EndpointRecord | None:
+        """The newest record that is known of this agent."""
+        return records.parse(self.state.record) if self.state.record else None
 
-    def next_record(self, now: Timestamp) -> str | None:
-        """What to publish now; None where the relay holds the right one or is no home."""
-        newest = self._newest()
+    def is_home(self, relay: Did) -> bool:
+        """Whether the newest record names ``relay``."""
+        newest = self.newest
+        return newest is not None and newest.names(relay)
+
+    def is_published(self, relay: Did) -> bool:
+        """Whether ``relay`` is known to hold the newest record."""
+        held, newest = self._held.get(relay), self.newest
+        return held is not None and newest is not None and held.order >= newest.order
+
+    def rank(self, relay: Did, url: str) -> tuple[int, int]:
+        """Where ``relay`` stands among those to send through; lower is better."""
+        newest = self.newest
+        prios = [home.prio for home in newest.relays if home.did == relay] if newest else []
+        return (prios[0] if prios else records.MAX_RELAYS, self._place(url))
+
+    def _place(self, url: str) -> int:
+        return self.named.index(url) if url in self.named else len(self.named)
+
+    # ------------------------------------------------------------ what to say
+
+    def next_record(self, relay: Did, now: Timestamp) -> str | None:
+        """What to publish at ``relay`` now; None where it holds the right one or is no home."""
+        newest = self.newest
         if newest is None:
             return self._sign((), (), now)
-        if not newest.names(self.relay) and not self._may_join(newest):
+        url = self._members[relay]
+        if not newest.names(relay) and not self._may_join(newest, url):
             return None
-        here = Home(self.relay, self.url)
-        is_right = any((home.did, home.url) == (here.did, here.url) for home in newest.relays)
-        if is_right and newest.status == "active" and self._age(newest, now) < RENEW_AFTER_S:
-            is_held = self._held is not None and self._held.order >= newest.order
-            return None if is_held else newest.jws.compact
-        others = tuple(home for home in newest.relays if home.did != self.relay)
-        return self._sign(others, newest.handles, now)
+        is_right = any((home.did, home.url) == (relay, url) for home in newest.relays)
+        if is_right and newest.status == "active" and self._age(newest, now) < self._renew_after_s:
+            return None if self.is_published(relay) else newest.jws.compact
+        return self._sign(newest.relays, newest.handles, now)
 
-    def _may_join(self, newest: EndpointRecord) -> bool:
-        """Whether this relay is one more home beside the record's, all named by the program."""
-        is_one_of_ours = self.url in self.named and newest.status == "active"
+    def renew(self, handles: Sequence[str] | None, now: Timestamp) -> None:
+        """Sign the next record, to be published at each home.
+
+        Args:
+            handles: what it lists; None: what it did.
+            now: the wall clock.
+
+        Raises:
+            ProtocolError: these handles make no record.
+        """
+        newest = self.newest
+        before = newest.handles if newest else ()
+        self._sign(newest.relays if newest else (), handles if handles is not None else before, now)
+
+    def _may_join(self, newest: EndpointRecord, url: str) -> bool:
+        """Whether a relay is one more home beside the record's, all named by the program."""
+        is_one_of_ours = url in self.named and newest.status == "active"
         has_room = 0 < len(newest.relays) < records.MAX_RELAYS
-        return is_one_of_ours and has_room and {h.url for h in newest.relays} <= self.named
+        return is_one_of_ours and has_room and {h.url for h in newest.relays} <= {*self.named}
 
-    def _sign(self, others: tuple[Home, ...], handles: tuple[str, ...], now: Timestamp) -> str:
-        homes = (Home(self.relay, self.url), *others)[: records.MAX_RELAYS]
+    def _sign(self, before: tuple[Home, ...], handles: Sequence[str], now: Timestamp) -> str:
+        """Name those before, where they are now, and all that may join them; it is kept at once."""
+        is_open = {home.url for home in before} <= {*self.named}
+        homes = {home.did: home for home in before}
+        for relay, url in self._members.items():
+            if relay in homes or (is_open and url in self.named):
+                homes[relay] = Home(relay, url, self._prio(homes.get(relay), url))
+        best = sorted(homes.values(), key=lambda home: home.did not in {h.did for h in before})
+        best = sorted(best[: records.MAX_RELAYS], key=lambda home: home.prio)
         seq = self.state.record_seq
-        return records.sign(self.key, homes, now=now, newest_seq=seq, handles=handles)
+        compact = records.sign(self.key, best, now=now, newest_seq=seq, handles=handles)
+        self._keep(records.parse(compact))
+        return compact
+
+    def _prio(self, before: Home | None, url: str) -> int:
+        is_named = url in self.named
+        return self._place(url) if is_named or before is None else before.prio
+
+    @property
+    def _renew_after_s(self) -> float:
+        return RENEW_AFTER_S * (1 - JITTER * self.share)
 
     def renew_in(self, now: Timestamp) -> float:
         """Seconds until the record is due again."""
-        newest = self._newest()
+        newest = self.newest
         age = self._age(newest, now) if newest else 0.0
-        return max(60.0, RENEW_AFTER_S - age)
+        return max(60.0, self._renew_after_s - age)
 
     @staticmethod
     def _age(record: EndpointRecord, now: Timestamp) -> float:

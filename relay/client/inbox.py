@@ -1,16 +1,15 @@
-"""What is delivered to this agent, and its answers (GUARANTEES.md R1-R3, R5, R6).
+"""What is delivered to this agent, by however many homes, and its answers (GUARANTEES.md R1-R3).
 
-Rules of the file: only :meth:`Inbox.next` and the answers to a message await. An envelope that
-cannot be verified or opened is refused with its code and counted, never shown. What was acked is
-not shown again, with a journal not even after a crash or by another home; what the program still
-holds is held back when delivered again. With a journal, nothing is shown that is not noted in it,
-and no answer is said that is not.
+Rules of the file: only :meth:`Inbox.next` and the answers to a message await. What was acked is not
+shown again, by no home, and with a journal not even after a crash; what the program still holds is
+held back when delivered again. With a journal, nothing is shown that is not noted in it, and no
+answer is said that is not. What one home says and hears is in :mod:`relay.client.home_inbox`.
 
 ::
 
     deliver ──▶ QUEUED ──next──▶ SHOWN ──ack, refuse──▶ ANSWERED ──acked──▶ done
                   │                └── let go, delivered again ──▶ QUEUED
-                  └── lost: forgotten, the relay delivers it again
+                  └── lost by every home: forgotten, a relay delivers it again
 """
 
 from __future__ import annotations
@@ -18,59 +17,50 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
-from relay.client.entry import ADRIFT, GONE, Entry, Stage, answered, log_failure
-from relay.client.errors import AgentError, ClosedError, again, typed
+from relay.client.entry import Entry, HomeSide, Stage, log_failure
+from relay.client.errors import AgentError, ClosedError, MovedError, again, typed
 from relay.client.failures import FAILURE_PAUSE_S, MOST_FAILURES, POISON, Failures
 from relay.client.journal import Journal, Known
 from relay.client.message import Message
 from relay.client.opening import Opened, Opener
-from relay.client.progress import Progress
-from relay.core.errors import ErrorCode, ProtocolError, RelayError
-from relay.core.frames import MAX_SEQS, Ack, Acked, Deliver, DeliverItem, Gap, Welcome
-from relay.core.ids import Did, Eid, Epoch, Seq, Timestamp
-from relay.core.ranges import Reason
+from relay.core.errors import ErrorCode, RelayError, error
+from relay.core.ids import Eid
+
+T = TypeVar("T")
+Judge = Callable[[Opened], Awaitable[Opened | RelayError | None]]
 
 REMEMBERED: Final = 8_192
-"""Eids acked by this process that it still knows."""
-WINDOW_SLACK: Final = 64
-ACK_AGAIN_S: Final = 1
+"""Eids acked or shown by this process that it still knows."""
 
 
 class Inbox:
-    """One agent's inbox as it is seen from here.
+    """One agent's inbox, as the program sees it.
 
     Args:
         opener: verifies and opens envelopes.
-        wake: called when there is something to write.
+        judge: finds out what is in doubt about a bounce; None: it cannot be found out now.
         journal: remembers eids over a crash; None: they live as long as this process.
     """
 
     def __init__(
-        self, opener: Opener, wake: Callable[[], None], journal: Journal | None = None
+        self, opener: Opener, journal: Journal | None = None, judge: Judge | None = None
     ) -> None:
         self.refused = 0
-        self._open = opener
-        self._wake = wake
+        self.opener = opener
+        self.judge = judge or _believe_nothing
+        self.homes: list[HomeSide] = []
         self._journal = journal
         self._failures = Failures(journal)
-        self._relay: Did | None = None
-        self._epoch: Epoch | None = None
-        self._head = Seq(0)
-        self._window = 0
-        self._progress = Progress(Seq(0))
-        self._entries: dict[Seq, Entry] = {}
         self._by_eid: dict[Eid, Entry] = {}
-        self._unsaid: list[Entry] = []
-        self._say_at = Timestamp(0)
         self._queue: deque[Message] = deque()
         self._done: OrderedDict[Eid, str | None] = OrderedDict()
+        self._seen: OrderedDict[Eid, None] = OrderedDict()
         self._news: deque[AgentError] = deque(maxlen=1)
-        self._no_inbox: AgentError | None = None
         self._ended: AgentError | None = None
         self._changed = asyncio.Event()
 
@@ -80,8 +70,8 @@ class Inbox:
         """The next message; None once the agent is closed.
 
         Raises:
-            AgentError: the end of this agent; ``inbox_reset``, once a reset; ``moved`` where the
-                inbox is at another relay.
+            AgentError: the end of this agent; ``inbox_reset``, once a reset; ``moved`` where no
+                relay that can be reached holds the inbox.
         """
         while True:
             if self._news:
@@ -91,7 +81,7 @@ class Inbox:
                 return message
             if isinstance(self._ended, ClosedError):
                 return None
-            failure = self._ended or self._no_inbox
+            failure = self._ended or self._no_inbox()
             if failure is not None:
                 raise again(failure)
             self._changed.clear()
@@ -103,13 +93,22 @@ class Inbox:
             entry = self._by_eid.get(message.eid)
             if entry is not None and entry.stage is Stage.QUEUED:
                 entry.stage, entry.shown = Stage.SHOWN, weakref.ref(message)
+                _add(self._seen, message.eid, None)
                 return message
         return None
+
+    def _no_inbox(self) -> AgentError | None:
+        """Why nothing can come from anywhere; ``moved`` before all."""
+        said = [home.no_inbox for home in self.homes if home.no_inbox is not None]
+        if not said or len(said) < len(self.homes):
+            return None
+        moved = [failure for failure in said if isinstance(failure, MovedError)]
+        return moved[0] if moved else None
 
     async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
         """Note that the program has processed it, or cannot, and wait until that is durable."""
         entry = self._by_eid.get(eid)
-        if entry is None or entry.seq == ADRIFT:
+        if entry is None or not entry.places:
             self._answer_adrift(eid)
             return
         if entry.stage is not Stage.ANSWERED:
@@ -137,15 +136,14 @@ class Inbox:
             entry.settle(failure)
             return
         entry.noted = True
-        if entry.here:
-            self._unsaid.append(entry)
-            self._wake()
+        for place in entry.places:
+            place.home.say(place)
 
     def _answer_adrift(self, eid: Eid) -> None:
         """Answer one whose place is not known any more: processed, but nothing to tell it to."""
         if eid in self._done:
             return
-        self._remember(eid)
+        _add(self._done, eid, None)
         entry = self._by_eid.pop(eid, None)
         if self._journal is not None and entry is not None:
             # to be said to nobody, so nothing waits for it
@@ -170,14 +168,14 @@ class Inbox:
         if entry is not None and entry.stage is Stage.SHOWN and self._ended is None:
             entry.stage = Stage.QUEUED
             self._queue.append(replace(message, redelivered=True))
-            self._changed.set()
+            self.changed()
 
     async def flush(self, seconds: float) -> None:
         """Wait until all answers are durable, but not longer than ``seconds``."""
         loop = asyncio.get_running_loop()
         waiters: list[asyncio.Future[None]] = []
-        for entry in self._entries.values():
-            if entry.stage is Stage.ANSWERED and entry.here:
+        for entry in self._by_eid.values():
+            if entry.stage is Stage.ANSWERED and entry.is_here:
                 waiters.append(loop.create_future())
                 entry.waiters.append(waiters[-1])
         if waiters:
@@ -187,214 +185,126 @@ class Inbox:
             if not waiter.cancel() and not waiter.cancelled():
                 waiter.exception()
 
-    # ------------------------------------------------------------ connections
-
-    def opened(self, relay: Did, welcome: Welcome, *, was_reset: bool) -> None:
-        """A login holds.
-
-        Args:
-            relay: who proved itself.
-            welcome: where the inbox stands there.
-            was_reset: whether this agent has known another epoch of it.
-        """
-        self._open.proven.add(relay)
-        self._no_inbox = None
-        same = relay == self._relay and welcome.epoch == self._epoch
-        went_back = same and welcome.head < self._head
-        if not same or went_back:
-            self._set_adrift()
-        if went_back or was_reset:
-            detail = "the relay's store was rolled back or lost; acked envelopes may come again"
-            self._news.append(typed(ErrorCode.INBOX_RESET, detail))
-        self._relay, self._epoch, self._head = relay, welcome.epoch, welcome.head
-        self._window = welcome.window_count
-        self._progress = Progress(welcome.cursor)
-        for entry in [entry for seq, entry in self._entries.items() if seq <= welcome.cursor]:
-            self._conclude(entry, None)
-        for entry in [entry for entry in self._by_eid.values() if entry.is_let_go]:
-            self._forget(entry)
-        self._changed.set()
-
-    def has_no_home(self, failure: AgentError) -> None:
-        """This relay holds no inbox of ours: :meth:`next` says so."""
-        self._no_inbox = failure
-        self._changed.set()
-
-    def lost(self) -> None:
-        """The connection is gone; what was not shown yet is forgotten, it will come again."""
-        self._queue.clear()
-        self._unsaid.clear()
-        self._say_at = Timestamp(0)
-        for entry in list(self._entries.values()):
-            entry.here = entry.said = False
-            if entry.stage is Stage.QUEUED or entry.eid is None:
-                self._forget(entry)
-
     def end(self, failure: AgentError) -> None:
         """No relay will be dialled again."""
-        self.lost()
         self._ended = failure
-        for entry in list(self._entries.values()):
+        for home in self.homes:
+            home.lost()
+        for entry in list(self._by_eid.values()):
             entry.settle(failure)
+        self.changed()
+
+    # ------------------------------------------------------------ the homes' side
+
+    def changed(self) -> None:
+        """Whoever waits in :meth:`next` looks again."""
         self._changed.set()
 
-    def _set_adrift(self) -> None:
-        """Another epoch: seqs mean nothing any more, eids still do."""
-        for entry in list(self._entries.values()):
-            if entry.stage is Stage.ANSWERED:
-                detail = "the inbox began a new epoch before this answer was durable"
-                self._conclude(entry, typed(ErrorCode.INBOX_RESET, detail))
-            else:
-                entry.seq = ADRIFT
-        self._entries.clear()
+    def tell(self, failure: AgentError) -> None:
+        """Raise it once, from the next :meth:`next`."""
+        self._news.append(failure)
+        self.changed()
 
-    def _forget(self, entry: Entry) -> None:
-        self._entries.pop(entry.seq, None)
-        if entry.eid is not None and self._by_eid.get(entry.eid) is entry:
-            del self._by_eid[entry.eid]
+    def is_elsewhere(self, home: HomeSide) -> bool:
+        """Whether another home than this one is connected."""
+        return any(other.is_open for other in self.homes if other is not home)
 
-    # ------------------------------------------------------------ delivered
-
-    async def deliver(self, frame: Deliver) -> None:
-        """Take what the relay hands over.
+    async def take(self, items: Iterable[Opened]) -> dict[Eid, Known]:
+        """Note envelopes that are about to be shown; gives what was known of them before.
 
         Raises:
-            ProtocolError: another epoch than this session's, or far more than its window.
-            AgentError: the journal cannot be written: nothing is shown.
+            AgentError: the journal cannot be written: nothing is to be shown.
         """
-        self._expect(frame.epoch)
-        new = [item for item in frame.items if not self._is_here(item.seq)]
-        opened = [(item, self._open.attempt(item.envelope)) for item in new]
-        known: dict[Eid, Known] = {}
-        if self._journal is not None:
-            envelopes = [one.envelope for _, one in opened if isinstance(one, Opened)]
-            known = await self._journal.take((one.eid, one.expires_at) for one in envelopes)
-        for item, one in opened:
-            self._take(item, one, known)
-        if len(self._entries) > 2 * self._window + WINDOW_SLACK:
-            raise ProtocolError(ErrorCode.BAD_FRAME, "more was delivered than the window allows")
-
-    def _expect(self, epoch: Epoch) -> None:
-        if epoch != self._epoch:
-            raise ProtocolError(ErrorCode.BAD_FRAME, "delivered from another epoch")
-
-    def _is_here(self, seq: Seq) -> bool:
-        entry = self._entries.get(seq)
-        return entry is not None and entry.here
-
-    def _take(
-        self, item: DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
-    ) -> None:
-        self._head = Seq(max(self._head, item.seq))
-        if isinstance(opened, RelayError):
-            self.refused += 1
-            entry = Entry(item.seq, None, Stage.ANSWERED, str(opened.code))
-            self._entries[item.seq] = entry
-            self._unsaid.append(entry)
-            return
-        before = known.get(opened.envelope.eid)
-        entry = self._entry_of(opened.envelope.eid, item.seq, before)
-        entry.expires_at = opened.envelope.expires_at
-        self._entries[item.seq] = entry
-        if entry.stage is Stage.ANSWERED:
-            if entry.noted:
-                self._unsaid.append(entry)
-        elif entry.stage is Stage.QUEUED:
-            redelivered = item.redelivered or before is not None
-            self._queue.append(opened.message(self, redelivered=redelivered))
-            self._changed.set()
-
-    def _entry_of(self, eid: Eid, seq: Seq, before: Known | None) -> Entry:
-        """What is known of an envelope that is delivered (again) at ``seq``."""
-        if eid in self._done:
-            return answered(seq, eid, self._done[eid])
-        entry = self._by_eid.get(eid)
-        if entry is None and before is not None and before.is_done:
-            return answered(seq, eid, before.refuse_code)
-        if entry is None:
-            entry = self._by_eid[eid] = Entry(seq, eid)
-        elif entry.here and entry.seq != seq:
-            # twice in one inbox: the second waits for the fate of the first, and comes again
-            return Entry(seq, None, Stage.SHOWN)
-        else:
-            entry.seq, entry.here, entry.said = seq, True, False
-            if entry.is_let_go:
-                entry.stage = Stage.QUEUED
-        return entry
-
-    def gap(self, frame: Gap) -> None:
-        """Take the relay's word on seqs that hold nothing any more.
-
-        Raises:
-            ProtocolError: another epoch than this session's.
-        """
-        self._expect(frame.epoch)
-        for item in frame.ranges:
-            self._progress.add(item.start, item.end)
-            self._head = Seq(max(self._head, item.end))
-            for entry in [e for s, e in self._entries.items() if item.start <= s <= item.end]:
-                kept = entry.stage is Stage.ANSWERED and item.reason in {
-                    Reason.ACKED,
-                    Reason.REFUSED,
-                }
-                detail = f"{item.reason} before the answer was durable"
-                self._conclude(entry, None if kept else typed(GONE[item.reason], detail))
-
-    # ------------------------------------------------------------ answered
-
-    def next_ack(self, now: Timestamp) -> Ack | None:
-        """The next ``ack`` frame, if there is something to say; ``now`` is monotonic seconds."""
-        if self._epoch is None or now < self._say_at:
-            return None
-        batch, self._unsaid = self._unsaid[:MAX_SEQS], self._unsaid[MAX_SEQS:]
-        for entry in batch:
-            entry.said = True
-            # a refusal is passed only when it is durable: a cumulative ack must not overtake it
-            if entry.refuse_code is None:
-                self._progress.add(entry.seq, entry.seq)
-        if not batch and not self._progress.moved:
-            return None
-        upto = self._progress.take()
-        return Ack(
-            self._epoch,
-            upto,
-            tuple(e.seq for e in batch if e.refuse_code is None and e.seq > upto),
-            tuple((e.seq, e.refuse_code) for e in batch if e.refuse_code is not None),
+        if self._journal is None:
+            return {}
+        return await self._journal.take(
+            (one.envelope.eid, one.envelope.expires_at) for one in items
         )
 
-    def next_timer(self) -> Timestamp | None:
-        """When :meth:`next_ack` has something to say, monotonic seconds; None = when woken."""
-        return self._say_at if self._unsaid and self._say_at else None
+    def admit(self, opened: Opened, before: Known | None, *, redelivered: bool) -> Entry:
+        """What is known of an envelope that is delivered, perhaps again; it may be shown now."""
+        eid = opened.envelope.eid
+        if eid in self._done:
+            return self._answered(eid, self._done[eid])
+        entry = self._by_eid.get(eid)
+        if entry is None and before is not None and before.is_done:
+            return self._answered(eid, before.refuse_code)
+        if entry is None:
+            entry = self._by_eid[eid] = Entry(eid, Stage.DOUBTED)
+        elif entry.is_let_go:
+            entry.stage = Stage.DOUBTED
+        entry.expires_at = opened.envelope.expires_at
+        if entry.stage is Stage.DOUBTED and not opened.doubts:
+            self.queue(entry, opened, redelivered=redelivered or before is not None)
+        return entry
 
-    def acked(self, frame: Acked) -> None:
-        """Take the relay's word on what is durable."""
-        if frame.epoch != self._epoch:
-            return
-        named = {*frame.seqs, *frame.refused}
-        for seq, entry in list(self._entries.items()):
-            if entry.said and (seq <= frame.upto or seq in named):
-                self._progress.add(seq, seq)
-                self._conclude(entry, None)
+    def queue(self, entry: Entry, opened: Opened, *, redelivered: bool) -> None:
+        """Nothing is in doubt about it (any more): it is shown in its turn."""
+        entry.stage = Stage.QUEUED
+        was_shown = redelivered or opened.envelope.eid in self._seen
+        self._queue.append(opened.message(self, redelivered=was_shown))
+        self.changed()
 
-    def say_again(self, now: Timestamp, retry_after: int | None) -> None:
-        """The store did not take our answers: say them once more, a little later."""
-        self._say_at = Timestamp(now + (retry_after or ACK_AGAIN_S))
-        said = [entry for entry in self._entries.values() if entry.said]
-        for entry in said:
-            entry.said = False
-        self._unsaid += said
+    async def look_at(self, entry: Entry, opened: Opened, *, redelivered: bool) -> bool:
+        """Find out whether a bounce is to be believed; False: not now, look again."""
+        eid = opened.envelope.eid
+        seen = await self.judge(opened)
+        if entry.stage is not Stage.DOUBTED or not entry.places:
+            return True
+        if seen is None:
+            if await self._failures.add(eid) < MOST_FAILURES:
+                return False
+            seen = error(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not in the chain")
+        if isinstance(seen, Opened):
+            self.queue(entry, seen, redelivered=redelivered)
+        else:
+            self.refused += 1
+            await self.answer(eid, str(seen.code), wait=False)
+        return True
 
-    def _conclude(self, entry: Entry, failure: AgentError | None) -> None:
-        """It is over with this entry; ``failure`` is why our answer did not count."""
-        self._forget(entry)
-        if entry.eid is not None and entry.stage is Stage.ANSWERED:
-            # a refusal that was not durable is said again, or its sender would never be told
-            self._remember(entry.eid, entry.refuse_code if failure else None)
-            if self._journal is not None and entry.refuse_code is not None and failure is None:
-                self._journal.told(entry.eid).add_done_callback(log_failure)
+    @staticmethod
+    def _answered(eid: Eid, unsaid: str | None) -> Entry:
+        """One that comes again after its answer; ``unsaid`` is a refusal not known to be durable.
+
+        Only that has an eid: when it is durable, this is to be remembered.
+        """
+        return Entry(eid if unsaid is not None else None, Stage.ANSWERED, unsaid)
+
+    def left(self, entry: Entry, failure: AgentError | None) -> None:
+        """No home has a place for it any more; ``failure`` is why its answer did not count."""
+        if entry.durable:
+            failure = None
+        if entry.eid is not None:
+            self._forget(entry.eid, entry)
+            if entry.stage is Stage.ANSWERED:
+                self._remember(entry.eid, entry.refuse_code, is_durable=failure is None)
         entry.settle(failure)
 
-    def _remember(self, eid: Eid, unsaid: str | None = None) -> None:
-        self._done[eid] = unsaid
-        while len(self._done) > REMEMBERED:
-            self._done.popitem(last=False)
+    def _forget(self, eid: Eid, entry: Entry) -> None:
+        if self._by_eid.get(eid) is entry:
+            del self._by_eid[eid]
+        if entry.stage is Stage.QUEUED:
+            # should it come again, then with the marks of that time
+            self._queue = deque(message for message in self._queue if message.eid != eid)
+
+    def _remember(self, eid: Eid, refuse_code: str | None, *, is_durable: bool) -> None:
+        # a refusal that was not durable is said again, or its sender would never be told
+        _add(self._done, eid, None if is_durable else refuse_code)
+        if self._journal is not None and refuse_code is not None and is_durable:
+            self._journal.told(eid).add_done_callback(log_failure)
+
+    def sweep(self) -> None:
+        """Forget those of an earlier epoch that the program has let go."""
+        gone = [entry for entry in self._by_eid.values() if entry.is_let_go and not entry.places]
+        for entry in gone:
+            self.left(entry, None)
+
+
+async def _believe_nothing(_: Opened) -> RelayError:
+    return error(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not ours")
+
+
+def _add(memory: OrderedDict[Eid, T], eid: Eid, value: T) -> None:
+    memory[eid] = value
+    while len(memory) > REMEMBERED:
+        memory.popitem(last=False)

@@ -8,15 +8,11 @@ from typing import Final
 from relay.client.errors import typed
 from relay.client.exchange import ask
 from relay.client.origin import Origin
-from relay.core import codec
-from relay.core import jws as jose
-from relay.core.errors import ErrorCode
-from relay.core.identity import parse_did
-from relay.core.ids import Did
+from relay.core import relay_info
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.ids import Did, Timestamp
 
 PATH: Final = "/.well-known/agent-relay.json"
-TYP: Final = "agent-relay-info+jws"
-MAX_BYTES: Final = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +25,7 @@ class Information:
     version: str
     limits: dict[str, int]
     registration: str
+    federation: str
     durability: str
     contact: str | None
 
@@ -41,22 +38,24 @@ async def information(origin: Origin) -> Information:
     """
     answer = await ask(origin, "GET", PATH)
     try:
-        compact = answer.text("jws", most=MAX_BYTES)
-        jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
-        members = jws.members()
-        key = parse_did(members.text("did", most=512))
-        said = Information(
-            did=key.did,
-            url=members.text("url", most=512),
-            software=members.text("software", most=64),
-            version=members.text("version", most=64),
-            limits=codec.read_limits(members),
-            registration=members.text("registration", most=16),
-            durability=members.text("durability", most=16),
-            contact=members.optional_text("contact", most=512),
-        )
+        info = relay_info.parse(answer.text("jws", most=relay_info.MAX_BYTES))
+    except ProtocolError as exc:
+        raise typed(exc.code, exc.detail) from exc
     except ValueError as exc:
         raise typed(ErrorCode.BAD_FRAME, f"relay information: {exc}") from exc
-    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
-        raise typed(ErrorCode.BAD_SIGNATURE, f"relay information: not signed by {key.did}")
-    return said
+    # the relay itself said it just now, so its own clock decides; `relay check` compares the clocks
+    no = relay_info.verify(info, Timestamp(info.issued_at))
+    if no is not None:
+        raise typed(no.code, no.detail)
+    said = info.said
+    return Information(
+        did=info.did,
+        url=said.url,
+        software=said.software,
+        version=said.version,
+        limits=said.limits,
+        registration=said.registration,
+        federation=said.federation,
+        durability=said.durability,
+        contact=said.contact,
+    )

@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
+from relay.client import knowledge
 from relay.client.disk import Disk
 from relay.client.errors import AgentError
+from relay.client.knowledge import Knowledge
 from relay.client.message import Sent
 from relay.core import jws as jose
 from relay.core.envelope import SignedEnvelope
@@ -126,6 +128,7 @@ class Journal:
     """One agent's memory in one file; every method is noted in the order of the calls."""
 
     def __init__(self, disk: Disk) -> None:
+        self.knowledge = Knowledge(disk)
         self._disk = disk
         self._swept_at = clock.monotonic()
         self._disk.do(_sweep)
@@ -239,7 +242,8 @@ def _run(statement: str, values: tuple[object, ...], database: sqlite3.Connectio
 
 
 def _prepare(did: Did | None, database: sqlite3.Connection) -> None:
-    for table in _TABLES:
+    # a file of an earlier version of this program gets what it lacks, and no earlier one minds
+    for table in (*_TABLES, *knowledge.TABLES):
         database.execute(table)
     facts = dict(database.execute("SELECT name, value FROM facts"))
     if facts.setdefault("v", str(VERSION)) != str(VERSION):
@@ -330,6 +334,7 @@ def _fail(eid: Eid, database: sqlite3.Connection) -> int:
 
 
 def _sweep(database: sqlite3.Connection) -> None:
+    knowledge.sweep(database)
     before = int(clock.now()) - KEPT_AFTER_EXPIRY_S
     database.execute("DELETE FROM eids WHERE expires_at < ?", (before,))
     [count] = database.execute("SELECT count(*) FROM eids").fetchone()

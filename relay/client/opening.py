@@ -21,11 +21,16 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An envelope whose signature holds, addressed to us, and its content."""
+    """An envelope whose signature holds, addressed to us, and its content.
+
+    ``bounced`` of a bounce is what is believed of it; ``doubts`` is what its relay may be in the
+    chain of receipts of, which is to be found out before it is shown.
+    """
 
     envelope: Envelope
     content: Content
     bounced: tuple[BounceItem, ...] | None
+    doubts: tuple[BounceItem, ...] = ()
 
     def message(self, desk: Desk, *, redelivered: bool) -> Message:
         """What the program gets of it."""
@@ -48,6 +53,10 @@ class Opened:
         return message if self.bounced is None else Bounce.of(message, self.bounced)
 
 
+def _surely_not(_: Eid) -> bool:
+    return False
+
+
 @dataclass(slots=True)
 class Opener:
     """Opens envelopes for one agent.
@@ -55,11 +64,13 @@ class Opener:
     Args:
         key: the agent's.
         receipted_by: which relay gave a receipt for an envelope of ours, None where not known.
+        may_be_ours: whether this agent may have sent what a bounce names; False: surely not.
         proven: relays that have proved themselves to this agent.
     """
 
     key: SigningKey
     receipted_by: Callable[[Eid], Did | None]
+    may_be_ours: Callable[[Eid], bool] = _surely_not
     proven: set[Did] = field(default_factory=set)
 
     def __call__(self, item: object) -> Opened:
@@ -73,10 +84,9 @@ class Opener:
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, "addressed to somebody else")
         envelopes.verify(envelope, envelope.sender)
         content = seal.open_body(envelope, self.key)
-        bounced = None
-        if content.content_type == BOUNCE_CONTENT_TYPE:
-            bounced = self._bounced(envelope.sender.did, content.body)
-        return Opened(envelope, content, bounced)
+        if content.content_type != BOUNCE_CONTENT_TYPE:
+            return Opened(envelope, content, None)
+        return Opened(envelope, content, *self._bounced(envelope.sender.did, content.body))
 
     def attempt(self, item: object) -> Opened | RelayError:
         """As a call, but what is wrong with it is a value."""
@@ -85,12 +95,18 @@ class Opener:
         except RelayError as exc:
             return exc
 
-    def _bounced(self, sender: Did, body: bytes) -> tuple[BounceItem, ...]:
-        """Believe a relay that proved itself to us, about what it gave us the receipt for (R6)."""
-        if sender not in self.proven:
-            raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not ours")
+    def _bounced(self, sender: Did, body: bytes) -> tuple[tuple[BounceItem, ...], ...]:
+        """What is believed of a bounce and what is in doubt (GUARANTEES.md R6).
+
+        A relay that proved itself to us is believed about what it gave us the receipt for.
+        """
         items = verify_bounce(body.decode("ascii", errors="replace"), sender)
-        believed = tuple(item for item in items if self.receipted_by(item.eid) in {None, sender})
-        if not believed:
+        holders = {None, sender} if sender in self.proven else {sender}
+        believed = tuple(item for item in items if self.receipted_by(item.eid) in holders)
+        doubts = tuple(i for i in items if i not in believed and self.may_be_ours(i.eid))
+        if not believed and not doubts:
+            if sender not in self.proven:
+                detail = "a bounce of a relay that is not ours"
+                raise ProtocolError(ErrorCode.BAD_SIGNATURE, detail)
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, "a bounce of what another relay keeps")
-        return believed
+        return believed, doubts

@@ -46,6 +46,12 @@ class Origin:
         address = _address(self.host)
         return self.host == "localhost" if address is None else address.is_loopback
 
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is this machine, or an address that only its own network can reach."""
+        address = _address(self.host)
+        return self.is_loopback or (address is not None and not address.is_global)
+
 
 def parse(url: str, *, plain_networks: Sequence[str] = ()) -> Origin:
     """Read the address of a relay; http(s) and ws(s) mean the same.

@@ -16,19 +16,19 @@ from typing import Final
 
 from relay import clock
 from relay.client.errors import AgentError, of, typed
-from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
 from relay.client.message import Sent
 from relay.client.origin import Origin
-from relay.client.outbox import Outbox, Waiting
+from relay.client.outbox import Outbox
 from relay.client.state import State
-from relay.core import codec, receipts
+from relay.client.submitting import submit_over_http
+from relay.client.waiting import Waiting
 from relay.core import jws as jose
+from relay.core import receipts
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Rejection, Submit, Submitted
+from relay.core.frames import Submit, Submitted
 from relay.core.ids import Did
 
-PATH: Final = "/v1/envelopes"
 PAUSE_S: Final = 0.5
 _FINAL: Final = frozenset({ErrorCode.WRONG_RELAY, ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE})
 """Somebody else answers there, or nothing that we understand."""
@@ -152,20 +152,15 @@ class _Posting:
                 waiting.maybe_stored = was_maybe_stored
 
     async def _exchange(self, submit: Submit, seconds: float) -> None:
-        items = b",".join(bytes(item) for item in submit.envelopes)  # type: ignore[call-overload]  # wire bytes
-        body = b'{"envelopes":[%b]}' % items
-        status, answer = await in_thread(self.origin, Request("POST", PATH, body), seconds)
-        members = read(self.origin, status, answer)
-        if members.has("error"):
-            no = error_of(self.origin, status, members)
-            self.box.failed(submit.ref, no, clock.monotonic())
+        answer = await submit_over_http(self.origin, submit, seconds)
+        if isinstance(answer, AgentError):
+            self.box.failed(submit.ref, answer, clock.monotonic())
             return
         try:
-            frame = _submitted(members, submit.ref)
-            signer = _signer(frame)
+            signer = _signer(answer)
         except ValueError as exc:
-            raise not_a_relay(self.origin, status) from exc
-        self._answered(frame, signer)
+            raise typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin} gave no receipt") from exc
+        self._answered(answer, signer)
 
     def _answered(self, frame: Submitted, signer: Did) -> None:
         relay = self.state.relay_at(str(self.origin)) or signer
@@ -177,18 +172,6 @@ class _Posting:
             raise of(exc) from exc
         if frame.receipt is not None:
             self.state.pin(str(self.origin), relay)
-
-
-def _submitted(members: jose.Members, ref: str) -> Submitted:
-    rejected = [codec.read_rejection(item) for item in members.array("rejected", most=256)]
-    return Submitted(
-        refs=(ref,),
-        receipt=members.optional_text("receipt", most=receipts.MAX_RECEIPT_BYTES),
-        rejected=tuple(
-            Rejection(ref, no.i, no.error, no.stored, no.detail, no.retry_after, no.record)
-            for no in rejected
-        ),
-    )
 
 
 def _signer(frame: Submitted) -> Did:

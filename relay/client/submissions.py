@@ -22,11 +22,12 @@ from functools import partial
 from typing import Final, Literal
 
 from relay import clock
-from relay.client.conversation import Conversation
 from relay.client.errors import ENDS_THE_AGENT, AgentError, ClosedError, again, typed
 from relay.client.message import Sent
-from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Waiting
+from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT
 from relay.client.outcomes import expired
+from relay.client.sessions import Sessions
+from relay.client.waiting import Waiting
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import State
@@ -47,12 +48,12 @@ _log: Final = logging.getLogger("relay.client")
 class Submissions:
     """What one agent has submitted and what became of it."""
 
-    def __init__(self, conversation: Conversation) -> None:
+    def __init__(self, sessions: Sessions) -> None:
         self.unanswered: dict[Eid, Waiting] = {}
-        self._conversation = conversation
-        self._journal = conversation.state.journal
+        self._sessions = sessions
+        self._journal = sessions.state.journal
         self._room = asyncio.Semaphore(MAX_IN_FLIGHT)
-        self._outcomes = conversation.outcomes
+        self._outcomes = sessions.outcomes
         self._left: dict[Eid, Waiting] = {}
         self._expiries: dict[Eid, asyncio.TimerHandle] = {}
 
@@ -65,7 +66,7 @@ class Submissions:
             if envelope.expires_at <= clock.now():
                 self._outcomes.conclude(envelope, expired(envelope))
             else:
-                waiting = self._conversation.outbox.add(envelope, maybe_stored=True)
+                waiting = self._sessions.outbox.add(envelope, maybe_stored=True)
                 self._leave(waiting)
 
     async def submit(self, envelope: SignedEnvelope, *, deadline_s: float) -> Sent:
@@ -104,6 +105,7 @@ class Submissions:
                 await self._abandon(held[0])
             raise
         self._done_with(held[0])
+        self._sessions.note_correspondent(sent.to)
         return sent
 
     async def _wait(self, envelope: SignedEnvelope, deadline_s: float, held: list[Waiting]) -> Sent:
@@ -120,7 +122,7 @@ class Submissions:
             raise held[0].verdict() from exc
 
     async def _begin(self, envelope: SignedEnvelope) -> Waiting:
-        conversation = self._conversation
+        sessions = self._sessions
         self._refuse_if_ended(envelope)
         # one that was left is waited for again, instead of being submitted twice
         waiting = self._left.pop(envelope.eid, None)
@@ -128,14 +130,14 @@ class Submissions:
             self._expiries.pop(envelope.eid).cancel()
         else:
             await self._keep(envelope)
-            waiting = conversation.outbox.add(envelope)
+            waiting = sessions.outbox.add(envelope)
             self.unanswered[envelope.eid] = waiting
-            conversation.wake()
+            sessions.wake()
         return waiting
 
     def _refuse_if_ended(self, envelope: SignedEnvelope) -> None:
-        if self._conversation.ended is not None:
-            raise _not_sent(self._conversation.ended, envelope)
+        if self._sessions.ended is not None:
+            raise _not_sent(self._sessions.ended, envelope)
 
     async def _keep(self, envelope: SignedEnvelope) -> None:
         if self._journal is None:
@@ -180,7 +182,7 @@ class Submissions:
 
     def _done_with(self, waiting: Waiting) -> None:
         # first of all: while the journal is written, it could be submitted
-        self._conversation.outbox.forget(waiting)
+        self._sessions.outbox.forget(waiting)
         self.unanswered.pop(waiting.envelope.eid, None)
 
     def _conclude(self, waiting: Waiting) -> None:

@@ -159,18 +159,23 @@ class Agent:
 
     @property
     def relay(self) -> Did | None:
-        """The relay of the latest login; it has proved itself."""
+        """The relay that is sent through, or was the last time; it has proved itself."""
         return self._agent.relay
 
     @property
     def welcome(self) -> Welcome | None:
-        """Where the inbox stood at the latest login."""
+        """Where the inbox stood at the latest login there."""
         return self._agent.welcome
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection just now."""
         return self._agent.is_connected
+
+    @property
+    def warnings(self) -> tuple[AgentError, ...]:
+        """The latest of what the program should know and what does not end the agent."""
+        return self._agent.warnings
 
     @property
     def refused(self) -> int:
@@ -191,6 +196,7 @@ class Agent:
     submit = _blocking(asynchronous.Agent.submit)
     status = _blocking(asynchronous.Agent.status)
     resolve = _blocking(asynchronous.Agent.resolve)
+    publish = _blocking(asynchronous.Agent.publish)
     rules = _blocking(asynchronous.Agent.rules)
 
     def outcomes(self, timeout: float | None = None) -> Iterator[Outcome]:

@@ -18,7 +18,7 @@ from relay.client.exchange import EXCHANGE_S, ask
 from relay.client.finding import Found, found
 from relay.client.origin import Origin
 from relay.client.state import State as AgentState
-from relay.core import codec, codec_rules
+from relay.core import codec, codec_rules, relay_info
 from relay.core import jws as jose
 from relay.core.agent_session import AgentSession, Failed, Login, Ready
 from relay.core.effects import Send
@@ -78,14 +78,26 @@ class Visit:
 
 
 async def log_in(
-    key: SigningKey, origin: Origin, state: AgentState, *, seconds: float = EXCHANGE_S
+    key: SigningKey,
+    origin: Origin,
+    state: AgentState,
+    *,
+    expected: Did | None = None,
+    seconds: float = EXCHANGE_S,
 ) -> Visit:
     """Log in over HTTP; the relay is pinned at first contact.
+
+    Args:
+        key: who logs in.
+        origin: where.
+        state: knows which relay is expected there, and remembers it.
+        expected: the relay that is to be there, as a signed record says.
+        seconds: for each request.
 
     Raises:
         AgentError: unreachable, or the login does not hold.
     """
-    expected = state.relay_at(str(origin))
+    expected = expected or state.relay_at(str(origin))
     login = Login(str(origin), expected, state.record if expected else None)
     session = AgentSession(key, login, clock.entropy)
     greeting = await ask(origin, "POST", "/v1/session/nonce", seconds=seconds)
@@ -124,7 +136,7 @@ def _hello(greeting: jose.Members) -> Hello:
             relay=Did(greeting.text("relay", most=512)),
             url=greeting.text("url", most=512),
             nonce=greeting.text("nonce", most=64),
-            limits=codec.read_limits(greeting),
+            limits=relay_info.read_limits(greeting),
             time=int(clock.now()),
         )
     except ValueError as exc:

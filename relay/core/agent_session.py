@@ -93,8 +93,11 @@ class Phase(Enum):
 class AgentSession:
     """One conversation, as the agent sees it."""
 
-    def __init__(self, key: SigningKey, login: Login, entropy: Entropy) -> None:
+    def __init__(
+        self, key: SigningKey, login: Login, entropy: Entropy, role: handshake.Role = "agent"
+    ) -> None:
         self.phase = Phase.START
+        self._role = role
         self._key = key
         self._login = login
         self._cnonce = b64encode(entropy(handshake.NONCE_BYTES))
@@ -108,12 +111,12 @@ class AgentSession:
         try:
             return self._take(frame, now)
         except RelayError as exc:
-            return self._fail(exc)
+            return self.fail(exc)
 
     def _take(self, frame: Frame, now: Timestamp) -> list[Effect]:
         if isinstance(frame, Bye):
             said = error(frame.error, frame.detail, retry_after=frame.retry_after)
-            return self._fail(said, frame.record)
+            return self.fail(said, frame.record)
         if self.phase is Phase.OPEN:
             return self._hear(frame)
         if isinstance(frame, Hello) and self.phase is Phase.START:
@@ -121,7 +124,7 @@ class AgentSession:
         if isinstance(frame, Welcome) and self.phase is Phase.PROVING:
             return self._check(frame)
         if isinstance(frame, Error):
-            return self._fail(error(frame.error, frame.detail, retry_after=frame.retry_after))
+            return self.fail(error(frame.error, frame.detail, retry_after=frame.retry_after))
         raise ProtocolError(ErrorCode.BAD_FRAME, f"{type(frame).__name__} before the login holds")
 
     def _answer(self, hello: Hello, now: Timestamp) -> list[Effect]:
@@ -139,7 +142,7 @@ class AgentSession:
             url=self._login.url,
             nonce=hello.nonce,
             cnonce=self._cnonce,
-            role="agent",
+            role=self._role,
         )
         self.phase = Phase.PROVING
         signed = handshake.sign_auth(self._key, self._claims, now)
@@ -165,6 +168,7 @@ class AgentSession:
                 detail = f"{type(frame).__name__} does not belong here"
                 raise ProtocolError(ErrorCode.BAD_FRAME, detail)
 
-    def _fail(self, exc: RelayError, record: str | None = None) -> list[Effect]:
+    def fail(self, exc: RelayError, record: str | None = None) -> list[Effect]:
+        """End the conversation: what the other side said cannot be gone on with."""
         self.phase = Phase.CLOSED
         return [Failed(exc, record), Close(None)]

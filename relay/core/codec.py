@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 import orjson
 
 from relay.core import jws as jose
+from relay.core import relay_info
 from relay.core.codec_mesh import (
     encode_digests,
     encode_gossip,
@@ -36,7 +37,6 @@ from relay.core.errors import ErrorCode, ProtocolError, Stored
 from relay.core.frames import (
     MAX_ENVELOPES,
     MAX_FRAME_BYTES,
-    MAX_HOPS,
     MAX_REF,
     MAX_SEQS,
     Ack,
@@ -171,6 +171,7 @@ _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
 # ---------------------------------------------------------------- read
 
 _STORED: Final = frozenset(get_args(Stored))
+MAX_HOPS_READ: Final = 16
 
 
 def parse(data: bytes, side: Literal["relay", "agent"]) -> Frame:
@@ -202,17 +203,9 @@ def _read_hello(m: jose.Members) -> Hello:
         relay=Did(m.text("relay", most=512)),
         url=m.text("url", most=512),
         nonce=m.text("nonce", most=64),
-        limits=read_limits(m),
+        limits=relay_info.read_limits(m),
         time=m.integer("time"),
     )
-
-
-LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
-
-
-def read_limits(m: jose.Members) -> dict[str, int]:
-    limits = m.object("limits")
-    return {name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)}
 
 
 def read_auth(m: jose.Members) -> Auth:
@@ -249,7 +242,8 @@ def read_welcome(m: jose.Members) -> Welcome:
 
 def _read_submit(m: jose.Members) -> Submit:
     envelopes = m.array("envelopes", least=1, most=MAX_ENVELOPES)
-    hops = m.optional_array("hops", most=MAX_HOPS)
+    # more than MAX_HOPS is refused by name, in the session
+    hops = m.optional_array("hops", most=MAX_HOPS_READ)
     if any(not isinstance(did, str) or not 0 < len(did) <= MAX_DID_BYTES for did in hops):
         raise ValueError("hops must be DIDs")
     marked = m.optional_array("marked", most=MAX_ENVELOPES)

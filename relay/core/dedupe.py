@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-from relay.core.ids import Eid, Seq
+from relay.core.ids import AgentKey, Eid, Seq
 
 KEPT_HOURS: Final = 2
 """The newest hours are never dropped; with only these left the inbox is ``overloaded``."""
@@ -26,6 +26,14 @@ class Fate(StrEnum):
     EXPIRED = "E"
     CORRUPT = "C"
     MOVED = "M"
+    FORWARDED = "W"
+
+
+class Forwarded(NamedTuple):
+    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
+
+    peer: AgentKey
+    receipt: bytes
 
 
 @dataclass(slots=True)
@@ -35,6 +43,7 @@ class Seen:
     eid: Eid
     seq: Seq
     fate: Fate
+    forwarded: Forwarded | None = None
 
 
 @dataclass(slots=True)
@@ -65,11 +74,13 @@ class Dedupe:
         bucket.entries[key] = seen
         bucket.newest_expiry = max(bucket.newest_expiry, expires_at)
 
-    def conclude(self, hour: int, key: bytes, fate: Fate) -> None:
+    def conclude(
+        self, hour: int, key: bytes, fate: Fate, forwarded: Forwarded | None = None
+    ) -> None:
         """Write down what became of an id, if it is still remembered."""
         seen = self.find(hour, key)
         if seen is not None:
-            seen.fate = fate
+            seen.fate, seen.forwarded = fate, forwarded
 
     def can_shed(self) -> bool:
         """Whether an hour may be dropped."""

@@ -9,10 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from relay.core.errors import ErrorCode
-from relay.core.frames import Auth, Frame, Publish, Resolve, Rules, Status, Submit
+from relay.core.frames import (
+    Auth,
+    Digest,
+    Frame,
+    Gossip,
+    Publish,
+    Resolve,
+    Rules,
+    Status,
+    Submit,
+    Want,
+)
 from relay.core.ids import AgentKey, Fence, Seq
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Window
+
+Question = Status | Resolve | Publish | Rules | Digest | Want
+"""What a dialler asks; each has its own answer, under its ``ref``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +73,14 @@ class AckInbox:
 class Ask:
     """Answer a question with one frame."""
 
-    question: Status | Resolve | Publish | Rules
+    question: Question
+
+
+@dataclass(frozen=True, slots=True)
+class Hear:
+    """A peer passes on what it has heard; there is no answer."""
+
+    gossip: Gossip
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,4 +99,4 @@ class Close:
     code: ErrorCode | None
 
 
-Effect = Send | Login | Store | Read | AckInbox | Ask | CloseInbox | Close
+Effect = Send | Login | Store | Read | AckInbox | Ask | Hear | CloseInbox | Close

@@ -37,6 +37,7 @@ MAX_SKEW_S: Final = 300
 MAX_URI: Final = 256
 MAX_THREAD: Final = 64
 SHA256_BYTES: Final = 32
+_WIRE_HEAD: Final = b'{"jws":"'
 _SIGNED: Final = frozenset({"v", "id", "from", "to", "created_time", "expires_time", "kv", "body"})
 _BODY: Final = frozenset({"cty", "len", "sha256"})
 
@@ -144,6 +145,12 @@ def stored(
         bounces=bounces,
         barred=barred,
     )
+
+
+def eid_of(wire: bytes) -> Eid:
+    """The eid of an envelope in the form in which :attr:`Envelope.wire` writes it."""
+    compact = wire[len(_WIRE_HEAD) : wire.index(b'"', len(_WIRE_HEAD))]
+    return Eid(jose.b64encode(hashlib.sha256(compact.rpartition(b".")[0]).digest()))
 
 
 def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:

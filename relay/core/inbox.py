@@ -13,15 +13,14 @@ against it. ``now`` is the store's clock, Unix seconds.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
-from relay.core.dedupe import Dedupe, Fate, Seen
+from relay.core.dedupe import Fate, Forwarded, Seen
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.core.ids import Epoch, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox_values import (
     Accepted,
     Ack,
@@ -34,13 +33,14 @@ from relay.core.inbox_values import (
     PageItem,
     Pending,
     Question,
-    Refused,
+    Remembered,
     RulesNow,
     RulesPatch,
     Window,
 )
+from relay.core.outbox import LEASE_S, Away, Outbox, Outboxes
+from relay.core.quotas import Holdings
 from relay.core.ranges import Ranges, Reason, holes
-from relay.core.rules import Rules
 
 BOUNCE_GRACE_S: Final = 300
 """A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
@@ -55,23 +55,13 @@ _FATE: Final = {
 
 
 @dataclass(slots=True)
-class Inbox:
-    """One agent's inbox at its home, state ACTIVE."""
+class Inbox(Holdings):
+    """One agent's inbox at its home, state ACTIVE; or away, while its record names other homes."""
 
-    key: AgentKey
-    epoch: Epoch
     last: Seq = Seq(0)
     cursor: Seq = Seq(0)
-    live: OrderedDict[Seq, StoredEnvelope] = field(default_factory=OrderedDict)
     ranges: Ranges = field(default_factory=Ranges)
-    dedupe: Dedupe = field(default_factory=Dedupe)
-    bytes: int = 0
-    senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
-    strangers: set[Seq] = field(default_factory=set)
-    rules: Rules = field(default_factory=Rules)
-    refused: Refused = field(default_factory=Refused)
     fence: Fence = field(default=Fence(0))
-    session: LiveSession | None = None
     window: Window = field(default_factory=Window)
     handed: Seq = Seq(0)
     taken: Seq = Seq(0)
@@ -81,7 +71,13 @@ class Inbox:
     # ------------------------------------------------------------ accept
 
     def accept(
-        self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool = True
+        self,
+        item: StoredEnvelope,
+        limits: InboxLimits,
+        now: Timestamp,
+        *,
+        clock_ok: bool = True,
+        outboxes: Outboxes | None = None,
     ) -> Accepted | Refusal:
         """Store an envelope, or say why not. Dedupe is asked first, then rules, then quotas."""
         seen = self.dedupe.find(item.hour, item.dedupe_key)
@@ -89,83 +85,29 @@ class Inbox:
             if seen.eid != item.eid:
                 return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
             if seen.fate is not Fate.STORED or seen.seq in self.live:
-                return Accepted(seen.seq, self.epoch, dup=True, session=None)
+                return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
             # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
             item = item._replace(marked=True)
-        no = self._rules_out(item) or self._objection(item, limits, now, clock_ok=clock_ok)
+        no = (
+            self._rules_out(item)
+            or self._too_late(item, now, clock_ok=clock_ok)
+            or self._no_room(item, limits, now, outboxes)
+        )
         if no is not None:
             return no
+        if not self.home and outboxes is not None and item.peer is not None:
+            self._join(self._outbox(item.peer, outboxes), now)
         self.last = Seq(self.last + 1)
         self.live[self.last] = item
         self._count(item, +1)
-        is_stranger = self.is_strange(item)
+        is_stranger = self.home and self.is_strange(item)
         if is_stranger:
             self.strangers.add(self.last)
         seen = Seen(item.eid, self.last, Fate.STORED)
         self.dedupe.remember(item.hour, item.dedupe_key, seen, item.expires_at)
         # a marked entry must be read back with its mark, never handed over from memory
         session = None if self._is_marked(self.last, item) else self.session
-        return Accepted(self.last, self.epoch, False, session, is_stranger)
-
-    def _objection(
-        self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, *, clock_ok: bool
-    ) -> Refusal | None:
-        if item.expires_at <= now:
-            # a clock that is in doubt must never say "expired" (GUARANTEES.md §2, clocks)
-            if not clock_ok:
-                return Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
-            return Refusal(ErrorCode.EXPIRED, "expires_time has passed")
-        if item.hour <= self.dedupe.floor:
-            return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
-        no = self._over_quota(item, limits)
-        if no is not None:
-            first = self.refused.first_at or int(now)
-            self.refused = Refused(self.refused.count + 1, first, int(now))
-            return no
-        # strangers must not close an inbox to those it knows
-        most = limits.dedupe_entries // (2 if self.is_strange(item) else 1)
-        while len(self.dedupe) >= most:
-            if not self.dedupe.can_shed():
-                return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
-            self.dedupe.shed()
-        return None
-
-    def is_strange(self, item: StoredEnvelope) -> bool:
-        """Whether nobody here knows the sender; the relay itself, whose word a bounce is, is none.
-
-        Nor is the agent, which may write to itself.
-        """
-        return item.bounces and item.sender != self.key and not self.rules.knows(item.sender)
-
-    def _rules_out(self, item: StoredEnvelope) -> Refusal | None:
-        if not item.bounces or item.sender == self.key:
-            return None
-        no = self.rules.objection(item.sender)
-        if no is None and item.barred and self.is_strange(item):
-            no = Refusal(ErrorCode.RATE_LIMITED, "too much of strangers comes from this address")
-        return no
-
-    def _over_quota(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
-        if len(self.live) >= limits.max_count or self.bytes + item.size > limits.max_bytes:
-            return Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full")
-        count, size = self.senders.get(item.sender, (0, 0))
-        if count >= limits.sender_count or size + item.size > limits.sender_bytes:
-            return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
-        if self.is_strange(item):
-            sizes = [self.live[seq].size for seq in self.strangers if seq in self.live]
-            if len(sizes) >= limits.stranger_count or (
-                sum(sizes) + item.size > limits.stranger_bytes
-            ):
-                return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
-        return None
-
-    def _count(self, item: StoredEnvelope, sign: int) -> None:
-        self.bytes += sign * item.size
-        count, size = self.senders.get(item.sender, (0, 0))
-        if count + sign:
-            self.senders[item.sender] = (count + sign, size + sign * item.size)
-        else:
-            del self.senders[item.sender]
+        return Accepted(self.last, self.epoch, False, session, is_stranger, not self.home)
 
     def change_rules(
         self, fence: Fence, patch: RulesPatch, limits: InboxLimits
@@ -177,15 +119,57 @@ class Inbox:
 
     def open_session(self, node: NodeId, window: Window, *, until: int = 0) -> Opened:
         """Fence off any earlier session and give the inbox to a new one (R1)."""
+        previous = self._end_session()
+        self.session = LiveSession(self.fence, node, until)
+        self.window = window
+        self.away.deferred_until = 0
+        return Opened(self.fence, self.epoch, self.cursor, self.last, self.pending(), previous)
+
+    def _end_session(self) -> LiveSession | None:
+        """No session goes on; what the last one can have handed over is marked."""
         previous = self.session
         if previous is not None:
             self.handed = max(self.handed, self._window_end())
         self.handed = max(self.handed, self.taken)
         self.taken = Seq(0)
         self.fence = Fence(self.fence + 1)
-        self.session = LiveSession(self.fence, node, until)
-        self.window = window
-        return Opened(self.fence, self.epoch, self.cursor, self.last, self.pending(), previous)
+        self.session = None
+        return previous
+
+    def set_home(self, *, home: bool, now: Timestamp) -> None:
+        """A newer record names this relay as a home of the agent, or others only.
+
+        When that changes, the session ends, and what waits changes hands: the agent takes it, or a
+        courier. Where the agent lives elsewhere still, a courier is to look where.
+        """
+        if home != self.home:
+            self._end_session()
+            self.home = home
+            self._wait_for(None)
+            self.away = Away(self.away.left_fence if home else self.fence)
+        if not home:
+            self.away.closed, self.away.deferred_until = None, 0
+            self.away.due_at = now if self.live else None
+
+    def defer(
+        self, fence: Fence, wait_s: float, now: Timestamp, outbox: Outbox | None = None,
+        closed: Refusal | None = None,
+    ) -> bool:  # fmt: skip
+        """A courier's word on what it carries; False if fenced off."""
+        if self.home or self._fenced(fence) is not None:
+            return False
+        if outbox is not None:
+            self._wait_for(outbox)
+        self.away.defer(wait_s, closed, now)
+        self.away.due_at = self.away.deferred_until if self.live else None
+        return True
+
+    def lend(self, now: Timestamp, lease_s: float) -> bool:
+        """Whether a courier should look at it now; then it is lent to it for so long."""
+        if self.away.due_at is None or self.away.due_at > now:
+            return False
+        self.away.due_at = now + lease_s if self.live and not self.home else None
+        return self.away.due_at is not None
 
     def _window_end(self) -> Seq:
         """The last seq that the session which ended uncleanly can have handed over."""
@@ -196,12 +180,14 @@ class Inbox:
             room_count, room_bytes, first, end = room_count - 1, room_bytes - item.size, False, seq
         return end
 
-    def close_session(self, fence: Fence, last_handed: Seq) -> bool:
+    def close_session(self, fence: Fence, last_handed: Seq, now: Timestamp = Timestamp(0)) -> bool:
         """A clean end: the exact last seq handed over is known. False if superseded."""
         if self.session is None or fence != self.fence:
             return False
         self.handed = Seq(max(self.handed, last_handed))
         self.session = None
+        if not self.home:
+            self.away.due_at = max(now, self.away.deferred_until) if self.live else None
         return True
 
     def pending(self) -> Pending:
@@ -239,6 +225,8 @@ class Inbox:
         if fence < self.reset_fence:
             return Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch")
         if fence != self.fence or self.session is None:
+            if fence < self.away.left_fence:
+                return Refusal(ErrorCode.MOVED, "the agent's record names other homes")
             return Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox")
         return None
 
@@ -278,11 +266,13 @@ class Inbox:
 
     # ------------------------------------------------------------ ends of an entry
 
-    def ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
+    def ack(
+        self, ack: Ack, now: Timestamp, *, taken: bool = False
+    ) -> tuple[Acked, list[BounceIntent]] | Refusal:
         """Delete what the agent has durably processed or refuses (R2); repeating it is harmless."""
         if ack.epoch != self.epoch:
             return Refusal(ErrorCode.INBOX_RESET, "this ack is of another epoch")
-        no = self._fenced(ack.fence)
+        no = self._fenced(ack.fence) or self._not_theirs(ack, taken=taken)
         if no is not None:
             return no
         # first: a seq that is named in both, or covered by ``upto``, counts as refused
@@ -290,12 +280,23 @@ class Inbox:
         for seq, code in ack.refuse:
             item = self._end(seq, Reason.REFUSED)
             if item is not None:
-                intents += self._intent(item, code, int(now), maybe_delivered=True)
+                # a courier refuses what its agent's home did not take: only marks say more
+                maybe = self.home or self._is_marked(seq, item)
+                intents += self._intent(item, code, int(now), maybe_delivered=maybe)
         for seq in ack.seqs:
-            self._end(seq, Reason.ACKED)
+            self._end(seq, Reason.MOVED if ack.forwarded else Reason.ACKED, ack.forwarded)
         self.cursor = self.ranges.absorb(self.cursor, ack.upto)
+        if not self.home:
+            self.away.due_at = now + LEASE_S if self.live else None
         refused = tuple(seq for seq, _ in ack.refuse)
         return Acked(self.cursor, ack.seqs, refused), intents
+
+    def _not_theirs(self, ack: Ack, *, taken: bool) -> Refusal | None:
+        if self.home and ack.forwarded is not None:
+            return Refusal(ErrorCode.SUPERSEDED, "the agent's home is here")
+        if not self.home and ack.forwarded is None and (ack.seqs or taken):
+            return Refusal(ErrorCode.BAD_FRAME, "a courier acks only what went on")
+        return None
 
     def take_ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
         """Ack of a session without a connection: ``upto`` covers what :meth:`take` gave it."""
@@ -307,8 +308,7 @@ class Inbox:
             return Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given")
         refused = {seq for seq, _ in ack.refuse}
         covered = tuple(seq for seq in self.live if seq <= ack.upto and seq not in refused)
-        full = Ack(ack.fence, ack.epoch, (*ack.seqs, *covered), ack.upto, ack.refuse)
-        return self.ack(full, now)
+        return self.ack(replace(ack, seqs=(*ack.seqs, *covered)), now, taken=True)
 
     def conclude(
         self, seqs: Iterable[Seq], reason: Reason, now: Timestamp, *, clock_ok: bool = True
@@ -342,13 +342,16 @@ class Inbox:
         self.dedupe.purge(now - 2 * BOUNCE_GRACE_S)
         return self.conclude(gone, Reason.EXPIRED, now)
 
-    def _end(self, seq: Seq, reason: Reason) -> StoredEnvelope | None:
+    def _end(
+        self, seq: Seq, reason: Reason, forwarded: Forwarded | None = None
+    ) -> StoredEnvelope | None:
         item = self.live.pop(seq, None)
         if item is not None:
             self._count(item, -1)
             self.strangers.discard(seq)
             self.ranges.add(seq, reason)
-            self.dedupe.conclude(item.hour, item.dedupe_key, _FATE[reason])
+            fate = Fate.FORWARDED if forwarded else _FATE[reason]
+            self.dedupe.conclude(item.hour, item.dedupe_key, fate, forwarded)
         return item
 
     def _intent(
@@ -376,7 +379,7 @@ class Inbox:
         self.fence = self.reset_fence = Fence(self.fence + 1)
         self.session = None
 
-    def status(self, questions: Sequence[Question]) -> list[tuple[Fate, Eid] | None]:
+    def status(self, questions: Sequence[Question]) -> list[Remembered | None]:
         """What became of ids, as far as it is remembered; None where it is not."""
         found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
-        return [(seen.fate, seen.eid) if seen else None for seen in found]
+        return [Remembered(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found]

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from relay.core.dedupe import Fate, Forwarded
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq
 from relay.core.ranges import Range
 
@@ -129,13 +130,6 @@ class Page:
     expired: tuple[Seq, ...] = ()
 
 
-class Forwarded(NamedTuple):
-    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
-
-    peer: AgentKey
-    receipt: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Ack:
     """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
@@ -178,6 +172,14 @@ class Question:
 
     dedupe_key: bytes
     hour: int
+
+
+class Remembered(NamedTuple):
+    """What became of an id; ``forwarded`` says who took it over, where the fate is that."""
+
+    fate: Fate
+    eid: Eid
+    forwarded: Forwarded | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ MAX_SAFE_INTEGER: Final = 2**53 - 1
 MAX_DEPTH: Final = 8
 SIGNATURE_BYTES: Final = 64
 MAX_HEADER_CHARS: Final = 2048
+_GROUP_ORDER: Final = 2**252 + 27742317777372353535851937790883648493
 _ALGORITHMS: Final = frozenset({"Ed25519", "EdDSA"})
 # base64url's alphabet in that of plain base64; whatever is not in it becomes a foreign character
 _TO_PLAIN: Final = bytes(
@@ -308,6 +309,20 @@ def is_signed_by(jws: Jws, public_key: bytes) -> bool:
     except nacl.exceptions.BadSignatureError:
         return False
     return True
+
+
+def is_plainly_forged(jws: Jws, public_key: bytes) -> bool:
+    """Whether every verifier refuses it, not libsodium alone; ``is_signed_by`` has said no.
+
+    A signature whose R or S is not in its usual form is judged differently elsewhere, so an honest
+    relay may have taken it for good. Keys of that kind are no DIDs here at all.
+    """
+    point, scalar = jws.signature[:32], int.from_bytes(jws.signature[32:], "little")
+    return (
+        scalar < _GROUP_ORDER
+        and nacl.bindings.crypto_core_ed25519_is_valid_point(point)
+        and not is_signed_by(jws, public_key)
+    )
 
 
 def sign(payload: object, *, typ: str, kid: str, key: Sign) -> str:

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from relay.core.ids import Seq
 
@@ -22,6 +23,9 @@ class Reason(StrEnum):
     EXPIRED = "expired"
     MOVED = "moved"
     CORRUPT = "corrupt"
+
+
+_PASSED: Final = frozenset({Reason.ACKED, Reason.REFUSED, Reason.MOVED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +69,13 @@ class Ranges:
     def absorb(self, cursor: Seq, upto: Seq) -> Seq:
         """Move the cursor over ranges that touch it; gives the new cursor.
 
-        What the agent itself ended (acked, refused) is passed at once, anything else only up to
-        ``upto``, the cumulative ack: the agent must have been told before it is forgotten.
+        What the agent itself ended (acked, refused) is passed at once, and what went on to its
+        home elsewhere (moved); anything else only up to ``upto``, the cumulative ack: the agent
+        must have been told before it is forgotten.
         """
         while self._items and self._items[0].start == cursor + 1:
             first = self._items[0]
-            own = first.reason in {Reason.ACKED, Reason.REFUSED}
-            end = first.end if own else Seq(min(first.end, upto))
+            end = first.end if first.reason in _PASSED else Seq(min(first.end, upto))
             if end <= cursor:
                 break
             cursor = end

@@ -1,4 +1,4 @@
-"""The relay's side of a conversation with an agent (PROTOCOL.md §5, GUARANTEES.md R1, R2, R4).
+"""The relay's side of a conversation (PROTOCOL.md §5, GUARANTEES.md R1, R2, R4).
 
 Rules of the file: inputs are frames, results and the clock; outputs are effects, in order. Nothing
 here awaits, and bad input never raises: it is answered. Delivery is backfill → cutover → streaming:
@@ -16,12 +16,24 @@ memory. A wake-up is a hint.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum
 from itertools import groupby
 from typing import Any, Final
 
-from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Effect, Login, Read, Send, Store
+from relay.core import speech
+from relay.core.effects import (
+    AckInbox,
+    Ask,
+    Close,
+    CloseInbox,
+    Effect,
+    Hear,
+    Login,
+    Question,
+    Read,
+    Send,
+    Store,
+)
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import (
     MAX_SEQS,
@@ -34,30 +46,21 @@ from relay.core.frames import (
     Error,
     Frame,
     Gap,
+    Gossip,
     Hello,
-    Publish,
-    Resolve,
     Rules,
-    Status,
     Submit,
     Welcome,
 )
-from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq, Timestamp
+from relay.core.ids import Epoch, Fence, Seq, Timestamp
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Acked as InboxAcked
 from relay.core.inbox_values import Page, PageItem, Window
 from relay.core.ranges import Range
+from relay.core.speech import Identity
 
 AUTH_DEADLINE_S: Final = 5.0
 READ_RETRY_S: Final = 1.0
-CLOSES: Final = frozenset({
-    ErrorCode.INTERNAL, ErrorCode.SUPERSEDED, ErrorCode.MIGRATING, ErrorCode.AUTH_REQUIRED,
-    ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE, ErrorCode.WRONG_RELAY, ErrorCode.NOT_ADMITTED,
-    ErrorCode.NOT_FEDERATED, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.DRAINING,
-    ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.SLOW_READER, ErrorCode.TOO_LARGE,
-    ErrorCode.UNSUPPORTED, ErrorCode.BLOCKED, ErrorCode.MOVED,
-})  # fmt: skip
-"""Codes that a ``bye`` may carry, since each has a close code (PROTOCOL.md §5.5)."""
 
 
 def _first_seq(one: PageItem | Range) -> Seq:
@@ -71,15 +74,6 @@ class Phase(Enum):
     OPENING = "opening"
     OPEN = "open"
     CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Who logged in, and which inbox session it got; no fence for a send-only session."""
-
-    did: Did
-    inbox: AgentKey
-    fence: Fence | None
 
 
 class RelaySession:
@@ -114,7 +108,7 @@ class RelaySession:
         return [Send(self._hello)]
 
     def receive(self, frame: Frame, now: Timestamp) -> list[Effect]:
-        """Take one frame from the agent."""
+        """Take one frame from the dialler."""
         del now
         if self.phase is Phase.CLOSED:
             return []
@@ -122,24 +116,31 @@ class RelaySession:
             return self._end(None)
         if isinstance(frame, Auth):
             return self._auth(frame)
-        if self.phase is not Phase.OPEN:
+        if self.phase is not Phase.OPEN or self.who is None:
             return self.fail(ErrorCode.AUTH_REQUIRED, "auth comes first")
+        detail = speech.objection(frame, self.who.role)
+        if detail is not None:
+            return self.fail(ErrorCode.BAD_FRAME, detail)
         return self._speak(frame)
 
     def _speak(self, frame: Frame) -> list[Effect]:
         match frame:
             case Submit():
-                return [Store(frame)]
+                return self._submit(frame)
             case Ack():
                 return self._ack(frame)
-            case Status() | Resolve() | Publish() | Rules():
-                return self._ask(frame)
-            case Error():
-                return []
+            case Gossip():
+                return [Hear(frame)]
             case _:
-                return self.fail(ErrorCode.BAD_FRAME, "a relay says that, not an agent")
+                return self._ask(frame) if isinstance(frame, Question) else []
 
-    def _ask(self, question: Status | Resolve | Publish | Rules) -> list[Effect]:
+    def _submit(self, submit: Submit) -> list[Effect]:
+        if speech.is_too_far(submit, self._hello.relay):
+            detail = "these envelopes have been here, or at too many relays"
+            return [Send(Error(ErrorCode.TOO_MANY_HOPS, detail, None, submit.ref))]
+        return [Store(submit)]
+
+    def _ask(self, question: Question) -> list[Effect]:
         if isinstance(question, Rules) and (self.who is None or self.who.fence is None):
             detail = "a send-only session has no inbox here"
             return [Send(Error(ErrorCode.UNKNOWN_INBOX, detail, None, question.ref))]
@@ -353,7 +354,7 @@ class RelaySession:
         """End the conversation from this side with a named reason."""
         if self.phase is Phase.CLOSED:
             return []
-        if code not in CLOSES:
+        if code not in speech.CLOSES:
             # said in full, closed under the nearest code that has a number
             said = [Send(Error(code, detail, retry_after))]
             return [*said, *self.fail(ErrorCode.AUTH_REQUIRED, detail)]

@@ -13,22 +13,27 @@ from starlette.routing import WebSocketRoute
 from relay import __version__, log, metrics
 from relay.core.errors import RelayError
 from relay.core.jws import dumps
+from relay.http.admin_routes import peer_routes
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
+from relay.http.naming_routes import naming_router
 from relay.http.routes import router
 from relay.service.node import Node
+from relay.service.operating import Operating
 
 
 def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
     app = _app("agent relay")
     app.include_router(router(node))
+    app.include_router(naming_router(node))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
 
 
-def admin_app(node: Node, is_ready: Callable[[], bool]) -> FastAPI:
+def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) -> FastAPI:
     """The operator's side; never on the public bind."""
     app = _app("agent relay, operations")
+    app.include_router(peer_routes(operating))
 
     @app.get("/livez", summary="The process answers")
     async def livez() -> Response:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from relay import __version__
-from relay.core import codec, codec_rules, envelope, jws
+from relay.core import codec, codec_rules
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Ack, Ruled, Rules, StatusItem, Submitted
 from relay.core.ids import Did, Fence
@@ -17,11 +16,10 @@ from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Page
 from relay.http import bodies
 from relay.service.addresses import strangers_network
+from relay.service.information import relay_information
 from relay.service.node import Node
 from relay.service.polling import MAX_WAIT_S, Polling
 from relay.service.submit import Submissions
-
-INFO_TYP: Final = "agent-relay-info+jws"
 
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
 
@@ -179,22 +177,3 @@ def _page(page: Page) -> dict[str, Any]:
         "upto": page.upto,
         "head": page.head,
     }
-
-
-def relay_information(node: Node) -> str:
-    """The signed self-description of PROTOCOL.md §8, from the live configuration."""
-    payload = {
-        "v": 1,
-        "did": node.key.did,
-        "url": node.settings.url,
-        "software": "did-relay",
-        "version": __version__,
-        "limits": node.limits(),
-        "retention_s": envelope.MAX_LIFETIME_S,
-        "registration": node.settings.registration,
-        "federation": "closed",
-        "durability": node.store.durability,
-        "peers": 0,
-        "contact": node.settings.contact,
-    }
-    return jws.sign(payload, typ=INFO_TYP, kid=node.key.kid, key=node.key.sign)

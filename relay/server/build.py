@@ -12,8 +12,13 @@ from relay import clock, log, metrics
 from relay.core.errors import Refusal
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
-from relay.core.inbox_values import Accepted, InboxLimits, Window
-from relay.ports import Store
+from relay.core.inbox_values import Accepted, Acked, InboxLimits, OutboxLimits, Window
+from relay.federation.dialer import Dialer
+from relay.federation.introduce import Introductions
+from relay.federation.links import Links
+from relay.federation.naming import Naming
+from relay.ports import AckRequest, Store
+from relay.ports_mesh import DirectoryLimits
 from relay.server import keyfile
 from relay.server.loops import Housekeeping
 from relay.service import submit as submitting
@@ -24,13 +29,20 @@ from relay.service.commit import GroupCommit
 from relay.service.contacts import Contacts
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.forwarding import Forwarding
+from relay.service.handles import OwnHandles
+from relay.service.information import relay_information
 from relay.service.keys import DidKeys
+from relay.service.mesh import Mesh
 from relay.service.node import Node, NodeSettings
+from relay.service.operating import Operating
+from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
+from relay.service.resolving import Resolving, Routing
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
-from relay.settings import Settings
+from relay.settings import Settings, split_peer
 from relay.store.disk import DiskGuard
 from relay.store.embedded import EmbeddedStore
 from relay.store.redis import RedisStore
@@ -64,6 +76,8 @@ class Built:
     settings: Settings
     node: Node
     housekeeping: Housekeeping
+    links: Links
+    operating: Operating
     opened: OpenedStore
 
     @property
@@ -126,6 +140,8 @@ async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
             cluster=settings.redis_cluster,
             rollback_file=settings.data / "rollback",
             allow_unsafe=settings.redis_unsafe,
+            directory=DirectoryLimits(settings.directory_records),
+            outbox=OutboxLimits(settings.outbox_count, settings.outbox_bytes),
         )
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)
@@ -156,8 +172,28 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
-    directory = Directory(key.did, store, keys)
+    names = OwnHandles(url, store)
+    directory = Directory(key.did, store, keys, names)
     deny = frozenset(Did(did) for did in settings.deny)
+    peers = Peers(key.did, settings.federation, deny, store)
+    await peers.load([*map(split_peer, settings.peers)])
+    dialer = Dialer(settings.dial_networks)
+    links = Links(key, dialer, peers)
+    mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
+    naming = Naming(dialer, names)
+    resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
+    routing = Routing(resolving, links)
+    acks: GroupCommit[AckRequest, Acked] = GroupCommit(store.ack, lambda _: ACK_BYTES)
+    forwarding = Forwarding(
+        me=key.did,
+        node=node_id,
+        store=store,
+        acks=acks,
+        delivery=delivery,
+        routing=routing,
+        links=links,
+        learn=mesh.hearing.told,
+    )
     node = Node(
         node_id=node_id,
         key=key,
@@ -168,33 +204,45 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             keys=keys,
             rates=SenderRates(settings.sender_rate),
             strangers=StrangerRates(settings.stranger_rate),
-            commits=_accepts(store, delivery, contacts),
+            commits=_accepts(store, delivery, contacts, forwarding),
             durability=lambda: store.durability,
             denied=deny,
             max_body_bytes=settings.max_body_bytes,
         ),
-        acks=GroupCommit(store.ack, lambda _: ACK_BYTES),
+        acks=acks,
         accounts=Accounts(
-            key, url, node_id, window, store, keys, directory, _registration(settings, deny)
+            key, url, node_id, window, store, keys, directory, _registration(settings, deny), peers
         ),
         directory=directory,
-        status=StatusOf(store),
+        status=StatusOf(store, links, routing),
         rules=RulesOf(store, contacts),
         delivery=delivery,
+        peers=peers,
+        mesh=mesh,
+        resolving=resolving,
+        routing=routing,
+        forwarding=forwarding,
         clock_guard=guard,
+        handles=names,
+        names=naming,
     )
-    return Built(settings, node, Housekeeping(node, BouncePump(key, store, delivery)), opened)
+    house = Housekeeping(node, BouncePump(key, store, delivery, routing))
+    operating = Operating(peers, links, mesh, Introductions(dialer))
+    return Built(settings, node, house, links, operating, opened)
 
 
 def _accepts(
-    store: Store, delivery: Delivery, contacts: Contacts
+    store: Store, delivery: Delivery, contacts: Contacts, forwarding: Forwarding
 ) -> GroupCommit[submitting.Item, Accepted]:
     async def commit(items: Sequence[submitting.Item]) -> Sequence[Accepted | Refusal]:
         stored = [item.stored for item in items]
         metrics.COMMITS.inc()
         metrics.COMMIT_SIZE.observe(len(stored))
         with metrics.COMMIT_SECONDS.time():
-            return await contacts.note(stored, await delivery.append(store, stored))
+            results = await delivery.append(store, stored)
+            if any(isinstance(one, Accepted) and one.away and not one.session for one in results):
+                forwarding.wake()
+            return await contacts.note(stored, results)
 
     return GroupCommit(commit, submitting.size_of)
 

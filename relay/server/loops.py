@@ -22,6 +22,11 @@ POLL_S: Final = 4.0
 SWEEP_S: Final = 5.0
 BOUNCE_S: Final = 1.0
 DISK_S: Final = 0.5
+FOLLOW_S: Final = 1.0
+PUSH_S: Final = 0.5
+PULL_REST_S: Final = 1.0
+"""A pull waits by itself; this is only between two."""
+MEET_S: Final = 5.0
 
 
 async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:
@@ -53,7 +58,7 @@ class Housekeeping:
         await self.node.delivery.poll(self.node.store)
 
     async def sweep(self) -> None:
-        """Look at the clock; end what expired if it is to be believed."""
+        """Look at the clock; end what expired, and forget, if it is to be believed."""
         store, guard = self.node.store, self.node.clock_guard
         guard.sample(await store.time(), clock.monotonic())
         store.trust_clock(ok=guard.ok)
@@ -70,6 +75,7 @@ class Housekeeping:
         if ended:
             metrics.EXPIRED.inc(ended)
             log.swept(ended)
+        await store.purge_records()
 
     async def bounce(self) -> None:
         """Tell senders."""

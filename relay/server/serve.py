@@ -25,7 +25,17 @@ from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.jws import dumps
 from relay.http.app import admin_app, public_app
 from relay.server.build import Built, build, open_store
-from relay.server.loops import BOUNCE_S, DISK_S, POLL_S, SWEEP_S, every
+from relay.server.loops import (
+    BOUNCE_S,
+    DISK_S,
+    FOLLOW_S,
+    MEET_S,
+    POLL_S,
+    PULL_REST_S,
+    PUSH_S,
+    SWEEP_S,
+    every,
+)
 from relay.settings import Settings, split_host_port
 from relay.ws.endpoint import Endpoint
 from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
@@ -125,7 +135,7 @@ async def serve(
     endpoint = Endpoint(node)
     servers = (
         _server(public_app(node, endpoint), settings),
-        _server(admin_app(node, built.is_ready), settings),
+        _server(admin_app(node, built.operating, built.is_ready), settings),
     )
     async with asyncio.TaskGroup() as tasks:
         running = [
@@ -153,6 +163,19 @@ def _work(built: Built) -> list[Any]:
         every("sweep", SWEEP_S, house.sweep),
         every("bounce", BOUNCE_S, house.bounce),
         every("disk", DISK_S, built.check_disk),
+        every("follow", FOLLOW_S, node.mesh.following),
+        *([] if node.peers.federation == "off" else _mesh_work(built)),
+    ]
+
+
+def _mesh_work(built: Built) -> list[Any]:
+    mesh = built.node.mesh
+    return [
+        built.links.run(mesh),
+        built.node.forwarding.run(),
+        every("push", PUSH_S, mesh.push),
+        every("pull", PULL_REST_S, mesh.pull),
+        every("meet", MEET_S, mesh.meet),
     ]
 
 
@@ -185,7 +208,9 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
     try:
         async with asyncio.timeout(built.settings.drain_s):
             await node.intake.commits.idle()
+            await node.forwarding.drain()
             await node.acks.idle()
+            await built.links.drain()
             await endpoint.drain()
     except TimeoutError:
         log.loop_failed("drain", ErrorCode.DRAINING)

@@ -6,7 +6,7 @@ record the first login makes an inbox where registration allows it (PROTOCOL.md 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from relay import clock
 from relay.core import handshake
@@ -15,9 +15,10 @@ from relay.core.frames import Auth, Welcome, WelcomePending
 from relay.core.identity import SigningKey, VerificationKey
 from relay.core.ids import Did, NodeId, Seq
 from relay.core.inbox_values import Opened, Pending, Window
-from relay.core.session import Identity
+from relay.core.speech import Identity
 from relay.ports import Keys, OpenRequest, Store
 from relay.service.directory import Directory
+from relay.service.peers import Peers
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class Registration:
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
-    """Log an agent in and open its inbox.
+    """Log an agent in and open its inbox, or log a peer in.
 
     Args:
         key: the relay's key, which proves the login.
@@ -41,6 +42,7 @@ class Accounts:
         keys: which keys may act for a DID.
         directory: takes the record that comes with a login.
         registration: who may have an inbox.
+        peers: which relays may log in.
     """
 
     key: SigningKey
@@ -51,6 +53,7 @@ class Accounts:
     keys: Keys
     directory: Directory
     registration: Registration
+    peers: Peers
 
     async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
         """Check who signed a login, and that it is for this relay; the nonce is the caller's.
@@ -82,13 +85,22 @@ class Accounts:
                 or what is wrong with the record.
         """
         if claims.role == "peer":
-            raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
+            return self._open_peer(key, claims, is_connected=not until)
         if claims.subject in self.registration.deny:
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not serve this agent")
         if auth.record is not None:
             await self.directory.publish(auth.record, owner=key.did)
         opened = await self._open(key, until)
         return self._welcome(key, claims, opened)
+
+    def _open_peer(
+        self, key: VerificationKey, claims: handshake.Claims, *, is_connected: bool
+    ) -> tuple[Identity, Welcome]:
+        if not is_connected:
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "relays converse over a WebSocket")
+        self.peers.admit_login(key.did)
+        who, welcome = self._welcome(key, claims, None)
+        return replace(who, role="peer"), welcome
 
     async def _open(self, key: VerificationKey, until: int) -> Opened | None:
         allow = self.registration.allow

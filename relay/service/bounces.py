@@ -13,19 +13,22 @@ from typing import Final
 from relay import metrics
 from relay.core import envelope as envelopes
 from relay.core.envelope import Draft, StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
+from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.identity import SigningKey, did_of
 from relay.core.ids import Timestamp, new_message_id
+from relay.core.inbox_values import Accepted
 from relay.core.jws import loads
 from relay.core.policy import admit_own
 from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
 from relay.log import bounce_undeliverable
 from relay.ports import BounceBatch, InboxStore
 from relay.service.deliver import Delivery
+from relay.service.resolving import Routing
+from relay.service.submit import ELSEWHERE
 
 FINAL: Final = frozenset({
     ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
-    ErrorCode.REPLAYED,
+    ErrorCode.REPLAYED, ErrorCode.NOT_FEDERATED,
 })  # fmt: skip
 """Refusals after which trying again cannot help; all others are tried again."""
 
@@ -37,13 +40,13 @@ class BouncePump:
     key: SigningKey
     store: InboxStore
     delivery: Delivery
+    routing: Routing | None = None
 
     async def __call__(self) -> int:
         """Send what is due; gives how many batches ended."""
         ended = 0
         for batch in await self.store.take_bounces():
-            envelope = bounce_envelope(self.key, batch)
-            [result] = await self.delivery.append(self.store, [envelope])
+            result = await self._send(bounce_envelope(self.key, batch))
             if isinstance(result, Refusal) and result.code not in FINAL:
                 continue
             outcome = result.code if isinstance(result, Refusal) else "delivered"
@@ -53,6 +56,18 @@ class BouncePump:
             await self.store.finish_bounces(batch)
             ended += 1
         return ended
+
+    async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
+        """Into the sender's inbox here, or on its way to the one elsewhere."""
+        [result] = await self.delivery.append(self.store, [envelope])
+        if self.routing is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
+            return result
+        try:
+            peer = await self.routing.find(did_of(envelope.inbox))
+        except RelayError as exc:
+            return Refusal.of(exc)
+        [result] = await self.delivery.append(self.store, [envelope._replace(peer=peer)])
+        return result
 
 
 def bounce_envelope(key: SigningKey, batch: BounceBatch) -> StoredEnvelope:

@@ -55,8 +55,12 @@ class Delivery:
     node: NodeId
     _listeners: dict[AgentKey, Listener] = field(default_factory=dict)
 
-    def attach(self, inbox: AgentKey, listener: Listener) -> None:
-        """Listen; a listener of an older session is told that it is superseded."""
+    def attach(self, inbox: AgentKey, listener: Listener, *, courier: bool = False) -> None:
+        """Listen; a listener of an older session is told that it is superseded.
+
+        Not by a courier: an agent that has moved must not hear that a newer session of its own
+        came. It reads, and hears where it stands.
+        """
         other = self._listeners.get(inbox)
         if other is not None and other.fence > listener.fence:
             listener.superseded()
@@ -64,7 +68,7 @@ class Delivery:
         self._listeners[inbox] = listener
         if other is None or other is listener:
             return
-        if other.fence < listener.fence:
+        if other.fence < listener.fence and not courier:
             other.superseded()
         else:
             other.woken()
@@ -115,7 +119,9 @@ class Delivery:
             if listener is None or (head is not None and listener.is_current(head)):
                 continue
             # after a reset the epoch differs: its agent must log in again, and find out by reading
-            if head and head.fence > listener.fence and head.epoch == listener.epoch:
+            is_over = head and head.fence > listener.fence and head.epoch == listener.epoch
+            # the agent's own record may have ended it: reading tells, or its next ack
+            if is_over and head and not head.away:
                 listener.superseded()
             else:
                 listener.woken()

@@ -1,21 +1,40 @@
-"""Directory: an agent's endpoint record is published and resolved (PROTOCOL.md §7).
+"""Directory: an agent's endpoint record is published, passed on and resolved (PROTOCOL.md §7).
 
-Rules of the file: check, then persist, then answer; found, absent and unreadable are three answers.
+Rules of the file: check, then persist, then answer; found, absent and unreadable are three answers;
+what peers bring is judged record by record, and the loop has its turn in between.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
 
-from relay import clock
+from relay import clock, log
 from relay.core import records
-from relay.core.errors import ErrorCode, ProtocolError, RejectedError, UnavailableError, error
+from relay.core.errors import (
+    ErrorCode,
+    ProtocolError,
+    Refusal,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+    error,
+)
 from relay.core.frames import Published, Resolution
 from relay.core.identity import parse_did
-from relay.core.ids import Did
+from relay.core.ids import AgentKey, Did
 from relay.core.jws import UnsupportedError
-from relay.ports import InboxStore, Keys
-from relay.ports_mesh import RecordRow
+from relay.core.records import EndpointRecord
+from relay.ports import Keys
+from relay.ports_mesh import Merged, MergeOutcome, Order, RecordRow, RecordStore
+from relay.service.budget import Budget
+from relay.service.handles import OwnHandles
+
+_AT_ONCE: Final = 16
+"""Records that are read or verified before everybody else has a turn."""
+_STRIKES: Final = frozenset({ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +47,47 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What became of one record that a peer brought.
+
+    Args:
+        compact: the record.
+        outcome: what merging it came to; or why it was not merged: ``bad_signature`` (forged),
+            ``bad_frame`` (malformed), ``unsupported``, ``expired``, ``not_yet_valid``.
+        owner: whose it is; None where that cannot be read.
+        order: of the record of that agent that is held now, if one is.
+        is_news: it is held now, and was not before: to be passed on.
+    """
+
+    compact: str
+    outcome: MergeOutcome | Refusal
+    owner: AgentKey | None = None
+    order: Order | None = None
+    is_news: bool = False
+
+    @property
+    def is_strike(self) -> bool:
+        """Whether no honest relay passes such a thing on."""
+        return isinstance(self.outcome, Refusal) and self.outcome.code in _STRIKES
+
+
+@dataclass(frozen=True, slots=True)
 class Directory:
-    """Records of the agents that have, or had, an inbox here."""
+    """Records of agents, homed here or anywhere.
+
+    Args:
+        relay: this one.
+        store: keeps them.
+        keys: which keys may act for a DID.
+        names: under this relay, for the agents that live here.
+        listeners: told of each record that an agent published here and that is news.
+    """
 
     relay: Did
-    store: InboxStore
+    store: RecordStore
     keys: Keys
+    names: OwnHandles | None = None
+    listeners: list[Callable[[AgentKey, RecordRow], None]] = field(default_factory=list)
 
     async def publish(
         self, compact: str, *, owner: Did | None = None, only: Did | None = None, ref: str = ""
@@ -47,8 +101,8 @@ class Directory:
             ref: goes into the answer.
 
         Raises:
-            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``unsupported``,
-                ``not_admitted`` or ``storage_unavailable``.
+            RelayError: ``bad_frame``, ``bad_signature``, ``not_yet_valid``, ``expired``,
+                ``unsupported``, ``not_admitted`` or ``storage_unavailable``.
         """
         record = records.parse(compact)
         if record.did != (owner or only):
@@ -58,20 +112,105 @@ class Directory:
         if no is not None:
             raise no.to_error()
         names_us = record.names(self.relay) and record.status == "active"
-        if owner is None and not names_us and await self.store.record(key.agent_key) is None:
+        if owner is None and not names_us and await self._held(key.agent_key) is None:
             detail = "the record names other relays and this one does not know the agent"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         # with "parked" the last home keeps the inbox and queues (PROTOCOL.md §7.3)
-        keeps = names_us or (record.status == "parked" and await self._is_home(record.did))
-        row = RecordRow(record.order, compact, keeps)
-        kept = await self.store.merge_record(key.agent_key, row)
+        row = _row(record, names_us=names_us or record.status == "parked")
+        merged = (await self.store.merge_records([(key.agent_key, row)]))[0]
+        await self._tell(key.agent_key, row, merged)
+        if _is_news(row, merged):
+            for listener in self.listeners:
+                listener(key.agent_key, row)
+        kept = merged.held or row
         kv, seq, _ = kept.order
         stored = kept.order == record.order
+        if stored and kept.names_us and self.names is not None:
+            await self.names.claim(record)
         return Published(ref, stored, kv, seq, None if stored else kept.compact)
 
-    async def _is_home(self, did: Did) -> bool:
-        row = await self.store.record(parse_did(did).agent_key)
-        return row is None or row.names_us
+    async def keep(
+        self, compacts: Sequence[str], introducer: Did, budget: Budget | None = None
+    ) -> list[Kept]:
+        """Keep the newer ones of the records that a peer brought; a result for each, in place.
+
+        Args:
+            compacts: the records.
+            introducer: the peer.
+            budget: what judging them may cost.
+
+        Raises:
+            UnavailableError: the store cannot tell; what was merged before stays.
+        """
+        budget = budget or Budget(1.0)
+        results: dict[str, Kept] = {}
+        readable: list[tuple[AgentKey, EndpointRecord]] = []
+        for number, compact in enumerate(dict.fromkeys(compacts), 1):
+            with budget.spending():
+                try:
+                    record = records.parse(compact)
+                    readable.append((parse_did(record.did).agent_key, record))
+                except ProtocolError as exc:
+                    results[compact] = Kept(compact, Refusal.of(exc))
+            await _turn(number, budget)
+        peer = parse_did(introducer).agent_key
+        rows = await self._verified(readable, peer, results, budget)
+        merged = await self.store.merge_records(rows)
+        for (owner, row), one in zip(rows, merged, strict=True):
+            await self._tell(owner, row, one)
+            order = one.held.order if one.held else None
+            kept = Kept(row.compact, one.outcome, owner, order, _is_news(row, one))
+            results[row.compact] = kept
+        return [results[compact] for compact in compacts]
+
+    async def _verified(
+        self,
+        given: Sequence[tuple[AgentKey, EndpointRecord]],
+        introducer: AgentKey,
+        results: dict[str, Kept],
+        budget: Budget,
+    ) -> list[tuple[AgentKey, RecordRow]]:
+        """Rows of those that the agents signed; what is known already costs no signature."""
+        held = await self.store.records([owner for owner, _ in given])
+        rows: list[tuple[AgentKey, RecordRow]] = []
+        for number, ((owner, record), row) in enumerate(zip(given, held, strict=True), 1):
+            await _turn(number, budget)
+            compact, now = record.jws.compact, clock.now()
+            order = row.order if row else None
+            verdict = records.judge(order, record.order, now)
+            if verdict in {"same", "older"}:
+                results[compact] = Kept(compact, verdict, owner, order)
+                continue
+            no = await self._objection(record, budget)
+            if no is not None:
+                results[compact] = Kept(compact, no, owner, order)
+                continue
+            names_us = record.names(self.relay) and record.status == "active"
+            rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))
+        return rows
+
+    async def _objection(self, record: EndpointRecord, budget: Budget) -> Refusal | None:
+        claimed = parse_did(record.did)
+        try:
+            key = self.keys.known(claimed) or await self.keys.resolve(record.did)
+        except RelayError as exc:
+            return Refusal.of(exc)
+        with budget.spending():
+            return records.verify(record, key, clock.now())
+
+    async def _tell(self, owner: AgentKey, row: RecordRow, merged: Merged) -> None:
+        if merged.outcome == "equivocal":
+            # the first two are evidence; more of them are no news
+            evidence = await self.store.evidence(owner)
+            if evidence is not None and row.compact in evidence:
+                log.equivocation(owner)
+
+    async def evidence(self, did: Did) -> tuple[str, str] | None:
+        """Two records of one ``kv`` and ``seq`` that the agent has signed, if it ever did."""
+        return await self.store.evidence(parse_did(did).agent_key)
+
+    async def _held(self, owner: AgentKey) -> RecordRow | None:
+        return (await self.store.records([owner]))[0]
 
     async def resolve(self, did: str) -> Found:
         """The newest record held of an agent.
@@ -86,10 +225,34 @@ class Directory:
         except ValueError as exc:
             raise error(ErrorCode.BAD_FRAME, f"did: {exc}") from exc
         try:
-            row = await self.store.record(owner.agent_key)
+            row = await self._held(owner.agent_key)
         except UnavailableError:
             return Found("unreadable")
         if row is None:
             return Found("absent")
         stale = records.is_stale(records.parse(row.compact), clock.now())
         return Found("found", row.compact, stale)
+
+
+def _row(
+    record: EndpointRecord, *, names_us: bool, introducer: AgentKey | None = None
+) -> RecordRow:
+    return RecordRow(
+        order=record.order,
+        compact=record.jws.compact,
+        names_us=names_us,
+        introducer=introducer,
+        expires_at=record.expires_at,
+        is_parked=record.status == "parked",
+    )
+
+
+def _is_news(row: RecordRow, merged: Merged) -> bool:
+    is_kept = merged.held is not None and merged.held.order == row.order
+    return is_kept and merged.outcome in {"newer", "equivocal"}
+
+
+async def _turn(number: int, budget: Budget) -> None:
+    if number % _AT_ONCE == 0:
+        await asyncio.sleep(0)
+        await budget.rest()

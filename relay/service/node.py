@@ -12,11 +12,17 @@ from relay.core.ids import NodeId
 from relay.core.inbox_values import Acked, Window
 from relay.core.jws import b64encode
 from relay.ports import AckRequest, Store
+from relay.ports_mesh import Names
 from relay.service.accounts import Accounts
 from relay.service.clockguard import ClockGuard
 from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
+from relay.service.forwarding import Forwarding
+from relay.service.handles import OwnHandles
+from relay.service.mesh import Mesh
+from relay.service.peers import Peers
+from relay.service.resolving import Resolving, Routing
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
@@ -54,7 +60,14 @@ class Node:
     status: StatusOf
     rules: RulesOf
     delivery: Delivery
+    peers: Peers
+    mesh: Mesh
+    resolving: Resolving
+    routing: Routing
+    forwarding: Forwarding
     clock_guard: ClockGuard
+    handles: OwnHandles
+    names: Names
 
     def limits(self) -> dict[str, int]:
         """``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, NamedTuple
@@ -16,16 +16,24 @@ from typing import Final, NamedTuple
 from relay import clock, metrics
 from relay.core import envelope as envelopes
 from relay.core import policy
-from relay.core.envelope import StoredEnvelope
+from relay.core.envelope import AdmittedEnvelope, StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError
 from relay.core.frames import Rejection, Submitted
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import AgentKey, Did
 from relay.core.inbox_values import Accepted
-from relay.core.receipts import Durability, ReceiptItem, position, sign_receipt
+from relay.core.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    Durability,
+    ReceiptItem,
+    position,
+    sign_receipt,
+)
 from relay.ports import Keys
+from relay.service.carriers import Spawn
 from relay.service.commit import GroupCommit
 from relay.service.rates import SenderRates, StrangerRates
+from relay.service.resolving import Routing
 
 YIELD_EVERY: Final = 16
 """Envelopes verified before other connections get a turn; ~1 ms."""
@@ -33,7 +41,33 @@ YIELD_EVERY: Final = 16
 OF_STRANGERS: Final = frozenset({ErrorCode.STRANGER_QUOTA, ErrorCode.NOT_ADMITTED})
 """An inbox's no to a stranger; it counts against its network like a yes."""
 
+ELSEWHERE: Final = frozenset({ErrorCode.MOVED, ErrorCode.UNKNOWN_INBOX})
+"""The inbox is not here: what an agent of this relay sends there is forwarded."""
+
 Answer = Callable[[Submitted], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.3).
+
+    Args:
+        sender: only what it signed itself.
+        routing: says for which relay an envelope may wait here.
+        spawn: runs a look-up beside the connection.
+    """
+
+    sender: AgentKey
+    routing: Routing
+    spawn: Spawn
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another relay, whose submits go into inboxes here or nowhere."""
+
+    key: AgentKey
+    did: Did
 
 
 @dataclass(slots=True)
@@ -103,11 +137,18 @@ class Submissions:
         self._answer = answer
         self._network = network
         self._waiting: deque[_Waiting] = deque()
+        self.source: Local | Peer | None = None
         self.in_flight = 0
         self.in_flight_bytes = 0
 
-    async def submit(self, ref: str, items: Sequence[object]) -> None:
-        """Take a submit; the answer comes through ``answer`` when all of it is decided."""
+    async def submit(self, ref: str, items: Sequence[object], marked: Collection[int] = ()) -> None:
+        """Take a submit; the answer comes through ``answer`` when all of it is decided.
+
+        Args:
+            ref: named by the answer.
+            items: raw envelopes.
+            marked: places of those that their recipient may have been handed before.
+        """
         waiting = _Waiting(ref, len(items), [None] * len(items))
         self._waiting.append(waiting)
         ready: list[Item] = []
@@ -121,6 +162,8 @@ class Submissions:
                 waiting.undecided -= 1
             else:
                 stored = envelopes.stored(outcome, barred=is_barred)
+                if self.source is not None:
+                    stored = _of(self.source, stored, outcome, is_marked=index in marked)
                 self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
@@ -150,23 +193,59 @@ class Submissions:
         """One commit decided some of this connection's envelopes."""
         secret = self._intake.identity.position_secret
         accepted = dups = strangers = 0
-        for (stored, to, submit, place), result in results:
+        away: list[tuple[Item, Refusal]] = []
+        for item, result in results:
+            stored, to, submit, place = item
+            if isinstance(result, Refusal) and self._may_forward(stored, result):
+                away.append((item, result))
+                continue
             self.in_flight -= 1
             self.in_flight_bytes -= len(stored.wire)
             submit.undecided -= 1
             if isinstance(result, Refusal):
                 submit.results[place] = self._refused(result)
                 continue
-            seq, epoch, dup, _, is_stranger, _ = result
+            seq, epoch, dup, _, is_stranger, is_away = result
             strangers += is_stranger
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)
-            submit.results[place] = ReceiptItem(stored.eid, to, epoch, pos, stored.expires_at, dup)
+            submit.results[place] = ReceiptItem(
+                stored.eid, to, epoch, pos, stored.expires_at, dup, "outbox" if is_away else "inbox"
+            )
+        if away and isinstance(self.source, Local):
+            self.source.spawn(self._forward(self.source, away))
         if strangers:
             self._intake.strangers.charge(self._network, strangers)
         metrics.ACCEPTED.inc(accepted)
         metrics.DUPLICATES.inc(dups)
         self._flush()
+
+    def _may_forward(self, stored: StoredEnvelope, no: Refusal) -> bool:
+        return isinstance(self.source, Local) and no.code in ELSEWHERE and stored.peer is None
+
+    async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
+        """Find out where these may wait, then try again with that."""
+        found: dict[Did, AgentKey | Refusal] = {}
+        again: list[Item] = []
+        for item, no in away:
+            if item.stored.sender != local.sender:
+                self._decide(item, _no_relaying(no))
+                continue
+            if item.to not in found:
+                found[item.to] = await _find(local.routing, item.to, no)
+            peer = found[item.to]
+            if isinstance(peer, Refusal):
+                self._decide(item, peer)
+            else:
+                again.append(item._replace(stored=item.stored._replace(peer=peer)))
+        self._intake.commits.put(self, again)
+        self._flush()
+
+    def _decide(self, item: Item, no: Refusal) -> None:
+        self.in_flight -= 1
+        self.in_flight_bytes -= len(item.stored.wire)
+        item.submit.undecided -= 1
+        item.submit.results[item.place] = no
 
     def _refused(self, no: Refusal) -> Refusal:
         strangers = self._intake.strangers
@@ -200,6 +279,33 @@ class Submissions:
         intake = self._intake
         key = intake.identity.key
         return sign_receipt(key, items, durability=intake.durability(), now=clock.now())
+
+
+def _of(
+    source: Local | Peer, stored: StoredEnvelope, admitted: AdmittedEnvelope, *, is_marked: bool
+) -> StoredEnvelope:
+    """What is kept of an envelope beside, for who brought it."""
+    if isinstance(source, Local):
+        known = source.routing.known(stored.inbox) if stored.sender == source.sender else None
+        return stored if known is None else stored._replace(peer=known)
+    envelope = admitted.envelope
+    is_its_word = envelope.sender.did == source.did and envelope.content_type == BOUNCE_CONTENT_TYPE
+    # a bounce never bounces, and is a stranger to nobody
+    return stored._replace(via=source.key, marked=is_marked, bounces=not is_its_word)
+
+
+async def _find(routing: Routing, to: Did, no: Refusal) -> AgentKey | Refusal:
+    try:
+        return await routing.find(to)
+    except RelayError as exc:
+        # the record that it was moved with lets the sender go there itself
+        return replace(Refusal.of(exc), record=no.record)
+
+
+def _no_relaying(no: Refusal) -> Refusal:
+    if no.code is ErrorCode.MOVED:
+        return no
+    return Refusal(ErrorCode.NO_RELAYING, "only an agent's own envelopes are forwarded for it")
 
 
 def _rejection(ref: str, index: int, no: Refusal) -> Rejection:

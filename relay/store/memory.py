@@ -6,14 +6,12 @@ nothing to roll back; what it promises ends with the process, hence durability `
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Final
 
 from relay.clock import entropy
-from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Seq, Timestamp
@@ -21,21 +19,26 @@ from relay.core.inbox import BOUNCE_GRACE_S, Inbox
 from relay.core.inbox_values import (
     Accepted,
     Acked,
-    BounceIntent,
     InboxLimits,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Question,
+    Remembered,
     RulesNow,
     RulesPatch,
     Window,
 )
 from relay.core.jws import b64encode
+from relay.core.outbox import Outboxes
 from relay.core.ranges import Reason
-from relay.core.receipts import MAX_BOUNCED, Durability
+from relay.core.receipts import Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
-from relay.ports_mesh import RecordRow
+from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
+from relay.store.memory_bounces import MemoryBounces
+from relay.store.memory_mesh import MemoryDirectory, MemoryPeers
+from relay.store.memory_outbox import MemoryOutboxes
 
 DEDUPE_TOTAL: Final = 1_000_000
 """Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""
@@ -43,15 +46,7 @@ EID_PREFIX: Final = 21
 """Characters of an eid that a finished id is known by: the store keeps its first 16 bytes (R3)."""
 
 
-@dataclass(slots=True)
-class _Bounces:
-    """Intents of one sender: those that wait, and the batch that is being delivered."""
-
-    waiting: list[BounceIntent] = field(default_factory=list)
-    frozen: BounceBatch | None = None
-
-
-class MemoryStore:
+class MemoryStore(MemoryDirectory, MemoryPeers):
     """All ports of a store, for one process.
 
     Args:
@@ -59,6 +54,8 @@ class MemoryStore:
         now: the clock that expiry goes by.
         dedupe_total: ids remembered over all inboxes; above it, the inbox that remembers most
             forgets its oldest hour.
+        directory: how many records of others are kept.
+        outbox: bounds of what waits for one peer.
     """
 
     durability: Durability = "memory"
@@ -69,13 +66,17 @@ class MemoryStore:
         now: Callable[[], Timestamp],
         *,
         dedupe_total: int = DEDUPE_TOTAL,
+        directory: DirectoryLimits | None = None,
+        outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
+        MemoryDirectory.__init__(self, now, directory or DirectoryLimits())
+        MemoryPeers.__init__(self)
         self._limits = limits
         self._now = now
         self._dedupe_total = dedupe_total
         self._inboxes: dict[AgentKey, Inbox] = {}
-        self._records: dict[AgentKey, RecordRow] = {}
-        self._bounces: dict[AgentKey, _Bounces] = {}
+        self._outboxes = MemoryOutboxes(self._inboxes, Outboxes(outbox), now)
+        self._bounces = MemoryBounces(now)
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._nodes: dict[NodeId, float] = {}
         self._ids_at_most = 0
@@ -115,21 +116,31 @@ class MemoryStore:
         return [self._accept(item) for item in items]
 
     def _accept(self, item: StoredEnvelope) -> Accepted | Refusal:
-        inbox = self._inboxes.get(item.inbox)
+        found = self._inboxes.get(item.inbox)
         row = self._records.get(item.inbox)
-        known = inbox is not None and inbox.dedupe.find(item.hour, item.dedupe_key) is not None
-        if not known:
-            if row is not None and not row.names_us:
-                return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere",
-                               record=row.compact)  # fmt: skip
-            if inbox is None:
-                return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
+        is_away = row is not None and not row.names_us
+        if found is None and not (is_away and item.peer is not None):
+            return self._elsewhere(row)
+        inbox = found or Inbox(item.inbox, _new_epoch(), home=False)
+        if inbox.dedupe.find(item.hour, item.dedupe_key) is None:
+            if is_away and item.peer is None:
+                return self._elsewhere(row)
             if self._full is not None:
                 return Refusal(ErrorCode.STORAGE_FULL, self._full)
             if item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
                 return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
-        inbox = self._inboxes[item.inbox]
-        return inbox.accept(item, self._limits, self._now(), clock_ok=self._clock_ok)
+        result = inbox.accept(
+            item, self._limits, self._now(),
+            clock_ok=self._clock_ok, outboxes=self._outboxes.outboxes,
+        )  # fmt: skip
+        if isinstance(result, Accepted):
+            self._inboxes[item.inbox] = inbox
+        return self._elsewhere(row) if _is_moved(result) else result
+
+    def _elsewhere(self, row: RecordRow | None) -> Refusal:
+        if row is None or row.names_us:
+            return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
+        return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere", record=row.compact)
 
     def _make_room(self, is_stranger: bool) -> bool:  # noqa: FBT001  a fact, no switch
         """Keep within the budget of all inboxes together (R3); strangers fill three quarters."""
@@ -164,10 +175,14 @@ class MemoryStore:
 
     async def open(self, request: OpenRequest) -> Opened | Refusal:
         """Open a session, and the inbox if it may be made."""
+        inbox = self._inboxes.get(request.inbox)
+        if request.courier:
+            if inbox is None or inbox.home:
+                return Refusal(ErrorCode.UNKNOWN_INBOX, "this agent has no outbox here")
+            return inbox.open_session(request.node, request.window, until=request.until)
         row = self._records.get(request.inbox)
         if row is not None and not row.names_us:
             return Refusal(ErrorCode.UNKNOWN_INBOX, "the newest record names other homes")
-        inbox = self._inboxes.get(request.inbox)
         if inbox is None:
             if not request.create:
                 return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
@@ -177,7 +192,7 @@ class MemoryStore:
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
         """End a session cleanly."""
         found = self._inboxes.get(inbox)
-        return found is not None and found.close_session(fence, last_handed)
+        return found is not None and found.close_session(fence, last_handed, self._now())
 
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
@@ -227,7 +242,7 @@ class MemoryStore:
         if isinstance(done, Refusal):
             return done
         acked, intents = done
-        self._intend(intents)
+        self._bounces.intend(intents)
         return acked
 
     async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
@@ -237,35 +252,36 @@ class MemoryStore:
             self._conclude(found, seqs, reason)
 
     def _conclude(self, inbox: Inbox, seqs: Iterable[Seq], reason: Reason) -> None:
-        self._intend(inbox.conclude(seqs, reason, self._now(), clock_ok=self._clock_ok))
+        self._bounces.intend(inbox.conclude(seqs, reason, self._now(), clock_ok=self._clock_ok))
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
-    ) -> list[tuple[Fate, Eid] | None]:
+    ) -> list[Remembered | None]:
         """What became of ids; of the eid, its first :data:`EID_PREFIX` characters."""
         found = self._inboxes.get(inbox)
         if found is None:
             return [None] * len(questions)
         return [
-            (answer[0], Eid(answer[1][:EID_PREFIX])) if answer else None
+            answer._replace(eid=Eid(answer.eid[:EID_PREFIX])) if answer else None
             for answer in found.status(questions)
         ]
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes."""
         found = [self._inboxes.get(key) for key in inboxes]
-        return [Head(one.fence, one.epoch, one.last) if one else None for one in found]
+        return [
+            Head(one.fence, one.epoch, one.last, not one.home) if one else None for one in found
+        ]
 
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Keep the newer of the held and the given record."""
-        held = self._records.get(owner)
-        if held is None or row.order > held.order:
-            self._records[owner] = row
-        return self._records[owner]
+    def has_inbox(self, owner: AgentKey) -> bool:
+        """Whether an inbox of this agent is here."""
+        return owner in self._inboxes
 
-    async def record(self, owner: AgentKey) -> RecordRow | None:
-        """The newest record held of an agent."""
-        return self._records.get(owner)
+    def set_home(self, owner: AgentKey, *, home: bool) -> None:
+        """A newer record names this relay as a home of the agent, or others only."""
+        inbox = self._inboxes.get(owner)
+        if inbox is not None:
+            inbox.set_home(home=home, now=self._now())
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""
@@ -273,40 +289,40 @@ class MemoryStore:
             return 0
         before = sum(len(inbox.live) for inbox in self._inboxes.values())
         for inbox in self._inboxes.values():
-            self._intend(inbox.sweep(self._now(), {*live_nodes, node}))
+            self._bounces.intend(inbox.sweep(self._now(), {*live_nodes, node}))
         return before - sum(len(inbox.live) for inbox in self._inboxes.values())
+
+    # ------------------------------------------------------------ outboxes
+
+    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
+        """Outboxes in which something waits and is due, each lent for ``lease_s``."""
+        return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
+
+    async def defer_outbox(
+        self,
+        inbox: AgentKey,
+        fence: Fence,
+        wait_s: float,
+        *,
+        peer: AgentKey | None = None,
+        closed: Refusal | None = None,
+    ) -> bool:
+        """A courier's word on what it carries; False if fenced off."""
+        return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
+
+    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
+        """(peer, envelopes, wire bytes) of all that waits for peers."""
+        return await self._outboxes.totals()
 
     # ------------------------------------------------------------ bounces
 
-    def _intend(self, intents: Iterable[BounceIntent]) -> None:
-        for intent in intents:
-            self._bounces.setdefault(intent.sender, _Bounces()).waiting.append(intent)
-
     async def take_bounces(self) -> list[BounceBatch]:
         """Batches that are due; one taken before and not finished comes again as it was."""
-        batches = (self._batch(sender, bounces) for sender, bounces in self._bounces.items())
-        return [batch for batch in batches if batch is not None]
-
-    def _batch(self, sender: AgentKey, bounces: _Bounces) -> BounceBatch | None:
-        if bounces.frozen is None:
-            now = self._now()
-            bounces.waiting.sort(key=lambda intent: intent.due_at)
-            due = [intent for intent in bounces.waiting if intent.due_at <= now][:MAX_BOUNCED]
-            if due:
-                bounces.waiting = bounces.waiting[len(due) :]
-                text = "|".join([sender, str(int(now)), *(intent.eid for intent in due)])
-                token = hashlib.sha256(text.encode()).digest()[:20]
-                bounces.frozen = BounceBatch(sender, token, int(now), tuple(due))
-        return bounces.frozen
+        return self._bounces.take()
 
     async def finish_bounces(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered."""
-        bounces = self._bounces.get(batch.sender)
-        if bounces is None or bounces.frozen is None or bounces.frozen.token != batch.token:
-            return
-        bounces.frozen = None
-        if not bounces.waiting:
-            del self._bounces[batch.sender]
+        self._bounces.finish(batch)
 
     # ------------------------------------------------------------ nodes
 
@@ -347,6 +363,10 @@ class MemoryStore:
     async def last_time(self) -> Timestamp | None:
         """Nothing is older than this process."""
         return None
+
+
+def _is_moved(result: Accepted | Refusal) -> bool:
+    return isinstance(result, Refusal) and result.code is ErrorCode.MOVED
 
 
 def _new_epoch() -> Epoch:

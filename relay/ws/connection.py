@@ -12,11 +12,31 @@ from typing import Any, Final
 
 from relay import clock, log, metrics
 from relay.core import codec
-from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Effect, Login, Read, Send, Store
-from relay.core.errors import ErrorCode, Refusal, RelayError, error
+from relay.core.effects import (
+    AckInbox,
+    Ask,
+    Close,
+    CloseInbox,
+    Effect,
+    Hear,
+    Login,
+    Question,
+    Read,
+    Send,
+    Store,
+)
+from relay.core.errors import (
+    ErrorCode,
+    Refusal,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+    error,
+)
 from relay.core.frames import (
     Bye,
     Deliver,
+    Digest,
     Error,
     Frame,
     Publish,
@@ -24,15 +44,20 @@ from relay.core.frames import (
     Resolved,
     Rules,
     Status,
+    StatusAnswer,
     Statuses,
+    StatusItem,
     Submitted,
+    Want,
 )
-from relay.core.ids import Epoch, Fence
-from relay.core.inbox_values import Acked, PageItem
+from relay.core.ids import Fence
+from relay.core.inbox_values import Acked
 from relay.core.session import RelaySession
-from relay.ports import AckRequest, Head
+from relay.core.speech import Identity
+from relay.ports import AckRequest
+from relay.service.follower import Follower
 from relay.service.node import Node
-from relay.service.submit import Submissions
+from relay.service.submit import Local, Peer, Submissions
 from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
 
@@ -40,13 +65,12 @@ MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
 MAX_QUESTIONS: Final = 16
 
-Question = Status | Resolve | Publish | Rules
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
 
-class Connection:
-    """A socket and its session; a listener of the node's deliveries and a source of its acks.
+class Connection(Follower):
+    """A socket and its session.
 
     Args:
         node: what the edges share.
@@ -59,13 +83,12 @@ class Connection:
         self._node = node
         self._socket = socket
         self._send = send
-        self._session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        super().__init__(session, node.store)
         self._submissions = Submissions(node.intake, self._answer, network)
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._closed = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at: float | None = None
         self._tasks: asyncio.TaskGroup | None = None
         socket.on_slow = self._too_slow
 
@@ -112,6 +135,9 @@ class Connection:
         except RelayError as exc:
             self._perform(self._session.fail(exc.code, exc.detail))
             return
+        if self._is_peer and (no := self._refusal()) is not None:
+            self._perform(self._session.refused(no))
+            return
         await self._perform_all(self._session.receive(frame, clock.monotonic()))
         while self._is_crowded:
             self._room.clear()
@@ -119,6 +145,24 @@ class Connection:
         if not self._socket.writable.is_set():
             # who does not read our answers is not read either
             await self._socket.writable.wait()
+
+    @property
+    def _is_peer(self) -> bool:
+        return self._session.who is not None and self._session.who.role == "peer"
+
+    def _dismiss(self) -> None:
+        no = self._refusal()
+        if no is not None:
+            self._perform(self._session.refused(no))
+
+    def _refusal(self) -> RelayError | None:
+        """Why a peer that was let in is not dealt with any more."""
+        assert self._session.who is not None  # noqa: S101  only a peer is asked about
+        try:
+            self._node.peers.admit_login(self._session.who.did)
+        except RejectedError as exc:
+            return exc
+        return None
 
     @property
     def _is_crowded(self) -> bool:
@@ -136,12 +180,21 @@ class Connection:
     # ------------------------------------------------------------ effects
 
     async def _perform_all(self, effects: Sequence[Effect]) -> None:
-        """Carry out effects; submits and logins in the reader's own time (back-pressure)."""
+        """Carry out effects; submits and logins in the reader's own time (back-pressure).
+
+        So is all that a peer says: one that floods is read no faster than it is answered.
+        """
         for effect in effects:
             if isinstance(effect, Store):
-                await self._submissions.submit(effect.submit.ref, effect.submit.envelopes)
+                await self._submissions.submit(
+                    effect.submit.ref, effect.submit.envelopes, effect.submit.marked
+                )
             elif isinstance(effect, Login):
                 await self._log_in(effect)
+            elif isinstance(effect, Hear):
+                await self._hear(effect)
+            elif isinstance(effect, Ask) and self._is_peer:
+                await self._ask(effect.question)
             else:
                 self._perform([effect])
 
@@ -192,22 +245,26 @@ class Connection:
             self._perform(self._session.refused(exc))
             return
         metrics.LOGINS.labels("ok").inc()
-        log.session_opened(who.did, who.fence)
+        log.session_opened(who.did, who.fence, who.role)
+        if who.role == "peer":
+            self._submissions.source = Peer(who.inbox, who.did)
+            self._node.mesh.arrived(who.did, self._dismiss)
+        elif who.fence is not None:
+            self._submissions.source = Local(who.inbox, self._node.routing, self._spawn)
         self._perform(self._session.opened(who, welcome))
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
             # what was stored between opening and attaching had nobody to tell
             self.woken()
 
-    async def _read(self, effect: Read) -> None:
-        page: Any
+    async def _hear(self, effect: Hear) -> None:
+        who = self._session.who
+        assert who is not None  # noqa: S101  the session hears only after a login
         try:
-            page = await self._node.store.read(
-                effect.inbox, effect.fence, effect.after, effect.window
-            )
-        except RelayError as exc:
-            page = Refusal.of(exc)
-        self._perform(self._session.page(page, clock.monotonic()))
+            await self._node.mesh.hear(who.did, effect.gossip)
+        except UnavailableError as exc:
+            # whatever was not kept comes again with the next pull
+            log.loop_failed("hear", exc.code)
 
     async def _ask(self, question: Question) -> None:
         async with self._questions:
@@ -223,16 +280,32 @@ class Connection:
         node = self._node
         match question:
             case Status(ref, items):
-                return Statuses(ref, tuple(await node.status(who.did, items)))
+                return Statuses(ref, tuple(await self._statuses(who, items)))
             case Publish(ref, record):
                 return await node.directory.publish(record, owner=who.did, ref=ref)
             case Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
-            case Resolve(ref, did, _):
-                if did is None:
-                    return Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, ref)
-                found = await node.directory.resolve(did)
-                return Resolved(ref, found.state, found.record, stale=found.stale)
+            case Digest() | Want():
+                return await node.mesh.answer(who.did, question)
+            case Resolve():
+                return await self._resolve(who, question)
+
+    async def _resolve(self, who: Identity, question: Resolve) -> Frame:
+        # a peer is answered from the own store, else questions would go in circles
+        around, resolving = who.fence is not None, self._node.resolving
+        if question.did is not None:
+            found = await resolving(question.did, around=around)
+        elif around:
+            found = await resolving.by_handle(question.handle or "")
+        else:
+            detail = "handles are looked up for the agents of this relay"
+            return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
+        return Resolved(question.ref, found.state, found.record, stale=found.stale)
+
+    async def _statuses(self, who: Identity, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+        if who.role == "peer":
+            return await self._node.status(None, items)
+        return await self._node.status.follow(who.did, items)
 
     async def _close_inbox(self, effect: CloseInbox) -> None:
         try:
@@ -256,62 +329,16 @@ class Connection:
 
     def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
         """One commit decided these acks."""
-        now = clock.monotonic()
-        for request, result in results:
+        for _, result in results:
             if isinstance(result, Acked):
                 metrics.ACKED.inc(len(result.seqs))
                 metrics.REFUSED.inc(len(result.refused))
-            self._perform(self._session.acked(request.ack, result, now))
-
-    @property
-    def fence(self) -> Fence:
-        """The fence of its inbox session."""
-        who = self._session.who
-        return Fence(0) if who is None or who.fence is None else who.fence
-
-    def is_current(self, head: Head) -> bool:
-        """Whether the session knows all that the store has."""
-        return self._session.is_current(head.fence, head.head)
-
-    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
-        """This node stored these for this inbox."""
-        self._perform(self._session.committed(fence, items))
-
-    @property
-    def epoch(self) -> Epoch:
-        """The epoch of its inbox."""
-        return self._session.epoch
-
-    def superseded(self) -> None:
-        """A newer session has the inbox."""
-        self._perform(self._session.superseded())
-
-    def woken(self) -> None:
-        """A hint."""
-        self._perform(self._session.woken())
-
-    # ------------------------------------------------------------ timers and ends
-
-    def _set_timer(self) -> None:
-        at = self._session.next_timer()
-        if at == self._timer_at:
-            return
-        self._stop_timer()
-        self._timer_at = at
-        if at is not None:
-            delay = max(0.0, at - clock.monotonic())
-            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = self._timer_at = None
-        self._perform(self._session.on_timer(clock.monotonic()))
-
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        super().decided(results)
 
     def _detach(self) -> None:
         who = self._session.who
-        if who is not None:
-            self._node.delivery.detach(who.inbox, self)
+        if who is None:
+            return
+        self._node.delivery.detach(who.inbox, self)
+        if who.role == "peer":
+            self._node.peers.left(who.did, self._dismiss)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from relay.client.errors import InboxFullError, typed
-from relay.client.outbox import ANSWER_S, MAX_FRAME_WIRE, MAX_IN_FLIGHT, Outbox
+from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Outbox
 from relay.client.progress import Progress
 from relay.client.questions import Questions
+from relay.client.waiting import MAX_FRAME_WIRE
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Rejection, Resolve, Resolved, Status, Statuses, Submitted
 from relay.core.ids import Epoch, Seq, Timestamp

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from relay.client.errors import InboxResetError, SupersededError, typed
+from relay.client.home_inbox import HomeInbox
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
 from relay.core.errors import ErrorCode, ProtocolError
@@ -20,8 +21,8 @@ NOW = Timestamp(1000.0)
 E1 = Epoch("e1")
 
 
-def opened_inbox(**values) -> Inbox:
-    box = Inbox(Opener(ME, lambda _: None), lambda: None)
+def opened_inbox(inbox: HomeInbox | None = None, **values) -> HomeInbox:
+    box = HomeInbox(inbox or Inbox(Opener(ME, lambda _: None)), lambda: None)
     box.opened(RELAY.did, welcome(**values), was_reset=False)
     return box
 
@@ -30,12 +31,12 @@ def mail(count: int) -> list[bytes]:
     return [envelope_of(SENDER, ME.did, b"%d" % n).wire for n in range(count)]
 
 
-async def give(box: Inbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
+async def give(box: HomeInbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
     await box.deliver(deliver(*enumerate(wires, first), epoch=epoch))
 
 
-async def shown(box: Inbox, count: int):
-    return [await box.next() for _ in range(count)]
+async def shown(box: HomeInbox, count: int):
+    return [await box._inbox.next() for _ in range(count)]
 
 
 async def test_an_ack_names_what_is_above_the_first_unfinished_seq_and_covers_the_rest():
@@ -146,7 +147,7 @@ async def test_a_reset_ends_the_answers_that_were_not_durable_and_keeps_what_was
     with pytest.raises(InboxResetError):
         await two.ack()
     with pytest.raises(InboxResetError):
-        await box.next()
+        await box._inbox.next()
     # both come again and neither is shown again
     await give(box, *wires, epoch="e2")
     assert box.next_ack(NOW).upto == 2
@@ -165,14 +166,14 @@ async def test_the_end_reaches_everybody_who_waits():
     box = opened_inbox(head=1)
     await give(box, *mail(1))
     [message] = await shown(box, 1)
-    waiting = [asyncio.ensure_future(message.ack()), asyncio.ensure_future(box.next())]
+    waiting = [asyncio.ensure_future(message.ack()), asyncio.ensure_future(box._inbox.next())]
     await asyncio.sleep(0)
-    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     for task in waiting:
         with pytest.raises(SupersededError):
             await task
     with pytest.raises(SupersededError):
-        await box.next()
+        await box._inbox.next()
 
 
 async def test_a_flush_ends_in_time_and_keeps_no_failure():
@@ -180,8 +181,8 @@ async def test_a_flush_ends_in_time_and_keeps_no_failure():
     await give(box, *mail(1))
     [message] = await shown(box, 1)
     await message.ack(wait=False)
-    await box.flush(0.05)
-    flushing = asyncio.ensure_future(box.flush(5))
+    await box._inbox.flush(0.05)
+    flushing = asyncio.ensure_future(box._inbox.flush(5))
     await asyncio.sleep(0)
-    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     await flushing

@@ -11,6 +11,7 @@ import pytest
 from relay import clock
 from relay.client import ClosedError, InternalError, journal
 from relay.client.errors import typed
+from relay.client.home_inbox import HomeInbox
 from relay.client.inbox import Inbox
 from relay.client.journal import Journal
 from relay.client.opening import Opener
@@ -31,8 +32,8 @@ def kept(tmp_path):
     made.close()
 
 
-def box_of(kept: Journal, relay=ONE, head: int = 1) -> Inbox:
-    box = Inbox(Opener(ME, lambda _: None), lambda: None, kept)
+def box_of(kept: Journal | None, relay=ONE, head: int = 1) -> HomeInbox:
+    box = HomeInbox(Inbox(Opener(ME, lambda _: None), kept), lambda: None)
     box.opened(relay.did, welcome(head=head), was_reset=False)
     return box
 
@@ -93,13 +94,13 @@ async def test_while_a_handler_runs_a_second_delivery_is_held_back_even_from_ano
     box = box_of(kept)
     envelope = envelope_of(SENDER, ME.did)
     await box.deliver(deliver((1, envelope.wire)))
-    message = await box.next()
+    message = await box._inbox.next()
     assert message is not None
     box.lost()
     box.opened(TWO.did, welcome(epoch="e2", head=2), was_reset=False)
     other = envelope_of(SENDER, ME.did, b"other")
     await box.deliver(deliver((1, envelope.wire), (2, other.wire), epoch="e2"))
-    assert (await box.next()).body == b"other"
+    assert (await box._inbox.next()).body == b"other"
     assert box.next_ack(NOW) is None
     acking = asyncio.ensure_future(message.ack())
     await asyncio.sleep(0)
@@ -111,7 +112,7 @@ async def test_while_a_handler_runs_a_second_delivery_is_held_back_even_from_ano
 async def test_an_answer_is_said_only_when_it_is_noted(kept):
     box = box_of(kept)
     await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
-    message = await box.next()
+    message = await box._inbox.next()
     go_on = threading.Event()
     kept._disk.do(lambda _: go_on.wait(5))
     await message.ack(wait=False)
@@ -126,7 +127,7 @@ async def one_refused(kept):
     box = box_of(kept)
     wire = envelope_of(SENDER, ME.did).wire
     await box.deliver(deliver((1, wire)))
-    await (await box.next()).refuse("unsupported", wait=False)
+    await (await box._inbox.next()).refuse("unsupported", wait=False)
     await noted(kept)
     return box, wire
 
@@ -164,11 +165,10 @@ async def test_a_refusal_that_is_said_again_is_noted_when_it_is_durable(kept):
 
 
 async def test_a_refusal_lost_with_its_epoch_is_said_in_the_next_one():
-    box = Inbox(Opener(ME, lambda _: None), lambda: None)
-    box.opened(ONE.did, welcome(head=1), was_reset=False)
+    box = box_of(None)
     wire = envelope_of(SENDER, ME.did).wire
     await box.deliver(deliver((1, wire)))
-    await (await box.next()).refuse("unsupported", wait=False)
+    await (await box._inbox.next()).refuse("unsupported", wait=False)
     box.lost()
     box.opened(ONE.did, welcome(epoch="e2", head=1), was_reset=True)
     await box.deliver(deliver((1, wire), epoch="e2"))
@@ -178,7 +178,7 @@ async def test_a_refusal_lost_with_its_epoch_is_said_in_the_next_one():
 async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
     box = box_of(kept)
     await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
-    message = await box.next()
+    message = await box._inbox.next()
     kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError, match="cannot write"):
         await message.ack()
@@ -194,15 +194,15 @@ async def test_nothing_is_shown_that_cannot_be_noted(kept):
     kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError):
         await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
-    assert box._next_shown() is None
+    assert box._inbox._next_shown() is None
 
 
 async def test_a_processed_one_is_noted_although_the_agent_was_superseded(kept):
     box = box_of(kept)
     envelope = envelope_of(SENDER, ME.did)
     await box.deliver(deliver((1, envelope.wire)))
-    message = await box.next()
-    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    message = await box._inbox.next()
+    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     with pytest.raises(Exception, match="superseded"):
         await message.ack()
     known = await kept.take([(envelope.eid, LATER)])

@@ -53,7 +53,7 @@ async def first(me: Agent) -> outcomes.Outcome:
 
 async def none_is_left(me: Agent) -> None:
     """The file is asked; an iteration would wait."""
-    journal = me._conversation.state.journal
+    journal = me._sessions.state.journal
     assert await journal.next_outcome(0) is None
     assert await journal.unanswered() == []
 
@@ -212,7 +212,7 @@ async def test_a_refusal_that_is_cancelled_before_it_is_told_leaves_an_outcome(b
         await talk.until_closed()
 
     async with lying_relay(script) as relay, bob.opened(relay.url) as me:
-        disk = me._conversation.state.journal._disk
+        disk = me._sessions.state.journal._disk
         envelope = me.sign(new_key().did, "x")
         sending = asyncio.ensure_future(me.submit(envelope))
         await wait_until(lambda: me.unanswered == 1, 10, "the submit")
@@ -432,7 +432,7 @@ async def test_what_cannot_be_noted_stays_in_the_outbox_for_the_next_life(bob):
     async with lying_relay(slow) as relay:
         async with bob.opened(relay.url) as me:
             envelope = await give_up(me)
-            disk = me._conversation.state.journal._disk
+            disk = me._sessions.state.journal._disk
             disk.do(lambda file: file.execute("PRAGMA query_only = 1")).result()
             slow.let_go.set()
             await wait_until(lambda: me.unanswered == 0, 10, "the late answer")
@@ -449,4 +449,4 @@ async def test_resume_is_what_brings_them(bob, monkeypatch):
     monkeypatch.setattr(Submissions, "resume", nothing)
     await keep(bob, past(envelope_of(bob.key, new_key().did), 1))
     async with running_node() as node, bob.opened(node.url) as me:
-        assert await me._conversation.state.journal.next_outcome(0) is None
+        assert await me._sessions.state.journal.next_outcome(0) is None

@@ -230,7 +230,7 @@ async def test_an_agent_whose_record_names_another_home_gets_a_send_only_session
             assert (await away.hear(Submitted)).receipt
         await bob.say(Submit("r", [make_envelope(bob.key, carol.did).wire]))
         [no] = (await bob.hear(Submitted)).rejected
-        assert (no.error, no.record) == (ErrorCode.MOVED, record)
+        assert (no.error, no.record) == (ErrorCode.NOT_FEDERATED, record)
 
 
 async def test_registration_can_be_closed_and_an_agent_denied():

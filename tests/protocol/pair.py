@@ -34,7 +34,8 @@ from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
 from relay.core.inbox_values import Acked as InboxAcked
 from relay.core.jws import b64encode
 from relay.core.ranges import Reason
-from relay.core.session import Identity, Phase, RelaySession
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import Identity
 from tests.unit.builders import entry, numbered_entropy
 
 ME, HOME = SigningKey(b"1" * 32), SigningKey(b"2" * 32)

@@ -32,6 +32,7 @@ from relay.core.inbox_values import (
     Page,
     PageItem,
     Question,
+    Remembered,
     Window,
 )
 from relay.core.ranges import Reason, holes
@@ -396,7 +397,7 @@ class InboxMachine(RuleBasedStateMachine):
         for known in self.known.values():
             question = Question(known.item.dedupe_key, known.item.hour)
             (answer,) = self.inbox.status([question])
-            assert answer in {None, (fates[known.ended], known.item.eid)}
+            assert answer in {None, Remembered(fates[known.ended], known.item.eid)}
 
     @invariant()
     def nobody_bounces_twice(self) -> None:

@@ -23,7 +23,8 @@ from relay.core.inbox import Inbox
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Acked as InboxAcked
 from relay.core.inbox_values import Page, PageItem
-from relay.core.session import Identity, Phase, RelaySession
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import Identity
 from tests.protocol.pair import ME, URL, WINDOW, BrokenPromiseError, SessionPair, World
 from tests.unit.frames import from_agent, from_relay
 

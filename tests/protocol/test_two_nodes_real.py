@@ -24,7 +24,8 @@ from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
 from relay.core.inbox import Inbox
 from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
 from relay.core.ranges import Ranges
-from relay.core.session import Identity, Phase, RelaySession
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import Identity
 from tests.protocol.test_session_pair import (
     AnyFence,
     AnyOrder,

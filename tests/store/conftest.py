@@ -121,6 +121,13 @@ async def world(any_backend: Backend, tmp_path: Path) -> AsyncIterator[World]:
 
 
 @pytest.fixture
+async def any_world(any_backend: Backend, tmp_path: Path) -> AsyncIterator[World]:
+    """The same, of every kind; no node yet."""
+    async with _world(any_backend, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
 async def server_world(server_backend: Backend, tmp_path: Path) -> AsyncIterator[World]:
     """The same, of every kind that is a server; no node yet."""
     async with _world(server_backend, tmp_path) as made:

@@ -26,13 +26,16 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from relay.core.dedupe import Forwarded
 from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, NodeId, Seq
 from relay.core.inbox_values import (
     Ack,
     InboxLimits,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Question,
     RulesPatch,
@@ -45,13 +48,16 @@ from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, e
 
 INBOXES = [AgentKey(f"key:i{n}") for n in range(2)]
 SENDERS = [AgentKey(f"key:s{n}") for n in range(3)]
+PEERS = [AgentKey(f"key:p{n}") for n in range(2)]
 NODES = [NodeId("node-a"), NodeId("node-b"), NodeId("node-c")]
 LIMITS = InboxLimits(
     max_count=12, max_bytes=2_500, sender_count=7, sender_bytes=1_500, stranger_count=6,
     stranger_bytes=1_200, dedupe_entries=14, rules=2, contacts=2,
 )  # fmt: skip
+OUTBOX = OutboxLimits(count=8, bytes=2_400, shares=2)
 WINDOWS = st.builds(Window, st.integers(1, 6), st.sampled_from([1_500, 400, 50]))
 SEQS = st.integers(0, 25).map(Seq)
+CLOSING = [ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX]
 PICKS = st.lists(st.integers(0, 11), max_size=6)
 """Live entries, by their place in the inbox."""
 LIFETIMES = st.sampled_from([4_000, 20, 350, 9_000, 0])
@@ -99,6 +105,7 @@ class Machine(RuleBasedStateMachine):
         self.batches: tuple[list[Any], list[Any]] = ([], [])
         self.has_lost = False
         self.count = 0
+        self.moves = 10
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.loop.run_until_complete(work)
@@ -107,13 +114,14 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         # patient: a busy machine must not look like a difference
-        options = {"timeout_s": 30}
+        options = {"timeout_s": 30, "outbox": OUTBOX}
         self.world = World(self.backend, directory, limits=LIMITS, options=options)
         self.world.mutations.edit(ASK_TIME, READ_TIME)
         self.stack.enter_context(self.world.mutations.installed())
         self.run(self.world.__aenter__())
         self.redis = self.run(self.world.node(NODES[0]))
-        self.memory = MemoryStore(LIMITS, lambda: self.now)  # type: ignore[arg-type,return-value]
+        now = lambda: self.now  # noqa: E731
+        self.memory = MemoryStore(LIMITS, now, outbox=OUTBOX)  # type: ignore[arg-type,return-value]
         for inbox in INBOXES:
             self.open(inbox, NODES[0], Window(3, 1_000), 0)
 
@@ -125,10 +133,12 @@ class Machine(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ comparing
 
-    def both(self, method: str, inbox: AgentKey, *arguments: tuple[Any, Any]) -> tuple[Any, Any]:
+    def both(
+        self, method: str, inbox: AgentKey, *arguments: tuple[Any, Any], **named: Any
+    ) -> tuple[Any, Any]:
         """The same call on both sides, with each side's own fences and epochs."""
-        left = self.call(self.memory, method, [one[0] for one in arguments])
-        right = self.call(self.redis, method, [one[1] for one in arguments])
+        left = self.call(self.memory, method, [one[0] for one in arguments], named)
+        right = self.call(self.redis, method, [one[1] for one in arguments], named)
         if isinstance(left, Opened) and isinstance(right, Opened):
             self.same(inbox, left, right)
         self.same_heads()
@@ -137,16 +147,18 @@ class Machine(RuleBasedStateMachine):
         assert ours == theirs, f"{method}: the specification says {ours}, the scripts {theirs}"
         return left, right
 
-    def call(self, store: Any, method: str, arguments: list[Any]) -> Any:
-        return self.run(getattr(store, method)(*arguments))
+    def call(self, store: Any, method: str, arguments: list[Any], named: dict[str, Any]) -> Any:
+        return self.run(getattr(store, method)(*arguments, **named))
 
     def same_heads(self) -> None:
         found = [self.run(store.heads(INBOXES)) for store in (self.memory, self.redis)]
         for inbox, mine, other in zip(INBOXES, *found, strict=True):
             assert (mine is None) == (other is None)
             if mine is not None:
-                assert mine.head == other.head
+                assert (mine.head, mine.away) == (other.head, other.away)
                 self.same(inbox, mine, other)
+        totals = [sorted(self.run(store.outboxes())) for store in (self.memory, self.redis)]
+        assert totals[0] == totals[1]
 
     def same(self, inbox: AgentKey, mine: Any, other: Any) -> None:
         """What both sides call a fence, or an epoch, has one number."""
@@ -171,9 +183,10 @@ class Machine(RuleBasedStateMachine):
         kind=st.sampled_from(["plain"] * 6 + ["silent", "marked"]),
         is_other=st.sampled_from([False] * 5 + [True]),
         barred=st.sampled_from([False] * 5 + [True]),
+        peers=st.tuples(st.sampled_from([*PEERS, None]), st.sampled_from([*PEERS, None, None])),
     )
     def append(  # noqa: PLR0917  one argument for each strategy
-        self, numbers, inbox, life, age, size, sender, kind, is_other, barred
+        self, numbers, inbox, life, age, size, sender, kind, is_other, barred, peers
     ) -> None:
         if self.has_lost:
             numbers = numbers[:1]  # what is kept anew is stored after the rest of its batch
@@ -184,13 +197,13 @@ class Machine(RuleBasedStateMachine):
                 entry(
                     n, inbox=inbox, sender=sender, size=size, hour=HOUR - age,
                     created_at=int(self.now) - 10, expires_at=int(self.now) + life,
-                    bounces=kind != "silent", marked=kind == "marked",
+                    bounces=kind != "silent", marked=kind == "marked", via=peers[1],
                 ),
             )  # fmt: skip
             if is_other:  # the same id for another envelope
                 other = entry(n + 1_000)
                 item = item._replace(eid=other.eid, wire=other.wire)
-            made.append(item._replace(barred=barred))
+            made.append(item._replace(barred=barred, peer=peers[0]))
         self.both("append", inbox, (made, made))
 
     @rule(
@@ -206,8 +219,14 @@ class Machine(RuleBasedStateMachine):
         if isinstance(left, Opened):
             self.sessions.append((inbox, left, right))
 
-    @rule(inbox=st.sampled_from(INBOXES), first=st.integers(0, 25), life=LIFETIMES, size=SIZES)
-    def append_some(self, inbox, first, life, size) -> None:
+    @rule(
+        inbox=st.sampled_from(INBOXES),
+        first=st.integers(0, 25),
+        life=LIFETIMES,
+        size=SIZES,
+        peer=st.sampled_from(PEERS),
+    )
+    def append_some(self, inbox, first, life, size, peer) -> None:
         made = [
             self.items.setdefault(
                 (inbox, n),
@@ -215,7 +234,7 @@ class Machine(RuleBasedStateMachine):
                     n, inbox=inbox, sender=SENDERS[n % 3], size=size, hour=HOUR - n % 4,
                     created_at=int(self.now) - 10, expires_at=int(self.now) + life + n % 2,
                 ),
-            )
+            )._replace(peer=peer)
             for n in range(first, first + (1 if self.has_lost else 5))
         ]  # fmt: skip
         self.both("append", inbox, (made, made))
@@ -391,6 +410,67 @@ class Machine(RuleBasedStateMachine):
     def merge_record(self, owner, seq, names_us) -> None:
         row = RecordRow((1, seq, bytes([seq]) * 32), f"record{seq}", names_us=bool(names_us))
         self.both("merge_record", owner, (owner, owner), (row, row))
+
+    # ------------------------------------------------------------ elsewhere
+
+    @rule(owner=st.sampled_from(INBOXES), home=st.sampled_from([True, True, False]))
+    def move(self, owner, home) -> None:
+        """A record that is newer than all before."""
+        self.moves += 1
+        digest = self.moves.to_bytes(2, "big") * 16
+        row = RecordRow((1, self.moves, digest), f"record{self.moves}", names_us=home)
+        self.both("merge_record", owner, (owner, owner), (row, row))
+
+    @rule(
+        inbox=st.sampled_from(INBOXES),
+        window=WINDOWS,
+        peer=st.sampled_from([*PEERS, None]),
+        is_forwarded=st.sampled_from([True] * 7 + [False]),
+        places=PICKS,
+        refuse=PICKS,
+        wait_s=st.sampled_from([0, 5, 400]),
+        code=st.sampled_from([None, None, None, *CLOSING]),
+        end=st.sampled_from(["", "close", "defer", "defer, close"]),
+    )
+    def carry(  # noqa: PLR0917  one argument for each strategy
+        self, inbox, window, peer, is_forwarded, places, refuse, wait_s, code, end
+    ) -> None:
+        """Like a courier: read, forward some, refuse some, say when it comes again."""
+        if self.memory._inboxes[inbox].home:
+            self.move(inbox, home=False)
+            self.append_some(inbox, 1, 4_000, 0, peer or PEERS[0])
+        wanted = OpenRequest(inbox, NODES[0], window, courier=True, create=False)
+        left, right = self.both("open", inbox, (wanted, wanted))
+        self.sessions.append((inbox, left, right))
+        self.read_all(inbox)
+        fences, head = (left.fence, right.fence), Seq(self.head(inbox))
+        forwarded = Forwarded(PEERS[0], bytes([len(places)]) * 32) if is_forwarded else None
+        refusals = tuple((seq, "blocked") for seq in self.live(inbox, refuse[:1]))
+        asked = [
+            [AckRequest(inbox, Ack(one.fence, one.epoch, tuple(self.live(inbox, places)), head,
+                                   refusals, forwarded))]
+            for one in (left, right)
+        ]  # fmt: skip
+        self.both("ack", inbox, tuple(asked))
+        if "defer" in end:
+            closed = Refusal(code) if code else None
+            self.both("defer_outbox", inbox, (inbox, inbox), fences, (wait_s, wait_s),
+                      peer=peer, closed=closed)  # fmt: skip
+            self.append_some(inbox, self.moves * 10, 4_000, 0, PEERS[0])
+        if "close" in end:
+            self.both("close", inbox, (inbox, inbox), fences, (head, head))
+
+    @precondition(lambda self: self.sessions)
+    @rule(at=st.integers(0, 7), wait_s=st.sampled_from([0, 45]), peer=st.sampled_from(PEERS))
+    def defer(self, at, wait_s, peer) -> None:
+        inbox, left, right = self.pick(at)
+        fences = (left.fence, right.fence)
+        self.both("defer_outbox", inbox, (inbox, inbox), fences, (wait_s, wait_s), peer=peer)
+
+    @rule(most=st.integers(1, 2), lease_s=st.sampled_from([5, 30]))
+    def due_outboxes(self, most, lease_s) -> None:
+        node = (NODES[0], NODES[0])
+        self.both("due_outboxes", INBOXES[0], node, most=most, lease_s=lease_s)
 
     @precondition(lambda self: self.sessions)
     @rule(at=st.integers(0, 5), which=st.integers(0, 30))

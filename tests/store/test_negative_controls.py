@@ -17,6 +17,7 @@ from tests.store import (
     test_beside,
     test_ends,
     test_faults,
+    test_outbox,
     test_rules,
     test_sessions,
     test_take,
@@ -34,14 +35,14 @@ LEAVE_AN_ID = """
 GUARDS: list[tuple[str, str, str, Test]] = [
     (
         "the fence is compared",
-        "if fence ~= box.fence or not box.open then return 'superseded' end",
+        "if fence ~= box.fence or not box.open then return ended_by(box, fence) end",
         "",
         test_sessions.test_a_newer_session_supersedes_the_older_in_everything,
     ),
     (
         "a closed session is over",
-        "if fence ~= box.fence or not box.open then return 'superseded' end",
-        "if fence ~= box.fence then return 'superseded' end",
+        "if fence ~= box.fence or not box.open then return ended_by(box, fence) end",
+        "if fence ~= box.fence then return ended_by(box, fence) end",
         test_sessions.test_a_closed_session_is_over,
     ),
     (
@@ -70,7 +71,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "the agent is told before an expired entry is forgotten",
-        "local passed = OWN[reason] and to or math.min(to, upto)",
+        "local passed = PASSED[reason] and to or math.min(to, upto)",
         "local passed = to",
         test_sessions.test_what_others_ended_is_passed_only_by_a_cumulative_ack,
     ),
@@ -82,8 +83,8 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "ids are remembered",
-        "if fate ~= 'S' or is_live(inbox, seq) then return {inbox, 'dup', seq, box.epoch} end",
-        "",
+        "if fate ~= 'S' or is_live(inbox, seq) then",
+        "if false then",
         test_append.test_the_same_envelope_again_is_answered_as_the_first_time,
     ),
     (
@@ -148,7 +149,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "only the session of an inbox changes its rules",
-        "if fence ~= box.fence or not box.open then return 'superseded' end",
+        "if fence ~= box.fence or not box.open then return ended_by(box, fence) end",
         "",
         test_rules.test_only_the_session_that_has_the_inbox_changes_its_rules,
     ),
@@ -183,10 +184,112 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_ends.test_a_batch_stays_as_it_was_until_it_is_finished,
     ),
     (
-        "records are ordered by all three",
-        "return is_above(ARGV[7], held[3])",
-        "return true",
-        test_beside.test_the_newest_record_is_kept_whatever_the_order_of_arrival,
+        "what waits for one peer is bounded",
+        "if is_over(outbox_of(peer).all, size, OUTBOX_COUNT, OUTBOX_BYTES) then",
+        "if false then",
+        test_outbox.test_what_waits_for_one_peer_is_bounded,
+    ),
+    (
+        "a sender has a share of an outbox",
+        "if is_over(share_of(peer, item.sender), size, count, bytes) then",
+        "if false then",
+        test_outbox.test_one_sender_has_a_share_of_what_waits_for_a_peer,
+    ),
+    (
+        "a recipient has a share of an outbox",
+        "if is_over({box.count, box.bytes}, size, count, bytes) then",
+        "if false then",
+        test_outbox.test_one_recipient_has_a_share_of_what_waits_for_a_peer,
+    ),
+    (
+        "what went on is given back to its outbox",
+        "add_to_outbox(box.away.peer, item.sender, -1, -item.size)",
+        "",
+        test_outbox.test_what_waits_for_one_peer_is_bounded,
+    ),
+    (
+        "an outbox that is closed takes nothing",
+        "if NOW < away.closed_until then return 'closed' end",
+        "",
+        test_outbox.test_while_closed_new_envelopes_are_refused_as_the_peer_refused,
+    ),
+    (
+        "the session of an agent that moved ends",
+        "box.fence, box.open, box.node = box.fence + 1, false, ''",
+        "",
+        test_outbox.test_when_an_agent_moves_its_session_ends_and_what_waits_is_for_couriers,
+    ),
+    (
+        "the courier of an agent that came home ends",
+        "box.fence, box.open, box.node = box.fence + 1, false, ''",
+        "",
+        test_outbox.test_when_an_agent_comes_home_its_courier_is_fenced_off_and_it_takes_what_waits,
+    ),
+    (
+        "what the agent was handed before it moved is marked",
+        "box.handed = math.max(box.handed, window_end(box))\n    local news",
+        "local news",
+        test_outbox.test_when_an_agent_moves_its_session_ends_and_what_waits_is_for_couriers,
+    ),
+    (
+        "an agent that moved is not told that it was superseded",
+        "if not home then away.left_fence = box.fence end",
+        "",
+        test_outbox.test_an_agent_that_went_and_came_back_is_not_told_that_it_was_superseded,
+    ),
+    (
+        "only the newest courier forwards",
+        "if fence ~= box.fence or not box.open then return ended_by(box, fence) end",
+        "",
+        test_outbox.test_only_the_newest_courier_forwards,
+    ),
+    (
+        "a courier is none for an agent that is home",
+        "if is_courier and (not box or box.home) then",
+        "if is_courier and not box then",
+        test_outbox.test_a_courier_opens_only_what_is_away_and_makes_nothing,
+    ),
+    (
+        "a courier acks only what went on",
+        "if not box.home and names and not request.is_forwarded then return 'bad_frame' end",
+        "",
+        test_outbox.test_a_courier_acks_nothing_as_if_it_were_the_agent,
+    ),
+    (
+        "an agent forwards nothing",
+        "if box.home and request.is_forwarded then return 'superseded' end",
+        "",
+        test_outbox.test_an_agent_forwards_nothing,
+    ),
+    (
+        "a forwarded id stays a courier's",
+        "return fate == 'W' or (fate == 'S' and not box.home)",
+        "return fate == 'S' and not box.home",
+        test_outbox.test_what_was_forwarded_stays_so_when_the_agent_is_home_again,
+    ),
+    (
+        "a refusal of a courier says what the marks say",
+        "return box.home or item.marked or item.seq <= math.max(box.handed, box.taken) or",
+        "return true or",
+        test_outbox.test_a_courier_that_refuses_makes_one_bounce_that_says_what_the_marks_say,
+    ),
+    (
+        "what is due is lent",
+        "set_due(box, now + tonumber(ARGV[5]))",
+        "",
+        test_outbox.test_what_is_due_is_lent_to_one_courier_at_a_time,
+    ),
+    (
+        "what came while a courier ended is due",
+        "if not box.home then set_due(box, math.max(precisely(), away_of(box).deferred)) end",
+        "",
+        test_outbox.test_what_came_while_a_courier_ended_is_due_at_once,
+    ),
+    (
+        "the strangers of one peer have a share",
+        "if brought[1] >= math.floor(STRANGER_COUNT / PEER_SHARE) or",
+        "if false and",
+        test_outbox.test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_have,
     ),
 ]
 ON_SERVERS: list[tuple[str, str, str, Test]] = [

@@ -196,8 +196,9 @@ class World:
         """Another node's store; for memory there is only one."""
         if self.is_memory:
             if not self._stores:
-                total = {k: v for k, v in self.options.items() if k == "dedupe_total"}
-                made = MemoryStore(self.limits, lambda: Timestamp(self.now), **total)
+                ours = {"dedupe_total", "directory", "outbox"}
+                options = {k: v for k, v in self.options.items() if k in ours}
+                made = MemoryStore(self.limits, lambda: Timestamp(self.now), **options)
                 self._stores.append(made)
             return self._stores[0]
         options = {k: v for k, v in self.options.items() if k != "dedupe_total"} | changes

@@ -17,7 +17,8 @@ from typing import Any, Final, Literal, get_args, get_origin
 import nacl.bindings
 from pydantic.fields import FieldInfo
 
-from relay.core import codec, envelope, handshake, jws, records
+from relay.core import antientropy, codec, envelope, handshake, jws, records, relay_info
+from relay.core.antientropy import TOP_BITS, Index, place
 from relay.core.envelope import Draft, SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import (
@@ -27,9 +28,11 @@ from relay.core.frames import (
     Bye,
     Deliver,
     DeliverItem,
+    Digest,
     Error,
     Frame,
     Gap,
+    Gossip,
     Hello,
     Publish,
     Published,
@@ -44,6 +47,8 @@ from relay.core.frames import (
     StatusItem,
     Submit,
     Submitted,
+    View,
+    Want,
     Welcome,
     WelcomePending,
 )
@@ -55,17 +60,17 @@ from relay.core.ranges import Range, Reason
 from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.core.records import Home
 from relay.core.seal import CONTENT_TYPE
-from relay.http.routes import INFO_TYP, relay_information
 from relay.ports import BounceBatch
 from relay.server.build import OpenedStore, build
 from relay.service.bounces import bounce_envelope
+from relay.service.information import relay_information
 from relay.settings import Settings
 from relay.store.memory import MemoryStore
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 BLOCK: Final = re.compile(r"<!-- example: ([a-z0-9-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
 
-ALICE, BOB, RELAY = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3))
+ALICE, BOB, RELAY, PEER = (SigningKey(bytes([n]) * 32) for n in (1, 2, 3, 10))
 NOW: Final = Timestamp(1_800_000_000)
 URL: Final = "http://127.0.0.1:8080"
 EPOCH: Final = Epoch("7c0f1a5b9d3e48267f10")
@@ -74,6 +79,8 @@ EPHEMERAL: Final = bytes([6]) * 32
 TOKEN: Final = jws.b64encode(bytes([8]) * 32)
 LIMITS: Final = {"jws": 10240, "body": 262144, "frame": 2097152, "envelopes": 256}
 CLAIMS: Final = Claims(BOB.did, RELAY.did, URL, NONCE, CNONCE, "agent")
+CAST: Final = ("alice", "bob", "relay", "peer")
+PEER_CLAIMS: Final = Claims(PEER.did, RELAY.did, URL, NONCE, CNONCE, "peer")
 
 
 # ---------------------------------------------------------------- things
@@ -159,8 +166,36 @@ def information() -> str:
         return relay_information((await build(settings, opened, URL)).node)
 
     payload = payload_of(asyncio.run(described()))
-    payload["durability"] = "fsync"
-    return jws.sign(payload, typ=INFO_TYP, kid=RELAY.kid, key=RELAY.sign)
+    payload |= {"durability": "fsync", "iat": int(NOW), "exp": int(NOW) + relay_info.MAX_LIFETIME_S}
+    return jws.sign(payload, typ=relay_info.TYP, kid=RELAY.kid, key=RELAY.sign)
+
+
+def between_relays() -> dict[str, str]:
+    """What a relay says to one that it dialled, and is told."""
+    index = Index()
+    order = records.parse(record()).order
+    index.put(BOB.agent_key, order)
+    bucket = place(BOB.agent_key, TOP_BITS)
+    digest, lists = Digest("p-1", TOP_BITS), Want("p-2", bits=TOP_BITS, bucket=bucket)
+    wire = json.loads(PLAIN.wire)
+    taken_over = jws.b64encode(hashlib.sha256(receipt().encode()).digest())
+    forwarded = StatusAnswer(BOB.did, PLAIN.id, "forwarded", PEER.did, taken_over)
+    why = "peer_unreachable: no answer in time"
+    return {
+        "peer-auth-payload": as_json(payload_of(handshake.sign_auth(PEER, PEER_CLAIMS, NOW))),
+        "gossip": frame(Gossip((record(),))),
+        "gossip-relays": frame(Gossip(relays=(information(),), ref="p-4")),
+        "digest": frame(digest),
+        "digests": frame(antientropy.answer(index, digest)),
+        "want": frame(lists),
+        "have": frame(antientropy.answer(index, lists)),
+        "want-agents": frame(Want("p-3", agents=(BOB.agent_key,))),
+        "want-view": frame(Want("p-5", view=True)),
+        "view": frame(View("p-5", "suspect", int(NOW) - 90, reason=why)),
+        "peer-submit": frame(Submit("p-6", [wire], (PEER.did,), (0,))),
+        "peer-status": frame(Status("p-7", (StatusItem(BOB.did, PLAIN.id, ALICE.did),))),
+        "statuses-forwarded": frame(Statuses("q-6", (forwarded,))),
+    }
 
 
 # ---------------------------------------------------------------- blocks
@@ -224,7 +259,7 @@ def signed_things() -> dict[str, str]:
     kept = json.loads(bounce_envelope(RELAY, batch).wire)
     items = [BounceItem(PLAIN.eid, BOB.did, "expired", maybe_delivered=False)]
     return {
-        "keys": as_text(*(line for key in ("alice", "bob", "relay") for line in identity(key))),
+        "keys": as_text(*(line for key in CAST for line in identity(key))),
         "envelope-header": as_json(header_of(compact)),
         "envelope-payload": as_json(payload_of(compact)),
         "envelope-bytes": as_text(
@@ -254,7 +289,7 @@ def signed_things() -> dict[str, str]:
 
 
 def identity(name: str) -> list[str]:
-    key = {"alice": ALICE, "bob": BOB, "relay": RELAY}[name]
+    key = {"alice": ALICE, "bob": BOB, "relay": RELAY, "peer": PEER}[name]
     return [
         f"{name}",
         f"  seed        {key.seed.hex()}",
@@ -331,7 +366,13 @@ def allowed(field: FieldInfo) -> str:
 
 def examples() -> dict[str, str]:
     """Every block, by name."""
-    return {**signed_things(), **frames(), **over_http(), "settings": settings_table()}
+    return {
+        **signed_things(),
+        **frames(),
+        **between_relays(),
+        **over_http(),
+        "settings": settings_table(),
+    }
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from relay.core import frames
-from relay.core.codec import LIMIT_NAMES
 from relay.core.errors import ErrorCode
 from relay.core.inbox_values import FirstContact
 from relay.core.jws import MAX_SAFE_INTEGER, b64encode
 from relay.core.ranges import Range, Reason
+from relay.core.relay_info import LIMIT_NAMES
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 refs = st.text("abc-0é", min_size=1, max_size=64)
@@ -55,14 +55,36 @@ def _listed(strategy: st.SearchStrategy, least: int = 1) -> st.SearchStrategy[tu
     return st.lists(strategy, min_size=least, max_size=3).map(tuple)
 
 
+hashes = st.binary(min_size=16, max_size=16).map(b64encode)
+receipts = st.binary(min_size=32, max_size=32).map(b64encode)
+bits = st.integers(10, 30)
+buckets = st.integers(0, 1023)
+gossips = st.builds(frames.Gossip, _listed(names, 0), _listed(names, 0), st.none() | refs)
+
+
 from_agent = st.one_of(
     st.builds(frames.Auth, names, maybe, maybe),
     st.builds(frames.Submit, refs, st.lists(envelopes, min_size=1, max_size=3)),
+    st.builds(
+        frames.Submit,
+        refs,
+        st.lists(envelopes, min_size=1, max_size=3),
+        _listed(names, 0),
+        st.sampled_from([(), (0,)]),
+    ),
+    gossips,
+    st.builds(frames.Digest, refs, bits, _listed(buckets, 0)),
+    st.builds(frames.Want, refs, bits, buckets, maybe),
+    st.builds(frames.Want, refs, agents=_listed(names)),
+    st.builds(frames.Want, refs, relays=st.just(True)),
+    st.builds(frames.Want, refs, view=st.just(True)),
     st.builds(frames.Ack, names, numbers, many_seqs, _listed(st.tuples(seqs, names), 0)),
     st.builds(
         frames.Status,
         refs,
-        _listed(st.builds(frames.StatusItem, names, st.text("0af-", min_size=1, max_size=36))),
+        _listed(
+            st.builds(frames.StatusItem, names, st.text("0af-", min_size=1, max_size=36), maybe)
+        ),
     ),
     st.builds(frames.Resolve, refs, names, st.none()),
     st.builds(frames.Resolve, refs, st.none(), names),
@@ -74,6 +96,30 @@ from_agent = st.one_of(
     st.builds(frames.Bye, codes, names, retry, maybe),
 )
 from_relay = st.one_of(
+    gossips,
+    st.builds(
+        frames.Digests,
+        refs,
+        bits,
+        _listed(st.builds(frames.BucketDigest, buckets, numbers, hashes), 0),
+    ),
+    st.builds(
+        frames.Have,
+        refs,
+        bits,
+        buckets,
+        _listed(st.builds(frames.HaveItem, names, seqs, numbers, hashes), 0),
+        st.booleans(),
+    ),
+    st.builds(
+        frames.View,
+        refs,
+        st.sampled_from(frames.Membership.__args__),
+        numbers,
+        numbers,
+        retry,
+        maybe,
+    ),
     st.builds(
         frames.Hello,
         relay=names,
@@ -118,6 +164,8 @@ from_relay = st.one_of(
                 names,
                 st.text("0af-", min_size=1, max_size=36),
                 st.sampled_from(frames.State.__args__),
+                maybe,
+                st.none() | receipts,
             )
         ),
     ),

@@ -46,13 +46,13 @@ def test_every_frame_can_be_written_and_is_read_on_one_side_or_both():
     kinds = {kind.__name__.lower() for kind in get_args(Frame)}
     assert {kind.__name__.lower() for kind in codec._ENCODE} == kinds
     assert set(codec._PARSE["agent"]) | set(codec._PARSE["relay"]) == kinds
-    assert set(codec._PARSE["agent"]) & set(codec._PARSE["relay"]) == {"error", "bye"}
+    assert set(codec._PARSE["agent"]) & set(codec._PARSE["relay"]) == {"error", "bye", "gossip"}
 
 
 @given(from_agent, from_relay)
 def test_what_the_other_side_alone_may_say_is_unsupported(agent: Frame, relay: Frame):
     for frame, side in ((agent, "relay"), (relay, "agent")):
-        if not isinstance(frame, frames.Error | frames.Bye):
+        if not isinstance(frame, frames.Error | frames.Bye | frames.Gossip):
             assert refused(codec.encode(frame), side) == ErrorCode.UNSUPPORTED
 
 
@@ -181,6 +181,33 @@ BAD = {
         {"t": "status", "ref": "r", "items": [{"to": "d", "id": "i"}] * 257},
         {"t": "resolve", "ref": "r"},
         {"t": "resolve", "ref": "r", "did": "d", "handle": "h"},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "hops": "d"},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "hops": [1]},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "hops": [""]},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "hops": ["d"] * 17},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "marked": [1]},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "marked": [-1]},
+        {"t": "submit", "ref": "r", "envelopes": [OBJECT], "marked": [True]},
+        {"t": "status", "ref": "r", "items": [{"to": "d", "id": "i", "from": 1}]},
+        {"t": "gossip", "records": ["x" * 4097]},
+        {"t": "gossip", "records": ["x"] * 1025},
+        {"t": "gossip", "records": [""]},
+        {"t": "gossip", "relays": ["x"] * 65},
+        {"t": "gossip", "relays": [1]},
+        {"t": "digest", "ref": "r"},
+        {"t": "digest", "ref": "r", "bits": 31},
+        {"t": "digest", "ref": "r", "bits": 10, "buckets": [1024]},
+        {"t": "digest", "ref": "r", "bits": 10, "buckets": [True]},
+        {"t": "digest", "ref": "r", "bits": 10, "buckets": [-1]},
+        {"t": "digest", "ref": "r", "bits": 10, "buckets": [0] * 1025},
+        {"t": "want", "ref": "r"},
+        {"t": "want", "ref": "r", "bucket": 1},
+        {"t": "want", "ref": "r", "bits": 10, "bucket": 1024},
+        {"t": "want", "ref": "r", "relays": False},
+        {"t": "want", "ref": "r", "relays": True, "view": True},
+        {"t": "want", "ref": "r", "agents": ["k"], "view": True},
+        {"t": "want", "ref": "r", "agents": ["k"] * 1025},
+        {"t": "want", "ref": "r", "agents": ["k" * 601]},
         {"t": "publish", "ref": "r"},
         {"t": "publish", "ref": "r", "record": "x" * 4097},
         {"t": "error"},
@@ -211,7 +238,24 @@ BAD = {
         {"t": "gap", "epoch": "e", "ranges": [{"from_seq": 1, "to_seq": 1, "reason": "eaten"}]},
         {"t": "acked", "epoch": "e"},
         {"t": "statuses", "ref": "r", "items": [{"to": "d", "id": "i", "state": "lost"}]},
+        {"t": "statuses", "ref": "r", "items": [{"to": "d", "id": "i", "state": "forwarded",
+                                                 "receipt": "AA"}]},
         {"t": "resolved", "ref": "r", "state": "perhaps"},
+        {"t": "digests", "ref": "r", "bits": 10, "items": [[0, 1]]},
+        {"t": "digests", "ref": "r", "bits": 10, "items": [[1024, 1, "A" * 22]]},
+        {"t": "digests", "ref": "r", "bits": 10, "items": [[0, -1, "A" * 22]]},
+        {"t": "digests", "ref": "r", "bits": 10, "items": [[0, True, "A" * 22]]},
+        {"t": "digests", "ref": "r", "bits": 10, "items": [[0, 1, "A" * 21]]},
+        {"t": "have", "ref": "r", "bits": 10, "bucket": 0, "items": []},
+        {"t": "have", "ref": "r", "bits": 10, "bucket": 0, "items": [["k", 1, 1]], "more": False},
+        {"t": "have", "ref": "r", "bits": 10, "bucket": 0, "items": [["", 1, 1, "A" * 22]],
+         "more": False},
+        {"t": "have", "ref": "r", "bits": 10, "bucket": 0, "items": [["k", 0, 1, "A" * 22]],
+         "more": False},
+        {"t": "have", "ref": "r", "bits": 10, "bucket": 0, "items": [["k", 1, 1, "A" * 43]],
+         "more": False},
+        {"t": "view", "ref": "r", "state": "well", "since": 0, "strikes": 0},
+        {"t": "view", "ref": "r", "state": "alive", "since": -1, "strikes": 0},
         {"t": "published", "ref": "r", "stored": 1, "kv": 1, "seq": 1},
     ],
 }  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from relay.core.ids import Seq
 from relay.core.ranges import Range, Ranges, Reason, holes
 
-OWN = {Reason.ACKED, Reason.REFUSED}
+OWN = {Reason.ACKED, Reason.REFUSED, Reason.MOVED}
 additions = st.dictionaries(st.integers(1, 20), st.sampled_from(Reason), max_size=20)
 
 

@@ -12,7 +12,8 @@ from relay.core.ids import AgentKey, Epoch, Fence, Seq, Timestamp
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Acked, Page, PageItem, Window
 from relay.core.ranges import Range, Reason
-from relay.core.session import CLOSES, Identity, Phase, RelaySession
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import CLOSES, Identity
 from tests.unit.builders import ALICE, NOW, RELAY
 
 T = Timestamp(100)

@@ -475,6 +475,7 @@ def invalid_receipts() -> list[Case]:
 # ---------------------------------------------------------------- endpoint records
 
 HOME = {"did": RELAY.did, "url": URL, "prio": 0}
+LEFT = {"did": RELAY.did, "url": URL, "until": NOW + DAY}
 RECORD = Signed(
     "agent-endpoints+jws",
     {"v": 1, "did": ALICE.did, "kv": 1, "seq": NOW * 1000, "iat": NOW, "exp": NOW + 7 * DAY,
@@ -508,6 +509,10 @@ def valid_records() -> list[Case]:
         good_record("expired, and still in force", iat=NOW - 9 * DAY, exp=NOW - 2 * DAY,
                     seq=(NOW - 9 * DAY) * 1000),
         good_record("unknown members are ignored", x={"y": 1}),
+        good_record("relays that were left", drain=[LEFT] * 5),
+        good_record("nothing is said of relays that were left", drain=...),
+        good_record("stale for not quite 90 days", iat=NOW - 97 * DAY + 1, exp=NOW - 90 * DAY + 1,
+                    seq=(NOW - 97 * DAY) * 1000),
     ]  # fmt: skip
 
 
@@ -541,7 +546,77 @@ def invalid_records() -> list[Case]:
         bad("handle that is a number", "bounds", form, RECORD.make(handles=[1])),
         bad("half a key", "bounds", form, RECORD.make(enc=b64(bytes(16)))),
         bad("more than 4 KiB", "size", form, RECORD.make(x="x" * 4096)),
+        bad("six relays that were left", "bounds", form, RECORD.make(drain=[LEFT] * 6)),
+        bad("a relay that was left, for ever", "bounds", form,
+            RECORD.make(drain=[changed(LEFT, {"until": ...})])),
+        bad("a relay that was left, of no url", "url", form,
+            RECORD.make(drain=[{**LEFT, "url": "relay"}])),
+        bad("stale for 90 days", "clock", "expired",
+            RECORD.make(iat=NOW - 97 * DAY, exp=NOW - 90 * DAY, seq=(NOW - 97 * DAY) * 1000)),
     ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- relay information
+
+INFO = Signed(
+    "agent-relay-info+jws",
+    {"v": 1, "did": RELAY.did, "iat": NOW, "exp": NOW + 7 * DAY, "url": URL,
+     "software": "did-relay", "version": "1.0.0",
+     "limits": {"jws": 10240, "body": 262144, "frame": 2097152, "envelopes": 256},
+     "retention_s": 30 * DAY, "registration": "open", "federation": "closed",
+     "durability": "fsync", "peers": 3, "contact": "mailto:relay@example.org"},
+    RELAY,
+    lambda jws: {"info": jws},
+)  # fmt: skip
+
+
+def good_info(name: str, **changes: Any) -> Case:
+    payload, jws = changed(INFO.payload, changes), INFO.jws(**changes)
+    digest = hashlib.sha256(jws.rpartition(".")[0].encode()).hexdigest()
+    kept = {member: payload[member] for member in ("did", "url", "federation", "peers", "limits")}
+    return good(name, {"info": jws}, {**kept, "order": [payload["iat"], digest]})
+
+
+def valid_relay_info() -> list[Case]:
+    """Any two of them merge to the one whose order is greater."""
+    return [
+        good_info("federates with those that were added"),
+        good_info("the same iat, other bytes", peers=4),
+        good_info("federates with any", federation="open"),
+        good_info("federates with none", federation="off", peers=0),
+        good_info("nobody to ask", contact=None),
+        good_info("without a contact", contact=...),
+        good_info("issued 300 s ahead", iat=NOW + 300, exp=NOW + 301),
+        good_info("expired 299 s ago", iat=NOW - DAY, exp=NOW - 299),
+        good_info("on a port", url="http://127.0.0.1:8080"),
+        good_info("unknown members are ignored", x={"y": 1}),
+    ]
+
+
+def invalid_relay_info() -> list[Case]:
+    form = "bad_frame"
+    return [
+        *broken_jws(INFO, form),
+        *foreign_signatures(INFO),
+        bad("issued 301 s ahead", "clock", "not_yet_valid", INFO.make(iat=NOW + 301)),
+        bad("expired 300 s ago", "clock", "expired", INFO.make(iat=NOW - DAY, exp=NOW - 300)),
+        bad("more than 7 days", "lifetime", form, INFO.make(exp=NOW + 7 * DAY + 1)),
+        bad("no time at all", "lifetime", form, INFO.make(exp=NOW)),
+        bad("without iat", "lifetime", form, INFO.make(iat=...)),
+        bad("without exp", "lifetime", form, INFO.make(exp=...)),
+        bad("kid of somebody else", "kid", form, INFO.make(header={"kid": MALLORY.kid})),
+        bad("of somebody else", "kid", form, INFO.make(did=MALLORY.did)),
+        bad("version 2", "version", "unsupported", INFO.make(v=2)),
+        bad("must be understood", "version", "unsupported", INFO.make(must_x=1)),
+        bad("another DID method", "did", "unsupported", INFO.make(did="did:web:example.org")),
+        bad("without a url", "url", form, INFO.make(url=...)),
+        bad("a url with a path", "url", form, INFO.make(url=URL + "/x")),
+        bad("a url with a name in it", "url", form, INFO.make(url="https://a@relay.example")),
+        bad("federates with some", "bounds", form, INFO.make(federation="some")),
+        bad("fewer than no peers", "bounds", form, INFO.make(peers=-1)),
+        bad("limits that are none", "bounds", form, INFO.make(limits=[])),
+        bad("more than 4 KiB", "size", form, INFO.make(x="x" * 4096)),
+    ]
 
 
 # ---------------------------------------------------------------- frames
@@ -602,10 +677,73 @@ def valid_frames() -> list[Case]:
         spoken("relay", {"t": "ruled", "ref": "w", "first_contact": "refuse",
                          "allow": [ALICE.did], "deny": [MALLORY.did], "contacts": 3}),
         spoken("relay", {"t": "error", "error": "inbox_reset", "detail": "new epoch", "ref": "r1"}),
+        *valid_peer_frames(wire),
         spoken("agent", bye),
         spoken("relay", bye),
         spoken("relay", bye, json.dumps({**bye, "x": [1], "record": None}, indent=1),
                "unknown and null members, white space"),
+    ]  # fmt: skip
+
+
+def valid_peer_frames(wire: Any) -> list[Case]:
+    """What relays say to each other: the one that dialled reads and speaks as an agent does."""
+    record, info, hash16 = RECORD.jws(), INFO.jws(), b64(bytes(range(16)))
+    key = "key:" + BOB.did.removeprefix("did:key:")
+    hops, status = [MALLORY.did, ALICE.did], {"to": BOB.did, "id": ID, "from": ALICE.did}
+    answer = {"to": BOB.did, "id": ID, "state": "forwarded", "peer": MALLORY.did,
+              "receipt": b64(bytes(32))}  # fmt: skip
+    view = {"t": "view", "ref": "v", "state": "suspect", "since": NOW, "strikes": 2,
+            "retry_after": 60, "reason": "no answer"}  # fmt: skip
+    return [
+        spoken("agent", {"t": "submit", "ref": "r1", "envelopes": [wire], "hops": hops,
+                         "marked": [0]}, name="submit of a peer"),
+        spoken("agent", {"t": "status", "ref": "s", "items": [status]}, name="status of a peer"),
+        spoken("relay", {"t": "statuses", "ref": "s", "items": [answer]},
+               name="statuses of what was forwarded"),
+        spoken("agent", {"t": "gossip", "records": [record], "relays": [info]}),
+        spoken("relay", {"t": "gossip", "ref": "w", "records": [record]}),
+        spoken("relay", {"t": "gossip", "ref": "w"}, name="gossip of nothing"),
+        spoken("agent", {"t": "digest", "ref": "d", "bits": 10, "buckets": []}),
+        spoken("agent", {"t": "digest", "ref": "d", "bits": 16, "buckets": [0, 65_535]},
+               name="digest of parts"),
+        spoken("relay", {"t": "digests", "ref": "d", "bits": 10, "items": [[7, 1, hash16]]}),
+        spoken("agent", {"t": "want", "ref": "w", "bits": 10, "bucket": 7}),
+        spoken("agent", {"t": "want", "ref": "w", "bits": 10, "bucket": 7, "after": key},
+               name="want the rest of a list"),
+        spoken("agent", {"t": "want", "ref": "w", "agents": [key]}, name="want records"),
+        spoken("agent", {"t": "want", "ref": "w", "relays": True}, name="want relays"),
+        spoken("agent", {"t": "want", "ref": "w", "view": True}, name="want a view"),
+        spoken("relay", {"t": "have", "ref": "w", "bits": 10, "bucket": 7,
+                         "items": [[key, 1, NOW * 1000, hash16]], "more": False}),
+        spoken("relay", view),
+    ]  # fmt: skip
+
+
+def invalid_peer_frames(no: Callable[..., Case], wire: Any) -> list[Case]:
+    submit = {"t": "submit", "ref": "r", "envelopes": [wire]}
+    want, digest = {"t": "want", "ref": "w"}, {"t": "digest", "ref": "d"}
+    have = {"t": "have", "ref": "w", "bits": 10, "bucket": 7, "more": False}
+    return [
+        no("hops that are no DIDs", "bounds", "agent", {**submit, "hops": [1]}),
+        no("marked beyond the envelopes", "bounds", "agent", {**submit, "marked": [1]}),
+        no("gossip of 1,025 records", "bounds", "agent", {"t": "gossip", "records": ["r"] * 1025}),
+        no("a record of 4,097 characters", "bounds", "agent",
+           {"t": "gossip", "records": ["r" * 4097]}),
+        no("gossip of 65 relays", "bounds", "agent", {"t": "gossip", "relays": ["r"] * 65}),
+        no("digest without bits", "bounds", "agent", digest),
+        no("digest of a bucket that is not there", "bounds", "agent",
+           {**digest, "bits": 10, "buckets": [1024]}),
+        no("want nothing", "bounds", "agent", want),
+        no("want two things", "bounds", "agent", {**want, "relays": True, "view": True}),
+        no("want a bucket without bits", "bounds", "agent", {**want, "bucket": 1}),
+        no("want 1,025 agents", "bounds", "agent", {**want, "agents": ["k"] * 1025}),
+        no("a digest of 15 bytes", "bounds", "relay",
+           {"t": "digests", "ref": "d", "bits": 10, "items": [[7, 1, b64(bytes(15))]]}),
+        no("a row of three", "bounds", "relay", {**have, "items": [["k", 1, 1]]}),
+        no("kv 0", "bounds", "relay", {**have, "items": [["k", 0, 1, b64(bytes(16))]]}),
+        no("a membership that nobody knows", "bounds", "relay",
+           {"t": "view", "ref": "v", "state": "well", "since": 0, "strikes": 0}),
+        no("what only a peer says", "purpose", "relay", {**want, "view": True}, "unsupported"),
     ]  # fmt: skip
 
 
@@ -674,6 +812,7 @@ def invalid_frames() -> list[Case]:
            {"t": "submitted", "refs": [1], "receipt": None, "rejected": []}),
         no("a state that nobody knows", "bounds", "relay",
            {"t": "statuses", "ref": "s", "items": [{"to": BOB.did, "id": ID, "state": "lost"}]}),
+        *invalid_peer_frames(no, wire),
     ]  # fmt: skip
 
 
@@ -685,6 +824,7 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "proof": {"auth": CLAIMS},
     "receipts": {"relay": RELAY.did},
     "records": {"now": NOW},
+    "relay_info": {"now": NOW},
     "frames": {},
 }
 CASES: dict[str, Callable[[], list[Case]]] = {
@@ -693,6 +833,7 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "valid_proof": valid_proof, "invalid_proof": invalid_proof,
     "valid_receipts": valid_receipts, "invalid_receipts": invalid_receipts,
     "valid_records": valid_records, "invalid_records": invalid_records,
+    "valid_relay_info": valid_relay_info, "invalid_relay_info": invalid_relay_info,
     "valid_frames": valid_frames, "invalid_frames": invalid_frames,
 }  # fmt: skip
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.core import codec, envelope, handshake, receipts, records, seal
+from relay.core import codec, envelope, handshake, receipts, records, relay_info, seal
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey, parse_did
@@ -23,7 +23,7 @@ from relay.core.policy import Facts, object_early
 
 HERE = Path(__file__).parent
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}
-KINDS = {"auth", "envelopes", "frames", "proof", "receipts", "records"}
+KINDS = {"auth", "envelopes", "frames", "proof", "receipts", "records", "relay_info"}
 Found = dict[str, Any]
 
 
@@ -124,6 +124,15 @@ def read_record(given: Any, file: Found, _: Found) -> Found:
     }
 
 
+def read_info(given: Any, file: Found, _: Found) -> Found:
+    read = relay_info.parse(given["info"])
+    check(relay_info.verify(read, Timestamp(file["context"]["now"])))
+    issued, digest = read.order
+    said = plain(read.said)
+    kept = {name: said[name] for name in ("url", "federation", "peers", "limits")}
+    return {"did": read.did, **kept, "order": [issued, digest.hex()]}
+
+
 def read_frame(given: Any, _file: Found, _: Found) -> Found:
     said = given.get("text", "").encode()
     if "base64url" in given:
@@ -134,7 +143,7 @@ def read_frame(given: Any, _file: Found, _: Found) -> Found:
 
 READERS: dict[str, Callable[[Any, Found, Found], Found]] = {
     "envelopes": read_envelope, "auth": read_auth, "proof": read_proof, "receipts": read_receipt,
-    "records": read_record, "frames": read_frame,
+    "records": read_record, "relay_info": read_info, "frames": read_frame,
 }  # fmt: skip
 
 
@@ -157,6 +166,14 @@ def test_any_two_records_merge_to_the_one_of_the_greater_order():
     for order in (read, read[::-1], read[5:] + read[:5]):
         held = functools.reduce(records.merge, order)
         assert held.jws.compact == expected["input"]["record"]
+
+
+def test_any_two_relay_informations_merge_to_the_one_of_the_greater_order():
+    read = [relay_info.parse(case["input"]["info"]) for case in FILES["valid_relay_info"]["cases"]]
+    expected = max(FILES["valid_relay_info"]["cases"], key=lambda case: case["expect"]["order"])
+    for order in (read, read[::-1], read[5:] + read[:5]):
+        held = functools.reduce(relay_info.newest, order)
+        assert held.jws.compact == expected["input"]["info"]
 
 
 def test_the_files_are_what_the_generator_makes(capsys: pytest.CaptureFixture[str]):

@@ -2,7 +2,7 @@
 
 Layout of the facts, big-endian (scripts/lib/entries.lua reads the same)::
 
-    digest 8 | flags 1 | hour 4 | created 8 | expires 8 | dedupe key 16 | eid 32 | sender ...
+    digest 8 | flags 1 | hour 4 | created 8 | expires 8 | dedupe key 16 | eid 32 | sender [ via]
 
 The digest is over all that follows it and the wire bytes; the eid is over the signed part of the
 wire. A disk that flips a bit in either is found out when the entry is read (GUARANTEES.md R5).
@@ -22,10 +22,10 @@ from relay.core.ids import AgentKey, Eid, Seq
 from relay.core.jws import b64encode
 
 _REST: Final = struct.Struct(">BIqq16s32s")
-_HEAD: Final = struct.Struct(">BHHI")
+_HEAD: Final = struct.Struct(">BHHHI")
 _DIGEST_BYTES: Final = 8
 _FACTS_BYTES: Final = _DIGEST_BYTES + _REST.size
-_BOUNCES, _MARKED = 1, 2
+_BOUNCES, _MARKED, _BROUGHT = 1, 2, 4
 _FACTS_NAMES: Final = frozenset((b"m", b"s"))
 """``s``: the script that stored it found its sender a stranger, which the facts cannot know."""
 _WIRE_HEAD: Final = b'{"jws":"'
@@ -37,16 +37,18 @@ def encode_all(items: Iterable[StoredEnvelope]) -> bytes:
     parts: list[bytes] = []
     for item in items:
         inbox, facts, wire = item.inbox.encode(), encode(item), item.wire
-        parts += (_HEAD.pack(item.barred, len(inbox), len(facts), len(wire)), inbox, facts, wire)
+        peer = item.peer.encode() if item.peer else b""
+        head = _HEAD.pack(item.barred, len(inbox), len(peer), len(facts), len(wire))
+        parts += (head, inbox, peer, facts, wire)
     return b"".join(parts)
 
 
 def encode(item: StoredEnvelope) -> bytes:
     """The facts of an envelope, to be stored beside its wire bytes."""
     eid = eid_bytes(item.eid)
-    flags = item.bounces | item.marked << 1
+    flags = item.bounces | item.marked << 1 | (item.via is not None) * _BROUGHT
     rest = _REST.pack(flags, item.hour, item.created_at, item.expires_at, item.dedupe_key, eid)
-    rest += item.sender.encode()
+    rest += item.sender.encode() if item.via is None else f"{item.sender} {item.via}".encode()
     return _digest(rest, item.wire) + rest
 
 
@@ -78,6 +80,7 @@ def decode(stream_id: bytes, fields: list[bytes]) -> Entry | None:
     if len(facts) < _FACTS_BYTES or facts[:_DIGEST_BYTES] != _digest(rest, wire):
         return None
     flags, _, created, expires, _, eid = _REST.unpack_from(facts, _DIGEST_BYTES)
+    sender, _, _ = facts[_FACTS_BYTES:].partition(b" ")
     if eid != _eid_of(wire):
         return None
     return Entry(
@@ -86,7 +89,7 @@ def decode(stream_id: bytes, fields: list[bytes]) -> Entry | None:
         created_at=created,
         expires_at=expires,
         is_marked=bool(flags & _MARKED),
-        sender=AgentKey(facts[_FACTS_BYTES:].decode()),
+        sender=AgentKey(sender.decode()),
         wire=wire,
     )
 

@@ -11,27 +11,30 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
-from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
-from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Partition, Seq
+from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Partition, Seq
 from relay.core.inbox_values import (
     Accepted,
     Acked,
     InboxLimits,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Pending,
     Question,
     Refused,
+    Remembered,
     Window,
 )
+from relay.core.outbox import RETRY_S
 from relay.core.ranges import Reason
 from relay.core.rules import BLOCKED, NOT_ADMITTED
 from relay.ports import AckRequest, Head, OpenRequest
 from relay.store.redis import entries
 from relay.store.redis.guard import Guard
+from relay.store.redis.outboxes import proof_of, remembered
 from relay.store.redis.pages import RawPage
 from relay.store.redis.partitions import Partitions
 
@@ -57,6 +60,13 @@ _REFUSALS: Final = {
     ),
     b"overloaded": Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full"),
     b"unknown_inbox": Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here"),
+    b"outbox_full": Refusal(
+        ErrorCode.OVERLOADED, "too much waits for the recipient's relay", RETRY_S
+    ),
+    b"outbox_sender": Refusal(
+        ErrorCode.SENDER_QUOTA, "too much of this sender waits for that relay"
+    ),
+    b"outbox_inbox": Refusal(ErrorCode.INBOX_FULL, "too much waits here for this recipient"),
     b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
     b"inbox_reset": Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch"),
     b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given"),
@@ -71,12 +81,16 @@ class Inboxes:
         partitions: where the scripts run.
         guard: whether new envelopes may be taken.
         limits: quotas of each inbox.
+        outbox: bounds of what waits for one peer.
     """
 
-    def __init__(self, partitions: Partitions, guard: Guard, limits: InboxLimits) -> None:
+    def __init__(
+        self, partitions: Partitions, guard: Guard, limits: InboxLimits, outbox: OutboxLimits
+    ) -> None:
         self._partitions = partitions
         self._guard = guard
         self._limits = limits
+        self._outbox = outbox
 
     # ------------------------------------------------------------ accept
 
@@ -120,6 +134,9 @@ class Inboxes:
             limits.dedupe_entries,
             self._guard.ids_per_partition,
             self._guard.clock_flag,
+            self._outbox.count,
+            self._outbox.bytes,
+            self._outbox.shares,
         ]
         args.append(entries.encode_all(items))
         replies: list[Any] = await self._partitions.call("append", part, args)
@@ -150,12 +167,14 @@ class Inboxes:
             window.bytes,
             request.until,
             int(request.create and full is None),
+            int(request.courier),
         ]
         reply = await self._partitions.call("open", part, args)
         if not _is_echo(request.inbox, reply):
             return broken("open")
         if reply[1] != b"opened":
-            return full if full is not None and request.create else refusal_of(reply)
+            is_new = request.create and not request.courier
+            return full if full is not None and is_new else refusal_of(reply)
         return _opened(reply)
 
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
@@ -237,6 +256,7 @@ class Inboxes:
             ack = request.ack
             args += (request.inbox, ack.fence, ack.epoch, ack.upto, int(request.taken))
             args += (len(ack.seqs), *ack.seqs, len(ack.refuse), *chain(*ack.refuse))
+            args.append(proof_of(ack.forwarded))
         replies = await self._partitions.call("ack", part, args)
         return [_acked(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
@@ -251,17 +271,14 @@ class Inboxes:
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
-    ) -> list[tuple[Fate, Eid] | None]:
+    ) -> list[Remembered | None]:
         """What became of ids; of the eid, its first 21 characters: the store keeps 16 bytes."""
         asked = [(inbox, question.hour, question.dedupe_key) for question in questions]
         if not asked:
             return []
         part = self._partitions.of(inbox)
         replies = await self._partitions.call("status", part, list(chain(*asked)))
-        return [
-            (Fate(reply[3].decode()), _prefix(reply[4])) if len(reply) > 1 else None
-            for reply in replies
-        ]
+        return [remembered(reply) if len(reply) > 1 else None for reply in replies]
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
@@ -295,14 +312,20 @@ def refusal_of(reply: Any) -> Refusal:
     """The no of a script: ``{inbox, code, …}``."""
     code = reply[1]
     if code == b"moved":
-        return Refusal(
-            ErrorCode.MOVED, "the recipient's home is elsewhere", record=reply[2].decode()
-        )
+        return _moved(reply)
+    if code == b"closed":
+        refused = ErrorCode(reply[2].decode())
+        return Refusal(refused, "the recipient's home takes nothing for it just now", reply[3])
     if code == b"failed":
         # undone as a whole by the script; an operator has to look at this inbox
         said = reply[2].decode(errors="replace")
         return Refusal(ErrorCode.STORAGE_UNAVAILABLE, f"the store refuses this entry: {said}")
     return _REFUSALS.get(code) or broken("a request")
+
+
+def _moved(reply: Any) -> Refusal:
+    record = reply[2].decode() if len(reply) > 2 else None  # noqa: PLR2004
+    return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere", record=record)
 
 
 def _session(fence: int, node: bytes, until: int) -> LiveSession | None:
@@ -313,11 +336,12 @@ def _accepted(inbox: AgentKey, reply: Any) -> Accepted | Refusal:
     if not _is_echo(inbox, reply):
         return broken("append")
     kind = reply[1]
-    if kind == b"stored":
-        session = _session(reply[4], reply[5], reply[6])
-        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), False, session, reply[7] == 1)
-    if kind == b"dup":
-        return Accepted(Seq(reply[2]), Epoch(reply[3].decode()), dup=True, session=None)
+    if kind in {b"stored", b"waits"}:
+        session, away = _session(reply[4], reply[5], reply[6]), kind == b"waits"
+        seq, epoch = Seq(reply[2]), Epoch(reply[3].decode())
+        return Accepted(seq, epoch, False, session, reply[7] == 1, away)
+    if kind in {b"dup", b"gone"}:
+        return _dup(reply[2], reply[3], away=kind == b"gone")
     return refusal_of(reply)
 
 
@@ -326,12 +350,16 @@ def _recalled(item: StoredEnvelope, reply: Any, full: Refusal) -> Accepted | Ref
         return broken("append")
     if len(reply) == 1:
         return full
-    _, epoch, seq, _, eid16, is_there = reply
+    _, epoch, seq, _, eid16, is_there, has_gone, _ = reply
     if not entries.eid_bytes(item.eid).startswith(eid16):
         return _REFUSALS[b"replayed"]
     if not is_there:
         return full
-    return Accepted(Seq(seq), Epoch(epoch.decode()), dup=True, session=None)
+    return _dup(seq, epoch, away=has_gone == 1)
+
+
+def _dup(seq: int, epoch: bytes, *, away: bool) -> Accepted:
+    return Accepted(Seq(seq), Epoch(epoch.decode()), dup=True, session=None, away=away)
 
 
 def _opened(reply: Any) -> Opened:
@@ -360,8 +388,4 @@ def _acked(request: AckRequest, reply: Any) -> Acked | Refusal:
 def _head(reply: Any) -> Head | None:
     if reply[1] != b"head":
         return None
-    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]))
-
-
-def _prefix(eid16: bytes) -> Eid:
-    return Eid(entries.eid_text(eid16)[:21])
+    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]), reply[5] == 1)

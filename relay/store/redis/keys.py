@@ -15,6 +15,10 @@ STORE: Final = "relay:store"
 """Whose store it is: did, partitions; time = the clock as last written down."""
 NODES: Final = "relay:nodes"
 """Sorted set: node -> until when its heartbeat holds."""
+PEERS: Final = "relay:peers"
+"""Hash: DID of another relay -> what is known of it, as JSON."""
+HANDLES: Final = "relay:handles"
+"""Hash: name under this relay -> whose it is, as JSON."""
 
 
 def partition_of(inbox: AgentKey, partitions: int) -> Partition:
@@ -25,11 +29,6 @@ def partition_of(inbox: AgentKey, partitions: int) -> Partition:
 def state(partition: Partition) -> str:
     """Lineage and counters of a partition; KEYS[1] of its scripts."""
     return f"relay:{{{partition}}}:state"
-
-
-def record(partition: Partition, owner: AgentKey) -> str:
-    """An agent's endpoint record, beside its inbox."""
-    return f"relay:{{{partition}}}:record:{owner}"
 
 
 def wake(partition: Partition, node: NodeId) -> str:

@@ -1,4 +1,4 @@
-"""What lies beside the inboxes in a partition: endpoint records, expiry sweeps, bounce intents."""
+"""What lies beside the inboxes in a partition: expiry sweeps, bounce intents."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from relay.core.ids import AgentKey, Eid, NodeId, Partition
 from relay.core.inbox_values import BounceIntent
 from relay.core.receipts import MAX_BOUNCED
 from relay.ports import BounceBatch
-from relay.ports_mesh import RecordRow
 from relay.store.redis import entries, keys
 from relay.store.redis.client import Client
 from relay.store.redis.guard import Guard
@@ -20,31 +19,6 @@ CLOCK_EVERY_S: Final = 60
 """How often the store's clock is written down (GUARANTEES.md §2, clocks)."""
 _MOST_STEPS: Final = 1000
 _EID_BYTES: Final = 32
-
-
-class Records:
-    """Endpoint records, each in its agent's partition (PROTOCOL.md §7.4)."""
-
-    def __init__(self, partitions: Partitions) -> None:
-        self._partitions = partitions
-
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Keep the newer of the held and the given record; gives the one kept."""
-        kv, seq, digest = row.order
-        args = [owner, kv, seq, digest.hex(), row.compact, int(row.names_us)]
-        part = self._partitions.of(owner)
-        return _row(await self._partitions.call("merge_record", part, args))
-
-    async def record(self, owner: AgentKey) -> RecordRow | None:
-        """The newest record held of an agent."""
-        reply = await self._partitions.call("record", self._partitions.of(owner), [owner])
-        return _row(reply) if len(reply) > 1 else None
-
-
-def _row(reply: Any) -> RecordRow:
-    _, kv, seq, digest, compact, home = reply
-    order = (int(kv), int(seq), bytes.fromhex(digest.decode()))
-    return RecordRow(order, compact.decode(), names_us=home == b"1")
 
 
 class Sweeper:

@@ -2,11 +2,12 @@
 
 ::
 
-    Inboxes  Records  Sweeper  Bounces        calls into partitions
+    Inboxes  Outboxes  Records  Sweeper  Bounces      calls into partitions
           └────┴───┬────┴────────┘
                Partitions ── RollbackFile     lineage of each partition
                    │
     Nodes ───── Client ───── Wakeups          connection, errors, deadlines; hints
+    Peers ────────┤
                    │
                  Guard                        settings, memory, clock
 
@@ -21,18 +22,19 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.core.dedupe import Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, StateError
-from relay.core.ids import AgentKey, Did, Eid, Fence, NodeId, Seq, Timestamp
+from relay.core.ids import AgentKey, Did, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox_values import (
     Accepted,
     Acked,
     InboxLimits,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Question,
+    Remembered,
     RulesNow,
     RulesPatch,
     Window,
@@ -40,15 +42,26 @@ from relay.core.inbox_values import (
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
-from relay.ports_mesh import RecordRow
+from relay.ports_mesh import (
+    Changes,
+    DirectoryLimits,
+    DueOutbox,
+    HandleRow,
+    Merged,
+    PeerRow,
+    RecordRow,
+)
 from relay.store.redis import keys
 from relay.store.redis.client import Client
+from relay.store.redis.directory import Records
 from relay.store.redis.guard import Guard, check_settings
 from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
-from relay.store.redis.mail import Bounces, Records, Sweeper
+from relay.store.redis.mail import Bounces, Sweeper
 from relay.store.redis.nodes import Nodes
+from relay.store.redis.outboxes import Outboxes
 from relay.store.redis.partitions import Partitions
+from relay.store.redis.peers import Peers
 from relay.store.redis.rules import Rules
 from relay.store.redis.wakeups import Wakeups
 
@@ -69,6 +82,8 @@ class RedisStore:
         rollback_file: where this node keeps what it knows of the store; None = only in memory.
         allow_unsafe: start on settings that may lose mail; receipts then say ``unverified``.
         timeout_s: after this many seconds without an answer the outcome is unknown.
+        directory: how many records of others are kept.
+        outbox: bounds of what waits for one peer.
     """
 
     def __init__(
@@ -81,9 +96,13 @@ class RedisStore:
         rollback_file: Path | None = None,
         allow_unsafe: bool = False,
         timeout_s: float = TIMEOUT_S,
+        directory: DirectoryLimits | None = None,
+        outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
         self._client = Client(url, cluster=cluster, timeout_s=timeout_s)
         self._limits = limits
+        self._directory = directory or DirectoryLimits()
+        self._outbox_limits = outbox
         self._wanted_partitions = partitions or (CLUSTER_PARTITIONS if cluster else 1)
         self._rollback_path = rollback_file
         self._allow_unsafe = allow_unsafe
@@ -109,12 +128,14 @@ class RedisStore:
         self._partitions = Partitions(self._client, self._file, node, count)
         await self._partitions.attach()
         await self._guard.poll(self._client, count)
-        self._inboxes = Inboxes(self._partitions, self._guard, self._limits)
+        self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
+        self._outboxes = Outboxes(self._partitions)
         self._rules = Rules(self._partitions, self._limits)
-        self._records = Records(self._partitions)
+        self._records = Records(self._partitions, self._guard, self._directory)
         self._sweeper = Sweeper(self._partitions, self._guard)
         self._bounces = Bounces(self._partitions)
         self._nodes = Nodes(self._client, last_time)
+        self._peers = Peers(self._client)
 
     async def _claim(self, relay: Did) -> tuple[int, Timestamp | None]:
         args = [relay, self._wanted_partitions]
@@ -219,7 +240,7 @@ class RedisStore:
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
-    ) -> list[tuple[Fate, Eid] | None]:
+    ) -> list[Remembered | None]:
         """See :meth:`relay.ports.InboxStore.status`."""
         return await self._inboxes.status(inbox, questions)
 
@@ -235,6 +256,26 @@ class RedisStore:
         """See :meth:`relay.ports.InboxStore.record`."""
         return await self._records.record(owner)
 
+    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
+        """See :meth:`relay.ports_mesh.OutboxStore.due_outboxes`."""
+        return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
+
+    async def defer_outbox(
+        self,
+        inbox: AgentKey,
+        fence: Fence,
+        wait_s: float,
+        *,
+        peer: AgentKey | None = None,
+        closed: Refusal | None = None,
+    ) -> bool:
+        """See :meth:`relay.ports_mesh.OutboxStore.defer_outbox`."""
+        return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
+
+    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
+        """See :meth:`relay.ports_mesh.OutboxStore.outboxes`."""
+        return await self._outboxes.outboxes()
+
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """See :meth:`relay.ports.InboxStore.sweep`."""
         return await self._sweeper.sweep(node, live_nodes)
@@ -246,6 +287,56 @@ class RedisStore:
     async def finish_bounces(self, batch: BounceBatch) -> None:
         """See :meth:`relay.ports.InboxStore.finish_bounces`."""
         await self._bounces.finish_bounces(batch)
+
+    # ------------------------------------------------------------ directory
+
+    async def merge_records(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
+        """See :meth:`relay.ports_mesh.RecordStore.merge_records`."""
+        return await self._records.merge_records(rows)
+
+    async def records(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
+        """See :meth:`relay.ports_mesh.RecordStore.records`."""
+        return await self._records.records(owners)
+
+    async def record_changes(self, after: str, most: int) -> Changes:
+        """See :meth:`relay.ports_mesh.RecordStore.record_changes`."""
+        return await self._records.record_changes(after, most)
+
+    async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
+        """See :meth:`relay.ports_mesh.RecordStore.evidence`."""
+        return await self._records.evidence(owner)
+
+    async def purge_records(self) -> int:
+        """See :meth:`relay.ports_mesh.RecordStore.purge_records`."""
+        return await self._records.purge_records()
+
+    async def peers(self) -> list[PeerRow]:
+        """See :meth:`relay.ports_mesh.PeerStore.peers`."""
+        return await self._peers.peers()
+
+    async def put_peer(self, row: PeerRow) -> None:
+        """See :meth:`relay.ports_mesh.PeerStore.put_peer`."""
+        await self._peers.put_peer(row)
+
+    async def remove_peer(self, did: Did) -> bool:
+        """See :meth:`relay.ports_mesh.PeerStore.remove_peer`."""
+        return await self._peers.remove_peer(did)
+
+    async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
+        """See :meth:`relay.ports_mesh.PeerStore.claim_handle`."""
+        return await self._peers.claim_handle(name, did, now)
+
+    async def put_handle(self, row: HandleRow) -> None:
+        """See :meth:`relay.ports_mesh.PeerStore.put_handle`."""
+        await self._peers.put_handle(row)
+
+    async def handle(self, name: str) -> HandleRow | None:
+        """See :meth:`relay.ports_mesh.PeerStore.handle`."""
+        return await self._peers.handle(name)
+
+    async def handles(self) -> list[HandleRow]:
+        """See :meth:`relay.ports_mesh.PeerStore.handles`."""
+        return await self._peers.handles()
 
     # ------------------------------------------------------------ nodes
 

@@ -1,10 +1,11 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory outbox entries
 -- Delete what agents have durably processed or refuse (core/inbox.py ack and take_ack, R2).
 -- May run when memory is full: else no inbox would ever drain.
 --
 -- ARGV[4...] per request: inbox, fence, epoch, upto, 1 if `upto` covers what take gave, number of
--- seqs, seqs..., number of refusals, (seq, code)...
+-- seqs, seqs..., number of refusals, (seq, code)..., proof or '': SHA-256 of a receipt and the peer
+-- that gave it, where the seqs were forwarded.
 -- Result, per request: {inbox, 'acked', cursor, covered seqs...} or {inbox, code}.
 if is_foreign() then return foreign() end
 
@@ -20,6 +21,8 @@ local function next_request()
     upto = tonumber(next_arg()), taken = next_arg() == '1', seqs = {}, refuse = {}}
   for i = 1, tonumber(next_arg()) do request.seqs[i] = tonumber(next_arg()) end
   for i = 1, tonumber(next_arg()) do request.refuse[i] = {tonumber(next_arg()), next_arg()} end
+  request.proof = next_arg()
+  request.is_forwarded = request.proof ~= ''
   return request
 end
 
@@ -40,14 +43,24 @@ local function objection(box, request)
   local no = fenced(box, request.fence)
   if no then return no end
   if request.taken and names_unknown(box, request) then return 'bad_frame' end
+  if box.home and request.is_forwarded then return 'superseded' end
+  local names = request.taken or #request.seqs > 0
+  if not box.home and names and not request.is_forwarded then return 'bad_frame' end
   return nil
 end
 
-local function end_covered(box, upto, covered)
-  each_entry(box, box.cursor + 1, math.min(upto, box.last), function(item)
+-- A courier refuses what its agent's home did not take: only marks say that it was handed over.
+local function maybe_delivered(box, item)
+  return box.home or item.marked or item.seq <= math.max(box.handed, box.taken) or
+    (item.created or 0) < box.mark_before
+end
+
+local function end_covered(box, request, covered)
+  local fate = request.is_forwarded and 'W' or 'A'
+  each_entry(box, box.cursor + 1, math.min(request.upto, box.last), function(item)
     if not box.ended[item.seq] then
       covered[#covered + 1] = item.seq
-      finish(box, item, 'A')
+      finish(box, item, fate, request.is_forwarded and request.proof)
     end
     return false
   end)
@@ -62,12 +75,20 @@ local function ack(request)
   -- first: a seq that is named in both, or covered by `upto`, counts as refused
   for _, refusal in ipairs(request.refuse) do
     local item = end_entry(box, refusal[1], 'R')
-    if item then intend(box, item, refusal[2], NOW, true) end
+    if item then intend(box, item, refusal[2], NOW, maybe_delivered(box, item)) end
   end
-  if request.taken then end_covered(box, request.upto, covered) end
-  for _, seq in ipairs(request.seqs) do end_entry(box, seq, 'A') end
+  if request.taken then end_covered(box, request, covered) end
+  for _, seq in ipairs(request.seqs) do
+    if request.is_forwarded then
+      end_entry(box, seq, 'W', request.proof)
+    else
+      end_entry(box, seq, 'A')
+    end
+  end
   absorb(box, request.upto)
   save(box)
+  -- a courier that gets on keeps what was lent to it
+  if not box.home then set_due(box, precisely() + LEASE_S) end
   changed = true
   reply[3] = box.cursor
   for _, seq in ipairs(covered) do reply[#reply + 1] = seq end

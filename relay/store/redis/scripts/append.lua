@@ -1,14 +1,17 @@
 #!lua
--- include: inbox memory rules
+-- include: inbox memory outbox rules records
 -- Store envelopes, each judged alone (core/inbox.py accept): checks first, then the entry, then its
 -- id; counts last, once for all items of an inbox. An item that fails leaves neither seq nor id.
 --
 -- ARGV[4..11] max_count max_bytes sender_count sender_bytes stranger_count stranger_bytes
--- ids_per_inbox ids_per_partition, [12] 1 if the clock may be believed; [13] the items, one after
--- another: 1 if it is barred to strangers, three lengths, then inbox, facts and wire. One argument:
--- a client that sends four for each item works twice as long.
+-- ids_per_inbox ids_per_partition, [12] 1 if the clock may be believed; [13..15] count bytes shares of
+-- an outbox; [16] the items, one after another: 1 if it is barred to strangers, four lengths, then
+-- inbox, peer that it may wait for, facts and wire. One argument: a client that sends four for each
+-- item works twice as long.
 -- Result, per item: {inbox, 'stored', seq, epoch, fence, node, until, 1 if of a stranger},
--- {inbox, 'dup', seq, epoch}, or {inbox, code, record?}. fence is 0 where no session is open, or
+-- {inbox, 'dup', seq, epoch}, or {inbox, code, record?}; {inbox, 'closed', code, seconds} as a peer
+-- refused. Where it waits for a courier, or went on, 'waits' and 'gone' stand for 'stored' and 'dup'.
+-- fence is 0 where no session is open, or
 -- must read the entry back.
 -- 'lost': its id is remembered, but the entry is gone; send it again, marked.
 if is_foreign() then return foreign() end
@@ -17,6 +20,8 @@ local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
 local SENDER_COUNT, SENDER_BYTES = tonumber(ARGV[6]), tonumber(ARGV[7])
 local STRANGER_COUNT, STRANGER_BYTES = tonumber(ARGV[8]), tonumber(ARGV[9])
 local MAX_IDS, ALL_IDS, CLOCK_OK = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12] == '1'
+local OUTBOX_COUNT, OUTBOX_BYTES, SHARES = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
+local PEER_SHARE = 4     -- of what all strangers may fill, for those whom one relay brings
 local FACTS = '>c8BI4i8i8c16c32'
 local STRANGERS = '*'    -- what waits of all of them is kept like a sender's quota
 local SHEDDERS = 16   -- how many of those that remember most are asked to forget
@@ -32,9 +37,20 @@ local function box_of(inbox)
   return box
 end
 
+-- The inbox of an agent whose record names other homes, made when something is to wait there.
+local function away_box_of(inbox)
+  local record = head_of(inbox)
+  if not record or record.home then return nil end
+  local box = new_box(inbox, false)
+  box.is_new = true
+  boxes[inbox] = box
+  return box
+end
+
 local function elsewhere(inbox)
-  local record = redis.call('HMGET', key('record', inbox), 'home', 'jws')
-  if record[1] == '0' then return {inbox, 'moved', record[2]} end
+  local text = redis.call('GET', record_key(inbox))
+  local record = text and parse_row(text)
+  if record and not record.home then return {inbox, 'moved', jws_of(text)} end
   return {inbox, 'unknown_inbox'}
 end
 
@@ -45,7 +61,30 @@ local function over_quota(box, item, quota)
   if item.is_stranger then
     local all = quota_of(box, STRANGERS)
     if all[1] >= STRANGER_COUNT or all[2] + size > STRANGER_BYTES then return 'stranger_quota' end
+    if item.via then
+      local brought = quota_of(box, STRANGERS .. item.via)
+      if brought[1] >= math.floor(STRANGER_COUNT / PEER_SHARE) or
+        brought[2] + size > math.floor(STRANGER_BYTES / PEER_SHARE) then return 'stranger_quota' end
+    end
   end
+  return nil
+end
+
+local function is_over(sums, size, count, bytes)
+  return sums[1] >= count or sums[2] + size > bytes
+end
+
+-- The bounds of an outbox (core/outbox.py objection). While something waits for a peer, only a
+-- courier says that it waits for another.
+local function over_bounds(box, item)
+  local away, size = away_of(box), item.size
+  if NOW < away.closed_until then return 'closed' end
+  local peer = away.peer and box.count > 0 and away.peer or item.peer
+  if is_over(outbox_of(peer).all, size, OUTBOX_COUNT, OUTBOX_BYTES) then return 'outbox_full' end
+  local count = math.max(1, math.floor(OUTBOX_COUNT / SHARES))
+  local bytes = math.floor(OUTBOX_BYTES / SHARES)
+  if is_over(share_of(peer, item.sender), size, count, bytes) then return 'outbox_sender' end
+  if is_over({box.count, box.bytes}, size, count, bytes) then return 'outbox_inbox' end
   return nil
 end
 
@@ -68,9 +107,9 @@ local function has_own_room(box, item)
 end
 
 -- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
--- most three quarters.
+-- most three quarters; of what is for elsewhere nobody knows who is one.
 local function has_room(box, item)
-  local most = item.is_stranger and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
+  local most = (item.is_stranger or not box.home) and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
   while IDS >= most do
     local done = false
     for _, inbox in ipairs(redis.call('ZREVRANGE', PREFIX .. 'memory', 0, SHEDDERS - 1)) do
@@ -85,8 +124,7 @@ local function has_room(box, item)
   return true
 end
 
-local function objection(box, item, quota)
-  if not box.home then return 'moved' end
+local function ruled_out(box, item)
   -- the relay's own word, a bounce, is nobody's to refuse, and an agent may write to itself
   if item.bounces and item.sender ~= box.inbox then
     local standing = standing_of(box, item.sender)
@@ -94,14 +132,22 @@ local function objection(box, item, quota)
     if item.is_stranger and item.barred then return 'rate_limited' end
     if standing == 'blocked' or standing == 'not_admitted' then return standing end
   end
+  return nil
+end
+
+local function objection(box, item, quota)
+  if not box.home and item.peer == '' then return 'moved' end
+  local barred = box.home and ruled_out(box, item)
+  if barred then return barred end
   if item.expires <= NOW then
     -- a clock that is in doubt must never say "expired"
     return CLOCK_OK and 'expired' or 'clock_in_doubt'
   end
   if item.hour <= box.floor then return 'stale_id' end
-  local no = over_quota(box, item, quota)
+  local no
+  if box.home then no = over_quota(box, item, quota) else no = over_bounds(box, item) end
   if no then
-    count_refusal(box)
+    if box.home then count_refusal(box) end
     return no
   end
   if not has_own_room(box, item) then return 'overloaded' end
@@ -135,9 +181,29 @@ local function write_entry(box, seq, item, facts, wire, is_new_hour)
   end
 end
 
+-- One more will wait here for a courier: it is due, once a script is enough.
+local function become_due(box)
+  if box.is_due then return end
+  local due_at = precisely() + (box.open and LEASE_S or 0)
+  if box.count == 0 then
+    redis.call('ZADD', PREFIX .. 'outboxes', due_at, box.inbox)
+  else
+    redis.call('ZADD', PREFIX .. 'outboxes', 'NX', due_at, box.inbox)
+  end
+  box.is_due = true
+end
+
+local function join_outbox(box, item)
+  local away = away_of(box)
+  if not away.peer or box.count == 0 then wait_for(box, item.peer) end
+  add_to_outbox(away.peer, item.sender, 1, item.size)
+end
+
 local function store(box, item, facts, wire, quota, newest, is_known)
   local seq = box.last + 1
+  if not box.home then become_due(box) end
   write_entry(box, seq, item, facts, wire, not newest)
+  if not box.home then join_outbox(box, item) end
   -- from here on nothing can fail: both hashes were read as hashes in this same script
   box.last, box.count, box.bytes = seq, box.count + 1, box.bytes + item.size
   if not is_known then
@@ -149,6 +215,11 @@ local function store(box, item, facts, wire, quota, newest, is_known)
     local all = quota_of(box, STRANGERS)
     all[1], all[2] = all[1] + 1, all[2] + item.size
     box.touched[STRANGERS] = all
+    if item.via then
+      local brought = quota_of(box, STRANGERS .. item.via)
+      brought[1], brought[2] = brought[1] + 1, brought[2] + item.size
+      box.touched[STRANGERS .. item.via] = brought
+    end
   end
   redis.call('HSET', ids_key(box.inbox, item.hour), item.dedupe,
     struct.pack(SEEN, 'S', seq, item.eid16), 'x', math.max(tonumber(newest or 0), item.expires))
@@ -158,8 +229,8 @@ local function store(box, item, facts, wire, quota, newest, is_known)
 end
 
 local function announce(box, seq, item)
-  local is_stranger = item.is_stranger and 1 or 0
-  if not box.open then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0, is_stranger} end
+  local is_stranger, how = item.is_stranger and 1 or 0, box.home and 'stored' or 'waits'
+  if not box.open then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
   -- a marked entry must be read back with its mark, never handed over from memory
   local is_marked = item.marked or seq <= math.max(box.handed, box.taken) or
     item.created < box.mark_before
@@ -167,28 +238,34 @@ local function announce(box, seq, item)
     if not box.is_news then note(news, box.node, box.inbox) end
     box.is_news = true
   end
-  if is_marked then return {box.inbox, 'stored', seq, box.epoch, 0, '', 0, is_stranger} end
-  return {box.inbox, 'stored', seq, box.epoch, box.fence, box.node, box.until_at, is_stranger}
+  if is_marked then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
+  return {box.inbox, how, seq, box.epoch, box.fence, box.node, box.until_at, is_stranger}
 end
 
-local function accept(inbox, facts, wire, is_barred)
-  local box = box_of(inbox)
+local function accept(inbox, peer, facts, wire, is_barred)
+  local box = box_of(inbox) or (peer ~= '' and away_box_of(inbox))
   if not box then return elsewhere(inbox) end
   local _, flags, hour, created, expires, dedupe, eid, at = struct.unpack(FACTS, facts)
   local item = {hour = hour, created = created, expires = expires, dedupe = dedupe,
-    size = #wire, bounces = flags % 2 == 1, marked = flags >= 2, barred = is_barred,
-    eid16 = string.sub(eid, 1, 16), sender = string.sub(facts, at)}
+    size = #wire, bounces = flags % 2 == 1, marked = flags % 4 >= 2, barred = is_barred,
+    eid16 = string.sub(eid, 1, 16), sender = string.sub(facts, at), peer = peer}
+  if flags >= 4 then item.sender, item.via = string.match(item.sender, '^(%S+) (%S+)$') end
   local known = redis.call('HMGET', ids_key(inbox, hour), dedupe, 'x')
   if known[1] then
     local fate, seq, eid16 = struct.unpack(SEEN, known[1])
     if eid16 ~= item.eid16 then return {inbox, 'replayed'} end
-    if fate ~= 'S' or is_live(inbox, seq) then return {inbox, 'dup', seq, box.epoch} end
+    if fate ~= 'S' or is_live(inbox, seq) then
+      return {inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
+    end
     -- the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
     if not item.marked then return {inbox, 'lost'} end
   end
   local quota = quota_of(box, item.sender)
   local no = objection(box, item, quota)
   if no == 'moved' then return elsewhere(inbox) end
+  if no == 'closed' then
+    return {inbox, no, away_of(box).closed_code, box.away.closed_until - NOW}
+  end
   if no then return {inbox, no} end
   -- shedding may have dropped this very hour
   local newest = known[2] and redis.call('HGET', ids_key(inbox, hour), 'x')
@@ -198,6 +275,8 @@ end
 
 -- Counts are written once for all items of an inbox.
 local function write_counts(box)
+  if box.is_new then write_box(box) end
+  if box.away and box.away.is_changed then write_away(box) end
   local fields = {'counts', counts_of(box)}
   for sender, quota in pairs(box.touched) do
     fields[#fields + 1] = 'q:' .. sender
@@ -206,7 +285,7 @@ local function write_counts(box)
   redis.call('HSET', key('inbox', box.inbox), unpack(fields))
 end
 
-local replies, blob, at = {}, ARGV[13], 1
+local replies, blob, at = {}, ARGV[16], 1
 
 local function next_part(size)
   at = at + size
@@ -214,11 +293,12 @@ local function next_part(size)
 end
 
 while at <= #blob do
-  local barred, inbox_size, facts_size, wire_size
-  barred, inbox_size, facts_size, wire_size, at = struct.unpack('>BI2I2I4', blob, at)
+  local barred, inbox_size, peer_size, facts_size, wire_size
+  barred, inbox_size, peer_size, facts_size, wire_size, at = struct.unpack('>BI2I2I2I4', blob, at)
   local inbox = next_part(inbox_size)
+  local peer = next_part(peer_size)
   local facts = next_part(facts_size)
-  local ok, reply = pcall(accept, inbox, facts, next_part(wire_size), barred == 1)
+  local ok, reply = pcall(accept, inbox, peer, facts, next_part(wire_size), barred == 1)
   if not ok then
     reply = {inbox, 'failed', type(reply) == 'table' and reply.err or tostring(reply)}
   end
@@ -227,6 +307,7 @@ end
 for _, box in pairs(boxes) do
   if box and box.is_dirty then write_counts(box) end
 end
+save_outboxes()
 wake(news)
 if changed then return committed(replies) end
 return unchanged(replies)

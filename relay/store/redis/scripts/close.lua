@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox
+-- include: inbox outbox
 -- End a session cleanly: the exact last seq handed over is known (R1).
 --
 -- ARGV[4] inbox, [5] fence, [6] last handed. Result: {inbox, 1 or 0}; 0 if a newer one has it.
@@ -12,4 +12,5 @@ end
 box.handed = math.max(box.handed, tonumber(ARGV[6]))
 box.open, box.node = false, ''
 write_box(box)
+if not box.home then set_due(box, math.max(precisely(), away_of(box).deferred)) end
 return committed({ARGV[4], 1})

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory outbox entries
 -- End entries that were never handed to the live session; each is looked at again here.
 --
 -- ARGV[4] inbox, [5] E or C, [6] 1 if the clock may be believed, [7...] seqs.

@@ -1,19 +1,23 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory outbox entries records
 -- Fence off any earlier session and give the inbox to a new one (core/inbox.py open_session, R1).
 -- May run when memory is full: an inbox that cannot be opened never drains.
 --
--- ARGV[4] inbox, [5] node, [6] window count, [7] window bytes, [8] until, [9] 1 if it may be made.
+-- ARGV[4] inbox, [5] node, [6] window count, [7] window bytes, [8] until, [9] 1 if it may be made,
+-- [10] 1 if it is a courier's: only while the agent lives elsewhere.
 -- Result: {inbox, 'opened', fence, epoch, cursor, last, count, bytes, oldest or -1,
 --          refused count, first, last, previous fence or 0, previous node, previous until}
 --         or {inbox, 'unknown_inbox'}
 if is_foreign() then return foreign() end
 
 local inbox = ARGV[4]
-if redis.call('HGET', key('record', inbox), 'home') == '0' then
+local is_courier = ARGV[10] == '1'
+local record = not is_courier and head_of(inbox)
+if record and not record.home then
   return unchanged({inbox, 'unknown_inbox'})
 end
 local box = load_box(inbox)
+if is_courier and (not box or box.home) then return unchanged({inbox, 'unknown_inbox'}) end
 if not box then
   if ARGV[9] ~= '1' then return unchanged({inbox, 'unknown_inbox'}) end
   box = new_box(inbox, true)
@@ -32,6 +36,10 @@ box.fence, box.open, box.node = box.fence + 1, true, ARGV[5]
 box.window_count, box.window_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 box.until_at = tonumber(ARGV[8])
 write_box(box)
+if is_courier and away_of(box).deferred > 0 then
+  box.away.deferred = 0
+  write_away(box)
+end
 
 local oldest = -1
 each_entry(box, box.cursor + 1, box.last, function(item)

@@ -1,5 +1,5 @@
 #!lua flags=no-writes
--- include: inbox memory entries page
+-- include: inbox memory outbox entries page
 -- Read on after some seq, if the session still has the inbox.
 --
 -- ARGV[4] inbox, [5] fence, [6] after, [7] count, [8] bytes, [9] 1 if the clock may be believed.

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory outbox entries
 -- Begin a new epoch: the store lost something of this inbox, or was rolled back (R5).
 --
 -- ARGV[4] inbox, [5] epoch in which a hole was seen; another one means: already done.
@@ -16,6 +16,8 @@ if box.epoch ~= ARGV[5] then
 end
 
 -- The entries that are there are the truth; counts and quotas follow from them.
+local peer = not box.home and away_of(box).peer
+if peer then wait_for(box, nil) end
 local known = {}
 local function explain(from, to)
   for seq = from, to do known[seq] = true end
@@ -36,7 +38,10 @@ each_entry(box, box.cursor + 1, box.last, function(item)
   box.count, box.bytes = box.count + 1, box.bytes + item.size
   if not item.garbage then
     charge(item.sender, item.size)
-    if item.is_stranger then charge('*', item.size) end
+    if item.is_stranger then
+      charge('*', item.size)
+      if item.via then charge('*' .. item.via, item.size) end
+    end
   end
   return false
 end)
@@ -45,4 +50,8 @@ for seq = box.cursor + 1, box.last do
 end
 renew(box, NOW + GRACE_S)
 save(box)
+if peer then
+  wait_for(box, peer)
+  save_outboxes()
+end
 return committed({inbox, 'reset'})

@@ -4,7 +4,7 @@
 --
 -- ARGV[4...] per question: inbox, hour, 16-byte key.
 -- Result, per question: {inbox, epoch, seq, fate, first 16 bytes of the eid, 0 if it says stored and
--- the entry is gone} or {inbox}.
+-- the entry is gone, 1 if it waits for a courier or went on, '' or proof that it went on} or {inbox}.
 if is_foreign() then return foreign() end
 
 local replies, boxes = {}, {}
@@ -17,7 +17,11 @@ for i = 4, #ARGV, 3 do
     boxes[inbox] = box
     local fate, seq, eid16 = struct.unpack(SEEN, seen)
     local is_there = fate ~= 'S' or is_live(inbox, seq)
-    if box then reply = {inbox, box.epoch, seq, fate, eid16, is_there and 1 or 0} end
+    if box then
+      local proof = fate == 'W' and redis.call('HGET', proofs_key(inbox, ARGV[i + 1]), ARGV[i + 2])
+      reply = {inbox, box.epoch, seq, fate, eid16, is_there and 1 or 0,
+        has_gone(box, fate) and 1 or 0, proof or ''}
+    end
   end
   replies[#replies + 1] = reply
 end

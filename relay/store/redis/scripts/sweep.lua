@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox memory entries
+-- include: inbox memory outbox entries
 -- One bounded step of ending what expired, but nothing that a live session may have in flight
 -- (core/inbox.py sweep), and of forgetting ids of which everything expired.
 --

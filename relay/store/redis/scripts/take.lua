@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- include: inbox memory entries page
+-- include: inbox memory outbox entries page
 -- Read from the cursor and write down how far, for a session without a connection (§6).
 --
 -- ARGV[4] inbox, [5] fence, [6] node, [7] until, [8] count, [9] bytes, [10] 1 if the clock may be

@@ -8,7 +8,9 @@
 -- bounce:<sender>  sorted set of intents by due time; bounces: sender -> earliest due
 local FACTS = '>c8BI4i8i8c16c32'
 local FACTS_BYTES = 77
-local OWN = {A = true, R = true}   -- the agent itself ended these: it need not be told again
+-- what the agent itself ended, or what went on to its home: it need not be told again
+local PASSED = {A = true, R = true, M = true}
+local RANGE_OF = {W = 'M'}   -- a fate's range is called like the fate, but what was forwarded has moved
 local CHUNK = 16                   -- entries read at once: few calls, and few bytes too many
 
 local function parse_entry(entry)
@@ -21,9 +23,10 @@ local function parse_entry(entry)
   end
   item.is_stranger = fields[1] == 's'
   local _, flags, hour, created, expires, dedupe, eid, at = struct.unpack(FACTS, facts)
-  item.bounces, item.marked = flags % 2 == 1, flags >= 2
+  item.bounces, item.marked = flags % 2 == 1, flags % 4 >= 2
   item.hour, item.created, item.expires, item.dedupe = hour, created, expires, dedupe
   item.eid, item.eid16, item.sender = eid, string.sub(eid, 1, 16), string.sub(facts, at)
+  if flags >= 4 then item.sender, item.via = string.match(item.sender, '^(%S+) (%S+)$') end
   return item
 end
 
@@ -92,7 +95,7 @@ local function absorb(box, upto)
     local text = redis.call('ZRANGEBYSCORE', gaps, box.cursor + 1, box.cursor + 1)[1]
     if not text then return end
     local _, to, reason = parse_range(text)
-    local passed = OWN[reason] and to or math.min(to, upto)
+    local passed = PASSED[reason] and to or math.min(to, upto)
     if passed <= box.cursor then return end
     redis.call('ZREM', gaps, text)
     box.cursor = passed
@@ -108,25 +111,31 @@ local function give_back(quota, item)
 end
 
 -- End one live entry; the stream and the expiry index follow in `save`.
-local function finish(box, item, fate)
+local function finish(box, item, fate, proof)
   box.ended[item.seq] = true
   box.touched.ended = true
   box.count, box.bytes = box.count - 1, box.bytes - item.size
-  if fate == 'A' and item.seq == box.cursor + 1 then
+  if (fate == 'A' or fate == 'W') and item.seq == box.cursor + 1 then
     box.cursor = item.seq    -- the usual ack: no range comes and goes
   else
-    add_range(box, item.seq, fate)
+    add_range(box, item.seq, RANGE_OF[fate] or fate)
+  end
+  if not box.home and away_of(box).peer then
+    add_to_outbox(box.away.peer, item.sender, -1, -item.size)
   end
   if item.garbage then return end
   give_back(quota_of(box, item.sender), item)
-  if item.is_stranger then give_back(quota_of(box, '*'), item) end
-  conclude_id(box, item, fate)
+  if item.is_stranger then
+    give_back(quota_of(box, '*'), item)
+    if item.via then give_back(quota_of(box, '*' .. item.via), item) end
+  end
+  conclude_id(box, item, fate, proof)
 end
 
-local function end_entry(box, seq, fate)
+local function end_entry(box, seq, fate, proof)
   if box.ended[seq] or seq <= box.cursor or seq > box.last then return nil end
   local item = entry_at(box, seq)
-  if item then finish(box, item, fate) end
+  if item then finish(box, item, fate, proof) end
   return item
 end
 
@@ -195,4 +204,5 @@ local function save(box)
     end
   end
   write_box(box)
+  save_outboxes()
 end

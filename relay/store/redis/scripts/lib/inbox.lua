@@ -12,7 +12,10 @@
 --   session   fence open until window_count window_bytes node
 --   marks     handed taken mark_before reset_fence
 --   refused   count first_at last_at
---   q:SENDER  count bytes of what waits from this sender; q:* of all strangers
+--   q:SENDER  count bytes of what waits from this sender; q:* of all strangers, q:*PEER of those
+--             whom this relay brought
+--   away      left_fence deferred closed_until closed_code peer: what an inbox is besides, while its
+--             agent lives elsewhere (core/outbox.py); - where there is none
 local PREFIX = string.sub(KEYS[1], 1, -6)
 local NODE = ARGV[3]
 local GRACE_S = 300      -- R6: a bounce waits this long; a reset marks what is younger than this
@@ -133,11 +136,34 @@ local function new_box(inbox, home)
   }
 end
 
+-- What the inbox is besides, while its agent lives elsewhere; read only then.
+local function away_of(box)
+  if not box.away then
+    local text = redis.call('HGET', key('inbox', box.inbox), 'away') or '0 0 0 - -'
+    local left, deferred, till, code, peer =
+      string.match(text, '^(%d+) ([%d.]+) (%d+) (%S+) (%S+)$')
+    box.away = {left_fence = tonumber(left), deferred = tonumber(deferred),
+      closed_until = tonumber(till), closed_code = code, peer = peer ~= '-' and peer or nil}
+  end
+  return box.away
+end
+
+local function write_away(box)
+  local away = box.away
+  redis.call('HSET', key('inbox', box.inbox), 'away', string.format('%.0f %.3f %.0f %s %s',
+    away.left_fence, away.deferred, away.closed_until, away.closed_code, away.peer or '-'))
+end
+
+-- Why a session is over: its agent's record named other homes then, or a newer session came.
+local function ended_by(box, fence)
+  return fence < away_of(box).left_fence and 'moved' or 'superseded'
+end
+
 -- Whether the session may read or change this inbox; its refusal if not.
 local function fenced(box, fence)
   -- its agent must begin anew; told "superseded" it would stop for good
   if fence < box.reset_fence then return 'inbox_reset' end
-  if fence ~= box.fence or not box.open then return 'superseded' end
+  if fence ~= box.fence or not box.open then return ended_by(box, fence) end
   return nil
 end
 

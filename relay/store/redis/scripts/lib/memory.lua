@@ -1,6 +1,7 @@
 -- What an inbox remembers of ids (R3): one hash per (inbox, hour of the UUIDv7).
 --
 -- ids:<hour>:<inbox>  16-byte key -> fate, seq, first 16 bytes of eid; field `x` = newest expiry
+-- proofs:<hour>:<inbox>  16-byte key -> SHA-256 of a receipt, and the peer that gave it: forwarded
 -- hours:<inbox>       sorted set of its hours
 -- memory              sorted set: inbox -> how many ids it remembers, to MEMORY_STEP
 local SEEN = '>c1I6c16'
@@ -8,6 +9,10 @@ local KEPT_HOURS = 2
 
 local function ids_key(inbox, hour)
   return key('ids', hour .. ':' .. inbox)
+end
+
+local function proofs_key(inbox, hour)
+  return key('proofs', hour .. ':' .. inbox)
 end
 
 local function rank_memory(box)
@@ -21,7 +26,7 @@ end
 local function drop_hour(box, hour)
   local k = ids_key(box.inbox, hour)
   local gone = math.max(redis.call('HLEN', k) - 1, 0)
-  redis.call('UNLINK', k)
+  redis.call('UNLINK', k, proofs_key(box.inbox, hour))
   redis.call('ZREM', key('hours', box.inbox), hour)
   box.ids = math.max(box.ids - gone, 0)
   IDS = math.max(IDS - gone, 0)
@@ -59,9 +64,15 @@ local function is_live(inbox, seq)
 end
 
 -- Write down what became of an id, if it is still remembered.
-local function conclude_id(box, item, fate)
+local function conclude_id(box, item, fate, proof)
   local k = ids_key(box.inbox, item.hour)
   if redis.call('HEXISTS', k, item.dedupe) == 1 then
     redis.call('HSET', k, item.dedupe, struct.pack(SEEN, fate, item.seq, item.eid16))
+    if proof then redis.call('HSET', proofs_key(box.inbox, item.hour), item.dedupe, proof) end
   end
+end
+
+-- Whether what became of an envelope is no custody of an inbox: it waits, or went on.
+local function has_gone(box, fate)
+  return fate == 'W' or (fate == 'S' and not box.home)
 end

@@ -1,0 +1,285 @@
+"""A relay of the simulation: the real index, pulls, rumors, allowances, strikes and roster.
+
+Rules of the file: only what a shell would do is written here: timers, whom to send what, and the
+order of events. Who decides anything else is ``relay.core``.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from loadtest.mesh_sim.light import FORGED, Light
+from relay.core.antientropy import Index, Order, Pull, answer
+from relay.core.errors import ErrorCode
+from relay.core.frames import Digest, Digests, Gossip, Have, Want
+from relay.core.gossip import Allowance, Conduct, Rumors, frames, is_strike
+from relay.core.ids import Did, Timestamp
+from relay.core.membership import Roster
+
+if TYPE_CHECKING:
+    from loadtest.mesh_sim.world import World
+
+PUSH_S: Final = 0.5
+PULL_S: Final = 30.0
+PULL_JITTER_S: Final = 10.0
+ANSWER_S: Final = 1.0
+TRIES: Final = 4
+"""A question without an answer is asked again, as TCP would; then it is skipped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """What a relay does by itself; switched off, one by one, by the negative controls."""
+
+    pushes: bool = True
+    pulls: bool = True
+    passes_on: bool = True
+    tells_most: int = 256
+    fanout: int = 3
+
+
+class Relay:
+    """One relay.
+
+    Args:
+        did: who.
+        world: clock, network, records.
+        habits: what it does.
+    """
+
+    def __init__(self, did: Did, world: World, habits: Habits) -> None:
+        self.did = did
+        self.world = world
+        self.habits = habits
+        self.index = Index()
+        self.roster = Roster(did)
+        self.rumors = Rumors(fanout=habits.fanout)
+        self.allowance = Allowance()
+        self.conduct = Conduct()
+        self.links: set[Did] = set()
+        self.pulls = 0
+        self.is_pushing = False
+        self._refs = (f"q{number}" for number in itertools.count())
+        self._exchange: Exchange | None = None
+        self._dial_at: float | None = None
+        self._new_links: list[Did] = []
+        self._planned = object()
+        self._busy_until = 0.0
+
+    # ------------------------------------------------------------ records
+
+    def publish(self, record: Light) -> None:
+        """An agent of this relay published its record."""
+        if self.take(record):
+            self.tell(record, None)
+
+    def take(self, record: Light) -> bool:
+        """Merge one record by its order, as a store does."""
+        if not self.index.put(record.agent, record.order):
+            return False
+        self.world.held(self, record)
+        return True
+
+    def tell(self, record: Light, not_to: Did | None) -> None:
+        """Pass on what is new here, soon."""
+        if not self.habits.pushes:
+            return
+        self.rumors.add(record.agent, record.text, not_to=not_to)
+        if not self.is_pushing:
+            self.is_pushing = True
+            self.world.clock.later(self.world.chance.uniform(0, PUSH_S), self._push)
+
+    def _push(self) -> None:
+        linked = sorted(self.links)
+        for peer, frame in self.rumors.take(linked, self.world.pick):
+            self.world.send(self, peer, frame, lambda to, said=frame: to.pushed(self.did, said))
+        self.is_pushing = bool(len(self.rumors) and linked)
+        if self.is_pushing:
+            self.world.clock.later(PUSH_S, self._push)
+
+    def pushed(self, peer: Did, frame: Gossip) -> None:
+        """Take what a peer has pushed, as far as it may push."""
+        now = self.now
+        allowed = self.allowance.take(peer, len(frame.records), now)
+        for text in frame.records[:allowed]:
+            if self._is_out(peer):
+                return
+            record = self.judge(peer, text)
+            if record and self.take(record) and self.habits.passes_on:
+                self.tell(record, peer)
+
+    def judge(self, peer: Did, text: str) -> Light | None:
+        """What the text stands for, or a strike."""
+        record = self.world.catalogue.by_text.get(text)
+        if record is None and is_strike(
+            ErrorCode.BAD_SIGNATURE, is_introduced=text.startswith(FORGED)
+        ):
+            self.conduct.strike(peer, self.now)
+        return record
+
+    # ------------------------------------------------------------ links
+
+    def dial_in(self, seconds: float) -> None:
+        """Dial then, or sooner where that was planned."""
+        at = self.world.clock.now + seconds
+        if self._dial_at is None or at < self._dial_at:
+            self._dial_at = at
+            self.world.clock.later(seconds, lambda: self._dial(at))
+
+    def _dial(self, planned: float) -> None:
+        if planned != self._dial_at:
+            return
+        self._dial_at = None
+        for did in self.roster.due(self.now, self.links):
+            if self.world.network.is_parted(self.did, did):
+                self.roster.missed(did, self.now, self.world.chance.random())
+            else:
+                self.roster.reached(did, self.now)
+                self.links.add(did)
+                self.pull_from(did)
+                self.world.relay(did).dialled(self.did)
+        at = self.roster.next_dial_at(self.now, self.links)
+        if at is not None:
+            self.dial_in(max(0.2, at - self.now))
+
+    def dialled(self, by: Did) -> None:
+        """A peer has logged in here: it can be reached again, so it is dialled soon."""
+        if by not in self.links and self.roster.seen(by, self.now):
+            self.dial_in(self.world.chance.uniform(0, 0.2))
+
+    # ------------------------------------------------------------ anti-entropy
+
+    def start_pulling(self) -> None:
+        """The first pull comes soon, the others every 30 ± 10 s."""
+        self._pull_in(self.world.chance.uniform(0, PULL_S))
+
+    def pull(self) -> None:
+        """Ask one partner what is missing here: one with a new link first, else a random one."""
+        linked = [did for did in sorted(self.links) if not self._is_out(did)]
+        partners = self._new_links or self.roster.pick(1, self.world.pick, linked)
+        if self._exchange or not self.habits.pulls:
+            return
+        if not partners:
+            self._pull_later()
+            return
+        self.pulls += 1
+        peer = partners.pop()
+        self._exchange = Exchange(self, peer, Pull(self.index, self._refs.__next__))
+        self._exchange.start()
+
+    def pull_from(self, did: Did) -> None:
+        """Soon, since nobody knows for how long that one was away."""
+        self._new_links.append(did)
+        self._pull_in(self.world.chance.uniform(0, 1))
+
+    def ended(self, peer: Did, gained: list[Light]) -> None:
+        """A pull is over: the next comes at once while it makes progress.
+
+        A little that was gained is news and told further; much of it is left to others' pulls.
+        """
+        self._exchange = None
+        if len(gained) <= self.habits.tells_most:
+            for record in gained:
+                self.tell(record, peer)
+        if gained or self._new_links:
+            self.pull()
+        else:
+            self._pull_later()
+
+    def _pull_later(self) -> None:
+        self._pull_in(PULL_S + self.world.chance.uniform(-PULL_JITTER_S, PULL_JITTER_S))
+
+    def _pull_in(self, seconds: float) -> None:
+        """Plan the next pull, instead of one that was planned for later."""
+        planned = self._planned = object()
+        self.world.clock.later(seconds, lambda: planned is self._planned and self.pull())
+
+    def _is_out(self, did: Did) -> bool:
+        return self.conduct.standing(did, self.now).is_out
+
+    def asked(self, peer: Did, question: Digest | Want) -> None:
+        """Answer a peer's question from what is held here."""
+        for said in self.answers(question):
+            self.world.send(self, peer, said, lambda to, frame=said: to.answered(frame))
+
+    def answers(self, question: Digest | Want) -> list[Digests | Have | Gossip]:
+        """What is said to a question; one frame, or none where a frame would be too large."""
+        if isinstance(question, Want) and question.agents:
+            held = map(self.index.order, question.agents)
+            texts = [self.text_of(order) for order in held if order]
+            return [*frames(texts, question.ref)[:1]] or [Gossip(ref=question.ref)]
+        return [answer(self.index, question)]
+
+    def text_of(self, order: Order) -> str:
+        """The record of an order that is held."""
+        return self.world.catalogue.by_order[order[2]].text
+
+    def answered(self, frame: Digests | Have | Gossip) -> None:
+        """An answer arrived; one that nobody waits for any more is dropped by the link."""
+        if self._exchange:
+            self._exchange.take(frame)
+
+    def working_s(self, records: int) -> float:
+        """When so many requested records will be judged and kept: they may use part of a core."""
+        begin = max(self._busy_until, self.world.clock.now)
+        self._busy_until = begin + records * self.world.record_s
+        return self._busy_until - self.world.clock.now
+
+    @property
+    def now(self) -> Timestamp:
+        """The virtual time."""
+        return Timestamp(self.world.clock.now)
+
+
+class Exchange:
+    """One pull under way, and what it has gained."""
+
+    def __init__(self, relay: Relay, peer: Did, pull: Pull) -> None:
+        self._relay, self._peer, self._pull = relay, peer, pull
+        self._open: set[str] = set()
+        self._gained: list[Light] = []
+
+    def start(self) -> None:
+        """Say the first question."""
+        self._ask(self._pull.start())
+
+    def take(self, frame: Digests | Have | Gossip) -> None:
+        """Take an answer; records are judged first, which takes a while."""
+        if frame.ref not in self._open:
+            return
+        self._open.discard(frame.ref)
+        if isinstance(frame, Gossip) and frame.records:
+            wait = self._relay.working_s(len(frame.records))
+            self._relay.world.clock.later(wait, lambda: self._keep(frame))
+        else:
+            self._ask(self._pull.receive(frame))
+
+    def _keep(self, frame: Gossip) -> None:
+        asked = self._pull.agents_asked(frame.ref)
+        for text in frame.records:
+            record = self._relay.judge(self._peer, text)
+            if record and record.agent in asked and self._relay.take(record):
+                self._gained.append(record)
+        self._ask(self._pull.receive(frame))
+
+    def _ask(self, questions: list[Digest | Want]) -> None:
+        for question in questions:
+            self._open.add(question.ref)
+            self._say(question, TRIES)
+        if self._pull.is_done:
+            self._relay.ended(self._peer, self._gained)
+
+    def _say(self, question: Digest | Want, tries: int) -> None:
+        if question.ref not in self._open:
+            return
+        if not tries:
+            self._open.discard(question.ref)
+            self._ask(self._pull.skip(question.ref))
+            return
+        world = self._relay.world
+        world.send(
+            self._relay, self._peer, question, lambda to: to.asked(self._relay.did, question)
+        )
+        world.clock.later(ANSWER_S, lambda: self._say(question, tries - 1))

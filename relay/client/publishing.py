@@ -1,0 +1,129 @@
+"""Publishing the own endpoint record over HTTP, without a login: the record is its own proof.
+
+Rules of the file: what the newest record says stays, but for what the caller changes; homes are
+never changed here, that would be a migration. A seq never goes back: before anything is signed the
+relay is asked for the newest record that it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from relay import clock
+from relay.client import origin as origins
+from relay.client.errors import AgentError, typed
+from relay.client.exchange import ask
+from relay.client.information import information
+from relay.client.origin import Origin
+from relay.client.state import State
+from relay.client.visit import resolve
+from relay.core import records
+from relay.core.errors import ErrorCode
+from relay.core.identity import SigningKey
+from relay.core.records import EndpointRecord, Home
+
+TRIES: Final = 3
+"""Another program of this agent may publish at the same time; the newer record wins."""
+
+Change = Callable[[tuple[str, ...]], tuple[str, ...]]
+"""From the handles that the newest record lists to those that the next one is to list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """What was published, and which of the agent's other homes did not take it, and why."""
+
+    record: EndpointRecord
+    missed: tuple[tuple[str, str], ...] = ()
+
+
+async def publish(
+    key: SigningKey, origin: Origin, state: State, *, change: Change = tuple
+) -> Publication:
+    """Sign the next record and give it to all homes, ``origin`` first.
+
+    Args:
+        key: the agent.
+        origin: one of its homes; its first one, where it has no record yet.
+        state: knows the newest record, and keeps the new one.
+        change: of the handles.
+
+    Raises:
+        AgentError: ``origin`` cannot be reached, is another relay than before (``wrong_relay``),
+            is no home of this agent (``not_admitted``), or does not take the record.
+    """
+    here = await _home(origin, state)
+    for _ in range(TRIES):
+        record = await _next(key, origin, here, state, change)
+        state.keep_record(record.jws.compact)
+        newer = await _put(origin, record)
+        if newer is None:
+            return Publication(record, await _others(record, here))
+        state.keep_record(newer.jws.compact)
+    raise typed(ErrorCode.STALE_RECORD, "another program of this agent keeps publishing newer ones")
+
+
+async def _home(origin: Origin, state: State) -> Home:
+    said = await information(origin)
+    expected = state.relay_at(str(origin))
+    if said.url != str(origin) or expected not in {None, said.did}:
+        raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {said.did}, which calls itself {said.url}")
+    return Home(said.did, said.url)
+
+
+async def _next(
+    key: SigningKey, origin: Origin, here: Home, state: State, change: Change
+) -> EndpointRecord:
+    found = await resolve(origin, key.did)
+    if found.state == "unreadable":
+        detail = f"{origin} cannot say which record it holds"
+        raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
+    newest = records.parse(state.record) if state.record else None
+    if found.record is not None:
+        newest = records.merge(newest, found.record)
+    if newest is None:
+        compact = records.sign(key, [here], now=clock.now(), handles=change(()))
+        return records.parse(compact)
+    if not newest.names(here.did):
+        others = ", ".join(home.url for home in newest.relays) or "none"
+        raise typed(ErrorCode.NOT_ADMITTED, f"{origin} is no home of this agent; it has {others}")
+    compact = records.sign(
+        key,
+        newest.relays,
+        now=clock.now(),
+        newest_seq=newest.seq,
+        handles=change(newest.handles),
+        status=newest.status,
+        drain=newest.drain,
+        enc=newest.enc,
+    )
+    return records.parse(compact)
+
+
+async def _put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
+    """Give a relay a record; gives the newer one that it holds instead."""
+    body = {"record": record.jws.compact}
+    answer = await ask(origin, "PUT", f"/v1/agents/{record.did}", body=body)
+    try:
+        if answer.boolean("stored"):
+            return None
+        newer = records.parse(answer.text("record", most=records.MAX_BYTES))
+    except ValueError as exc:
+        raise typed(ErrorCode.BAD_FRAME, f"{origin} said what cannot be: {exc}") from exc
+    if newer.did != record.did or newer.order <= record.order:
+        raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
+    return newer
+
+
+async def _others(record: EndpointRecord, here: Home) -> tuple[tuple[str, str], ...]:
+    missed = []
+    for home in record.relays:
+        if home.did == here.did:
+            continue
+        try:
+            await _put(origins.parse(home.url), record)
+        except AgentError as exc:
+            missed.append((home.url, f"{exc.code}: {exc.detail}"))
+    return tuple(missed)

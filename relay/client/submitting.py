@@ -1,0 +1,46 @@
+"""A submit over HTTP (PROTOCOL.md §6): no login, the envelope is its own proof."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from relay.client.errors import AgentError
+from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
+from relay.client.origin import Origin
+from relay.core import codec, receipts
+from relay.core import jws as jose
+from relay.core.frames import Rejection, Submit, Submitted
+
+PATH: Final = "/v1/envelopes"
+
+
+async def submit_over_http(
+    origin: Origin, submit: Submit, seconds: float
+) -> Submitted | AgentError:
+    """Submit once; gives the relay's answer, not verified yet, or its error for all of it.
+
+    Raises:
+        AgentError: no answer, or none that a relay gives; ``stored`` says what is known.
+    """
+    items = b",".join(cast("list[bytes]", list(submit.envelopes)))
+    body = b'{"envelopes":[%b]}' % items
+    status, answer = await in_thread(origin, Request("POST", PATH, body), seconds)
+    members = read(origin, status, answer)
+    if members.has("error"):
+        return error_of(origin, status, members)
+    try:
+        return _submitted(members, submit.ref)
+    except ValueError as exc:
+        raise not_a_relay(origin, status) from exc
+
+
+def _submitted(members: jose.Members, ref: str) -> Submitted:
+    rejected = [codec.read_rejection(item) for item in members.array("rejected", most=256)]
+    return Submitted(
+        refs=(ref,),
+        receipt=members.optional_text("receipt", most=receipts.MAX_RECEIPT_BYTES),
+        rejected=tuple(
+            Rejection(ref, no.i, no.error, no.stored, no.detail, no.retry_after, no.record)
+            for no in rejected
+        ),
+    )

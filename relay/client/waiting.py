@@ -1,0 +1,99 @@
+"""One envelope that waits for a relay's answer, and what its answers are to the program."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from relay.client.errors import AgentError, OutcomeUnknownError, typed
+from relay.client.message import Sent
+from relay.core.envelope import SignedEnvelope
+from relay.core.errors import ErrorCode
+from relay.core.frames import Rejection
+from relay.core.receipts import Receipt, ReceiptItem
+
+MAX_FRAME_WIRE: Final = 1_500_000
+"""Wire bytes of the envelopes of one submit: well below the 2 MiB of a frame."""
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """One envelope and the task that waits for its receipt.
+
+    ``cut_short``: the agent ended before a relay's answer. ``not_carried``: the refusal of the own
+    relay, ``at``, for which it strayed. ``held``: it strayed, and a detour has it.
+    """
+
+    envelope: SignedEnvelope
+    order: int
+    answer: asyncio.Future[Sent]
+    tries: int = 0
+    maybe_stored: bool = False
+    in_flight: bool = False
+    cut_short: bool = False
+    last: Rejection | None = None
+    not_carried: Rejection | None = None
+    at: str = ""
+    held: bool = False
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether it may be stored although there is no receipt."""
+        return self.maybe_stored or self.in_flight
+
+    def verdict(self) -> AgentError:
+        """The error of one whose deadline has passed."""
+        unknown = self.is_unknown
+        code = self.last.error if self.last else ErrorCode.PEER_UNREACHABLE
+        detail = self.last.detail if self.last else "no relay answered in time"
+        if not unknown:
+            return typed(code, detail, stored="no", envelope=self.envelope)
+        exc = OutcomeUnknownError(code, detail or "no answer in time; it may be stored")
+        exc.stored, exc.envelope = "unknown", self.envelope
+        return exc
+
+
+def take(queue: deque[Waiting], most: int) -> Iterator[Waiting]:
+    """As many as one submit holds; those that nobody waits for are left out."""
+    taken = size = 0
+    while queue and taken < most:
+        first = queue[0]
+        if first.answer.done():
+            queue.popleft()
+            continue
+        size += len(first.envelope.wire)
+        if taken and size > MAX_FRAME_WIRE:
+            return
+        taken += 1
+        yield queue.popleft()
+
+
+def refusal_of(waiting: Waiting, no: Rejection) -> AgentError:
+    """The error of a definite no."""
+    return typed(
+        no.error,
+        no.detail,
+        retry_after=no.retry_after,
+        stored="unknown" if waiting.maybe_stored else no.stored,
+        envelope=waiting.envelope,
+        record=no.record,
+    )
+
+
+def sent_of(envelope: SignedEnvelope, item: ReceiptItem, receipt: Receipt, compact: str) -> Sent:
+    """What the program gets of a receipt."""
+    return Sent(
+        eid=envelope.eid,
+        id=envelope.id,
+        to=envelope.to,
+        relay=receipt.relay,
+        at=receipt.at,
+        durability=receipt.durability,
+        custody=item.custody,
+        expires_at=envelope.expires_at,
+        dup=item.dup,
+        receipt=compact,
+    )

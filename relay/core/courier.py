@@ -1,0 +1,187 @@
+"""What a courier has in hand and what a relay's answer to it means (GUARANTEES.md S1, §4).
+
+A courier takes what waits in an inbox whose agent lives elsewhere to the agent's home. Rules of the
+file: nothing awaits; custody ends only by the other relay's signed receipt, a permanent no, or
+expiry; one batch of an inbox is under way at a time, so that its order is kept; whatever may have
+reached another relay than the one it goes to next is marked.
+
+::
+
+    handed ──▶ ready ──take──▶ under way ──receipt──▶ taken over (acked as forwarded)
+                 ▲                │  └──permanent no──▶ refused (one bounce)
+                 └──lost, later───┘
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.frames import DeliverItem, Rejection
+from relay.core.ids import Did, Seq
+from relay.core.receipts import Durability, Receipt, ReceiptItem
+
+PERMANENT: Final = frozenset({
+    ErrorCode.BAD_ENVELOPE, ErrorCode.BAD_SIGNATURE, ErrorCode.REPLAYED, ErrorCode.STALE_ID,
+    ErrorCode.TOO_LARGE, ErrorCode.EXPIRED, ErrorCode.UNSUPPORTED, ErrorCode.BLOCKED,
+    ErrorCode.NOT_ADMITTED,
+})  # fmt: skip
+"""A home's no after which trying again cannot help: the envelope ends, its sender is told."""
+
+CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
+"""A home's no to all envelopes of this recipient: more of them are refused at once for a while."""
+
+FIRST_PAUSE_S: Final = 0.5
+LONGEST_PAUSE_S: Final = 20.0
+CLOSED_S: Final = 30
+
+_RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
+
+
+class Carried(NamedTuple):
+    """One envelope in a courier's hands; ``maybe_at`` are relays that may have it already."""
+
+    seq: Seq
+    wire: bytes
+    redelivered: bool
+    maybe_at: frozenset[Did] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a relay's answer came to.
+
+    Args:
+        taken: it gave its receipt for these.
+        refused: it never will; why.
+        wait_s: seconds until the rest is tried again; None where nothing is left.
+        closed: no more of this recipient's for a while.
+        record: the recipient's newer record: it lives elsewhere.
+    """
+
+    taken: tuple[Seq, ...]
+    refused: tuple[tuple[Seq, str], ...] = ()
+    wait_s: float | None = None
+    closed: Refusal | None = None
+    record: str | None = None
+
+
+@dataclass(slots=True)
+class Load:
+    """What one courier has in hand, in seq order.
+
+    Args:
+        durability: what our own receipts promise; the next relay's may not be below it.
+    """
+
+    durability: Durability
+    _ready: deque[Carried] = field(default_factory=deque)
+    _under_way: list[Carried] = field(default_factory=list)
+    _failures: int = 0
+
+    def hand(self, items: Sequence[DeliverItem]) -> None:
+        """Take what the inbox hands over."""
+        for item in items:
+            wire = item.envelope
+            if not isinstance(wire, bytes):
+                raise TypeError("a courier carries wire bytes")
+            self._ready.append(Carried(item.seq, wire, item.redelivered))
+
+    def __len__(self) -> int:
+        """How many envelopes are in hand."""
+        return len(self._ready) + len(self._under_way)
+
+    def take(self, most: int, most_bytes: int) -> list[Carried]:
+        """The next batch; nothing while one is under way."""
+        if self._under_way:
+            return []
+        size = 0
+        while self._ready and len(self._under_way) < most:
+            size += len(self._ready[0].wire)
+            if self._under_way and size > most_bytes:
+                break
+            self._under_way.append(self._ready.popleft())
+        return list(self._under_way)
+
+    def doubtful(self) -> Seq:
+        """The last seq that some relay may have without our knowing; 0 where there is none."""
+        left = [*self._under_way, *(item for item in self._ready if item.maybe_at)]
+        return max((item.seq for item in left), default=Seq(0))
+
+    # ------------------------------------------------------------ answers
+
+    def answered(
+        self, relay: Did, receipt: Receipt | None, outcomes: Sequence[ReceiptItem | Rejection]
+    ) -> Answer:
+        """Take a relay's answer to the batch under way, item by item, in its order."""
+        taken: list[Seq] = []
+        refused: list[tuple[Seq, str]] = []
+        left: list[Carried] = []
+        noes: list[Rejection] = []
+        is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
+        for item, outcome in zip(self._under_way, outcomes, strict=True):
+            if isinstance(outcome, ReceiptItem):
+                if is_enough and outcome.custody == "inbox":
+                    taken.append(item.seq)
+                else:
+                    left.append(_maybe(item, relay))
+            elif outcome.error in PERMANENT:
+                refused.append((item.seq, outcome.error))
+            else:
+                noes.append(outcome)
+                left.append(_maybe(item, relay) if outcome.stored == "unknown" else item)
+        self._put_back(left)
+        if not left:
+            self._failures = 0
+            return Answer(tuple(taken), tuple(refused))
+        if taken:
+            self._failures = 0
+        return self._later(tuple(taken), tuple(refused), noes)
+
+    def _later(
+        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], noes: list[Rejection]
+    ) -> Answer:
+        record = next((no.record for no in noes if no.record is not None), None)
+        if record is not None:
+            return Answer(taken, refused, 0.0, record=record)
+        asked = max((no.retry_after or 0 for no in noes), default=0)
+        shut = next((no for no in noes if no.error in CLOSING), None)
+        closed = None
+        if shut is not None:
+            closed = Refusal(shut.error, shut.detail, retry_after=max(asked, CLOSED_S))
+        return Answer(taken, refused, max(self._pause(), float(asked)), closed)
+
+    def lost(self, relay: Did) -> float:
+        """No answer: it may have them; gives the seconds until they are tried again."""
+        self._put_back([_maybe(item, relay) for item in self._under_way])
+        return self._pause()
+
+    def unsent(self) -> float:
+        """They never left; gives the seconds until they are tried again."""
+        self._put_back(self._under_way)
+        return self._pause()
+
+    def _put_back(self, items: Sequence[Carried]) -> None:
+        self._under_way = []
+        self._ready.extendleft(reversed(items))
+
+    def _pause(self) -> float:
+        # not 2**failures as it is: days of failures would be a huge number
+        pause = min(FIRST_PAUSE_S * 2.0 ** min(self._failures, 10), LONGEST_PAUSE_S)
+        self._failures += 1
+        return pause
+
+
+def is_marked(item: Carried, relay: Did) -> bool:
+    """Whether its agent may have been handed it before, as seen by ``relay``.
+
+    What that relay itself may have stored needs no mark: it knows the id.
+    """
+    return item.redelivered or bool(item.maybe_at - {relay})
+
+
+def _maybe(item: Carried, relay: Did) -> Carried:
+    return item._replace(maybe_at=item.maybe_at | {relay})

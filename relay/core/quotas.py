@@ -1,0 +1,162 @@
+"""What an inbox holds and counts: quotas refuse, they never evict (GUARANTEES.md R3, R7).
+
+Rules of the file: those of :mod:`relay.core.inbox`, whose lower half this is.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay.core.dedupe import Dedupe, Fate
+from relay.core.envelope import StoredEnvelope
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
+from relay.core.inbox_values import InboxLimits, LiveSession, Refused
+from relay.core.outbox import LEASE_S, Away, Outbox, Outboxes
+from relay.core.rules import Rules
+
+PEER_SHARE: Final = 4
+"""The strangers that one relay brings fill at most a quarter of what all strangers may."""
+
+
+@dataclass(slots=True)
+class Holdings:
+    """Live entries of an inbox, and the counts that quotas go by."""
+
+    key: AgentKey
+    epoch: Epoch
+    home: bool = True
+    live: OrderedDict[Seq, StoredEnvelope] = field(default_factory=OrderedDict)
+    bytes: int = 0
+    senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
+    strangers: set[Seq] = field(default_factory=set)
+    rules: Rules = field(default_factory=Rules)
+    refused: Refused = field(default_factory=Refused)
+    dedupe: Dedupe = field(default_factory=Dedupe)
+    session: LiveSession | None = None
+    away: Away = field(default_factory=Away)
+
+    def is_strange(self, item: StoredEnvelope) -> bool:
+        """Whether nobody here knows the sender; the relay itself, whose word a bounce is, is none.
+
+        Nor is the agent, which may write to itself. Where an agent lives elsewhere, nobody knows
+        whom it knows: its home will say.
+        """
+        if not self.home:
+            return True
+        return item.bounces and item.sender != self.key and not self.rules.knows(item.sender)
+
+    def _rules_out(self, item: StoredEnvelope) -> Refusal | None:
+        if not self.home or not item.bounces or item.sender == self.key:
+            return None
+        no = self.rules.objection(item.sender)
+        if no is None and item.barred and self.is_strange(item):
+            no = Refusal(ErrorCode.RATE_LIMITED, "too much of strangers comes from this address")
+        return no
+
+    def _over_quota(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
+        if len(self.live) >= limits.max_count or self.bytes + item.size > limits.max_bytes:
+            return Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full")
+        count, size = self.senders.get(item.sender, (0, 0))
+        if count >= limits.sender_count or size + item.size > limits.sender_bytes:
+            return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
+        if self.is_strange(item) and self._is_over_share(item, limits):
+            return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
+        return None
+
+    def _is_over_share(self, item: StoredEnvelope, limits: InboxLimits) -> bool:
+        waiting = [self.live[seq] for seq in self.strangers if seq in self.live]
+        count, size = limits.stranger_count, limits.stranger_bytes
+        if _is_over(waiting, item, count, size):
+            return True
+        brought = [one for one in waiting if one.via == item.via]
+        return item.via is not None and _is_over(
+            brought, item, count // PEER_SHARE, size // PEER_SHARE
+        )
+
+    def _count(self, item: StoredEnvelope, sign: int) -> None:
+        self.bytes += sign * item.size
+        count, size = self.senders.get(item.sender, (0, 0))
+        if count + sign:
+            self.senders[item.sender] = (count + sign, size + sign * item.size)
+        else:
+            del self.senders[item.sender]
+        if self.away.outbox is not None:
+            self.away.outbox.add(item.sender, sign, sign * item.size)
+
+    # ------------------------------------------------------------ room
+
+    def has_gone(self, fate: Fate) -> bool:
+        """Whether what became of an envelope is no custody of an inbox: it waits, or went on."""
+        return fate is Fate.FORWARDED or (fate is Fate.STORED and not self.home)
+
+    def _too_late(self, item: StoredEnvelope, now: Timestamp, *, clock_ok: bool) -> Refusal | None:
+        if not self.home and item.peer is None:
+            return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
+        if item.expires_at <= now:
+            # a clock that is in doubt must never say "expired" (GUARANTEES.md §2, clocks)
+            if not clock_ok:
+                return Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
+            return Refusal(ErrorCode.EXPIRED, "expires_time has passed")
+        if item.hour <= self.dedupe.floor:
+            return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
+        return None
+
+    def _no_room(
+        self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, outboxes: Outboxes | None
+    ) -> Refusal | None:
+        if self.home:
+            no = self._over_quota(item, limits)
+        else:
+            no = self.away.refusal(now) or self._over_bounds(item, outboxes)
+        if no is not None:
+            if self.home:
+                first = self.refused.first_at or int(now)
+                self.refused = Refused(self.refused.count + 1, first, int(now))
+            return no
+        # strangers must not close an inbox to those it knows
+        most = limits.dedupe_entries // (2 if self.home and self.is_strange(item) else 1)
+        while len(self.dedupe) >= most:
+            if not self.dedupe.can_shed():
+                return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
+            self.dedupe.shed()
+        return None
+
+    def _join(self, outbox: Outbox, now: Timestamp) -> None:
+        """One more will wait here for a courier: it is due."""
+        due_at = now if self.session is None else now + LEASE_S
+        if not self.live or self.away.due_at is None:
+            self.away.due_at = due_at
+        if outbox is not self.away.outbox:
+            self._wait_for(outbox)
+
+    def _over_bounds(self, item: StoredEnvelope, outboxes: Outboxes | None) -> Refusal | None:
+        """The bounds of an outbox, for an agent that lives elsewhere (:mod:`relay.core.outbox`)."""
+        if outboxes is None or item.peer is None:
+            return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
+        outbox = self._outbox(item.peer, outboxes)
+        return outbox.objection(item, (len(self.live), self.bytes), outboxes.limits)
+
+    def _outbox(self, peer: AgentKey, outboxes: Outboxes) -> Outbox:
+        """While something waits for a peer, only a courier says that it waits for another."""
+        held = self.away.outbox
+        return held if held is not None and self.live else outboxes.of(peer)
+
+    def _wait_for(self, outbox: Outbox | None) -> None:
+        """Count what waits in this outbox from now on."""
+        for sender, (count, size) in self.senders.items():
+            if self.away.outbox is not None:
+                self.away.outbox.add(sender, -count, -size)
+            if outbox is not None:
+                outbox.add(sender, count, size)
+        self.away.outbox = outbox
+
+
+def _is_over(
+    waiting: Iterable[StoredEnvelope], item: StoredEnvelope, count: int, size: int
+) -> bool:
+    sizes = [one.size for one in waiting]
+    return len(sizes) >= count or sum(sizes) + item.size > size

@@ -1,0 +1,1 @@
+"""Talking to other relays: everything that this relay dials, it dials from here."""

@@ -1,0 +1,273 @@
+"""The links of a node: dialled when needed or chosen, one dial at a time to a host, with back-off.
+
+Rules of the file: a link is found by the DID that its other end has proved, never by an address.
+What the network says is remembered by host; what a relay says of itself or of us by relay and host:
+a record that names a wrong relay at a host must not keep the right one from being dialled there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Final, Protocol
+
+from websockets.asyncio.client import ClientConnection
+
+from relay import clock, log, metrics
+from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
+from relay.core.identity import SigningKey
+from relay.core.ids import Did
+from relay.federation.link import Link, log_in
+from relay.ports_mesh import LinkListener
+
+REACH_S: Final = 25.0
+TURN_S: Final = 1.0
+IDLE_S: Final = 300.0
+STEADY_S: Final = 5.0
+FIRST_WAIT_S: Final = 1.0
+LONGEST_WAIT_S: Final = 300.0
+LONGEST_WAIT_CHOSEN_S: Final = 15.0
+"""A peer that is chosen is tried more often: mail waits for it, and it is one of few."""
+MAX_LINKS: Final = 1_024
+MAX_REMEMBERED: Final = 10_000
+REFUSALS: Final = frozenset({ErrorCode.NOT_FEDERATED, ErrorCode.BLOCKED})
+
+
+class Dialling(Protocol):
+    """Opens connections to addresses that may be dialled."""
+
+    async def websocket(self, origin: str) -> ClientConnection:
+        """Connect to a relay's WebSocket.
+
+        Raises:
+            RelayError: ``peer_unreachable``, or ``unsupported``: not to be dialled.
+        """
+        ...
+
+
+class Policy(Protocol):
+    """Which relays this one deals with."""
+
+    def admit(self, did: Did) -> None:
+        """Raise a RejectedError for one that it does not."""
+        ...
+
+    def is_admitted(self, did: Did) -> bool:
+        """Whether it is dealt with."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why something is not dialled just now."""
+
+    error: RelayError
+    times: int
+    until: float
+
+
+class Links:
+    """Meets the port ``PeerLinks``.
+
+    Args:
+        key: of this relay.
+        dialler: opens connections.
+        policy: which relays are dealt with.
+    """
+
+    def __init__(self, key: SigningKey, dialler: Dialling, policy: Policy) -> None:
+        self._key = key
+        self._dialler = dialler
+        self._policy = policy
+        self._live: dict[Did, Link] = {}
+        self._dials: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, _Failure] = {}
+        self._tasks: asyncio.TaskGroup | None = None
+        self._listener: LinkListener | None = None
+        self._chosen: dict[Did, str] = {}
+        self._hurry = asyncio.Event()
+
+    # ------------------------------------------------------------ life
+
+    async def run(self, listener: LinkListener) -> None:
+        """Keep links to those that are chosen, until cancelled."""
+        self._listener = listener
+        try:
+            async with asyncio.TaskGroup() as self._tasks:
+                while True:
+                    self._turn(listener)
+                    await self._rest()
+        finally:
+            self._tasks = None
+
+    async def _rest(self) -> None:
+        try:
+            async with asyncio.timeout(TURN_S):
+                await self._hurry.wait()
+        except TimeoutError:
+            return
+        self._hurry.clear()
+
+    def _turn(self, listener: LinkListener) -> None:
+        chosen = self._chosen = dict(listener.chosen())
+        for relay, url in chosen.items():
+            is_free = relay not in self._live and url not in self._dials
+            if is_free and self._failure(relay, url) is None:
+                _ = self._begin(relay, url)
+        for relay, link in list(self._live.items()):
+            is_idle = relay not in chosen and clock.monotonic() - link.used_at > IDLE_S
+            if is_idle or not self._policy.is_admitted(relay):
+                link.close()
+        metrics.LINKS.set(len(self._live))
+
+    async def drain(self) -> None:
+        """Say goodbye to all peers."""
+        links = list(self._live.values())
+        await asyncio.gather(*(link.say_goodbye() for link in links))
+
+    # ------------------------------------------------------------ the port
+
+    def live(self) -> Sequence[Link]:
+        """All links that stand."""
+        return [link for link in self._live.values() if link.ended is None]
+
+    def wanted(self) -> int:
+        """How many links there should be."""
+        return len(self._chosen)
+
+    def to(self, relay: Did) -> Link | None:
+        """The link to a relay, if it stands."""
+        link = self._live.get(relay)
+        return link if link is not None and link.ended is None else None
+
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay may have anything to do with that one."""
+        return self._policy.is_admitted(relay)
+
+    async def reach(self, relay: Did, url: str) -> Link:
+        """The link to a relay; dialled if there is none. See the port."""
+        self._policy.admit(relay)
+        try:
+            async with asyncio.timeout(REACH_S):
+                while (link := self.to(relay)) is None:
+                    await self._attempt(relay, url)
+        except TimeoutError as exc:
+            raise _unreachable("others are being dialled there", FIRST_WAIT_S) from exc
+        return link
+
+    async def _attempt(self, relay: Did, url: str) -> None:
+        """Wait for the dial that is under way there, whomever it is for, or begin one."""
+        dial = self._dials.get(url)
+        if dial is None:
+            failure = self._failure(relay, url)
+            if failure is not None:
+                raise _as_seen_from_here(failure)
+            dial = self._begin(relay, url)
+        await asyncio.wait([dial])
+
+    def retry(self, relay: Did, url: str) -> None:
+        """Forget what failed there. See the port."""
+        self._failures.pop(url, None)
+        self._failures.pop(_name(relay, url), None)
+        self._hurry.set()
+
+    # ------------------------------------------------------------ dialling
+
+    def _begin(self, relay: Did, url: str) -> asyncio.Task[None]:
+        if self._tasks is None:
+            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "this node dials nobody just now")
+        if len(self._live) + len(self._dials) >= MAX_LINKS:
+            raise _unreachable("this node has too many links", IDLE_S)
+        dial = self._dials[url] = self._tasks.create_task(self._dial(relay, url))
+        dial.add_done_callback(lambda _: self._dials.pop(url, None))
+        return dial
+
+    async def _dial(self, relay: Did, url: str) -> None:
+        try:
+            socket = await self._dialler.websocket(url)
+        except RelayError as exc:
+            self._failed(relay, url, url, exc)
+            return
+        self._failures.pop(url, None)
+        try:
+            link = await log_in(socket, self._key, url, relay)
+        except RelayError as exc:
+            self._failed(relay, url, _name(relay, url), exc)
+            return
+        metrics.DIALS.labels("ok").inc()
+        log.link_up(relay)
+        self._stands(link)
+
+    def _stands(self, link: Link) -> None:
+        if self._tasks is None:
+            link.close()
+            return
+        self._live[link.peer] = link
+        self._tasks.create_task(self._keep(link))
+        if self._listener is not None:
+            self._listener.came(link)
+
+    async def _keep(self, link: Link) -> None:
+        began = clock.monotonic()
+        try:
+            why = await link.run()
+        finally:
+            if self._live.get(link.peer) is link:
+                del self._live[link.peer]
+        log.link_down(link.peer, why.code, why.detail)
+        if clock.monotonic() - began < STEADY_S:
+            self._failed(link.peer, link.url, _name(link.peer, link.url), why)
+        else:
+            self._failures.pop(_name(link.peer, link.url), None)
+        if self._listener is not None:
+            self._listener.went(link.peer, why)
+
+    # ------------------------------------------------------------ what failed
+
+    def _failure(self, relay: Did, url: str) -> _Failure | None:
+        now = clock.monotonic()
+        for name in (url, _name(relay, url)):
+            failure = self._failures.get(name)
+            if failure is not None and failure.until > now:
+                return failure
+        return None
+
+    def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
+        before = self._failures.pop(name, None)
+        times = before.times + 1 if before else 1
+        most = LONGEST_WAIT_CHOSEN_S if relay in self._chosen else LONGEST_WAIT_S
+        longest = min(most, FIRST_WAIT_S * 2 ** min(times - 1, 10))
+        wait_s = max(clock.jitter(longest), float(exc.retry_after or 0))
+        if len(self._failures) >= MAX_REMEMBERED:
+            del self._failures[next(iter(self._failures))]
+        self._failures[name] = _Failure(exc, times, clock.monotonic() + wait_s)
+        metrics.DIALS.labels(exc.code).inc()
+        log.dial_failed(relay, exc.code, f"{url}: {exc.detail}", wait_s)
+        if self._listener is not None:
+            self._listener.missed(relay, exc)
+
+    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
+        failure = self._failure(relay, url)
+        if failure is None:
+            return None
+        return max(0.0, failure.until - clock.monotonic()), failure.error
+
+
+def _name(relay: Did, url: str) -> str:
+    return f"{relay}@{url}"
+
+
+def _as_seen_from_here(failure: _Failure) -> RelayError:
+    """A peer's refusal stays one; anything else is: not reachable just now."""
+    wait_s = failure.until - clock.monotonic()
+    if failure.error.code in REFUSALS:
+        no = failure.error
+        return RejectedError(no.code, f"the peer refuses: {no.detail}", retry_after=ceil(wait_s))
+    return _unreachable(failure.error.detail, wait_s)
+
+
+def _unreachable(detail: str, wait_s: float) -> UnavailableError:
+    return UnavailableError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=max(1, ceil(wait_s)))

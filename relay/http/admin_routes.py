@@ -1,0 +1,69 @@
+"""The operator's routes about peers (PROTOCOL.md §9); each decodes, calls one use case, encodes.
+
+Rules of the file: never on the public bind. What changes something is taken as
+``application/json`` only: a page in a browser on the operator's machine cannot send that here
+without asking first, and nobody answers.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.ids import Did
+from relay.core.jws import Members
+from relay.http import bodies
+from relay.service.operating import Operating
+
+MAX_URL = 512
+
+
+def peer_routes(operating: Operating) -> APIRouter:
+    """Routes below ``/v1/admin``."""
+    api = APIRouter(prefix="/v1/admin")
+
+    @api.get("/peers", summary="All relays that are known, and how it goes")
+    async def peers() -> Response:
+        return bodies.answer({"peers": operating.show()})
+
+    @api.get("/peers/{did}", summary="One of them")
+    async def one(did: str) -> Response:
+        shown = operating.show_one(Did(did))
+        return _unknown() if shown is None else bodies.answer(shown)
+
+    @api.post("/peers", summary="Deal with a relay from now on")
+    async def add(request: Request) -> Response:
+        said = await _members(request)
+        url, did = _text(said, "url"), said.optional_text("did", most=MAX_URL)
+        return bodies.answer(await operating.add(url, did))
+
+    @api.delete("/peers/{did}", summary="Deal with it no more")
+    async def remove(did: str) -> Response:
+        return bodies.answer({"removed": did}) if await operating.remove(did) else _unknown()
+
+    @api.post("/join", summary="Add one live relay, and learn of others from it")
+    async def join(request: Request) -> Response:
+        return bodies.answer(await operating.join(_text(await _members(request), "url")))
+
+    return api
+
+
+async def _members(request: Request) -> Members:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ProtocolError(ErrorCode.UNSUPPORTED, "send application/json")
+    return await bodies.members(request)
+
+
+def _text(members: Members, name: str) -> str:
+    try:
+        return members.text(name, most=MAX_URL)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+
+
+def _unknown() -> Response:
+    return bodies.answer(
+        {"error": ErrorCode.UNSUPPORTED, "detail": "no such relay is known", "retry_after": None},
+        404,
+    )

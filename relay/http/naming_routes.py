@@ -1,0 +1,84 @@
+"""Routes of handles: WebFinger for the names under this relay, and resolving any (§7.5).
+
+Rules of the file: who has not logged in is answered from the relay's own store; the relay asks
+others only for a session of its own, or strangers could make it ask around.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+
+from relay.core import handles, records
+from relay.core import jws as jose
+from relay.core.errors import ErrorCode, ProtocolError, UnavailableError
+from relay.core.handles import Handle, Heard
+from relay.http import bodies
+from relay.service.directory import Directory
+from relay.service.node import Node
+from relay.service.polling import Polling
+
+_ACCT: Final = "acct:"
+_STATUS: Final = {"found": 200, "absent": 404, "unreadable": 503}
+
+Resource = Annotated[str, Query(max_length=handles.MAX_HANDLE + len(_ACCT))]
+
+
+def naming_router(node: Node) -> APIRouter:
+    """All routes of handles over one node."""
+    api = APIRouter()
+    polling = Polling(node)
+
+    @api.get(handles.WEBFINGER, summary="The DID of a name under this relay (RFC 7033)")
+    async def webfinger(resource: Resource) -> Response:
+        handle = _read(resource.removeprefix(_ACCT))
+        if not node.handles.is_ours(handle):
+            return _finger(404, {"subject": resource, "links": []})
+        heard = await node.handles.resolve(handle)
+        if heard.state == "unreadable":
+            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, heard.why)
+        links = [{"rel": handles.SELF, "href": heard.did}] if heard.did else []
+        subject = f"{_ACCT}{handle}"
+        return _finger(_STATUS[heard.state], {"subject": subject, "links": links})
+
+    @api.get("/v1/handles/{handle}", summary="Where a handle leads: found, absent or unreadable")
+    async def resolve(handle: str, request: Request) -> Response:
+        asked = _read(handle)
+        if node.handles.is_ours(asked):
+            heard = await node.handles.resolve(asked)
+        else:
+            await polling.session(bodies.bearer(request))
+            heard = await node.names.resolve(asked)
+        return bodies.answer(await _whole(node.directory, asked, heard), _STATUS[heard.state])
+
+    return api
+
+
+def _read(text: str) -> Handle:
+    try:
+        return handles.parse(text)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"handle: {exc}") from exc
+
+
+def _finger(status: int, jrd: dict[str, Any]) -> Response:
+    # RFC 7033 §5: any page may ask
+    headers = {"Access-Control-Allow-Origin": "*"}
+    return Response(jose.dumps(jrd), status, headers, media_type=handles.JRD)
+
+
+async def _whole(directory: Directory, handle: Handle, heard: Heard) -> dict[str, Any]:
+    """The answer with the way back: the record, and whether it lists the handle."""
+    found = await directory.resolve(heard.did) if heard.did else None
+    record = found.record if found else None
+    listed = records.parse(record).handles if record else ()
+    return {
+        "handle": str(handle),
+        "state": heard.state,
+        "did": heard.did,
+        "verified": handles.is_listed(handle, listed),
+        "record": record,
+        "stale": found.stale if found else False,
+        "detail": heard.why,
+    }

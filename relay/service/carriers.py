@@ -1,0 +1,145 @@
+"""Carriers: what couriers have for one relay goes there together (GUARANTEES.md R7, S1).
+
+Rules of the file: a courier has one batch under way, a carrier several; those that wait are put
+into one submit, so that a peer with many recipients costs one frame, and one fsync there, for all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from relay.core.courier import Carried, is_marked
+from relay.core.errors import RelayError, UnavailableError
+from relay.core.frames import MAX_ENVELOPES
+from relay.core.ids import Did
+from relay.core.records import Home
+from relay.ports_mesh import PeerLinks, Taken
+
+MOST_BYTES: Final = 1_500_000
+"""Wire bytes of one submit: well below the 2 MiB of a frame."""
+AT_ONCE: Final = 4
+
+
+class Spawn(Protocol):
+    """Runs work beside; it ends with the node."""
+
+    def __call__(self, work: Coroutine[Any, Any, None]) -> object:
+        """Start it."""
+        ...
+
+
+class NotSentError(UnavailableError):
+    """The relay was not reached: it has none of them."""
+
+
+@dataclass(slots=True, eq=False)
+class _Parcel:
+    """The batch of one courier, and where its answer goes."""
+
+    items: Sequence[Carried]
+    answer: asyncio.Future[Taken]
+
+    @property
+    def bytes(self) -> int:
+        return sum(len(item.wire) for item in self.items)
+
+
+class Carrier:
+    """Takes parcels to one relay.
+
+    Args:
+        me: this relay, named in ``hops``.
+        home: where they go.
+        links: dials it.
+        spawn: runs a submit beside the others.
+    """
+
+    def __init__(self, me: Did, home: Home, links: PeerLinks, spawn: Spawn) -> None:
+        self._me = me
+        self._home = home
+        self._links = links
+        self._spawn = spawn
+        self._waiting: deque[_Parcel] = deque()
+        self._under_way = 0
+        self._is_due = False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing to do."""
+        return not self._waiting and not self._under_way and not self._is_due
+
+    async def submit(self, items: Sequence[Carried]) -> Taken:
+        """Submit a batch, at most 256; perhaps together with others'.
+
+        Raises:
+            NotSentError: the relay was not reached.
+            UnavailableError: no answer: it may have them.
+            RelayError: it refused them all.
+        """
+        answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Parcel(items, answer))
+        self._soon()
+        return await answer
+
+    def _soon(self) -> None:
+        # one turn of the event loop later: what one commit brought comes together
+        if not self._is_due and self._under_way < AT_ONCE and self._waiting:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._go)
+
+    def _go(self) -> None:
+        self._is_due = False
+        parcels = self._take()
+        if parcels:
+            self._under_way += 1
+            self._spawn(self._carry(parcels))
+        self._soon()
+
+    def _take(self) -> list[_Parcel]:
+        taken: list[_Parcel] = []
+        count = size = 0
+        while self._waiting:
+            first = self._waiting[0]
+            count, size = count + len(first.items), size + first.bytes
+            if taken and (count > MAX_ENVELOPES or size > MOST_BYTES):
+                break
+            taken.append(self._waiting.popleft())
+        return [parcel for parcel in taken if not parcel.answer.done()]
+
+    async def _carry(self, parcels: list[_Parcel]) -> None:
+        try:
+            taken = await self._submit([item for parcel in parcels for item in parcel.items])
+        except RelayError as exc:
+            for parcel in parcels:
+                if not parcel.answer.done():
+                    parcel.answer.set_exception(_again(exc))
+        else:
+            at = 0
+            for parcel in parcels:
+                until = at + len(parcel.items)
+                if not parcel.answer.done():
+                    share = Taken(taken.receipt, taken.compact, taken.outcomes[at:until])
+                    parcel.answer.set_result(share)
+                at = until
+        finally:
+            self._under_way -= 1
+            self._soon()
+
+    async def _submit(self, items: Sequence[Carried]) -> Taken:
+        home = self._home
+        try:
+            link = await self._links.reach(home.did, home.url)
+        except RelayError as exc:
+            said = NotSentError(exc.code, exc.detail, retry_after=exc.retry_after)
+            raise said from exc
+        marked = [at for at, item in enumerate(items) if is_marked(item, home.did)]
+        return await link.submit([item.wire for item in items], hops=(self._me,), marked=marked)
+
+
+def _again(exc: RelayError) -> RelayError:
+    """The same error for one more task: an exception that is raised twice grows its traceback."""
+    return type(exc)(exc.code, exc.detail, retry_after=exc.retry_after)

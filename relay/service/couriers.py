@@ -1,0 +1,283 @@
+"""Couriers: each takes what waits in one away inbox to the relay where its agent lives.
+
+Rules of the file: a courier is the consumer of an inbox in the place of its agent, by the same
+conversation (``core/session.py``): backfill, cutover, streaming, window, fence. It acks as
+forwarded what another relay gave its receipt for, refuses what that relay never will take, and
+leaves the rest where it is. Killed at any instruction, another one goes on.
+
+::
+
+    due ──open──▶ read and follow ──batch──▶ carrier ──answer──▶ ack, refuse, try again
+                       └── idle, long pause, fenced off ──▶ closed; due again by the store's word
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from relay import clock, log, metrics
+from relay.core.courier import Answer, Carried, Load
+from relay.core.dedupe import Forwarded
+from relay.core.effects import AckInbox, Close, Effect, Read, Send
+from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.core.frames import Ack as AckFrame
+from relay.core.frames import Deliver, Hello, Welcome, WelcomePending
+from relay.core.identity import did_of, parse_did
+from relay.core.ids import AgentKey, Did, Seq
+from relay.core.inbox_values import Acked, Opened, Window
+from relay.core.records import Home
+from relay.core.session import Phase, RelaySession
+from relay.core.speech import Identity
+from relay.ports import AckRequest, Store
+from relay.ports_mesh import Taken
+from relay.service.carriers import MOST_BYTES, Carrier, NotSentError, Spawn
+from relay.service.commit import GroupCommit
+from relay.service.deliver import Delivery
+from relay.service.follower import Follower
+
+LEASE_S: Final = 30.0
+IDLE_S: Final = 10.0
+SHORT_S: Final = 3.0
+"""A pause up to so long is waited for with the inbox open."""
+NOWHERE_S: Final = 30.0
+ACK_AGAIN_S: Final = 1.0
+BATCH: Final = 64
+_NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
+_AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What couriers need of their node.
+
+    Args:
+        window: of each courier.
+        store: inboxes.
+        acks: the node's group commit of acks.
+        delivery: tells of news.
+        homes: where an agent lives now.
+        carrier: takes batches to a home.
+        learn: takes a newer record that a relay told.
+        spawn: runs work beside.
+    """
+
+    window: Window
+    store: Store
+    acks: GroupCommit[AckRequest, Acked]
+    delivery: Delivery
+    homes: Callable[[Did], Awaitable[Sequence[Home]]]
+    carrier: Callable[[Home], Carrier]
+    learn: Callable[[str, Did], Awaitable[object]]
+    spawn: Spawn
+
+
+class Rest(NamedTuple):
+    """How a courier leaves its inbox: when to go on, for which relay it waits, what is told."""
+
+    wait_s: float = 0.0
+    peer: AgentKey | None = None
+    closed: Refusal | None = None
+
+
+class Courier(Follower):
+    """The consumer of one away inbox.
+
+    Args:
+        needs: of the node.
+        inbox: whose.
+        opened: its session, just opened.
+    """
+
+    def __init__(self, needs: Needs, inbox: AgentKey, opened: Opened) -> None:
+        session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
+        session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
+        super().__init__(session, needs.store)
+        self._needs = needs
+        self._inbox = inbox
+        self._to = did_of(inbox)
+        self._opened = opened
+        self._load = Load(needs.store.durability)
+        self._work = asyncio.Event()
+        self._has_ended = False
+        self._forwarded: Forwarded | None = None
+        self._unacked = 0
+        self._tried = 0
+        self._lease_until = clock.monotonic() + LEASE_S
+
+    async def run(self) -> None:
+        """Carry until nothing is left, it must wait for long, or another session has the inbox."""
+        needs = self._needs
+        needs.delivery.attach(self._inbox, self)
+        try:
+            who = Identity(self._to, self._inbox, self._opened.fence)
+            self._perform(self._session.opened(who, _welcome(self._opened, needs.window)))
+            # what was stored between opening and attaching had nobody to tell
+            self.woken()
+            rest = await self._carry_all()
+        finally:
+            needs.delivery.detach(self._inbox, self)
+            self._session.lost()
+            self._stop_timer()
+        fence = self._opened.fence
+        if await needs.store.defer_outbox(
+            self._inbox, fence, rest.wait_s, peer=rest.peer, closed=rest.closed
+        ):
+            await needs.store.close(self._inbox, fence, self._load.doubtful())
+
+    def stop(self) -> None:
+        """Leave the inbox to another node; what is under way is waited for."""
+        self._has_ended = True
+        self._work.set()
+
+    # ------------------------------------------------------------ carry
+
+    async def _carry_all(self) -> Rest:
+        while not self._has_ended:
+            await self._keep_lease()
+            items = self._load.take(BATCH, MOST_BYTES)
+            if items:
+                rest = await self._carry(items)
+                if rest is not None:
+                    return rest
+            elif not await self._wait(IDLE_S) and not self._unacked:
+                break
+        return Rest()
+
+    async def _carry(self, items: Sequence[Carried]) -> Rest | None:
+        """One batch; gives how to leave the inbox where that is better than to go on."""
+        homes = await self._needs.homes(self._to)
+        if not homes:
+            no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
+            return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
+        # the next one where the one before could not be reached
+        home = homes[self._tried % len(homes)]
+        answer = await self._submit(home, items)
+        self._conclude(answer)
+        if answer.record is not None:
+            await self._needs.learn(answer.record, home.did)
+        wait_s = answer.wait_s or 0.0
+        if wait_s > SHORT_S or answer.closed is not None:
+            await self._acked()
+            return Rest(wait_s, parse_did(home.did).agent_key, answer.closed)
+        await self._pause(wait_s)
+        return None
+
+    async def _submit(self, home: Home, items: Sequence[Carried]) -> Answer:
+        load = self._load
+        try:
+            taken = await self._needs.carrier(home).submit(items)
+        except NotSentError as exc:
+            self._tried += 1
+            metrics.FORWARD_FAILURES.labels(exc.code).inc()
+            return Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+        except RelayError as exc:
+            metrics.FORWARD_FAILURES.labels(exc.code).inc()
+            return Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+        self._forwarded = _proof(home, taken)
+        answer = load.answered(home.did, taken.receipt, taken.outcomes)
+        metrics.FORWARDED.inc(len(answer.taken))
+        return answer
+
+    def _conclude(self, answer: Answer) -> None:
+        if not answer.taken and not answer.refused:
+            return
+        for _, code in answer.refused:
+            metrics.DEAD_LETTERS.labels(code).inc()
+            log.dead_letter(code)
+        ack = AckFrame(self._session.epoch, Seq(0), answer.taken, answer.refused)
+        self._perform(self._session.receive(ack, clock.monotonic()))
+
+    # ------------------------------------------------------------ wait
+
+    async def _wait(self, seconds: float) -> bool:
+        """Wait for news; False when there were none."""
+        self._work.clear()
+        if self._has_ended or len(self._load):
+            return True
+        try:
+            async with asyncio.timeout(seconds):
+                await self._work.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _pause(self, seconds: float) -> None:
+        """Let time pass, unless the inbox is taken away meanwhile."""
+        until = clock.monotonic() + seconds
+        while not self._has_ended and (left := until - clock.monotonic()) > 0:
+            self._work.clear()
+            try:
+                async with asyncio.timeout(left):
+                    await self._work.wait()
+            except TimeoutError:
+                return
+
+    async def _acked(self) -> None:
+        """Wait until what was taken over is durably so here."""
+        while self._unacked and not self._has_ended:
+            self._work.clear()
+            await self._work.wait()
+
+    async def _keep_lease(self) -> None:
+        now = clock.monotonic()
+        if self._lease_until - now < LEASE_S / 2:
+            await self._needs.store.defer_outbox(self._inbox, self.fence, LEASE_S)
+            self._lease_until = now + LEASE_S
+
+    # ------------------------------------------------------------ effects
+
+    def _perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Send(Deliver() as frame):
+                    self._load.hand(frame.items)
+                    self._work.set()
+                case AckInbox(inbox, ack):
+                    self._unacked += 1
+                    request = AckRequest(inbox, replace(ack, forwarded=self._forwarded))
+                    self._needs.acks.put(self, [request])
+                case Read():
+                    self._needs.spawn(self._read(effect))
+                case Close():
+                    self.stop()
+                case _:
+                    # welcome and gaps are no news, a failed ack is said again, and how the session
+                    # closes is said in run: it knows what some relay may have
+                    pass
+        self._set_timer()
+
+    def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+        """One commit decided these acks; one that may not be durable is said again."""
+        loop = asyncio.get_running_loop()
+        for request, result in results:
+            if isinstance(result, Refusal) and result.code in _AGAIN and not self._has_ended:
+                loop.call_later(ACK_AGAIN_S, self._needs.acks.put, self, [request])
+            else:
+                self._unacked -= 1
+        super().decided(results)
+        self._work.set()
+
+
+def _welcome(opened: Opened, window: Window) -> Welcome:
+    return Welcome(
+        inbox=True,
+        session=opened.fence,
+        epoch=opened.epoch,
+        cursor=opened.cursor,
+        head=opened.head,
+        pending=WelcomePending(),
+        window_count=window.count,
+        window_bytes=window.bytes,
+        proof="",
+    )
+
+
+def _proof(home: Home, taken: Taken) -> Forwarded | None:
+    if taken.compact is None:
+        return None
+    digest = hashlib.sha256(taken.compact.encode()).digest()
+    return Forwarded(parse_did(home.did).agent_key, digest)

@@ -1,0 +1,44 @@
+"""Following the directory: this node's index of orders, kept up to date from the change log.
+
+Rules of the file: the store decides what is held; the index only repeats it, so it may be late,
+and begins anew where the store does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+from relay import metrics
+from relay.core.antientropy import Index, Order
+from relay.core.ids import AgentKey
+from relay.ports_mesh import GONE, RecordStore
+
+PAGE: Final = 1_000
+
+
+@dataclass(slots=True)
+class Following:
+    """The index, and how far the change log was read."""
+
+    store: RecordStore
+    index: Index = field(default_factory=Index)
+    _cursor: str = ""
+
+    async def __call__(self) -> None:
+        """Read on to the end of the change log."""
+        more = True
+        while more:
+            changes = await self.store.record_changes(self._cursor, PAGE)
+            if changes.anew:
+                self.index.clear()
+            for owner, order in changes.items:
+                self._put(owner, order)
+            self._cursor, more = changes.cursor, changes.more
+        metrics.RECORDS.set(len(self.index))
+
+    def _put(self, owner: AgentKey, order: Order) -> None:
+        if order == GONE:
+            self.index.remove(owner)
+        else:
+            self.index.put(owner, order)

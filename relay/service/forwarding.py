@@ -1,0 +1,154 @@
+"""Forwarding: couriers for every away inbox of this relay that this node was lent (§5.3).
+
+Rules of the file: what is due is the store's word, lent for a while, so that one node carries an
+inbox at a time and another goes on when that one is gone. At most :data:`MOST_COURIERS` at once:
+what is due beyond waits in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from relay import log, metrics
+from relay.core.errors import Refusal, RelayError
+from relay.core.ids import AgentKey, Did, NodeId
+from relay.core.inbox_values import Acked, Window
+from relay.core.records import Home
+from relay.ports import AckRequest, OpenRequest, Store
+from relay.ports_mesh import PeerLinks
+from relay.service.carriers import Carrier
+from relay.service.commit import GroupCommit
+from relay.service.couriers import LEASE_S, Courier, Needs
+from relay.service.deliver import Delivery
+from relay.service.resolving import Routing
+
+LOOK_S: Final = 1.0
+MOST_COURIERS: Final = 1_024
+MOST_DUE: Final = 256
+WINDOW: Final = Window(256, 4 * 1024 * 1024)
+
+
+@dataclass(slots=True)
+class Forwarding:
+    """The couriers and carriers of one node.
+
+    Args:
+        me: this relay.
+        node: this node.
+        store: inboxes.
+        acks: the node's group commit of acks.
+        delivery: tells of news.
+        routing: where agents live.
+        links: other relays.
+        learn: verifies and keeps a record that a relay told.
+    """
+
+    me: Did
+    node: NodeId
+    store: Store
+    acks: GroupCommit[AckRequest, Acked]
+    delivery: Delivery
+    routing: Routing
+    links: PeerLinks
+    learn: Callable[[str, Did], Awaitable[object]]
+    _carriers: dict[tuple[Did, str], Carrier] = field(default_factory=dict)
+    _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
+    _is_draining: bool = False
+    _left: asyncio.Event = field(default_factory=asyncio.Event)
+    _due: asyncio.Event = field(default_factory=asyncio.Event)
+    _tasks: asyncio.TaskGroup | None = None
+
+    def wake(self) -> None:
+        """Something waits in an away inbox that nobody carries."""
+        self._due.set()
+
+    async def run(self) -> None:
+        """Carry until cancelled; couriers then close their inboxes."""
+        async with asyncio.TaskGroup() as tasks:
+            self._tasks = tasks
+            while True:
+                self._due.clear()
+                await self._look()
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        await self._due.wait()
+                except TimeoutError:
+                    continue
+
+    async def drain(self) -> None:
+        """Take no more inboxes, and leave those that are carried to other nodes, cleanly."""
+        self._is_draining = True
+        while self._couriers:
+            for courier in self._couriers.values():
+                if courier is not None:
+                    courier.stop()
+            self._left.clear()
+            await self._left.wait()
+
+    async def _look(self) -> None:
+        room = min(MOST_DUE, MOST_COURIERS - len(self._couriers))
+        if room <= 0 or self._is_draining:
+            return
+        try:
+            due = await self.store.due_outboxes(self.node, most=room, lease_s=LEASE_S)
+        except RelayError as exc:
+            metrics.LOOP_FAILURES.labels("forward").inc()
+            log.loop_failed("forward", exc.code)
+            return
+        for one in due:
+            if one.inbox not in self._couriers:
+                self._couriers[one.inbox] = None
+                self._spawn(self._carry(one.inbox))
+        if len(due) == room:
+            self._due.set()
+
+    async def _carry(self, inbox: AgentKey) -> None:
+        metrics.COURIERS.inc()
+        try:
+            opened = await self.store.open(
+                OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
+            )
+            if not isinstance(opened, Refusal):
+                courier = self._couriers[inbox] = Courier(self._needs(), inbox, opened)
+                await courier.run()
+        except RelayError as exc:
+            # the loan lapses, and it is due again
+            metrics.LOOP_FAILURES.labels("courier").inc()
+            log.loop_failed("courier", exc.code)
+        except Exception:  # noqa: BLE001  a bug in one courier must not end the others
+            metrics.INTERNAL.inc()
+            log.internal_error("courier")
+        finally:
+            metrics.COURIERS.dec()
+            del self._couriers[inbox]
+            self._left.set()
+
+    def _needs(self) -> Needs:
+        return Needs(
+            window=WINDOW,
+            store=self.store,
+            acks=self.acks,
+            delivery=self.delivery,
+            homes=self.routing.all,
+            carrier=self._carrier,
+            learn=self.learn,
+            spawn=self._spawn,
+        )
+
+    def _carrier(self, home: Home) -> Carrier:
+        key = (home.did, home.url)
+        found = self._carriers.get(key)
+        if found is None:
+            idle = [other for other, one in self._carriers.items() if one.is_idle]
+            for other in idle:
+                del self._carriers[other]
+            found = self._carriers[key] = Carrier(self.me, home, self.links, self._spawn)
+        return found
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> object:
+        if self._tasks is None:
+            raise RuntimeError("forwarding has not begun")
+        return self._tasks.create_task(work)

@@ -1,0 +1,202 @@
+"""The mesh, as one node takes part in it: links, news, comparisons, answers (PROTOCOL.md §5.10).
+
+Rules of the file: a turn of each loop is a method, which ends; ``relay.server`` repeats them. What
+this relay passes on, it has checked and kept before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from relay import clock, metrics
+from relay.core import antientropy, gossip
+from relay.core.errors import ErrorCode, RelayError
+from relay.core.frames import MAX_RELAYS, Digest, Frame, Gossip, View, Want
+from relay.core.gossip import FANOUT, Allowance
+from relay.core.ids import Did
+from relay.ports_mesh import PeerLink, PeerLinks, RecordStore
+from relay.service.directory import Directory
+from relay.service.following import Following
+from relay.service.hearing import Hearing
+from relay.service.peers import Peers, SeenBy
+from relay.service.pulling import Puller
+
+PULL_S: Final = 30.0
+PULL_SPREAD_S: Final = 10.0
+TELL_S: Final = 3600.0
+ASKED_PER_S: Final = 200.0
+WAIT_S: Final = 0.02
+
+
+class Mesh:
+    """Meets the port ``LinkListener``.
+
+    Args:
+        peers: whom this relay knows.
+        links: of this node.
+        store: of records.
+        directory: judges and keeps them.
+        own_info: this relay's signed information, made anew.
+    """
+
+    def __init__(
+        self,
+        peers: Peers,
+        links: PeerLinks,
+        store: RecordStore,
+        directory: Directory,
+        own_info: Callable[[], str],
+    ) -> None:
+        self.peers = peers
+        self.links = links
+        self.following = Following(store)
+        self.hearing = Hearing(directory, self.following.index, peers)
+        self._store = store
+        self._own_info = own_info
+        self._puller = Puller(self.following.index, self.hearing)
+        self._questions = Allowance(ASKED_PER_S)
+        self._fresh: dict[Did, None] = {}
+        self._heal = asyncio.Event()
+        self._told_at = clock.monotonic()
+        directory.listeners.append(self.hearing.published)
+
+    # ------------------------------------------------------------ links
+
+    def chosen(self) -> list[tuple[Did, str]]:
+        """To whom links are kept."""
+        return self.peers.chosen()
+
+    def came(self, link: PeerLink) -> None:
+        """A link stands: say who this relay is, and compare directories at once."""
+        self.peers.reached(link.peer)
+        link.push(Gossip(relays=(self._own_info(),)))
+        self._fresh[link.peer] = None
+        self._heal.set()
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        """A dial failed."""
+        self.peers.missed(relay, why)
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        """A link has ended."""
+        self.peers.missed(relay, why)
+
+    def arrived(self, relay: Did, dismiss: Callable[[], None]) -> None:
+        """A relay has logged in here, so it is alive: one that is waited for is dialled now."""
+        self.peers.arrived(relay, dismiss)
+        row = self.peers.rows.get(relay)
+        # only where the operator says who that is: others could have any address dialled so
+        if row is not None and row.standing == "added":
+            self.links.retry(relay, row.url)
+
+    def link_to(self, relay: Did) -> PeerLink | None:
+        """The link to a relay, if one stands."""
+        return next((link for link in self.links.live() if link.peer == relay), None)
+
+    # ------------------------------------------------------------ what peers say and ask
+
+    async def hear(self, peer: Did, said: Gossip) -> None:
+        """A peer pushes.
+
+        Raises:
+            UnavailableError: the store.
+        """
+        await self.hearing.pushed(peer, said)
+
+    async def answer(self, peer: Did, question: Digest | Want) -> Frame:
+        """Answer a peer from the own store; who asks fast waits.
+
+        Raises:
+            RelayError: ``bad_frame`` or ``storage_unavailable``.
+        """
+        while not self._questions.take(peer, 1, clock.monotonic()):  # noqa: ASYNC110  a rate
+            await asyncio.sleep(WAIT_S)
+        match question:
+            case Want(ref=ref, view=True):
+                return self.peers.view_of(peer, ref)
+            case Want(ref=ref, relays=True):
+                return Gossip(relays=self._known_relays(peer), ref=ref)
+            case Want(ref=ref, agents=agents) if agents:
+                rows = await self._store.records(agents)
+                found = gossip.frames([row.compact for row in rows if row is not None], ref)
+                told = found[0] if found else Gossip(ref=ref)
+                metrics.GOSSIP.labels("out", "asked").inc(len(told.records))
+                return told
+            case _:
+                return antientropy.answer(self.following.index, question)
+
+    def _known_relays(self, asker: Did) -> tuple[str, ...]:
+        infos = [row.info for row in self.peers.rows.values() if row.info and row.did != asker]
+        return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
+
+    # ------------------------------------------------------------ turns of the loops
+
+    async def push(self) -> None:
+        """Tell three peers each what is news."""
+        links = {link.peer: link for link in self.links.live()}
+        for peer, frame in self.hearing.rumors.take(list(links), clock.pick):
+            if links[peer].push(frame):
+                metrics.GOSSIP.labels("out", "pushed").inc(len(frame.records))
+        infos, self.hearing.relays = self.hearing.relays, []
+        is_due = clock.monotonic() - self._told_at > TELL_S
+        if is_due:
+            self._told_at = clock.monotonic()
+            infos.append(self._own_info())
+        if not infos:
+            return
+        told = list(links) if is_due else clock.pick(list(links), FANOUT)
+        for at in range(0, len(infos), MAX_RELAYS):
+            for peer in told:
+                links[peer].push(Gossip(relays=tuple(infos[at : at + MAX_RELAYS])))
+
+    async def pull(self) -> None:
+        """Wait for half a minute or a new link, then compare for as long as that brings news."""
+        pause_s = PULL_S + (2 * clock.share() - 1) * PULL_SPREAD_S
+        try:
+            async with asyncio.timeout(0 if self._fresh else pause_s):
+                await self._heal.wait()
+        except TimeoutError:
+            pass
+        self._heal.clear()
+        for link in self._partners():
+            await self.following()
+            while await self._puller(link):
+                await self.following()
+
+    def _partners(self) -> list[PeerLink]:
+        """Who has come back, else one at random."""
+        able = {
+            link.peer: link
+            for link in self.links.live()
+            if not self.peers.standing(link.peer).is_out
+        }
+        fresh, self._fresh = self._fresh, {}
+        back = [able[did] for did in fresh if did in able]
+        return back or clock.pick(list(able.values()), 1)
+
+    async def meet(self, anew: Did | None = None) -> None:
+        """Look at who is known, and ask peers whom they know and how they see this relay.
+
+        Args:
+            anew: ask this one, although it was asked a moment ago.
+        """
+        await self.peers.refresh()
+        for link in self.links.live():
+            seen = self.peers.views.get(link.peer)
+            if link.peer == anew or seen is None or clock.now() - seen.at > PULL_S:
+                await self._ask_around(link)
+
+    async def _ask_around(self, link: PeerLink) -> None:
+        try:
+            view = await link.ask(lambda ref: Want(ref, view=True))
+            told = await link.ask(lambda ref: Want(ref, relays=True))
+        except RelayError as exc:
+            if exc.code is ErrorCode.PEER_UNREACHABLE:
+                return
+            raise
+        if isinstance(view, View):
+            self.peers.views[link.peer] = SeenBy(view, int(clock.now()))
+        if isinstance(told, Gossip):
+            await self.hearing.told_of_relays(link.peer, told.relays[:MAX_RELAYS])

@@ -1,0 +1,155 @@
+"""What an operator does about peers: look, add, remove, join (PROTOCOL.md §9).
+
+Rules of the file: a relay is added by its DID; where only an address is given, the relay there says
+who it is, signed, and that DID is pinned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any, Final
+
+from relay import clock
+from relay.core import relay_info
+from relay.core.errors import ErrorCode, ProtocolError, RejectedError
+from relay.core.identity import parse_did
+from relay.core.ids import ORIGIN, Did
+from relay.core.relay_info import RelayInfo
+from relay.ports_mesh import Introducing, PeerLinks, PeerRow
+from relay.service.mesh import Mesh
+from relay.service.peers import Peers
+
+JOIN_S: Final = 10.0
+LOOK_S: Final = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Operating:
+    """Use cases of the operator's side."""
+
+    peers: Peers
+    links: PeerLinks
+    mesh: Mesh
+    introductions: Introducing
+
+    def show(self) -> list[dict[str, Any]]:
+        """All relays that are known: added ones first, each with how it goes."""
+        rows = sorted(self.peers.rows.values(), key=lambda row: (row.standing, row.url))
+        return [self._members(row) for row in rows]
+
+    def show_one(self, did: Did) -> dict[str, Any] | None:
+        """One of them."""
+        row = self.peers.rows.get(did)
+        return None if row is None else self._members(row)
+
+    async def add(self, url: str, did: str | None = None) -> dict[str, Any]:
+        """Deal with a relay from now on.
+
+        Args:
+            url: its origin.
+            did: who must prove to be there; None: who is there now.
+
+        Raises:
+            RelayError: ``bad_frame``, ``wrong_relay``, ``not_federated``, ``peer_unreachable``, or
+                ``unsupported``: an address that is not dialled.
+        """
+        if ORIGIN.fullmatch(url) is None:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "url is an origin: https://host[:port]")
+        if self.peers.federation == "off":
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "federation is off at this relay")
+        if did is None:
+            info = await self._who_is_there(url)
+            row = await self.peers.add(info.did, url, info.jws.compact)
+        else:
+            row = await self.peers.add(_did(did), url)
+        self.links.retry(row.did, url)
+        return self._members(row)
+
+    async def remove(self, did: str) -> bool:
+        """Deal with it no more; False if it was not known."""
+        return await self.peers.remove(_did(did))
+
+    async def join(self, url: str) -> dict[str, Any]:
+        """Add one live relay, and learn from it which others there are.
+
+        Raises:
+            RelayError: as :meth:`add`.
+        """
+        shown = await self.add(url)
+        did = Did(shown["did"])
+        try:
+            async with asyncio.timeout(JOIN_S):
+                while self.mesh.link_to(did) is None:  # noqa: ASYNC110  another task's dial
+                    await asyncio.sleep(LOOK_S)
+                await self.mesh.meet(anew=did)
+        except TimeoutError:
+            # it is added all the same, and dialled on and on; what is shown says why it fails
+            pass
+        others = [row.did for row in self.peers.rows.values() if row.did != did]
+        return {"peer": self.show_one(did), "known": sorted(others)}
+
+    async def _who_is_there(self, url: str) -> RelayInfo:
+        info = relay_info.parse(await self.introductions.information(url))
+        no = relay_info.verify(info, clock.now())
+        if no is not None:
+            raise no.to_error()
+        if info.said.url != url:
+            detail = f"the relay there says that it is dialled at {info.said.url}"
+            raise ProtocolError(ErrorCode.WRONG_RELAY, detail)
+        return info
+
+    # ------------------------------------------------------------ what is shown
+
+    def _members(self, row: PeerRow) -> dict[str, Any]:
+        peers, did = self.peers, row.did
+        member, standing = peers.roster.peer(did), peers.standing(did)
+        return {
+            "did": did,
+            "url": row.url,
+            "standing": row.standing,
+            "since": row.since,
+            "state": member.state if member else None,
+            "state_since": (member.since or None) if member else None,
+            "reason": member.reason if member else None,
+            "linked": self.mesh.link_to(did) is not None,
+            "inbound": peers.inbound.get(did, 0),
+            "strikes": standing.strikes,
+            "out_s": standing.retry_after,
+            "back_off": self._back_off(row),
+            "refused": self._refused(did),
+            "sees_us": self._sees_us(did),
+            "records": peers.introduced.get(did, 0),
+        }
+
+    def _back_off(self, row: PeerRow) -> dict[str, Any] | None:
+        waits = self.links.waits(row.did, row.url)
+        if waits is None:
+            return None
+        wait_s, why = waits
+        return {"wait_s": round(wait_s, 1), "error": why.code, "detail": why.detail}
+
+    def _refused(self, did: Did) -> dict[str, Any] | None:
+        no = self.peers.refusals.get(did)
+        return None if no is None else {"error": no.code, "detail": no.detail, "at": no.at}
+
+    def _sees_us(self, did: Did) -> dict[str, Any] | None:
+        seen = self.peers.views.get(did)
+        if seen is None:
+            return None
+        view = seen.view
+        return {
+            "state": view.state,
+            "since": view.since,
+            "strikes": view.strikes,
+            "retry_after": view.retry_after,
+            "reason": view.reason,
+            "age_s": max(0, int(clock.now()) - seen.at),
+        }
+
+
+def _did(text: str) -> Did:
+    try:
+        return parse_did(text).did
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"did: {exc}") from exc

@@ -1,0 +1,193 @@
+"""Relays in this process that dial each other, and peers that speak frames by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection
+
+from relay.core import codec, records
+from relay.core.agent_session import Failed, Ready
+from relay.core.effects import Send
+from relay.core.errors import RelayError
+from relay.core.frames import Frame
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Timestamp
+from relay.core.peering import PeerSession
+from relay.federation.links import Links
+from relay.ports import Store
+from relay.ports_mesh import PeerLink
+from tests.support.nodes import RunningNode, dial, new_key, running_node
+
+
+class Everybody:
+    """A policy that deals with any relay."""
+
+    def admit(self, did: Did) -> None:
+        pass
+
+    def is_admitted(self, did: Did) -> bool:
+        return bool(did)
+
+
+class Dialler:
+    """Dials whatever it is told, and counts."""
+
+    def __init__(self) -> None:
+        self.dialled: list[str] = []
+
+    async def websocket(self, origin: str) -> ClientConnection:
+        self.dialled.append(origin)
+        return await dial(origin)
+
+
+@dataclass
+class Chooser:
+    """Chooses the links to keep, and notes what becomes of them."""
+
+    wanted: list[tuple[Did, str]] = field(default_factory=list)
+    notes: list[tuple[str, Any]] = field(default_factory=list)
+
+    def chosen(self) -> list[tuple[Did, str]]:
+        return self.wanted
+
+    def came(self, link: PeerLink) -> None:
+        self.notes.append(("came", link.peer))
+
+    def missed(self, relay: Did, why: RelayError) -> None:
+        self.notes.append(("missed", relay, why.code))
+
+    def went(self, relay: Did, why: RelayError) -> None:
+        self.notes.append(("went", relay, why.code))
+
+
+@contextlib.asynccontextmanager
+async def running_links(links: Links, chooser: Chooser | None = None) -> AsyncIterator[Links]:
+    async with asyncio.TaskGroup() as tasks:
+        work = tasks.create_task(links.run(chooser or Chooser()))
+        await asyncio.sleep(0)
+        try:
+            yield links
+        finally:
+            work.cancel()
+
+
+async def until(condition: Callable[[], object], seconds: float = 8) -> None:
+    """Wait for a condition; a deadline makes it a failure."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  any condition
+            await asyncio.sleep(0.01)
+
+
+@dataclass
+class Peer:
+    """A relay by hand: it has logged in somewhere as a peer."""
+
+    key: SigningKey
+    socket: ClientConnection
+    ready: Ready
+
+    async def say(self, frame: Frame) -> None:
+        await self.socket.send(codec.encode(frame).decode())
+
+    async def hear(self, *kinds: type) -> Any:
+        async with asyncio.timeout(8):
+            while True:
+                frame = codec.parse((await self.socket.recv()).encode(), "relay")
+                if not kinds or isinstance(frame, kinds):
+                    return frame
+
+
+@contextlib.asynccontextmanager
+async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIterator[Peer]:
+    """Log in as a peer; raises the named error where it is refused."""
+    key = key or new_key()
+    socket = await dial(url)
+    try:
+        yield Peer(key, socket, await _log_in(socket, PeerSession(key, url, relay, os.urandom)))
+    finally:
+        await socket.close()
+
+
+async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
+    async with asyncio.timeout(8):
+        while True:
+            frame = codec.parse((await socket.recv()).encode(), "relay")
+            for effect in session.receive(frame, Timestamp(time.time())):
+                if isinstance(effect, Send):
+                    await socket.send(codec.encode(effect.frame).decode())
+                if isinstance(effect, Failed):
+                    raise effect.error
+                if isinstance(effect, Ready):
+                    return effect
+
+
+# ---------------------------------------------------------------- whole relays
+
+
+@dataclass(frozen=True)
+class Place:
+    """A relay that will be started: who it is and where."""
+
+    key: SigningKey
+    port: int
+
+    @property
+    def did(self) -> Did:
+        return self.key.did
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def word(self) -> str:
+        return f"{self.did}@{self.url}"
+
+
+def places(count: int) -> list[Place]:
+    """Relays with ports that are free just now."""
+    with contextlib.ExitStack() as stack:
+        found = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [Place(new_key(), one.getsockname()[1]) for one in found]
+
+
+@contextlib.asynccontextmanager
+async def relay_at(
+    place: Place, peers: Sequence[Place] = (), store: Store | None = None, **values: Any
+) -> AsyncIterator[RunningNode]:
+    """A relay that dials loopback; each of ``peers`` counts as added."""
+    said = {
+        "listen": f"127.0.0.1:{place.port}",
+        "peers": tuple(one.word for one in peers),
+        "dial_networks": ("127.0.0.0/8",),
+        **values,
+    }
+    async with running_node(store, key=place.key, **said) as node:
+        yield node
+
+
+def record_of(agent: SigningKey, home: Place, *, seq: int = 0) -> str:
+    return records.sign(agent, [records.Home(home.did, home.url)], now=now(), newest_seq=seq)
+
+
+def now() -> Timestamp:
+    return Timestamp(time.time())
+
+
+async def held(node: RunningNode, agent: SigningKey) -> str | None:
+    """The record of an agent that a relay holds."""
+    return (await node.built.node.directory.resolve(agent.did)).record
+
+
+async def until_held(node: RunningNode, agent: SigningKey, record: str, seconds: float = 8) -> None:
+    async with asyncio.timeout(seconds):
+        while await held(node, agent) != record:  # noqa: ASYNC110  any node
+            await asyncio.sleep(0.02)

@@ -1,0 +1,221 @@
+"""Links over real sockets: who is let in, who answers, what an end tells those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay.core import codec
+from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
+from relay.core.frames import (
+    Ack,
+    Bye,
+    Error,
+    Gossip,
+    Publish,
+    Resolve,
+    Resolved,
+    Rules,
+    Status,
+    StatusItem,
+    Submit,
+    Submitted,
+)
+from relay.core.ids import Epoch
+from relay.federation.links import Links
+from tests.federation.relays import Chooser, Dialler, Everybody, peer, running_links, until
+from tests.support.nodes import make_envelope, new_key, running_node, speaker
+
+CLOSED = {"federation": "closed"}
+
+
+# ---------------------------------------------------------------- who is let in
+
+
+async def test_a_relay_that_the_operator_added_logs_in_and_gets_no_inbox():
+    key = new_key()
+    async with (
+        running_node(peers=(f"{key.did}@http://127.0.0.1:1",)) as node,
+        peer(node.url, node.built.node.key.did, key) as there,
+    ):
+        assert there.ready.welcome.inbox is False
+        assert node.built.node.peers.inbound == {key.did: 1}
+        await there.socket.close()
+        await until(lambda: not node.built.node.peers.inbound)
+
+
+@pytest.mark.parametrize(
+    ("mode", "denied", "code"),
+    [
+        ("closed", False, ErrorCode.NOT_FEDERATED),
+        ("off", False, ErrorCode.NOT_FEDERATED),
+        ("open", True, ErrorCode.BLOCKED),
+    ],
+)
+async def test_a_relay_that_this_one_does_not_deal_with_is_refused_by_name(mode, denied, code):
+    key = new_key()
+    deny = (key.did,) if denied else ()
+    async with running_node(federation=mode, deny=deny) as node:
+        with pytest.raises(RelayError) as caught:
+            async with peer(node.url, node.built.node.key.did, key):
+                pass
+        assert caught.value.code is code
+
+
+async def test_open_federation_takes_a_relay_that_nobody_has_blocked():
+    async with (
+        running_node(federation="open") as node,
+        peer(node.url, node.built.node.key.did) as there,
+    ):
+        assert there.ready.welcome.session is None
+
+
+async def test_a_dialler_that_expects_another_relay_there_goes_no_further():
+    async with running_node(federation="open") as node:
+        with pytest.raises(RelayError) as caught:
+            async with peer(node.url, new_key().did):
+                pass
+        assert caught.value.code is ErrorCode.WRONG_RELAY
+        assert not node.built.node.peers.inbound
+
+
+# ---------------------------------------------------------------- who may say what
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [Ack(Epoch("e")), Publish("p", "x"), Rules("r"), Gossip(ref="g", records=("x",))],
+    ids=lambda frame: type(frame).__name__,
+)
+async def test_a_peer_that_says_what_an_agent_says_is_told_so_and_cut_off(frame):
+    async with (
+        running_node(federation="open") as node,
+        peer(node.url, node.built.node.key.did) as there,
+    ):
+        await there.say(frame)
+        assert (await there.hear(Bye)).error is ErrorCode.BAD_FRAME
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        Gossip(("x",)),
+        Submit("s", [{"jws": "a.b.c", "body": ""}], hops=(new_key().did,)),
+        Submit("s", [{"jws": "a.b.c", "body": ""}], marked=(0,)),
+        Status("q", (StatusItem(new_key().did, "i", new_key().did),)),
+    ],
+    ids=["gossip", "hops", "marked", "from"],
+)
+async def test_an_agent_that_says_what_a_peer_says_is_told_so_and_cut_off(frame):
+    async with running_node(federation="open") as node, speaker(node.url) as agent:
+        await agent.say(frame)
+        assert (await agent.hear(Bye)).error is ErrorCode.BAD_FRAME
+
+
+@pytest.mark.parametrize("count", [1, 3, 4])
+async def test_envelopes_that_were_here_or_at_too_many_relays_go_no_further(count):
+    wire = codec.jose.loads(make_envelope(new_key(), new_key().did).wire)
+    async with (
+        running_node(federation="open") as node,
+        peer(node.url, node.built.node.key.did) as there,
+    ):
+        hops = tuple(new_key().did for _ in range(count))
+        here = (*hops[1:], node.built.node.key.did)
+        await there.say(Submit("circle", [wire], here))
+        assert (await there.hear(Error)).ref == "circle"
+        await there.say(Submit("far", [wire], hops))
+        said = await there.hear(Error, Submitted)
+        if count > 3:
+            assert (said.error, said.ref) == (ErrorCode.TOO_MANY_HOPS, "far")
+        else:
+            assert said.rejected[0].error is ErrorCode.UNKNOWN_INBOX
+
+
+# ---------------------------------------------------------------- a link at work
+
+
+async def test_a_link_carries_submits_and_questions_and_tells_answers_apart():
+    alice, bob, nobody = new_key(), new_key(), new_key()
+    async with (
+        running_node(federation="open") as node,
+        speaker(node.url, bob),
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        link = await links.reach(node.built.node.key.did, node.url)
+        wires = [make_envelope(alice, to.did).wire for to in (bob, nobody)]
+        good, bad, found = await asyncio.gather(
+            link.submit(wires[:1]),
+            link.submit(wires[1:]),
+            link.ask(lambda ref: Resolve(ref, bob.did)),
+        )
+        assert good.receipt is not None
+        assert good.rejected == ()
+        assert [no.error for no in bad.rejected] == [ErrorCode.UNKNOWN_INBOX]
+        assert isinstance(found, Resolved)
+        assert found.state == "absent"
+
+
+async def test_many_who_want_one_relay_share_one_dial():
+    dialler = Dialler()
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), dialler, Everybody())) as links,
+    ):
+        did = node.built.node.key.did
+        found = await asyncio.gather(*(links.reach(did, node.url) for _ in range(20)))
+        assert len(set(map(id, found))) == 1
+        assert dialler.dialled == [node.url]
+
+
+async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_dialled():
+    dialler = Dialler()
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), dialler, Everybody())) as links,
+    ):
+        wrong = new_key().did
+        for _ in range(3):
+            with pytest.raises(UnavailableError) as caught:
+                await links.reach(wrong, node.url)
+            assert caught.value.retry_after
+        assert len(dialler.dialled) == 1, "and is itself not dialled again at once"
+        assert await links.reach(node.built.node.key.did, node.url)
+
+
+async def test_a_peers_refusal_is_told_as_one():
+    async with (
+        running_node(**CLOSED) as node,
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        with pytest.raises(RejectedError) as caught:
+            await links.reach(node.built.node.key.did, node.url)
+        assert caught.value.code is ErrorCode.NOT_FEDERATED
+
+
+async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_back():
+    key, chooser = new_key(), Chooser()
+    async with running_links(Links(new_key(), Dialler(), Everybody()), chooser) as links:
+        async with running_node(federation="open", key=key) as node:
+            chooser.wanted = [(key.did, node.url)]
+            await until(links.live)
+            port = node.url.rpartition(":")[2]
+            link = links.live()[0]
+        await until(lambda: not links.live())
+        with pytest.raises(UnavailableError):
+            await link.submit([b"{}"])
+        assert ("went", key.did, ErrorCode.DRAINING) in chooser.notes
+        async with running_node(federation="open", key=key, listen=f"127.0.0.1:{port}"):
+            await until(links.live)
+            assert chooser.notes[-1] == ("came", key.did)
+
+
+async def test_who_pushes_too_much_is_told_that_it_was_dropped():
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        link = await links.reach(node.built.node.key.did, node.url)
+        taken = [link.push(Gossip(("x",))) for _ in range(100)]
+        assert taken[0]
+        assert not taken[-1]

@@ -1,0 +1,150 @@
+"""The operator's side: relays are added, removed, joined, looked at; over HTTP and by command."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from relay.cli.exits import Exit
+from relay.core.errors import ErrorCode
+from tests.cli.support import Terminal
+from tests.federation.relays import peer, places, relay_at, until
+from tests.support.nodes import new_key
+
+pytestmark = pytest.mark.timeout(60)
+
+
+async def ask(admin: str, method: str, path: str, **options):
+    async with httpx2.AsyncClient(base_url=admin) as http:
+        answer = await http.request(method, f"/v1/admin{path}", **options)
+        return answer.status_code, answer.json()
+
+
+async def test_two_relays_whose_operators_add_each_other_are_linked_both_ways():
+    a, b = places(2)
+    async with relay_at(a) as first, relay_at(b) as second:
+        # the DID is taken from what the relay there has signed
+        status, added = await ask(first.admin, "POST", "/peers", json={"url": b.url})
+        assert (status, added["did"], added["standing"]) == (200, b.did, "added")
+        await until(lambda: b.did in first.built.node.peers.refusals)
+        _, shown = await ask(first.admin, "GET", f"/peers/{b.did}")
+        assert shown["refused"]["error"] == ErrorCode.NOT_FEDERATED
+        assert shown["back_off"]["wait_s"] >= 0
+        assert not shown["linked"]
+        await ask(second.admin, "POST", "/peers", json={"url": a.url, "did": a.did})
+        # the other one's login tells that it is worth another dial
+        await until(lambda: first.built.links.live() and second.built.links.live())
+        await until(lambda: b.did in first.built.node.peers.views)
+        _, listed = await ask(first.admin, "GET", "/peers")
+        [one] = listed["peers"]
+        assert (one["linked"], one["inbound"], one["state"]) == (True, 1, "alive")
+        assert one["refused"] is None
+        assert one["sees_us"]["state"] in {"alive", "suspect"}
+        status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}")
+        assert status == 200
+        await until(lambda: not first.built.links.live())
+        assert await ask(first.admin, "GET", f"/peers/{b.did}") == (
+            404,
+            {"error": "unsupported", "detail": "no such relay is known", "retry_after": None},
+        )
+        # whoever was removed is cut off
+        await until(lambda: not first.built.node.peers.inbound)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        ({"url": "https://example.org/path"}, ErrorCode.BAD_FRAME),
+        ({"url": "https://192.0.2.1", "did": "did:web:x"}, ErrorCode.BAD_FRAME),
+        ({"url": "http://192.0.2.1"}, ErrorCode.UNSUPPORTED),
+        ({"url": 1}, ErrorCode.BAD_FRAME),
+        ({"url": "http://127.0.0.1:1"}, ErrorCode.PEER_UNREACHABLE),
+    ],
+)
+async def test_what_cannot_be_added_is_refused_by_name(body, code):
+    [a] = places(1)
+    async with relay_at(a) as node:
+        _, said = await ask(node.admin, "POST", "/peers", json=body)
+        assert said["error"] == code
+        _, listed = await ask(node.admin, "GET", "/peers")
+        assert listed["peers"] == []
+
+
+async def test_a_relay_is_no_peer_of_itself_and_a_page_in_a_browser_adds_none():
+    [a] = places(1)
+    async with relay_at(a) as node:
+        _, said = await ask(node.admin, "POST", "/peers", json={"url": a.url})
+        assert said["error"] == ErrorCode.NOT_FEDERATED
+        plain = {"content": b'{"url":"http://127.0.0.1:1"}'}
+        for kind in ("text/plain", "application/x-www-form-urlencoded"):
+            headers = {"Content-Type": kind}
+            _, said = await ask(node.admin, "POST", "/peers", headers=headers, **plain)
+            assert said["error"] == ErrorCode.UNSUPPORTED
+        async with httpx2.AsyncClient(base_url=node.url) as http:
+            assert (await http.get("/v1/admin/peers")).status_code == 404, "never in public"
+
+
+async def test_a_relay_that_says_it_is_elsewhere_is_not_added():
+    a, b = places(2)
+    elsewhere = f"http://localhost:{b.port}"
+    async with relay_at(a) as node, relay_at(b, public_url=elsewhere):
+        _, said = await ask(node.admin, "POST", "/peers", json={"url": b.url})
+        assert said["error"] == ErrorCode.WRONG_RELAY
+
+
+async def test_a_relay_that_is_added_once_is_known_to_the_other_node_of_the_store():
+    a, b = places(2)
+    [other_port] = places(1)
+    async with relay_at(b, [a]), relay_at(a, public_url=a.url) as first:
+        store = first.built.node.store
+        async with relay_at(a, store=store, listen=f"127.0.0.1:{other_port.port}",
+                            public_url=a.url) as second:  # fmt: skip
+            await ask(first.admin, "POST", "/peers", json={"url": b.url})
+            await until(lambda: first.built.links.live() and second.built.links.live(), 20)
+            assert second.built.node.peers.rows[b.did].standing == "added"
+
+
+async def test_settings_and_what_the_operator_added_are_both_known_after_a_restart():
+    a, b = places(2)
+    key = new_key()
+    async with relay_at(a, [b]) as node:
+        store = node.built.node.store
+        body = {"url": "https://relay.example", "did": key.did}
+        await ask(node.admin, "POST", "/peers", json=body)
+    async with relay_at(a, [b], store) as node:
+        assert node.built.node.peers.rows.keys() == {b.did, key.did}
+        async with peer(a.url, a.did, key) as there:
+            assert there.ready.relay == a.did
+
+
+# ---------------------------------------------------------------- commands
+
+
+async def test_the_commands_of_an_operator(tmp_path):
+    a, b, c = places(3)
+    terminal = Terminal(tmp_path)
+    async with (
+        relay_at(a, federation="open") as first,
+        relay_at(b, [a], federation="open"),
+        relay_at(c, federation="open") as third,
+    ):
+        here = ("--admin", third.admin)
+        assert "no other relay" in (await terminal.run("peers", "list", *here)).out
+        await until(lambda: b.did in first.built.node.peers.rows)
+        joined = await terminal.run("join", a.url, *here, "--json")
+        assert (joined.code, joined.json["peer"]["linked"]) == (Exit.OK, True)
+        assert joined.json["known"] == [b.did], "one live relay is enough"
+        listed = await terminal.run("peers", "list", RELAY_ADMIN_URL=third.admin)
+        assert {a.url, b.url} <= set(listed.out.split())
+        shown = await terminal.run("peers", "show", a.did, *here)
+        assert "sees us" in shown.out
+        as_json = await terminal.run("peers", "show", a.did, *here, "--json")
+        assert as_json.json["state"] == "alive"
+        gone = await terminal.run("peers", "remove", a.did, *here)
+        assert gone.code == Exit.OK
+        again = await terminal.run("peers", "remove", new_key().did, *here)
+        assert (again.code, "no such relay" in again.err) == (Exit.REFUSED, True)
+        added = await terminal.run("peers", "add", b.url, "--did", b.did, *here)
+        assert (added.code, added.out.split()[:2]) == (Exit.OK, ["added", b.did])
+        nobody = await terminal.run("peers", "list", "--admin", "http://127.0.0.1:1")
+        assert nobody.code == Exit.UNAVAILABLE

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from relay import clock
+from relay.core import records
+from relay.core.errors import ErrorCode, RelayError, UnavailableError
+from relay.core.frames import Resolve, Resolved
+from relay.core.ids import Did, NodeId, Timestamp
+from relay.core.inbox_values import InboxLimits
+from relay.core.records import Home
+from relay.federation.dialer import Dialer
+from relay.federation.naming import Naming
+from relay.ports import Store
+from relay.service.directory import Directory, Found
+from relay.service.keys import DidKeys
+from relay.service.resolving import MOST_ASKED, Resolving, Routing
+from relay.store.memory import MemoryStore
+from tests.support.nodes import new_key
+
+ME, OTHER, THIRD, AGENT = new_key(), new_key(), new_key(), new_key()
+
+
+def record(*homes: Home, age_s: int = 0, key=AGENT) -> str:
+    return records.sign(key, homes, now=Timestamp(time.time() - age_s))
+
+
+def home(key, prio: int = 0) -> Home:
+    return Home(key.did, "https://relay.example", prio)
+
+
+class Links:
+    """Other relays behind the port: each says what it is told to, or nothing."""
+
+    def __init__(self, *, allowed: bool = True, **says: Resolved | None) -> None:
+        self.says = {Did(did): said for did, said in says.items()}
+        self.asked: list[Did] = []
+        self.allowed = allowed
+        self.missing = 0
+        self.gate: asyncio.Event | None = None
+        self.was_asked = asyncio.Event()
+
+    def allows(self, relay: Did) -> bool:
+        return self.allowed and bool(relay)
+
+    def live(self) -> list[Link]:
+        return [Link(did, self) for did in self.says]
+
+    def wanted(self) -> int:
+        return len(self.says) + self.missing
+
+    async def reach(self, relay: Did, url: str) -> Link:
+        if relay not in self.says:
+            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, url)
+        return Link(relay, self)
+
+
+class Link:
+    def __init__(self, peer: Did, links: Links) -> None:
+        self.peer = peer
+        self._links = links
+
+    async def ask(self, make) -> Resolved:
+        assert isinstance(make("r"), Resolve)
+        self._links.asked.append(self.peer)
+        self._links.was_asked.set()
+        if self._links.gate is not None:
+            await self._links.gate.wait()
+        said = self._links.says[self.peer]
+        if said is None:
+            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "no answer")
+        return said
+
+    async def submit(self, envelopes, *, hops=(), marked=()):
+        raise NotImplementedError
+
+    def push(self, gossip) -> bool:
+        raise NotImplementedError
+
+
+def found(compact: str) -> Resolved:
+    return Resolved("r", "found", compact)
+
+
+ABSENT, UNREADABLE = Resolved("r", "absent"), Resolved("r", "unreadable")
+
+
+async def resolving(links: Links, *held: str) -> Resolving:
+    store: Store = MemoryStore(InboxLimits(), clock.now)
+    await store.start(relay=ME.did, node=NodeId("n"))
+    directory = Directory(ME.did, store, DidKeys())
+
+    async def keep(compact: str, peer: Did) -> None:
+        assert peer
+        await directory.publish(compact, owner=records.parse(compact).did)
+
+    for compact in held:
+        await keep(compact, ME.did)
+    return Resolving(ME.did, directory, links, keep, Naming(Dialer()))
+
+
+async def test_what_is_held_and_fresh_asks_nobody():
+    links = Links(**{OTHER.did: ABSENT})
+    resolve = await resolving(links, record(home(OTHER)))
+    assert (await resolve(AGENT.did, around=True)).state == "found"
+    assert links.asked == []
+
+
+async def test_who_asks_from_outside_is_answered_from_the_own_store():
+    links = Links(**{OTHER.did: found(record(home(OTHER)))})
+    resolve = await resolving(links)
+    assert await resolve(AGENT.did) == Found("absent")
+    assert links.asked == []
+
+
+async def test_a_peer_is_asked_and_its_record_is_kept():
+    links = Links(**{OTHER.did: found(record(home(OTHER)))})
+    resolve = await resolving(links)
+    assert (await resolve(AGENT.did, around=True)).state == "found"
+    assert (await resolve(AGENT.did)).state == "found"
+
+
+async def test_found_absent_and_unreadable_stay_three_answers():
+    for says, state in [
+        ({OTHER.did: ABSENT}, "absent"),
+        ({OTHER.did: UNREADABLE}, "unreadable"),
+        ({OTHER.did: None}, "unreadable"),
+        ({OTHER.did: None, THIRD.did: ABSENT}, "absent"),
+        ({}, "absent"),
+    ]:
+        resolve = await resolving(Links(**says))
+        assert (await resolve(AGENT.did, around=True)).state == state, says
+
+
+async def test_with_no_link_up_nobody_can_say_that_an_agent_is_nowhere():
+    links = Links()
+    links.missing = 1
+    resolve = await resolving(links)
+    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+
+
+async def test_a_stale_record_is_refreshed_at_the_homes_it_names_or_used_as_it_is():
+    old = record(home(OTHER), age_s=8 * 24 * 3600)
+    new = record(home(THIRD))
+    for says, fresh in [({OTHER.did: found(new)}, True), ({OTHER.did: None}, False)]:
+        links = Links(**says)
+        resolve = await resolving(links, old)
+        answer = await resolve(AGENT.did, around=True)
+        assert (answer.state, answer.stale) == ("found", not fresh)
+        assert links.asked == [OTHER.did]
+
+
+async def test_a_record_of_somebody_else_is_no_answer():
+    links = Links(**{OTHER.did: found(record(home(OTHER), key=new_key()))})
+    resolve = await resolving(links)
+    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+
+
+async def test_many_askers_of_one_agent_make_one_question():
+    links = Links(**{OTHER.did: ABSENT})
+    links.gate = asyncio.Event()
+    resolve = await resolving(links)
+    asking = [asyncio.ensure_future(resolve(AGENT.did, around=True)) for _ in range(20)]
+    await links.was_asked.wait()
+    links.gate.set()
+    assert {answer.state for answer in await asyncio.gather(*asking)} == {"absent"}
+    assert len(links.asked) == 1
+
+
+async def test_at_most_three_are_asked_and_an_absent_agent_not_at_once_again():
+    links = Links(**{new_key().did: ABSENT for _ in range(9)})
+    resolve = await resolving(links)
+    for _ in range(3):
+        assert (await resolve(AGENT.did, around=True)).state == "absent"
+    assert len(links.asked) == MOST_ASKED
+
+
+async def test_mail_goes_to_the_preferred_home_of_another_relay():
+    compact = record(home(ME), home(OTHER, 2), home(THIRD, 1))
+    links = Links()
+    routing = Routing(await resolving(links, compact), links)
+    assert await routing.find(AGENT.did) == THIRD.agent_key
+    assert routing.known(AGENT.agent_key) == THIRD.agent_key
+    assert [one.did for one in await routing.all(AGENT.did)] == [THIRD.did, OTHER.did]
+
+
+@pytest.mark.parametrize(
+    ("held", "allowed", "says", "code"),
+    [
+        ((), True, {}, ErrorCode.UNKNOWN_INBOX),
+        ((), True, {OTHER.did: None}, ErrorCode.PEER_UNREACHABLE),
+        ((record(home(OTHER)),), False, {}, ErrorCode.NOT_FEDERATED),
+        ((record(home(ME)),), True, {}, ErrorCode.UNKNOWN_INBOX),
+    ],
+    ids=["nobody knows", "nobody can tell", "not ours", "only here"],
+)
+async def test_where_mail_cannot_go_has_a_name(held, allowed, says, code):
+    links = Links(allowed=allowed, **says)
+    routing = Routing(await resolving(links, *held), links)
+    with pytest.raises(RelayError) as caught:
+        await routing.find(AGENT.did)
+    assert caught.value.code is code
+    assert routing.known(AGENT.agent_key) is None

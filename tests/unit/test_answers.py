@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from relay.core.answers import match
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.frames import Rejection, Submitted
+from relay.core.ids import Eid, Epoch
+from relay.core.receipts import Receipt, ReceiptItem
+from tests.unit.builders import BOB, RELAY
+
+A, B, C = Eid("a"), Eid("b"), Eid("c")
+
+
+def receipt(*eids: Eid) -> Receipt:
+    items = tuple(ReceiptItem(eid, BOB.did, Epoch("e"), "p", 1) for eid in eids)
+    return Receipt(RELAY.did, 1, "fsync", items)
+
+
+def no(ref: str, i: int) -> Rejection:
+    return Rejection(ref, i, ErrorCode.BLOCKED, "no")
+
+
+def test_each_envelope_has_its_rejection_or_the_next_item_of_the_receipt():
+    frame = Submitted(("1", "2"), "x", (no("1", 1),))
+    found = match(frame, receipt(A, C), {"1": [A, B], "2": [C], "3": [A]})
+    assert [[type(one) for one in found[ref]] for ref in ("1", "2")] == [
+        [ReceiptItem, Rejection],
+        [ReceiptItem],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("frame", "signed"),
+    [
+        (Submitted(("1",), "x"), receipt(B, A)),
+        (Submitted(("1",), "x"), receipt(A)),
+        (Submitted(("1",), "x"), receipt(A, B, C)),
+        (Submitted(("1",), None), None),
+        (Submitted(("1",), "x", (no("1", 0), no("1", 1))), receipt(A)),
+        (Submitted(("1",), "x", (no("1", 2),)), receipt(A, B)),
+        (Submitted(("1",), "x", (no("2", 0),)), receipt(A, B)),
+        (Submitted(("1", "9"), "x"), receipt(A, B)),
+        (Submitted(("1", "1"), "x"), receipt(A, B, A, B)),
+    ],
+    ids=["order", "short", "long", "none", "both", "beyond", "other ref", "unasked", "twice"],
+)
+def test_an_answer_that_does_not_fit_wholly_is_refused(frame, signed):
+    with pytest.raises(ProtocolError) as caught:
+        match(frame, signed, {"1": [A, B]})
+    assert caught.value.code is ErrorCode.BAD_FRAME

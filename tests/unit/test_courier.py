@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import pytest
+
+from relay.core import courier
+from relay.core.courier import CLOSED_S, LONGEST_PAUSE_S, Carried, Load, is_marked
+from relay.core.errors import ErrorCode, Refusal
+from relay.core.frames import DeliverItem, Rejection
+from relay.core.ids import Eid, Epoch, Seq
+from relay.core.receipts import Receipt, ReceiptItem
+from tests.unit.builders import ALICE, BOB, RELAY
+
+HERE, THERE = RELAY.did, BOB.did
+
+
+def loaded(*seqs: int, marked: bool = False, durability: str = "fsync") -> Load:
+    load = Load(durability)
+    load.hand([DeliverItem(Seq(seq), marked, b"%d" % seq) for seq in seqs])
+    return load
+
+
+def item(custody: str = "inbox") -> ReceiptItem:
+    return ReceiptItem(Eid("e"), ALICE.did, Epoch("e1"), "p", 1, custody=custody)
+
+
+def receipt(durability: str = "fsync") -> Receipt:
+    return Receipt(HERE, 1, durability, ())
+
+
+def no(code: ErrorCode, **values) -> Rejection:
+    return Rejection("r", 0, code, Refusal(code).stored, **values)
+
+
+def seqs(items: list[Carried]) -> list[int]:
+    return [one.seq for one in items]
+
+
+def test_one_batch_is_under_way_at_a_time_in_order():
+    load = loaded(1, 2, 3)
+    assert seqs(load.take(2, 1000)) == [1, 2]
+    assert load.take(2, 1000) == []
+    load.answered(HERE, receipt(), [item(), item()])
+    assert seqs(load.take(2, 1000)) == [3]
+
+
+def test_a_batch_is_bounded_in_bytes_and_one_envelope_always_fits():
+    load = Load("fsync")
+    load.hand([DeliverItem(Seq(n), False, bytes(100)) for n in (1, 2, 3)])
+    assert seqs(load.take(9, 250)) == [1, 2]
+    load.answered(HERE, receipt(), [item(), item()])
+    assert seqs(load.take(9, 1)) == [3]
+
+
+def test_what_has_a_receipt_is_taken_over_and_nothing_is_left():
+    load = loaded(1, 2)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(), [item(), item()])
+    assert (answer.taken, answer.refused, answer.wait_s) == ((1, 2), (), None)
+    assert len(load) == 0
+
+
+@pytest.mark.parametrize("code", sorted(courier.PERMANENT))
+def test_a_permanent_no_ends_that_envelope_alone(code):
+    load = loaded(1, 2, 3)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(), [item(), no(code), item()])
+    assert (answer.taken, answer.refused, answer.wait_s) == ((1, 3), ((2, code),), None)
+
+
+@pytest.mark.parametrize("code", sorted(set(ErrorCode) - courier.PERMANENT))
+def test_any_other_no_is_tried_again_later_and_ends_nothing(code):
+    load = loaded(1, 2)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(), [no(code, retry_after=7), item()])
+    assert (answer.taken, answer.refused) == ((2,), ())
+    assert answer.wait_s == 7
+    assert seqs(load.take(9, 1000)) == [1]
+
+
+@pytest.mark.parametrize("code", sorted(courier.CLOSING))
+def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
+    load = loaded(1)
+    load.take(9, 1000)
+    answer = load.answered(HERE, None, [no(code)])
+    assert answer.closed is not None
+    assert (answer.closed.code, answer.closed.retry_after) == (code, CLOSED_S)
+
+
+def test_a_moved_agent_is_followed_at_once():
+    load = loaded(1)
+    load.take(9, 1000)
+    answer = load.answered(HERE, None, [no(ErrorCode.MOVED, record="r")])
+    assert (answer.wait_s, answer.record) == (0.0, "r")
+
+
+@pytest.mark.parametrize("durability", ["unverified", "memory"])
+def test_a_receipt_that_promises_less_than_ours_does_not_end_custody(durability):
+    load = loaded(1)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(durability), [item()])
+    assert answer.taken == ()
+    assert answer.wait_s is not None
+    assert len(load) == 1
+
+
+def test_a_relay_with_a_weaker_store_may_hand_on_to_a_stronger_one():
+    load = loaded(1, durability="memory")
+    load.take(9, 1000)
+    assert load.answered(HERE, receipt(), [item()]).taken == (1,)
+
+
+def test_a_receipt_of_an_outbox_does_not_end_custody():
+    load = loaded(1)
+    load.take(9, 1000)
+    assert load.answered(HERE, receipt(), [item("outbox")]).taken == ()
+
+
+def test_what_may_be_at_one_relay_is_marked_for_another_only():
+    load = loaded(1)
+    load.take(9, 1000)
+    load.lost(HERE)
+    [again] = load.take(9, 1000)
+    assert not is_marked(again, HERE)
+    assert is_marked(again, THERE)
+    assert load.doubtful() == 1
+
+
+def test_what_never_left_is_marked_for_nobody():
+    load = loaded(1)
+    load.take(9, 1000)
+    load.unsent()
+    [again] = load.take(9, 1000)
+    assert not is_marked(again, THERE)
+
+
+def test_what_an_agent_was_handed_before_is_marked_for_all():
+    [one] = loaded(1, marked=True).take(9, 1000)
+    assert is_marked(one, HERE)
+
+
+def test_an_unknown_outcome_marks_as_a_lost_answer_does():
+    load = loaded(1)
+    load.take(9, 1000)
+    load.answered(HERE, None, [no(ErrorCode.STORAGE_UNAVAILABLE)])
+    assert is_marked(load.take(9, 1000)[0], THERE)
+
+
+def test_pauses_grow_to_a_bound_and_shrink_after_a_success():
+    load = loaded(1, 2)
+    pauses = []
+    for _ in range(12):
+        load.take(1, 1000)
+        pauses.append(load.unsent())
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == LONGEST_PAUSE_S
+    load.take(1, 1000)
+    load.answered(HERE, receipt(), [item()])
+    load.take(1, 1000)
+    assert load.unsent() == pauses[0]

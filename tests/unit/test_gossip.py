@@ -1,0 +1,226 @@
+"""Laws of gossip: who is told what, how much a peer may tell, and whose lies count."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core import codec, gossip, jws
+from relay.core.errors import ErrorCode
+from relay.core.frames import MAX_GOSSIP_BYTES, MAX_RECORDS
+from relay.core.gossip import Allowance, Conduct, PeerStanding, Rumors, is_strike
+from relay.core.ids import AgentKey, Did, Timestamp
+from relay.core.records import Home, sign
+from tests.unit.builders import ALICE, MALLORY, NOW, RELAY
+
+PEERS = [Did(f"did:key:z{n}") for n in range(9)]
+CHANCE = random.Random(4)  # noqa: S311
+
+
+def pick(peers: Any, count: int) -> list[Did]:
+    return CHANCE.sample(list(peers), count)
+
+
+def agent(n: int) -> AgentKey:
+    return AgentKey(f"key:{n}")
+
+
+def later(seconds: float) -> Timestamp:
+    return Timestamp(NOW + seconds)
+
+
+# ---------------------------------------------------------------- rumors
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.sampled_from([None, *PEERS])), max_size=60),
+    st.lists(st.sampled_from(PEERS), unique=True, min_size=1),
+)
+def test_each_record_is_told_to_three_others_once_and_never_back(news, peers):
+    rumors = Rumors()
+    newest: dict[str, Did | None] = {}
+    for n, (who, not_to) in enumerate(news):
+        assert rumors.add(agent(who), f"{who}:{n}", not_to=not_to)
+        newest[str(who)] = not_to
+        expected = {str(who): f"{who}:{n}"}
+    told: dict[str, list[Did]] = {who: [] for who in newest}
+    for peer, frame in rumors.take(peers, pick, most=1000):
+        for compact in frame.records:
+            told[compact.partition(":")[0]].append(peer)
+    for who, to in told.items():
+        able = [peer for peer in peers if peer != newest[who]]
+        assert len(to) == len(set(to)) == min(3, len(able))
+        assert newest[who] not in to
+    assert (len(rumors), rumors.take(peers, pick)) == (0, [])
+    assert not news or expected
+
+
+def test_an_older_record_of_the_same_agent_is_not_told_any_more():
+    rumors = Rumors()
+    rumors.add(agent(1), "old")
+    rumors.add(agent(1), "new")
+    said = {compact for _, frame in rumors.take(PEERS, pick) for compact in frame.records}
+    assert said == {"new"}
+
+
+def test_news_waits_while_there_is_no_link():
+    rumors = Rumors()
+    rumors.add(agent(1), "record")
+    assert rumors.take([], pick) == []
+    assert len(rumors) == 1
+
+
+def test_what_goes_beyond_the_bound_is_dropped_and_counted():
+    rumors = Rumors(most=2)
+    assert [rumors.add(agent(n), "record") for n in range(4)] == [True, True, False, False]
+    assert rumors.add(agent(1), "newer")
+    assert (len(rumors), rumors.dropped) == (2, 2)
+
+
+def test_no_more_is_taken_at_once_than_the_other_side_allows():
+    rumors = Rumors()
+    for n in range(250):
+        rumors.add(agent(n), "record")
+    allowance = Allowance()
+    heard = 0
+    for turn in range(3):
+        for _, frame in rumors.take(PEERS[:1], pick):
+            told = len(frame.records)
+            assert allowance.take(PEERS[0], told, later(turn / 2)) == told
+            heard += told
+    assert heard == 250
+
+
+@given(st.lists(st.integers(1, 4096), max_size=1500), st.sampled_from([None, "r"]))
+def test_frames_hold_all_in_order_and_stay_within_bounds(sizes, ref):
+    records = ["x" * size for size in sizes]
+    made = gossip.frames(records, ref)
+    assert [compact for frame in made for compact in frame.records] == records
+    for frame in made:
+        assert len(frame.records) <= MAX_RECORDS
+        assert len(codec.encode(frame)) <= MAX_GOSSIP_BYTES
+        assert frame.ref == ref
+
+
+def test_records_of_the_largest_size_fill_several_frames():
+    made = gossip.frames(["x" * 4096] * 600)
+    assert [len(frame.records) for frame in made] == [255, 255, 90]
+
+
+# ---------------------------------------------------------------- how much a peer may push
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2000)), max_size=40))
+def test_no_peer_is_listened_to_for_more_than_its_rate_and_one_burst(calls):
+    allowance = Allowance()
+    passed, heard = 0.0, 0
+    for wait, count in calls:
+        passed += wait
+        allowed = allowance.take(PEERS[0], count, later(passed))
+        assert 0 <= allowed <= count
+        heard += allowed
+    assert heard <= 400 + 200 * passed + 1
+
+
+def test_a_peer_that_floods_leaves_the_others_theirs():
+    allowance = Allowance()
+    assert allowance.take(PEERS[0], 1_000_000, NOW) == 400
+    assert allowance.take(PEERS[0], 1, NOW) == 0
+    assert allowance.take(PEERS[1], 300, NOW) == 300
+    assert allowance.take(PEERS[0], 1_000, later(1)) == 200
+
+
+def test_a_clock_that_goes_back_gives_nothing_away():
+    allowance = Allowance()
+    allowance.take(PEERS[0], 400, NOW)
+    assert allowance.take(PEERS[0], 10, later(-100)) == 0
+
+
+def test_buckets_that_are_full_again_are_forgotten():
+    allowance = Allowance()
+    allowance.take(PEERS[0], 1, NOW)
+    allowance.take(PEERS[1], 1, later(3))
+    allowance.forget(later(4))
+    assert len(allowance) == 1
+    assert allowance.take(PEERS[0], 1_000, later(4)) == 400
+
+
+# ---------------------------------------------------------------- strikes
+
+
+def test_three_strikes_within_an_hour_are_an_hour_out():
+    conduct = Conduct()
+    assert conduct.strike(PEERS[0], NOW) == PeerStanding(1)
+    assert conduct.strike(PEERS[0], later(10)) == PeerStanding(2)
+    out = conduct.strike(PEERS[0], later(20))
+    assert (out.strikes, out.is_out) == (3, True)
+    assert conduct.standing(PEERS[0], later(20 + 3599)).is_out
+    assert conduct.standing(PEERS[1], later(20)) == PeerStanding()
+
+
+def test_afterwards_it_is_listened_to_again_and_strikes_are_forgotten():
+    conduct = Conduct()
+    for second in (0, 10, 3000):
+        conduct.strike(PEERS[0], later(second))
+    back = later(3000 + 3600)
+    assert conduct.standing(PEERS[0], back) == PeerStanding()
+    assert conduct.strike(PEERS[0], back) == PeerStanding(1)
+
+
+def test_strikes_that_are_an_hour_apart_never_add_up():
+    conduct = Conduct()
+    for hour in range(50):
+        assert conduct.strike(PEERS[0], later(3600 * hour)) == PeerStanding(1)
+
+
+@given(st.lists(st.floats(0, 4000), max_size=30))
+def test_whoever_is_out_comes_back_within_an_hour_of_the_last_strike(waits):
+    conduct, passed = Conduct(), 0.0
+    for wait in waits:
+        passed += wait
+        conduct.strike(PEERS[0], later(passed))
+    standing = conduct.standing(PEERS[0], later(passed))
+    assert standing.retry_after is None or 0 < standing.retry_after <= 3601
+    assert not conduct.standing(PEERS[0], later(passed + 3600)).is_out
+
+
+@pytest.mark.parametrize("code", list(ErrorCode))
+def test_only_what_is_plainly_wrong_and_of_the_peers_own_making_is_a_strike(code):
+    plain = code in {ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME, ErrorCode.TOO_LARGE}
+    assert is_strike(code, is_introduced=True) is plain
+    assert not is_strike(code, is_introduced=False)
+    assert not is_strike(code, is_introduced=True, is_edge_case=True)
+
+
+ORDER = 2**252 + 27742317777372353535851937790883648493
+
+
+def with_signature(change: Any) -> jws.Jws:
+    right = jws.parse(sign(ALICE, [Home(RELAY.did, "https://r.example")], now=NOW),
+                      typ="agent-endpoints+jws", max_bytes=4096)  # fmt: skip
+    raw = change(right.signature)
+    return right._replace(signature=raw)
+
+
+def shifted(raw: bytes) -> bytes:
+    return raw[:32] + (int.from_bytes(raw[32:], "little") + ORDER).to_bytes(32, "little")
+
+
+@pytest.mark.parametrize(
+    ("change", "is_plain"),
+    [
+        (lambda raw: raw, False),
+        (lambda raw: raw[:32] + bytes([raw[32] ^ 1]) + raw[33:], True),
+        (lambda _: MALLORY.sign(b"something else"), True),
+        (shifted, False),
+        (lambda raw: bytes([1]) + bytes(31) + raw[32:], False),
+        (lambda raw: b"\xff" * 32 + raw[32:], False),
+    ],
+    ids=["right", "one bit of S", "of another", "S + L", "small order R", "R is no point"],
+)
+def test_a_signature_that_verifiers_judge_differently_is_not_plainly_forged(change, is_plain):
+    assert jws.is_plainly_forged(with_signature(change), ALICE.public_key) is is_plain
