@@ -22,8 +22,7 @@ import pytest
 from loadtest.mesh import crowd
 from relay.client import Agent
 from relay.core.identity import SigningKey
-from relay.core.ids import AgentKey, NodeId
-from relay.core.inbox_values import InboxLimits
+from relay.core.ids import AgentKey
 from relay.store.redis import RedisStore
 from tests.chaos.relay_process import REPOSITORY, SERVE
 from tests.support.mesh import MeshRelay, mesh
@@ -89,17 +88,6 @@ class Honest:
         found = sorted(self.late_s)
         assert len(found) >= 100, f"only {len(found)} were measured"
         return found[int(len(found) * 0.99)]
-
-
-@contextlib.asynccontextmanager
-async def store_of(relay: MeshRelay) -> AsyncIterator[RedisStore]:
-    """The store below a relay, as one more node over it would see it."""
-    store = RedisStore(relay.store_url, InboxLimits())
-    await store.start(relay=relay.key.did, node=NodeId("a look"))
-    try:
-        yield store
-    finally:
-        await store.stop()
 
 
 async def kept(store: RedisStore) -> dict[AgentKey, tuple[int, int, bytes]]:
@@ -170,7 +158,7 @@ async def flooded(
         await made.start()
         async with (
             liar(made[0], kind, flow, stale) as lie,
-            store_of(made[0]) as store,
+            made[0].store() as store,
             asyncio.TaskGroup() as tasks,
         ):
             await store.merge_records(list(crowd.rows(newer)))
