@@ -104,10 +104,12 @@ class Relay:
         """Take what a peer has pushed, as far as it may push."""
         now = self.now
         allowed = self.allowance.take(peer, len(frame.records), now)
+        if self._is_out(peer):
+            return
         for text in frame.records[:allowed]:
-            if self._is_out(peer):
-                return
             record = self.judge(peer, text)
+            if record is None and self._is_out(peer):
+                return
             if record and self.take(record) and self.habits.passes_on:
                 self.tell(record, peer)
 

@@ -21,6 +21,7 @@ from relay import clock
 from relay.cli.stage import DemoError, RelayProcess, Story, relay_process
 from relay.client import Agent, Message, Sent, SigningKey
 from relay.client.exchange import ask
+from relay.client.naming import forward
 from relay.client.origin import parse as parse_origin
 from relay.core.identity import KEY_BYTES
 from relay.core.ids import Did
@@ -99,7 +100,9 @@ async def _first_envelope(
         story.tell(f"A, which nobody told of C, knows where Carol lives, {took:.1f} s later.")
         async with Agent.open(alice, a.url) as writer:
             began = clock.monotonic()
-            sent = await writer.send(handle, TEXTS[0])
+            heard = await forward(handle, plain=True)
+            _check(heard.did == carol.did, f"the handle leads elsewhere: {heard.why}")
+            sent = await writer.send(carol.did, TEXTS[0])
             _check_receipt(sent, a, carol)
             message = await anext(listener.inbox())
             arrived = clock.monotonic() - began

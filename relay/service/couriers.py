@@ -114,7 +114,7 @@ class Courier(Follower):
     async def run(self) -> None:
         """Carry until nothing is left, it must wait for long, or another session has the inbox."""
         needs = self._needs
-        needs.delivery.attach(self._inbox, self)
+        needs.delivery.attach(self._inbox, self, courier=True)
         try:
             who = Identity(self._to, self._inbox, self._opened.fence)
             self._perform(self._session.opened(who, _welcome(self._opened, needs.window)))
@@ -158,6 +158,10 @@ class Courier(Follower):
             return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
         # the next one where the one before could not be reached
         home = homes[self._tried % len(homes)]
+        if self._load.is_doubtful(but=home.did):
+            # another relay may have some of it: opened anew, all of that is marked for good
+            self._load.unsent()
+            return Rest(0.0, parse_did(home.did).agent_key)
         answer = await self._submit(home, items)
         self._conclude(answer)
         if answer.record is not None:

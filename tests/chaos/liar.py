@@ -1,10 +1,11 @@
-"""A relay that tells lies: ``python -m tests.chaos.liar URL DID KIND COUNT STALE_FILE``.
+"""A relay that tells lies: ``python -m tests.chaos.liar URL DID KIND COUNT RATE STALE_FILE``.
 
-It logs in as a peer under a fresh key, pushes records as fast as they are read, comes back under
-another key when it is thrown out, and ends when it has pushed COUNT of them. In the end it says in
-one line of JSON what it did.
+It logs in as a peer under a fresh key, pushes RATE records a second (0: as fast as they are read),
+comes back under another key when it is thrown out, and ends when it has pushed COUNT of them. In
+the end it says in one line of JSON what it did. Before, it says ``ready`` and waits for a line.
 
-Rules of the file: KIND ``forged``: of agents that nobody knows, each another one, in perfect form
+Rules of the file: it is as nice as a process can be: on a machine of its own it would take nothing
+from its victim. KIND ``forged``: of agents that nobody knows, each another one, in perfect form
 but for the signature; ``stale``: real ones that were newer once, from STALE_FILE.
 """
 
@@ -19,10 +20,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from websockets.asyncio.client import connect
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
 
 from relay.core import codec, records
 from relay.core.errors import RelayError
@@ -58,40 +61,65 @@ def _decoded(text: str) -> bytes:
     return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
-async def lie(url: str, relay: Did, lies: Iterator[str], count: int) -> dict[str, int]:
-    """Push so many; gives what came of it."""
-    said = {"pushed": 0, "logins": 0, "thrown_out": 0, "refused": 0}
-    async with asyncio.timeout(GIVE_UP_S):
-        while said["pushed"] < count:
+@dataclass(slots=True)
+class Liar:
+    """Pushes lies at one relay; what came of it are its counts."""
+
+    url: str
+    relay: Did
+    lies: Iterator[str]
+    count: int
+    rate: float
+    pushed: int = 0
+    logins: int = 0
+    thrown_out: int = 0
+    refused: int = 0
+    began: float = 0.0
+
+    async def lie(self) -> None:
+        """Until all of them are pushed."""
+        self.began = time.monotonic()
+        async with asyncio.timeout(GIVE_UP_S):
+            while self.pushed < self.count:
+                try:
+                    await self._one_life()
+                except (RelayError, OSError):
+                    self.refused += 1
+                    await asyncio.sleep(0.05)
+
+    async def _one_life(self) -> None:
+        where = f"ws{self.url.removeprefix('http')}/v1/ws"
+        protocol = Subprotocol(SUBPROTOCOL)
+        async with connect(where, subprotocols=[protocol], compression=None) as socket:
+            await log_in(socket, SigningKey(os.urandom(32)), self.url, self.relay)
+            self.logins += 1
             try:
-                await _one_life(url, relay, lies, count, said)
-            except (RelayError, OSError):
-                said["refused"] += 1
-                await asyncio.sleep(0.05)
-    return said
+                while self.pushed < self.count:
+                    await self._push(socket)
+            except ConnectionClosed:
+                self.thrown_out += 1
 
-
-async def _one_life(
-    url: str, relay: Did, lies: Iterator[str], count: int, said: dict[str, int]
-) -> None:
-    where = f"ws{url.removeprefix('http')}/v1/ws"
-    async with connect(where, subprotocols=[SUBPROTOCOL], compression=None) as socket:  # type: ignore[list-item]
-        await log_in(socket, SigningKey(os.urandom(32)), url, relay)
-        said["logins"] += 1
-        try:
-            while said["pushed"] < count:
-                batch = tuple(itertools.islice(lies, min(A_FRAME, count - said["pushed"])))
-                await socket.send(codec.encode(Gossip(batch)), text=True)
-                said["pushed"] += len(batch)
-        except ConnectionClosed:
-            said["thrown_out"] += 1
+    async def _push(self, socket: ClientConnection) -> None:
+        if self.rate:
+            due = self.began + self.pushed / self.rate
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        batch = tuple(itertools.islice(self.lies, min(A_FRAME, self.count - self.pushed)))
+        await socket.send(codec.encode(Gossip(batch)), text=True)
+        self.pushed += len(batch)
 
 
 def main(words: list[str]) -> None:
     """Lie as told."""
-    url, relay, kind, count, stale = words
+    url, relay, kind, count, rate, stale = words
     lies = forged() if kind == "forged" else itertools.cycle(Path(stale).read_text().split())
-    print(json.dumps(asyncio.run(lie(url, Did(relay), lies, int(count)))))
+    liar = Liar(url, Did(relay), lies, int(count), float(rate))
+    os.nice(19)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    asyncio.run(liar.lie())
+    counts = ("pushed", "logins", "thrown_out", "refused")
+    said = {name: getattr(liar, name) for name in counts}
+    print(json.dumps({**said, "seconds": round(time.monotonic() - liar.began, 1)}))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
+from relay.core.errors import RelayError
 from relay.core.ids import Did
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge
@@ -229,7 +230,7 @@ class MeshRun:
     async def _watch(self) -> None:
         """How much waits in outboxes, now and then."""
         while True:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, RelayError):
                 self.most_waiting = max(self.most_waiting, await self.relays.waiting())
             await asyncio.sleep(LOOK_S)
 

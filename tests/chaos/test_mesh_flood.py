@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,30 @@ import pytest
 from loadtest.mesh import crowd
 from relay.client import Agent
 from relay.core.identity import SigningKey
-from relay.core.ids import AgentKey, NodeId
-from relay.core.inbox_values import InboxLimits
+from relay.core.ids import AgentKey
 from relay.store.redis import RedisStore
 from tests.chaos.relay_process import REPOSITORY, SERVE
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.nodes import new_key
 from tests.support.servers import wait_until
 
-RATE = 40.0
+RATE = 60.0
 QUIET_S = 8.0
 FACTOR = 2.0
 STALE = 500
 PAGE = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """So many records at so many a second; 0: as fast as the relay reads."""
+
+    count: int
+    rate: float
+
+
+QUICK = Flow(20_000, 2_500.0)
+LONG = Flow(1_000_000, 0.0)
 
 
 @dataclass(slots=True)
@@ -70,24 +81,13 @@ class Honest:
             self.late_s.append(time.monotonic() - float(message.text()))
             await message.ack()
 
-    async def p99_s(self, until: asyncio.Task[Any]) -> float:
+    async def p99_s(self, until: asyncio.Future[Any]) -> float:
         """Of what arrives until a task is done."""
         self.late_s.clear()
         await asyncio.wait([until])
         found = sorted(self.late_s)
         assert len(found) >= 100, f"only {len(found)} were measured"
         return found[int(len(found) * 0.99)]
-
-
-@contextlib.asynccontextmanager
-async def store_of(relay: MeshRelay) -> AsyncIterator[RedisStore]:
-    """The store below a relay, as one more node over it would see it."""
-    store = RedisStore(relay.store_url, InboxLimits())
-    await store.start(relay=relay.key.did, node=NodeId("a look"))
-    try:
-        yield store
-    finally:
-        await store.stop()
 
 
 async def kept(store: RedisStore) -> dict[AgentKey, tuple[int, int, bytes]]:
@@ -101,24 +101,34 @@ async def kept(store: RedisStore) -> dict[AgentKey, tuple[int, int, bytes]]:
     return found
 
 
-async def flood(relay: MeshRelay, kind: str, count: int, stale: Path) -> dict[str, int]:
-    """Let a liar push; gives what it says of it."""
+@contextlib.asynccontextmanager
+async def liar(
+    relay: MeshRelay, kind: str, flow: Flow, stale: Path
+) -> AsyncIterator[Callable[[], Awaitable[dict[str, int]]]]:
+    """A liar that is ready; lets it push, and gives what it says of it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "tests.chaos.liar"),
-        *(relay.url, relay.did, kind, str(count), str(stale)),
+        *(relay.url, relay.did, kind, str(flow.count), str(flow.rate), str(stale)),
         cwd=REPOSITORY,
+        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
     )
+    assert process.stdout is not None
+
+    async def lie() -> dict[str, int]:
+        out, _ = await process.communicate(b"go\n")
+        assert process.returncode == 0
+        said: dict[str, int] = json.loads(out)
+        return said
+
     try:
-        out, _ = await process.communicate()
+        assert await process.stdout.readline() == b"ready\n"
+        yield lie
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    assert process.returncode == 0
-    said: dict[str, int] = json.loads(out)
-    return said
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +148,7 @@ class Found:
 
 
 async def flooded(
-    kind: str, count: int, directory: Path, arguments: Sequence[str] = SERVE
+    kind: str, flow: Flow, directory: Path, arguments: Sequence[str] = SERVE
 ) -> Found:
     """Let honest agents write, first in peace, then while a liar pushes."""
     stale = directory / "stale"
@@ -146,14 +156,18 @@ async def flooded(
     stale.write_text("\n".join(old))
     async with mesh(1, directory, federation="open", arguments={0: arguments}) as made:
         await made.start()
-        async with store_of(made[0]) as store, asyncio.TaskGroup() as tasks:
+        async with (
+            liar(made[0], kind, flow, stale) as lie,
+            made[0].store() as store,
+            asyncio.TaskGroup() as tasks,
+        ):
             await store.merge_records(list(crowd.rows(newer)))
             honest = Honest(made[0])
             working = tasks.create_task(honest.run())
             await wait_until(lambda: len(honest.late_s) >= RATE, 20, "honest agents write")
             before_s = await honest.p99_s(tasks.create_task(asyncio.sleep(QUIET_S)))
             known = await kept(store)
-            lying = tasks.create_task(flood(made[0], kind, count, stale))
+            lying = tasks.create_task(lie())
             while_s = await honest.p99_s(lying)
             after = await kept(store)
             working.cancel()
@@ -168,7 +182,7 @@ async def flooded(
 async def test_of_20_000_lies_none_is_kept_and_honest_agents_hardly_notice(
     tmp_path: Path, kind: str
 ) -> None:
-    found = await flooded(kind, 20_000, tmp_path)
+    found = await flooded(kind, QUICK, tmp_path)
     assert found.said["pushed"] == 20_000
     assert found.stored == 0
     assert found.while_s <= FACTOR * found.before_s, str(found)
@@ -178,7 +192,7 @@ async def test_of_20_000_lies_none_is_kept_and_honest_agents_hardly_notice(
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("kind", ["forged", "stale"])
 async def test_nor_of_a_million(tmp_path: Path, kind: str) -> None:
-    found = await flooded(kind, 1_000_000, tmp_path)
+    found = await flooded(kind, LONG, tmp_path)
     assert found.said["pushed"] == 1_000_000
     assert found.stored == 0
     assert found.while_s <= FACTOR * found.before_s, str(found)
@@ -190,7 +204,7 @@ async def test_a_relay_that_does_not_look_at_signatures_is_found_to_keep_lies(
 ) -> None:
     """Negative control."""
     mutant = ("-m", "tests.chaos.mesh_mutants", "no-signatures")
-    found = await flooded("forged", 20_000, tmp_path, mutant)
+    found = await flooded("forged", QUICK, tmp_path, mutant)
     assert found.stored > 0
 
 
@@ -198,5 +212,5 @@ async def test_a_relay_that_does_not_look_at_signatures_is_found_to_keep_lies(
 async def test_a_relay_that_takes_any_order_is_found_to_go_back(tmp_path: Path) -> None:
     """Negative control."""
     mutant = ("-m", "tests.chaos.mesh_mutants", "any-order")
-    found = await flooded("stale", 20_000, tmp_path, mutant)
+    found = await flooded("stale", QUICK, tmp_path, mutant)
     assert found.stored > 0

@@ -58,10 +58,11 @@ class Pair:
 
 
 @contextlib.asynccontextmanager
-async def pair(directory: Path, arguments: Sequence[str] = SERVE) -> AsyncIterator[Pair]:
+async def pair(
+    directory: Path, arguments: Sequence[str] = SERVE, **settings: str
+) -> AsyncIterator[Pair]:
     rng = Random(1)  # noqa: S311  whims, no keys
-    small = {"RELAY_OUTBOX_COUNT": str(OUTBOX)}
-    async with mesh(2, directory, faults=rng, settings=small, arguments={0: arguments}) as made:
+    async with mesh(2, directory, faults=rng, settings=settings, arguments={0: arguments}) as made:
         made[1].tell(RELAY_MAX_BODY_BYTES=str(BODY))
         await made.start()
         alice, bob = new_key(), new_key()
@@ -102,7 +103,7 @@ async def queue_behind_poison(two: Pair) -> tuple[float, list[Bounce]]:
 async def _link(two: Pair) -> float | None:
     """When the link is seen to stand."""
     peers = await two.mesh[0].peers()
-    return time.monotonic() if all(one["link"] for one in peers) else None
+    return time.monotonic() if all(one["linked"] for one in peers) else None
 
 
 async def test_a_queue_behind_a_poison_envelope_drains_and_its_sender_is_told(
@@ -142,7 +143,7 @@ async def overfill(two: Pair) -> list[tuple[ErrorCode, str | None]]:
 async def test_an_outbox_takes_its_share_and_no_more_and_all_it_took_arrives(
     tmp_path: Path,
 ) -> None:
-    async with pair(tmp_path) as two:
+    async with pair(tmp_path, RELAY_OUTBOX_COUNT=str(OUTBOX)) as two:
         said = await overfill(two)
         assert len(said) == 2 * SHARE
         assert {code for code, _ in said} <= BOUNDED
@@ -161,6 +162,6 @@ async def test_an_outbox_takes_its_share_and_no_more_and_all_it_took_arrives(
 async def test_an_outbox_without_a_bound_is_found_to_grow(tmp_path: Path) -> None:
     """Negative control."""
     mutant = ("-m", "tests.chaos.mesh_mutants", "no-bound")
-    async with pair(tmp_path, mutant) as two:
+    async with pair(tmp_path, mutant, RELAY_OUTBOX_COUNT=str(OUTBOX)) as two:
         assert await overfill(two) == []
         assert await two.mesh.waiting() == 3 * SHARE

@@ -23,9 +23,13 @@ from pathlib import Path
 from random import Random
 from typing import Any, Literal
 
+import orjson
+
 from relay.core import jws as jose
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import Did, NodeId
+from relay.core.inbox_values import InboxLimits
+from relay.store.redis import RedisStore
 from tests.chaos.relay_process import SERVE, RelayProcess
 from tests.support.fault_proxy import FaultProxy
 from tests.support.faults import Faults
@@ -89,6 +93,21 @@ class MeshRelay(RelayProcess):
         listed: list[dict[str, Any]] = found["peers"] if isinstance(found, dict) else found
         return listed
 
+    @contextlib.asynccontextmanager
+    async def store(self) -> AsyncIterator[RedisStore]:
+        """The store below it, as one more node over it would see it."""
+        store = RedisStore(self.store_url, InboxLimits())
+        await store.start(relay=self.key.did, node=NodeId("a look"))
+        try:
+            yield store
+        finally:
+            await store.stop()
+
+    async def waiting(self) -> int:
+        """Envelopes that wait here for other relays."""
+        async with self.store() as store:
+            return sum(count for _, count, _ in await store.outboxes())
+
     async def metric(self, name: str) -> float:
         """The sum of one metric over its labels; 0 where it has none yet."""
         text = await asyncio.to_thread(_read, f"{self.admin}/metrics")
@@ -140,7 +159,7 @@ class Mesh:
         async def are_linked() -> bool:
             for relay in self.relays:
                 peers = [one for one in await relay.peers() if one["standing"] == "added"]
-                if not peers or not all(one["link"] for one in peers):
+                if not peers or not all(one["linked"] for one in peers):
                     return False
             return True
 
@@ -148,11 +167,7 @@ class Mesh:
 
     async def waiting(self) -> int:
         """Envelopes that wait in outboxes, over all relays."""
-        total = 0
-        for relay in self.relays:
-            for peer in await relay.peers():
-                total += _waiting(peer)
-        return total
+        return sum([await relay.waiting() for relay in self.relays])
 
     async def drained(self, deadline_s: float) -> None:
         """Wait until no outbox holds anything."""
@@ -170,11 +185,6 @@ class Mesh:
     def log_tails(self) -> str:
         """The end of each log."""
         return "\n".join(f"--- {relay.name}\n{relay.log_tail()}" for relay in self.relays)
-
-
-def _waiting(peer: Mapping[str, Any]) -> int:
-    found = peer.get("outbox") or {}
-    return int(found.get("count", 0) if isinstance(found, Mapping) else found)
 
 
 @contextlib.asynccontextmanager
@@ -244,7 +254,7 @@ def _read(url: str, body: bytes | None = None) -> str:
 
 
 def _ask(url: str, body: bytes | None = None) -> Any:
-    return jose.loads(_read(url, body).encode())
+    return orjson.loads(_read(url, body))
 
 
 async def knows(relay: RelayProcess, did: Did) -> bool:

@@ -1,0 +1,93 @@
+"""Relays that break one promise between relays: ``python -m tests.chaos.mesh_mutants NAME``.
+
+Rules of the file: as in ``mutants.py``: the real relay with one rule taken out, as a plausible bug
+would take it out; the test beside each proof says what must be found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from relay.core import courier, records
+from relay.core.courier import Answer, Carried
+from relay.core.errors import Refusal, RelayError
+from relay.core.inbox_values import OutboxLimits
+from relay.core.records import Home
+from relay.server import build, serve
+from relay.service import carriers, couriers, directory
+from relay.service.couriers import Courier
+from relay.service.directory import Directory
+from relay.settings import load
+
+
+def no_signatures() -> None:
+    """Whoever brings a record is believed."""
+
+    async def believe(*_: Any) -> Refusal | None:
+        return None
+
+    Directory._objection = believe  # type: ignore[method-assign]
+
+
+def any_order() -> None:
+    """The last record that comes is the newest."""
+    count = itertools.count(1)
+    row_of = directory._row
+
+    def as_newest(record: Any, **values: Any) -> Any:
+        row = row_of(record, **values)
+        kv, seq, digest = row.order
+        return type(row)((kv, seq + 120_000 + next(count), digest), row.compact, row.names_us)
+
+    directory._row = as_newest  # type: ignore[assignment]
+    records.judge = lambda *_: "newer"  # type: ignore[assignment]
+
+
+def ack_before_receipt() -> None:
+    """A courier hands over and acks, without a receipt."""
+
+    async def believe(self: Courier, home: Home, items: Sequence[Carried]) -> Answer:
+        async def send() -> None:
+            with contextlib.suppress(RelayError):
+                await self._needs.carrier(home).submit(items)
+
+        self._needs.spawn(send())
+        self._load._under_way = []
+        return Answer(tuple(item.seq for item in items))
+
+    Courier._submit = believe  # type: ignore[method-assign]
+
+
+def tries_for_ever() -> None:
+    """A courier keeps the order strictly, and takes no "never" for an answer."""
+    courier.PERMANENT = frozenset()  # type: ignore[misc]
+    couriers.BATCH = 1  # type: ignore[misc]
+
+
+def no_bound() -> None:
+    """An outbox takes whatever comes."""
+    build.OutboxLimits = lambda *_: OutboxLimits(10**9, 10**12, 1)  # type: ignore[assignment,misc]
+
+
+def no_marks() -> None:
+    """What another relay may have handed over already is passed on as new."""
+    carriers.is_marked = lambda *_: False  # type: ignore[assignment]
+
+
+MUTANTS: dict[str, Callable[[], None]] = {
+    "ack-before-receipt": ack_before_receipt,
+    "tries-for-ever": tries_for_ever,
+    "no-bound": no_bound,
+    "no-marks": no_marks,
+    "no-signatures": no_signatures,
+    "any-order": any_order,
+}
+
+
+if __name__ == "__main__":
+    MUTANTS[sys.argv[1]]()
+    sys.exit(serve(load()))
