@@ -84,7 +84,8 @@ class Inbox(Holdings):
         if seen is not None:
             if seen.eid != item.eid:
                 return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
-            if seen.fate is not Fate.STORED or seen.seq in self.live:
+            is_kept = seen.fate is not Fate.STORED or seen.seq in self.live
+            if is_kept and not self.comes_back(seen.fate, item):
                 return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
             # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
             item = item._replace(marked=True)

@@ -13,7 +13,7 @@
 -- refused. Where it waits for a courier, or went on, 'waits' and 'gone' stand for 'stored' and 'dup'.
 -- fence is 0 where no session is open, or
 -- must read the entry back.
--- 'lost': its id is remembered, but the entry is gone; send it again, marked.
+-- 'lost': its id is remembered, but the entry is gone, or comes back; send it again, marked.
 if is_foreign() then return foreign() end
 
 local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -254,10 +254,12 @@ local function accept(inbox, peer, facts, wire, is_barred)
   if known[1] then
     local fate, seq, eid16 = struct.unpack(SEEN, known[1])
     if eid16 ~= item.eid16 then return {inbox, 'replayed'} end
-    if fate ~= 'S' or is_live(inbox, seq) then
+    -- its agent came home, and a relay brings what was forwarded from here
+    local comes_back = box.home and fate == 'W' and item.via
+    if not comes_back and (fate ~= 'S' or is_live(inbox, seq)) then
       return {inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
     end
-    -- the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
+    -- else the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
     if not item.marked then return {inbox, 'lost'} end
   end
   local quota = quota_of(box, item.sender)
