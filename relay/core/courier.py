@@ -146,7 +146,10 @@ class Load:
     ) -> Answer:
         record = next((no.record for no in noes if no.record is not None), None)
         if record is not None:
-            return Answer(taken, refused, 0.0, record=record)
+            # at once, but once only: the record may be no news, then this is a circle
+            wait_s = self._pause() if self._failures else 0.0
+            self._failures = max(self._failures, 1)
+            return Answer(taken, refused, wait_s, record=record)
         asked = max((no.retry_after or 0 for no in noes), default=0)
         shut = next((no for no in noes if no.error in CLOSING), None)
         closed = None

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from relay.core import courier
-from relay.core.courier import CLOSED_S, LONGEST_PAUSE_S, Carried, Load, is_marked
+from relay.core.courier import CLOSED_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Carried, Load, is_marked
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.frames import DeliverItem, Rejection
 from relay.core.ids import Eid, Epoch, Seq
@@ -91,6 +91,18 @@ def test_a_moved_agent_is_followed_at_once():
     load.take(9, 1000)
     answer = load.answered(HERE, None, [no(ErrorCode.MOVED, record="r")])
     assert (answer.wait_s, answer.record) == (0.0, "r")
+
+
+def test_who_says_moved_again_and_again_is_not_asked_again_and_again_at_once():
+    load = loaded(1)
+    waits = []
+    for _ in range(8):
+        load.take(9, 1000)
+        waits.append(load.answered(HERE, None, [no(ErrorCode.MOVED, record="r")]).wait_s)
+    assert waits[0] == 0.0
+    assert waits[1] >= FIRST_PAUSE_S
+    assert waits[1:] == sorted(waits[1:])
+    assert waits[-1] == LONGEST_PAUSE_S
 
 
 @pytest.mark.parametrize("durability", ["unverified", "memory"])
