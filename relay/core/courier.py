@@ -15,7 +15,7 @@ reached another relay than the one it goes to next is marked.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -80,6 +80,7 @@ class Load:
     durability: Durability
     _ready: deque[Carried] = field(default_factory=deque)
     _under_way: list[Carried] = field(default_factory=list)
+    _ended: set[Seq] = field(default_factory=set)
     _failures: int = 0
 
     def hand(self, items: Sequence[DeliverItem]) -> None:
@@ -107,9 +108,13 @@ class Load:
         return list(self._under_way)
 
     def doubtful(self) -> Seq:
-        """The last seq that some relay may have without our knowing; 0 where there is none."""
+        """The last seq that some relay may have while it still waits here; 0: there is none."""
         left = [*self._under_way, *(item for item in self._ready if item.maybe_at)]
-        return max((item.seq for item in left), default=Seq(0))
+        return max((*self._ended, *(item.seq for item in left)), default=Seq(0))
+
+    def concluded(self, seqs: Iterable[Seq]) -> None:
+        """These ended here, too, durably."""
+        self._ended.difference_update(seqs)
 
     # ------------------------------------------------------------ answers
 
@@ -133,6 +138,7 @@ class Load:
             else:
                 noes.append(outcome)
                 left.append(_maybe(item, relay) if outcome.stored == "unknown" else item)
+        self._ended.update(taken, (seq for seq, _ in refused))
         self._put_back(left)
         if not left:
             self._failures = 0

@@ -118,6 +118,8 @@ class Courier(Follower):
             # what was stored between opening and attaching had nobody to tell
             self.woken()
             rest = await self._carry_all()
+            # once it is closed, an ack that is on its way comes too late
+            await self._acked()
         finally:
             needs.delivery.detach(self._inbox, self)
             self._session.lost()
@@ -161,7 +163,6 @@ class Courier(Follower):
             await self._needs.learn(answer.record, home.did)
         wait_s = answer.wait_s or 0.0
         if wait_s > SHORT_S or answer.closed is not None:
-            await self._acked()
             return Rest(wait_s, parse_did(home.did).agent_key, answer.closed)
         await self._pause(wait_s)
         return None
@@ -218,7 +219,7 @@ class Courier(Follower):
 
     async def _acked(self) -> None:
         """Wait until what was taken over is durably so here."""
-        while self._unacked and not self._has_ended:
+        while self._unacked:
             self._work.clear()
             await self._work.wait()
 
@@ -256,8 +257,10 @@ class Courier(Follower):
         for request, result in results:
             if isinstance(result, Refusal) and result.code in _AGAIN and not self._has_ended:
                 loop.call_later(ACK_AGAIN_S, self._needs.acks.put, self, [request])
-            else:
-                self._unacked -= 1
+                continue
+            self._unacked -= 1
+            if not isinstance(result, Refusal):
+                self._load.concluded((*request.ack.seqs, *(seq for seq, _ in request.ack.refuse)))
         super().decided(results)
         self._work.set()
 

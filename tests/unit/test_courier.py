@@ -137,6 +137,17 @@ def test_what_may_be_at_one_relay_is_marked_for_another_only():
     assert load.doubtful() == 1
 
 
+def test_what_another_relay_took_is_doubtful_until_that_is_durable_here():
+    load = loaded(1, 2, 3)
+    load.take(2, 1000)
+    load.answered(HERE, receipt(), [item(), no(ErrorCode.BLOCKED)])
+    assert load.doubtful() == 2
+    load.concluded([Seq(2)])
+    assert load.doubtful() == 1
+    load.concluded([Seq(1)])
+    assert load.doubtful() == 0
+
+
 def test_what_never_left_is_marked_for_nobody():
     load = loaded(1)
     load.take(9, 1000)
