@@ -60,6 +60,7 @@ class Answer:
         wait_s: seconds until the rest is tried again; None where nothing is left.
         closed: no more of this recipient's for a while.
         record: the recipient's newer record: it lives elsewhere.
+        is_anew: the inbox is to be opened anew before the rest is tried, so that marks are durable.
     """
 
     taken: tuple[Seq, ...]
@@ -67,6 +68,7 @@ class Answer:
     wait_s: float | None = None
     closed: Refusal | None = None
     record: str | None = None
+    is_anew: bool = False
 
 
 @dataclass(slots=True)
@@ -126,6 +128,7 @@ class Load:
         refused: list[tuple[Seq, str]] = []
         left: list[Carried] = []
         noes: list[Rejection] = []
+        is_anew = False
         is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
         for item, outcome in zip(self._under_way, outcomes, strict=True):
             if isinstance(outcome, ReceiptItem):
@@ -133,6 +136,10 @@ class Load:
                     taken.append(item.seq)
                 else:
                     left.append(_maybe(item, relay))
+            elif outcome.error in PERMANENT and item.maybe_at and not item.redelivered:
+                # some relay may have had it: the bounce must say so, and goes by durable marks
+                left.append(item)
+                is_anew = True
             elif outcome.error in PERMANENT:
                 refused.append((item.seq, outcome.error))
             else:
@@ -143,6 +150,8 @@ class Load:
         if not left:
             self._failures = 0
             return Answer(tuple(taken), tuple(refused))
+        if is_anew:
+            return Answer(tuple(taken), tuple(refused), 0.0, is_anew=True)
         if taken:
             self._failures = 0
         return self._later(tuple(taken), tuple(refused), noes)

@@ -162,7 +162,7 @@ class Courier(Follower):
         if answer.record is not None:
             await self._needs.learn(answer.record, home.did)
         wait_s = answer.wait_s or 0.0
-        if wait_s > SHORT_S or answer.closed is not None:
+        if answer.is_anew or wait_s > SHORT_S or answer.closed is not None:
             return Rest(wait_s, parse_did(home.did).agent_key, answer.closed)
         await self._pause(wait_s)
         return None

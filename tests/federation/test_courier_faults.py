@@ -39,15 +39,19 @@ async def test_a_drain_waits_until_what_went_on_is_written_down():
     alice, bob = new_key(), new_key()
     a, c = places(2)
     store = SlowStore()
-    async with relay_at(c, [a]), relay_at(a, [c], store) as at_a:
-        async with at_home(a, alice) as sender, at_home(c, bob) as receiver:
-            await until_held(at_a, bob, record_of_last(bob))
-            await submit(sender, make_envelope(alice, bob.did))
-            await receiver.hear(Deliver)
-            await store.asked.wait()
-            draining = asyncio.create_task(at_a.built.node.forwarding.drain())
-            done, _ = await asyncio.wait({draining}, timeout=0.05)
-            assert not done
-            store.may_ack.set()
-            await draining
-            assert await store.outboxes() == []
+    async with (
+        relay_at(c, [a]),
+        relay_at(a, [c], store) as at_a,
+        at_home(a, alice) as sender,
+        at_home(c, bob) as receiver,
+    ):
+        await until_held(at_a, bob, record_of_last(bob))
+        await submit(sender, make_envelope(alice, bob.did))
+        await receiver.hear(Deliver)
+        await store.asked.wait()
+        draining = asyncio.create_task(at_a.built.node.forwarding.drain())
+        done, _ = await asyncio.wait({draining}, timeout=0.05)
+        assert not done
+        store.may_ack.set()
+        await draining
+        assert await store.outboxes() == []

@@ -137,6 +137,22 @@ def test_what_may_be_at_one_relay_is_marked_for_another_only():
     assert load.doubtful() == 1
 
 
+def test_what_a_relay_may_have_had_is_refused_only_once_the_bounce_can_say_so():
+    load = loaded(1, 2)
+    load.take(1, 1000)
+    load.lost(HERE)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(), [no(ErrorCode.STALE_ID), no(ErrorCode.STALE_ID)])
+    assert answer.refused == ((2, ErrorCode.STALE_ID),), "number 2 never left before"
+    assert answer.is_anew
+    assert load.doubtful() >= 1
+    marked = loaded(1, marked=True)
+    marked.take(1, 1000)
+    marked.lost(HERE)
+    marked.take(1, 1000)
+    assert marked.answered(HERE, None, [no(ErrorCode.STALE_ID)]).refused
+
+
 def test_what_another_relay_took_is_doubtful_until_that_is_durable_here():
     load = loaded(1, 2, 3)
     load.take(2, 1000)
