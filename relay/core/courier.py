@@ -128,7 +128,6 @@ class Load:
         refused: list[tuple[Seq, str]] = []
         left: list[Carried] = []
         noes: list[Rejection] = []
-        is_anew = False
         is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
         for item, outcome in zip(self._under_way, outcomes, strict=True):
             if isinstance(outcome, ReceiptItem):
@@ -136,11 +135,7 @@ class Load:
                     taken.append(item.seq)
                 else:
                     left.append(_maybe(item, relay))
-            elif outcome.error in PERMANENT and item.maybe_at and not item.redelivered:
-                # some relay may have had it: the bounce must say so, and goes by durable marks
-                left.append(item)
-                is_anew = True
-            elif outcome.error in PERMANENT:
+            elif outcome.error in PERMANENT and not _is_untold(item):
                 refused.append((item.seq, outcome.error))
             else:
                 noes.append(outcome)
@@ -150,7 +145,7 @@ class Load:
         if not left:
             self._failures = 0
             return Answer(tuple(taken), tuple(refused))
-        if is_anew:
+        if any(no.error in PERMANENT for no in noes):
             return Answer(tuple(taken), tuple(refused), 0.0, is_anew=True)
         if taken:
             self._failures = 0
@@ -199,6 +194,11 @@ def is_marked(item: Carried, relay: Did) -> bool:
     What that relay itself may have stored needs no mark: it knows the id.
     """
     return item.redelivered or bool(item.maybe_at - {relay})
+
+
+def _is_untold(item: Carried) -> bool:
+    """Whether a relay may have had it and no durable mark says so, by which its bounce would go."""
+    return bool(item.maybe_at) and not item.redelivered
 
 
 def _maybe(item: Carried, relay: Did) -> Carried:

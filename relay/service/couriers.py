@@ -90,9 +90,12 @@ class Courier(Follower):
         needs: of the node.
         inbox: whose.
         opened: its session, just opened.
+        peer: the relay that it waits for; tried first.
     """
 
-    def __init__(self, needs: Needs, inbox: AgentKey, opened: Opened) -> None:
+    def __init__(
+        self, needs: Needs, inbox: AgentKey, opened: Opened, peer: AgentKey | None = None
+    ) -> None:
         session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
         session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
         super().__init__(session, needs.store)
@@ -105,7 +108,8 @@ class Courier(Follower):
         self._has_ended = False
         self._forwarded: Forwarded | None = None
         self._unacked = 0
-        self._tried = 0
+        self._peer = peer
+        self._waits: list[float] = []
         self._lease_until = clock.monotonic() + LEASE_S
 
     async def run(self) -> None:
@@ -155,33 +159,42 @@ class Courier(Follower):
         if not homes:
             no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
             return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
-        # the next one where the one before could not be reached
-        home = homes[self._tried % len(homes)]
-        answer = await self._submit(home, items)
+        home = next((one for one in homes if _key(one) == self._peer), homes[0])
+        answer = await self._submit(home, items, homes)
         self._conclude(answer)
         if answer.record is not None:
             await self._needs.learn(answer.record, home.did)
         wait_s = answer.wait_s or 0.0
         if answer.is_anew or wait_s > SHORT_S or answer.closed is not None:
-            return Rest(wait_s, parse_did(home.did).agent_key, answer.closed)
+            return Rest(wait_s, self._peer, answer.closed)
         await self._pause(wait_s)
         return None
 
-    async def _submit(self, home: Home, items: Sequence[Carried]) -> Answer:
-        load = self._load
+    async def _submit(self, home: Home, items: Sequence[Carried], homes: Sequence[Home]) -> Answer:
+        load, self._peer = self._load, _key(home)
         try:
             taken = await self._needs.carrier(home).submit(items)
         except NotSentError as exc:
-            self._tried += 1
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+            return self._turn(home, homes, exc, load.unsent())
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+            return self._turn(home, homes, exc, load.lost(home.did))
+        self._waits.clear()
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
         return answer
+
+    def _turn(self, home: Home, homes: Sequence[Home], why: RelayError, pause_s: float) -> Answer:
+        """To the next home; a pause once all have failed."""
+        self._peer = _key(homes[(homes.index(home) + 1) % len(homes)])
+        self._waits.append(float(why.retry_after or 0))
+        if len(self._waits) < len(homes):
+            return Answer((), (), 0.0)
+        wait_s = max(pause_s, min(self._waits))
+        self._waits.clear()
+        return Answer((), (), wait_s)
 
     def _conclude(self, answer: Answer) -> None:
         if not answer.taken and not answer.refused:
@@ -283,4 +296,8 @@ def _proof(home: Home, taken: Taken) -> Forwarded | None:
     if taken.compact is None:
         return None
     digest = hashlib.sha256(taken.compact.encode()).digest()
-    return Forwarded(parse_did(home.did).agent_key, digest)
+    return Forwarded(_key(home), digest)
+
+
+def _key(home: Home) -> AgentKey:
+    return parse_did(home.did).agent_key
