@@ -155,7 +155,10 @@ class Courier(Follower):
 
     async def _carry(self, items: Sequence[Carried]) -> Rest | None:
         """One batch; gives how to leave the inbox where that is better than to go on."""
-        homes = await self._needs.homes(self._to)
+        try:
+            homes = await self._needs.homes(self._to)
+        except RelayError:
+            return Rest(self._load.unsent())
         if not homes:
             no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
             return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)

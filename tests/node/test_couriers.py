@@ -117,6 +117,41 @@ async def test_a_home_that_is_away_for_long_does_not_keep_the_other_from_getting
         assert second.bodies == [b"1"]
 
 
+async def test_a_directory_that_cannot_be_read_closes_nothing():
+    class Unreadable(MemoryStore):
+        is_away = False
+
+        async def records(self, owners):
+            if self.is_away:
+                raise error(ErrorCode.STORAGE_UNAVAILABLE, "away")
+            return await super().records(owners)
+
+    far, store = Far([takes()]), Unreadable(InboxLimits(), clock.now)
+    async with here(store) as one:
+        await one.lives_at(far)
+        store.is_away = True
+        await one.accepts(b"1")
+        await until(lambda: store._inboxes[one.bob.agent_key].away.deferred_until)
+        await one.accepts(b"2")
+        store.is_away = False
+        await one.until_empty()
+        assert far.bodies == [b"1", b"2"]
+
+
+async def test_where_no_home_may_be_dialled_new_mail_is_refused_until_one_may():
+    far = Far([takes()])
+    async with here() as one:
+        await one.lives_at(far)
+        one.links.barred.add(far.peer)
+        await one.accepts(b"1")
+        away = one.store._inboxes[one.bob.agent_key].away
+        await until(lambda: away.closed is ErrorCode.NOT_FEDERATED)
+        one.links.barred.clear()
+        await one.lives_at(far)
+        await one.until_empty()
+        assert far.bodies == [b"1"]
+
+
 async def test_who_says_moved_and_shows_what_is_known_is_not_asked_without_pause():
     far = Far([takes()])
     async with here() as one:
