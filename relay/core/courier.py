@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Final, NamedTuple
 
 from relay.core.errors import ErrorCode, Refusal
@@ -36,7 +37,7 @@ CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 20.0
-CLOSED_S: Final = 30
+CLOSED_S: Final = 10
 
 _RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
 
@@ -162,10 +163,12 @@ class Load:
             return Answer(taken, refused, wait_s, record=record)
         asked = max((no.retry_after or 0 for no in noes), default=0)
         shut = next((no for no in noes if no.error in CLOSING), None)
-        closed = None
+        wait_s, closed = max(self._pause(), float(asked)), None
         if shut is not None:
-            closed = Refusal(shut.error, shut.detail, retry_after=max(asked, CLOSED_S))
-        return Answer(taken, refused, max(self._pause(), float(asked)), closed)
+            # tried again no sooner than admitted again: each try costs its senders' rates there
+            wait_s = max(wait_s, CLOSED_S)
+            closed = Refusal(shut.error, shut.detail, retry_after=ceil(wait_s))
+        return Answer(taken, refused, wait_s, closed)
 
     def lost(self, relay: Did) -> float:
         """No answer: it may have them; gives the seconds until they are tried again."""

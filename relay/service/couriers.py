@@ -179,25 +179,29 @@ class Courier(Follower):
             taken = await self._needs.carrier(home).submit(items)
         except NotSentError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return self._turn(home, homes, exc, load.unsent())
+            failed = Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+            return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return self._turn(home, homes, exc, load.lost(home.did))
-        self._waits.clear()
+            failed = Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+            return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
+        if answer.closed is not None:
+            return self._turn(home, homes, answer)
+        self._waits.clear()
         return answer
 
-    def _turn(self, home: Home, homes: Sequence[Home], why: RelayError, pause_s: float) -> Answer:
-        """To the next home; a pause once all have failed."""
+    def _turn(self, home: Home, homes: Sequence[Home], no: Answer) -> Answer:
+        """From a home that takes nothing to the next at once; a pause once none does."""
         self._peer = _key(homes[(homes.index(home) + 1) % len(homes)])
-        self._waits.append(float(why.retry_after or 0))
+        self._waits.append(no.wait_s or 0.0)
         if len(self._waits) < len(homes):
-            return Answer((), (), 0.0)
-        wait_s = max(pause_s, min(self._waits))
+            return replace(no, wait_s=0.0, closed=None)
+        wait_s = min(self._waits)
         self._waits.clear()
-        return Answer((), (), wait_s)
+        return replace(no, wait_s=wait_s)
 
     def _conclude(self, answer: Answer) -> None:
         if not answer.taken and not answer.refused:

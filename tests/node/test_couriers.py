@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from relay import clock
+from relay.core.courier import CLOSED_S
 from relay.core.dedupe import Fate
 from relay.core.errors import ErrorCode, error
 from relay.core.inbox_values import InboxLimits
@@ -115,6 +116,28 @@ async def test_a_home_that_is_away_for_long_does_not_keep_the_other_from_getting
         await one.accepts(b"1")
         await one.until_empty()
         assert second.bodies == [b"1"]
+
+
+async def test_a_full_inbox_at_one_home_is_no_reason_to_try_no_other():
+    first, second = Far([refuses(ErrorCode.INBOX_FULL)]), Far([takes()])
+    async with here() as one:
+        await one.lives_at(first, second)
+        await one.accepts(b"1")
+        await one.until_empty()
+        assert second.bodies == [b"1"]
+
+
+async def test_a_full_inbox_is_not_tried_again_before_new_mail_is_taken_again():
+    far = Far([refuses(ErrorCode.INBOX_FULL)])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        away = one.store._inboxes[one.bob.agent_key].away
+        await until(lambda: away.closed)
+        assert away.closed is ErrorCode.INBOX_FULL
+        assert away.due_at >= away.closed_until - 1
+        assert away.due_at > clock.now() + CLOSED_S - 2
+        assert len(far.got) == 1
 
 
 async def test_a_directory_that_cannot_be_read_closes_nothing():

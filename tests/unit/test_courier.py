@@ -73,7 +73,7 @@ def test_any_other_no_is_tried_again_later_and_ends_nothing(code):
     load.take(9, 1000)
     answer = load.answered(HERE, receipt(), [no(code, retry_after=7), item()])
     assert (answer.taken, answer.refused) == ((2,), ())
-    assert answer.wait_s == 7
+    assert answer.wait_s == (CLOSED_S if code in courier.CLOSING else 7)
     assert seqs(load.take(9, 1000)) == [1]
 
 
@@ -84,6 +84,9 @@ def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     answer = load.answered(HERE, None, [no(code)])
     assert answer.closed is not None
     assert (answer.closed.code, answer.closed.retry_after) == (code, CLOSED_S)
+    assert answer.wait_s == CLOSED_S
+    load.take(9, 1000)
+    assert load.answered(HERE, None, [no(code, retry_after=99)]).closed.retry_after == 99
 
 
 def test_a_moved_agent_is_followed_at_once():
