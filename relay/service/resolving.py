@@ -228,6 +228,12 @@ class Routing:
         return peer
 
     async def all(self, did: Did) -> Sequence[Home]:
-        """All homes that this relay may dial for an agent, the preferred one first."""
+        """All homes that this relay may dial for an agent, the preferred one first.
+
+        Raises:
+            UnavailableError: ``storage_unavailable``: nobody can tell now.
+        """
         found = await self.resolving(did)
+        if found.state == "unreadable":
+            raise error(ErrorCode.STORAGE_UNAVAILABLE, "the directory cannot be read just now")
         return [home for home in self.resolving.homes(found) if self.links.allows(home.did)]

@@ -271,7 +271,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         "what a peer brings back is kept",
         "local is_back = item.via and has_gone(box, fate)",
         "local is_back = false",
-        test_outbox.test_what_a_peer_brings_back_to_the_agents_home_is_kept_and_marked,
+        test_outbox.test_what_was_forwarded_comes_back_with_a_relay_when_the_agent_is_home_again,
     ),
     (
         "a refusal of a courier says what the marks say",

@@ -13,7 +13,7 @@
 -- refused. Where it waits for a courier, or went on, 'waits' and 'gone' stand for 'stored' and 'dup'.
 -- fence is 0 where no session is open, or
 -- must read the entry back.
--- 'lost': its id is remembered, but the entry is gone; send it again, marked.
+-- 'lost': its id is remembered, but the entry is gone, or comes back; send it again, marked.
 if is_foreign() then return foreign() end
 
 local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
