@@ -14,7 +14,9 @@ from typing import Any
 
 from relay.core import courier, records
 from relay.core.courier import Answer, Carried
+from relay.core.dedupe import Forwarded
 from relay.core.errors import Refusal, RelayError
+from relay.core.identity import parse_did
 from relay.core.inbox_values import OutboxLimits
 from relay.core.records import Home
 from relay.server import build, serve
@@ -48,7 +50,7 @@ def any_order() -> None:
 
 
 def ack_before_receipt() -> None:
-    """A courier hands over and acks, without a receipt."""
+    """A courier hands over and acks as if it had the receipt, before it is there."""
 
     async def believe(self: Courier, home: Home, items: Sequence[Carried]) -> Answer:
         async def send() -> None:
@@ -57,6 +59,7 @@ def ack_before_receipt() -> None:
 
         self._needs.spawn(send())
         self._load._under_way = []
+        self._forwarded = Forwarded(parse_did(home.did).agent_key, bytes(32))
         return Answer(tuple(item.seq for item in items))
 
     Courier._submit = believe  # type: ignore[method-assign]
