@@ -13,9 +13,9 @@ from xml.sax.saxutils import escape
 from loadtest.mesh_sim.scenes import TROUBLES, Found, thinned
 
 WIDTH: Final = 400
-HEIGHT: Final = 290
+HEIGHT: Final = 330
 LEFT: Final = 56
-TOP: Final = 40
+TOP: Final = 84
 RIGHT: Final = 14
 BOTTOM: Final = 44
 COLUMNS: Final = 2
@@ -59,7 +59,7 @@ def _mesh(runs: Sequence[Found]) -> Iterator[str]:
     latest = max(run.seconds or run.curve[-1][0] for run in runs)
     most = _round_up(latest)
     first = runs[0]
-    yield _text(LEFT, TOP - 16, f"{first.relays:,} relays, {first.records:,} records", "start")
+    yield _text(LEFT, 22, f"{first.relays:,} relays, {first.records:,} records", "start", size=12)
     yield from _grid(most)
     for run in runs:
         yield from _line(run, most)
@@ -98,6 +98,6 @@ def _line(run: Found, most: float) -> Iterator[str]:
     if run.seconds is not None:
         x, y = points[-1]
         said = f"{run.seconds:.0f} s, {run.rounds:.1f} pulls, {run.mb_sent:.1f} MB"
-        row = TOP + 12 + 13 * list(COLOURS).index(run.trouble)
+        row = 22 + 14 * list(COLOURS).index(run.trouble)
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
         yield _text(WIDTH - RIGHT, row, said, "end", colour)

@@ -17,6 +17,7 @@ from relay.core.frames import Digest, Digests, Gossip, Have, Want
 from relay.core.gossip import Allowance, Conduct, Rumors, frames, is_strike
 from relay.core.ids import Did, Timestamp
 from relay.core.membership import Roster
+from relay.core.record_index import TOP_BITS
 
 if TYPE_CHECKING:
     from loadtest.mesh_sim.world import World
@@ -103,10 +104,12 @@ class Relay:
         """Take what a peer has pushed, as far as it may push."""
         now = self.now
         allowed = self.allowance.take(peer, len(frame.records), now)
+        if self._is_out(peer):
+            return
         for text in frame.records[:allowed]:
-            if self._is_out(peer):
-                return
             record = self.judge(peer, text)
+            if record is None and self._is_out(peer):
+                return
             if record and self.take(record) and self.habits.passes_on:
                 self.tell(record, peer)
 
@@ -166,7 +169,9 @@ class Relay:
             return
         self.pulls += 1
         peer = partners.pop()
-        self._exchange = Exchange(self, peer, Pull(self.index, self._refs.__next__))
+        first = self.world.chance.randrange(2**TOP_BITS)
+        pull = Pull(self.index, self._refs.__next__, first=first)
+        self._exchange = Exchange(self, peer, pull)
         self._exchange.start()
 
     def pull_from(self, did: Did) -> None:
@@ -257,12 +262,13 @@ class Exchange:
             self._ask(self._pull.receive(frame))
 
     def _keep(self, frame: Gossip) -> None:
-        asked = self._pull.agents_asked(frame.ref)
+        asked = frozenset(self._pull.agents_asked(frame.ref))
+        before = len(self._gained)
         for text in frame.records:
             record = self._relay.judge(self._peer, text)
             if record and record.agent in asked and self._relay.take(record):
                 self._gained.append(record)
-        self._ask(self._pull.receive(frame))
+        self._ask(self._pull.receive(frame, kept=len(self._gained) - before))
 
     def _ask(self, questions: list[Digest | Want]) -> None:
         for question in questions:

@@ -59,6 +59,14 @@ def as_json(runs: Sequence[Found], machine: dict[str, Any], seed: int) -> dict[s
     }
 
 
+def from_json(saved: dict[str, Any]) -> list[Found]:
+    """The runs of a saved object."""
+    return [
+        Found(**{**run, "curve": [(at, share) for at, share in run["curve"]]})
+        for run in saved["runs"]
+    ]
+
+
 def table(runs: Sequence[Found]) -> Iterator[str]:
     """Lines of Markdown; what was not simulated has a ≈."""
     yield (

@@ -82,7 +82,7 @@ class Found:
 def thinned(curve: list[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
     """Some of the points, the last one too."""
     step = max(1, len(curve) // most)
-    return [*curve[::step], *curve[-1:]]
+    return curve[::step] if (len(curve) - 1) % step == 0 else [*curve[::step], curve[-1]]
 
 
 def _linked(mesh: Mesh, seed: int, **more: object) -> World:

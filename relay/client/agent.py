@@ -19,7 +19,8 @@ from typing import Final
 from relay.client import keystore
 from relay.client import state as states
 from relay.client.errors import AgentError, again, typed
-from relay.client.finding import Found, found, ruled
+from relay.client.finding import Found
+from relay.client.handles import DID
 from relay.client.inbox import Inbox
 from relay.client.message import Body, Message, Sent
 from relay.client.origin import parse as parse_origin
@@ -30,7 +31,7 @@ from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.errors import ErrorCode
-from relay.core.frames import Resolve, Ruled, Rules, State, Welcome
+from relay.core.frames import Ruled, Rules, State, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, MessageId
 from relay.core.inbox_values import FirstContact
@@ -157,7 +158,7 @@ class Agent:
         """Send ``body`` and wait for the relay's receipt, or for the recipient's ack.
 
         Args:
-            to: the recipient's DID.
+            to: the recipient's DID, or its handle: the first envelope pins the DID of that.
             body: text, bytes or JSON.
             seal: only the recipient can read it; False: everybody on the way can.
             content_type: media type; else that of text, bytes or JSON.
@@ -171,9 +172,11 @@ class Agent:
             deadline_s: as for :meth:`submit`.
 
         Raises:
+            HandleChangedError: the handle leads to another DID than it did.
             AgentError: no receipt; ``.stored`` says what is known (see :meth:`submit`).
-            ValueError: ``to`` is no DID.
+            ValueError: ``to`` is neither a DID nor a handle.
         """
+        to = await self._sessions.handles.did_of(to)
         envelope = self.sign(
             to,
             body,
@@ -299,14 +302,19 @@ class Agent:
         """
         return await self._sessions.following.status(Did(to), MessageId(message_id))
 
-    async def resolve(self, did: str) -> Found:
+    async def resolve(self, name: str) -> Found:
         """Where an agent lives, as the relay knows it; the signature is checked here.
+
+        Args:
+            name: a DID, or a handle: its sources are asked from here, and ``verified`` says
+                whether the record lists it.
 
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        answer = await self._sessions.ask(lambda ref: Resolve(ref, Did(did)))
-        return found(answer, did)
+        if name.startswith(DID):
+            return await self._sessions.asking.find(name)
+        return await self._sessions.handles.resolve(name)
 
     async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
         """Sign the next endpoint record and publish it at each home that is connected.
@@ -321,7 +329,7 @@ class Agent:
             ProtocolError: these handles make no record; nothing is changed.
             AgentError: not published everywhere in time.
         """
-        return await self._sessions.publish(handles)
+        return await self._sessions.asking.publish(handles)
 
     async def rules(
         self,
@@ -333,11 +341,14 @@ class Agent:
     ) -> Ruled:
         """Change whom this agent's inbox takes envelopes from; naming nothing just reads it.
 
+        With several homes it is changed at each that is connected; what one of them does not take
+        is one of the :attr:`warnings`.
+
         Raises:
             AgentError: the relay's no (then nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
-        return ruled(await self._sessions.ask(lambda ref: Rules(ref, first_contact, *lists)))
+        return await self._sessions.asking.rules(lambda ref: Rules(ref, first_contact, *lists))
 
 
 class _Messages(AsyncIterator[Message]):

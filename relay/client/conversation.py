@@ -138,6 +138,8 @@ class Conversation:
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
+        if self.company.ended is not None:
+            raise self.company.ended
         answer = self.questions.ask(make)
         self.wake()
         try:

@@ -17,18 +17,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol
 
 from relay import clock
 from relay.client import origin as origins
+from relay.client.asking import Asking
 from relay.client.correspondents import Correspondents
 from relay.client.errors import AgentError, of
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
-from relay.client.questions import Answer, Question
+from relay.client.questions import Answer
 from relay.client.submitting import submit_over_http
 from relay.client.tasks import task_group
 from relay.client.waiting import Waiting
@@ -58,6 +59,7 @@ class Company(Protocol):
     key: SigningKey
     outbox: Outbox
     correspondents: Correspondents
+    asking: Asking
     plain_networks: Sequence[str]
 
     @property
@@ -73,10 +75,6 @@ class Company(Protocol):
     @property
     def is_inside(self) -> bool:
         """Whether a relay of this agent has an address that is not public."""
-        ...
-
-    def ask(self, make: Callable[[str], Question]) -> Awaitable[Answer]:
-        """Ask the relay that is sent through."""
         ...
 
 
@@ -100,6 +98,7 @@ class Detours:
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: set[Did] = field(default_factory=set)
     _breaks: OrderedDict[str, _Break] = field(default_factory=OrderedDict)
+    _looks: bool = False
     _lines: count[int] = field(default_factory=count)
 
     def wake(self) -> None:
@@ -117,17 +116,25 @@ class Detours:
                     if to not in self._under_way and len(self._under_way) < MOST_AT_ONCE:
                         self._under_way.add(to)
                         tasks.create_task(self._take(to))
+                wanted = None if self._looks else self.company.correspondents.next_wanted()
+                if wanted is not None:
+                    self._looks = True
+                    tasks.create_task(self._look_in_quiet(wanted))
                 await self._wait()
+
+    async def _look_in_quiet(self, to: Did) -> None:
+        try:
+            if self.company.alone_since is None:
+                await self.look_for(to)
+        finally:
+            self._looks = False
+            self.wake()
 
     def _is_alone(self) -> bool:
         since = self.company.alone_since
         return since is not None and clock.monotonic() - since >= PATIENCE_S
 
     async def _wait(self) -> None:
-        wanted = self.company.correspondents.next_wanted()
-        if wanted is not None and self.company.alone_since is None:
-            await self.look_for(wanted)
-            return
         looks = self.company.alone_since is not None and self.company.outbox.is_waiting
         try:
             async with asyncio.timeout(LOOK_S if looks else None):
@@ -187,7 +194,7 @@ class Detours:
         answer: Answer | None = None
         try:
             async with asyncio.timeout(RESOLVE_S):
-                answer = await self.company.ask(lambda ref: Resolve(ref, to))
+                answer = await self.company.asking.ask(lambda ref: Resolve(ref, to))
         except (AgentError, TimeoutError) as exc:
             _log.info("no relay of ours tells where %s lives: %s", to, exc)
         compact = answer.record if isinstance(answer, Resolved) else None

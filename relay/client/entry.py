@@ -74,7 +74,8 @@ class Entry:
     """One envelope that was delivered and is not yet durably answered.
 
     ``noted``: its answer is in the journal, so that it may be said. ``durable``: one home has made
-    it durable. Without a place its inbox has begun a new epoch: its eid is all that still counts.
+    it durable. ``teller``: where a refusal is said, one home at a time: it is to bounce once.
+    Without a place its inbox has begun a new epoch: its eid is all that still counts.
     """
 
     eid: Eid | None
@@ -83,9 +84,15 @@ class Entry:
     expires_at: int = 0
     noted: bool = True
     durable: bool = False
+    teller: Place | None = None
     shown: weakref.ref[Message] | None = None
     places: list[Place] = field(default_factory=list)
     waiters: list[asyncio.Future[None]] = field(default_factory=list)
+
+    @property
+    def unsaid_code(self) -> str | None:
+        """The refusal that a home is to hear; once one has it, the others hear an ack."""
+        return None if self.durable else self.refuse_code
 
     @property
     def is_let_go(self) -> bool:

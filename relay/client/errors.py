@@ -189,6 +189,10 @@ class StaleRecordError(StateError):
     """A record older than the one that is held."""
 
 
+class HandleChangedError(StaleRecordError):
+    """A handle leads to another DID than it did when it was first written to; nothing is sent."""
+
+
 class CorruptError(StateError):
     """What was stored is damaged: an envelope, or the state file."""
 

@@ -11,6 +11,7 @@ from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Resolution, Resolved, Ruled
 from relay.core.identity import parse_did
+from relay.core.ids import Did
 from relay.core.records import EndpointRecord
 
 
@@ -22,11 +23,17 @@ class Found:
         state: which of them.
         record: verified, with ``found``.
         stale: past its ``exp``: good for routing, shown as stale.
+        did: of a handle: where it leads.
+        verified: of a handle: the record lists it, too.
+        why: of a handle: why it leads nowhere.
     """
 
     state: Resolution
     record: EndpointRecord | None = None
     stale: bool = False
+    did: Did | None = None
+    verified: bool = False
+    why: str = ""
 
 
 def found(answer: Answer, did: str) -> Found:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
+from relay.client.asking import Asking
 from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.errors import AgentError, typed
 from relay.client.knowledge import Holding
 from relay.client.opening import Opened
 from relay.client.origin import Origin
-from relay.client.questions import Answer, Question
+from relay.client.questions import Answer
 from relay.client.state import State as AgentState
 from relay.client.visit import Visit, log_in
 from relay.core.errors import ErrorCode, RelayError, error
@@ -40,18 +40,7 @@ class Company(Protocol):
     state: AgentState
     custody: Custody
     correspondents: Correspondents
-
-    def ask(self, make: Callable[[str], Question]) -> Awaitable[Answer]:
-        """Ask the relay that is sent through."""
-        ...
-
-    def ask_at(self, relay: Did, make: Callable[[str], Question]) -> Awaitable[Answer] | None:
-        """Ask one relay of ours; None: it is none."""
-        ...
-
-    def others(self) -> list[Did]:
-        """Connected relays of ours, but for the one that is sent through."""
-        ...
+    asking: Asking
 
     def origin_of(self, url: str) -> Origin | None:
         """Where a stranger's home is; None: not to be dialled."""
@@ -85,7 +74,7 @@ class Following:
     async def _status_of(self, holding: Holding) -> State:
         relay = holding.relays[0]
         item = StatusItem(holding.to, holding.id)
-        asking = self.company.ask_at(relay, lambda ref: Status(ref, (item,)))
+        asking = self.company.asking.ask_at(relay, lambda ref: Status(ref, (item,)))
         if asking is None:
             return await self._visit(relay, holding)
         answer = _only(await asking)
@@ -95,9 +84,9 @@ class Following:
 
     async def _status_anywhere(self, item: StatusItem) -> State:
         """No receipt is remembered: whoever of ours knows it tells."""
-        state = _only(await self.company.ask(lambda ref: Status(ref, (item,)))).state
-        for relay in self.company.others():
-            asking = self.company.ask_at(relay, lambda ref: Status(ref, (item,)))
+        state = _only(await self.company.asking.ask(lambda ref: Status(ref, (item,)))).state
+        for relay in self.company.asking.others():
+            asking = self.company.asking.ask_at(relay, lambda ref: Status(ref, (item,)))
             if state != "unknown" or asking is None:
                 break
             state = _only(await asking).state

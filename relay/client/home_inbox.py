@@ -97,6 +97,8 @@ class HomeInbox:
             entry = place.entry
             if entry.stage in {Stage.QUEUED, Stage.DOUBTED} or entry.eid is None or entry.durable:
                 self.leave(place)
+            else:
+                _pass_on(place)
 
     def end(self, failure: AgentError) -> None:
         """This relay will not be dialled again; the agent goes on with others."""
@@ -131,6 +133,8 @@ class HomeInbox:
         place.entry.places.remove(place)
         if not place.entry.places:
             self._inbox.left(place.entry, failure)
+        else:
+            _pass_on(place)
 
     # ------------------------------------------------------------ delivered
 
@@ -222,9 +226,13 @@ class HomeInbox:
 
     def say(self, place: Place) -> None:
         """The program's answer is noted: it may be said."""
-        if place.here:
-            self._unsaid.append(place)
-            self._wake()
+        entry = place.entry
+        is_anothers = entry.teller is not None and entry.teller is not place
+        if not place.here or (is_anothers and entry.unsaid_code is not None):
+            return
+        entry.teller = place
+        self._unsaid.append(place)
+        self._wake()
 
     def next_ack(self, now: Timestamp) -> Ack | None:
         """The next ``ack`` frame, if there is something to say; ``now`` is monotonic seconds."""
@@ -234,12 +242,12 @@ class HomeInbox:
         for place in batch:
             place.said = True
             # a refusal is passed only when it is durable: a cumulative ack must not overtake it
-            if place.entry.refuse_code is None:
+            if place.entry.unsaid_code is None:
                 self._progress.add(place.seq, place.seq)
         if not batch and not self._progress.moved:
             return None
         upto = self._progress.take()
-        refused = [(place.seq, place.entry.refuse_code) for place in batch]
+        refused = [(place.seq, place.entry.unsaid_code) for place in batch]
         return Ack(
             self._epoch,
             upto,
@@ -274,3 +282,13 @@ class HomeInbox:
         if place.entry.stage is Stage.ANSWERED and failure is None:
             place.entry.durable = True
         self.leave(place, failure)
+
+
+def _pass_on(place: Place) -> None:
+    """This home says the answer no more: another one that has the envelope does."""
+    entry = place.entry
+    if entry.teller is place:
+        entry.teller = None
+        if entry.stage is Stage.ANSWERED and entry.refuse_code is not None and entry.noted:
+            for other in [one for one in entry.places if one is not place and not one.said]:
+                other.home.say(other)

@@ -185,7 +185,9 @@ class Homes:
         best = sorted(homes.values(), key=lambda home: home.did not in {h.did for h in before})
         best = sorted(best[: records.MAX_RELAYS], key=lambda home: home.prio)
         seq = self.state.record_seq
-        compact = records.sign(self.key, best, now=now, newest_seq=seq, handles=handles)
+        # a clock that was set back must not make a record that no seq fits any more
+        at = Timestamp(max(now, seq / 1000 - records.SEQ_SLACK_S + 1))
+        compact = records.sign(self.key, best, now=at, newest_seq=seq, handles=handles)
         self._keep(records.parse(compact))
         return compact
 

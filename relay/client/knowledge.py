@@ -73,6 +73,10 @@ class Knowledge:
         """Note whose a handle is, if nothing is noted; gives what is noted then."""
         return asyncio.wrap_future(self._disk.do(partial(_pin_handle, handle, did)))
 
+    def handle(self, handle: str) -> asyncio.Future[Did | None]:
+        """Whose a handle is, as it is noted."""
+        return asyncio.wrap_future(self._disk.do(partial(_handle, handle)))
+
     def keep_holding(self, holding: Holding) -> asyncio.Future[None]:
         """Note who holds an envelope."""
         return asyncio.wrap_future(self._disk.do(partial(_keep_holding, holding)))
@@ -112,8 +116,12 @@ def _record_of(did: Did, database: sqlite3.Connection) -> str | None:
 
 def _pin_handle(handle: str, did: Did, database: sqlite3.Connection) -> Did:
     database.execute("INSERT INTO handles VALUES (?, ?) ON CONFLICT DO NOTHING", (handle, did))
-    [pinned] = database.execute("SELECT did FROM handles WHERE handle = ?", (handle,)).fetchone()
-    return Did(pinned)
+    return _handle(handle, database) or did
+
+
+def _handle(handle: str, database: sqlite3.Connection) -> Did | None:
+    row = database.execute("SELECT did FROM handles WHERE handle = ?", (handle,)).fetchone()
+    return Did(row[0]) if row else None
 
 
 def _keep_holding(holding: Holding, database: sqlite3.Connection) -> None:

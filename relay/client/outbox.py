@@ -151,10 +151,10 @@ class Outbox:
     def stray_all(self, now: Timestamp) -> None:
         """No relay of ours can be reached: all that may be submitted strays."""
         self._ripen(now)
-        for waiting in self._ready:
-            if not waiting.answer.done():
-                self._stray(waiting, None, "")
-        self._ready.clear()
+        due = [one for one in self._ready if one.astray_at <= now and not one.answer.done()]
+        for waiting in due:
+            self._stray(waiting, None, "")
+        self._ready = deque(one for one in self._ready if one.astray_at > now)
 
     def _stray(self, waiting: Waiting, no: Rejection | None, at: str) -> None:
         waiting.not_carried, waiting.at = no, at
@@ -193,7 +193,11 @@ class Outbox:
         for waiting in items:
             if waiting.held and not waiting.answer.done():
                 no, waiting.held = waiting.not_carried, False
-                if no is None or try_again:
+                if no is None:
+                    # our own relay, should it come back, is not kept waiting
+                    waiting.astray_at = Timestamp(now + self._pause(waiting))
+                    self._put_back([waiting])
+                elif try_again:
                     self._postpone(waiting, now, None)
                 else:
                     self._decide(waiting, no, now)
@@ -253,10 +257,13 @@ class Outbox:
             waiting.answer.set_exception(refusal_of(waiting, no))
 
     def _postpone(self, waiting: Waiting, now: Timestamp, retry_after: int | None) -> None:
-        pause = min(FIRST_RETRY_S * 2**waiting.tries, LONGEST_RETRY_S)
-        waiting.tries += 1
-        due = Timestamp(now + max(pause, retry_after or 0))
+        due = Timestamp(now + max(self._pause(waiting), retry_after or 0))
         heapq.heappush(self._later, (due, waiting.order, waiting))
+
+    @staticmethod
+    def _pause(waiting: Waiting) -> float:
+        waiting.tries += 1
+        return min(FIRST_RETRY_S * 2.0 ** (waiting.tries - 1), LONGEST_RETRY_S)
 
     def failed(self, ref: str, exc: RelayError, now: Timestamp, line: str = "") -> bool:
         """A whole submit was answered by an error; False if ``line`` has no such one."""
@@ -277,7 +284,10 @@ class Outbox:
             flying += self._land(ref)
         for item in flying:
             item.maybe_stored = True
-        self._ready = deque(sorted([*flying, *self._ready], key=lambda item: item.order))
+        self._put_back(flying)
+
+    def _put_back(self, items: list[Waiting]) -> None:
+        self._ready = deque(sorted([*items, *self._ready], key=lambda item: item.order))
 
     def end(self, exc: AgentError) -> None:
         """No relay will be asked again."""

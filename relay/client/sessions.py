@@ -15,27 +15,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import clock
 from relay.client import origin as origins
-from relay.client.conversation import QUESTION_S, Conversation
+from relay.client.asking import Asking
+from relay.client.conversation import Conversation
 from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.detour import Detours
-from relay.client.errors import AgentError, SupersededError, again, of, typed
+from relay.client.errors import AgentError, SupersededError
 from relay.client.following import Following
+from relay.client.handles import Handles
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
 from relay.client.outcomes import Outcomes
-from relay.client.questions import Answer, Question
 from relay.client.state import State
 from relay.client.tasks import task_group
-from relay.core.errors import ErrorCode, RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 from relay.core.records import EndpointRecord, Home
@@ -74,6 +74,8 @@ class Sessions:
         self.following = Following(self)
         self.detours = Detours(self)
         self.outbox = Outbox(self.custody, self.detours.wake)
+        self.asking = Asking(self)
+        self.handles = Handles(self.asking.find, knowledge=knowledge)
         opener = Opener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
@@ -218,6 +220,10 @@ class Sessions:
 
     # ------------------------------------------------------------ for the agent
 
+    async def changed(self) -> None:
+        """Wait until a connection comes or goes, or the agent is over."""
+        await self._changes.wait()
+
     @property
     def last_failure(self) -> AgentError | None:
         """Why a relay could not be reached the last time."""
@@ -249,11 +255,6 @@ class Sessions:
         """Whether this agent may have sent it: a journal knows more than this process does."""
         return self.state.journal is not None or self.custody.get(eid) is not None
 
-    def others(self) -> list[Did]:
-        """Connected relays, but for the one that is sent through."""
-        connected = [one for one in self.conversations if one.line is not None]
-        return [one.relay for one in connected if one is not self.sender and one.relay]
-
     def origin_of(self, url: str) -> Origin | None:
         """Where a stranger's home is; None: not to be dialled."""
         return self.detours.origin_of(url)
@@ -274,69 +275,10 @@ class Sessions:
             AgentError: the agent ended before it.
         """
         while not any(one.is_settled for one in self.conversations) and self._ended is None:
-            await self._changes.wait()
+            await self.changed()
         if self._ended is not None:
             raise self._ended
         await self._until(lambda one: one.has_answered, SLOW_S)
-
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """Ask the relay that is sent through, over reconnects, for at most 15 s.
-
-        Raises:
-            AgentError: the relay's no, or no answer in time.
-        """
-        try:
-            async with asyncio.timeout(QUESTION_S):
-                while True:
-                    answer = await self._ask_once(make)
-                    if answer is not None:
-                        return answer
-        except TimeoutError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from a relay in time") from exc
-
-    async def publish(self, handles: Sequence[str] | None) -> EndpointRecord:
-        """See :meth:`relay.client.Agent.publish`."""
-        try:
-            self.homes.renew(handles, clock.now())
-        except RelayError as exc:
-            raise of(exc) from exc
-        try:
-            async with asyncio.timeout(QUESTION_S):
-                while (newest := self._published()) is None:
-                    await self._changes.wait()
-        except TimeoutError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, "not published in time") from exc
-        return newest
-
-    def _published(self) -> EndpointRecord | None:
-        """The newest record, if each home that is connected holds it."""
-        if self._ended is not None:
-            raise again(self._ended)
-        connected = [one.relay for one in self.conversations if one.line is not None and one.relay]
-        held = [self.homes.is_published(one) for one in connected if self.homes.is_home(one)]
-        return self.homes.newest if held and all(held) else None
-
-    def ask_at(self, relay: Did, make: Callable[[str], Question]) -> Awaitable[Answer] | None:
-        """Ask one relay of ours, over reconnects, for at most 15 s; None: it is none."""
-        known = [one for one in self.conversations if one.relay == relay]
-        return known[0].ask(make) if known else None
-
-    async def _ask_once(self, make: Callable[[str], Question]) -> Answer | None:
-        """None: that relay was lost meanwhile."""
-        if self._ended is not None:
-            raise again(self._ended)
-        sender = self.sender
-        if sender is None:
-            await self._changes.wait()
-            return None
-        asking = asyncio.ensure_future(sender.ask(make))
-        losing = asyncio.ensure_future(sender.lost.wait())
-        try:
-            await asyncio.wait({asking, losing}, return_when=asyncio.FIRST_COMPLETED)
-            return asking.result() if asking.done() else None
-        finally:
-            asking.cancel()
-            losing.cancel()
 
     def end(self, failure: AgentError) -> None:
         """Nobody will dial again: everyone who waits is told why."""

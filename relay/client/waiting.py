@@ -13,6 +13,7 @@ from relay.client.message import Sent
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
 from relay.core.frames import Rejection
+from relay.core.ids import Timestamp
 from relay.core.receipts import Receipt, ReceiptItem
 
 MAX_FRAME_WIRE: Final = 1_500_000
@@ -24,7 +25,8 @@ class Waiting:
     """One envelope and the task that waits for its receipt.
 
     ``cut_short``: the agent ended before a relay's answer. ``not_carried``: the refusal of the own
-    relay, ``at``, for which it strayed. ``held``: it strayed, and a detour has it.
+    relay, ``at``, for which it strayed. ``astray_at``: without any relay it strays not before.
+    ``held``: it strayed, and a detour has it.
     """
 
     envelope: SignedEnvelope
@@ -37,6 +39,7 @@ class Waiting:
     last: Rejection | None = None
     not_carried: Rejection | None = None
     at: str = ""
+    astray_at: Timestamp = Timestamp(0)
     held: bool = False
 
     @property

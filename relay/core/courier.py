@@ -111,6 +111,11 @@ class Load:
         left = [*self._under_way, *(item for item in self._ready if item.maybe_at)]
         return max((item.seq for item in left), default=Seq(0))
 
+    def is_doubtful(self, *, but: Did) -> bool:
+        """Whether another relay than ``but`` may have some of what is in hand."""
+        left = (*self._under_way, *self._ready)
+        return any(item.maybe_at - {but} for item in left)
+
     # ------------------------------------------------------------ answers
 
     def answered(

@@ -113,7 +113,7 @@ class Links:
     def _turn(self, listener: LinkListener) -> None:
         chosen = self._chosen = dict(listener.chosen())
         for relay, url in chosen.items():
-            is_free = relay not in self._live and url not in self._dials
+            is_free = relay not in self._live and url not in self._dials and not self._is_full
             if is_free and self._failure(relay, url) is None:
                 _ = self._begin(relay, url)
         for relay, link in list(self._live.items()):
@@ -175,16 +175,26 @@ class Links:
 
     # ------------------------------------------------------------ dialling
 
+    @property
+    def _is_full(self) -> bool:
+        return len(self._live) + len(self._dials) >= MAX_LINKS
+
     def _begin(self, relay: Did, url: str) -> asyncio.Task[None]:
         if self._tasks is None:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "this node dials nobody just now")
-        if len(self._live) + len(self._dials) >= MAX_LINKS:
+        if self._is_full:
             raise _unreachable("this node has too many links", IDLE_S)
         dial = self._dials[url] = self._tasks.create_task(self._dial(relay, url))
         dial.add_done_callback(lambda _: self._dials.pop(url, None))
         return dial
 
     async def _dial(self, relay: Did, url: str) -> None:
+        try:
+            await self._connect(relay, url)
+        except Exception:  # noqa: BLE001  a bug about one relay must not end the links to others
+            self._failed(relay, url, _name(relay, url), _bug())
+
+    async def _connect(self, relay: Did, url: str) -> None:
         try:
             socket = await self._dialler.websocket(url)
         except RelayError as exc:
@@ -213,6 +223,8 @@ class Links:
         began = clock.monotonic()
         try:
             why = await link.run()
+        except Exception:  # noqa: BLE001  as above
+            why = _bug()
         finally:
             if self._live.get(link.peer) is link:
                 del self._live[link.peer]
@@ -254,6 +266,12 @@ class Links:
         if failure is None:
             return None
         return max(0.0, failure.until - clock.monotonic()), failure.error
+
+
+def _bug() -> RelayError:
+    log.internal_error("links")
+    metrics.INTERNAL.inc()
+    return RelayError(ErrorCode.INTERNAL, "a bug of this relay; it has been logged")
 
 
 def _name(relay: Did, url: str) -> str:

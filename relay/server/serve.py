@@ -29,7 +29,9 @@ from relay.server.loops import (
     BOUNCE_S,
     DISK_S,
     FOLLOW_S,
+    LINKS_REST_S,
     MEET_S,
+    PEERS_S,
     POLL_S,
     PULL_REST_S,
     PUSH_S,
@@ -171,7 +173,8 @@ def _work(built: Built) -> list[Any]:
 def _mesh_work(built: Built) -> list[Any]:
     mesh = built.node.mesh
     return [
-        built.links.run(mesh),
+        every("links", LINKS_REST_S, lambda: built.links.run(mesh)),
+        every("peers", PEERS_S, built.node.peers.refresh),
         built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("pull", PULL_REST_S, mesh.pull),

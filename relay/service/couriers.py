@@ -44,6 +44,7 @@ IDLE_S: Final = 10.0
 SHORT_S: Final = 3.0
 """A pause up to so long is waited for with the inbox open."""
 NOWHERE_S: Final = 30.0
+HOMES_S: Final = 5.0
 ACK_AGAIN_S: Final = 1.0
 BATCH: Final = 64
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
@@ -106,12 +107,14 @@ class Courier(Follower):
         self._forwarded: Forwarded | None = None
         self._unacked = 0
         self._tried = 0
+        self._known: Sequence[Home] = ()
+        self._known_until = 0.0
         self._lease_until = clock.monotonic() + LEASE_S
 
     async def run(self) -> None:
         """Carry until nothing is left, it must wait for long, or another session has the inbox."""
         needs = self._needs
-        needs.delivery.attach(self._inbox, self)
+        needs.delivery.attach(self._inbox, self, courier=True)
         try:
             who = Identity(self._to, self._inbox, self._opened.fence)
             self._perform(self._session.opened(who, _welcome(self._opened, needs.window)))
@@ -149,16 +152,21 @@ class Courier(Follower):
 
     async def _carry(self, items: Sequence[Carried]) -> Rest | None:
         """One batch; gives how to leave the inbox where that is better than to go on."""
-        homes = await self._needs.homes(self._to)
+        homes = await self._homes()
         if not homes:
             no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
             return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
         # the next one where the one before could not be reached
         home = homes[self._tried % len(homes)]
+        if self._load.is_doubtful(but=home.did):
+            # another relay may have some of it: opened anew, all of that is marked for good
+            self._load.unsent()
+            return Rest(0.0, parse_did(home.did).agent_key)
         answer = await self._submit(home, items)
         self._conclude(answer)
         if answer.record is not None:
             await self._needs.learn(answer.record, home.did)
+            self._known_until = 0.0
         wait_s = answer.wait_s or 0.0
         if wait_s > SHORT_S or answer.closed is not None:
             await self._acked()
@@ -166,12 +174,21 @@ class Courier(Follower):
         await self._pause(wait_s)
         return None
 
+    async def _homes(self) -> Sequence[Home]:
+        """Where the agent lives; asked of the store every few seconds, and after a failure."""
+        now = clock.monotonic()
+        if now >= self._known_until:
+            self._known = await self._needs.homes(self._to)
+            self._known_until = now + HOMES_S
+        return self._known
+
     async def _submit(self, home: Home, items: Sequence[Carried]) -> Answer:
         load = self._load
         try:
             taken = await self._needs.carrier(home).submit(items)
         except NotSentError as exc:
             self._tried += 1
+            self._known_until = 0.0
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
             return Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
         except RelayError as exc:

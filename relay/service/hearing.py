@@ -46,6 +46,7 @@ class Hearing:
     relays: list[str] = field(default_factory=list)
     _allowance: Allowance = field(default_factory=Allowance)
     _budget: Budget = field(default_factory=Budget)
+    _push_budget: Budget = field(default_factory=Budget)
 
     def published(self, owner: AgentKey, row: RecordRow) -> None:
         """An agent published a record here."""
@@ -65,7 +66,7 @@ class Hearing:
         await self.told_of_relays(peer, relays)
         told = gossip.records[: allowed - len(relays)]
         if told:
-            kept = await self.directory.keep(told, peer)
+            kept = await self.directory.keep(told, peer, self._push_budget)
             self._judge(peer, kept)
             self._pass_on(peer, kept)
 

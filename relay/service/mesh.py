@@ -7,12 +7,12 @@ this relay passes on, it has checked and kept before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from relay import clock, metrics
+from relay import clock, log, metrics
 from relay.core import antientropy, gossip
-from relay.core.errors import ErrorCode, RelayError
+from relay.core.errors import RelayError, UnavailableError
 from relay.core.frames import MAX_RELAYS, Digest, Frame, Gossip, View, Want
 from relay.core.gossip import FANOUT, Allowance
 from relay.core.ids import Did
@@ -60,6 +60,7 @@ class Mesh:
         self._fresh: dict[Did, None] = {}
         self._heal = asyncio.Event()
         self._told_at = clock.monotonic()
+        self._asked: dict[Did, float] = {}
         directory.listeners.append(self.hearing.published)
 
     # ------------------------------------------------------------ links
@@ -160,10 +161,17 @@ class Mesh:
         except TimeoutError:
             pass
         self._heal.clear()
-        for link in self._partners():
-            await self.following()
+        await self.following()
+        async with asyncio.TaskGroup() as tasks:
+            for link in self._partners():
+                tasks.create_task(self._pull_from(link))
+
+    async def _pull_from(self, link: PeerLink) -> None:
+        try:
             while await self._puller(link):
                 await self.following()
+        except UnavailableError as exc:
+            log.loop_failed("pull", exc.code)
 
     def _partners(self) -> list[PeerLink]:
         """Who has come back, else one at random."""
@@ -177,26 +185,35 @@ class Mesh:
         return back or clock.pick(list(able.values()), 1)
 
     async def meet(self, anew: Did | None = None) -> None:
-        """Look at who is known, and ask peers whom they know and how they see this relay.
+        """Ask peers whom they know and how they see this relay, now and then.
 
         Args:
             anew: ask this one, although it was asked a moment ago.
         """
-        await self.peers.refresh()
-        for link in self.links.live():
-            seen = self.peers.views.get(link.peer)
-            if link.peer == anew or seen is None or clock.now() - seen.at > PULL_S:
-                await self._ask_around(link)
+        now = clock.monotonic()
+        live = {link.peer: link for link in self.links.live()}
+        self._asked = {did: at for did, at in self._asked.items() if did in live}
+        async with asyncio.TaskGroup() as tasks:
+            for did, link in live.items():
+                if did == anew or now - self._asked.get(did, -PULL_S) >= PULL_S:
+                    self._asked[did] = now
+                    tasks.create_task(self._ask_around(link))
 
     async def _ask_around(self, link: PeerLink) -> None:
         try:
             view = await link.ask(lambda ref: Want(ref, view=True))
             told = await link.ask(lambda ref: Want(ref, relays=True))
         except RelayError as exc:
-            if exc.code is ErrorCode.PEER_UNREACHABLE:
-                return
-            raise
+            # the link has ended, or the peer does not know this question
+            log.pull_failed(link.peer, exc.code, exc.detail)
+            return
         if isinstance(view, View):
             self.peers.views[link.peer] = SeenBy(view, int(clock.now()))
         if isinstance(told, Gossip):
-            await self.hearing.told_of_relays(link.peer, told.relays[:MAX_RELAYS])
+            await self._learn(link.peer, told.relays)
+
+    async def _learn(self, peer: Did, infos: Sequence[str]) -> None:
+        try:
+            await self.hearing.told_of_relays(peer, infos)
+        except UnavailableError as exc:
+            log.loop_failed("meet", exc.code)

@@ -17,13 +17,14 @@ from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RejectedError, RelayError
 from relay.core.frames import View
 from relay.core.gossip import Conduct, PeerStanding
-from relay.core.ids import Did
+from relay.core.ids import Did, Timestamp
 from relay.core.membership import Roster
 from relay.core.relay_info import Federation, RelayInfo
 from relay.ports_mesh import PeerRow, PeerStore
 
 MAX_LEARNED: Final = 1_000
-"""Relays that others told of; what comes beyond them is not written down."""
+"""Relays that others told of; beyond them one is learned only where one is past hope."""
+FRESH_S: Final = 60
 
 
 class Refused(NamedTuple):
@@ -184,7 +185,7 @@ class Peers:
             if no.code is ErrorCode.BAD_SIGNATURE:
                 raise ProtocolError(no.code, no.detail)
             return None
-        if row is None and self._learned() >= MAX_LEARNED:
+        if row is None and not await self._has_room():
             return None
         await self._store.put_peer(_with_info(row, info))
         self.rows[info.did] = _with_info(row, info)
@@ -195,8 +196,19 @@ class Peers:
             log.peer_learned(info.did, info.said.url)
         return info
 
-    def _learned(self) -> int:
-        return sum(row.standing == "learned" for row in self.rows.values())
+    async def _has_room(self) -> bool:
+        """Whether one more may be learned; the first that is past hope makes room for it."""
+        learned = [row for row in self.rows.values() if row.standing == "learned"]
+        if len(learned) < MAX_LEARNED:
+            return True
+        for row in learned:
+            member = self.roster.peer(row.did)
+            if _is_over(row, clock.now()) or (member is not None and member.state == "gone"):
+                await self._store.remove_peer(row.did)
+                self.rows.pop(row.did, None)
+                self.roster.remove(row.did)
+                return True
+        return False
 
     # ------------------------------------------------------------ how it goes
 
@@ -205,7 +217,12 @@ class Peers:
         if self.federation == "off":
             return []
         kept = self.roster.kept(clock.now())
-        return [(did, self.rows[did].url) for did in kept if did in self.rows]
+        return [
+            (did, row.url)
+            for did, row in self.rows.items()
+            # whom the operator added is never crowded out by whom others told of
+            if did in kept or (row.standing == "added" and did in self.roster)
+        ]
 
     def reached(self, did: Did) -> None:
         """A link stands."""
@@ -256,7 +273,14 @@ class Peers:
 
 
 def _is_newer(row: PeerRow, info: RelayInfo) -> bool:
-    return row.info is None or info.order > relay_info.parse(row.info).order
+    """News only once a minute: who signs anew all the time makes work for all."""
+    if row.info is None:
+        return True
+    return info.issued_at >= relay_info.parse(row.info).issued_at + FRESH_S
+
+
+def _is_over(row: PeerRow, now: Timestamp) -> bool:
+    return row.info is None or relay_info.parse(row.info).expires_at < now
 
 
 def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:

@@ -20,7 +20,8 @@ from relay.core.peering import Answer
 from relay.ports_mesh import PeerLink
 from relay.service.hearing import Hearing
 
-PULL_S: Final = 300.0
+PULL_S: Final = 60.0
+"""A slow peer holds up nobody for longer; what it did bring is kept."""
 RETRIES: Final = 5
 
 Told = Digests | Have | Gossip

@@ -7,6 +7,7 @@ and closings run in the same task group; every write is direct and never waits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
@@ -102,7 +103,7 @@ class Connection(Follower):
             log.internal_error("connection")
             metrics.INTERNAL.inc()
             self._write(Bye(ErrorCode.INTERNAL))
-            await self._send({"type": "websocket.close", "code": close_code(ErrorCode.INTERNAL)})
+            await self._hang_up(ErrorCode.INTERNAL)
         finally:
             self._stop_timer()
             self._detach()
@@ -317,9 +318,13 @@ class Connection(Follower):
     async def _close(self, code: ErrorCode | None) -> None:
         metrics.SESSION_ENDS.labels(code or "normal").inc()
         log.session_ended(self._session.who.did if self._session.who else None, code)
-        await self._send(
-            {"type": "websocket.close", "code": close_code(code), "reason": code or ""}
-        )
+        await self._hang_up(code)
+
+    async def _hang_up(self, code: ErrorCode | None) -> None:
+        message = {"type": "websocket.close", "code": close_code(code), "reason": code or ""}
+        # the other side may have hung up first, a moment ago
+        with contextlib.suppress(OSError):
+            await self._send(message)
 
     # ------------------------------------------------------------ results
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from relay.client import Agent, SupersededError, UnreachableError
+from relay.client import Agent, BlockedError, SupersededError, UnreachableError
 from relay.core.errors import ErrorCode
 from relay.core.frames import Acked, Bye
 from relay.core.ids import Epoch, Seq
@@ -170,3 +170,16 @@ async def test_a_superseded_agent_leaves_its_other_relays_for_good():
             await asyncio.wait_for(ended.wait(), 5)
             assert not me.is_connected
             assert other.talks == 1
+
+
+async def test_rules_are_changed_at_every_home_that_is_connected():
+    async with (
+        running_node() as one,
+        running_node() as two,
+        Agent.open(new_key(), [one.url, two.url]) as me,
+        Agent.open(new_key(), two.url) as mallory,
+    ):
+        await me.rules(deny=[mallory.did])
+        with pytest.raises(BlockedError):
+            await mallory.send(me.did, "denied at the second home, too")
+        assert me.warnings == ()

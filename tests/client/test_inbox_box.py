@@ -186,3 +186,89 @@ async def test_a_flush_ends_in_time_and_keeps_no_failure():
     await asyncio.sleep(0)
     box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     await flushing
+
+
+# ---------------------------------------------------------------- several homes
+
+
+async def at_two_homes(*wires: bytes) -> tuple[HomeInbox, HomeInbox]:
+    one = opened_inbox(head=len(wires))
+    two = HomeInbox(one._inbox, lambda: None)
+    two.opened(SENDER.did, welcome(head=len(wires)), was_reset=False)
+    for box in (one, two):
+        await give(box, *wires)
+    return one, two
+
+
+async def test_one_that_two_homes_hold_is_shown_once_and_acked_at_both():
+    one, two = await at_two_homes(*mail(1))
+    [message] = await shown(one, 1)
+    acking = asyncio.ensure_future(message.ack())
+    await asyncio.sleep(0)
+    assert [box.next_ack(NOW).upto for box in (one, two)] == [1, 1]
+    one.acked(Acked(E1, Seq(1)))
+    await asyncio.sleep(0)
+    assert not acking.done()
+    two.acked(Acked(E1, Seq(1)))
+    await acking
+    assert one._inbox._next_shown() is None
+
+
+async def test_one_that_two_homes_hold_is_refused_at_one_and_acked_at_the_other():
+    one, two = await at_two_homes(*mail(1))
+    [message] = await shown(one, 1)
+    await message.refuse("unsupported", wait=False)
+    assert one.next_ack(NOW).refuse == ((1, "unsupported"),)
+    assert two.next_ack(NOW) is None
+    one.acked(Acked(E1, Seq(0), (), (Seq(1),)))
+    frame = two.next_ack(NOW)
+    assert (frame.upto, frame.refuse) == (1, ())
+
+
+@pytest.mark.parametrize("is_said", [True, False])
+async def test_a_refusal_that_a_lost_home_may_not_have_heard_is_said_at_the_other(is_said):
+    one, two = await at_two_homes(*mail(1))
+    [message] = await shown(one, 1)
+    await message.refuse("unsupported", wait=False)
+    if is_said:
+        one.next_ack(NOW)
+    one.lost()
+    assert two.next_ack(NOW).refuse == ((1, "unsupported"),)
+
+
+async def test_what_one_home_has_made_durable_is_durable_when_the_other_is_lost():
+    [wire] = mail(1)
+    one, two = await at_two_homes(wire)
+    [message] = await shown(one, 1)
+    acking = asyncio.ensure_future(message.ack())
+    await asyncio.sleep(0)
+    one.next_ack(NOW)
+    one.acked(Acked(E1, Seq(1)))
+    two.lost()
+    await acking
+    # it comes again at the lost one, and is acked unseen
+    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    await give(two, wire)
+    assert one._inbox._next_shown() is None
+    assert two.next_ack(NOW).upto == 1
+
+
+async def test_one_that_was_shown_from_one_home_and_let_go_comes_marked_from_the_other():
+    inbox = Inbox(Opener(ME, lambda _: None))
+    one = opened_inbox(inbox, head=1)
+    two = HomeInbox(inbox, lambda: None)
+    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    [wire] = mail(1)
+    await give(one, wire)
+    [message] = await shown(one, 1)
+    assert not message.redelivered
+    del message
+    await give(two, wire)
+    [message] = await shown(two, 1)
+    assert message.redelivered
+
+
+async def test_what_still_waits_at_one_home_is_not_lost_with_the_other():
+    one, two = await at_two_homes(*mail(2))
+    one.lost()
+    assert [m.body for m in await shown(two, 2)] == [b"0", b"1"]

@@ -193,9 +193,19 @@ async def test_poison_is_dead_lettered_with_its_reason_and_blocks_nobody():
 
 async def test_nobody_knows_the_recipient_is_said_at_once():
     alice = new_key()
-    async with two_relays() as (a, _, _, _), at_home(a, alice) as sender:
+    async with two_relays() as (a, at_a, _, _), at_home(a, alice) as sender:
+        await until(at_a.built.links.live)
         answer = await submit(sender, make_envelope(alice, new_key().did))
         assert code_of(answer) is ErrorCode.UNKNOWN_INBOX
+
+
+async def test_where_no_peer_can_be_asked_nobody_claims_that_the_recipient_is_nowhere():
+    alice = new_key()
+    a, c = places(2)
+    async with relay_at(a, [c]), at_home(a, alice) as sender:
+        answer = await submit(sender, make_envelope(alice, new_key().did))
+        assert code_of(answer) is ErrorCode.PEER_UNREACHABLE
+        assert answer.rejected[0].retry_after
 
 
 async def test_only_the_own_envelopes_of_an_agent_are_forwarded():

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from relay import metrics
 from relay.core import codec
 from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.core.frames import (
@@ -23,6 +24,7 @@ from relay.core.frames import (
     Submitted,
 )
 from relay.core.ids import Epoch
+from relay.core.receipts import ReceiptItem
 from relay.federation.links import Links
 from tests.federation.relays import Chooser, Dialler, Everybody, peer, running_links, until
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
@@ -150,8 +152,8 @@ async def test_a_link_carries_submits_and_questions_and_tells_answers_apart():
             link.ask(lambda ref: Resolve(ref, bob.did)),
         )
         assert good.receipt is not None
-        assert good.rejected == ()
-        assert [no.error for no in bad.rejected] == [ErrorCode.UNKNOWN_INBOX]
+        assert [type(one) for one in good.outcomes] == [ReceiptItem]
+        assert [no.error for no in bad.outcomes] == [ErrorCode.UNKNOWN_INBOX]
         assert isinstance(found, Resolved)
         assert found.state == "absent"
 
@@ -203,7 +205,7 @@ async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_
             link = links.live()[0]
         await until(lambda: not links.live())
         with pytest.raises(UnavailableError):
-            await link.submit([b"{}"])
+            await link.submit([make_envelope(new_key(), new_key().did).wire])
         assert ("went", key.did, ErrorCode.DRAINING) in chooser.notes
         async with running_node(federation="open", key=key, listen=f"127.0.0.1:{port}"):
             await until(links.live)
@@ -219,3 +221,14 @@ async def test_who_pushes_too_much_is_told_that_it_was_dropped():
         taken = [link.push(Gossip(("x",))) for _ in range(100)]
         assert taken[0]
         assert not taken[-1]
+
+
+async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
+    before = metrics.INTERNAL._value.get()
+    async with running_node(federation="open") as node:
+        for _ in range(10):
+            async with running_links(Links(new_key(), Dialler(), Everybody())) as links:
+                await links.reach(node.built.node.key.did, node.url)
+                await links.drain()
+        await until(lambda: not node.built.node.peers.inbound)
+    assert metrics.INTERNAL._value.get() == before

@@ -265,7 +265,7 @@ async def test_a_peer_is_told_digests_lists_records_and_where_agents_live():
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         record = record_of(agent, a)
         await node.built.node.directory.publish(record, only=agent.did)
-        bucket = place(agent.agent_key, TOP_BITS)
+        bucket = place(agent.agent_key.encode(), TOP_BITS)
         await there.say(Digest("d", TOP_BITS))
         [one] = (await there.hear(Digests)).items
         assert (one.bucket, one.records) == (bucket, 1)

@@ -214,6 +214,7 @@ def test_the_table_and_the_picture_show_every_run_and_mark_what_was_not_simulate
     assert sum("≈" in line for line in lines) == 1
     said = report.as_json(runs, {}, 1)
     assert (len(said["runs"]), len(said["extrapolated"])) == (3, 1)
+    assert report.from_json(said) == runs
     picture = plot.draw(runs, "a & b")
     assert picture.count("<circle") == 3
     assert "a &amp; b" in picture

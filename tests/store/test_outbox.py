@@ -291,8 +291,6 @@ async def test_proofs_are_forgotten_with_the_ids_of_their_hour(world: World) -> 
     await world.advance(1_601)
     await world.store.sweep(NODE, [NODE])
     assert await world.store.status(ME, [Question(entry(1).dedupe_key, HOUR)]) == [None]
-    if not world.is_memory:
-        assert await world.raw.exists(world.key("proofs", f"{HOUR}:{ME}")) == 0
 
 
 async def test_what_was_forwarded_stays_so_when_the_agent_is_home_again(world: World) -> None:

@@ -175,7 +175,7 @@ def between_relays() -> dict[str, str]:
     index = Index()
     order = records.parse(record()).order
     index.put(BOB.agent_key, order)
-    bucket = place(BOB.agent_key, TOP_BITS)
+    bucket = place(BOB.agent_key.encode(), TOP_BITS)
     digest, lists = Digest("p-1", TOP_BITS), Want("p-2", bits=TOP_BITS, bucket=bucket)
     wire = json.loads(PLAIN.wire)
     taken_over = jws.b64encode(hashlib.sha256(receipt().encode()).digest())

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from relay.core import antientropy, codec, frames
-from relay.core.antientropy import Index, Order, Pull, answer, place
+from relay.core.antientropy import Index, Order, Pull, answer
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import (
     BucketDigest,
@@ -28,6 +28,7 @@ from relay.core.frames import (
 )
 from relay.core.ids import AgentKey
 from relay.core.jws import b64encode
+from relay.core.record_index import place
 
 Store = dict[AgentKey, Order]
 AGENTS = [AgentKey(f"key:z6Mk{n:044d}") for n in range(60)]
@@ -339,6 +340,48 @@ def test_a_question_that_is_skipped_leaves_the_others():
     left = {agent for agent in many(300) if place(agent.encode(), 10) == skipped.bucket}
     assert left
     assert contents(exchange.here).keys() == many(300).keys() - left
+
+
+def test_who_claims_much_and_brings_nothing_new_is_left_alone_for_this_time():
+    class Vain(Exchange):
+        def step(self, _: int = 0) -> None:
+            question = self.open.popleft()
+            self.asked.append(question)
+            kept = 0 if isinstance(question, Want) and question.agents else None
+            self.open.extend(self.pull.receive(self.said(question), kept=kept))
+
+        def said(self, question):
+            if isinstance(question, Want) and question.agents:
+                return Gossip(("old",) * len(question.agents), ref=question.ref)
+            return super().said(question)
+
+    exchange = Vain(Index(), index_of(many(20_000))).run()
+    assert (exchange.pull.error, exchange.pull.is_done) == (None, True)
+    assert exchange.pull.wanted < 4_000
+
+
+def test_who_brings_as_much_news_as_anything_else_is_asked_to_the_end():
+    class Half(Exchange):
+        def step(self, _: int = 0) -> None:
+            question = self.open.popleft()
+            self.asked.append(question)
+            kept = len(question.agents) // 2 if isinstance(question, Want) else None
+            said = self.said(question)
+            kept = kept if isinstance(said, Gossip) else None
+            self.open.extend(self.pull.receive(said, kept=kept))
+
+    exchange = Half(Index(), index_of(many(5_000))).run()
+    assert (exchange.pull.wanted, exchange.pull.error) == (5_000, None)
+
+
+@pytest.mark.parametrize("first", [0, 1, 700, 1023])
+def test_a_pull_begins_with_the_bucket_that_it_is_told_to(first):
+    pull = Pull(Index(), names(), first=first)
+    pull.start()
+    digests = answer(index_of(many(20_000)), Digest("q0", 10))
+    assert [one.bucket for one in pull.receive(digests)] == [
+        (first + n) % 1024 for n in range(antientropy.MAX_OUTSTANDING)
+    ]
 
 
 # ---------------------------------------------------------------- a peer that lies

@@ -4,8 +4,8 @@
 -- May run when memory is full: else no inbox would ever drain.
 --
 -- ARGV[4...] per request: inbox, fence, epoch, upto, 1 if `upto` covers what take gave, number of
--- seqs, seqs..., number of refusals, (seq, code)..., proof or '': SHA-256 of a receipt and the peer
--- that gave it, where the seqs were forwarded.
+-- seqs, seqs..., number of refusals, (seq, code)..., SHA-256 of a receipt and the peer that
+-- gave it, where the seqs were forwarded, or ''.
 -- Result, per request: {inbox, 'acked', cursor, covered seqs...} or {inbox, code}.
 if is_foreign() then return foreign() end
 
@@ -21,8 +21,8 @@ local function next_request()
     upto = tonumber(next_arg()), taken = next_arg() == '1', seqs = {}, refuse = {}}
   for i = 1, tonumber(next_arg()) do request.seqs[i] = tonumber(next_arg()) end
   for i = 1, tonumber(next_arg()) do request.refuse[i] = {tonumber(next_arg()), next_arg()} end
-  request.proof = next_arg()
-  request.is_forwarded = request.proof ~= ''
+  request.forwarded = next_arg()
+  request.is_forwarded = request.forwarded ~= ''
   return request
 end
 
@@ -55,12 +55,11 @@ local function maybe_delivered(box, item)
     (item.created or 0) < box.mark_before
 end
 
-local function end_covered(box, request, covered)
-  local fate = request.is_forwarded and 'W' or 'A'
+local function end_covered(box, request, covered, fate, proof)
   each_entry(box, box.cursor + 1, math.min(request.upto, box.last), function(item)
     if not box.ended[item.seq] then
       covered[#covered + 1] = item.seq
-      finish(box, item, fate, request.is_forwarded and request.proof)
+      finish(box, item, fate, proof)
     end
     return false
   end)
@@ -71,20 +70,17 @@ local function ack(request)
   local no = objection(box, request)
   if no then return {request.inbox, no} end
   local reply = {request.inbox, 'acked', 0}
-  local covered = {}
+  local covered, fate, proof = {}, 'A', nil
+  if request.is_forwarded then
+    fate, proof = 'W', pack_proof(string.sub(request.forwarded, 1, 32), string.sub(request.forwarded, 33))
+  end
   -- first: a seq that is named in both, or covered by `upto`, counts as refused
   for _, refusal in ipairs(request.refuse) do
     local item = end_entry(box, refusal[1], 'R')
     if item then intend(box, item, refusal[2], NOW, maybe_delivered(box, item)) end
   end
-  if request.taken then end_covered(box, request, covered) end
-  for _, seq in ipairs(request.seqs) do
-    if request.is_forwarded then
-      end_entry(box, seq, 'W', request.proof)
-    else
-      end_entry(box, seq, 'A')
-    end
-  end
+  if request.taken then end_covered(box, request, covered, fate, proof) end
+  for _, seq in ipairs(request.seqs) do end_entry(box, seq, fate, proof) end
   absorb(box, request.upto)
   save(box)
   -- a courier that gets on keeps what was lent to it

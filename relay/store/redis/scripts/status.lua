@@ -18,9 +18,8 @@ for i = 4, #ARGV, 3 do
     local fate, seq, eid16 = struct.unpack(SEEN, seen)
     local is_there = fate ~= 'S' or is_live(inbox, seq)
     if box then
-      local proof = fate == 'W' and redis.call('HGET', proofs_key(inbox, ARGV[i + 1]), ARGV[i + 2])
       reply = {inbox, box.epoch, seq, fate, eid16, is_there and 1 or 0,
-        has_gone(box, fate) and 1 or 0, proof or ''}
+        has_gone(box, fate) and 1 or 0, proof_behind(seen)}
     end
   end
   replies[#replies + 1] = reply

@@ -13,8 +13,9 @@ local function end_session(box)
   box.fence, box.open, box.node = box.fence + 1, false, ''
 end
 
--- Writes the inbox.
+-- To be called for each newer record; writes the inbox.
 local function set_home(box, home)
+  if home and box.home then return end
   local away = away_of(box)
   if box.home ~= home then
     end_session(box)
@@ -23,8 +24,6 @@ local function set_home(box, home)
     box.home = home
     if not home then away.left_fence = box.fence end
     write_box(box)
-  elseif home then
-    return
   end
   away.deferred, away.closed_until, away.closed_code = 0, 0, '-'
   write_away(box)

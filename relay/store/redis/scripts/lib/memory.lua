@@ -1,18 +1,16 @@
 -- What an inbox remembers of ids (R3): one hash per (inbox, hour of the UUIDv7).
 --
--- ids:<hour>:<inbox>  16-byte key -> fate, seq, first 16 bytes of eid; field `x` = newest expiry
--- proofs:<hour>:<inbox>  16-byte key -> SHA-256 of a receipt, and the peer that gave it: forwarded
+-- ids:<hour>:<inbox>  16-byte key -> fate, seq, first 16 bytes of eid, and of what was forwarded the
+--                     SHA-256 of the receipt and the number of the peer; field `x` = newest expiry
 -- hours:<inbox>       sorted set of its hours
 -- memory              sorted set: inbox -> how many ids it remembers, to MEMORY_STEP
-local SEEN = '>c1I6c16'
+-- peer_numbers        hash: peer -> number, #number -> peer: a number is shorter than a key
+local SEEN, PROOF = '>c1I6c16', '>c32I4'
+local SEEN_BYTES = 23
 local KEPT_HOURS = 2
 
 local function ids_key(inbox, hour)
   return key('ids', hour .. ':' .. inbox)
-end
-
-local function proofs_key(inbox, hour)
-  return key('proofs', hour .. ':' .. inbox)
 end
 
 local function rank_memory(box)
@@ -26,7 +24,7 @@ end
 local function drop_hour(box, hour)
   local k = ids_key(box.inbox, hour)
   local gone = math.max(redis.call('HLEN', k) - 1, 0)
-  redis.call('UNLINK', k, proofs_key(box.inbox, hour))
+  redis.call('UNLINK', k)
   redis.call('ZREM', key('hours', box.inbox), hour)
   box.ids = math.max(box.ids - gone, 0)
   IDS = math.max(IDS - gone, 0)
@@ -67,9 +65,26 @@ end
 local function conclude_id(box, item, fate, proof)
   local k = ids_key(box.inbox, item.hour)
   if redis.call('HEXISTS', k, item.dedupe) == 1 then
-    redis.call('HSET', k, item.dedupe, struct.pack(SEEN, fate, item.seq, item.eid16))
-    if proof then redis.call('HSET', proofs_key(box.inbox, item.hour), item.dedupe, proof) end
+    redis.call('HSET', k, item.dedupe,
+      struct.pack(SEEN, fate, item.seq, item.eid16) .. (proof or ''))
   end
+end
+
+-- Who took an envelope over, as it is kept behind its id: SHA-256 of the receipt, and the peer.
+local function pack_proof(receipt, peer)
+  local k = PREFIX .. 'peer_numbers'
+  local number = redis.call('HGET', k, peer)
+  if not number then
+    number = redis.call('HLEN', k) / 2 + 1
+    redis.call('HSET', k, peer, number, '#' .. number, peer)
+  end
+  return struct.pack(PROOF, receipt, tonumber(number))
+end
+
+local function proof_behind(seen)
+  if #seen <= SEEN_BYTES then return '' end
+  local receipt, number = struct.unpack(PROOF, seen, SEEN_BYTES + 1)
+  return receipt .. (redis.call('HGET', PREFIX .. 'peer_numbers', '#' .. number) or '')
 end
 
 -- Whether what became of an envelope is no custody of an inbox: it waits, or went on.

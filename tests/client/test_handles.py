@@ -1,0 +1,109 @@
+"""A handle leads to one DID: pinned at the first envelope, never redirected afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+
+from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
+from relay.client import handles as names
+from tests.client.support import new_key
+from tests.support.nodes import running_node
+
+pytestmark = pytest.mark.timeout(30)
+
+HANDLE = "bob@relay.example"
+
+
+@dataclass
+class Said:
+    """What the sources of a handle say, as the test sets it."""
+
+    state: str = "absent"
+    did: str | None = None
+    why: str = "nobody of that name"
+
+
+@dataclass
+class Names:
+    """The forward leg of every handle."""
+
+    said: Said
+    asked: int = 0
+
+    async def __call__(self, _: str) -> Said:
+        self.asked += 1
+        return self.said
+
+    def used_by(self, me: Agent) -> Agent:
+        me._sessions.handles.forward = self
+        return me
+
+
+async def test_a_handle_that_its_record_lists_is_sent_to_and_pinned(tmp_path, monkeypatch):
+    key, state = new_key(), tmp_path / "state"
+    async with running_node() as node, Agent.open(new_key(), node.url) as bob:
+        await bob.publish(handles=[HANDLE])
+        forward = Names(Said("found", bob.did))
+        async with Agent.open(key, node.url, state=state) as me:
+            found = await forward.used_by(me).resolve(HANDLE)
+            assert (found.did, found.verified) == (bob.did, True)
+            await me.send("Bob@Relay.Example", "hello")
+            assert (await anext(bob.inbox())).text() == "hello"
+        # the next life knows it, too: it is not redirected, and silence changes nothing
+        async with Agent.open(key, node.url, state=state) as me:
+            forward.used_by(me)
+            forward.said = Said("unreadable")
+            assert (await me.send(HANDLE, "still")).to == bob.did
+            monkeypatch.setattr(names, "CHECKED_AGAIN_S", 0.0)
+            forward.said = Said("found", new_key().did)
+            with pytest.raises(HandleChangedError) as caught:
+                await me.send(HANDLE, "redirected")
+            assert caught.value.stored == "no"
+            # what is resolved says where it leads now; nothing is pinned by looking
+            assert (await me.resolve(HANDLE)).did == forward.said.did
+
+
+async def test_a_pinned_handle_is_not_asked_for_at_each_send():
+    async with running_node() as node, Agent.open(new_key(), node.url) as bob:
+        await bob.publish(handles=[HANDLE])
+        forward = Names(Said("found", bob.did))
+        async with Agent.open(new_key(), node.url) as me:
+            forward.used_by(me)
+            for _ in range(5):
+                await me.send(HANDLE, "again")
+        assert forward.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "code"),
+    [(Said("absent"), "unknown_inbox"), (Said("unreadable"), "identity_unavailable")],
+)
+async def test_a_handle_that_leads_nowhere_is_not_sent_to(said: Said, code: str):
+    async with running_node() as node, Agent.open(new_key(), node.url) as me:
+        with pytest.raises(AgentError) as caught:
+            await Names(said).used_by(me).send(HANDLE, "hello")
+        assert (caught.value.code, caught.value.stored) == (code, "no")
+        assert (await me.resolve(HANDLE)).state == said.state
+
+
+async def test_a_handle_that_the_record_does_not_list_is_shown_as_unverified_and_not_sent_to():
+    async with (
+        running_node() as node,
+        Agent.open(new_key(), node.url) as bob,
+        Agent.open(new_key(), node.url) as me,
+    ):
+        found = await Names(Said("found", bob.did)).used_by(me).resolve(HANDLE)
+        assert (found.did, found.verified, found.record is not None) == (bob.did, False, True)
+        with pytest.raises(AgentError, match="does not list"):
+            await me.send(HANDLE, "hello")
+
+
+async def test_an_agent_that_asks_no_names_says_so():
+    async with running_node() as node, Agent.open(new_key(), node.url) as me:
+        me._sessions.handles.forward = names.nowhere
+        with pytest.raises(UnsupportedError):
+            await me.send(HANDLE, "hello")
+        with pytest.raises(ValueError, match="not a DID"):
+            await me.send("nonsense", "hello")

@@ -1,0 +1,150 @@
+"""The agent's own record: the same at every home, and its seq never goes back."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from relay.client import Agent, ProtocolError, StaleRecordError, visit
+from relay.client import origin as origins
+from relay.client.homes import JITTER, RENEW_AFTER_S, Homes
+from relay.client.state import State
+from relay.core import codec, records
+from relay.core.frames import Publish, Published, Resolve, Resolved
+from relay.core.ids import Timestamp
+from relay.core.records import EndpointRecord
+from tests.client.support import Talk, lying_relay, new_key
+from tests.support.nodes import RunningNode, running_node
+
+pytestmark = pytest.mark.timeout(40)
+
+NOW = Timestamp(1_800_000_000)
+KEY, RELAY, OTHER = new_key(), new_key(), new_key()
+URL, OTHER_URL = "https://one.example", "https://two.example"
+
+
+async def held_by(node: RunningNode, did: str) -> EndpointRecord | None:
+    return (await visit.resolve(origins.parse(node.url), did)).record
+
+
+async def test_every_home_holds_the_same_record_and_its_handles(tmp_path):
+    async with (
+        running_node() as one,
+        running_node() as two,
+        Agent.open(new_key(), [one.url, two.url], state=tmp_path / "state") as me,
+    ):
+        record = await me.publish(handles=["me@relay.example"])
+        for node in (one, two):
+            assert await held_by(node, me.did) == record
+        assert record.handles == ("me@relay.example",)
+        assert (await me.publish()).handles == record.handles
+        assert (await me.publish(handles=[])).handles == ()
+        with pytest.raises(ProtocolError):
+            await me.publish(handles=["x" * 600])
+        assert me._sessions.homes.newest.handles == ()
+
+
+@pytest.mark.parametrize("is_lost", [True, False])
+async def test_an_agent_restored_from_an_old_backup_goes_above_all_that_it_signed(
+    tmp_path, is_lost
+):
+    key, state, backup = new_key(), tmp_path / "state", tmp_path / "backup"
+    async with running_node() as one, running_node() as two:
+        relays = [one.url, two.url]
+        async with Agent.open(key, relays, state=state):
+            pass
+        shutil.copy(state, backup)
+        async with Agent.open(key, relays, state=state) as me:
+            newest = await me.publish(handles=["me@relay.example"])
+        restored = tmp_path / "fresh" if is_lost else backup
+        async with Agent.open(key, relays, state=restored) as me:
+            # what it did not sign in this life is kept: its homes and handles go on
+            assert me._sessions.homes.newest == newest
+            record = await me.publish()
+            assert record.seq > newest.seq
+            assert (record.handles, record.relays) == (newest.handles, newest.relays)
+
+
+async def test_nothing_is_signed_before_each_relay_was_asked(tmp_path):
+    key = new_key()
+    async with running_node() as one, running_node() as two:
+        async with Agent.open(key, two.url, state=tmp_path / "state") as me:
+            newest = await me.publish(handles=["me@relay.example"])
+        # the first relay knows nothing of this agent, and this life remembers nothing
+        async with Agent.open(key, [one.url, two.url], state=tmp_path / "fresh") as me:
+            record = me._sessions.homes.newest
+            assert record.seq > newest.seq
+            assert record.handles == newest.handles
+            assert {home.url for home in record.relays} == {one.url, two.url}
+
+
+async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        while True:
+            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            if isinstance(frame, Resolve):
+                await talk.say(Resolved(frame.ref, "absent"))
+            elif isinstance(frame, Publish):
+                published.append(records.parse(frame.record))
+                is_first = len(published) == 1
+                forked = _forked(published[0], talk.relay.url) if is_first else None
+                await talk.say(Published(frame.ref, not is_first, 1, published[-1].seq, forked))
+
+    def _forked(mine: EndpointRecord, url: str) -> str:
+        """Another record of the same seq that wins."""
+        for n in range(1000):
+            home = records.Home(relay.key.did, url, n)
+            at = Timestamp(mine.seq / 1000)
+            other = records.parse(records.sign(key, [home], now=at, newest_seq=mine.seq - 1))
+            if other.order > mine.order and other.seq == mine.seq:
+                return other.jws.compact
+        raise AssertionError("a coin that falls on one side a thousand times")
+
+    key, published = new_key(), []
+    async with lying_relay(script) as relay, Agent.open(key, relay.url) as me:
+        [warning] = me.warnings
+        assert isinstance(warning, StaleRecordError)
+        record = await me.publish()
+        assert record.seq > published[0].seq
+
+
+# ---------------------------------------------------------------- by itself
+
+
+def homes(share: float = 0.0, **values) -> Homes:
+    made = Homes(KEY, State(**values), [URL], share, lambda _: None)
+    made.joined(RELAY.did, URL)
+    return made
+
+
+def test_a_record_is_renewed_at_half_its_life_and_a_little_earlier():
+    for share in (0.0, 0.5, 1.0):
+        kept = homes(share)
+        first = kept.next_record(RELAY.did, NOW)
+        kept.published(RELAY.did, first, Published("", stored=True, kv=1, seq=1))
+        assert kept.next_record(RELAY.did, NOW) is None
+        due = kept.renew_in(NOW)
+        assert due == RENEW_AFTER_S * (1 - JITTER * share)
+        assert kept.next_record(RELAY.did, Timestamp(NOW + due - 1)) is None
+        second = records.parse(kept.next_record(RELAY.did, Timestamp(NOW + due + 1)))
+        assert second.seq > records.parse(first).seq
+
+
+def test_a_clock_that_was_set_back_does_not_set_the_seq_back():
+    kept = homes()
+    first = records.parse(kept.next_record(RELAY.did, NOW))
+    kept.renew(None, Timestamp(NOW - 1000))
+    assert kept.newest.seq == first.seq + 1
+
+
+def test_a_relay_that_takes_no_record_and_has_none_newer_is_not_believed():
+    kept = homes()
+    first = kept.next_record(RELAY.did, NOW)
+    older = records.sign(KEY, [records.Home(RELAY.did, URL)], now=Timestamp(NOW - 100))
+    strange = records.sign(OTHER, [records.Home(RELAY.did, URL)], now=Timestamp(NOW + 100))
+    for held in (None, older, strange):
+        with pytest.raises(Exception, match=r"none newer|not a|another agent|bad_frame"):
+            kept.published(RELAY.did, first, Published("", stored=False, kv=1, seq=1, record=held))
+    assert kept.newest.jws.compact == first

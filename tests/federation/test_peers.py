@@ -1,0 +1,199 @@
+"""Who is known and dealt with; what judging records may cost; what a bad relay cannot hold up."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay import clock
+from relay.core import relay_info
+from relay.core.errors import ErrorCode, ProtocolError, RelayError
+from relay.core.inbox_values import InboxLimits
+from relay.core.membership import MAX_LINKS
+from relay.federation.links import Links
+from relay.service import peers as peering
+from relay.service.budget import Budget
+from relay.service.directory import Directory
+from relay.service.following import Following
+from relay.service.keys import DidKeys
+from relay.service.peers import Peers
+from relay.store.memory import MemoryStore
+from tests.federation.relays import (
+    Chooser,
+    Dialler,
+    Everybody,
+    Place,
+    now,
+    places,
+    record_of,
+    relay_at,
+    running_links,
+    until,
+    until_held,
+)
+from tests.support.nodes import new_key, running_node
+
+pytestmark = pytest.mark.timeout(60)
+
+
+def memory() -> MemoryStore:
+    return MemoryStore(InboxLimits(), clock.now)
+
+
+def info(key, *, ago: float = 0, url: str = "https://relay.example") -> str:
+    said = relay_info.Description(url, "s", "1", {}, 1, "open", "open", "fsync")
+    return relay_info.sign(key, said, now() - ago)
+
+
+async def known(federation="open", store=None) -> Peers:
+    made = Peers(new_key().did, federation, frozenset(), store or memory())
+    await made.load()
+    return made
+
+
+# ---------------------------------------------------------------- what others tell
+
+
+async def test_relay_information_is_learned_once_and_its_newer_word_moves_it():
+    mine, other = await known(), new_key()
+    assert await mine.heard_of(info(other, ago=100))
+    assert await mine.heard_of(info(other, ago=100)) is None
+    assert await mine.heard_of(info(other, ago=200)) is None
+    assert await mine.heard_of(info(other, url="https://new.example"))
+    assert mine.rows[other.did].url == "https://new.example"
+    assert mine.rows[other.did].standing == "learned"
+    assert other.did in mine.roster
+
+
+async def test_who_signs_anew_all_the_time_is_listened_to_once_a_minute():
+    mine, other = await known(), new_key()
+    assert await mine.heard_of(info(other, ago=59))
+    assert await mine.heard_of(info(other)) is None
+
+
+async def test_the_operators_word_on_where_a_relay_is_stands_over_its_own():
+    mine, other = await known(), new_key()
+    await mine.add(other.did, "https://added.example")
+    assert await mine.heard_of(info(other, url="https://elsewhere.example"))
+    assert mine.rows[other.did].url == "https://added.example"
+    assert mine.rows[other.did].info
+
+
+async def test_forged_expired_and_own_information_changes_nothing():
+    mine, other = await known(), new_key()
+    head, payload, _ = info(other).split(".")
+    with pytest.raises(ProtocolError):
+        await mine.heard_of(f"{head}.{payload}.{info(new_key()).rpartition('.')[2]}")
+    assert await mine.heard_of(info(other, ago=8 * 24 * 3600)) is None
+    assert mine.rows == {}
+
+
+async def test_a_thousand_relays_are_learned_and_one_that_is_gone_makes_room(monkeypatch):
+    monkeypatch.setattr(peering, "MAX_LEARNED", 3)
+    mine = await known()
+    first = new_key()
+    for key in (first, new_key(), new_key()):
+        assert await mine.heard_of(info(key))
+    late = new_key()
+    assert await mine.heard_of(info(late)) is None
+    for _ in range(10):
+        mine.missed(first.did, RelayError(ErrorCode.PEER_UNREACHABLE))
+    assert await mine.heard_of(info(late))
+    assert first.did not in mine.rows
+
+
+async def test_added_relays_are_linked_however_many_others_are_told_of():
+    mine = await known()
+    added = [new_key().did for _ in range(3)]
+    for did in added:
+        await mine.add(did, "https://added.example")
+    for _ in range(MAX_LINKS * 3):
+        await mine.heard_of(info(new_key()))
+    chosen = {did for did, _ in mine.chosen()}
+    assert set(added) <= chosen
+    assert len(chosen) <= MAX_LINKS + len(added)
+
+
+async def test_a_relay_is_never_a_peer_of_itself():
+    store = memory()
+    own = new_key()
+    mine = Peers(own.did, "open", frozenset(), store)
+    await mine.load([(own.did, "https://me.example")])
+    assert await mine.heard_of(info(own)) is None
+    assert mine.rows == {}
+    with pytest.raises(RelayError) as caught:
+        mine.admit(own.did)
+    assert caught.value.code is ErrorCode.NOT_FEDERATED
+
+
+# ---------------------------------------------------------------- what it costs
+
+
+async def test_what_was_spent_is_paid_back_by_resting():
+    spent, budget = 0.1, Budget(0.25)
+    began = clock.monotonic()
+    with budget.spending():
+        end = clock.cpu() + spent
+        while clock.cpu() < end:
+            pass
+    await budget.rest()
+    assert clock.monotonic() - began >= spent / 0.25 * 0.9
+    assert budget.spent_s >= spent
+
+
+async def test_fetched_records_cost_a_quarter_of_a_core_at_most():
+    store, home = memory(), Place(new_key(), 1)
+    directory = Directory(new_key().did, store, DidKeys())
+    made = [record_of(new_key(), home) for _ in range(1_500)]
+    budget, free = Budget(), Budget(1.0)
+    began = clock.monotonic()
+    await directory.keep(made, home.did, budget)
+    took = clock.monotonic() - began
+    assert budget.spent_s <= 0.25 * took + 0.1
+    following = Following(store)
+    await following()
+    assert len(following.index) == len(made)
+    # the negative control: the same without a budget is quicker than a quarter of a core could be
+    other = Directory(new_key().did, memory(), DidKeys())
+    began = clock.monotonic()
+    await other.keep(made, home.did, free)
+    assert clock.monotonic() - began < took / 2
+
+
+# ---------------------------------------------------------------- what it cannot hold up
+
+
+async def test_a_bug_about_one_relay_ends_no_link_to_another():
+    class Broken(Dialler):
+        async def websocket(self, origin):
+            if origin.endswith(":1"):
+                raise ZeroDivisionError
+            return await super().websocket(origin)
+
+    chooser = Chooser()
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), Broken(), Everybody()), chooser) as links,
+    ):
+        wrong = new_key().did
+        chooser.wanted = [(wrong, "http://127.0.0.1:1"), (node.built.node.key.did, node.url)]
+        await until(lambda: ("missed", wrong, ErrorCode.INTERNAL) in chooser.notes)
+        await until(links.live)
+
+
+async def test_a_relay_that_takes_connections_and_says_nothing_holds_up_no_other():
+    async def mute(reader, writer):
+        await reader.read(-1)
+        writer.close()
+
+    server = await asyncio.start_server(mute, "127.0.0.1", 0)
+    async with server:
+        a, b = places(2)
+        silent = Place(new_key(), server.sockets[0].getsockname()[1])
+        agent = new_key()
+        async with relay_at(a, [silent, b]) as first, relay_at(b, [silent, a]) as second:
+            record = record_of(agent, a)
+            await first.built.node.directory.publish(record, only=agent.did)
+            await until_held(second, agent, record)
+            assert silent.did not in {link.peer for link in first.built.links.live()}

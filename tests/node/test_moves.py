@@ -1,0 +1,81 @@
+"""Sessions that end since their agent moved, as the listeners of a node hear of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Timestamp
+from relay.core.inbox_values import InboxLimits, Opened, Window
+from relay.ports import Head, OpenRequest
+from relay.ports_mesh import RecordRow
+from relay.service.deliver import Delivery
+from relay.store.memory import MemoryStore
+
+ME, NODE = AgentKey("key:me"), NodeId("a")
+
+
+@dataclass
+class Listening:
+    """A session that notes what it hears."""
+
+    fence: Fence
+    epoch: Epoch
+    heard: list[str] = field(default_factory=list)
+
+    def is_current(self, head: Head) -> bool:
+        return head.fence == self.fence
+
+    def committed(self, fence: Fence, items: object) -> None:
+        self.heard.append(f"committed {fence} {items}")
+
+    def superseded(self) -> None:
+        self.heard.append("superseded")
+
+    def woken(self) -> None:
+        self.heard.append("woken")
+
+
+async def listening(store: MemoryStore, *, courier: bool = False) -> Listening:
+    session = await store.open(OpenRequest(ME, NODE, Window(), courier=courier))
+    assert isinstance(session, Opened)
+    return Listening(session.fence, session.epoch)
+
+
+def new_store() -> MemoryStore:
+    return MemoryStore(InboxLimits(), lambda: Timestamp(1_000))
+
+
+async def move(store: MemoryStore, seq: int, *, home: bool) -> None:
+    await store.merge_record(ME, RecordRow((1, seq, b"h" * 32), "record", names_us=home))
+
+
+async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:
+    store, delivery = new_store(), Delivery(NODE)
+    agent = await listening(store)
+    delivery.attach(ME, agent)
+    await move(store, 1, home=False)
+    await delivery.poll(store)
+    assert agent.heard == ["woken"]
+
+
+async def test_a_poll_tells_a_session_that_another_one_has_the_inbox() -> None:
+    store, delivery = new_store(), Delivery(NODE)
+    agent = await listening(store)
+    delivery.attach(ME, agent)
+    await listening(store)
+    await delivery.poll(store)
+    assert agent.heard == ["superseded"]
+
+
+async def test_a_courier_never_calls_an_agent_superseded_that_has_moved() -> None:
+    store, delivery = new_store(), Delivery(NODE)
+    agent = await listening(store)
+    delivery.attach(ME, agent)
+    await move(store, 1, home=False)
+    carrier = await listening(store, courier=True)
+    delivery.attach(ME, carrier, courier=True)
+    assert agent.heard == ["woken"]
+    await move(store, 2, home=True)
+    back = await listening(store)
+    delivery.attach(ME, back)
+    assert (carrier.heard, back.heard) == (["superseded"], [])
