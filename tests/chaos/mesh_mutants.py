@@ -15,6 +15,7 @@ from typing import Any
 from relay.core import courier, records
 from relay.core.courier import Answer, Carried
 from relay.core.dedupe import Forwarded
+from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal, RelayError
 from relay.core.identity import parse_did
 from relay.core.inbox_values import OutboxLimits
@@ -24,6 +25,7 @@ from relay.service import carriers, couriers, directory
 from relay.service.couriers import Courier
 from relay.service.directory import Directory
 from relay.settings import load
+from tests.chaos.mutants import Misfiled
 
 
 def no_signatures() -> None:
@@ -81,7 +83,20 @@ def no_marks() -> None:
     carriers.is_marked = lambda *_: False  # type: ignore[assignment]
 
 
+class MisfiledAtHome(Misfiled):
+    """Stores every 20th envelope for an agent that lives here in the inbox of another one."""
+
+    def misfile(self, item: StoredEnvelope) -> StoredEnvelope:
+        return item if item.peer is not None else super().misfile(item)
+
+
+def misfiled() -> None:
+    """Envelopes are put into another agent's inbox, at the end of their way."""
+    build.RedisStore = MisfiledAtHome  # type: ignore[misc]
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
+    "misfiled": misfiled,
     "ack-before-receipt": ack_before_receipt,
     "tries-for-ever": tries_for_ever,
     "no-bound": no_bound,

@@ -118,6 +118,10 @@ class SdkAgent:
             try:
                 receipt = await me.submit(sent.envelope, deadline_s=PATIENCE_S)
                 is_answered = True
+            except AgentError as exc:
+                self._ledger.surprise(f"{sent.envelope.eid} of {self.key.did}: {exc!r}")
+                await asyncio.sleep(RETRY_S)
+                continue
             finally:
                 if not is_answered:
                     self._unanswered.append(sent)
