@@ -43,7 +43,8 @@ def row_of(compact: str) -> tuple[AgentKey, RecordRow]:
     """As a store keeps it, of an agent that lives elsewhere."""
     record = records.parse(compact)
     agent = record.jws.header.kid.rpartition("#")[2]
-    return AgentKey(f"key:{agent}"), RecordRow(record.order, compact, names_us=False)
+    row = RecordRow(record.order, compact, names_us=False, expires_at=record.expires_at)
+    return AgentKey(f"key:{agent}"), row
 
 
 def _signed(numbers: Sequence[int], now: float) -> list[str]:

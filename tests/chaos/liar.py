@@ -1,12 +1,12 @@
-"""A relay that tells lies: ``python -m tests.chaos.liar URL DID KIND COUNT RATE STALE_FILE``.
+"""A relay that tells lies: ``python -m tests.chaos.liar URL DID KIND RATE STALE_FILE``.
 
-It logs in as a peer under a fresh key, pushes RATE records a second (0: as fast as they are read),
-comes back under another key when it is thrown out, and ends when it has pushed COUNT of them. In
-the end it says in one line of JSON what it did. Before, it says ``ready`` and waits for a line.
+It says ``ready``. For each line on stdin, a number, it pushes so many records, RATE a second (0: as
+fast as they are read), and says in one line of JSON what it has done so far. It logs in as a peer
+under a fresh key, and comes back under another one when it is thrown out.
 
 Rules of the file: it is as nice as a process can be: on a machine of its own it would take nothing
-from its victim. KIND ``forged``: of agents that nobody knows, each another one, in perfect form
-but for the signature; ``stale``: real ones that were newer once, from STALE_FILE.
+from its victim. KIND ``forged``: of agents that nobody knows, each another one, in perfect form but
+for the signature; ``stale``: real ones that were newer once, from STALE_FILE.
 """
 
 from __future__ import annotations
@@ -68,17 +68,20 @@ class Liar:
     url: str
     relay: Did
     lies: Iterator[str]
-    count: int
     rate: float
+    count: int = 0
     pushed: int = 0
     logins: int = 0
     thrown_out: int = 0
     refused: int = 0
-    began: float = 0.0
+    seconds: float = 0.0
+    _began: float = 0.0
+    _before: int = 0
 
-    async def lie(self) -> None:
-        """Until all of them are pushed."""
-        self.began = time.monotonic()
+    async def lie(self, count: int) -> None:
+        """Push so many more."""
+        self._began, self._before = time.monotonic(), self.pushed
+        self.count += count
         async with asyncio.timeout(GIVE_UP_S):
             while self.pushed < self.count:
                 try:
@@ -86,6 +89,7 @@ class Liar:
                 except (RelayError, OSError):
                     self.refused += 1
                     await asyncio.sleep(0.05)
+        self.seconds += time.monotonic() - self._began
 
     async def _one_life(self) -> None:
         where = f"ws{self.url.removeprefix('http')}/v1/ws"
@@ -101,7 +105,7 @@ class Liar:
 
     async def _push(self, socket: ClientConnection) -> None:
         if self.rate:
-            due = self.began + self.pushed / self.rate
+            due = self._began + (self.pushed - self._before) / self.rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
         batch = tuple(itertools.islice(self.lies, min(A_FRAME, self.count - self.pushed)))
         await socket.send(codec.encode(Gossip(batch)), text=True)
@@ -110,16 +114,15 @@ class Liar:
 
 def main(words: list[str]) -> None:
     """Lie as told."""
-    url, relay, kind, count, rate, stale = words
+    url, relay, kind, rate, stale = words
     lies = forged() if kind == "forged" else itertools.cycle(Path(stale).read_text().split())
-    liar = Liar(url, Did(relay), lies, int(count), float(rate))
+    liar = Liar(url, Did(relay), lies, float(rate))
     os.nice(19)
     print("ready", flush=True)
-    sys.stdin.readline()
-    asyncio.run(liar.lie())
-    counts = ("pushed", "logins", "thrown_out", "refused")
-    said = {name: getattr(liar, name) for name in counts}
-    print(json.dumps({**said, "seconds": round(time.monotonic() - liar.began, 1)}))
+    for line in sys.stdin:
+        asyncio.run(liar.lie(int(line)))
+        counts = ("pushed", "logins", "thrown_out", "refused", "seconds")
+        print(json.dumps({name: round(getattr(liar, name)) for name in counts}), flush=True)
 
 
 if __name__ == "__main__":

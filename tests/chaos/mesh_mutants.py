@@ -14,7 +14,10 @@ from typing import Any
 
 from relay.core import courier, records
 from relay.core.courier import Answer, Carried
+from relay.core.dedupe import Forwarded
+from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal, RelayError
+from relay.core.identity import parse_did
 from relay.core.inbox_values import OutboxLimits
 from relay.core.records import Home
 from relay.server import build, serve
@@ -22,6 +25,7 @@ from relay.service import carriers, couriers, directory
 from relay.service.couriers import Courier
 from relay.service.directory import Directory
 from relay.settings import load
+from tests.chaos.mutants import Misfiled
 
 
 def no_signatures() -> None:
@@ -48,7 +52,7 @@ def any_order() -> None:
 
 
 def ack_before_receipt() -> None:
-    """A courier hands over and acks, without a receipt."""
+    """A courier hands over and acks as if it had the receipt, before it is there."""
 
     async def believe(self: Courier, home: Home, items: Sequence[Carried]) -> Answer:
         async def send() -> None:
@@ -57,6 +61,7 @@ def ack_before_receipt() -> None:
 
         self._needs.spawn(send())
         self._load._under_way = []
+        self._forwarded = Forwarded(parse_did(home.did).agent_key, bytes(32))
         return Answer(tuple(item.seq for item in items))
 
     Courier._submit = believe  # type: ignore[method-assign]
@@ -78,7 +83,20 @@ def no_marks() -> None:
     carriers.is_marked = lambda *_: False  # type: ignore[assignment]
 
 
+class MisfiledAtHome(Misfiled):
+    """Stores every 20th envelope for an agent that lives here in the inbox of another one."""
+
+    def misfile(self, item: StoredEnvelope) -> StoredEnvelope:
+        return item if item.peer is not None else super().misfile(item)
+
+
+def misfiled() -> None:
+    """Envelopes are put into another agent's inbox, at the end of their way."""
+    build.RedisStore = MisfiledAtHome  # type: ignore[misc]
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
+    "misfiled": misfiled,
     "ack-before-receipt": ack_before_receipt,
     "tries-for-ever": tries_for_ever,
     "no-bound": no_bound,

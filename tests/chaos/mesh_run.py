@@ -26,7 +26,7 @@ from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge
 from tests.chaos.habits import POISON, Letter
 from tests.chaos.ledger import Ledger
-from tests.chaos.sdk_agents import SdkAgent
+from tests.chaos.sdk_agents import Life, SdkAgent
 from tests.chaos.weather import Sky, Weather
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.namespaces import Namespaces
@@ -38,6 +38,10 @@ HEALED_S = 60.0
 LOOK_S = 0.5
 UNFOLLOWED = frozenset({"unknown", "forwarded"})
 """What a relay may say of what it did not end itself."""
+
+
+UNHURRIED = Life(messages=(60, 200), lanes=6, rest_s=0.35)
+"""So that there is something to send in any weather."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,10 @@ class MeshPlan:
         alone: whether the last fault is a relay that is parted from all others.
         arguments: what is started instead of a relay, by number: mutants.
         settings: more ``RELAY_*`` variables.
+        life: how agents live.
+        lasts_s: shortest and longest episode of bad weather.
         deadline_s: the longest until all letters are out.
+        healed_s: the longest from the heal until all is over.
     """
 
     seed: int
@@ -70,7 +77,10 @@ class MeshPlan:
     alone: bool = True
     arguments: Mapping[int, Sequence[str]] = field(default_factory=dict)
     settings: Mapping[str, str] = field(default_factory=dict)
+    life: Life = UNHURRIED
+    lasts_s: tuple[float, float] = (0.4, 1.2)
     deadline_s: float = 60.0
+    healed_s: float = HEALED_S
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +130,7 @@ class MeshRun:
             )  # fmt: skip
             sky: Sky | None = spaces or self.relays.faults
             assert sky is not None
-            self.weather = Weather(sky, plan.names, self._fork())
+            self.weather = Weather(sky, plan.names, self._fork(), plan.lasts_s)
             try:
                 await self._live()
                 await self._look()
@@ -150,8 +160,12 @@ class MeshRun:
         letters = self._letters([key.did for key in keys])
         spaces = self.relays.namespaces
         plain = [spaces.network] if spaces else []
-        for key, relay in keys.items():
-            agent = SdkAgent(key, relay, self.ledger, self._fork(), letters, plain_networks=plain)
+        for number, (key, relay) in enumerate(keys.items()):
+            # what says who holds what they sent must outlive their short lives
+            agent = SdkAgent(
+                key, relay, self.ledger, self._fork(), letters, plain_networks=plain,
+                state=self.directory / f"agent{number}.state", life=plan.life,
+            )  # fmt: skip
             self.agents.append(agent)
 
     def _letters(self, inboxes: Sequence[Did]) -> Iterator[Letter]:
@@ -182,31 +196,38 @@ class MeshRun:
 
     async def _converse(self) -> None:
         """Until every letter is out and has its receipt; in the end one relay is alone."""
-        plan, ledger = self.plan, self.ledger
+        plan = self.plan
         async with asyncio.TaskGroup() as tasks:
             playing = tasks.create_task(self.weather.run())
             killing = tasks.create_task(self._kill())
             try:
-                async with asyncio.timeout(plan.deadline_s):
-                    await ledger.until(lambda: ledger.receipted >= 0.7 * plan.envelopes)
-                    await killing
-                    playing.cancel()
-                    await asyncio.wait([playing])
-                    if plan.alone:
-                        self.weather.isolate(self._rng.choice(plan.names))
-                    await ledger.until(lambda: ledger.receipted >= ledger.counted >= plan.envelopes)
+                # what is missing then is told by the verdict
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(plan.deadline_s):
+                        await self._until_out(playing, killing)
             finally:
                 playing.cancel()
                 killing.cancel()
+
+    async def _until_out(self, playing: asyncio.Task[None], killing: asyncio.Task[None]) -> None:
+        plan, ledger = self.plan, self.ledger
+        await ledger.until(lambda: ledger.receipted >= 0.7 * plan.envelopes)
+        await killing
+        await self.weather.all_seen.wait()
+        playing.cancel()
+        await asyncio.wait([playing])
+        if plan.alone:
+            self.weather.isolate(self._rng.choice(plan.names))
+        await ledger.until(lambda: ledger.receipted >= ledger.counted >= plan.envelopes)
 
     async def _heal(self) -> None:
         """All is well from now on: how long until everything has come to its end?"""
         self.weather.sky.heal()
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(HEALED_S):
+            async with asyncio.timeout(self.plan.healed_s):
                 await self.ledger.until(lambda: self.ledger.is_over(self.plan.envelopes))
-                await self.relays.drained(HEALED_S)
+                await self.relays.drained(self.plan.healed_s)
                 self.healed_s = time.monotonic() - began
 
     async def _kill(self) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 from relay.client import Agent as Sdk
@@ -30,10 +31,15 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How an agent lives: messages until it ends, and the share of them it never answers."""
+    """How an agent lives: messages until it ends, and the share of them it never answers.
+
+    It sends ``lanes`` envelopes at once; each lane rests ``rest_s`` after one.
+    """
 
     messages: tuple[int, int] = (100, 400)
     let_go: float = 0.03
+    lanes: int = LANES
+    rest_s: float = 0.0
 
 
 class SdkAgent:
@@ -48,6 +54,8 @@ class SdkAgent:
         letters: Iterator[Letter],
         *,
         plain_networks: Sequence[str] = (),
+        state: Path | None = None,
+        life: Life | None = None,
     ) -> None:
         self.key = key
         self.relay = relay
@@ -55,17 +63,19 @@ class SdkAgent:
         self.resumed_after: list[float] = []
         self._me: Sdk | None = None
         self._plain_networks = plain_networks
+        self._state = state
         self._ledger = ledger
         self._rng = rng
         self._letters = letters
         self._unanswered: deque[Sent] = deque()
-        self._life = Life()
+        self._life = life or Life()
 
     def opened(self) -> AbstractAsyncContextManager[Sdk]:
         """Open it."""
         return Sdk.open(
-            self.key, self.relay.url, open_timeout_s=PATIENCE_S, plain_networks=self._plain_networks
-        )
+            self.key, self.relay.url, state=self._state, open_timeout_s=PATIENCE_S,
+            plain_networks=self._plain_networks,
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Live until cancelled."""
@@ -95,7 +105,7 @@ class SdkAgent:
     async def _live(self, me: Sdk) -> None:
         """One life: it ends by itself, with all answers durable and all submits undecided."""
         async with asyncio.TaskGroup() as tasks:
-            lanes = [tasks.create_task(self._send(me)) for _ in range(LANES)]
+            lanes = [tasks.create_task(self._send(me)) for _ in range(self._life.lanes)]
             await self._receive(me)
             for lane in lanes:
                 lane.cancel()
@@ -108,12 +118,18 @@ class SdkAgent:
             try:
                 receipt = await me.submit(sent.envelope, deadline_s=PATIENCE_S)
                 is_answered = True
+            except AgentError as exc:
+                self._ledger.surprise(f"{sent.envelope.eid} of {self.key.did}: {exc!r}")
+                await asyncio.sleep(RETRY_S)
+                continue
             finally:
                 if not is_answered:
                     self._unanswered.append(sent)
             self._ledger.receipt(
                 receipt.eid, receipt.to, durability=receipt.durability, dup=receipt.dup
             )
+            if self._life.rest_s:
+                await asyncio.sleep(self._life.rest_s)
 
     def _next(self, me: Sdk) -> Sent | None:
         if self._unanswered:

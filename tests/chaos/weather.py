@@ -18,6 +18,7 @@ from itertools import permutations
 from random import Random
 from typing import Protocol
 
+KINDS = ("one_way", "severed", "flapping", "loss", "resets", "alone")
 LOSS = 0.3
 FLAPS = 6
 
@@ -58,14 +59,13 @@ class Weather:
     names: Sequence[str]
     rng: Random
     lasts_s: tuple[float, float] = (0.5, 2.5)
-    calm_s: tuple[float, float] = (0.2, 1.0)
+    calm_s: tuple[float, float] = (0.1, 0.5)
     seen: Counter[str] = field(default_factory=Counter)
+    all_seen: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
         """One episode after the other."""
-        kinds: list[Callable[[float], Awaitable[None]]] = [
-            self.one_way, self.severed, self.flapping, self.loss, self.resets, self.alone,
-        ]  # fmt: skip
+        kinds: list[Callable[[float], Awaitable[None]]] = [getattr(self, kind) for kind in KINDS]
         try:
             while True:
                 self.rng.shuffle(kinds)
@@ -74,6 +74,7 @@ class Weather:
                     await kind(self.rng.uniform(*self.lasts_s))
                     self.sky.heal()
                     self.seen[kind.__name__] += 1
+                self.all_seen.set()
         finally:
             self.sky.heal()
 
