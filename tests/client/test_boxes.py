@@ -276,3 +276,19 @@ async def test_what_found_no_way_while_no_relay_was_there_goes_out_at_once_when_
     box.stray_all(NOW)
     assert box.strays() == []
     assert wires(box.next_submit(NOW)) == [first.wire, second.wire]
+
+
+async def test_the_end_reaches_what_a_detour_has_in_hand():
+    box = Outbox(strayed=lambda: None)
+    waiting = box.add(envelope())
+    refuse_all(box, ErrorCode.NOT_FEDERATED)
+    items = box.hold_strays(BOB.did)
+    submit = box.submit_direct(items, NOW, "direct")
+    gone = typed(ErrorCode.WRONG_STATE, "gone")
+    box.end(gone)
+    # the detour is cancelled a moment later, and looks after what it had
+    box.land(submit.ref, maybe_stored=True)
+    box.cut(items, gone)
+    box.release(items, NOW, try_again=True)
+    assert waiting.answer.exception().stored == "unknown"
+    assert box.next_submit(Timestamp(NOW + 60)) is None
