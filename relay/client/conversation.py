@@ -338,7 +338,7 @@ class Conversation:
         homes = self.company.homes
         answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
         if isinstance(answer, Resolved):
-            homes.learn(line.relay, answer)
+            homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
         self.has_asked = True
         self.company.line_changed()
         await self.company.all_asked()
