@@ -36,6 +36,7 @@ from relay.client.outbox import Outbox
 from relay.client.outcomes import Outcomes
 from relay.client.state import State
 from relay.client.tasks import task_group
+from relay.core.errors import RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 from relay.core.records import EndpointRecord, Home
@@ -135,11 +136,18 @@ class Sessions:
             return
         conversation.inbox.end(failure)
         if self._ended is None and failure.record is not None:
-            self.homes.told(failure.record)
-            self._add_homes()
+            self._moved(failure.record, conversation.relay)
         if isinstance(failure, SupersededError) or not self.conversations:
             self.end(failure)
         self.line_changed()
+
+    def _moved(self, record: str, relay: Did | None) -> None:
+        """A relay says where the agent lives instead; it is not dialled again for that."""
+        try:
+            self.homes.told(record)
+        except RelayError as exc:
+            _log.warning("%s shows a record that is none of ours: %s", relay, exc)
+        self._add_homes(but_for=relay)
 
     async def _follow_record(self) -> None:
         """Converse with each home that the newest record names."""
@@ -149,10 +157,10 @@ class Sessions:
             self.line_changed()
             await news.wait()
 
-    def _add_homes(self) -> None:
+    def _add_homes(self, but_for: Did | None = None) -> None:
         newest = self.homes.newest
         for home in newest.relays if newest else ():
-            if not self.is_ours(home.did):
+            if home.did != but_for and not self.is_ours(home.did):
                 self._add_home(home)
 
     def _add_home(self, home: Home) -> None:

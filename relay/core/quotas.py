@@ -93,13 +93,6 @@ class Holdings:
         """Whether what became of an envelope is no custody of an inbox: it waits, or went on."""
         return fate is Fate.FORWARDED or (fate is Fate.STORED and not self.home)
 
-    def comes_back(self, fate: Fate, item: StoredEnvelope) -> bool:
-        """Whether a relay brings what was forwarded from here: its agent came home, it comes after.
-
-        A duplicate's answer would leave it where its agent no longer looks.
-        """
-        return self.home and fate is Fate.FORWARDED and item.via is not None
-
     def _too_late(self, item: StoredEnvelope, now: Timestamp, *, clock_ok: bool) -> Refusal | None:
         if not self.home and item.peer is None:
             return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
