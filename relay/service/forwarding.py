@@ -1,4 +1,4 @@
-"""Forwarding: couriers for every away inbox of this relay that this node was lent (§5.3).
+"""Forwarding: couriers for every away inbox of this relay that this node was lent (§5.2).
 
 Rules of the file: what is due is the store's word, lent for a while, so that one node carries an
 inbox at a time and another goes on when that one is gone. At most :data:`MOST_COURIERS` at once:

@@ -187,7 +187,7 @@ def homes_of(record: EndpointRecord, but: Did) -> list[Home]:
 
 @dataclass(slots=True)
 class Routing:
-    """Which relay an envelope may wait for (PROTOCOL.md §5.3).
+    """Which relay an envelope may wait for (PROTOCOL.md §5.2).
 
     Args:
         resolving: finds the recipient's record.

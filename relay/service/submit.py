@@ -49,7 +49,7 @@ Answer = Callable[[Submitted], None]
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.3).
+    """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.2).
 
     Args:
         sender: only what it signed itself.
