@@ -126,7 +126,8 @@ class Resolving:
         if now_held.record is not None:
             return now_held
         nobody_said = all(one is None for one in said) and bool(said or self.links.wanted())
-        if now_held.state == "unreadable" or nobody_said:
+        # somebody has one, but it could not be kept here: the directory is full
+        if now_held.state == "unreadable" or nobody_said or any(said):
             return Found("unreadable")
         result = Found("absent")
         self._remember(did, result)

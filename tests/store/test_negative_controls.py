@@ -268,6 +268,12 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_outbox.test_what_was_forwarded_stays_so_when_the_agent_is_home_again,
     ),
     (
+        "bounces of other relays have a share",
+        "if item.sender == box.inbox or not (item.bounces or item.via) then return nil end",
+        "if item.sender == box.inbox or not item.bounces then return nil end",
+        test_outbox.test_bounces_of_other_relays_pass_the_rules_and_have_a_share,
+    ),
+    (
         "what a peer brings back is kept",
         "local is_back = item.via and has_gone(box, fate)",
         "local is_back = false",

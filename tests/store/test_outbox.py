@@ -673,6 +673,18 @@ async def test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_h
     assert full == 2, "a quarter of the whole, and inside it"
 
 
+async def test_bounces_of_other_relays_pass_the_rules_and_have_a_share(world: World) -> None:
+    world.limits = type(world.limits)(stranger_count=8, stranger_bytes=8_000)
+    store = await world.restart()
+    session = await opened(store)
+    await ruled(store, session, deny=(PEER,), first_contact="refuse")
+    said = [entry(n, sender=PEER, via=PEER, bounces=False) for n in range(3)]
+    results = await store.append(said)
+    assert [code(result) for result in results] == [None, None, ErrorCode.STRANGER_QUOTA]
+    (own,) = await store.append([entry(9, sender=PEER2, bounces=False)])
+    assert own.stranger is False, "this relay's own word"
+
+
 async def test_the_quarter_of_a_peers_strangers_is_one_of_bytes_too(world: World) -> None:
     world.limits = type(world.limits)(stranger_count=80, stranger_bytes=4_000)
     store = await world.restart()
