@@ -6,6 +6,6 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def no_pins_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_pins_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """First contacts are remembered for the whole process; ports are given out anew."""
     monkeypatch.setattr("relay.client.state._pinned", {})
