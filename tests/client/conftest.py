@@ -1,4 +1,4 @@
-"""Each test begins as a new process would: a port that is used again is not a relay that changed."""
+"""Each test begins as a new process would: a port used again is not a relay that changed."""
 
 from __future__ import annotations
 
