@@ -194,7 +194,16 @@ class Homes:
         seq = self.state.record_seq
         # a clock that was set back must not make a record that no seq fits any more
         at = Timestamp(max(now, seq / 1000 - records.SEQ_SLACK_S + 1))
-        compact = records.sign(self.key, best, now=at, newest_seq=seq, handles=handles)
+        newest = self.newest
+        compact = records.sign(
+            self.key,
+            best,
+            now=at,
+            newest_seq=seq,
+            handles=handles,
+            drain=newest.drain if newest else (),
+            enc=newest.enc if newest else None,
+        )
         self._keep(records.parse(compact))
         return compact
 

@@ -137,13 +137,13 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a bounce is nobody's to refuse",
-        "if item.bounces and item.sender ~= box.inbox then",
-        "if true then",
+        "if not item.bounces then return nil end",
+        "",
         test_rules.test_a_bounce_is_nobodys_to_refuse,
     ),
     (
         "the barred stay out",
-        "if item.is_stranger and item.barred then return 'rate_limited' end",
+        "if standing == 'stranger' and item.barred then return 'rate_limited' end",
         "",
         test_rules.test_barred_are_only_strangers,
     ),
