@@ -122,6 +122,8 @@ def _lines(peer: dict[str, Any]) -> list[tuple[str, str]]:
     out = "" if peer["out_s"] is None else f"; not listened to for {peer['out_s']} s"
     lines.append(("strikes", f"{strikes}{out}"))
     lines.append(("sees us", _sees_us(peer["sees_us"])))
+    waits = peer["outbox"]
+    lines.append(("outbox", f"{waits['count']} envelopes wait for it, {waits['bytes']} bytes"))
     lines.append(("records", f"{peer['records']} first heard from it since this node started"))
     return lines
 

@@ -84,9 +84,13 @@ class Inbox(Holdings):
         if seen is not None:
             if seen.eid != item.eid:
                 return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
-            if seen.fate is not Fate.STORED or seen.seq in self.live:
+            is_back = item.via is not None and self.has_gone(seen.fate)
+            if is_back and not self.home:
+                return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
+            if not is_back and (seen.fate is not Fate.STORED or seen.seq in self.live):
                 return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
-            # the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
+            # the store lost it, or a peer brings back what had gone to it: no receipt for what is
+            # nowhere here; kept anew, perhaps shown before
             item = item._replace(marked=True)
         no = (
             self._rules_out(item)

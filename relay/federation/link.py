@@ -53,13 +53,14 @@ class Link:
         self.peer: Did = ready.relay
         self.url = url
         self.limits = ready.hello.limits
-        self.used_at = clock.monotonic()
+        self.used_at = self._heard_at = clock.monotonic()
         self.ended: RelayError | None = None
         self._socket = socket
         self._session = session
         self._refs = count(1)
         self._waiting: dict[str, asyncio.Future[Answer | Taken]] = {}
         self._submitted: dict[str, list[Eid]] = {}
+        """What was not answered yet, also where nobody waits for the answer any more."""
         self._pushes: asyncio.Queue[Gossip] = asyncio.Queue(QUEUED_PUSHES)
         self._room = asyncio.Semaphore(MAX_SUBMITS)
         self._over = asyncio.Event()
@@ -110,6 +111,7 @@ class Link:
 
     async def _read(self) -> None:
         effects = self._session.receive(await _receive(self._socket), clock.now())
+        self._heard_at = clock.monotonic()
         for effect in effects:
             if isinstance(effect, Failed):
                 raise effect.error
@@ -137,8 +139,6 @@ class Link:
                 # a new connection asks anew; this one would only add to what is unknown
                 self.close(_gone("a submit was not answered in time"))
                 raise _gone("a submit was not answered in time") from exc
-            finally:
-                self._submitted.pop(ref, None)
         if not isinstance(answer, Taken):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a submit is answered by submitted")
         return answer
@@ -154,6 +154,9 @@ class Link:
         try:
             answer = await self._exchange(make(ref), ref, ASK_S)
         except TimeoutError as exc:
+            if clock.monotonic() - self._heard_at >= ASK_S:
+                # half a connection: a new one is sooner there than its death is noticed
+                self.close(_gone("asked, and nothing was heard"))
             raise _gone("a question was not answered in time") from exc
         if isinstance(answer, Taken):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a question is not answered by submitted")
@@ -183,8 +186,10 @@ class Link:
             receipt = None if compact is None else verify_receipt(compact, self.peer)
             # what does not fit wholly is no answer to anything: it ends the link
             for ref, outcomes in match(frame, receipt, self._submitted).items():
+                del self._submitted[ref]
                 self._answer(ref, Taken(receipt, compact, outcomes))
         elif frame.ref is not None:
+            self._submitted.pop(frame.ref, None)
             self._answer(frame.ref, frame)
         # what nobody asked for is passed over: a peer pushes over the links that it dials
 

@@ -230,10 +230,10 @@ class Links:
                 del self._live[link.peer]
         log.link_down(link.peer, why.code, why.detail)
         if clock.monotonic() - began < STEADY_S:
-            self._failed(link.peer, link.url, _name(link.peer, link.url), why)
+            self._remember(link.peer, link.url, _name(link.peer, link.url), why)
         else:
             self._failures.pop(_name(link.peer, link.url), None)
-        if self._listener is not None:
+        if self._listener is not None and self.to(link.peer) is None:
             self._listener.went(link.peer, why)
 
     # ------------------------------------------------------------ what failed
@@ -247,6 +247,11 @@ class Links:
         return None
 
     def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
+        self._remember(relay, url, name, exc)
+        if self._listener is not None:
+            self._listener.missed(relay, exc)
+
+    def _remember(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
         before = self._failures.pop(name, None)
         times = before.times + 1 if before else 1
         most = LONGEST_WAIT_CHOSEN_S if relay in self._chosen else LONGEST_WAIT_S
@@ -257,8 +262,6 @@ class Links:
         self._failures[name] = _Failure(exc, times, clock.monotonic() + wait_s)
         metrics.DIALS.labels(exc.code).inc()
         log.dial_failed(relay, exc.code, f"{url}: {exc.detail}", wait_s)
-        if self._listener is not None:
-            self._listener.missed(relay, exc)
 
     def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
         """Seconds until a relay is dialled again, and why; None: nothing is known against it."""

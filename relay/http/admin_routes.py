@@ -24,11 +24,11 @@ def peer_routes(operating: Operating) -> APIRouter:
 
     @api.get("/peers", summary="All relays that are known, and how it goes")
     async def peers() -> Response:
-        return bodies.answer({"peers": operating.show()})
+        return bodies.answer({"peers": await operating.show()})
 
     @api.get("/peers/{did}", summary="One of them")
     async def one(did: str) -> Response:
-        shown = operating.show_one(Did(did))
+        shown = await operating.show_one(Did(did))
         return _unknown() if shown is None else bodies.answer(shown)
 
     @api.post("/peers", summary="Deal with a relay from now on")

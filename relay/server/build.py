@@ -227,7 +227,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         names=naming,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
-    operating = Operating(peers, links, mesh, Introductions(dialer))
+    operating = Operating(peers, links, mesh, store, Introductions(dialer))
     return Built(settings, node, house, links, operating, opened)
 
 

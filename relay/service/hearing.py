@@ -7,6 +7,7 @@ that verifiers judge differently are held against nobody.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,8 @@ from relay.service.directory import Directory, Kept
 from relay.service.peers import Peers
 
 MAX_NEWS_OF_RELAYS: Final = 256
+PAUSE_S: Final = 0.001
+LONGEST_PAUSE_S: Final = 2.0
 FEW: Final = 32
 """So few records that were lacking are fresh; more were missed, and others may have them all."""
 
@@ -61,7 +64,11 @@ class Hearing:
         """
         said = len(gossip.records) + len(gossip.relays)
         allowed = self._allowance.take(peer, said, clock.monotonic())
-        metrics.GOSSIP_DROPPED.labels("allowance").inc(said - allowed)
+        dropped = said - allowed
+        if dropped:
+            metrics.GOSSIP_DROPPED.labels("allowance").inc(dropped)
+            # reading costs, too: who floods is read on only after a while
+            await asyncio.sleep(min(LONGEST_PAUSE_S, dropped * PAUSE_S))
         relays = gossip.relays[:allowed]
         await self.told_of_relays(peer, relays)
         told = gossip.records[: allowed - len(relays)]

@@ -13,7 +13,7 @@ from typing import Final
 from relay import clock, log, metrics
 from relay.core import antientropy, gossip
 from relay.core.errors import RelayError, UnavailableError
-from relay.core.frames import MAX_RELAYS, Digest, Frame, Gossip, View, Want
+from relay.core.frames import MAX_RELAYS, Digest, Digests, Frame, Gossip, Have, View, Want
 from relay.core.gossip import FANOUT, Allowance
 from relay.core.ids import Did
 from relay.ports_mesh import PeerLink, PeerLinks, RecordStore
@@ -28,6 +28,18 @@ PULL_SPREAD_S: Final = 10.0
 TELL_S: Final = 3600.0
 ASKED_PER_S: Final = 200.0
 WAIT_S: Final = 0.02
+PER_QUESTION: Final = 32
+"""A long answer counts as several questions."""
+
+
+def _size(answer: Frame) -> int:
+    match answer:
+        case Digests(items=items) | Have(items=items):
+            return len(items)
+        case Gossip(records=records):
+            return len(records)
+        case _:
+            return 0
 
 
 class Mesh:
@@ -114,6 +126,11 @@ class Mesh:
         """
         while not self._questions.take(peer, 1, clock.monotonic()):  # noqa: ASYNC110  a rate
             await asyncio.sleep(WAIT_S)
+        told = await self._told(peer, question)
+        self._questions.take(peer, _size(told) // PER_QUESTION, clock.monotonic())
+        return told
+
+    async def _told(self, peer: Did, question: Digest | Want) -> Frame:
         match question:
             case Want(ref=ref, view=True):
                 return self.peers.view_of(peer, ref)

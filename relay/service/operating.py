@@ -7,6 +7,7 @@ who it is, signed, and that DID is pinned.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,9 +15,9 @@ from relay import clock
 from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RejectedError
 from relay.core.identity import parse_did
-from relay.core.ids import ORIGIN, Did
+from relay.core.ids import ORIGIN, AgentKey, Did
 from relay.core.relay_info import RelayInfo
-from relay.ports_mesh import Introducing, PeerLinks, PeerRow
+from relay.ports_mesh import Introducing, OutboxStore, PeerLinks, PeerRow
 from relay.service.mesh import Mesh
 from relay.service.peers import Peers
 
@@ -31,17 +32,23 @@ class Operating:
     peers: Peers
     links: PeerLinks
     mesh: Mesh
+    store: OutboxStore
     introductions: Introducing
 
-    def show(self) -> list[dict[str, Any]]:
+    async def show(self) -> list[dict[str, Any]]:
         """All relays that are known: added ones first, each with how it goes."""
         rows = sorted(self.peers.rows.values(), key=lambda row: (row.standing, row.url))
-        return [self._members(row) for row in rows]
+        waiting = await self._waiting()
+        return [self._members(row, waiting) for row in rows]
 
-    def show_one(self, did: Did) -> dict[str, Any] | None:
+    async def show_one(self, did: Did) -> dict[str, Any] | None:
         """One of them."""
         row = self.peers.rows.get(did)
-        return None if row is None else self._members(row)
+        return None if row is None else self._members(row, await self._waiting())
+
+    async def _waiting(self) -> dict[AgentKey, tuple[int, int]]:
+        """Envelopes and wire bytes that wait for each peer."""
+        return {peer: (count, size) for peer, count, size in await self.store.outboxes()}
 
     async def add(self, url: str, did: str | None = None) -> dict[str, Any]:
         """Deal with a relay from now on.
@@ -64,7 +71,7 @@ class Operating:
         else:
             row = await self.peers.add(_did(did), url)
         self.links.retry(row.did, url)
-        return self._members(row)
+        return self._members(row, await self._waiting())
 
     async def remove(self, did: str) -> bool:
         """Deal with it no more; False if it was not known."""
@@ -87,7 +94,7 @@ class Operating:
             # it is added all the same, and dialled on and on; what is shown says why it fails
             pass
         others = [row.did for row in self.peers.rows.values() if row.did != did]
-        return {"peer": self.show_one(did), "known": sorted(others)}
+        return {"peer": await self.show_one(did), "known": sorted(others)}
 
     async def _who_is_there(self, url: str) -> RelayInfo:
         info = relay_info.parse(await self.introductions.information(url))
@@ -101,8 +108,9 @@ class Operating:
 
     # ------------------------------------------------------------ what is shown
 
-    def _members(self, row: PeerRow) -> dict[str, Any]:
+    def _members(self, row: PeerRow, waiting: Mapping[AgentKey, tuple[int, int]]) -> dict[str, Any]:
         peers, did = self.peers, row.did
+        count, size = waiting.get(parse_did(did).agent_key, (0, 0))
         member, standing = peers.roster.peer(did), peers.standing(did)
         return {
             "did": did,
@@ -120,6 +128,7 @@ class Operating:
             "refused": self._refused(did),
             "sees_us": self._sees_us(did),
             "records": peers.introduced.get(did, 0),
+            "outbox": {"count": count, "bytes": size},
         }
 
     def _back_off(self, row: PeerRow) -> dict[str, Any] | None:

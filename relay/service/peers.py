@@ -241,6 +241,7 @@ class Peers:
     def arrived(self, did: Did, dismiss: Callable[[], None]) -> None:
         """A peer has logged in here; ``dismiss`` ends that should it not be dealt with any more."""
         self._guests.setdefault(did, set()).add(dismiss)
+        self.roster.seen(did, clock.now())
 
     def left(self, did: Did, dismiss: Callable[[], None]) -> None:
         """That connection is gone."""

@@ -17,14 +17,15 @@ from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableE
 from relay.core.frames import Digests, Gossip, Have
 from relay.core.ids import Did
 from relay.core.peering import Answer
+from relay.core.record_index import TOP_BITS
 from relay.ports_mesh import PeerLink
 from relay.service.hearing import Hearing
 
 PULL_S: Final = 60.0
 """A slow peer holds up nobody for longer; what it did bring is kept."""
-RETRIES: Final = 5
+MOST_REFUSED: Final = 8
 
-Told = Digests | Have | Gossip
+_Answered = tuple[str, Answer | RelayError]
 
 
 @dataclass(slots=True)
@@ -64,8 +65,10 @@ class _Run:
 
     def __init__(self, link: PeerLink, index: Index, hearing: Hearing) -> None:
         names = count(1)
-        self.pull = Pull(index, lambda: str(next(names)))
+        first = int(clock.share() * 2**TOP_BITS)
+        self.pull = Pull(index, lambda: str(next(names)), first=first)
         self.news = 0
+        self._refusals = 0
         self._link = link
         self._hearing = hearing
 
@@ -75,14 +78,14 @@ class _Run:
         Raises:
             RelayError: the link, the peer's refusal, or an answer that is wrong.
         """
-        asked: set[asyncio.Task[Told | RelayError]] = set()
+        asked: set[asyncio.Task[_Answered]] = set()
         async with asyncio.TaskGroup() as tasks:
             try:
                 asked |= {tasks.create_task(self._ask(one)) for one in self.pull.start()}
                 while asked:
                     done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        more = await self._take(task.result())
+                        more = await self._take(*task.result())
                         asked |= {tasks.create_task(self._ask(one)) for one in more}
             except RelayError as exc:
                 failure: RelayError | None = exc
@@ -93,24 +96,31 @@ class _Run:
         if failure is not None:
             raise failure
 
-    async def _ask(self, question: Question) -> Told | RelayError:
+    async def _ask(self, question: Question) -> _Answered:
+        """Ask under a name of the link's own; the answer is for the pull's question again."""
         try:
             answer = await self._link.ask(lambda ref: replace(question, ref=ref))
         except RelayError as exc:
-            return exc
-        return _named(answer, question.ref)
+            return question.ref, exc
+        return question.ref, answer
 
-    async def _take(self, told: Told | RelayError) -> list[Question]:
-        if isinstance(told, RelayError):
-            raise told
-        if isinstance(told, Gossip):
-            agents = self.pull.agents_asked(told.ref)
-            self.news += await self._hearing.fetched(self._link.peer, told, agents)
-        return self.pull.receive(told)
+    async def _take(self, ref: str, answer: Answer | RelayError) -> list[Question]:
+        match answer:
+            case RelayError():
+                return self._refused(ref, answer)
+            case Gossip():
+                agents = self.pull.agents_asked(ref)
+                news = await self._hearing.fetched(self._link.peer, answer, agents)
+                self.news += news
+                return self.pull.receive(replace(answer, ref=ref), kept=news)
+            case Digests() | Have():
+                return self.pull.receive(replace(answer, ref=ref))
+            case _:
+                raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
 
-
-def _named(answer: Answer, ref: str) -> Told | RelayError:
-    """The answer under the name of the pull's question: the link has names of its own."""
-    if isinstance(answer, Digests | Have | Gossip):
-        return replace(answer, ref=ref)
-    return ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+    def _refused(self, ref: str, no: RelayError) -> list[Question]:
+        """Go on without it, a few times."""
+        self._refusals += 1
+        if no.code is ErrorCode.PEER_UNREACHABLE or self._refusals > MOST_REFUSED:
+            raise no
+        return self.pull.skip(ref)

@@ -293,6 +293,19 @@ async def test_what_waited_for_an_agent_that_comes_here_is_its_mail():
             assert [body for body, _ in await take(receiver, 1)] == [b"hello"]
 
 
+async def test_mail_follows_an_agent_that_moves_there_and_back_again():
+    alice, bob = new_key(), new_key()
+    async with two_relays() as (a, _, c, _), at_home(a, alice) as sender:
+        async with at_home(c, bob):
+            envelope = make_envelope(alice, bob.did)
+            assert (await submit(sender, envelope)).rejected == ()
+            await until_state(sender, envelope, "forwarded")
+        # never acked at c: what lies there comes back with the agent
+        newer = record_of(bob, a, seq=int(time.time() * 1000) + 60_000)
+        async with speaker(a.url, bob, record=newer) as receiver:
+            assert await take(receiver, 1) == [(b"hello", True)]
+
+
 async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around():
     alice, bob = new_key(), new_key()
     a, c = places(2)

@@ -25,8 +25,18 @@ from relay.core.frames import (
 )
 from relay.core.ids import Epoch
 from relay.core.receipts import ReceiptItem
+from relay.federation import link as link_module
 from relay.federation.links import Links
-from tests.federation.relays import Chooser, Dialler, Everybody, peer, running_links, until
+from tests.federation.relays import (
+    Chooser,
+    Dialler,
+    Everybody,
+    peer,
+    places,
+    relay_at,
+    running_links,
+    until,
+)
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
 
 CLOSED = {"federation": "closed"}
@@ -205,7 +215,7 @@ async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_
             link = links.live()[0]
         await until(lambda: not links.live())
         with pytest.raises(UnavailableError):
-            await link.submit([make_envelope(new_key(), new_key().did).wire])
+            await link.submit([make_envelope(new_key(), key.did).wire])
         assert ("went", key.did, ErrorCode.DRAINING) in chooser.notes
         async with running_node(federation="open", key=key, listen=f"127.0.0.1:{port}"):
             await until(links.live)
@@ -232,3 +242,66 @@ async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
                 await links.drain()
         await until(lambda: not node.built.node.peers.inbound)
     assert metrics.INTERNAL._value.get() == before
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
+    alice, bob = new_key(), new_key()
+    async with (
+        running_node(federation="open") as node,
+        speaker(node.url, bob),
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        link = await links.reach(node.built.node.key.did, node.url)
+        async with asyncio.TaskGroup() as tasks:
+            given_up = tasks.create_task(link.submit([make_envelope(alice, bob.did).wire]))
+            await asyncio.sleep(0)
+            given_up.cancel()
+        taken = await link.submit([make_envelope(alice, bob.did).wire])
+        assert len(taken.outcomes) == 1
+        assert link.ended is None
+
+
+class Stall:
+    """A way to a relay on which, once told so, nothing comes through any more."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self.stalled = asyncio.Event()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._pump(reader, far_writer))
+            tasks.create_task(self._pump(far_reader, writer))
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65536):
+                if not self.stalled.is_set():
+                    writer.write(data)
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+
+async def test_a_line_on_which_nothing_comes_back_is_given_up_long_before_its_ping_dies(
+    monkeypatch,
+):
+    monkeypatch.setattr(link_module, "ASK_S", 0.3)
+    [back] = places(1)
+    stall = Stall(back.port)
+    server = await asyncio.start_server(stall.carry, "127.0.0.1", 0)
+    way = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with (
+        server,
+        relay_at(back, federation="open", public_url=way),
+        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+    ):
+        link = await links.reach(back.did, way)
+        stall.stalled.set()
+        with pytest.raises(UnavailableError):
+            await link.ask(lambda ref: Resolve(ref, new_key().did))
+        assert link.ended
+        stall.stalled.clear()
+        await until(lambda: not links.live())

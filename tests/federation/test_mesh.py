@@ -184,6 +184,32 @@ async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_heard_meanwhile()
         assert len(node.built.node.mesh.following.index) < 700
 
 
+async def test_a_peer_that_floods_is_read_more_slowly_and_its_questions_wait():
+    [a] = places(1)
+    async with relay_at(a, **OPEN), peer(a.url, a.did) as bad, peer(a.url, a.did) as good:
+        rubbish = Gossip(("x",) * 1_024)
+        began = clock.monotonic()
+        for _ in range(4):
+            await bad.say(rubbish)
+        await good.say(Want("w", view=True))
+        await good.hear(View)
+        assert clock.monotonic() - began < 1
+        await bad.hear(Bye)
+        assert clock.monotonic() - began > 0.4
+
+
+async def test_a_peer_that_asks_without_end_is_answered_at_a_rate():
+    [a] = places(1)
+    async with relay_at(a, **OPEN), peer(a.url, a.did) as there:
+        began = clock.monotonic()
+        for n in range(600):
+            await there.say(Want(f"w{n}", view=True))
+        for _ in range(600):
+            await there.hear(View)
+        # 400 at once, the other 200 within a second
+        assert 0.8 < clock.monotonic() - began < 6
+
+
 async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(hearing.Allowance, "take", lambda _self, _peer, count, _now: count)

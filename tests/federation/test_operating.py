@@ -39,6 +39,7 @@ async def test_two_relays_whose_operators_add_each_other_are_linked_both_ways():
         [one] = listed["peers"]
         assert (one["linked"], one["inbound"], one["state"]) == (True, 1, "alive")
         assert one["refused"] is None
+        assert one["outbox"] == {"count": 0, "bytes": 0}
         assert one["sees_us"]["state"] in {"alive", "suspect"}
         status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}")
         assert status == 200

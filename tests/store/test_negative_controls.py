@@ -83,7 +83,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "ids are remembered",
-        "if fate ~= 'S' or is_live(inbox, seq) then",
+        "if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then",
         "if false then",
         test_append.test_the_same_envelope_again_is_answered_as_the_first_time,
     ),
@@ -268,6 +268,12 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_outbox.test_what_was_forwarded_stays_so_when_the_agent_is_home_again,
     ),
     (
+        "what a peer brings back is kept",
+        "local is_back = item.via and has_gone(box, fate)",
+        "local is_back = false",
+        test_outbox.test_what_a_peer_brings_back_to_the_agents_home_is_kept_and_marked,
+    ),
+    (
         "a refusal of a courier says what the marks say",
         "return box.home or item.marked or item.seq <= math.max(box.handed, box.taken) or",
         "return true or",
@@ -301,7 +307,7 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a lost entry is no duplicate",
-        "if fate ~= 'S' or is_live(inbox, seq) then",
+        "if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then",
         "if true then",
         test_faults.test_an_envelope_that_the_store_lost_is_no_duplicate,
     ),

@@ -304,6 +304,26 @@ async def test_what_was_forwarded_stays_so_when_the_agent_is_home_again(world: W
     assert await shown(world.store, await opened(world.store)) == []
 
 
+async def test_what_a_peer_brings_back_to_the_agents_home_is_kept_and_marked(world: World) -> None:
+    await moves(world.store, 1, home=False)
+    await bring(world.store, 1)
+    await forward(world.store, await courier(world.store), 1)
+    await moves(world.store, 2, home=True)
+    (back,) = await world.store.append([entry(1, via=PEER)])
+    assert (back.dup, back.away) == (False, False), "no receipt for what is nowhere"
+    assert await shown(world.store, await opened(world.store)) == [(back.seq, True)]
+    (again,) = await world.store.append([entry(1, via=PEER)])
+    assert again == Accepted(back.seq, back.epoch, True, None)
+
+
+async def test_what_a_peer_brings_back_to_no_home_has_moved(world: World) -> None:
+    await moves(world.store, 1, home=False)
+    await bring(world.store, 1, 2)
+    await forward(world.store, await courier(world.store), 1)
+    for no in await world.store.append([entry(1, via=PEER2), entry(2, via=PEER2)]):
+        assert (code(no), no.record) == (ErrorCode.MOVED, "record1")
+
+
 async def test_only_the_newest_courier_forwards(world: World) -> None:
     await moves(world.store, 1, home=False)
     await bring(world.store, 1)

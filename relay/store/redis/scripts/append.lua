@@ -254,10 +254,13 @@ local function accept(inbox, peer, facts, wire, is_barred)
   if known[1] then
     local fate, seq, eid16 = struct.unpack(SEEN, known[1])
     if eid16 ~= item.eid16 then return {inbox, 'replayed'} end
-    if fate ~= 'S' or is_live(inbox, seq) then
+    local is_back = item.via and has_gone(box, fate)
+    if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then
       return {inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
     end
-    -- the store lost it: no receipt for what is nowhere; kept anew, perhaps shown before
+    if is_back and not box.home then return elsewhere(inbox) end
+    -- the store lost it, or a peer brings back what had gone to it: no receipt for what is nowhere
+    -- here; kept anew, perhaps shown before
     if not item.marked then return {inbox, 'lost'} end
   end
   local quota = quota_of(box, item.sender)
