@@ -184,8 +184,8 @@ class Outbox:
         return bool(self._ready or self._later)
 
     def land(self, ref: str, *, maybe_stored: bool) -> None:
-        """There is no answer to a direct submit."""
-        for waiting in self._land(ref):
+        """There is no answer to a direct submit; after the end there is nothing to land."""
+        for waiting in self._land(ref) if ref in self._flights else ():
             waiting.maybe_stored = waiting.maybe_stored or maybe_stored
 
     def release(self, items: list[Waiting], now: Timestamp, *, try_again: bool) -> None:
