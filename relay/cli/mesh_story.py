@@ -109,8 +109,8 @@ async def _first_envelope(
             _check_message(message, alice, sent, TEXTS[0])
             await message.ack()
             story.tell(
-                f"Alice at A wrote to that handle. A signed: {sent.durability}, {sent.custody}; "
-                f"{arrived * 1000:.0f} ms later Carol had it at C, checked Alice's signature, "
+                f"Alice at A asked where that handle leads, and wrote there. A signed: "
+                f"{sent.durability}, {sent.custody}; {arrived * 1000:.0f} ms later Carol had it at C, checked Alice's signature, "
                 f"and acked: {TEXTS[0]!r}"
             )
 
