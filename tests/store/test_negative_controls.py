@@ -139,7 +139,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         "a bounce is nobody's to refuse",
         "if not item.bounces then return nil end",
         "",
-        test_rules.test_a_bounce_is_nobodys_to_refuse,
+        test_outbox.test_bounces_of_other_relays_pass_the_rules_and_have_a_share,
     ),
     (
         "the barred stay out",
