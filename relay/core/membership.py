@@ -105,6 +105,7 @@ class Roster:
     def __init__(self, own: Did) -> None:
         self._own = own
         self._peers: dict[Did, Peer] = {}
+        self._orders: dict[str, list[Did]] = {}
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -121,10 +122,12 @@ class Roster:
         if did == self._own or did in self._peers:
             return False
         self._peers[did] = Peer(did)
+        self._orders.clear()
         return True
 
     def remove(self, did: Did) -> bool:
         """Forget a peer; False if it was not known."""
+        self._orders.clear()
         return self._peers.pop(did, None) is not None
 
     def reached(self, did: Did, now: Timestamp) -> bool:
@@ -170,17 +173,26 @@ class Roster:
 
         The choice is this relay's own, so the links of all relays together make a random graph.
         """
-        here = [peer.did for peer in self._peers.values() if peer.state != "gone"]
-        return self._chosen(here if len(here) >= MAX_LINKS else list(self._peers), now)
+        here = {peer.did for peer in self._peers.values() if peer.state != "gone"}
+        return self._chosen(here if len(here) >= MAX_LINKS else self._peers.keys(), now)
 
-    def _chosen(self, dids: list[Did], now: Timestamp) -> frozenset[Did]:
+    def _chosen(self, dids: Collection[Did], now: Timestamp) -> frozenset[Did]:
         if len(dids) <= MAX_LINKS:
             return frozenset(dids)
-        dids.sort(key=lambda did: self._rank(did, "stable"))
-        stable, others = dids[: MAX_LINKS - ROTATED], dids[MAX_LINKS - ROTATED :]
-        hour = str(int(now // ROTATION_S))
-        others.sort(key=lambda did: self._rank(did, hour))
+        stable = [did for did in self._ranked("stable") if did in dids][: MAX_LINKS - ROTATED]
+        hourly = [did for did in self._ranked(str(int(now // ROTATION_S))) if did in dids]
+        others = [did for did in hourly[:MAX_LINKS] if did not in stable]
         return frozenset(stable + others[:ROTATED])
+
+    def _ranked(self, salt: str) -> list[Did]:
+        """All peers in an order of this relay's own; remembered, since it is asked for often."""
+        found = self._orders.get(salt)
+        if found is None:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            found = sorted(self._peers, key=lambda did: self._rank(did, salt))
+            self._orders[salt] = found
+        return found
 
     def due(self, now: Timestamp, linked: Collection[Did] = ()) -> list[Did]:
         """Whom to dial now; ``linked``: to whom there is a link, or a dial under way.
@@ -195,7 +207,7 @@ class Roster:
         return min((at for at, _ in self._dials(now, linked)), default=None)
 
     def _dials(self, now: Timestamp, linked: Collection[Did]) -> list[tuple[Timestamp, Did]]:
-        wanted = self.kept(now) | self._chosen(list(self._peers), now)
+        wanted = self.kept(now) | self._chosen(self._peers.keys(), now)
         return [(self._peers[did].dial_at, did) for did in sorted(wanted) if did not in linked]
 
     def pick(self, count: int, pick: Pick, linked: Collection[Did]) -> list[Did]:
