@@ -109,9 +109,9 @@ async def _first_envelope(
             _check_message(message, alice, sent, TEXTS[0])
             await message.ack()
             story.tell(
-                f"Alice at A asked where that handle leads, and wrote there. A signed: "
-                f"{sent.durability}, {sent.custody}; {arrived * 1000:.0f} ms later Carol had it at C, checked Alice's signature, "
-                f"and acked: {TEXTS[0]!r}"
+                "Alice at A asked where that handle leads, and wrote there. "
+                f"A signed: {sent.durability}, {sent.custody}; {arrived * 1000:.0f} ms later Carol "
+                f"had it at C, checked Alice's signature, and acked: {TEXTS[0]!r}"
             )
 
 
