@@ -105,6 +105,9 @@ class Settings(BaseSettings):
         description="Envelopes a minute from one network (IPv4: /24, IPv6: /56) of senders that "
         "their recipients do not know.",
     )
+    peer_stranger_rate: int = Field(
+        6_000, ge=1, description="Envelopes a minute of such senders that one peer brings."
+    )
     max_connections: int = Field(20_000, ge=1, description="WebSocket connections of this node.")
     max_connections_per_ip: int = Field(
         4_096, ge=1, description="WebSocket connections from one address (IPv6: one /64)."

@@ -66,6 +66,7 @@ class Relay:
         self._exchange: Exchange | None = None
         self._dial_at: float | None = None
         self._new_links: list[Did] = []
+        self._held: set[str] = set()
         self._planned = object()
         self._busy_until = 0.0
 
@@ -77,7 +78,10 @@ class Relay:
             self.tell(record, None)
 
     def take(self, record: Light) -> bool:
-        """Merge one record by its order, as a store does."""
+        """Merge one record by its order, as a store does; what is held already is known at once."""
+        if record.text in self._held:
+            return False
+        self._held.add(record.text)
         if not self.index.put(record.agent, record.order):
             return False
         self.world.held(self, record)

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from relay import clock
 from relay.client.connection import Line, Said, dial
-from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, of, typed
+from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, of, typed
 from relay.client.home_inbox import HomeInbox
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
@@ -139,7 +139,7 @@ class Conversation:
             AgentError: the relay's no, or no answer in time.
         """
         if self.company.ended is not None:
-            raise self.company.ended
+            raise again(self.company.ended)
         answer = self.questions.ask(make)
         self.wake()
         try:
@@ -338,7 +338,7 @@ class Conversation:
         homes = self.company.homes
         answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
         if isinstance(answer, Resolved):
-            homes.learn(line.relay, answer)
+            homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
         self.has_asked = True
         self.company.line_changed()
         await self.company.all_asked()

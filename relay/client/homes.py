@@ -55,15 +55,22 @@ class Homes:
         """A relay has proved itself at ``url``."""
         self._members[relay] = url
 
-    def learn(self, relay: Did, answer: Resolved) -> None:
+    def learn(self, relay: Did, answer: Resolved, *, has_inbox: bool) -> None:
         """Take a relay's answer about the own record.
 
+        Args:
+            relay: whose answer.
+            answer: found, absent or unreadable.
+            has_inbox: the relay has opened an inbox of this agent, so it is a home.
+
         Raises:
-            UnavailableError: it could not be read just now.
-            ProtocolError: it is not of this agent.
+            UnavailableError: nobody can say now where this agent lives.
+            ProtocolError: the record is not of this agent.
         """
-        if answer.state == "unreadable":
-            raise typed(ErrorCode.STORAGE_UNAVAILABLE, "the relay cannot read its directory")
+        if answer.state == "unreadable" and self.newest is None and not has_inbox:
+            # a relay may be unable to ask others; who has an inbox at it need not wait for them
+            detail = "the relay cannot tell which record it holds of this agent"
+            raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
         if answer.record is not None:
             self._hold(relay, answer.record)
 
@@ -187,7 +194,16 @@ class Homes:
         seq = self.state.record_seq
         # a clock that was set back must not make a record that no seq fits any more
         at = Timestamp(max(now, seq / 1000 - records.SEQ_SLACK_S + 1))
-        compact = records.sign(self.key, best, now=at, newest_seq=seq, handles=handles)
+        newest = self.newest
+        compact = records.sign(
+            self.key,
+            best,
+            now=at,
+            newest_seq=seq,
+            handles=handles,
+            drain=newest.drain if newest else (),
+            enc=newest.enc if newest else None,
+        )
         self._keep(records.parse(compact))
         return compact
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import clock
+from relay.client import naming
 from relay.client import origin as origins
 from relay.client.asking import Asking
 from relay.client.conversation import Conversation
@@ -27,7 +28,7 @@ from relay.client.custody import Custody
 from relay.client.detour import Detours
 from relay.client.errors import AgentError, SupersededError
 from relay.client.following import Following
-from relay.client.handles import Handles
+from relay.client.handles import Handles, Heard
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
@@ -36,6 +37,7 @@ from relay.client.outbox import Outbox
 from relay.client.outcomes import Outcomes
 from relay.client.state import State
 from relay.client.tasks import task_group
+from relay.core.errors import RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 from relay.core.records import EndpointRecord, Home
@@ -75,7 +77,7 @@ class Sessions:
         self.detours = Detours(self)
         self.outbox = Outbox(self.custody, self.detours.wake)
         self.asking = Asking(self)
-        self.handles = Handles(self.asking.find, knowledge=knowledge)
+        self.handles = Handles(self.asking.find, self._forward, knowledge)
         opener = Opener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
@@ -135,11 +137,18 @@ class Sessions:
             return
         conversation.inbox.end(failure)
         if self._ended is None and failure.record is not None:
-            self.homes.told(failure.record)
-            self._add_homes()
+            self._moved(failure.record, conversation.relay)
         if isinstance(failure, SupersededError) or not self.conversations:
             self.end(failure)
         self.line_changed()
+
+    def _moved(self, record: str, relay: Did | None) -> None:
+        """A relay says where the agent lives instead; it is not dialled again for that."""
+        try:
+            self.homes.told(record)
+        except RelayError as exc:
+            _log.warning("%s shows a record that is none of ours: %s", relay, exc)
+        self._add_homes(but_for=relay)
 
     async def _follow_record(self) -> None:
         """Converse with each home that the newest record names."""
@@ -149,10 +158,10 @@ class Sessions:
             self.line_changed()
             await news.wait()
 
-    def _add_homes(self) -> None:
+    def _add_homes(self, but_for: Did | None = None) -> None:
         newest = self.homes.newest
         for home in newest.relays if newest else ():
-            if not self.is_ours(home.did):
+            if home.did != but_for and not self.is_ours(home.did):
                 self._add_home(home)
 
     def _add_home(self, home: Home) -> None:
@@ -250,6 +259,11 @@ class Sessions:
     def is_inside(self) -> bool:
         """Whether a relay that the program names has an address that is not public."""
         return any(one.is_inside for one in self._named)
+
+    async def _forward(self, handle: str) -> Heard:
+        """Ask the sources of a handle from here; those on this machine only for who lives on it."""
+        is_here = any(one.is_loopback for one in self._named)
+        return await naming.forward(handle, plain=is_here)
 
     def _may_be_ours(self, eid: Eid) -> bool:
         """Whether this agent may have sent it: a journal knows more than this process does."""

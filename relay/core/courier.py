@@ -15,8 +15,9 @@ reached another relay than the one it goes to next is marked.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Final, NamedTuple
 
 from relay.core.errors import ErrorCode, Refusal
@@ -36,7 +37,7 @@ CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 20.0
-CLOSED_S: Final = 30
+CLOSED_S: Final = 10
 
 _RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
 
@@ -60,6 +61,7 @@ class Answer:
         wait_s: seconds until the rest is tried again; None where nothing is left.
         closed: no more of this recipient's for a while.
         record: the recipient's newer record: it lives elsewhere.
+        is_anew: the inbox is to be opened anew before the rest is tried, so that marks are durable.
     """
 
     taken: tuple[Seq, ...]
@@ -67,6 +69,7 @@ class Answer:
     wait_s: float | None = None
     closed: Refusal | None = None
     record: str | None = None
+    is_anew: bool = False
 
 
 @dataclass(slots=True)
@@ -80,6 +83,7 @@ class Load:
     durability: Durability
     _ready: deque[Carried] = field(default_factory=deque)
     _under_way: list[Carried] = field(default_factory=list)
+    _ended: set[Seq] = field(default_factory=set)
     _failures: int = 0
 
     def hand(self, items: Sequence[DeliverItem]) -> None:
@@ -107,9 +111,13 @@ class Load:
         return list(self._under_way)
 
     def doubtful(self) -> Seq:
-        """The last seq that some relay may have without our knowing; 0 where there is none."""
+        """The last seq that some relay may have while it still waits here; 0: there is none."""
         left = [*self._under_way, *(item for item in self._ready if item.maybe_at)]
-        return max((item.seq for item in left), default=Seq(0))
+        return max((*self._ended, *(item.seq for item in left)), default=Seq(0))
+
+    def concluded(self, seqs: Iterable[Seq]) -> None:
+        """These ended here, too, durably."""
+        self._ended.difference_update(seqs)
 
     def is_doubtful(self, *, but: Did) -> bool:
         """Whether another relay than ``but`` may have some of what is in hand."""
@@ -133,15 +141,18 @@ class Load:
                     taken.append(item.seq)
                 else:
                     left.append(_maybe(item, relay))
-            elif outcome.error in PERMANENT:
+            elif outcome.error in PERMANENT and not _is_untold(item):
                 refused.append((item.seq, outcome.error))
             else:
                 noes.append(outcome)
                 left.append(_maybe(item, relay) if outcome.stored == "unknown" else item)
+        self._ended.update(taken, (seq for seq, _ in refused))
         self._put_back(left)
         if not left:
             self._failures = 0
             return Answer(tuple(taken), tuple(refused))
+        if any(no.error in PERMANENT for no in noes):
+            return Answer(tuple(taken), tuple(refused), 0.0, is_anew=True)
         if taken:
             self._failures = 0
         return self._later(tuple(taken), tuple(refused), noes)
@@ -151,13 +162,18 @@ class Load:
     ) -> Answer:
         record = next((no.record for no in noes if no.record is not None), None)
         if record is not None:
-            return Answer(taken, refused, 0.0, record=record)
+            # at once, but once only: the record may be no news, then this is a circle
+            wait_s = self._pause() if self._failures else 0.0
+            self._failures = max(self._failures, 1)
+            return Answer(taken, refused, wait_s, record=record)
         asked = max((no.retry_after or 0 for no in noes), default=0)
         shut = next((no for no in noes if no.error in CLOSING), None)
-        closed = None
+        wait_s, closed = max(self._pause(), float(asked)), None
         if shut is not None:
-            closed = Refusal(shut.error, shut.detail, retry_after=max(asked, CLOSED_S))
-        return Answer(taken, refused, max(self._pause(), float(asked)), closed)
+            # tried again no sooner than admitted again: each try costs its senders' rates there
+            wait_s = max(wait_s, CLOSED_S)
+            closed = Refusal(shut.error, shut.detail, retry_after=ceil(wait_s))
+        return Answer(taken, refused, wait_s, closed)
 
     def lost(self, relay: Did) -> float:
         """No answer: it may have them; gives the seconds until they are tried again."""
@@ -186,6 +202,11 @@ def is_marked(item: Carried, relay: Did) -> bool:
     What that relay itself may have stored needs no mark: it knows the id.
     """
     return item.redelivered or bool(item.maybe_at - {relay})
+
+
+def _is_untold(item: Carried) -> bool:
+    """Whether a relay may have had it and no durable mark says so, by which its bounce would go."""
+    return bool(item.maybe_at) and not item.redelivered
 
 
 def _maybe(item: Carried, relay: Did) -> Carried:

@@ -42,12 +42,14 @@ class Holdings:
     def is_strange(self, item: StoredEnvelope) -> bool:
         """Whether nobody here knows the sender; the relay itself, whose word a bounce is, is none.
 
-        Nor is the agent, which may write to itself. Where an agent lives elsewhere, nobody knows
-        whom it knows: its home will say.
+        Nor is the agent, which may write to itself. Another relay is one: its bounces pass the
+        rules, but whoever runs many relays must not fill an inbox with them. Where an agent lives
+        elsewhere, nobody knows whom it knows: its home will say.
         """
         if not self.home:
             return True
-        return item.bounces and item.sender != self.key and not self.rules.knows(item.sender)
+        is_own_word = not item.bounces and item.via is None
+        return not is_own_word and item.sender != self.key and not self.rules.knows(item.sender)
 
     def _rules_out(self, item: StoredEnvelope) -> Refusal | None:
         if not self.home or not item.bounces or item.sender == self.key:

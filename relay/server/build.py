@@ -204,6 +204,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             keys=keys,
             rates=SenderRates(settings.sender_rate),
             strangers=StrangerRates(settings.stranger_rate),
+            brought=StrangerRates(settings.peer_stranger_rate),
             commits=_accepts(store, delivery, contacts, forwarding),
             durability=lambda: store.durability,
             denied=deny,

@@ -211,14 +211,22 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
     try:
         async with asyncio.timeout(built.settings.drain_s):
             await node.intake.commits.idle()
-            await node.forwarding.drain()
+            await _leave_outboxes(built)
             await node.acks.idle()
-            await built.links.drain()
-            await endpoint.drain()
+            await asyncio.gather(built.links.drain(), endpoint.drain())
     except TimeoutError:
         log.loop_failed("drain", ErrorCode.DRAINING)
     with contextlib.suppress(RelayError):
         await node.store.leave(node.node_id)
+
+
+async def _leave_outboxes(built: Built) -> None:
+    """Couriers end cleanly, but a relay that does not answer keeps no agent from its goodbye."""
+    try:
+        async with asyncio.timeout(built.settings.drain_s / 2):
+            await built.node.forwarding.drain()
+    except TimeoutError:
+        log.loop_failed("forward", ErrorCode.DRAINING)
 
 
 def _server(app: Any, settings: Settings) -> _Server:

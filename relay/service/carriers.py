@@ -12,8 +12,9 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+from relay import log, metrics
 from relay.core.courier import Carried, is_marked
-from relay.core.errors import RelayError, UnavailableError
+from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.frames import MAX_ENVELOPES
 from relay.core.ids import Did
 from relay.core.records import Home
@@ -114,9 +115,11 @@ class Carrier:
         try:
             taken = await self._submit([item for parcel in parcels for item in parcel.items])
         except RelayError as exc:
-            for parcel in parcels:
-                if not parcel.answer.done():
-                    parcel.answer.set_exception(_again(exc))
+            _fail(parcels, exc)
+        except Exception:  # noqa: BLE001  a bug about one relay must not end the couriers to others
+            log.internal_error("carrier")
+            metrics.INTERNAL.inc()
+            _fail(parcels, RelayError(ErrorCode.INTERNAL, "a bug of this relay"))
         else:
             at = 0
             for parcel in parcels:
@@ -138,6 +141,12 @@ class Carrier:
             raise said from exc
         marked = [at for at, item in enumerate(items) if is_marked(item, home.did)]
         return await link.submit([item.wire for item in items], hops=(self._me,), marked=marked)
+
+
+def _fail(parcels: Sequence[_Parcel], exc: RelayError) -> None:
+    for parcel in parcels:
+        if not parcel.answer.done():
+            parcel.answer.set_exception(_again(exc))
 
 
 def _again(exc: RelayError) -> RelayError:

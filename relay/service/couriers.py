@@ -91,9 +91,12 @@ class Courier(Follower):
         needs: of the node.
         inbox: whose.
         opened: its session, just opened.
+        peer: the relay that it waits for; tried first.
     """
 
-    def __init__(self, needs: Needs, inbox: AgentKey, opened: Opened) -> None:
+    def __init__(
+        self, needs: Needs, inbox: AgentKey, opened: Opened, peer: AgentKey | None = None
+    ) -> None:
         session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
         session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
         super().__init__(session, needs.store)
@@ -106,9 +109,10 @@ class Courier(Follower):
         self._has_ended = False
         self._forwarded: Forwarded | None = None
         self._unacked = 0
-        self._tried = 0
         self._known: Sequence[Home] = ()
         self._known_until = 0.0
+        self._peer = peer
+        self._waits: list[float] = []
         self._lease_until = clock.monotonic() + LEASE_S
 
     async def run(self) -> None:
@@ -121,6 +125,8 @@ class Courier(Follower):
             # what was stored between opening and attaching had nobody to tell
             self.woken()
             rest = await self._carry_all()
+            # once it is closed, an ack that is on its way comes too late
+            await self._acked()
         finally:
             needs.delivery.detach(self._inbox, self)
             self._session.lost()
@@ -152,25 +158,22 @@ class Courier(Follower):
 
     async def _carry(self, items: Sequence[Carried]) -> Rest | None:
         """One batch; gives how to leave the inbox where that is better than to go on."""
-        homes = await self._homes()
+        try:
+            homes = await self._homes()
+        except RelayError:
+            return Rest(self._load.unsent())
         if not homes:
             no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
             return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
-        # the next one where the one before could not be reached
-        home = homes[self._tried % len(homes)]
-        if self._load.is_doubtful(but=home.did):
-            # another relay may have some of it: opened anew, all of that is marked for good
-            self._load.unsent()
-            return Rest(0.0, parse_did(home.did).agent_key)
-        answer = await self._submit(home, items)
+        home = next((one for one in homes if _key(one) == self._peer), homes[0])
+        answer = await self._submit(home, items, homes)
         self._conclude(answer)
         if answer.record is not None:
             await self._needs.learn(answer.record, home.did)
             self._known_until = 0.0
         wait_s = answer.wait_s or 0.0
-        if wait_s > SHORT_S or answer.closed is not None:
-            await self._acked()
-            return Rest(wait_s, parse_did(home.did).agent_key, answer.closed)
+        if answer.is_anew or wait_s > SHORT_S or answer.closed is not None:
+            return Rest(wait_s, self._peer, answer.closed)
         await self._pause(wait_s)
         return None
 
@@ -182,22 +185,36 @@ class Courier(Follower):
             self._known_until = now + HOMES_S
         return self._known
 
-    async def _submit(self, home: Home, items: Sequence[Carried]) -> Answer:
-        load = self._load
+    async def _submit(self, home: Home, items: Sequence[Carried], homes: Sequence[Home]) -> Answer:
+        load, self._peer = self._load, _key(home)
         try:
             taken = await self._needs.carrier(home).submit(items)
         except NotSentError as exc:
-            self._tried += 1
             self._known_until = 0.0
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+            failed = Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+            return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            return Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+            failed = Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+            return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
+        if answer.closed is not None:
+            return self._turn(home, homes, answer)
+        self._waits.clear()
         return answer
+
+    def _turn(self, home: Home, homes: Sequence[Home], no: Answer) -> Answer:
+        """From a home that takes nothing to the next at once; a pause once none does."""
+        self._peer = _key(homes[(homes.index(home) + 1) % len(homes)])
+        self._waits.append(no.wait_s or 0.0)
+        if len(self._waits) < len(homes):
+            return replace(no, wait_s=0.0, closed=None)
+        wait_s = min(self._waits)
+        self._waits.clear()
+        return replace(no, wait_s=wait_s)
 
     def _conclude(self, answer: Answer) -> None:
         if not answer.taken and not answer.refused:
@@ -235,7 +252,7 @@ class Courier(Follower):
 
     async def _acked(self) -> None:
         """Wait until what was taken over is durably so here."""
-        while self._unacked and not self._has_ended:
+        while self._unacked:
             self._work.clear()
             await self._work.wait()
 
@@ -273,8 +290,10 @@ class Courier(Follower):
         for request, result in results:
             if isinstance(result, Refusal) and result.code in _AGAIN and not self._has_ended:
                 loop.call_later(ACK_AGAIN_S, self._needs.acks.put, self, [request])
-            else:
-                self._unacked -= 1
+                continue
+            self._unacked -= 1
+            if not isinstance(result, Refusal):
+                self._load.concluded((*request.ack.seqs, *(seq for seq, _ in request.ack.refuse)))
         super().decided(results)
         self._work.set()
 
@@ -297,4 +316,8 @@ def _proof(home: Home, taken: Taken) -> Forwarded | None:
     if taken.compact is None:
         return None
     digest = hashlib.sha256(taken.compact.encode()).digest()
-    return Forwarded(parse_did(home.did).agent_key, digest)
+    return Forwarded(_key(home), digest)
+
+
+def _key(home: Home) -> AgentKey:
+    return parse_did(home.did).agent_key

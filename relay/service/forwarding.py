@@ -1,4 +1,4 @@
-"""Forwarding: couriers for every away inbox of this relay that this node was lent (§5.3).
+"""Forwarding: couriers for every away inbox of this relay that this node was lent (§5.2).
 
 Rules of the file: what is due is the store's word, lent for a while, so that one node carries an
 inbox at a time and another goes on when that one is gone. At most :data:`MOST_COURIERS` at once:
@@ -98,29 +98,33 @@ class Forwarding:
             metrics.LOOP_FAILURES.labels("forward").inc()
             log.loop_failed("forward", exc.code)
             return
+        except Exception:  # noqa: BLE001  a bug in one look must not end all that follow
+            _log_bug("forward")
+            return
         for one in due:
             if one.inbox not in self._couriers:
                 self._couriers[one.inbox] = None
-                self._spawn(self._carry(one.inbox))
+                self._spawn(self._carry(one.inbox, one.peer))
         if len(due) == room:
             self._due.set()
 
-    async def _carry(self, inbox: AgentKey) -> None:
+    async def _carry(self, inbox: AgentKey, peer: AgentKey | None) -> None:
         metrics.COURIERS.inc()
         try:
             opened = await self.store.open(
                 OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
             )
             if not isinstance(opened, Refusal):
-                courier = self._couriers[inbox] = Courier(self._needs(), inbox, opened)
+                courier = self._couriers[inbox] = Courier(self._needs(), inbox, opened, peer)
+                if self._is_draining:
+                    courier.stop()
                 await courier.run()
         except RelayError as exc:
             # the loan lapses, and it is due again
             metrics.LOOP_FAILURES.labels("courier").inc()
             log.loop_failed("courier", exc.code)
         except Exception:  # noqa: BLE001  a bug in one courier must not end the others
-            metrics.INTERNAL.inc()
-            log.internal_error("courier")
+            _log_bug("courier")
         finally:
             metrics.COURIERS.dec()
             del self._couriers[inbox]
@@ -151,4 +155,16 @@ class Forwarding:
     def _spawn(self, work: Coroutine[Any, Any, None]) -> object:
         if self._tasks is None:
             raise RuntimeError("forwarding has not begun")
-        return self._tasks.create_task(work)
+        return self._tasks.create_task(_guarded(work))
+
+
+async def _guarded(work: Coroutine[Any, Any, None]) -> None:
+    try:
+        await work
+    except Exception:  # noqa: BLE001  a bug about one inbox or relay must not end the others
+        _log_bug("forward")
+
+
+def _log_bug(where: str) -> None:
+    metrics.INTERNAL.inc()
+    log.internal_error(where)

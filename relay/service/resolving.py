@@ -126,7 +126,8 @@ class Resolving:
         if now_held.record is not None:
             return now_held
         nobody_said = all(one is None for one in said) and bool(said or self.links.wanted())
-        if now_held.state == "unreadable" or nobody_said:
+        # somebody has one, but it could not be kept here: the directory is full
+        if now_held.state == "unreadable" or nobody_said or any(said):
             return Found("unreadable")
         result = Found("absent")
         self._remember(did, result)
@@ -187,7 +188,7 @@ def homes_of(record: EndpointRecord, but: Did) -> list[Home]:
 
 @dataclass(slots=True)
 class Routing:
-    """Which relay an envelope may wait for (PROTOCOL.md §5.3).
+    """Which relay an envelope may wait for (PROTOCOL.md §5.2).
 
     Args:
         resolving: finds the recipient's record.
@@ -228,6 +229,12 @@ class Routing:
         return peer
 
     async def all(self, did: Did) -> Sequence[Home]:
-        """All homes that this relay may dial for an agent, the preferred one first."""
+        """All homes that this relay may dial for an agent, the preferred one first.
+
+        Raises:
+            UnavailableError: ``storage_unavailable``: nobody can tell now.
+        """
         found = await self.resolving(did)
+        if found.state == "unreadable":
+            raise error(ErrorCode.STORAGE_UNAVAILABLE, "the directory cannot be read just now")
         return [home for home in self.resolving.homes(found) if self.links.allows(home.did)]

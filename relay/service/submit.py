@@ -49,7 +49,7 @@ Answer = Callable[[Submitted], None]
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.3).
+    """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.2).
 
     Args:
         sender: only what it signed itself.
@@ -105,6 +105,7 @@ class Intake:
         keys: which keys may act for a DID.
         rates: buckets of proven senders.
         strangers: buckets of networks from which strangers write.
+        brought: buckets of peers that bring what strangers write.
         commits: the group commit of accepts.
         durability: what a receipt may promise, asked at each receipt.
         denied: senders the operator does not serve.
@@ -116,6 +117,7 @@ class Intake:
     keys: Keys
     rates: SenderRates
     strangers: StrangerRates
+    brought: StrangerRates
     commits: GroupCommit[Item, Accepted]
     durability: Callable[[], Durability]
     denied: frozenset[Did]
@@ -136,10 +138,17 @@ class Submissions:
         self._intake = intake
         self._answer = answer
         self._network = network
+        self._strangers = intake.strangers
         self._waiting: deque[_Waiting] = deque()
-        self.source: Local | Peer | None = None
+        self._source: Local | Peer | None = None
         self.in_flight = 0
         self.in_flight_bytes = 0
+
+    def say_who(self, source: Local | Peer) -> None:
+        """It is known now whose submits these are."""
+        self._source = source
+        if isinstance(source, Peer):
+            self._strangers, self._network = self._intake.brought, source.did
 
     async def submit(self, ref: str, items: Sequence[object], marked: Collection[int] = ()) -> None:
         """Take a submit; the answer comes through ``answer`` when all of it is decided.
@@ -154,7 +163,7 @@ class Submissions:
         ready: list[Item] = []
         intake = self._intake
         facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
-        is_barred = intake.strangers.wait(self._network) > 0
+        is_barred = self._strangers.wait(self._network) > 0
         for index, raw in enumerate(items):
             outcome = await self._admit(raw, facts)
             if isinstance(outcome, Refusal):
@@ -162,8 +171,8 @@ class Submissions:
                 waiting.undecided -= 1
             else:
                 stored = envelopes.stored(outcome, barred=is_barred)
-                if self.source is not None:
-                    stored = _of(self.source, stored, outcome, is_marked=index in marked)
+                if self._source is not None:
+                    stored = _of(self._source, stored, outcome, is_marked=index in marked)
                 self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
@@ -212,28 +221,25 @@ class Submissions:
             submit.results[place] = ReceiptItem(
                 stored.eid, to, epoch, pos, stored.expires_at, dup, "outbox" if is_away else "inbox"
             )
-        if away and isinstance(self.source, Local):
-            self.source.spawn(self._forward(self.source, away))
+        if away and isinstance(self._source, Local):
+            self._source.spawn(self._forward(self._source, away))
         if strangers:
-            self._intake.strangers.charge(self._network, strangers)
+            self._strangers.charge(self._network, strangers)
         metrics.ACCEPTED.inc(accepted)
         metrics.DUPLICATES.inc(dups)
         self._flush()
 
     def _may_forward(self, stored: StoredEnvelope, no: Refusal) -> bool:
-        return isinstance(self.source, Local) and no.code in ELSEWHERE and stored.peer is None
+        return isinstance(self._source, Local) and no.code in ELSEWHERE and stored.peer is None
 
     async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
         """Find out where these may wait, then try again with that."""
-        found: dict[Did, AgentKey | Refusal] = {}
+        noes = {item.to: no for item, no in away if item.stored.sender == local.sender}
+        peers = await asyncio.gather(*(_find(local.routing, to, noes[to]) for to in noes))
+        found = dict(zip(noes, peers, strict=True))
         again: list[Item] = []
         for item, no in away:
-            if item.stored.sender != local.sender:
-                self._decide(item, _no_relaying(no))
-                continue
-            if item.to not in found:
-                found[item.to] = await _find(local.routing, item.to, no)
-            peer = found[item.to]
+            peer = found[item.to] if item.stored.sender == local.sender else _no_relaying(no)
             if isinstance(peer, Refusal):
                 self._decide(item, peer)
             else:
@@ -248,7 +254,7 @@ class Submissions:
         item.submit.results[item.place] = no
 
     def _refused(self, no: Refusal) -> Refusal:
-        strangers = self._intake.strangers
+        strangers = self._strangers
         if no.code in OF_STRANGERS:
             strangers.charge(self._network)
         if no.code is not ErrorCode.RATE_LIMITED:

@@ -129,6 +129,8 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
                 return Refusal(ErrorCode.STORAGE_FULL, self._full)
             if item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
                 return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
+        elif self._full is not None:
+            item = item._replace(via=None)  # answered as before: nothing is kept anew
         result = inbox.accept(
             item, self._limits, self._now(),
             clock_ok=self._clock_ok, outboxes=self._outboxes.outboxes,

@@ -248,10 +248,10 @@ class Connection(Follower):
         metrics.LOGINS.labels("ok").inc()
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
-            self._submissions.source = Peer(who.inbox, who.did)
+            self._submissions.say_who(Peer(who.inbox, who.did))
             self._node.mesh.arrived(who.did, self._dismiss)
         elif who.fence is not None:
-            self._submissions.source = Local(who.inbox, self._node.routing, self._spawn)
+            self._submissions.say_who(Local(who.inbox, self._node.routing, self._spawn))
         self._perform(self._session.opened(who, welcome))
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
@@ -295,7 +295,8 @@ class Connection(Follower):
         # a peer is answered from the own store, else questions would go in circles
         around, resolving = who.fence is not None, self._node.resolving
         if question.did is not None:
-            found = await resolving(question.did, around=around)
+            # where the asker itself lives is known here, or by the asker
+            found = await resolving(question.did, around=around and question.did != who.did)
         elif around:
             found = await resolving.by_handle(question.handle or "")
         else:

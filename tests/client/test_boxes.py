@@ -206,3 +206,89 @@ async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation()
 
 def test_an_envelope_is_one_json_object_on_the_wire():
     assert set(loads(envelope().wire)) == {"jws", "body"}
+
+
+# ---------------------------------------------------------------- strays
+
+
+def refuse_all(box: Outbox, code: ErrorCode, line: str = "") -> None:
+    frame = box.next_submit(NOW, line=line)
+    no = [Rejection(frame.ref, i, code, "no") for i in range(len(frame.envelopes))]
+    box.answered(Submitted((frame.ref,), None, tuple(no)), RELAY.did, NOW, line)
+
+
+async def test_only_the_line_that_was_asked_can_answer_and_lose_a_submit():
+    box = Outbox()
+    mine = envelope()
+    waiting = box.add(mine)
+    frame = box.next_submit(NOW, line="one")
+    with pytest.raises(ProtocolError):
+        box.answered(Submitted((frame.ref,), receipt(mine)), RELAY.did, NOW, "two")
+    assert not box.failed(frame.ref, typed(ErrorCode.OVERLOADED), NOW, "two")
+    box.lost("two")
+    assert waiting.in_flight
+    box.check_answers(Timestamp(NOW + ANSWER_S), "two")
+    box.lost("one")
+    assert wires(box.next_submit(NOW, line="two")) == [mine.wire]
+
+
+async def test_what_is_not_carried_strays_and_is_refused_after_all_when_there_is_no_way():
+    told: list[bool] = []
+    box = Outbox(strayed=lambda: told.append(True))
+    waiting = box.add(envelope())
+    refuse_all(box, ErrorCode.UNKNOWN_INBOX, "one")
+    assert (told, box.strays(), waiting.at) == ([True], [BOB.did], "one")
+    items = box.hold_strays(BOB.did)
+    assert box.strays() == []
+    box.release(items, NOW, try_again=False)
+    assert waiting.answer.exception().code == "unknown_inbox"
+
+
+async def test_without_detours_a_refusal_is_what_it_is():
+    box = Outbox()
+    waiting = box.add(envelope())
+    refuse_all(box, ErrorCode.UNKNOWN_INBOX)
+    assert waiting.answer.exception().stored == "no"
+
+
+async def test_a_direct_submit_without_an_answer_is_unknown_and_tried_again():
+    box = Outbox(strayed=lambda: None)
+    waiting = box.add(envelope())
+    refuse_all(box, ErrorCode.NOT_FEDERATED)
+    items = box.hold_strays(BOB.did)
+    submit = box.submit_direct(items, NOW, "direct")
+    assert box.next_submit(NOW) is None
+    box.land(submit.ref, maybe_stored=True)
+    box.release(items, NOW, try_again=True)
+    assert waiting.is_unknown
+    assert wires(box.next_submit(Timestamp(NOW + 6))) == wires(submit)
+
+
+async def test_what_found_no_way_while_no_relay_was_there_goes_out_at_once_when_one_is_back():
+    box = Outbox(strayed=lambda: None)
+    first, second = envelope(), envelope()
+    waiting = [box.add(first), box.add(second)]
+    box.stray_all(NOW)
+    items = box.hold_strays(BOB.did)
+    assert items == waiting
+    box.release(items, NOW, try_again=False)
+    # not again in a moment, but no relay has to wait for it
+    box.stray_all(NOW)
+    assert box.strays() == []
+    assert wires(box.next_submit(NOW)) == [first.wire, second.wire]
+
+
+async def test_the_end_reaches_what_a_detour_has_in_hand():
+    box = Outbox(strayed=lambda: None)
+    waiting = box.add(envelope())
+    refuse_all(box, ErrorCode.NOT_FEDERATED)
+    items = box.hold_strays(BOB.did)
+    submit = box.submit_direct(items, NOW, "direct")
+    gone = typed(ErrorCode.WRONG_STATE, "gone")
+    box.end(gone)
+    # the detour is cancelled a moment later, and looks after what it had
+    box.land(submit.ref, maybe_stored=True)
+    box.cut(items, gone)
+    box.release(items, NOW, try_again=True)
+    assert waiting.answer.exception().stored == "unknown"
+    assert box.next_submit(Timestamp(NOW + 60)) is None

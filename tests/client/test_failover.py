@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
-from relay.client import Agent, BlockedError, SupersededError, UnreachableError
+from relay.client import Agent, BlockedError, MovedError, SupersededError, UnreachableError
+from relay.core import records
 from relay.core.errors import ErrorCode
 from relay.core.frames import Acked, Bye
-from relay.core.ids import Epoch, Seq
+from relay.core.ids import Epoch, Seq, Timestamp
 from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node, speaker
 from tests.support.servers import wait_until
@@ -183,3 +185,37 @@ async def test_rules_are_changed_at_every_home_that_is_connected():
         with pytest.raises(BlockedError):
             await mallory.send(me.did, "denied at the second home, too")
         assert me.warnings == ()
+
+
+async def test_a_relay_that_says_moved_leads_to_the_home_that_the_record_names():
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        await talk.say(Bye(ErrorCode.MOVED, "moved", record=record))
+        await talk.until_closed()
+
+    key = new_key()
+    async with running_node() as home, lying_relay(script) as old:
+        homes = [records.Home(did(home), home.url)]
+        record = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        async with Agent.open(key, old.url) as me:
+            await send_to(home, me, "to the new home")
+            assert await take(me) == "to the new home"
+            assert old.talks == 1
+
+
+@pytest.mark.parametrize("signer", ["the agent", "somebody else"])
+async def test_a_relay_that_says_moved_to_itself_or_lies_is_not_dialled_over_and_over(signer: str):
+    async def script(talk: Talk) -> None:
+        homes = [records.Home(talk.relay.key.did, talk.relay.url)]
+        by = key if signer == "the agent" else new_key()
+        record = records.sign(by, homes, now=Timestamp(time.time() + 60))
+        await talk.log_in()
+        await talk.say(Bye(ErrorCode.MOVED, "moved", record=record))
+        await talk.until_closed()
+
+    key = new_key()
+    async with lying_relay(script) as old:
+        with pytest.raises(MovedError):
+            async with Agent.open(key, old.url) as me:
+                await anext(me.inbox())
+        assert old.talks <= 2

@@ -14,10 +14,11 @@ from relay.client.errors import typed
 from relay.client.home_inbox import HomeInbox
 from relay.client.inbox import Inbox
 from relay.client.journal import Journal
+from relay.client.knowledge import KEPT_AFTER_EXPIRY_S, Holding
 from relay.client.opening import Opener
 from relay.core.errors import ErrorCode
 from relay.core.frames import Acked
-from relay.core.ids import Eid, Epoch, Seq, Timestamp
+from relay.core.ids import Eid, Epoch, MessageId, Seq, Timestamp
 from tests.client.support import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()
@@ -224,3 +225,35 @@ async def test_a_closed_journal_says_so(tmp_path):
     kept.close()
     with pytest.raises(ClosedError):
         await kept.unanswered()
+
+
+async def test_a_file_of_an_earlier_version_gets_what_it_lacks(tmp_path):
+    kept = Journal.open(tmp_path / "state", ME.did)
+    await kept.finish(Eid("e"), LATER, None)
+    kept.close()
+    earlier = sqlite3.connect(tmp_path / "state", isolation_level=None)
+    for table in ("found", "handles", "holdings"):
+        earlier.execute(f"DROP TABLE {table}")
+    earlier.close()
+    kept = Journal.open(tmp_path / "state", ME.did)
+    assert (await kept.take([(Eid("e"), LATER)]))[Eid("e")].is_done
+    assert await kept.knowledge.pin_handle("bob@relay.example", ONE.did) == ONE.did
+    assert await kept.knowledge.pin_handle("bob@relay.example", TWO.did) == ONE.did
+    kept.close()
+
+
+async def test_who_holds_an_envelope_is_forgotten_a_day_after_it_expired(tmp_path):
+    kept = Journal.open(tmp_path / "state", ME.did)
+    now = int(clock.now())
+    young, old = (
+        Holding(Eid(eid), MessageId(eid), ONE.did, now - KEPT_AFTER_EXPIRY_S + left, (TWO.did,))
+        for eid, left in (("young", 600), ("old", -600))
+    )
+    for one in (young, old):
+        await kept.knowledge.keep_holding(one)
+    kept.close()
+    kept = Journal.open(tmp_path / "state", ME.did)
+    assert await kept.knowledge.holding(young.eid) == young
+    assert await kept.knowledge.holding_by_id(young.id) == young
+    assert await kept.knowledge.holding(old.eid) is None
+    kept.close()

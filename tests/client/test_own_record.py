@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from relay.client import Agent, ProtocolError, StaleRecordError, visit
+from relay.client import Agent, ProtocolError, StaleRecordError, StorageUnavailableError, visit
 from relay.client import origin as origins
 from relay.client.homes import JITTER, RENEW_AFTER_S, Homes
 from relay.client.state import State
@@ -14,7 +14,7 @@ from relay.core import codec, records
 from relay.core.frames import Publish, Published, Resolve, Resolved
 from relay.core.ids import Timestamp
 from relay.core.records import EndpointRecord
-from tests.client.support import Talk, lying_relay, new_key
+from tests.client.support import Talk, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
 
 pytestmark = pytest.mark.timeout(40)
@@ -108,6 +108,29 @@ async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
         assert isinstance(warning, StaleRecordError)
         record = await me.publish()
         assert record.seq > published[0].seq
+
+
+@pytest.mark.parametrize("has_inbox", [True, False])
+async def test_a_relay_that_cannot_ask_others_keeps_nobody_out_who_has_an_inbox_there(has_inbox):
+    async def script(talk: Talk) -> None:
+        said = welcome() if has_inbox else welcome(inbox=False, session=None, epoch=None)
+        await talk.log_in(said=said)
+        while True:
+            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            if isinstance(frame, Resolve):
+                await talk.say(Resolved(frame.ref, "unreadable"))
+            elif isinstance(frame, Publish):
+                await talk.say(Published(frame.ref, stored=True, kv=1, seq=1))
+
+    async with lying_relay(script) as relay:
+        opening = Agent.open(new_key(), relay.url, open_timeout_s=1.5)
+        if has_inbox:
+            async with opening as me:
+                assert me._sessions.homes.is_home(relay.key.did)
+        else:
+            # nobody knows where it lives: signing now could take it away from there
+            with pytest.raises(StorageUnavailableError):
+                await opening.__aenter__()
 
 
 # ---------------------------------------------------------------- by itself

@@ -159,6 +159,18 @@ async def test_a_record_of_somebody_else_is_no_answer():
     assert (await resolve(AGENT.did, around=True)).state == "unreadable"
 
 
+async def test_what_a_full_directory_could_not_keep_is_not_said_to_be_absent():
+    links = Links(**{OTHER.did: found(record(home(OTHER)))})
+    resolve = await resolving(links)
+
+    async def is_full(compact: str, peer: Did) -> None:
+        assert compact
+        assert peer
+
+    resolve.keep = is_full
+    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+
+
 async def test_many_askers_of_one_agent_make_one_question():
     links = Links(**{OTHER.did: ABSENT})
     links.gate = asyncio.Event()

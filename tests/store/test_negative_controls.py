@@ -137,13 +137,13 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a bounce is nobody's to refuse",
-        "if item.bounces and item.sender ~= box.inbox then",
-        "if true then",
+        "if not item.bounces then return nil end",
+        "",
         test_rules.test_a_bounce_is_nobodys_to_refuse,
     ),
     (
         "the barred stay out",
-        "if item.is_stranger and item.barred then return 'rate_limited' end",
+        "if standing == 'stranger' and item.barred then return 'rate_limited' end",
         "",
         test_rules.test_barred_are_only_strangers,
     ),
@@ -268,10 +268,16 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_outbox.test_what_was_forwarded_stays_so_when_the_agent_is_home_again,
     ),
     (
+        "bounces of other relays have a share",
+        "if item.sender == box.inbox or not (item.bounces or item.via) then return nil end",
+        "if item.sender == box.inbox or not item.bounces then return nil end",
+        test_outbox.test_bounces_of_other_relays_pass_the_rules_and_have_a_share,
+    ),
+    (
         "what a peer brings back is kept",
         "local is_back = item.via and has_gone(box, fate)",
         "local is_back = false",
-        test_outbox.test_what_a_peer_brings_back_to_the_agents_home_is_kept_and_marked,
+        test_outbox.test_what_was_forwarded_comes_back_with_a_relay_when_the_agent_is_home_again,
     ),
     (
         "a refusal of a courier says what the marks say",

@@ -304,16 +304,32 @@ async def test_what_was_forwarded_stays_so_when_the_agent_is_home_again(world: W
     assert await shown(world.store, await opened(world.store)) == []
 
 
-async def test_what_a_peer_brings_back_to_the_agents_home_is_kept_and_marked(world: World) -> None:
+async def test_what_was_forwarded_comes_back_with_a_relay_when_the_agent_is_home_again(
+    world: World,
+) -> None:
     await moves(world.store, 1, home=False)
-    await bring(world.store, 1)
-    await forward(world.store, await courier(world.store), 1)
+    await bring(world.store, 1, 2)
+    await forward(world.store, await courier(world.store), 1, 2)
     await moves(world.store, 2, home=True)
-    (back,) = await world.store.append([entry(1, via=PEER)])
-    assert (back.dup, back.away) == (False, False), "no receipt for what is nowhere"
-    assert await shown(world.store, await opened(world.store)) == [(back.seq, True)]
+    brought = entry(1, via=PEER)
+    (stored,) = await world.store.append([brought])
+    assert (stored.dup, stored.away) == (False, False)
+    (again,) = await world.store.append([brought])
+    assert again == Accepted(stored.seq, stored.epoch, True, None)
+    # number 2 is somewhere else still: nobody but a relay can bring it
+    (other,) = await world.store.append([entry(2)])
+    assert (other.dup, other.away) == (True, True)
+    assert await shown(world.store, await opened(world.store)) == [(3, True)]
+
+
+async def test_what_the_agent_has_acked_does_not_come_back(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(1)])
+    ack = Ack(session.fence, session.epoch, (Seq(1),))
+    await world.store.ack([AckRequest(ME, ack)])
     (again,) = await world.store.append([entry(1, via=PEER)])
-    assert again == Accepted(back.seq, back.epoch, True, None)
+    assert (again.dup, again.away) == (True, False)
+    assert await shown(world.store, session) == []
 
 
 async def test_what_a_peer_brings_back_to_no_home_has_moved(world: World) -> None:
@@ -655,6 +671,18 @@ async def test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_h
     results = await store.append(rest)
     full = [code(result) for result in results].count(ErrorCode.STRANGER_QUOTA)
     assert full == 2, "a quarter of the whole, and inside it"
+
+
+async def test_bounces_of_other_relays_pass_the_rules_and_have_a_share(world: World) -> None:
+    world.limits = type(world.limits)(stranger_count=8, stranger_bytes=8_000)
+    store = await world.restart()
+    session = await opened(store)
+    await ruled(store, session, deny=(PEER,), first_contact="refuse")
+    said = [entry(n, sender=PEER, via=PEER, bounces=False) for n in range(3)]
+    results = await store.append(said)
+    assert [code(result) for result in results] == [None, None, ErrorCode.STRANGER_QUOTA]
+    (own,) = await store.append([entry(9, sender=PEER2, bounces=False)])
+    assert own.stranger is False, "this relay's own word"
 
 
 async def test_the_quarter_of_a_peers_strangers_is_one_of_bytes_too(world: World) -> None:

@@ -119,13 +119,14 @@ def sealed() -> tuple[bytes, SignedEnvelope]:
 SECRET, SEALED = sealed()
 
 
-def receipt() -> str:
+def receipt(custody: Literal["inbox", "outbox"] = "inbox") -> str:
     secret = bytes(32)
     items = [
         ReceiptItem(it.eid, it.to, EPOCH, position(secret, EPOCH, Seq(n)), it.expires_at)
         for n, it in ((41, PLAIN), (42, SEALED))
     ]
-    return sign_receipt(RELAY, items, durability="fsync", now=NOW)
+    kept = [item._replace(custody=custody) for item in items]
+    return sign_receipt(RELAY, kept, durability="fsync", now=NOW)
 
 
 def record() -> str:
@@ -246,7 +247,7 @@ def frames() -> dict[str, str]:
         "published": frame(Published("q-3", True, 1, int(NOW * 1000))),
         "rules": frame(Rules("q-5", "refuse", allow=(ALICE.did,), forget=(RELAY.did,))),
         "ruled": frame(Ruled("q-5", "refuse", (ALICE.did,), (), 12)),
-        "error": frame(Error(ErrorCode.UNSUPPORTED, "handles are not resolved here", None, "q-4")),
+        "error": frame(Error(ErrorCode.BAD_FRAME, "handle: a hostname has a dot", None, "q-4")),
         "bye": frame(Bye(ErrorCode.DRAINING, "the node is shutting down", 1)),
     }
 
@@ -281,6 +282,7 @@ def signed_things() -> dict[str, str]:
         "auth-payload": as_json(payload_of(auth)),
         "proof-payload": as_json(payload_of(welcome().proof)),
         "receipt-payload": as_json(payload_of(receipt())),
+        "receipt-payload-outbox": as_json(payload_of(receipt("outbox"))),
         "record-payload": as_json(payload_of(record())),
         "bounce-payload": as_json(payload_of(sign_bounce(RELAY, items))),
         "bounce-envelope": as_json(payload_of(kept["jws"])),

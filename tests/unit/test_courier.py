@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from relay.core import courier
-from relay.core.courier import CLOSED_S, LONGEST_PAUSE_S, Carried, Load, is_marked
+from relay.core.courier import CLOSED_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Carried, Load, is_marked
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.frames import DeliverItem, Rejection
 from relay.core.ids import Eid, Epoch, Seq
@@ -73,7 +73,7 @@ def test_any_other_no_is_tried_again_later_and_ends_nothing(code):
     load.take(9, 1000)
     answer = load.answered(HERE, receipt(), [no(code, retry_after=7), item()])
     assert (answer.taken, answer.refused) == ((2,), ())
-    assert answer.wait_s == 7
+    assert answer.wait_s == (CLOSED_S if code in courier.CLOSING else 7)
     assert seqs(load.take(9, 1000)) == [1]
 
 
@@ -84,6 +84,9 @@ def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     answer = load.answered(HERE, None, [no(code)])
     assert answer.closed is not None
     assert (answer.closed.code, answer.closed.retry_after) == (code, CLOSED_S)
+    assert answer.wait_s == CLOSED_S
+    load.take(9, 1000)
+    assert load.answered(HERE, None, [no(code, retry_after=99)]).closed.retry_after == 99
 
 
 def test_a_moved_agent_is_followed_at_once():
@@ -91,6 +94,18 @@ def test_a_moved_agent_is_followed_at_once():
     load.take(9, 1000)
     answer = load.answered(HERE, None, [no(ErrorCode.MOVED, record="r")])
     assert (answer.wait_s, answer.record) == (0.0, "r")
+
+
+def test_who_says_moved_again_and_again_is_not_asked_again_and_again_at_once():
+    load = loaded(1)
+    waits = []
+    for _ in range(8):
+        load.take(9, 1000)
+        waits.append(load.answered(HERE, None, [no(ErrorCode.MOVED, record="r")]).wait_s)
+    assert waits[0] == 0.0
+    assert waits[1] >= FIRST_PAUSE_S
+    assert waits[1:] == sorted(waits[1:])
+    assert waits[-1] == LONGEST_PAUSE_S
 
 
 @pytest.mark.parametrize("durability", ["unverified", "memory"])
@@ -123,6 +138,33 @@ def test_what_may_be_at_one_relay_is_marked_for_another_only():
     assert not is_marked(again, HERE)
     assert is_marked(again, THERE)
     assert load.doubtful() == 1
+
+
+def test_what_a_relay_may_have_had_is_refused_only_once_the_bounce_can_say_so():
+    load = loaded(1, 2)
+    load.take(1, 1000)
+    load.lost(HERE)
+    load.take(9, 1000)
+    answer = load.answered(HERE, receipt(), [no(ErrorCode.STALE_ID), no(ErrorCode.STALE_ID)])
+    assert answer.refused == ((2, ErrorCode.STALE_ID),), "number 2 never left before"
+    assert answer.is_anew
+    assert load.doubtful() >= 1
+    marked = loaded(1, marked=True)
+    marked.take(1, 1000)
+    marked.lost(HERE)
+    marked.take(1, 1000)
+    assert marked.answered(HERE, None, [no(ErrorCode.STALE_ID)]).refused
+
+
+def test_what_another_relay_took_is_doubtful_until_that_is_durable_here():
+    load = loaded(1, 2, 3)
+    load.take(2, 1000)
+    load.answered(HERE, receipt(), [item(), no(ErrorCode.BLOCKED)])
+    assert load.doubtful() == 2
+    load.concluded([Seq(2)])
+    assert load.doubtful() == 1
+    load.concluded([Seq(1)])
+    assert load.doubtful() == 0
 
 
 def test_what_never_left_is_marked_for_nobody():

@@ -70,6 +70,15 @@ def test_an_older_record_of_the_same_agent_is_not_told_any_more():
     assert said == {"new"}
 
 
+@pytest.mark.parametrize("fanout", [1, 3, 5, 20])
+def test_how_many_are_told_is_a_matter_of_the_fanout(fanout):
+    rumors = Rumors(fanout=fanout)
+    rumors.add(agent(1), "record", not_to=PEERS[0])
+    told = [peer for peer, _ in rumors.take(PEERS, pick)]
+    assert len(told) == min(fanout, len(PEERS) - 1)
+    assert PEERS[0] not in told
+
+
 def test_news_waits_while_there_is_no_link():
     rumors = Rumors()
     rumors.add(agent(1), "record")

@@ -13,7 +13,7 @@
 -- refused. Where it waits for a courier, or went on, 'waits' and 'gone' stand for 'stored' and 'dup'.
 -- fence is 0 where no session is open, or
 -- must read the entry back.
--- 'lost': its id is remembered, but the entry is gone; send it again, marked.
+-- 'lost': its id is remembered, but the entry is gone, or comes back; send it again, marked.
 if is_foreign() then return foreign() end
 
 local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -125,13 +125,14 @@ local function has_room(box, item)
 end
 
 local function ruled_out(box, item)
-  -- the relay's own word, a bounce, is nobody's to refuse, and an agent may write to itself
-  if item.bounces and item.sender ~= box.inbox then
-    local standing = standing_of(box, item.sender)
-    item.is_stranger = standing == 'stranger'
-    if item.is_stranger and item.barred then return 'rate_limited' end
-    if standing == 'blocked' or standing == 'not_admitted' then return standing end
-  end
+  -- the relay's own word, a bounce, is nobody's to refuse, and an agent may write to itself;
+  -- another relay's bounce passes the rules, too, but it is a stranger's
+  if item.sender == box.inbox or not (item.bounces or item.via) then return nil end
+  local standing = standing_of(box, item.sender)
+  item.is_stranger = standing ~= 'known'
+  if not item.bounces then return nil end
+  if standing == 'stranger' and item.barred then return 'rate_limited' end
+  if standing == 'blocked' or standing == 'not_admitted' then return standing end
   return nil
 end
 

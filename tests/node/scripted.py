@@ -1,0 +1,274 @@
+"""A node's couriers over a store in memory, and other relays whose answers a test writes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay import clock
+from relay.core import envelope as envelopes
+from relay.core import policy, records
+from relay.core.envelope import SignedEnvelope, StoredEnvelope, eid_of
+from relay.core.errors import ErrorCode, Refusal, RelayError, error
+from relay.core.frames import Gossip, Rejection
+from relay.core.handles import Handle, Heard
+from relay.core.identity import SigningKey, parse_did
+from relay.core.ids import AgentKey, Did, Eid, Epoch, NodeId, Timestamp
+from relay.core.inbox_values import InboxLimits, Question, Remembered
+from relay.core.jws import loads
+from relay.core.peering import Answer
+from relay.core.receipts import ReceiptItem, sign_receipt, verify_receipt
+from relay.ports_mesh import PeerLink, RecordRow, Taken
+from relay.service.commit import GroupCommit
+from relay.service.deliver import Delivery
+from relay.service.directory import Directory
+from relay.service.forwarding import Forwarding
+from relay.service.keys import DidKeys
+from relay.service.resolving import Resolving, Routing
+from relay.store.memory import MemoryStore
+from tests.support.nodes import make_envelope, new_key
+
+Answering = Callable[["Far", Sequence[bytes]], Awaitable[Taken]]
+
+
+@dataclass
+class Far:
+    """Another relay; ``answers`` are used up one by one, the last one stays."""
+
+    answers: list[Answering]
+    key: SigningKey = field(default_factory=new_key)
+    got: list[tuple[bytes, bool]] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    down: RelayError | None = None
+
+    @property
+    def peer(self) -> Did:
+        return self.key.did
+
+    @property
+    def url(self) -> str:
+        return f"https://r{self.peer[-12:].lower()}.example"
+
+    @property
+    def agent_key(self) -> AgentKey:
+        return parse_did(self.peer).agent_key
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [envelopes.parse(loads(wire)).body for wire, _ in self.got]
+
+    async def submit(
+        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+    ) -> Taken:
+        assert hops
+        self.times.append(clock.monotonic())
+        self.got += [(wire, at in marked) for at, wire in enumerate(envelopes)]
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return await answer(self, envelopes)
+
+    async def ask(self, make: Any) -> Answer:
+        raise error(ErrorCode.PEER_UNREACHABLE, f"it does not answer {make('r')}")
+
+    def push(self, gossip: Gossip) -> bool:
+        return not gossip
+
+
+@dataclass
+class FarLinks:
+    """Links to such relays."""
+
+    relays: dict[Did, Far] = field(default_factory=dict)
+    barred: set[Did] = field(default_factory=set)
+
+    def allows(self, relay: Did) -> bool:
+        return relay not in self.barred
+
+    async def reach(self, relay: Did, url: str) -> PeerLink:
+        far = self.relays[relay]
+        assert far.url == url
+        if far.down is not None:
+            raise far.down
+        return far
+
+    def live(self) -> Sequence[PeerLink]:
+        return []
+
+    def wanted(self) -> int:
+        return len(self.relays)
+
+    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        raise NotImplementedError(relay, url)
+
+    def retry(self, relay: Did, url: str) -> None:
+        raise NotImplementedError(relay, url)
+
+
+class Nameless:
+    """No handle leads anywhere."""
+
+    async def resolve(self, handle: Handle) -> Heard:
+        return Heard("absent", why=str(handle))
+
+
+# ---------------------------------------------------------------- answers
+
+
+def receipt(
+    far: Far, wires: Sequence[bytes], *, custody: Any = "inbox", durability: Any = "memory"
+) -> tuple[str, tuple[ReceiptItem, ...]]:
+    items = [
+        ReceiptItem(eid_of(wire), Did("did:x:y"), Epoch("e"), "p", 1, False, custody)
+        for wire in wires
+    ]
+    compact = sign_receipt(far.key, items, durability=durability, now=Timestamp(time.time()))
+    return compact, verify_receipt(compact, far.peer).items
+
+
+def takes(**promises: Any) -> Answering:
+    async def answer(far: Far, wires: Sequence[bytes]) -> Taken:
+        compact, items = receipt(far, wires, **promises)
+        return Taken(verify_receipt(compact, far.peer), compact, items)
+
+    return answer
+
+
+def refuses(code: ErrorCode, **more: Any) -> Answering:
+    async def answer(_: Far, wires: Sequence[bytes]) -> Taken:
+        stored = Refusal(code).stored
+        noes = [Rejection("r", at, code, stored, **more) for at in range(len(wires))]
+        return Taken(None, None, noes)
+
+    return answer
+
+
+def fails(exc: Exception) -> Answering:
+    async def answer(_: Far, __: Sequence[bytes]) -> Taken:
+        raise exc
+
+    return answer
+
+
+def hangs(until: asyncio.Event, then: Answering) -> Answering:
+    async def answer(far: Far, wires: Sequence[bytes]) -> Taken:
+        await until.wait()
+        return await then(far, wires)
+
+    return answer
+
+
+def no_answer() -> Answering:
+    return fails(error(ErrorCode.PEER_UNREACHABLE, "no answer"))
+
+
+# ---------------------------------------------------------------- the node
+
+
+@dataclass
+class Here:
+    """The relay under test: its store and its couriers."""
+
+    me: SigningKey
+    store: MemoryStore
+    links: FarLinks
+    directory: Directory
+    delivery: Delivery
+    forwarding: Forwarding
+    alice: SigningKey = field(default_factory=new_key)
+    bob: SigningKey = field(default_factory=new_key)
+    seq: int = 0
+
+    async def lives_at(self, *homes: Far, agent: SigningKey | None = None) -> str:
+        """A newer record: bob lives at these relays, in this order; at none of them: here."""
+        agent = agent or self.bob
+        self.seq += 1_000
+        here = [records.Home(self.me.did, "https://here.example")]
+        named = [records.Home(far.peer, far.url, prio) for prio, far in enumerate(homes)] or here
+        for far in homes:
+            self.links.relays[far.peer] = far
+        now = Timestamp(time.time())
+        newest = int(now * 1000) + self.seq
+        compact = records.sign(agent, named, now=now, newest_seq=newest)
+        order = records.parse(compact).order
+        row = RecordRow(order, compact, names_us=not homes)
+        await self.store.merge_records([(agent.agent_key, row)])
+        return compact
+
+    async def accepts(self, *bodies: bytes, sender: SigningKey | None = None) -> list[Eid]:
+        """Alice's envelopes to bob, taken into custody."""
+        sender = sender or self.alice
+        made = [make_envelope(sender, self.bob.did, body) for body in bodies]
+        results = await self.delivery.append(self.store, [self.stored(one) for one in made])
+        assert not any(isinstance(one, Refusal) for one in results), results
+        self.forwarding.wake()
+        return [one.eid for one in made]
+
+    def stored(self, made: SignedEnvelope) -> StoredEnvelope:
+        admitted = policy.admit_own(envelopes.parse(loads(made.wire)))
+        peer = next(iter(self.links.relays.values())).agent_key
+        return envelopes.stored(admitted)._replace(peer=peer)
+
+    async def fate(self, wire: bytes) -> Remembered | None:
+        stored = envelopes.stored(policy.admit_own(envelopes.parse(loads(wire))))
+        question = Question(stored.dedupe_key, stored.hour)
+        [found] = await self.store.status(stored.inbox, [question])
+        return found
+
+    async def waiting(self) -> int:
+        """How many envelopes wait for other relays."""
+        return len(self.store._inboxes[self.bob.agent_key].live)
+
+    async def until_empty(self, seconds: float = 8) -> None:
+        async with asyncio.timeout(seconds):
+            while await self.waiting():  # noqa: ASYNC110  any store
+                await asyncio.sleep(0.01)
+
+    async def bounces(self) -> list[tuple[Eid, str, bool]]:
+        """(eid, reason, maybe delivered) of all that is to be told to senders."""
+        return [
+            (intent.eid, intent.reason, intent.maybe_delivered)
+            for batch in await self.store.take_bounces()
+            for intent in batch.intents
+        ]
+
+
+@contextlib.asynccontextmanager
+async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
+    """A relay whose couriers are at work; ended by force."""
+    me, node = new_key(), NodeId("n")
+    store = store or MemoryStore(InboxLimits(), clock.now)
+    links = FarLinks()
+    directory = Directory(me.did, store, DidKeys())
+
+    async def learn(compact: str, peer: Did) -> object:
+        return await directory.keep([compact], peer)
+
+    delivery = Delivery(node)
+    resolving = Resolving(me.did, directory, links, learn, Nameless())
+    acks = GroupCommit(store.ack, lambda _: 64)
+    forwarding = Forwarding(
+        me=me.did,
+        node=node,
+        store=store,
+        acks=acks,
+        delivery=delivery,
+        routing=Routing(resolving, links),
+        links=links,
+        learn=learn,
+    )
+    async with asyncio.TaskGroup() as tasks:
+        work = [tasks.create_task(acks.run()), tasks.create_task(forwarding.run())]
+        try:
+            yield Here(me, store, links, directory, delivery, forwarding)
+        finally:
+            for task in work:
+                task.cancel()
+
+
+async def until(condition: Callable[[], object], seconds: float = 8) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110  any condition
+            await asyncio.sleep(0.01)

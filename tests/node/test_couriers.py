@@ -1,0 +1,235 @@
+"""Couriers and the answers of relays that fail, lie or go: custody ends by the rules, or not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from relay import clock
+from relay.core.courier import CLOSED_S
+from relay.core.dedupe import Fate
+from relay.core.errors import ErrorCode, error
+from relay.core.inbox_values import InboxLimits
+from relay.store.memory import MemoryStore
+from tests.node.scripted import (
+    Far,
+    fails,
+    hangs,
+    here,
+    no_answer,
+    refuses,
+    takes,
+    until,
+)
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Fsynced(MemoryStore):
+    """A store whose receipts promise more than this one keeps: for what it asks of others."""
+
+    durability = "fsync"
+
+    def __init__(self) -> None:
+        super().__init__(InboxLimits(), clock.now)
+
+
+# ---------------------------------------------------------------- when custody ends
+
+
+async def test_custody_ends_with_the_receipt_of_the_agents_home():
+    far = Far([takes()])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(b"1", b"2")
+        await one.until_empty()
+        assert far.bodies == [b"1", b"2"]
+        found = await one.fate(far.got[0][0])
+        assert found.fate is Fate.FORWARDED
+        assert found.forwarded.peer == far.agent_key
+        assert await one.bounces() == []
+
+
+async def test_an_answer_without_a_receipt_that_counts_ends_nothing():
+    weak = [no_answer(), takes(durability="memory"), takes(custody="outbox")]
+    weak += [refuses(ErrorCode.STORAGE_UNAVAILABLE), fails(error(ErrorCode.BAD_FRAME, "lies"))]
+    for answer in weak:
+        far = Far([answer])
+        async with here(Fsynced()) as one:
+            await one.lives_at(far)
+            await one.accepts(b"1")
+            await until(lambda far=far: len(far.got) > 1)
+            assert await one.waiting() == 1
+            assert await one.bounces() == []
+
+
+async def test_what_one_relay_may_have_is_marked_for_another():
+    first, second = Far([no_answer()]), Far([takes()])
+    async with here() as one:
+        await one.lives_at(first)
+        await one.accepts(b"1")
+        await until(lambda: first.got)
+        await one.lives_at(second)
+        await one.until_empty()
+        assert [marked for _, marked in second.got] == [True]
+        assert not first.got[0][1]
+
+
+async def test_what_was_never_sent_is_marked_for_nobody():
+    first, second = Far([takes()], down=error(ErrorCode.PEER_UNREACHABLE, "away")), Far([takes()])
+    async with here() as one:
+        await one.lives_at(first)
+        await one.accepts(b"1")
+        await one.lives_at(second)
+        await one.until_empty()
+        assert first.got == []
+        assert [marked for _, marked in second.got] == [False]
+
+
+async def test_a_bounce_of_what_a_relay_may_have_had_says_so():
+    far = Far([no_answer(), refuses(ErrorCode.STALE_ID)])
+    async with here() as one:
+        await one.lives_at(far)
+        [eid] = await one.accepts(b"1")
+        await one.until_empty()
+        assert await one.bounces() == [(eid, "stale_id", True)]
+
+
+async def test_a_bounce_of_what_was_refused_at_once_says_so():
+    far = Far([refuses(ErrorCode.BLOCKED)])
+    async with here() as one:
+        await one.lives_at(far)
+        [eid] = await one.accepts(b"1")
+        await one.until_empty()
+        assert await one.bounces() == [(eid, "blocked", False)]
+
+
+# ---------------------------------------------------------------- nothing stands still
+
+
+async def test_a_home_that_is_away_for_long_does_not_keep_the_other_from_getting_mail():
+    away = error(ErrorCode.PEER_UNREACHABLE, "away", retry_after=300)
+    first, second = Far([takes()], down=away), Far([takes()])
+    async with here() as one:
+        await one.lives_at(first, second)
+        await one.accepts(b"1")
+        await one.until_empty()
+        assert second.bodies == [b"1"]
+
+
+async def test_a_full_inbox_at_one_home_is_no_reason_to_try_no_other():
+    first, second = Far([refuses(ErrorCode.INBOX_FULL)]), Far([takes()])
+    async with here() as one:
+        await one.lives_at(first, second)
+        await one.accepts(b"1")
+        await one.until_empty()
+        assert second.bodies == [b"1"]
+
+
+async def test_a_full_inbox_is_not_tried_again_before_new_mail_is_taken_again():
+    far = Far([refuses(ErrorCode.INBOX_FULL)])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        away = one.store._inboxes[one.bob.agent_key].away
+        await until(lambda: away.closed)
+        assert away.closed is ErrorCode.INBOX_FULL
+        assert away.due_at >= away.closed_until - 1
+        assert away.due_at > clock.now() + CLOSED_S - 2
+        assert len(far.got) == 1
+
+
+async def test_a_directory_that_cannot_be_read_closes_nothing():
+    class Unreadable(MemoryStore):
+        is_away = False
+
+        async def records(self, owners):
+            if self.is_away:
+                raise error(ErrorCode.STORAGE_UNAVAILABLE, "away")
+            return await super().records(owners)
+
+    far, store = Far([takes()]), Unreadable(InboxLimits(), clock.now)
+    async with here(store) as one:
+        await one.lives_at(far)
+        store.is_away = True
+        await one.accepts(b"1")
+        await until(lambda: store._inboxes[one.bob.agent_key].away.deferred_until)
+        await one.accepts(b"2")
+        store.is_away = False
+        await one.until_empty()
+        assert far.bodies == [b"1", b"2"]
+
+
+async def test_where_no_home_may_be_dialled_new_mail_is_refused_until_one_may():
+    far = Far([takes()])
+    async with here() as one:
+        await one.lives_at(far)
+        one.links.barred.add(far.peer)
+        await one.accepts(b"1")
+        away = one.store._inboxes[one.bob.agent_key].away
+        await until(lambda: away.closed is ErrorCode.NOT_FEDERATED)
+        one.links.barred.clear()
+        await one.lives_at(far)
+        await one.until_empty()
+        assert far.bodies == [b"1"]
+
+
+async def test_who_says_moved_and_shows_what_is_known_is_not_asked_without_pause():
+    far = Far([takes()])
+    async with here() as one:
+        record = await one.lives_at(far)
+        far.answers = [refuses(ErrorCode.MOVED, record=record)]
+        await one.accepts(b"1")
+        await until(lambda: len(far.times) == 3)
+        assert far.times[2] - far.times[1] > 0.4
+
+
+async def test_a_bug_in_talking_to_one_relay_ends_no_other_courier():
+    broken, sound = Far([fails(ZeroDivisionError("a bug")), takes()]), Far([takes()])
+    async with here() as one:
+        await one.lives_at(broken)
+        await one.accepts(b"1")
+        await until(lambda: broken.got)
+        await one.lives_at(sound)
+        await one.accepts(b"2")
+        await one.until_empty()
+        assert sound.bodies == [b"1", b"2"]
+
+
+async def test_a_drain_does_not_wait_for_a_courier_that_is_only_opening():
+    class Opening(MemoryStore):
+        def __init__(self) -> None:
+            super().__init__(InboxLimits(), clock.now)
+            self.asked, self.may_open = asyncio.Event(), asyncio.Event()
+
+        async def open(self, request):
+            self.asked.set()
+            await self.may_open.wait()
+            return await super().open(request)
+
+    far, store = Far([takes()]), Opening()
+    async with here(store) as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        await store.asked.wait()
+        draining = asyncio.create_task(one.forwarding.drain())
+        await asyncio.wait({draining}, timeout=0.05)
+        store.may_open.set()
+        async with asyncio.timeout(3):
+            await draining
+
+
+async def test_a_courier_that_waits_for_an_answer_takes_it_before_a_drain_ends():
+    answer = asyncio.Event()
+    far = Far([hangs(answer, takes())])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        await until(lambda: far.got)
+        draining = asyncio.create_task(one.forwarding.drain())
+        done, _ = await asyncio.wait({draining}, timeout=0.05)
+        assert not done
+        answer.set()
+        await draining
+        assert await one.waiting() == 0
