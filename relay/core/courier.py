@@ -38,6 +38,8 @@ CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 20.0
 CLOSED_S: Final = 10
+LONGEST_ASKED_S: Final = 300
+"""A relay may ask for so long a pause; it must not hold back for ever what its agents get."""
 
 _RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
 
@@ -166,7 +168,7 @@ class Load:
             wait_s = self._pause() if self._failures else 0.0
             self._failures = max(self._failures, 1)
             return Answer(taken, refused, wait_s, record=record)
-        asked = max((no.retry_after or 0 for no in noes), default=0)
+        asked = min(max((no.retry_after or 0 for no in noes), default=0), LONGEST_ASKED_S)
         shut = next((no for no in noes if no.error in CLOSING), None)
         wait_s, closed = max(self._pause(), float(asked)), None
         if shut is not None:

@@ -256,7 +256,8 @@ class Links:
         times = before.times + 1 if before else 1
         most = LONGEST_WAIT_CHOSEN_S if relay in self._chosen else LONGEST_WAIT_S
         longest = min(most, FIRST_WAIT_S * 2 ** min(times - 1, 10))
-        wait_s = max(clock.jitter(longest), float(exc.retry_after or 0))
+        asked_s = min(float(exc.retry_after or 0), LONGEST_WAIT_S)
+        wait_s = max(clock.jitter(longest), asked_s)
         if len(self._failures) >= MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
         self._failures[name] = _Failure(exc, times, clock.monotonic() + wait_s)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
-from relay.core.courier import Answer, Carried, Load
+from relay.core.courier import LONGEST_ASKED_S, Answer, Carried, Load
 from relay.core.dedupe import Forwarded
 from relay.core.effects import AckInbox, Close, Effect, Read, Send
 from relay.core.errors import ErrorCode, Refusal, RelayError
@@ -192,11 +192,11 @@ class Courier(Follower):
         except NotSentError as exc:
             self._known_until = 0.0
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            failed = Answer((), (), max(load.unsent(), float(exc.retry_after or 0)))
+            failed = Answer((), (), max(load.unsent(), _asked_s(exc)))
             return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            failed = Answer((), (), max(load.lost(home.did), float(exc.retry_after or 0)))
+            failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))
             return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
@@ -317,6 +317,11 @@ def _proof(home: Home, taken: Taken) -> Forwarded | None:
         return None
     digest = hashlib.sha256(taken.compact.encode()).digest()
     return Forwarded(_key(home), digest)
+
+
+def _asked_s(exc: RelayError) -> float:
+    """The pause that was asked for, within bounds."""
+    return float(min(exc.retry_after or 0, LONGEST_ASKED_S))
 
 
 def _key(home: Home) -> AgentKey:

@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from relay.core import courier
-from relay.core.courier import CLOSED_S, FIRST_PAUSE_S, LONGEST_PAUSE_S, Carried, Load, is_marked
+from relay.core.courier import (
+    CLOSED_S,
+    FIRST_PAUSE_S,
+    LONGEST_ASKED_S,
+    LONGEST_PAUSE_S,
+    Carried,
+    Load,
+    is_marked,
+)
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.frames import DeliverItem, Rejection
 from relay.core.ids import Eid, Epoch, Seq
@@ -87,6 +95,16 @@ def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     assert answer.wait_s == CLOSED_S
     load.take(9, 1000)
     assert load.answered(HERE, None, [no(code, retry_after=99)]).closed.retry_after == 99
+
+
+@pytest.mark.parametrize("code", [ErrorCode.OVERLOADED, ErrorCode.INBOX_FULL])
+def test_no_relay_can_ask_for_a_pause_without_end(code):
+    load = loaded(1)
+    load.take(9, 1000)
+    answer = load.answered(HERE, None, [no(code, retry_after=2**53 - 1)])
+    assert answer.wait_s == LONGEST_ASKED_S
+    if answer.closed is not None:
+        assert answer.closed.retry_after == LONGEST_ASKED_S
 
 
 def test_a_moved_agent_is_followed_at_once():
