@@ -77,6 +77,16 @@ def peer_removed(peer: str) -> None:
     _log.info("peer_removed", peer=peer)
 
 
+def peer_blocked(peer: str) -> None:
+    """The operator wants nothing to do with a relay."""
+    _log.info("peer_blocked", peer=peer)
+
+
+def peer_unblocked(peer: str) -> None:
+    """The operator has taken that back."""
+    _log.info("peer_unblocked", peer=peer)
+
+
 def peer_learned(peer: str, url: str) -> None:
     """Another relay told of one."""
     _log.info("peer_learned", peer=peer, url=url)

@@ -26,6 +26,11 @@ DEAD_LETTERS: Final = Counter(
     "relay_dead_letters_total", "Envelopes that a peer will never take, by code.", ["code"]
 )
 COURIERS: Final = Gauge("relay_couriers", "Inboxes that couriers of this node carry.")
+OUTBOX_ENVELOPES: Final = Gauge(
+    "relay_outbox_envelopes", "Envelopes in this relay's store that wait for other relays."
+)
+OUTBOX_BYTES: Final = Gauge("relay_outbox_bytes", "Wire bytes of those.")
+OUTBOX_PEERS: Final = Gauge("relay_outbox_peers", "Relays for which some of those wait.")
 COMMITS: Final = Counter("relay_commits_total", "Commits of accepts.")
 COMMIT_SECONDS: Final = Histogram(
     "relay_commit_seconds",

@@ -320,6 +320,10 @@ class PeerLinks(Protocol):
         """Forget what failed there: it is dialled when it is next wanted, or chosen now."""
         ...
 
+    def review(self) -> None:
+        """Look now, not in a second, which links the policy still allows."""
+        ...
+
 
 class LinkListener(Protocol):
     """Who decides which links are kept, and hears what becomes of them."""

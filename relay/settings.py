@@ -146,10 +146,14 @@ class Settings(BaseSettings):
         1_000_000, ge=1_000, description="Endpoint records that are kept, of agents anywhere."
     )
     outbox_count: int = Field(
-        10_000, ge=1, description="Envelopes that may wait here for one other relay."
+        10_000,
+        ge=1,
+        description="Envelopes that may wait for one other relay, in a partition (a Cluster has 16).",
     )
     outbox_bytes: int = Field(
-        64 * 1024 * 1024, ge=1, description="Wire bytes that may wait here for one other relay."
+        64 * 1024 * 1024,
+        ge=1,
+        description="Wire bytes that may wait for one other relay, in a partition (a Cluster has 16).",
     )
     contact: str | None = Field(
         None, description="How to reach the operator, as published in agent-relay.json."

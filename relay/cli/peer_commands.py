@@ -69,6 +69,22 @@ def _remove(did: Did, admin: Admin = DEFAULT_ADMIN, *, json: Json = False) -> No
     run_async(peering.remove(admin, did, as_json=json))
 
 
+@peers_app.command("block")
+def _block(did: Did, admin: Admin = DEFAULT_ADMIN, *, json: Json = False) -> None:
+    """Refuse a relay, known or not, both ways; its links end at once."""
+    from relay.cli import peering  # noqa: PLC0415  as above
+
+    run_async(peering.block(admin, did, as_json=json))
+
+
+@peers_app.command("unblock")
+def _unblock(did: Did, admin: Admin = DEFAULT_ADMIN, *, json: Json = False) -> None:
+    """Refuse it no more. In closed federation, add it again to deal with it."""
+    from relay.cli import peering  # noqa: PLC0415  as above
+
+    run_async(peering.unblock(admin, did, as_json=json))
+
+
 def _join(url: PeerUrl, admin: Admin = DEFAULT_ADMIN, *, json: Json = False) -> None:
     """Join a mesh by one of its relays: add it, and learn of the others from it."""
     from relay.cli import peering  # noqa: PLC0415  as above

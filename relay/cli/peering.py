@@ -61,6 +61,24 @@ async def remove(admin: str, did: str, *, as_json: bool) -> None:
         write(f"removed  {said['removed']}")
 
 
+async def block(admin: str, did: str, *, as_json: bool) -> None:
+    """Refuse it, both ways."""
+    peer = await _ask(admin, "POST", f"/peers/{quote(did, safe='')}/block", {})
+    if as_json:
+        write_json(peer)
+    else:
+        write(f"blocked  {peer['did']}")
+
+
+async def unblock(admin: str, did: str, *, as_json: bool) -> None:
+    """Refuse it no more."""
+    said = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}/block")
+    if as_json:
+        write_json(said)
+    else:
+        write(f"unblocked  {said['unblocked']}")
+
+
 async def join(admin: str, url: str, *, as_json: bool) -> Exit:
     """Join a mesh by one of its relays."""
     said = await _ask(admin, "POST", "/join", {"url": url})
@@ -94,9 +112,10 @@ def _line(peer: dict[str, Any]) -> str:
     ways = {(True, True): "<->", (True, False): " ->", (False, True): "<- ", (False, False): "   "}
     link = ways[bool(peer["linked"]), bool(peer["inbound"])]
     trouble = f"  {_trouble(peer)}" if _trouble(peer) else ""
-    state = peer["state"] or "-"
+    state, waits = peer["state"] or "-", peer["outbox"]
+    mail = f"  {waits['count']} wait ({waits['bytes']} bytes)" if waits["count"] else ""
     return printable(
-        f"{link} {state:<8} {peer['standing']:<8} {peer['did']}  {peer['url']}{trouble}"
+        f"{link} {state:<8} {peer['standing']:<8} {peer['did']}  {peer['url']}{mail}{trouble}"
     )
 
 

@@ -173,6 +173,10 @@ class Links:
         self._failures.pop(_name(relay, url), None)
         self._hurry.set()
 
+    def review(self) -> None:
+        """Look now which links the policy still allows."""
+        self._hurry.set()
+
     # ------------------------------------------------------------ dialling
 
     @property

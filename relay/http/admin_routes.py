@@ -41,6 +41,17 @@ def peer_routes(operating: Operating) -> APIRouter:
     async def remove(did: str) -> Response:
         return bodies.answer({"removed": did}) if await operating.remove(did) else _unknown()
 
+    @api.post("/peers/{did}/block", summary="Refuse it, both ways")
+    async def block(did: str, request: Request) -> Response:
+        # nothing is said, but only as JSON: see above
+        _ = await _members(request)
+        return bodies.answer(await operating.block(did))
+
+    @api.delete("/peers/{did}/block", summary="Refuse it no more")
+    async def unblock(did: str) -> Response:
+        is_done = await operating.unblock(did)
+        return bodies.answer({"unblocked": did}) if is_done else _unknown("it is not blocked")
+
     @api.post("/join", summary="Add one live relay, and learn of others from it")
     async def join(request: Request) -> Response:
         return bodies.answer(await operating.join(_text(await _members(request), "url")))
@@ -62,8 +73,7 @@ def _text(members: Members, name: str) -> str:
         raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 
 
-def _unknown() -> Response:
+def _unknown(detail: str = "no such relay is known") -> Response:
     return bodies.answer(
-        {"error": ErrorCode.UNSUPPORTED, "detail": "no such relay is known", "retry_after": None},
-        404,
+        {"error": ErrorCode.UNSUPPORTED, "detail": detail, "retry_after": None}, 404
     )

@@ -143,7 +143,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
     @api.get("/v1/agents/{to}/envelopes/{message_id}", summary="What became of my envelope")
     async def status(to: str, message_id: str, request: Request) -> Response:
         session = await polling.session(bodies.bearer(request))
-        [found] = await node.status(session.did, [StatusItem(Did(to), message_id)])
+        [found] = await node.status.follow(session.did, [StatusItem(Did(to), message_id)])
         return bodies.answer(codec.plain(found))
 
     @api.get("/.well-known/agent-relay.json", summary="Who this relay is, signed")

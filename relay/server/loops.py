@@ -21,6 +21,7 @@ HEARTBEAT_TTL_S: Final = 15.0
 POLL_S: Final = 4.0
 SWEEP_S: Final = 5.0
 BOUNCE_S: Final = 1.0
+MEASURE_S: Final = 5.0
 DISK_S: Final = 0.5
 FOLLOW_S: Final = 1.0
 PUSH_S: Final = 0.5
@@ -79,6 +80,13 @@ class Housekeeping:
             metrics.EXPIRED.inc(ended)
             log.swept(ended)
         await store.purge_records()
+
+    async def measure(self) -> None:
+        """See what waits for other relays."""
+        waiting = await self.node.store.outboxes()
+        metrics.OUTBOX_PEERS.set(len(waiting))
+        metrics.OUTBOX_ENVELOPES.set(sum(count for _, count, _ in waiting))
+        metrics.OUTBOX_BYTES.set(sum(size for _, _, size in waiting))
 
     async def bounce(self) -> None:
         """Tell senders."""

@@ -30,6 +30,7 @@ from relay.server.loops import (
     DISK_S,
     FOLLOW_S,
     LINKS_REST_S,
+    MEASURE_S,
     MEET_S,
     PEERS_S,
     POLL_S,
@@ -177,6 +178,7 @@ def _mesh_work(built: Built) -> list[Any]:
         every("peers", PEERS_S, built.node.peers.refresh),
         built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
+        every("measure", MEASURE_S, built.housekeeping.measure),
         every("pull", PULL_REST_S, mesh.pull),
         every("meet", MEET_S, mesh.meet),
     ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final
 
 from relay import clock
@@ -75,7 +76,23 @@ class Operating:
 
     async def remove(self, did: str) -> bool:
         """Deal with it no more; False if it was not known."""
-        return await self.peers.remove(_did(did))
+        was_known = await self.peers.remove(_did(did))
+        self.links.review()
+        return was_known
+
+    async def block(self, did: str) -> dict[str, Any]:
+        """Deal with it no more, both ways, whoever tells of it; its links end at once.
+
+        Raises:
+            RelayError: ``bad_frame``, or ``not_federated``: it is this one.
+        """
+        row = await self.peers.block(_did(did))
+        self.links.review()
+        return self._members(row, await self._waiting())
+
+    async def unblock(self, did: str) -> bool:
+        """Take that back; False if it was not blocked."""
+        return await self.peers.unblock(_did(did))
 
     async def join(self, url: str) -> dict[str, Any]:
         """Add one live relay, and learn from it which others there are.
@@ -136,7 +153,7 @@ class Operating:
         if waits is None:
             return None
         wait_s, why = waits
-        return {"wait_s": round(wait_s, 1), "error": why.code, "detail": why.detail}
+        return {"wait_s": ceil(wait_s), "error": why.code, "detail": why.detail}
 
     def _refused(self, did: Did) -> dict[str, Any] | None:
         no = self.peers.refusals.get(did)

@@ -125,7 +125,8 @@ class Peers:
         for did, url in given:
             row = known.get(did)
             is_as_given = row is not None and (row.url, row.standing) == (url, "added")
-            if did != self.own and not is_as_given:
+            is_blocked = row is not None and row.standing == "blocked"
+            if did != self.own and not is_as_given and not is_blocked:
                 await self._store.put_peer(
                     PeerRow(did, url, "added", now, row.info if row else None)
                 )
@@ -168,6 +169,37 @@ class Peers:
         if was_known:
             log.peer_removed(did)
         return was_known
+
+    async def block(self, did: Did) -> PeerRow:
+        """The operator wants nothing to do with a relay, known or not: it is refused, both ways.
+
+        Raises:
+            RejectedError: ``not_federated``: it is this one.
+        """
+        if did == self.own:
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "that is this relay itself")
+        held = self.rows.get(did) or PeerRow(did, "", "blocked", 0)
+        row = replace(held, standing="blocked", since=int(clock.now()))
+        await self._store.put_peer(row)
+        await self.refresh()
+        log.peer_blocked(did)
+        return row
+
+    async def unblock(self, did: Did) -> bool:
+        """It is as if others had told of it: closed federation wants it added again.
+
+        False: it was not blocked.
+        """
+        held = self.rows.get(did)
+        if held is None or held.standing != "blocked":
+            return False
+        if held.url:
+            await self._store.put_peer(replace(held, standing="learned", since=int(clock.now())))
+        else:
+            await self._store.remove_peer(did)
+        await self.refresh()
+        log.peer_unblocked(did)
+        return True
 
     async def heard_of(self, compact: str) -> RelayInfo | None:
         """Keep relay information that is news; None: it is not, or cannot be kept.
@@ -289,4 +321,5 @@ def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:
     compact, url = info.jws.compact, info.said.url
     if row is None:
         return PeerRow(info.did, url, "learned", int(clock.now()), compact)
-    return replace(row, info=compact, url=row.url if row.standing != "learned" else url)
+    is_said = row.url and row.standing != "learned"
+    return replace(row, info=compact, url=row.url if is_said else url)

@@ -6,9 +6,10 @@ import httpx2
 import pytest
 
 from relay.cli.exits import Exit
-from relay.core.errors import ErrorCode
+from relay.client import Agent
+from relay.core.errors import ErrorCode, RelayError
 from tests.cli.support import Terminal
-from tests.federation.relays import peer, places, relay_at, until
+from tests.federation.relays import peer, places, record_of, relay_at, until
 from tests.support.nodes import new_key
 
 pytestmark = pytest.mark.timeout(60)
@@ -149,3 +150,100 @@ async def test_the_commands_of_an_operator(tmp_path):
         assert (added.code, added.out.split()[:2]) == (Exit.OK, ["added", b.did])
         nobody = await terminal.run("peers", "list", "--admin", "http://127.0.0.1:1")
         assert nobody.code == Exit.UNAVAILABLE
+
+
+async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tmp_path):
+    a, b = places(2)
+    carol = new_key()
+    terminal = Terminal(tmp_path)
+    async with relay_at(a, [b]) as node:
+        here = ("--admin", node.admin)
+        await until(lambda: node.built.links.waits(b.did, b.url))
+        record = record_of(carol, b)
+        await node.built.node.directory.keep([record], b.did)
+        async with Agent.open(new_key(), node.url) as alice:
+            sent = await alice.send(carol.did, b"for later")
+            assert sent.custody == "outbox"
+        # whichever moment of the back-off it is: half a second is no whole number of them
+        await until(lambda: (node.built.links.waits(b.did, b.url) or (0.0,))[0] % 1 > 0.05)
+        shown = await terminal.run("peers", "show", b.did, *here)
+        assert shown.code == Exit.OK, shown.err
+        assert "outbox      1 envelopes wait for it" in shown.out
+        as_json = await terminal.run("peers", "show", b.did, *here, "--json")
+        assert as_json.json["outbox"]["count"] == 1
+        waits = as_json.json["back_off"]
+        assert waits is None or isinstance(waits["wait_s"], int)
+        listed = await terminal.run("peers", "list", *here)
+        assert "  1 wait (" in listed.out
+        await node.built.housekeeping.measure()
+        async with httpx2.AsyncClient(base_url=node.admin) as http:
+            figures = (await http.get("/metrics")).text.splitlines()
+        assert "relay_outbox_envelopes 1.0" in figures
+        assert "relay_outbox_peers 1.0" in figures
+        [size] = [line for line in figures if line.startswith("relay_outbox_bytes ")]
+        assert float(size.split()[1]) == as_json.json["outbox"]["bytes"] > 0
+
+
+async def test_a_relay_that_is_blocked_is_cut_off_both_ways_and_stays_so_over_a_restart():
+    a, b = places(2)
+    async with relay_at(a, [b]) as first, relay_at(b, [a]) as second:
+        store = first.built.node.store
+        peers = first.built.node.peers
+        await until(lambda: first.built.links.live() and peers.inbound.get(b.did))
+        status, said = await ask(first.admin, "POST", f"/peers/{b.did}/block", json={})
+        assert (status, said["standing"], said["linked"]) == (200, "blocked", said["linked"])
+        await until(lambda: not first.built.links.live() and not peers.inbound, 0.9)
+        with pytest.raises(RelayError) as caught:
+            async with peer(a.url, a.did, b.key):
+                pass
+        assert caught.value.code is ErrorCode.BLOCKED
+        with pytest.raises(RelayError) as caught:
+            await first.built.links.reach(b.did, b.url)
+        assert caught.value.code is ErrorCode.BLOCKED
+        assert a.did in second.built.node.peers.rows
+    async with relay_at(a, [b], store) as first:
+        assert first.built.node.peers.rows[b.did].standing == "blocked", "settings do not lift it"
+        status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}/block")
+        assert status == 200
+        assert first.built.node.peers.rows[b.did].standing == "learned"
+        status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}/block")
+        assert status == 404
+        await ask(first.admin, "POST", "/peers", json={"url": b.url, "did": b.did})
+        async with peer(a.url, a.did, b.key) as there:
+            assert there.ready.relay == a.did
+
+
+async def test_a_relay_that_nobody_knows_yet_is_blocked_and_unblocked_by_command(tmp_path):
+    [a] = places(1)
+    stranger = new_key()
+    terminal = Terminal(tmp_path)
+    async with relay_at(a, federation="open") as node:
+        here = ("--admin", node.admin)
+        blocked = await terminal.run("peers", "block", stranger.did, *here)
+        assert blocked.out.split() == ["blocked", stranger.did]
+        with pytest.raises(RelayError):
+            async with peer(a.url, a.did, stranger):
+                pass
+        listed = await terminal.run("peers", "list", *here)
+        assert "blocked" in listed.out
+        shown = await terminal.run("peers", "show", stranger.did, *here)
+        assert (shown.code, "blocked since" in shown.out) == (Exit.OK, True)
+        free = await terminal.run("peers", "unblock", stranger.did, *here)
+        assert free.out.split() == ["unblocked", stranger.did]
+        assert node.built.node.peers.rows == {}
+        async with peer(a.url, a.did, stranger) as there:
+            assert there.ready.relay == a.did
+        again = await terminal.run("peers", "unblock", stranger.did, *here)
+        assert (again.code, "not blocked" in again.err) == (Exit.REFUSED, True)
+        own = await terminal.run("peers", "block", a.did, *here)
+        assert own.code == Exit.REFUSED
+
+
+async def test_a_page_in_a_browser_blocks_nobody():
+    a, b = places(2)
+    async with relay_at(a, [b]) as node:
+        headers = {"Content-Type": "text/plain"}
+        path = f"/peers/{b.did}/block"
+        _, said = await ask(node.admin, "POST", path, headers=headers, content=b"{}")
+        assert said["error"] == ErrorCode.UNSUPPORTED
+        assert node.built.node.peers.rows[b.did].standing == "added"

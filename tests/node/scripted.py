@@ -106,6 +106,9 @@ class FarLinks:
     def retry(self, relay: Did, url: str) -> None:
         raise NotImplementedError(relay, url)
 
+    def review(self) -> None:
+        raise NotImplementedError
+
 
 class Nameless:
     """No handle leads anywhere."""
