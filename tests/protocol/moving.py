@@ -53,11 +53,11 @@ from relay.core.migration_values import (
 
 NOW = Timestamp(0)
 LATER = 1_000_000
-SOURCE_FIRST = 0
 LOST = "lost"
 DUPLICATE = "unmarked duplicate"
 TWICE = "bounced twice"
 UNTRUE = "a bounce that denies a delivery"
+STUCK = "stuck"
 STORE = "the store does not follow"
 
 
@@ -504,8 +504,8 @@ class Moves:
                 yield from self._arrive(world._replace(net=net), source, target, message)
 
     def _arrive(self, world: World, source: int, target: int, message: Message) -> Iterator[Move]:
-        named = any(name(source) in ref.homes for ref in world.records) or bool(world.seq)
-        said = Heard(name(source), self._bent(world, target, message), named)
+        # between relays that the agent never named there is no link in this world
+        said = Heard(name(source), self._bent(world, target, message), named=True)
         done = self.apply(world, target, said)
         what = f"R{target} gets from R{source}: {_short(message)}"
         if done is None:
