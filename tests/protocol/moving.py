@@ -210,7 +210,7 @@ class Moves:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.eids = [Eid(f"m{n}") for n in range(rules.envelopes)]
-        self._known: dict[tuple[Any, ...], Step | Refusal] = {}
+        self.taken: dict[tuple[Any, ...], Step | Refusal] = {}
 
     def __call__(self, world: World) -> Iterator[Move]:
         for what, after, broken in self._all(world):
@@ -249,9 +249,9 @@ class Moves:
     def take(self, side: Side, said: Input, now: float = 0) -> Step | Refusal:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
-        if asked not in self._known:
-            self._known[asked] = self._take(side, said, now)
-        return self._known[asked]
+        if asked not in self.taken:
+            self.taken[asked] = self._take(side, said, now)
+        return self.taken[asked]
 
     def _take(self, side: Side, said: Input, now: float) -> Step | Refusal:
         mutant = self.rules.mutant
