@@ -45,6 +45,8 @@ from relay.core.migration_values import (
 
 DIGEST_PAGE: Final = 4096
 """Ids of one page of a digest."""
+DIGEST_PAGES: Final = 64
+"""Pages of one digest: five times what the memory of an inbox holds."""
 COPY_PAGE: Final = 256
 """Envelopes of one page of a copy; its bytes (1 MiB, one envelope always fits) the shell counts."""
 

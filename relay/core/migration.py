@@ -314,8 +314,9 @@ def _hear(side: Side, heard: Heard) -> Result:
 def _form(page: DigestPage) -> Refusal | None:
     if not 0 <= page.number < page.total:
         return Refusal(ErrorCode.BAD_FRAME, "no such page of a digest")
-    if len(page.finished) + len(page.maybe) > handover.DIGEST_PAGE:
-        return Refusal(ErrorCode.TOO_LARGE, "too many ids in one page of a digest")
+    many = len(page.finished) + len(page.maybe) > handover.DIGEST_PAGE
+    if many or page.total > handover.DIGEST_PAGES:
+        return Refusal(ErrorCode.TOO_LARGE, "too many ids in a digest")
     return None
 
 
