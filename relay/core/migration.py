@@ -261,10 +261,7 @@ def _give_up(side: Side, said: Learned, now: Timestamp) -> Step:
 
 
 def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
-    home = said.record.home
-    if home is None:
-        return _hold(side, said, now)
-    turned = _towards(side, Handoff(said.record.handoff, home), now)
+    turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
     return Step(turned._replace(record=said.record))
 
 
