@@ -46,6 +46,7 @@ SHORT_S: Final = 3.0
 NOWHERE_S: Final = 30.0
 ACK_AGAIN_S: Final = 1.0
 BATCH: Final = 64
+_BUSY: Final = float("inf")
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
@@ -108,6 +109,7 @@ class Courier(Follower):
         self._has_ended = False
         self._forwarded: Forwarded | None = None
         self._unacked = 0
+        self.idle_since = _BUSY
         self._peer = peer
         self._waits: list[float] = []
         self._lease_until = clock.monotonic() + LEASE_S
@@ -219,11 +221,14 @@ class Courier(Follower):
         self._work.clear()
         if self._has_ended or len(self._load):
             return True
+        self.idle_since = clock.monotonic()
         try:
             async with asyncio.timeout(seconds):
                 await self._work.wait()
         except TimeoutError:
             return False
+        finally:
+            self.idle_since = _BUSY
         return True
 
     async def _pause(self, seconds: float) -> None:

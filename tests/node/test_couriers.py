@@ -14,6 +14,7 @@ from relay.core.errors import ErrorCode, error
 from relay.core.frames import Rejection
 from relay.core.inbox_values import InboxLimits
 from relay.ports_mesh import Taken
+from relay.service import forwarding
 from relay.store.memory import MemoryStore
 from tests.node.scripted import (
     Far,
@@ -143,6 +144,31 @@ async def test_a_sender_who_is_refused_for_now_keeps_nobody_else_waiting():
         far.answers = [takes()]
         await one.until_empty()
         assert far.bodies[-100:] == [b"%d" % n for n in range(100)]
+
+
+async def test_a_relay_that_never_answers_keeps_no_courier_from_the_others(monkeypatch):
+    monkeypatch.setattr(forwarding, "MOST_COURIERS", 4)
+
+    async def silence(far, wires):
+        assert far.got
+        assert wires
+        await asyncio.sleep(0.3)  # as long as a submit may take, only shorter
+        raise error(ErrorCode.PEER_UNREACHABLE, "no answer")
+
+    mute, sound = Far([silence]), Far([takes()])
+    others = [new_key() for _ in range(12)]
+    async with here() as one:
+        for other in others:
+            await one.lives_at(mute, agent=other)
+            await one.accepts(b"1", to=other)
+        await until(lambda: mute.got)
+        await one.lives_at(sound)
+        await one.accepts(b"2")
+        await until(lambda: sound.got, seconds=3.5)
+        mute.answers = [takes()]
+        await until(lambda: len({wire for wire, _ in mute.got}) == 12, seconds=15)
+        for other in others:
+            await one.until_empty(15, of=other)
 
 
 async def test_a_full_inbox_at_one_home_is_no_reason_to_try_no_other():
