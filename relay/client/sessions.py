@@ -30,6 +30,7 @@ from relay.client.following import Following
 from relay.client.handles import Handles
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
+from relay.client.naming import Naming
 from relay.client.opening import Opener
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
@@ -76,7 +77,9 @@ class Sessions:
         self.detours = Detours(self)
         self.outbox = Outbox(self.custody, self.detours.wake)
         self.asking = Asking(self)
-        self.handles = Handles(self.asking.find, knowledge=knowledge)
+        is_here = any(one.is_loopback for one in named)
+        naming = Naming(self.asking.find, self.correspondents.learn, is_here)
+        self.handles = Handles(naming.record, naming.forward, knowledge)
         opener = Opener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
