@@ -82,9 +82,11 @@ class Errand:
         """The relay has answered, or it has not."""
         if answer:
             self.alone_since = None
-        elif self.alone_since is None:
+            return
+        if self.alone_since is None:
             self.alone_since = clock.monotonic()
-            self.detours.wake()
+        # each time: what was in flight waits again now
+        self.detours.wake()
 
     async def find(self, did: str) -> Found:
         """Where an agent lives, as the relay knows it; the signature is checked here.
