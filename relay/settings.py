@@ -148,12 +148,12 @@ class Settings(BaseSettings):
     outbox_count: int = Field(
         10_000,
         ge=1,
-        description="Envelopes that may wait for one other relay, in a partition (a Cluster has 16).",
+        description="Envelopes that may wait for one other relay, per partition: a Cluster has 16.",
     )
     outbox_bytes: int = Field(
         64 * 1024 * 1024,
         ge=1,
-        description="Wire bytes that may wait for one other relay, in a partition (a Cluster has 16).",
+        description="Wire bytes that may wait for one other relay, per partition, too.",
     )
     contact: str | None = Field(
         None, description="How to reach the operator, as published in agent-relay.json."

@@ -15,18 +15,37 @@ BASE: Final = 20
 
 
 def extrapolated(runs: Sequence[Found]) -> list[Found]:
-    """Large directories on large meshes, which are not simulated.
+    """What was not simulated.
 
-    Each relay's work grows with the records, the time until news has gone round with the relays:
-    what the larger mesh took longer with few records is added to what many records took.
+    A trouble in the largest mesh, where that run is missing: what the mesh takes longer than a
+    smaller one without trouble is added. Large directories on large meshes: each relay's work grows
+    with the records, the time until news has gone round with the relays, so what the larger mesh
+    took longer with few records is added to what many records took.
     """
     known = {(run.trouble, run.relays, run.records): run for run in runs}
-    return [
-        _shifted(known[trouble, BASE, LARGE], known[trouble, BASE, SMALL], run)
-        for (trouble, relays, records), run in known.items()
-        if relays > BASE and records == SMALL
-        and {(trouble, BASE, LARGE), (trouble, BASE, SMALL)} <= known.keys()
-    ]  # fmt: skip
+    made: list[Found] = []
+    wide = sorted({run.relays for run in runs if run.relays > BASE and run.records == SMALL})
+    for smaller, relays in zip([BASE, *wide], wide, strict=False):
+        for trouble in TROUBLES:
+            shift = [("plain", relays, SMALL), (trouble, smaller, SMALL), ("plain", smaller, SMALL)]
+            made += _missing(known, (trouble, relays, SMALL), shift)
+    for relays in wide:
+        for trouble in TROUBLES:
+            shift = [(trouble, relays, SMALL), (trouble, BASE, LARGE), (trouble, BASE, SMALL)]
+            made += _missing(known, (trouble, relays, LARGE), shift)
+    return made
+
+
+Name = tuple[str, int, int]
+
+
+def _missing(known: dict[Name, Found], name: Name, shift: Sequence[Name]) -> list[Found]:
+    """The run of this name, if it is not known and can be made; then it is known."""
+    if name in known or not known.keys() >= set(shift):
+        return []
+    wide, large, small = (known[one] for one in shift)
+    known[name] = _shifted(large, small, wide)
+    return [known[name]]
 
 
 def _shifted(large: Found, small: Found, wide: Found) -> Found:

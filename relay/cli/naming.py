@@ -7,21 +7,23 @@ handle is verified where it leads to a DID whose own record lists it, and only t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Literal
 
 from relay.cli.exits import Exit
 from relay.cli.identity import KeyFile
 from relay.cli.output import clock_time, printable, say, write, write_json
-from relay.client import AgentError, Found, SigningKey
+from relay.client import Found, SigningKey
 from relay.client import naming as names
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.errors import typed
+from relay.client.naming import Naming
 from relay.client.origin import Origin
 from relay.client.publishing import Change, Publication
 from relay.client.publishing import publish as publish_record
 from relay.client.visit import resolve as ask_record
-from relay.core import handles, hosts
+from relay.core import handles
 from relay.core.errors import ErrorCode
 from relay.core.handles import Handle, Heard
 from relay.core.ids import Did
@@ -84,21 +86,14 @@ async def _resolve(asked: str, origin: Origin) -> Resolved:
     heard = await names.forward(handle, plain=origin.is_loopback)
     if heard.did is None:
         return Resolved(str(handle), heard)
-    found = await _record(origin, handle, heard.did)
+    asking = Naming(partial(ask_record, origin), _no_matter, origin.is_loopback)
+    found = await asking.record(str(handle), heard.did)
     listed = found.record.handles if found.record is not None else ()
     return Resolved(str(handle), heard, found, handles.is_listed(handle, listed))
 
 
-async def _record(origin: Origin, handle: Handle, did: Did) -> Found:
-    """The record from the user's own relay, else from the one that the name is under."""
-    found = await ask_record(origin, did)
-    if found.state == "found" or handle.name is None:
-        return found
-    scheme = "http" if origin.is_loopback and hosts.is_loopback(handle.host) else "https"
-    try:
-        return await ask_record(origins.parse(f"{scheme}://{handle.authority}"), did)
-    except AgentError:
-        return found
+def _no_matter(_: Did, __: str | None) -> None:
+    """Nothing is kept: this only looks."""
 
 
 def _tell(done: Resolved, *, as_json: bool) -> None:

@@ -7,6 +7,8 @@ and its sender is told so with the id. What an earlier command left there goes f
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -23,11 +25,11 @@ from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownIn
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.agent import sign
+from relay.client.errand import Errand
 from relay.client.errors import AuthRequiredError, UnavailableError, typed
-from relay.client.origin import Origin
 from relay.client.outcomes import MOST_KEPT, Outcomes, Telling
 from relay.client.post import post
-from relay.client.visit import Visit, log_in
+from relay.client.visit import Visit
 from relay.core.errors import ErrorCode
 from relay.core.frames import State
 
@@ -65,7 +67,7 @@ class _Desk:
     """What one run works with."""
 
     key: SigningKey
-    origin: Origin
+    errand: Errand
     state: states.State
     mine: Claims
     wish: Wish
@@ -74,16 +76,7 @@ class _Desk:
 async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
     """Send one envelope and show the receipt; gives the exit code."""
     key = file.load()
-    envelope = sign(
-        key,
-        letter.to,
-        letter.body,
-        sealed=letter.seal,
-        content_type=letter.content_type,
-        type=letter.type,
-        thid=letter.thid,
-        lifetime_s=letter.lifetime_s,
-    )
+    _show_warnings(as_json=wish.as_json)
     look = wish.wait == "acked" and not wish.take
     with (
         claims.opened(file.state, look=look) as mine,
@@ -91,9 +84,10 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
     ):
         if look:
             refuse_if_listening(mine)
-        desk = _Desk(key, origins.parse(url), state, mine, wish)
+        desk = _Desk(key, Errand(origins.parse(url), state), state, mine, wish)
         await _tell_outcomes(desk)
         until = clock.monotonic() + wish.deadline_s
+        envelope = _signed(key, await _recipient(desk, letter.to), letter)
         sent = await _submit(desk, envelope)
         if isinstance(sent, Exit):
             return sent
@@ -103,14 +97,49 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
         return await _see_through(desk, sent, until)
 
 
+def _show_warnings(*, as_json: bool) -> None:
+    """Why a home of the recipient is not dialled, or does not answer; never among JSON lines."""
+    if as_json:
+        logging.getLogger("relay.client").addHandler(logging.NullHandler())
+    else:
+        logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="relay: %(message)s")
+
+
+async def _recipient(desk: _Desk, to: str) -> str:
+    """The DID to send to; a handle is asked for, and its DID pinned in the state file.
+
+    Raises:
+        HandleChangedError: it leads to another DID than it did.
+        AgentError: it leads nowhere, or the record of its DID does not list it, or no answer.
+    """
+    try:
+        async with asyncio.timeout(desk.wish.deadline_s):
+            return await desk.errand.handles.did_of(to)
+    except TimeoutError as exc:
+        detail = f"{to}: no answer about where it leads in time"
+        raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no") from exc
+
+
+def _signed(key: SigningKey, to: str, letter: Letter) -> SignedEnvelope:
+    return sign(
+        key,
+        to,
+        letter.body,
+        sealed=letter.seal,
+        content_type=letter.content_type,
+        type=letter.type,
+        thid=letter.thid,
+        lifetime_s=letter.lifetime_s,
+    )
+
+
 async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
     as_json = desk.wish.as_json
     is_ours, earlier = await _earlier(desk)
     try:
         return await post(
             envelope,
-            desk.origin,
-            desk.state,
+            desk.errand,
             deadline_s=desk.wish.deadline_s,
             earlier=earlier,
             tell=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
@@ -210,7 +239,7 @@ async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progre
     while True:
         left = until - clock.monotonic()
         try:
-            visit = visit or await log_in(desk.key, desk.origin, desk.state, seconds=left)
+            visit = visit or await desk.errand.visit(desk.key, sent.to, sent.id, seconds=left)
             state = await visit.status(sent.to, sent.id, seconds=left)
             progress.tell(f"It waits for {sent.to}")
         except UnavailableError as exc:

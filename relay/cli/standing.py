@@ -15,7 +15,7 @@ from relay.cli.exits import Exit, exit_of
 from relay.cli.identity import KeyFile
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.states import EXIT_OF, WORDS, is_listening
-from relay.cli.visiting import visiting
+from relay.cli.visiting import asking
 from relay.client import AgentError, Found, SignedEnvelope, SigningKey
 from relay.client import origin as origins
 from relay.client import state as states
@@ -220,8 +220,11 @@ async def trace(
     file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
 ) -> Exit:
     """Say what became of one envelope that this agent sent; gives the exit code."""
-    async with visiting(file, url, take=take) as (visit, state):
-        left = await state.journal.unanswered() if state.journal is not None else []
+    async with asking(file, url, take=take) as (key, errand):
+        journal = errand.state.journal
+        left = await journal.unanswered() if journal is not None else []
+        to = await errand.handles.did_of(to)
+        visit = await errand.visit(key, to, message_id)
         found = await visit.status(to, message_id)
     is_kept = any((item.id, item.to) == (message_id, to) for item in left)
     if as_json:

@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _send(
-    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID.")],
+    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID, or its handle.")],
     text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
     *,
     file: Annotated[
@@ -63,7 +63,7 @@ def _send(
     """Send an envelope, until the relay has signed that it keeps it."""
     from relay.cli import identity, sending  # noqa: PLC0415  as above
 
-    check_did(to, "TO")
+    check_recipient(to, "TO")
     body, default_type = _body(text, file)
     letter = sending.Letter(
         to, body, content_type or default_type, not plain, kind, thread, lifetime
@@ -105,7 +105,7 @@ def _status(
         raise typer.Exit(run_async(standing.show(file, relay, take=take, as_json=json)))
     if message_id is None:
         raise typer.BadParameter("give TO and ID, or neither", param_hint="ID")
-    check_did(to, "TO")
+    check_recipient(to, "TO")
     try:
         UUID(message_id)
     except ValueError as exc:
@@ -179,3 +179,20 @@ def check_did(did: str, hint: str) -> None:
         parse_did(did)
     except ValueError as exc:
         raise typer.BadParameter(f"{did!r}: {exc}", param_hint=hint) from exc
+
+
+def check_recipient(to: str, hint: str) -> None:
+    """Refuse what is neither a DID nor a handle.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    from relay.core import handles  # noqa: PLC0415  as above
+
+    if to.startswith("did:") or not {"@", "."} & set(to):
+        check_did(to, hint)
+        return
+    try:
+        handles.parse(to)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{to!r} is not a handle: {exc}", param_hint=hint) from exc

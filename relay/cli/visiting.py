@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from relay.cli import claims
 from relay.cli.identity import KeyFile
 from relay.cli.states import refuse_if_listening
+from relay.client import SigningKey
 from relay.client import origin as origins
 from relay.client import state as states
+from relay.client.errand import Errand
 from relay.client.visit import Visit, log_in
 
 
@@ -17,7 +19,21 @@ from relay.client.visit import Visit, log_in
 async def visiting(
     file: KeyFile, url: str, *, take: bool
 ) -> AsyncIterator[tuple[Visit, states.State]]:
-    """Log in with a key file, and open its state.
+    """Log in with a key file, and open its state; arguments as for :func:`asking`.
+
+    Raises:
+        Exit: as :func:`asking`.
+        AgentError: unreachable, or the login does not hold.
+    """
+    async with asking(file, url, take=take) as (key, errand):
+        yield await log_in(key, errand.origin, errand.state), errand.state
+
+
+@asynccontextmanager
+async def asking(
+    file: KeyFile, url: str, *, take: bool
+) -> AsyncIterator[tuple[SigningKey, Errand]]:
+    """Open a key file and its state, to log in where that turns out to be needed.
 
     Args:
         file: whose inbox.
@@ -26,7 +42,6 @@ async def visiting(
 
     Raises:
         Exit: such an agent runs.
-        AgentError: unreachable, or the login does not hold.
     """
     key = file.load()
     with (
@@ -35,4 +50,4 @@ async def visiting(
     ):
         if not take:
             refuse_if_listening(mine)
-        yield await log_in(key, origins.parse(url), state), state
+        yield key, Errand(origins.parse(url), state)

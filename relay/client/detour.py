@@ -17,14 +17,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final, Protocol
 
 from relay import clock
 from relay.client import origin as origins
-from relay.client.asking import Asking
 from relay.client.correspondents import Correspondents
 from relay.client.errors import AgentError, of
 from relay.client.origin import Origin
@@ -35,7 +34,6 @@ from relay.client.tasks import task_group
 from relay.client.waiting import Waiting
 from relay.core.errors import ErrorCode, ProtocolError, Stored
 from relay.core.frames import Rejection, Resolve, Resolved
-from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.core.records import EndpointRecord, Home
 
@@ -53,14 +51,29 @@ REMEMBERED: Final = 1_024
 _log: Final = logging.getLogger("relay.client")
 
 
+class Asks(Protocol):
+    """Puts questions to a relay of ours."""
+
+    async def ask(self, make: Callable[[str], Resolve]) -> Answer:
+        """Ask; ``make`` is given the ref.
+
+        Raises:
+            AgentError: the relay's no, or no answer in time.
+        """
+        ...
+
+
 class Company(Protocol):
     """What a detour needs of the agent."""
 
-    key: SigningKey
     outbox: Outbox
     correspondents: Correspondents
-    asking: Asking
     plain_networks: Sequence[str]
+
+    @property
+    def asking(self) -> Asks:
+        """The relays of ours."""
+        ...
 
     @property
     def ended(self) -> AgentError | None:
@@ -152,6 +165,10 @@ class Detours:
             again = await self._go(to, items)
         except AgentError as exc:
             _log.warning("the way to %s is not known: %s", to, exc)
+        except asyncio.CancelledError:
+            # it decides nothing: what a home may have is not refused here
+            again = True
+            raise
         finally:
             if self.company.ended is not None:
                 outbox.cut(items, self.company.ended)

@@ -53,6 +53,8 @@ class Heard(Protocol):
 
 
 Forward = Callable[[str], Awaitable[Heard]]
+Find = Callable[[str, str], Awaitable[Found]]
+"""From a handle and the DID to which it leads, to the record of that."""
 
 
 async def nowhere(handle: str) -> Heard:
@@ -69,12 +71,12 @@ class Handles:
     """Names that lead to DIDs.
 
     Args:
-        find: finds the record of a DID.
+        find: finds the record of a DID, given the handle, too.
         forward: asks the sources of a handle.
         knowledge: keeps pins over a restart; None: they live as long as this process.
     """
 
-    find: Callable[[str], Awaitable[Found]]
+    find: Find
     forward: Forward = nowhere
     knowledge: Knowledge | None = None
     _pins: dict[str, Did] = field(default_factory=dict)
@@ -89,7 +91,7 @@ class Handles:
         heard = await self.forward(handle)
         if heard.state != "found" or heard.did is None:
             return Found(heard.state, why=heard.why)
-        found = await self.find(heard.did)
+        found = await self.find(handle, heard.did)
         listed = {one.casefold() for one in found.record.handles} if found.record else set()
         return replace(found, did=Did(heard.did), verified=handle.casefold() in listed)
 

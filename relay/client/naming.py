@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.client import origin as origins
 from relay.client.errors import AgentError, typed
 from relay.client.exchange import EXCHANGE_S, Request, in_thread
+from relay.client.finding import Found
+from relay.client.visit import resolve
 from relay.core import handles, hosts
 from relay.core.errors import ErrorCode
 from relay.core.handles import Handle, Heard
+from relay.core.ids import Did
 
 MAX_BODY_BYTES: Final = 64 * 1024
 LOOKUP_S: Final = 5.0
@@ -32,6 +36,45 @@ def parse(text: str) -> Handle:
         return handles.parse(text)
     except ValueError as exc:
         raise typed(ErrorCode.BAD_FRAME, f"{text!r} is not a handle: {exc}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Naming:
+    """Asks for names on behalf of one agent.
+
+    Args:
+        find: asks a relay of its own for the record of a DID.
+        learn: takes a record that was found elsewhere.
+        plain: as for :func:`forward`.
+    """
+
+    find: Callable[[str], Awaitable[Found]]
+    learn: Callable[[Did, str | None], object]
+    plain: bool
+
+    async def forward(self, handle: str) -> Heard:
+        """As :func:`forward`."""
+        return await forward(handle, plain=self.plain)
+
+    async def record(self, handle: str, did: str) -> Found:
+        """The record of a DID from an own relay, else from the one that the name is under.
+
+        Raises:
+            AgentError: not a handle; or the own relay's no, or no answer.
+        """
+        asked = parse(handle)
+        found = await self.find(did)
+        if found.state == "found" or asked.name is None:
+            return found
+        is_plain = self.plain and hosts.is_loopback(asked.host)
+        try:
+            there = origins.parse(f"{'http' if is_plain else 'https'}://{asked.authority}")
+            elsewhere = await resolve(there, did)
+        except AgentError:
+            return found
+        if elsewhere.record is not None:
+            self.learn(Did(did), elsewhere.record.jws.compact)
+        return elsewhere
 
 
 async def forward(

@@ -1,7 +1,8 @@
 """Send without a session: submits over HTTP; the envelope is its own proof (PROTOCOL.md §6).
 
 It takes no inbox session, so a program that only sends does not supersede the one that listens with
-the same key.
+the same key. A relay forwards nothing that is posted: what it does not keep itself goes on to a
+home of the recipient.
 
 Rules of the file: with a journal, an envelope is in the outbox before it is on the wire and leaves
 it only after a definite answer (GUARANTEES.md S2). What may be stored stays when this gives up.
@@ -11,16 +12,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
+from relay.client.errand import Errand
 from relay.client.errors import AgentError, of, typed
 from relay.client.message import Sent
-from relay.client.origin import Origin
 from relay.client.outbox import Outbox
 from relay.client.state import State
 from relay.client.submitting import submit_over_http
+from relay.client.tasks import beside
 from relay.client.waiting import Waiting
 from relay.core import jws as jose
 from relay.core import receipts
@@ -38,8 +40,7 @@ Tell = Callable[[SignedEnvelope, Sent | AgentError], None]
 
 async def post(
     envelope: SignedEnvelope,
-    origin: Origin,
-    state: State,
+    errand: Errand,
     *,
     deadline_s: float,
     earlier: Sequence[SignedEnvelope] = (),
@@ -49,8 +50,7 @@ async def post(
 
     Args:
         envelope: what is sent.
-        origin: the relay.
-        state: knows which relay is expected there, and remembers it; keeps the outbox.
+        errand: the relay, and the state that keeps the outbox.
         deadline_s: seconds to go on.
         earlier: of the outbox, submitted before it: what nobody waits for any more.
         tell: is told what became of each of those, before it leaves the outbox; perhaps twice.
@@ -60,9 +60,9 @@ async def post(
             with a file it stays in the outbox.
         AgentError: a definite no, or never sent.
     """
-    posting = _Posting(origin, state)
-    before = [posting.box.add(item, maybe_stored=True) for item in earlier]
-    waiting = posting.box.add(envelope)
+    posting, state = _Posting(errand), errand.state
+    before = [errand.outbox.add(item, maybe_stored=True) for item in earlier]
+    waiting = errand.outbox.add(envelope)
     if state.journal is not None:
         await state.journal.keep(envelope)
     failure: AgentError | None = None
@@ -106,21 +106,24 @@ async def _dropped(envelope: SignedEnvelope, state: State) -> bool:
 class _Posting:
     """One run of submits to a relay."""
 
-    origin: Origin
-    state: State
-    box: Outbox = field(default_factory=Outbox)
+    errand: Errand
     last: AgentError | None = None
+
+    @property
+    def box(self) -> Outbox:
+        """What is to be submitted."""
+        return self.errand.outbox
 
     async def until_answered(self, waiting: Waiting, deadline_s: float) -> Sent:
         until = clock.monotonic() + deadline_s
         try:
-            async with asyncio.timeout(deadline_s):
+            async with asyncio.timeout(deadline_s), beside(self.errand.detours.run()):
                 while not waiting.answer.done():
                     await self._try(waiting, until - clock.monotonic())
-                    if not waiting.answer.done():
-                        await asyncio.sleep(self._pause())
+                    await asyncio.wait([waiting.answer], timeout=self._pause())
         except TimeoutError as exc:
-            raise self._verdict(waiting) from exc
+            if not waiting.answer.done():
+                raise self._verdict(waiting) from exc
         return waiting.answer.result()
 
     def _pause(self) -> float:
@@ -138,6 +141,7 @@ class _Posting:
         if submit is None:
             return
         was_maybe_stored = waiting.maybe_stored
+        is_in_it = waiting.in_flight and not waiting.held
         try:
             await self._exchange(submit, seconds)
         except AgentError as exc:
@@ -147,31 +151,35 @@ class _Posting:
                 ) from exc
             self.last = exc
             self.box.lost()
-            if exc.stored == "no":
+            self.errand.heard(answer=False)
+            if exc.stored == "no" and is_in_it:
                 # there was no connection, so nothing can have been sent
                 waiting.maybe_stored = was_maybe_stored
 
     async def _exchange(self, submit: Submit, seconds: float) -> None:
-        answer = await submit_over_http(self.origin, submit, seconds)
+        origin = self.errand.origin
+        answer = await submit_over_http(origin, submit, seconds)
+        self.errand.heard(answer=True)
         if isinstance(answer, AgentError):
             self.box.failed(submit.ref, answer, clock.monotonic())
             return
         try:
             signer = _signer(answer)
         except ValueError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin} gave no receipt") from exc
+            raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin} gave no receipt") from exc
         self._answered(answer, signer)
 
     def _answered(self, frame: Submitted, signer: Did) -> None:
-        relay = self.state.relay_at(str(self.origin)) or signer
+        origin, state = self.errand.origin, self.errand.state
+        relay = state.relay_at(str(origin)) or signer
         if frame.receipt is not None and signer != relay:
-            raise typed(ErrorCode.WRONG_RELAY, f"{self.origin}: expected {relay}, found {signer}")
+            raise typed(ErrorCode.WRONG_RELAY, f"{origin}: expected {relay}, found {signer}")
         try:
             self.box.answered(frame, relay, clock.monotonic())
         except RelayError as exc:
             raise of(exc) from exc
         if frame.receipt is not None:
-            self.state.pin(str(self.origin), relay)
+            state.pin(str(origin), relay)
 
 
 def _signer(frame: Submitted) -> Did:

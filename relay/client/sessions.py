@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import clock
-from relay.client import naming
 from relay.client import origin as origins
 from relay.client.asking import Asking
 from relay.client.conversation import Conversation
@@ -28,9 +27,10 @@ from relay.client.custody import Custody
 from relay.client.detour import Detours
 from relay.client.errors import AgentError, SupersededError
 from relay.client.following import Following
-from relay.client.handles import Handles, Heard
+from relay.client.handles import Handles
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
+from relay.client.naming import Naming
 from relay.client.opening import Opener
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox
@@ -77,7 +77,9 @@ class Sessions:
         self.detours = Detours(self)
         self.outbox = Outbox(self.custody, self.detours.wake)
         self.asking = Asking(self)
-        self.handles = Handles(self.asking.find, self._forward, knowledge)
+        is_here = any(one.is_loopback for one in named)
+        naming = Naming(self.asking.find, self.correspondents.learn, is_here)
+        self.handles = Handles(naming.record, naming.forward, knowledge)
         opener = Opener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
@@ -259,11 +261,6 @@ class Sessions:
     def is_inside(self) -> bool:
         """Whether a relay that the program names has an address that is not public."""
         return any(one.is_inside for one in self._named)
-
-    async def _forward(self, handle: str) -> Heard:
-        """Ask the sources of a handle from here; those on this machine only for who lives on it."""
-        is_here = any(one.is_loopback for one in self._named)
-        return await naming.forward(handle, plain=is_here)
 
     def _may_be_ours(self, eid: Eid) -> bool:
         """Whether this agent may have sent it: a journal knows more than this process does."""

@@ -1,10 +1,11 @@
-"""A task group that leaves its task as it found it."""
+"""Task groups that leave their task, and what their block raises, as they found it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 
 @asynccontextmanager
@@ -27,3 +28,20 @@ async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
         if task is not None and task.cancelling() > before:
             task.uncancel()
         raise
+
+
+@asynccontextmanager
+async def beside(work: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Do ``work`` as long as the block lasts; what the block raises comes out as it is."""
+    failure: BaseException | None = None
+    async with task_group() as tasks:
+        working = tasks.create_task(work)
+        try:
+            yield
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
+            # raised again below: from here it would come out wrapped in an exception group
+            failure = exc
+        finally:
+            working.cancel()
+    if failure is not None:
+        raise failure

@@ -121,13 +121,22 @@ async def resolve(origin: Origin, did: str) -> Found:
     Raises:
         AgentError: the relay's no, or no answer.
     """
+    return found(await ask_record(origin, did), did)
+
+
+async def ask_record(origin: Origin, did: str) -> Resolved:
+    """As :func:`resolve`, but the signature is not checked yet.
+
+    Raises:
+        AgentError: the relay's no, or no answer.
+    """
     answer = await ask(origin, "GET", f"/v1/agents/{did}")
     state = _one_of(answer, "state", _RESOLUTIONS)
     try:
         record, stale = answer.optional_text("record", most=4096), answer.boolean("stale")
     except ValueError as exc:
         raise _wrong(exc) from exc
-    return found(Resolved("http", state, record, stale), did)
+    return Resolved("http", state, record, stale)
 
 
 def _hello(greeting: jose.Members) -> Hello:

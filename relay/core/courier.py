@@ -15,11 +15,12 @@ reached another relay than the one it goes to next is marked.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 from typing import Final, NamedTuple
 
+from relay.core.envelope import signer_of
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.frames import DeliverItem, Rejection
 from relay.core.ids import Did, Seq
@@ -34,6 +35,11 @@ PERMANENT: Final = frozenset({
 
 CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
 """A home's no to all envelopes of this recipient: more of them are refused at once for a while."""
+
+OF_SENDER: Final = frozenset({
+    ErrorCode.SENDER_QUOTA, ErrorCode.STRANGER_QUOTA, ErrorCode.RATE_LIMITED,
+})  # fmt: skip
+"""A home's no to one sender, for now: what others send goes on meanwhile."""
 
 FIRST_PAUSE_S: Final = 0.5
 LONGEST_PAUSE_S: Final = 20.0
@@ -76,15 +82,20 @@ class Answer:
 
 @dataclass(slots=True)
 class Load:
-    """What one courier has in hand, in seq order.
+    """What one courier has in hand, in seq order for each sender.
 
     Args:
         durability: what our own receipts promise; the next relay's may not be below it.
+        sender_of: asked only once a home has refused a sender.
     """
 
     durability: Durability
+    sender_of: Callable[[bytes], Hashable] = signer_of
     _ready: deque[Carried] = field(default_factory=deque)
     _under_way: list[Carried] = field(default_factory=list)
+    _held: list[Carried] = field(default_factory=list)
+    _held_senders: set[Hashable] = field(default_factory=set)
+    _asked: int = 0
     _ended: set[Seq] = field(default_factory=set)
     _failures: int = 0
 
@@ -98,23 +109,36 @@ class Load:
 
     def __len__(self) -> int:
         """How many envelopes are in hand."""
-        return len(self._ready) + len(self._under_way)
+        return len(self._ready) + len(self._under_way) + len(self._held)
 
     def take(self, most: int, most_bytes: int) -> list[Carried]:
         """The next batch; nothing while one is under way."""
         if self._under_way:
             return []
+        self._pass_over_held()
+        if not self._ready:
+            self._release()
         size = 0
         while self._ready and len(self._under_way) < most:
             size += len(self._ready[0].wire)
             if self._under_way and size > most_bytes:
                 break
             self._under_way.append(self._ready.popleft())
+            self._pass_over_held()
         return list(self._under_way)
+
+    def _pass_over_held(self) -> None:
+        """What comes next is of nobody whom the home has refused in this round."""
+        while self._held and self._ready and self._sender(self._ready[0]) in self._held_senders:
+            self._held.append(self._ready.popleft())
+
+    def _sender(self, item: Carried) -> Hashable:
+        return self.sender_of(item.wire)
 
     def doubtful(self) -> Seq:
         """The last seq that some relay may have while it still waits here; 0: there is none."""
-        left = [*self._under_way, *(item for item in self._ready if item.maybe_at)]
+        waiting = (*self._held, *self._ready)
+        left = [*self._under_way, *(item for item in waiting if item.maybe_at)]
         return max((*self._ended, *(item.seq for item in left)), default=Seq(0))
 
     def concluded(self, seqs: Iterable[Seq]) -> None:
@@ -149,15 +173,40 @@ class Load:
                 noes.append(outcome)
                 left.append(_maybe(item, relay) if outcome.stored == "unknown" else item)
         self._ended.update(taken, (seq for seq, _ in refused))
-        self._put_back(left)
-        if not left:
-            self._failures = 0
-            return Answer(tuple(taken), tuple(refused))
-        if any(no.error in PERMANENT for no in noes):
-            return Answer(tuple(taken), tuple(refused), 0.0, is_anew=True)
+        return self._after(tuple(taken), tuple(refused), left, noes)
+
+    def _after(
+        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], left: list[Carried],
+        noes: list[Rejection],
+    ) -> Answer:  # fmt: skip
+        """What is left is tried again later; of refused senders after all others'."""
         if taken:
             self._failures = 0
-        return self._later(tuple(taken), tuple(refused), noes)
+        if len(noes) == len(left) and all(no.error in OF_SENDER for no in noes):
+            self._hold(left, noes)
+            if self._ready:
+                return Answer(taken, refused)
+            self._release()
+            if not self._ready:
+                self._failures = 0
+                return Answer(taken, refused)
+        else:
+            self._put_back(left)
+        if any(no.error in PERMANENT for no in noes):
+            return Answer(taken, refused, 0.0, is_anew=True)
+        return self._later(taken, refused, noes)
+
+    def _hold(self, items: Sequence[Carried], noes: Sequence[Rejection]) -> None:
+        self._under_way = []
+        self._held += items
+        self._held_senders.update(map(self._sender, items))
+        self._asked = max((self._asked, *(no.retry_after or 0 for no in noes)))
+        self._pass_over_held()
+
+    def _release(self) -> None:
+        """One round is over: all is in order again."""
+        ordered = sorted((*self._held, *self._ready), key=lambda item: item.seq)
+        self._ready, self._held, self._held_senders = deque(ordered), [], set()
 
     def _later(
         self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], noes: list[Rejection]
@@ -168,7 +217,8 @@ class Load:
             wait_s = self._pause() if self._failures else 0.0
             self._failures = max(self._failures, 1)
             return Answer(taken, refused, wait_s, record=record)
-        asked = min(max((no.retry_after or 0 for no in noes), default=0), LONGEST_ASKED_S)
+        asked = min(max((self._asked, *(no.retry_after or 0 for no in noes))), LONGEST_ASKED_S)
+        self._asked = 0
         shut = next((no for no in noes if no.error in CLOSING), None)
         wait_s, closed = max(self._pause(), float(asked)), None
         if shut is not None:

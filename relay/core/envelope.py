@@ -147,6 +147,16 @@ def stored(
     )
 
 
+def signer_of(wire: bytes) -> str:
+    """The key that signed a stored envelope, and with it its sender.
+
+    Raises:
+        ValueError: it is no envelope.
+    """
+    compact, _ = _parts(jose.loads(wire))
+    return jose.parse(compact, typ=TYP, max_bytes=MAX_JWS_BYTES).header.kid
+
+
 def eid_of(wire: bytes) -> Eid:
     """The eid of an envelope in the form in which :attr:`Envelope.wire` writes it."""
     compact = wire[len(_WIRE_HEAD) : wire.index(b'"', len(_WIRE_HEAD))]

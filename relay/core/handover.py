@@ -164,7 +164,11 @@ def take_copy(side: Side, heard: Heard, page: CopyPage) -> Step:
 
 
 def _take(side: Side, heard: Heard, eid: Eid, *, mark: bool) -> Step:
-    if side.held(eid) is not None:
+    known = side.held(eid)
+    if known is not None:
+        # two relays have given it up to this one: the word of neither can end it any more
+        by = known.brought_by if known.brought_by == heard.peer else None
+        side = side._replace(live=(side.live - {known}) | {known._replace(brought_by=by)})
         return marked(side, frozenset({eid}) if mark else NO_EIDS)
     if eid in side.finished or Told(heard.peer, eid) in side.told:
         return Step(side)
@@ -234,7 +238,8 @@ def acked(side: Side, eids: Eids) -> Step | Refusal:
 def expired(side: Side, eids: Eids) -> Step | Refusal:
     """End what has expired, with a bounce unless another relay says that it ended there.
 
-    Only a home does: a frozen or incoming side hands it over, so that there is one bounce.
+    Only a home does: a frozen or incoming side hands it over, so that there is one bounce. While
+    another relay's digest is missing there may be a second one: that is better than none.
     """
     if not side.delivers:
         return Refusal(ErrorCode.WRONG_STATE, "only a home lets envelopes expire")

@@ -95,7 +95,7 @@ class Held(NamedTuple):
         eid: which.
         marked: it may have been handed to its agent before.
         brought_by: the relay whose page alone brought it; None: this relay gave its sender a
-            receipt, so that no other relay's word can end it.
+            receipt, or two relays brought it, so that no other relay's word can end it.
     """
 
     eid: Eid

@@ -10,9 +10,10 @@ import asyncio
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Final, Protocol
 
-from relay import log, metrics
+from relay import clock, log, metrics
 from relay.core.courier import Carried, is_marked
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.frames import MAX_ENVELOPES
@@ -23,6 +24,9 @@ from relay.ports_mesh import PeerLinks, Taken
 MOST_BYTES: Final = 1_500_000
 """Wire bytes of one submit: well below the 2 MiB of a frame."""
 AT_ONCE: Final = 4
+FIRST_HOLD_S: Final = 5.0
+LONGEST_HOLD_S: Final = 20.0
+REMEMBERED_S: Final = 60.0
 
 
 class Spawn(Protocol):
@@ -67,11 +71,18 @@ class Carrier:
         self._waiting: deque[_Parcel] = deque()
         self._under_way = 0
         self._is_due = False
+        self._losses = 0
+        self._lost_at = self._held_until = float("-inf")
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has nothing to do."""
-        return not self._waiting and not self._under_way and not self._is_due
+        """Whether it has nothing to do, and nothing to remember."""
+        is_past = clock.monotonic() > self._held_until + REMEMBERED_S
+        return not self._is_busy and (not self._losses or is_past)
+
+    @property
+    def _is_busy(self) -> bool:
+        return bool(self._waiting or self._under_way or self._is_due)
 
     async def submit(self, items: Sequence[Carried]) -> Taken:
         """Submit a batch, at most 256; perhaps together with others'.
@@ -81,6 +92,10 @@ class Carrier:
             UnavailableError: no answer: it may have them.
             RelayError: it refused them all.
         """
+        hold_s = self._held_until - clock.monotonic()
+        # who has lost two in a row is tried with one at a time: couriers have others to serve
+        if self._losses > 1 and (hold_s > 0 or self._is_busy):
+            raise _silent(max(hold_s, FIRST_HOLD_S))
         answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Parcel(items, answer))
         self._soon()
@@ -139,8 +154,33 @@ class Carrier:
         except RelayError as exc:
             said = NotSentError(exc.code, exc.detail, retry_after=exc.retry_after)
             raise said from exc
+        began = clock.monotonic()
         marked = [at for at, item in enumerate(items) if is_marked(item, home.did)]
-        return await link.submit([item.wire for item in items], hops=(self._me,), marked=marked)
+        wires = [item.wire for item in items]
+        try:
+            taken = await link.submit(wires, hops=(self._me,), marked=marked)
+        except UnavailableError:
+            self._lost(began)
+            raise
+        self._losses = 0
+        return taken
+
+    def _lost(self, began: float) -> None:
+        """No answer; several that were under way together are one loss."""
+        now = clock.monotonic()
+        if began < self._lost_at:
+            return
+        self._losses, self._lost_at = self._losses + 1, now
+        if self._losses > 1:
+            hold_s = min(FIRST_HOLD_S * 2.0 ** min(self._losses - 2, 10), LONGEST_HOLD_S)
+            self._held_until = now + hold_s
+            _fail(list(self._waiting), _silent(hold_s))
+            self._waiting.clear()
+
+
+def _silent(seconds: float) -> NotSentError:
+    detail = "that relay did not answer, more than once"
+    return NotSentError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=ceil(seconds))
 
 
 def _fail(parcels: Sequence[_Parcel], exc: RelayError) -> None:

@@ -47,6 +47,7 @@ NOWHERE_S: Final = 30.0
 HOMES_S: Final = 5.0
 ACK_AGAIN_S: Final = 1.0
 BATCH: Final = 64
+_BUSY: Final = float("inf")
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
@@ -111,6 +112,7 @@ class Courier(Follower):
         self._unacked = 0
         self._known: Sequence[Home] = ()
         self._known_until = 0.0
+        self.idle_since = _BUSY
         self._peer = peer
         self._waits: list[float] = []
         self._lease_until = clock.monotonic() + LEASE_S
@@ -190,7 +192,6 @@ class Courier(Follower):
         try:
             taken = await self._needs.carrier(home).submit(items)
         except NotSentError as exc:
-            self._known_until = 0.0
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
             failed = Answer((), (), max(load.unsent(), _asked_s(exc)))
             return self._turn(home, homes, failed)
@@ -208,6 +209,7 @@ class Courier(Follower):
 
     def _turn(self, home: Home, homes: Sequence[Home], no: Answer) -> Answer:
         """From a home that takes nothing to the next at once; a pause once none does."""
+        self._known_until = 0.0
         self._peer = _key(homes[(homes.index(home) + 1) % len(homes)])
         self._waits.append(no.wait_s or 0.0)
         if len(self._waits) < len(homes):
@@ -232,11 +234,14 @@ class Courier(Follower):
         self._work.clear()
         if self._has_ended or len(self._load):
             return True
+        self.idle_since = clock.monotonic()
         try:
             async with asyncio.timeout(seconds):
                 await self._work.wait()
         except TimeoutError:
             return False
+        finally:
+            self.idle_since = _BUSY
         return True
 
     async def _pause(self, seconds: float) -> None:

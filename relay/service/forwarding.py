@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from relay import log, metrics
+from relay import clock, log, metrics
 from relay.core.errors import Refusal, RelayError
 from relay.core.ids import AgentKey, Did, NodeId
 from relay.core.inbox_values import Acked, Window
@@ -90,6 +90,8 @@ class Forwarding:
 
     async def _look(self) -> None:
         room = min(MOST_DUE, MOST_COURIERS - len(self._couriers))
+        if room <= 0:
+            self._make_room()
         if room <= 0 or self._is_draining:
             return
         try:
@@ -107,6 +109,13 @@ class Forwarding:
                 self._spawn(self._carry(one.inbox, one.peer))
         if len(due) == room:
             self._due.set()
+
+    def _make_room(self) -> None:
+        """Those that have had nothing to do of late make way for what may be due."""
+        before = clock.monotonic() - LOOK_S / 2
+        for courier in self._couriers.values():
+            if courier is not None and courier.idle_since < before:
+                courier.stop()
 
     async def _carry(self, inbox: AgentKey, peer: AgentKey | None) -> None:
         metrics.COURIERS.inc()
@@ -127,8 +136,11 @@ class Forwarding:
             _log_bug("courier")
         finally:
             metrics.COURIERS.dec()
+            was_full = len(self._couriers) >= MOST_COURIERS
             del self._couriers[inbox]
             self._left.set()
+            if was_full:
+                self._due.set()
 
     def _needs(self) -> Needs:
         return Needs(

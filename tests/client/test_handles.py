@@ -107,3 +107,31 @@ async def test_an_agent_that_asks_no_names_says_so():
             await me.send(HANDLE, "hello")
         with pytest.raises(ValueError, match="not a DID"):
             await me.send("nonsense", "hello")
+
+
+async def test_a_name_under_a_real_relay_is_sent_to_without_any_help(tmp_path):
+    async with running_node() as node, Agent.open(new_key(), node.url) as bob:
+        handle = f"bob@{node.url.removeprefix('http://')}"
+        async with Agent.open(new_key(), node.url, state=tmp_path / "state") as me:
+            with pytest.raises(AgentError) as caught:
+                await me.send(handle, "too early")
+            assert caught.value.stored == "no"
+            await bob.publish(handles=[handle])
+            found = await me.resolve(handle)
+            assert (found.did, found.verified) == (bob.did, True)
+            assert (await me.send(handle, "by name")).to == bob.did
+            assert (await anext(bob.inbox())).text() == "by name"
+
+
+async def test_a_name_under_a_relay_that_the_own_one_does_not_know_leads_there():
+    async with (
+        running_node() as own,
+        running_node() as far,
+        Agent.open(new_key(), far.url) as bob,
+        Agent.open(new_key(), own.url) as me,
+    ):
+        handle = f"bob@{far.url.removeprefix('http://')}"
+        await bob.publish(handles=[handle])
+        sent = await me.send(handle, "over there")
+        assert sent.relay == bob.relay
+        assert (await anext(bob.inbox())).text() == "over there"

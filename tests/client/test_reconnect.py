@@ -8,6 +8,7 @@ import pytest
 
 from relay.client import Agent, UnavailableError
 from relay.client.agent import sign
+from relay.client.errand import Errand
 from relay.client.origin import parse
 from relay.client.post import post
 from relay.client.state import State
@@ -68,7 +69,7 @@ async def test_a_lost_http_answer_is_asked_for_with_the_same_bytes(cuttable):
         alice = new_key()
         envelope, state = sign(alice, bob.did, "by post"), State()
         cuttable.deaf = True
-        sent = await post(envelope, parse(cuttable.url), state, deadline_s=5)
+        sent = await post(envelope, Errand(parse(cuttable.url), state), deadline_s=5)
         assert (sent.dup, sent.eid) == (True, envelope.eid)
         assert state.relay_at(cuttable.url) == bob.relay
         assert (await anext(bob.inbox())).text() == "by post"

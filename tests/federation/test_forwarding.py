@@ -10,6 +10,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from relay import clock
+from relay.client import origin as origins
+from relay.client import state as states
+from relay.client.visit import log_in
 from relay.core import envelope as envelopes
 from relay.core import records
 from relay.core.envelope import SignedEnvelope
@@ -323,3 +326,21 @@ async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around(
 
 def row_of(compact: str) -> RecordRow:
     return RecordRow(records.parse(compact).order, compact, names_us=True)
+
+
+async def test_status_over_http_follows_to_the_home_too(tmp_path):
+    async with two_relays() as (a, at_a, c, _):
+        carol, alice = new_key(), new_key()
+        async with at_home(c, carol) as receiver:
+            await until_held(at_a, carol, record_of_last(carol))
+            async with at_home(a, alice) as sender:
+                made = make_envelope(alice, carol.did, b"posted")
+                assert (await submit(sender, made)).receipt
+                await take(receiver, 1)
+                await until_state(sender, made, "acked")
+            with states.opened(tmp_path / "state", alice.did) as state:
+                state.keep_record(record_of_last(alice))
+                visit = await log_in(alice, origins.parse(a.url), state)
+                assert await visit.status(carol.did, made.id) == "acked"
+                [here] = await at_a.built.node.status(alice.did, [StatusItem(carol.did, made.id)])
+                assert here.state == "forwarded", "it is the home that knows of the ack"

@@ -192,7 +192,7 @@ async def test_a_relay_that_is_blocked_is_cut_off_both_ways_and_stays_so_over_a_
         await until(lambda: first.built.links.live() and peers.inbound.get(b.did))
         status, said = await ask(first.admin, "POST", f"/peers/{b.did}/block", json={})
         assert (status, said["standing"], said["linked"]) == (200, "blocked", said["linked"])
-        await until(lambda: not first.built.links.live() and not peers.inbound, 0.9)
+        await until(lambda: not first.built.links.live() and not peers.inbound)
         with pytest.raises(RelayError) as caught:
             async with peer(a.url, a.did, b.key):
                 pass

@@ -200,10 +200,12 @@ class Here:
         await self.store.merge_records([(agent.agent_key, row)])
         return compact
 
-    async def accepts(self, *bodies: bytes, sender: SigningKey | None = None) -> list[Eid]:
+    async def accepts(
+        self, *bodies: bytes, sender: SigningKey | None = None, to: SigningKey | None = None
+    ) -> list[Eid]:
         """Alice's envelopes to bob, taken into custody."""
-        sender = sender or self.alice
-        made = [make_envelope(sender, self.bob.did, body) for body in bodies]
+        sender, to = sender or self.alice, to or self.bob
+        made = [make_envelope(sender, to.did, body) for body in bodies]
         results = await self.delivery.append(self.store, [self.stored(one) for one in made])
         assert not any(isinstance(one, Refusal) for one in results), results
         self.forwarding.wake()
@@ -220,13 +222,13 @@ class Here:
         [found] = await self.store.status(stored.inbox, [question])
         return found
 
-    async def waiting(self) -> int:
-        """How many envelopes wait for other relays."""
-        return len(self.store._inboxes[self.bob.agent_key].live)
+    async def waiting(self, of: SigningKey | None = None) -> int:
+        """How many envelopes wait for an agent, bob."""
+        return len(self.store._inboxes[(of or self.bob).agent_key].live)
 
-    async def until_empty(self, seconds: float = 8) -> None:
+    async def until_empty(self, seconds: float = 8, of: SigningKey | None = None) -> None:
         async with asyncio.timeout(seconds):
-            while await self.waiting():  # noqa: ASYNC110  any store
+            while await self.waiting(of):  # noqa: ASYNC110  any store
                 await asyncio.sleep(0.01)
 
     async def bounces(self) -> list[tuple[Eid, str, bool]]:

@@ -9,8 +9,12 @@ import pytest
 from relay import clock
 from relay.core.courier import CLOSED_S
 from relay.core.dedupe import Fate
+from relay.core.envelope import eid_of, signer_of
 from relay.core.errors import ErrorCode, error
+from relay.core.frames import Rejection
 from relay.core.inbox_values import InboxLimits
+from relay.ports_mesh import Taken
+from relay.service import forwarding
 from relay.store.memory import MemoryStore
 from tests.node.scripted import (
     Far,
@@ -22,6 +26,7 @@ from tests.node.scripted import (
     takes,
     until,
 )
+from tests.support.nodes import new_key
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -116,6 +121,54 @@ async def test_a_home_that_is_away_for_long_does_not_keep_the_other_from_getting
         await one.accepts(b"1")
         await one.until_empty()
         assert second.bodies == [b"1"]
+
+
+async def test_a_sender_who_is_refused_for_now_keeps_nobody_else_waiting():
+    carol = new_key()
+
+    async def of_alice_nothing(far, wires):
+        of_alice = [wire for wire in wires if signer_of(wire).startswith(one.alice.did)]
+        others = [wire for wire in wires if wire not in of_alice]
+        taken = await takes()(far, others) if others else Taken(None, None, [])
+        items = {item.eid: item for item in taken.outcomes}
+        no = Rejection("r", 0, ErrorCode.SENDER_QUOTA, "no")
+        outcomes = [items.get(eid_of(wire), no) for wire in wires]
+        return Taken(taken.receipt, taken.compact, outcomes)
+
+    far = Far([of_alice_nothing])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(*(b"%d" % n for n in range(100)))
+        await one.accepts(b"other", sender=carol)
+        await until(lambda: b"other" in far.bodies, seconds=2)
+        far.answers = [takes()]
+        await one.until_empty()
+        assert far.bodies[-100:] == [b"%d" % n for n in range(100)]
+
+
+async def test_a_relay_that_never_answers_keeps_no_courier_from_the_others(monkeypatch):
+    monkeypatch.setattr(forwarding, "MOST_COURIERS", 4)
+
+    async def silence(far, wires):
+        assert far.got
+        assert wires
+        await asyncio.sleep(0.3)  # as long as a submit may take, only shorter
+        raise error(ErrorCode.PEER_UNREACHABLE, "no answer")
+
+    mute, sound = Far([silence]), Far([takes()])
+    others = [new_key() for _ in range(12)]
+    async with here() as one:
+        for other in others:
+            await one.lives_at(mute, agent=other)
+            await one.accepts(b"1", to=other)
+        await until(lambda: mute.got)
+        await one.lives_at(sound)
+        await one.accepts(b"2")
+        await until(lambda: sound.got, seconds=3.5)
+        mute.answers = [takes()]
+        await until(lambda: len({wire for wire, _ in mute.got}) == 12, seconds=15)
+        for other in others:
+            await one.until_empty(15, of=other)
 
 
 async def test_a_full_inbox_at_one_home_is_no_reason_to_try_no_other():

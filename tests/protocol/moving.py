@@ -291,16 +291,26 @@ class Moves:
         broken = None if follows(side, step) else STORE
         for effect in step.effects:
             if isinstance(effect, Bounce):
-                world, untrue = self._bounce(world, effect)
+                world, untrue = self._bounce(world, relay, effect)
                 broken = broken or untrue
         after = world._replace(sides=with_(world.sides, relay, step.side._replace(since=0)))
         return after, step, broken
 
-    def _bounce(self, world: World, bounce: Bounce) -> tuple[World, str | None]:
-        broken = TWICE if bounce.eids & world.bounced else None
-        if not bounce.maybe_delivered and bounce.eids & set(world.seen):
+    def _bounce(self, world: World, relay: int, bounce: Bounce) -> tuple[World, str | None]:
+        side = world.sides[relay]
+        assert side is not None
+        # a relay that cannot know what became of it elsewhere bounces: better than never
+        knows = relay == home_of(world) and not side.missing
+        broken = TWICE if knows and bounce.eids & world.bounced else None
+        if knows and not bounce.maybe_delivered and bounce.eids & set(world.seen):
             broken = UNTRUE
         return world._replace(bounced=world.bounced | bounce.eids), broken
+
+    def _let_go(self, world: World, relay: int, gone: frozenset[Eid], peer: int) -> World:
+        """A relay that hands over is bound no more; the one that took it is, unless a liar gave."""
+        mine = frozenset((relay, eid) for eid in gone)
+        theirs = frozenset((peer, eid) for eid in gone if relay or not self.rules.liar)
+        return world._replace(own=(world.own - mine) | theirs)
 
     def one(self, world: World, relay: int, said: Input, what: str, now: float = 0) -> list[Move]:
         """A step without anything to say, if it changes anything."""
@@ -511,6 +521,9 @@ class Moves:
         if done is None:
             return
         after, step, broken = done
+        for effect in step.effects:
+            if isinstance(effect, Forget):
+                after = self._let_go(after, target, effect.eids, source)
         answers = [effect.message for effect in step.effects if isinstance(effect, Answer)]
         net = after.net | {(target, source, answer) for answer in answers}
         if self.rules.mutant == "delete before receipt":

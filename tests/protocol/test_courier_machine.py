@@ -117,7 +117,9 @@ class CourierWorld:
         opened = self.inbox.open_session(NODE, WINDOW)
         session = RelaySession(Hello(Did(""), "", "", {}, 0), WINDOW, Timestamp(0))
         session.phase = Phase.OPENING
-        self.courier = Courier(session, self.load_type("fsync"))
+        self.courier = Courier(
+            session, self.load_type("fsync", len)
+        )  # a sender is known by the size of what it sends
         who = Identity(ALICE.did, ME, opened.fence)
         welcome = Welcome(
             inbox=True, session=opened.fence, epoch=opened.epoch, cursor=opened.cursor,
@@ -287,9 +289,12 @@ class CourierWorld:
 
     def check_batch(self, one: Courier) -> None:
         seqs = [item.seq for item in one.batch]
-        left = [item.seq for item in one.load._ready]
-        if seqs != sorted(seqs) or (seqs and left and min(left) < max(seqs)):
+        if seqs != sorted(seqs):
             raise BrokenPromiseError("a later one overtakes an earlier one")
+        for item in one.batch:
+            left = (*one.load._ready, *one.load._held)
+            if any(o.seq < item.seq and len(o.wire) == len(item.wire) for o in left):
+                raise BrokenPromiseError("a later one overtakes an earlier one of its sender")
 
     def check_bounce(self, intent: BounceIntent) -> None:
         had = [one.did for one in self.relays.values() if intent.eid in one.has]
@@ -314,7 +319,8 @@ class CourierWorld:
         assert len({one.eid for one in self.intents}) == len(self.intents), "bounced twice"
         one = self.courier
         if one is not None:
-            in_hand = {item.seq for item in (*one.load._ready, *one.load._under_way)}
+            load = one.load
+            in_hand = {i.seq for i in (*load._ready, *load._under_way, *load._held)}
             asked = {seq for ack in one.acks for seq in _named(ack)}
             lost = {seq for seq in one.handed if seq in self.inbox.live} - in_hand - asked
             if lost:
@@ -363,10 +369,13 @@ class CourierMachine(RuleBasedStateMachine):
         most=st.integers(1, 4),
         arrives=st.lists(st.booleans(), min_size=1, max_size=4),
         relay=st.sampled_from(RELAYS),
+        leaves=st.booleans(),
     )
-    def lose(self, most: int, arrives: list[bool], relay: Did) -> None:
+    def lose(self, most: int, arrives: list[bool], relay: Did, leaves: bool) -> None:  # noqa: FBT001
         if self.carry(most):
             self.world.lose(arrives)
+            if leaves:
+                self.world.leave()
             self.world.move(relay, through_here=False)
 
     @rule(most=st.integers(1, 4))

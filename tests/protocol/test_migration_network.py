@@ -444,7 +444,8 @@ class Moves:
         if self.rules.picky and message.target == 1:
             kind = "never"
         elif here.has:
-            here = here.mark() if mark else here
+            by = here.by if here.by == message.source else None
+            here = here._replace(by=by, marked=here.marked or mark)
         elif not here.finished and message.source not in here.told:
             here = here.keep(marked=mark, by=message.source)
         answer = Message(kind, message.target, message.source, message.handoff, mark)

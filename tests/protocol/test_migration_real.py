@@ -8,6 +8,7 @@ effects always has what the state says.
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from typing import Any
 
@@ -140,6 +141,39 @@ def test_a_second_line_of_defence_changes_nothing_alone(mutant: str):
     found = search(Rules(mutant=mutant))
     assert found.whole
     assert verdict(found) is None, found
+
+
+ALL = Rules(
+    relays=3, envelopes=3, orders=4, unheard=2, unreachable=1, returns=1, deaths=1, waits=1
+)  # fmt: skip
+
+
+def walk(rules: Rules, seed: int, steps: int) -> tuple[str | None, list[str]]:
+    """One long story of many; gives the promise that broke in it."""
+    choose = random.Random(seed)  # noqa: S311  a seed repeats its story
+    moves, world = Moves(rules), start(rules)
+    told: list[str] = []
+    for _ in range(steps):
+        may = list(moves(world))
+        if not may:
+            break
+        what, world, broken = choose.choice(may)
+        told.append(what)
+        if broken:
+            return broken, told
+    return None, told
+
+
+@pytest.mark.parametrize("change", [{}, {"expiry": True}, {"liar": True}, {"lossy": True}])
+def test_long_stories_in_which_all_of_it_happens_break_no_promise(change: dict[str, bool]):
+    for seed in range(100):
+        broken, told = walk(replace(ALL, **change), seed, 200)
+        assert broken is None, f"seed {seed}: {broken}: {' > '.join(told)}"
+
+
+def test_long_stories_find_a_lie():
+    lies = replace(ALL, mutant="delete before receipt")
+    assert LOST in {walk(lies, seed, 200)[0] for seed in range(300)}
 
 
 @pytest.mark.parametrize("rules", [Rules(), Rules(returns=1), Rules(expiry=True)])

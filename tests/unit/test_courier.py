@@ -22,7 +22,7 @@ HERE, THERE = RELAY.did, BOB.did
 
 
 def loaded(*seqs: int, marked: bool = False, durability: str = "fsync") -> Load:
-    load = Load(durability)
+    load = Load(durability, sender_of=lambda wire: int(wire) % 2)
     load.hand([DeliverItem(Seq(seq), marked, b"%d" % seq) for seq in seqs])
     return load
 
@@ -95,6 +95,22 @@ def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     assert answer.wait_s == CLOSED_S
     load.take(9, 1000)
     assert load.answered(HERE, None, [no(code, retry_after=99)]).closed.retry_after == 99
+
+
+@pytest.mark.parametrize("code", sorted(courier.OF_SENDER))
+def test_who_is_refused_for_now_keeps_nobody_else_waiting_and_its_order_is_kept(code):
+    load = loaded(1, 2, 3, 4, 5, 6)  # odd ones are of one sender, even ones of another
+    assert seqs(load.take(1, 1000)) == [1]
+    answer = load.answered(HERE, None, [no(code, retry_after=7)])
+    assert answer.wait_s is None, "there are others'"
+    assert len(load) == 6
+    assert seqs(load.take(2, 1000)) == [2, 4]
+    assert load.answered(HERE, receipt(), [item(), item()]).taken == (2, 4)
+    load.hand([DeliverItem(Seq(7), False, b"7")])
+    assert seqs(load.take(2, 1000)) == [6]
+    last = load.answered(HERE, receipt(), [item()])
+    assert (last.taken, last.wait_s) == ((6,), 7)
+    assert seqs(load.take(9, 1000)) == [1, 3, 5, 7]
 
 
 @pytest.mark.parametrize("code", [ErrorCode.OVERLOADED, ErrorCode.INBOX_FULL])

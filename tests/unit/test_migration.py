@@ -316,6 +316,13 @@ def test_what_a_sender_brings_after_a_copy_is_this_relays_own():
     assert step.side.held(ONE) == Held(ONE)
 
 
+def test_what_two_relays_brought_is_ended_by_the_word_of_neither():
+    page = CopyPage(record(1, A).handoff, ((ONE, False),))
+    side = took(home(), Heard(B, page, named=True)).side
+    assert took(side, Heard(B, page, named=True)).side.held(ONE) == Held(ONE, False, B)
+    assert took(side, Heard(C, page, named=True)).side.held(ONE) == Held(ONE)
+
+
 def test_the_source_lets_go_of_what_the_target_has_and_forgets_it():
     side = frozen(Held(ONE), Held(TWO, True), record=order().record)
     step = took(side, Heard(B, CopyReceipt("mig5", ((ONE, False), (TWO, False)))))
