@@ -131,7 +131,8 @@ def _trouble(peer: dict[str, Any]) -> str:
 
 def _lines(peer: dict[str, Any]) -> list[tuple[str, str]]:
     lines = [("did", peer["did"]), ("url", peer["url"])]
-    lines.append(("standing", f"{peer['standing']} since {clock_time(peer['since'])}"))
+    since = f" since {clock_time(peer['since'])}" if peer["since"] else ""
+    lines.append(("standing", f"{peer['standing']}{since}"))
     lines.append(("link", _link(peer)))
     for name, value in (("back-off", peer["back_off"]), ("refused", peer["refused"])):
         if value is not None:

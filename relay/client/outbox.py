@@ -28,18 +28,18 @@ from relay.client.custody import Custody
 from relay.client.errors import AgentError, again, typed
 from relay.client.message import Sent
 from relay.client.waiting import Waiting, refusal_of, sent_of, take
+from relay.core.answers import match
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import (
     ERROR_CLASS,
     ErrorCode,
-    ProtocolError,
     Refusal,
     RelayError,
     UnavailableError,
 )
 from relay.core.frames import MAX_ENVELOPES, Rejection, Submit, Submitted
 from relay.core.ids import Did, Eid, Timestamp
-from relay.core.receipts import Receipt, ReceiptItem, verify_receipt
+from relay.core.receipts import verify_receipt
 
 MAX_IN_FLIGHT: Final = 1_024
 ANSWER_S: Final = 20.0
@@ -212,11 +212,14 @@ class Outbox:
         """
         receipt = verify_receipt(frame.receipt, relay) if frame.receipt is not None else None
         mine = {ref: one for ref, one in self._flights.items() if one.line == line}
-        outcomes = _match(mine, frame, receipt)
+        asked = {ref: [one.envelope.eid for one in flight.items] for ref, flight in mine.items()}
+        outcomes = match(frame, receipt, asked)
         # nothing has changed so far: after a wrong answer all of it is still in flight
-        for ref in frame.refs:
-            self._land(ref)
-        for waiting, outcome in outcomes:
+        landed = [
+            (waiting, ref, i) for ref in frame.refs for i, waiting in enumerate(self._land(ref))
+        ]
+        for waiting, ref, i in landed:
+            outcome = outcomes[ref][i]
             if isinstance(outcome, Rejection):
                 self._refused(waiting, outcome, now, line)
             elif receipt is not None and frame.receipt is not None:
@@ -318,24 +321,3 @@ class Outbox:
     def receipted_by(self, eid: Eid) -> Did | None:
         """Which relay gave a receipt for an envelope of ours, as far as it is remembered."""
         return self.custody.relay_of(eid)
-
-
-def _match(
-    flights: dict[str, _Flight], frame: Submitted, receipt: Receipt | None
-) -> list[tuple[Waiting, Rejection | ReceiptItem]]:
-    """Give each submitted envelope its refusal, else the next item of the receipt."""
-    rejected = {(item.ref, item.i): item for item in frame.rejected}
-    left = iter(receipt.items if receipt else ())
-    outcomes: list[tuple[Waiting, Rejection | ReceiptItem]] = []
-    for ref in frame.refs:
-        flight = flights.get(ref)
-        for i, waiting in enumerate(flight.items if flight else ()):
-            outcome = rejected.pop((ref, i), None) or next(left, None)
-            is_wrong = isinstance(outcome, ReceiptItem) and outcome.eid != waiting.envelope.eid
-            if outcome is None or is_wrong:
-                raise ProtocolError(ErrorCode.BAD_FRAME, "the receipt is of something else")
-            outcomes.append((waiting, outcome))
-    unknown = [ref for ref in frame.refs if ref not in flights]
-    if unknown or rejected or next(left, None) or len({*frame.refs}) < len(frame.refs):
-        raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to what was not asked")
-    return outcomes

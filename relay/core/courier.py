@@ -145,11 +145,6 @@ class Load:
         """These ended here, too, durably."""
         self._ended.difference_update(seqs)
 
-    def is_doubtful(self, *, but: Did) -> bool:
-        """Whether another relay than ``but`` may have some of what is in hand."""
-        left = (*self._under_way, *self._ready)
-        return any(item.maybe_at - {but} for item in left)
-
     # ------------------------------------------------------------ answers
 
     def answered(

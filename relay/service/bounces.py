@@ -6,6 +6,7 @@ batch of intents alone, so that a repeat, on any node, is the same bytes and a d
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Final
@@ -21,7 +22,7 @@ from relay.core.jws import loads
 from relay.core.policy import admit_own
 from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
 from relay.log import bounce_undeliverable
-from relay.ports import BounceBatch, InboxStore
+from relay.ports import BounceBatch, Store
 from relay.service.deliver import Delivery
 from relay.service.resolving import Routing
 from relay.service.submit import ELSEWHERE
@@ -38,30 +39,37 @@ class BouncePump:
     """Turns due intents into envelopes in their senders' inboxes."""
 
     key: SigningKey
-    store: InboxStore
+    store: Store
     delivery: Delivery
     routing: Routing | None = None
 
     async def __call__(self) -> int:
-        """Send what is due; gives how many batches ended."""
-        ended = 0
-        for batch in await self.store.take_bounces():
-            result = await self._send(bounce_envelope(self.key, batch))
-            if isinstance(result, Refusal) and result.code not in FINAL:
-                continue
-            outcome = result.code if isinstance(result, Refusal) else "delivered"
-            if isinstance(result, Refusal):
-                bounce_undeliverable(result.code, len(batch.intents))
-            metrics.BOUNCES.labels(outcome).inc()
-            await self.store.finish_bounces(batch)
-            ended += 1
-        return ended
+        """Send what is due; gives how many batches ended.
+
+        Side by side: a sender whom nobody can find just now keeps no other from its bounce.
+        """
+        batches = await self.store.take_bounces()
+        return sum(await asyncio.gather(*(self._end(batch) for batch in batches)))
+
+    async def _end(self, batch: BounceBatch) -> bool:
+        """Send one; False where it is tried again later."""
+        result = await self._send(bounce_envelope(self.key, batch))
+        if isinstance(result, Refusal) and result.code not in FINAL:
+            return False
+        outcome = result.code if isinstance(result, Refusal) else "delivered"
+        if isinstance(result, Refusal):
+            bounce_undeliverable(result.code, len(batch.intents))
+        metrics.BOUNCES.labels(outcome).inc()
+        await self.store.finish_bounces(batch)
+        return True
 
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
         """Into the sender's inbox here, or on its way to the one elsewhere."""
         [result] = await self.delivery.append(self.store, [envelope])
         if self.routing is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
             return result
+        if envelope.expires_at <= await self.store.time():
+            return Refusal(ErrorCode.EXPIRED, "where its sender lives was not found in time")
         try:
             peer = await self.routing.find(did_of(envelope.inbox))
         except RelayError as exc:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from relay import clock
 from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RejectedError
-from relay.core.identity import parse_did
+from relay.core.identity import did_of, parse_did
 from relay.core.ids import ORIGIN, AgentKey, Did
 from relay.core.relay_info import RelayInfo
 from relay.ports_mesh import Introducing, OutboxStore, PeerLinks, PeerRow
@@ -37,15 +37,15 @@ class Operating:
     introductions: Introducing
 
     async def show(self) -> list[dict[str, Any]]:
-        """All relays that are known: added ones first, each with how it goes."""
+        """All relays that are known, or for which something waits; added ones first."""
         rows = sorted(self.peers.rows.values(), key=lambda row: (row.standing, row.url))
         waiting = await self._waiting()
-        return [self._members(row, waiting) for row in rows]
+        others = [did_of(key) for key in waiting if did_of(key) not in self.peers.rows]
+        return [self._members(row, waiting) for row in (*rows, *map(_unknown, others))]
 
     async def show_one(self, did: Did) -> dict[str, Any] | None:
         """One of them."""
-        row = self.peers.rows.get(did)
-        return None if row is None else self._members(row, await self._waiting())
+        return next((one for one in await self.show() if one["did"] == did), None)
 
     async def _waiting(self) -> dict[AgentKey, tuple[int, int]]:
         """Envelopes and wire bytes that wait for each peer."""
@@ -132,7 +132,7 @@ class Operating:
         return {
             "did": did,
             "url": row.url,
-            "standing": row.standing,
+            "standing": row.standing if row.url or row.standing == "blocked" else "unknown",
             "since": row.since,
             "state": member.state if member else None,
             "state_since": (member.since or None) if member else None,
@@ -172,6 +172,11 @@ class Operating:
             "reason": view.reason,
             "age_s": max(0, int(clock.now()) - seen.at),
         }
+
+
+def _unknown(did: Did) -> PeerRow:
+    """A relay that was removed, or that only a record names: mail may wait for it all the same."""
+    return PeerRow(did, "", "learned", 0)
 
 
 def _did(text: str) -> Did:

@@ -18,7 +18,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from tests.cli.support import Stalling, Terminal, stalling
 from tests.client.support import new_key
-from tests.federation.relays import Place, places, record_of
+from tests.federation.relays import Place, places, record_of, relay_at, until_held
 from tests.support.nodes import RunningNode, running_node
 
 pytestmark = pytest.mark.timeout(90)
@@ -199,3 +199,15 @@ async def test_with_the_own_relay_away_what_is_known_of_the_recipient_is_enough(
         assert sent.code == Exit.OK, sent.err
         assert (sent.code, sent.json["relay"]) == (Exit.OK, world.home.did), sent.err
         assert [await take(bob), await take(bob)] == ["first", "second"]
+
+
+async def test_between_peers_the_record_that_comes_with_the_refusal_leads_there(tmp_path: Path):
+    a, c = places(2)
+    carol = new_key()
+    async with relay_at(a, [c]) as at_a, relay_at(c, [a]), Agent.open(carol, c.url) as receiver:
+        record = receiver._sessions.homes.newest
+        assert record is not None
+        await until_held(at_a, carol, record.jws.compact)
+        sent = await Terminal(tmp_path, a.url).run("send", carol.did, "posted", "--json")
+        assert (sent.code, sent.json["relay"]) == (Exit.OK, c.did), sent.err
+        assert await take(receiver) == "posted"

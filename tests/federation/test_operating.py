@@ -184,6 +184,21 @@ async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tm
         assert float(size.split()[1]) == as_json.json["outbox"]["bytes"] > 0
 
 
+async def test_what_waits_for_a_relay_that_was_removed_is_seen_too(tmp_path):
+    a, b = places(2)
+    carol = new_key()
+    async with relay_at(a, [b]) as node:
+        await node.built.node.directory.keep([record_of(carol, b)], b.did)
+        async with Agent.open(new_key(), node.url) as alice:
+            await alice.send(carol.did, b"for later")
+        await ask(node.admin, "DELETE", f"/peers/{b.did}")
+        _, listed = await ask(node.admin, "GET", "/peers")
+        [one] = listed["peers"]
+        assert (one["did"], one["standing"], one["outbox"]["count"]) == (b.did, "unknown", 1)
+        shown = await Terminal(tmp_path).run("peers", "show", b.did, "--admin", node.admin)
+        assert (shown.code, "standing    unknown\n" in shown.out) == (Exit.OK, True)
+
+
 async def test_a_relay_that_is_blocked_is_cut_off_both_ways_and_stays_so_over_a_restart():
     a, b = places(2)
     async with relay_at(a, [b]) as first, relay_at(b, [a]) as second:

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import asyncio
+
+from relay import clock
+from relay.core.errors import ErrorCode, UnavailableError
+from relay.core.ids import NodeId, Timestamp
+from relay.core.inbox_values import BounceIntent, InboxLimits, Window
+from relay.ports import OpenRequest
+from relay.ports_mesh import PeerLink
+from relay.service.bounces import BouncePump
+from relay.service.deliver import Delivery
+from relay.service.directory import Directory
+from relay.service.keys import DidKeys
+from relay.service.resolving import Resolving, Routing
+from relay.store.memory import MemoryStore
+from tests.node.test_resolving import Links
+from tests.support.nodes import make_envelope, new_key
+
+ME, BOB = new_key(), new_key()
+LIFETIME_S = 7 * 24 * 3600
+
+
+class NoNames:
+    async def resolve(self, handle):
+        raise NotImplementedError
+
+
+class Mesh(Links):
+    """No peer says anything until the gate opens."""
+
+    async def reach(self, relay, url) -> PeerLink:
+        raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{relay} at {url}")
+
+
+def pump_of(now: list[float], links: Links) -> tuple[BouncePump, MemoryStore]:
+    store = MemoryStore(InboxLimits(), lambda: Timestamp(now[0]))
+    directory = Directory(ME.did, store, DidKeys())
+
+    async def keep(compact, peer):
+        raise NotImplementedError
+
+    resolving = Resolving(ME.did, directory, links, keep, NoNames())
+    return BouncePump(ME, store, Delivery(NodeId("n")), Routing(resolving, links)), store
+
+
+def intend(store: MemoryStore, *senders) -> None:
+    now = int(store._now())
+    intents = [
+        BounceIntent(one.agent_key, make_envelope(one, BOB.did).eid, BOB.agent_key, "expired",
+                     maybe_delivered=False, due_at=now)
+        for one in senders
+    ]  # fmt: skip
+    store._bounces.intend(intents)
+
+
+async def test_a_bounce_whose_sender_nobody_can_find_ends_when_it_expires():
+    now, links = [clock.now()], Mesh()
+    links.missing = 1  # a peer that is away may know where the sender lives
+    pump, store = pump_of(now, links)
+    intend(store, new_key())
+    assert await pump() == 0
+    assert await store.take_bounces(), "tried again"
+    now[0] += LIFETIME_S + 1
+    assert await pump() == 1
+    assert await store.take_bounces() == []
+
+
+async def test_a_sender_who_cannot_be_found_just_now_keeps_no_other_from_its_bounce():
+    gate, asked = asyncio.Event(), new_key()
+    links = Links(**{new_key().did: None})
+    links.gate = gate
+    here = new_key()
+    now = [clock.now()]
+    pump, store = pump_of(now, links)
+    await store.open(OpenRequest(here.agent_key, NodeId("n"), Window()))
+    intend(store, asked, here)
+    running = asyncio.ensure_future(pump())
+    await links.was_asked.wait()
+    head = (await store.heads([here.agent_key]))[0]
+    assert head is not None
+    assert head.head == 1, "its bounce is there while the other is looked for"
+    gate.set()
+    assert await running == 1
