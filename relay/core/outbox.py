@@ -22,7 +22,7 @@ from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Fence, Timestamp
 from relay.core.inbox_values import OutboxLimits
 
-LEASE_S: Final = 30
+LEASE_S: Final = 15
 """A courier that gives no sign of life for so long loses what was lent to it."""
 RETRY_S: Final = 60
 """When a full outbox may have room again."""

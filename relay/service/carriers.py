@@ -84,8 +84,8 @@ class Carrier:
     def _is_busy(self) -> bool:
         return bool(self._waiting or self._under_way or self._is_due)
 
-    async def submit(self, items: Sequence[Carried]) -> Taken:
-        """Submit a batch, at most 256; perhaps together with others'.
+    def submit(self, items: Sequence[Carried]) -> asyncio.Future[Taken]:
+        """Submit a batch, at most 256; perhaps together with others'. Awaited, it may raise.
 
         Raises:
             NotSentError: the relay was not reached.
@@ -99,7 +99,7 @@ class Carrier:
         answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Parcel(items, answer))
         self._soon()
-        return await answer
+        return answer
 
     def _soon(self) -> None:
         # one turn of the event loop later: what one commit brought comes together

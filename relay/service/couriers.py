@@ -14,6 +14,7 @@ leaves the rest where it is. Killed at any instruction, another one goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from relay.core.frames import Deliver, Hello, Welcome, WelcomePending
 from relay.core.identity import did_of, parse_did
 from relay.core.ids import AgentKey, Did, Seq
 from relay.core.inbox_values import Acked, Opened, Window
+from relay.core.outbox import LEASE_S
 from relay.core.records import Home
 from relay.core.session import Phase, RelaySession
 from relay.core.speech import Identity
@@ -39,7 +41,6 @@ from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.follower import Follower
 
-LEASE_S: Final = 30.0
 IDLE_S: Final = 10.0
 SHORT_S: Final = 3.0
 """A pause up to so long is waited for with the inbox open."""
@@ -190,7 +191,7 @@ class Courier(Follower):
     async def _submit(self, home: Home, items: Sequence[Carried], homes: Sequence[Home]) -> Answer:
         load, self._peer = self._load, _key(home)
         try:
-            taken = await self._needs.carrier(home).submit(items)
+            taken = await self._answer(self._needs.carrier(home).submit(items))
         except NotSentError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
             failed = Answer((), (), max(load.unsent(), _asked_s(exc)))
@@ -206,6 +207,18 @@ class Courier(Follower):
             return self._turn(home, homes, answer)
         self._waits.clear()
         return answer
+
+    async def _answer(self, answer: asyncio.Future[Taken]) -> Taken:
+        """Wait for a relay, which may take its time, and keep what was lent meanwhile."""
+        try:
+            while not answer.done():
+                await asyncio.wait([answer], timeout=LEASE_S / 3)
+                # a store that is away will say so when there is something to write down
+                with contextlib.suppress(RelayError):
+                    await self._keep_lease()
+        finally:
+            answer.cancel()
+        return answer.result()
 
     def _turn(self, home: Home, homes: Sequence[Home], no: Answer) -> Answer:
         """From a home that takes nothing to the next at once; a pause once none does."""

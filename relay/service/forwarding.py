@@ -16,12 +16,13 @@ from relay import clock, log, metrics
 from relay.core.errors import Refusal, RelayError
 from relay.core.ids import AgentKey, Did, NodeId
 from relay.core.inbox_values import Acked, Window
+from relay.core.outbox import LEASE_S
 from relay.core.records import Home
 from relay.ports import AckRequest, OpenRequest, Store
 from relay.ports_mesh import PeerLinks
 from relay.service.carriers import Carrier
 from relay.service.commit import GroupCommit
-from relay.service.couriers import LEASE_S, Courier, Needs
+from relay.service.couriers import Courier, Needs
 from relay.service.deliver import Delivery
 from relay.service.resolving import Routing
 

@@ -22,6 +22,7 @@ from relay.core.inbox_values import (
     Remembered,
     Window,
 )
+from relay.core.outbox import LEASE_S
 from relay.core.ranges import Range, Reason
 from relay.ports import AckRequest, Head, RecordRow
 from relay.ports_mesh import DueOutbox
@@ -436,7 +437,7 @@ async def test_a_courier_that_gets_on_keeps_what_was_lent_to_it(world: World) ->
     session = await courier(world.store)
     await world.advance(9)
     await forward(world.store, session, 1)
-    await world.advance(29)
+    await world.advance(LEASE_S - 1)
     assert await due(world.store) == []
     await world.advance(1)
     assert await due(world.store) == [DueOutbox(ME, PEER)]
@@ -479,7 +480,7 @@ async def test_what_comes_for_a_courier_that_is_dead_is_due_when_its_lease_ends(
     session = await courier(world.store)
     await forward(world.store, session, 1)
     await bring(world.store, 2)
-    await world.advance(29)
+    await world.advance(LEASE_S - 1)
     assert await due(world.store) == []
     await world.advance(1)
     assert await due(world.store) == [DueOutbox(ME, PEER)]

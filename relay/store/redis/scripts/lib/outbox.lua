@@ -3,7 +3,7 @@
 -- outboxes      sorted set: inbox -> when a courier should look at it; all in which something waits
 -- outbox:<peer> hash: all, q:SENDER -> count bytes of what waits for this peer
 -- outbox_peers  set: the peers for which something waits
-local LEASE_S = 30
+local LEASE_S = 15
 local outboxes = {}
 
 local function precisely()
