@@ -29,6 +29,7 @@ class Budget:
         self._debt_s = 0.0
         self._at = clock.monotonic()
         self.spent_s = 0.0
+        self.rested_s = 0.0
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
@@ -47,4 +48,5 @@ class Budget:
         self._debt_s = max(0.0, self._debt_s - (now - self._at) * self._share)
         self._at = now
         if self._debt_s > UNPAID_S:
+            self.rested_s += self._debt_s / self._share
             await asyncio.sleep(self._debt_s / self._share)

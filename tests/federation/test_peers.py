@@ -154,11 +154,10 @@ async def test_fetched_records_cost_a_quarter_of_a_core_at_most():
     following = Following(store)
     await following()
     assert len(following.index) == len(made)
-    # the negative control: the same without a budget is quicker than a quarter of a core could be
+    # the negative control: the same without a budget hardly rests
     other = Directory(new_key().did, memory(), DidKeys())
-    began = clock.monotonic()
     await other.keep(made, home.did, free)
-    assert clock.monotonic() - began < took / 2
+    assert free.rested_s < budget.rested_s / 2
 
 
 # ---------------------------------------------------------------- what it cannot hold up
