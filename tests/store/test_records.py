@@ -398,3 +398,22 @@ async def in_examples(compare: Any) -> None:
     draw()
     for steps in examples:
         await compare(steps)
+
+
+async def test_records_of_an_earlier_version_are_written_anew_once(server_world: World) -> None:
+    """It kept each as a hash; an upgrade must not lose where agents live."""
+    world, part = server_world, partition_of(ME, server_world.partitions)
+    old, away = beside(world, 2)
+    for owner, home in ((old, 1), (away, 0)):
+        fields = {"kv": 1, "seq": SEQ, "hash": "ab" * 32, "jws": "a.b.c", "home": home}
+        await world.raw.hset(f"relay:{{{part}}}:record:{owner}", mapping=fields)
+    await world.raw.hdel(f"relay:{{{part}}}:state", "records")
+    store = await world.restart()
+    expected = RecordRow((1, SEQ, b"\xab" * 32), "a.b.c", names_us=True)
+    assert await store.records([old, away]) == [expected, replace(expected, names_us=False)]
+    assert (await opened(store, old)).head == 0
+    assert {owner for owner, _ in (await store.record_changes("", 1_000)).items} == {old, away}
+    assert code(await store.open(request(away))) is ErrorCode.UNKNOWN_INBOX
+    await world.raw.hset(f"relay:{{{part}}}:record:later", mapping=fields)
+    await world.restart()
+    assert await world.raw.type(f"relay:{{{part}}}:record:later") == b"hash", "looked for once"

@@ -16,6 +16,7 @@ from relay.core.errors import ErrorCode, RelayError
 from relay.core.ids import AgentKey, Partition
 from relay.core.records import STALE_SERVED_S
 from relay.ports_mesh import GONE, Changes, DirectoryLimits, Merged, RecordRow
+from relay.store.redis import keys
 from relay.store.redis.guard import Guard
 from relay.store.redis.partitions import Partitions
 
@@ -23,6 +24,7 @@ GONE_TOLD_S: Final = 3600
 """How long readers of the change log are told that a record is gone."""
 _MOST_ROWS: Final = 256
 _MOST_PURGED: Final = 500
+_SCANNED: Final = 1_000
 _NO_ONE: Final = "-"
 _START: Final = ("", "0")
 _Place = tuple[str, str]
@@ -44,6 +46,33 @@ class Records:
         most = max(1, limits.records // partitions.count)
         self._limits = [most, max(1, most // limits.share)]
         self._purged_to: dict[Partition, int] = {}
+
+    async def adopt(self) -> int:
+        """Write down anew what an earlier version kept in another form; gives how many were.
+
+        Looked for once in the life of a store; all nodes have been stopped for the new version.
+
+        Raises:
+            RelayError: as :meth:`Partitions.call`.
+        """
+        return sum(await self._partitions.gather(self._partitions.all(), self._adopt))
+
+    async def _adopt(self, part: Partition) -> int:
+        client, state = self._partitions.client, keys.state(part)
+        if await client.command(state, "HGET", state, "records") is not None:
+            return 0
+        head = f"relay:{{{part}}}:record:".encode()
+        cursor, adopted, is_last = 0, 0, False
+        while not is_last:
+            words = ("SCAN", cursor, "MATCH", head + b"*", "COUNT", _SCANNED, "TYPE", "hash")
+            cursor, found = await client.command(state, *words)
+            cursor = int(cursor)
+            is_last = cursor == 0
+            owners = [name[len(head) :] for name in found]
+            if owners or is_last:
+                args = [int(is_last), *owners]
+                adopted += await self._partitions.call("adopt_records", part, args)
+        return adopted
 
     # ------------------------------------------------------------ merge and read
 

@@ -132,6 +132,7 @@ class RedisStore:
         self._outboxes = Outboxes(self._partitions)
         self._rules = Rules(self._partitions, self._limits)
         self._records = Records(self._partitions, self._guard, self._directory)
+        await self._records.adopt()
         self._sweeper = Sweeper(self._partitions, self._guard)
         self._bounces = Bounces(self._partitions)
         self._nodes = Nodes(self._client, last_time)
