@@ -72,6 +72,16 @@ class Index:
 
     def put(self, agent: AgentKey, order: Order) -> bool:
         """Take the greater of the order held and this one; True if that changed anything."""
+        return self._take(agent, order, lower=False)
+
+    def set(self, agent: AgentKey, order: Order) -> bool:
+        """Take this order, as the store says, also where it is lower; True if that is a change.
+
+        A store gives up an order that is void by its clock for a lower one (PROTOCOL.md §7.2).
+        """
+        return self._take(agent, order, lower=True)
+
+    def _take(self, agent: AgentKey, order: Order, *, lower: bool) -> bool:
         kv, seq, digest = order
         prefix = agent.encode() + b"\0"
         row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
@@ -81,7 +91,9 @@ class Index:
         if not _is_of(rows, at, prefix):
             rows.insert(at, row)
             self._size += 1
-        elif rows[at] < row:  # the tails are big-endian: they compare as the orders do
+        elif rows[at] < row or (
+            lower and rows[at] != row
+        ):  # the tails are big-endian: they compare as the orders do
             rows[at] = row
         else:
             return False

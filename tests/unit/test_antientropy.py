@@ -112,6 +112,17 @@ class Exchange:
         return self
 
 
+def test_an_index_follows_its_store_to_a_lower_order_only_when_the_store_says_so() -> None:
+    agent, void, held = AGENTS[0], (1, 9, b"v" * 16), (1, 5, b"h" * 16)
+    index = index_of({agent: void})
+    assert not index.put(agent, held)
+    assert index.order(agent) == void
+    assert index.set(agent, held)
+    assert not index.set(agent, held)
+    assert index.order(agent) == held
+    assert index.digests(10) == index_of({agent: held}).digests(10)
+
+
 # ---------------------------------------------------------------- the index
 
 
