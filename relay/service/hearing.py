@@ -106,8 +106,9 @@ class Hearing:
         self._pass_on(peer, kept)
 
     async def told_of_relays(self, peer: Did, infos: Sequence[str]) -> None:
-        """A peer tells of relays."""
+        """A peer tells of relays; others have a turn in between."""
         for compact in infos:
+            await asyncio.sleep(0)
             try:
                 info = await self.peers.heard_of(compact)
             except ProtocolError as exc:

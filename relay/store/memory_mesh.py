@@ -189,6 +189,13 @@ class MemoryPeers:
         """Write one down, in the place of what was known of this DID."""
         self._peers[row.did] = row
 
+    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
+        """Write one down where the store says what ``held`` does; False: it says otherwise."""
+        if self._peers.get(row.did) != held:
+            return False
+        self._peers[row.did] = row
+        return True
+
     async def remove_peer(self, did: Did) -> bool:
         """Forget one; False if it was not known."""
         return self._peers.pop(did, None) is not None

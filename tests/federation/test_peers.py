@@ -80,6 +80,19 @@ async def test_the_operators_word_on_where_a_relay_is_stands_over_its_own():
     assert mine.rows[other.did].info
 
 
+@pytest.mark.parametrize("standing", ["blocked", "removed"])
+async def test_news_of_a_relay_undoes_nothing_that_the_operator_said_at_another_node(standing):
+    store, other = memory(), new_key()
+    here, there = await known("closed", store), await known("closed", store)
+    await there.add(other.did, "https://added.example", info(other, ago=100))
+    await here.refresh()
+    await (there.block if standing == "blocked" else there.remove)(other.did)
+    assert await here.heard_of(info(other)) is None
+    assert not here.is_admitted(other.did)
+    await there.refresh()
+    assert not there.is_admitted(other.did)
+
+
 async def test_forged_expired_and_own_information_changes_nothing():
     mine, other = await known(), new_key()
     head, payload, _ = info(other).split(".")
@@ -101,6 +114,19 @@ async def test_a_thousand_relays_are_learned_and_one_that_is_gone_makes_room(mon
         mine.missed(first.did, RelayError(ErrorCode.PEER_UNREACHABLE))
     assert await mine.heard_of(info(late))
     assert first.did not in mine.rows
+
+
+async def test_where_no_room_is_left_a_frame_of_relays_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(peering, "MAX_LEARNED", 500)
+    mine = await known()
+    for key in [new_key() for _ in range(500)]:
+        assert await mine.heard_of(info(key))
+    late = [info(new_key()) for _ in range(64)]
+    began = clock.cpu()
+    for compact in late:
+        assert await mine.heard_of(compact) is None
+    # reading all that are known for each of these takes several times as long
+    assert clock.cpu() - began < 0.15
 
 
 async def test_added_relays_are_linked_however_many_others_are_told_of():
