@@ -30,7 +30,7 @@ REPEAT_S: Final = 60.0
 TELL_S: Final = 3600.0
 ASKED_PER_S: Final = 200.0
 WAIT_S: Final = 0.02
-PER_QUESTION: Final = 32
+PER_QUESTION: Final = 64
 """A long answer counts as several questions."""
 
 
@@ -38,8 +38,8 @@ def _size(answer: Frame) -> int:
     match answer:
         case Digests(items=items) | Have(items=items):
             return len(items)
-        case Gossip(records=records):
-            return len(records)
+        case Gossip(records=records, relays=relays):
+            return len(records) + len(relays)
         case _:
             return 0
 
@@ -129,7 +129,7 @@ class Mesh:
         while not self._questions.take(peer, 1, clock.monotonic()):  # noqa: ASYNC110  a rate
             await asyncio.sleep(WAIT_S)
         told = await self._told(peer, question)
-        self._questions.take(peer, _size(told) // PER_QUESTION, clock.monotonic())
+        self._questions.charge(peer, _size(told) // PER_QUESTION, clock.monotonic())
         return told
 
     async def _told(self, peer: Did, question: Digest | Want) -> Frame:

@@ -137,6 +137,11 @@ class Peers:
         """Look at what other nodes, and the operator at them, have written down."""
         self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
         wanted = {did for did in self.rows if self.is_admitted(did)}
+        # in open federation anybody is a peer: of whom is not written down, nothing is remembered
+        self.introduced = Counter(
+            {did: n for did, n in self.introduced.items() if did in self.rows}
+        )
+        self.views = {did: view for did, view in self.views.items() if did in self.rows}
         for peer in self.roster.peers():
             if peer.did not in wanted:
                 self.roster.remove(peer.did)

@@ -9,6 +9,7 @@ import pytest
 from relay import clock
 from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
+from relay.core.frames import View
 from relay.core.inbox_values import InboxLimits
 from relay.core.membership import MAX_LINKS
 from relay.federation.links import Links
@@ -17,7 +18,7 @@ from relay.service.budget import Budget
 from relay.service.directory import Directory
 from relay.service.following import Following
 from relay.service.keys import DidKeys
-from relay.service.peers import Peers
+from relay.service.peers import Peers, SeenBy
 from relay.store.memory import MemoryStore
 from tests.federation.relays import (
     Chooser,
@@ -127,6 +128,16 @@ async def test_where_no_room_is_left_a_frame_of_relays_holds_up_nobody(monkeypat
         assert await mine.heard_of(compact) is None
     # reading all that are known for each of these takes several times as long
     assert clock.cpu() - began < 0.15
+
+
+async def test_of_relays_that_are_not_written_down_nothing_is_remembered():
+    mine, added = await known(), new_key().did
+    await mine.add(added, "https://added.example")
+    for did in [added, *(new_key().did for _ in range(20))]:
+        mine.introduced[did] += 1
+        mine.views[did] = SeenBy(View("r", "alive", 0, 0, None), 0)
+    await mine.refresh()
+    assert list(mine.introduced) == list(mine.views) == [added]
 
 
 async def test_added_relays_are_linked_however_many_others_are_told_of():
