@@ -144,6 +144,10 @@ class Mesh:
                 told = found[0] if found else Gossip(ref=ref)
                 metrics.GOSSIP.labels("out", "asked").inc(len(told.records))
                 return told
+            case Digest(bits=bits, buckets=buckets):
+                for _ in self.following.index.prepare(bits, buckets):
+                    await asyncio.sleep(0)
+                return antientropy.answer(self.following.index, question)
             case _:
                 return antientropy.answer(self.following.index, question)
 
