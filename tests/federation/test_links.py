@@ -26,6 +26,7 @@ from relay.core.frames import (
 from relay.core.ids import Epoch
 from relay.core.receipts import ReceiptItem
 from relay.federation import link as link_module
+from relay.federation import links as links_module
 from relay.federation.links import Links
 from tests.federation.relays import (
     Chooser,
@@ -193,6 +194,56 @@ async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_di
             assert caught.value.retry_after
         assert len(dialler.dialled) == 1, "and is itself not dialled again at once"
         assert await links.reach(node.built.node.key.did, node.url)
+
+
+class Slow(Dialler):
+    """Where nobody answers, it takes its time."""
+
+    async def websocket(self, origin):
+        if "slow" in origin:
+            await asyncio.sleep(60)
+        return await super().websocket(origin)
+
+
+async def test_dials_that_records_ask_for_leave_room_for_the_relays_that_are_chosen(monkeypatch):
+    monkeypatch.setattr(links_module, "MAX_STRANGE_DIALS", 3)
+    chooser = Chooser()
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), Slow(), Everybody()), chooser) as links,
+        asyncio.TaskGroup() as tasks,
+    ):
+        slow = [
+            tasks.create_task(links.reach(new_key().did, f"https://slow{n}.example"))
+            for n in range(3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError) as caught:
+            await links.reach(new_key().did, "https://slow.example")
+        assert "too many" in caught.value.detail
+        chooser.wanted = [(node.built.node.key.did, node.url)]
+        await until(links.live)
+        for task in slow:
+            task.cancel()
+
+
+class Nobody(Dialler):
+    """No dial comes through."""
+
+    async def websocket(self, origin):
+        raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"nobody is at {origin}")
+
+
+async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
+    chooser = Chooser()
+    async with running_links(Links(new_key(), Nobody(), Everybody()), chooser) as links:
+        relay = new_key().did
+        chooser.wanted = [(relay, "http://127.0.0.1:1")]
+        await until(lambda: chooser.notes == [("missed", relay, ErrorCode.PEER_UNREACHABLE)])
+        with pytest.raises(UnavailableError):
+            await links.reach(relay, "http://127.0.0.1:2")
+        assert links.waits(relay, "http://127.0.0.1:2")
+        assert len(chooser.notes) == 1
 
 
 async def test_a_peers_refusal_is_told_as_one():
