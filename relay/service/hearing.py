@@ -84,6 +84,8 @@ class Hearing:
             RejectedError: ``blocked``: it lies too often.
             UnavailableError: the store.
         """
+        if len(gossip.records) > len(asked):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "more records than were asked for")
         kept = await self.directory.keep(gossip.records, peer, self._budget)
         self._judge(peer, kept)
         self.peers.listen_to(peer)

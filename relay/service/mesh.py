@@ -152,7 +152,8 @@ class Mesh:
                 return antientropy.answer(self.following.index, question)
 
     def _known_relays(self, asker: Did) -> tuple[str, ...]:
-        infos = [row.info for row in self.peers.rows.values() if row.info and row.did != asker]
+        rows = [row for row in self.peers.rows.values() if row.standing != "blocked"]
+        infos = [row.info for row in rows if row.info and row.did != asker]
         return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
 
     # ------------------------------------------------------------ turns of the loops

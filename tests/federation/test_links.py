@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from relay import metrics
+from relay import clock, metrics
 from relay.core import codec
 from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.core.frames import (
@@ -27,6 +27,7 @@ from relay.core.ids import Epoch
 from relay.core.receipts import ReceiptItem
 from relay.federation import link as link_module
 from relay.federation import links as links_module
+from relay.federation.link import log_in
 from relay.federation.links import Links
 from tests.federation.relays import (
     Chooser,
@@ -38,7 +39,7 @@ from tests.federation.relays import (
     running_links,
     until,
 )
-from tests.support.nodes import make_envelope, new_key, running_node, speaker
+from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 
 CLOSED = {"federation": "closed"}
 
@@ -310,6 +311,43 @@ async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
         taken = await link.submit([make_envelope(alice, bob.did).wire])
         assert len(taken.outcomes) == 1
         assert link.ended is None
+
+
+class Flooding:
+    """A connection on which frames come that nobody asked for, without end."""
+
+    def __init__(self, frame: bytes) -> None:
+        self.transport = self
+        self.read = 0
+        self._frame = frame
+
+    async def recv(self, *, decode: bool) -> bytes:
+        assert not decode
+        self.read += 1
+        return self._frame
+
+    async def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeypatch):
+    frame = codec.encode(Gossip(("x",) * 500))
+    monkeypatch.setattr(link_module, "UNASKED_PER_S", 10 * len(frame))
+    async with running_node(federation="open") as node:
+        socket = await dial(node.url)
+        link = await log_in(socket, new_key(), node.url, node.built.node.key.did)
+        flood = link._socket = Flooding(frame)
+        began = clock.monotonic()
+        running = asyncio.create_task(link.run())
+        await until(lambda: flood.read == 6)
+        assert clock.monotonic() - began > 0.4
+        assert link.ended is None
+        link.close()
+        await running
+        await socket.close()
 
 
 class Stall:
