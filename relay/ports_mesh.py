@@ -211,6 +211,10 @@ class PeerStore(Protocol):
         """Write one down, in the place of what was known of this DID."""
         ...
 
+    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
+        """Write one down where the store says what ``held`` does; False: it says otherwise."""
+        ...
+
     async def remove_peer(self, did: Did) -> bool:
         """Forget one; False if it was not known."""
         ...

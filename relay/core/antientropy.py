@@ -78,7 +78,7 @@ class Pull:
         self, index: Index, new_ref: Callable[[], str], want_most: int = 256, *, first: int = 0
     ) -> None:
         self._first = first
-        self._index = index
+        self.index = index
         self._new_ref = new_ref
         self._want_most = want_most
         self._asked: dict[str, Question] = {}
@@ -153,7 +153,7 @@ class Pull:
             raise wrong("a bucket that was not asked about, or twice")
         if any(bucket >> asked.bits for bucket in theirs):
             raise wrong("no such bucket")
-        ours = {item.bucket: item for item in self._index.digests(asked.bits, asked.buckets)}
+        ours = {item.bucket: item for item in self.index.digests(asked.bits, asked.buckets)}
         full: list[int] = []
         for bucket in sorted(theirs, key=self._turn):
             item = theirs[bucket]
@@ -189,7 +189,7 @@ class Pull:
             raise wrong("agents that are not in order")
         if any(place(key.encode(), said.bits) != said.bucket for key in keys):
             raise wrong("an agent of another bucket")
-        self._lacking += self._index.newer(said.items)
+        self._lacking += self.index.newer(said.items)
         pages = self._pages.pop((said.bits, said.bucket), 0) + 1
         if not said.more:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from relay.core.errors import ErrorCode
 from relay.core.frames import MAX_GOSSIP_BYTES, MAX_RECORDS, Gossip
@@ -25,6 +25,8 @@ PUSHED_PER_S: Final = 200.0
 BURST_S: Final = 2.0
 STRIKES: Final = 3
 OUT_S: Final = 3600
+MAX_PEERS: Final = 10_000
+"""Of so many peers something is remembered; in open federation anybody is one: keys are free."""
 _FRAME_BYTES: Final = 64
 _RECORD_BYTES: Final = 3  # two quotes and a comma
 
@@ -107,6 +109,17 @@ def frames(records: Sequence[str], ref: str | None = None) -> list[Gossip]:
     return made
 
 
+V = TypeVar("V")
+
+
+def _remember(of: dict[Did, V], peer: Did, value: V) -> None:
+    """Note something of a peer; who was longest not heard of gives way."""
+    of.pop(peer, None)
+    of[peer] = value
+    if len(of) > MAX_PEERS:
+        del of[next(iter(of))]
+
+
 class Allowance:
     """How many unsolicited records each peer may push: a token bucket a peer.
 
@@ -122,16 +135,19 @@ class Allowance:
 
     def take(self, peer: Did, count: int, now: Timestamp) -> int:
         """How many of ``count`` records are listened to; the others are dropped unread."""
-        tokens, at = self._buckets.get(peer, (self._most, now))
-        tokens = min(self._most, tokens + max(0.0, now - at) * self._per_s)
-        allowed = min(count, int(tokens))
-        self._buckets[peer] = (tokens - allowed, now)
+        tokens = self._tokens(peer, now)
+        allowed = min(count, max(0, int(tokens)))
+        _remember(self._buckets, peer, (tokens - allowed, now))
         return allowed
 
-    def forget(self, now: Timestamp) -> None:
-        """Drop the buckets that are full again."""
-        full_s = self._most / self._per_s
-        self._buckets = {peer: b for peer, b in self._buckets.items() if now - b[1] < full_s}
+    def charge(self, peer: Did, count: int, now: Timestamp) -> None:
+        """Count what is known afterwards only: that may go into debt, by one burst at most."""
+        tokens = max(-self._most, self._tokens(peer, now) - count)
+        _remember(self._buckets, peer, (tokens, now))
+
+    def _tokens(self, peer: Did, now: Timestamp) -> float:
+        tokens, at = self._buckets.get(peer, (self._most, now))
+        return min(self._most, tokens + max(0.0, now - at) * self._per_s)
 
     def __len__(self) -> int:
         """How many buckets are kept."""
@@ -186,10 +202,10 @@ class Conduct:
         if not self.standing(peer, now).is_out:
             recent = [*self._recent(peer, now), now]
             if len(recent) < STRIKES:
-                self._strikes[peer] = recent
+                _remember(self._strikes, peer, recent)
             else:
                 self._strikes.pop(peer, None)
-                self._out_until[peer] = Timestamp(now + OUT_S)
+                _remember(self._out_until, peer, Timestamp(now + OUT_S))
         return self.standing(peer, now)
 
     def standing(self, peer: Did, now: Timestamp) -> PeerStanding:
@@ -205,3 +221,7 @@ class Conduct:
         if not recent:
             self._strikes.pop(peer, None)
         return recent
+
+    def __len__(self) -> int:
+        """Of how many peers something is remembered."""
+        return len(self._strikes) + len(self._out_until)

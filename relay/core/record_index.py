@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from relay.core.errors import ErrorCode, ProtocolError
@@ -26,6 +26,9 @@ DEPTHS: Final = (10, 16, 22, 28)
 MAX_TOPS: Final = 16
 """A deep question costs its answerer a look at whole top buckets: so many at most."""
 KEPT_SPLIT: Final = 64
+KEPT_PARTS: Final = 128
+"""Deep down a digest is larger than its row: who asks for all of them must not make all be kept."""
+_STEP: Final = 32
 HASH_BYTES: Final = 16
 
 _TAIL: Final = struct.Struct(f">QQ{HASH_BYTES}s")
@@ -72,6 +75,16 @@ class Index:
 
     def put(self, agent: AgentKey, order: Order) -> bool:
         """Take the greater of the order held and this one; True if that changed anything."""
+        return self._take(agent, order, lower=False)
+
+    def set(self, agent: AgentKey, order: Order) -> bool:
+        """Take this order, as the store says, also where it is lower; True if that is a change.
+
+        A store gives up an order that is void by its clock for a lower one (PROTOCOL.md §7.2).
+        """
+        return self._take(agent, order, lower=True)
+
+    def _take(self, agent: AgentKey, order: Order, *, lower: bool) -> bool:
         kv, seq, digest = order
         prefix = agent.encode() + b"\0"
         row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
@@ -81,7 +94,9 @@ class Index:
         if not _is_of(rows, at, prefix):
             rows.insert(at, row)
             self._size += 1
-        elif rows[at] < row:  # the tails are big-endian: they compare as the orders do
+        elif rows[at] < row or (
+            lower and rows[at] != row
+        ):  # the tails are big-endian: they compare as the orders do
             rows[at] = row
         else:
             return False
@@ -132,6 +147,23 @@ class Index:
             if (found := self._parts_of(bucket >> (bits - TOP_BITS), bits).get(bucket))
         )
 
+    def prepare(self, bits: int, buckets: Sequence[int] = ()) -> Iterator[None]:
+        """Compute what :meth:`digests` tells, bit by bit: others may have a turn at each step.
+
+        Raises:
+            ProtocolError: as there.
+        """
+        _check_question(bits, buckets)
+        if bits == TOP_BITS:
+            for top in range(2**TOP_BITS):
+                self._top(top)
+                if top % _STEP == 0:
+                    yield
+            return
+        for top in dict.fromkeys(bucket >> (bits - TOP_BITS) for bucket in buckets):
+            self._parts_of(top, bits)
+            yield
+
     def have(
         self, bits: int, bucket: int, after: str = "", most: int = MAX_HAVE
     ) -> tuple[tuple[HaveItem, ...], bool]:
@@ -165,6 +197,8 @@ class Index:
         if found is None:
             rows = self._rows_of(top, bits)
             found = {bucket: _summary(bucket, part) for bucket, part in rows.items()}
+            if len(self._parts) >= KEPT_PARTS:
+                del self._parts[next(iter(self._parts))]
             self._parts[top, bits] = found
         return found
 

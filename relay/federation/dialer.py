@@ -46,6 +46,8 @@ CLOSE_S: Final = 2.0
 MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 DIALS: Final = 64
+GETS: Final = 32
+"""Of their own: agents may ask for any handle, and must not keep relays from being dialled."""
 
 
 class NoAddressError(UnavailableError):
@@ -83,6 +85,7 @@ class Dialer:
         self._resolver = resolver or Dns()
         self._tls = tls
         self._dials = asyncio.Semaphore(DIALS)
+        self._gets = asyncio.Semaphore(GETS)
 
     async def websocket(self, origin: str) -> ClientConnection:
         """Open the conversation of a relay; nothing but the upgrade is sent.
@@ -95,7 +98,7 @@ class Dialer:
             UnavailableError: ``peer_unreachable``.
         """
         target = _read(urls.parse_origin, origin)
-        async with self._dialling(target):
+        async with self._dialling(target, self._dials):
             sock = await self._connected(target)
             with _closed_on_error(sock):
                 return await _Connect(
@@ -125,7 +128,7 @@ class Dialer:
             UnavailableError: ``peer_unreachable``, also for an answer beyond the bounds.
         """
         target = _read(urls.parse, url)
-        async with self._dialling(target):
+        async with self._dialling(target, self._gets):
             sock = await self._connected(target)
             with _closed_on_error(sock):
                 context = self._context() if target.secure else None
@@ -151,11 +154,11 @@ class Dialer:
         return _read(urls.parse_origin, f"http://{authority}").origin if plain else target.origin
 
     @contextlib.asynccontextmanager
-    async def _dialling(self, target: Target) -> AsyncIterator[None]:
+    async def _dialling(self, target: Target, room: asyncio.Semaphore) -> AsyncIterator[None]:
         """Bound it: so many at once, so long each; and name what goes wrong."""
         with _translated(target):
             async with asyncio.timeout(DIAL_S):
-                async with self._dials:
+                async with room:
                     yield
 
     async def _connected(self, target: Target) -> socket.socket:

@@ -35,6 +35,8 @@ WRITE_S: Final = 30.0
 CLOSE_S: Final = 2.0
 MAX_SUBMITS: Final = 16
 QUEUED_PUSHES: Final = 32
+UNASKED_PER_S: Final = 4 * 1024 * 1024
+"""So much is read of what nobody asked for: reading costs, too."""
 
 
 class Link:
@@ -110,13 +112,15 @@ class Link:
             self._end(exc)
 
     async def _read(self) -> None:
-        effects = self._session.receive(await _receive(self._socket), clock.now())
+        data = await _received(self._socket)
+        effects = self._session.receive(codec.parse(data, "relay"), clock.now())
         self._heard_at = clock.monotonic()
         for effect in effects:
             if isinstance(effect, Failed):
                 raise effect.error
-            if isinstance(effect, Answered):
-                self._take(effect.frame)
+            if isinstance(effect, Answered) and not self._take(effect.frame):
+                # a peer pushes over the links that it dials, so this is passed over
+                await asyncio.sleep(len(data) / UNASKED_PER_S)
 
     # ------------------------------------------------------------ questions and answers
 
@@ -180,7 +184,8 @@ class Link:
             raise error(answer.error, answer.detail, retry_after=answer.retry_after)
         return answer
 
-    def _take(self, frame: Answer) -> None:
+    def _take(self, frame: Answer) -> bool:
+        """Tell those who wait; False: nobody has asked for this, or nobody waits any more."""
         if isinstance(frame, Submitted):
             compact = frame.receipt
             receipt = None if compact is None else verify_receipt(compact, self.peer)
@@ -188,15 +193,18 @@ class Link:
             for ref, outcomes in match(frame, receipt, self._submitted).items():
                 del self._submitted[ref]
                 self._answer(ref, Taken(receipt, compact, outcomes))
-        elif frame.ref is not None:
-            self._submitted.pop(frame.ref, None)
-            self._answer(frame.ref, frame)
-        # what nobody asked for is passed over: a peer pushes over the links that it dials
+            return True
+        if frame.ref is None:
+            return False
+        self._submitted.pop(frame.ref, None)
+        return self._answer(frame.ref, frame)
 
-    def _answer(self, ref: str, frame: Answer | Taken) -> None:
+    def _answer(self, ref: str, frame: Answer | Taken) -> bool:
         future = self._waiting.get(ref)
-        if future is not None and not future.done():
-            future.set_result(frame)
+        if future is None or future.done():
+            return False
+        future.set_result(frame)
+        return True
 
     # ------------------------------------------------------------ pushes
 
@@ -266,11 +274,14 @@ async def _send(socket: ClientConnection, frame: Frame) -> None:
 
 
 async def _receive(socket: ClientConnection) -> Frame:
+    return codec.parse(await _received(socket), "relay")
+
+
+async def _received(socket: ClientConnection) -> bytes:
     try:
-        data = await socket.recv(decode=False)
+        return await socket.recv(decode=False)
     except ConnectionClosed as exc:
         raise _gone("the connection is gone") from exc
-    return codec.parse(data, "relay")
 
 
 async def _close(socket: ClientConnection) -> None:

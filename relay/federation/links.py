@@ -31,6 +31,8 @@ LONGEST_WAIT_S: Final = 300.0
 LONGEST_WAIT_CHOSEN_S: Final = 15.0
 """A peer that is chosen is tried more often: mail waits for it, and it is one of few."""
 MAX_LINKS: Final = 1_024
+MAX_STRANGE_DIALS: Final = 32
+"""To relays that only records name: half of what the dialer does at once is left for the others."""
 MAX_REMEMBERED: Final = 10_000
 REFUSALS: Final = frozenset({ErrorCode.NOT_FEDERATED, ErrorCode.BLOCKED})
 
@@ -188,6 +190,8 @@ class Links:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "this node dials nobody just now")
         if self._is_full:
             raise _unreachable("this node has too many links", IDLE_S)
+        if relay not in self._chosen and len(self._dials) >= MAX_STRANGE_DIALS:
+            raise _unreachable("this node dials too many others just now", FIRST_WAIT_S)
         dial = self._dials[url] = self._tasks.create_task(self._dial(relay, url))
         dial.add_done_callback(lambda _: self._dials.pop(url, None))
         return dial
@@ -252,7 +256,9 @@ class Links:
 
     def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
         self._remember(relay, url, name, exc)
-        if self._listener is not None:
+        # any record may say that a relay is anywhere: that it is not there tells nothing of it
+        is_its_own = self._chosen.get(relay, url) == url
+        if self._listener is not None and is_its_own:
             self._listener.missed(relay, exc)
 
     def _remember(self, relay: Did, url: str, name: str, exc: RelayError) -> None:

@@ -172,9 +172,10 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     contacts = Contacts(store)
     keys = DidKeys()
     window = Window(settings.window_count, settings.window_bytes)
-    names = OwnHandles(url, store)
-    directory = Directory(key.did, store, keys, names)
     deny = frozenset(Did(did) for did in settings.deny)
+    registration = _registration(settings, deny)
+    names = OwnHandles(url, store, admits=registration.admits)
+    directory = Directory(key.did, store, keys, names)
     peers = Peers(key.did, settings.federation, deny, store)
     await peers.load([*map(split_peer, settings.peers)])
     dialer = Dialer(settings.dial_networks)
@@ -211,9 +212,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             max_body_bytes=settings.max_body_bytes,
         ),
         acks=acks,
-        accounts=Accounts(
-            key, url, node_id, window, store, keys, directory, _registration(settings, deny), peers
-        ),
+        accounts=Accounts(key, url, node_id, window, store, keys, directory, registration, peers),
         directory=directory,
         status=StatusOf(store, links, routing),
         rules=RulesOf(store, contacts),

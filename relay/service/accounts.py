@@ -28,6 +28,10 @@ class Registration:
     allow: frozenset[Did] | None
     deny: frozenset[Did]
 
+    def admits(self, did: Did) -> bool:
+        """Whether an agent may have an inbox here."""
+        return did not in self.deny and (self.allow is None or did in self.allow)
+
 
 @dataclass(frozen=True, slots=True)
 class Accounts:

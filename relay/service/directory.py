@@ -105,6 +105,8 @@ class Directory:
                 ``unsupported``, ``not_admitted`` or ``storage_unavailable``.
         """
         record = records.parse(compact)
+        # keys are free: who has not logged in shares what the directory takes with all such
+        introducer = None if owner else parse_did(self.relay).agent_key
         if record.did != (owner or only):
             raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a record is published by its own agent")
         key = await self.keys.resolve(record.did)
@@ -116,8 +118,12 @@ class Directory:
             detail = "the record names other relays and this one does not know the agent"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         # with "parked" the last home keeps the inbox and queues (PROTOCOL.md §7.3)
-        row = _row(record, names_us=names_us or record.status == "parked")
+        at_home = names_us or record.status == "parked"
+        row = _row(record, names_us=at_home, introducer=introducer)
         merged = (await self.store.merge_records([(key.agent_key, row)]))[0]
+        if merged.outcome == "full":
+            detail = "the directory takes no unknown agents just now; log in to publish"
+            raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         await self._tell(key.agent_key, row, merged)
         if _is_news(row, merged):
             for listener in self.listeners:

@@ -41,4 +41,4 @@ class Following:
         if order == GONE:
             self.index.remove(owner)
         else:
-            self.index.put(owner, order)
+            self.index.set(owner, order)

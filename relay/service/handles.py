@@ -16,7 +16,7 @@ from relay.core import handles, records
 from relay.core.errors import RelayError
 from relay.core.handles import Handle, Heard
 from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
+from relay.core.ids import Did, Timestamp
 from relay.core.records import EndpointRecord
 from relay.ports_mesh import HandleRow, PeerStore, RecordStore
 
@@ -42,11 +42,13 @@ class OwnHandles:
         origin: of this relay; what stands behind the ``@`` follows from it.
         store: who has which name, and where its agent lives.
         now: Unix seconds.
+        admits: whether an agent may have an inbox here, and so a name.
     """
 
     origin: str
     store: NameStore
     now: Callable[[], Timestamp] = clock.now
+    admits: Callable[[Did], bool] = bool
 
     @property
     def authority(self) -> str:
@@ -81,6 +83,8 @@ class OwnHandles:
         Raises:
             UnavailableError: the store does not answer; a repeat does no harm.
         """
+        if not self.admits(record.did):
+            return
         for text in record.handles:
             try:
                 handle = handles.parse(text)

@@ -84,6 +84,8 @@ class Hearing:
             RejectedError: ``blocked``: it lies too often.
             UnavailableError: the store.
         """
+        if len(gossip.records) > len(asked):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "more records than were asked for")
         kept = await self.directory.keep(gossip.records, peer, self._budget)
         self._judge(peer, kept)
         self.peers.listen_to(peer)
@@ -106,8 +108,9 @@ class Hearing:
         self._pass_on(peer, kept)
 
     async def told_of_relays(self, peer: Did, infos: Sequence[str]) -> None:
-        """A peer tells of relays."""
+        """A peer tells of relays; others have a turn in between."""
         for compact in infos:
+            await asyncio.sleep(0)
             try:
                 info = await self.peers.heard_of(compact)
             except ProtocolError as exc:

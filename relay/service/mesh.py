@@ -25,10 +25,12 @@ from relay.service.pulling import Puller
 
 PULL_S: Final = 30.0
 PULL_SPREAD_S: Final = 10.0
+REPEAT_S: Final = 60.0
+"""A peer that always has more gives way to the others after so long; it is asked again later."""
 TELL_S: Final = 3600.0
 ASKED_PER_S: Final = 200.0
 WAIT_S: Final = 0.02
-PER_QUESTION: Final = 32
+PER_QUESTION: Final = 64
 """A long answer counts as several questions."""
 
 
@@ -36,8 +38,8 @@ def _size(answer: Frame) -> int:
     match answer:
         case Digests(items=items) | Have(items=items):
             return len(items)
-        case Gossip(records=records):
-            return len(records)
+        case Gossip(records=records, relays=relays):
+            return len(records) + len(relays)
         case _:
             return 0
 
@@ -127,7 +129,7 @@ class Mesh:
         while not self._questions.take(peer, 1, clock.monotonic()):  # noqa: ASYNC110  a rate
             await asyncio.sleep(WAIT_S)
         told = await self._told(peer, question)
-        self._questions.take(peer, _size(told) // PER_QUESTION, clock.monotonic())
+        self._questions.charge(peer, _size(told) // PER_QUESTION, clock.monotonic())
         return told
 
     async def _told(self, peer: Did, question: Digest | Want) -> Frame:
@@ -142,11 +144,16 @@ class Mesh:
                 told = found[0] if found else Gossip(ref=ref)
                 metrics.GOSSIP.labels("out", "asked").inc(len(told.records))
                 return told
+            case Digest(bits=bits, buckets=buckets):
+                for _ in self.following.index.prepare(bits, buckets):
+                    await asyncio.sleep(0)
+                return antientropy.answer(self.following.index, question)
             case _:
                 return antientropy.answer(self.following.index, question)
 
     def _known_relays(self, asker: Did) -> tuple[str, ...]:
-        infos = [row.info for row in self.peers.rows.values() if row.info and row.did != asker]
+        rows = [row for row in self.peers.rows.values() if row.standing != "blocked"]
+        infos = [row.info for row in rows if row.info and row.did != asker]
         return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
 
     # ------------------------------------------------------------ turns of the loops
@@ -170,36 +177,45 @@ class Mesh:
                 links[peer].push(Gossip(relays=tuple(infos[at : at + MAX_RELAYS])))
 
     async def pull(self) -> None:
-        """Wait for half a minute or a new link, then compare for as long as that brings news."""
+        """Wait for half a minute or a new link, then compare for as long as that brings news.
+
+        Whoever comes back meanwhile is asked at once: a slow peer holds up no other.
+        """
         pause_s = PULL_S + (2 * clock.share() - 1) * PULL_SPREAD_S
         try:
             async with asyncio.timeout(0 if self._fresh else pause_s):
                 await self._heal.wait()
         except TimeoutError:
             pass
-        self._heal.clear()
         await self.following()
         async with asyncio.TaskGroup() as tasks:
-            for link in self._partners():
-                tasks.create_task(self._pull_from(link))
+            partners = self._back() or clock.pick(self._able(), 1)
+            asked = {tasks.create_task(self._pull_from(link)) for link in partners}
+            while asked:
+                come = tasks.create_task(self._heal.wait())
+                await asyncio.wait({*asked, come}, return_when=asyncio.FIRST_COMPLETED)
+                come.cancel()
+                asked = {task for task in asked if not task.done()}
+                asked |= {tasks.create_task(self._pull_from(link)) for link in self._back()}
 
     async def _pull_from(self, link: PeerLink) -> None:
+        began = clock.monotonic()
         try:
-            while await self._puller(link):
+            while await self._puller(link) and clock.monotonic() - began < REPEAT_S:
                 await self.following()
         except UnavailableError as exc:
             log.loop_failed("pull", exc.code)
 
-    def _partners(self) -> list[PeerLink]:
-        """Who has come back, else one at random."""
-        able = {
-            link.peer: link
-            for link in self.links.live()
-            if not self.peers.standing(link.peer).is_out
-        }
+    def _able(self) -> list[PeerLink]:
+        """Whom to pull from."""
+        live = self.links.live()
+        return [link for link in live if not self.peers.standing(link.peer).is_out]
+
+    def _back(self) -> list[PeerLink]:
+        """Who has come back, and was not asked yet."""
+        self._heal.clear()
         fresh, self._fresh = self._fresh, {}
-        back = [able[did] for did in fresh if did in able]
-        return back or clock.pick(list(able.values()), 1)
+        return [link for link in self._able() if link.peer in fresh]
 
     async def meet(self, anew: Did | None = None) -> None:
         """Ask peers whom they know and how they see this relay, now and then.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
@@ -136,6 +137,11 @@ class Peers:
         """Look at what other nodes, and the operator at them, have written down."""
         self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
         wanted = {did for did in self.rows if self.is_admitted(did)}
+        # in open federation anybody is a peer: of whom is not written down, nothing is remembered
+        self.introduced = Counter(
+            {did: n for did, n in self.introduced.items() if did in self.rows}
+        )
+        self.views = {did: view for did, view in self.views.items() if did in self.rows}
         for peer in self.roster.peers():
             if peer.did not in wanted:
                 self.roster.remove(peer.did)
@@ -219,8 +225,12 @@ class Peers:
             return None
         if row is None and not await self._has_room():
             return None
-        await self._store.put_peer(_with_info(row, info))
-        self.rows[info.did] = _with_info(row, info)
+        known = _with_info(row, info)
+        if not await self._store.replace_peer(row, known):
+            # the operator, or another node, has decided otherwise since this one looked
+            await self.refresh()
+            return None
+        self.rows[info.did] = known
         if self.is_admitted(info.did):
             self.roster.add(info.did)
         self.roster.heard(info.did, clock.now())
@@ -309,11 +319,18 @@ def _is_newer(row: PeerRow, info: RelayInfo) -> bool:
     """News only once a minute: who signs anew all the time makes work for all."""
     if row.info is None:
         return True
-    return info.issued_at >= relay_info.parse(row.info).issued_at + FRESH_S
+    return info.issued_at >= _times(row.info)[0] + FRESH_S
 
 
 def _is_over(row: PeerRow, now: Timestamp) -> bool:
-    return row.info is None or relay_info.parse(row.info).expires_at < now
+    return row.info is None or _times(row.info)[1] < now
+
+
+@lru_cache(maxsize=2 * MAX_LEARNED)
+def _times(compact: str) -> tuple[int, int]:
+    """``iat`` and ``exp``: room for one more is sought among all that are known."""
+    info = relay_info.parse(compact)
+    return info.issued_at, info.expires_at
 
 
 def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:

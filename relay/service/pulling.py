@@ -113,6 +113,10 @@ class _Run:
                 news = await self._hearing.fetched(self._link.peer, answer, agents)
                 self.news += news
                 return self.pull.receive(replace(answer, ref=ref), kept=news)
+            case Digests(bits=bits, items=[_, *_] as items):
+                for _ in self.pull.index.prepare(bits, [item.bucket for item in items]):
+                    await asyncio.sleep(0)
+                return self.pull.receive(replace(answer, ref=ref))
             case Digests() | Have():
                 return self.pull.receive(replace(answer, ref=ref))
             case _:

@@ -46,6 +46,8 @@ class MemoryDirectory:
         self._introduced: Counter[AgentKey] = Counter()
         self._changed: dict[AgentKey, int] = {}
         """Owner -> its newest change, oldest change first; gone ones, too."""
+        self._over: set[AgentKey] = set()
+        """Whose record is over, and kept only for the inbox: nobody is told of it."""
         self._changes = 0
         self._purged_to = 0
 
@@ -100,6 +102,7 @@ class MemoryDirectory:
             home = held.names_us if held else home or self.has_inbox(owner)
         introducer = self._introducer(row, held)
         self._records[owner] = replace(row, names_us=home, introducer=introducer, is_parked=False)
+        self._over.discard(owner)
         self._note_change(owner)
         self.set_home(owner, home=home)
 
@@ -143,7 +146,7 @@ class MemoryDirectory:
 
     def _order(self, owner: AgentKey) -> Order:
         row = self._records.get(owner)
-        return row.order if row else GONE
+        return row.order if row and owner not in self._over else GONE
 
     async def purge_records(self) -> int:
         """Forget some records that are stale for more than 90 days; gives how many."""
@@ -154,16 +157,19 @@ class MemoryDirectory:
         self._purged_to = found[-1][1] if len(found) == _MOST_PURGED else 0
         over = [owner for owner, _ in found if self._is_over(owner)]
         for owner in over:
+            self._note_change(owner)
+            if self.has_inbox(owner):
+                self._over.add(owner)
+                continue
             introducer = self._records.pop(owner).introducer
             if introducer is not None:
                 self._introduced[introducer] -= 1
             self._evidence.pop(owner, None)
-            self._note_change(owner)
-        return len(over)
+        return sum(owner not in self._over for owner in over)
 
     def _is_over(self, owner: AgentKey) -> bool:
         row = self._records.get(owner)
-        if row is None or row.expires_at == 0 or self.has_inbox(owner):
+        if row is None or row.expires_at == 0 or owner in self._over:
             return False
         return records.is_over(row.expires_at, self._clock())
 
@@ -182,6 +188,13 @@ class MemoryPeers:
     async def put_peer(self, row: PeerRow) -> None:
         """Write one down, in the place of what was known of this DID."""
         self._peers[row.did] = row
+
+    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
+        """Write one down where the store says what ``held`` does; False: it says otherwise."""
+        if self._peers.get(row.did) != held:
+            return False
+        self._peers[row.did] = row
+        return True
 
     async def remove_peer(self, did: Did) -> bool:
         """Forget one; False if it was not known."""

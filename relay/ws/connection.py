@@ -65,6 +65,8 @@ from relay.ws.protocol import RelaySocket
 MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
 MAX_QUESTIONS: Final = 16
+MAX_ASKED: Final = 256
+"""Questions that wait or are looked into; an agent that asks more is refused at once."""
 
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
@@ -89,6 +91,7 @@ class Connection(Follower):
         self._submissions = Submissions(node.intake, self._answer, network)
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
+        self._asked = 0
         self._closed = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         socket.on_slow = self._too_slow
@@ -268,11 +271,16 @@ class Connection(Follower):
             log.loop_failed("hear", exc.code)
 
     async def _ask(self, question: Question) -> None:
-        async with self._questions:
-            try:
+        self._asked += 1
+        try:
+            if self._asked > MAX_ASKED:
+                raise error(ErrorCode.OVERLOADED, "too many questions at once", retry_after=1)
+            async with self._questions:
                 frame = await self._reply(question)
-            except RelayError as exc:
-                frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
+        except RelayError as exc:
+            frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
+        finally:
+            self._asked -= 1
         self._write(frame)
 
     async def _reply(self, question: Question) -> Frame:

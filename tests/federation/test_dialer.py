@@ -170,6 +170,29 @@ async def test_who_keeps_silent_is_left_at_the_deadline(monkeypatch: pytest.Monk
             await Dialer(HONEST).websocket(f"ws://{HERE}:{site.port}")
 
 
+async def test_who_keeps_silent_keeps_no_relay_from_being_dialled(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dialling, "GETS", 2)
+    monkeypatch.setattr(dialling, "DIALS", 2)
+
+    async def talk(socket: websockets.ServerConnection) -> None:
+        await socket.send("hello")
+
+    protocol = websockets.Subprotocol(SUBPROTOCOL)
+    async with (
+        web(b"HTTP/1.1 200 OK\r\n", stays=True) as site,
+        websockets.serve(talk, HERE, 0, subprotocols=[protocol]) as listening,
+        asyncio.TaskGroup() as tasks,
+    ):
+        way = Dialer(HONEST)
+        asked = [tasks.create_task(way.get(f"http://{HERE}:{site.port}/")) for _ in range(5)]
+        await asyncio.sleep(0)
+        port = next(iter(listening.sockets)).getsockname()[1]
+        async with asyncio.timeout(5), await way.websocket(f"http://{HERE}:{port}") as line:
+            assert await line.recv() == "hello"
+        for task in asked:
+            task.cancel()
+
+
 async def test_who_sends_a_byte_now_and_then_is_left_at_the_deadline(
     monkeypatch: pytest.MonkeyPatch,
 ):

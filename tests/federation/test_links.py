@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from relay import metrics
+from relay import clock, metrics
 from relay.core import codec
 from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.core.frames import (
@@ -26,6 +26,8 @@ from relay.core.frames import (
 from relay.core.ids import Epoch
 from relay.core.receipts import ReceiptItem
 from relay.federation import link as link_module
+from relay.federation import links as links_module
+from relay.federation.link import log_in
 from relay.federation.links import Links
 from tests.federation.relays import (
     Chooser,
@@ -37,7 +39,7 @@ from tests.federation.relays import (
     running_links,
     until,
 )
-from tests.support.nodes import make_envelope, new_key, running_node, speaker
+from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 
 CLOSED = {"federation": "closed"}
 
@@ -195,6 +197,56 @@ async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_di
         assert await links.reach(node.built.node.key.did, node.url)
 
 
+class Slow(Dialler):
+    """Where nobody answers, it takes its time."""
+
+    async def websocket(self, origin):
+        if "slow" in origin:
+            await asyncio.sleep(60)
+        return await super().websocket(origin)
+
+
+async def test_dials_that_records_ask_for_leave_room_for_the_relays_that_are_chosen(monkeypatch):
+    monkeypatch.setattr(links_module, "MAX_STRANGE_DIALS", 3)
+    chooser = Chooser()
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), Slow(), Everybody()), chooser) as links,
+        asyncio.TaskGroup() as tasks,
+    ):
+        slow = [
+            tasks.create_task(links.reach(new_key().did, f"https://slow{n}.example"))
+            for n in range(3)
+        ]
+        await asyncio.sleep(0)
+        with pytest.raises(UnavailableError) as caught:
+            await links.reach(new_key().did, "https://slow.example")
+        assert "too many" in caught.value.detail
+        chooser.wanted = [(node.built.node.key.did, node.url)]
+        await until(links.live)
+        for task in slow:
+            task.cancel()
+
+
+class Nobody(Dialler):
+    """No dial comes through."""
+
+    async def websocket(self, origin):
+        raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"nobody is at {origin}")
+
+
+async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
+    chooser = Chooser()
+    async with running_links(Links(new_key(), Nobody(), Everybody()), chooser) as links:
+        relay = new_key().did
+        chooser.wanted = [(relay, "http://127.0.0.1:1")]
+        await until(lambda: chooser.notes == [("missed", relay, ErrorCode.PEER_UNREACHABLE)])
+        with pytest.raises(UnavailableError):
+            await links.reach(relay, "http://127.0.0.1:2")
+        assert links.waits(relay, "http://127.0.0.1:2")
+        assert len(chooser.notes) == 1
+
+
 async def test_a_peers_refusal_is_told_as_one():
     async with (
         running_node(**CLOSED) as node,
@@ -259,6 +311,43 @@ async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
         taken = await link.submit([make_envelope(alice, bob.did).wire])
         assert len(taken.outcomes) == 1
         assert link.ended is None
+
+
+class Flooding:
+    """A connection on which frames come that nobody asked for, without end."""
+
+    def __init__(self, frame: bytes) -> None:
+        self.transport = self
+        self.read = 0
+        self._frame = frame
+
+    async def recv(self, *, decode: bool) -> bytes:
+        assert not decode
+        self.read += 1
+        return self._frame
+
+    async def close(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeypatch):
+    frame = codec.encode(Gossip(("x",) * 500))
+    monkeypatch.setattr(link_module, "UNASKED_PER_S", 10 * len(frame))
+    async with running_node(federation="open") as node:
+        socket = await dial(node.url)
+        link = await log_in(socket, new_key(), node.url, node.built.node.key.did)
+        flood = link._socket = Flooding(frame)
+        began = clock.monotonic()
+        running = asyncio.create_task(link.run())
+        await until(lambda: flood.read == 6)
+        assert clock.monotonic() - began > 0.4
+        assert link.ended is None
+        link.close()
+        await running
+        await socket.close()
 
 
 class Stall:

@@ -25,6 +25,7 @@ from relay.core.frames import (
     View,
     Want,
 )
+from relay.core.identity import parse_did
 from relay.core.inbox_values import InboxLimits
 from relay.service import hearing, mesh
 from relay.store.memory import MemoryStore
@@ -208,6 +209,23 @@ async def test_a_peer_that_asks_without_end_is_answered_at_a_rate():
             await there.hear(View)
         # 400 at once, the other 200 within a second
         assert 0.8 < clock.monotonic() - began < 6
+
+
+async def test_a_peer_that_asks_for_long_answers_without_end_pays_for_their_length():
+    [a] = places(1)
+    agents = [new_key() for _ in range(320)]
+    owners = tuple(parse_did(agent.did).agent_key for agent in agents)
+    async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
+        for agent in agents:
+            await node.built.node.directory.publish(record_of(agent, a), owner=agent.did)
+        began = clock.monotonic()
+        for n in range(100):
+            await there.say(Want(f"w{n}", agents=owners))
+        for n in range(100):
+            while (await there.hear(Gossip)).ref != f"w{n}":
+                pass
+        # 600 questions' worth: 400 at once, the other 200 within a second
+        assert clock.monotonic() - began > 0.8
 
 
 async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from relay import clock
 from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
+from relay.core.frames import View
 from relay.core.inbox_values import InboxLimits
 from relay.core.membership import MAX_LINKS
 from relay.federation.links import Links
@@ -17,7 +18,7 @@ from relay.service.budget import Budget
 from relay.service.directory import Directory
 from relay.service.following import Following
 from relay.service.keys import DidKeys
-from relay.service.peers import Peers
+from relay.service.peers import Peers, SeenBy
 from relay.store.memory import MemoryStore
 from tests.federation.relays import (
     Chooser,
@@ -80,6 +81,19 @@ async def test_the_operators_word_on_where_a_relay_is_stands_over_its_own():
     assert mine.rows[other.did].info
 
 
+@pytest.mark.parametrize("standing", ["blocked", "removed"])
+async def test_news_of_a_relay_undoes_nothing_that_the_operator_said_at_another_node(standing):
+    store, other = memory(), new_key()
+    here, there = await known("closed", store), await known("closed", store)
+    await there.add(other.did, "https://added.example", info(other, ago=100))
+    await here.refresh()
+    await (there.block if standing == "blocked" else there.remove)(other.did)
+    assert await here.heard_of(info(other)) is None
+    assert not here.is_admitted(other.did)
+    await there.refresh()
+    assert not there.is_admitted(other.did)
+
+
 async def test_forged_expired_and_own_information_changes_nothing():
     mine, other = await known(), new_key()
     head, payload, _ = info(other).split(".")
@@ -101,6 +115,29 @@ async def test_a_thousand_relays_are_learned_and_one_that_is_gone_makes_room(mon
         mine.missed(first.did, RelayError(ErrorCode.PEER_UNREACHABLE))
     assert await mine.heard_of(info(late))
     assert first.did not in mine.rows
+
+
+async def test_where_no_room_is_left_a_frame_of_relays_holds_up_nobody(monkeypatch):
+    monkeypatch.setattr(peering, "MAX_LEARNED", 500)
+    mine = await known()
+    for key in [new_key() for _ in range(500)]:
+        assert await mine.heard_of(info(key))
+    late = [info(new_key()) for _ in range(64)]
+    began = clock.cpu()
+    for compact in late:
+        assert await mine.heard_of(compact) is None
+    # reading all that are known for each of these takes several times as long
+    assert clock.cpu() - began < 0.15
+
+
+async def test_of_relays_that_are_not_written_down_nothing_is_remembered():
+    mine, added = await known(), new_key().did
+    await mine.add(added, "https://added.example")
+    for did in [added, *(new_key().did for _ in range(20))]:
+        mine.introduced[did] += 1
+        mine.views[did] = SeenBy(View("r", "alive", 0, 0, None), 0)
+    await mine.refresh()
+    assert list(mine.introduced) == list(mine.views) == [added]
 
 
 async def test_added_relays_are_linked_however_many_others_are_told_of():

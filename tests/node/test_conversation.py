@@ -28,6 +28,8 @@ from relay.core.frames import (
 from relay.core.ids import Epoch, Seq
 from relay.core.receipts import verify_receipt
 from relay.core.records import Home
+from relay.federation import dialer
+from relay.ws import connection
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 
 
@@ -303,3 +305,29 @@ async def test_a_rate_limited_sender_is_told_when_to_come_back():
         assert (no.i, no.error, no.stored) == (2, ErrorCode.RATE_LIMITED, "no")
         assert no.retry_after
         assert no.retry_after <= 30
+
+
+async def test_an_agent_that_asks_without_end_is_refused_and_its_questions_do_not_pile_up(
+    monkeypatch,
+):
+    monkeypatch.setattr(connection, "MAX_ASKED", 20)
+    monkeypatch.setattr(dialer, "DIAL_S", 1.0)
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(-1)
+        writer.close()
+
+    server = await asyncio.start_server(mute, [f"127.0.0.{n}" for n in range(1, 41)], 0)
+    places = ["{}:{}".format(*one.getsockname()) for one in server.sockets]
+    async with (
+        server,
+        running_node(dial_networks=("127.0.0.0/8",)) as node,
+        speaker(node.url) as agent,
+    ):
+        for n, place in enumerate(places):
+            await agent.say(Resolve(f"q{n}", handle=f"name@{place}"))
+        for _ in range(20):
+            assert (await agent.hear(Error)).error is ErrorCode.OVERLOADED
+        # what is no question goes on
+        await agent.say(Submit("s", [make_envelope(agent.key, agent.key.did).wire]))
+        assert (await agent.hear(Submitted)).receipt

@@ -76,6 +76,18 @@ async def test_a_name_that_is_taken_stays_with_who_has_it():
         assert (await finger(node, handle)).json()["links"][0]["href"] == alice.did
 
 
+async def test_whom_registration_does_not_admit_gets_no_name():
+    alice, mallory = new_key(), new_key()
+    async with running_node(registration="allow", allow=(alice.did,)) as node:
+        handles_of = {
+            key: f"{name}@{authority(node)}" for key, name in ((alice, "a"), (mallory, "m"))
+        }
+        for key, handle in handles_of.items():
+            await publish(node, key, handle)
+        answers = [(await finger(node, handle)).status_code for handle in handles_of.values()]
+        assert answers == [200, 404]
+
+
 async def test_names_of_the_operator_and_of_others_are_not_given():
     alice = new_key()
     async with running_node() as node:

@@ -34,6 +34,19 @@ async def test_peers_are_written_down_replaced_and_forgotten(world: World) -> No
     assert await store.peers() == [LEARNED]
 
 
+async def test_a_peer_is_replaced_only_where_the_store_says_what_was_read(world: World) -> None:
+    store = world.store
+    blocked, newer = replace(LEARNED, standing="blocked"), replace(LEARNED, info="d.e.f")
+    assert not await store.replace_peer(LEARNED, newer)
+    assert await store.replace_peer(None, LEARNED)
+    assert not await store.replace_peer(None, newer)
+    await store.put_peer(blocked)
+    assert not await store.replace_peer(LEARNED, newer)
+    assert await store.peers() == [blocked]
+    assert await store.replace_peer(blocked, newer)
+    assert await store.peers() == [newer]
+
+
 async def test_a_name_is_whose_it_was_first(world: World) -> None:
     store = world.store
     assert await store.handle("alice") is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 from hypothesis import given, settings
@@ -287,6 +288,20 @@ async def test_an_agent_with_an_inbox_here_keeps_its_record_for_ever(world: Worl
     await world.store.merge_records(mine)
     assert await world.store.purge_records() == 0
     assert None not in await world.store.records([ME, gone])
+
+
+async def test_what_is_over_and_kept_for_its_inbox_is_told_to_no_reader_until_it_is_renewed(
+    world: World,
+) -> None:
+    await opened(world.store)
+    await world.store.merge_records([(ME, row(1, names_us=True, expires_at=OVER))])
+    _, page = await changes_of(world)
+    assert [await world.store.purge_records() for _ in range(3)] == [0, 0, 0]
+    assert await changes_of(world, after=page.cursor) == ([(ME, GONE)], ANY)
+    assert await changes_of(world) == ([(ME, GONE)], ANY)
+    assert await world.store.record(ME) == row(1, names_us=True, expires_at=OVER)
+    assert await merged(world, ME, row(2, names_us=True)) == "newer"
+    assert await changes_of(world, after=page.cursor) == ([(ME, row(2).order)], ANY)
 
 
 async def test_what_was_purged_makes_room_and_takes_its_evidence_along(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core import antientropy, codec, frames
+from relay.core import antientropy, codec, frames, record_index
 from relay.core.antientropy import Index, Order, Pull, answer
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import (
@@ -110,6 +110,36 @@ class Exchange:
             self.step()
         assert self.pull.is_done
         return self
+
+
+def test_an_index_follows_its_store_to_a_lower_order_only_when_the_store_says_so() -> None:
+    agent, void, held = AGENTS[0], (1, 9, b"v" * 16), (1, 5, b"h" * 16)
+    index = index_of({agent: void})
+    assert not index.put(agent, held)
+    assert index.order(agent) == void
+    assert index.set(agent, held)
+    assert not index.set(agent, held)
+    assert index.order(agent) == held
+    assert index.digests(10) == index_of({agent: held}).digests(10)
+
+
+def test_however_much_is_asked_deep_down_only_some_of_it_is_kept(monkeypatch) -> None:
+    monkeypatch.setattr(record_index, "KEPT_PARTS", 5)
+    index = index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16)))
+    places = [(bits, place(agent.encode(), bits)) for agent in AGENTS for bits in (16, 22, 28)]
+    for bits, bucket in places:
+        steps = sum(1 for _ in index.prepare(bits, (bucket,)))
+        assert steps == 1
+        assert [one.bucket for one in index.digests(bits, (bucket,))] == [bucket]
+    assert len(index._parts) == 5
+
+
+def test_all_of_the_top_is_computed_in_steps() -> None:
+    index = index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16)))
+    assert sum(1 for _ in index.prepare(10)) == 32
+    assert index.digests(10) == index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16))).digests(10)
+    with pytest.raises(ProtocolError):
+        next(index.prepare(16, range(0, 2**16, 64)))
 
 
 # ---------------------------------------------------------------- the index

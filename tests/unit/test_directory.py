@@ -11,7 +11,7 @@ import pytest
 from relay import clock
 from relay.core import jws as jose
 from relay.core import records
-from relay.core.errors import ErrorCode, Refusal
+from relay.core.errors import ErrorCode, Refusal, RejectedError
 from relay.core.identity import SigningKey, parse_did
 from relay.core.ids import NodeId, Timestamp
 from relay.core.inbox_values import InboxLimits, Window
@@ -147,6 +147,18 @@ async def test_a_peer_that_has_told_of_enough_agents_is_answered_full(made: Made
     assert codes(kept) == ["newer", "newer", "full"]
     assert not kept[2].is_strike
     assert not kept[2].is_news
+
+
+async def test_who_publishes_without_a_login_shares_the_room_with_all_such(made: Made):
+    strangers = [SigningKey(bytes([n]) * 32) for n in range(1, 4)]
+    for key in strangers[:2]:
+        await made.directory.publish(record(key, HERE), only=key.did)
+    with pytest.raises(RejectedError) as caught:
+        await made.directory.publish(record(strangers[2], HERE), only=strangers[2].did)
+    assert caught.value.code is ErrorCode.NOT_ADMITTED
+    # who has logged in is no stranger, and makes room for one
+    assert (await made.directory.publish(record(strangers[0], HERE), owner=strangers[0].did)).stored
+    assert (await made.directory.publish(record(strangers[2], HERE), only=strangers[2].did)).stored
 
 
 async def test_others_have_a_turn_while_a_batch_is_judged(made: Made):

@@ -152,13 +152,29 @@ def test_a_clock_that_goes_back_gives_nothing_away():
     assert allowance.take(PEERS[0], 10, later(-100)) == 0
 
 
-def test_buckets_that_are_full_again_are_forgotten():
+def test_what_is_known_afterwards_is_paid_back_before_anything_is_taken_again():
     allowance = Allowance()
-    allowance.take(PEERS[0], 1, NOW)
-    allowance.take(PEERS[1], 1, later(3))
-    allowance.forget(later(4))
-    assert len(allowance) == 1
-    assert allowance.take(PEERS[0], 1_000, later(4)) == 400
+    assert allowance.take(PEERS[0], 400, NOW) == 400
+    allowance.charge(PEERS[0], 100, NOW)
+    assert allowance.take(PEERS[0], 1, later(0.5)) == 0
+    assert allowance.take(PEERS[0], 1_000, later(1)) == 100
+    allowance.charge(PEERS[0], 1_000_000, later(1))
+    assert allowance.take(PEERS[0], 1_000, later(3)) == 0
+    assert allowance.take(PEERS[0], 1_000, later(4)) == 200
+
+
+def test_of_peers_without_end_no_more_is_remembered_than_fits(monkeypatch):
+    monkeypatch.setattr(gossip, "MAX_PEERS", 3)
+    allowance, conduct = Allowance(), Conduct()
+    for n in range(50):
+        stranger = Did(f"did:key:z{n}")
+        allowance.take(stranger, 1, later(n))
+        for _ in range(n % 4):
+            conduct.strike(stranger, later(n))
+    assert len(allowance) == 3
+    assert len(conduct) == 6
+    assert allowance.take(Did("did:key:z49"), 1_000, later(49)) == 399
+    assert conduct.standing(Did("did:key:z47"), later(49)).is_out
 
 
 # ---------------------------------------------------------------- strikes

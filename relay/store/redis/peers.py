@@ -31,7 +31,11 @@ class Peers:
 
     async def put_peer(self, row: PeerRow) -> None:
         """Write one down, in the place of what was known of this DID."""
-        await self._client.command(keys.PEERS, "HSET", keys.PEERS, row.did, dumps(asdict(row)))
+        await self._client.command(keys.PEERS, "HSET", keys.PEERS, row.did, _text(row))
+
+    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
+        """Write one down where the store says what ``held`` does; False: it says otherwise."""
+        return await self._replace(keys.PEERS, row.did, _text(held) if held else b"", row)
 
     async def remove_peer(self, did: Did) -> bool:
         """Forget one; False if it was not known."""
@@ -45,20 +49,18 @@ class Peers:
             text = await self._client.command(keys.HANDLES, "HGET", keys.HANDLES, name)
             held = HandleRow(**loads(text)) if text else None
             row = claimed(held, name, did, now)
-            if row == held or await self._replace(name, text or b"", row):
+            if row == held or await self._replace(keys.HANDLES, name, text or b"", row):
                 return row
         raise UnavailableError(
             ErrorCode.STORAGE_UNAVAILABLE, f"other nodes keep changing the name {name}"
         )
 
-    async def _replace(self, name: str, old: bytes, row: HandleRow) -> bool:
-        args = [name, old, dumps(asdict(row))]
-        return bool(await self._client.script("replace_field", keys.HANDLES, args))
+    async def _replace(self, key: str, name: str, old: bytes, row: HandleRow | PeerRow) -> bool:
+        return bool(await self._client.script("replace_field", key, [name, old, _text(row)]))
 
     async def put_handle(self, row: HandleRow) -> None:
         """Write down that a name was left, or taken up again."""
-        text = dumps(asdict(row))
-        await self._client.command(keys.HANDLES, "HSET", keys.HANDLES, row.name, text)
+        await self._client.command(keys.HANDLES, "HSET", keys.HANDLES, row.name, _text(row))
 
     async def handle(self, name: str) -> HandleRow | None:
         """Who holds a name."""
@@ -71,3 +73,7 @@ class Peers:
 
     async def _values(self, key: str) -> list[Any]:
         return list(await self._client.command(key, "HVALS", key))
+
+
+def _text(row: HandleRow | PeerRow) -> bytes:
+    return dumps(asdict(row))

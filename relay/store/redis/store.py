@@ -319,6 +319,10 @@ class RedisStore:
         """See :meth:`relay.ports_mesh.PeerStore.put_peer`."""
         await self._peers.put_peer(row)
 
+    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
+        """See :meth:`relay.ports_mesh.PeerStore.replace_peer`."""
+        return await self._peers.replace_peer(held, row)
+
     async def remove_peer(self, did: Did) -> bool:
         """See :meth:`relay.ports_mesh.PeerStore.remove_peer`."""
         return await self._peers.remove_peer(did)

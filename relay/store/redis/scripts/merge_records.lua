@@ -49,7 +49,6 @@ end
 -- Who was first to tell of an agent stays so, until the agent comes itself.
 local function introducer_of(owner, held, row)
   if not held then
-    redis.call('ZREM', PREFIX .. 'gone', owner)
     count_introduced(row.introducer, 1)
     return row.introducer
   end
@@ -94,6 +93,7 @@ local function merge(owner, row, stays)
   if not held and is_full(row, box) then return {owner, 'full', ''} end
   local home = home_after(held, box, row, stays)
   local kept = write(owner, row, home, introducer_of(owner, held, row))
+  redis.call('ZREM', PREFIX .. 'gone', owner)
   note_change(owner)
   if box then set_home(box, home) end
   return reply_of(owner, outcome, row, kept)

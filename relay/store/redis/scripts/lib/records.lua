@@ -5,7 +5,8 @@
 --                   this relay is a home; hash in hex; expires 0 = not known; introducer - = none
 -- evidence:<owner>  list: two records of one kv and seq
 -- changed           sorted set: owner -> number of its newest change (state: changes)
--- gone              sorted set: owner -> when its record was purged; so long it stays in `changed`
+-- gone              sorted set: owner -> when its record was purged, or was over and kept for its
+--                   inbox; it leaves `changed` some time later
 -- introducers       hash: peer -> how many agents it was the first to tell of
 local ROW = '^(%d) (%d+) (%d+) (%x+) (%d+) (%S+) '
 local HEAD = 199   -- what comes before the jws is this long at most, unless keys become longer
