@@ -115,6 +115,7 @@ class Conversation:
     limits: dict[str, int] = field(default_factory=dict, init=False)
     has_asked: bool = field(default=False, init=False)
     is_settled: bool = field(default=False, init=False)
+    _holds_inbox: bool = field(default=False, init=False)
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
@@ -164,7 +165,8 @@ class Conversation:
                 await self._converse(self.origin)
             except _Folded:
                 return None
-            except AgentError as exc:
+            except AgentError as said:
+                exc = self._credible(said)
                 _log.info("%s", exc)
                 self._failed(exc)
                 failed = True
@@ -178,6 +180,12 @@ class Conversation:
             else:
                 failures, at = failures + 1, at + failed
             await asyncio.sleep(self._pause(failures))
+
+    def _credible(self, exc: AgentError) -> AgentError:
+        """Only who has proved itself and given an inbox can say that a newer session has it."""
+        if not isinstance(exc, SupersededError) or self._holds_inbox:
+            return exc
+        return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
 
     def _failed(self, exc: AgentError) -> None:
         self.last_failure = exc
@@ -201,6 +209,7 @@ class Conversation:
         return longest * share + min(asked or 0, LONGEST_RETRY_AFTER_S)
 
     async def _converse(self, origin: Origin) -> None:
+        self._holds_inbox = False
         async with dial(origin, self.company.key, self._login(origin), self._is_mine) as line:
             self._begin(origin, line)
             try:
@@ -225,7 +234,7 @@ class Conversation:
         ready, state = line.ready, self.company.state
         state.pin(str(origin), line.relay)
         self.line, self.relay, self.welcome = line, line.relay, ready.welcome
-        self.last_failure = None
+        self._holds_inbox, self.last_failure = ready.welcome.inbox, None
         self.limits = ready.hello.limits
         self.lost = asyncio.Event()
         self.company.homes.joined(line.relay, str(origin))
