@@ -7,9 +7,13 @@ said. Any later failure says nothing of what the relay did.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -128,13 +132,40 @@ def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, by
     try:
         connection.connect()
         stored = None
-        connection.request(request.method, request.path, request.body, headers)
-        response = connection.getresponse()
-        return response.status, response.read(MAX_FRAME_BYTES)
+        with _cut_off(connection.sock, seconds):
+            connection.request(request.method, request.path, request.body, headers)
+            response = connection.getresponse()
+            return response.status, response.read(MAX_FRAME_BYTES)
     except (OSError, http.client.HTTPException) as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}", stored=stored) from exc
     finally:
         connection.close()
+
+
+@contextmanager
+def _cut_off(connected: socket.socket, seconds: float) -> Iterator[None]:
+    """End the connection after so long: one that says a little now and then never times out.
+
+    Raises:
+        TimeoutError: it was ended.
+    """
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        with contextlib.suppress(OSError):
+            # of TCP, below TLS: the thread that reads has that in hand
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if is_over.is_set():
+            raise TimeoutError("no answer in time")
 
 
 def _reason(exc: OSError | http.client.HTTPException) -> str:

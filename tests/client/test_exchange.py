@@ -1,0 +1,60 @@
+"""One HTTP request to a relay that a stranger runs: it ends in time, whatever that one does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from relay.client import UnreachableError
+from relay.client import origin as origins
+from relay.client.exchange import Request, in_thread
+
+pytestmark = pytest.mark.timeout(20)
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n"
+DRIP_S = 0.05
+
+
+@contextlib.asynccontextmanager
+async def dripping(said: bytes, drop: bytes) -> AsyncIterator[str]:
+    """A server that says ``said`` at once, and then ``drop`` after ``drop``, without an end."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError), contextlib.closing(writer):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(said)
+            while not writer.is_closing():
+                writer.write(drop)
+                await writer.drain()
+                # a pause between two drops, not a wait for something
+                await asyncio.sleep(DRIP_S)
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        host, port = server.sockets[0].getsockname()[:2]
+        yield f"http://{host}:{port}"
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "drop"),
+    [(HEAD, b"X-A: a\r\n"), (b"HTTP/1.1 200 ", b"a"), (HEAD + b"\r\n", b"a")],
+    ids=["a header without an end", "a first line without an end", "a body without an end"],
+)
+async def test_a_relay_that_goes_on_saying_a_little_does_not_keep_the_thread(said, drop):
+    async with dripping(said, drop) as url:
+        began = time.monotonic()
+        with pytest.raises(UnreachableError):
+            await in_thread(origins.parse(url), Request("GET", "/"), 0.5)
+        assert time.monotonic() - began < 3
+
+
+async def test_a_slow_answer_within_its_time_is_read_to_its_end():
+    async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"a") as url:
+        status, body = await in_thread(origins.parse(url), Request("GET", "/"), 5.0)
+        assert (status, body) == (200, b"aaaaa")
