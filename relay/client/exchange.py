@@ -59,14 +59,22 @@ async def ask(
     return members
 
 
-async def in_thread(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
+async def in_thread(
+    origin: Origin, request: Request, seconds: float, *, longest: float | None = None
+) -> tuple[int, bytes]:
     """Make one request; gives status and body.
+
+    Args:
+        origin: of whom.
+        request: what is asked.
+        seconds: what is left for it.
+        longest: however much is left; None: 10 s.
 
     Raises:
         AgentError: ``peer_unreachable``.
     """
     # the thread cannot be cancelled: it must not outlive the deadline by itself
-    limit = max(SHORTEST_S, min(seconds, EXCHANGE_S))
+    limit = max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))
     return await asyncio.to_thread(_exchange, origin, request, limit)
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from relay.cli import peering
 from relay.client import UnreachableError
 from relay.client import origin as origins
 from relay.client.exchange import Request, in_thread
@@ -58,3 +59,13 @@ async def test_a_slow_answer_within_its_time_is_read_to_its_end():
     async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"a") as url:
         status, body = await in_thread(origins.parse(url), Request("GET", "/"), 5.0)
         assert (status, body) == (200, b"aaaaa")
+
+
+async def test_an_operators_request_has_the_time_that_the_node_needs_to_dial(monkeypatch):
+    monkeypatch.setattr("relay.client.exchange.EXCHANGE_S", 0.2)
+    body = b'{"peers":[]}'
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 20)
+    async with dripping(answer + body, b" ") as url:
+        await peering.list_peers(url, as_json=True)
+        with pytest.raises(UnreachableError):
+            await in_thread(origins.parse(url), Request("GET", "/"), 5.0)
