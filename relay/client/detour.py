@@ -192,7 +192,9 @@ class Detours:
         return again
 
     async def _record_of(self, to: Did, items: list[Waiting]) -> EndpointRecord | None:
-        known = self._learn(to, items) or await self.company.correspondents.get(to)
+        # first of all: a relay may show one that is older than what an earlier life has seen
+        await self.company.correspondents.get(to)
+        known = self._learn(to, items)
         if self.company.alone_since is None:
             known = await self.look_for(to) or known
         return known
