@@ -74,7 +74,7 @@ class Entry:
     """One envelope that was delivered and is not yet durably answered.
 
     ``noted``: its answer is in the journal, so that it may be said. ``durable``: one home has made
-    it durable. ``teller``: where a refusal is said, one home at a time: it is to bounce once.
+    it durable. ``redelivered``: some home says that it may have been shown before. ``teller``: where a refusal is said, one home at a time: it is to bounce once.
     Without a place its inbox has begun a new epoch: its eid is all that still counts.
     """
 
@@ -84,6 +84,7 @@ class Entry:
     expires_at: int = 0
     noted: bool = True
     durable: bool = False
+    redelivered: bool = False
     teller: Place | None = None
     shown: weakref.ref[Message] | None = None
     places: list[Place] = field(default_factory=list)

@@ -272,3 +272,16 @@ async def test_what_still_waits_at_one_home_is_not_lost_with_the_other():
     one, two = await at_two_homes(*mail(2))
     one.lost()
     assert [m.body for m in await shown(two, 2)] == [b"0", b"1"]
+
+
+@pytest.mark.parametrize("marked", [(False, True), (True, False), (False, False)])
+async def test_one_that_waits_to_be_shown_has_the_marks_of_every_home(marked):
+    inbox = Inbox(Opener(ME, lambda _: None))
+    one = opened_inbox(inbox, head=1)
+    two = HomeInbox(inbox, lambda: None)
+    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    [wire] = mail(1)
+    for box, redelivered in zip((one, two), marked, strict=True):
+        await box.deliver(deliver((1, wire), redelivered=redelivered))
+    [message] = await shown(one, 1)
+    assert message.redelivered == any(marked)
