@@ -319,6 +319,7 @@ class Conversation:
                 await line.send(frame)
             await self._wait_for_work()
             self.company.outbox.check_answers(clock.monotonic(), self._name)
+            self.inbox.check_answers(clock.monotonic())
 
     def _next_frame(self) -> Frame | None:
         now = clock.monotonic()

@@ -258,3 +258,30 @@ async def test_only_who_has_given_an_inbox_can_say_that_it_is_taken(says: str):
             await wait_until(lambda: liar.talks > 1, 5, "the liar has said it")
             await send_to(home, me, "goes on")
             assert await take(me) == "goes on"
+
+
+async def test_a_home_that_answers_no_ack_does_not_hold_up_the_others(monkeypatch):
+    async def silent(talk: Talk) -> None:
+        await talk.log_in(said=welcome(head=1))
+        await talk.say(deliver((1, first.wire)))
+        await talk.until_closed()
+
+    async def honest(talk: Talk) -> None:
+        await talk.log_in(said=welcome(head=1))
+        await talk.until(shown)
+        await talk.say(deliver((1, envelope_of(sender, me_key.did, b"two").wire)))
+        await talk.until_closed()
+
+    monkeypatch.setattr("relay.client.home_inbox.ANSWER_S", 0.5)
+    sender, me_key, shown = new_key(), new_key(), asyncio.Event()
+    first = envelope_of(sender, me_key.did, b"one")
+    async with (
+        lying_relay(silent) as one,
+        lying_relay(honest) as two,
+        Agent.open(me_key, [one.url, two.url]) as me,
+    ):
+        message = await anext(me.inbox())
+        with pytest.raises(UnreachableError):
+            await asyncio.wait_for(message.ack(), 10)
+        shown.set()
+        assert (await anext(me.inbox())).text() == "two"

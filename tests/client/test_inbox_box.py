@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from relay.client.errors import InboxResetError, SupersededError, typed
-from relay.client.home_inbox import HomeInbox
+from relay.client.errors import InboxResetError, SupersededError, UnreachableError, typed
+from relay.client.home_inbox import ANSWER_S, HomeInbox
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
 from relay.core.errors import ErrorCode, ProtocolError
@@ -285,3 +285,20 @@ async def test_one_that_waits_to_be_shown_has_the_marks_of_every_home(marked):
         await box.deliver(deliver((1, wire), redelivered=redelivered))
     [message] = await shown(one, 1)
     assert message.redelivered == any(marked)
+
+
+async def test_an_ack_without_an_answer_is_noticed_and_one_with_an_answer_is_not():
+    box = opened_inbox(head=2)
+    await give(box, *mail(2))
+    for message in await shown(box, 2):
+        await message.ack(wait=False)
+    assert box.next_timer() is None
+    assert box.next_ack(NOW).upto == 2
+    assert box.next_timer() == NOW + ANSWER_S
+    box.acked(Acked(E1, Seq(1)))
+    box.check_answers(Timestamp(NOW + ANSWER_S - 0.1))
+    with pytest.raises(UnreachableError):
+        box.check_answers(Timestamp(NOW + ANSWER_S))
+    box.acked(Acked(E1, Seq(2)))
+    box.check_answers(Timestamp(NOW + ANSWER_S))
+    assert box.next_timer() is None
