@@ -235,8 +235,7 @@ class Conversation:
         state.pin(str(origin), line.relay)
         self.line, self.relay, self.welcome = line, line.relay, ready.welcome
         self._holds_inbox, self.last_failure = ready.welcome.inbox, None
-        self.limits = ready.hello.limits
-        self.lost = asyncio.Event()
+        self.limits, self.lost = ready.hello.limits, asyncio.Event()
         self.company.homes.joined(line.relay, str(origin))
         epoch = ready.welcome.epoch
         before = state.see_epoch(line.relay, epoch) if epoch is not None else None
@@ -346,9 +345,7 @@ class Conversation:
     async def _keep_record(self, line: Line) -> None:
         """See that this relay holds the newest record of this agent, as long as it is its home."""
         homes = self.company.homes
-        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
-        if isinstance(answer, Resolved):
-            homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
+        await self._learn_record(line)
         self.has_asked = True
         self.company.line_changed()
         await self.company.all_asked()
@@ -360,12 +357,19 @@ class Conversation:
                 async with asyncio.timeout(homes.renew_in(clock.now())):
                     await news.wait()
             except TimeoutError:
-                continue
+                # another program of this agent may have published meanwhile
+                await self._learn_record(line)
+
+    async def _learn_record(self, line: Line) -> None:
+        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
+        if isinstance(answer, Resolved):
+            self.company.homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
 
     async def _publish(self, relay: Did) -> None:
         homes = self.company.homes
         while (record := homes.next_record(relay, clock.now())) is not None:
-            answer = await self.ask(partial(_publish, record))
+            await self.company.state.noted()
+            answer = await self.ask(partial(Publish, record=record))
             if isinstance(answer, Published):
                 homes.published(relay, record, answer)
                 self.company.line_changed()
@@ -380,10 +384,6 @@ class Conversation:
             self.inbox.has_none(typed(ErrorCode.MOVED, detail, record=record))
         self.is_settled = True
         self.company.line_changed()
-
-
-def _publish(record: str, ref: str) -> Publish:
-    return Publish(ref, record)
 
 
 class _LogInAgain(Exception):  # noqa: N818  a signal, no error
