@@ -268,10 +268,12 @@ class Detours:
         except (ValueError, AgentError) as exc:
             _log.warning("the recipient's record names a home that cannot be dialled: %s", exc)
             return None
-        if origin.is_inside and not self.company.is_inside:
+        if self.company.is_inside:
+            return origin
+        outside = origin.for_stranger()
+        if outside is None:
             _log.warning("the recipient's record names an address inside of here: %s", origin)
-            return None
-        return origin
+        return outside
 
 
 def _open(items: list[Waiting]) -> list[Waiting]:
