@@ -15,6 +15,7 @@ from relay.core import jws as jose
 from relay.core.errors import ErrorCode
 
 ASK_S: Final = 30.0
+"""The node dials the other relay meanwhile, which alone may take 25 s."""
 PATH: Final = "/v1/admin"
 NOT_FOUND: Final = 404
 
@@ -94,7 +95,7 @@ async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
     """One request to the admin side, which speaks plain HTTP on loopback or a private network."""
     origin = origins.parse(admin, plain_networks=("0.0.0.0/0", "::/0"))
     request = Request(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
-    status, answer = await in_thread(origin, request, ASK_S)
+    status, answer = await in_thread(origin, request, ASK_S, longest=ASK_S)
     try:
         said = jose.loads(answer)
         members = jose.Members(said)

@@ -222,6 +222,11 @@ async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
     progress = Progress(quiet=as_json)
     try:
         state = await _until_it_ends(desk, sent, until, progress)
+    except asyncio.CancelledError:
+        # it has left the outbox: nobody else says that there is a receipt, and of what
+        if as_json:
+            _tell_sent(sent, "stored", as_json=True)
+        raise
     finally:
         progress.end()
     if as_json:

@@ -20,6 +20,7 @@ from relay.client.homes import Homes
 from relay.client.questions import Answer, Question
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Resolve, Ruled, Rules
+from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.core.records import EndpointRecord
 
@@ -27,6 +28,7 @@ from relay.core.records import EndpointRecord
 class Company(Protocol):
     """What asking needs of the agent."""
 
+    key: SigningKey
     conversations: list[Conversation]
     sender: Conversation | None
     homes: Homes
@@ -113,17 +115,21 @@ class Asking:
 
     async def publish(self, handles: Sequence[str] | None) -> EndpointRecord:
         """See :meth:`relay.client.Agent.publish`."""
+        # another program of this agent may have published meanwhile
+        newest = await self.find(self.company.key.did)
         try:
+            if newest.record is not None:
+                self.company.homes.told(newest.record.jws.compact)
             self.company.homes.renew(handles, clock.now())
         except RelayError as exc:
             raise of(exc) from exc
         try:
             async with asyncio.timeout(QUESTION_S):
-                while (newest := self._published()) is None:
+                while (record := self._published()) is None:
                     await self.company.changed()
         except TimeoutError as exc:
             raise typed(ErrorCode.PEER_UNREACHABLE, "not published in time") from exc
-        return newest
+        return record
 
     def _published(self) -> EndpointRecord | None:
         """The newest record, if each home that is connected holds it."""

@@ -186,7 +186,7 @@ def translated(origin: Origin | None = None) -> Iterator[None]:
     except InvalidStatus as exc:
         detail = f"{where}answered HTTP {exc.response.status_code} instead of a conversation"
         raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
-    except InvalidHandshake as exc:
+    except (InvalidHandshake, UnicodeError) as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}no relay answers there: {exc}") from exc
     except ssl.SSLError as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}TLS: {exc.reason}") from exc

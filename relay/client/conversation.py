@@ -115,6 +115,7 @@ class Conversation:
     limits: dict[str, int] = field(default_factory=dict, init=False)
     has_asked: bool = field(default=False, init=False)
     is_settled: bool = field(default=False, init=False)
+    _holds_inbox: bool = field(default=False, init=False)
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
@@ -164,7 +165,8 @@ class Conversation:
                 await self._converse(self.origin)
             except _Folded:
                 return None
-            except AgentError as exc:
+            except AgentError as said:
+                exc = self._credible(said)
                 _log.info("%s", exc)
                 self._failed(exc)
                 failed = True
@@ -178,6 +180,12 @@ class Conversation:
             else:
                 failures, at = failures + 1, at + failed
             await asyncio.sleep(self._pause(failures))
+
+    def _credible(self, exc: AgentError) -> AgentError:
+        """Only who has proved itself and given an inbox can say that a newer session has it."""
+        if not isinstance(exc, SupersededError) or self._holds_inbox:
+            return exc
+        return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
 
     def _failed(self, exc: AgentError) -> None:
         self.last_failure = exc
@@ -201,6 +209,7 @@ class Conversation:
         return longest * share + min(asked or 0, LONGEST_RETRY_AFTER_S)
 
     async def _converse(self, origin: Origin) -> None:
+        self._holds_inbox = False
         async with dial(origin, self.company.key, self._login(origin), self._is_mine) as line:
             self._begin(origin, line)
             try:
@@ -225,9 +234,8 @@ class Conversation:
         ready, state = line.ready, self.company.state
         state.pin(str(origin), line.relay)
         self.line, self.relay, self.welcome = line, line.relay, ready.welcome
-        self.last_failure = None
-        self.limits = ready.hello.limits
-        self.lost = asyncio.Event()
+        self._holds_inbox, self.last_failure = ready.welcome.inbox, None
+        self.limits, self.lost = ready.hello.limits, asyncio.Event()
         self.company.homes.joined(line.relay, str(origin))
         epoch = ready.welcome.epoch
         before = state.see_epoch(line.relay, epoch) if epoch is not None else None
@@ -310,6 +318,7 @@ class Conversation:
                 await line.send(frame)
             await self._wait_for_work()
             self.company.outbox.check_answers(clock.monotonic(), self._name)
+            self.inbox.check_answers(clock.monotonic())
 
     def _next_frame(self) -> Frame | None:
         now = clock.monotonic()
@@ -336,9 +345,7 @@ class Conversation:
     async def _keep_record(self, line: Line) -> None:
         """See that this relay holds the newest record of this agent, as long as it is its home."""
         homes = self.company.homes
-        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
-        if isinstance(answer, Resolved):
-            homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
+        await self._learn_record(line)
         self.has_asked = True
         self.company.line_changed()
         await self.company.all_asked()
@@ -350,12 +357,19 @@ class Conversation:
                 async with asyncio.timeout(homes.renew_in(clock.now())):
                     await news.wait()
             except TimeoutError:
-                continue
+                # another program of this agent may have published meanwhile
+                await self._learn_record(line)
+
+    async def _learn_record(self, line: Line) -> None:
+        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
+        if isinstance(answer, Resolved):
+            self.company.homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
 
     async def _publish(self, relay: Did) -> None:
         homes = self.company.homes
         while (record := homes.next_record(relay, clock.now())) is not None:
-            answer = await self.ask(partial(_publish, record))
+            await self.company.state.noted()
+            answer = await self.ask(partial(Publish, record=record))
             if isinstance(answer, Published):
                 homes.published(relay, record, answer)
                 self.company.line_changed()
@@ -370,10 +384,6 @@ class Conversation:
             self.inbox.has_none(typed(ErrorCode.MOVED, detail, record=record))
         self.is_settled = True
         self.company.line_changed()
-
-
-def _publish(record: str, ref: str) -> Publish:
-    return Publish(ref, record)
 
 
 class _LogInAgain(Exception):  # noqa: N818  a signal, no error

@@ -31,21 +31,29 @@ class Correspondents:
     def __init__(self, knowledge: Knowledge | None = None) -> None:
         self._knowledge = knowledge
         self._found: OrderedDict[Did, EndpointRecord] = OrderedDict()
+        self._recalled: set[Did] = set()
         self._wanted_at: OrderedDict[Did, float] = OrderedDict()
         self._wanted: deque[Did] = deque(maxlen=MOST_WANTED)
 
     def learn(self, did: Did, compact: str | None) -> EndpointRecord | None:
-        """Take what a relay showed as the record of ``did``; gives the newest one known, if any."""
+        """Take what a relay showed as the record of ``did``.
+
+        Gives the newest one that is known in this life; :meth:`get` knows those before, too.
+        """
         held = self._found.get(did)
         record = verified(compact, did) if compact is not None else None
         if record is None or (held is not None and held.order >= record.order):
             return held
-        self._found[did] = record
-        while len(self._found) > REMEMBERED:
-            self._found.popitem(last=False)
+        self._hold(did, record)
         if self._knowledge is not None:
             self._knowledge.keep_record(did, record.jws.compact)
         return record
+
+    def _hold(self, did: Did, record: EndpointRecord) -> None:
+        self._found[did] = records.merge(self._found.get(did), record)
+        while len(self._found) > REMEMBERED:
+            forgotten, _ = self._found.popitem(last=False)
+            self._recalled.discard(forgotten)
 
     async def get(self, did: Did) -> EndpointRecord | None:
         """The newest one known, also of an earlier life.
@@ -53,12 +61,12 @@ class Correspondents:
         Raises:
             AgentError: the journal cannot be read.
         """
-        held = self._found.get(did)
-        if held is not None or self._knowledge is None:
-            return held
-        compact = await self._knowledge.record_of(did)
-        if compact is not None:
-            self._found[did] = records.merge(self._found.get(did), records.parse(compact))
+        if self._knowledge is not None and did not in self._recalled:
+            # what a relay has shown in this life may be older than what an earlier one has seen
+            compact = await self._knowledge.record_of(did)
+            if compact is not None:
+                self._hold(did, records.parse(compact))
+                self._recalled.add(did)
         return self._found.get(did)
 
     # ------------------------------------------------------------ looked for in quiet moments

@@ -192,7 +192,9 @@ class Detours:
         return again
 
     async def _record_of(self, to: Did, items: list[Waiting]) -> EndpointRecord | None:
-        known = self._learn(to, items) or await self.company.correspondents.get(to)
+        # first of all: a relay may show one that is older than what an earlier life has seen
+        await self.company.correspondents.get(to)
+        known = self._learn(to, items)
         if self.company.alone_since is None:
             known = await self.look_for(to) or known
         return known
@@ -266,10 +268,12 @@ class Detours:
         except (ValueError, AgentError) as exc:
             _log.warning("the recipient's record names a home that cannot be dialled: %s", exc)
             return None
-        if origin.is_inside and not self.company.is_inside:
+        if self.company.is_inside:
+            return origin
+        outside = origin.for_stranger()
+        if outside is None:
             _log.warning("the recipient's record names an address inside of here: %s", origin)
-            return None
-        return origin
+        return outside
 
 
 def _open(items: list[Waiting]) -> list[Waiting]:

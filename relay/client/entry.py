@@ -16,7 +16,7 @@ from typing import Final, Protocol
 from relay.client.errors import AgentError, again
 from relay.client.message import Message
 from relay.core.errors import ErrorCode
-from relay.core.ids import Eid, Seq
+from relay.core.ids import Eid, Seq, Timestamp
 from relay.core.ranges import Reason
 
 _log: Final = logging.getLogger("relay.client")
@@ -59,7 +59,7 @@ class HomeSide(Protocol):
 class Place:
     """Where an envelope lies in the inbox of one home.
 
-    ``here``: handed over on this connection. ``said``: so was our answer to it.
+    ``here``: handed over on this connection. ``said``: so was our answer to it, ``said_at`` then.
     """
 
     home: HomeSide
@@ -67,6 +67,7 @@ class Place:
     entry: Entry
     here: bool = True
     said: bool = False
+    said_at: Timestamp = Timestamp(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -74,7 +75,8 @@ class Entry:
     """One envelope that was delivered and is not yet durably answered.
 
     ``noted``: its answer is in the journal, so that it may be said. ``durable``: one home has made
-    it durable. ``teller``: where a refusal is said, one home at a time: it is to bounce once.
+    it durable. ``redelivered``: some home says that it may have been shown before. ``teller``:
+    where a refusal is said, one home at a time: it is to bounce once.
     Without a place its inbox has begun a new epoch: its eid is all that still counts.
     """
 
@@ -84,6 +86,7 @@ class Entry:
     expires_at: int = 0
     noted: bool = True
     durable: bool = False
+    redelivered: bool = False
     teller: Place | None = None
     shown: weakref.ref[Message] | None = None
     places: list[Place] = field(default_factory=list)

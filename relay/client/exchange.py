@@ -7,14 +7,20 @@ said. Any later failure says nothing of what the relay did.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
+import ipaddress
 import socket
 import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from relay.client.errors import AgentError, typed
 from relay.client.origin import Origin
+from relay.core import addresses
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, Stored
 from relay.core.frames import MAX_FRAME_BYTES
@@ -55,14 +61,22 @@ async def ask(
     return members
 
 
-async def in_thread(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
+async def in_thread(
+    origin: Origin, request: Request, seconds: float, *, longest: float | None = None
+) -> tuple[int, bytes]:
     """Make one request; gives status and body.
+
+    Args:
+        origin: of whom.
+        request: what is asked.
+        seconds: what is left for it.
+        longest: however much is left; None: 10 s.
 
     Raises:
         AgentError: ``peer_unreachable``.
     """
     # the thread cannot be cancelled: it must not outlive the deadline by itself
-    limit = max(SHORTEST_S, min(seconds, EXCHANGE_S))
+    limit = max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))
     return await asyncio.to_thread(_exchange, origin, request, limit)
 
 
@@ -83,7 +97,7 @@ def _certified_until(origin: Origin, seconds: float) -> int:
             context.wrap_socket(plain, server_hostname=origin.host) as secured,
         ):
             said = secured.getpeercert() or {}
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}") from exc
     return int(ssl.cert_time_to_seconds(str(said.get("notAfter"))))
 
@@ -118,9 +132,31 @@ def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
         return not_a_relay(origin, status)
 
 
+class _Outside(http.client.HTTPSConnection):
+    """Resolves once, and dials a public address of that or none."""
+
+    def connect(self) -> None:
+        """See :class:`http.client.HTTPSConnection`.
+
+        Raises:
+            OSError: unreachable, or one of its addresses is inside.
+        """
+        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        hosts = [str(address[0]) for *_, address in found]
+        if not all(addresses.is_public(ipaddress.ip_address(host)) for host in hosts):
+            raise OSError(f"{self.host} leads to an address inside of here")
+        plain = socket.create_connection((hosts[0], self.port), self.timeout)
+        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
+
+
+def _kind(origin: Origin) -> type[http.client.HTTPConnection]:
+    if origin.is_plain:
+        return http.client.HTTPConnection
+    return _Outside if origin.is_strangers else http.client.HTTPSConnection
+
+
 def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
-    kind = http.client.HTTPConnection if origin.is_plain else http.client.HTTPSConnection
-    connection = kind(origin.host, origin.port, timeout=seconds)
+    connection = _kind(origin)(origin.host, origin.port, timeout=seconds)
     headers = {"Content-Type": "application/json"} if request.body is not None else {}
     if request.token is not None:
         headers["Authorization"] = f"Bearer {request.token}"
@@ -128,16 +164,44 @@ def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, by
     try:
         connection.connect()
         stored = None
-        connection.request(request.method, request.path, request.body, headers)
-        response = connection.getresponse()
-        return response.status, response.read(MAX_FRAME_BYTES)
-    except (OSError, http.client.HTTPException) as exc:
+        with _cut_off(connection.sock, seconds):
+            connection.request(request.method, request.path, request.body, headers)
+            response = connection.getresponse()
+            return response.status, response.read(MAX_FRAME_BYTES)
+    except (OSError, http.client.HTTPException, UnicodeError) as exc:
+        # UnicodeError: a host whose labels no DNS can have; a stranger's record may name one
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}", stored=stored) from exc
     finally:
         connection.close()
 
 
-def _reason(exc: OSError | http.client.HTTPException) -> str:
+@contextmanager
+def _cut_off(connected: socket.socket, seconds: float) -> Iterator[None]:
+    """End the connection after so long: one that says a little now and then never times out.
+
+    Raises:
+        TimeoutError: it was ended.
+    """
+    is_over = threading.Event()
+
+    def end() -> None:
+        is_over.set()
+        with contextlib.suppress(OSError):
+            # of TCP, below TLS: the thread that reads has that in hand
+            socket.socket.shutdown(connected, socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if is_over.is_set():
+            raise TimeoutError("no answer in time")
+
+
+def _reason(exc: OSError | http.client.HTTPException | UnicodeError) -> str:
     if isinstance(exc, ssl.SSLError):
         return f"TLS: {getattr(exc, 'verify_message', None) or exc.reason or exc}"
     return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from itertools import islice
 from typing import Final
 
 from relay.client.entry import GONE, Entry, Place, Stage
@@ -26,6 +27,8 @@ from relay.core.ranges import Reason
 WINDOW_SLACK: Final = 64
 ACK_AGAIN_S: Final = 1
 LOOK_AGAIN_S: Final = 1.0
+ANSWER_S: Final = 20.0
+"""A relay that answers pings but no ack for so long is left for another connection."""
 
 
 class HomeInbox:
@@ -240,7 +243,7 @@ class HomeInbox:
             return None
         batch, self._unsaid = self._unsaid[:MAX_SEQS], self._unsaid[MAX_SEQS:]
         for place in batch:
-            place.said = True
+            place.said, place.said_at = True, now
             # a refusal is passed only when it is durable: a cumulative ack must not overtake it
             if place.entry.unsaid_code is None:
                 self._progress.add(place.seq, place.seq)
@@ -256,8 +259,22 @@ class HomeInbox:
         )
 
     def next_timer(self) -> Timestamp | None:
-        """When :meth:`next_ack` has something to say, monotonic seconds; None = when woken."""
-        return self._say_at if self._unsaid and self._say_at else None
+        """When :meth:`next_ack` or :meth:`check_answers` has work, monotonic seconds."""
+        due = [self._say_at] if self._unsaid and self._say_at else []
+        due += [Timestamp(place.said_at + ANSWER_S) for place in self._first_said()]
+        return min(due, default=None)
+
+    def check_answers(self, now: Timestamp) -> None:
+        """Notice a relay that no longer answers acks: who waits for one must not wait for ever.
+
+        Raises:
+            UnavailableError: one has waited for too long.
+        """
+        if any(place.said_at + ANSWER_S <= now for place in self._first_said()):
+            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer acks")
+
+    def _first_said(self) -> list[Place]:
+        return list(islice((place for place in self._places.values() if place.said), 1))
 
     def acked(self, frame: Acked) -> None:
         """Take the relay's word on what is durable."""

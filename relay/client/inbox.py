@@ -92,6 +92,9 @@ class Inbox:
             message = self._queue.popleft()
             entry = self._by_eid.get(message.eid)
             if entry is not None and entry.stage is Stage.QUEUED:
+                if entry.redelivered and not message.redelivered:
+                    # another home has said so, after the one that gave it
+                    message = replace(message, redelivered=True)
                 entry.stage, entry.shown = Stage.SHOWN, weakref.ref(message)
                 _add(self._seen, message.eid, None)
                 return message
@@ -234,6 +237,7 @@ class Inbox:
         elif entry.is_let_go:
             entry.stage = Stage.DOUBTED
         entry.expires_at = opened.envelope.expires_at
+        entry.redelivered = entry.redelivered or redelivered
         if entry.stage is Stage.DOUBTED and not opened.doubts:
             self.queue(entry, opened, redelivered=redelivered or before is not None)
         return entry

@@ -15,6 +15,7 @@ from typing import Final
 
 from relay import clock
 from relay.client.disk import Disk
+from relay.core import records
 from relay.core.ids import Did, Eid, MessageId
 
 KEPT_AFTER_EXPIRY_S: Final = 24 * 3600
@@ -62,7 +63,7 @@ class Knowledge:
         self._disk = disk
 
     def keep_record(self, did: Did, record: str) -> None:
-        """Note the newest record that was found of another agent."""
+        """Note a record that was found of another agent; an older one than is noted is not."""
         self._disk.do(partial(_keep_record, did, record))
 
     def record_of(self, did: Did) -> asyncio.Future[str | None]:
@@ -106,6 +107,9 @@ def sweep(database: sqlite3.Connection) -> None:
 
 
 def _keep_record(did: Did, record: str, database: sqlite3.Connection) -> None:
+    noted = _record_of(did, database)
+    if noted is not None:
+        record = records.merge(records.parse(noted), records.parse(record), clock.now()).jws.compact
     database.execute("REPLACE INTO found VALUES (?, ?, ?)", (did, record, int(clock.now())))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
 from relay.client.errors import typed
+from relay.core import addresses, hosts
 from relay.core.errors import ErrorCode
 
 PATH: Final = "/v1/ws"
@@ -18,11 +19,16 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """``http(s)://host[:port]`` as a relay says it in ``hello.url``; made by :func:`parse`."""
+    """``http(s)://host[:port]`` as a relay says it in ``hello.url``; made by :func:`parse`.
+
+    ``is_strangers``: whoever named it must not make this machine call inside: only public addresses
+    are dialled, whatever its name leads to.
+    """
 
     scheme: str
     host: str
     port: int
+    is_strangers: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -50,7 +56,20 @@ class Origin:
     def is_inside(self) -> bool:
         """Whether it is this machine, or an address that only its own network can reach."""
         address = _address(self.host)
-        return self.is_loopback or (address is not None and not address.is_global)
+        return self.is_loopback or (address is not None and not addresses.is_public(address))
+
+    def for_stranger(self) -> Origin | None:
+        """As named by a stranger; None: inside, or so spelled that it may be read as that.
+
+        Some readers take ``127.1``, ``0x7f000001`` or ``localhost.`` for this machine.
+        """
+        try:
+            host = hosts.normal(self.host)
+        except ValueError:
+            return None
+        if self.is_inside or hosts.is_loopback(host):
+            return None
+        return replace(self, is_strangers=True)
 
 
 def parse(url: str, *, plain_networks: Sequence[str] = ()) -> Origin:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
+from relay.client.entry import log_failure
 from relay.client.errand import Errand
 from relay.client.errors import AgentError, of, typed
 from relay.client.message import Sent
@@ -65,19 +66,33 @@ async def post(
     waiting = errand.outbox.add(envelope)
     if state.journal is not None:
         await state.journal.keep(envelope)
-    failure: AgentError | None = None
+    is_kept = False
     try:
-        return await posting.until_answered(waiting, deadline_s)
+        try:
+            return await posting.until_answered(waiting, deadline_s)
+        finally:
+            for other in before:
+                await _settle(other, state, tell)
+            is_left = not waiting.answer.done() and waiting.is_unknown
+            is_kept = not is_left and not await _dropped(envelope, state)
     except AgentError as exc:
-        failure = exc
-        raise
-    finally:
-        for other in before:
-            await _settle(other, state, tell)
-        is_left = not waiting.answer.done() and waiting.is_unknown
-        if not is_left and not await _dropped(envelope, state) and failure is not None:
+        if is_kept:
             # it could not be taken out of the outbox: the next one submits it
-            failure.stored = "unknown"
+            exc.stored = "unknown"
+        raise
+    except asyncio.CancelledError:
+        _conclude(waiting, state)
+        raise
+
+
+def _conclude(waiting: Waiting, state: State) -> None:
+    """Its sender was interrupted, perhaps after the answer: that is an outcome, told later."""
+    if state.journal is None or not waiting.answer.done() or waiting.answer.cancelled():
+        return
+    failure = waiting.answer.exception()
+    if failure is None or isinstance(failure, AgentError):
+        answer = failure or waiting.answer.result()
+        state.journal.conclude(waiting.envelope, answer).add_done_callback(log_failure)
 
 
 async def _settle(waiting: Waiting, state: State, tell: Tell | None) -> None:

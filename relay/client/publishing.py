@@ -58,6 +58,7 @@ async def publish(
     for _ in range(TRIES):
         record = await _next(key, origin, here, state, change)
         state.keep_record(record.jws.compact)
+        await state.noted()
         newer = await _put(origin, record)
         if newer is None:
             return Publication(record, await _others(record, here))

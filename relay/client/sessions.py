@@ -91,6 +91,7 @@ class Sessions:
         self.alone_since: float | None = clock.monotonic()
         self.current: Conversation
         self._claims: dict[Did, Conversation] = {}
+        self._gone: dict[Did, str | None] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._ended: AgentError | None = None
         self._over = asyncio.Event()
@@ -138,19 +139,23 @@ class Sessions:
             self.inbox.homes.remove(conversation.inbox)
             return
         conversation.inbox.end(failure)
-        if self._ended is None and failure.record is not None:
-            self._moved(failure.record, conversation.relay)
+        if self._ended is None:
+            self._left(conversation.relay, failure.record)
         if isinstance(failure, SupersededError) or not self.conversations:
             self.end(failure)
         self.line_changed()
 
-    def _moved(self, record: str, relay: Did | None) -> None:
-        """A relay says where the agent lives instead; it is not dialled again for that."""
+    def _left(self, relay: Did | None, record: str | None) -> None:
+        """A relay is not dialled again, but for a newer record; it may say where else to go."""
         try:
-            self.homes.told(record)
+            if record is not None:
+                self.homes.told(record)
         except RelayError as exc:
             _log.warning("%s shows a record that is none of ours: %s", relay, exc)
-        self._add_homes(but_for=relay)
+        if relay is not None:
+            self._gone[relay] = self.state.record
+        if record is not None:
+            self._add_homes()
 
     async def _follow_record(self) -> None:
         """Converse with each home that the newest record names."""
@@ -160,10 +165,12 @@ class Sessions:
             self.line_changed()
             await news.wait()
 
-    def _add_homes(self, but_for: Did | None = None) -> None:
+    def _add_homes(self) -> None:
         newest = self.homes.newest
         for home in newest.relays if newest else ():
-            if home.did != but_for and not self.is_ours(home.did):
+            # one that was left under this very record would only say the same again
+            is_gone = home.did in self._gone and self._gone[home.did] == self.state.record
+            if not is_gone and not self.is_ours(home.did):
                 self._add_home(home)
 
     def _add_home(self, home: Home) -> None:

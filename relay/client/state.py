@@ -6,6 +6,7 @@ a relay says; a record's seq never goes back. Reading is from memory, writing go
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -66,6 +67,17 @@ class State:
             self.record = compact
             if self.journal is not None:
                 self.journal.keep_record(compact)
+
+    async def noted(self) -> None:
+        """Wait until the newest own record is in the file: only then may a relay see it.
+
+        Else a life after a crash could sign another one of the same seq.
+
+        Raises:
+            AgentError: the file cannot be written.
+        """
+        if self.journal is not None and self.record is not None:
+            await asyncio.wrap_future(self.journal.keep_record(self.record))
 
     def close(self) -> None:
         """Wait until all is noted, and close the file; blocks."""

@@ -27,11 +27,11 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from relay.core import hosts
+from relay.core.addresses import Allowed, unwrapped
 from relay.core.errors import ErrorCode, ProtocolError, UnavailableError
 from relay.core.frames import MAX_FRAME_BYTES, SUBPROTOCOL
 from relay.core.hosts import IpAddress
 from relay.federation import urls
-from relay.federation.addresses import Allowed, unwrapped
 from relay.federation.fetch import Answer, fetch
 from relay.federation.lookup import Dns, Resolver
 from relay.federation.urls import Target

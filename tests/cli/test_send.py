@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import sys
 
 import pytest
@@ -186,6 +187,32 @@ async def test_wait_acked_tells_when_the_recipient_has_processed_it(terminal):
         "send", did, "later", "--wait", "acked", "--timeout", "0.5", "--json"
     )
     assert (waiting.code, waiting.json["state"], waiting.err) == (Exit.WAITING, "stored", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_who_interrupts_the_wait_for_an_ack_is_told_that_it_is_stored(
+    terminal, tmp_path, number
+):
+    did = (await terminal.run("id", "new", "--key", "bob.key")).out.strip()
+    async with (
+        Agent.open(tmp_path / "bob.key", terminal.url) as bob,
+        terminal.running("send", did, "x", "--wait", "acked", "--json") as sending,
+    ):
+        message = await anext(bob.inbox())
+        state = tmp_path / ".config" / "did-relay" / "agent.key.state"
+        with contextlib.closing(sqlite3.connect(state)) as kept:
+
+            def is_answered() -> bool:
+                return kept.execute("SELECT count(*) FROM outbox").fetchone() == (0,)
+
+            await wait_until(is_answered, 10, "that it has left the outbox")
+        sending.send_signal(number)
+        out, _ = await sending.communicate()
+    assert sending.returncode == Exit.INTERRUPTED
+    # in the moment between the answer and the wait, the next command tells it
+    told = lines(out.decode()) or lines((await terminal.run("send", did, "y", "--json")).out)
+    assert told[0]["id"] == message.id
+    assert {told[0].get("state"), told[0].get("stored")} <= {"stored", "yes", None}
 
 
 async def test_wait_acked_tells_a_refusal(terminal, tmp_path):

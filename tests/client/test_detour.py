@@ -209,3 +209,15 @@ async def test_what_went_straight_to_the_home_is_followed_there_and_opens_no_inb
 async def test_a_strangers_record_does_not_make_an_agent_call_inside(own, found, is_dialled):
     sessions = Sessions(new_key(), [origins.parse(own)], states.in_memory())
     assert (sessions.origin_of(found) is not None) == is_dialled
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example", "-", "a.", "1.2.3"])
+async def test_a_home_whose_name_is_none_costs_its_own_agent_the_mail_and_nobody_else(host: str):
+    bob = new_key()
+    shown = record_of(bob, f"https://{host}:1", new_key())
+    script = refuses(ErrorCode.UNKNOWN_INBOX, shown=shown)
+    async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
+        for _ in range(2):
+            with pytest.raises(AgentError):
+                await alice.send(bob.did, "x", deadline_s=1.0)
+        assert alice.is_connected

@@ -219,3 +219,69 @@ async def test_a_relay_that_says_moved_to_itself_or_lies_is_not_dialled_over_and
             async with Agent.open(key, old.url) as me:
                 await anext(me.inbox())
         assert old.talks <= 2
+
+
+async def test_relays_that_say_moved_to_each_other_are_not_dialled_over_and_over():
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        await talk.say(Bye(ErrorCode.MOVED, "moved", record=record))
+        await talk.until_closed()
+
+    key, keys = new_key(), [new_key(), new_key()]
+    async with lying_relay(script, keys[0]) as one, lying_relay(script, keys[1]) as two:
+        homes = [records.Home(relay.key.did, relay.url) for relay in (one, two)]
+        record = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        with pytest.raises(MovedError):
+            async with Agent.open(key, one.url) as me:
+                await anext(me.inbox())
+        assert one.talks + two.talks <= 4
+
+
+@pytest.mark.parametrize("says", ["before a proof", "without an inbox", "with an inbox"])
+async def test_only_who_has_given_an_inbox_can_say_that_it_is_taken(says: str):
+    async def script(talk: Talk) -> None:
+        if says != "before a proof":
+            has = says == "with an inbox"
+            said = welcome() if has else welcome(inbox=False, session=None, epoch=None)
+            await talk.log_in(said=said)
+        await talk.say(Bye(ErrorCode.SUPERSEDED, "taken"))
+        await talk.until_closed()
+
+    async with running_node() as home, lying_relay(script) as liar:
+        key = new_key()
+        if says == "with an inbox":
+            with pytest.raises(SupersededError):
+                async with Agent.open(key, [home.url, liar.url]) as me:
+                    await anext(me.inbox())
+            return
+        async with Agent.open(key, [home.url, liar.url]) as me:
+            await wait_until(lambda: liar.talks > 1, 5, "the liar has said it")
+            await send_to(home, me, "goes on")
+            assert await take(me) == "goes on"
+
+
+async def test_a_home_that_answers_no_ack_does_not_hold_up_the_others(monkeypatch):
+    async def silent(talk: Talk) -> None:
+        await talk.log_in(said=welcome(head=1))
+        await talk.say(deliver((1, first.wire)))
+        await talk.until_closed()
+
+    async def honest(talk: Talk) -> None:
+        await talk.log_in(said=welcome(head=1))
+        await talk.until(shown)
+        await talk.say(deliver((1, envelope_of(sender, me_key.did, b"two").wire)))
+        await talk.until_closed()
+
+    monkeypatch.setattr("relay.client.home_inbox.ANSWER_S", 0.5)
+    sender, me_key, shown = new_key(), new_key(), asyncio.Event()
+    first = envelope_of(sender, me_key.did, b"one")
+    async with (
+        lying_relay(silent) as one,
+        lying_relay(honest) as two,
+        Agent.open(me_key, [one.url, two.url]) as me,
+    ):
+        message = await anext(me.inbox())
+        with pytest.raises(UnreachableError):
+            await asyncio.wait_for(message.ack(), 10)
+        shown.set()
+        assert (await anext(me.inbox())).text() == "two"

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from relay.client.errors import InboxResetError, SupersededError, typed
-from relay.client.home_inbox import HomeInbox
+from relay.client.errors import InboxResetError, SupersededError, UnreachableError, typed
+from relay.client.home_inbox import ANSWER_S, HomeInbox
 from relay.client.inbox import Inbox
 from relay.client.opening import Opener
 from relay.core.errors import ErrorCode, ProtocolError
@@ -272,3 +272,33 @@ async def test_what_still_waits_at_one_home_is_not_lost_with_the_other():
     one, two = await at_two_homes(*mail(2))
     one.lost()
     assert [m.body for m in await shown(two, 2)] == [b"0", b"1"]
+
+
+@pytest.mark.parametrize("marked", [(False, True), (True, False), (False, False)])
+async def test_one_that_waits_to_be_shown_has_the_marks_of_every_home(marked):
+    inbox = Inbox(Opener(ME, lambda _: None))
+    one = opened_inbox(inbox, head=1)
+    two = HomeInbox(inbox, lambda: None)
+    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    [wire] = mail(1)
+    for box, redelivered in zip((one, two), marked, strict=True):
+        await box.deliver(deliver((1, wire), redelivered=redelivered))
+    [message] = await shown(one, 1)
+    assert message.redelivered == any(marked)
+
+
+async def test_an_ack_without_an_answer_is_noticed_and_one_with_an_answer_is_not():
+    box = opened_inbox(head=2)
+    await give(box, *mail(2))
+    for message in await shown(box, 2):
+        await message.ack(wait=False)
+    assert box.next_timer() is None
+    assert box.next_ack(NOW).upto == 2
+    assert box.next_timer() == NOW + ANSWER_S
+    box.acked(Acked(E1, Seq(1)))
+    box.check_answers(Timestamp(NOW + ANSWER_S - 0.1))
+    with pytest.raises(UnreachableError):
+        box.check_answers(Timestamp(NOW + ANSWER_S))
+    box.acked(Acked(E1, Seq(2)))
+    box.check_answers(Timestamp(NOW + ANSWER_S))
+    assert box.next_timer() is None

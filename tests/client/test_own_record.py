@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
+import sqlite3
 
 import pytest
 
 from relay.client import Agent, ProtocolError, StaleRecordError, StorageUnavailableError, visit
 from relay.client import origin as origins
 from relay.client.homes import JITTER, RENEW_AFTER_S, Homes
+from relay.client.publishing import publish
 from relay.client.state import State
 from relay.core import codec, records
 from relay.core.frames import Publish, Published, Resolve, Resolved
@@ -16,6 +20,7 @@ from relay.core.ids import Timestamp
 from relay.core.records import EndpointRecord
 from tests.client.support import Talk, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
+from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -131,6 +136,44 @@ async def test_a_relay_that_cannot_ask_others_keeps_nobody_out_who_has_an_inbox_
             # nobody knows where it lives: signing now could take it away from there
             with pytest.raises(StorageUnavailableError):
                 await opening.__aenter__()
+
+
+async def test_no_relay_sees_a_record_that_a_crash_could_make_forgotten(tmp_path):
+    state = tmp_path / "state"
+    async with running_node() as node, Agent.open(new_key(), node.url, state=state) as me:
+        before = await held_by(node, me.did)
+        with contextlib.closing(sqlite3.connect(state, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            publishing = asyncio.ensure_future(me.publish(handles=["me@relay.example"]))
+            done, _ = await asyncio.wait([publishing], timeout=0.5)
+            assert not done
+            assert await held_by(node, me.did) == before
+            other.execute("ROLLBACK")
+        record = await publishing
+        assert await held_by(node, me.did) == record != before
+
+
+async def test_what_another_program_of_the_agent_has_published_is_kept_by_a_renewal(
+    tmp_path, monkeypatch
+):
+    key = new_key()
+    async with running_node() as node:
+        here = origins.parse(node.url)
+        async with Agent.open(key, node.url, state=tmp_path / "state") as me:
+            await publish(key, here, State(), change=lambda _: ("me@relay.example",))
+            record = await me.publish()
+            assert record.handles == ("me@relay.example",)
+        monkeypatch.setattr("relay.client.homes.RENEW_AFTER_S", 0.2)
+        monkeypatch.setattr(Homes, "renew_in", lambda *_: 0.2)
+        async with Agent.open(key, node.url, state=tmp_path / "state") as me:
+            done = await publish(key, here, State(), change=lambda _: ("other@relay.example",))
+
+            def is_renewed() -> bool:
+                newest = me._sessions.homes.newest
+                return newest is not None and newest.seq > done.record.seq
+
+            await wait_until(is_renewed, 10, "the next renewal")
+            assert me._sessions.homes.newest.handles == ("other@relay.example",)
 
 
 # ---------------------------------------------------------------- by itself

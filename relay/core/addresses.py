@@ -1,4 +1,4 @@
-"""Which addresses a stranger may make this relay dial: the public ones, by our own table.
+"""Which addresses a stranger may make us dial: the public ones, by our own table.
 
 Rules of the file: what is not listed as public is not dialled. The table is ours, because
 ``ipaddress.is_global`` calls several addresses global that lead inside (an IPv4 address embedded

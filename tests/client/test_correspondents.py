@@ -1,0 +1,58 @@
+"""Records of other agents: the newest that any life of this agent has seen, and no older one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from relay.client import correspondents
+from relay.client import state as states
+from relay.client.correspondents import Correspondents
+from relay.core import records
+from relay.core.ids import Timestamp
+from relay.core.records import EndpointRecord
+from tests.client.support import new_key
+
+KEY, ME = new_key(), new_key()
+
+
+def record(age_s: int) -> EndpointRecord:
+    at = Timestamp(time.time() - age_s)
+    return records.parse(records.sign(KEY, [records.Home(ME.did, "https://r.example")], now=at))
+
+
+OLD, NEW = record(3600), record(0)
+
+
+async def seen(file: Path, *shown: EndpointRecord) -> EndpointRecord | None:
+    """What one life knows at its end, after it was shown so much."""
+    with states.opened(file, ME.did) as state:
+        assert state.journal is not None
+        known = Correspondents(state.journal.knowledge)
+        for one in shown:
+            known.learn(KEY.did, one.jws.compact)
+        return await known.get(KEY.did)
+
+
+@pytest.mark.parametrize(("first", "then"), [(NEW, OLD), (OLD, NEW)])
+async def test_a_relay_that_shows_an_older_record_takes_nothing_back(tmp_path, first, then):
+    file = tmp_path / "state"
+    assert await seen(file, first) == first
+    assert await seen(file, then) == NEW
+    assert await seen(file) == NEW
+
+
+async def test_what_is_forgotten_for_want_of_room_is_still_in_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(correspondents, "REMEMBERED", 1)
+    other = new_key()
+    others = records.sign(other, [], now=Timestamp(time.time()))
+    with states.opened(tmp_path / "state", ME.did) as state:
+        assert state.journal is not None
+        known = Correspondents(state.journal.knowledge)
+        known.learn(KEY.did, NEW.jws.compact)
+        assert await known.get(KEY.did) == NEW
+        known.learn(other.did, others)
+        assert known.learn(KEY.did, None) is None
+        assert await known.get(KEY.did) == NEW
