@@ -16,7 +16,7 @@ pytestmark = pytest.mark.timeout(60)
 
 
 async def ask(admin: str, method: str, path: str, **options):
-    async with httpx2.AsyncClient(base_url=admin) as http:
+    async with httpx2.AsyncClient(base_url=admin, timeout=20) as http:
         answer = await http.request(method, f"/v1/admin{path}", **options)
         return answer.status_code, answer.json()
 
