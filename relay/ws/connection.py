@@ -304,9 +304,10 @@ class Connection(Follower):
         around, resolving = who.fence is not None, self._node.resolving
         if question.did is not None:
             # where the asker itself lives is known here, or by the asker
-            found = await resolving(question.did, around=around and question.did != who.did)
+            is_other = around and question.did != who.did
+            found = await resolving(question.did, around=is_other, asker=who.did)
         elif around:
-            found = await resolving.by_handle(question.handle or "")
+            found = await resolving.by_handle(question.handle or "", who.did)
         else:
             detail = "handles are looked up for the agents of this relay"
             return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
