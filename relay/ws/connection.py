@@ -276,6 +276,8 @@ class Connection(Follower):
             if self._asked > MAX_ASKED:
                 raise error(ErrorCode.OVERLOADED, "too many questions at once", retry_after=1)
             async with self._questions:
+                if self._closed.is_set():
+                    return
                 frame = await self._reply(question)
         except RelayError as exc:
             frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
