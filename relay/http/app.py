@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 
 from relay import __version__, log, metrics
-from relay.core.errors import RelayError
+from relay.core.errors import ErrorCode, RejectedError, RelayError
 from relay.core.jws import dumps
 from relay.http.admin_routes import peer_routes
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
@@ -32,7 +32,7 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
 
 def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) -> FastAPI:
     """The operator's side; never on the public bind."""
-    app = _app("agent relay, operations")
+    app = _app("agent relay, operations", Depends(_from_no_page))
     app.include_router(peer_routes(operating))
 
     @app.get("/livez", summary="The process answers")
@@ -65,10 +65,17 @@ def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) ->
     return app
 
 
-def _app(title: str) -> FastAPI:
+def _from_no_page(request: Request) -> None:
+    """Refuse what a page sends from a browser on the operator's machine, under whatever name."""
+    if "origin" in request.headers:
+        raise RejectedError(ErrorCode.NOT_ADMITTED, "this is not for pages in a browser")
+
+
+def _app(title: str, *checks: Any) -> FastAPI:
     """An app whose every error has the one shape."""
     return FastAPI(
         title=title,
+        dependencies=checks,
         version=__version__,
         docs_url=None,
         redoc_url=None,

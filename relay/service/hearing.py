@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock, metrics
-from relay.core import jws, records
+from relay.core import jws, records, relay_info
 from relay.core.antientropy import Index
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError
 from relay.core.frames import Gossip
@@ -114,7 +114,8 @@ class Hearing:
             try:
                 info = await self.peers.heard_of(compact)
             except ProtocolError as exc:
-                if is_strike(exc.code, is_introduced=True):
+                is_edge_case = _is_edge_case_of_relays(compact, exc.code)
+                if is_strike(exc.code, is_introduced=True, is_edge_case=is_edge_case):
                     self.peers.strike(peer)
                 continue
             if info is not None and len(self.relays) < MAX_NEWS_OF_RELAYS:
@@ -148,3 +149,11 @@ def _is_edge_case(kept: Kept) -> bool:
         return not jws.is_plainly_forged(record.jws, parse_did(record.did).public_key)
     except (RelayError, ValueError):
         return False
+
+
+def _is_edge_case_of_relays(compact: str, code: ErrorCode) -> bool:
+    """The same of relay information."""
+    if code is not ErrorCode.BAD_SIGNATURE:
+        return False
+    info = relay_info.parse(compact)
+    return not jws.is_plainly_forged(info.jws, info.key.public_key)

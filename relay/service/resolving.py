@@ -16,6 +16,7 @@ from relay import clock
 from relay.core import handles, records
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.frames import Resolve, Resolved
+from relay.core.gossip import Allowance
 from relay.core.identity import parse_did
 from relay.core.ids import AgentKey, Did
 from relay.core.records import EndpointRecord, Home
@@ -27,6 +28,9 @@ MOST_ASKED: Final = 3
 RATE: Final = 50.0
 """Questions a second that may go around; more are answered from the own store."""
 BURST: Final = 200.0
+EACH: Final = 5.0
+"""Of them for one asker, so that nobody takes all: keys are free, connections are not."""
+EACH_BURST_S: Final = 10.0
 NEGATIVE_S: Final = 5.0
 MOST_NEGATIVE: Final = 10_000
 KNOWN_S: Final = 60.0
@@ -55,15 +59,17 @@ class Resolving:
     names: Names
     _tokens: float = BURST
     _at: float = field(default_factory=clock.monotonic)
+    _each: Allowance = field(default_factory=lambda: Allowance(EACH, EACH_BURST_S))
     _asking: dict[str, asyncio.Future[Found]] = field(default_factory=dict)
     _negative: dict[str, tuple[float, Found]] = field(default_factory=dict)
 
-    async def __call__(self, did: str, *, around: bool = False) -> Found:
+    async def __call__(self, did: str, *, around: bool = False, asker: Did | None = None) -> Found:
         """The newest record of an agent.
 
         Args:
             did: whose.
             around: ask other relays where the own store has none, or a stale one.
+            asker: the agent whose question it is; None: the relay's own.
 
         Raises:
             ProtocolError: ``bad_frame`` or ``unsupported``: not a DID that can be resolved.
@@ -74,9 +80,9 @@ class Resolving:
         known = self._negative.get(did)
         if known is not None and known[0] > clock.monotonic():
             return found if found.record is not None else known[1]
-        return await self._once(did, found)
+        return await self._once(did, found, asker)
 
-    async def by_handle(self, text: str) -> Found:
+    async def by_handle(self, text: str, asker: Did) -> Found:
         """The newest record of the agent to which a handle leads.
 
         Whether the record lists the handle, too, is there for the asker to see (PROTOCOL.md §7.5).
@@ -91,14 +97,14 @@ class Resolving:
         heard = await self.names.resolve(handle)
         if heard.did is None:
             return Found(heard.state)
-        return await self(heard.did, around=True)
+        return await self(heard.did, around=True, asker=asker)
 
-    async def _once(self, did: str, found: Found) -> Found:
+    async def _once(self, did: str, found: Found, asker: Did | None) -> Found:
         """Ask around, unless somebody already does so for this DID."""
         asking = self._asking.get(did)
         if asking is not None:
             return await asyncio.shield(asking)
-        if not self._may_ask():
+        if not self._may_ask(asker):
             return found if found.record is not None else Found("unreadable")
         answer: asyncio.Future[Found] = asyncio.get_running_loop().create_future()
         self._asking[did] = answer
@@ -110,7 +116,9 @@ class Resolving:
             answer.set_result(result)
         return result
 
-    def _may_ask(self) -> bool:
+    def _may_ask(self, asker: Did | None) -> bool:
+        if asker is not None and not self._each.take(asker, 1, clock.monotonic()):
+            return False
         now = clock.monotonic()
         self._tokens = min(BURST, self._tokens + (now - self._at) * RATE)
         self._at = now

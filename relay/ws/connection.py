@@ -276,6 +276,8 @@ class Connection(Follower):
             if self._asked > MAX_ASKED:
                 raise error(ErrorCode.OVERLOADED, "too many questions at once", retry_after=1)
             async with self._questions:
+                if self._closed.is_set():
+                    return
                 frame = await self._reply(question)
         except RelayError as exc:
             frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
@@ -304,9 +306,10 @@ class Connection(Follower):
         around, resolving = who.fence is not None, self._node.resolving
         if question.did is not None:
             # where the asker itself lives is known here, or by the asker
-            found = await resolving(question.did, around=around and question.did != who.did)
+            is_other = around and question.did != who.did
+            found = await resolving(question.did, around=is_other, asker=who.did)
         elif around:
-            found = await resolving.by_handle(question.handle or "")
+            found = await resolving.by_handle(question.handle or "", who.did)
         else:
             detail = "handles are looked up for the agents of this relay"
             return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)

@@ -53,6 +53,15 @@ def forged(compact: str) -> str:
     return f"{head}.{payload}.{jws.b64encode(other.sign(b'something else'))}"
 
 
+def at_the_edge(compact: str) -> str:
+    """The same with S + L: the same residue, which some verifiers take."""
+    head, payload, signature = compact.split(".")
+    raw = jws.b64decode(signature)
+    order = 2**252 + 27742317777372353535851937790883648493
+    high = (int.from_bytes(raw[32:], "little") + order).to_bytes(32, "little")
+    return f"{head}.{payload}.{jws.b64encode(raw[:32] + high)}"
+
+
 # ---------------------------------------------------------------- spreading
 
 
@@ -265,16 +274,11 @@ async def test_what_is_oversize_ends_the_conversation_that_said_it_and_no_other(
 async def test_a_signature_that_verifiers_judge_differently_is_held_against_nobody():
     [a] = places(1)
     agent = new_key()
-    compact = record_of(agent, a)
-    head, payload, signature = compact.split(".")
-    raw = jws.b64decode(signature)
-    # S + L: the same residue, which some verifiers take
-    order = 2**252 + 27742317777372353535851937790883648493
-    high = (int.from_bytes(raw[32:], "little") + order).to_bytes(32, "little")
-    edge = f"{head}.{payload}.{jws.b64encode(raw[:32] + high)}"
+    said = relay_info.Description("https://x.example", "s", "1", {}, 1, "open", "open", "fsync")
+    edge, relay = at_the_edge(record_of(agent, a)), relay_info.sign(new_key(), said, now())
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         for _ in range(4):
-            await there.say(Gossip((edge,)))
+            await there.say(Gossip((edge,), (at_the_edge(relay),)))
         await there.say(Want("w", view=True))
         assert (await there.hear(View)).strikes == 0
         assert await held(node, agent) is None

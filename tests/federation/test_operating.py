@@ -262,3 +262,16 @@ async def test_a_page_in_a_browser_blocks_nobody():
         _, said = await ask(node.admin, "POST", path, headers=headers, content=b"{}")
         assert said["error"] == ErrorCode.UNSUPPORTED
         assert node.built.node.peers.rows[b.did].standing == "added"
+
+
+@pytest.mark.parametrize("path", ["/peers", "/clock"])
+async def test_a_page_under_a_name_that_leads_to_this_machine_changes_nothing(path):
+    a, b = places(2)
+    async with relay_at(a) as node:
+        body = {"url": b.url, "did": b.did}
+        headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
+        status, said = await ask(node.admin, "POST", path, headers=headers, json=body)
+        assert (status, said["error"]) == (403, ErrorCode.NOT_ADMITTED)
+        assert node.built.node.peers.rows == {}
+        status, _ = await ask(node.admin, "POST", path, json=body)
+        assert status == 200

@@ -331,3 +331,28 @@ async def test_an_agent_that_asks_without_end_is_refused_and_its_questions_do_no
         # what is no question goes on
         await agent.say(Submit("s", [make_envelope(agent.key, agent.key.did).wire]))
         assert (await agent.hear(Submitted)).receipt
+
+
+async def test_what_an_agent_that_has_left_still_asked_is_not_looked_into(monkeypatch):
+    monkeypatch.setattr(dialer, "DIAL_S", 1.0)
+    came: list[asyncio.StreamWriter] = []
+    all_under_way = asyncio.Event()
+
+    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
+        if len(came) == connection.MAX_QUESTIONS:
+            all_under_way.set()
+        await reader.read(-1)
+        writer.close()
+
+    server = await asyncio.start_server(mute, [f"127.0.0.{n}" for n in range(1, 41)], 0)
+    places = ["{}:{}".format(*one.getsockname()) for one in server.sockets]
+    async with (
+        server,
+        running_node(dial_networks=("127.0.0.0/8",)) as node,
+        speaker(node.url) as agent,
+    ):
+        for n, place in enumerate(places):
+            await agent.say(Resolve(f"q{n}", handle=f"name@{place}"))
+        await all_under_way.wait()
+    assert len(came) == connection.MAX_QUESTIONS

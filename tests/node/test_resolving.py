@@ -216,3 +216,13 @@ async def test_where_mail_cannot_go_has_a_name(held, allowed, says, code):
         await routing.find(AGENT.did)
     assert caught.value.code is code
     assert routing.known(AGENT.agent_key) is None
+
+
+async def test_an_agent_that_asks_for_anybody_leaves_others_their_questions():
+    links = Links(**{OTHER.did: ABSENT})
+    ask = await resolving(links)
+    greedy = [(await ask(new_key().did, around=True, asker=ME.did)).state for _ in range(60)]
+    assert greedy[:50] == ["absent"] * 50
+    assert greedy[-1] == "unreadable"
+    assert (await ask(new_key().did, around=True, asker=AGENT.did)).state == "absent"
+    assert (await ask(new_key().did, around=True)).state == "absent"

@@ -61,9 +61,21 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "whoever has an inbox here keeps the record",
-        "return redis.call('EXISTS', key('inbox', owner)) == 0",
-        "return true",
+        "if redis.call('EXISTS', key('inbox', found[i])) == 0 then",
+        "if true then",
         test_records.test_an_agent_with_an_inbox_here_keeps_its_record_for_ever,
+    ),
+    (
+        "what is over is offered to nobody",
+        "not redis.call('ZSCORE', PREFIX .. 'gone', found[i]) and head_of(found[i])",
+        "head_of(found[i])",
+        test_records.test_what_is_over_and_kept_for_its_inbox_is_told_to_no_reader_until_it_is_renewed,
+    ),
+    (
+        "what was renewed is offered again",
+        "redis.call('ZREM', PREFIX .. 'gone', owner)\n  note_change(owner)",
+        "note_change(owner)",
+        test_records.test_what_is_over_and_kept_for_its_inbox_is_told_to_no_reader_until_it_is_renewed,
     ),
 ]
 OF_SMALL_ONES: list[tuple[str, str, str, Test]] = [
