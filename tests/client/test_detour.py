@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError
+from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError, detour
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.sessions import Sessions
@@ -221,3 +221,40 @@ async def test_a_home_whose_name_is_none_costs_its_own_agent_the_mail_and_nobody
             with pytest.raises(AgentError):
                 await alice.send(bob.did, "x", deadline_s=1.0)
         assert alice.is_connected
+
+
+async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_one_nothing(
+    monkeypatch,
+):
+    monkeypatch.setattr(detour, "FIRST_BREAK_S", 10_000.0)
+    monkeypatch.setattr(detour, "LONGEST_BREAK_S", 10_000.0)
+    async with bob_at_home() as (node, bob):
+        mallory = new_key()
+        shown = {
+            mallory.did: record_of(mallory, node.url, new_key()),
+            bob.did: record_of(bob._sessions.key, node.url, relay_key(node)),
+        }
+
+        async def script(talk: Talk) -> None:
+            await talk.log_in()
+            with contextlib.suppress(Exception):
+                while True:
+                    frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+                    if isinstance(frame, Resolve) and frame.did in shown:
+                        await talk.say(Resolved(frame.ref, "found", shown[frame.did]))
+                    elif isinstance(frame, Resolve):
+                        await talk.say(Resolved(frame.ref, "absent"))
+                    elif isinstance(frame, Publish):
+                        await talk.say(Published(frame.ref, stored=True, kv=1, seq=1))
+                    elif isinstance(frame, Submit):
+                        no = Rejection(frame.ref, 0, ErrorCode.NO_RELAYING, "no")
+                        await talk.say(Submitted((frame.ref,), None, (no,)))
+
+        async with (
+            Agent.open(mallory, node.url),
+            lying_relay(script) as own,
+            Agent.open(new_key(), own.url) as alice,
+        ):
+            with pytest.raises(AgentError):
+                await alice.send(mallory.did, "x", deadline_s=1.0)
+            assert (await alice.send(bob.did, "y", deadline_s=5.0)).relay == relay_key(node).did
