@@ -27,7 +27,7 @@ from relay.client import origin as origins
 from relay.client.correspondents import Correspondents
 from relay.client.errors import AgentError, of
 from relay.client.origin import Origin
-from relay.client.outbox import Outbox
+from relay.client.outbox import Outbox, is_passing
 from relay.client.questions import Answer
 from relay.client.submitting import submit_over_http
 from relay.client.tasks import task_group
@@ -245,7 +245,7 @@ class Detours:
             self.company.outbox.land(submit.ref, maybe_stored=True)
             raise
         self._breaks.pop(_key(home), None)
-        return False
+        return any(item.last is not None and is_passing(item.last) for item in _open(items))
 
     def _failed(self, home: Home, ref: str, items: list[Waiting], exc: AgentError) -> None:
         _log.warning("%s of the recipient: %s", home.url, exc)
