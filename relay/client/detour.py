@@ -27,7 +27,7 @@ from relay.client import origin as origins
 from relay.client.correspondents import Correspondents
 from relay.client.errors import AgentError, of
 from relay.client.origin import Origin
-from relay.client.outbox import Outbox
+from relay.client.outbox import Outbox, is_passing
 from relay.client.questions import Answer
 from relay.client.submitting import submit_over_http
 from relay.client.tasks import task_group
@@ -110,7 +110,7 @@ class Detours:
     company: Company
     _news: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: set[Did] = field(default_factory=set)
-    _breaks: OrderedDict[str, _Break] = field(default_factory=OrderedDict)
+    _breaks: OrderedDict[tuple[Did, str], _Break] = field(default_factory=OrderedDict)
     _looks: bool = False
     _lines: count[int] = field(default_factory=count)
 
@@ -226,7 +226,7 @@ class Detours:
         origin = self.origin_of(home.url)
         if origin is None:
             return False
-        pause = self._breaks.get(home.url)
+        pause = self._breaks.get(_key(home))
         if pause is not None and clock.monotonic() < pause.until:
             return True
         line = f"direct {next(self._lines)}"
@@ -244,8 +244,8 @@ class Detours:
         except asyncio.CancelledError:
             self.company.outbox.land(submit.ref, maybe_stored=True)
             raise
-        self._breaks.pop(home.url, None)
-        return False
+        self._breaks.pop(_key(home), None)
+        return any(item.last is not None and is_passing(item.last) for item in _open(items))
 
     def _failed(self, home: Home, ref: str, items: list[Waiting], exc: AgentError) -> None:
         _log.warning("%s of the recipient: %s", home.url, exc)
@@ -253,7 +253,7 @@ class Detours:
         for item in items:
             stored: Stored = "unknown" if item.maybe_stored else "no"
             item.last = Rejection(ref, 0, ErrorCode.PEER_UNREACHABLE, stored, exc.detail)
-        pause = self._breaks.setdefault(home.url, _Break())
+        pause = self._breaks.setdefault(_key(home), _Break())
         pause.failures += 1
         longest = min(FIRST_BREAK_S * 2.0 ** min(pause.failures, 10), LONGEST_BREAK_S)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
@@ -278,3 +278,8 @@ class Detours:
 
 def _open(items: list[Waiting]) -> list[Waiting]:
     return [item for item in items if item.held and not item.answer.done()]
+
+
+def _key(home: Home) -> tuple[Did, str]:
+    """Not the address alone: a record that names a false relay there must not cost the true one."""
+    return home.did, home.url

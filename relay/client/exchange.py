@@ -13,7 +13,7 @@ import ipaddress
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -77,7 +77,13 @@ async def in_thread(
     """
     # the thread cannot be cancelled: it must not outlive the deadline by itself
     limit = max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))
-    return await asyncio.to_thread(_exchange, origin, request, limit)
+    cuts: list[Callable[[], None]] = []
+    try:
+        return await asyncio.to_thread(_exchange, origin, request, limit, cuts)
+    finally:
+        # nobody waits for it any more: nor does the end of the program
+        for cut in cuts:
+            cut()
 
 
 async def certified_until(origin: Origin, seconds: float = EXCHANGE_S) -> int:
@@ -155,7 +161,9 @@ def _kind(origin: Origin) -> type[http.client.HTTPConnection]:
     return _Outside if origin.is_strangers else http.client.HTTPSConnection
 
 
-def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, bytes]:
+def _exchange(
+    origin: Origin, request: Request, seconds: float, cuts: list[Callable[[], None]]
+) -> tuple[int, bytes]:
     connection = _kind(origin)(origin.host, origin.port, timeout=seconds)
     headers = {"Content-Type": "application/json"} if request.body is not None else {}
     if request.token is not None:
@@ -164,7 +172,7 @@ def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, by
     try:
         connection.connect()
         stored = None
-        with _cut_off(connection.sock, seconds):
+        with _cut_off(connection.sock, seconds, cuts):
             connection.request(request.method, request.path, request.body, headers)
             response = connection.getresponse()
             return response.status, response.read(MAX_FRAME_BYTES)
@@ -176,8 +184,15 @@ def _exchange(origin: Origin, request: Request, seconds: float) -> tuple[int, by
 
 
 @contextmanager
-def _cut_off(connected: socket.socket, seconds: float) -> Iterator[None]:
+def _cut_off(
+    connected: socket.socket, seconds: float, cuts: list[Callable[[], None]]
+) -> Iterator[None]:
     """End the connection after so long: one that says a little now and then never times out.
+
+    Args:
+        connected: the connection.
+        seconds: from now.
+        cuts: gets what ends it earlier, from another thread.
 
     Raises:
         TimeoutError: it was ended.
@@ -190,6 +205,7 @@ def _cut_off(connected: socket.socket, seconds: float) -> Iterator[None]:
             # of TCP, below TLS: the thread that reads has that in hand
             socket.socket.shutdown(connected, socket.SHUT_RDWR)
 
+    cuts.append(end)
     timer = threading.Timer(seconds, end)
     timer.daemon = True
     timer.start()

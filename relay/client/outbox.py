@@ -55,6 +55,8 @@ NOT_CARRIED: Final = frozenset({
     ErrorCode.UNKNOWN_INBOX,
 })  # fmt: skip
 """Refusals that say nothing of the recipient's own home."""
+PATIENT_TRIES: Final = 2
+"""A relay of ours that says so often that it cannot now does not keep others from being asked."""
 _ASKED_BEFORE_DEDUPE: Final = frozenset({ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED})
 
 
@@ -243,7 +245,7 @@ class Outbox:
         waiting.maybe_stored = waiting.maybe_stored or no.stored == "unknown"
         if waiting.answer.done():
             return
-        if no.error in NOT_CARRIED and self.strayed is not None:
+        if self.strayed is not None and _is_astray(waiting, no):
             # one that is held already is the detour's: it looks at what was said
             if not waiting.held:
                 self._stray(waiting, no, at)
@@ -321,3 +323,14 @@ class Outbox:
     def receipted_by(self, eid: Eid) -> Did | None:
         """Which relay gave a receipt for an envelope of ours, as far as it is remembered."""
         return self.custody.relay_of(eid)
+
+
+def is_passing(no: Rejection) -> bool:
+    """Whether it says only that it cannot be done now."""
+    return no.error in _RETRIED
+
+
+def _is_astray(waiting: Waiting, no: Rejection) -> bool:
+    """Whether what a relay says keeps no other one from taking it."""
+    is_tried = waiting.held or waiting.tries >= PATIENT_TRIES
+    return no.error in NOT_CARRIED or (is_passing(no) and is_tried)

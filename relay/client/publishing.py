@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
+from relay.client import finding
 from relay.client import origin as origins
 from relay.client.errors import AgentError, typed
 from relay.client.exchange import ask
@@ -60,8 +61,11 @@ async def publish(
         state.keep_record(record.jws.compact)
         await state.noted()
         newer = await _put(origin, record)
+        missed: list[tuple[str, str]] = []
         if newer is None:
-            return Publication(record, await _others(record, here))
+            newer = await _put_elsewhere(record, here, missed)
+        if newer is None:
+            return Publication(record, tuple(missed))
         state.keep_record(newer.jws.compact)
     raise typed(ErrorCode.STALE_RECORD, "another program of this agent keeps publishing newer ones")
 
@@ -113,18 +117,29 @@ async def _put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
         newer = records.parse(answer.text("record", most=records.MAX_BYTES))
     except ValueError as exc:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} said what cannot be: {exc}") from exc
-    if newer.did != record.did or newer.order <= record.order:
+    # not signed by this agent, it must not be kept: the next one would be signed after its words
+    is_ours = finding.verified(newer.jws.compact, record.did) is not None
+    if not is_ours or newer.order <= record.order:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
     return newer
 
 
-async def _others(record: EndpointRecord, here: Home) -> tuple[tuple[str, str], ...]:
-    missed = []
+async def _put_elsewhere(
+    record: EndpointRecord, here: Home, missed: list[tuple[str, str]]
+) -> EndpointRecord | None:
+    """Give the other homes a record; gives a newer one that one of them holds instead.
+
+    Who does not take it goes to ``missed``.
+    """
+    newer: EndpointRecord | None = None
     for home in record.relays:
         if home.did == here.did:
             continue
         try:
-            await _put(origins.parse(home.url), record)
+            held = await _put(origins.parse(home.url), record)
         except AgentError as exc:
             missed.append((home.url, f"{exc.code}: {exc.detail}"))
-    return tuple(missed)
+            continue
+        if held is not None:
+            newer = records.merge(newer, held)
+    return newer

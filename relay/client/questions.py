@@ -41,12 +41,19 @@ class Questions:
 
     def ask(self, make: Callable[[str], Question]) -> asyncio.Future[Answer]:
         """Ask; ``make`` gets the ref. Cancel the future to stop waiting."""
+        self._forget_given_up()
         self._count += 1
         ref = f"q{self._count}"
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._asked[ref] = (make(ref), answer)
         self._unsaid.append(self._asked[ref][0])
         return answer
+
+    def _forget_given_up(self) -> None:
+        """A relay that answers nothing must not make those pile up that nobody waits for."""
+        for question in [one for one in self._unsaid if self._asked[one.ref][1].done()]:
+            self._unsaid.remove(question)
+            del self._asked[question.ref]
 
     def next(self) -> Question | None:
         """The next frame; only a few are under way at once."""

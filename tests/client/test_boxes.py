@@ -7,7 +7,7 @@ import pytest
 from relay.client.errors import InboxFullError, typed
 from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Outbox
 from relay.client.progress import Progress
-from relay.client.questions import Questions
+from relay.client.questions import MOST_AT_ONCE, Questions
 from relay.client.waiting import MAX_FRAME_WIRE
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Rejection, Resolve, Resolved, Status, Statuses, Submitted
@@ -292,3 +292,16 @@ async def test_the_end_reaches_what_a_detour_has_in_hand():
     box.release(items, NOW, try_again=True)
     assert waiting.answer.exception().stored == "unknown"
     assert box.next_submit(Timestamp(NOW + 60)) is None
+
+
+async def test_questions_that_nobody_waits_for_do_not_pile_up_at_a_relay_that_answers_none():
+    box = Questions()
+    for _ in range(100):
+        answer = box.ask(lambda ref: Resolve(ref, BOB.did))
+        box.next()
+        answer.cancel()
+    waiting = box.ask(lambda ref: Resolve(ref, BOB.did))
+    assert len(box._asked) == MOST_AT_ONCE + 1
+    box.lost()
+    assert box.next().ref == f"q{101}"
+    assert not waiting.done()

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError
+from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError, detour
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.sessions import Sessions
@@ -19,6 +19,7 @@ from relay.core.errors import ErrorCode
 from relay.core.frames import Publish, Published, Rejection, Resolve, Resolved, Submit, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import Timestamp
+from tests.cli.support import stalling
 from tests.client.support import LyingRelay, Script, Talk, lying_relay, new_key
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import free_port, wait_until
@@ -221,3 +222,64 @@ async def test_a_home_whose_name_is_none_costs_its_own_agent_the_mail_and_nobody
             with pytest.raises(AgentError):
                 await alice.send(bob.did, "x", deadline_s=1.0)
         assert alice.is_connected
+
+
+async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_one_nothing(
+    monkeypatch,
+):
+    monkeypatch.setattr(detour, "FIRST_BREAK_S", 10_000.0)
+    monkeypatch.setattr(detour, "LONGEST_BREAK_S", 10_000.0)
+    async with bob_at_home() as (node, bob):
+        mallory = new_key()
+        shown = {
+            mallory.did: record_of(mallory, node.url, new_key()),
+            bob.did: record_of(bob._sessions.key, node.url, relay_key(node)),
+        }
+
+        async def script(talk: Talk) -> None:
+            await talk.log_in()
+            with contextlib.suppress(Exception):
+                while True:
+                    frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+                    if isinstance(frame, Resolve) and frame.did in shown:
+                        await talk.say(Resolved(frame.ref, "found", shown[frame.did]))
+                    elif isinstance(frame, Resolve):
+                        await talk.say(Resolved(frame.ref, "absent"))
+                    elif isinstance(frame, Publish):
+                        await talk.say(Published(frame.ref, stored=True, kv=1, seq=1))
+                    elif isinstance(frame, Submit):
+                        no = Rejection(frame.ref, 0, ErrorCode.NO_RELAYING, "no")
+                        await talk.say(Submitted((frame.ref,), None, (no,)))
+
+        async with (
+            Agent.open(mallory, node.url),
+            lying_relay(script) as own,
+            Agent.open(new_key(), own.url) as alice,
+        ):
+            with pytest.raises(AgentError):
+                await alice.send(mallory.did, "x", deadline_s=1.0)
+            assert (await alice.send(bob.did, "y", deadline_s=5.0)).relay == relay_key(node).did
+
+
+async def test_a_relay_of_ours_that_cannot_now_does_not_keep_others_from_being_asked():
+    async with bob_at_home() as (node, bob):
+        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        script = refuses(ErrorCode.STORAGE_UNAVAILABLE, shown=shown)
+        async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
+            sent = await alice.send(bob.did, "direct", deadline_s=8)
+            assert sent.relay == relay_key(node).did
+
+
+async def test_a_home_that_cannot_now_does_not_keep_the_next_one_from_being_asked():
+    busy = b'{"error":"storage_unavailable","detail":"not now","retry_after":30}'
+    async with bob_at_home() as (node, bob), stalling(busy) as first:
+        first.go.set()
+        homes = [
+            records.Home(new_key().did, first.url, 0),
+            records.Home(relay_key(node).did, node.url, 1),
+        ]
+        shown = records.sign(bob._sessions.key, homes, now=Timestamp(time.time()))
+        script = refuses(ErrorCode.NO_RELAYING, shown=shown)
+        async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
+            sent = await alice.send(bob.did, "direct", deadline_s=5)
+            assert sent.relay == relay_key(node).did

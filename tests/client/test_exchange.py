@@ -56,6 +56,26 @@ async def test_a_relay_that_goes_on_saying_a_little_does_not_keep_the_thread(sai
         assert time.monotonic() - began < 3
 
 
+async def test_who_is_cancelled_leaves_no_thread_that_waits_for_an_answer():
+    asked, closed = asyncio.Event(), asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        asked.set()
+        await reader.read()
+        closed.set()
+        writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    async with server:
+        here = origins.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        asking = asyncio.ensure_future(in_thread(here, Request("GET", "/"), 5.0))
+        await asyncio.wait_for(asked.wait(), 5)
+        assert not closed.is_set()
+        asking.cancel()
+        await asyncio.wait_for(closed.wait(), 2)
+
+
 async def test_a_slow_answer_within_its_time_is_read_to_its_end():
     async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"a") as url:
         status, body = await in_thread(origins.parse(url), Request("GET", "/"), 5.0)

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import shutil
 import sqlite3
+import time
 
 import pytest
 
-from relay.client import Agent, ProtocolError, StaleRecordError, StorageUnavailableError, visit
+from relay import clock
+from relay.client import (
+    Agent,
+    ProtocolError,
+    StaleRecordError,
+    StorageUnavailableError,
+    exchange,
+    publishing,
+    visit,
+)
 from relay.client import origin as origins
 from relay.client.homes import JITTER, RENEW_AFTER_S, Homes
 from relay.client.publishing import publish
@@ -18,6 +29,7 @@ from relay.core import codec, records
 from relay.core.frames import Publish, Published, Resolve, Resolved
 from relay.core.ids import Timestamp
 from relay.core.records import EndpointRecord
+from tests.cli.support import stalling
 from tests.client.support import Talk, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import wait_until
@@ -174,6 +186,41 @@ async def test_what_another_program_of_the_agent_has_published_is_kept_by_a_rene
 
             await wait_until(is_renewed, 10, "the next renewal")
             assert me._sessions.homes.newest.handles == ("other@relay.example",)
+
+
+async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_path):
+    key = new_key()
+    async with running_node() as one, running_node() as two:
+        relays = [one.url, two.url]
+        async with Agent.open(key, relays, state=tmp_path / "state") as me:
+            homes = me._sessions.homes.newest.relays
+        ahead = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        body = {"record": ahead}
+        await exchange.ask(origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body)
+        done = await publish(key, origins.parse(one.url), State())
+        assert done.missed == ()
+        assert done.record.seq > records.parse(ahead).seq
+        for node in (one, two):
+            assert await held_by(node, key.did) == done.record
+
+
+@pytest.mark.parametrize("signer", ["the agent", "a liar"])
+async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
+    mine = records.parse(records.sign(KEY, [records.Home(RELAY.did, URL)], now=clock.now()))
+    at = Timestamp(time.time() + 60)
+    newer = records.sign(KEY, [records.Home(OTHER.did, OTHER_URL)], now=at)
+    if signer == "a liar":
+        head, payload, _ = newer.split(".")
+        newer = ".".join((head, payload, mine.jws.compact.rpartition(".")[2]))
+    answer = json.dumps({"stored": False, "kv": 1, "seq": 1, "record": newer}).encode()
+    async with stalling(answer) as relay:
+        relay.go.set()
+        giving = publishing._put(origins.parse(relay.url), mine)
+        if signer == "the agent":
+            assert await giving == records.parse(newer)
+        else:
+            with pytest.raises(ProtocolError):
+                await giving
 
 
 # ---------------------------------------------------------------- by itself
