@@ -31,7 +31,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports_mesh import OutboxStore, PeerStore, RecordRow, RecordStore
+from relay.ports_mesh import HandoffStore, OutboxStore, PeerStore, RecordRow, RecordStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +247,9 @@ class Keys(Protocol):
         ...
 
 
-class Store(InboxStore, OutboxStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol):
+class Store(
+    InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol
+):
     """One implementation meets them all: they share a connection, a clock and a lifetime."""
 
     async def run(self) -> None:

@@ -27,6 +27,8 @@ class Fate(StrEnum):
     CORRUPT = "C"
     MOVED = "M"
     FORWARDED = "W"
+    DOUBTFUL = "D"
+    """Another relay said that its agent may have seen it there; it is not here."""
 
 
 class Forwarded(NamedTuple):

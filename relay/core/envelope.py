@@ -101,6 +101,7 @@ class StoredEnvelope(NamedTuple):
         barred: refused if its sender is a stranger: too many came from that address just now.
         peer: a relay that it may wait for here, should its recipient live elsewhere.
         via: the relay that brought it; None: its sender did.
+        moving: that relay hands over an inbox, of which this is a part: past rules and quotas.
     """
 
     inbox: AgentKey
@@ -116,6 +117,7 @@ class StoredEnvelope(NamedTuple):
     barred: bool = False
     peer: AgentKey | None = None
     via: AgentKey | None = None
+    moving: bool = False
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from relay.core.errors import ErrorCode, Stored
 from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
-from relay.core.inbox_values import FirstContact
+from relay.core.inbox_values import FirstContact, Known
 from relay.core.ranges import Range
 
 MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
@@ -28,6 +28,10 @@ MAX_RELAYS: Final = 64
 MAX_BUCKETS: Final = 1_024
 MAX_HAVE: Final = 2_048
 MAX_WANT: Final = 1_024
+MAX_DOUBTS: Final = 4_096
+MAX_DIGEST_PAGES: Final = 64
+MAX_KNOWN: Final = 10_000
+MAX_HANDOFF: Final = 128
 SUBPROTOCOL: Final = "agent-relay.v1"
 
 
@@ -87,12 +91,14 @@ class Submit:
         envelopes: what is to be kept.
         hops: of a peer: the relays that had them, the newest last.
         marked: of a peer: places of those that their recipient may have been handed before.
+        handoff: of a peer: the hand-off that these are a page of; all are of one recipient.
     """
 
     ref: str
     envelopes: Sequence[object]
     hops: tuple[Did, ...] = ()
     marked: tuple[int, ...] = ()
+    handoff: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,6 +380,50 @@ class View:
 
 
 @dataclass(frozen=True, slots=True)
+class Migrate:
+    """A page of what a frozen source says of an inbox that changes relays (GUARANTEES.md §3).
+
+    Args:
+        ref: named by the answer.
+        agent: whose inbox.
+        handoff: which hand-off.
+        evidence: the order, or the earlier record, in which the agent names this source.
+        whole: b64url of SHA-256 over the whole digest.
+        number: of this page, from 0; they are said in order.
+        total: how many pages there are.
+        missing: relays whose digests the source itself lacks.
+        floor: hours up to this one the source has forgotten; -1 = none.
+        doubts: ids that the agent may have seen, 36 bytes each: hour, dedupe key, start of the eid.
+        known: with the first page: whom the agent takes envelopes from.
+    """
+
+    ref: str
+    agent: Did
+    handoff: str
+    evidence: str
+    whole: str
+    number: int
+    total: int
+    missing: tuple[Did, ...] = ()
+    floor: int = -1
+    doubts: bytes = b""
+    known: Known | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Migrated:
+    """The answer to ``migrate``, durable: this page of that digest is wanted next.
+
+    ``next`` is the total once all of them are here.
+    """
+
+    ref: str
+    handoff: str
+    whole: str
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
 class Error:
     """A request failed; the conversation goes on."""
 
@@ -396,5 +446,5 @@ class Bye:
 Frame = (
     Hello | Auth | Welcome | Submit | Submitted | Deliver | Gap | Ack | Acked | Status | Statuses
     | Resolve | Resolved | Publish | Published | Rules | Ruled | Gossip | Digest | Digests | Want
-    | Have | View | Error | Bye
+    | Have | View | Migrate | Migrated | Error | Bye
 )  # fmt: skip

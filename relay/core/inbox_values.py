@@ -218,3 +218,47 @@ class RulesNow:
     allow: frozenset[AgentKey]
     deny: frozenset[AgentKey]
     contacts: int
+
+
+class Known(NamedTuple):
+    """Whom an agent takes envelopes from, as it moves with its inbox.
+
+    ``contacts`` are those that it has written to, the longest known first.
+    """
+
+    first_contact: FirstContact = "accept"
+    allow: tuple[AgentKey, ...] = ()
+    deny: tuple[AgentKey, ...] = ()
+    contacts: tuple[AgentKey, ...] = ()
+
+
+class Waiting(NamedTuple):
+    """An envelope that waits in an inbox, without its content.
+
+    Args:
+        seq: where.
+        eid: which.
+        question: under which it is remembered, here and where it goes.
+        size: wire bytes.
+        expires_at: Unix seconds.
+    """
+
+    seq: Seq
+    eid: Eid
+    question: Question
+    size: int
+    expires_at: int
+
+
+class Doubts(NamedTuple):
+    """A share of the ids that an inbox remembers and that its agent may have seen.
+
+    Args:
+        ids: 36 bytes each: hour 4, big-endian; dedupe key 16; first bytes of its eid 16.
+        after: opaque: go on from here; "" = that was all.
+        floor: hours up to this one are forgotten; -1 = none.
+    """
+
+    ids: bytes
+    after: str
+    floor: int

@@ -2,22 +2,21 @@
 
 ::
 
-    source:  ACTIVE ──freeze──▶ FROZEN ──empty, named, 7 d──▶ TOMBSTONE ──30 d──▶ NONE
+    source:  ACTIVE ──freeze──▶ FROZEN ──a record names the target──▶ FROZEN, away
                 ▲                 │ a newer record names it again: the way back
                 └─────────────────┘
     target:  NONE ──prepare──▶ INCOMING ──its record──▶ ACTIVE
                                   │ a newer record names another: FROZEN towards that one
 
 Rules of the file: :func:`step` is one durable step of the store: the new :class:`Side` and what the
-effects do to the inbox are written together or not at all, and repeating a step is harmless. The
-effects that speak (receipts, answers, the end of a session) are carried out afterwards; where a
-crash swallows them, the other side asks again. The store's scripts carry out the former, the node
-the latter, and a lease-fenced mover sends :func:`due` until nothing is due. Signatures, links, URLs
-and rates are checked before anything comes here.
+step does to the inbox are written together or not at all, and repeating a step is harmless. What is
+said afterwards may be swallowed by a crash; then the other side asks again.
 
-Whatever a peer says is bound to the current hand-off, and its word is good for its own mail alone:
-a source that lies about its digest can end only what it brought itself. Neither side ever trusts a
-clock but for the three long waits below.
+A FROZEN side says first what its agent has seen (the digest), and lets go of envelopes only once
+the newest record names the target, one by one, for the target's signed receipt. Whatever a relay
+says of an inbox only marks: its word ends nothing (docs/adr/0022, 0023). Neither side ever trusts a
+clock but for the two long waits below. Signatures, links, URLs and rates are checked before
+anything comes here.
 """
 
 from __future__ import annotations
@@ -25,41 +24,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from relay.core import handover
+from relay.core.envelope import MAX_LIFETIME_S
 from relay.core.errors import ErrorCode, Refusal
-from relay.core.handover import Step
 from relay.core.ids import Did, Timestamp
 from relay.core.migration_values import (
-    Acked,
-    Closed,
-    CopyPage,
-    CopyReceipt,
+    DOUBT_BYTES,
+    Collecting,
     DigestPage,
     DigestReceipt,
-    Eids,
-    EndSession,
-    Expired,
     Freeze,
     Handoff,
     Heard,
     Input,
     Learned,
-    Message,
     Mode,
     OrderRef,
     Prepare,
-    RecordRef,
     Side,
-    Submitted,
+    Step,
     Ticked,
 )
 
+DIGEST_PAGE: Final = 4096
+"""Ids of one page of a digest."""
+DIGEST_PAGES: Final = 64
+"""Pages of one digest: five times what the memory of an inbox holds."""
 UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
+MISSING_S: Final = MAX_LIFETIME_S + 3600
+"""So long after a home began without a digest no envelope lives that another home has shown."""
 GRACE_S: Final = 7 * 24 * 3600
-"""So long a FROZEN side takes what senders with old records bring."""
-TOMBSTONE_S: Final = 30 * 24 * 3600
-"""So long a TOMBSTONE says where the agent has gone."""
+"""So long two relays may go on talking about an inbox when all that is known has been said."""
 
 Result = Step | Refusal
 
@@ -70,46 +65,18 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
         case Prepare():
             return _prepare(side, said.order, now)
         case Freeze():
-            return _freeze(side, said, now)
+            return _freeze(side, said.order, now)
         case Learned():
             return _learn(side, said, now)
         case Heard():
             return _hear(side, said)
         case Ticked():
             return _tick(side, now)
-        case _:
-            return _live(side, said)
-
-
-def _live(side: Side, said: Submitted | Acked | Closed | Expired) -> Result:
-    match said:
-        case Submitted():
-            return handover.submitted(side, said.eid)
-        case Acked():
-            return handover.acked(side, said.eids)
-        case Closed():
-            return handover.marked(side, said.in_flight)
-        case Expired():
-            return handover.expired(side, said.eids)
-
-
-def due(side: Side) -> tuple[Message, ...]:
-    """What a mover has to say to the other side now; nothing means: it is done for now.
-
-    First the digest, until its receipt is here; then what waits, once the target is named: an
-    envelope that no signed record sends there must not be let go.
-    """
-    if side.mode is not Mode.FROZEN or side.handoff is None:
-        return ()
-    digest = handover.digest_pages(side)
-    if side.handed != digest[0].whole:
-        return digest
-    return handover.copy_pages(side) if side.home == side.handoff.peer else ()
 
 
 # ---------------------------------------------------------------- orders
 
-_MAY_PREPARE: Final = frozenset({Mode.NONE, Mode.TOMBSTONE, Mode.FROZEN, Mode.INCOMING})
+_MAY_PREPARE: Final = frozenset({Mode.NONE, Mode.FROZEN, Mode.INCOMING})
 
 
 def _overtaken(side: Side, order: OrderRef, now: Timestamp) -> Refusal | None:
@@ -130,7 +97,7 @@ def _prepare(side: Side, order: OrderRef, now: Timestamp) -> Result:
     if order.target != side.me:
         return Refusal(ErrorCode.WRONG_RELAY, "the order names another target")
     if side.mode not in _MAY_PREPARE:
-        return Refusal(ErrorCode.WRONG_STATE, "this relay delivers; bring the record that says no")
+        return Refusal(ErrorCode.WRONG_STATE, "this relay is the agent's home; bring its record")
     no = _overtaken(side, order, now)
     if no is not None:
         return no
@@ -143,7 +110,8 @@ def _prepare(side: Side, order: OrderRef, now: Timestamp) -> Result:
         missing=(_still_missing(side) | {order.source}) - {side.me},
         digested=False,
         collecting=None,
-        handed=None,
+        sources=frozenset(),
+        handed=False,
     )
     return Step(prepared)
 
@@ -161,9 +129,8 @@ def _still_missing(side: Side) -> frozenset[Did]:
     return frozenset()
 
 
-def _freeze(side: Side, said: Freeze, now: Timestamp) -> Result:
+def _freeze(side: Side, order: OrderRef, now: Timestamp) -> Result:
     """The source stops delivering, for good or until a record names it again."""
-    order = said.order
     handoff = Handoff(order.id, order.target)
     if side.handoff == handoff and side.mode is Mode.FROZEN:
         return Step(side)
@@ -174,14 +141,14 @@ def _freeze(side: Side, said: Freeze, now: Timestamp) -> Result:
     no = _overtaken(side, order, now)
     if no is not None:
         return no
-    frozen = _towards(side, handoff, now)._replace(order_seq=order.seq)
-    return _stop(side, frozen, said.in_flight, ErrorCode.MIGRATING)
+    frozen = _towards(side, handoff, now)
+    return Step(frozen._replace(order_seq=order.seq, pending=order.record))
 
 
 def _towards(side: Side, handoff: Handoff, now: Timestamp) -> Side:
     """Frozen towards another relay than before: the old target may have delivered meanwhile."""
     turned = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer != handoff.peer
-    old = {side.handoff.peer} if turned and side.handoff else set()
+    old = {side.handoff.peer} if turned and side.handoff else set[Did]()
     return side._replace(
         mode=Mode.FROZEN,
         handoff=handoff,
@@ -190,17 +157,9 @@ def _towards(side: Side, handoff: Handoff, now: Timestamp) -> Side:
         missing=(side.missing | old) - {side.me},
         digested=False,
         collecting=None,
-        handed=None,
+        sources=side.sources if side.mode is Mode.FROZEN else frozenset(),
+        handed=False,
     )
-
-
-def _stop(before: Side, frozen: Side, in_flight: Eids, code: ErrorCode) -> Step:
-    """A session that was live is fenced off; what it may have been handed is marked."""
-    if before.mode is not Mode.ACTIVE:
-        return Step(frozen)
-    eids = frozenset(held.eid for held in frozen.live if held.eid in in_flight)
-    frozen, marks = handover.marked(frozen, eids)
-    return Step(frozen, (*marks, EndSession(code)))
 
 
 # ---------------------------------------------------------------- records
@@ -208,21 +167,22 @@ def _stop(before: Side, frozen: Side, in_flight: Eids, code: ErrorCode) -> Step:
 
 def _learn(side: Side, said: Learned, now: Timestamp) -> Result:
     record, held = said.record, side.record
-    side = _forked(side, record)
+    side = _forked(side, said)
     if held is not None and record.order <= held.order:
         return Step(side)
     if not record.homes:
-        return _hold(side, said, now)
+        return Step(side._replace(record=record))
     return _ON_RECORD[side.mode, side.me in record.homes](side, said, now)
 
 
-def _forked(side: Side, record: RecordRef) -> Side:
+def _forked(side: Side, said: Learned) -> Side:
     """Two records of one seq: the loser's home may have handed something over, too."""
-    held = side.record
-    if held is None or held.order[:2] != record.order[:2] or held.order == record.order:
+    if said.fork is None or side.mode is Mode.NONE:
         return side
-    loser = min(held, record)
-    return side._replace(missing=side.missing | (frozenset(loser.homes) - {side.me}))
+    if side.forked is not None and said.fork.order <= side.forked:
+        return side
+    others = frozenset(said.fork.homes) - {*said.record.homes, side.me}
+    return side._replace(forked=said.fork.order, missing=side.missing | others)
 
 
 def _hold(side: Side, said: Learned, _: Timestamp) -> Step:
@@ -234,8 +194,11 @@ def _take_home(side: Side, said: Learned, now: Timestamp) -> Step:
     expected = side.mode is Mode.INCOMING and side.pending == said.record
     missing = set(side.missing)
     if not expected:
-        missing |= {side.home} if side.home else set()
+        before = [ref for ref in (side.record, said.former) if ref is not None]
+        missing |= {home for ref in before for home in ref.homes}
         missing |= {side.handoff.peer} if side.handoff else set()
+        # who is a home still hands nothing over
+        missing -= {*said.record.homes}
     active = side._replace(
         mode=Mode.ACTIVE,
         record=said.record,
@@ -243,24 +206,23 @@ def _take_home(side: Side, said: Learned, now: Timestamp) -> Step:
         since=int(now),
         missing=frozenset(missing - {side.me}),
         handoff=side.handoff if side.mode is Mode.INCOMING else None,
-        handed=None,
+        sources=side.sources if side.mode is Mode.INCOMING else frozenset(),
+        handed=False,
     )
     return Step(active)
 
 
 def _come_back(side: Side, said: Learned, now: Timestamp) -> Step:
     """The way back. Whether the target was named in between cannot be known here."""
-    side, marks = handover.marked(side, frozenset(held.eid for held in side.live))
-    return Step(_take_home(side, said, now).side, marks)
-
-
-def _give_up(side: Side, said: Learned, now: Timestamp) -> Step:
-    """The agent lives elsewhere: never deliver again, hand over what is here."""
-    turned = _turn(side, said, now).side
-    return _stop(side, turned, said.in_flight, ErrorCode.MOVED)
+    return _take_home(side, said, now)._replace(mark_present=True)
 
 
 def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
+    """The agent lives elsewhere: never deliver again, hand over what is here."""
+    is_order = side.mode is Mode.FROZEN and side.pending == said.record
+    if is_order and side.handoff is not None and side.handoff.peer == said.record.home:
+        # what was said under the order holds: it was said to this very target
+        return Step(side._replace(record=said.record, pending=None))
     turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
     return Step(turned._replace(record=said.record))
 
@@ -278,11 +240,9 @@ _ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], S
     (Mode.INCOMING, True): _take_home,
     (Mode.INCOMING, False): _turn_if_overtaken,
     (Mode.ACTIVE, True): _hold,
-    (Mode.ACTIVE, False): _give_up,
+    (Mode.ACTIVE, False): _turn,
     (Mode.FROZEN, True): _come_back,
     (Mode.FROZEN, False): _turn,
-    (Mode.TOMBSTONE, True): _take_home,
-    (Mode.TOMBSTONE, False): _hold,
 }
 """What a newer record does, by mode and by whether it names this relay."""
 
@@ -291,28 +251,16 @@ _ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], S
 
 def _hear(side: Side, heard: Heard) -> Result:
     message = heard.message
-    match message:
-        case DigestPage():
-            no = _not_my_source(side, heard, message.handoff) or _form(message)
-            return no or handover.take_digest(side, heard, message)
-        case CopyPage():
-            no = _not_my_source(side, heard, message.handoff)
-            return no or handover.take_copy(side, heard, message)
-        case DigestReceipt():
-            no = _not_my_target(side, heard, message.handoff)
-            return no or Step(side._replace(handed=message.whole))
-        case CopyReceipt():
-            no = _not_my_target(side, heard, message.handoff)
-            if no is None and side.home != heard.peer:
-                no = Refusal(ErrorCode.WRONG_STATE, "no signed record names that relay yet")
-            return no or handover.take_receipt(side, message)
+    if isinstance(message, DigestReceipt):
+        return _handed(side, heard, message)
+    no = _form(message) or _not_my_source(side, heard, message.handoff)
+    return no or _collect(side, heard, message)
 
 
 def _form(page: DigestPage) -> Refusal | None:
     if not 0 <= page.number < page.total:
         return Refusal(ErrorCode.BAD_FRAME, "no such page of a digest")
-    many = len(page.finished) + len(page.maybe) > handover.DIGEST_PAGE
-    if many or page.total > handover.DIGEST_PAGES:
+    if page.total > DIGEST_PAGES or len(page.doubts) > DIGEST_PAGE * DOUBT_BYTES:
         return Refusal(ErrorCode.TOO_LARGE, "too many ids in a digest")
     return None
 
@@ -325,61 +273,66 @@ def _not_my_source(side: Side, heard: Heard, handoff: str) -> Refusal | None:
     by_record = side.record is not None and side.record.handoff == handoff and heard.named
     if by_record and side.is_home and side.mode in {Mode.ACTIVE, Mode.FROZEN}:
         return None
-    if side.mode in {Mode.FROZEN, Mode.TOMBSTONE} and not side.is_home:
+    if side.mode is Mode.FROZEN and not side.is_home:
         return Refusal(ErrorCode.MOVED, "the agent's home is elsewhere")
     return Refusal(ErrorCode.WRONG_STATE, "nothing is handed over here under that id by that relay")
 
 
-def _not_my_target(side: Side, heard: Heard, handoff: str) -> Refusal | None:
-    if side.mode is Mode.FROZEN and side.handoff == Handoff(handoff, heard.peer):
-        return None
-    return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
+def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
+    """Take the next page in order; any other is answered with which one that is."""
+    known = side.collecting
+    have = known.pages if known is not None and known.whole == page.whole else 0
+    if page.number != have:
+        return Step(side, answer=DigestReceipt(page.handoff, page.whole, have))
+    answer = DigestReceipt(page.handoff, page.whole, have + 1)
+    if have + 1 < page.total:
+        part = side._replace(collecting=Collecting(page.whole, have + 1))
+        return Step(part, imports=page, answer=answer)
+    current = side.handoff is not None and side.handoff.peer == heard.peer
+    whole = side._replace(
+        collecting=None,
+        digested=side.digested or (current and side.mode is not Mode.FROZEN),
+        missing=(side.missing - {heard.peer}) | (page.missing - {side.me}),
+        sources=side.sources | {heard.peer},
+        # what it has said to its own target is not all any more
+        handed=False,
+    )
+    return Step(whole, imports=page, answer=answer)
+
+
+def _handed(side: Side, heard: Heard, receipt: DigestReceipt) -> Result:
+    if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
+        return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
+    return Step(side._replace(handed=True))
 
 
 # ---------------------------------------------------------------- long waits
 
 
 def _tick(side: Side, now: Timestamp) -> Step:
-    wait = _WAITS.get(side.mode)
-    if wait is None or now < side.since + wait[0]:
-        return Step(side)
-    return wait[1](side, now)
+    record = side.record
+    if side.mode is Mode.INCOMING and record and record.home and now >= side.since + UNNAMED_S:
+        # nobody was named in time; what came meanwhile goes to where the agent lives
+        return Step(_towards(side, Handoff(record.handoff, record.home), now))
+    if side.mode is Mode.ACTIVE and side.missing and now >= side.since + MISSING_S:
+        return Step(side._replace(missing=frozenset()))
+    return Step(side)
 
 
-def _unnamed(side: Side, now: Timestamp) -> Step:
-    """Nobody was named in time. What imported a digest, or holds anything, is never dropped."""
-    if not (side.digested or side.collecting or side.live or side.told or side.maybe):
-        return Step(_emptied(side, Mode.NONE, now))
-    if side.record is None or side.home is None:
-        return Step(side)
-    return Step(_towards(side, Handoff(side.record.handoff, side.home), now))
+def is_open(side: Side, now: Timestamp, waiting: int) -> bool:
+    """Whether two relays still may have something to say to each other about it."""
+    is_young = now < side.since + GRACE_S
+    match side.mode:
+        case Mode.FROZEN:
+            return bool(waiting) or not (side.handed and side.is_named) or is_young
+        case Mode.INCOMING:
+            return True
+        case Mode.ACTIVE:
+            return bool(side.missing) or (bool(side.partners) and is_young)
+        case Mode.NONE:
+            return False
 
 
-def _is_done(side: Side) -> bool:
-    pages = handover.digest_pages(side)
-    named = side.handoff is not None and side.home == side.handoff.peer
-    return not side.live and named and bool(pages) and side.handed == pages[0].whole
-
-
-def _buried(side: Side, now: Timestamp) -> Step:
-    """All is handed over, and the target knows what the agent has seen here."""
-    if not _is_done(side):
-        return Step(side)
-    return Step(side._replace(mode=Mode.TOMBSTONE, since=int(now)))
-
-
-def _gone(side: Side, now: Timestamp) -> Step:
-    return Step(_emptied(side, Mode.NONE, now))
-
-
-def _emptied(side: Side, mode: Mode, now: Timestamp) -> Side:
-    """Nothing is left but the record and the order's number, which nobody may turn back."""
-    return Side(side.me, mode, side.record, side.order_seq, since=int(now))
-
-
-_WAITS: Final[dict[Mode, tuple[int, Callable[[Side, Timestamp], Step]]]] = {
-    Mode.INCOMING: (UNNAMED_S, _unnamed),
-    Mode.FROZEN: (GRACE_S, _buried),
-    Mode.TOMBSTONE: (TOMBSTONE_S, _gone),
-}
-"""What a side does by itself, and after how long."""
+def has_work(side: Side) -> bool:
+    """Whether a mover has something to say that does not wait in the inbox."""
+    return side.mode is Mode.FROZEN and side.handoff is not None and not side.handed

@@ -1,22 +1,22 @@
 """What the two sides of a hand-off know, hear and want done (GUARANTEES.md §3).
 
 Rules of the file: values only, and all of them hashable, so that tests can visit every state there
-is. :mod:`relay.core.migration` says what they mean. Envelopes are known here by their eids alone.
+is. :mod:`relay.core.migration` says what they mean. Envelopes are not here: what waits and what is
+remembered is the inbox's, and a side says only what becomes of all of it (:class:`Holding`).
 """
 
 from __future__ import annotations
 
-import hashlib
 from enum import StrEnum
 from typing import NamedTuple, Self
 
-from relay.core.errors import ErrorCode
-from relay.core.ids import Did, Eid
+from relay.core.ids import Did
 from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord
 
-Eids = frozenset[Eid]
-NO_EIDS: Eids = frozenset()
+DOUBT_BYTES = 36
+"""Of one id in a digest: hour 4, big-endian; dedupe key 16; first bytes of its eid 16."""
+WHOLE_BYTES = 32
 
 
 class Mode(StrEnum):
@@ -26,7 +26,19 @@ class Mode(StrEnum):
     INCOMING = "incoming"
     ACTIVE = "active"
     FROZEN = "frozen"
-    TOMBSTONE = "tombstone"
+
+
+class Holding(StrEnum):
+    """What the store does for an inbox; one digit, as it is kept there.
+
+    ``away``: a courier has it, its agent lives elsewhere. ``home``: it takes and delivers.
+    ``held``: it takes, and delivers nothing. ``doubtful``: it takes and delivers, all marked.
+    """
+
+    AWAY = "0"
+    HOME = "1"
+    HELD = "2"
+    DOUBTFUL = "3"
 
 
 class RecordRef(NamedTuple):
@@ -88,33 +100,11 @@ class Handoff(NamedTuple):
     peer: Did
 
 
-class Held(NamedTuple):
-    """An envelope that waits here.
-
-    Args:
-        eid: which.
-        marked: it may have been handed to its agent before.
-        brought_by: the relay whose page alone brought it; None: this relay gave its sender a
-            receipt, or two relays brought it, so that no other relay's word can end it.
-    """
-
-    eid: Eid
-    marked: bool = False
-    brought_by: Did | None = None
-
-
-class Told(NamedTuple):
-    """A relay's own word that the agent is done with an envelope, or that it bounced there."""
-
-    by: Did
-    eid: Eid
-
-
 class Collecting(NamedTuple):
-    """Which pages of a digest have come; ``whole`` names that one digest."""
+    """How many pages of a digest have come, in their order; ``whole`` names that one digest."""
 
     whole: bytes
-    numbers: frozenset[int]
+    pages: int
 
 
 class Side(NamedTuple):
@@ -123,20 +113,18 @@ class Side(NamedTuple):
     Args:
         me: the relay.
         mode: what the inbox is here.
-        record: the newest one held.
+        record: the newest one that was acted upon.
         order_seq: of the newest order heard of.
         handoff: the current one: of INCOMING and ACTIVE the source's, of FROZEN the target's.
-        pending: INCOMING: the record that the order will publish.
+        pending: INCOMING and FROZEN: the record that the order will publish.
         since: Unix seconds, when ``mode`` began.
         missing: relays that may have handed over envelopes and have not said which; while there
             are any, whatever is delivered is marked.
         digested: the digest of the current hand-off's source is here.
-        collecting: a part of it is.
-        handed: FROZEN: which digest the target has whole, or None.
-        live: what waits.
-        finished: what the agent acked or refused here, or what bounced here: an explicit set.
-        told: what other relays say is finished, each for itself.
-        maybe: what may have been handed over elsewhere: marked when it comes.
+        collecting: a part of a digest is.
+        sources: relays whose digests came since ``mode`` began: their mail is taken beyond quotas.
+        handed: FROZEN: the target has the digest.
+        forked: two records of one seq: the greatest whose other homes were put into ``missing``.
     """
 
     me: Did
@@ -149,11 +137,9 @@ class Side(NamedTuple):
     missing: frozenset[Did] = frozenset()
     digested: bool = False
     collecting: Collecting | None = None
-    handed: bytes | None = None
-    live: frozenset[Held] = frozenset()
-    finished: Eids = NO_EIDS
-    told: frozenset[Told] = frozenset()
-    maybe: Eids = NO_EIDS
+    sources: frozenset[Did] = frozenset()
+    handed: bool = False
+    forked: tuple[int, int, bytes] | None = None
 
     @property
     def home(self) -> Did | None:
@@ -171,17 +157,24 @@ class Side(NamedTuple):
         return self.mode is Mode.ACTIVE and self.is_home
 
     @property
-    def accepts(self) -> bool:
-        """Whether submits are taken and receipted."""
-        return self.mode in {Mode.INCOMING, Mode.ACTIVE, Mode.FROZEN}
+    def is_named(self) -> bool:
+        """FROZEN: whether the newest record names the target, so that mail may be let go."""
+        return self.handoff is not None and self.home == self.handoff.peer
 
-    def held(self, eid: Eid) -> Held | None:
-        """The entry of ``eid``, if it waits here."""
-        return next((held for held in self.live if held.eid == eid), None)
+    @property
+    def holding(self) -> Holding:
+        """What the store does for this inbox."""
+        if self.mode is Mode.INCOMING or (self.mode is Mode.FROZEN and self.is_home):
+            return Holding.HELD
+        if not self.delivers:
+            return Holding.AWAY
+        return Holding.DOUBTFUL if self.missing else Holding.HOME
 
-    def is_marked(self, held: Held) -> bool:
-        """Whether it is delivered with its mark."""
-        return held.marked or bool(self.missing)
+    @property
+    def partners(self) -> frozenset[Did]:
+        """Relays that may talk with this one about this inbox, whatever the federation."""
+        named = {self.handoff.peer} if self.handoff is not None else set[Did]()
+        return (self.missing | self.sources | named) - {self.me}
 
 
 # ---------------------------------------------------------------- between relays
@@ -192,77 +185,58 @@ class DigestPage(NamedTuple):
 
     Args:
         handoff: which hand-off.
-        whole: SHA-256 over the whole digest: pages of two digests are never taken for one.
-        number: of this page, from 0.
+        whole: SHA-256 over all of it: pages of two digests are never taken for one.
+        number: of this page, from 0; they are said in order.
         total: how many pages there are.
-        finished: acked, refused or bounced at this source.
-        maybe: perhaps handed over before, here or elsewhere.
         missing: whose digests the source itself still lacks.
+        floor: hours up to this one the source has forgotten; -1: none.
+        doubts: ids, :data:`DOUBT_BYTES` each.
     """
 
     handoff: str
     whole: bytes
     number: int
     total: int
-    finished: Eids
-    maybe: Eids
-    missing: frozenset[Did]
+    missing: frozenset[Did] = frozenset()
+    floor: int = -1
+    doubts: bytes = b""
 
 
 class DigestReceipt(NamedTuple):
-    """The target has all pages of this digest."""
+    """The target wants this page next of this digest; ``next`` is its total once it has all."""
 
     handoff: str
     whole: bytes
+    next: int
 
-
-class CopyPage(NamedTuple):
-    """Envelopes of a frozen source: (eid, mark) each. The bytes travel beside it."""
-
-    handoff: str
-    items: tuple[tuple[Eid, bool], ...]
-
-
-class CopyReceipt(NamedTuple):
-    """The target's signed answer: these are durable there, with these marks, or refused for good.
-
-    Args:
-        handoff: which hand-off.
-        items: (eid, the mark that was sent).
-        refused: (eid, code): will never be taken.
-    """
-
-    handoff: str
-    items: tuple[tuple[Eid, bool], ...]
-    refused: tuple[tuple[Eid, ErrorCode], ...] = ()
-
-
-Message = DigestPage | DigestReceipt | CopyPage | CopyReceipt
 
 # ---------------------------------------------------------------- what a side hears
 
 
 class Prepare(NamedTuple):
-    """The agent asks the target to get ready. Room was reserved, or this is not said at all."""
+    """The agent asks the target to get ready. Room was found, or this is not said at all."""
 
     order: OrderRef
 
 
 class Freeze(NamedTuple):
-    """The agent has closed its session and asks the source to stop.
-
-    ``in_flight``: what its sessions may have been handed and not acked (R1: the first window).
-    """
+    """The agent has closed its session and asks the source to stop."""
 
     order: OrderRef
-    in_flight: Eids = NO_EIDS
 
 
 class Learned(NamedTuple):
-    """A record came, by whatever way, and was verified; ``in_flight`` as with a freeze."""
+    """A record came, by whatever way, and was verified.
+
+    Args:
+        record: the newest one held.
+        former: the one before it, if it is known.
+        fork: another record of one kv and seq, that the agent signed, too.
+    """
 
     record: RecordRef
-    in_flight: Eids = NO_EIDS
+    former: RecordRef | None = None
+    fork: RecordRef | None = None
 
 
 class Heard(NamedTuple):
@@ -272,106 +246,33 @@ class Heard(NamedTuple):
         peer: that relay.
         message: what it said.
         named: :func:`orders.is_named`: the agent itself has said that mail lay there.
-        refused: of a copy: what can never be taken here, with the code.
     """
 
     peer: Did
-    message: Message
+    message: DigestPage | DigestReceipt
     named: bool = False
-    refused: tuple[tuple[Eid, ErrorCode], ...] = ()
-
-
-class Submitted(NamedTuple):
-    """A sender's envelope passed every check but these."""
-
-    eid: Eid
-
-
-class Acked(NamedTuple):
-    """The agent's live session is done with these."""
-
-    eids: Eids
-
-
-class Closed(NamedTuple):
-    """A session of the agent ended: these may have been handed over and are not acked."""
-
-    in_flight: Eids
-
-
-class Expired(NamedTuple):
-    """The sweep found that these have expired, and none of them is in flight."""
-
-    eids: Eids
 
 
 class Ticked(NamedTuple):
     """Time has passed."""
 
 
-Input = Prepare | Freeze | Learned | Heard | Submitted | Acked | Closed | Expired | Ticked
-
-# ---------------------------------------------------------------- what a side wants done
+Input = Prepare | Freeze | Learned | Heard | Ticked
 
 
-class Keep(NamedTuple):
-    """Append this envelope to the inbox."""
+class Step(NamedTuple):
+    """What a side becomes, in one piece with what that does to the inbox.
 
-    eid: Eid
-    marked: bool
+    Args:
+        side: the next state. Where :attr:`Side.holding` changes, or the hand-off, no session goes
+            on: what it may have handed over is marked.
+        mark_present: mark all that waits.
+        imports: remember these ids as doubtful: whatever comes under one of them is marked, and so
+            is what waits under one.
+        answer: to be said to the peer that was heard, once all else is durable.
+    """
 
-
-class Mark(NamedTuple):
-    """Write a mark on these entries."""
-
-    eids: Eids
-
-
-class End(NamedTuple):
-    """Take these entries away; ``reason`` as in :class:`relay.core.ranges.Reason`."""
-
-    eids: Eids
-    reason: str
-
-
-class Forget(NamedTuple):
-    """Take these ids out of the dedupe memory too: they may come back."""
-
-    eids: Eids
-
-
-class Bounce(NamedTuple):
-    """Write a bounce intent for each."""
-
-    eids: Eids
-    reason: str
-    maybe_delivered: bool
-
-
-class EndSession(NamedTuple):
-    """Fence off the agent's session with this code."""
-
-    code: ErrorCode
-
-
-class Answer(NamedTuple):
-    """Say this to the peer that was heard, once all else is durable."""
-
-    message: Message
-
-
-class Receipt(NamedTuple):
-    """Give the sender its receipt, once all else is durable; ``moved``: with the record."""
-
-    eid: Eid
-    dup: bool
-    moved: bool
-
-
-Effect = Keep | Mark | End | Forget | Bounce | EndSession | Answer | Receipt
-
-
-def digest_hash(finished: Eids, maybe: Eids, missing: frozenset[Did]) -> bytes:
-    """SHA-256 over all that a digest says."""
-    parts = (sorted(finished), sorted(maybe), sorted(missing))
-    return hashlib.sha256("\n\n".join("\n".join(part) for part in parts).encode()).digest()
+    side: Side
+    mark_present: bool = False
+    imports: DigestPage | None = None
+    answer: DigestReceipt | None = None

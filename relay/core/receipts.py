@@ -51,12 +51,13 @@ class ReceiptItem(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """A receipt whose signature held."""
+    """A receipt whose signature held; ``handoff``: what it was handed over by, or ""."""
 
     relay: Did
     at: int
     durability: Durability
     items: tuple[ReceiptItem, ...]
+    handoff: str = ""
 
 
 @dataclass(frozen=True, slots=True)
