@@ -48,7 +48,7 @@ class Handoffs:
         raise NotImplementedError
 
     async def freeze(self, order: MigrationOrder) -> str:
-        """Stop delivering as the source; gives a signed statement once the target knows, or 10 s."""
+        """Stop delivering as the source; gives a signed statement, within 10 s."""
         raise NotImplementedError
 
     async def state(self, order: MigrationOrder) -> str:
