@@ -1,7 +1,7 @@
 """A side of a hand-off as text, as its store keeps it, and what a relay signs of one.
 
 Rules of the file: the text is this relay's own, read by nobody else; a statement is read by agents
-and operators, and says counts of envelopes only (PROTOCOL.md §5.11).
+and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
 """
 
 from __future__ import annotations

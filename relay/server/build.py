@@ -31,6 +31,7 @@ from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
 from relay.service.handles import OwnHandles
+from relay.service.handoffs import Handoffs
 from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
@@ -195,6 +196,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         links=links,
         learn=mesh.hearing.told,
     )
+    handoffs = Handoffs()
     node = Node(
         node_id=node_id,
         key=key,
@@ -206,6 +208,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             rates=SenderRates(settings.sender_rate),
             strangers=StrangerRates(settings.stranger_rate),
             brought=StrangerRates(settings.peer_stranger_rate),
+            may_bring=handoffs.may_bring,
             commits=_accepts(store, delivery, contacts, forwarding),
             durability=lambda: store.durability,
             denied=deny,
@@ -222,6 +225,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         resolving=resolving,
         routing=routing,
         forwarding=forwarding,
+        handoffs=handoffs,
         clock_guard=guard,
         handles=names,
         names=naming,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from relay.core.frames import Migrate, Migrated, State
+from relay.core.frames import State
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.ids import AgentKey, Did, Eid, Seq
 from relay.core.inbox_values import Question, Waiting
 from relay.core.orders import MigrationOrder

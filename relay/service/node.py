@@ -20,6 +20,7 @@ from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
 from relay.service.handles import OwnHandles
+from relay.service.handoffs import Handoffs
 from relay.service.mesh import Mesh
 from relay.service.peers import Peers
 from relay.service.resolving import Resolving, Routing
@@ -65,6 +66,7 @@ class Node:
     resolving: Resolving
     routing: Routing
     forwarding: Forwarding
+    handoffs: Handoffs
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names

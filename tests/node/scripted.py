@@ -43,6 +43,7 @@ class Far:
     key: SigningKey = field(default_factory=new_key)
     got: list[tuple[bytes, bool]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    handoffs: list[str] = field(default_factory=list)
     down: RelayError | None = None
 
     @property
@@ -62,8 +63,14 @@ class Far:
         return [envelopes.parse(loads(wire)).body for wire, _ in self.got]
 
     async def submit(
-        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+        self,
+        envelopes: Sequence[bytes],
+        *,
+        hops: Sequence[Did] = (),
+        marked: Sequence[int] = (),
+        handoff: str = "",
     ) -> Taken:
+        self.handoffs.append(handoff)
         assert hops
         self.times.append(clock.monotonic())
         self.got += [(wire, at in marked) for at, wire in enumerate(envelopes)]
@@ -83,11 +90,13 @@ class FarLinks:
 
     relays: dict[Did, Far] = field(default_factory=dict)
     barred: set[Did] = field(default_factory=set)
+    partners: set[Did] = field(default_factory=set)
 
-    def allows(self, relay: Did) -> bool:
-        return relay not in self.barred
+    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
+        return relay not in self.barred or (handoff and relay in self.partners)
 
-    async def reach(self, relay: Did, url: str) -> PeerLink:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
+        assert self.allows(relay, handoff=handoff)
         far = self.relays[relay]
         assert far.url == url
         if far.down is not None:

@@ -39,12 +39,13 @@ class Links:
         self.says = {Did(did): said for did, said in says.items()}
         self.asked: list[Did] = []
         self.allowed = allowed
+        self.partners: set[Did] = set()
         self.missing = 0
         self.gate: asyncio.Event | None = None
         self.was_asked = asyncio.Event()
 
-    def allows(self, relay: Did) -> bool:
-        return self.allowed and bool(relay)
+    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
+        return bool(relay) and (self.allowed or (handoff and relay in self.partners))
 
     def live(self) -> list[Link]:
         return [Link(did, self) for did in self.says]
@@ -52,7 +53,8 @@ class Links:
     def wanted(self) -> int:
         return len(self.says) + self.missing
 
-    async def reach(self, relay: Did, url: str) -> Link:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
+        assert not handoff
         if relay not in self.says:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, url)
         return Link(relay, self)
