@@ -1,4 +1,4 @@
-"""Routes of an agent that moves; each request shows the order that it signed (PROTOCOL.md §5.11)."""
+"""The route of an agent that moves; each request shows its signed order (PROTOCOL.md §5.11)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from relay import clock, log
 from relay.core import envelope, handoffs, migration, orders, records
@@ -35,7 +35,8 @@ LOOK_S: Final = 0.25
 MOST_ITEMS: Final = 1_024
 
 
-class Room(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Room:
     """What an agent says it will bring: envelopes, wire bytes of all, and of the largest."""
 
     count: int
