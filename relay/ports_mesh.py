@@ -407,8 +407,8 @@ class PeerLink(Protocol):
 class PeerLinks(Protocol):
     """The links of this node."""
 
-    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
-        """Whether this relay may deal with that one; ``handoff``: for a hand-off, at least."""
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay deals with that one in all things, not for a hand-off alone."""
         ...
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:

@@ -157,10 +157,9 @@ class Links:
         link = self._live.get(relay)
         return link if link is not None and link.ended is None else None
 
-    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
-        """Whether this relay may deal with that one. See the port."""
-        policy = self._policy
-        return policy.is_admitted(relay) if handoff else policy.is_full(relay)
+    def allows(self, relay: Did) -> bool:
+        """Whether this relay deals with that one in all things, not for a hand-off alone."""
+        return self._policy.is_full(relay)
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
         """The link to a relay; dialled if there is none. See the port."""

@@ -22,6 +22,7 @@ from relay.service.forwarding import Forwarding
 from relay.service.handles import OwnHandles
 from relay.service.handoffs import Handoffs
 from relay.service.mesh import Mesh
+from relay.service.migrations import Migrations
 from relay.service.peers import Peers
 from relay.service.resolving import Resolving, Routing
 from relay.service.rules import RulesOf
@@ -66,10 +67,11 @@ class Node:
     resolving: Resolving
     routing: Routing
     forwarding: Forwarding
-    handoffs: Handoffs
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names
+    handoffs: Handoffs
+    migrations: Migrations
 
     def limits(self) -> dict[str, int]:
         """``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""

@@ -89,6 +89,14 @@ class Peers:
         """
         self._admit(did, is_partner=False)
 
+    def admit_handoff(self, did: Did) -> None:
+        """Let an inbox move between here and a relay: an agent's order is enough where none is off.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``.
+        """
+        self._admit(did, is_partner=True)
+
     def _admit(self, did: Did, *, is_partner: bool) -> None:
         row = self.rows.get(did)
         standing = row.standing if row else None

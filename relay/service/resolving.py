@@ -236,12 +236,8 @@ class Routing:
         self._known[parse_did(did).agent_key] = (clock.monotonic() + KNOWN_S, peer)
         return peer
 
-    async def all(self, did: Did, *, handoff: bool = False) -> Sequence[Home]:
+    async def all(self, did: Did) -> Sequence[Home]:
         """All homes that this relay may dial for an agent, the preferred one first.
-
-        Args:
-            did: whose.
-            handoff: the agent's inbox is to go there, and nothing else.
 
         Raises:
             UnavailableError: ``storage_unavailable``: nobody can tell now.
@@ -249,5 +245,4 @@ class Routing:
         found = await self.resolving(did)
         if found.state == "unreadable":
             raise error(ErrorCode.STORAGE_UNAVAILABLE, "the directory cannot be read just now")
-        homes = self.resolving.homes(found)
-        return [home for home in homes if self.links.allows(home.did, handoff=handoff)]
+        return [home for home in self.resolving.homes(found) if self.links.allows(home.did)]

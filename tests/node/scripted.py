@@ -90,13 +90,12 @@ class FarLinks:
 
     relays: dict[Did, Far] = field(default_factory=dict)
     barred: set[Did] = field(default_factory=set)
-    partners: set[Did] = field(default_factory=set)
 
-    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
-        return relay not in self.barred or (handoff and relay in self.partners)
+    def allows(self, relay: Did) -> bool:
+        return relay not in self.barred
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
-        assert self.allows(relay, handoff=handoff)
+        assert not handoff
         far = self.relays[relay]
         assert far.url == url
         if far.down is not None:

@@ -39,13 +39,12 @@ class Links:
         self.says = {Did(did): said for did, said in says.items()}
         self.asked: list[Did] = []
         self.allowed = allowed
-        self.partners: set[Did] = set()
         self.missing = 0
         self.gate: asyncio.Event | None = None
         self.was_asked = asyncio.Event()
 
-    def allows(self, relay: Did, *, handoff: bool = False) -> bool:
-        return bool(relay) and (self.allowed or (handoff and relay in self.partners))
+    def allows(self, relay: Did) -> bool:
+        return self.allowed and bool(relay)
 
     def live(self) -> list[Link]:
         return [Link(did, self) for did in self.says]
