@@ -53,6 +53,7 @@ from tests.federation.relays import (
     Dialler,
     Peer,
     Place,
+    held,
     peer,
     places,
     record_of,
@@ -349,6 +350,32 @@ async def test_a_link_to_a_partner_serves_hand_offs_and_nothing_else():
             policy.is_full_now = True
             assert links.live() == [link]
             assert await links.reach(move.did, move.target.url) is link
+
+
+async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
+    a, b = places(2)
+    agent, other = new_key(), new_key()
+    async with relay_at(a) as at_a, relay_at(b) as at_b:
+        newest = record_of(agent, a)
+        async with speaker(a.url, agent, record=newest), speaker(a.url) as sender:
+            await at_a.built.node.directory.publish(record_of(other, a), only=other.did)
+            await sender.say(Submit("s", [one.wire for one in to(agent, 5)]))
+            assert (await sender.hear(Submitted)).receipt
+        way = Traveller(agent, Home(a.did, a.url), Home(b.did, b.url), newest)
+        await way.move()
+        async with asyncio.timeout(20):
+            while (await way.state(way.source)).tally.waiting:  # noqa: ASYNC110  a relay's word
+                await asyncio.sleep(0.05)
+        link = at_a.built.links.to(b.did)
+        assert link is not None
+        assert list(at_a.built.links.live()) == []
+        await at_a.built.node.mesh.push()
+        await at_a.built.node.mesh.meet()
+        # what was pushed before this answer has been heard by now
+        with pytest.raises(RelayError):
+            await link.ask(lambda ref: Resolve(ref, other.did))
+        assert await held(at_b, other) is None
+        assert (await way.state(way.target)).tally.kept == 5
 
 
 async def test_a_partner_that_does_not_answer_is_dialled_again_within_seconds():
