@@ -35,11 +35,13 @@ from relay.core.migration_values import (
     Freeze,
     Handoff,
     Heard,
+    Holding,
     Input,
     Learned,
     Mode,
     OrderRef,
     Prepare,
+    RecordRef,
     Side,
     Step,
     Ticked,
@@ -72,6 +74,31 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
             return _hear(side, said)
         case Ticked():
             return _tick(side, now)
+
+
+def begin(
+    me: Did,
+    holding: Holding | None,
+    record: RecordRef | None,
+    former: RecordRef | None = None,
+    *,
+    has_left: bool = False,
+) -> Side:
+    """The side of an inbox of which none was ever written; ``record`` it has to learn yet.
+
+    Args:
+        me: the relay.
+        holding: what the store does for the inbox; None: there is none.
+        record: the newest one held.
+        former: the one before, when it last changed whether this relay is named.
+        has_left: it was a home here, and the record named others then.
+    """
+    if holding is Holding.AWAY and has_left:
+        return Side(me, Mode.ACTIVE, former)
+    if holding in {Holding.HOME, Holding.HELD}:
+        return Side(me, Mode.ACTIVE, record)
+    # there is none, or a queue for others, or a home since the last record
+    return Side(me)
 
 
 # ---------------------------------------------------------------- orders
@@ -253,7 +280,7 @@ def _hear(side: Side, heard: Heard) -> Result:
     message = heard.message
     if isinstance(message, DigestReceipt):
         return _handed(side, heard, message)
-    no = _form(message) or _not_my_source(side, heard, message.handoff)
+    no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
     return no or _collect(side, heard, message)
 
 
@@ -265,12 +292,15 @@ def _form(page: DigestPage) -> Refusal | None:
     return None
 
 
-def _not_my_source(side: Side, heard: Heard, handoff: str) -> Refusal | None:
-    """A source is the one that the order names, or one that an earlier record named."""
-    by_order = side.handoff == Handoff(handoff, heard.peer)
+def not_from(side: Side, peer: Did, handoff: str, *, named: bool) -> Refusal | None:
+    """Why ``peer`` may hand nothing over here under that id; None: it may, both ids and mail.
+
+    A source is the one that the order names, or one that an earlier record named (``named``).
+    """
+    by_order = side.handoff == Handoff(handoff, peer)
     if by_order and side.mode in {Mode.INCOMING, Mode.ACTIVE}:
         return None
-    by_record = side.record is not None and side.record.handoff == handoff and heard.named
+    by_record = side.record is not None and side.record.handoff == handoff and named
     if by_record and side.is_home and side.mode in {Mode.ACTIVE, Mode.FROZEN}:
         return None
     if side.mode is Mode.FROZEN and not side.is_home:
