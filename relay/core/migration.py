@@ -77,28 +77,22 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
 
 
 def begin(
-    me: Did,
-    holding: Holding | None,
-    record: RecordRef | None,
-    former: RecordRef | None = None,
-    *,
-    has_left: bool = False,
+    me: Did, holding: Holding | None, former: RecordRef | None, *, has_left: bool = False
 ) -> Side:
-    """The side of an inbox of which none was ever written; ``record`` it has to learn yet.
+    """The side of an inbox of which none was ever written; it has its newest record to learn yet.
 
     Args:
         me: the relay.
         holding: what the store does for the inbox; None: there is none.
-        record: the newest one held.
-        former: the one before, when it last changed whether this relay is named.
-        has_left: it was a home here, and the record named others then.
+        former: the record before the newest, when last it changed whether this relay is named.
+        has_left: it was a home here, and then its record named others.
     """
     if holding is Holding.AWAY and has_left:
         return Side(me, Mode.ACTIVE, former)
     if holding in {Holding.HOME, Holding.HELD}:
-        return Side(me, Mode.ACTIVE, record)
-    # there is none, or a queue for others, or a home since the last record
-    return Side(me)
+        return Side(me, Mode.ACTIVE)
+    # there is none, or a queue for others, or a home since the newest record only
+    return Side(me, Mode.NONE, former)
 
 
 # ---------------------------------------------------------------- orders

@@ -39,14 +39,6 @@ from relay.ports_mesh import HandoffChange, HandoffRow, HandoffStore
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""
 _AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
-_BEFORE: Final[dict[Holding | None, Mode]] = {
-    None: Mode.NONE,
-    Holding.HOME: Mode.ACTIVE,
-    Holding.HELD: Mode.ACTIVE,
-    Holding.DOUBTFUL: Mode.NONE,
-    Holding.AWAY: Mode.NONE,
-}
-"""What an inbox is of which no side was ever written down, before its record is acted upon."""
 
 
 @dataclass(slots=True)
@@ -125,10 +117,8 @@ class Handoffs:
         """A side as its store has it; what was never written down follows from the inbox."""
         if row.text:
             return handoffs.decode(self.me, row.text)
-        if row.holding is Holding.AWAY and row.has_left:
-            return Kept(Side(self.me, Mode.ACTIVE, _ref(row.former)))
-        before = _BEFORE[row.holding]
-        return Kept(Side(self.me, before, _ref(row.former) if before is Mode.NONE else None))
+        former = _ref(row.former)
+        return Kept(migration.begin(self.me, row.holding, former, has_left=row.has_left))
 
     def _note(self, owner: AgentKey, side: Side, *, is_open: bool) -> None:
         if is_open:
