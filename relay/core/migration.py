@@ -51,6 +51,8 @@ DIGEST_PAGE: Final = 4096
 """Ids of one page of a digest."""
 DIGEST_PAGES: Final = 64
 """Pages of one digest: five times what the memory of an inbox holds."""
+MOST_MISSING: Final = 64
+"""Relays whose digests one side waits for; more are of no agent that only moves now and then."""
 UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
 MISSING_S: Final = MAX_LIFETIME_S + 3600
@@ -313,10 +315,12 @@ def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
         part = side._replace(collecting=Collecting(page.whole, have + 1))
         return Step(part, imports=page, answer=answer)
     current = side.handoff is not None and side.handoff.peer == heard.peer
+    missing = (side.missing - {heard.peer}) | (page.missing - {side.me})
     whole = side._replace(
         collecting=None,
         digested=side.digested or (current and side.mode is not Mode.FROZEN),
-        missing=(side.missing - {heard.peer}) | (page.missing - {side.me}),
+        # one that misses more than can be kept goes on being missing itself
+        missing=missing if len(missing) <= MOST_MISSING else side.missing,
         sources=side.sources | {heard.peer},
         # what it has said to its own target is not all any more
         handed=False,

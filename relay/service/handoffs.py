@@ -202,14 +202,9 @@ class Handoffs:
         return orders.is_named(peer, evidence, newest)
 
     async def may_bring(self, peer: Did, agent: AgentKey, handoff: str) -> bool:
-        """Whether what this relay brings is part of a hand-off: past rules and quotas.
-
-        That goes by the relay, not by the id: what it once handed over under an order it may hand
-        over again under the record that followed.
-        """
+        """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
         del handoff
-        side = self.kept(await self.store.handoff(agent)).side
-        return side.mode in {Mode.INCOMING, Mode.ACTIVE} and peer in side.partners
+        return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
 
 
 def _learn(side: Side, row: HandoffRow) -> Step:

@@ -134,7 +134,7 @@ class Box(NamedTuple):
         box = self._replace(doubt=self.doubt or page.floor >= 0)
         for eid in named(page.doubts):
             fate = box.fate(eid)
-            if fate is None:
+            if fate is None or fate is Fate.FORWARDED:
                 box = box.with_fate(eid, Fate.DOUBTFUL)
             elif fate is Fate.STORED:
                 box = box.mark(frozenset({eid}))

@@ -65,6 +65,8 @@ class Rules:
     """Records published without waiting for the digest."""
     returns: int = 0
     """Times that the agent names the frozen source again."""
+    renewals: int = 0
+    """Records that name the home of now again."""
     deaths: int = 0
     """Relays that are gone for good; never one that a record names."""
     waits: int = 0
@@ -112,10 +114,11 @@ class Copy(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A peer's answer to a courier; not ``kept``: it never will."""
+    """A peer's answer to a courier; not ``kept``: it never will; ``denied``: as it must not say."""
 
     eid: Eid
     kept: bool
+    denied: bool = False
 
 
 Message = DigestPage | DigestReceipt | Copy | Taken
@@ -158,7 +161,7 @@ class World(NamedTuple):
 
 
 BOUNDED = (
-    "orders", "unheard", "unreachable", "returns", "deaths", "waits", "restarts", "forgets",
+    "orders", "unheard", "unreachable", "returns", "renewals", "deaths", "waits", "restarts", "forgets",
 )  # fmt: skip
 
 OVER = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.FORWARDED})
@@ -212,7 +215,9 @@ def home_of(world: World) -> int:
 def spent(world: World, what: str) -> World | None:
     """The world with one of these less; None: there is none left."""
     at = BOUNDED.index(what)
-    return world._replace(left=with_(world.left, at, world.left[at] - 1)) if world.left[at] else None
+    return (
+        world._replace(left=with_(world.left, at, world.left[at] - 1)) if world.left[at] else None
+    )
 
 
 def after(rules: Rules, *told: str) -> World:
@@ -300,27 +305,28 @@ class Moves:
         return world._replace(net=frozenset(packets))
 
     def side_of(self, place: int, relay: Relay) -> Side:
-        """As it is written, or as an inbox without one begins once its record was acted upon."""
+        """As it is written, or as an inbox begins and acts upon its record."""
         if relay.side is not None:
             return relay.side
-        side = migration.begin(
-            name(place), relay.box.holding, relay.held, relay.former, has_left=relay.has_left
-        )
+        side = _begin(place, relay)
         if relay.held is None:
             return side
         step = self.take(side, Learned(relay.held, relay.former))
         assert isinstance(step, Step)
         return step.side._replace(since=0)
 
-    def apply(self, world: World, place: int, said: Input, now: float = 0) -> Move | None:
-        """The durable part of a step; None where it is refused. A name is not given."""
+    def apply(
+        self, world: World, place: int, said: Input, now: float = 0
+    ) -> tuple[World, Step] | None:
+        """The durable part of a step, and the step; None where it is refused."""
+        world = self.settled(world, place, always=True)
         relay = world.relays[place]
         assert relay is not None
         side = self.side_of(place, relay)
         step = self.take(side, said, now)
         if isinstance(step, Refusal):
             return None
-        return "", self.put(world, place, self.written(relay, side, step)), None
+        return self.put(world, place, self.written(relay, side, step)), step
 
     def written(self, relay: Relay, side: Side, step: Step) -> Relay:
         changed = step.side._replace(since=0)
@@ -340,6 +346,11 @@ class Moves:
             box = box._replace(given=frozenset())
         if step.imports is not None and self.is_mutant("another's ids are not remembered"):
             step = step._replace(imports=None)
+        if step.imports is not None and self.is_mutant("what went is no doubt when it is told of"):
+            went = [one for one in box.fates if one[1] is Fate.FORWARDED]
+            then = box.change(before, step)
+            kept = dict(then.fates) | dict(went)
+            return then._replace(fates=frozenset(kept.items()))
         if step.imports is not None and self.is_mutant("what waits is not marked"):
             bare = {eid: mark for eid, mark in box.live}
             marked = box.change(before, step)
@@ -351,8 +362,8 @@ class Moves:
     ) -> Iterator[Move]:
         """A step without anything to say, if it changes anything."""
         done = self.apply(world, place, said, now)
-        if done is not None and done[1].relays != world.relays:
-            yield what, done[1], done[2]
+        if done is not None and done[0].relays != world.relays:
+            yield what, done[0], None
 
     # ------------------------------------------------------------ senders
 
@@ -406,6 +417,12 @@ class Moves:
         if world.order is not None:
             yield from self._go_on(world, world.order)
         home = home_of(world)
+        renewed = spent(world, "renewals")
+        if renewed is not None and world.order is None and world.relays[home] is not None:
+            newest = record(world.seq + 1, home)
+            then = renewed._replace(seq=world.seq + 1, records=(*world.records, newest))
+            settle = not self.rules.gap
+            yield f"R{home} is named again", self.merged(then, home, newest, settle=settle), None
         relay = world.relays[home]
         back = spent(world, "returns")
         if back is not None and relay is not None and world.at is None:
@@ -475,16 +492,16 @@ class Moves:
             return relay._replace(box=relay.box.hold(Holding.AWAY), has_left=True)
         return relay
 
-    def settled(self, world: World, place: int) -> World:
+    def settled(self, world: World, place: int, *, always: bool = False) -> World:
+        """The newest record is acted upon; ``always``: even where nothing of it is here."""
         relay = world.relays[place]
         assert relay is not None
         if relay.held is None:
             return world
-        side = relay.side or migration.begin(
-            name(place), relay.box.holding, relay.held, relay.former, has_left=relay.has_left
-        )
-        if relay.side is None and relay.box.holding in {None, Holding.AWAY} and not relay.has_left:
-            return world  # nothing of it is here, or a queue
+        side = relay.side or _begin(place, relay)
+        queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
+        if relay.side is None and queue and not always:
+            return world
         step = self.take(side, Learned(relay.held, relay.former))
         assert isinstance(step, Step)
         return self.put(world, place, self.written(relay, side, step))
@@ -541,8 +558,10 @@ class Moves:
             then = world._replace(
                 reads=world.reads - {(eid, mark)}, seen=tuple(sorted((*world.seen, eid)))
             )
-            yield f"the agent gets {eid}{' marked' * mark}", then, (
-                DUPLICATE if seen and not mark else None
+            yield (
+                f"the agent gets {eid}{' marked' * mark}",
+                then,
+                (DUPLICATE if seen and not mark else None),
             )
 
     # ------------------------------------------------------------ what a relay says to another
@@ -558,7 +577,9 @@ class Moves:
             pages = tuple(page._replace(missing=frozenset()) for page in pages)
         if self.rules.liar and place == 0:
             everything = b"".join(packed(eid) for eid in self.eids)
-            pages += (DigestPage(side.handoff.id, b"lie", 0, 1, frozenset(), 0, everything),)
+            for floor, ids in ((-1, everything), (0, b"")):
+                lie = DigestPage(side.handoff.id, b"lie", 0, 1, frozenset(), floor, ids)
+                pages += (lie,)
         for page in pages:
             if (place, peer, page) not in world.net and world.relays[peer] is not None:
                 then = world._replace(net=world.net | {(place, peer, page)})
@@ -591,9 +612,11 @@ class Moves:
             if self.is_mutant("delete before receipt"):
                 gone = box.end(eid, Fate.FORWARDED)
             then = self.put(world, place, relay._replace(box=gone))
-            yield f"R{place} to R{packet[1]}: {short(packet[2])}", then._replace(
-                net=then.net | {packet}
-            ), None
+            yield (
+                f"R{place} to R{packet[1]}: {short(packet[2])}",
+                then._replace(net=then.net | {packet}),
+                None,
+            )
 
     @staticmethod
     def _goes_to(relay: Relay) -> Did | None:
@@ -631,27 +654,25 @@ class Moves:
         if self.is_mutant("any hand-off will do") and side.handoff is not None:
             message = message._replace(handoff=side.handoff.id)
         # between relays that the agent never named there is no link in this world
-        said = Heard(name(source), message, named=True)
-        done = self.apply(world, target, said)
+        done = self.apply(world, target, Heard(name(source), message, named=True))
         if done is None:
             return
-        then = done[1]
+        then, step = done
         what = f"R{target} gets from R{source}: {short(message)}"
-        step = self.take(side, said)
-        assert isinstance(step, Step)
-        net = then.net | ({(target, source, step.answer)} if step.answer else set())
+        net = then.net
+        if step.answer is not None and isinstance(message, DigestPage):
+            # which page is wanted next is between two movers; a side hears that all have come
+            whole = step.answer.next == message.total
+            net |= {(target, source, step.answer)} if whole else set()
         if then.relays != world.relays:
-            yield f"{what}, and crashes", then, done[2]
+            yield f"{what}, and crashes", then, None
         if net != then.net:
-            yield what, then._replace(net=net), done[2]
+            yield what, then._replace(net=net), None
 
     def _copied(self, world: World, source: int, target: int, copy: Copy) -> Iterator[Move]:
         here = world.relays[target]
         assert here is not None
-        side = self.side_of(target, here)
-        no = migration.not_from(side, name(source), copy.handoff, named=True)
-        moving = bool(copy.handoff) and no is None
-        moving = moving or self.is_mutant("any hand-off will do")
+        moving = bool(copy.handoff) and self.side_of(target, here).takes_from(name(source))
         item = Item(copy.eid, copy.marked, via=True, moving=moving)
         done = self._accept(here.box, item, late=copy.eid in world.late)
         if done is None:
@@ -660,16 +681,16 @@ class Moves:
         counts = copy.bound and (moving or not copy.handoff)
         # a relay may have forgotten by itself; then only what moves is taken all the same
         is_own = here.box.floor and not moving
-        broken = DENIED if counts and outcome is STALE and not is_own else None
+        denied = outcome is STALE and not is_own
         then = self.put(world, target, here._replace(box=box))
         if copy.eid in box.eids:
             then = then._replace(own=then.own | {(target, copy.eid)})
         what = f"R{target} gets from R{source}: {short(copy)}"
         if then != world:
-            yield f"{what}, and crashes", then, broken
-        answer = (target, source, Taken(copy.eid, kept=outcome not in {LATE, STALE}))
+            yield f"{what}, and crashes", then, None
+        answer = (target, source, Taken(copy.eid, outcome not in {LATE, STALE}, denied))
         if counts and answer not in then.net:
-            yield what, then._replace(net=then.net | {answer}), broken
+            yield what, then._replace(net=then.net | {answer}), None
 
     def _taken(self, world: World, source: int, target: int, taken: Taken) -> Iterator[Move]:
         here = world.relays[target]
@@ -683,7 +704,9 @@ class Moves:
         then = then._replace(own=then.own - {(target, taken.eid)})
         broken = None
         if not taken.kept:
-            then, broken = self._bounce(then, target, taken.eid, maybe=(taken.eid, True) in box.live)
+            maybe = (taken.eid, True) in box.live
+            then, broken = self._bounce(then, target, taken.eid, maybe=maybe)
+            broken = DENIED if taken.denied else broken
         yield f"R{target} gets from R{source}: {short(taken)}", then, broken
 
     def _bounce(
@@ -731,6 +754,11 @@ class Moves:
             yield f"R{place} is gone for good", then, None
 
 
+def _begin(place: int, relay: Relay) -> Side:
+    holding, former = relay.box.holding, relay.former
+    return migration.begin(name(place), holding, former, has_left=relay.has_left)
+
+
 def digest(side: Side, box: Box) -> tuple[DigestPage, ...]:
     """What a mover says, an id a page."""
     assert side.handoff is not None
@@ -747,7 +775,7 @@ def digest(side: Side, box: Box) -> tuple[DigestPage, ...]:
 def short(message: Message) -> str:
     match message:
         case DigestPage():
-            lie = "false " * (message.whole == b"lie")
+            lie = "false " * (message.whole == b"lie") + "floor " * (message.floor >= 0)
             return f"{lie}digest {message.number + 1}/{message.total} of {message.handoff}"
         case Copy():
             mark, old = " marked" * message.marked, " of an old session" * (not message.bound)
