@@ -39,6 +39,7 @@ from relay.service.operating import Operating
 from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.resolving import Resolving, Routing
+from relay.service.returning import Returning
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
@@ -87,11 +88,12 @@ class Built:
         return [self.opened.store, *([embedded] if embedded else [])]
 
     def is_ready(self) -> bool:
-        """Whether agents should come here: not draining, and the store answers.
+        """Whether agents should come here: they are let in, and the store answers.
 
         A full store stays ready: acks, which make room, must get through.
         """
-        return not self.node.intake.draining and self.node.store.is_available()
+        is_in_service = self.node.returning.is_over and not self.node.intake.draining
+        return is_in_service and self.node.store.is_available()
 
     async def check_disk(self) -> None:
         """Refuse submits before a full disk can end the embedded store."""
@@ -184,6 +186,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     naming = Naming(dialer, names)
     resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
     routing = Routing(resolving, links)
+    returning = Returning(mesh, store, settings.return_wait_s)
+    store.on_renewal(returning.renewed)
+    await returning.begin()
     acks: GroupCommit[AckRequest, Acked] = GroupCommit(store.ack, lambda _: ACK_BYTES)
     forwarding = Forwarding(
         me=key.did,
@@ -212,7 +217,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             max_body_bytes=settings.max_body_bytes,
         ),
         acks=acks,
-        accounts=Accounts(key, url, node_id, window, store, keys, directory, registration, peers),
+        accounts=Accounts(
+            key, url, node_id, window, store, keys, directory, registration, peers, returning
+        ),
         directory=directory,
         status=StatusOf(store, links, routing),
         rules=RulesOf(store, contacts),
@@ -225,6 +232,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         clock_guard=guard,
         handles=names,
         names=naming,
+        returning=returning,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
     operating = Operating(peers, links, mesh, store, Introductions(dialer))

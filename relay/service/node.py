@@ -23,6 +23,7 @@ from relay.service.handles import OwnHandles
 from relay.service.mesh import Mesh
 from relay.service.peers import Peers
 from relay.service.resolving import Resolving, Routing
+from relay.service.returning import Returning
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
@@ -68,6 +69,7 @@ class Node:
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names
+    returning: Returning
 
     def limits(self) -> dict[str, int]:
         """``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""

@@ -34,7 +34,7 @@ from relay.core.jws import b64encode
 from relay.core.outbox import Outboxes
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports import AckRequest, BounceBatch, Head, Inboxes, OnWake, OpenRequest
 from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
 from relay.store.memory_bounces import MemoryBounces
 from relay.store.memory_mesh import MemoryDirectory, MemoryPeers
@@ -108,6 +108,9 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
 
     def on_wake(self, callback: OnWake) -> None:
         """No other node, so no news from one."""
+
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """It never goes back in time."""
 
     # ------------------------------------------------------------ inboxes
 
@@ -274,6 +277,12 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
         return [
             Head(one.fence, one.epoch, one.last, not one.home) if one else None for one in found
         ]
+
+    async def inboxes(self, after: str, most: int) -> Inboxes:
+        """Whose inboxes are here."""
+        place = int(after or 0)
+        owners = list(itertools.islice(self._inboxes, place, place + most))
+        return Inboxes(owners, str(place + most) if len(self._inboxes) > place + most else "")
 
     def has_inbox(self, owner: AgentKey) -> bool:
         """Whether an inbox of this agent is here."""
