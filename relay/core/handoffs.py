@@ -1,7 +1,7 @@
 """A side of a hand-off as text, as its store keeps it, and what a relay signs of one.
 
 Rules of the file: the text is this relay's own, read by nobody else; a statement is read by agents
-and operators, and says counts of envelopes only (PROTOCOL.md §5.11).
+and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
 """
 
 from __future__ import annotations
@@ -21,11 +21,19 @@ MAX_BYTES: Final = 8192
 # ---------------------------------------------------------------- a side as text
 
 
-def encode(side: Side) -> str:
+class Kept(NamedTuple):
+    """A side and the order that it acts upon, as signed; "" = none."""
+
+    side: Side
+    order: str = ""
+
+
+def encode(side: Side, order: str = "") -> str:
     """One line of JSON."""
     record, pending = _ref(side.record), _ref(side.pending)
     said: dict[str, Any] = {
         "mode": side.mode,
+        "order": order,
         "record": record,
         "order_seq": side.order_seq,
         "handoff": list(side.handoff) if side.handoff else None,
@@ -43,7 +51,7 @@ def encode(side: Side) -> str:
     return jose.dumps({name: value for name, value in said.items() if value}).decode()
 
 
-def decode(me: Did, text: str) -> Side:
+def decode(me: Did, text: str) -> Kept:
     """What :func:`encode` wrote.
 
     Raises:
@@ -52,7 +60,7 @@ def decode(me: Did, text: str) -> Side:
     said = jose.loads_own(text.encode())
     collecting = said.get("collecting")
     handoff = said.get("handoff")
-    return Side(
+    side = Side(
         me=me,
         mode=Mode(said["mode"]),
         record=_read_ref(said.get("record")),
@@ -69,6 +77,7 @@ def decode(me: Did, text: str) -> Side:
         handed=said.get("handed", False),
         forked=_read_order(said["forked"]) if said.get("forked") else None,
     )
+    return Kept(side, said.get("order", ""))
 
 
 def _order(order: tuple[int, int, bytes]) -> list[Any]:
@@ -216,9 +225,14 @@ def _read(members: jose.Members) -> Statement:
         digested=members.boolean("digested"),
         handed=members.boolean("handed"),
         named=members.boolean("named"),
-        missing=tuple(
-            Did(did) for did in members.array("missing", most=64) if isinstance(did, str)
-        ),
+        missing=_missing(members),
         tally=Tally(*(tally.integer(name) for name in Tally._fields)),
         why=members.text("why", least=0, most=512),
     )
+
+
+def _missing(members: jose.Members) -> tuple[Did, ...]:
+    values = members.array("missing", most=64)
+    if any(not isinstance(did, str) for did in values):
+        raise ValueError("missing must be DIDs")
+    return tuple(map(Did, values))

@@ -30,6 +30,7 @@ PULL_REST_S: Final = 1.0
 MEET_S: Final = 5.0
 RETURN_REST_S: Final = 0.2
 PEERS_S: Final = 5.0
+HANDOFFS_S: Final = 5.0
 LINKS_REST_S: Final = 1.0
 """Links run for ever; this is only after a bug."""
 
