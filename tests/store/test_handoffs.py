@@ -128,9 +128,7 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     assert await world.store.handoff(ME) == HandoffRow()
     await opened(world.store)
     await world.store.append([entry(1)])
-    assert await world.store.handoff(ME) == HandoffRow(
-        holding=Holding.HOME, tally=Tally(waiting=1)
-    )
+    assert await world.store.handoff(ME) == HandoffRow(holding=Holding.HOME, tally=Tally(waiting=1))
     assert await world.store.handoffs() == []
 
 
