@@ -51,6 +51,7 @@ class Handoffs:
         keys: which keys may act for a DID.
         changed: called when a step was taken, or others may have taken some.
         work: called when a mover, or a courier, has something to do.
+        ended: called with an inbox whose session is over, where it is one of this node's.
     """
 
     me: Did
@@ -58,6 +59,7 @@ class Handoffs:
     keys: Keys
     changed: list[Callable[[], None]] = field(default_factory=list)
     work: list[Callable[[], None]] = field(default_factory=list)
+    ended: list[Callable[[AgentKey], None]] = field(default_factory=list)
     partners: frozenset[Did] = frozenset()
     """Relays that may talk with this one about some hand-off, whatever the federation."""
     _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
@@ -109,6 +111,8 @@ class Handoffs:
                 return kept, taken
             if await self.store.change_handoff(owner, row, change):
                 self._note(owner, kept.side, is_open=change.is_open)
+                for listener in self.ended if change.ends_session else ():
+                    listener(owner)
                 return kept, taken
         detail = "other nodes change this hand-off all the time"
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail, retry_after=1)
@@ -164,6 +168,9 @@ class Handoffs:
         """
         owner = parse_did(said.agent).agent_key
         row = await self.store.handoff(owner)
+        if row.holding is None:
+            # its agent makes an inbox here by logging in, or by an order; nobody else does
+            raise ProtocolError(ErrorCode.WRONG_STATE, "the agent has no inbox here yet")
         named = await self._is_named(peer, said, row)
         page = DigestPage(
             handoff=said.handoff,
