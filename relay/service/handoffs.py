@@ -282,7 +282,8 @@ def _is_plain(side: Side, row: HandoffRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
     if side.mode is Mode.NONE or (row.holding is None and side.mode is Mode.ACTIVE):
         return True
-    is_bare = side.handoff is None and not side.missing and side.forked is None
+    heard = side.missing or side.sources or side.collecting or side.forked
+    is_bare = side.handoff is None and not heard
     return side.mode is Mode.ACTIVE and is_bare and row.holding is Holding.HOME
 
 
