@@ -76,6 +76,12 @@ async def change(
     return bool(await store.change_handoff(inbox, seen, HandoffChange(text, holding, **more)))
 
 
+def taken(results: list[Any]) -> list[Accepted]:
+    """All of them were stored now."""
+    assert all(isinstance(one, Accepted) and not one.dup for one in results), results
+    return results
+
+
 async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
     """A page of an inbox that moves."""
     given = {"via": PEER, "moving": True, **changes}
@@ -128,9 +134,7 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     assert await world.store.handoff(ME) == HandoffRow()
     await opened(world.store)
     await world.store.append([entry(1)])
-    assert await world.store.handoff(ME) == HandoffRow(
-        holding=Holding.HOME, tally=Tally(waiting=1)
-    )
+    assert await world.store.handoff(ME) == HandoffRow(holding=Holding.HOME, tally=Tally(waiting=1))
     assert await world.store.handoffs() == []
 
 
@@ -186,10 +190,10 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     session = await opened_to(world.store, ALICE)
     await world.store.append([entry(1)])
     assert await change(world.store, Holding.HELD, ends_session=True)
-    (taken,) = await world.store.append([entry(2)])
-    assert taken == Accepted(Seq(2), session.epoch, dup=False, session=None)
+    (first,) = await world.store.append([entry(2)])
+    assert first == Accepted(Seq(2), session.epoch, dup=False, session=None)
     (again,) = await world.store.append([entry(2)])
-    assert again == replace_dup(taken)
+    assert again == first._replace(dup=True)
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
     assert code(await world.store.open(request(courier=True))) is ErrorCode.UNKNOWN_INBOX
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MIGRATING
@@ -202,15 +206,11 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     assert head.away, "no session of the agent can go on"
 
 
-def replace_dup(taken: Accepted) -> Accepted:
-    return taken._replace(dup=True)
-
-
 async def test_a_target_takes_mail_although_the_record_names_others(world: World) -> None:
     await merged(world.store, 1, home=False)
     await change(world.store, Holding.HELD, "incoming")
-    (taken,) = await world.store.append([entry(1)])
-    assert (taken.seq, taken.away) == (1, False)
+    (first,) = taken(await world.store.append([entry(1)]))
+    assert (first.seq, first.away) == (1, False)
     assert await world.store.outboxes() == []
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
 
@@ -541,14 +541,14 @@ async def test_a_digest_without_room_forgets_the_oldest_hours(world: World) -> N
     assert await all_doubts(world.store) == set(ids[10:])
     (old,) = await world.store.append([entry(1, hour=HOUR - 10)])
     assert code(old) is ErrorCode.STALE_ID
-    (moved,) = await bring(world.store, 1, hour=HOUR - 10)
-    assert isinstance(moved, Accepted)
+    taken(await bring(world.store, 1, hour=HOUR - 10))
     await change(world.store, Holding.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(1, True)]
 
 
 async def test_a_digest_older_than_all_else_forgets_nothing_newer(world: World) -> None:
-    await opened(world.store)
+    session = await opened(world.store)
+    await world.store.close(ME, session.fence, Seq(0))
     await world.store.append([entry(n, sender=AgentKey(f"key:s{n % 3}")) for n in range(15)])
     ids = [doubt(n, HOUR - 9) for n in range(100, 130)]
     await change(world.store, Holding.HELD, doubts=b"".join(ids))
@@ -586,10 +586,8 @@ async def test_what_a_source_has_forgotten_is_forgotten_here_and_marked(world: W
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
     (old,) = await world.store.append([entry(3, hour=HOUR - 3)])
     assert code(old) is ErrorCode.STALE_ID
-    moved, young = await bring(world.store, 3, 4, hour=HOUR - 3)
-    assert (moved.dup, young.dup) == (False, False)
-    (last,) = await bring(world.store, 5)
-    assert isinstance(last, Accepted)
+    taken(await bring(world.store, 3, 4, hour=HOUR - 3))
+    taken(await bring(world.store, 5))
     await change(world.store, Holding.HOME, "home", floor=HOUR - 9)
     session = await opened(world.store)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
@@ -619,8 +617,9 @@ async def test_a_page_passes_rules_and_quotas(world: World) -> None:
     await change(store, Holding.HELD)
     results = await bring(store, 1, 2, 3, barred=True)
     results += await bring(store, 4, sender=BOB)
-    assert [one.seq for one in results] == [1, 2, 3, 4]
-    assert [one.stranger for one in results] == [True] * 4
+    assert [(one.seq, one.stranger) for one in taken(results)] == [
+        (1, True), (2, True), (3, True), (4, True),
+    ]  # fmt: skip
     assert (await waiting_in(store)) == 4
     (full,) = await store.append([entry(9, sender=AgentKey("key:eve"))])
     assert isinstance(full, Refusal)
@@ -659,10 +658,10 @@ async def test_a_page_is_not_past_expiry_or_memory(world: World) -> None:
 async def test_a_page_never_takes_a_mark_away_and_always_brings_its_own(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1), entry(2), entry(3, marked=True), entry(4)])
-    await bring(world.store, 2, marked=True)
-    await bring(world.store, 3, 4)
-    assert await shown(world.store, session) == [(1, True), (2, True), (3, True), (4, False)]
     await bring(world.store, 3, marked=True)
+    await bring(world.store, 3, 4)
+    assert await shown(world.store, session) == [(1, False), (2, False), (3, True), (4, False)]
+    await bring(world.store, 2, marked=True)
     assert await shown(world.store, session) == [(1, True), (2, True), (3, True), (4, False)]
 
 
@@ -677,10 +676,9 @@ async def test_what_moved_on_comes_back_with_its_inbox_as_it_is(world: World) ->
     assert gone.code is ErrorCode.MIGRATING
     await change(world.store, Holding.HELD, "incoming")
     assert await fates(world.store, 1, 2, 3) == [Fate.FORWARDED] * 3
-    (moved,) = await bring(world.store, 1)
-    (own,) = await world.store.append([entry(2)])
-    (marked,) = await bring(world.store, 3, marked=True)
-    assert [one.dup for one in (moved, own, marked)] == [False] * 3
+    taken(await bring(world.store, 1))
+    taken(await world.store.append([entry(2)]))
+    taken(await bring(world.store, 3, marked=True))
     await change(world.store, Holding.HOME, "home")
     session = await opened(world.store)
     assert await shown(world.store, session) == [(4, False), (5, True), (6, True)]
