@@ -102,7 +102,8 @@ end
 
 -- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half.
 local function has_own_room(box, item)
-  local most = item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS
+  local is_bound = item.is_stranger and not item.moving
+  local most = is_bound and math.floor(MAX_IDS / 2) or MAX_IDS
   while box.ids >= most do
     if not shed(box) then return false end
     box.is_dirty, changed = true, true
@@ -113,7 +114,8 @@ end
 -- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
 -- most three quarters; of what is for elsewhere nobody knows who is one.
 local function has_room(box, item)
-  local most = (item.is_stranger or not box.home) and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
+  local is_bound = (item.is_stranger or not box.home) and not item.moving
+  local most = is_bound and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
   while IDS >= most do
     local done = false
     for _, inbox in ipairs(redis.call('ZREVRANGE', PREFIX .. 'memory', 0, SHEDDERS - 1)) do
@@ -141,7 +143,7 @@ local function ruled_out(box, item)
   return nil
 end
 
-local function objection(box, item, quota)
+local function objection(box, item, quota, is_known)
   if not box.home and item.peer == '' then return 'moved' end
   local barred = box.home and ruled_out(box, item)
   if barred then return barred end
@@ -160,6 +162,7 @@ local function objection(box, item, quota)
     if box.home then count_refusal(box) end
     return no
   end
+  if is_known then return nil end
   if not has_own_room(box, item) then return 'overloaded' end
   if not has_room(box, item) then return 'overloaded' end
   return nil
@@ -309,7 +312,7 @@ local function accept(inbox, peer, facts, wire, how)
   local recalled = recall(box, item, known[1])
   if recalled then return recalled end
   local quota = quota_of(box, item.sender)
-  local no = objection(box, item, quota)
+  local no = objection(box, item, quota, known[1])
   if no == 'moved' then return elsewhere(inbox) end
   if no == 'closed' then
     return {inbox, no, away_of(box).closed_code, box.away.closed_until - NOW}
