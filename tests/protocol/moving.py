@@ -44,8 +44,8 @@ from tests.protocol import real_boxes
 from tests.protocol.boxes import DUP, HOMES, HOUR, LATE, STALE, STORED, Box, Item, Outcome, packed
 from tests.protocol.real_boxes import RealBox
 
-NOW = Timestamp(0)
-LATER = 1_000_000
+NOW = HOUR * 3600
+LATER = NOW + 24 * 3600
 LIE = b"lie"
 LOST = "lost"
 DUPLICATE = "unmarked duplicate"
@@ -285,7 +285,7 @@ class Moves:
 
     # ------------------------------------------------------------ one step of a relay
 
-    def take(self, side: Side, said: Input, now: float = 0) -> Step | Refusal:
+    def take(self, side: Side, said: Input, now: float = NOW) -> Step | Refusal:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
         if asked not in self.taken:
@@ -322,7 +322,7 @@ class Moves:
         return step.side._replace(since=0)
 
     def apply(
-        self, world: World, place: int, said: Input, now: float = 0
+        self, world: World, place: int, said: Input, now: float = NOW
     ) -> tuple[World, Step] | None:
         """The durable part of a step, and the step; None where it is refused."""
         world = self.settled(world, place, always=True)
@@ -366,7 +366,7 @@ class Moves:
         return box.change(before, step)
 
     def one(
-        self, world: World, place: int, said: Input, what: str, now: float = 0
+        self, world: World, place: int, said: Input, what: str, now: float = NOW
     ) -> Iterator[Move]:
         """A step without anything to say, if it changes anything."""
         done = self.apply(world, place, said, now)

@@ -18,6 +18,7 @@ from relay.core.ids import AgentKey, Eid, Epoch, NodeId, Seq, Timestamp
 from relay.core.inbox import Inbox
 from relay.core.inbox_values import Accepted, Ack, InboxLimits, Page, Window
 from relay.core.migration_values import Holding, Side, Step
+from relay.core.outbox import Outboxes
 from relay.core.ranges import Reason
 from tests.protocol.boxes import (
     DUP,
@@ -133,7 +134,8 @@ class RealBox:
         def by(box: Inbox) -> tuple[RealBox, Outcome] | None:
             if self.box is None:
                 return None
-            done = box.accept(_stored(item), LIMITS, LATE_AT if late else EARLY)
+            now = LATE_AT if late else EARLY
+            done = box.accept(_stored(item), LIMITS, now, outboxes=Outboxes())
             if isinstance(done, Refusal):
                 outcome = REFUSALS.get(done.code)
                 return (self, outcome) if outcome else None
@@ -214,7 +216,10 @@ class RealBox:
         return self._step("change", before.handoff, step, by=by)  # type: ignore[no-any-return]
 
     def doubts(self) -> tuple[list[bytes], int]:
-        return (inbox_handoff.doubts(self.box), self.box.dedupe.floor) if self.box else ([], -1)
+        """What a digest says."""
+        if self.box is None:
+            return [], -1
+        return inbox_handoff.doubts(self.box), inbox_handoff.floor(self.box)
 
 
 def home(holding: Holding = Holding.HOME) -> RealBox:
@@ -242,6 +247,7 @@ def _stored(item: Item) -> StoredEnvelope:
         created_at=HOUR * 3600,
         expires_at=EXPIRES,
         marked=item.marked,
+        peer=PEER,
         via=PEER if item.via else None,
         moving=item.moving,
     )
