@@ -60,7 +60,7 @@ async def publish(
         record = await _next(key, origin, here, state, change)
         state.keep_record(record.jws.compact)
         await state.noted()
-        newer = await _put(origin, record)
+        newer = await put(origin, record)
         missed: list[tuple[str, str]] = []
         if newer is None:
             newer = await _put_elsewhere(record, here, missed)
@@ -107,7 +107,7 @@ async def _next(
     return records.parse(compact)
 
 
-async def _put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
+async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
     """Give a relay a record; gives the newer one that it holds instead."""
     body = {"record": record.jws.compact}
     answer = await ask(origin, "PUT", f"/v1/agents/{record.did}", body=body)
@@ -136,7 +136,7 @@ async def _put_elsewhere(
         if home.did == here.did:
             continue
         try:
-            held = await _put(origins.parse(home.url), record)
+            held = await put(origins.parse(home.url), record)
         except AgentError as exc:
             missed.append((home.url, f"{exc.code}: {exc.detail}"))
             continue
