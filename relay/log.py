@@ -67,6 +67,16 @@ def login_refused(code: str) -> None:
     _log.info("login_refused", code=code)
 
 
+def handoff(step: str, did: str, handoff_id: str, peer: str) -> None:
+    """An inbox that changes relays has taken a step here."""
+    _log.info("handoff", step=step, did=did, handoff=handoff_id, peer=peer)
+
+
+def digest_failed(did: str, code: str, detail: str) -> None:
+    """The target of a hand-off did not take what the agent has seen; it is said again."""
+    _log.warning("digest_failed", did=did, code=code, detail=detail)
+
+
 def peer_added(peer: str, url: str) -> None:
     """The operator added a relay."""
     _log.info("peer_added", peer=peer, url=url)

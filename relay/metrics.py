@@ -58,6 +58,10 @@ RECORDS: Final = Gauge("relay_directory_records", "Endpoint records held, as thi
 READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
 STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
 CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")
+HANDOFFS: Final = Gauge("relay_handoffs", "Inboxes that change relays and are not done.")
+DIGEST_FAILURES: Final = Counter(
+    "relay_digest_failures_total", "Digests that a target did not take, by code.", ["code"]
+)
 LOOP_FAILURES: Final = Counter("relay_loop_failures_total", "Failed turns of loops.", ["loop"])
 INTERNAL: Final = Counter("relay_internal_errors_total", "Bugs.")
 

@@ -21,11 +21,19 @@ MAX_BYTES: Final = 8192
 # ---------------------------------------------------------------- a side as text
 
 
-def encode(side: Side) -> str:
+class Kept(NamedTuple):
+    """A side and the order that it acts upon, as signed; "" = none."""
+
+    side: Side
+    order: str = ""
+
+
+def encode(side: Side, order: str = "") -> str:
     """One line of JSON."""
     record, pending = _ref(side.record), _ref(side.pending)
     said: dict[str, Any] = {
         "mode": side.mode,
+        "order": order,
         "record": record,
         "order_seq": side.order_seq,
         "handoff": list(side.handoff) if side.handoff else None,
@@ -43,7 +51,7 @@ def encode(side: Side) -> str:
     return jose.dumps({name: value for name, value in said.items() if value}).decode()
 
 
-def decode(me: Did, text: str) -> Side:
+def decode(me: Did, text: str) -> Kept:
     """What :func:`encode` wrote.
 
     Raises:
@@ -52,7 +60,7 @@ def decode(me: Did, text: str) -> Side:
     said = jose.loads_own(text.encode())
     collecting = said.get("collecting")
     handoff = said.get("handoff")
-    return Side(
+    side = Side(
         me=me,
         mode=Mode(said["mode"]),
         record=_read_ref(said.get("record")),
@@ -69,6 +77,7 @@ def decode(me: Did, text: str) -> Side:
         handed=said.get("handed", False),
         forked=_read_order(said["forked"]) if said.get("forked") else None,
     )
+    return Kept(side, said.get("order", ""))
 
 
 def _order(order: tuple[int, int, bytes]) -> list[Any]:

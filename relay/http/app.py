@@ -15,6 +15,7 @@ from relay.core.errors import ErrorCode, RejectedError, RelayError
 from relay.core.jws import dumps
 from relay.http.admin_routes import peer_routes
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
+from relay.http.migration_routes import migration_router
 from relay.http.naming_routes import naming_router
 from relay.http.routes import router
 from relay.service.node import Node
@@ -26,6 +27,7 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     app = _app("agent relay")
     app.include_router(router(node))
     app.include_router(naming_router(node))
+    app.include_router(migration_router(node))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
 

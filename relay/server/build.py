@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -31,9 +31,12 @@ from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
 from relay.service.handles import OwnHandles
+from relay.service.handoffs import Handoffs
 from relay.service.information import relay_information
 from relay.service.keys import DidKeys
 from relay.service.mesh import Mesh
+from relay.service.migrations import Migrations
+from relay.service.movers import Mover
 from relay.service.node import Node, NodeSettings
 from relay.service.operating import Operating
 from relay.service.peers import Peers
@@ -184,6 +187,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     naming = Naming(dialer, names)
     resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
     routing = Routing(resolving, links)
+    handoffs = Handoffs(key.did, store, keys)
+    mover = Mover(handoffs, store, links)
+    directory.movers.append(handoffs.settle)
     acks: GroupCommit[AckRequest, Acked] = GroupCommit(store.ack, lambda _: ACK_BYTES)
     forwarding = Forwarding(
         me=key.did,
@@ -194,7 +200,23 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         routing=routing,
         links=links,
         learn=mesh.hearing.told,
+        mover=mover,
     )
+    migrations = Migrations(
+        key=key,
+        store=store,
+        keys=keys,
+        handoffs=handoffs,
+        mover=mover,
+        directory=directory,
+        registration=registration,
+        peers=peers,
+        limits=_limits(settings),
+        max_body_bytes=settings.max_body_bytes,
+        wake=forwarding.wake,
+    )
+    handoffs.changed += [_sharing(peers, handoffs), migrations.changed]
+    handoffs.work.append(forwarding.wake)
     node = Node(
         node_id=node_id,
         key=key,
@@ -212,7 +234,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             max_body_bytes=settings.max_body_bytes,
         ),
         acks=acks,
-        accounts=Accounts(key, url, node_id, window, store, keys, directory, registration, peers),
+        accounts=Accounts(
+            key, url, node_id, window, store, keys, directory, registration, peers, handoffs.settle
+        ),
         directory=directory,
         status=StatusOf(store, links, routing),
         rules=RulesOf(store, contacts),
@@ -225,6 +249,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         clock_guard=guard,
         handles=names,
         names=naming,
+        handoffs=handoffs,
+        migrations=migrations,
     )
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
     operating = Operating(peers, links, mesh, store, Introductions(dialer))
@@ -245,6 +271,15 @@ def _accepts(
             return await contacts.note(stored, results)
 
     return GroupCommit(commit, submitting.size_of)
+
+
+def _sharing(peers: Peers, handoffs: Handoffs) -> Callable[[], None]:
+    """Relays that may be talked with about a hand-off, whatever the federation."""
+
+    def changed() -> None:
+        peers.partners = handoffs.partners
+
+    return changed
 
 
 def _registration(settings: Settings, deny: frozenset[Did]) -> Registration:

@@ -29,6 +29,7 @@ PULL_REST_S: Final = 1.0
 """A pull waits by itself; this is only between two."""
 MEET_S: Final = 5.0
 PEERS_S: Final = 5.0
+HANDOFFS_S: Final = 5.0
 LINKS_REST_S: Final = 1.0
 """Links run for ever; this is only after a bug."""
 

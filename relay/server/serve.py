@@ -29,6 +29,7 @@ from relay.server.loops import (
     BOUNCE_S,
     DISK_S,
     FOLLOW_S,
+    HANDOFFS_S,
     LINKS_REST_S,
     MEASURE_S,
     MEET_S,
@@ -176,6 +177,7 @@ def _mesh_work(built: Built) -> list[Any]:
     return [
         every("links", LINKS_REST_S, lambda: built.links.run(mesh)),
         every("peers", PEERS_S, built.node.peers.refresh),
+        every("handoffs", HANDOFFS_S, built.node.handoffs.refresh),
         built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("measure", MEASURE_S, built.housekeeping.measure),

@@ -6,14 +6,15 @@ record the first login makes an inbox where registration allows it (PROTOCOL.md 
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from relay import clock
 from relay.core import handshake
-from relay.core.errors import ErrorCode, RejectedError
+from relay.core.errors import ErrorCode, Refusal, RejectedError
 from relay.core.frames import Auth, Welcome, WelcomePending
 from relay.core.identity import SigningKey, VerificationKey
-from relay.core.ids import Did, NodeId, Seq
+from relay.core.ids import AgentKey, Did, NodeId, Seq
 from relay.core.inbox_values import Opened, Pending, Window
 from relay.core.speech import Identity
 from relay.ports import Keys, OpenRequest, Store
@@ -47,6 +48,7 @@ class Accounts:
         directory: takes the record that comes with a login.
         registration: who may have an inbox.
         peers: which relays may log in.
+        settle: acts upon the newest record of an agent.
     """
 
     key: SigningKey
@@ -58,6 +60,7 @@ class Accounts:
     directory: Directory
     registration: Registration
     peers: Peers
+    settle: Callable[[AgentKey], Awaitable[object]]
 
     async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
         """Check who signed a login, and that it is for this relay; the nonce is the caller's.
@@ -109,10 +112,15 @@ class Accounts:
     async def _open(self, key: VerificationKey, until: int) -> Opened | None:
         allow = self.registration.allow
         may_create = allow is None or key.did in allow
-        opened = await self.store.open(
-            OpenRequest(key.agent_key, self.node, self.window, until, may_create)
-        )
+        request = OpenRequest(key.agent_key, self.node, self.window, until, may_create)
+        opened = await self.store.open(request)
+        if isinstance(opened, Refusal) and opened.code is ErrorCode.MIGRATING:
+            # the record that ends this may be here, and nobody have acted upon it yet
+            await self.settle(key.agent_key)
+            opened = await self.store.open(request)
         if isinstance(opened, Opened):
+            # an inbox that is new here may have been elsewhere
+            await self.settle(key.agent_key)
             return opened
         if opened.code is not ErrorCode.UNKNOWN_INBOX:
             raise opened.to_error()

@@ -61,13 +61,17 @@ class Carrier:
         home: where they go.
         links: dials it.
         spawn: runs a submit beside the others.
+        handoff: the hand-off that all of them are part of; "" = none.
     """
 
-    def __init__(self, me: Did, home: Home, links: PeerLinks, spawn: Spawn) -> None:
+    def __init__(
+        self, me: Did, home: Home, links: PeerLinks, spawn: Spawn, handoff: str = ""
+    ) -> None:
         self._me = me
         self._home = home
         self._links = links
         self._spawn = spawn
+        self._handoff = handoff
         self._waiting: deque[_Parcel] = deque()
         self._under_way = 0
         self._is_due = False
@@ -158,7 +162,7 @@ class Carrier:
         marked = [at for at, item in enumerate(items) if is_marked(item, home.did)]
         wires = [item.wire for item in items]
         try:
-            taken = await link.submit(wires, hops=(self._me,), marked=marked)
+            taken = await link.submit(wires, hops=(self._me,), marked=marked, handoff=self._handoff)
         except UnavailableError:
             self._lost(began)
             raise

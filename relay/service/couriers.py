@@ -47,7 +47,9 @@ SHORT_S: Final = 3.0
 NOWHERE_S: Final = 30.0
 HOMES_S: Final = 5.0
 ACK_AGAIN_S: Final = 1.0
-BATCH: Final = 64
+BATCH: Final = (64, MOST_BYTES)
+HANDOFF_BATCH: Final = (256, 1024 * 1024)
+"""Envelopes and wire bytes of one submit; one envelope always fits."""
 _BUSY: Final = float("inf")
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
@@ -66,6 +68,7 @@ class Needs:
         carrier: takes batches to a home.
         learn: takes a newer record that a relay told.
         spawn: runs work beside.
+        batch: envelopes and wire bytes that one submit takes.
     """
 
     window: Window
@@ -76,6 +79,7 @@ class Needs:
     carrier: Callable[[Home], Carrier]
     learn: Callable[[str, Did], Awaitable[object]]
     spawn: Spawn
+    batch: tuple[int, int] = BATCH
 
 
 class Rest(NamedTuple):
@@ -150,7 +154,7 @@ class Courier(Follower):
     async def _carry_all(self) -> Rest:
         while not self._has_ended:
             await self._keep_lease()
-            items = self._load.take(BATCH, MOST_BYTES)
+            items = self._load.take(*self._needs.batch)
             if items:
                 rest = await self._carry(items)
                 if rest is not None:

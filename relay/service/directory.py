@@ -7,7 +7,7 @@ what peers bring is judged record by record, and the loop has its turn in betwee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,6 +81,7 @@ class Directory:
         keys: which keys may act for a DID.
         names: under this relay, for the agents that live here.
         listeners: told of each record that an agent published here and that is news.
+        movers: awaited for each agent of whom news concern an inbox here.
     """
 
     relay: Did
@@ -88,6 +89,7 @@ class Directory:
     keys: Keys
     names: OwnHandles | None = None
     listeners: list[Callable[[AgentKey, RecordRow], None]] = field(default_factory=list)
+    movers: list[Callable[[AgentKey], Awaitable[object]]] = field(default_factory=list)
 
     async def publish(
         self, compact: str, *, owner: Did | None = None, only: Did | None = None, ref: str = ""
@@ -125,6 +127,7 @@ class Directory:
             detail = "the directory takes no unknown agents just now; log in to publish"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         await self._tell(key.agent_key, row, merged)
+        await self._move([key.agent_key] if merged.moves else [])
         if _is_news(row, merged):
             for listener in self.listeners:
                 listener(key.agent_key, row)
@@ -167,7 +170,17 @@ class Directory:
             order = one.held.order if one.held else None
             kept = Kept(row.compact, one.outcome, owner, order, _is_news(row, one))
             results[row.compact] = kept
+        await self._move([owner for (owner, _), one in zip(rows, merged, strict=True) if one.moves])
         return [results[compact] for compact in compacts]
+
+    async def _move(self, owners: Sequence[AgentKey]) -> None:
+        """Act upon the record. It is kept: where that fails now, a mover, or a login, does it."""
+        for owner in owners:
+            for mover in self.movers:
+                try:
+                    await mover(owner)
+                except RelayError as exc:
+                    log.loop_failed("settle", exc.code)
 
     async def _verified(
         self,

@@ -8,7 +8,7 @@ what is due beyond waits in the store.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,8 +22,9 @@ from relay.ports import AckRequest, OpenRequest, Store
 from relay.ports_mesh import PeerLinks
 from relay.service.carriers import Carrier
 from relay.service.commit import GroupCommit
-from relay.service.couriers import Courier, Needs
+from relay.service.couriers import BATCH, HANDOFF_BATCH, Courier, Needs
 from relay.service.deliver import Delivery
+from relay.service.movers import Mover
 from relay.service.resolving import Routing
 
 LOOK_S: Final = 1.0
@@ -45,6 +46,7 @@ class Forwarding:
         routing: where agents live.
         links: other relays.
         learn: verifies and keeps a record that a relay told.
+        mover: says first what has to be said of an inbox that changes relays.
     """
 
     me: Did
@@ -55,7 +57,8 @@ class Forwarding:
     routing: Routing
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
-    _carriers: dict[tuple[Did, str], Carrier] = field(default_factory=dict)
+    mover: Mover
+    _carriers: dict[tuple[Did, str, str], Carrier] = field(default_factory=dict)
     _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -121,14 +124,9 @@ class Forwarding:
     async def _carry(self, inbox: AgentKey, peer: AgentKey | None) -> None:
         metrics.COURIERS.inc()
         try:
-            opened = await self.store.open(
-                OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
-            )
-            if not isinstance(opened, Refusal):
-                courier = self._couriers[inbox] = Courier(self._needs(), inbox, opened, peer)
-                if self._is_draining:
-                    courier.stop()
-                await courier.run()
+            lead = await self.mover.lead(inbox)
+            if lead.may_carry:
+                await self._carry_on(inbox, peer, lead.handoff)
         except RelayError as exc:
             # the loan lapses, and it is due again
             metrics.LOOP_FAILURES.labels("courier").inc()
@@ -143,26 +141,42 @@ class Forwarding:
             if was_full:
                 self._due.set()
 
-    def _needs(self) -> Needs:
+    async def _carry_on(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
+        opened = await self.store.open(
+            OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
+        )
+        if isinstance(opened, Refusal):
+            return
+        needs = self._needs_of(inbox, handoff)
+        courier = self._couriers[inbox] = Courier(needs, inbox, opened, peer)
+        if self._is_draining:
+            courier.stop()
+        await courier.run()
+
+    def _needs_of(self, inbox: AgentKey, handoff: str) -> Needs:
+        async def target(_: Did) -> Sequence[Home]:
+            return await self.mover.homes(inbox, handoff)
+
         return Needs(
             window=WINDOW,
             store=self.store,
             acks=self.acks,
             delivery=self.delivery,
-            homes=self.routing.all,
-            carrier=self._carrier,
+            homes=target if handoff else self.routing.all,
+            carrier=lambda home: self._carrier(home, handoff),
             learn=self.learn,
             spawn=self._spawn,
+            batch=HANDOFF_BATCH if handoff else BATCH,
         )
 
-    def _carrier(self, home: Home) -> Carrier:
-        key = (home.did, home.url)
+    def _carrier(self, home: Home, handoff: str) -> Carrier:
+        key = (home.did, home.url, handoff)
         found = self._carriers.get(key)
         if found is None:
             idle = [other for other, one in self._carriers.items() if one.is_idle]
             for other in idle:
                 del self._carriers[other]
-            found = self._carriers[key] = Carrier(self.me, home, self.links, self._spawn)
+            found = self._carriers[key] = Carrier(self.me, home, self.links, self._spawn, handoff)
         return found
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> object:

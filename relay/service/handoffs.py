@@ -1,74 +1,306 @@
 """Hand-offs: an inbox changes relays, seen from either of the two (GUARANTEES.md §3).
 
 Rules of the file: :mod:`relay.core.migration` decides, the store takes each step in one commit if
-nobody else took one meanwhile, and whatever is said is said afterwards. Every step may be repeated.
+nobody else took one meanwhile, and whatever is said is said afterwards. Before any other step the
+newest record held is acted upon. Every step may be repeated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
 
-from relay.core.frames import Migrate, Migrated, State
-from relay.core.ids import AgentKey, Did, Eid, Seq
-from relay.core.inbox_values import Question, Waiting
+from relay import clock, log, metrics
+from relay.core import handoffs, migration, orders, records
+from relay.core import jws as jose
+from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError, UnavailableError
+from relay.core.frames import Migrate, Migrated
+from relay.core.handoffs import Kept
+from relay.core.identity import VerificationKey, parse_did
+from relay.core.ids import AgentKey, Did
+from relay.core.migration_values import (
+    DigestPage,
+    Heard,
+    Holding,
+    Input,
+    Learned,
+    Mode,
+    RecordRef,
+    Side,
+    Step,
+    Ticked,
+)
 from relay.core.orders import MigrationOrder
+from relay.core.records import EndpointRecord
+from relay.ports import Keys
+from relay.ports_mesh import HandoffChange, HandoffRow, HandoffStore
+
+TRIES: Final = 32
+"""Nodes of one relay that take steps at once take turns; this often none has won."""
+_AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
+_BEFORE: Final[dict[Holding | None, Mode]] = {
+    None: Mode.NONE,
+    Holding.HOME: Mode.ACTIVE,
+    Holding.HELD: Mode.ACTIVE,
+    Holding.DOUBTFUL: Mode.NONE,
+    Holding.AWAY: Mode.NONE,
+}
+"""What an inbox is of which no side was ever written down, before its record is acted upon."""
 
 
-class Room(NamedTuple):
-    """What an agent says it will bring: envelopes, wire bytes of all, and of the largest."""
-
-    count: int
-    bytes: int
-    largest: int
-
-
+@dataclass(slots=True)
 class Handoffs:
-    """See the module."""
+    """The hand-offs of one relay, as one node takes part in them.
 
-    @property
-    def partners(self) -> frozenset[Did]:
-        """Relays that may talk with this one about some hand-off, whatever the federation."""
-        raise NotImplementedError
+    Args:
+        me: this relay.
+        store: takes the steps.
+        keys: which keys may act for a DID.
+        changed: called when a step was taken, or others may have taken some.
+        work: called when a mover, or a courier, has something to do.
+    """
+
+    me: Did
+    store: HandoffStore
+    keys: Keys
+    changed: list[Callable[[], None]] = field(default_factory=list)
+    work: list[Callable[[], None]] = field(default_factory=list)
+    partners: frozenset[Did] = frozenset()
+    """Relays that may talk with this one about some hand-off, whatever the federation."""
+    _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
+
+    # ------------------------------------------------------------ steps
+
+    async def settle(self, owner: AgentKey, *, anew: bool = False) -> Kept:
+        """Act upon the newest record held of an agent, if an inbox here is concerned.
+
+        Args:
+            owner: the agent.
+            anew: write the side down even if nothing changes: then no mover is due any more.
+        """
+        return (await self.take(owner, None, anew=anew))[0]
+
+    async def take(
+        self,
+        owner: AgentKey,
+        said: Input | None,
+        *,
+        order: str = "",
+        anew: bool = False,
+        first: Callable[[], Awaitable[object]] | None = None,
+    ) -> tuple[Kept, Step]:
+        """Act upon the newest record, then take one step; both in one commit.
+
+        Args:
+            owner: whose inbox.
+            said: the step; None: the record alone.
+            order: what the step is taken for, as signed.
+            anew: as for :meth:`settle`.
+            first: awaited once before the commit, and only where the step is taken.
+
+        Raises:
+            RelayError: why not; or ``storage_unavailable``.
+        """
+        is_done = first is None
+        for _ in range(TRIES):
+            row = await self.store.handoff(owner)
+            before = self.kept(row)
+            learned = _learn(before.side, row)
+            taken = learned if said is None else _next(learned, said)
+            kept = Kept(taken.side, order or before.order)
+            if not is_done and first is not None:
+                await first()
+                is_done = True
+            change = _change(row, before, kept, taken, anew=anew)
+            if change is None:
+                return kept, taken
+            if await self.store.change_handoff(owner, row, change):
+                self._note(owner, kept.side, is_open=change.is_open)
+                return kept, taken
+        detail = "other nodes change this hand-off all the time"
+        raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail, retry_after=1)
+
+    def kept(self, row: HandoffRow) -> Kept:
+        """A side as its store has it; what was never written down follows from the inbox."""
+        if row.text:
+            return handoffs.decode(self.me, row.text)
+        if row.holding is Holding.AWAY and row.has_left:
+            return Kept(Side(self.me, Mode.ACTIVE, _ref(row.former)))
+        before = _BEFORE[row.holding]
+        return Kept(Side(self.me, before, _ref(row.former) if before is Mode.NONE else None))
+
+    def _note(self, owner: AgentKey, side: Side, *, is_open: bool) -> None:
+        if is_open:
+            self._open[owner] = side.partners
+        else:
+            self._open.pop(owner, None)
+        self._tell()
+        if side.mode is Mode.FROZEN:
+            for listener in self.work:
+                listener()
+
+    def _tell(self) -> None:
+        self.partners = frozenset(did for dids in self._open.values() for did in dids)
+        for listener in self.changed:
+            listener()
 
     async def refresh(self) -> None:
-        """Look at what is open, and at what time does to it."""
-        raise NotImplementedError
+        """Look at what is open, at all nodes' doing, and at what time does to it."""
+        known: dict[AgentKey, frozenset[Did]] = {}
+        due: list[AgentKey] = []
+        now = clock.now()
+        for owner, text in await self.store.handoffs():
+            side = handoffs.decode(self.me, text).side
+            known[owner] = side.partners
+            ticked = migration.step(side, Ticked(), now)
+            is_over = not migration.is_open(side, now, 0)
+            if is_over or (isinstance(ticked, Step) and ticked.side != side):
+                due.append(owner)
+        metrics.HANDOFFS.set(len(known))
+        self._open = known
+        self._tell()
+        for owner in due:
+            await self.take(owner, Ticked())
 
-    async def settle(self, owner: AgentKey) -> None:
-        """Act upon the newest record held of an agent, if an inbox here is concerned."""
-        raise NotImplementedError
-
-    async def offer(self, order: MigrationOrder, room: Room) -> str:
-        """Whether :meth:`prepare` would be taken; gives a signed statement."""
-        raise NotImplementedError
-
-    async def prepare(self, order: MigrationOrder, room: Room, newest: str) -> str:
-        """Get ready as the target; gives a signed statement."""
-        raise NotImplementedError
-
-    async def freeze(self, order: MigrationOrder) -> str:
-        """Stop delivering as the source; gives a signed statement, within 10 s."""
-        raise NotImplementedError
-
-    async def state(self, order: MigrationOrder) -> str:
-        """How the hand-off stands here, signed."""
-        raise NotImplementedError
-
-    async def inventory(self, order: MigrationOrder, after: Seq) -> Sequence[Waiting]:
-        """What waits here behind ``after``."""
-        raise NotImplementedError
-
-    async def find(
-        self, order: MigrationOrder, items: Sequence[tuple[Question, Eid]]
-    ) -> Sequence[State]:
-        """What became of these here."""
-        raise NotImplementedError
+    # ------------------------------------------------------------ what peers say
 
     async def hear(self, peer: Did, said: Migrate) -> Migrated:
-        """Take a page of a digest from a relay that has proven itself."""
-        raise NotImplementedError
+        """Take a page of a digest from a relay that has proven itself.
+
+        Raises:
+            RelayError: ``wrong_state``: nothing is handed over here by that relay under that id;
+                ``moved``; or what is wrong with the evidence.
+        """
+        owner = parse_did(said.agent).agent_key
+        row = await self.store.handoff(owner)
+        named = await self._is_named(peer, said, row)
+        page = DigestPage(
+            handoff=said.handoff,
+            whole=jose.b64decode(said.whole),
+            number=said.number,
+            total=said.total,
+            missing=frozenset(said.missing),
+            floor=said.floor,
+            doubts=said.doubts,
+        )
+        known = said.known
+
+        async def learn() -> None:
+            if known is not None:
+                await self.store.learn_known(owner, known)
+
+        _, step = await self.take(owner, Heard(peer, page, named), first=learn)
+        if step.answer is None:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "that is no page of a digest")
+        if step.answer.next == said.total:
+            log.handoff("digested", said.agent, said.handoff, peer)
+        return Migrated(said.ref, said.handoff, said.whole, step.answer.next)
+
+    async def _is_named(self, peer: Did, said: Migrate, row: HandoffRow) -> bool:
+        """Whether the agent itself has said that mail lay at this relay.
+
+        Raises:
+            RelayError: what is shown for it is not the agent's.
+        """
+        handoff = self.kept(row).side.handoff
+        if handoff == (said.handoff, peer) or row.record is None:
+            return False
+        key = await self.keys.resolve(said.agent)
+        evidence = _evidence(said.evidence, key)
+        newest = records.parse(row.record.compact)
+        return orders.is_named(peer, evidence, newest)
 
     async def may_bring(self, peer: Did, agent: AgentKey, handoff: str) -> bool:
-        """Whether what this relay brings is part of a hand-off: past rules and quotas."""
-        raise NotImplementedError
+        """Whether what this relay brings is part of a hand-off: past rules and quotas.
+
+        That goes by the relay, not by the id: what it once handed over under an order it may hand
+        over again under the record that followed.
+        """
+        del handoff
+        side = self.kept(await self.store.handoff(agent)).side
+        return side.mode in {Mode.INCOMING, Mode.ACTIVE} and peer in side.partners
+
+
+def _learn(side: Side, row: HandoffRow) -> Step:
+    """What the newest record makes of a side."""
+    record = _ref(row.record.compact if row.record else None)
+    if record is None:
+        return Step(side)
+    if side.record is not None and side.record.order > record.order:
+        # one whose seq no right clock can have given had to give way in the store
+        side = side._replace(record=None)
+    former = _ref(row.former)
+    done = migration.step(side, Learned(record, former, _fork(row, record)), clock.now())
+    return _taken(done)
+
+
+def _next(learned: Step, said: Input) -> Step:
+    done = _taken(migration.step(learned.side, said, clock.now()))
+    return done._replace(mark_present=done.mark_present or learned.mark_present)
+
+
+def _taken(done: Step | Refusal) -> Step:
+    if isinstance(done, Refusal):
+        raise done.to_error()
+    return done
+
+
+def _ref(compact: str | None) -> RecordRef | None:
+    return None if compact is None else RecordRef.of(records.parse(compact))
+
+
+def _fork(row: HandoffRow, record: RecordRef) -> RecordRef | None:
+    """What else the agent signed under one seq: all homes that such records name."""
+    refs = [_ref(one) for one in row.evidence or ()]
+    others = [ref for ref in refs if ref is not None and ref.order != record.order]
+    if not others:
+        return None
+    homes = dict.fromkeys(home for ref in others for home in ref.homes)
+    return RecordRef(max(ref.order for ref in others), tuple(homes))
+
+
+def _change(
+    row: HandoffRow, before: Kept, kept: Kept, step: Step, *, anew: bool
+) -> HandoffChange | None:
+    """What a step does to the store; None: nothing at all."""
+    side = kept.side
+    if not row.text and _is_plain(side, row):
+        return None
+    is_same = bool(row.text) and kept == before and row.holding is side.holding
+    if is_same and not (anew or step.mark_present or step.imports):
+        return None
+    turns = row.holding is not side.holding and not {row.holding, side.holding} <= _AT_HOME
+    hands_over = side.mode is Mode.FROZEN and side.handoff != before.side.handoff
+    begins = side.mode in {Mode.FROZEN, Mode.INCOMING} and side.mode is not before.side.mode
+    return HandoffChange(
+        text=handoffs.encode(*kept),
+        holding=side.holding,
+        ends_session=turns or hands_over,
+        marks_present=step.mark_present,
+        is_new=begins,
+        is_open=migration.is_open(side, clock.now(), row.tally.waiting),
+        has_work=migration.has_work(side),
+        doubts=step.imports.doubts if step.imports else b"",
+        floor=step.imports.floor if step.imports else -1,
+    )
+
+
+def _is_plain(side: Side, row: HandoffRow) -> bool:
+    """Whether there is no more to say of it than its inbox and its record do."""
+    if side.mode is Mode.NONE or (row.holding is None and side.mode is Mode.ACTIVE):
+        return True
+    is_bare = side.handoff is None and not side.missing and side.forked is None
+    return side.mode is Mode.ACTIVE and is_bare and row.holding is Holding.HOME
+
+
+def _evidence(compact: str, key: VerificationKey) -> MigrationOrder | EndpointRecord:
+    """An order or a record that the agent signed, however long ago."""
+    try:
+        evidence: MigrationOrder | EndpointRecord = records.parse(compact)
+    except RelayError:
+        evidence = orders.parse(compact)
+    jws = evidence.jws
+    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the evidence is not signed by the agent")
+    return evidence

@@ -20,7 +20,9 @@ from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
 from relay.service.handles import OwnHandles
+from relay.service.handoffs import Handoffs
 from relay.service.mesh import Mesh
+from relay.service.migrations import Migrations
 from relay.service.peers import Peers
 from relay.service.resolving import Resolving, Routing
 from relay.service.rules import RulesOf
@@ -68,6 +70,8 @@ class Node:
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names
+    handoffs: Handoffs
+    migrations: Migrations
 
     def limits(self) -> dict[str, int]:
         """``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""

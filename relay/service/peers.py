@@ -89,6 +89,20 @@ class Peers:
             detail = "this relay deals only with relays that its operator added"
             raise RejectedError(ErrorCode.NOT_FEDERATED, detail)
 
+    def admit_handoff(self, did: Did) -> None:
+        """Let an inbox move between here and a relay: an agent's order is enough where none is off.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``.
+        """
+        row = self.rows.get(did)
+        if did == self.own:
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "that is this relay itself")
+        if self.federation == "off":
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
+        if did in self._denied or (row is not None and row.standing == "blocked"):
+            raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
+
     def admit_login(self, did: Did) -> None:
         """Let a relay log in here, or go on; one that told lies of late stays out for a while.
 

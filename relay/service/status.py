@@ -25,7 +25,7 @@ from relay.ports_mesh import PeerLink, PeerLinks
 from relay.service.resolving import Routing
 
 FOLLOW_S: Final = 3.0
-_STATE: Final[dict[Fate, State]] = {
+STATES: Final[dict[Fate, State]] = {
     Fate.STORED: "stored",
     Fate.ACKED: "acked",
     Fate.REFUSED: "refused",
@@ -33,6 +33,7 @@ _STATE: Final[dict[Fate, State]] = {
     Fate.CORRUPT: "corrupt",
     Fate.MOVED: "moved",
     Fate.FORWARDED: "forwarded",
+    Fate.DOUBTFUL: "unknown",
 }
 _FINAL: Final = frozenset({"acked", "refused", "expired", "corrupt"})
 
@@ -69,7 +70,7 @@ class StatusOf:
             for place, one in zip(questions, found, strict=True):
                 if one is None:
                     continue
-                answers[place] = replace(answers[place], state=_STATE[one.fate])
+                answers[place] = replace(answers[place], state=STATES[one.fate])
                 if one.forwarded is not None:
                     peer, receipt = did_of(one.forwarded.peer), b64encode(one.forwarded.receipt)
                     answers[place] = replace(answers[place], peer=peer, receipt=receipt)

@@ -1,0 +1,108 @@
+"""The route of an agent that moves; each request shows its signed order (PROTOCOL.md §5.11)."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+from fastapi import APIRouter, Request, Response
+
+from relay.core import jws as jose
+from relay.core import orders
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.ids import Eid, Seq
+from relay.core.inbox_values import Question
+from relay.core.orders import MigrationOrder
+from relay.http import bodies
+from relay.service.migrations import MOST_ITEMS, Migrations, Room
+from relay.service.node import Node
+
+KEY_BYTES: Final = 16
+EID_CHARS: Final = 43
+
+Answer = Callable[[Migrations, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
+
+
+def migration_router(node: Node) -> APIRouter:
+    """One route: the step is named in the body."""
+    api = APIRouter()
+
+    @api.post("/v1/migrations", summary="One step of moving an inbox to another relay")
+    async def step(request: Request) -> Response:
+        try:
+            asked = await bodies.members(request)
+            name = asked.one_of("step", frozenset(_STEPS))
+            order = orders.parse(asked.text("order", most=orders.MAX_BYTES))
+            return bodies.answer(await _STEPS[name](node.migrations, order, asked))
+        except ValueError as exc:
+            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+
+    return api
+
+
+def _room(asked: jose.Members) -> Room:
+    return Room(asked.integer("count"), asked.integer("bytes"), asked.integer("largest"))
+
+
+async def _offer(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+    return {"statement": await here.offer(order, _room(asked))}
+
+
+async def _prepare(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+    newest = asked.text("newest", most=4096)
+    return {"statement": await here.prepare(order, _room(asked), newest)}
+
+
+async def _freeze(here: Migrations, order: MigrationOrder, _: jose.Members) -> dict[str, Any]:
+    return {"statement": await here.freeze(order)}
+
+
+async def _state(here: Migrations, order: MigrationOrder, _: jose.Members) -> dict[str, Any]:
+    return {"statement": await here.state(order)}
+
+
+async def _inventory(
+    here: Migrations, order: MigrationOrder, asked: jose.Members
+) -> dict[str, Any]:
+    after = Seq(asked.integer("after"))
+    found = await here.inventory(order, after, MOST_ITEMS + 1)
+    items = [
+        [
+            one.seq,
+            one.eid,
+            one.question.hour,
+            jose.b64encode(one.question.dedupe_key),
+            one.size,
+            one.expires_at,
+        ]
+        for one in found[:MOST_ITEMS]
+    ]
+    return {"items": items, "more": len(found) > MOST_ITEMS}
+
+
+async def _find(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+    items = [_item(value) for value in asked.array("items", most=MOST_ITEMS)]
+    return {"states": list(await here.find(order, items))}
+
+
+def _item(value: object) -> tuple[Question, Eid]:
+    match value:
+        case [int(hour), str(key), str(eid)] if (
+            type(hour) is int and 0 <= hour < 2**32 and len(eid) == EID_CHARS
+        ):
+            raw = jose.b64decode(key)
+            if len(raw) != KEY_BYTES:
+                raise ValueError(f"a key has {KEY_BYTES} bytes")
+            return Question(raw, hour), Eid(eid)
+        case _:
+            raise ValueError("an item is [hour, key, eid]")
+
+
+_STEPS: Final[dict[str, Answer]] = {
+    "offer": _offer,
+    "prepare": _prepare,
+    "freeze": _freeze,
+    "state": _state,
+    "inventory": _inventory,
+    "find": _find,
+}

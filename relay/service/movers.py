@@ -1,0 +1,219 @@
+"""Movers: what a frozen inbox has to say before its courier may go (GUARANTEES.md §3).
+
+Rules of the file: nothing is let go here. The digest is said page by page, in order, as often as it
+takes; the inbox is lent to one node at a time, and a lease that lapses hands it to another. What
+failed is tried again within the lease, and then with each new one.
+
+::
+
+    due ──settle──▶ digest said? ──no──▶ pages ──all there──▶ written down
+                         └──yes, and the record names the target──▶ courier
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from relay import clock, log, metrics
+from relay.core import migration, orders, records
+from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
+from relay.core.frames import Migrate, Migrated
+from relay.core.handoffs import Kept
+from relay.core.identity import did_of
+from relay.core.ids import AgentKey
+from relay.core.inbox_values import Known
+from relay.core.jws import b64decode, b64encode
+from relay.core.migration_values import DOUBT_BYTES, DigestReceipt, Heard, Holding, Mode, Side
+from relay.core.outbox import LEASE_S
+from relay.core.records import Home
+from relay.ports_mesh import HandoffRow, HandoffStore, PeerLink, PeerLinks
+from relay.service.handoffs import Handoffs
+
+PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)
+ASKS: Final = 4
+"""A digest is begun anew so often at most, should the target forget its pages."""
+MOST_REMEMBERED: Final = 1_000
+
+
+class Lead(NamedTuple):
+    """How a courier is to go on: not at all, freely, or as part of a hand-off."""
+
+    may_carry: bool
+    handoff: str = ""
+
+
+@dataclass(slots=True)
+class Mover:
+    """Says digests.
+
+    Args:
+        handoffs: the steps.
+        store: what they are about.
+        links: other relays.
+    """
+
+    handoffs: Handoffs
+    store: HandoffStore
+    links: PeerLinks
+    why: dict[AgentKey, str] = field(default_factory=dict)
+    """What keeps a mover of this node from going on, for a person."""
+
+    async def lead(self, inbox: AgentKey) -> Lead:
+        """Act upon the record, say the digest if it is due; whether a courier may go then."""
+        kept = await self.handoffs.settle(inbox, anew=True)
+        until = clock.monotonic() + LEASE_S * 0.6
+        for pause_s in (*PAUSES_S, None):
+            if not migration.has_work(kept.side):
+                break
+            try:
+                kept = await self._hand(inbox, kept)
+                self.why.pop(inbox, None)
+            except RelayError as exc:
+                self._failed(inbox, exc)
+                if pause_s is None or clock.monotonic() + pause_s > until:
+                    return Lead(may_carry=False)
+                await asyncio.sleep(pause_s)
+                kept = await self.handoffs.settle(inbox)
+        side = kept.side
+        if side.mode is not Mode.FROZEN or side.handoff is None:
+            return Lead(may_carry=side.holding is Holding.AWAY)
+        return Lead(side.holding is Holding.AWAY and side.is_named, side.handoff.id)
+
+    def _failed(self, inbox: AgentKey, exc: RelayError) -> None:
+        metrics.DIGEST_FAILURES.labels(exc.code).inc()
+        if len(self.why) >= MOST_REMEMBERED:
+            del self.why[next(iter(self.why))]
+        self.why[inbox] = f"{exc.code}: {exc.detail}"
+        log.digest_failed(did_of(inbox), exc.code, exc.detail)
+
+    async def homes(self, inbox: AgentKey, handoff: str) -> Sequence[Home]:
+        """Where the mail of a hand-off may go: its target, while that is the current one."""
+        row = await self.store.handoff(inbox)
+        kept = self.handoffs.kept(row)
+        side = kept.side
+        current = side.handoff is not None and side.handoff.id == handoff
+        if not current or side.mode is not Mode.FROZEN or not side.is_named:
+            return []
+        return [_target(side, kept, row)]
+
+    # ------------------------------------------------------------ the digest
+
+    async def _hand(self, inbox: AgentKey, kept: Kept) -> Kept:
+        """Say all of it, then write down that it was heard.
+
+        Raises:
+            RelayError: it was not.
+        """
+        side, row = kept.side, await self.store.handoff(inbox)
+        assert side.handoff is not None  # noqa: S101  it has work
+        target = _target(side, kept, row)
+        link = await self.links.reach(target.did, target.url)
+        pages = await self._pages(inbox, side, _evidence(side, kept, row))
+        receipt = await _say(link, pages)
+        log.handoff("handed", did_of(inbox), side.handoff.id, target.did)
+        return (await self.handoffs.take(inbox, Heard(target.did, receipt)))[0]
+
+    async def _pages(self, inbox: AgentKey, side: Side, evidence: str) -> list[Migrate]:
+        assert side.handoff is not None  # noqa: S101  as above
+        ids, floor = await self._doubts(inbox)
+        known = await self.store.known(inbox)
+        missing = tuple(sorted(side.missing))
+        whole = hashlib.sha256()
+        whole.update(f"{side.handoff.id} {' '.join(missing)}".encode())
+        whole.update(struct.pack(">q", floor) + ids)
+        size = migration.DIGEST_PAGE * DOUBT_BYTES
+        parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
+        if len(parts) > migration.DIGEST_PAGES:
+            raise ProtocolError(ErrorCode.TOO_LARGE, "more ids than a digest has room for")
+        return [
+            Migrate(
+                ref="",
+                agent=did_of(inbox),
+                handoff=side.handoff.id,
+                evidence=evidence,
+                whole=b64encode(whole.digest()),
+                number=number,
+                total=len(parts),
+                missing=missing,
+                floor=floor,
+                doubts=part,
+                known=known if number == 0 and known != Known() else None,
+            )
+            for number, part in enumerate(parts)
+        ]
+
+    async def _doubts(self, inbox: AgentKey) -> tuple[bytes, int]:
+        ids: dict[bytes, None] = {}
+        after, floor = "", -1
+        while True:
+            found = await self.store.doubts(inbox, after, migration.DIGEST_PAGE)
+            some = found.ids
+            for at in range(0, len(some), DOUBT_BYTES):
+                ids[some[at : at + DOUBT_BYTES]] = None
+            after, floor = found.after, max(floor, found.floor)
+            if not after:
+                # in one order, so that what is said again after a crash is the same digest
+                return b"".join(sorted(ids)), floor
+
+
+async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
+    """Say the pages in order, from where the target wants them.
+
+    Raises:
+        RelayError: its refusal, or no answer.
+    """
+    first = pages[0]
+    number, total = 0, first.total
+    for _ in range(ASKS * total):
+        page = pages[number]
+        answer = await link.ask(_asking(page))
+        if not isinstance(answer, Migrated):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "the peer answers another question")
+        if (answer.handoff, answer.whole) != (page.handoff, page.whole) or answer.next > total:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "the peer speaks of another digest")
+        if answer.next == total:
+            return DigestReceipt(page.handoff, b64decode(page.whole), total)
+        number = answer.next
+    detail = "the target asks for the same pages again and again"
+    raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail)
+
+
+def _asking(page: Migrate) -> Callable[[str], Migrate]:
+    def make(ref: str) -> Migrate:
+        return Migrate(
+            ref, page.agent, page.handoff, page.evidence, page.whole, page.number, page.total,
+            page.missing, page.floor, page.doubts, page.known,
+        )  # fmt: skip
+
+    return make
+
+
+def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:
+    """Where the target is: as the record says, or else as the order does.
+
+    Raises:
+        UnavailableError: neither says so.
+    """
+    assert side.handoff is not None  # noqa: S101  only of a hand-off
+    peer = side.handoff.peer
+    homes: list[Home] = []
+    if row.record is not None:
+        homes += records.parse(row.record.compact).relays
+    if kept.order:
+        homes.append(orders.parse(kept.order).target)
+    for home in homes:
+        if home.did == peer:
+            return home
+    raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "nobody says where the target is")
+
+
+def _evidence(side: Side, kept: Kept, row: HandoffRow) -> str:
+    """What shows that the agent's mail lay here: an earlier record, or an order."""
+    if row.former is not None and records.parse(row.former).names(side.me):
+        return row.former
+    return kept.order
