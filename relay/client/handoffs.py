@@ -7,7 +7,8 @@ where the relay that the order names has signed it, and where it speaks of this 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any, Final, NamedTuple, get_args
 
 from relay.client.errors import of, typed
@@ -24,12 +25,15 @@ from relay.core.jws import Members
 
 PATH: Final = "/v1/migrations"
 PAGE: Final = 1024
+MOST_LISTED: Final = 1_000_000
+"""Whoever lists more than any inbox holds goes on for ever."""
 FREEZE_S: Final = 15.0
 """A source answers once the target has its digest, or after 10 s."""
 _STATES: Final = frozenset(get_args(State))
 
 
-class Room(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Room:
     """What an agent brings: envelopes, wire bytes of all, and of the largest."""
 
     count: int
@@ -74,7 +78,7 @@ class Office:
         Raises:
             AgentError: its no, or no answer, or a statement that is not its own.
         """
-        return self._read(await self._ask("offer", room._asdict()))
+        return self._read(await self._ask("offer", asdict(room)))
 
     async def prepare(self, room: Room, newest: str) -> Said:
         """Ask the target to get ready.
@@ -86,7 +90,7 @@ class Office:
         Raises:
             AgentError: as :meth:`offer`.
         """
-        return self._read(await self._ask("prepare", {**room._asdict(), "newest": newest}))
+        return self._read(await self._ask("prepare", {**asdict(room), "newest": newest}))
 
     async def freeze(self) -> Said:
         """Ask the source to stop delivering; to be repeated until its target has the digest.
@@ -123,8 +127,10 @@ class Office:
             except ValueError as exc:
                 raise self._wrong(str(exc)) from exc
             seqs = [after, *(one.seq for one in page)]
-            if any(one >= other for one, other in zip(seqs, seqs[1:], strict=False)):
+            if any(one >= other for one, other in pairwise(seqs)):
                 raise self._wrong("an inventory that goes back")
+            if len(items) > MOST_LISTED:
+                raise self._wrong("an inventory without an end")
             if more and not page:
                 raise self._wrong("an inventory that does not go on")
             items += page
@@ -146,7 +152,7 @@ class Office:
                 raise self._wrong(str(exc)) from exc
             if not all(isinstance(one, str) and one in _STATES for one in found):
                 raise self._wrong("a state that does not exist")
-            states += found  # type: ignore[arg-type]  # looked at just now
+            states += found
         return states
 
     # ------------------------------------------------------------ below

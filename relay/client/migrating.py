@@ -8,43 +8,33 @@ a signature goes. Without a session: closing and opening those is the :class:`Ag
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from relay import clock
 from relay.client import ordering, verifying
-from relay.client.errors import AgentError, MigrationStalledError, typed
-from relay.client.handoffs import Office, Room, Said
+from relay.client.errors import AgentError, typed
+from relay.client.handoffs import Office, Room
 from relay.client.moves import Move, Moved, Progress, Stage
 from relay.client.origin import Origin
+from relay.client.patience import Patience, Tell, expect, leniently
 from relay.client.publishing import put
 from relay.client.state import State
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.core.errors import ErrorCode
 from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.core.ids import Did, Eid
 from relay.core.migration_values import Mode
 from relay.core.records import EndpointRecord, Home
 
 T = TypeVar("T")
-Tell = Callable[[Progress], None]
 
 DEADLINE_S: Final = 600.0
 BRIEFLY_S: Final = 5.0
 """So long a source that the program has given up is asked all the same."""
-FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 5.0
 TRIES: Final = 3
 """Another program of this agent may publish, or order, at the same time."""
 _OVERTAKEN: Final = frozenset({ErrorCode.EXPIRED, ErrorCode.STALE_RECORD})
-_AGAIN: Final = frozenset({
-    ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.MIGRATING,
-})  # fmt: skip
-STALLED: Final = (
-    "{why}. Nothing is lost: what waits at {source} stays there. Go on by migrating to {target} "
-    "again, cancel it, or give the old relay up (dead_source)"
-)
 
 
 class Agency(Protocol):
@@ -74,9 +64,13 @@ class Agency(Protocol):
         """The record is published: log in where it says, and nowhere else."""
         ...
 
+    def expect(self, coming: frozenset[Eid] | None) -> None:
+        """What comes from the old home; None: nobody knows."""
+        ...
 
-def _silent(_: Progress) -> None:
-    return
+
+def silent(_: Progress) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +83,7 @@ class Wish:
         deadline_s: seconds to go on.
     """
 
-    tell: Tell = _silent
+    tell: Tell = silent
     without_source: bool = False
     deadline_s: float = DEADLINE_S
 
@@ -203,8 +197,8 @@ class Migration:
         items = await self._of_source(move, source.inventory)
         if items is not None:
             newest = self.agency.state.record or ""
-            said = await self._insist(move, lambda: target.prepare(Room.of(items), newest))
-            _expect(target, said, move, Mode.INCOMING)
+            said = await self._patience(move).insist(lambda: target.prepare(Room.of(items), newest))
+            expect(target, said, move, Mode.INCOMING)
             # noted before it is asked: from here on the source may have stopped delivering
             step = {"stage": Stage.FREEZING, "is_held": True, "left_at": float(clock.now())}
             await self._keep(move, target_said=said.compact, **step)
@@ -218,7 +212,7 @@ class Migration:
         if said is None:
             await self._keep(move, stage=Stage.PUBLISHING, without_source=True)
             return
-        _expect(source, said, move, Mode.FROZEN)
+        expect(source, said, move, Mode.FROZEN)
         await self._keep(move, stage=Stage.DIGEST, source_said=said.compact)
 
     async def _digest(self, move: Move) -> None:
@@ -240,22 +234,24 @@ class Migration:
             AgentError: ``migrating``: not yet.
         """
         said = await target.state()
-        _expect(target, said, move, Mode.INCOMING)
+        expect(target, said, move, Mode.INCOMING)
         if said.statement.digested:
             return True
         said = await source.freeze()
-        _expect(source, said, move, Mode.FROZEN)
+        expect(source, said, move, Mode.FROZEN)
         if not said.statement.handed:
             why = said.statement.why or "the old relay has not told the new one what was seen"
             raise typed(ErrorCode.MIGRATING, why)
         if not (await target.state()).statement.digested:
-            raise typed(ErrorCode.MIGRATING, "the new relay says that it was not told what was seen")
+            raise typed(
+                ErrorCode.MIGRATING, "the new relay says that it was not told what was seen"
+            )
         return True
 
     async def _publish(self, move: Move) -> None:
         record = move.said.record
         _, target = self._offices(move)
-        newer = await self._insist(move, lambda: put(target.origin, record))
+        newer = await self._patience(move).insist(lambda: put(target.origin, record))
         if newer is not None:
             self.agency.state.keep_record(newer.jws.compact)
             raise typed(ErrorCode.STALE_RECORD, "another program of this agent has published")
@@ -264,17 +260,25 @@ class Migration:
         move = await self._keep(move, stage=Stage.COPYING)
         await self.agency.arrive()
         await self._keep(move, arrived_at=float(clock.now()))
+        self.agency.expect(await self._coming(move, ()))
 
     async def _copy(self, move: Move) -> Moved:
         source, target = self._offices(move)
         watch = verifying.Watch(self.agency.state.moves, source, target, self.wish.tell)
         patience_s = BRIEFLY_S if move.without_source else self.until - clock.monotonic()
         moved = await watch.until_empty(move, clock.monotonic() + patience_s)
+        self.agency.expect(await self._coming(move, moved.missing))
         if moved.waiting == 0 or move.without_source:
             await self.agency.state.moves.keep_moved(moved)
             await self._keep(self._move, stage=Stage.DONE)
             self.wish.tell(Progress(Stage.DONE))
         return moved
+
+    async def _coming(self, move: Move, missing: Collection[Eid]) -> frozenset[Eid] | None:
+        if not move.is_listed:
+            return None
+        now, items = clock.now(), await self.agency.state.moves.waited()
+        return frozenset(one.eid for one in items if one.expires_at > now) - frozenset(missing)
 
     # ------------------------------------------------------------ endings
 
@@ -288,10 +292,10 @@ class Migration:
         record = ordering.newest(self.agency.state)
         source, target = self._offices(move)
         if record is not None and move.is_held:
-            await self._insist(move, lambda: self._give(source, record))
-        for office in (source, target):
-            if record is not None:
-                await _leniently(lambda office=office: put(office.origin, record))  # type: ignore[misc]
+            await self._patience(move).insist(lambda: self._give(source, record))
+        if record is not None:
+            await leniently(lambda: put(source.origin, record))
+            await leniently(lambda: put(target.origin, record))
         await self._keep(move, stage=Stage.DROPPED)
         self.agency.stay()
 
@@ -348,66 +352,14 @@ class Migration:
     async def _of_source(self, move: Move, ask: Callable[[], Awaitable[T]]) -> T | None:
         """Ask the source; None: the program has given it up, and it does not answer."""
         if not (move.without_source or self.wish.without_source):
-            return await self._insist(move, ask)
+            return await self._patience(move).insist(ask)
         try:
-            return await self._insist(move, ask, min(self.until, clock.monotonic() + BRIEFLY_S))
+            until = min(self.until, clock.monotonic() + BRIEFLY_S)
+            return await Patience(move, until, self.wish.tell).insist(ask)
         except AgentError as exc:
             if exc.code in _OVERTAKEN:
                 raise
             return None
 
-    async def _insist(
-        self, move: Move, ask: Callable[[], Awaitable[T]], until: float | None = None
-    ) -> T:
-        """Ask until there is an answer, or for so long.
-
-        Raises:
-            AgentError: a definite no.
-            MigrationStalledError: no answer in time.
-        """
-        until, pause = self.until if until is None else until, FIRST_PAUSE_S
-        while True:
-            try:
-                return await ask()
-            except AgentError as exc:
-                if not is_passing(exc):
-                    raise
-                wait = max(clock.jitter(pause), exc.retry_after or 0)
-                if clock.monotonic() + wait > until:
-                    raise _stalled(move, exc) from exc
-                self.wish.tell(Progress(move.stage, detail=exc.detail))
-                await asyncio.sleep(wait)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
-
-
-def is_passing(exc: AgentError) -> bool:
-    """Whether it says only that it cannot be done now."""
-    return isinstance(exc, UnavailableError) or exc.code in _AGAIN
-
-
-def _expect(office: Office, said: Said, move: Move, mode: Mode) -> None:
-    """What was asked for is what is said.
-
-    Raises:
-        ProtocolError: it is not.
-    """
-    found = said.statement
-    if found.mode is not mode or found.handoff != move.said.id:
-        detail = f"{office.origin} says {found.mode} of hand-off {found.handoff or 'none'}"
-        raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {mode}")
-
-
-def _stalled(move: Move, exc: AgentError) -> AgentError:
-    order = move.said
-    if not move.is_held and move.stage is Stage.PREPARING:
-        return typed(exc.code, f"{exc.detail}. Nothing was changed", retry_after=exc.retry_after)
-    detail = STALLED.format(why=exc.detail, source=order.source.url, target=order.target.url)
-    return MigrationStalledError(ErrorCode.MIGRATING, detail, retry_after=exc.retry_after)
-
-
-async def _leniently(ask: Callable[[], Awaitable[object]]) -> None:
-    """Ask once; who does not answer hears it from other relays."""
-    try:
-        await ask()
-    except AgentError:
-        return
+    def _patience(self, move: Move) -> Patience:
+        return Patience(move, self.until, self.wish.tell)

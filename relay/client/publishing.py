@@ -53,8 +53,10 @@ async def publish(
 
     Raises:
         AgentError: ``origin`` cannot be reached, is another relay than before (``wrong_relay``),
-            is no home of this agent (``not_admitted``), or does not take the record.
+            is no home of this agent (``not_admitted``), or does not take the record; ``migrating``:
+            another one is signed already, since the agent changes relays.
     """
+    state.moves.refuse_if_bound()
     here = await _home(origin, state)
     for _ in range(TRIES):
         record = await _next(key, origin, here, state, change)
@@ -108,7 +110,11 @@ async def _next(
 
 
 async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
-    """Give a relay a record; gives the newer one that it holds instead."""
+    """Give a relay a record; gives the newer one that it holds instead.
+
+    Raises:
+        AgentError: the relay's no, or no answer; ``bad_frame``: it neither takes it nor has one.
+    """
     body = {"record": record.jws.compact}
     answer = await ask(origin, "PUT", f"/v1/agents/{record.did}", body=body)
     try:

@@ -23,6 +23,7 @@ from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.handoffs import Statement, Tally
 from relay.core.ids import Eid
 from relay.core.inbox_values import Waiting
+from relay.core.migration_values import Mode
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0
@@ -72,12 +73,14 @@ class Watch:
     async def _publish(self, move: Move) -> None:
         """See that the source has the record: without it, it lets nothing go."""
         said = self._read(move.source_said, self.source)
-        if said is None or not said.named:
+        if said is None or not _has_heard(said):
             await put(self.source.origin, move.said.record)
 
     @staticmethod
     def _is_empty(said: Statement) -> bool:
-        return said.named and said.tally.waiting == 0
+        if said.mode is Mode.NONE:
+            return said.tally.waiting == 0
+        return said.mode is Mode.FROZEN and said.named and said.tally.waiting == 0
 
     def _tell(self, move: Move, waits_for: str) -> None:
         said = self._read(move.source_said, self.source)
@@ -94,8 +97,7 @@ class Watch:
             await self.log.keep(move)
         source = self._read(move.source_said, self.source)
         target = self._read(move.target_said, self.target)
-        if source is not None and not source.named:
-            # it has said nothing since it was told where the agent lives
+        if source is not None and not _has_heard(source):
             source = None
         items = await self.log.waited() if move.is_listed else []
         order = move.said
@@ -161,9 +163,15 @@ class Watch:
 
 def _objections(move: Move, said: Statement) -> tuple[str, ...]:
     """What makes further looking useless."""
-    if said.handoff not in move.handoffs:
-        return (f"the old relay hands over under another id now: {said.handoff or 'none'}",)
+    is_anothers = said.mode is Mode.FROZEN and said.handoff not in move.handoffs
+    if is_anothers or said.mode is Mode.INCOMING:
+        return (f"the old relay is in another hand-off now: {said.handoff}",)
     return ()
+
+
+def _has_heard(said: Statement) -> bool:
+    """Whether a source knows where the agent lives: what it counted before says nothing."""
+    return said.mode is Mode.NONE or (said.mode is Mode.FROZEN and said.named)
 
 
 def _complaints(
