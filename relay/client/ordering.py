@@ -23,6 +23,7 @@ from relay.core.envelope import MAX_LIFETIME_S
 from relay.core.errors import ErrorCode
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
+from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord, Home, LeftHome
 
 Dial = Callable[[str], Origin]
@@ -103,28 +104,13 @@ async def order(
         AgentError: the target cannot be reached, or is another relay than before.
     """
     here, target = ends
-    there = await _relay_at(target, state)
+    there = await relay_at(target, state)
     await _learn(key.did, state, target)
     await _learn(key.did, state, dial(here.url))
-    if here.did == there.did:
-        raise typed(ErrorCode.WRONG_STATE, f"{target} and {here.url} are one relay")
-    held, before = state.moves.pending, newest(state)
-    now = clock.now()
-    signed = records.sign(
-        key,
-        [there],
-        now=_at(state, now),
-        newest_seq=_newest_seq(state),
-        handles=before.handles if before else (),
-        drain=_left(before, there, now),
-        enc=before.enc if before else None,
-    )
-    compact = orders.sign(
-        key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
-    )
+    now, held = clock.now(), state.moves.pending
     is_held = held is not None and held.rests
     move = Move(
-        compact,
+        sign(key, state, here, there),
         Stage.PREPARING,
         float(now),
         left_at=held.left_at if held is not None and is_held else 0.0,
@@ -135,31 +121,70 @@ async def order(
     return move
 
 
+def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
+    """Sign an order to move, and the record in it, above all that was signed before.
+
+    Raises:
+        ClosedError: ``wrong_state``: both are one relay.
+    """
+    if here.did == there.did:
+        raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")
+    now, before = clock.now(), newest(state)
+    signed = records.sign(
+        key,
+        [there],
+        now=_at(state, now),
+        newest_seq=_newest_seq(state),
+        handles=before.handles if before else (),
+        drain=_left(before, there, now),
+        enc=before.enc if before else None,
+    )
+    return orders.sign(
+        key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
+    )
+
+
 async def take_back(key: SigningKey, state: State, move: Move) -> Move:
     """Sign the record that overtakes the order's own: the agent lives where it did.
 
     Raises:
         AgentError: the state file cannot be written.
     """
+    cancelling = replace(move, stage=Stage.CANCELLING)
+    await state.moves.keep(cancelling)
+    await overtake(key, state, move.said)
+    return cancelling
+
+
+async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> EndpointRecord:
+    """Sign a record above that of an order, which whoever has seen the order could publish.
+
+    It says what the newest one does; it is noted, and still to be published.
+
+    Raises:
+        AgentError: the state file cannot be written.
+    """
     before, now = newest(state), clock.now()
-    ours = before.relays if before is not None and before.relays else (move.said.source,)
     signed = records.sign(
         key,
-        ours,
+        before.relays if before is not None and before.relays else (order.source,),
         now=_at(state, now),
-        newest_seq=max(_newest_seq(state), move.said.record.seq),
+        newest_seq=max(_newest_seq(state), order.record.seq),
         handles=before.handles if before else (),
         drain=before.drain if before else (),
         enc=before.enc if before else None,
     )
-    cancelling = replace(move, stage=Stage.CANCELLING)
-    await state.moves.keep(cancelling)
     state.keep_record(signed)
     await state.noted()
-    return cancelling
+    return records.parse(signed)
 
 
-async def _relay_at(target: Origin, state: State) -> Home:
+async def relay_at(target: Origin, state: State) -> Home:
+    """Who is there, as it signs itself.
+
+    Raises:
+        AgentError: unreachable, or another relay than before.
+    """
     said = await information(target)
     expected = state.relay_at(str(target))
     if said.url != str(target) or expected not in {None, said.did}:
