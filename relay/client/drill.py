@@ -55,8 +55,8 @@ async def drill(agency: Agency, url: str) -> Drill:
     """Find out what a move to ``url`` would lose, and do nothing.
 
     Raises:
-        AgentError: it is not known where the agent lives, or the target is out of reach; ``
-            migrating``: it is on its way already.
+        AgentError: it is not known where the agent lives, or the target is out of reach;
+            ``migrating``: it is on its way already.
         ValueError: ``url`` is no origin.
     """
     agency.state.moves.refuse_if_bound()
@@ -68,9 +68,8 @@ async def drill(agency: Agency, url: str) -> Drill:
         return await _look(agency, order)
     finally:
         record = await ordering.overtake(key, state, order)
-        for home in (here, there):
-            origin = agency.origin(home.url)
-            await leniently(lambda origin=origin: put(origin, record))  # type: ignore[misc]
+        await leniently(lambda: put(agency.origin(here.url), record))
+        await leniently(lambda: put(target, record))
 
 
 async def _look(agency: Agency, order: MigrationOrder) -> Drill:

@@ -40,8 +40,15 @@ _OVERTAKEN: Final = frozenset({ErrorCode.EXPIRED, ErrorCode.STALE_RECORD})
 class Agency(Protocol):
     """Whose migration it is: a running agent, or a command without a session."""
 
-    key: SigningKey
-    state: State
+    @property
+    def key(self) -> SigningKey:
+        """The agent's."""
+        ...
+
+    @property
+    def state(self) -> State:
+        """What it remembers."""
+        ...
 
     def origin(self, url: str) -> Origin:
         """Where a relay is dialled.
