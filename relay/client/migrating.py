@@ -202,15 +202,18 @@ class Migration:
             return
         source, target = self._offices(move)
         items = await self._of_source(move, source.inventory)
-        if items is not None:
-            newest = self.agency.state.record or ""
-            said = await self._patience(move).insist(lambda: target.prepare(Room.of(items), newest))
-            expect(target, said, move, Mode.INCOMING)
-            # noted before it is asked: from here on the source may have stopped delivering
-            step = {"stage": Stage.FREEZING, "is_held": True, "left_at": float(clock.now())}
-            await self._keep(move, target_said=said.compact, **step)
+        # without the source, too: so the target knows whose digest it lacks, and marks everything
+        newest = self.agency.state.record or ""
+        room = Room.of(items or ())
+        said = await self._patience(move).insist(lambda: target.prepare(room, newest))
+        expect(target, said, move, Mode.INCOMING)
+        if items is None:
+            step: dict[str, Any] = {"stage": Stage.PUBLISHING, "without_source": True}
         else:
-            await self._keep(move, stage=Stage.PUBLISHING, without_source=True)
+            # noted before it is asked: from here on the source may have stopped delivering
+            step = {"stage": Stage.FREEZING, "is_held": True}
+            step["left_at"] = move.left_at or float(clock.now())
+        await self._keep(move, target_said=said.compact, **step)
 
     async def _freeze(self, move: Move) -> None:
         source, _ = self._offices(move)
