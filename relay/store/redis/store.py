@@ -2,7 +2,7 @@
 
 ::
 
-    Inboxes  Outboxes  Records  Sweeper  Bounces      calls into partitions
+    Inboxes  Outboxes  Handoffs  Records  Sweeper  Bounces      calls into partitions
           └────┴───┬────┴────────┘
                Partitions ── RollbackFile     lineage of each partition
                    │
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,7 @@ from relay.core.inbox_values import (
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports import Inboxes as InboxesPage
 from relay.ports_mesh import (
     Changes,
     DirectoryLimits,
@@ -51,10 +52,11 @@ from relay.ports_mesh import (
     PeerRow,
     RecordRow,
 )
-from relay.store.redis import keys
+from relay.store.redis import keys, listing
 from relay.store.redis.client import Client
 from relay.store.redis.directory import Records
 from relay.store.redis.guard import Guard, check_settings
+from relay.store.redis.handoffs import HandoffCalls, Handoffs
 from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
 from relay.store.redis.mail import Bounces, Sweeper
@@ -71,7 +73,7 @@ TIMEOUT_S: Final = 1.8
 GUARD_EVERY_S: Final = 1.0
 
 
-class RedisStore:
+class RedisStore(HandoffCalls):
     """All ports of a store, over one Redis or Valkey, standalone or Cluster.
 
     Args:
@@ -130,6 +132,7 @@ class RedisStore:
         await self._guard.poll(self._client, count)
         self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
         self._outboxes = Outboxes(self._partitions)
+        self._handoffs = Handoffs(self._partitions, self._guard, self._limits)
         self._rules = Rules(self._partitions, self._limits)
         self._records = Records(self._partitions, self._guard, self._directory)
         await self._records.adopt()
@@ -197,6 +200,10 @@ class RedisStore:
         """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
         self._wakeups.on_wake(callback)
 
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once a partition is seen to be another one than it was."""
+        self._partitions.on_renewal = callback
+
     # ------------------------------------------------------------ inboxes
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
@@ -248,6 +255,10 @@ class RedisStore:
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """See :meth:`relay.ports.InboxStore.heads`."""
         return await self._inboxes.heads(inboxes)
+
+    async def inboxes(self, after: str, most: int) -> InboxesPage:
+        """See :meth:`relay.ports.InboxStore.inboxes`."""
+        return await listing.inboxes(self._partitions, after, most)
 
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
         """See :meth:`relay.ports.InboxStore.merge_record`."""
