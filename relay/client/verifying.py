@@ -188,7 +188,8 @@ def _complaints(
             found.append(
                 f"the old relay listed {moved.listed} envelopes, and states that {tally.was} waited"
             )
-    if source is not None and target is not None and moved.kept + moved.dups < moved.moved:
+    is_counted = target is not None and target.handoff == moved.id
+    if source is not None and is_counted and moved.kept + moved.dups < moved.moved:
         found.append(
             f"the old relay states that {moved.moved} were taken over, the new one has got "
             f"{moved.kept + moved.dups}"
