@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from relay import __version__
-from relay.cli import naming_commands, output, peer_commands, talking
+from relay.cli import moving_commands, naming_commands, output, peer_commands, talking
 from relay.cli.exits import MEANING, Exit, exit_of
 from relay.cli.id_commands import id_app
 from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
@@ -100,6 +100,7 @@ def _inbox(
 talking.register(app)
 peer_commands.register(app)
 naming_commands.register(app)
+moving_commands.register(app)
 
 
 @app.command("demo")

@@ -299,7 +299,9 @@ def _is_plain(side: Side, row: HandoffRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
     if side.mode is Mode.NONE or (row.holding is None and side.mode is Mode.ACTIVE):
         return True
-    is_bare = side.handoff is None and not side.missing and side.forked is None
+    # a digest that came, or a part of one, is to be kept: its relay may bring what it holds
+    has_heard = side.sources or side.collecting is not None
+    is_bare = side.handoff is None and not side.missing and side.forked is None and not has_heard
     return side.mode is Mode.ACTIVE and is_bare and row.holding is Holding.HOME
 
 
