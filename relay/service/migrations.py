@@ -30,7 +30,8 @@ from relay.service.movers import Mover
 from relay.service.peers import Peers
 from relay.service.status import STATES
 
-FREEZE_S: Final = 10.0
+FREEZE_S: Final = 6.0
+"""Below what clients wait for an answer over HTTP."""
 LOOK_S: Final = 0.25
 MOST_ITEMS: Final = 1_024
 
@@ -143,7 +144,7 @@ class Migrations:
     # ------------------------------------------------------------ at the source
 
     async def freeze(self, order: MigrationOrder) -> str:
-        """Stop delivering; answers once the target knows what the agent has seen, or after 10 s.
+        """Stop delivering; answers once the target knows what the agent has seen, or after 6 s.
 
         Raises:
             RelayError: ``wrong_state``: this relay is not the agent's home; ``stale_record``,
