@@ -30,8 +30,6 @@ SOURCE = ("freeze", "page", "handed", "turn", "copy", "let go")
 TARGET = ("prepare", "import", "named", "keep")
 """What happens at either, in its order; each has a point before and one after."""
 
-Call = Callable[..., Awaitable[Any]]
-
 
 def change_names(seen: HandoffRow, change: HandoffChange) -> Iterable[str]:
     """Which steps a change is, by what becomes of the side."""
@@ -55,44 +53,56 @@ def _side(text: str) -> Side:
     return handoffs.decode(Did(""), text).side if text else Side(Did(""))
 
 
+def _change(_: object, seen: HandoffRow, wanted: HandoffChange) -> Iterable[str]:
+    return change_names(seen, wanted)
+
+
+def _ask(make: Callable[[str], object]) -> Iterable[str]:
+    return ["page"] if isinstance(make(""), Migrate) else []
+
+
+def _submit(*_: object, handoff: str = "", **__: object) -> Iterable[str]:
+    return ["copy"] if handoff else []
+
+
+def _ack(requests: Sequence[Any]) -> Iterable[str]:
+    return ["let go"] if any(one.ack.forwarded is not None for one in requests) else []
+
+
+def _append(items: Sequence[Any]) -> Iterable[str]:
+    return ["keep"] if any(item.moving for item in items) else []
+
+
+METHODS: tuple[tuple[type, str, Callable[..., Iterable[str]]], ...] = (
+    (RedisStore, "change_handoff", _change),
+    (RedisStore, "append", _append),
+    (RedisStore, "ack", _ack),
+    (Link, "ask", _ask),
+    (Link, "submit", _submit),
+)
+"""Which points a call has, by its arguments."""
+
+
 def cut_at(cuts: Cuts, where: str) -> None:
     """Put the points around the methods."""
+    for owner, method, names in METHODS:
+        setattr(owner, method, _around(cuts, where, getattr(owner, method), names))
 
-    def around(owner: type, method: str, names: Callable[..., Iterable[str]]) -> None:
-        call: Call = getattr(owner, method)
 
-        @wraps(call)
-        async def wrapped(self: Any, *args: Any, **options: Any) -> Any:
-            here = list(names(*args, **options))
-            for name in here:
-                cuts.reached(where, f"before {name}")
-            answer = await call(self, *args, **options)
-            for name in here:
-                cuts.reached(where, f"after {name}")
-            return answer
+def _around(
+    cuts: Cuts, where: str, call: Callable[..., Awaitable[Any]], names: Callable[..., Iterable[str]]
+) -> Callable[..., Awaitable[Any]]:
+    @wraps(call)
+    async def wrapped(self: Any, *args: Any, **options: Any) -> Any:
+        here = list(names(*args, **options))
+        for name in here:
+            cuts.reached(where, f"before {name}")
+        answer = await call(self, *args, **options)
+        for name in here:
+            cuts.reached(where, f"after {name}")
+        return answer
 
-        setattr(owner, method, wrapped)
-
-    def change(_: object, seen: HandoffRow, wanted: HandoffChange) -> Iterable[str]:
-        return change_names(seen, wanted)
-
-    def ask(make: Callable[[str], object]) -> Iterable[str]:
-        return ["page"] if isinstance(make(""), Migrate) else []
-
-    def submit(*_: object, handoff: str = "", **__: object) -> Iterable[str]:
-        return ["copy"] if handoff else []
-
-    def ack(requests: Sequence[Any]) -> Iterable[str]:
-        return ["let go"] if any(one.ack.forwarded is not None for one in requests) else []
-
-    def append(items: Sequence[Any]) -> Iterable[str]:
-        return ["keep"] if any(item.moving for item in items) else []
-
-    around(RedisStore, "change_handoff", change)
-    around(RedisStore, "append", append)
-    around(RedisStore, "ack", ack)
-    around(Link, "ask", ask)
-    around(Link, "submit", submit)
+    return wrapped
 
 
 def main(words: Sequence[str]) -> int:

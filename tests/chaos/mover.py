@@ -6,35 +6,36 @@ says the same again. What it sees it notes: a note is an entry of the ledger, wi
 
 ::
 
-    visit the old home ─▶ order signed, kept ─▶ prepare ─▶ freeze ─▶ publish ─▶ tell ─▶ login ─▶ empty
+    visit the old home ─▶ ordered ─▶ prepare ─▶ freeze ─▶ publish ─▶ tell ─▶ login ─▶ empty
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from websockets.exceptions import WebSocketException
 
+from relay.client import AgentError
 from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Ack, Acked, Deliver, Gap
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid, Timestamp
-from tests.chaos import moving_http as http
 from tests.chaos.cuts import Cuts
 from tests.chaos.habits import CALM
 from tests.chaos.incoming import Incoming
 from tests.chaos.moving_house import Goal, Goals, Move, Place, Standing
 from tests.chaos.notes import NoteWriter
 from tests.support.nodes import Speaker, speaker
+from tests.support.steps import Traveller
 
 LOOK_S = 0.02
 AGAIN_S = 0.1
@@ -46,7 +47,7 @@ NOT_YET = frozenset({
 """A relay that was killed a moment ago may say so; any other no is a surprise."""
 
 PICKY = replace(CALM, picks=1.0)
-ROOM = {"count": 1_000, "bytes": 4_000_000, "largest": 100_000}
+ROOM = {"count": 1_000, "size": 4_000_000, "largest": 100_000}
 
 
 class Noting:
@@ -122,7 +123,8 @@ class Mover:
         """The first record, and an inbox."""
         at = self._place(self._me.at)
         record = records.sign(self._key, [at.home], now=_now())
-        await self._until_done(lambda: http.publish(at.url, self._key.did, record))
+        me = Traveller(self._key, at.home, at.home, record)
+        await self._until_done(partial(me.publish, at.home, record))
         self._me.record = record
         self._me.write(self._file)
         await self._visit(at, 0)
@@ -134,7 +136,10 @@ class Mover:
         me = self._me
         if me.move is None:
             await self._visit(self._place(me.at), goal.takes)
-            me.sign(self._key, self._goals.read()[0], goal.at, time.time(), os.urandom)
+            signed = Traveller(
+                self._key, self._place(me.at).home, self._place(goal.at).home, me.record
+            )
+            me.move = Move(me.at, goal.at, signed.order, signed.record, ["ordered"])
             me.write(self._file)
             await self._behind("ordered")
         move = me.move
@@ -157,48 +162,43 @@ class Mover:
             await asyncio.sleep(LOOK_S)
 
     async def _prepare(self, move: Move) -> None:
-        target = self._place(move.target)
-        await self._until_done(
-            lambda: http.statement(
-                target.url, target.did, move.order, "prepare", **ROOM, newest=self._me.record
-            )
-        )
+        await self._until_done(partial(self._traveller(move).prepare, **ROOM))
 
     async def _freeze(self, move: Move) -> None:
-        source = self._place(move.source)
         while True:
-            said = await self._until_done(
-                lambda: http.statement(source.url, source.did, move.order, "freeze")
-            )
+            said = await self._until_done(self._traveller(move).freeze)
             if said.handed or self._goal.hasty:
                 return
             await asyncio.sleep(AGAIN_S)
 
     async def _publish(self, move: Move) -> None:
-        await self._publish_at(move.target, move)
+        me = self._traveller(move)
+        await self._until_done(partial(me.publish, me.target))
 
     async def _tell(self, move: Move) -> None:
-        await self._publish_at(move.source, move)
-
-    async def _publish_at(self, place: int, move: Move) -> None:
-        url = self._place(place).url
-        await self._until_done(lambda: http.publish(url, self._key.did, move.record))
+        me = self._traveller(move)
+        await self._until_done(partial(me.publish, me.source))
 
     async def _login(self, move: Move) -> None:
         await self._visit(self._place(move.target), self._goal.takes)
 
     async def _empty(self, move: Move) -> None:
         """Until the source says that nothing waits there any more."""
-        source = self._place(move.source)
+        me = self._traveller(move)
         while True:
-            said = await self._until_done(
-                lambda: http.statement(source.url, source.did, move.order, "state")
-            )
+            said = await self._until_done(partial(me.state, me.source))
             if not said.tally.is_balanced:
-                self._ledger.surprise(f"{source.url} does not account for all: {said.tally}")
+                self._ledger.surprise(f"{me.source.url} does not account for all: {said.tally}")
             if not said.tally.waiting:
                 return
             await asyncio.sleep(AGAIN_S)
+
+    def _traveller(self, move: Move) -> Traveller:
+        """Says what was signed when the move began."""
+        source, target = (self._place(at).home for at in (move.source, move.target))
+        me = Traveller(self._key, source, target, self._me.record)
+        me.order, me.record = move.order, move.record
+        return me
 
     async def _until_done(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """Ask until there is an answer."""
@@ -206,12 +206,10 @@ class Mover:
         while True:
             try:
                 return await ask()
-            except http.RefusedError as exc:
+            except AgentError as exc:
                 if exc.code not in NOT_YET and str(exc) not in said:
                     said.add(str(exc))
-                    self._ledger.surprise(f"{self._key.did}, {self._me.move}: {exc}")
-            except OSError:
-                pass  # somebody was killed: it is tried again
+                    self._ledger.surprise(f"{self._key.did} in {self._me.move}: {exc!r}")
             await asyncio.sleep(AGAIN_S)
 
     # ------------------------------------------------------------ sessions
@@ -222,10 +220,11 @@ class Mover:
             try:
                 async with speaker(place.url, self._key) as who:
                     await self._take(who, place, most)
-                return
             except (OSError, TimeoutError, WebSocketException, RelayError) as exc:
                 self._look_at(exc)
-            await asyncio.sleep(AGAIN_S)
+                await asyncio.sleep(AGAIN_S)
+            else:
+                return
 
     async def _take(self, who: Speaker, place: Place, most: int) -> None:
         incoming = self._opened(who, replace(PICKY))

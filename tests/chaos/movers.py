@@ -71,10 +71,9 @@ class Movers:
         self.goals = [replace(goal, **changes) for goal in self.goals]
         self.write()
 
-    def tell_one(self, number: int, **changes: Any) -> None:
-        """Change one."""
+    def set(self, number: int, **changes: Any) -> None:
+        """Change one, and write it with the others."""
         self.goals[number] = replace(self.goals[number], **changes)
-        self.write()
 
     def write(self) -> None:
         """Let the process know."""
@@ -122,7 +121,8 @@ class Movers:
 
     def log_tail(self) -> str:
         """The last 3,000 characters that it said."""
-        return (self.directory / "mover.log").read_text(errors="replace")[-3000:]
+        log = self.directory / "mover.log"
+        return log.read_text(errors="replace")[-3000:] if log.exists() else ""
 
     # ------------------------------------------------------------ notes
 

@@ -12,14 +12,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relay.core import orders, records
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Did
 from relay.core.records import Home
 
 STEPS = ("prepare", "freeze", "publish", "tell", "login", "empty")
 """What an agent does to move: ``publish`` is at the target, ``tell`` at the source."""
-BOUNDARIES = ("ordered", *STEPS)
+BOUNDARIES = ("ordered", *STEPS[:-1])
 """Behind each of these an agent can be stopped."""
 
 
@@ -123,16 +121,6 @@ class Standing:
     def write(self, path: Path) -> None:
         """Durable when this returns, as far as a kill goes."""
         _write(path, asdict(self))
-
-    def sign(self, key: SigningKey, places: list[Place], target: int, now: float, rng: Any) -> None:
-        """Begin a move: the record that will be published, and the order that says so."""
-        source = self.at
-        newest = records.parse(self.record).seq
-        record = records.sign(key, [places[target].home], now=Timestamp(now), newest_seq=newest)
-        order = orders.sign(
-            key, places[source].home, places[target].home, record, now=Timestamp(now), entropy=rng,
-        )  # fmt: skip
-        self.move = Move(source, target, order, record, ["ordered"])
 
 
 def _write(path: Path, value: object) -> None:

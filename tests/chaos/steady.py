@@ -14,10 +14,11 @@ from random import Random
 
 from websockets.asyncio.client import ClientConnection
 
+from relay.client import origin as origins
+from relay.client.exchange import ask
 from relay.core import codec
 from relay.core.ids import Did
 from relay.core.receipts import verify_receipt
-from tests.chaos import moving_http as http
 from tests.chaos.agents import Agent
 from tests.chaos.checker import ends_of
 from tests.chaos.habits import POISON, Habits, Letter
@@ -54,7 +55,9 @@ class Letters(Iterator[Letter]):
         self._count += 1
         rng = self._rng
         kind = POISON if rng.random() < POISONED else b"food"
-        return Letter(rng.choice(self._inboxes), b"%b %d %b" % (kind, self._count, rng.randbytes(32)))
+        return Letter(
+            rng.choice(self._inboxes), b"%b %d %b" % (kind, self._count, rng.randbytes(32))
+        )
 
 
 class StaleSender(Agent):
@@ -83,10 +86,10 @@ async def repeat_elsewhere(
     if not some:
         return 0
     wires = [json.loads(sent.envelope.wire) for sent in some]
-    answer = await http.submit(relay.url, wires)
-    if answer["receipt"] is None:
+    answer = await ask(origins.parse(relay.url), "POST", "/v1/envelopes", body={"envelopes": wires})
+    if not answer.has("receipt"):
         return 0
-    receipt = verify_receipt(answer["receipt"], Did(relay.did))
+    receipt = verify_receipt(answer.text("receipt", most=2**20), Did(relay.did))
     for item in receipt.items:
         ledger.receipt(item.eid, item.to, durability=receipt.durability, dup=item.dup)
     return sum(not item.dup for item in receipt.items)
