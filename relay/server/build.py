@@ -228,6 +228,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             rates=SenderRates(settings.sender_rate),
             strangers=StrangerRates(settings.stranger_rate),
             brought=StrangerRates(settings.peer_stranger_rate),
+            may_bring=handoffs.may_bring,
             commits=_accepts(store, delivery, contacts, forwarding),
             durability=lambda: store.durability,
             denied=deny,

@@ -15,7 +15,7 @@ from relay import clock, log, metrics
 from relay.core import handoffs, migration, orders, records
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError, UnavailableError
-from relay.core.frames import Migrate, Migrated
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.handoffs import Kept
 from relay.core.identity import VerificationKey, parse_did
 from relay.core.ids import AgentKey, Did

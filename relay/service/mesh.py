@@ -86,6 +86,8 @@ class Mesh:
     def came(self, link: PeerLink) -> None:
         """A link stands: say who this relay is, and compare directories at once."""
         self.peers.reached(link.peer)
+        if not self.peers.is_full(link.peer):
+            return
         link.push(Gossip(relays=(self._own_info(),)))
         self._fresh[link.peer] = None
         self._heal.set()

@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.core import migration, orders, records
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
-from relay.core.frames import Migrate, Migrated
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.handoffs import Kept
 from relay.core.identity import did_of
 from relay.core.ids import AgentKey
@@ -112,7 +112,7 @@ class Mover:
         side, row = kept.side, await self.store.handoff(inbox)
         assert side.handoff is not None  # noqa: S101  it has work
         target = _target(side, kept, row)
-        link = await self.links.reach(target.did, target.url)
+        link = await self.links.reach(target.did, target.url, handoff=True)
         pages = await self._pages(inbox, side, _evidence(side, kept, row))
         receipt = await _say(link, pages)
         log.handoff("handed", did_of(inbox), side.handoff.id, target.did)

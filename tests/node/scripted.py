@@ -43,6 +43,7 @@ class Far:
     key: SigningKey = field(default_factory=new_key)
     got: list[tuple[bytes, bool]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    handoffs: list[str] = field(default_factory=list)
     down: RelayError | None = None
 
     @property
@@ -62,8 +63,14 @@ class Far:
         return [envelopes.parse(loads(wire)).body for wire, _ in self.got]
 
     async def submit(
-        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+        self,
+        envelopes: Sequence[bytes],
+        *,
+        hops: Sequence[Did] = (),
+        marked: Sequence[int] = (),
+        handoff: str = "",
     ) -> Taken:
+        self.handoffs.append(handoff)
         assert hops
         self.times.append(clock.monotonic())
         self.got += [(wire, at in marked) for at, wire in enumerate(envelopes)]
@@ -87,7 +94,8 @@ class FarLinks:
     def allows(self, relay: Did) -> bool:
         return relay not in self.barred
 
-    async def reach(self, relay: Did, url: str) -> PeerLink:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
+        assert not handoff
         far = self.relays[relay]
         assert far.url == url
         if far.down is not None:
