@@ -8,19 +8,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import os
+import struct
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.core import envelope, orders, records
-from relay.core.dedupe import dedupe_key, hour_of
+from relay.core import envelope, records
 from relay.core.envelope import SignedEnvelope
 from relay.core.frames import Error, Submit, Submitted
 from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Timestamp, message_id_hour
 from relay.core.jws import b64decode, b64encode
 from relay.core.records import Home
 from tests.federation.relays import Peer, peer
@@ -40,8 +39,14 @@ class Liar:
     _refs: Any = field(default_factory=lambda: map(str, itertools.count(1)))
 
     async def digest(
-        self, doubts: Sequence[bytes], *, handoff: str = "", number: int = 0, total: int = 1,
-        whole: bytes = b"", evidence: str = "",
+        self,
+        doubts: Sequence[bytes],
+        *,
+        handoff: str = "",
+        number: int = 0,
+        total: int = 1,
+        whole: bytes = b"",
+        evidence: str = "",
     ) -> Migrated | Error:
         """Say a page of a digest."""
         said = Migrate(
@@ -59,15 +64,14 @@ class Liar:
         """Bring envelopes as part of a hand-off."""
         wires = [letter.wire for letter in letters]
         ref = next(self._refs)
-        await self.talk.say(
-            Submit(ref, wires, hops=(self.key.did,), handoff=handoff or self.me.id)
-        )
+        await self.talk.say(Submit(ref, wires, hops=(self.key.did,), handoff=handoff or self.me.id))
         return await self.talk.hear(Submitted, Error)
 
 
 def doubt(letter: SignedEnvelope, sender: SigningKey) -> bytes:
     """The id of an envelope as a digest says it."""
-    ...
+    key = envelope.dedupe_key(sender.did, letter.id)
+    return struct.pack(">I", message_id_hour(letter.id)) + key + b64decode(letter.eid)[:16]
 
 
 @contextlib.asynccontextmanager
