@@ -31,6 +31,10 @@ class Fate(StrEnum):
     """Another relay said that its agent may have seen it there; it is not here."""
 
 
+KNOWN_BY: Final = 21
+"""Characters of an eid that an id goes by: of some that ended only the first 16 bytes are kept."""
+
+
 class Forwarded(NamedTuple):
     """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
 
@@ -46,6 +50,10 @@ class Seen:
     seq: Seq
     fate: Fate
     forwarded: Forwarded | None = None
+
+    def is_of(self, eid: Eid) -> bool:
+        """Whether it is the id of this envelope, not of another one."""
+        return eid.startswith(self.eid[:KNOWN_BY])
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ against it. ``now`` is the store's clock, Unix seconds.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -31,14 +31,12 @@ from relay.core.inbox_values import (
     Opened,
     Page,
     PageItem,
-    Pending,
-    Question,
-    Remembered,
     RulesNow,
     RulesPatch,
     Window,
 )
-from relay.core.outbox import LEASE_S, Away, Outbox, Outboxes
+from relay.core.migration_values import Holding
+from relay.core.outbox import LEASE_S, MOVING, Away, Outbox, Outboxes
 from relay.core.quotas import Holdings
 from relay.core.ranges import Ranges, Reason, holes
 
@@ -56,7 +54,7 @@ _FATE: Final = {
 
 @dataclass(slots=True)
 class Inbox(Holdings):
-    """One agent's inbox at its home, state ACTIVE; or away, while its record names other homes."""
+    """One agent's inbox at a relay: at its home, or one that takes mail for elsewhere."""
 
     last: Seq = Seq(0)
     cursor: Seq = Seq(0)
@@ -67,6 +65,7 @@ class Inbox(Holdings):
     taken: Seq = Seq(0)
     mark_before: int = 0
     reset_fence: Fence = field(default=Fence(0))
+    quiet_until: int = 0
 
     # ------------------------------------------------------------ accept
 
@@ -80,18 +79,10 @@ class Inbox(Holdings):
         outboxes: Outboxes | None = None,
     ) -> Accepted | Refusal:
         """Store an envelope, or say why not. Dedupe is asked first, then rules, then quotas."""
-        seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None:
-            if seen.eid != item.eid:
-                return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
-            is_back = item.via is not None and self.has_gone(seen.fate)
-            if is_back and not self.home:
-                return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
-            if not is_back and (seen.fate is not Fate.STORED or seen.seq in self.live):
-                return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
-            # the store lost it, or a peer brings back what had gone to it: no receipt for what is
-            # nowhere here; kept anew, perhaps shown before
-            item = item._replace(marked=True)
+        known = self.answer(item)
+        if known is not None:
+            return self._brought_again(item, known) if item.moving else known
+        item = item._replace(marked=item.marked or self._may_be_shown(item))
         no = (
             self._rules_out(item)
             or self._too_late(item, now, clock_ok=clock_ok)
@@ -109,9 +100,20 @@ class Inbox(Holdings):
             self.strangers.add(self.last)
         seen = Seen(item.eid, self.last, Fate.STORED)
         self.dedupe.remember(item.hour, item.dedupe_key, seen, item.expires_at)
+        if item.moving:
+            self.move.count("kept")
         # a marked entry must be read back with its mark, never handed over from memory
-        session = None if self._is_marked(self.last, item) else self.session
+        session = None if self.is_marked(self.last, item) else self.session
         return Accepted(self.last, self.epoch, False, session, is_stranger, not self.home)
+
+    def _brought_again(self, item: StoredEnvelope, known: Accepted | Refusal) -> Accepted | Refusal:
+        """What came with its inbox is here already: a mark that it brings is kept."""
+        if isinstance(known, Accepted):
+            self.move.count("dups")
+            here = self.live.get(known.seq)
+            if item.marked and here is not None and not self.is_marked(known.seq, here):
+                self.handed = known.seq
+        return known
 
     def change_rules(
         self, fence: Fence, patch: RulesPatch, limits: InboxLimits
@@ -123,13 +125,13 @@ class Inbox(Holdings):
 
     def open_session(self, node: NodeId, window: Window, *, until: int = 0) -> Opened:
         """Fence off any earlier session and give the inbox to a new one (R1)."""
-        previous = self._end_session()
+        previous = self.end_session()
         self.session = LiveSession(self.fence, node, until)
         self.window = window
         self.away.deferred_until = 0
         return Opened(self.fence, self.epoch, self.cursor, self.last, self.pending(), previous)
 
-    def _end_session(self) -> LiveSession | None:
+    def end_session(self) -> LiveSession | None:
         """No session goes on; what the last one can have handed over is marked."""
         previous = self.session
         if previous is not None:
@@ -144,16 +146,26 @@ class Inbox(Holdings):
         """A newer record names this relay as a home of the agent, or others only.
 
         When that changes, the session ends, and what waits changes hands: the agent takes it, or a
-        courier. Where the agent lives elsewhere still, a courier is to look where.
+        courier. Where the agent lives elsewhere still, a courier is to look where. What another
+        home may have shown nobody has said yet: a mover is to ask.
         """
         if home != self.home:
-            self._end_session()
-            self.home = home
-            self._wait_for(None)
-            self.away = Away(self.away.left_fence if home else self.fence)
-        if not home:
+            self.turn(Holding.DOUBTFUL if home else Holding.AWAY)
+            self.call_mover(now)
+        elif not home:
             self.away.closed, self.away.deferred_until = None, 0
-            self.away.due_at = now if self.live else None
+            self.set_due(now)
+
+    def turn(self, holding: Holding) -> None:
+        """Something else becomes of it: no session goes on, and nothing waits for a peer."""
+        self.end_session()
+        stays = holding in {Holding.HOME, Holding.DOUBTFUL}
+        left_fence = self.away.left_fence if stays else self.fence
+        if self.home is not (holding is not Holding.AWAY):
+            self._wait_for(None)
+            self.away = Away()
+        self.away.left_fence = left_fence
+        self.holding = holding
 
     def defer(
         self, fence: Fence, wait_s: float, now: Timestamp, outbox: Outbox | None = None,
@@ -165,15 +177,8 @@ class Inbox(Holdings):
         if outbox is not None:
             self._wait_for(outbox)
         self.away.defer(wait_s, closed, now)
-        self.away.due_at = self.away.deferred_until if self.live else None
+        self.set_due(self.away.deferred_until)
         return True
-
-    def lend(self, now: Timestamp, lease_s: float) -> bool:
-        """Whether a courier should look at it now; then it is lent to it for so long."""
-        if self.away.due_at is None or self.away.due_at > now:
-            return False
-        self.away.due_at = now + lease_s if self.live and not self.home else None
-        return self.away.due_at is not None
 
     def _window_end(self) -> Seq:
         """The last seq that the session which ended uncleanly can have handed over."""
@@ -191,13 +196,8 @@ class Inbox(Holdings):
         self.handed = Seq(max(self.handed, last_handed))
         self.session = None
         if not self.home:
-            self.away.due_at = max(now, self.away.deferred_until) if self.live else None
+            self.set_due(max(now, self.away.deferred_until))
         return True
-
-    def pending(self) -> Pending:
-        """What waits, and what was turned away."""
-        oldest = next(iter(self.live.values())).created_at if self.live else None
-        return Pending(len(self.live), self.bytes, oldest, self.refused)
 
     # ------------------------------------------------------------ read
 
@@ -229,6 +229,8 @@ class Inbox(Holdings):
         if fence < self.reset_fence:
             return Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch")
         if fence != self.fence or self.session is None:
+            if self.held:
+                return MOVING
             if fence < self.away.left_fence:
                 return Refusal(ErrorCode.MOVED, "the agent's record names other homes")
             return Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox")
@@ -254,7 +256,7 @@ class Inbox(Holdings):
                 upto = Seq(seq - 1)
                 break
             else:
-                items.append(PageItem(seq, self._is_marked(seq, item), item.eid, item.wire))
+                items.append(PageItem(seq, self.is_marked(seq, item), item.eid, item.wire))
                 room -= item.size
         if expired:
             upto = Seq(expired[0] - 1)
@@ -263,9 +265,13 @@ class Inbox(Holdings):
             return Refusal(ErrorCode.INBOX_RESET, "the store lost part of this inbox")
         return Page(tuple(items), tuple(gaps), upto, self.last, tuple(expired))
 
-    def _is_marked(self, seq: Seq, item: StoredEnvelope) -> bool:
+    def is_marked(self, seq: Seq, item: StoredEnvelope) -> bool:
+        """Whether it may have been handed over before, here or by another relay."""
         return (
-            item.marked or seq <= max(self.handed, self.taken) or item.created_at < self.mark_before
+            item.marked
+            or seq <= max(self.handed, self.taken)
+            or item.created_at < self.mark_before
+            or self.holding is Holding.DOUBTFUL
         )
 
     # ------------------------------------------------------------ ends of an entry
@@ -285,13 +291,13 @@ class Inbox(Holdings):
             item = self._end(seq, Reason.REFUSED)
             if item is not None:
                 # a courier refuses what its agent's home did not take: only marks say more
-                maybe = self.home or self._is_marked(seq, item)
+                maybe = self.home or self.is_marked(seq, item)
                 intents += self._intent(item, code, int(now), maybe_delivered=maybe)
         for seq in ack.seqs:
             self._end(seq, Reason.MOVED if ack.forwarded else Reason.ACKED, ack.forwarded)
         self.cursor = self.ranges.absorb(self.cursor, ack.upto)
         if not self.home:
-            self.away.due_at = now + LEASE_S if self.live else None
+            self.set_due(now + LEASE_S)
         refused = tuple(seq for seq, _ in ack.refuse)
         return Acked(self.cursor, ack.seqs, refused), intents
 
@@ -322,10 +328,10 @@ class Inbox(Holdings):
         for seq in seqs:
             item = self.live.get(seq)
             if item is None or (
-                reason is Reason.EXPIRED and not (clock_ok and item.expires_at <= now)
+                reason is Reason.EXPIRED and (self.held or not clock_ok or item.expires_at > now)
             ):
                 continue
-            maybe = item.marked or self.session is not None or seq <= max(self.handed, self.taken)
+            maybe = self.session is not None or self.is_marked(seq, item)
             self._end(seq, reason)
             grace = BOUNCE_GRACE_S if reason is Reason.EXPIRED else 0
             due = max(int(now), item.expires_at + grace) if grace else int(now)
@@ -354,6 +360,7 @@ class Inbox(Holdings):
             self._count(item, -1)
             self.strangers.discard(seq)
             self.ranges.add(seq, reason)
+            self.move.count(reason.value)
             fate = Fate.FORWARDED if forwarded else _FATE[reason]
             self.dedupe.conclude(item.hour, item.dedupe_key, fate, forwarded)
         return item
@@ -363,11 +370,14 @@ class Inbox(Holdings):
     ) -> list[BounceIntent]:
         if not item.bounces:
             return []
+        if not self.home:
+            # what a restored store has for elsewhere was probably handed on long ago
+            due_at = max(due_at, self.quiet_until)
         return [BounceIntent(item.sender, item.eid, self.key, reason, maybe_delivered, due_at)]
 
     # ------------------------------------------------------------ the store's own troubles
 
-    def reset(self, epoch: Epoch, mark_before: int) -> None:
+    def reset(self, epoch: Epoch, mark_before: int, quiet_until: int = 0) -> None:
         """Begin a new epoch: the store was rolled back or lost something (R5).
 
         Holes become ``corrupt`` ranges, every present entry and every later one created before
@@ -376,14 +386,11 @@ class Inbox(Holdings):
         for seq in holes(self.live, self.ranges.between(self.cursor, self.last), self.cursor,
                          self.last):  # fmt: skip
             self.ranges.add(seq, Reason.CORRUPT)
+            self.move.count("corrupt")
         self.epoch = epoch
         self.handed = self.last
         self.taken = Seq(0)
         self.mark_before = max(self.mark_before, mark_before)
+        self.quiet_until = max(self.quiet_until, quiet_until)
         self.fence = self.reset_fence = Fence(self.fence + 1)
         self.session = None
-
-    def status(self, questions: Sequence[Question]) -> list[Remembered | None]:
-        """What became of ids, as far as it is remembered; None where it is not."""
-        found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
-        return [Remembered(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found]

@@ -26,6 +26,7 @@ LEASE_S: Final = 15
 """A courier that gives no sign of life for so long loses what was lent to it."""
 RETRY_S: Final = 60
 """When a full outbox may have room again."""
+MOVING: Final = Refusal(ErrorCode.MIGRATING, "this inbox is being moved", 5)
 
 
 @dataclass(slots=True)

@@ -6,15 +6,25 @@ Rules of the file: those of :mod:`relay.core.inbox`, whose lower half this is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from relay.core.dedupe import Dedupe, Fate
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
+from relay.core.handoffs import Tally
 from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
-from relay.core.inbox_values import InboxLimits, LiveSession, Refused
+from relay.core.inbox_values import (
+    Accepted,
+    InboxLimits,
+    LiveSession,
+    Pending,
+    Question,
+    Refused,
+    Remembered,
+)
+from relay.core.migration_values import Holding
 from relay.core.outbox import LEASE_S, Away, Outbox, Outboxes
 from relay.core.rules import Rules
 
@@ -23,12 +33,36 @@ PEER_SHARE: Final = 4
 
 
 @dataclass(slots=True)
+class Move:
+    """What an inbox is besides, once it has changed relays (:mod:`relay.core.inbox_handoff`).
+
+    Args:
+        text: this side of it, as it was last written; "" = never.
+        has_work: a mover should look at it, whether or not anything waits.
+        is_open: it is one of those that two relays may still talk about.
+        tally: what became of its envelopes since a change that began anew; None: none did.
+        last_then: the last seq when that was.
+    """
+
+    text: str = ""
+    has_work: bool = False
+    is_open: bool = False
+    tally: Tally | None = None
+    last_then: Seq = Seq(0)
+
+    def count(self, what: str, by: int = 1) -> None:
+        """Count what became of an envelope."""
+        if self.tally is not None:
+            self.tally = self.tally._replace(**{what: getattr(self.tally, what) + by})
+
+
+@dataclass(slots=True)
 class Holdings:
     """Live entries of an inbox, and the counts that quotas go by."""
 
     key: AgentKey
     epoch: Epoch
-    home: bool = True
+    holding: Holding = Holding.HOME
     live: OrderedDict[Seq, StoredEnvelope] = field(default_factory=OrderedDict)
     bytes: int = 0
     senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
@@ -38,6 +72,46 @@ class Holdings:
     dedupe: Dedupe = field(default_factory=Dedupe)
     session: LiveSession | None = None
     away: Away = field(default_factory=Away)
+    move: Move = field(default_factory=Move)
+
+    @property
+    def home(self) -> bool:
+        """Whether it takes mail for its agent, not for a courier."""
+        return self.holding is not Holding.AWAY
+
+    @property
+    def held(self) -> bool:
+        """Whether it takes mail and nobody may read it."""
+        return self.holding is Holding.HELD
+
+    # ------------------------------------------------------------ ids
+
+    def answer(self, item: StoredEnvelope) -> Accepted | Refusal | None:
+        """What the memory of ids says alone; None: it is to be kept, or kept anew."""
+        seen = self.dedupe.find(item.hour, item.dedupe_key)
+        if seen is None:
+            return None
+        if not seen.is_of(item.eid):
+            return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
+        if seen.fate is Fate.DOUBTFUL or (self.home and seen.fate is Fate.FORWARDED):
+            return None
+        if item.via is not None and self.has_gone(seen.fate):
+            return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
+        if seen.fate is Fate.STORED and seen.seq not in self.live:
+            return None
+        return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
+
+    def _may_be_shown(self, item: StoredEnvelope) -> bool:
+        """Whether what is kept now, or kept anew, may have been handed over before."""
+        seen = self.dedupe.find(item.hour, item.dedupe_key)
+        if seen is None:
+            # a part of an inbox that moves is taken however old it is, and nobody can tell
+            return item.moving and item.hour <= self.dedupe.floor
+        # the store lost it, or another relay may have shown it. What had gone on from here and
+        # comes back was not: if it does so with its inbox, its mark is all that is to be said
+        return seen.fate is not Fate.FORWARDED or not item.moving
+
+    # ------------------------------------------------------------ rules and quotas
 
     def is_strange(self, item: StoredEnvelope) -> bool:
         """Whether nobody here knows the sender; the relay itself, whose word a bounce is, is none.
@@ -52,7 +126,8 @@ class Holdings:
         return not is_own_word and item.sender != self.key and not self.rules.knows(item.sender)
 
     def _rules_out(self, item: StoredEnvelope) -> Refusal | None:
-        if not self.home or not item.bounces or item.sender == self.key:
+        is_own = not item.bounces or item.sender == self.key
+        if not self.home or item.moving or is_own:
             return None
         no = self.rules.objection(item.sender)
         if no is None and item.barred and self.is_strange(item):
@@ -103,7 +178,7 @@ class Holdings:
             if not clock_ok:
                 return Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
             return Refusal(ErrorCode.EXPIRED, "expires_time has passed")
-        if item.hour <= self.dedupe.floor:
+        if item.hour <= self.dedupe.floor and not item.moving:
             return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
         return None
 
@@ -111,7 +186,7 @@ class Holdings:
         self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, outboxes: Outboxes | None
     ) -> Refusal | None:
         if self.home:
-            no = self._over_quota(item, limits)
+            no = None if item.moving else self._over_quota(item, limits)
         else:
             no = self.away.refusal(now) or self._over_bounds(item, outboxes)
         if no is not None:
@@ -155,6 +230,42 @@ class Holdings:
             if outbox is not None:
                 outbox.add(sender, count, size)
         self.away.outbox = outbox
+
+    # ------------------------------------------------------------ when somebody should look
+
+    def set_due(self, at: float) -> None:
+        """When a courier or a mover should look at it, where there is something for one."""
+        waits = bool(self.live) and not self.home
+        self.away.due_at = at if waits or self.move.has_work else None
+
+    def call_mover(self, now: Timestamp) -> None:
+        """There is something for a mover to do, or to find out."""
+        self.move.has_work = True
+        self.set_due(now)
+
+    def doubt(self, now: Timestamp) -> None:
+        """Other homes may have shown what comes, and have not said what: a mover is to ask."""
+        self.holding = Holding.DOUBTFUL
+        self.call_mover(now)
+
+    def lend(self, now: Timestamp, lease_s: float) -> bool:
+        """Whether somebody should look at it now; then it is lent to them for so long."""
+        if self.away.due_at is None or self.away.due_at > now:
+            return False
+        self.set_due(now + lease_s)
+        return self.away.due_at is not None
+
+    # ------------------------------------------------------------ questions
+
+    def pending(self) -> Pending:
+        """What waits, and what was turned away."""
+        oldest = next(iter(self.live.values())).created_at if self.live else None
+        return Pending(len(self.live), self.bytes, oldest, self.refused)
+
+    def status(self, questions: Sequence[Question]) -> list[Remembered | None]:
+        """What became of ids, as far as it is remembered; None where it is not."""
+        found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
+        return [Remembered(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found]
 
 
 def _is_over(

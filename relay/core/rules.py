@@ -16,7 +16,7 @@ from typing import Final
 
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Timestamp
-from relay.core.inbox_values import FirstContact, InboxLimits, RulesNow, RulesPatch
+from relay.core.inbox_values import FirstContact, InboxLimits, Known, RulesNow, RulesPatch
 
 FRESH_S: Final = 600
 """A contact noted so lately is not noted anew."""
@@ -74,6 +74,31 @@ class Rules:
                 del self.contacts[one]
         if noted is None or now - noted >= FRESH_S:
             self.contacts[other] = int(now)
+
+    def known(self) -> Known:
+        """All of it, as it moves with the inbox."""
+        contacts = sorted(self.contacts, key=lambda one: (self.contacts[one], one))
+        allow, deny = tuple(sorted(self.allow)), tuple(sorted(self.deny))
+        return Known(self.first_contact, allow, deny, tuple(contacts))
+
+    def learn(self, known: Known, limits: InboxLimits, now: Timestamp) -> None:
+        """Add what the agent went by elsewhere; its own word here stands.
+
+        What has no room is left out, of contacts the longest known. All of them give way before
+        those that were noted here lately.
+        """
+        for named, given in ((self.allow, known.allow), (self.deny, known.deny)):
+            for one in given:
+                is_listed = one in self.allow or one in self.deny
+                if not is_listed and len(named) < limits.rules:
+                    named.add(one)
+                    self.contacts.pop(one, None)
+        for age, other in enumerate(reversed(known.contacts)):
+            is_listed = other in self.allow or other in self.deny or other in self.contacts
+            if not is_listed and len(self.contacts) < limits.contacts:
+                self.contacts[other] = max(int(now) - FRESH_S - age, 0)
+        if self.first_contact == "accept":
+            self.first_contact = known.first_contact
 
 
 def too_many(limits: InboxLimits) -> Refusal:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from relay.clock import entropy
+from relay.core.dedupe import KNOWN_BY
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.core.ids import AgentKey, Did, Eid, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox import BOUNCE_GRACE_S, Inbox
 from relay.core.inbox_values import (
     Accepted,
@@ -30,23 +30,22 @@ from relay.core.inbox_values import (
     RulesPatch,
     Window,
 )
-from relay.core.jws import b64encode
-from relay.core.outbox import Outboxes
+from relay.core.migration_values import Holding
+from relay.core.outbox import MOVING, Outboxes
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
 from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
 from relay.store.memory_bounces import MemoryBounces
-from relay.store.memory_mesh import MemoryDirectory, MemoryPeers
+from relay.store.memory_handoffs import MemoryHandoffs, new_epoch
+from relay.store.memory_mesh import MemoryPeers
 from relay.store.memory_outbox import MemoryOutboxes
 
 DEDUPE_TOTAL: Final = 1_000_000
 """Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""
-EID_PREFIX: Final = 21
-"""Characters of an eid that a finished id is known by: the store keeps its first 16 bytes (R3)."""
 
 
-class MemoryStore(MemoryDirectory, MemoryPeers):
+class MemoryStore(MemoryHandoffs, MemoryPeers):
     """All ports of a store, for one process.
 
     Args:
@@ -69,12 +68,8 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
         directory: DirectoryLimits | None = None,
         outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
-        MemoryDirectory.__init__(self, now, directory or DirectoryLimits())
+        MemoryHandoffs.__init__(self, limits, now, dedupe_total, directory or DirectoryLimits())
         MemoryPeers.__init__(self)
-        self._limits = limits
-        self._now = now
-        self._dedupe_total = dedupe_total
-        self._inboxes: dict[AgentKey, Inbox] = {}
         self._outboxes = MemoryOutboxes(self._inboxes, Outboxes(outbox), now)
         self._bounces = MemoryBounces(now)
         self._values: dict[bytes, tuple[bytes, float]] = {}
@@ -118,28 +113,31 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
     def _accept(self, item: StoredEnvelope) -> Accepted | Refusal:
         found = self._inboxes.get(item.inbox)
         row = self._records.get(item.inbox)
-        is_away = row is not None and not row.names_us
-        if found is None and not (is_away and item.peer is not None):
-            return self._elsewhere(row)
-        inbox = found or Inbox(item.inbox, _new_epoch(), home=False)
-        if inbox.dedupe.find(item.hour, item.dedupe_key) is None:
-            if is_away and item.peer is None:
-                return self._elsewhere(row)
-            if self._full is not None:
-                return Refusal(ErrorCode.STORAGE_FULL, self._full)
-            if item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
-                return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
-        elif self._full is not None:
-            item = item._replace(via=None)  # answered as before: nothing is kept anew
+        is_elsewhere = row is not None and not row.names_us
+        if found is None and not (is_elsewhere and item.peer is not None):
+            return self._elsewhere(row, found)
+        inbox = found or Inbox(item.inbox, new_epoch(), Holding.AWAY)
+        is_new = inbox.dedupe.find(item.hour, item.dedupe_key) is None
+        if is_new and not inbox.home and item.peer is None:
+            return self._elsewhere(row, inbox)
+        if self._full is not None:
+            # what was answered before is answered so again: nothing is kept anew
+            known = inbox.answer(item._replace(via=None))
+            return known or Refusal(ErrorCode.STORAGE_FULL, self._full)
+        if is_new and item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
+            return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
         result = inbox.accept(
             item, self._limits, self._now(),
             clock_ok=self._clock_ok, outboxes=self._outboxes.outboxes,
         )  # fmt: skip
         if isinstance(result, Accepted):
             self._inboxes[item.inbox] = inbox
-        return self._elsewhere(row) if _is_moved(result) else result
+        return self._elsewhere(row, inbox) if _is_moved(result) else result
 
-    def _elsewhere(self, row: RecordRow | None) -> Refusal:
+    def _elsewhere(self, row: RecordRow | None, inbox: Inbox | None) -> Refusal:
+        if inbox is not None and (row is None or row.names_us):
+            # its agent is coming home, and a step of the hand-off says so in a moment
+            return MOVING
         if row is None or row.names_us:
             return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
         return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere", record=row.compact)
@@ -182,14 +180,27 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
             if inbox is None or inbox.home:
                 return Refusal(ErrorCode.UNKNOWN_INBOX, "this agent has no outbox here")
             return inbox.open_session(request.node, request.window, until=request.until)
+        no = self._locked_out(request, inbox)
+        if no is not None:
+            return no
+        if inbox is None:
+            inbox = self._inboxes[request.inbox] = Inbox(request.inbox, new_epoch())
+            if request.inbox in self._former:
+                # another home may have shown what comes, and has not said what
+                inbox.doubt(self._now())
+        return inbox.open_session(request.node, request.window, until=request.until)
+
+    def _locked_out(self, request: OpenRequest, inbox: Inbox | None) -> Refusal | None:
+        if inbox is not None and inbox.held:
+            return MOVING
         row = self._records.get(request.inbox)
         if row is not None and not row.names_us:
             return Refusal(ErrorCode.UNKNOWN_INBOX, "the newest record names other homes")
-        if inbox is None:
-            if not request.create:
-                return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
-            inbox = self._inboxes[request.inbox] = Inbox(request.inbox, _new_epoch())
-        return inbox.open_session(request.node, request.window, until=request.until)
+        if inbox is None and not request.create:
+            return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
+        if inbox is not None and not inbox.home:
+            return MOVING
+        return None
 
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
         """End a session cleanly."""
@@ -228,7 +239,7 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
     def _heal(self, inbox: Inbox, fence: Fence, refusal: Refusal) -> Refusal:
         # a reader from before a reset is told the same, and there is nothing left to heal
         if refusal.code is ErrorCode.INBOX_RESET and fence == inbox.fence:
-            inbox.reset(_new_epoch(), int(self._now()) + BOUNCE_GRACE_S)
+            inbox.reset(new_epoch(), int(self._now()) + BOUNCE_GRACE_S)
         return refusal
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
@@ -259,12 +270,12 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
     ) -> list[Remembered | None]:
-        """What became of ids; of the eid, its first :data:`EID_PREFIX` characters."""
+        """What became of ids; of the eid, its first :data:`KNOWN_BY` characters."""
         found = self._inboxes.get(inbox)
         if found is None:
             return [None] * len(questions)
         return [
-            answer._replace(eid=Eid(answer.eid[:EID_PREFIX])) if answer else None
+            answer._replace(eid=Eid(answer.eid[:KNOWN_BY])) if answer else None
             for answer in found.status(questions)
         ]
 
@@ -272,18 +283,9 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
         """Fence, epoch and head of many inboxes."""
         found = [self._inboxes.get(key) for key in inboxes]
         return [
-            Head(one.fence, one.epoch, one.last, not one.home) if one else None for one in found
+            Head(one.fence, one.epoch, one.last, not one.home or one.held) if one else None
+            for one in found
         ]
-
-    def has_inbox(self, owner: AgentKey) -> bool:
-        """Whether an inbox of this agent is here."""
-        return owner in self._inboxes
-
-    def set_home(self, owner: AgentKey, *, home: bool) -> None:
-        """A newer record names this relay as a home of the agent, or others only."""
-        inbox = self._inboxes.get(owner)
-        if inbox is not None:
-            inbox.set_home(home=home, now=self._now())
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""
@@ -369,10 +371,6 @@ class MemoryStore(MemoryDirectory, MemoryPeers):
 
 def _is_moved(result: Accepted | Refusal) -> bool:
     return isinstance(result, Refusal) and result.code is ErrorCode.MOVED
-
-
-def _new_epoch() -> Epoch:
-    return Epoch(b64encode(entropy(12)))
 
 
 def _lost() -> Refusal:

@@ -43,6 +43,8 @@ class MemoryDirectory:
         self._directory = limits
         self._records: dict[AgentKey, RecordRow] = {}
         self._evidence: dict[AgentKey, tuple[str, str]] = {}
+        self._former: dict[AgentKey, str] = {}
+        """The record before, of those that then changed whether this relay is named."""
         self._introduced: Counter[AgentKey] = Counter()
         self._changed: dict[AgentKey, int] = {}
         """Owner -> its newest change, oldest change first; gone ones, too."""
@@ -57,8 +59,12 @@ class MemoryDirectory:
         """Whether an inbox of this agent is here."""
         raise NotImplementedError
 
-    def set_home(self, owner: AgentKey, *, home: bool) -> None:
-        """The one place where an inbox changes its mode."""
+    def set_home(self, owner: AgentKey, *, home: bool) -> bool:
+        """A newer record; whether that is news for an inbox here that changes relays, or may."""
+        raise NotImplementedError
+
+    def is_forked(self, owner: AgentKey) -> bool:
+        """Two records of one seq came; whether that concerns an inbox here."""
         raise NotImplementedError
 
     # ------------------------------------------------------------ merge and read
@@ -76,19 +82,21 @@ class MemoryDirectory:
         verdict = records.judge(held.order if held else None, row.order, self._clock())
         if held is None:
             return self._take_in(owner, row)
-        if verdict == "equivocal":
-            self._evidence.setdefault(owner, (held.compact, row.compact))
+        moves = False
+        if verdict == "equivocal" and owner not in self._evidence:
+            self._evidence[owner] = (held.compact, row.compact)
+            moves = self.is_forked(owner)
         if verdict == "newer" or (verdict == "equivocal" and row.order > held.order):
-            self._put(owner, row, held)
+            moves = self._put(owner, row, held) or moves
         elif verdict == "same" and row.introducer is None:
             self._records[owner] = replace(held, introducer=self._introducer(row, held))
-        return Merged(verdict, self._records[owner])
+        return Merged(verdict, self._records[owner], moves)
 
     def _take_in(self, owner: AgentKey, row: RecordRow) -> Merged:
         if row.introducer and not self.has_inbox(owner) and self._is_full(row.introducer):
             return Merged("full", None)
-        self._put(owner, row, None)
-        return Merged("newer", self._records[owner])
+        moves = self._put(owner, row, None)
+        return Merged("newer", self._records[owner], moves)
 
     def _is_full(self, introducer: AgentKey) -> bool:
         """Of agents that nobody here knows, no more than fit; what is known stays."""
@@ -96,15 +104,17 @@ class MemoryDirectory:
         share = max(1, most // self._directory.share)
         return len(self._records) >= most or self._introduced[introducer] >= share
 
-    def _put(self, owner: AgentKey, row: RecordRow, held: RecordRow | None) -> None:
+    def _put(self, owner: AgentKey, row: RecordRow, held: RecordRow | None) -> bool:
         home = row.names_us
         if row.is_parked:
             home = held.names_us if held else home or self.has_inbox(owner)
+        if held is not None and held.names_us is not home:
+            self._former[owner] = held.compact
         introducer = self._introducer(row, held)
         self._records[owner] = replace(row, names_us=home, introducer=introducer, is_parked=False)
         self._over.discard(owner)
         self._note_change(owner)
-        self.set_home(owner, home=home)
+        return self.set_home(owner, home=home)
 
     def _introducer(self, row: RecordRow, held: RecordRow | None) -> AgentKey | None:
         """Who was first to tell of an agent stays so, until the agent comes itself."""
@@ -165,6 +175,7 @@ class MemoryDirectory:
             if introducer is not None:
                 self._introduced[introducer] -= 1
             self._evidence.pop(owner, None)
+            self._former.pop(owner, None)
         return sum(owner not in self._over for owner in over)
 
     def _is_over(self, owner: AgentKey) -> bool:

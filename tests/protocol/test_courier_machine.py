@@ -39,6 +39,7 @@ from relay.core.inbox_values import (
     Window,
 )
 from relay.core.inbox_values import Ack as InboxAck
+from relay.core.migration_values import Holding
 from relay.core.outbox import Outboxes
 from relay.core.receipts import Receipt, ReceiptItem
 from relay.core.session import Phase, RelaySession
@@ -90,7 +91,7 @@ class CourierWorld:
     load_type = Load
 
     def __init__(self) -> None:
-        self.inbox = Inbox(ME, Epoch("e1"), home=False)
+        self.inbox = Inbox(ME, Epoch("e1"), Holding.AWAY)
         self.outboxes = Outboxes(OutboxLimits(100_000, 10**9, 1))
         self.relays = {did: Relay(did) for did in RELAYS}
         self.home = RELAYS[0]

@@ -301,9 +301,9 @@ class CountsTwice(Inbox):
 class Unmarked(Inbox):
     """What the session that ended was handed is shown to the next one as new."""
 
-    def _end_session(self) -> Any:
+    def end_session(self) -> Any:
         handed = self.handed
-        previous = super()._end_session()
+        previous = super().end_session()
         self.handed = handed
         return previous
 

@@ -83,13 +83,13 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "ids are remembered",
-        "if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then",
+        "if not is_anew then",
         "if false then",
         test_append.test_the_same_envelope_again_is_answered_as_the_first_time,
     ),
     (
         "the floor is remembered",
-        "if item.hour <= box.floor then return 'stale_id' end",
+        "if item.hour <= box.floor and not item.moving then return 'stale_id' end",
         "",
         test_append.test_an_old_hour_is_shed_when_the_memory_is_full_and_becomes_the_floor,
     ),
@@ -233,7 +233,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "an agent that moved is not told that it was superseded",
-        "if not home then away.left_fence = box.fence end",
+        "if holding == '0' or holding == '2' then away.left_fence = box.fence end",
         "",
         test_outbox.test_an_agent_that_went_and_came_back_is_not_told_that_it_was_superseded,
     ),
@@ -245,8 +245,8 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a courier is none for an agent that is home",
-        "if is_courier and (not box or box.home) then",
-        "if is_courier and not box then",
+        "if is_courier then return (not box or box.home) and",
+        "if is_courier then return not box and",
         test_outbox.test_a_courier_opens_only_what_is_away_and_makes_nothing,
     ),
     (
@@ -265,7 +265,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         "a forwarded id stays a courier's",
         "return fate == 'W' or (fate == 'S' and not box.home)",
         "return fate == 'S' and not box.home",
-        test_outbox.test_what_was_forwarded_stays_so_when_the_agent_is_home_again,
+        test_outbox.test_what_was_forwarded_stays_so_while_the_agent_lives_elsewhere,
     ),
     (
         "bounces of other relays have a share",
@@ -274,15 +274,15 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_outbox.test_bounces_of_other_relays_pass_the_rules_and_have_a_share,
     ),
     (
-        "what a peer brings back is kept",
-        "local is_back = item.via and has_gone(box, fate)",
-        "local is_back = false",
-        test_outbox.test_what_was_forwarded_comes_back_with_a_relay_when_the_agent_is_home_again,
+        "what comes back is kept",
+        "local is_anew = fate == 'D' or (fate == 'W' and box.home)",
+        "local is_anew = fate == 'D'",
+        test_outbox.test_what_was_forwarded_comes_back_when_the_agent_is_home_again,
     ),
     (
         "a refusal of a courier says what the marks say",
-        "return box.home or item.marked or item.seq <= math.max(box.handed, box.taken) or",
-        "return true or",
+        "return box.home or is_marked(",
+        "return true or is_marked(",
         test_outbox.test_a_courier_that_refuses_makes_one_bounce_that_says_what_the_marks_say,
     ),
     (
@@ -313,7 +313,7 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a lost entry is no duplicate",
-        "if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then",
+        "if fate ~= 'S' or here then",
         "if true then",
         test_faults.test_an_envelope_that_the_store_lost_is_no_duplicate,
     ),

@@ -41,7 +41,7 @@ def beside(world: World, count: int, name: str = "agent") -> list[AgentKey]:
 
 
 async def merged(world: World, owner: AgentKey, one: RecordRow) -> str:
-    ((outcome, _),) = await world.store.merge_records([(owner, one)])
+    ((outcome, *_),) = await world.store.merge_records([(owner, one)])
     return str(outcome)
 
 
@@ -135,7 +135,7 @@ async def test_of_a_parked_agent_that_nobody_knows_the_caller_says_where_it_is(
 ) -> None:
     for owner, names_us in ((ME, False), (AgentKey("key:other"), True)):
         one = row(5, names_us=names_us, is_parked=True)
-        ((_, held),) = await world.store.merge_records([(owner, one)])
+        ((_, held, _),) = await world.store.merge_records([(owner, one)])
         assert held == replace(one, is_parked=False)
         assert await world.store.record(owner) == held
 

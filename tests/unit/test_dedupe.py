@@ -106,4 +106,4 @@ def test_an_hour_stays_until_its_last_id_has_expired():
 
 def test_a_fate_is_one_letter_and_letters_differ():
     assert {len(fate) for fate in Fate} == {1}
-    assert len({str(fate) for fate in Fate}) == len(Fate) == 7
+    assert len({str(fate) for fate in Fate}) == len(Fate) == 8

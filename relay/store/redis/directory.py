@@ -115,7 +115,7 @@ class Records:
             replies = await self._partitions.call("records", part, some)
             for owner, (echo, text) in zip(some, replies, strict=True):
                 _check_echo(owner, echo)
-                rows.append(_row(text) if text else None)
+                rows.append(row_of(text) if text else None)
         return rows
 
     async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
@@ -169,7 +169,8 @@ def _packed(owner: AgentKey, row: RecordRow) -> bytes:
     return struct.pack(">BHH", row.is_parked, len(name), len(text)) + name + text
 
 
-def _row(text: bytes) -> RecordRow:
+def row_of(text: bytes) -> RecordRow:
+    """A record as it is kept."""
     home, kv, seq, digest, expires, introducer, compact = text.decode().split(" ", 6)
     return RecordRow(
         order=(int(kv), int(seq), bytes.fromhex(digest)),
@@ -181,11 +182,12 @@ def _row(text: bytes) -> RecordRow:
 
 
 def _merged(owner: AgentKey, row: RecordRow, reply: Any) -> Merged:
-    echo, outcome, text = reply
+    echo, outcome, text, moves = reply
     _check_echo(owner, echo)
     if outcome == b"full":
         return Merged("full", None)
-    return Merged(outcome.decode(), _row(text) if text else replace(row, is_parked=False))
+    held = row_of(text) if text else replace(row, is_parked=False)
+    return Merged(outcome.decode(), held, moves == 1)
 
 
 def _check_echo(owner: AgentKey, echo: bytes) -> None:

@@ -26,6 +26,7 @@ _HEAD: Final = struct.Struct(">BHHHI")
 _DIGEST_BYTES: Final = 8
 _FACTS_BYTES: Final = _DIGEST_BYTES + _REST.size
 _BOUNCES, _MARKED, _BROUGHT = 1, 2, 4
+_BARRED, _MOVING = 1, 2
 _FACTS_NAMES: Final = frozenset((b"m", b"s"))
 """``s``: the script that stored it found its sender a stranger, which the facts cannot know."""
 _WIRE_HEAD: Final = b'{"jws":"'
@@ -38,7 +39,8 @@ def encode_all(items: Iterable[StoredEnvelope]) -> bytes:
     for item in items:
         inbox, facts, wire = item.inbox.encode(), encode(item), item.wire
         peer = item.peer.encode() if item.peer else b""
-        head = _HEAD.pack(item.barred, len(inbox), len(peer), len(facts), len(wire))
+        how = item.barred * _BARRED | item.moving * _MOVING
+        head = _HEAD.pack(how, len(inbox), len(peer), len(facts), len(wire))
         parts += (head, inbox, peer, facts, wire)
     return b"".join(parts)
 

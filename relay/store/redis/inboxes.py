@@ -28,7 +28,7 @@ from relay.core.inbox_values import (
     Remembered,
     Window,
 )
-from relay.core.outbox import RETRY_S
+from relay.core.outbox import MOVING, RETRY_S
 from relay.core.ranges import Reason
 from relay.core.rules import BLOCKED, NOT_ADMITTED
 from relay.ports import AckRequest, Head, OpenRequest
@@ -67,6 +67,7 @@ _REFUSALS: Final = {
         ErrorCode.SENDER_QUOTA, "too much of this sender waits for that relay"
     ),
     b"outbox_inbox": Refusal(ErrorCode.INBOX_FULL, "too much waits here for this recipient"),
+    b"migrating": MOVING,
     b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
     b"inbox_reset": Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch"),
     b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given"),

@@ -2,7 +2,7 @@
 
 ::
 
-    Inboxes  Outboxes  Records  Sweeper  Bounces      calls into partitions
+    Inboxes  Outboxes  Handoffs  Records  Sweeper  Bounces      calls into partitions
           └────┴───┬────┴────────┘
                Partitions ── RollbackFile     lineage of each partition
                    │
@@ -55,6 +55,7 @@ from relay.store.redis import keys
 from relay.store.redis.client import Client
 from relay.store.redis.directory import Records
 from relay.store.redis.guard import Guard, check_settings
+from relay.store.redis.handoffs import HandoffCalls, Handoffs
 from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
 from relay.store.redis.mail import Bounces, Sweeper
@@ -71,7 +72,7 @@ TIMEOUT_S: Final = 1.8
 GUARD_EVERY_S: Final = 1.0
 
 
-class RedisStore:
+class RedisStore(HandoffCalls):
     """All ports of a store, over one Redis or Valkey, standalone or Cluster.
 
     Args:
@@ -130,6 +131,7 @@ class RedisStore:
         await self._guard.poll(self._client, count)
         self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
         self._outboxes = Outboxes(self._partitions)
+        self._handoffs = Handoffs(self._partitions, self._guard, self._limits)
         self._rules = Rules(self._partitions, self._limits)
         self._records = Records(self._partitions, self._guard, self._directory)
         await self._records.adopt()

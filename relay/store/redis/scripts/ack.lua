@@ -51,8 +51,7 @@ end
 
 -- A courier refuses what its agent's home did not take: only marks say that it was handed over.
 local function maybe_delivered(box, item)
-  return box.home or item.marked or item.seq <= math.max(box.handed, box.taken) or
-    (item.created or 0) < box.mark_before
+  return box.home or is_marked(box, item.seq, item.marked, item.created)
 end
 
 local function end_covered(box, request, covered, fate, proof)

@@ -5,7 +5,8 @@
 --
 -- ARGV[4..11] max_count max_bytes sender_count sender_bytes stranger_count stranger_bytes
 -- ids_per_inbox ids_per_partition, [12] 1 if the clock may be believed; [13..15] count bytes shares of
--- an outbox; [16] the items, one after another: 1 if it is barred to strangers, four lengths, then
+-- an outbox; [16] the items, one after another: 1 if it is barred to strangers, and 2 if it moves with
+-- its inbox; four lengths, then
 -- inbox, peer that it may wait for, facts and wire. One argument: a client that sends four for each
 -- item works twice as long.
 -- Result, per item: {inbox, 'stored', seq, epoch, fence, node, until, 1 if of a stranger},
@@ -13,7 +14,8 @@
 -- refused. Where it waits for a courier, or went on, 'waits' and 'gone' stand for 'stored' and 'dup'.
 -- fence is 0 where no session is open, or
 -- must read the entry back.
--- 'lost': its id is remembered, but the entry is gone, or comes back; send it again, marked.
+-- 'lost': it may have been shown before: the entry is gone, or comes back, or it is too old for that
+-- to be told; send it again, marked.
 if is_foreign() then return foreign() end
 
 local MAX_COUNT, MAX_BYTES = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -41,7 +43,7 @@ end
 local function away_box_of(inbox)
   local record = head_of(inbox)
   if not record or record.home then return nil end
-  local box = new_box(inbox, false)
+  local box = new_box(inbox, '0')
   box.is_new = true
   boxes[inbox] = box
   return box
@@ -51,6 +53,8 @@ local function elsewhere(inbox)
   local text = redis.call('GET', record_key(inbox))
   local record = text and parse_row(text)
   if record and not record.home then return {inbox, 'moved', jws_of(text)} end
+  -- its agent is coming home, and a step of the hand-off says so in a moment
+  if boxes[inbox] then return {inbox, 'migrating'} end
   return {inbox, 'unknown_inbox'}
 end
 
@@ -131,6 +135,7 @@ local function ruled_out(box, item)
   local standing = standing_of(box, item.sender)
   item.is_stranger = standing ~= 'known'
   if not item.bounces then return nil end
+  if item.moving then return nil end
   if standing == 'stranger' and item.barred then return 'rate_limited' end
   if standing == 'blocked' or standing == 'not_admitted' then return standing end
   return nil
@@ -144,9 +149,13 @@ local function objection(box, item, quota)
     -- a clock that is in doubt must never say "expired"
     return CLOCK_OK and 'expired' or 'clock_in_doubt'
   end
-  if item.hour <= box.floor then return 'stale_id' end
+  if item.hour <= box.floor and not item.moving then return 'stale_id' end
   local no
-  if box.home then no = over_quota(box, item, quota) else no = over_bounds(box, item) end
+  if not box.home then
+    no = over_bounds(box, item)
+  elseif not item.moving then
+    no = over_quota(box, item, quota)
+  end
   if no then
     if box.home then count_refusal(box) end
     return no
@@ -225,6 +234,7 @@ local function store(box, item, facts, wire, quota, newest, is_known)
   redis.call('HSET', ids_key(box.inbox, item.hour), item.dedupe,
     struct.pack(SEEN, 'S', seq, item.eid16), 'x', math.max(tonumber(newest or 0), item.expires))
   changed = true
+  if item.moving then count_in(box, 'kept') end
   if box.ids % MEMORY_STEP == 0 then rank_memory(box) end
   return seq
 end
@@ -233,37 +243,71 @@ local function announce(box, seq, item)
   local is_stranger, how = item.is_stranger and 1 or 0, box.home and 'stored' or 'waits'
   if not box.open then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
   -- a marked entry must be read back with its mark, never handed over from memory
-  local is_marked = item.marked or seq <= math.max(box.handed, box.taken) or
-    item.created < box.mark_before
-  if is_marked or box.node ~= NODE then
+  local marked = is_marked(box, seq, item.marked, item.created)
+  if marked or box.node ~= NODE then
     if not box.is_news then note(news, box.node, box.inbox) end
     box.is_news = true
   end
-  if is_marked then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
+  if marked then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
   return {box.inbox, how, seq, box.epoch, box.fence, box.node, box.until_at, is_stranger}
 end
 
-local function accept(inbox, peer, facts, wire, is_barred)
+-- The facts of an entry, if it is there, which its id alone does not prove.
+local function live_facts(inbox, seq)
+  local id = string.format('%.0f-0', seq)
+  local found = redis.call('XRANGE', key('stream', inbox), id, id)
+  return found[1] and found[1][2][2]
+end
+
+-- What came with its inbox is here already: a mark that it brings is kept (core/inbox.py).
+local function brought_again(box, item, seq, here)
+  if box.tally then
+    count_in(box, 'dups')
+    box.is_dirty, changed = true, true
+  end
+  if not item.marked or not here then return end
+  local _, flags, _, created = struct.unpack('>c8BI4i8', here)
+  if not is_marked(box, seq, flags % 4 >= 2, created) then
+    box.handed = seq
+    box.is_remarked, box.is_dirty, changed = true, true, true
+  end
+end
+
+-- What the memory of ids says: an answer, or nil where it is to be kept, perhaps anew (core/quotas.py).
+local function recall(box, item, seen)
+  if not seen then
+    -- a part of an inbox that moves is taken however old it is, and nobody can tell
+    local is_forgotten = item.moving and item.hour <= box.floor
+    return is_forgotten and not item.marked and {box.inbox, 'lost'} or nil
+  end
+  local fate, seq, eid16 = struct.unpack(SEEN, seen)
+  if eid16 ~= item.eid16 then return {box.inbox, 'replayed'} end
+  local is_anew = fate == 'D' or (fate == 'W' and box.home)
+  if not is_anew then
+    if item.via and has_gone(box, fate) then return elsewhere(box.inbox) end
+    local here = fate == 'S' and live_facts(box.inbox, seq)
+    if fate ~= 'S' or here then
+      if item.moving then brought_again(box, item, seq, here) end
+      return {box.inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
+    end
+  end
+  -- the store lost it, or another relay may have shown it. What had gone on from here and comes back
+  -- was not: if it does so with its inbox, its mark is all that is to be said
+  if item.marked or (fate == 'W' and item.moving) then return nil end
+  return {box.inbox, 'lost'}
+end
+
+local function accept(inbox, peer, facts, wire, how)
   local box = box_of(inbox) or (peer ~= '' and away_box_of(inbox))
   if not box then return elsewhere(inbox) end
   local _, flags, hour, created, expires, dedupe, eid, at = struct.unpack(FACTS, facts)
   local item = {hour = hour, created = created, expires = expires, dedupe = dedupe,
-    size = #wire, bounces = flags % 2 == 1, marked = flags % 4 >= 2, barred = is_barred,
+    size = #wire, bounces = flags % 2 == 1, marked = flags % 4 >= 2, barred = how % 2 == 1, moving = how >= 2,
     eid16 = string.sub(eid, 1, 16), sender = string.sub(facts, at), peer = peer}
   if flags >= 4 then item.sender, item.via = string.match(item.sender, '^(%S+) (%S+)$') end
   local known = redis.call('HMGET', ids_key(inbox, hour), dedupe, 'x')
-  if known[1] then
-    local fate, seq, eid16 = struct.unpack(SEEN, known[1])
-    if eid16 ~= item.eid16 then return {inbox, 'replayed'} end
-    local is_back = item.via and has_gone(box, fate)
-    if not is_back and (fate ~= 'S' or is_live(inbox, seq)) then
-      return {inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
-    end
-    if is_back and not box.home then return elsewhere(inbox) end
-    -- the store lost it, or a peer brings back what had gone to it: no receipt for what is nowhere
-    -- here; kept anew, perhaps shown before
-    if not item.marked then return {inbox, 'lost'} end
-  end
+  local recalled = recall(box, item, known[1])
+  if recalled then return recalled end
   local quota = quota_of(box, item.sender)
   local no = objection(box, item, quota)
   if no == 'moved' then return elsewhere(inbox) end
@@ -282,6 +326,11 @@ local function write_counts(box)
   if box.is_new then write_box(box) end
   if box.away and box.away.is_changed then write_away(box) end
   local fields = {'counts', counts_of(box)}
+  if box.tally then fields[3], fields[4] = 'tally', tally_of(box) end
+  if box.is_remarked then
+    fields[#fields + 1] = 'marks'
+    fields[#fields + 1] = marks_of(box)
+  end
   for sender, quota in pairs(box.touched) do
     fields[#fields + 1] = 'q:' .. sender
     fields[#fields + 1] = string.format('%.0f %.0f', quota[1], quota[2])
@@ -297,12 +346,12 @@ local function next_part(size)
 end
 
 while at <= #blob do
-  local barred, inbox_size, peer_size, facts_size, wire_size
-  barred, inbox_size, peer_size, facts_size, wire_size, at = struct.unpack('>BI2I2I2I4', blob, at)
+  local how, inbox_size, peer_size, facts_size, wire_size
+  how, inbox_size, peer_size, facts_size, wire_size, at = struct.unpack('>BI2I2I2I4', blob, at)
   local inbox = next_part(inbox_size)
   local peer = next_part(peer_size)
   local facts = next_part(facts_size)
-  local ok, reply = pcall(accept, inbox, peer, facts, next_part(wire_size), barred == 1)
+  local ok, reply = pcall(accept, inbox, peer, facts, next_part(wire_size), how)
   if not ok then
     reply = {inbox, 'failed', type(reply) == 'table' and reply.err or tostring(reply)}
   end

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox outbox
--- Outboxes in which something waits and is due, each lent for a while (core/inbox.py lend).
+-- Inboxes that are due for a courier or a mover, each lent for a while (core/inbox.py lend).
 --
 -- ARGV[4] how many at most, [5] seconds of the lease. Result: {inbox, peer or ''} each.
 if is_foreign() then return foreign() end
@@ -10,7 +10,7 @@ local due = redis.call('ZRANGEBYSCORE', PREFIX .. 'outboxes', '-inf', now, 'LIMI
 for _, inbox in ipairs(due) do
   local box = load_box(inbox)
   changed = true
-  if box and not box.home and box.count > 0 then
+  if box and ((not box.home and box.count > 0) or has_work(box)) then
     set_due(box, now + tonumber(ARGV[5]))
     lent[#lent + 1] = {inbox, away_of(box).peer or ''}
   else

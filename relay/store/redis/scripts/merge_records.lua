@@ -5,7 +5,8 @@
 --
 -- ARGV[4] how many records this partition takes in, [5] how many of them one peer may introduce,
 -- [6] the rows, one after another: 1 if the mode that is there stays, two lengths, owner, text.
--- Result, per row: {owner, outcome, text held now, or '' where it is the given one or none}.
+-- Result, per row: {owner, outcome, text held now, or '' where it is the given one or none, 1 if it is
+-- news for an inbox here that changes relays, or may}.
 if is_foreign() then return foreign() end
 
 local MOST, SHARE = tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -41,9 +42,10 @@ end
 
 local function keep_evidence(owner, held, row)
   local k = key('evidence', owner)
-  if redis.call('EXISTS', k) == 1 then return end
+  if redis.call('EXISTS', k) == 1 then return false end
   redis.call('RPUSH', k, jws_of(held.text), jws_of(row.text))
   changed = true
+  return true
 end
 
 -- Who was first to tell of an agent stays so, until the agent comes itself.
@@ -65,8 +67,28 @@ local function write(owner, row, home, introducer)
   return text
 end
 
-local function reply_of(owner, outcome, row, text)
-  return {owner, outcome, text ~= row.text and text or ''}
+local function reply_of(owner, outcome, row, text, moves)
+  return {owner, outcome, text ~= row.text and text or '', moves and 1 or 0}
+end
+
+local function is_moving(owner)
+  return redis.call('HEXISTS', key('inbox', owner), 'handoff') == 1
+end
+
+-- A step of the hand-off decides what becomes of an inbox that has one.
+local function tell_inbox(box, home)
+  if not box then return false end
+  if not is_moving(box.inbox) then return set_home(box, home) end
+  call_mover(box)
+  return true
+end
+
+-- Two records of one seq: whether that concerns an inbox here.
+local function tell_of_fork(owner, held, row)
+  if not keep_evidence(owner, held, row) then return false end
+  local box = load_box(owner)
+  if box and is_moving(owner) then call_mover(box) end
+  return box ~= nil
 end
 
 local function home_after(held, box, row, stays)
@@ -80,23 +102,24 @@ local function merge(owner, row, stays)
   local text = redis.call('GET', record_key(owner))
   local held = text and parse_row(text)
   local outcome = verdict_of(held, row)
-  if outcome == 'equivocal' then keep_evidence(owner, held, row) end
+  local is_forked = outcome == 'equivocal' and tell_of_fork(owner, held, row)
   if outcome == 'same' and row.introducer == '-' and held.introducer ~= '-' then
     local introducer = introducer_of(owner, held, row)
     return reply_of(owner, outcome, row, write(owner, held, held.home, introducer))
   end
   if outcome == 'older' or outcome == 'same' or
     (outcome == 'equivocal' and not is_above(row.hash, held.hash)) then
-    return reply_of(owner, outcome, row, text)
+    return reply_of(owner, outcome, row, text, is_forked)
   end
   local box = load_box(owner)
-  if not held and is_full(row, box) then return {owner, 'full', ''} end
+  if not held and is_full(row, box) then return {owner, 'full', '', 0} end
   local home = home_after(held, box, row, stays)
+  if held and held.home ~= home then redis.call('SET', former_key(owner), jws_of(held.text)) end
   local kept = write(owner, row, home, introducer_of(owner, held, row))
   redis.call('ZREM', PREFIX .. 'gone', owner)
   note_change(owner)
-  if box then set_home(box, home) end
-  return reply_of(owner, outcome, row, kept)
+  local moves = tell_inbox(box, home)
+  return reply_of(owner, outcome, row, kept, moves or is_forked)
 end
 
 local replies, blob, at = {}, ARGV[6], 1

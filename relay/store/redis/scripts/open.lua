@@ -7,21 +7,28 @@
 -- [10] 1 if it is a courier's: only while the agent lives elsewhere.
 -- Result: {inbox, 'opened', fence, epoch, cursor, last, count, bytes, oldest or -1,
 --          refused count, first, last, previous fence or 0, previous node, previous until}
---         or {inbox, 'unknown_inbox'}
+--         or {inbox, 'unknown_inbox'}, or {inbox, 'migrating'} while nobody may read it
 if is_foreign() then return foreign() end
 
 local inbox = ARGV[4]
 local is_courier = ARGV[10] == '1'
-local record = not is_courier and head_of(inbox)
-if record and not record.home then
-  return unchanged({inbox, 'unknown_inbox'})
-end
 local box = load_box(inbox)
-if is_courier and (not box or box.home) then return unchanged({inbox, 'unknown_inbox'}) end
-if not box then
-  if ARGV[9] ~= '1' then return unchanged({inbox, 'unknown_inbox'}) end
-  box = new_box(inbox, true)
+
+local function locked_out()
+  if is_courier then return (not box or box.home) and 'unknown_inbox' or nil end
+  if box and box.held then return 'migrating' end
+  local record = head_of(inbox)
+  if record and not record.home then return 'unknown_inbox' end
+  if not box then return ARGV[9] ~= '1' and 'unknown_inbox' or nil end
+  -- its agent is coming home, and a step of the hand-off says so in a moment
+  return not box.home and 'migrating' or nil
 end
+
+local no = locked_out()
+if no then return unchanged({inbox, no}) end
+local is_doubtful = not box and redis.call('EXISTS', former_key(inbox)) == 1
+-- where another home may have shown what comes, and has not said what, a mover is to ask
+if not box then box = new_box(inbox, is_doubtful and '3' or '1') end
 
 local previous = {0, '', 0}
 if box.open then
@@ -36,6 +43,7 @@ box.fence, box.open, box.node = box.fence + 1, true, ARGV[5]
 box.window_count, box.window_bytes = tonumber(ARGV[6]), tonumber(ARGV[7])
 box.until_at = tonumber(ARGV[8])
 write_box(box)
+if is_doubtful then call_mover(box) end
 if is_courier and away_of(box).deferred > 0 then
   box.away.deferred = 0
   write_away(box)

@@ -19,7 +19,7 @@ local function is_over(owner, row)
 end
 
 local function forget(owner, row)
-  redis.call('UNLINK', record_key(owner), key('evidence', owner))
+  redis.call('UNLINK', record_key(owner), key('evidence', owner), former_key(owner))
   count_introduced(row.introducer, -1)
   purged = purged + 1
 end

@@ -46,7 +46,10 @@ each_entry(box, box.cursor + 1, box.last, function(item)
   return false
 end)
 for seq = box.cursor + 1, box.last do
-  if not known[seq] then add_range(box, seq, 'C') end
+  if not known[seq] then
+    add_range(box, seq, 'C')
+    count_in(box, 'C')
+  end
 end
 renew(box, NOW + GRACE_S)
 save(box)

@@ -114,6 +114,7 @@ end
 local function finish(box, item, fate, proof)
   box.ended[item.seq] = true
   box.touched.ended = true
+  count_in(box, fate)
   box.count, box.bytes = box.count - 1, box.bytes - item.size
   if (fate == 'A' or fate == 'W') and item.seq == box.cursor + 1 then
     box.cursor = item.seq    -- the usual ack: no range comes and goes
@@ -142,6 +143,8 @@ end
 -- The durable wish to tell a sender how its envelope ended; the pump makes an envelope of it.
 local function intend(box, item, reason, due, maybe_delivered)
   if item.garbage or not item.bounces then return end
+  -- what a restored store has for elsewhere was probably handed on long ago
+  if not box.home then due = math.max(due, QUIET_UNTIL) end
   local intent = item.eid .. string.format('%.0f %d %s %s', due, maybe_delivered and 1 or 0,
     box.inbox, reason)
   redis.call('ZADD', key('bounce', item.sender), due, intent)
@@ -161,9 +164,11 @@ local function conclude(box, seq, fate, clock_ok)
   if box.ended[seq] or seq <= box.cursor or seq > box.last then return false end
   local item = entry_at(box, seq)
   if not item then return false end
-  if fate == 'E' and (item.garbage or not clock_ok or item.expires > NOW) then return false end
+  if fate == 'E' and (item.garbage or box.held or not clock_ok or item.expires > NOW) then
+    return false
+  end
   local silent = item.garbage or (fate == 'C' and is_contradicted(box, item))
-  local maybe = item.marked or box.open or seq <= math.max(box.handed, box.taken)
+  local maybe = box.open or is_marked(box, seq, item.marked, item.created)
   finish(box, item, fate)
   if not silent then
     local due = fate == 'E' and math.max(NOW, item.expires + GRACE_S) or NOW

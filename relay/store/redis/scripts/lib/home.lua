@@ -1,7 +1,4 @@
--- A newer record names this relay as a home of the agent, or others only (core/inbox.py set_home).
---
--- When that changes, the session ends, and what waits changes hands: the agent takes it, or a
--- courier. Where the agent lives elsewhere still, a courier is to look where.
+-- What becomes of an inbox: its agent takes what it has, a courier, or for now nobody.
 local function end_session(box)
   if box.open then
     box.handed = math.max(box.handed, window_end(box))
@@ -13,23 +10,37 @@ local function end_session(box)
   box.fence, box.open, box.node = box.fence + 1, false, ''
 end
 
--- To be called for each newer record; writes the inbox.
-local function set_home(box, home)
-  if home and box.home then return end
+local function open_outbox(away)
+  away.deferred, away.closed_until, away.closed_code = 0, 0, '-'
+end
+
+-- No session goes on, and nothing waits for a peer (core/inbox.py turn); writes the inbox.
+local function turn(box, holding)
+  end_session(box)
   local away = away_of(box)
-  if box.home ~= home then
-    end_session(box)
+  if box.home ~= (holding ~= '0') then
     wait_for(box, nil)
     save_outboxes()
-    box.home = home
-    if not home then away.left_fence = box.fence end
-    write_box(box)
+    open_outbox(away)
   end
-  away.deferred, away.closed_until, away.closed_code = 0, 0, '-'
+  if holding == '0' or holding == '2' then away.left_fence = box.fence end
+  set_holding(box, holding)
+  write_box(box)
   write_away(box)
-  if home then
-    redis.call('ZREM', PREFIX .. 'outboxes', box.inbox)
-  else
+end
+
+-- To be called for each newer record that names this relay as a home of the agent, or others only
+-- (core/inbox.py set_home); whether that changes what becomes of the inbox.
+local function set_home(box, home)
+  if box.home ~= home then
+    turn(box, home and '3' or '0')
+    call_mover(box)
+    return true
+  end
+  if not home then
+    open_outbox(away_of(box))
+    write_away(box)
     set_due(box, precisely())
   end
+  return false
 end

@@ -7,7 +7,8 @@
 -- Reply: {'ok', commits, result}, or {'generation', number, token, commits} and nothing was done.
 --
 -- One inbox is one hash, as text, so that a person can read it at night:
---   identity  generation home epoch           home is 0 while the newest record names other homes
+--   identity  generation holding epoch        holding: 0 away, a courier has it; 1 home; 2 held, taken
+--                                             and read by nobody; 3 home, and all is marked
 --   counts    last cursor count bytes ids due floor
 --   session   fence open until window_count window_bytes node
 --   marks     handed taken mark_before reset_fence
@@ -16,11 +17,16 @@
 --             whom this relay brought
 --   away      left_fence deferred closed_until closed_code peer: what an inbox is besides, while its
 --             agent lives elsewhere (core/outbox.py); - where there is none
+--   handoff   one side of its changing relays, as text (core/handoffs.py)
+--   mover     there while a mover should look at it, whether or not anything waits
+--   tally     last then, was, was bytes, moved, acked, expired, refused, corrupt, kept, dups since then
 local PREFIX = string.sub(KEYS[1], 1, -6)
 local NODE = ARGV[3]
 local GRACE_S = 300      -- R6: a bounce waits this long; a reset marks what is younger than this
 local MEMORY_STEP = 64   -- an inbox's place among those that remember most, to so many ids
 local NEVER = 2 ^ 53
+local TALLY = '^' .. string.rep('(%d+) ', 9) .. '(%d+)$'
+local IN_TALLY = {W = 4, A = 5, E = 6, R = 7, C = 8, kept = 9, dups = 10}
 
 local function key(kind, name)
   return PREFIX .. kind .. ':' .. name
@@ -29,9 +35,11 @@ end
 local clock = redis.call('TIME')
 local NOW = tonumber(clock[1])
 
-local lineage = redis.call('HMGET', KEYS[1], 'token', 'commits', 'number', 'mark_before', 'ids')
+local lineage = redis.call('HMGET', KEYS[1], 'token', 'commits', 'number', 'mark_before', 'ids',
+  'quiet_until')
 local COMMITS, GENERATION = tonumber(lineage[2] or 0), tonumber(lineage[3] or 0)
 local MARK_BEFORE, IDS = tonumber(lineage[4] or 0), tonumber(lineage[5] or 0)
+local QUIET_UNTIL = tonumber(lineage[6] or 0)   -- of outboxes of a restored store: no bounces
 
 -- Another lineage, or fewer commits than the caller has seen: the store was rolled back or emptied.
 local function is_foreign()
@@ -67,11 +75,17 @@ local function fence_above(fence)
   return math.max(fence + 1, NOW * 1000 + math.floor(tonumber(clock[2]) / 1000))
 end
 
+-- What the store does for an inbox (core/migration_values.py Holding).
+local function set_holding(box, digit)
+  box.holding, box.home = digit, digit ~= '0'
+  box.held, box.doubtful = digit == '2', digit == '3'
+end
+
 -- No loops and no tables on the way: every item of an append reads its inbox.
 local function read_box(inbox)
-  local f = redis.call('HMGET', key('inbox', inbox), 'identity', 'counts', 'session', 'marks')
+  local f = redis.call('HMGET', key('inbox', inbox), 'identity', 'counts', 'session', 'marks', 'tally')
   if not f[1] then return nil end
-  local generation, home, epoch = string.match(f[1], '^(%d+) (%d) (%S+)$')
+  local generation, holding, epoch = string.match(f[1], '^(%d+) (%d) (%S+)$')
   local last, cursor, count, bytes, ids, due, floor =
     string.match(f[2], '^(%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%-?%d+)$')
   local fence, open, until_at, window_count, window_bytes, node =
@@ -79,7 +93,9 @@ local function read_box(inbox)
   local handed, taken, mark_before, reset_fence =
     string.match(f[4], '^(%d+) (%d+) (%d+) (%d+)$')
   return {
-    inbox = inbox, generation = tonumber(generation), home = home == '1', epoch = epoch,
+    inbox = inbox, generation = tonumber(generation), epoch = epoch,
+    holding = holding, home = holding ~= '0', held = holding == '2', doubtful = holding == '3',
+    tally = f[5] and numbers(f[5], TALLY) or nil,
     last = tonumber(last), cursor = tonumber(cursor), count = tonumber(count),
     bytes = tonumber(bytes), ids = tonumber(ids), due = tonumber(due), floor = tonumber(floor),
     fence = tonumber(fence), open = open == '1', until_at = tonumber(until_at),
@@ -94,15 +110,27 @@ local function counts_of(box)
     box.last, box.cursor, box.count, box.bytes, box.ids, box.due, box.floor)
 end
 
+local function marks_of(box)
+  return string.format('%.0f %.0f %.0f %.0f', box.handed, box.taken, box.mark_before, box.reset_fence)
+end
+
+-- Count what became of an envelope, where that is counted.
+local function count_in(box, what)
+  if box.tally then box.tally[IN_TALLY[what]] = box.tally[IN_TALLY[what]] + 1 end
+end
+
+local function tally_of(box)
+  return string.format(string.rep('%.0f ', 9) .. '%.0f', unpack(box.tally))
+end
+
 -- Everything but quotas; append writes `counts` alone.
 local function write_box(box)
   redis.call('HSET', key('inbox', box.inbox),
-    'identity', string.format('%.0f %d %s', box.generation, box.home and 1 or 0, box.epoch),
+    'identity', string.format('%.0f %s %s', box.generation, box.holding, box.epoch),
     'counts', counts_of(box),
     'session', string.format('%.0f %d %.0f %.0f %.0f %s', box.fence, box.open and 1 or 0,
       box.until_at, box.window_count, box.window_bytes, box.node),
-    'marks', string.format('%.0f %.0f %.0f %.0f', box.handed, box.taken, box.mark_before,
-      box.reset_fence))
+    'marks', marks_of(box), unpack(box.tally and {'tally', tally_of(box)} or {}))
 end
 
 -- A new epoch: all that is present is marked, and no session goes on (R5).
@@ -126,14 +154,23 @@ local function load_box(inbox)
   return box
 end
 
-local function new_box(inbox, home)
-  return {
-    inbox = inbox, generation = GENERATION, home = home, epoch = new_epoch(inbox, ''),
+-- The same for a script that only reads.
+local function view_box(inbox)
+  local box = read_box(inbox)
+  if box and box.generation ~= GENERATION then renew(box, MARK_BEFORE) end
+  return box
+end
+
+local function new_box(inbox, holding)
+  local box = {
+    inbox = inbox, generation = GENERATION, epoch = new_epoch(inbox, ''),
     last = 0, cursor = 0, count = 0, bytes = 0, ids = 0, due = NEVER, floor = -1,
     fence = fence_above(0), open = false, until_at = 0, window_count = 64,
     window_bytes = 1048576, node = '', handed = 0, taken = 0, mark_before = MARK_BEFORE,
     reset_fence = 0, quotas = {}, touched = {}, ended = {},
   }
+  set_holding(box, holding)
+  return box
 end
 
 -- What the inbox is besides, while its agent lives elsewhere; read only then.
@@ -154,9 +191,17 @@ local function write_away(box)
     away.left_fence, away.deferred, away.closed_until, away.closed_code, away.peer or '-'))
 end
 
--- Why a session is over: its agent's record named other homes then, or a newer session came.
+-- Why a session is over: the inbox is being moved, its agent's record named other homes then, or a
+-- newer session came.
 local function ended_by(box, fence)
+  if box.held then return 'migrating' end
   return fence < away_of(box).left_fence and 'moved' or 'superseded'
+end
+
+-- Whether an entry may have been handed over before, here or by another relay.
+local function is_marked(box, seq, marked, created)
+  return marked or box.doubtful or seq <= math.max(box.handed, box.taken) or
+    (created or 0) < box.mark_before
 end
 
 -- Whether the session may read or change this inbox; its refusal if not.

@@ -1,6 +1,6 @@
 -- What an inbox remembers of ids (R3): one hash per (inbox, hour of the UUIDv7).
 --
--- ids:<hour>:<inbox>  16-byte key -> fate, seq, first 16 bytes of eid, and of what was forwarded the
+-- ids:<hour>:<inbox>  16-byte key -> fate, seq (0 of what is not here), first 16 bytes of eid, and of what was forwarded the
 --                     SHA-256 of the receipt and the number of the peer; field `x` = newest expiry
 -- hours:<inbox>       sorted set of its hours
 -- memory              sorted set: inbox -> how many ids it remembers, to MEMORY_STEP

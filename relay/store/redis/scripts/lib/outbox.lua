@@ -1,6 +1,7 @@
 -- What waits here for other relays (core/outbox.py): inboxes whose agents live elsewhere.
 --
--- outboxes      sorted set: inbox -> when a courier should look at it; all in which something waits
+-- outboxes      sorted set: inbox -> when a courier should look at it, or a mover; all in which
+--               something waits for one
 -- outbox:<peer> hash: all, q:SENDER -> count bytes of what waits for this peer
 -- outbox_peers  set: the peers for which something waits
 local LEASE_S = 15
@@ -85,11 +86,21 @@ local function wait_for(box, peer)
   away.peer, away.is_changed = peer, true
 end
 
--- When a courier should look at it, where something waits.
+local function has_work(box)
+  return redis.call('HEXISTS', key('inbox', box.inbox), 'mover') == 1
+end
+
+-- When a courier or a mover should look at it, where there is something for one.
 local function set_due(box, at)
-  if box.count > 0 then
+  if (box.count > 0 and not box.home) or has_work(box) then
     redis.call('ZADD', PREFIX .. 'outboxes', at, box.inbox)
   else
     redis.call('ZREM', PREFIX .. 'outboxes', box.inbox)
   end
+end
+
+-- There is something for a mover to do, or to find out.
+local function call_mover(box)
+  redis.call('HSET', key('inbox', box.inbox), 'mover', 1)
+  set_due(box, precisely())
 end

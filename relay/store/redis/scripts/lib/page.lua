@@ -39,6 +39,7 @@ local function page_of(box, after, count, bytes, clock_ok)
 end
 
 local function page_reply(box, page)
-  return {box.inbox, 'page', box.epoch, box.last, math.max(box.handed, box.taken), box.mark_before,
+  local marked_upto = box.doubtful and box.last or math.max(box.handed, box.taken)
+  return {box.inbox, 'page', box.epoch, box.last, marked_upto, box.mark_before,
     page[1], page[2], page[3], page[4], page[5]}
 end

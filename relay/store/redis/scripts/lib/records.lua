@@ -3,6 +3,7 @@
 --
 -- record:<owner>    home kv seq hash expires introducer jws, one space between. home is 1 while
 --                   this relay is a home; hash in hex; expires 0 = not known; introducer - = none
+-- former:<owner>    jws of the record before it, when it last changed whether this relay is a home
 -- evidence:<owner>  list: two records of one kv and seq
 -- changed           sorted set: owner -> number of its newest change (state: changes)
 -- gone              sorted set: owner -> when its record was purged, or was over and kept for its
@@ -13,6 +14,10 @@ local HEAD = 199   -- what comes before the jws is this long at most, unless key
 
 local function record_key(owner)
   return key('record', owner)
+end
+
+local function former_key(owner)
+  return key('former', owner)
 end
 
 local function parse_row(text)

@@ -1,0 +1,140 @@
+#!lua flags=allow-oom
+-- include: inbox memory outbox entries home records
+-- Take a step of a hand-off, with all that it does to the inbox (core/inbox_handoff.py), if nobody else
+-- took one meanwhile and no newer record came. May run when memory is full: else no source would drain.
+-- A repeat finds another text, and does nothing.
+--
+-- ARGV[4] inbox, [5] the text that was seen, [6] kv seq hash of the record that was seen, or '',
+-- [7] text from now on, [8] holding, [9..13] 1 if: the session ends, all that waits is marked, the tally
+-- begins anew, it is open, a mover has work; [14] floor, [15] ids_per_inbox, [16] ids_per_partition,
+-- [17] ids that are doubtful, 36 bytes each. Result: {inbox, 1 or 0}
+if is_foreign() then return foreign() end
+
+local DOUBT, DOUBT_BYTES, HOUR_S, MAX_LIFETIME_S, SLICE = '>I4c16c16', 36, 3600, 2592000, 1000
+local inbox, k = ARGV[4], key('inbox', ARGV[4])
+local ends_session, marks_present, is_new = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
+
+local function order_held()
+  local row = head_of(inbox)
+  return row and string.format('%.0f %.0f %s', row.kv, row.seq, row.hash) or ''
+end
+
+if (redis.call('HGET', k, 'handoff') or '') ~= ARGV[5] then return unchanged({inbox, 0}) end
+if order_held() ~= ARGV[6] then return unchanged({inbox, 0}) end
+
+local function mark_present(box)
+  box.handed = box.last
+end
+
+-- Who may read it: the agent, a courier, or nobody.
+local function reader_of(holding)
+  return holding == '3' and '1' or holding
+end
+
+local function hold(box, holding)
+  if ends_session or reader_of(box.holding) ~= reader_of(holding) then turn(box, holding) end
+  set_holding(box, holding)
+  if not box.home then
+    open_outbox(away_of(box))
+    write_away(box)
+  end
+end
+
+-- Forget the oldest hours, this one included, until no more than `most` ids are left.
+local function make_room(box, hour, most)
+  while box.ids > most and hour > box.floor do
+    local oldest = redis.call('ZRANGE', key('hours', inbox), 0, 0)[1]
+    if oldest and hour < tonumber(oldest) then
+      box.floor = hour
+    elseif not shed(box) then
+      return
+    end
+  end
+end
+
+-- For as long as an envelope under these ids can live.
+local function remember(box, hour, fields, count)
+  local ids, expires = ids_key(inbox, hour), (hour + 1) * HOUR_S + MAX_LIFETIME_S
+  for first = 1, #fields, SLICE do
+    redis.call('HSET', ids, unpack(fields, first, math.min(first + SLICE - 1, #fields)))
+  end
+  redis.call('HSET', ids, 'x', math.max(tonumber(redis.call('HGET', ids, 'x') or 0), expires))
+  redis.call('ZADD', key('hours', inbox), hour, hour)
+  box.ids, IDS = box.ids + count, IDS + count
+  rank_memory(box)
+  local due = expires + 2 * GRACE_S + 1
+  if due < box.due then
+    redis.call('ZADD', PREFIX .. 'due', 'LT', due, inbox)
+    box.due = due
+  end
+end
+
+-- What is not known here; of what is, that which waits is marked.
+local function unknown_of(box, hour, keys, eids)
+  local fields, is_new_key = {}, {}
+  for i, seen in ipairs(redis.call('HMGET', ids_key(inbox, hour), unpack(keys))) do
+    if not seen then
+      if not is_new_key[keys[i]] then
+        is_new_key[keys[i]] = true
+        fields[#fields + 1] = keys[i]
+        fields[#fields + 1] = struct.pack(SEEN, 'D', 0, eids[i])
+      end
+    else
+      local fate, seq = struct.unpack(SEEN, seen)
+      if fate == 'S' and seq > box.handed and is_live(inbox, seq) then box.handed = seq end
+    end
+  end
+  return fields
+end
+
+local function learn_hour(box, hour, keys, eids, most)
+  local fields = unknown_of(box, hour, keys, eids)
+  local count = #fields / 2
+  if count == 0 then return end
+  make_room(box, hour, most - count)
+  if hour <= box.floor then
+    mark_present(box)
+  elseif box.ids + count > most then
+    -- there is no room, and nothing old to forget: all that is of that time is marked
+    box.mark_before = math.max(box.mark_before, (hour + 1) * HOUR_S + GRACE_S)
+  else
+    remember(box, hour, fields, count)
+  end
+end
+
+local function learn_doubts(box, blob)
+  local most = math.min(tonumber(ARGV[15]), box.ids + tonumber(ARGV[16]) - IDS)
+  local hour, keys, eids = nil, {}, {}
+  for at = 1, #blob, DOUBT_BYTES do
+    local of, id, eid16 = struct.unpack(DOUBT, blob, at)
+    if of ~= hour and #keys > 0 then
+      learn_hour(box, hour, keys, eids, most)
+      keys, eids = {}, {}
+    end
+    hour, keys[#keys + 1], eids[#eids + 1] = of, id, eid16
+  end
+  if #keys > 0 then learn_hour(box, hour, keys, eids, most) end
+end
+
+local function learn_floor(box, floor)
+  if floor <= box.floor then return end
+  box.floor = floor
+  mark_present(box)
+end
+
+local box = load_box(inbox) or new_box(inbox, ARGV[8])
+hold(box, ARGV[8])
+if marks_present then mark_present(box) end
+learn_floor(box, tonumber(ARGV[14]))
+learn_doubts(box, ARGV[17])
+if is_new then box.tally = {box.last, box.count, box.bytes, 0, 0, 0, 0, 0, 0, 0} end
+write_box(box)
+redis.call('HSET', k, 'handoff', ARGV[7])
+redis.call(ARGV[12] == '1' and 'SADD' or 'SREM', PREFIX .. 'handoffs', inbox)
+if ARGV[13] == '1' then
+  call_mover(box)
+else
+  redis.call('HDEL', k, 'mover')
+  set_due(box, precisely())
+end
+return committed({inbox, 1})
