@@ -18,6 +18,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -27,8 +28,8 @@ from tests.chaos.cuts import STORE, Cut, Cuts, Happened
 from tests.chaos.ledger import Ledger
 from tests.chaos.movers import Movers
 from tests.chaos.moving_house import BOUNDARIES, Place
-from tests.chaos.steady import STEADY, Letters, StaleSender, repeat_elsewhere
-from tests.support.mesh import Mesh, MeshRelay, mesh
+from tests.chaos.steady import STEADY, Letters, StaleSender, publish, repeat_elsewhere
+from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.nodes import new_key, speaker
 from tests.support.servers import wait_until
 
@@ -153,13 +154,9 @@ class MoveRun:
     @contextlib.asynccontextmanager
     async def _busy(self) -> AsyncIterator[None]:
         """Senders send, notes are entered, whoever died is started again."""
-        senders = (self.plan.stale, self.plan.others)
+        senders = await self._senders()
         async with asyncio.TaskGroup() as tasks:
-            running = [
-                tasks.create_task(self._sender(relay).run())
-                for relay, many in zip(self.relays.relays, senders, strict=True)
-                for _ in range(many)
-            ]
+            running = [tasks.create_task(sender.run()) for sender in senders]
             running += [
                 tasks.create_task(self.movers.watch()),
                 tasks.create_task(self._start_movers_again()),
@@ -170,6 +167,21 @@ class MoveRun:
             finally:
                 for task in running:
                     task.cancel()
+
+    async def _senders(self) -> list[StaleSender]:
+        """Each with an inbox at its relay, of which the other one knows: for bounces."""
+        made: list[StaleSender] = []
+        a, b = self.relays.relays
+        for relay, other, many in ((a, b, self.plan.stale), (b, a, self.plan.others)):
+            mine = [self._sender(relay) for _ in range(many)]
+            for one in mine:
+                await publish(one.key, relay)
+                async with speaker(relay.url, one.key):
+                    pass
+            for one in mine:
+                await wait_until(partial(knows, other, one.key.did), REACHED_S, "it is known")
+            made += mine
+        return made
 
     def _sender(self, relay: MeshRelay) -> StaleSender:
         letters = Letters(self.movers.dids, self._fork(), self.plan.rate)

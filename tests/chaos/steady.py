@@ -16,9 +16,11 @@ from websockets.asyncio.client import ClientConnection
 
 from relay.client import origin as origins
 from relay.client.exchange import ask
-from relay.core import codec
-from relay.core.ids import Did
+from relay.core import codec, records
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Timestamp
 from relay.core.receipts import verify_receipt
+from relay.core.records import Home
 from tests.chaos.agents import Agent
 from tests.chaos.checker import ends_of
 from tests.chaos.habits import POISON, Habits, Letter
@@ -70,6 +72,13 @@ class StaleSender(Agent):
         except TimeoutError:
             return
         self._take(codec.parse(data, "relay"), relay)
+
+
+async def publish(key: SigningKey, relay: RelayProcess) -> None:
+    """Its first record: it lives there."""
+    record = records.sign(key, [Home(Did(relay.did), relay.url)], now=Timestamp(time.time()))
+    origin = origins.parse(relay.url)
+    await ask(origin, "PUT", f"/v1/agents/{key.did}", body={"record": record})
 
 
 async def repeat_elsewhere(
