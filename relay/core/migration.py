@@ -35,11 +35,13 @@ from relay.core.migration_values import (
     Freeze,
     Handoff,
     Heard,
+    Holding,
     Input,
     Learned,
     Mode,
     OrderRef,
     Prepare,
+    RecordRef,
     Side,
     Step,
     Ticked,
@@ -49,6 +51,8 @@ DIGEST_PAGE: Final = 4096
 """Ids of one page of a digest."""
 DIGEST_PAGES: Final = 64
 """Pages of one digest: five times what the memory of an inbox holds."""
+MOST_MISSING: Final = 64
+"""Relays whose digests one side waits for; more are of no agent that only moves now and then."""
 UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
 MISSING_S: Final = MAX_LIFETIME_S + 3600
@@ -72,6 +76,25 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
             return _hear(side, said)
         case Ticked():
             return _tick(side, now)
+
+
+def begin(
+    me: Did, holding: Holding | None, former: RecordRef | None, *, has_left: bool = False
+) -> Side:
+    """The side of an inbox of which none was ever written; it has its newest record to learn yet.
+
+    Args:
+        me: the relay.
+        holding: what the store does for the inbox; None: there is none.
+        former: the record before the newest, when last it changed whether this relay is named.
+        has_left: it was a home here, and then its record named others.
+    """
+    if holding is Holding.AWAY and has_left:
+        return Side(me, Mode.ACTIVE, former)
+    if holding in {Holding.HOME, Holding.HELD}:
+        return Side(me, Mode.ACTIVE)
+    # there is none, or a queue for others, or a home since the newest record only
+    return Side(me, Mode.NONE, former)
 
 
 # ---------------------------------------------------------------- orders
@@ -253,7 +276,7 @@ def _hear(side: Side, heard: Heard) -> Result:
     message = heard.message
     if isinstance(message, DigestReceipt):
         return _handed(side, heard, message)
-    no = _form(message) or _not_my_source(side, heard, message.handoff)
+    no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
     return no or _collect(side, heard, message)
 
 
@@ -265,12 +288,15 @@ def _form(page: DigestPage) -> Refusal | None:
     return None
 
 
-def _not_my_source(side: Side, heard: Heard, handoff: str) -> Refusal | None:
-    """A source is the one that the order names, or one that an earlier record named."""
-    by_order = side.handoff == Handoff(handoff, heard.peer)
+def not_from(side: Side, peer: Did, handoff: str, *, named: bool) -> Refusal | None:
+    """Why ``peer`` may hand nothing over here under that id; None: it may, both ids and mail.
+
+    A source is the one that the order names, or one that an earlier record named (``named``).
+    """
+    by_order = side.handoff == Handoff(handoff, peer)
     if by_order and side.mode in {Mode.INCOMING, Mode.ACTIVE}:
         return None
-    by_record = side.record is not None and side.record.handoff == handoff and heard.named
+    by_record = side.record is not None and side.record.handoff == handoff and named
     if by_record and side.is_home and side.mode in {Mode.ACTIVE, Mode.FROZEN}:
         return None
     if side.mode is Mode.FROZEN and not side.is_home:
@@ -289,10 +315,12 @@ def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
         part = side._replace(collecting=Collecting(page.whole, have + 1))
         return Step(part, imports=page, answer=answer)
     current = side.handoff is not None and side.handoff.peer == heard.peer
+    missing = (side.missing - {heard.peer}) | (page.missing - {side.me})
     whole = side._replace(
         collecting=None,
         digested=side.digested or (current and side.mode is not Mode.FROZEN),
-        missing=(side.missing - {heard.peer}) | (page.missing - {side.me}),
+        # one that misses more than can be kept goes on being missing itself
+        missing=missing if len(missing) <= MOST_MISSING else side.missing,
         sources=side.sources | {heard.peer},
         # what it has said to its own target is not all any more
         handed=False,

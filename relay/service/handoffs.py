@@ -39,14 +39,6 @@ from relay.ports_mesh import HandoffChange, HandoffRow, HandoffStore
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""
 _AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
-_BEFORE: Final[dict[Holding | None, Mode]] = {
-    None: Mode.NONE,
-    Holding.HOME: Mode.ACTIVE,
-    Holding.HELD: Mode.ACTIVE,
-    Holding.DOUBTFUL: Mode.NONE,
-    Holding.AWAY: Mode.NONE,
-}
-"""What an inbox is of which no side was ever written down, before its record is acted upon."""
 
 
 @dataclass(slots=True)
@@ -125,10 +117,8 @@ class Handoffs:
         """A side as its store has it; what was never written down follows from the inbox."""
         if row.text:
             return handoffs.decode(self.me, row.text)
-        if row.holding is Holding.AWAY and row.has_left:
-            return Kept(Side(self.me, Mode.ACTIVE, _ref(row.former)))
-        before = _BEFORE[row.holding]
-        return Kept(Side(self.me, before, _ref(row.former) if before is Mode.NONE else None))
+        former = _ref(row.former)
+        return Kept(migration.begin(self.me, row.holding, former, has_left=row.has_left))
 
     def _note(self, owner: AgentKey, side: Side, *, is_open: bool) -> None:
         if is_open:
@@ -212,14 +202,9 @@ class Handoffs:
         return orders.is_named(peer, evidence, newest)
 
     async def may_bring(self, peer: Did, agent: AgentKey, handoff: str) -> bool:
-        """Whether what this relay brings is part of a hand-off: past rules and quotas.
-
-        That goes by the relay, not by the id: what it once handed over under an order it may hand
-        over again under the record that followed.
-        """
+        """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
         del handoff
-        side = self.kept(await self.store.handoff(agent)).side
-        return side.mode in {Mode.INCOMING, Mode.ACTIVE} and peer in side.partners
+        return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
 
 
 def _learn(side: Side, row: HandoffRow) -> Step:

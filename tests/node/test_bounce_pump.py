@@ -30,6 +30,7 @@ class Mesh(Links):
     """No peer says anything until the gate opens."""
 
     async def reach(self, relay, url, *, handoff=False) -> PeerLink:
+        assert not handoff
         raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{relay} at {url}")
 
 
