@@ -504,7 +504,7 @@ async def test_an_id_that_a_digest_names_of_another_envelope_turns_none_away(wor
     await change(world.store, Holding.HELD, doubts=doubt(1, of=7) + doubt(2, of=7))
     taken(await world.store.append([entry(1)]))
     taken(await bring(world.store, 2))
-    assert code((await world.store.append([entry(1, eid=7)]))[0]) is ErrorCode.REPLAYED
+    assert code((await world.store.append([entry(1, eid=eid(7))]))[0]) is ErrorCode.REPLAYED
     await change(world.store, Holding.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(1, True), (2, True)]
 
@@ -519,7 +519,8 @@ async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
     await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
     await change(world.store, Holding.HELD, "back", doubts=doubt(1))
     assert await fates(world.store, 1, 2) == [Fate.DOUBTFUL, Fate.FORWARDED]
-    taken(await bring(world.store, 1, 2))
+    taken(await bring(world.store, 1))
+    taken(await bring(world.store, 2))
     await change(world.store, Holding.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(3, True), (4, False)]
 
