@@ -1,4 +1,4 @@
-"""``relay migrate`` between real relays: progress, the report, the drill, and going on after a cut."""
+"""``relay migrate`` between real relays: progress, report, drill, and going on after a cut."""
 
 from __future__ import annotations
 
@@ -160,13 +160,15 @@ async def test_a_source_that_is_gone_is_said_to_hold_what_nobody_knows(tmp_path:
 async def test_it_is_cut_off_by_ctrl_c_or_kill_and_the_same_command_goes_on(house: House):
     await house.gets("a", "b")
     pinned = house.two.built.node.key.did
-    async with stalling() as quiet:
-        # a target that answers nothing: there is time to interrupt
-        async with house.terminal.running("migrate", "--to", quiet.url) as process:
-            await quiet.was_asked()
-            process.send_signal(signal.SIGINT)
-            await line_with(process.stderr, "goes on where it was")
-            assert await process.wait() == Exit.INTERRUPTED
+    # a target that answers nothing: there is time to interrupt
+    async with (
+        stalling() as quiet,
+        house.terminal.running("migrate", "--to", quiet.url) as process,
+    ):
+        await quiet.was_asked()
+        process.send_signal(signal.SIGINT)
+        await line_with(process.stderr, "goes on where it was")
+        assert await process.wait() == Exit.INTERRUPTED
     for _ in range(3):
         async with house.terminal.running("migrate", "--to", house.two.url) as process:
             await line_with(process.stderr, "Asking the old relay")

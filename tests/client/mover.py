@@ -37,10 +37,10 @@ def stop_at(stage: str, when: str) -> None:
     MoveLog.keep = stopping  # type: ignore[method-assign]  # this process is there to be killed
 
 
-async def live(source: str, seed: str, state: str, target: str, stage: str, when: str) -> None:
+async def live(source: str, seed: str, state: str, target: str, *stop: str) -> None:
     async with Agent.open(SigningKey(bytes.fromhex(seed)), source, state=Path(state)) as me:
         say("open", me.did)
-        stop_at(stage, when)
+        stop_at(*stop)
         reading = asyncio.ensure_future(read(me))
         await me.migrate(target, deadline_s=30)
         say("moved")
