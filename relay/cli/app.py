@@ -106,13 +106,15 @@ moving_commands.register(app)
 @app.command("demo")
 def _demo(
     what: Annotated[
-        Literal["relay", "mesh"], typer.Argument(help="relay: one relay; mesh: three of them.")
+        Literal["relay", "mesh", "migrate"],
+        typer.Argument(help="relay: one relay; mesh: three of them; migrate: an agent moves."),
     ] = "relay",
 ) -> None:
-    """Watch an envelope survive a killed relay, or find its way from one relay to another."""
-    from relay.cli import demo, mesh_demo  # noqa: PLC0415  as above
+    """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
+    from relay.cli import demo, mesh_demo, migrate_demo  # noqa: PLC0415  as above
 
-    raise typer.Exit(run_async(mesh_demo.demo() if what == "mesh" else demo.demo()))
+    demos = {"relay": demo.demo, "mesh": mesh_demo.demo, "migrate": migrate_demo.demo}
+    raise typer.Exit(run_async(demos[what]()))
 
 
 # ---------------------------------------------------------------- nodes

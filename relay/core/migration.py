@@ -32,6 +32,7 @@ from relay.core.migration_values import (
     Collecting,
     DigestPage,
     DigestReceipt,
+    Doubted,
     Freeze,
     Handoff,
     Heard,
@@ -73,7 +74,9 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
         case Learned():
             return _learn(side, said, now)
         case Heard():
-            return _hear(side, said)
+            return _hear(side, said, now)
+        case Doubted():
+            return _doubt(side, said)
         case Ticked():
             return _tick(side, now)
 
@@ -272,12 +275,16 @@ _ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], S
 # ---------------------------------------------------------------- peers
 
 
-def _hear(side: Side, heard: Heard) -> Result:
+def _hear(side: Side, heard: Heard, now: Timestamp) -> Result:
     message = heard.message
     if isinstance(message, DigestReceipt):
         return _handed(side, heard, message)
     no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
-    return no or _collect(side, heard, message)
+    if no is not None:
+        return no
+    # what has not been sent yet cannot be forgotten
+    floor = min(message.floor, int(now) // 3600)
+    return _collect(side, heard, message._replace(floor=floor))
 
 
 def _form(page: DigestPage) -> Refusal | None:
@@ -332,6 +339,12 @@ def _handed(side: Side, heard: Heard, receipt: DigestReceipt) -> Result:
     if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
     return Step(side._replace(handed=True))
+
+
+def _doubt(side: Side, said: Doubted) -> Result:
+    if side.handoff is None or side.handoff.id != said.handoff:
+        return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
+    return Step(side._replace(handed=False))
 
 
 # ---------------------------------------------------------------- long waits

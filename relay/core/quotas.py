@@ -91,7 +91,8 @@ class Holdings:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is None:
             return None
-        if not seen.is_of(item.eid):
+        if not seen.is_of(item.eid) and seen.fate is not Fate.DOUBTFUL:
+            # another relay's word on an id turns nothing away
             return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
         if seen.fate is Fate.DOUBTFUL or (self.home and seen.fate is Fate.FORWARDED):
             return None
@@ -194,8 +195,11 @@ class Holdings:
                 first = self.refused.first_at or int(now)
                 self.refused = Refused(self.refused.count + 1, first, int(now))
             return no
+        if self.dedupe.find(item.hour, item.dedupe_key) is not None:
+            return None
         # strangers must not close an inbox to those it knows
-        most = limits.dedupe_entries // (2 if self.home and self.is_strange(item) else 1)
+        is_strange = self.home and not item.moving and self.is_strange(item)
+        most = limits.dedupe_entries // (2 if is_strange else 1)
         while len(self.dedupe) >= most:
             if not self.dedupe.can_shed():
                 return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")

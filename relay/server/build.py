@@ -222,6 +222,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     )
     handoffs.changed += [_sharing(peers, handoffs), migrations.changed]
     handoffs.work.append(forwarding.wake)
+    handoffs.ended.append(lambda owner: delivery.wake([owner]))
     node = Node(
         node_id=node_id,
         key=key,

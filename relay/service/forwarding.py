@@ -167,6 +167,7 @@ class Forwarding:
             learn=self.learn,
             spawn=self._spawn,
             batch=HANDOFF_BATCH if handoff else BATCH,
+            forgotten=(lambda: self.mover.forgotten(inbox, handoff)) if handoff else None,
         )
 
     def _carrier(self, home: Home, handoff: str) -> Carrier:

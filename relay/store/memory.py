@@ -127,7 +127,8 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             # what was answered before is answered so again: nothing is kept anew
             known = inbox.answer(item._replace(via=None))
             return known or Refusal(ErrorCode.STORAGE_FULL, self._full)
-        if is_new and item.expires_at > self._now() and not self._make_room(inbox.is_strange(item)):
+        is_strange = inbox.is_strange(item) and not item.moving
+        if is_new and item.expires_at > self._now() and not self._make_room(is_strange):
             return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
         result = inbox.accept(
             item, self._limits, self._now(),

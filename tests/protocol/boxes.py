@@ -6,17 +6,26 @@ follows are the rules of :mod:`relay.core.inbox` and of ``HandoffStore.change_ha
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import struct
+from typing import Literal, NamedTuple
 
 from relay.core.dedupe import Fate
 from relay.core.ids import Eid
-from relay.core.migration_values import DOUBT_BYTES, DigestPage, Holding, Side, Step
+from relay.core.jws import b64encode
+from relay.core.migration_values import DOUBT_BYTES, DigestPage, Holding, Mode, Side, Step
 
 NO_EIDS: frozenset[Eid] = frozenset()
 HOMES = frozenset({Holding.HOME, Holding.DOUBTFUL})
 TOLD = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.DOUBTFUL})
 """Fates whose ids a digest names."""
-STORED, DUP, LATE, STALE = "stored", "dup", "expired", "stale"
+HOUR = 400_000
+"""When all of it was sent."""
+Outcome = Literal["stored", "dup", "late", "stale"]
+STORED: Outcome = "stored"
+DUP: Outcome = "dup"
+LATE: Outcome = "late"
+STALE: Outcome = "stale"
 
 
 class Item(NamedTuple):
@@ -66,9 +75,17 @@ class Box(NamedTuple):
     def mark(self, eids: frozenset[Eid]) -> Box:
         return self._replace(live=frozenset((eid, old or eid in eids) for eid, old in self.live))
 
+    def readable(self) -> dict[Eid, bool]:
+        """What may be handed to the session now, and whether marked."""
+        return {eid: self.is_marked(eid) for eid in self.eids - self.given}
+
     # ------------------------------------------------------------ what comes and goes
 
-    def accept(self, item: Item, *, late: bool = False) -> tuple[Box, str] | None:
+    def queue(self) -> Box:
+        """One that is made for mail for elsewhere."""
+        return self._replace(holding=Holding.AWAY)
+
+    def accept(self, item: Item, *, late: bool = False) -> tuple[Box, Outcome] | None:
         """Store it, or say that it was; None: not here."""
         fate = self.fate(item.eid)
         if self.holding is None:
@@ -76,7 +93,8 @@ class Box(NamedTuple):
         if self.holding is Holding.AWAY and item.via:
             return None
         if fate is Fate.STORED:
-            return (self.mark(frozenset({item.eid})) if item.marked else self), DUP
+            brings = item.marked and item.moving
+            return (self.mark(frozenset({item.eid})) if brings else self), DUP
         is_back = fate is Fate.FORWARDED and self.holding is not Holding.AWAY
         if fate is not None and fate is not Fate.DOUBTFUL and not is_back:
             return self, DUP
@@ -118,15 +136,10 @@ class Box(NamedTuple):
 
     def change(self, before: Side, step: Step) -> Box:
         """Carry out a step."""
-        side = step.side
-        holding = side.holding
-        box = self
-        serves = {self.holding, holding} <= HOMES and before.handoff == side.handoff
-        if not serves and (self.holding is not holding or before.handoff != side.handoff):
-            box = box.close()
+        box = self.close() if ends_session(self.holding, before, step) else self
         if step.mark_present:
             box = box.mark(box.eids)
-        box = box._replace(holding=holding)
+        box = box._replace(holding=step.side.holding)
         return box.remember(step.imports) if step.imports is not None else box
 
     def remember(self, page: DigestPage) -> Box:
@@ -140,19 +153,43 @@ class Box(NamedTuple):
                 box = box.mark(frozenset({eid}))
         return box
 
-    def doubts(self) -> tuple[frozenset[Eid], int]:
-        """What a digest says: ids that the agent may have seen, and whether any are forgotten."""
+    def doubts(self) -> tuple[list[bytes], int]:
+        """What a digest says: ids that the agent may have seen, and until when any are forgotten."""
         told = {eid for eid, fate in self.fates if fate in TOLD}
         marked = {eid for eid, _ in self.live if self.is_marked(eid)}
-        return frozenset(told | marked), 0 if self.floor or self.doubt else -1
+        ids = sorted(packed(eid) for eid in told | marked)
+        return ids, HOUR if self.floor or self.doubt else -1
+
+
+def ends_session(holding: Holding | None, before: Side, step: Step) -> bool:
+    """A step after which another may read the inbox than before, or under another hand-off."""
+    now = step.side.holding
+    hands_over = step.side.mode is Mode.FROZEN and before.handoff != step.side.handoff
+    return hands_over or (holding is not now and not {holding, now} <= HOMES)
+
+
+# ---------------------------------------------------------------- ids
+
+
+def real(eid: Eid) -> Eid:
+    """What a store calls it."""
+    return Eid(b64encode(hashlib.sha256(eid.encode()).digest()))
+
+
+def key_of(eid: Eid) -> bytes:
+    """Of its dedupe key."""
+    return hashlib.sha256(b"key" + eid.encode()).digest()[:16]
 
 
 def packed(eid: Eid) -> bytes:
     """An id in a digest."""
-    return eid.encode().ljust(DOUBT_BYTES, b"\0")
+    return struct.pack(">I16s16s", HOUR, key_of(eid), hashlib.sha256(eid.encode()).digest()[:16])
+
+
+_EIDS = {packed(eid): eid for eid in (Eid(f"m{n}") for n in range(10))}
 
 
 def named(doubts: bytes) -> list[Eid]:
     """The ids of a page."""
     parts = [doubts[at : at + DOUBT_BYTES] for at in range(0, len(doubts), DOUBT_BYTES)]
-    return [Eid(part.rstrip(b"\0").decode()) for part in parts]
+    return [_EIDS[part] for part in parts]

@@ -40,10 +40,13 @@ from relay.core.migration_values import (
     Step,
     Ticked,
 )
-from tests.protocol.boxes import DUP, HOMES, LATE, STALE, STORED, Box, Item, packed
+from tests.protocol import real_boxes
+from tests.protocol.boxes import DUP, HOMES, HOUR, LATE, STALE, STORED, Box, Item, Outcome, packed
+from tests.protocol.real_boxes import RealBox
 
-NOW = Timestamp(0)
-LATER = 1_000_000
+NOW = HOUR * 3600
+LATER = NOW + 24 * 3600
+LIE = b"lie"
 LOST = "lost"
 DUPLICATE = "unmarked duplicate"
 TWICE = "bounced twice by one relay"
@@ -83,6 +86,8 @@ class Rules:
     lossy: bool = False
     liar: bool = False
     """Relay 0 may say that all was seen, and that it has forgotten the rest."""
+    is_real: bool = False
+    """Inboxes are those of the store (``real_boxes.py``)."""
     mutant: str = ""
 
 
@@ -97,7 +102,7 @@ class Relay(NamedTuple):
         has_left: it was a home, and its record named others.
     """
 
-    box: Box = Box()
+    box: Box | RealBox
     side: Side | None = None
     held: RecordRef | None = None
     former: RecordRef | None = None
@@ -184,10 +189,11 @@ def record(seq: int, relay: int) -> RecordRef:
 
 def start(rules: Rules) -> World:
     first = record(0, 0)
-    home = Relay(Box(Holding.HOME), held=first)
+    none = Relay(RealBox() if rules.is_real else Box())
+    home = Relay(real_boxes.home() if rules.is_real else Box(Holding.HOME), held=first)
     nothing: frozenset[Any] = frozenset()
     return World(
-        relays=(home, *(Relay() for _ in range(1, rules.relays))),
+        relays=(home, *((none,) * (rules.relays - 1))),
         net=nothing,
         records=(first,),
         order=None,
@@ -279,7 +285,7 @@ class Moves:
 
     # ------------------------------------------------------------ one step of a relay
 
-    def take(self, side: Side, said: Input, now: float = 0) -> Step | Refusal:
+    def take(self, side: Side, said: Input, now: float = NOW) -> Step | Refusal:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
         if asked not in self.taken:
@@ -316,7 +322,7 @@ class Moves:
         return step.side._replace(since=0)
 
     def apply(
-        self, world: World, place: int, said: Input, now: float = 0
+        self, world: World, place: int, said: Input, now: float = NOW
     ) -> tuple[World, Step] | None:
         """The durable part of a step, and the step; None where it is refused."""
         world = self.settled(world, place, always=True)
@@ -340,7 +346,9 @@ class Moves:
             return relay
         return relay._replace(side=changed, box=box)
 
-    def _change(self, box: Box, before: Side, step: Step) -> Box:
+    def _change(self, box: Box | RealBox, before: Side, step: Step) -> Box | RealBox:
+        if not self.rules.mutant or isinstance(box, RealBox):
+            return box.change(before, step)
         freezes = step.side.mode is Mode.FROZEN
         if freezes and self.is_mutant("nothing is marked when it freezes"):
             box = box._replace(given=frozenset())
@@ -358,7 +366,7 @@ class Moves:
         return box.change(before, step)
 
     def one(
-        self, world: World, place: int, said: Input, what: str, now: float = 0
+        self, world: World, place: int, said: Input, what: str, now: float = NOW
     ) -> Iterator[Move]:
         """A step without anything to say, if it changes anything."""
         done = self.apply(world, place, said, now)
@@ -375,7 +383,7 @@ class Moves:
         if box.holding is None:
             if relay.held is None:
                 return
-            box = box._replace(holding=Holding.AWAY)
+            box = box.queue()
         for eid in self.eids:
             if eid in world.receipted or eid in world.late:
                 continue
@@ -393,7 +401,11 @@ class Moves:
             if lost is not None and done[0] != relay.box:
                 yield f"{eid} to R{place}, no receipt is heard", lost, None
 
-    def _accept(self, box: Box, item: Item, *, late: bool = False) -> tuple[Box, str] | None:
+    def _accept(
+        self, box: Box | RealBox, item: Item, *, late: bool = False
+    ) -> tuple[Box | RealBox, Outcome] | None:
+        if not self.rules.mutant or isinstance(box, RealBox):
+            return box.accept(item, late=late)
         fate = box.fate(item.eid)
         if self.is_mutant("dedupe survives the hand-off") and fate is Fate.FORWARDED:
             return box, DUP
@@ -538,9 +550,10 @@ class Moves:
 
     def _read_and_ack(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
         box = relay.box
+        may = box.readable()
         for eid in sorted(box.eids):
-            if eid not in box.given and eid not in world.late:
-                mark = box.is_marked(eid)
+            if eid in may and eid not in world.late:
+                mark = may[eid]
                 if self.is_mutant("a doubtful home marks nothing"):
                     mark = (eid, True) in box.live
                 then = self.put(world, place, relay._replace(box=box.give(eid)))
@@ -577,8 +590,8 @@ class Moves:
             pages = tuple(page._replace(missing=frozenset()) for page in pages)
         if self.rules.liar and place == 0:
             everything = b"".join(packed(eid) for eid in self.eids)
-            for floor, ids in ((-1, everything), (0, b"")):
-                lie = DigestPage(side.handoff.id, b"lie", 0, 1, frozenset(), floor, ids)
+            for floor, ids in ((-1, everything), (HOUR, b"")):
+                lie = DigestPage(side.handoff.id, LIE, 0, 1, frozenset(), floor, ids)
                 pages += (lie,)
         for page in pages:
             if (place, peer, page) not in world.net and world.relays[peer] is not None:
@@ -605,8 +618,8 @@ class Moves:
             yield f"R{place} sends its courier again", self.unbound(anew, place), None
         side = relay.side
         handoff = side.handoff.id if side is not None and side.handoff is not None else ""
-        for eid in sorted(box.eids - box.given):
-            mark = (eid, True) in box.live and not self.is_mutant("marks are not copied")
+        for eid, is_marked in sorted(box.readable().items()):
+            mark = is_marked and not self.is_mutant("marks are not copied")
             packet = (place, number(peer), Copy(handoff, eid, mark))
             gone = box.give(eid)
             if self.is_mutant("delete before receipt"):
@@ -759,11 +772,11 @@ def _begin(place: int, relay: Relay) -> Side:
     return migration.begin(name(place), holding, former, has_left=relay.has_left)
 
 
-def digest(side: Side, box: Box) -> tuple[DigestPage, ...]:
+def digest(side: Side, box: Box | RealBox) -> tuple[DigestPage, ...]:
     """What a mover says, an id a page."""
     assert side.handoff is not None
     ids, floor = box.doubts()
-    parts = [packed(eid) for eid in sorted(ids)] or [b""]
+    parts = ids or [b""]
     about = repr((parts, floor, sorted(side.missing)))
     whole = hashlib.sha256(about.encode()).digest()[:4]
     return tuple(
@@ -775,7 +788,7 @@ def digest(side: Side, box: Box) -> tuple[DigestPage, ...]:
 def short(message: Message) -> str:
     match message:
         case DigestPage():
-            lie = "false " * (message.whole == b"lie") + "floor " * (message.floor >= 0)
+            lie = "false " * (message.whole == LIE) + "floor " * (message.floor >= 0)
             return f"{lie}digest {message.number + 1}/{message.total} of {message.handoff}"
         case Copy():
             mark, old = " marked" * message.marked, " of an old session" * (not message.bound)

@@ -33,6 +33,7 @@ from relay.core.ids import AgentKey, NodeId, Seq
 from relay.core.inbox_values import (
     Ack,
     InboxLimits,
+    Known,
     LiveSession,
     Opened,
     OutboxLimits,
@@ -41,9 +42,12 @@ from relay.core.inbox_values import (
     RulesPatch,
     Window,
 )
+from relay.core.migration_values import Holding
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, OpenRequest, RecordRow
+from relay.ports_mesh import HandoffChange
 from relay.store.memory import MemoryStore
+from relay.store.redis.entries import eid_bytes
 from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, eid, entry
 
 INBOXES = [AgentKey(f"key:i{n}") for n in range(2)]
@@ -104,6 +108,7 @@ class Machine(RuleBasedStateMachine):
         self.sessions: list[tuple[AgentKey, Opened, Opened]] = []
         self.batches: tuple[list[Any], list[Any]] = ([], [])
         self.has_lost = False
+        self.counted: set[AgentKey] = set()
         self.count = 0
         self.moves = 10
 
@@ -159,6 +164,32 @@ class Machine(RuleBasedStateMachine):
                 self.same(inbox, mine, other)
         totals = [sorted(self.run(store.outboxes())) for store in (self.memory, self.redis)]
         assert totals[0] == totals[1]
+        for inbox in INBOXES:
+            self.same_side(inbox)
+
+    def same_side(self, inbox: AgentKey) -> None:
+        """What both sides say of an inbox that changes relays."""
+        rows = [self.run(store.handoff(inbox)) for store in (self.memory, self.redis)]
+        assert rows[0] == rows[1]
+        assert inbox not in self.counted or rows[0].tally.is_balanced, rows[0]
+        waiting = [
+            self.run(store.waiting(inbox, Seq(0), 99)) for store in (self.memory, self.redis)
+        ]
+        assert waiting[0] == waiting[1]
+        known = [self.run(store.known(inbox)) for store in (self.memory, self.redis)]
+        assert known[0] == known[1]
+        doubts = [self.all_doubts(store, inbox) for store in (self.memory, self.redis)]
+        assert doubts[0] == doubts[1]
+
+    def all_doubts(self, store: Any, inbox: AgentKey) -> tuple[set[bytes], int]:
+        ids, after, floor = set(), "", -1
+        while after or not ids:
+            some = self.run(store.doubts(inbox, after, 7))
+            ids |= {some.ids[at : at + 36] for at in range(0, len(some.ids), 36)}
+            floor, after = some.floor, some.after
+            if not after:
+                break
+        return ids, floor
 
     def same(self, inbox: AgentKey, mine: Any, other: Any) -> None:
         """What both sides call a fence, or an epoch, has one number."""
@@ -182,11 +213,11 @@ class Machine(RuleBasedStateMachine):
         sender=st.sampled_from(SENDERS),
         kind=st.sampled_from(["plain"] * 6 + ["silent", "marked"]),
         is_other=st.sampled_from([False] * 5 + [True]),
-        barred=st.sampled_from([False] * 5 + [True]),
+        ways=st.tuples(st.sampled_from([False] * 5 + [True]), st.booleans()),
         peers=st.tuples(st.sampled_from([*PEERS, None]), st.sampled_from([*PEERS, None, None])),
     )
     def append(  # noqa: PLR0917  one argument for each strategy
-        self, numbers, inbox, life, age, size, sender, kind, is_other, barred, peers
+        self, numbers, inbox, life, age, size, sender, kind, is_other, ways, peers
     ) -> None:
         if self.has_lost:
             numbers = numbers[:1]  # what is kept anew is stored after the rest of its batch
@@ -203,7 +234,11 @@ class Machine(RuleBasedStateMachine):
             if is_other:  # the same id for another envelope
                 other = entry(n + 1_000)
                 item = item._replace(eid=other.eid, wire=other.wire)
-            made.append(item._replace(barred=barred, peer=peers[0]))
+            barred, moving = ways
+            is_marked = item.marked or (moving and kind == "marked")
+            made.append(
+                item._replace(barred=barred, moving=moving, peer=peers[0], marked=is_marked)
+            )
         self.both("append", inbox, (made, made))
 
     @rule(
@@ -419,7 +454,55 @@ class Machine(RuleBasedStateMachine):
         self.moves += 1
         digest = self.moves.to_bytes(2, "big") * 16
         row = RecordRow((1, self.moves, digest), f"record{self.moves}", names_us=home)
-        self.both("merge_record", owner, (owner, owner), (row, row))
+        self.has_lost = True
+        self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
+
+    @rule(owner=st.sampled_from(INBOXES), home=st.booleans(), byte=st.integers(0, 255))
+    def fork(self, owner, home, byte) -> None:
+        """Another record of the newest one's seq."""
+        row = RecordRow((1, self.moves, bytes([byte]) * 32), f"fork{byte}", names_us=home)
+        self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
+
+    # ------------------------------------------------------------ hand-offs
+
+    @rule(
+        inbox=st.sampled_from([*INBOXES, *INBOXES, AgentKey("key:new")]),
+        holding=st.sampled_from(Holding),
+        flags=st.tuples(*[st.booleans()] * 5),
+        named=st.lists(st.integers(0, 30), max_size=12),
+        floor=st.sampled_from([-1] * 5 + [HOUR - 4, HOUR - 2]),
+        stale=st.sampled_from(["", "", "", "", "", "text", "record"]),
+    )
+    def step(self, inbox, holding, flags, named, floor, stale) -> None:  # noqa: PLR0917
+        self.count += 1
+        self.has_lost = True
+        doubts = b"".join(self.doubt(inbox, n) for n in sorted(named, key=lambda n: n % 4))
+        wanted = HandoffChange(f"side{self.count}", holding, *flags, doubts, floor)
+        seen = self.run(self.memory.handoff(inbox))
+        if stale == "text":
+            seen = dataclasses.replace(seen, text="another")
+        if stale == "record":
+            seen = dataclasses.replace(seen, record=RecordRow((1, 0, bytes(32)), "", names_us=True))
+        done, _ = self.both("change_handoff", inbox, (inbox, inbox), (seen, seen), (wanted, wanted))
+        if done and wanted.is_new:
+            self.counted.add(inbox)
+        opened = [sorted(self.run(store.handoffs())) for store in (self.memory, self.redis)]
+        assert opened[0] == opened[1]
+
+    def doubt(self, inbox: AgentKey, n: int) -> bytes:
+        """An id as a digest names it; sometimes of another envelope."""
+        item = self.items.get((inbox, n)) or entry(n, hour=HOUR - n % 4)
+        of = eid(n + 1_000) if n % 9 == 5 else item.eid
+        return item.hour.to_bytes(4, "big") + item.dedupe_key + eid_bytes(of)[:16]
+
+    @rule(
+        inbox=st.sampled_from(INBOXES),
+        lists=st.tuples(*[st.lists(st.sampled_from(SENDERS), max_size=3)] * 3),
+        refuses=st.sampled_from(["accept", "accept", "accept", "refuse"]),
+    )
+    def learn_known(self, inbox, lists, refuses) -> None:
+        known = Known(refuses, *map(tuple, lists))
+        self.both("learn_known", inbox, (inbox, inbox), (known, known))
 
     @rule(
         inbox=st.sampled_from(INBOXES),
@@ -441,6 +524,9 @@ class Machine(RuleBasedStateMachine):
             self.append_some(inbox, 1, 4_000, 0, peer or PEERS[0])
         wanted = OpenRequest(inbox, NODES[0], window, courier=True, create=False)
         left, right = self.both("open", inbox, (wanted, wanted))
+        if not isinstance(left, Opened):
+            return  # a step of a hand-off decides
+        self.has_lost = self.has_lost or is_forwarded
         self.sessions.append((inbox, left, right))
         self.read_all(inbox)
         fences, head = (left.fence, right.fence), Seq(self.head(inbox))

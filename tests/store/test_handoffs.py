@@ -76,6 +76,12 @@ async def change(
     return bool(await store.change_handoff(inbox, seen, HandoffChange(text, holding, **more)))
 
 
+def taken(results: list[Any]) -> list[Accepted]:
+    """All of them were stored now."""
+    assert all(isinstance(one, Accepted) and not one.dup for one in results), results
+    return results
+
+
 async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
     """A page of an inbox that moves."""
     given = {"via": PEER, "moving": True, **changes}
@@ -184,10 +190,10 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     session = await opened_to(world.store, ALICE)
     await world.store.append([entry(1)])
     assert await change(world.store, Holding.HELD, ends_session=True)
-    (taken,) = await world.store.append([entry(2)])
-    assert taken == Accepted(Seq(2), session.epoch, dup=False, session=None)
+    (first,) = await world.store.append([entry(2)])
+    assert first == Accepted(Seq(2), session.epoch, dup=False, session=None)
     (again,) = await world.store.append([entry(2)])
-    assert again == replace_dup(taken)
+    assert again == first._replace(dup=True)
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
     assert code(await world.store.open(request(courier=True))) is ErrorCode.UNKNOWN_INBOX
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MIGRATING
@@ -200,15 +206,11 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     assert head.away, "no session of the agent can go on"
 
 
-def replace_dup(taken: Accepted) -> Accepted:
-    return taken._replace(dup=True)
-
-
 async def test_a_target_takes_mail_although_the_record_names_others(world: World) -> None:
     await merged(world.store, 1, home=False)
     await change(world.store, Holding.HELD, "incoming")
-    (taken,) = await world.store.append([entry(1)])
-    assert (taken.seq, taken.away) == (1, False)
+    (first,) = taken(await world.store.append([entry(1)]))
+    assert (first.seq, first.away) == (1, False)
     assert await world.store.outboxes() == []
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
 
@@ -438,3 +440,448 @@ async def test_a_courier_that_is_done_leaves_work_for_the_mover(world: World) ->
     await world.store.close(ME, carrier.fence, Seq(1))
     await world.advance(1)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
+
+
+# ---------------------------------------------------------------- digests
+
+
+async def test_what_an_agent_may_have_seen_is_told_page_by_page(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(n) for n in range(1, 8)])
+    await world.store.append([entry(8, marked=True), entry(9, hour=HOUR - 1)])
+    await end(world.store, session, 2, refuse=((Seq(3), "no"),))
+    await world.store.close(ME, session.fence, Seq(4))
+    seen = {doubt(1), doubt(2), doubt(3), doubt(4), doubt(8)}
+    assert await all_doubts(world.store) == seen
+    assert await all_doubts(world.store, most=1) == seen
+    assert (await world.store.doubts(ME, "", 9)).floor == -1
+    await change(world.store, Holding.HELD, marks_present=True)
+    assert len(await all_doubts(world.store, most=3)) == 9
+
+
+async def test_of_an_inbox_that_is_not_there_nothing_was_seen(world: World) -> None:
+    some = await world.store.doubts(ME, "", 9)
+    assert (some.ids, some.after, some.floor) == (b"", "", -1)
+    assert await world.store.waiting(ME, Seq(0), 9) == []
+    assert await world.store.known(ME) == Known()
+
+
+async def test_what_waits_in_an_old_epoch_is_among_what_may_have_been_seen(
+    server_world: World,
+) -> None:
+    store = await server_world.node()
+    await opened(store)
+    await store.append([entry(1), entry(2)])
+    await lose_commits(server_world)
+    assert await all_doubts(store) == {doubt(1), doubt(2)}
+
+
+async def lose_commits(world: World) -> None:
+    """The store knows less than its nodes do: it was rolled back."""
+    world.mutations.edit("tonumber(redis.call('TIME')[1])", str(int(world.now)))
+    part = 0 if world.partitions == 1 else world.store._partitions.of(ME)
+    await world.raw.hset(f"relay:{{{part}}}:state", "commits", 0)
+
+
+async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World) -> None:
+    await change(world.store, Holding.HELD, doubts=doubt(1) + doubt(2, HOUR - 5))
+    assert await fates(world.store, 1) == [Fate.DOUBTFUL]
+    (own,) = await world.store.append([entry(1)])
+    assert (own.seq, own.dup) == (1, False)
+    (again,) = await world.store.append([entry(1)])
+    assert again.dup
+    (page,) = await bring(world.store, 2, hour=HOUR - 5)
+    assert (page.seq, page.dup) == (2, False)
+    (plain,) = await world.store.append([entry(3)])
+    assert isinstance(plain, Accepted)
+    await change(world.store, Holding.HOME, "home")
+    session = await opened(world.store)
+    assert await shown(world.store, session) == [(1, True), (2, True), (3, False)]
+    assert await all_doubts(world.store) == {doubt(1), doubt(2, HOUR - 5)}
+
+
+async def test_an_id_of_a_digest_is_of_that_envelope_alone(world: World) -> None:
+    await change(world.store, Holding.HELD, doubts=doubt(1, of=7))
+    for brought in (await world.store.append([entry(1)]), await bring(world.store, 1)):
+        assert code(brought[0]) is ErrorCode.REPLAYED
+
+
+async def test_what_is_marked_for_an_id_is_never_handed_over_unread(world: World) -> None:
+    session = await opened(world.store)
+    await change(world.store, Holding.HOME, doubts=doubt(1))
+    marked, plain = await world.store.append([entry(1), entry(2)])
+    assert (marked.session, plain.session) == (None, LiveSession(session.fence, NODE))
+
+
+async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(1), entry(2), entry(3)])
+    await end(world.store, session, 1)
+    await change(world.store, Holding.HOME, doubts=doubt(1) + doubt(2))
+    assert await fates(world.store, 1, 2, 3) == [Fate.ACKED, Fate.STORED, Fate.STORED]
+    assert await shown(world.store, session) == [(2, True), (3, False)]
+
+
+async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: World) -> None:
+    await change(world.store, Holding.HELD, doubts=doubt(1))
+    ends_at = (HOUR + 1) * 3600 + MAX_LIFETIME_S
+    await world.set_time(ends_at + 600)
+    await world.store.sweep(NODE, [NODE])
+    assert await fates(world.store, 1) == [Fate.DOUBTFUL]
+    await world.advance(1)
+    await world.store.sweep(NODE, [NODE])
+    assert await fates(world.store, 1) == [None]
+
+
+async def test_a_digest_without_room_forgets_the_oldest_hours(world: World) -> None:
+    """LIMITS allow 30 ids."""
+    ids = [doubt(n, HOUR - 10 + n // 10) for n in range(40)]
+    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 10
+    assert await all_doubts(world.store) == set(ids[10:])
+    (old,) = await world.store.append([entry(1, hour=HOUR - 10)])
+    assert code(old) is ErrorCode.STALE_ID
+    taken(await bring(world.store, 1, hour=HOUR - 10))
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, True)]
+
+
+async def test_a_digest_older_than_all_else_forgets_nothing_newer(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.close(ME, session.fence, Seq(0))
+    await world.store.append([entry(n, sender=AgentKey(f"key:s{n % 3}")) for n in range(15)])
+    ids = [doubt(n, HOUR - 9) for n in range(100, 130)]
+    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
+    assert await fates(world.store, 1) == [Fate.STORED]
+    assert len(await all_doubts(world.store)) == 15, "what waits may be of that hour"
+
+
+async def test_a_digest_with_nothing_old_to_forget_marks_all_of_its_time(world: World) -> None:
+    ids = [doubt(n) for n in range(100, 140)]
+    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    assert await all_doubts(world.store) == set()
+    end_s = (HOUR + 1) * 3600 + 300
+    young, old = await world.store.append([
+        entry(1, created_at=end_s, expires_at=end_s + 99), entry(2, created_at=end_s - 1),
+    ])  # fmt: skip
+    assert (young.dup, old.dup) == (False, False)
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, False), (2, True)]
+
+
+async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
+    world.options["dedupe_total"] = 12
+    store = await world.restart()
+    ids = [doubt(n, HOUR - 10 + n // 4) for n in range(16)]
+    await change(store, Holding.HELD, doubts=b"".join(ids))
+    assert await all_doubts(store) == set(ids[4:])
+    assert (await store.doubts(ME, "", 99)).floor == HOUR - 10
+
+
+async def test_what_a_source_has_forgotten_is_forgotten_here_and_marked(world: World) -> None:
+    await change(world.store, Holding.HELD)
+    await world.store.append([entry(1, hour=HOUR - 3), entry(2)])
+    await change(world.store, Holding.HELD, "digested", floor=HOUR - 3)
+    assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
+    (old,) = await world.store.append([entry(3, hour=HOUR - 3)])
+    assert code(old) is ErrorCode.STALE_ID
+    taken(await bring(world.store, 3, 4, hour=HOUR - 3))
+    taken(await bring(world.store, 5))
+    await change(world.store, Holding.HOME, "home", floor=HOUR - 9)
+    session = await opened(world.store)
+    assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
+    assert await shown(world.store, session) == [
+        (1, True), (2, True), (3, True), (4, True), (5, False),
+    ]  # fmt: skip
+
+
+async def test_a_large_page_is_taken_at_once_and_twice(world: World) -> None:
+    world.limits = InboxLimits()
+    store = await world.restart()
+    ids = b"".join(doubt(n, HOUR - n // 1_000) for n in range(4_096))
+    await change(store, Holding.HELD, "one", doubts=ids, is_new=True)
+    await change(store, Holding.HELD, "two", doubts=ids)
+    assert len(await all_doubts(store, most=4_096)) == 4_096
+    assert (await store.doubts(ME, "", 99)).floor == -1
+
+
+# ---------------------------------------------------------------- pages
+
+
+async def test_a_page_passes_rules_and_quotas(world: World) -> None:
+    world.limits = replace(LIMITS, max_count=2, sender_count=1, stranger_count=1)
+    store = await world.restart()
+    session = await opened(store)
+    await ruled(store, session, deny=(ALICE,), first_contact="refuse")
+    await change(store, Holding.HELD)
+    results = await bring(store, 1, 2, 3, barred=True)
+    results += await bring(store, 4, sender=BOB)
+    assert [(one.seq, one.stranger) for one in taken(results)] == [
+        (1, True), (2, True), (3, True), (4, True),
+    ]  # fmt: skip
+    assert (await waiting_in(store)) == 4
+    (full,) = await store.append([entry(9, sender=AgentKey("key:eve"))])
+    assert isinstance(full, Refusal)
+
+
+async def waiting_in(store: Any) -> int:
+    return int((await store.handoff(ME)).tally.waiting)
+
+
+async def test_a_page_counts_where_others_do(world: World) -> None:
+    world.limits = replace(LIMITS, stranger_count=4)
+    store = await world.restart()
+    await opened(store)
+    await bring(store, *range(1, 5))
+    (no,) = await store.append([entry(9, sender=BOB)])
+    assert code(no) is ErrorCode.STRANGER_QUOTA
+
+
+async def test_a_page_is_not_past_expiry_or_memory(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(1), entry(2)])
+    await end(world.store, session, 1)
+    late, other = await world.store.append([
+        entry(3, via=PEER, moving=True, expires_at=NOW),
+        entry(4, via=PEER, moving=True, dedupe_key=entry(2).dedupe_key),
+    ])  # fmt: skip
+    assert (code(late), code(other)) == (ErrorCode.EXPIRED, ErrorCode.REPLAYED)
+    acked, here = await bring(world.store, 1, 2)
+    assert (acked.dup, here.dup) == (True, True)
+    assert await shown(world.store, session) == [(2, False)]
+    world.store.trust_clock(ok=False)
+    (unsure,) = await bring(world.store, 5, expires_at=NOW)
+    assert code(unsure) is ErrorCode.STORAGE_UNAVAILABLE
+
+
+async def test_a_page_never_takes_a_mark_away_and_always_brings_its_own(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(1), entry(2), entry(3, marked=True), entry(4)])
+    await bring(world.store, 3, marked=True)
+    await bring(world.store, 3, 4)
+    assert await shown(world.store, session) == [(1, False), (2, False), (3, True), (4, False)]
+    await bring(world.store, 2, marked=True)
+    assert await shown(world.store, session) == [(1, True), (2, True), (3, True), (4, False)]
+
+
+async def test_what_moved_on_comes_back_with_its_inbox_as_it_is(world: World) -> None:
+    await opened(world.store)
+    await world.store.append([entry(n) for n in (1, 2, 3)])
+    await change(world.store, Holding.AWAY, "away")
+    await change(world.store, Holding.AWAY, "away still")
+    carrier = await courier(world.store)
+    await end(world.store, carrier, 1, 2, 3, forwarded=FORWARDED)
+    (gone,) = await bring(world.store, 1)
+    assert gone.code is ErrorCode.MIGRATING
+    await change(world.store, Holding.HELD, "incoming")
+    assert await fates(world.store, 1, 2, 3) == [Fate.FORWARDED] * 3
+    taken(await bring(world.store, 1))
+    taken(await world.store.append([entry(2)]))
+    taken(await bring(world.store, 3, marked=True))
+    await change(world.store, Holding.HOME, "home")
+    session = await opened(world.store)
+    assert await shown(world.store, session) == [(4, False), (5, True), (6, True)]
+
+
+async def test_while_the_store_is_full_what_would_be_kept_anew_is_refused(world: World) -> None:
+    await opened(world.store)
+    await world.store.append([entry(1)])
+    await change(world.store, Holding.AWAY)
+    await end(world.store, await courier(world.store), 1, forwarded=FORWARDED)
+    await change(world.store, Holding.HELD, "incoming", doubts=doubt(2))
+    await world.store.append([entry(3)])
+    world.store.refuse_appends("the disk is nearly full")
+    results = await world.store.append([entry(n) for n in (1, 2, 3)])
+    assert [code(one) for one in results] == [
+        ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_FULL, None,
+    ]  # fmt: skip
+
+
+# ---------------------------------------------------------------- what is counted
+
+
+async def tally(store: Any) -> Tally:
+    found = (await store.handoff(ME)).tally
+    assert isinstance(found, Tally)
+    return found
+
+
+async def test_every_envelope_of_a_source_is_accounted_for(world: World) -> None:
+    await opened(world.store)
+    await world.store.append([entry(0)])
+    await world.store.append([entry(n, expires_at=NOW + 50) for n in (1, 2)])
+    await world.store.append([entry(n) for n in (3, 4, 5)])
+    size = sum(entry(n).size for n in range(6))
+    await change(world.store, Holding.HELD, "frozen", is_new=True)
+    assert await tally(world.store) == Tally(was=6, was_bytes=size, waiting=6)
+    await world.store.append([entry(6), entry(7), entry(6)])
+    await change(world.store, Holding.AWAY, "away")
+    carrier = await courier(world.store)
+    await end(world.store, carrier, 1, forwarded=FORWARDED, refuse=((Seq(4), "blocked"),))
+    await world.store.conclude(ME, [Seq(5)], Reason.CORRUPT)
+    await world.advance(400)
+    await world.store.sweep(OTHER, [OTHER])
+    now = await tally(world.store)
+    assert now == Tally(6, size, late=2, waiting=3, moved=1, expired=2, refused=1, corrupt=1)
+    assert now.is_balanced
+    await change(world.store, Holding.HOME, "back")
+    session = await opened(world.store)
+    await end(world.store, session, 6)
+    back = await tally(world.store)
+    assert (back.acked, back.waiting, back.is_balanced) == (1, 2, True)
+    await change(world.store, Holding.HELD, "again", is_new=True)
+    assert (await tally(world.store)).was == 2
+
+
+async def test_a_target_counts_what_is_new_and_what_it_had(world: World) -> None:
+    await change(world.store, Holding.HELD, is_new=True)
+    await world.store.append([entry(1)])
+    await bring(world.store, 1, 2, 3)
+    await bring(world.store, 3)
+    counted = await tally(world.store)
+    assert (counted.kept, counted.dups, counted.late, counted.waiting) == (2, 2, 3, 3)
+    assert counted.is_balanced
+
+
+async def test_without_a_beginning_nothing_is_counted(world: World) -> None:
+    session = await opened(world.store)
+    await change(world.store, Holding.HOME)
+    await bring(world.store, 1, 1)
+    await end(world.store, session, 1)
+    assert await tally(world.store) == Tally()
+
+
+async def test_what_the_store_lost_counts_as_corrupt(server_world: World) -> None:
+    store = await server_world.node()
+    await opened(store)
+    await store.append([entry(n) for n in (1, 2, 3)])
+    await change(store, Holding.AWAY, is_new=True)
+    carrier = await courier(store)
+    await server_world.raw.xdel(server_world.key("stream"), "2-0")
+    reset = await store.read(ME, carrier.fence, Seq(0), ALL)
+    assert code(reset) is ErrorCode.INBOX_RESET
+    counted = await tally(store)
+    assert (counted.corrupt, counted.waiting, counted.is_balanced) == (1, 2, True)
+    assert (await store.handoff(ME)).holding is Holding.AWAY
+
+
+async def test_a_new_epoch_keeps_what_becomes_of_an_inbox(server_world: World) -> None:
+    store = await server_world.node()
+    before = await opened(store)
+    await store.append([entry(1)])
+    await change(store, Holding.HELD, "frozen", is_new=True)
+    await lose_commits(server_world)
+    row = await store.handoff(ME)
+    assert (row.text, row.holding, row.tally.waiting) == ("frozen", Holding.HELD, 1)
+    assert code(await store.open(request())) is ErrorCode.MIGRATING
+    assert await store.handoffs() == [(ME, "frozen")]
+    await change(store, Holding.HOME, "back")
+    session = await opened(store)
+    assert session.epoch != before.epoch
+    assert await shown(store, session) == [(1, True)]
+    assert (await tally(store)).is_balanced
+
+
+async def test_what_waits_is_listed_without_its_content(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([entry(n, sender=AgentKey(f"key:s{n}")) for n in range(1, 6)])
+    await end(world.store, session, 2)
+    found = await world.store.waiting(ME, Seq(0), 3)
+    assert found == [
+        Waiting(Seq(n), eid(n), Question(entry(n).dedupe_key, HOUR), entry(n).size, NOW + 1_000)
+        for n in (1, 3, 4)
+    ]
+    assert [one.seq for one in await world.store.waiting(ME, Seq(4), 3)] == [5]
+    assert await world.store.waiting(ME, Seq(5), 3) == []
+
+
+async def test_a_long_list_of_what_waits_is_whole(world: World) -> None:
+    world.limits = InboxLimits(sender_count=5_000, stranger_count=5_000)
+    store = await world.restart()
+    await opened(store)
+    await store.append([entry(n) for n in range(600)])
+    assert [one.seq for one in await store.waiting(ME, Seq(0), 1_000)] == [*range(1, 601)]
+    assert [one.seq for one in await store.waiting(ME, Seq(10), 300)] == [*range(11, 311)]
+
+
+# ---------------------------------------------------------------- rules
+
+
+async def test_whom_an_agent_knows_moves_with_its_inbox(world: World) -> None:
+    session = await opened(world.store)
+    await ruled(world.store, session, allow=(BOB,), deny=(ALICE,), first_contact="refuse")
+    await world.store.meet([(ME, PEER2)])
+    await world.advance(1)
+    await world.store.meet([(ME, PEER)])
+    known = await world.store.known(ME)
+    assert known == Known("refuse", (BOB,), (ALICE,), (PEER2, PEER))
+    there = AgentKey("key:there")
+    await world.store.learn_known(there, known)
+    assert await world.store.known(there) == Known(), "there is no such inbox"
+    await change(world.store, Holding.HELD, inbox=there)
+    for _ in range(2):
+        await world.store.learn_known(there, known)
+        assert await world.store.known(there) == known
+
+
+async def test_what_an_agent_said_here_stands(world: World) -> None:
+    eve = AgentKey("key:eve")
+    session = await opened(world.store)
+    await ruled(world.store, session, allow=(ALICE,), deny=(BOB,))
+    await world.store.meet([(ME, eve), (ME, PEER)])
+    await world.store.learn_known(ME, Known("refuse", (BOB,), (ALICE, eve), (ALICE, PEER, PEER2)))
+    known = await world.store.known(ME)
+    assert known == Known("refuse", (ALICE,), (BOB, eve), (PEER2, PEER))
+    now = await ruled(world.store, session)
+    assert (now.contacts, now.first_contact) == (2, "refuse")
+    await world.store.learn_known(ME, Known())
+    assert await world.store.known(ME) == known
+
+
+async def test_of_what_an_agent_knew_no_more_is_kept_than_fits(world: World) -> None:
+    world.limits = replace(LIMITS, rules=2, contacts=3)
+    store = await world.restart()
+    await opened(store)
+    some = [AgentKey(f"key:k{n}") for n in range(12)]
+    await store.learn_known(ME, Known("accept", tuple(some[:3]), tuple(some[3:6]), tuple(some[6:])))
+    known = await store.known(ME)
+    assert known == Known("accept", tuple(some[:2]), tuple(some[3:5]), tuple(some[9:]))
+    await store.meet([(ME, PEER)])
+    assert (await store.known(ME)).contacts == (*some[10:], PEER)
+
+
+# ---------------------------------------------------------------- a restored store
+
+
+async def test_a_restored_outbox_does_not_bounce_for_a_day(server_world: World) -> None:
+    store = await server_world.node()
+    await merged(store, 1, home=False)
+    await store.append([entry(1, peer=PEER, expires_at=NOW + 10), entry(2, peer=PEER)])
+    await lose_commits(server_world)
+    carrier = await courier(store)
+    await end(store, carrier, refuse=((Seq(2), "blocked"),))
+    await server_world.advance(400)
+    await store.sweep(OTHER, [OTHER])
+    assert await store.take_bounces() == []
+    await server_world.set_time(NOW + 24 * 3600)
+    (batch,) = await store.take_bounces()
+    assert {(one.reason, one.maybe_delivered) for one in batch.intents} == {
+        ("blocked", True), ("expired", True),
+    }  # fmt: skip
+
+
+async def test_what_was_created_before_a_restore_may_have_been_delivered(
+    server_world: World,
+) -> None:
+    store = await server_world.node()
+    await opened(store)
+    await lose_commits(server_world)
+    assert code(await store.read(ME, (await opened(store)).fence, Seq(0), ALL)) is None
+    await change(store, Holding.AWAY)
+    await store.append([entry(1, peer=PEER, expires_at=NOW + 10)])
+    await server_world.advance(400)
+    await store.sweep(OTHER, [OTHER])
+    await server_world.set_time(NOW + 24 * 3600)
+    (batch,) = await store.take_bounces()
+    assert [(one.reason, one.maybe_delivered) for one in batch.intents] == [("expired", True)]

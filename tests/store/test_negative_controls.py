@@ -119,7 +119,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "strangers fill half of the memory of ids",
-        "item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS",
+        "is_bound and math.floor(MAX_IDS / 2) or MAX_IDS",
         "MAX_IDS",
         test_rules.test_strangers_fill_half_of_an_inboxs_memory_of_ids,
     ),

@@ -102,7 +102,8 @@ end
 
 -- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half.
 local function has_own_room(box, item)
-  local most = item.is_stranger and math.floor(MAX_IDS / 2) or MAX_IDS
+  local is_bound = item.is_stranger and not item.moving
+  local most = is_bound and math.floor(MAX_IDS / 2) or MAX_IDS
   while box.ids >= most do
     if not shed(box) then return false end
     box.is_dirty, changed = true, true
@@ -113,7 +114,8 @@ end
 -- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
 -- most three quarters; of what is for elsewhere nobody knows who is one.
 local function has_room(box, item)
-  local most = (item.is_stranger or not box.home) and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
+  local is_bound = (item.is_stranger or not box.home) and not item.moving
+  local most = is_bound and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
   while IDS >= most do
     local done = false
     for _, inbox in ipairs(redis.call('ZREVRANGE', PREFIX .. 'memory', 0, SHEDDERS - 1)) do
@@ -141,7 +143,7 @@ local function ruled_out(box, item)
   return nil
 end
 
-local function objection(box, item, quota)
+local function objection(box, item, quota, is_known)
   if not box.home and item.peer == '' then return 'moved' end
   local barred = box.home and ruled_out(box, item)
   if barred then return barred end
@@ -160,6 +162,7 @@ local function objection(box, item, quota)
     if box.home then count_refusal(box) end
     return no
   end
+  if is_known then return nil end
   if not has_own_room(box, item) then return 'overloaded' end
   if not has_room(box, item) then return 'overloaded' end
   return nil
@@ -266,8 +269,9 @@ local function brought_again(box, item, seq, here)
     box.is_dirty, changed = true, true
   end
   if not item.marked or not here then return end
-  local _, flags, _, created = struct.unpack('>c8BI4i8', here)
-  if not is_marked(box, seq, flags % 4 >= 2, created) then
+  local _, flags = struct.unpack('>c8B', here)
+  -- a doubt about all of it is no mark: it ends
+  if flags % 4 < 2 and seq > box.handed then
     box.handed = seq
     box.is_remarked, box.is_dirty, changed = true, true, true
   end
@@ -281,7 +285,8 @@ local function recall(box, item, seen)
     return is_forgotten and not item.marked and {box.inbox, 'lost'} or nil
   end
   local fate, seq, eid16 = struct.unpack(SEEN, seen)
-  if eid16 ~= item.eid16 then return {box.inbox, 'replayed'} end
+  -- another relay's word on an id turns nothing away
+  if eid16 ~= item.eid16 and fate ~= 'D' then return {box.inbox, 'replayed'} end
   local is_anew = fate == 'D' or (fate == 'W' and box.home)
   if not is_anew then
     if item.via and has_gone(box, fate) then return elsewhere(box.inbox) end
@@ -309,7 +314,7 @@ local function accept(inbox, peer, facts, wire, how)
   local recalled = recall(box, item, known[1])
   if recalled then return recalled end
   local quota = quota_of(box, item.sender)
-  local no = objection(box, item, quota)
+  local no = objection(box, item, quota, known[1])
   if no == 'moved' then return elsewhere(inbox) end
   if no == 'closed' then
     return {inbox, no, away_of(box).closed_code, box.away.closed_until - NOW}
