@@ -168,7 +168,6 @@ async def test_handlers_and_sends_go_on_while_it_moves(tmp_path: Path):
         assert moved.complaints == ()
         back = await me.migrate(one.url, deadline_s=20)
         assert back.missing == ()
-        print(moved, back)
         stop.set()
         near_count, far_count, mine = await asyncio.gather(*writing)
         expected = {f"n{n:04}" for n in range(near_count)} | {f"f{n:04}" for n in range(far_count)}
@@ -233,7 +232,7 @@ async def test_to_one_of_its_own_homes_the_others_are_left(tmp_path: Path):
             await reader.has(2)
 
 
-async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path, monkeypatch):
+async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path):
     key, state = new_key(), tmp_path / "state"
     async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
         async with Agent.open(key, one.url, state=state) as me:
