@@ -282,3 +282,18 @@ async def test_a_newer_record_that_came_meanwhile_is_kept():
         record = await held(home, world.agent)
         assert record
         await until_held(back, world.agent, record)
+
+
+async def test_each_node_of_a_relay_asks_for_itself():
+    world = await moved_while_a_was_away(1)
+    beside = Place(world.a.key, places(1)[0].port)
+    async with (
+        world.relay_a(public_url=world.a.url) as one,
+        relay_at(beside, [world.b], world.at_a, public_url=world.a.url) as two,
+    ):
+        gates = [node.built.node.returning for node in (one, two)]
+        assert not any(gate.is_over for gate in gates)
+        async with world.relay_b() as home:
+            await until(lambda: all(gate.is_over for gate in gates))
+            assert await inbox_of(one, world.agent) is False
+            assert await world.takes_at_b(home) == world.sent()
