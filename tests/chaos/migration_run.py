@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -187,7 +187,8 @@ class MoveRun:
         letters = Letters(self.movers.dids, self._fork(), self.plan.rate)
         self._letters.append(letters)
         key, rng = new_key(), self._fork()
-        return StaleSender(key, relay, self.ledger, rng, letters=letters, habits=STEADY)
+        relays = [one.did for one in self.relays.relays]
+        return StaleSender(relays, key, relay, self.ledger, rng, letters=letters, habits=STEADY)
 
     def _fork(self) -> Random:
         return Random(self._rng.random())  # noqa: S311  as above
@@ -303,6 +304,9 @@ class MoveRun:
         for item in ledger.answers:
             # all inboxes are empty: what an agent said before it lost its connection was heard
             ledger.states.setdefault(item.eid, item.how)
+        # an inbox has another history, and an envelope another place, at each relay
+        ledger.epochs.clear()
+        ledger.receipts = [replace(item, place=None) for item in ledger.receipts]
         ledger.surprises = [what for what in ledger.surprises if not self._is_excused(what)]
         return judge(ledger)
 
