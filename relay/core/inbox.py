@@ -111,8 +111,9 @@ class Inbox(Holdings):
         if isinstance(known, Accepted):
             self.move.count("dups")
             here = self.live.get(known.seq)
-            if item.marked and here is not None and not self.is_marked(known.seq, here):
-                self.handed = known.seq
+            # a doubt about all of it is no mark: it ends
+            if item.marked and here is not None and not here.marked:
+                self.handed = max(self.handed, known.seq)
         return known
 
     def change_rules(

@@ -71,10 +71,19 @@ def plan(box: Inbox, now: Timestamp, *, has_work: bool) -> None:
 
 
 def learn_floor(box: Inbox, floor: int) -> None:
-    """Hours up to this one are forgotten: what is of them may have been shown."""
-    if floor > box.dedupe.floor:
-        box.dedupe.floor = floor
-        mark_present(box)
+    """Another relay has forgotten hours up to this one: what is of them may have been shown.
+
+    It is marked, and not refused as it would be where this inbox itself has forgotten: what
+    another relay says turns nothing away.
+    """
+    if floor >= 0:
+        box.mark_before = max(box.mark_before, (floor + 1) * HOUR_S + BOUNCE_GRACE_S)
+
+
+def floor(box: Inbox) -> int:
+    """Hours up to this one are forgotten here, or where it came from; -1 = none."""
+    marked = -((BOUNCE_GRACE_S - box.mark_before) // HOUR_S) - 1
+    return max(box.dedupe.floor, marked if box.mark_before else -1)
 
 
 def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:
@@ -94,6 +103,9 @@ def _learn_hour(box: Inbox, hour: int, ids: list[Doubt], most: int) -> None:
         seen = box.dedupe.find(hour, one.key)
         if seen is None:
             new.setdefault(one.key, one)
+        elif seen.fate is Fate.FORWARDED:
+            # it went on from here, and where it went it may have been shown
+            seen.seq, seen.fate, seen.forwarded = Seq(0), Fate.DOUBTFUL, None
         elif seen.fate is Fate.STORED and seen.seq in box.live:
             box.handed = max(box.handed, seen.seq)
     if not new:

@@ -32,14 +32,17 @@ from relay.core.migration_values import (
     Collecting,
     DigestPage,
     DigestReceipt,
+    Doubted,
     Freeze,
     Handoff,
     Heard,
+    Holding,
     Input,
     Learned,
     Mode,
     OrderRef,
     Prepare,
+    RecordRef,
     Side,
     Step,
     Ticked,
@@ -49,6 +52,8 @@ DIGEST_PAGE: Final = 4096
 """Ids of one page of a digest."""
 DIGEST_PAGES: Final = 64
 """Pages of one digest: five times what the memory of an inbox holds."""
+MOST_MISSING: Final = 64
+"""Relays whose digests one side waits for; more are of no agent that only moves now and then."""
 UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
 MISSING_S: Final = MAX_LIFETIME_S + 3600
@@ -69,9 +74,30 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
         case Learned():
             return _learn(side, said, now)
         case Heard():
-            return _hear(side, said)
+            return _hear(side, said, now)
+        case Doubted():
+            return _doubt(side, said)
         case Ticked():
             return _tick(side, now)
+
+
+def begin(
+    me: Did, holding: Holding | None, former: RecordRef | None, *, has_left: bool = False
+) -> Side:
+    """The side of an inbox of which none was ever written; it has its newest record to learn yet.
+
+    Args:
+        me: the relay.
+        holding: what the store does for the inbox; None: there is none.
+        former: the record before the newest, when last it changed whether this relay is named.
+        has_left: it was a home here, and then its record named others.
+    """
+    if holding is Holding.AWAY and has_left:
+        return Side(me, Mode.ACTIVE, former)
+    if holding in {Holding.HOME, Holding.HELD}:
+        return Side(me, Mode.ACTIVE)
+    # there is none, or a queue for others, or a home since the newest record only
+    return Side(me, Mode.NONE, former)
 
 
 # ---------------------------------------------------------------- orders
@@ -249,12 +275,16 @@ _ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], S
 # ---------------------------------------------------------------- peers
 
 
-def _hear(side: Side, heard: Heard) -> Result:
+def _hear(side: Side, heard: Heard, now: Timestamp) -> Result:
     message = heard.message
     if isinstance(message, DigestReceipt):
         return _handed(side, heard, message)
-    no = _form(message) or _not_my_source(side, heard, message.handoff)
-    return no or _collect(side, heard, message)
+    no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
+    if no is not None:
+        return no
+    # what has not been sent yet cannot be forgotten
+    floor = min(message.floor, int(now) // 3600)
+    return _collect(side, heard, message._replace(floor=floor))
 
 
 def _form(page: DigestPage) -> Refusal | None:
@@ -265,12 +295,15 @@ def _form(page: DigestPage) -> Refusal | None:
     return None
 
 
-def _not_my_source(side: Side, heard: Heard, handoff: str) -> Refusal | None:
-    """A source is the one that the order names, or one that an earlier record named."""
-    by_order = side.handoff == Handoff(handoff, heard.peer)
+def not_from(side: Side, peer: Did, handoff: str, *, named: bool) -> Refusal | None:
+    """Why ``peer`` may hand nothing over here under that id; None: it may, both ids and mail.
+
+    A source is the one that the order names, or one that an earlier record named (``named``).
+    """
+    by_order = side.handoff == Handoff(handoff, peer)
     if by_order and side.mode in {Mode.INCOMING, Mode.ACTIVE}:
         return None
-    by_record = side.record is not None and side.record.handoff == handoff and heard.named
+    by_record = side.record is not None and side.record.handoff == handoff and named
     if by_record and side.is_home and side.mode in {Mode.ACTIVE, Mode.FROZEN}:
         return None
     if side.mode is Mode.FROZEN and not side.is_home:
@@ -289,10 +322,12 @@ def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
         part = side._replace(collecting=Collecting(page.whole, have + 1))
         return Step(part, imports=page, answer=answer)
     current = side.handoff is not None and side.handoff.peer == heard.peer
+    missing = (side.missing - {heard.peer}) | (page.missing - {side.me})
     whole = side._replace(
         collecting=None,
         digested=side.digested or (current and side.mode is not Mode.FROZEN),
-        missing=(side.missing - {heard.peer}) | (page.missing - {side.me}),
+        # one that misses more than can be kept goes on being missing itself
+        missing=missing if len(missing) <= MOST_MISSING else side.missing,
         sources=side.sources | {heard.peer},
         # what it has said to its own target is not all any more
         handed=False,
@@ -304,6 +339,12 @@ def _handed(side: Side, heard: Heard, receipt: DigestReceipt) -> Result:
     if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
     return Step(side._replace(handed=True))
+
+
+def _doubt(side: Side, said: Doubted) -> Result:
+    if side.handoff is None or side.handoff.id != said.handoff:
+        return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
+    return Step(side._replace(handed=False))
 
 
 # ---------------------------------------------------------------- long waits

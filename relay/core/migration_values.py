@@ -170,6 +170,15 @@ class Side(NamedTuple):
             return Holding.AWAY
         return Holding.DOUBTFUL if self.missing else Holding.HOME
 
+    def takes_from(self, peer: Did) -> bool:
+        """Whether what this relay brings is part of a hand-off: past rules and quotas.
+
+        That goes by the relay: what it handed over under an order it may hand over again under the
+        record that followed. One that is not of the order says its digest first.
+        """
+        named = self.handoff is not None and self.handoff.peer == peer
+        return self.mode in {Mode.INCOMING, Mode.ACTIVE} and (named or peer in self.sources)
+
     @property
     def partners(self) -> frozenset[Did]:
         """Relays that may talk with this one about this inbox, whatever the federation."""
@@ -203,7 +212,10 @@ class DigestPage(NamedTuple):
 
 
 class DigestReceipt(NamedTuple):
-    """The target wants this page next of this digest; ``next`` is its total once it has all."""
+    """The target wants this page next of this digest; ``next`` is its total once it has all.
+
+    A source acts upon the last one only: that is what its mover tells it.
+    """
 
     handoff: str
     whole: bytes
@@ -253,11 +265,17 @@ class Heard(NamedTuple):
     named: bool = False
 
 
+class Doubted(NamedTuple):
+    """The target of this hand-off knows nothing of it: what was said has to be said again."""
+
+    handoff: str
+
+
 class Ticked(NamedTuple):
     """Time has passed."""
 
 
-Input = Prepare | Freeze | Learned | Heard | Ticked
+Input = Prepare | Freeze | Learned | Heard | Doubted | Ticked
 
 
 class Step(NamedTuple):

@@ -91,7 +91,8 @@ class Holdings:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is None:
             return None
-        if not seen.is_of(item.eid):
+        if not seen.is_of(item.eid) and seen.fate is not Fate.DOUBTFUL:
+            # another relay's word on an id turns nothing away
             return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
         if seen.fate is Fate.DOUBTFUL or (self.home and seen.fate is Fate.FORWARDED):
             return None

@@ -1,4 +1,4 @@
-"""Migrations: what an agent asks of its old relay and its new one (PROTOCOL.md §5.11).
+"""Migrations: what an agent asks of its old relay and its new one (PROTOCOL.md §5.12).
 
 Rules of the file: the signed order is the proof; no session is needed, for there is none at either
 relay while an inbox moves. Every step may be repeated, and says again what it said.
@@ -30,7 +30,8 @@ from relay.service.movers import Mover
 from relay.service.peers import Peers
 from relay.service.status import STATES
 
-FREEZE_S: Final = 10.0
+FREEZE_S: Final = 6.0
+"""Below what clients wait for an answer over HTTP."""
 LOOK_S: Final = 0.25
 MOST_ITEMS: Final = 1_024
 
@@ -143,7 +144,7 @@ class Migrations:
     # ------------------------------------------------------------ at the source
 
     async def freeze(self, order: MigrationOrder) -> str:
-        """Stop delivering; answers once the target knows what the agent has seen, or after 10 s.
+        """Stop delivering; answers once the target knows what the agent has seen, or after 6 s.
 
         Raises:
             RelayError: ``wrong_state``: this relay is not the agent's home; ``stale_record``,

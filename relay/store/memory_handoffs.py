@@ -132,7 +132,7 @@ class MemoryHandoffs(MemoryDirectory):
         later = [one for one in inbox_handoff.doubts(box) if one.hex() > after]
         found = later[:most]
         last = found[-1].hex() if len(later) > most else ""
-        return Doubts(b"".join(found), last, box.dedupe.floor)
+        return Doubts(b"".join(found), last, inbox_handoff.floor(box))
 
     async def known(self, inbox: AgentKey) -> Known:
         """Whom the agent takes envelopes from."""

@@ -1,64 +1,58 @@
-"""The real code of a hand-off in a world of relays, an agent, a sender and a bad network.
+"""The real code of a hand-off in a world of relays, an agent, senders and a bad network.
 
 One move is one durable step of one relay, one message, or one act of the agent. A relay that
 crashes is one whose step was not taken yet, or whose step was taken and what it then had to say was
 not said: both are moves here, for every step. Messages stay in the network when they have arrived,
 so each of them is delayed and repeated in every way; ``lossy`` takes them away instead.
 
+The side is the real one (:mod:`relay.core.migration`); the inbox beside it is that of ``boxes.py``.
+
 ::
 
-    sender ──submit──▶ Side ◀──prepare, freeze, record── agent ◀──read, then write── Side
-                         └──digest, copy──▶ network ──▶ Side ──receipts──▶ network ──┘
+    sender ──submit──▶ inbox ◀──prepare, freeze, record── agent ◀──read, then write── inbox
+                         └──digest, copy──▶ network ──▶ inbox ──receipts──▶ network ──┘
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from relay.core import handover, migration
+from relay.core import migration
+from relay.core.dedupe import Fate
 from relay.core.errors import Refusal
-from relay.core.handover import Step
 from relay.core.ids import Did, Eid, Timestamp
 from relay.core.migration_values import (
-    Acked,
-    Answer,
-    Bounce,
-    Closed,
-    CopyPage,
-    CopyReceipt,
     DigestPage,
     DigestReceipt,
-    End,
-    Expired,
-    Forget,
     Freeze,
     Heard,
-    Held,
+    Holding,
     Input,
-    Keep,
     Learned,
-    Mark,
-    Message,
     Mode,
     OrderRef,
     Prepare,
-    Receipt,
     RecordRef,
     Side,
-    Submitted,
+    Step,
     Ticked,
 )
+from tests.protocol import real_boxes
+from tests.protocol.boxes import DUP, HOMES, HOUR, LATE, STALE, STORED, Box, Item, Outcome, packed
+from tests.protocol.real_boxes import RealBox
 
-NOW = Timestamp(0)
-LATER = 1_000_000
+NOW = HOUR * 3600
+LATER = NOW + 24 * 3600
+LIE = b"lie"
 LOST = "lost"
 DUPLICATE = "unmarked duplicate"
-TWICE = "bounced twice"
+TWICE = "bounced twice by one relay"
 UNTRUE = "a bounce that denies a delivery"
+DENIED = "a relay's word ends another's mail"
 STUCK = "stuck"
-STORE = "the store does not follow"
 
 
 @dataclass(frozen=True)
@@ -74,56 +68,109 @@ class Rules:
     """Records published without waiting for the digest."""
     returns: int = 0
     """Times that the agent names the frozen source again."""
+    renewals: int = 0
+    """Records that name the home of now again."""
     deaths: int = 0
     """Relays that are gone for good; never one that a record names."""
     waits: int = 0
     """Times that an unnamed target waits for 24 h."""
+    restarts: int = 0
+    """Couriers that begin anew though nothing was decided; where messages are lost, all may."""
+    forgets: int = 0
+    """Memories that are over their budget."""
+    gap: bool = False
+    """A record is held before it is acted upon."""
+    queues: bool = False
+    """Relays that are no home take mail, too, and carry it on."""
     expiry: bool = False
     lossy: bool = False
     liar: bool = False
-    """Relay 0 may say that all is finished."""
+    """Relay 0 may say that all was seen, and that it has forgotten the rest."""
+    is_real: bool = False
+    """Inboxes are those of the store (``real_boxes.py``)."""
     mutant: str = ""
+
+
+class Relay(NamedTuple):
+    """What one relay's store holds.
+
+    Args:
+        side: as it was last written; None: never.
+        box: its inbox.
+        held: the newest record.
+        former: the one before, when it last changed whether this relay is named.
+        has_left: it was a home, and its record named others.
+    """
+
+    box: Box | RealBox
+    side: Side | None = None
+    held: RecordRef | None = None
+    former: RecordRef | None = None
+    has_left: bool = False
+
+
+class Copy(NamedTuple):
+    """An envelope that a courier carries; ``bound``: its session goes on, so an answer counts."""
+
+    handoff: str
+    eid: Eid
+    marked: bool
+    bound: bool = True
+
+
+class Taken(NamedTuple):
+    """A peer's answer to a courier; not ``kept``: it never will; ``denied``: as it must not say."""
+
+    eid: Eid
+    kept: bool
+    denied: bool = False
+
+
+Message = DigestPage | DigestReceipt | Copy | Taken
+Packet = tuple[int, int, Message]
 
 
 class World(NamedTuple):
     """All that there is.
 
     Args:
-        sides: the inbox at each relay, as its store has it; None: gone for good.
+        relays: None: gone for good.
         net: (from, to, message) that may arrive.
         records: all that the agent has published, oldest first.
         order: what it is about.
         seq: of its newest order or record.
-        at: where its session is.
-        reads: what was read for the session, and is to be written to it.
-        given: by relay, what its newest session may have been handed, unless marked since.
+        at: where its session is, as it believes.
+        reads: what was read for the session, and whether marked; to be written to it.
         receipted: what some sender has a receipt for.
-        own: (relay, envelope) whose receipt is that relay's.
+        own: (relay, envelope): who is bound by a receipt now.
         done: what the agent acked; ``seen`` what its handler got.
-        bounced: what its sender was told.
+        late: what has expired.
+        bounced: (relay, envelope): what a sender was told.
+        left: how often each of what is bounded may still happen.
     """
 
-    sides: tuple[Side | None, ...]
-    net: frozenset[tuple[int, int, Message]]
+    relays: tuple[Relay | None, ...]
+    net: frozenset[Packet]
     records: tuple[RecordRef, ...]
     order: OrderRef | None
     seq: int
     at: int | None
-    reads: frozenset[Held]
-    given: tuple[frozenset[Eid], ...]
+    reads: frozenset[tuple[Eid, bool]]
     receipted: frozenset[Eid]
     own: frozenset[tuple[int, Eid]]
     done: frozenset[Eid]
     seen: tuple[Eid, ...]
     late: frozenset[Eid]
-    bounced: frozenset[Eid]
-    orders: int
-    unheard: int
-    unreachable: int
-    returns: int
-    deaths: int
-    waits: int
+    bounced: frozenset[tuple[int, Eid]]
+    left: tuple[int, ...]
 
+
+BOUNDED = (
+    "orders", "unheard", "unreachable", "returns", "renewals", "deaths", "waits", "restarts", "forgets",
+)  # fmt: skip
+
+OVER = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.FORWARDED})
+"""A relay that remembers an id so is not bound by its receipt any more."""
 
 Move = tuple[str, World, str | None]
 
@@ -132,35 +179,34 @@ def name(relay: int) -> Did:
     return Did(f"R{relay}")
 
 
+def number(relay: Did) -> int:
+    return int(relay[1:])
+
+
 def record(seq: int, relay: int) -> RecordRef:
     return RecordRef((1, seq, b""), (name(relay),))
 
 
 def start(rules: Rules) -> World:
     first = record(0, 0)
-    homes = (Side(name(0), Mode.ACTIVE, first),)
+    none = Relay(RealBox() if rules.is_real else Box())
+    home = Relay(real_boxes.home() if rules.is_real else Box(Holding.HOME), held=first)
     nothing: frozenset[Any] = frozenset()
     return World(
-        sides=(*homes, *(Side(name(n)) for n in range(1, rules.relays))),
+        relays=(home, *((none,) * (rules.relays - 1))),
         net=nothing,
         records=(first,),
         order=None,
         seq=0,
         at=None,
         reads=nothing,
-        given=(nothing,) * rules.relays,
         receipted=nothing,
         own=nothing,
         done=nothing,
         seen=(),
         late=nothing,
         bounced=nothing,
-        orders=rules.orders,
-        unheard=rules.unheard,
-        unreachable=rules.unreachable,
-        returns=rules.returns,
-        deaths=rules.deaths,
-        waits=rules.waits,
+        left=tuple(getattr(rules, what) for what in BOUNDED),
     )
 
 
@@ -169,39 +215,29 @@ def with_(row: tuple[Any, ...], place: int, value: object) -> tuple[Any, ...]:
 
 
 def home_of(world: World) -> int:
-    return int(world.records[-1].homes[0][1:])
+    return number(world.records[-1].homes[0])
 
 
-def shelf(side: Side) -> dict[Eid, bool]:
-    return {held.eid: held.marked for held in side.live}
-
-
-def follows(before: Side, step: Step) -> bool:
-    """Whether a store that carries out the effects has what the new side says it has."""
-    kept = shelf(before)
-    for effect in step.effects:
-        match effect:
-            case Keep():
-                kept[effect.eid] = effect.marked
-            case Mark():
-                kept.update(dict.fromkeys(effect.eids, True))
-            case End():
-                for eid in effect.eids:
-                    del kept[eid]
-            case Forget() if effect.eids & kept.keys():
-                return False
-            case _:
-                pass
-    emptied = step.side.mode is Mode.NONE and before.mode is not Mode.NONE
-    return kept == shelf(step.side) or emptied
+def spent(world: World, what: str) -> World | None:
+    """The world with one of these less; None: there is none left."""
+    at = BOUNDED.index(what)
+    return (
+        world._replace(left=with_(world.left, at, world.left[at] - 1)) if world.left[at] else None
+    )
 
 
 def after(rules: Rules, *told: str) -> World:
     """The world in which a story ends."""
     world = start(rules)
     for what in told:
-        world = next(then for said, then, _ in Moves(rules)(world) if said == what)
+        may = {said: then for said, then, _ in Moves(rules)(world)}
+        assert what in may, f"{what} is none of {sorted(may)}"
+        world = may[what]
     return world
+
+
+def _gone(world: World) -> World:
+    return world._replace(at=None, reads=frozenset())
 
 
 class Moves:
@@ -213,384 +249,551 @@ class Moves:
         self.taken: dict[tuple[Any, ...], Step | Refusal] = {}
 
     def __call__(self, world: World) -> Iterator[Move]:
-        for what, after, broken in self._all(world):
-            yield what, after, broken or self._lost(after)
+        for what, then, broken in self._all(world):
+            yield what, then, broken or self._lost(then)
 
     def _all(self, world: World) -> Iterator[Move]:
         yield from self.agent(world)
         yield from self.session(world)
         yield from self.network(world)
-        for relay, side in enumerate(world.sides):
-            if side is not None:
-                yield from self.senders(world, relay)
-                yield from self.records(world, relay, side)
-                yield from self.mover(world, relay, side)
-                yield from self.time(world, relay, side)
-                yield from self.death(world, relay, side)
+        for place, relay in enumerate(world.relays):
+            if relay is not None:
+                yield from self.senders(world, place, relay)
+                yield from self.records(world, place, relay)
+                yield from self.mover(world, place, relay)
+                yield from self.courier(world, place, relay)
+                yield from self.time(world, place, relay)
+                yield from self.death(world, place, relay)
+
+    def _owed(self, world: World) -> frozenset[Eid]:
+        """A liar may always lose what it alone gave a receipt for: it need not even lie."""
+        if not self.rules.liar:
+            return world.receipted
+        return frozenset(eid for place, eid in world.own if place) & world.receipted
 
     def _lost(self, world: World) -> str | None:
-        there = {held.eid for side in world.sides if side for held in side.live}
-        for eid in world.receipted - world.done - world.bounced - there:
-            # a source may always lose what it alone gave a receipt for: it need not even lie
-            if not self.rules.liar or any((n, eid) in world.own for n in range(1, 9)):
-                return LOST
-        return None
+        there = {eid for relay in world.relays if relay for eid in relay.box.eids}
+        told = {eid for _, eid in world.bounced}
+        return LOST if self._owed(world) - world.done - told - there else None
 
     def is_good(self, world: World) -> bool:
         """Every receipt has come to its end."""
-        return all(
-            eid in world.done | world.bounced
-            or (self.rules.liar and not any((n, eid) in world.own for n in range(1, 9)))
-            for eid in world.receipted
-        )
+        return self._owed(world) <= world.done | {eid for _, eid in world.bounced}
+
+    def is_mutant(self, mutant: str) -> bool:
+        return self.rules.mutant == mutant
 
     # ------------------------------------------------------------ one step of a relay
 
-    def take(self, side: Side, said: Input, now: float = 0) -> Step | Refusal:
+    def take(self, side: Side, said: Input, now: float = NOW) -> Step | Refusal:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
         if asked not in self.taken:
-            self.taken[asked] = self._take(side, said, now)
+            self.taken[asked] = migration.step(side, said, Timestamp(now))
         return self.taken[asked]
 
-    def _take(self, side: Side, said: Input, now: float) -> Step | Refusal:
-        mutant = self.rules.mutant
-        if mutant == "a relay's word ends any mail" and isinstance(said, Heard):
-            lies = {held._replace(brought_by=said.peer) for held in side.live}
-            side = side._replace(live=frozenset(lies))
-        if mutant == "marks are not copied" and isinstance(said, Heard):
-            return self._unmarked(side, said)
-        step = migration.step(side, said, Timestamp(now))
-        if mutant == "dedupe survives the hand-off" and isinstance(step, Step):
-            kept = [e.eids for e in step.effects if isinstance(e, Forget)]
-            finished = step.side.finished.union(*kept)
-            return step._replace(side=step.side._replace(finished=finished))
-        return step
+    def put(self, world: World, place: int, relay: Relay) -> World:
+        """A relay writes. What an ended session of a courier asked for is answered to nobody."""
+        before = world.relays[place]
+        world = world._replace(relays=with_(world.relays, place, relay))
+        if before is None or before.box.session != "courier" or relay.box.session == "courier":
+            return world
+        return self.unbound(world, place)
 
-    @staticmethod
-    def _unmarked(side: Side, said: Heard) -> Step | Refusal:
-        copy = said.message
-        if not isinstance(copy, CopyPage):
-            return migration.step(side, said, NOW)
-        bare = copy._replace(items=tuple((eid, False) for eid, _ in copy.items))
-        step = migration.step(side, said._replace(message=bare), NOW)
-        if isinstance(step, Refusal):
-            return step
-        answer = Answer(CopyReceipt(copy.handoff, copy.items))
-        return step._replace(effects=(*step.effects[:-1], answer))
+    def unbound(self, world: World, place: int) -> World:
+        if self.is_mutant("an old session's receipt counts"):
+            return world
+        packets = {
+            (one, two, said._replace(bound=False) if isinstance(said, Copy) and one == place else said)
+            for one, two, said in world.net
+            if not (two == place and isinstance(said, Taken))
+        }  # fmt: skip
+        return world._replace(net=frozenset(packets))
+
+    def side_of(self, place: int, relay: Relay) -> Side:
+        """As it is written, or as an inbox begins and acts upon its record."""
+        if relay.side is not None:
+            return relay.side
+        side = _begin(place, relay)
+        if relay.held is None:
+            return side
+        step = self.take(side, Learned(relay.held, relay.former))
+        assert isinstance(step, Step)
+        return step.side._replace(since=0)
 
     def apply(
-        self, world: World, relay: int, said: Input, now: float = 0
-    ) -> tuple[World, Step, str | None] | None:
-        """The durable part of a step; None where it is refused."""
-        side = world.sides[relay]
-        assert side is not None
+        self, world: World, place: int, said: Input, now: float = NOW
+    ) -> tuple[World, Step] | None:
+        """The durable part of a step, and the step; None where it is refused."""
+        world = self.settled(world, place, always=True)
+        relay = world.relays[place]
+        assert relay is not None
+        side = self.side_of(place, relay)
         step = self.take(side, said, now)
         if isinstance(step, Refusal):
             return None
-        broken = None if follows(side, step) else STORE
-        for effect in step.effects:
-            if isinstance(effect, Bounce):
-                world, untrue = self._bounce(world, relay, effect)
-                broken = broken or untrue
-        after = world._replace(sides=with_(world.sides, relay, step.side._replace(since=0)))
-        return after, step, broken
+        return self.put(world, place, self.written(relay, side, step)), step
 
-    def _bounce(self, world: World, relay: int, bounce: Bounce) -> tuple[World, str | None]:
-        side = world.sides[relay]
-        assert side is not None
-        # a relay that cannot know what became of it elsewhere bounces: better than never
-        knows = relay == home_of(world) and not side.missing
-        broken = TWICE if knows and bounce.eids & world.bounced else None
-        if knows and not bounce.maybe_delivered and bounce.eids & set(world.seen):
-            broken = UNTRUE
-        return world._replace(bounced=world.bounced | bounce.eids), broken
+    def written(self, relay: Relay, side: Side, step: Step) -> Relay:
+        changed = step.side._replace(since=0)
+        if self.is_mutant("publish before digest") and changed.mode is Mode.ACTIVE:
+            changed = changed._replace(missing=frozenset())
+        before = side if relay.side is not None else side._replace(handoff=None)
+        step = step._replace(side=changed)
+        box = self._change(relay.box, before, step)
+        is_plain = changed.mode in {Mode.ACTIVE, Mode.NONE} and not changed.missing
+        if relay.side is None and is_plain and box == relay.box and not changed.handoff:
+            return relay
+        return relay._replace(side=changed, box=box)
 
-    def _let_go(self, world: World, relay: int, gone: frozenset[Eid], peer: int) -> World:
-        """A relay that hands over is bound no more; the one that took it is, unless a liar gave."""
-        mine = frozenset((relay, eid) for eid in gone)
-        theirs = frozenset((peer, eid) for eid in gone if relay or not self.rules.liar)
-        return world._replace(own=(world.own - mine) | theirs)
+    def _change(self, box: Box | RealBox, before: Side, step: Step) -> Box | RealBox:
+        if not self.rules.mutant or isinstance(box, RealBox):
+            return box.change(before, step)
+        freezes = step.side.mode is Mode.FROZEN
+        if freezes and self.is_mutant("nothing is marked when it freezes"):
+            box = box._replace(given=frozenset())
+        if step.imports is not None and self.is_mutant("another's ids are not remembered"):
+            step = step._replace(imports=None)
+        if step.imports is not None and self.is_mutant("what went is no doubt when it is told of"):
+            went = [one for one in box.fates if one[1] is Fate.FORWARDED]
+            then = box.change(before, step)
+            kept = dict(then.fates) | dict(went)
+            return then._replace(fates=frozenset(kept.items()))
+        if step.imports is not None and self.is_mutant("what waits is not marked"):
+            bare = {eid: mark for eid, mark in box.live}
+            marked = box.change(before, step)
+            return marked._replace(live=frozenset((e, bare.get(e, m)) for e, m in marked.live))
+        return box.change(before, step)
 
-    def one(self, world: World, relay: int, said: Input, what: str, now: float = 0) -> list[Move]:
+    def one(
+        self, world: World, place: int, said: Input, what: str, now: float = NOW
+    ) -> Iterator[Move]:
         """A step without anything to say, if it changes anything."""
-        done = self.apply(world, relay, said, now)
-        if done is None or (done[0] == world and done[2] is None):
-            return []
-        return [(what, done[0], done[2])]
+        done = self.apply(world, place, said, now)
+        if done is not None and done[0].relays != world.relays:
+            yield what, done[0], None
 
     # ------------------------------------------------------------ senders
 
-    def senders(self, world: World, relay: int) -> Iterator[Move]:
+    def senders(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        is_queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
+        if is_queue and relay.side is None and (not self.rules.queues or relay.held is None):
+            return
+        box = relay.box
+        if box.holding is None:
+            if relay.held is None:
+                return
+            box = box.queue()
         for eid in self.eids:
             if eid in world.receipted or eid in world.late:
                 continue
-            done = self.apply(world, relay, Submitted(eid))
-            if done is None:
+            done = self._accept(box, Item(eid))
+            if done is None or done[1] not in {STORED, DUP}:
                 continue
-            after, step, broken = done
-            assert any(isinstance(effect, Receipt) for effect in step.effects)
-            heard = after._replace(
-                receipted=after.receipted | {eid}, own=after.own | {(relay, eid)}
+            stored = self.put(world, place, relay._replace(box=done[0]))
+            ended = box.fate(eid) in OVER
+            heard = stored._replace(
+                receipted=stored.receipted | {eid},
+                own=stored.own | (set() if ended else {(place, eid)}),
             )
-            yield f"{eid} to R{relay}", heard, broken
-            if world.unheard and after != world:
-                lost = after._replace(unheard=world.unheard - 1)
-                yield f"{eid} to R{relay}, no receipt is heard", lost, broken
+            yield f"{eid} to R{place}", heard, None
+            lost = spent(stored, "unheard")
+            if lost is not None and done[0] != relay.box:
+                yield f"{eid} to R{place}, no receipt is heard", lost, None
+
+    def _accept(
+        self, box: Box | RealBox, item: Item, *, late: bool = False
+    ) -> tuple[Box | RealBox, Outcome] | None:
+        if not self.rules.mutant or isinstance(box, RealBox):
+            return box.accept(item, late=late)
+        fate = box.fate(item.eid)
+        if self.is_mutant("dedupe survives the hand-off") and fate is Fate.FORWARDED:
+            return box, DUP
+        if self.is_mutant("a relay's word ends any mail") and fate is Fate.DOUBTFUL:
+            return box, DUP
+        if self.is_mutant("the floor holds for what moves") and box.floor and fate is None:
+            return box, STALE
+        is_new = fate is None and not item.moving and box.holding in HOMES
+        if self.is_mutant("another's floor refuses") and box.doubt and is_new:
+            return box, STALE
+        return box.accept(item, late=late)
 
     # ------------------------------------------------------------ the agent moves
 
     def agent(self, world: World) -> Iterator[Move]:
-        if world.orders:
+        less = spent(world, "orders")
+        if less is not None:
             for target in range(self.rules.relays):
-                if target != home_of(world) and world.sides[target] is not None:
-                    yield self._order(world, target)
+                if target != home_of(world) and world.relays[target] is not None:
+                    yield self._order(less, target)
         if world.order is not None:
             yield from self._go_on(world, world.order)
         home = home_of(world)
-        side = world.sides[home]
-        if world.returns and side is not None and side.mode is Mode.FROZEN and world.at is None:
-            yield from self._publish(
-                world._replace(seq=world.seq + 1, order=None, returns=world.returns - 1),
-                record(world.seq + 1, home),
-                home,
-                f"the agent stays at R{home}",
-            )
+        renewed = spent(world, "renewals")
+        if renewed is not None and world.order is None and world.relays[home] is not None:
+            newest = record(world.seq + 1, home)
+            then = renewed._replace(seq=world.seq + 1, records=(*world.records, newest))
+            settle = not self.rules.gap
+            yield f"R{home} is named again", self.merged(then, home, newest, settle=settle), None
+        relay = world.relays[home]
+        back = spent(world, "returns")
+        if back is not None and relay is not None and world.at is None:
+            side = self.side_of(home, relay)
+            if side.mode is Mode.FROZEN:
+                newest = record(world.seq + 1, home)
+                then = back._replace(seq=world.seq + 1, order=None)
+                yield from self._publish(then, newest, home, f"the agent stays at R{home}")
 
     def _order(self, world: World, target: int) -> Move:
         seq = world.seq + 1
         home = home_of(world)
         order = OrderRef(f"o{seq}", seq, name(home), name(target), record(seq, target), LATER)
-        after = world._replace(order=order, seq=seq, orders=world.orders - 1)
-        return f"order {seq}: R{home} to R{target}", after, None
+        return f"order {seq}: R{home} to R{target}", world._replace(order=order, seq=seq), None
 
     def _go_on(self, world: World, order: OrderRef) -> Iterator[Move]:
-        source, target = int(order.source[1:]), int(order.target[1:])
-        old, new = world.sides[source], world.sides[target]
+        source, target = number(order.source), number(order.target)
+        old, new = world.relays[source], world.relays[target]
         if new is None:
             return
-        is_ready = new.mode is Mode.INCOMING and new.handoff == (order.id, order.source)
-        if not is_ready:
-            yield from self._prepare(world, target, order)
+        there = self.side_of(target, new)
+        if not (there.mode is Mode.INCOMING and there.handoff == (order.id, order.source)):
+            brought = self.merged(world, target, world.records[-1], settle=True)
+            yield from self.one(brought, target, Prepare(order), f"R{target} prepares")
             return
-        if old is not None and old.handoff != (order.id, order.target):
-            yield from self._freeze(world, source, order)
-        if new.digested:
-            yield from self._publish(
-                world._replace(order=None), order.record, target, f"published: R{target}"
-            )
-        elif world.unreachable:
-            yield from self._publish(
-                world._replace(order=None, unreachable=world.unreachable - 1),
-                order.record,
-                target,
-                f"published, source unreachable: R{target}",
-            )
+        if old is not None and self.side_of(source, old).handoff != (order.id, order.target):
+            yield from self.one(self._leave(world), source, Freeze(order), f"R{source} freezes")
+        done = world._replace(order=None)
+        early = spent(done, "unreachable")
+        if there.digested or self.is_mutant("publish before digest"):
+            yield from self._publish(done, order.record, target, f"published: R{target}")
+        elif early is not None:
+            what = f"published, source unreachable: R{target}"
+            yield from self._publish(early, order.record, target, what)
 
-    def _prepare(self, world: World, target: int, order: OrderRef) -> Iterator[Move]:
-        """The agent brings its newest record when it logs in."""
-        login = self.apply(world, target, self._learned(world, target, world.records[-1]))
-        assert login is not None
-        yield from self.one(login[0], target, Prepare(order), f"R{target} prepares")
-
-    def _freeze(self, world: World, source: int, order: OrderRef) -> Iterator[Move]:
-        """The agent closes its session first."""
-        closed = self._leave(world)
-        in_flight = self._in_flight(world, source)
-        for what, after, broken in self.one(
-            closed, source, Freeze(order, in_flight), f"R{source} freezes"
-        ):
-            yield what, after._replace(given=with_(after.given, source, frozenset())), broken
-
-    def _publish(self, world: World, newest: RecordRef, relay: int, what: str) -> Iterator[Move]:
+    def _publish(self, world: World, newest: RecordRef, place: int, what: str) -> Iterator[Move]:
         world = self._leave(world)._replace(records=(*world.records, newest))
-        done = self.apply(world, relay, self._learned(world, relay, newest))
-        assert done is not None
-        after = done[0]
-        if self.rules.mutant == "publish before digest":
-            side = after.sides[relay]
-            assert side is not None
-            after = after._replace(
-                sides=with_(after.sides, relay, side._replace(missing=frozenset()))
-            )
-        yield what, after, done[2]
+        yield what, self.merged(world, place, newest, settle=not self.rules.gap), None
 
     def _leave(self, world: World) -> World:
         """What a closed session still brings never reaches the handler."""
-        late = self.rules.mutant == "frames of a closed session"
+        late = self.is_mutant("frames of a closed session")
         return world._replace(at=None) if late else _gone(world)
-
-    def _in_flight(self, world: World, relay: int) -> frozenset[Eid]:
-        if self.rules.mutant == "nothing is marked when it freezes":
-            return frozenset()
-        return world.given[relay]
 
     # ------------------------------------------------------------ records spread
 
-    def _learned(self, world: World, relay: int, newest: RecordRef) -> Learned:
-        return Learned(newest, self._in_flight(world, relay))
+    def merged(self, world: World, place: int, newest: RecordRef, *, settle: bool) -> World:
+        """The record is held; without a side it decides the mode at once."""
+        relay = world.relays[place]
+        assert relay is not None
+        if relay.held is None or newest.order > relay.held.order:
+            world = self.put(world, place, self._merge(place, relay, newest))
+        return self.settled(world, place) if settle else world
 
-    def records(self, world: World, relay: int, side: Side) -> Iterator[Move]:
+    @staticmethod
+    def _merge(place: int, relay: Relay, newest: RecordRef) -> Relay:
+        held = relay.held
+        names_us = name(place) in newest.homes
+        turns = held is not None and (name(place) in held.homes) is not names_us
+        relay = relay._replace(held=newest, former=held if turns else relay.former)
+        if relay.side is not None:
+            return relay
+        if names_us and relay.box.holding not in HOMES:
+            holding = Holding.DOUBTFUL if relay.former else Holding.HOME
+            return relay._replace(box=relay.box.hold(holding))
+        if not names_us and relay.box.holding in HOMES:
+            return relay._replace(box=relay.box.hold(Holding.AWAY), has_left=True)
+        return relay
+
+    def settled(self, world: World, place: int, *, always: bool = False) -> World:
+        """The newest record is acted upon; ``always``: even where nothing of it is here."""
+        relay = world.relays[place]
+        assert relay is not None
+        if relay.held is None:
+            return world
+        side = relay.side or _begin(place, relay)
+        queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
+        if relay.side is None and queue and not always:
+            return world
+        step = self.take(side, Learned(relay.held, relay.former))
+        assert isinstance(step, Step)
+        return self.put(world, place, self.written(relay, side, step))
+
+    def records(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
         newest = world.records[-1]
-        if side.record != newest:
-            yield from self.one(
-                world, relay, self._learned(world, relay, newest), f"R{relay} hears of the record"
-            )
+        if relay.held != newest:
+            then = self.merged(world, place, newest, settle=not self.rules.gap)
+            yield f"R{place} hears of the record", then, None
+        then = self.settled(world, place)
+        if then != world:
+            yield f"R{place} acts upon its record", then, None
 
     # ------------------------------------------------------------ the agent's session
 
+    def _serves(self, relay: Relay) -> bool:
+        frozen = relay.side is not None and relay.side.mode is Mode.FROZEN
+        is_odd = self.is_mutant("deliver while frozen") and frozen
+        return relay.box.holding in HOMES or is_odd
+
     def session(self, world: World) -> Iterator[Move]:
         home = home_of(world)
-        side = world.sides[home]
-        frozen = self.rules.mutant == "deliver while frozen" and side and side.mode is Mode.FROZEN
-        if side is not None and world.at is None and (side.delivers or frozen):
-            done = self.apply(world, home, Closed(world.given[home]))
-            assert done is not None
-            after = done[0]._replace(at=home, given=with_(world.given, home, frozenset()))
-            yield f"a session at R{home}", after, done[2]
+        relay = world.relays[home]
+        is_newest = relay is not None and relay.held == world.records[-1]
+        if relay is not None and world.at is None and is_newest and self._serves(relay):
+            then = self.put(world, home, relay._replace(box=relay.box.open("agent")))
+            yield f"a session at R{home}", then._replace(at=home), None
         if world.at is not None:
-            here = world.sides[world.at]
+            here = world.relays[world.at]
             yield from self._write(world)
-            if here is not None:
+            if here is not None and here.box.session == "agent" and self._serves(here):
                 yield from self._read_and_ack(world, world.at, here)
             yield f"the session at R{world.at} is lost", _gone(world), None
 
-    def _read_and_ack(self, world: World, relay: int, side: Side) -> Iterator[Move]:
-        frozen = self.rules.mutant == "deliver while frozen" and side.mode is Mode.FROZEN
-        for held in side.live:
-            if not (side.delivers or frozen):
-                return
-            if held.eid not in world.given[relay] and held.eid not in world.late:
-                marked = held._replace(marked=side.is_marked(held))
-                given = with_(world.given, relay, world.given[relay] | {held.eid})
-                after = world._replace(reads=world.reads | {marked}, given=given)
-                yield f"R{relay} reads {held.eid}{' marked' * marked.marked}", after, None
-            if held.eid in world.seen:
-                done = self.apply(world, relay, Acked(frozenset({held.eid})))
-                if done is None:
-                    continue
-                after = done[0]._replace(done=world.done | {held.eid})
-                yield f"{held.eid} is acked at R{relay}", after, done[2]
+    def _read_and_ack(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        box = relay.box
+        may = box.readable()
+        for eid in sorted(box.eids):
+            if eid in may and eid not in world.late:
+                mark = may[eid]
+                if self.is_mutant("a doubtful home marks nothing"):
+                    mark = (eid, True) in box.live
+                then = self.put(world, place, relay._replace(box=box.give(eid)))
+                then = then._replace(reads=world.reads | {(eid, mark)})
+                yield f"R{place} reads {eid}{' marked' * mark}", then, None
+            if eid in world.seen:
+                then = self.put(world, place, relay._replace(box=box.end(eid, Fate.ACKED)))
+                yield f"{eid} is acked at R{place}", then._replace(done=world.done | {eid}), None
 
     def _write(self, world: World) -> Iterator[Move]:
-        for held in world.reads:
-            seen = world.seen.count(held.eid)
+        for eid, mark in world.reads:
+            seen = world.seen.count(eid)
             if seen == 2:
                 continue
-            after = world._replace(
-                reads=world.reads - {held}, seen=tuple(sorted((*world.seen, held.eid)))
+            then = world._replace(
+                reads=world.reads - {(eid, mark)}, seen=tuple(sorted((*world.seen, eid)))
             )
-            broken = DUPLICATE if seen and not held.marked else None
-            yield f"the agent gets {held.eid}{' marked' * held.marked}", after, broken
+            yield (
+                f"the agent gets {eid}{' marked' * mark}",
+                then,
+                (DUPLICATE if seen and not mark else None),
+            )
 
-    # ------------------------------------------------------------ between relays
+    # ------------------------------------------------------------ what a relay says to another
 
-    def mover(self, world: World, relay: int, side: Side) -> Iterator[Move]:
-        """What a frozen side may say; more than it must (:func:`migration.due`)."""
-        if side.handoff is None or side.mode is not Mode.FROZEN:
+    def mover(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        """A frozen side says what its agent has seen. The pages are all of one moment."""
+        side = relay.side
+        if side is None or side.handoff is None or not migration.has_work(side):
             return
-        peer = int(side.handoff.peer[1:])
-        said: list[Message] = [*handover.digest_pages(side, 1)]
-        if self.rules.lossy:
-            said = [*migration.due(side)]
-        else:
-            said += handover.copy_pages(side, 1)
-        if self.rules.liar and relay == 0:
-            said += [DigestPage(side.handoff.id, b"", 0, 1, frozenset(self.eids), frozenset(),
-                                frozenset())]  # fmt: skip
-        for message in said:
-            if (relay, peer, message) not in world.net and world.sides[peer] is not None:
-                after = world._replace(net=world.net | {(relay, peer, message)})
-                yield f"R{relay} to R{peer}: {_short(message)}", after, None
+        peer = number(side.handoff.peer)
+        pages = digest(side, relay.box)
+        if self.is_mutant("what is missing is not passed on"):
+            pages = tuple(page._replace(missing=frozenset()) for page in pages)
+        if self.rules.liar and place == 0:
+            everything = b"".join(packed(eid) for eid in self.eids)
+            for floor, ids in ((-1, everything), (HOUR, b"")):
+                lie = DigestPage(side.handoff.id, LIE, 0, 1, frozenset(), floor, ids)
+                pages += (lie,)
+        for page in pages:
+            if (place, peer, page) not in world.net and world.relays[peer] is not None:
+                then = world._replace(net=world.net | {(place, peer, page)})
+                yield f"R{place} to R{peer}: {short(page)}", then, None
+
+    def courier(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        """What waits at a relay that is no home goes to the one that is."""
+        box, peer = relay.box, self._goes_to(relay)
+        if box.holding is not Holding.AWAY or peer is None or not box.live:
+            return
+        if box.session != "courier":
+            opened = self.put(world, place, relay._replace(box=box.open("courier")))
+            yield f"R{place} sends a courier", opened, None
+            return
+        # nothing is under way to the home of now: it was turned away, or that has moved
+        is_idle = not any(
+            one == place and two == number(peer) and isinstance(said, Copy) and said.bound
+            for one, two, said in world.net
+        )
+        again = world if self.rules.lossy or is_idle else spent(world, "restarts")
+        if again is not None and box.given:
+            anew = self.put(again, place, relay._replace(box=box.open("courier")))
+            yield f"R{place} sends its courier again", self.unbound(anew, place), None
+        side = relay.side
+        handoff = side.handoff.id if side is not None and side.handoff is not None else ""
+        for eid, is_marked in sorted(box.readable().items()):
+            mark = is_marked and not self.is_mutant("marks are not copied")
+            packet = (place, number(peer), Copy(handoff, eid, mark))
+            gone = box.give(eid)
+            if self.is_mutant("delete before receipt"):
+                gone = box.end(eid, Fate.FORWARDED)
+            then = self.put(world, place, relay._replace(box=gone))
+            yield (
+                f"R{place} to R{packet[1]}: {short(packet[2])}",
+                then._replace(net=then.net | {packet}),
+                None,
+            )
+
+    @staticmethod
+    def _goes_to(relay: Relay) -> Did | None:
+        """A side that is written says so itself, so that all goes under its hand-off."""
+        side = relay.side
+        if side is not None and side.mode is Mode.FROZEN:
+            return side.handoff.peer if side.handoff and side.is_named else None
+        return relay.held.home if relay.held else None
 
     def network(self, world: World) -> Iterator[Move]:
         for source, target, message in world.net:
-            here = world.sides[target]
-            packet = (source, target, message)
-            net = world.net - {packet} if self.rules.lossy else world.net
+            here = world.relays[target]
+            net = world.net
             if self.rules.lossy:
-                yield f"{_short(message)} is lost", world._replace(net=net), None
+                net = world.net - {(source, target, message)}
+                yield f"{short(message)} is lost", world._replace(net=net), None
             if here is not None:
-                yield from self._arrive(world._replace(net=net), source, target, message)
+                then = world._replace(net=net)
+                match message:
+                    case Copy():
+                        yield from self._copied(then, source, target, message)
+                    case Taken():
+                        yield from self._taken(then, source, target, message)
+                    case _:
+                        yield from self._told(then, source, target, message)
 
-    def _arrive(self, world: World, source: int, target: int, message: Message) -> Iterator[Move]:
+    def _told(
+        self, world: World, source: int, target: int, message: DigestPage | DigestReceipt
+    ) -> Iterator[Move]:
+        here = world.relays[target]
+        assert here is not None
+        side = self.side_of(target, here)
+        if self.is_mutant("one page is a digest") and isinstance(message, DigestPage):
+            message = message._replace(number=0, total=1)
+        if self.is_mutant("any hand-off will do") and side.handoff is not None:
+            message = message._replace(handoff=side.handoff.id)
         # between relays that the agent never named there is no link in this world
-        said = Heard(name(source), self._bent(world, target, message), named=True)
-        done = self.apply(world, target, said)
-        what = f"R{target} gets from R{source}: {_short(message)}"
+        done = self.apply(world, target, Heard(name(source), message, named=True))
         if done is None:
             return
-        after, step, broken = done
-        for effect in step.effects:
-            if isinstance(effect, Forget):
-                after = self._let_go(after, target, effect.eids, source)
-        answers = [effect.message for effect in step.effects if isinstance(effect, Answer)]
-        net = after.net | {(target, source, answer) for answer in answers}
-        if self.rules.mutant == "delete before receipt":
-            yield f"{what}, answers, and crashes", world._replace(net=net), None
-        if after != world:
-            yield f"{what}, and crashes", after, broken
-        if net != after.net:
-            yield what, after._replace(net=net), broken
+        then, step = done
+        what = f"R{target} gets from R{source}: {short(message)}"
+        net = then.net
+        if step.answer is not None and isinstance(message, DigestPage):
+            # which page is wanted next is between two movers; a side hears that all have come
+            whole = step.answer.next == message.total
+            net |= {(target, source, step.answer)} if whole else set()
+        if then.relays != world.relays:
+            yield f"{what}, and crashes", then, None
+        if net != then.net:
+            yield what, then._replace(net=net), None
 
-    def _bent(self, world: World, target: int, message: Message) -> Message:
-        """A mutant's message."""
-        side = world.sides[target]
-        if self.rules.mutant == "one page is a digest" and isinstance(message, DigestPage):
-            return message._replace(number=0, total=1)
-        if (
-            self.rules.mutant == "any hand-off will do"
-            and side is not None
-            and side.handoff is not None
-        ):
-            return message._replace(handoff=side.handoff.id)
-        if self.rules.mutant == "a receipt for any mark" and isinstance(message, CopyReceipt):
-            marks = shelf(side) if side else {}
-            items = tuple((eid, marks.get(eid, mark)) for eid, mark in message.items)
-            return message._replace(items=items)
-        return message
+    def _copied(self, world: World, source: int, target: int, copy: Copy) -> Iterator[Move]:
+        here = world.relays[target]
+        assert here is not None
+        moving = bool(copy.handoff) and self.side_of(target, here).takes_from(name(source))
+        item = Item(copy.eid, copy.marked, via=True, moving=moving)
+        done = self._accept(here.box, item, late=copy.eid in world.late)
+        if done is None:
+            return
+        box, outcome = done
+        counts = copy.bound and (moving or not copy.handoff)
+        # a relay may have forgotten by itself; then only what moves is taken all the same
+        is_own = here.box.floor and not moving
+        denied = outcome is STALE and not is_own
+        then = self.put(world, target, here._replace(box=box))
+        if copy.eid in box.eids:
+            then = then._replace(own=then.own | {(target, copy.eid)})
+        what = f"R{target} gets from R{source}: {short(copy)}"
+        if then != world:
+            yield f"{what}, and crashes", then, None
+        answer = (target, source, Taken(copy.eid, outcome not in {LATE, STALE}, denied))
+        if counts and answer not in then.net:
+            yield what, then._replace(net=then.net | {answer}), None
+
+    def _taken(self, world: World, source: int, target: int, taken: Taken) -> Iterator[Move]:
+        here = world.relays[target]
+        assert here is not None
+        box = here.box
+        old = self.is_mutant("an old session's receipt counts")
+        if taken.eid not in box.eids or (box.session != "courier" and not old):
+            return
+        fate = Fate.FORWARDED if taken.kept else Fate.REFUSED
+        then = self.put(world, target, here._replace(box=box.end(taken.eid, fate)))
+        then = then._replace(own=then.own - {(target, taken.eid)})
+        broken = None
+        if not taken.kept:
+            maybe = (taken.eid, True) in box.live
+            then, broken = self._bounce(then, target, taken.eid, maybe=maybe)
+            broken = DENIED if taken.denied else broken
+        yield f"R{target} gets from R{source}: {short(taken)}", then, broken
+
+    def _bounce(
+        self, world: World, place: int, eid: Eid, *, maybe: bool
+    ) -> tuple[World, str | None]:
+        broken = TWICE if (place, eid) in world.bounced else None
+        relay = world.relays[place]
+        # one that waits for another's word cannot know; one that is no home is not asked to
+        knows = relay is not None and relay.box.holding is Holding.HOME
+        if knows and not maybe and eid in world.seen:
+            broken = UNTRUE
+        return world._replace(bounced=world.bounced | {(place, eid)}), broken
 
     # ------------------------------------------------------------ time, and the end of relays
 
-    def time(self, world: World, relay: int, side: Side) -> Iterator[Move]:
-        if side.mode is Mode.INCOMING and world.waits:
-            waited = world._replace(waits=world.waits - 1)
-            now = migration.UNNAMED_S
-            yield from self.one(waited, relay, Ticked(), f"R{relay} was not named for 24 h", now)
-        if side.mode is Mode.FROZEN:
-            yield from self.one(world, relay, Ticked(), f"R{relay} is done", migration.GRACE_S)
-        if not self.rules.expiry:
-            return
-        for held in side.live:
-            if held.eid not in world.late and held.eid in world.receipted:
-                yield f"{held.eid} expires", world._replace(late=world.late | {held.eid}), None
-            in_flight = world.at == relay and held.eid in world.given[relay]
-            if held.eid in world.late and not in_flight:
-                gone = Expired(frozenset({held.eid}))
-                closed = self.apply(world, relay, Closed(world.given[relay]))
-                assert closed is not None
-                yield from self.one(closed[0], relay, gone, f"R{relay} sweeps {held.eid}")
+    def time(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        waited = spent(world, "waits")
+        if waited is not None and relay.side and relay.side.mode is Mode.INCOMING:
+            what = f"R{place} was not named for 24 h"
+            yield from self.one(waited, place, Ticked(), what, migration.UNNAMED_S)
+        forgot = spent(world, "forgets")
+        if forgot is not None and relay.box.fates:
+            then = self.put(forgot, place, relay._replace(box=relay.box.forget()))
+            yield f"R{place} forgets", then, None
+        if self.rules.expiry:
+            yield from self._expire(world, place, relay)
 
-    def death(self, world: World, relay: int, side: Side) -> Iterator[Move]:
+    def _expire(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
+        box = relay.box
+        for eid in sorted(box.eids & world.receipted):
+            if eid not in world.late:
+                yield f"{eid} expires", world._replace(late=world.late | {eid}), None
+            elif box.holding is not Holding.HELD and eid not in box.given:
+                ended = self.put(world, place, relay._replace(box=box.end(eid, Fate.EXPIRED)))
+                then, broken = self._bounce(ended, place, eid, maybe=box.is_marked(eid))
+                yield f"R{place} sweeps {eid}", then, broken
+
+    def death(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
         """For good, and with all it had; what no record ever named may die without any loss."""
-        is_named = any(name(relay) in ref.homes for ref in world.records)
-        alone = {held.eid for held in side.live} & {eid for n, eid in world.own if n == relay}
-        if world.deaths and not is_named and side.mode is not Mode.NONE and not alone:
-            after = world._replace(sides=with_(world.sides, relay, None), deaths=world.deaths - 1)
-            yield f"R{relay} is gone for good", after, None
+        is_named = any(name(place) in ref.homes for ref in world.records)
+        alone = relay.box.eids & {eid for n, eid in world.own if n == place}
+        less = spent(world, "deaths")
+        if less is not None and not is_named and relay.box.holding is not None and not alone:
+            then = less._replace(relays=with_(less.relays, place, None))
+            yield f"R{place} is gone for good", then, None
 
 
-def _gone(world: World) -> World:
-    return world._replace(at=None, reads=frozenset())
+def _begin(place: int, relay: Relay) -> Side:
+    holding, former = relay.box.holding, relay.former
+    return migration.begin(name(place), holding, former, has_left=relay.has_left)
 
 
-def _short(message: Message) -> str:
+def digest(side: Side, box: Box | RealBox) -> tuple[DigestPage, ...]:
+    """What a mover says, an id a page."""
+    assert side.handoff is not None
+    ids, floor = box.doubts()
+    parts = ids or [b""]
+    about = repr((parts, floor, sorted(side.missing)))
+    whole = hashlib.sha256(about.encode()).digest()[:4]
+    return tuple(
+        DigestPage(side.handoff.id, whole, at, len(parts), side.missing, floor, part)
+        for at, part in enumerate(parts)
+    )
+
+
+def short(message: Message) -> str:
     match message:
         case DigestPage():
-            return f"digest {message.number + 1}/{message.total} of {message.handoff}"
-        case CopyPage():
-            return f"copy {[eid for eid, _ in message.items]} of {message.handoff}"
+            lie = "false " * (message.whole == LIE) + "floor " * (message.floor >= 0)
+            return f"{lie}digest {message.number + 1}/{message.total} of {message.handoff}"
+        case Copy():
+            mark, old = " marked" * message.marked, " of an old session" * (not message.bound)
+            return f"{message.eid}{mark} of {message.handoff or 'a queue'}{old}"
         case DigestReceipt():
-            return f"digest is here, {message.handoff}"
-        case CopyReceipt():
-            return f"copy is here {[eid for eid, _ in message.items]}, {message.handoff}"
+            return f"{message.next} pages are here, {message.handoff}"
+        case Taken():
+            return f"{message.eid} is {'here' if message.kept else 'refused'}"

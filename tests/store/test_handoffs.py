@@ -500,10 +500,39 @@ async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World)
     assert await all_doubts(world.store) == {doubt(1), doubt(2, HOUR - 5)}
 
 
-async def test_an_id_of_a_digest_is_of_that_envelope_alone(world: World) -> None:
-    await change(world.store, Holding.HELD, doubts=doubt(1, of=7))
-    for brought in (await world.store.append([entry(1)]), await bring(world.store, 1)):
-        assert code(brought[0]) is ErrorCode.REPLAYED
+async def test_an_id_that_a_digest_names_of_another_envelope_turns_none_away(world: World) -> None:
+    await change(world.store, Holding.HELD, doubts=doubt(1, of=7) + doubt(2, of=7))
+    taken(await world.store.append([entry(1)]))
+    taken(await bring(world.store, 2))
+    assert code((await world.store.append([entry(1, eid=eid(7))]))[0]) is ErrorCode.REPLAYED
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, True), (2, True)]
+
+
+async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
+    world: World,
+) -> None:
+    await opened(world.store)
+    await world.store.append([entry(1), entry(2)])
+    await change(world.store, Holding.AWAY)
+    carrier = await courier(world.store)
+    await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
+    await change(world.store, Holding.HELD, "back", doubts=doubt(1))
+    assert await fates(world.store, 1, 2) == [Fate.DOUBTFUL, Fate.FORWARDED]
+    taken(await bring(world.store, 1))
+    taken(await bring(world.store, 2))
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(3, True), (4, False)]
+
+
+async def test_a_mark_that_is_brought_outlasts_a_doubt_about_all(world: World) -> None:
+    await change(world.store, Holding.DOUBTFUL)
+    await world.store.append([entry(1), entry(2)])
+    (again,) = await bring(world.store, 1, marked=True)
+    assert isinstance(again, Accepted)
+    assert again.dup
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, True), (2, False)]
 
 
 async def test_what_is_marked_for_an_id_is_never_handed_over_unread(world: World) -> None:
@@ -579,20 +608,20 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     assert (await store.doubts(ME, "", 99)).floor == HOUR - 10
 
 
-async def test_what_a_source_has_forgotten_is_forgotten_here_and_marked(world: World) -> None:
+async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World) -> None:
     await change(world.store, Holding.HELD)
-    await world.store.append([entry(1, hour=HOUR - 3), entry(2)])
+    old = (HOUR - 3) * 3600
+    await world.store.append([entry(1, hour=HOUR - 3, created_at=old), entry(2, created_at=NOW)])
     await change(world.store, Holding.HELD, "digested", floor=HOUR - 3)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
-    (old,) = await world.store.append([entry(3, hour=HOUR - 3)])
-    assert code(old) is ErrorCode.STALE_ID
-    taken(await bring(world.store, 3, 4, hour=HOUR - 3))
-    taken(await bring(world.store, 5))
+    taken(await world.store.append([entry(3, hour=HOUR - 3, created_at=old)]))
+    taken(await bring(world.store, 4, hour=HOUR - 3, created_at=old))
+    taken(await bring(world.store, 5, created_at=NOW))
     await change(world.store, Holding.HOME, "home", floor=HOUR - 9)
     session = await opened(world.store)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
     assert await shown(world.store, session) == [
-        (1, True), (2, True), (3, True), (4, True), (5, False),
+        (1, True), (2, False), (3, True), (4, True), (5, False),
     ]  # fmt: skip
 
 

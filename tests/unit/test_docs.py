@@ -21,7 +21,7 @@ import typer.main
 from relay import metrics
 from relay.cli.app import app
 from relay.cli.exits import MEANING
-from relay.core import codec, envelope, handshake, identity, jws, receipts, records, seal
+from relay.core import codec, envelope, handshake, identity, jws, orders, receipts, records, seal
 from relay.core.errors import ERROR_CLASS, OUTCOME_UNKNOWN, ErrorCode
 from relay.http.errors import STATUS
 from relay.settings import Settings
@@ -215,6 +215,27 @@ async def test_http_answers_have_the_members_that_the_protocol_page_shows():
         info = await check("http-info", "GET", "/.well-known/agent-relay.json")
         said = doc_examples.payload_of(info["jws"])
         assert said.keys() == doc_examples.payload_of(shown["http-info"]["jws"]).keys()
+
+
+@pytest.mark.timeout(30)
+async def test_a_step_of_a_move_is_answered_as_the_protocol_page_shows():
+    block = dict(BLOCK.findall(PROTOCOL))
+    asked, shown = (
+        json.loads(FENCE.search(block[name])[2])
+        for name in ("http-migration-request", "http-migration")
+    )
+    bob, now = new_key(), time.time()
+    async with running_node() as node, httpx2.AsyncClient(base_url=node.url) as http:
+        source = records.Home(node.built.node.key.did, node.url)
+        target = records.Home(doc_examples.PEER.did, "http://127.0.0.1:8081")
+        following = records.sign(bob, [target], now=now)
+        order = orders.sign(bob, source, target, following, now=now, entropy=os.urandom)
+        step = {"order": order, "step": "state"}
+        assert step.keys() == asked.keys()
+        answer = (await http.post("/v1/migrations", json=step)).json()
+    assert answer.keys() == shown.keys()
+    said, told = (doc_examples.payload_of(one["statement"]) for one in (answer, shown))
+    assert shape(said) == shape(told)
 
 
 def jws_id(compact: str) -> str:

@@ -269,8 +269,9 @@ local function brought_again(box, item, seq, here)
     box.is_dirty, changed = true, true
   end
   if not item.marked or not here then return end
-  local _, flags, _, created = struct.unpack('>c8BI4i8', here)
-  if not is_marked(box, seq, flags % 4 >= 2, created) then
+  local _, flags = struct.unpack('>c8B', here)
+  -- a doubt about all of it is no mark: it ends
+  if flags % 4 < 2 and seq > box.handed then
     box.handed = seq
     box.is_remarked, box.is_dirty, changed = true, true, true
   end
@@ -284,7 +285,8 @@ local function recall(box, item, seen)
     return is_forgotten and not item.marked and {box.inbox, 'lost'} or nil
   end
   local fate, seq, eid16 = struct.unpack(SEEN, seen)
-  if eid16 ~= item.eid16 then return {box.inbox, 'replayed'} end
+  -- another relay's word on an id turns nothing away
+  if eid16 ~= item.eid16 and fate ~= 'D' then return {box.inbox, 'replayed'} end
   local is_anew = fate == 'D' or (fate == 'W' and box.home)
   if not is_anew then
     if item.via and has_gone(box, fate) then return elsewhere(box.inbox) end

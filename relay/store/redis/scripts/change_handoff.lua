@@ -80,8 +80,11 @@ local function unknown_of(box, hour, keys, eids)
         fields[#fields + 1] = struct.pack(SEEN, 'D', 0, eids[i])
       end
     else
-      local fate, seq = struct.unpack(SEEN, seen)
-      if fate == 'S' and seq > box.handed and is_live(inbox, seq) then box.handed = seq end
+      local fate, seq, eid16 = struct.unpack(SEEN, seen)
+      if fate == 'W' then
+        -- it went on from here, and where it went it may have been shown
+        redis.call('HSET', ids_key(inbox, hour), keys[i], struct.pack(SEEN, 'D', 0, eid16))
+      elseif fate == 'S' and seq > box.handed and is_live(inbox, seq) then box.handed = seq end
     end
   end
   return fields
@@ -116,10 +119,9 @@ local function learn_doubts(box, blob)
   if #keys > 0 then learn_hour(box, hour, keys, eids, most) end
 end
 
+-- What another relay has forgotten is marked, and never turned away.
 local function learn_floor(box, floor)
-  if floor <= box.floor then return end
-  box.floor = floor
-  mark_present(box)
+  if floor >= 0 then box.mark_before = math.max(box.mark_before, (floor + 1) * HOUR_S + GRACE_S) end
 end
 
 local box = load_box(inbox) or new_box(inbox, ARGV[8])

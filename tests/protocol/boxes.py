@@ -1,0 +1,195 @@
+"""An inbox beside a hand-off, as small as it can be: what the store does, in values.
+
+It marks no more than a store must: single envelopes, where a store marks all up to one. What it
+follows are the rules of :mod:`relay.core.inbox` and of ``HandoffStore.change_handoff``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Literal, NamedTuple
+
+from relay.core.dedupe import Fate
+from relay.core.ids import Eid
+from relay.core.jws import b64encode
+from relay.core.migration_values import DOUBT_BYTES, DigestPage, Holding, Mode, Side, Step
+
+NO_EIDS: frozenset[Eid] = frozenset()
+HOMES = frozenset({Holding.HOME, Holding.DOUBTFUL})
+TOLD = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.DOUBTFUL})
+"""Fates whose ids a digest names."""
+HOUR = 400_000
+"""When all of it was sent."""
+Outcome = Literal["stored", "dup", "late", "stale"]
+STORED: Outcome = "stored"
+DUP: Outcome = "dup"
+LATE: Outcome = "late"
+STALE: Outcome = "stale"
+
+
+class Item(NamedTuple):
+    """An envelope that comes: by a peer (``via``), as part of a hand-off (``moving``)."""
+
+    eid: Eid
+    marked: bool = False
+    via: bool = False
+    moving: bool = False
+
+
+class Box(NamedTuple):
+    """One inbox in one store.
+
+    Args:
+        holding: what the store does for it; None: there is none.
+        live: what waits, and whether it is marked.
+        fates: what is remembered of ids.
+        floor: ids of the past are forgotten here.
+        doubt: what was sent in the past is marked: another relay has forgotten its ids.
+        session: "agent", "courier" or "", and what it was ``given``.
+    """
+
+    holding: Holding | None = None
+    live: frozenset[tuple[Eid, bool]] = frozenset()
+    fates: frozenset[tuple[Eid, Fate]] = frozenset()
+    floor: bool = False
+    doubt: bool = False
+    session: str = ""
+    given: frozenset[Eid] = NO_EIDS
+
+    def fate(self, eid: Eid) -> Fate | None:
+        return dict(self.fates).get(eid)
+
+    def with_fate(self, eid: Eid, fate: Fate) -> Box:
+        kept = {one: old for one, old in self.fates if one != eid}
+        return self._replace(fates=frozenset({*kept.items(), (eid, fate)}))
+
+    @property
+    def eids(self) -> frozenset[Eid]:
+        return frozenset(eid for eid, _ in self.live)
+
+    def is_marked(self, eid: Eid) -> bool:
+        """As it would be handed over now."""
+        return self.doubt or self.holding is Holding.DOUBTFUL or (eid, True) in self.live
+
+    def mark(self, eids: frozenset[Eid]) -> Box:
+        return self._replace(live=frozenset((eid, old or eid in eids) for eid, old in self.live))
+
+    def readable(self) -> dict[Eid, bool]:
+        """What may be handed to the session now, and whether marked."""
+        return {eid: self.is_marked(eid) for eid in self.eids - self.given}
+
+    # ------------------------------------------------------------ what comes and goes
+
+    def queue(self) -> Box:
+        """One that is made for mail for elsewhere."""
+        return self._replace(holding=Holding.AWAY)
+
+    def accept(self, item: Item, *, late: bool = False) -> tuple[Box, Outcome] | None:
+        """Store it, or say that it was; None: not here."""
+        fate = self.fate(item.eid)
+        if self.holding is None:
+            return None
+        if self.holding is Holding.AWAY and item.via:
+            return None
+        if fate is Fate.STORED:
+            brings = item.marked and item.moving
+            return (self.mark(frozenset({item.eid})) if brings else self), DUP
+        is_back = fate is Fate.FORWARDED and self.holding is not Holding.AWAY
+        if fate is not None and fate is not Fate.DOUBTFUL and not is_back:
+            return self, DUP
+        if late:
+            return self, LATE
+        if self.floor and fate is None and not item.moving:
+            return self, STALE
+        marked = item.marked or fate is Fate.DOUBTFUL or (is_back and not item.moving)
+        marked |= self.floor and fate is None
+        kept = self._replace(live=self.live | {(item.eid, marked)})
+        return kept.with_fate(item.eid, Fate.STORED), STORED
+
+    def end(self, eid: Eid, fate: Fate) -> Box:
+        left = frozenset(entry for entry in self.live if entry[0] != eid)
+        return self._replace(live=left, given=self.given - {eid}).with_fate(eid, fate)
+
+    def forget(self) -> Box:
+        """The memory is over its budget: what is finished is not known any more."""
+        kept = frozenset(one for one in self.fates if one[1] is Fate.STORED)
+        return self._replace(fates=kept, floor=True)
+
+    # ------------------------------------------------------------ sessions
+
+    def open(self, who: str) -> Box:
+        return self.close()._replace(session=who)
+
+    def close(self) -> Box:
+        """What it was given is marked, as nobody knows what became of it."""
+        return self.mark(self.given)._replace(session="", given=NO_EIDS)
+
+    def give(self, eid: Eid) -> Box:
+        return self._replace(given=self.given | {eid})
+
+    # ------------------------------------------------------------ hand-offs
+
+    def hold(self, holding: Holding) -> Box:
+        """What a record alone does to an inbox that no side is written of."""
+        return self if self.holding is holding else self.close()._replace(holding=holding)
+
+    def change(self, before: Side, step: Step) -> Box:
+        """Carry out a step."""
+        box = self.close() if ends_session(self.holding, before, step) else self
+        if step.mark_present:
+            box = box.mark(box.eids)
+        box = box._replace(holding=step.side.holding)
+        return box.remember(step.imports) if step.imports is not None else box
+
+    def remember(self, page: DigestPage) -> Box:
+        """Another relay's word marks, and does nothing else."""
+        box = self._replace(doubt=self.doubt or page.floor >= 0)
+        for eid in named(page.doubts):
+            fate = box.fate(eid)
+            if fate is None or fate is Fate.FORWARDED:
+                box = box.with_fate(eid, Fate.DOUBTFUL)
+            elif fate is Fate.STORED:
+                box = box.mark(frozenset({eid}))
+        return box
+
+    def doubts(self) -> tuple[list[bytes], int]:
+        """What a digest says: ids that the agent may have seen, and until when any are forgotten."""
+        told = {eid for eid, fate in self.fates if fate in TOLD}
+        marked = {eid for eid, _ in self.live if self.is_marked(eid)}
+        ids = sorted(packed(eid) for eid in told | marked)
+        return ids, HOUR if self.floor or self.doubt else -1
+
+
+def ends_session(holding: Holding | None, before: Side, step: Step) -> bool:
+    """A step after which another may read the inbox than before, or under another hand-off."""
+    now = step.side.holding
+    hands_over = step.side.mode is Mode.FROZEN and before.handoff != step.side.handoff
+    return hands_over or (holding is not now and not {holding, now} <= HOMES)
+
+
+# ---------------------------------------------------------------- ids
+
+
+def real(eid: Eid) -> Eid:
+    """What a store calls it."""
+    return Eid(b64encode(hashlib.sha256(eid.encode()).digest()))
+
+
+def key_of(eid: Eid) -> bytes:
+    """Of its dedupe key."""
+    return hashlib.sha256(b"key" + eid.encode()).digest()[:16]
+
+
+def packed(eid: Eid) -> bytes:
+    """An id in a digest."""
+    return struct.pack(">I16s16s", HOUR, key_of(eid), hashlib.sha256(eid.encode()).digest()[:16])
+
+
+_EIDS = {packed(eid): eid for eid in (Eid(f"m{n}") for n in range(10))}
+
+
+def named(doubts: bytes) -> list[Eid]:
+    """The ids of a page."""
+    parts = [doubts[at : at + DOUBT_BYTES] for at in range(0, len(doubts), DOUBT_BYTES)]
+    return [_EIDS[part] for part in parts]

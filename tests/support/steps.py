@@ -1,0 +1,125 @@
+"""The steps of a move over plain HTTP, as an agent takes them; for tests that stop between any two.
+
+Rules of the file: a refusal is an :class:`AgentError` with its code; nothing is repeated here.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from relay.client import origin as origins
+from relay.client.exchange import ask
+from relay.core import handoffs, orders, records
+from relay.core.handoffs import Statement
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Timestamp
+from relay.core.records import Home
+
+
+@dataclass
+class Traveller:
+    """An agent that moves its inbox from one relay to another.
+
+    Args:
+        key: whose inbox.
+        source: where it lives.
+        target: where it goes.
+        newest: its record as it is now.
+    """
+
+    key: SigningKey
+    source: Home
+    target: Home
+    newest: str
+    order_seq: int = 0
+    record: str = field(init=False)
+    order: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        now = Timestamp(time.time())
+        seq = records.parse(self.newest).seq
+        self.record = records.sign(self.key, [self.target], now=now, newest_seq=seq)
+        self.order = orders.sign(
+            self.key,
+            self.source,
+            self.target,
+            self.record,
+            now=now,
+            entropy=os.urandom,
+            newest_seq=self.order_seq,
+        )
+
+    @property
+    def id(self) -> str:
+        """Of the hand-off."""
+        return orders.parse(self.order).id
+
+    # ------------------------------------------------------------ steps
+
+    async def offer(self, count: int = 0, size: int = 0, largest: int = 0) -> Statement:
+        return await self._stated(self.target, "offer", _room(count, size, largest))
+
+    async def prepare(self, count: int = 0, size: int = 0, largest: int = 0) -> Statement:
+        room = {**_room(count, size, largest), "newest": self.newest}
+        return await self._stated(self.target, "prepare", room)
+
+    async def freeze(self) -> Statement:
+        return await self._stated(self.source, "freeze", {})
+
+    async def state(self, at: Home) -> Statement:
+        return await self._stated(at, "state", {})
+
+    async def publish(self, at: Home, record: str = "") -> Any:
+        """Publish the record that ends the move, or another one."""
+        body = {"record": record or self.record}
+        return await ask(_origin(at), "PUT", f"/v1/agents/{self.key.did}", body=body)
+
+    async def inventory(self) -> list[list[Any]]:
+        """All that waits at the source: [seq, eid, hour, key, size, expires] each."""
+        items: list[list[Any]] = []
+        while True:
+            after = items[-1][0] if items else 0
+            answer = await self.step(self.source, "inventory", {"after": after})
+            items += answer.array("items", most=1024)
+            if not answer.boolean("more"):
+                return items
+
+    async def find(self, items: list[list[Any]]) -> list[str]:
+        """What became of these at the target."""
+        states: list[str] = []
+        for at in range(0, len(items), 1024):
+            asked = [[hour, key, eid] for _, eid, hour, key, *_ in items[at : at + 1024]]
+            answer = await self.step(self.target, "find", {"items": asked})
+            states += answer.array("states", most=1024)
+        return states
+
+    async def move(self) -> Statement:
+        """All steps but logging in; gives the source's word once the target knows."""
+        await self.prepare()
+        said = await self.freeze()
+        assert said.handed, said.why
+        await self.publish(self.target)
+        await self.publish(self.source)
+        return said
+
+    # ------------------------------------------------------------ wire
+
+    async def step(self, at: Home, name: str, members: Mapping[str, Any]) -> Any:
+        body = {"order": self.order, "step": name, **members}
+        return await ask(_origin(at), "POST", "/v1/migrations", body=body, seconds=20)
+
+    async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> Statement:
+        answer = await self.step(at, name, members)
+        return handoffs.verify(answer.text("statement", most=handoffs.MAX_BYTES), Did(at.did))
+
+
+def _room(count: int, size: int, largest: int) -> dict[str, int]:
+    return {"count": count, "bytes": size, "largest": largest}
+
+
+def _origin(home: Home) -> origins.Origin:
+    return origins.parse(home.url)
