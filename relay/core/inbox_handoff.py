@@ -7,7 +7,7 @@ only what that means for envelopes and ids. What another relay says marks, and e
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final, NamedTuple
 
@@ -87,17 +87,27 @@ def floor(box: Inbox) -> int:
 
 
 def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:
-    """Remember ids as doubtful, at most ``most`` ids in all; what is known here marks more.
+    """Remember ids as doubtful, if no more than ``most`` are remembered then.
 
-    An id that there is no room for is not refused: its hour is forgotten, or what is that old is
-    marked.
+    What is known here already marks what waits. Ids that there is no room for turn nothing away
+    and make nothing be forgotten: all that was sent until then is marked.
     """
     ids = [Doubt(*one) for one in _DOUBT.iter_unpack(doubts)]
     for hour, some in groupby(ids, key=lambda one: one.hour):
-        _learn_hour(box, hour, list(some), most)
+        new = _unknown(box, hour, some)
+        if not new:
+            continue
+        if hour <= box.dedupe.floor:
+            mark_present(box)
+        elif len(box.dedupe) + len(new) > most:
+            learn_floor(box, hour)
+        else:
+            for one in new:
+                _remember(box, one)
 
 
-def _learn_hour(box: Inbox, hour: int, ids: list[Doubt], most: int) -> None:
+def _unknown(box: Inbox, hour: int, ids: Iterable[Doubt]) -> list[Doubt]:
+    """What is not known here; of what is, that which waits is marked."""
     new: dict[bytes, Doubt] = {}
     for one in ids:
         seen = box.dedupe.find(hour, one.key)
@@ -108,27 +118,7 @@ def _learn_hour(box: Inbox, hour: int, ids: list[Doubt], most: int) -> None:
             seen.seq, seen.fate, seen.forwarded = Seq(0), Fate.DOUBTFUL, None
         elif seen.fate is Fate.STORED and seen.seq in box.live:
             box.handed = max(box.handed, seen.seq)
-    if not new:
-        return
-    _make_room(box, hour, most - len(new))
-    if hour <= box.dedupe.floor:
-        mark_present(box)
-    elif len(box.dedupe) + len(new) > most:
-        box.mark_before = max(box.mark_before, (hour + 1) * HOUR_S + BOUNCE_GRACE_S)
-    else:
-        for one in new.values():
-            _remember(box, one)
-
-
-def _make_room(box: Inbox, hour: int, most: int) -> None:
-    """Forget the oldest hours, this one included, until no more than ``most`` ids are left."""
-    while len(box.dedupe) > most and hour > box.dedupe.floor:
-        if box.dedupe.hours and hour < min(box.dedupe.hours):
-            box.dedupe.floor = hour
-        elif box.dedupe.can_shed():
-            box.dedupe.shed()
-        else:
-            return
+    return list(new.values())
 
 
 def _remember(box: Inbox, doubt: Doubt) -> None:

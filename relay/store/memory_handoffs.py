@@ -105,7 +105,7 @@ class MemoryHandoffs(MemoryDirectory):
             inbox_handoff.mark_present(box)
         inbox_handoff.learn_floor(box, change.floor)
         spare = self._dedupe_total - sum(len(one.dedupe) for one in self._inboxes.values())
-        most = min(self._limits.dedupe_entries, len(box.dedupe) + spare)
+        most = min(self._limits.dedupe_entries // 2, len(box.dedupe) + spare)
         inbox_handoff.learn_doubts(box, change.doubts, most)
         if change.is_new:
             inbox_handoff.begin_tally(box)

@@ -9,14 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from relay.client.errors import AgentError
 from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Ack, Deliver, Submit, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import Eid
 from relay.core.migration_values import Mode
-from relay.core.receipts import verify_receipt
 from relay.core.records import Home
 from tests.federation.relays import Place, places, record_of, relay_at
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker

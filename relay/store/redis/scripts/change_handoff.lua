@@ -40,18 +40,6 @@ local function hold(box, holding)
   end
 end
 
--- Forget the oldest hours, this one included, until no more than `most` ids are left.
-local function make_room(box, hour, most)
-  while box.ids > most and hour > box.floor do
-    local oldest = redis.call('ZRANGE', key('hours', inbox), 0, 0)[1]
-    if oldest and hour < tonumber(oldest) then
-      box.floor = hour
-    elseif not shed(box) then
-      return
-    end
-  end
-end
-
 -- For as long as an envelope under these ids can live.
 local function remember(box, hour, fields, count)
   local ids, expires = ids_key(inbox, hour), (hour + 1) * HOUR_S + MAX_LIFETIME_S
@@ -90,23 +78,28 @@ local function unknown_of(box, hour, keys, eids)
   return fields
 end
 
+-- What another relay has forgotten is marked, and never turned away.
+local function learn_floor(box, floor)
+  if floor >= 0 then box.mark_before = math.max(box.mark_before, (floor + 1) * HOUR_S + GRACE_S) end
+end
+
 local function learn_hour(box, hour, keys, eids, most)
   local fields = unknown_of(box, hour, keys, eids)
   local count = #fields / 2
   if count == 0 then return end
-  make_room(box, hour, most - count)
   if hour <= box.floor then
     mark_present(box)
   elseif box.ids + count > most then
-    -- there is no room, and nothing old to forget: all that is of that time is marked
-    box.mark_before = math.max(box.mark_before, (hour + 1) * HOUR_S + GRACE_S)
+    -- there is no room: all that was sent until then is marked
+    learn_floor(box, hour)
   else
     remember(box, hour, fields, count)
   end
 end
 
 local function learn_doubts(box, blob)
-  local most = math.min(tonumber(ARGV[15]), box.ids + tonumber(ARGV[16]) - IDS)
+  -- they fill at most half: what comes must be remembered, too
+  local most = math.min(math.floor(tonumber(ARGV[15]) / 2), box.ids + tonumber(ARGV[16]) - IDS)
   local hour, keys, eids = nil, {}, {}
   for at = 1, #blob, DOUBT_BYTES do
     local of, id, eid16 = struct.unpack(DOUBT, blob, at)
@@ -117,11 +110,6 @@ local function learn_doubts(box, blob)
     hour, keys[#keys + 1], eids[#eids + 1] = of, id, eid16
   end
   if #keys > 0 then learn_hour(box, hour, keys, eids, most) end
-end
-
--- What another relay has forgotten is marked, and never turned away.
-local function learn_floor(box, floor)
-  if floor >= 0 then box.mark_before = math.max(box.mark_before, (floor + 1) * HOUR_S + GRACE_S) end
 end
 
 local box = load_box(inbox) or new_box(inbox, ARGV[8])
