@@ -108,7 +108,10 @@ def test_every_field_of_a_side_is_in_its_text():
         assert handoffs.decode(ME, handoffs.encode(one)).side == one, name
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"mode":"x"}', '{"mode":"frozen"', "nothing", '{"mode":"none","record":[1]}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"mode":"x"}', '{"mode":"frozen"', "nothing", '{"mode":"none","record":[1]}'],
+)
 def test_a_text_that_was_not_written_here_is_no_side(text: str):
     with pytest.raises(ValueError, match=r"."):
         handoffs.decode(ME, text)
