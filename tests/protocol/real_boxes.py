@@ -140,7 +140,9 @@ class RealBox:
                 outcome = REFUSALS.get(done.code)
                 return (self, outcome) if outcome else None
             assert isinstance(done, Accepted)
-            return RealBox(box, self.session, self.given, floor=self.floor), DUP if done.dup else STORED
+            return RealBox(
+                box, self.session, self.given, floor=self.floor
+            ), DUP if done.dup else STORED
 
         return self._step("accept", item, late, by=by)  # type: ignore[no-any-return]
 
@@ -270,4 +272,3 @@ def _state(box: Inbox | None) -> tuple[Any, ...]:
         box.holding, live, frozenset(ids), box.dedupe.floor, box.mark_before, left,
         box.session is not None,
     )  # fmt: skip
-
