@@ -31,6 +31,7 @@ from relay.client.outbox import Outbox
 from relay.client.questions import Answer, Question, Questions
 from relay.client.state import State
 from relay.client.tasks import task_group
+from relay.client.visit import resolve
 from relay.core.agent_session import Login
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import (
@@ -165,7 +166,7 @@ class Conversation:
             except Folded:
                 return None
             except AgentError as said:
-                exc = self._credible(said)
+                exc = await self._with_record(self._credible(said))
                 _log.info("%s", exc)
                 self._failed(exc)
                 failed = True
@@ -187,6 +188,19 @@ class Conversation:
         if not isinstance(exc, SupersededError) or self._holds_inbox:
             return exc
         return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
+
+    async def _with_record(self, exc: AgentError) -> AgentError:
+        """Who is told that the agent moves, but not where to, looks: another program moved it."""
+        if exc.code not in {ErrorCode.MOVED, ErrorCode.MIGRATING} or exc.record is not None:
+            return exc
+        try:
+            found = await resolve(self.origin, self.company.key.did)
+            if found.record is not None:
+                exc.record = found.record.jws.compact
+                self.company.homes.told(exc.record)
+        except RelayError as failure:
+            _log.info("where this agent lives is not said: %s", failure)
+        return exc
 
     def _failed(self, exc: AgentError) -> None:
         self.last_failure = exc

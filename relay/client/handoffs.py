@@ -1,4 +1,4 @@
-"""What an agent says of its migration to one of the two relays (PROTOCOL.md §5.11).
+"""What an agent says of its migration to one of the two relays (PROTOCOL.md §5.12).
 
 Rules of the file: the signed order is the proof, so there is no login; a statement counts only
 where the relay that the order names has signed it, and where it speaks of this agent.

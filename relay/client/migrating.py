@@ -32,6 +32,8 @@ T = TypeVar("T")
 DEADLINE_S: Final = 600.0
 BRIEFLY_S: Final = 5.0
 """So long a source that the program has given up is asked all the same."""
+READY: Final = (Mode.INCOMING, Mode.ACTIVE)
+"""A target that got ready; delivering already, where another program of this agent was faster."""
 TRIES: Final = 3
 """Another program of this agent may publish, or order, at the same time."""
 _OVERTAKEN: Final = frozenset({ErrorCode.EXPIRED, ErrorCode.STALE_RECORD})
@@ -206,7 +208,7 @@ class Migration:
         newest = self.agency.state.record or ""
         room = Room.of(items or ())
         said = await self._patience(move).insist(lambda: target.prepare(room, newest))
-        expect(target, said, move, Mode.INCOMING)
+        expect(target, said, move, *READY)
         if items is None:
             step: dict[str, Any] = {"stage": Stage.PUBLISHING, "without_source": True}
         else:
@@ -244,7 +246,7 @@ class Migration:
             AgentError: ``migrating``: not yet.
         """
         said = await target.state()
-        expect(target, said, move, Mode.INCOMING)
+        expect(target, said, move, *READY)
         if said.statement.digested:
             return True
         said = await source.freeze()

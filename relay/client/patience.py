@@ -73,16 +73,16 @@ def is_passing(exc: AgentError) -> bool:
     return isinstance(exc, UnavailableError) or exc.code in _AGAIN
 
 
-def expect(office: Office, said: Said, move: Move, mode: Mode) -> None:
+def expect(office: Office, said: Said, move: Move, *modes: Mode) -> None:
     """What was asked for is what is said.
 
     Raises:
         ProtocolError: it is not.
     """
     found = said.statement
-    if found.mode is not mode or found.handoff != move.said.id:
+    if found.mode not in modes or found.handoff != move.said.id:
         detail = f"{office.origin} says {found.mode} of hand-off {found.handoff or 'none'}"
-        raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {mode}")
+        raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {modes[0]}")
 
 
 def _stalled(move: Move, exc: AgentError) -> AgentError:

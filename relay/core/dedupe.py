@@ -53,7 +53,7 @@ class Seen:
 
     def is_of(self, eid: Eid) -> bool:
         """Whether it is the id of this envelope, not of another one."""
-        return eid.startswith(self.eid[:KNOWN_BY])
+        return eid[:KNOWN_BY] == self.eid[:KNOWN_BY]
 
 
 @dataclass(slots=True)

@@ -57,7 +57,13 @@ def decode(me: Did, text: str) -> Kept:
     Raises:
         ValueError: it did not.
     """
-    said = jose.loads_own(text.encode())
+    try:
+        return _decode(me, jose.loads_own(text.encode()))
+    except (KeyError, TypeError) as exc:
+        raise ValueError("this text is no side of a hand-off") from exc
+
+
+def _decode(me: Did, said: dict[str, Any]) -> Kept:
     collecting = said.get("collecting")
     handoff = said.get("handoff")
     side = Side(

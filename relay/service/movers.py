@@ -171,8 +171,9 @@ class Mover:
                 ids[some[at : at + DOUBT_BYTES]] = None
             after, floor = found.after, max(floor, found.floor)
             if not after:
-                # in one order, so that what is said again after a crash is the same digest
-                return b"".join(sorted(ids)), floor
+                # in one order, so that what is said again after a crash is the same digest; the
+                # newest hours first: should there be no room for all, the oldest are marked as such
+                return b"".join(sorted(ids, reverse=True)), floor
 
 
 async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:

@@ -102,7 +102,7 @@ class MemoryDirectory:
         """Of agents that nobody here knows, no more than fit; what is known stays."""
         most = self._directory.records
         share = max(1, most // self._directory.share)
-        return len(self._records) >= most or self._introduced[introducer] >= share
+        return len(self._records) - len(self._over) >= most or self._introduced[introducer] >= share
 
     def _put(self, owner: AgentKey, row: RecordRow, held: RecordRow | None) -> bool:
         home = row.names_us

@@ -1,4 +1,4 @@
-"""A relay with points at which somebody is killed: ``-m tests.chaos.cut_relay NAME DIR [MUTANT]``.
+"""A relay with points at which somebody is killed: ``-m tests.chaos.cut_relay NAME DIR MUTANT…``.
 
 Rules of the file: it is the real relay; a point is before or after a call of a real method and does
 nothing but look into the file of cuts (``cuts.py``). A digest has small pages here, so that it has
@@ -25,7 +25,7 @@ from relay.store.redis import RedisStore
 from tests.chaos.cuts import Cuts
 from tests.chaos.moving_mutants import MUTANTS
 
-SMALL_PAGE = 16
+SMALL_PAGE = 128
 SOURCE = ("freeze", "page", "handed", "turn", "copy", "let go")
 TARGET = ("prepare", "import", "named", "keep")
 """What happens at either, in its order; each has a point before and one after."""
@@ -107,10 +107,10 @@ def _around(
 
 def main(words: Sequence[str]) -> int:
     """Serve until killed."""
-    name, directory, *mutant = words
+    name, directory, *mutants = words
     migration.DIGEST_PAGE = SMALL_PAGE  # type: ignore[misc]
-    for one in mutant:
-        MUTANTS[one]()
+    for mutant in mutants:
+        MUTANTS[mutant]()
     cut_at(Cuts(Path(directory)), name)
     return serve(load())
 

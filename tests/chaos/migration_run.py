@@ -17,7 +17,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -71,7 +71,7 @@ class MovePlan:
         repeats: of each round, envelopes acked before that are submitted at the other relay.
         takes: what an agent takes at either relay on its way.
         hasty: agents publish without waiting for the digest.
-        mutant: what both relays do wrong.
+        mutants: what both relays do otherwise.
         ends_s: the longest from a cut to the end.
     """
 
@@ -84,7 +84,7 @@ class MovePlan:
     repeats: int = 6
     takes: int = 12
     hasty: bool = False
-    mutant: tuple[str, ...] = ()
+    mutants: tuple[str, ...] = ()
     ends_s: float = ENDS_S
 
 
@@ -102,6 +102,7 @@ class MoveRun:
     ledger: Ledger = field(default_factory=Ledger)
     happened: list[Happened] = field(default_factory=list)
     missed: list[Cut] = field(default_factory=list)
+    late: list[str] = field(default_factory=list)
     ended_s: list[float] = field(default_factory=list)
     repeated: int = 0
     took_s: float = 0.0
@@ -121,7 +122,7 @@ class MoveRun:
         began = time.monotonic()
         words = ("-m", "tests.chaos.cut_relay")
         arguments = {
-            at: (*words, f"relay{at}", str(self.directory), *self.plan.mutant) for at in range(2)
+            at: (*words, f"relay{at}", str(self.directory), *self.plan.mutants) for at in range(2)
         }
         async with mesh(2, self.directory, arguments=arguments) as self.relays:
             places = [Place(relay.did, relay.url) for relay in self.relays.relays]
@@ -143,11 +144,14 @@ class MoveRun:
             await self.movers.have_settled()
             self._flow(on=True)
             for number, one in enumerate(self.plan.rounds):
-                await self._round(number, one)
+                if not self.late:
+                    await self._round(number, one)
             self._flow(on=False)
-            await self._take_all(time.monotonic(), "the last of it")
-        for number in range(self.movers.count):
-            await self._stand(number)
+            if not self.late:
+                await self._take_all(time.monotonic(), "the last of it")
+        if not self.late:
+            for number in range(self.movers.count):
+                await self._stand(number)
 
     # ------------------------------------------------------------ beside it all
 
@@ -187,7 +191,8 @@ class MoveRun:
         letters = Letters(self.movers.dids, self._fork(), self.plan.rate)
         self._letters.append(letters)
         key, rng = new_key(), self._fork()
-        return StaleSender(key, relay, self.ledger, rng, letters=letters, habits=STEADY)
+        relays = [one.did for one in self.relays.relays]
+        return StaleSender(relays, key, relay, self.ledger, rng, letters=letters, habits=STEADY)
 
     def _fork(self) -> Random:
         return Random(self._rng.random())  # noqa: S311  as above
@@ -224,6 +229,8 @@ class MoveRun:
         began = await self._cut(one, source, target)
         self.movers.tell(at=target, pause="")
         await self._in_time(lambda: self._have_moved(number + 1), began, f"all have moved: {one}")
+        if self.late:
+            return
         with contextlib.suppress(AgentError):
             self.repeated += await repeat_elsewhere(
                 self.ledger, self.relays[target], self.movers.dids, self._rng, self.plan.repeats
@@ -267,9 +274,12 @@ class MoveRun:
         self.movers.tell(drains=False)
 
     async def _in_time(self, condition: Callable[[], bool], began: float, what: str) -> None:
+        """What has not come true is told, and the run ends: the verdict says what is missing."""
         left = self.plan.ends_s - (time.monotonic() - began)
-        # what is missing then is told by the verdict, if anything is
-        await wait_until(condition, max(left, 1.0), what)
+        try:
+            await wait_until(condition, max(left, 1.0), what)
+        except AssertionError as exc:
+            self.late.append(str(exc))
 
     # ------------------------------------------------------------ the truth
 
@@ -303,6 +313,9 @@ class MoveRun:
         for item in ledger.answers:
             # all inboxes are empty: what an agent said before it lost its connection was heard
             ledger.states.setdefault(item.eid, item.how)
+        # an inbox has another history, and an envelope another place, at each relay
+        ledger.epochs.clear()
+        ledger.receipts = [replace(item, place=None) for item in ledger.receipts]
         ledger.surprises = [what for what in ledger.surprises if not self._is_excused(what)]
         return judge(ledger)
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from random import Random
+from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
 from relay.client import origin as origins
 from relay.client.exchange import ask
-from relay.core import codec, records
+from relay.core import codec, envelope, records
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 from relay.core.receipts import verify_receipt
@@ -24,6 +25,7 @@ from relay.core.records import Home
 from tests.chaos.agents import Agent
 from tests.chaos.checker import ends_of
 from tests.chaos.habits import POISON, Habits, Letter
+from tests.chaos.incoming import Incoming
 from tests.chaos.ledger import Ledger
 from tests.chaos.relay_process import RelayProcess
 
@@ -62,8 +64,29 @@ class Letters(Iterator[Letter]):
         )
 
 
+class AnyRelay(Incoming):
+    """An inbox to which any relay may tell how an envelope ended: that is where it ended."""
+
+    relays: frozenset[Did] = frozenset()
+
+    def _look_closely(self, item: object, relay: Did) -> bool:
+        by = envelope.parse(item).sender.did
+        return super()._look_closely(item, by if by in self.relays else relay)
+
+
 class StaleSender(Agent):
-    """Sends by the wire through one relay, at the pace of its letters."""
+    """Sends by the wire through one relay, at the pace of its letters.
+
+    Args:
+        relays: all there are.
+        values: as of any agent.
+    """
+
+    def __init__(self, relays: Iterable[Did], *values: Any, **options: Any) -> None:
+        super().__init__(*values, **options)
+        mine = self.incoming
+        self.incoming = AnyRelay(mine.did, mine.ledger, mine.rng, mine.habits)
+        self.incoming.relays = frozenset(relays)
 
     async def _hear(self, socket: ClientConnection, relay: Did) -> None:
         try:

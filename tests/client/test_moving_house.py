@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,15 @@ from typing import Any
 
 import pytest
 
-from relay.client import Agent, Moved, MoveProgress
+from relay import clock
+from relay.client import Agent, AgentError, ClosedError, Moved, MoveProgress, sync
 from relay.client import state as states
+from relay.client.migrating import Migration
 from relay.client.moves import Stage
 from relay.core.ids import Did
+from relay.core.inbox_values import InboxLimits
+from relay.store.memory import MemoryStore
+from tests.client.hand_over import Alone
 from tests.client.support import new_key
 from tests.federation.relays import Place, places, relay_at
 from tests.support.nodes import RunningNode
@@ -168,7 +174,6 @@ async def test_handlers_and_sends_go_on_while_it_moves(tmp_path: Path):
         assert moved.complaints == ()
         back = await me.migrate(one.url, deadline_s=20)
         assert back.missing == ()
-        print(moved, back)
         stop.set()
         near_count, far_count, mine = await asyncio.gather(*writing)
         expected = {f"n{n:04}" for n in range(near_count)} | {f"f{n:04}" for n in range(far_count)}
@@ -233,7 +238,7 @@ async def test_to_one_of_its_own_homes_the_others_are_left(tmp_path: Path):
             await reader.has(2)
 
 
-async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path, monkeypatch):
+async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path):
     key, state = new_key(), tmp_path / "state"
     async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
         async with Agent.open(key, one.url, state=state) as me:
@@ -280,3 +285,75 @@ async def test_it_is_taken_back_and_the_program_goes_on_where_it_was(tmp_path: P
             await alice.send(me.did, "still here")
             await reader.has(1)
             assert await homes_of(me) == [one.url]
+
+
+async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 1.0)
+    key, state = new_key(), tmp_path / "state"
+    here, there = places(2)
+    store = MemoryStore(InboxLimits(), clock.now)
+    async with relay_at(there, [here]) as two, Agent.open(new_key(), two.url) as alice:
+        async with (
+            relay_at(here, [there], store) as one,
+            Agent.open(key, one.url, state=state) as me,
+        ):
+            await me.send(me.did, "in hand")
+            await me.send(me.did, "never seen")
+            in_hand = await anext(me.inbox())
+            one.stop.set()
+            moved = await me.migrate(two.url, dead_source=True, deadline_s=20)
+            assert (moved.waiting, moved.is_complete) == (None, False)
+            # it cannot be told to anybody now, and the program is not kept waiting
+            with pytest.raises(AgentError):
+                await in_hand.ack()
+            await alice.send(me.did, "at the new one")
+            message = await anext(me.inbox())
+            assert message.text() == "at the new one"
+            await message.ack()
+        # the old one returns, and hands over what it holds
+        async with relay_at(here, [there], store), Agent.open(key, two.url, state=state) as me:
+            reader = Reader(me)
+            async with reader.reading():
+                await reader.has(1)
+            assert (reader.texts, reader.marked) == (["never seen"], ["never seen"])
+
+
+async def test_two_programs_that_go_on_with_one_move_do_not_stop_each_other(tmp_path: Path):
+    key = new_key()
+    async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
+        async with Agent.open(key, one.url, state=tmp_path / "state") as me:
+            await alice.send(me.did, "once")
+        with states.opened(tmp_path / "state", key.did) as state:
+            first = Migration(Alone(key, state))
+            await first._plan(first.agency.origin(two.url))
+        shutil.copy(tmp_path / "state", tmp_path / "copy")
+        with (
+            states.opened(tmp_path / "state", key.did) as state,
+            states.opened(tmp_path / "copy", key.did) as copy,
+        ):
+            done = await asyncio.gather(
+                Migration(Alone(key, state)).resume(), Migration(Alone(key, copy)).resume()
+            )
+        assert [(moved.is_complete, moved.kept) for moved in done] == [(True, 1)] * 2
+        async with Agent.open(key, two.url, state=tmp_path / "state") as me:
+            reader = Reader(me)
+            async with reader.reading():
+                await reader.has(1)
+
+
+def test_the_twin_moves_too(tmp_path: Path):
+    async def work() -> None:
+        async with relays() as (one, two):
+            await asyncio.to_thread(program, one.url, two.url)
+
+    def program(source: str, target: str) -> None:
+        with sync.Agent.open(new_key(), source, state=tmp_path / "state") as me:
+            told: list[MoveProgress] = []
+            assert me.migrate(target, on_progress=told.append).is_complete
+            assert told[-1].stage is Stage.DONE
+            me.send(me.did, "there")
+            assert next(me.inbox(timeout=5)).text() == "there"
+            with pytest.raises(ClosedError):
+                me.cancel_migration()
+
+    asyncio.run(work())

@@ -52,6 +52,16 @@ REFUSALS = {
 _asked: dict[tuple[Any, ...], Any] = {}
 
 
+def forget_all() -> None:
+    """What was asked before, and its answers: the code behind them is another now."""
+    _asked.clear()
+
+
+def dup(seq: Seq) -> Accepted:
+    """An answer that keeps nothing."""
+    return Accepted(seq, Epoch("e"), True, None)
+
+
 class RealBox:
     """Does not change: each step gives another one."""
 
@@ -140,7 +150,9 @@ class RealBox:
                 outcome = REFUSALS.get(done.code)
                 return (self, outcome) if outcome else None
             assert isinstance(done, Accepted)
-            return RealBox(box, self.session, self.given, floor=self.floor), DUP if done.dup else STORED
+            return RealBox(
+                box, self.session, self.given, floor=self.floor
+            ), DUP if done.dup else STORED
 
         return self._step("accept", item, late, by=by)  # type: ignore[no-any-return]
 
@@ -270,4 +282,3 @@ def _state(box: Inbox | None) -> tuple[Any, ...]:
         box.holding, live, frozenset(ids), box.dedupe.floor, box.mark_before, left,
         box.session is not None,
     )  # fmt: skip
-

@@ -26,6 +26,7 @@ from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
 from relay.core.inbox import BOUNCE_GRACE_S, Inbox
 from relay.core.inbox_values import (
+    Accepted,
     Ack,
     InboxLimits,
     Opened,
@@ -94,6 +95,12 @@ class OutboxMachine(RuleBasedStateMachine):
         if isinstance(result, Refusal):
             assert result.code is ErrorCode.EXPIRED, "forgotten and not even too late"
             assert n in self.ends
+            return
+        if box.home and self.ends.get(n) == "forwarded":
+            # nobody knows here where it is: kept anew, perhaps shown there
+            assert not result.dup
+            self.items[n] = (at, item._replace(marked=True))
+            del self.ends[n]
             return
         assert result.dup
         waits = n not in self.ends and not box.home
@@ -215,7 +222,9 @@ class OutboxMachine(RuleBasedStateMachine):
     def lend(self, at: int) -> None:
         box = self.boxes[at]
         was_due = box.away.due_at is not None and box.away.due_at <= self.now
-        assert box.lend(Timestamp(self.now), 30) == (was_due and bool(box.live))
+        assert box.lend(Timestamp(self.now), 30) == (
+            was_due and (box.move.has_work or bool(box.live))
+        )
 
     # ------------------------------------------------------------ what always holds
 
@@ -234,7 +243,7 @@ class OutboxMachine(RuleBasedStateMachine):
     def what_waits_is_due_and_nothing_else_is(self) -> None:
         for box in self.boxes:
             if box.home:
-                assert box.away.due_at is None
+                assert box.away.due_at is None or box.move.has_work
             elif box.live:
                 latest = max(self.now + 30, box.away.deferred_until)
                 assert box.away.due_at is not None, "nobody will ever carry it"
@@ -323,8 +332,27 @@ class SaysItIsHere(Inbox):
         return fate is Fate.FORWARDED and Holdings.has_gone(self, fate)
 
 
+class ConfirmsWhatWentOn(Inbox):
+    """Home again, it confirms what is elsewhere, and keeps it not."""
+
+    def answer(self, item: Any) -> Any:
+        seen = self.dedupe.find(item.hour, item.dedupe_key)
+        if seen is not None and seen.fate is Fate.FORWARDED:
+            return Accepted(seen.seq, self.epoch, True, None, away=True)
+        return super().answer(item)
+
+
 @pytest.mark.parametrize(
-    "broken", [KeepsSessions, NeverDue, CountsTwice, Unmarked, ForgetsWho, SaysItIsHere]
+    "broken",
+    [
+        KeepsSessions,
+        NeverDue,
+        CountsTwice,
+        Unmarked,
+        ForgetsWho,
+        SaysItIsHere,
+        ConfirmsWhatWentOn,
+    ],
 )
 def test_an_outbox_with_one_rule_broken_is_caught(broken: type[Inbox]) -> None:
     machine = type("Broken", (OutboxMachine,), {"inbox_class": broken})

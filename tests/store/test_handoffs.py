@@ -500,10 +500,39 @@ async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World)
     assert await all_doubts(world.store) == {doubt(1), doubt(2, HOUR - 5)}
 
 
-async def test_an_id_of_a_digest_is_of_that_envelope_alone(world: World) -> None:
-    await change(world.store, Holding.HELD, doubts=doubt(1, of=7))
-    for brought in (await world.store.append([entry(1)]), await bring(world.store, 1)):
-        assert code(brought[0]) is ErrorCode.REPLAYED
+async def test_an_id_that_a_digest_names_of_another_envelope_turns_none_away(world: World) -> None:
+    await change(world.store, Holding.HELD, doubts=doubt(1, of=7) + doubt(2, of=7))
+    taken(await world.store.append([entry(1)]))
+    taken(await bring(world.store, 2))
+    assert code((await world.store.append([entry(1, eid=eid(7))]))[0]) is ErrorCode.REPLAYED
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, True), (2, True)]
+
+
+async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
+    world: World,
+) -> None:
+    await opened(world.store)
+    await world.store.append([entry(1), entry(2)])
+    await change(world.store, Holding.AWAY)
+    carrier = await courier(world.store)
+    await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
+    await change(world.store, Holding.HELD, "back", doubts=doubt(1))
+    assert await fates(world.store, 1, 2) == [Fate.DOUBTFUL, Fate.FORWARDED]
+    taken(await bring(world.store, 1))
+    taken(await bring(world.store, 2))
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(3, True), (4, False)]
+
+
+async def test_a_mark_that_is_brought_outlasts_a_doubt_about_all(world: World) -> None:
+    await change(world.store, Holding.DOUBTFUL)
+    await world.store.append([entry(1), entry(2)])
+    (again,) = await bring(world.store, 1, marked=True)
+    assert isinstance(again, Accepted)
+    assert again.dup
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, True), (2, False)]
 
 
 async def test_what_is_marked_for_an_id_is_never_handed_over_unread(world: World) -> None:
@@ -533,66 +562,77 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
     assert await fates(world.store, 1) == [None]
 
 
-async def test_a_digest_without_room_forgets_the_oldest_hours(world: World) -> None:
-    """LIMITS allow 30 ids."""
-    ids = [doubt(n, HOUR - 10 + n // 10) for n in range(40)]
+async def test_a_digest_without_room_marks_what_is_older(world: World) -> None:
+    """LIMITS allow 30 ids, and a digest leaves room for what comes."""
+    ids = [doubt(n, HOUR - n // 5) for n in range(20)]
     await change(world.store, Holding.HELD, doubts=b"".join(ids))
-    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 10
-    assert await all_doubts(world.store) == set(ids[10:])
-    (old,) = await world.store.append([entry(1, hour=HOUR - 10)])
-    assert code(old) is ErrorCode.STALE_ID
-    taken(await bring(world.store, 1, hour=HOUR - 10))
-    await change(world.store, Holding.HOME, "home")
-    assert await shown(world.store, await opened(world.store)) == [(1, True)]
-
-
-async def test_a_digest_older_than_all_else_forgets_nothing_newer(world: World) -> None:
-    session = await opened(world.store)
-    await world.store.close(ME, session.fence, Seq(0))
-    await world.store.append([entry(n, sender=AgentKey(f"key:s{n % 3}")) for n in range(15)])
-    ids = [doubt(n, HOUR - 9) for n in range(100, 130)]
-    await change(world.store, Holding.HELD, doubts=b"".join(ids))
-    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
-    assert await fates(world.store, 1) == [Fate.STORED]
-    assert len(await all_doubts(world.store)) == 15, "what waits may be of that hour"
-
-
-async def test_a_digest_with_nothing_old_to_forget_marks_all_of_its_time(world: World) -> None:
-    ids = [doubt(n) for n in range(100, 140)]
-    await change(world.store, Holding.HELD, doubts=b"".join(ids))
-    assert await all_doubts(world.store) == set()
-    end_s = (HOUR + 1) * 3600 + 300
-    young, old = await world.store.append([
-        entry(1, created_at=end_s, expires_at=end_s + 99), entry(2, created_at=end_s - 1),
+    assert await all_doubts(world.store) == set(ids[:10])
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 2
+    end_s = (HOUR - 1) * 3600 + 300
+    old, young = await world.store.append([
+        entry(101, hour=HOUR - 9, created_at=end_s - 1), entry(102, created_at=end_s),
     ])  # fmt: skip
-    assert (young.dup, old.dup) == (False, False)
+    taken([old, young])
+    taken(await bring(world.store, 17, hour=HOUR - 3, created_at=end_s - 1))
     await change(world.store, Holding.HOME, "home")
-    assert await shown(world.store, await opened(world.store)) == [(1, False), (2, True)]
+    session = await opened(world.store)
+    assert await shown(world.store, session) == [(1, True), (2, False), (3, True)]
+
+
+async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([
+        entry(n, sender=AgentKey(f"key:s{n % 3}"), hour=HOUR - 5 - n % 3) for n in range(9)
+    ])  # fmt: skip
+    await end(world.store, session, *range(1, 10))
+    ids = [doubt(n) for n in range(100, 130)]
+    await change(world.store, Holding.HOME, doubts=b"".join(ids))
+    assert await all_doubts(world.store) == {doubt(n, HOUR - 5 - n % 3) for n in range(9)}
+    taken(await world.store.append([entry(99, hour=HOUR - 9)]))
+    again = await world.store.append([
+        entry(n, sender=AgentKey(f"key:s{n % 3}"), hour=HOUR - 5 - n % 3) for n in range(9)
+    ])  # fmt: skip
+    assert all(one.dup for one in again)
+
+
+async def test_what_is_marked_by_its_time_takes_no_room(world: World) -> None:
+    await change(world.store, Holding.HELD, floor=HOUR - 2)
+    await change(world.store, Holding.HELD, "more", doubts=doubt(1, HOUR - 2) + doubt(2, HOUR - 1))
+    assert await all_doubts(world.store) == {doubt(2, HOUR - 1)}
 
 
 async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
-    world.options["dedupe_total"] = 12
+    world.options["dedupe_total"] = 6
     store = await world.restart()
-    ids = [doubt(n, HOUR - 10 + n // 4) for n in range(16)]
+    ids = [doubt(n, HOUR - n // 4) for n in range(16)]
     await change(store, Holding.HELD, doubts=b"".join(ids))
-    assert await all_doubts(store) == set(ids[4:])
-    assert (await store.doubts(ME, "", 99)).floor == HOUR - 10
+    assert await all_doubts(store) == set(ids[:4])
+    assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
 
 
-async def test_what_a_source_has_forgotten_is_forgotten_here_and_marked(world: World) -> None:
+async def test_the_newest_is_said_first(world: World) -> None:
+    ids = [doubt(n, HOUR - n) for n in range(9)]
+    await change(world.store, Holding.HELD, doubts=b"".join(reversed(ids)))
+    first = await world.store.doubts(ME, "", 4)
+    assert first.ids == b"".join(ids[:4])
+    rest = await world.store.doubts(ME, first.after, 9)
+    assert rest.ids == b"".join(ids[4:])
+
+
+async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World) -> None:
     await change(world.store, Holding.HELD)
-    await world.store.append([entry(1, hour=HOUR - 3), entry(2)])
+    old = (HOUR - 3) * 3600
+    await world.store.append([entry(1, hour=HOUR - 3, created_at=old), entry(2, created_at=NOW)])
     await change(world.store, Holding.HELD, "digested", floor=HOUR - 3)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
-    (old,) = await world.store.append([entry(3, hour=HOUR - 3)])
-    assert code(old) is ErrorCode.STALE_ID
-    taken(await bring(world.store, 3, 4, hour=HOUR - 3))
-    taken(await bring(world.store, 5))
+    taken(await world.store.append([entry(3, hour=HOUR - 3, created_at=old)]))
+    taken(await bring(world.store, 4, hour=HOUR - 3, created_at=old))
+    taken(await bring(world.store, 5, created_at=NOW))
     await change(world.store, Holding.HOME, "home", floor=HOUR - 9)
     session = await opened(world.store)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
     assert await shown(world.store, session) == [
-        (1, True), (2, True), (3, True), (4, True), (5, False),
+        (1, True), (2, False), (3, True), (4, True), (5, False),
     ]  # fmt: skip
 
 
@@ -627,6 +667,18 @@ async def test_a_page_passes_rules_and_quotas(world: World) -> None:
 
 async def waiting_in(store: Any) -> int:
     return int((await store.handoff(ME)).tally.waiting)
+
+
+async def test_a_page_is_taken_below_the_floor_and_marked(world: World) -> None:
+    """LIMITS allow 30 ids, and strangers half of them."""
+    session = await opened(world.store)
+    for n in range(16):
+        await world.store.append([entry(n, hour=HOUR - 9 + n // 5)])
+        await end(world.store, session, n + 1)
+    (old,) = await world.store.append([entry(99, hour=HOUR - 9)])
+    assert code(old) is ErrorCode.STALE_ID
+    taken(await bring(world.store, 99, hour=HOUR - 9))
+    assert await shown(world.store, session) == [(17, True)]
 
 
 async def test_a_page_counts_where_others_do(world: World) -> None:

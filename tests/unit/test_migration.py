@@ -6,46 +6,34 @@ from typing import Any
 
 import pytest
 
-from relay.core import handover, migration
+from relay.core import migration
 from relay.core.errors import ErrorCode, Refusal
-from relay.core.handover import Step
-from relay.core.ids import Did, Eid, Timestamp
+from relay.core.ids import Did, Timestamp
 from relay.core.migration_values import (
-    Acked,
-    Answer,
-    Bounce,
-    Closed,
-    CopyPage,
-    CopyReceipt,
+    DOUBT_BYTES,
+    Collecting,
     DigestPage,
     DigestReceipt,
-    End,
-    EndSession,
-    Expired,
-    Forget,
     Freeze,
     Handoff,
     Heard,
-    Held,
+    Holding,
     Input,
-    Keep,
     Learned,
-    Mark,
     Mode,
     OrderRef,
     Prepare,
-    Receipt,
     RecordRef,
     Side,
-    Submitted,
+    Step,
     Ticked,
-    Told,
 )
 
 A, B, C = Did("A"), Did("B"), Did("C")
-ONE, TWO, THREE = Eid("one"), Eid("two"), Eid("three")
-NOW = 1_000
+NOW = 1_000_000
 DAY = 24 * 3600
+WHOLE = b"w" * 32
+NOBODY: frozenset[Did] = frozenset()
 
 
 def record(seq: int, *homes: Did, digest: bytes = b"") -> RecordRef:
@@ -57,23 +45,27 @@ def order(seq: int = 5, source: Did = A, target: Did = B, **changes: Any) -> Ord
     return made._replace(**changes)
 
 
-def home(*live: Held, **changes: Any) -> Side:
-    return Side(A, Mode.ACTIVE, record(1, A), live=frozenset(live))._replace(**changes)
+def home(**changes: Any) -> Side:
+    return Side(A, Mode.ACTIVE, record(1, A))._replace(**changes)
 
 
-def frozen(*live: Held, **changes: Any) -> Side:
-    side = home(*live, mode=Mode.FROZEN, handoff=Handoff("mig5", B), order_seq=5, since=NOW)
-    return side._replace(**changes)
+def frozen(**changes: Any) -> Side:
+    side = home(mode=Mode.FROZEN, handoff=Handoff("mig5", B), order_seq=5, since=NOW)
+    return side._replace(pending=order().record)._replace(**changes)
 
 
-def incoming(*live: Held, **changes: Any) -> Side:
+def incoming(**changes: Any) -> Side:
     side = took(Side(B, record=record(1, A)), Prepare(order())).side
-    return side._replace(live=frozenset(live), **changes)
+    return side._replace(**changes)
 
 
 def published(side: Side) -> Side:
     """The record of the order is known."""
     return took(side, Learned(order().record)).side
+
+
+def page(number: int = 0, total: int = 1, **changes: Any) -> DigestPage:
+    return DigestPage("mig5", WHOLE, number, total)._replace(**changes)
 
 
 def took(side: Side, said: Input, now: float = NOW) -> Step:
@@ -88,12 +80,76 @@ def refused(side: Side, said: Input, now: float = NOW) -> ErrorCode:
     return no.code
 
 
-def eids(*names: Eid) -> frozenset[Eid]:
-    return frozenset(names)
+# ---------------------------------------------------------------- what a store does for an inbox
 
 
-def digest(side: Side, most: int = 4096) -> tuple[DigestPage, ...]:
-    return handover.digest_pages(side, most)
+@pytest.mark.parametrize(
+    ("side", "holding"),
+    [
+        (Side(A), Holding.AWAY),
+        (home(), Holding.HOME),
+        (home(missing=frozenset({B})), Holding.DOUBTFUL),
+        (home(record=record(2)), Holding.HOME),
+        (home(record=None), Holding.HOME),
+        (incoming(), Holding.HELD),
+        (frozen(), Holding.HELD),
+        (frozen(record=order().record), Holding.AWAY),
+    ],
+)
+def test_what_a_side_is_says_what_becomes_of_its_inbox(side: Side, holding: Holding):
+    assert side.holding is holding
+
+
+@pytest.mark.parametrize(
+    ("holding", "has_left", "begins"),
+    [
+        (None, False, Side(A, Mode.NONE, record(1, B))),
+        (Holding.AWAY, False, Side(A, Mode.NONE, record(1, B))),
+        (Holding.AWAY, True, Side(A, Mode.ACTIVE, record(1, B))),
+        (Holding.HOME, False, Side(A, Mode.ACTIVE)),
+        (Holding.HELD, False, Side(A, Mode.ACTIVE)),
+        (Holding.DOUBTFUL, False, Side(A, Mode.NONE, record(1, B))),
+    ],
+)
+def test_a_side_that_was_never_written_follows_from_the_inbox(
+    holding: Holding | None, has_left: bool, begins: Side
+):
+    assert migration.begin(A, holding, record(1, B), has_left=has_left) == begins
+
+
+def test_a_home_that_was_never_moved_does_not_miss_itself():
+    side = migration.begin(A, Holding.HOME, None)
+    assert took(side, Learned(record(3, A))).side.holding is Holding.HOME
+    assert took(side, Learned(record(3, A), record(2, B))).side.missing == NOBODY
+
+
+def test_a_home_since_its_record_misses_the_homes_before():
+    side = migration.begin(A, Holding.DOUBTFUL, record(2, B, C))
+    step = took(side, Learned(record(3, A, C), record(2, B, C)))
+    assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
+
+
+def test_a_home_that_left_before_any_side_was_written_hands_over():
+    side = migration.begin(A, Holding.AWAY, record(1, A), has_left=True)
+    step = took(side, Learned(record(2, B), record(1, A)))
+    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
+    assert step.side.handoff == Handoff(record(2, B).handoff, B)
+    assert migration.has_work(step.side)
+
+
+def test_partners_are_those_of_this_hand_off_and_never_this_relay():
+    side = home(missing=frozenset({B}), sources=frozenset({C, A}), handoff=Handoff("x", Did("D")))
+    assert side.partners == {B, C, Did("D")}
+    assert home().partners == NOBODY
+
+
+def test_mail_is_taken_past_quotas_of_the_source_and_of_who_has_told_its_digest():
+    side = incoming(missing=frozenset({A, C}))
+    assert (side.takes_from(A), side.takes_from(C)) == (True, False)
+    assert incoming(sources=frozenset({C})).takes_from(C)
+    assert published(incoming()).takes_from(A)
+    assert not frozen().takes_from(B)
+    assert not home().takes_from(B)
 
 
 # ---------------------------------------------------------------- orders
@@ -102,17 +158,15 @@ def digest(side: Side, most: int = 4096) -> tuple[DigestPage, ...]:
 def test_a_target_that_is_ready_takes_mail_and_delivers_nothing():
     side = incoming()
     assert (side.mode, side.handoff, side.missing) == (Mode.INCOMING, Handoff("mig5", A), {A})
-    assert side.accepts
+    assert side.holding is Holding.HELD
     assert not side.delivers
-    assert took(side, Submitted(ONE)).effects == (Keep(ONE, False), Receipt(ONE, False, False))
 
 
-def test_a_source_that_freezes_marks_what_may_be_in_flight_and_ends_the_session():
-    step = took(home(Held(ONE), Held(TWO)), Freeze(order(), eids(ONE, THREE)))
-    assert step.effects == (Mark(eids(ONE)), EndSession(ErrorCode.MIGRATING))
-    assert step.side.live == {Held(ONE, True), Held(TWO)}
+def test_a_source_that_freezes_delivers_nothing_and_has_a_digest_to_say():
+    step = took(home(), Freeze(order()))
     assert step.side.handoff == Handoff("mig5", B)
-    assert not step.side.delivers
+    assert (step.side.holding, step.side.delivers) == (Holding.HELD, False)
+    assert migration.has_work(step.side)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +176,7 @@ def test_a_source_that_freezes_marks_what_may_be_in_flight_and_ends_the_session(
         (home()._replace(me=C), Freeze(order()), ErrorCode.WRONG_RELAY),
         (home(me=B, record=record(1, B)), Prepare(order()), ErrorCode.WRONG_STATE),
         (Side(A), Freeze(order()), ErrorCode.WRONG_STATE),
-        (Side(A, Mode.TOMBSTONE, record(1, B)), Freeze(order()), ErrorCode.WRONG_STATE),
+        (incoming(me=A), Freeze(order()), ErrorCode.WRONG_STATE),
         (frozen(record=record(2, C)), Freeze(order(6)), ErrorCode.WRONG_STATE),
         (Side(B, order_seq=6), Prepare(order(5)), ErrorCode.STALE_RECORD),
         (Side(B, order_seq=5), Prepare(order(5)), ErrorCode.STALE_RECORD),
@@ -141,13 +195,14 @@ def test_an_order_that_is_not_for_this_side_now_changes_nothing(
 def test_an_order_may_be_repeated_even_when_it_has_expired():
     late = NOW + 2 * DAY
     assert took(incoming(), Prepare(order()), late) == Step(incoming())
-    assert took(published(incoming()), Prepare(order()), late).effects == ()
+    assert took(published(incoming()), Prepare(order()), late) == Step(published(incoming()))
     assert took(frozen(), Freeze(order()), late) == Step(frozen())
 
 
 def test_a_newer_order_turns_the_source_and_it_goes_on_missing_the_old_target():
-    side = took(frozen(), Freeze(order(6, target=C))).side
+    side = took(frozen(handed=True), Freeze(order(6, target=C)), NOW + 9).side
     assert (side.handoff, side.missing, side.since) == (Handoff("mig6", C), {B}, NOW)
+    assert not side.handed
     assert took(side, Freeze(order(7, target=C))).side.missing == {B}
 
 
@@ -163,47 +218,61 @@ def test_a_target_that_gets_ready_for_another_source_asks_that_one():
 
 
 def test_its_own_record_makes_a_target_the_home():
-    told = took(incoming(), Heard(A, digest(frozen())[0])).side
+    told = took(incoming(), Heard(A, page())).side
     side = took(told, Learned(order().record)).side
-    assert (side.mode, side.missing, side.delivers) == (Mode.ACTIVE, frozenset(), True)
+    assert (side.mode, side.missing, side.holding) == (Mode.ACTIVE, NOBODY, Holding.HOME)
 
 
 def test_a_home_without_the_digest_marks_everything_until_it_comes():
-    side = published(incoming(Held(ONE)))
-    assert side.missing == {A}
-    assert side.is_marked(Held(ONE))
-    late = frozen(record=order().record, handoff=Handoff(order().record.handoff, B))
-    side = took(side, Heard(A, digest(late)[0], named=True)).side
-    assert not side.is_marked(Held(ONE))
+    side = published(incoming())
+    assert (side.missing, side.holding) == ({A}, Holding.DOUBTFUL)
+    late = page(handoff=order().record.handoff)
+    assert took(side, Heard(A, late, named=True)).side.holding is Holding.HOME
 
 
 @pytest.mark.parametrize(
-    ("side", "missing"),
+    ("side", "former", "missing"),
     [
-        (Side(B), set()),
-        (Side(B, record=record(1, A)), {A}),
-        (Side(B, Mode.TOMBSTONE, record(1, A), handoff=Handoff("x", C)), {A, C}),
-        (Side(B, Mode.INCOMING, record(1, A), handoff=Handoff("x", C)), {A, C}),
+        (Side(B), None, set()),
+        (Side(B), record(2, C), {C}),
+        (Side(B), record(2, C, B), {C}),
+        (Side(B, record=record(1, A)), None, {A}),
+        (Side(B, Mode.INCOMING, record(1, A), handoff=Handoff("x", C)), None, {A, C}),
     ],
 )
-def test_a_record_without_its_order_is_a_dead_source_publish(side: Side, missing: set[Did]):
-    step = took(side, Learned(record(9, B)))
+def test_a_record_without_its_order_is_a_dead_source_publish(
+    side: Side, former: RecordRef | None, missing: set[Did]
+):
+    step = took(side, Learned(record(9, B), former))
     assert step.side.mode is Mode.ACTIVE
     assert step.side.missing == missing
 
 
+def test_who_is_a_home_beside_this_one_hands_nothing_over():
+    step = took(Side(B, record=record(1, A)), Learned(record(9, A, B), record(1, A)))
+    assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, NOBODY)
+    alone = took(step.side, Learned(record(10, B), record(1, A))).side
+    assert (alone.mode, alone.missing) == (Mode.ACTIVE, NOBODY)
+
+
 def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
-    step = took(home(Held(ONE)), Learned(record(2, C), eids(ONE)))
-    assert step.effects == (Mark(eids(ONE)), EndSession(ErrorCode.MOVED))
+    step = took(home(), Learned(record(2, C)))
     assert step.side.handoff == Handoff(record(2, C).handoff, C)
-    assert step.side.mode is Mode.FROZEN
+    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
+
+
+def test_the_record_of_the_order_keeps_what_was_said_under_it():
+    side = took(frozen(handed=True), Learned(order().record)).side
+    assert (side.handoff, side.handed) == (Handoff("mig5", B), True)
+    assert (side.holding, side.is_named) == (Holding.AWAY, True)
+    other = took(frozen(handed=True), Learned(record(6, B))).side
+    assert (other.handoff, other.handed) == (Handoff(record(6, B).handoff, B), False)
 
 
 def test_the_way_back_marks_everything_and_misses_the_target():
-    step = took(frozen(Held(ONE), Held(TWO, True)), Learned(record(9, A)))
-    assert step.effects == (Mark(eids(ONE)),)
+    step = took(frozen(), Learned(record(9, A)))
+    assert step.mark_present
     assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
-    assert step.side.live == {Held(ONE, True), Held(TWO, True)}
 
 
 def test_a_target_waits_for_its_own_record_and_gives_way_to_a_newer_one():
@@ -223,148 +292,94 @@ def test_an_older_record_and_one_that_names_nobody_move_nothing():
 
 def test_of_two_records_of_one_seq_the_losers_home_is_missing():
     mine, theirs = record(5, B, digest=b"2"), record(5, C, digest=b"1")
-    wins = took(published(incoming())._replace(record=mine), Learned(theirs))
-    assert (wins.side.record, wins.side.missing) == (mine, {A, C})
-    loses = took(home(me=C, record=theirs), Learned(mine)).side
-    assert (loses.mode, loses.missing) == (Mode.FROZEN, frozenset())
+    active = published(incoming())._replace(record=mine)
+    wins = took(active, Learned(mine, fork=theirs)).side
+    assert (wins.record, wins.missing, wins.forked) == (mine, {A, C}, theirs.order)
+    told = wins._replace(missing=NOBODY)
+    assert took(told, Learned(mine, fork=theirs)).side == told
+    loses = took(home(me=C, record=theirs), Learned(mine, fork=theirs)).side
+    assert (loses.mode, loses.missing) == (Mode.FROZEN, NOBODY)
+    assert took(Side(A), Learned(mine, fork=theirs)).side.missing == NOBODY
 
 
 # ---------------------------------------------------------------- the digest
 
 
-def test_a_digest_tells_what_was_acked_and_what_may_have_been_seen():
-    told = frozenset({Told(C, THREE)})
-    side = frozen(Held(ONE), Held(TWO, True), finished=eids(Eid("x")), told=told)
-    (page,) = digest(side._replace(missing=frozenset({C})))
-    assert page.finished == {"x"}
-    assert page.maybe == {TWO, THREE}
-    assert page.missing == {C}
-    assert digest(home()) == ()
+def test_pages_are_taken_in_order_and_each_answer_says_which_comes_next():
+    step = took(incoming(), Heard(A, page(0, 3)))
+    assert (step.answer, step.imports) == (DigestReceipt("mig5", WHOLE, 1), page(0, 3))
+    assert step.side.collecting == Collecting(WHOLE, 1)
+    for number in (0, 2):
+        again = took(step.side, Heard(A, page(number, 3)))
+        assert again == Step(step.side, answer=DigestReceipt("mig5", WHOLE, 1))
+    side = took(step.side, Heard(A, page(1, 3))).side
+    assert (side.digested, side.missing) == (False, {A})
+    last = took(side, Heard(A, page(2, 3)))
+    assert last.answer == DigestReceipt("mig5", WHOLE, 3)
+    assert (last.side.digested, last.side.missing, last.side.sources) == (True, NOBODY, {A})
+    assert last.side.collecting is None
 
 
-def test_a_digest_has_come_when_all_pages_of_one_digest_have():
-    first, second = digest(frozen(Held(ONE, True), finished=eids(TWO)), 1)
-    other, _ = digest(frozen(Held(ONE, True), finished=eids(THREE)), 1)
-    side = took(incoming(), Heard(A, second)).side
-    assert not side.digested
-    side = took(side, Heard(A, other)).side
-    assert not side.digested
-    side = took(took(side, Heard(A, second)).side, Heard(A, first)).side
-    assert side.digested
-    assert side.missing == frozenset()
-
-
-def test_the_last_page_is_answered_and_the_source_notes_it():
-    side = frozen()
-    (page,) = migration.due(side)
-    assert isinstance(page, DigestPage)
-    step = took(incoming(), Heard(A, page))
-    assert step.effects == (Answer(DigestReceipt("mig5", page.whole)),)
-    noted = took(side, Heard(B, DigestReceipt("mig5", page.whole))).side
-    assert migration.due(noted) == ()
-
-
-def test_what_a_source_says_is_finished_ends_only_what_it_brought():
-    (page,) = digest(frozen(finished=eids(ONE, TWO, THREE)))
-    side = incoming(Held(ONE, brought_by=A), Held(TWO, brought_by=C), Held(THREE))
-    step = took(side, Heard(A, page))
-    assert step.effects[:2] == (End(eids(ONE), "moved"), Mark(eids(TWO, THREE)))
-    assert step.side.live == {Held(TWO, True, C), Held(THREE, True)}
-
-
-def test_what_was_finished_elsewhere_is_kept_with_a_mark_when_a_sender_brings_it():
-    (page,) = digest(frozen(finished=eids(ONE)))
-    told = took(incoming(), Heard(A, page)).side
-    assert took(told, Submitted(ONE)).effects[0] == Keep(ONE, True)
-    assert took(told, Heard(A, CopyPage("mig5", ((ONE, False),)))).side.live == frozenset()
-
-
-@pytest.mark.parametrize("change", [{"number": 1}, {"number": -1}, {"total": 0}])
-def test_a_page_that_cannot_be_is_refused(change: dict[str, int]):
-    page = digest(frozen())[0]._replace(**change)
-    assert refused(incoming(), Heard(A, page)) is ErrorCode.BAD_FRAME
-
-
-def test_a_digest_has_its_bounds():
-    many = frozenset(Eid(str(n)) for n in range(4097))
-    page = digest(frozen())[0]
-    assert refused(incoming(), Heard(A, page._replace(maybe=many))) is ErrorCode.TOO_LARGE
-    assert refused(incoming(), Heard(A, page._replace(total=65))) is ErrorCode.TOO_LARGE
-    assert len(digest(frozen(finished=many))) == 2
-
-
-# ---------------------------------------------------------------- copies
-
-
-def test_a_copy_is_kept_once_with_its_mark_and_answered():
-    page = CopyPage("mig5", ((ONE, True), (TWO, False), (THREE, False)))
-    side = incoming(Held(ONE), finished=eids(THREE))
-    step = took(side, Heard(A, page))
-    assert step.effects == (
-        Mark(eids(ONE)),
-        Keep(TWO, False),
-        Answer(CopyReceipt("mig5", page.items)),
+def test_pages_of_two_digests_are_never_one():
+    side = took(incoming(), Heard(A, page(0, 2))).side
+    other = page(1, 2, whole=b"x" * 32)
+    step = took(side, Heard(A, other))
+    assert (step.imports, step.answer) == (None, DigestReceipt("mig5", other.whole, 0))
+    assert took(side, Heard(A, other._replace(number=0))).side.collecting == Collecting(
+        other.whole, 1
     )
-    assert took(step.side, Heard(A, page)).side == step.side
 
 
-def test_what_a_sender_brings_after_a_copy_is_this_relays_own():
-    side = took(incoming(), Heard(A, CopyPage("mig5", ((ONE, False),)))).side
-    assert side.held(ONE) == Held(ONE, False, A)
-    step = took(side, Submitted(ONE))
-    assert step.effects == (Receipt(ONE, True, False),)
-    assert step.side.held(ONE) == Held(ONE)
+def test_a_digest_adds_those_whom_its_source_still_misses():
+    step = took(incoming(), Heard(A, page(missing=frozenset({C, B}))))
+    assert step.side.missing == {C}
 
 
-def test_what_two_relays_brought_is_ended_by_the_word_of_neither():
-    page = CopyPage(record(1, A).handoff, ((ONE, False),))
-    side = took(home(), Heard(B, page, named=True)).side
-    assert took(side, Heard(B, page, named=True)).side.held(ONE) == Held(ONE, False, B)
-    assert took(side, Heard(C, page, named=True)).side.held(ONE) == Held(ONE)
+def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
+    many = frozenset(Did(str(n)) for n in range(migration.MOST_MISSING + 1))
+    step = took(incoming(), Heard(A, page(missing=many)))
+    assert (step.side.missing, step.side.digested) == ({A}, True)
 
 
-def test_the_source_lets_go_of_what_the_target_has_and_forgets_it():
-    side = frozen(Held(ONE), Held(TWO, True), record=order().record)
-    step = took(side, Heard(B, CopyReceipt("mig5", ((ONE, False), (TWO, False)))))
-    assert step.effects == (End(eids(ONE), "moved"), Forget(eids(ONE)))
-    assert step.side.live == {Held(TWO, True)}, "its mark has not arrived yet"
+def test_what_a_relay_has_forgotten_is_not_of_the_future():
+    step = took(incoming(), Heard(A, page(floor=2**31)))
+    assert step.imports == page(floor=NOW // 3600)
+    assert took(incoming(), Heard(A, page(floor=3))).imports == page(floor=3)
 
 
-def test_the_source_lets_go_of_nothing_before_a_record_names_the_target():
-    receipt = Heard(B, CopyReceipt("mig5", ((ONE, False),)))
-    assert refused(frozen(Held(ONE)), receipt) is ErrorCode.WRONG_STATE
-    assert migration.due(_told(frozen(Held(ONE)))) == ()
-    named = _told(frozen(Held(ONE), record=order().record))
-    assert migration.due(named) == (CopyPage("mig5", ((ONE, False),)),)
+def test_what_comes_to_a_frozen_source_is_to_be_said_on():
+    told = frozen(handed=True, missing=frozenset({C}))
+    late = page(handoff=record(1, A).handoff)
+    side = took(told, Heard(C, late, named=True)).side
+    assert (side.handed, side.missing, side.digested) == (False, NOBODY, False)
 
 
-def _told(side: Side) -> Side:
-    return side._replace(handed=digest(side)[0].whole)
-
-
-def test_what_the_target_never_takes_ends_with_one_bounce():
-    no = ((ONE, ErrorCode.TOO_LARGE),)
-    page = Heard(A, CopyPage("mig5", ((ONE, True),)), refused=no)
-    (answer,) = took(incoming(), page).effects
-    assert answer == Answer(CopyReceipt("mig5", (), no))
-    side = frozen(Held(ONE, True), record=order().record)
-    step = took(side, Heard(B, answer.message))
-    assert step.effects == (End(eids(ONE), "refused"), Bounce(eids(ONE), "too_large", True))
-    assert step.side.finished == {ONE}
-    assert took(step.side, Heard(B, answer.message)).effects == ()
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"number": 1}, ErrorCode.BAD_FRAME),
+        ({"number": -1}, ErrorCode.BAD_FRAME),
+        ({"total": 0}, ErrorCode.BAD_FRAME),
+        ({"total": migration.DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
+        ({"doubts": bytes(DOUBT_BYTES * (migration.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
+    ],
+)
+def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):
+    assert refused(incoming(), Heard(A, page(**change))) is code
 
 
 @pytest.mark.parametrize(
     ("side", "heard", "code"),
     [
-        (incoming(), Heard(C, CopyPage("mig5", ())), ErrorCode.WRONG_STATE),
-        (incoming(), Heard(A, CopyPage("mig4", ())), ErrorCode.WRONG_STATE),
-        (home(), Heard(B, CopyPage(record(1, A).handoff, ())), ErrorCode.WRONG_STATE),
-        (frozen(), Heard(B, CopyPage("mig5", ())), ErrorCode.WRONG_STATE),
-        (frozen(record=record(5, B)), Heard(B, CopyPage("mig5", ())), ErrorCode.MOVED),
-        (frozen(), Heard(C, CopyReceipt("mig5", ())), ErrorCode.WRONG_STATE),
-        (frozen(), Heard(B, CopyReceipt("mig4", ())), ErrorCode.WRONG_STATE),
-        (home(), Heard(B, DigestReceipt("mig5", b"")), ErrorCode.WRONG_STATE),
+        (incoming(), Heard(C, page()), ErrorCode.WRONG_STATE),
+        (incoming(), Heard(A, page(handoff="mig4")), ErrorCode.WRONG_STATE),
+        (home(), Heard(B, page(handoff=record(1, A).handoff)), ErrorCode.WRONG_STATE),
+        (frozen(), Heard(B, page()), ErrorCode.WRONG_STATE),
+        (frozen(record=record(5, B)), Heard(B, page()), ErrorCode.MOVED),
+        (Side(A), Heard(B, page()), ErrorCode.WRONG_STATE),
+        (frozen(), Heard(C, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
+        (frozen(), Heard(B, DigestReceipt("mig4", WHOLE, 1)), ErrorCode.WRONG_STATE),
+        (home(), Heard(B, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
     ],
 )
 def test_what_is_not_of_the_current_hand_off_changes_nothing(
@@ -373,80 +388,65 @@ def test_what_is_not_of_the_current_hand_off_changes_nothing(
     assert refused(side, heard) is code
 
 
+def test_a_source_notes_that_its_digest_was_heard():
+    side = took(frozen(), Heard(B, DigestReceipt("mig5", WHOLE, 1))).side
+    assert side.handed
+    assert not migration.has_work(side)
+
+
 def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
-    page = Heard(B, CopyPage(record(1, A).handoff, ((ONE, False),)), named=True)
-    assert took(home(), page).side.held(ONE) == Held(ONE, False, B)
-    assert took(frozen(), page).side.held(ONE) == Held(ONE, False, B)
-
-
-# ---------------------------------------------------------------- an inbox's own life
-
-
-def test_only_a_home_takes_acks_and_lets_envelopes_expire():
-    ack, sweep = Acked(eids(ONE)), Expired(eids(ONE))
-    assert refused(frozen(Held(ONE)), ack) is ErrorCode.MIGRATING
-    assert refused(incoming(Held(ONE)), ack) is ErrorCode.SUPERSEDED
-    assert refused(frozen(Held(ONE)), sweep) is ErrorCode.WRONG_STATE
-    step = took(home(Held(ONE)), ack)
-    assert (step.effects, step.side.finished) == ((End(eids(ONE), "acked"),), {ONE})
-    assert took(home(), ack).effects == ()
-
-
-def test_what_expires_bounces_once_and_says_whether_it_may_have_been_seen():
-    side = home(Held(ONE), Held(TWO, True), Held(THREE), told=frozenset({Told(B, THREE)}))
-    step = took(side, Expired(eids(ONE, TWO, THREE)))
-    assert step.effects == (
-        End(eids(ONE, TWO, THREE), "expired"),
-        Bounce(eids(ONE), "expired", False),
-        Bounce(eids(TWO), "expired", True),
-    )
-    assert took(step.side, Expired(eids(ONE))).effects == ()
-
-
-def test_late_mail_is_taken_with_a_hint_and_none_by_a_tombstone():
-    moved = frozen(record=order().record)
-    assert took(moved, Submitted(ONE)).effects[-1] == Receipt(ONE, False, True)
-    buried = Side(A, Mode.TOMBSTONE, order().record)
-    assert refused(buried, Submitted(ONE)) is ErrorCode.MOVED
-    assert refused(Side(A), Submitted(ONE)) is ErrorCode.UNKNOWN_INBOX
-    assert took(home(finished=eids(ONE)), Submitted(ONE)).effects == (Receipt(ONE, True, False),)
-
-
-def test_a_session_that_ended_uncleanly_leaves_marks():
-    assert took(home(Held(ONE)), Closed(eids(ONE))).effects == (Mark(eids(ONE)),)
+    heard = Heard(B, page(handoff=record(1, A).handoff), named=True)
+    assert took(home(missing=frozenset({B})), heard).side.sources == {B}
+    assert took(frozen(), heard).side.sources == {B}
 
 
 # ---------------------------------------------------------------- long waits
 
 
-def test_a_target_that_is_not_named_for_a_day_is_dropped_unless_it_holds_something():
+def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_lives():
     end = NOW + migration.UNNAMED_S
     assert took(incoming(), Ticked(), end - 1).side.mode is Mode.INCOMING
-    dropped = took(incoming(), Ticked(), end).side
-    assert (dropped.mode, dropped.order_seq) == (Mode.NONE, 5)
-    kept = took(incoming(digested=True), Ticked(), end).side
-    assert kept.handoff == Handoff(record(1, A).handoff, A)
-    holds = incoming(Held(ONE))
-    assert took(holds, Ticked(), end).side.mode is Mode.FROZEN
-    unsure = holds._replace(record=None)
+    side = took(incoming(), Ticked(), end).side
+    assert (side.mode, side.order_seq) == (Mode.FROZEN, 5)
+    assert side.handoff == Handoff(record(1, A).handoff, A)
+    unsure = incoming(record=None)
     assert took(unsure, Ticked(), end).side == unsure
 
 
-def test_a_source_is_buried_when_all_is_handed_over_and_its_grace_is_over():
-    end = NOW + migration.GRACE_S
-    done = _told(frozen(record=order().record))
-    assert took(done, Ticked(), end - 1).side.mode is Mode.FROZEN
-    assert took(done, Ticked(), end).side.mode is Mode.TOMBSTONE
-    for not_done in (
-        done._replace(live=frozenset({Held(ONE)})),
-        done._replace(record=record(1, A)),
-        done._replace(finished=eids(ONE)),
-    ):
-        assert took(not_done, Ticked(), end).side.mode is Mode.FROZEN
+def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
+    side = home(missing=frozenset({B}), since=NOW)
+    end = NOW + migration.MISSING_S
+    assert took(side, Ticked(), end - 1).side == side
+    assert took(side, Ticked(), end).side.holding is Holding.HOME
+    assert took(home(), Ticked(), end) == Step(home())
 
 
-def test_a_tombstone_goes_in_the_end_and_nobody_turns_its_order_back():
-    side = Side(A, Mode.TOMBSTONE, order().record, 5, since=NOW, finished=eids(ONE))
-    gone = took(side, Ticked(), NOW + migration.TOMBSTONE_S).side
-    assert gone == Side(A, Mode.NONE, order().record, 5, since=NOW + migration.TOMBSTONE_S)
-    assert took(home(), Ticked(), 10 * NOW) == Step(home())
+@pytest.mark.parametrize(
+    ("side", "waiting", "is_young", "is_old"),
+    [
+        (Side(A), 3, False, False),
+        (home(since=NOW), 3, False, False),
+        (home(since=NOW, missing=frozenset({B})), 0, True, True),
+        (home(since=NOW, sources=frozenset({B})), 0, True, False),
+        (incoming(), 0, True, True),
+        (frozen(), 0, True, True),
+        (frozen(handed=True), 0, True, True),
+        (frozen(handed=True, record=order().record), 0, True, False),
+        (frozen(handed=True, record=order().record), 1, True, True),
+        (frozen(record=order().record), 0, True, True),
+    ],
+)
+def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
+    side: Side, waiting: int, is_young: bool, is_old: bool
+):
+    week = Timestamp(NOW + migration.GRACE_S)
+    assert migration.is_open(side, Timestamp(week - 1), waiting) is is_young
+    assert migration.is_open(side, week, waiting) is is_old
+
+
+@pytest.mark.parametrize(
+    ("side", "has"),
+    [(frozen(), True), (frozen(handed=True), False), (home(), False), (incoming(), False)],
+)
+def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: bool):
+    assert migration.has_work(side) is has

@@ -6,7 +6,7 @@
 --
 -- ARGV[4] inbox, [5] the text that was seen, [6] kv seq hash of the record that was seen, or '',
 -- [7] text from now on, [8] holding, [9..13] 1 if: the session ends, all that waits is marked, the tally
--- begins anew, it is open, a mover has work; [14] floor, [15] ids_per_inbox, [16] ids_per_partition,
+-- begins anew, it is open, a mover has work; [14] floor, [15] ids of the inbox, [16] ids_per_partition,
 -- [17] ids that are doubtful, 36 bytes each. Result: {inbox, 1 or 0}
 if is_foreign() then return foreign() end
 
@@ -40,16 +40,9 @@ local function hold(box, holding)
   end
 end
 
--- Forget the oldest hours, this one included, until no more than `most` ids are left.
-local function make_room(box, hour, most)
-  while box.ids > most and hour > box.floor do
-    local oldest = redis.call('ZRANGE', key('hours', inbox), 0, 0)[1]
-    if oldest and hour < tonumber(oldest) then
-      box.floor = hour
-    elseif not shed(box) then
-      return
-    end
-  end
+-- Whatever was created from then on has an id of a later hour.
+local function end_of(hour)
+  return (hour + 1) * HOUR_S + GRACE_S
 end
 
 -- For as long as an envelope under these ids can live.
@@ -84,22 +77,22 @@ local function unknown_of(box, hour, keys, eids)
       if fate == 'W' then
         -- it went on from here, and where it went it may have been shown
         redis.call('HSET', ids_key(inbox, hour), keys[i], struct.pack(SEEN, 'D', 0, eid16))
-      elseif fate == 'S' and seq > box.handed and is_live(inbox, seq) then box.handed = seq end
+      elseif fate == 'S' and seq > box.handed and is_live(inbox, seq) then
+        box.handed = seq
+      end
     end
   end
   return fields
 end
 
+-- Nothing is forgotten for ids that another relay names: of an hour that there is no room for, all is
+-- marked instead, and of all before it.
 local function learn_hour(box, hour, keys, eids, most)
   local fields = unknown_of(box, hour, keys, eids)
   local count = #fields / 2
-  if count == 0 then return end
-  make_room(box, hour, most - count)
-  if hour <= box.floor then
-    mark_present(box)
-  elseif box.ids + count > most then
-    -- there is no room, and nothing old to forget: all that is of that time is marked
-    box.mark_before = math.max(box.mark_before, (hour + 1) * HOUR_S + GRACE_S)
+  if count == 0 or box.mark_before >= end_of(hour) then return end
+  if box.ids + count > most then
+    box.mark_before = end_of(hour)
   else
     remember(box, hour, fields, count)
   end
@@ -121,7 +114,7 @@ end
 
 -- What another relay has forgotten is marked, and never turned away.
 local function learn_floor(box, floor)
-  if floor >= 0 then box.mark_before = math.max(box.mark_before, (floor + 1) * HOUR_S + GRACE_S) end
+  if floor >= 0 then box.mark_before = math.max(box.mark_before, end_of(floor)) end
 end
 
 local box = load_box(inbox) or new_box(inbox, ARGV[8])

@@ -1,0 +1,190 @@
+"""A side as text, and what a relay signs of one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from relay.core import handoffs
+from relay.core import jws as jose
+from relay.core.errors import ErrorCode, ProtocolError
+from relay.core.handoffs import Kept, Statement, Tally
+from relay.core.ids import Did
+from relay.core.migration_values import Collecting, Handoff, Mode, RecordRef, Side
+from tests.unit.builders import ALICE, BOB, RELAY
+
+ME = RELAY.did
+DIDS = st.text("abc:", min_size=1, max_size=8).map(Did)
+COUNTS = st.integers(0, 2**53 - 1)
+ORDERS = st.tuples(st.integers(1, 9), COUNTS, st.binary(min_size=32, max_size=32))
+RECORDS = st.builds(RecordRef, ORDERS, st.lists(DIDS, max_size=3).map(tuple))
+SIDES = st.builds(
+    Side,
+    me=st.just(ME),
+    mode=st.sampled_from(Mode),
+    record=st.none() | RECORDS,
+    order_seq=COUNTS,
+    handoff=st.none() | st.builds(Handoff, st.text(max_size=20), DIDS),
+    pending=st.none() | RECORDS,
+    since=COUNTS,
+    missing=st.frozensets(DIDS, max_size=3),
+    digested=st.booleans(),
+    collecting=st.none() | st.builds(Collecting, st.binary(max_size=32), st.integers(0, 64)),
+    sources=st.frozensets(DIDS, max_size=3),
+    handed=st.booleans(),
+    forked=st.none() | ORDERS,
+)
+STATEMENTS = st.builds(
+    Statement,
+    relay=st.just(ME),
+    did=st.just(ALICE.did),
+    handoff=st.text(max_size=40),
+    mode=st.sampled_from(Mode),
+    at=COUNTS,
+    digested=st.booleans(),
+    handed=st.booleans(),
+    named=st.booleans(),
+    missing=st.lists(st.sampled_from([ALICE.did, BOB.did]), unique=True).map(tuple),
+    tally=st.builds(Tally, *[COUNTS] * len(Tally._fields)),
+    why=st.text(max_size=100),
+)
+SAID = Statement(ME, ALICE.did, "mig", Mode.FROZEN, 7, tally=Tally(was=3, moved=1, waiting=2))
+
+
+def code_of(compact: str, relay: Did = ME) -> ErrorCode:
+    with pytest.raises(ProtocolError) as told:
+        handoffs.verify(compact, relay)
+    return told.value.code
+
+
+def signed(typ: str = handoffs.TYP, **changes: Any) -> str:
+    """A statement of which the members are changed before it is signed."""
+    _, payload, _ = handoffs.sign(RELAY, SAID).split(".")
+    members = jose.loads_own(jose.b64decode(payload)) | changes
+    kept = {name: value for name, value in members.items() if value is not ...}
+    return jose.sign(kept, typ=typ, kid=RELAY.kid, key=RELAY.sign)
+
+
+# ---------------------------------------------------------------- a side as text
+
+
+@given(SIDES, st.text(max_size=20))
+def test_a_side_is_read_back_as_it_was_written(side: Side, order: str):
+    text = handoffs.encode(side, order)
+    assert handoffs.decode(ME, text) == Kept(side, order)
+    assert "\n" not in text
+    assert text == handoffs.encode(*handoffs.decode(ME, text))
+
+
+@given(SIDES, SIDES)
+def test_two_sides_are_never_one_text(one: Side, other: Side):
+    assert (handoffs.encode(one) == handoffs.encode(other)) is (one == other)
+
+
+def test_every_field_of_a_side_is_in_its_text():
+    plain = Side(ME)
+    full = Side(
+        me=ME,
+        mode=Mode.FROZEN,
+        record=RecordRef((1, 2, b"h"), (ME,)),
+        order_seq=3,
+        handoff=Handoff("mig", ALICE.did),
+        pending=RecordRef((1, 4, b"p"), ()),
+        since=5,
+        missing=frozenset({ALICE.did}),
+        digested=True,
+        collecting=Collecting(b"w", 6),
+        sources=frozenset({BOB.did}),
+        handed=True,
+        forked=(1, 7, b"f"),
+    )
+    for name in set(Side._fields) - {"me"}:
+        one = plain._replace(**{name: getattr(full, name)})
+        assert one != plain, name
+        assert handoffs.decode(ME, handoffs.encode(one)).side == one, name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", '{"mode":"x"}', '{"mode":"frozen"', "nothing", '{"mode":"none","record":[1]}'],
+)
+def test_a_text_that_was_not_written_here_is_no_side(text: str):
+    with pytest.raises(ValueError, match=r"."):
+        handoffs.decode(ME, text)
+
+
+# ---------------------------------------------------------------- statements
+
+
+@given(STATEMENTS)
+def test_a_statement_is_read_as_it_was_signed(said: Statement):
+    assert handoffs.verify(handoffs.sign(RELAY, said), ME) == said
+
+
+def test_a_statement_is_one_relays_alone():
+    compact = handoffs.sign(RELAY, SAID)
+    assert code_of(compact, BOB.did) is ErrorCode.BAD_SIGNATURE
+    # another signs in that relay's name, with its own key id and with that relay's
+    assert code_of(handoffs.sign(BOB, SAID)) is ErrorCode.BAD_SIGNATURE
+    payload = jose.loads_own(jose.b64decode(compact.split(".")[1]))
+    forged = jose.sign(payload, typ=handoffs.TYP, kid=RELAY.kid, key=BOB.sign)
+    assert code_of(forged) is ErrorCode.BAD_SIGNATURE
+    # a relay says of itself what another one is
+    assert code_of(handoffs.sign(RELAY, replace(SAID, relay=BOB.did))) is ErrorCode.BAD_SIGNATURE
+
+
+def test_a_statement_that_was_altered_is_refused():
+    head, payload, signature = handoffs.sign(RELAY, SAID).split(".")
+    members = jose.loads_own(jose.b64decode(payload))
+    members["tally"]["moved"] = 3
+    other = jose.b64encode(jose.dumps(members))
+    assert code_of(f"{head}.{other}.{signature}") is ErrorCode.BAD_SIGNATURE
+
+
+def test_what_a_newer_relay_says_besides_is_passed_over():
+    assert handoffs.verify(signed(more={"x": 1}), ME) == SAID
+    tally = SAID.tally._asdict() | {"more": 1}
+    assert handoffs.verify(signed(tally=tally), ME) == SAID
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"v": 2},
+        {"mode": "tombstone"},
+        {"mode": ...},
+        {"tally": ...},
+        {"tally": {"was": 1}},
+        {"tally": SAID.tally._asdict() | {"was": -1}},
+        {"at": "now"},
+        {"handed": 1},
+        {"mig_id": "x" * 129},
+        {"missing": [ALICE.did] * 65},
+        {"why": "x" * 513},
+        {"relay": ...},
+    ],
+)
+def test_a_statement_of_another_form_is_refused(changes: dict[str, Any]):
+    assert code_of(signed(**changes)) is ErrorCode.BAD_FRAME
+
+
+def test_something_else_that_a_relay_signed_is_no_statement():
+    assert code_of(signed(typ="relay-receipt+jws")) is ErrorCode.BAD_FRAME
+    assert code_of("x") is ErrorCode.BAD_FRAME
+
+
+# ---------------------------------------------------------------- counts
+
+
+@given(st.builds(Tally, *[st.integers(0, 5)] * len(Tally._fields)))
+def test_books_are_balanced_where_every_envelope_is_accounted_for(tally: Tally):
+    ended = tally.moved + tally.acked + tally.expired + tally.refused + tally.corrupt
+    assert tally.is_balanced is (ended + tally.waiting - tally.late == tally.was)
+    even = tally._replace(was=0, late=ended + tally.waiting)
+    assert even.is_balanced
+    assert not even._replace(moved=even.moved + 1).is_balanced
+    assert even._replace(kept=99, dups=99, was_bytes=99).is_balanced
