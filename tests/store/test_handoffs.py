@@ -592,7 +592,9 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     assert (await store.doubts(ME, "", 99)).floor == HOUR - 7
 
 
-async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_hour(world: World) -> None:
+async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_hour(
+    world: World,
+) -> None:
     ids = [doubt(n) for n in range(100, 140)]
     await change(world.store, Holding.HELD, doubts=b"".join(ids))
     assert await all_doubts(world.store) == set()
