@@ -100,7 +100,7 @@ SPACES: dict[str, tuple[Rules, tuple[str, ...], int | None]] = {
     "three relays, and couriers for others": (Rules(relays=3, orders=2, queues=True), (), 15_000),
     "there and back and there": (Rules(orders=3, restarts=1), (*THERE, LET_GO), 15_000),
     "there, and its answer is under way": (Rules(orders=3, restarts=1), THERE, 15_000),
-    "a digest of two pages": (Rules(envelopes=2, unheard=1), TWO_PAGES, 15_000),
+    "a digest of two pages": (Rules(envelopes=2, unheard=1), TWO_PAGES, None),
 }
 # What is broken, the promise that breaks by it, what may happen, how the story begins.
 MUTANTS: list[tuple[str, str, Rules, tuple[str, ...]]] = [
