@@ -34,7 +34,7 @@ from relay.core.migration_values import (
 from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
-from relay.ports_mesh import HandoffChange, HandoffRow, HandoffStore
+from relay.ports_handoff import HandoffChange, HandoffRow, HandoffStore
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""

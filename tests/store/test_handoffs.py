@@ -29,7 +29,8 @@ from relay.core.inbox_values import (
 from relay.core.migration_values import Holding
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, RecordRow
-from relay.ports_mesh import DueOutbox, HandoffChange, HandoffRow
+from relay.ports_handoff import HandoffChange, HandoffRow
+from relay.ports_mesh import DueOutbox
 from relay.store.redis.entries import eid_bytes
 from tests.store.test_beside import Heard
 from tests.store.worlds import (
