@@ -60,7 +60,7 @@ class Forwarding:
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
     mover: Mover
-    _carriers: dict[tuple[Did, str, str], Carrier] = field(default_factory=dict)
+    _carriers: dict[tuple[Did, str, str, str], Carrier] = field(default_factory=dict)
     _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -166,15 +166,16 @@ class Forwarding:
             acks=self.acks,
             delivery=self.delivery,
             homes=target if handoff else self.routing.all,
-            carrier=lambda home: self._carrier(home, handoff),
+            # ids of hand-offs are their agents' choice: what two inboxes have goes apart
+            carrier=lambda home: self._carrier(home, handoff, inbox if handoff else ""),
             learn=self.learn,
             spawn=self._spawn,
             batch=HANDOFF_BATCH if handoff else BATCH,
             forgotten=(lambda: self.mover.forgotten(inbox, handoff)) if handoff else None,
         )
 
-    def _carrier(self, home: Home, handoff: str) -> Carrier:
-        key = (home.did, home.url, handoff)
+    def _carrier(self, home: Home, handoff: str, inbox: str) -> Carrier:
+        key = (home.did, home.url, handoff, inbox)
         found = self._carriers.get(key)
         if found is None:
             idle = [other for other, one in self._carriers.items() if one.is_idle]

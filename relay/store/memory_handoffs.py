@@ -111,7 +111,8 @@ class MemoryHandoffs(MemoryDirectory):
         if change.is_new:
             inbox_handoff.begin_tally(box)
         box.move.text, box.move.is_open = change.text, change.is_open
-        inbox_handoff.plan(box, self._now(), has_work=change.has_work)
+        is_same = seen.text == change.text
+        inbox_handoff.plan(box, self._now(), has_work=change.has_work, is_same=is_same)
         return True
 
     # ------------------------------------------------------------ questions

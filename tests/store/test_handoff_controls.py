@@ -283,9 +283,21 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a page passes the quotas",
-        "elseif not item.moving then\n    no = over_quota",
-        "else\n    no = over_quota",
+        "no = over_twice(box, item.size)",
+        "no = over_quota(box, item, quota)",
         moving.test_a_page_passes_rules_and_quotas,
+    ),
+    (
+        "a page fills an inbox twice at most",
+        "box.count >= 2 * MAX_COUNT",
+        "false",
+        moving.test_a_page_fills_an_inbox_twice_at_most,
+    ),
+    (
+        "who writes down the same keeps what was lent",
+        "local lent = ARGV[5] == ARGV[7] and",
+        "local lent = false and",
+        moving.test_who_writes_a_step_down_anew_keeps_what_was_lent,
     ),
     (
         "the mark that a page brings is kept",

@@ -127,9 +127,11 @@ write_box(box)
 redis.call('HSET', k, 'handoff', ARGV[7])
 redis.call(ARGV[12] == '1' and 'SADD' or 'SREM', PREFIX .. 'handoffs', inbox)
 if ARGV[13] == '1' then
-  call_mover(box)
+  redis.call('HSET', k, 'mover', 1)
 else
   redis.call('HDEL', k, 'mover')
-  set_due(box, precisely())
 end
+-- who writes down the same again has been lent it, and keeps it
+local lent = ARGV[5] == ARGV[7] and redis.call('ZSCORE', PREFIX .. 'outboxes', inbox)
+set_due(box, lent and tonumber(lent) or precisely())
 return committed({inbox, 1})
