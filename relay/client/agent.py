@@ -75,7 +75,9 @@ class Agent:
                 and eids. With it an acked message is never shown again, by no home, and what was
                 sent and not definitely answered is submitted again, the same bytes; what that
                 comes to is told by :meth:`outcomes`.
-            open_timeout_s: seconds until the first login must hold; later ones have no limit.
+            open_timeout_s: seconds until the first login must hold; later ones have no limit. An
+                agent that is in the midst of a :meth:`migrate` goes on with that, and may open
+                without a login.
             plain_networks: CIDRs that may be dialled without TLS; loopback always may.
 
         Raises:

@@ -187,6 +187,8 @@ async def test_it_is_taken_back_while_that_can_be_done(house: House):
     async with house.terminal.running("migrate", "--to", house.two.url) as process:
         await line_with(process.stderr, "Asking the new relay")
         process.kill()
+    stands = await house.terminal.run("status", "--json")
+    assert stands.json["moving_to"] == house.two.url
     back = await house.terminal.run("migrate", "--cancel", "--json")
     assert (back.code, back.json["home"]) == (0, house.one.url)
     assert await house.homes() == [house.one.url]
