@@ -343,9 +343,9 @@ class Agent:
     ) -> Moved:
         """Change relays: what waits, and whoever writes meanwhile, follows; nothing is lost.
 
-        Iterators of the inbox, handlers and sends go on over it. Called again, also in another
-        life, it goes on where it was, and so it does by itself as long as the agent is open; with
-        another ``url`` it leads there instead. When it is over, the record names the new home only:
+        Iterators of the inbox, handlers and sends go on over it. Called again, with a state file
+        also in another life, it goes on where it was, and so it does by itself as long as the agent
+        is open; with another ``url`` it leads there instead. When it is over, the record names the new home only:
         with several homes it is the best one that moves, and the others are left.
 
         Args:
