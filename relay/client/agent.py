@@ -345,8 +345,8 @@ class Agent:
 
         Iterators of the inbox, handlers and sends go on over it. Called again, with a state file
         also in another life, it goes on where it was, and so it does by itself as long as the agent
-        is open; with another ``url`` it leads there instead. When it is over, the record names the new home only:
-        with several homes it is the best one that moves, and the others are left.
+        is open; with another ``url`` it leads there instead. When it is over, the record names the
+        new home only: with several homes it is the best one that moves, and the others are left.
 
         Args:
             url: origin of the new home; its relay proves itself, and is pinned.

@@ -103,9 +103,8 @@ async def test_each_step_is_a_line_where_nobody_watches(house: House):
     assert any(line.startswith("was there") and "20, and 0" in line for line in said)
 
 
-def test_at_a_terminal_there_is_a_bar_and_elsewhere_the_words_once(capsys, monkeypatch):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
-    bar = Progress(quiet=False)
+def test_at_a_terminal_there_is_a_bar_and_elsewhere_the_words_once(capsys):
+    bar = Progress(quiet=False, _on_terminal=True)
     bar.count("What waits follows", 0, 2000)
     bar.count("What waits follows", 1500, 2000)
     bar.end()
@@ -113,8 +112,7 @@ def test_at_a_terminal_there_is_a_bar_and_elsewhere_the_words_once(capsys, monke
     assert "[........................] 0 of 2,000" in shown
     assert "[##################......] 1,500 of 2,000" in shown
     assert shown.endswith("\r\x1b[K")
-    monkeypatch.setattr("sys.stderr.isatty", lambda: False, raising=False)
-    plain = Progress(quiet=False)
+    plain = Progress(quiet=False, _on_terminal=False)
     plain.count("What waits follows", 0, 2000)
     plain.count("What waits follows", 1500, 2000)
     plain.end()
