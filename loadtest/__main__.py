@@ -11,10 +11,12 @@ from typing import Final
 
 from loadtest import single
 from loadtest.mesh import scenario as mesh
+from loadtest.migrate import scenario as migrate
 
 SCENARIOS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "node": single.main,
     "mesh": mesh.main,
+    "migrate": migrate.main,
 }
 
 

@@ -47,6 +47,21 @@ def node_stopped(reason: str) -> None:
     _log.info("node_stopped", reason=reason)
 
 
+def returning(inboxes: int, peers: int) -> None:
+    """A node asks other relays where the agents of these inboxes live now; they wait."""
+    _log.info("returning", inboxes=inboxes, peers=peers)
+
+
+def returned(peers: int, news: int, seconds: float) -> None:
+    """So many relays have told, so many records were news, and agents are let in."""
+    _log.info("returned", peers=peers, news=news, seconds=round(seconds, 2))
+
+
+def let_in_unasked(seconds: float) -> None:
+    """No relay has told where the agents live, and they are let in all the same."""
+    _log.warning("let_in_unasked", seconds=round(seconds, 1))
+
+
 def draining(connections: int) -> None:
     """A shutdown began."""
     _log.info("draining", connections=connections)

@@ -55,6 +55,12 @@ GOSSIP: Final = Counter(
 PULLS: Final = Counter("relay_pulls_total", "Comparisons of directories.", ["outcome"])
 STRIKES: Final = Counter("relay_peer_strikes_total", "Forged records that peers passed on.")
 RECORDS: Final = Gauge("relay_directory_records", "Endpoint records held, as this node knows.")
+RETURNING: Final = Gauge(
+    "relay_returning", "1 while other relays are asked where the agents of this one live now."
+)
+UNASKED: Final = Gauge(
+    "relay_unasked", "1 where agents were let in and no other relay has told where they live."
+)
 READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
 STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
 CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import Refusal
@@ -90,6 +90,13 @@ class BounceBatch:
     intents: tuple[BounceIntent, ...]
 
 
+class Inboxes(NamedTuple):
+    """Some of those who have an inbox here; go on from ``cursor``, "" = these were the last."""
+
+    owners: Sequence[AgentKey]
+    cursor: str
+
+
 class InboxStore(Protocol):
     """Inboxes, durable. Steps are those of :class:`relay.core.inbox.Inbox`, one atomic each."""
 
@@ -162,6 +169,14 @@ class InboxStore(Protocol):
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
         ...
 
+    async def inboxes(self, after: str, most: int) -> Inboxes:
+        """Whose inboxes are here, at home or away; ``after`` "" begins.
+
+        About ``most`` at once. What is made or goes meanwhile may be told or not; one may come
+        twice.
+        """
+        ...
+
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
         """Keep the newer of the held and the given record; gives the one kept."""
         ...
@@ -223,6 +238,13 @@ class Wakeups(Protocol):
 
     def on_wake(self, callback: OnWake) -> None:
         """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
+        ...
+
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once it is seen that the store went back in time, or lost something.
+
+        Before anything is told of what it holds now.
+        """
         ...
 
 

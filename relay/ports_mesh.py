@@ -408,15 +408,16 @@ class PeerLinks(Protocol):
     """The links of this node."""
 
     def allows(self, relay: Did) -> bool:
-        """Whether this relay may have anything to do with that one."""
+        """Whether this relay deals with that one in all things, not for a hand-off alone."""
         ...
 
-    async def reach(self, relay: Did, url: str) -> PeerLink:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
         """The link to a relay; dialled if there is none.
 
         Args:
             relay: who must prove to be there.
             url: its origin.
+            handoff: it is for a hand-off, and for nothing else.
 
         Raises:
             RejectedError: ``not_federated`` or ``blocked``: by the policy here or there.
@@ -425,7 +426,7 @@ class PeerLinks(Protocol):
         ...
 
     def live(self) -> Sequence[PeerLink]:
-        """All links that stand."""
+        """All links that stand, but for those of a hand-off alone."""
         ...
 
     def wanted(self) -> int:

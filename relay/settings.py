@@ -145,6 +145,12 @@ class Settings(BaseSettings):
     directory_records: int = Field(
         1_000_000, ge=1_000, description="Endpoint records that are kept, of agents anywhere."
     )
+    return_wait_s: float = Field(
+        20.0,
+        ge=0,
+        description="Seconds that a node which starts asks other relays where its agents live now, "
+        "before it lets them in all the same.",
+    )
     outbox_count: int = Field(
         10_000,
         ge=1,

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from relay import __version__
-from relay.cli import naming_commands, output, peer_commands, talking
+from relay.cli import moving_commands, naming_commands, output, peer_commands, talking
 from relay.cli.exits import MEANING, Exit, exit_of
 from relay.cli.id_commands import id_app
 from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
@@ -100,18 +100,21 @@ def _inbox(
 talking.register(app)
 peer_commands.register(app)
 naming_commands.register(app)
+moving_commands.register(app)
 
 
 @app.command("demo")
 def _demo(
     what: Annotated[
-        Literal["relay", "mesh"], typer.Argument(help="relay: one relay; mesh: three of them.")
+        Literal["relay", "mesh", "migrate"],
+        typer.Argument(help="relay: one relay; mesh: three of them; migrate: an agent moves."),
     ] = "relay",
 ) -> None:
-    """Watch an envelope survive a killed relay, or find its way from one relay to another."""
-    from relay.cli import demo, mesh_demo  # noqa: PLC0415  as above
+    """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
+    from relay.cli import demo, mesh_demo, migrate_demo  # noqa: PLC0415  as above
 
-    raise typer.Exit(run_async(mesh_demo.demo() if what == "mesh" else demo.demo()))
+    demos = {"relay": demo.demo, "mesh": mesh_demo.demo, "migrate": migrate_demo.demo}
+    raise typer.Exit(run_async(demos[what]()))
 
 
 # ---------------------------------------------------------------- nodes

@@ -59,6 +59,8 @@ def exit_of(exc: RelayError) -> Exit:
         return Exit.UNKNOWN
     if exc.code is ErrorCode.SUPERSEDED:
         return Exit.SUPERSEDED
+    if exc.code is ErrorCode.MIGRATING:
+        return Exit.UNAVAILABLE
     if exc.code is ErrorCode.INTERNAL:
         return Exit.FAILED
     return Exit.UNAVAILABLE if isinstance(exc, UnavailableError) else Exit.REFUSED

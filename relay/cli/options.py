@@ -16,7 +16,12 @@ T = TypeVar("T")
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
-def _checked(url: str) -> str:
+def checked(url: str) -> str:
+    """Refuse what is no origin of a relay.
+
+    Raises:
+        BadParameter: it is none.
+    """
     from relay.client import origin  # noqa: PLC0415  a quarter of a second, for who dials only
 
     try:
@@ -46,7 +51,7 @@ NewPassphraseFile = Annotated[
 ]
 Url = Annotated[
     str,
-    typer.Option("--relay", envvar="RELAY_URL", callback=_checked, help="Origin of the relay."),
+    typer.Option("--relay", envvar="RELAY_URL", callback=checked, help="Origin of the relay."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 Take = Annotated[

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, field
+from typing import Final
 
 from relay import clock
 from relay.cli.output import printable, say
+
+BAR: Final = 24
 
 
 @dataclass(slots=True)
@@ -33,6 +36,14 @@ class Progress:
         elif words != self._last:
             say(f"{printable(words)}.")
         self._last = words
+
+    def count(self, words: str, done: int, total: int) -> None:
+        """As :meth:`tell`, with a bar on a terminal; elsewhere the words are said once."""
+        if not self._on_terminal:
+            self.tell(words)
+            return
+        filled = BAR * done // max(total, 1)
+        self.tell(f"{words} [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,}")
 
     def end(self) -> None:
         """Leave the line."""

@@ -18,6 +18,7 @@ from relay.client.errors import (
     InboxResetError,
     InternalError,
     MigratingError,
+    MigrationStalledError,
     MovedError,
     NoRelayingError,
     NotAdmittedError,
@@ -49,6 +50,8 @@ from relay.client.errors import (
 from relay.client.finding import Found
 from relay.client.keytext import KeyFileError, PassphraseError
 from relay.client.message import Bounce, Message, Sent
+from relay.client.moves import Moved
+from relay.client.moves import Progress as MoveProgress
 from relay.client.outcomes import Outcome
 from relay.core.envelope import SignedEnvelope
 from relay.core.identity import SigningKey
@@ -75,6 +78,9 @@ __all__ = [
     "KeyFileError",
     "Message",
     "MigratingError",
+    "MigrationStalledError",
+    "MoveProgress",
+    "Moved",
     "MovedError",
     "NoRelayingError",
     "NotAdmittedError",

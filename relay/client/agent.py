@@ -17,20 +17,21 @@ from pathlib import Path
 from typing import Final
 
 from relay.client import keystore
-from relay.client import state as states
-from relay.client.errors import AgentError, again, typed
+from relay.client.errors import AgentError
 from relay.client.finding import Found
 from relay.client.handles import DID
-from relay.client.inbox import Inbox
+from relay.client.living import Messages, close, first_login, remembering
 from relay.client.message import Body, Message, Sent
+from relay.client.migrating import DEADLINE_S, Wish, silent
+from relay.client.moves import Moved
 from relay.client.origin import parse as parse_origin
 from relay.client.outcomes import Outcome, Telling
+from relay.client.patience import Tell
 from relay.client.serving import Handler, serve
 from relay.client.sessions import Sessions
 from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
-from relay.core.errors import ErrorCode
 from relay.core.frames import Ruled, Rules, State, Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, MessageId
@@ -41,7 +42,6 @@ __all__ = ["Agent", "Found", "sign"]
 
 OPEN_S: Final = 10.0
 SEND_S: Final = 30.0
-FLUSH_S: Final = 1.0
 
 
 class Agent:
@@ -89,19 +89,19 @@ class Agent:
             raise ValueError("name at least one relay")
         origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
         failure: BaseException | None = None
-        async with _remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
+        async with remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
             sessions = Sessions(signing, origins, kept, plain_networks)
             submissions = Submissions(sessions)
             await submissions.resume()
             runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
             try:
-                await _first_login(sessions, open_timeout_s)
+                await first_login(sessions, open_timeout_s)
                 yield cls(sessions, submissions)
             except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
                 # raised again below: from here it would come out wrapped in an exception group
                 failure = exc
             finally:
-                await _close(sessions, runner)
+                await close(sessions, runner)
         if failure is not None:
             raise failure
 
@@ -272,7 +272,7 @@ class Agent:
             MovedError: this relay is not the agent's home.
             AgentError: the agent ended otherwise.
         """
-        return _Messages(self._sessions.inbox)
+        return Messages(self._sessions.inbox)
 
     async def serve(self, handler: Handler, *, at_once: int = 1) -> None:
         """Give every message to ``handler``, ack it when that returns; goes on until closed.
@@ -331,6 +331,46 @@ class Agent:
         """
         return await self._sessions.asking.publish(handles)
 
+    async def migrate(
+        self,
+        url: str,
+        *,
+        on_progress: Tell = silent,
+        dead_source: bool = False,
+        deadline_s: float = DEADLINE_S,
+    ) -> Moved:
+        """Change relays: what waits, and whoever writes meanwhile, follows; nothing is lost.
+
+        Iterators of the inbox, handlers and sends go on over it. Called again, also in another
+        life, it goes on where it was, and so it does by itself as long as the agent is open; with
+        another ``url`` it leads there instead. When it is over, the record names the new home only:
+        with several homes it is the best one that moves, and the others are left.
+
+        Args:
+            url: origin of the new home; its relay proves itself, and is pinned.
+            on_progress: is told of each step.
+            dead_source: go on where the old home does not answer within seconds. What lies there
+                comes should it ever return, and everything is marked ``redelivered`` until then.
+            deadline_s: seconds to go on. Once the record is published, a report comes at its end,
+                with what still waits; before, an error that says what to do.
+
+        Raises:
+            MigrationStalledError: the old home has stopped, and it does not go on. Nothing is lost.
+            AgentError: one of the two says no; or ``peer_unreachable``: nothing was changed.
+            ValueError: ``url`` is not an origin.
+        """
+        wish = Wish(on_progress, without_source=dead_source, deadline_s=deadline_s)
+        return await self._sessions.migrations.migrate(url, wish)
+
+    async def cancel_migration(self, *, deadline_s: float = DEADLINE_S) -> None:
+        """Take back a migration that is not published yet: this agent lives where it did.
+
+        Raises:
+            ClosedError: ``wrong_state``: there is none, or it has moved: migrate back.
+            AgentError: the old home, which has stopped delivering, cannot be told in time.
+        """
+        await self._sessions.migrations.cancel(Wish(deadline_s=deadline_s))
+
     async def rules(
         self,
         *,
@@ -349,50 +389,3 @@ class Agent:
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
         return await self._sessions.asking.rules(lambda ref: Rules(ref, first_contact, *lists))
-
-
-class _Messages(AsyncIterator[Message]):
-    """Iterates an inbox. No generator: that would hold the message which the program let go."""
-
-    def __init__(self, inbox: Inbox) -> None:
-        self._inbox = inbox
-
-    async def __anext__(self) -> Message:
-        message = await self._inbox.next()
-        if message is None:
-            raise StopAsyncIteration
-        return message
-
-
-@asynccontextmanager
-async def _remembering(path: Path | None, did: Did) -> AsyncIterator[states.State]:
-    """The state of an agent; a file is opened and closed in a thread, since both touch the disk."""
-    if path is None:
-        yield states.in_memory()
-        return
-    state = await asyncio.to_thread(states.load, path, did)
-    try:
-        yield state
-    finally:
-        # what was asked for must be noted, even if the program is being cancelled
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(state.close)))
-
-
-async def _first_login(sessions: Sessions, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await sessions.opened()
-    except TimeoutError as exc:
-        last = sessions.last_failure
-        if last is not None:
-            raise again(last) from exc
-        raise typed(ErrorCode.PEER_UNREACHABLE, "no relay answered in time") from exc
-
-
-async def _close(sessions: Sessions, runner: asyncio.Task[None]) -> None:
-    try:
-        if sessions.sender is not None:
-            await sessions.inbox.flush(FLUSH_S)
-    finally:
-        sessions.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
-        runner.cancel()

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 from relay import clock
 from relay.client.connection import Line, Said, dial
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, of, typed
+from relay.client.gate import Folded, Gate, LogInAgain, Rest, first_of, pause_after
 from relay.client.home_inbox import HomeInbox
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
@@ -30,6 +31,7 @@ from relay.client.outbox import Outbox
 from relay.client.questions import Answer, Question, Questions
 from relay.client.state import State
 from relay.client.tasks import task_group
+from relay.client.visit import resolve
 from relay.core.agent_session import Login
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import (
@@ -51,9 +53,6 @@ from relay.core.frames import (
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 
-FIRST_PAUSE_S: Final = 0.2
-LONGEST_PAUSE_S: Final = 5.0
-LONGEST_RETRY_AFTER_S: Final = 60
 SETTLED_S: Final = 1.0
 """A connection that lasted so long was a good one: the next pause is short again."""
 QUESTION_S: Final = 15.0
@@ -109,6 +108,7 @@ class Conversation:
     line: Line | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     last_failure: AgentError | None = None
+    gate: Gate = field(default_factory=Gate)
     inbox: HomeInbox = field(init=False)
     origin: Origin = field(init=False)
     welcome: Welcome | None = field(default=None, init=False)
@@ -157,16 +157,16 @@ class Conversation:
         None: another conversation has this relay.
         """
         failures = at = 0
-        while True:
+        while await self.gate.passed():
             self.origin = self.origins[at % len(self.origins)]
             began = clock.monotonic()
             failed = False
             try:
                 await self._converse(self.origin)
-            except _Folded:
+            except Folded:
                 return None
             except AgentError as said:
-                exc = self._credible(said)
+                exc = await self._with_record(self._credible(said))
                 _log.info("%s", exc)
                 self._failed(exc)
                 failed = True
@@ -179,13 +179,28 @@ class Conversation:
                 failures = 0
             else:
                 failures, at = failures + 1, at + failed
-            await asyncio.sleep(self._pause(failures))
+            asked = self.last_failure.retry_after if self.last_failure else None
+            await self.gate.pause(pause_after(failures, asked))
+        return typed(ErrorCode.MOVED, f"this agent has left {self.origin}")
 
     def _credible(self, exc: AgentError) -> AgentError:
         """Only who has proved itself and given an inbox can say that a newer session has it."""
         if not isinstance(exc, SupersededError) or self._holds_inbox:
             return exc
         return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
+
+    async def _with_record(self, exc: AgentError) -> AgentError:
+        """Who is told that the agent moves, but not where to, looks: another program moved it."""
+        if exc.code not in {ErrorCode.MOVED, ErrorCode.MIGRATING} or exc.record is not None:
+            return exc
+        try:
+            found = await resolve(self.origin, self.company.key.did)
+            if found.record is not None:
+                exc.record = found.record.jws.compact
+                self.company.homes.told(exc.record)
+        except RelayError as failure:
+            _log.info("where this agent lives is not said: %s", failure)
+        return exc
 
     def _failed(self, exc: AgentError) -> None:
         self.last_failure = exc
@@ -200,21 +215,13 @@ class Conversation:
         self.origins = [other for other in self.origins if other != origin]
         return bool(self.origins) and not isinstance(exc, SupersededError)
 
-    def _pause(self, failures: int) -> float:
-        """Full jitter; never earlier than the relay asked for."""
-        # not 2**failures as it is: an hour of failures would be a huge number
-        longest = min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S)
-        share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
-        asked = self.last_failure.retry_after if self.last_failure else None
-        return longest * share + min(asked or 0, LONGEST_RETRY_AFTER_S)
-
     async def _converse(self, origin: Origin) -> None:
         self._holds_inbox = False
         async with dial(origin, self.company.key, self._login(origin), self._is_mine) as line:
             self._begin(origin, line)
             try:
                 await self._talk(line)
-            except _LogInAgain:
+            except (LogInAgain, Rest):
                 return
             finally:
                 self._lose()
@@ -228,7 +235,7 @@ class Conversation:
     def _is_mine(self, relay: Did) -> None:
         """Two sessions at one relay would supersede each other: asked before the login."""
         if not self.company.claims(self, relay):
-            raise _Folded
+            raise Folded
 
     def _begin(self, origin: Origin, line: Line) -> None:
         ready, state = line.ready, self.company.state
@@ -263,9 +270,14 @@ class Conversation:
                 tasks.create_task(self._write(line))
                 tasks.create_task(self._keep_record(line))
                 tasks.create_task(self.inbox.look_at_doubts())
+                tasks.create_task(self._until_shut())
         except BaseExceptionGroup as group:
-            first = _first(group)
+            first = first_of(group)
             raise (of(first) if isinstance(first, RelayError) else first) from None
+
+    async def _until_shut(self) -> None:
+        await self.gate.is_shut()
+        raise Rest
 
     # ------------------------------------------------------------ read
 
@@ -379,22 +391,8 @@ class Conversation:
         record = self.company.state.record
         if not line.ready.welcome.inbox:
             if self.company.homes.is_home(line.relay) and line.login.record != record:
-                raise _LogInAgain
+                raise LogInAgain
             detail = f"{line.relay} holds no inbox of this agent: its record names another home"
             self.inbox.has_none(typed(ErrorCode.MOVED, detail, record=record))
         self.is_settled = True
         self.company.line_changed()
-
-
-class _LogInAgain(Exception):  # noqa: N818  a signal, no error
-    """The record that names this relay is published now: a new login opens the inbox."""
-
-
-class _Folded(Exception):  # noqa: N818  a signal, no error
-    """Another conversation has this relay, and got this one's origin."""
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What a conversation ended with: a bug before all, then whatever came first."""
-    bugs = [exc for exc in group.exceptions if not isinstance(exc, RelayError | _LogInAgain)]
-    return (bugs or list(group.exceptions))[0]

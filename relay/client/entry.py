@@ -44,6 +44,7 @@ class HomeSide(Protocol):
     """A home, as the inbox knows it."""
 
     is_open: bool
+    has_moved: bool
     no_inbox: AgentError | None
 
     def say(self, place: Place) -> None:
@@ -101,6 +102,11 @@ class Entry:
     def is_let_go(self) -> bool:
         """Whether the program has dropped the message without an answer."""
         return self.stage is Stage.SHOWN and (self.shown is None or self.shown() is None)
+
+    @property
+    def is_adrift(self) -> bool:
+        """Whether it lay only where the inbox is no more."""
+        return bool(self.places) and all(place.home.has_moved for place in self.places)
 
     @property
     def is_here(self) -> bool:

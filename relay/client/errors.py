@@ -181,6 +181,10 @@ class MigratingError(StateError):
     """The inbox is being moved."""
 
 
+class MigrationStalledError(MigratingError):
+    """A migration did not go on in time; nothing is lost, and ``.detail`` says what can be done."""
+
+
 class AuthRequiredError(StateError):
     """There was no login in time."""
 
@@ -270,7 +274,7 @@ CLOSE_CODES: Final[dict[int, ErrorCode]] = {
 ENDS_THE_AGENT: Final = frozenset({
     ErrorCode.SUPERSEDED, ErrorCode.WRONG_RELAY, ErrorCode.NOT_ADMITTED, ErrorCode.BLOCKED,
     ErrorCode.UNSUPPORTED, ErrorCode.BAD_SIGNATURE, ErrorCode.NOT_YET_VALID, ErrorCode.EXPIRED,
-    ErrorCode.NOT_FEDERATED, ErrorCode.MIGRATING, ErrorCode.MOVED,
+    ErrorCode.NOT_FEDERATED, ErrorCode.MOVED,
 })  # fmt: skip
 """Ends of a conversation after which dialling again would only repeat them, or fight."""
 

@@ -40,7 +40,7 @@ class HomeInbox:
     """
 
     def __init__(self, inbox: Inbox, wake: Callable[[], None]) -> None:
-        self.is_open = False
+        self.is_open = self.has_moved = False
         self.no_inbox: AgentError | None = None
         self._inbox = inbox
         self._wake = wake
@@ -109,6 +109,12 @@ class HomeInbox:
         self.has_none(failure)
         for place in list(self._places.values()):
             self.leave(place, failure)
+
+    def move_on(self) -> None:
+        """The inbox has moved: what the program has in hand is answered where it comes again."""
+        self.lost()
+        self.has_moved = True
+        self._inbox.homes.remove(self)
 
     def unreachable(self) -> None:
         """It could not be dialled again: an ack must not hold up what other homes deliver."""
@@ -189,6 +195,8 @@ class HomeInbox:
             before.here, before.said = True, False
             return before
         place = Place(self, seq, entry)
+        # where it lay before the inbox moved it lies no more
+        entry.places[:] = [other for other in entry.places if not other.home.has_moved]
         entry.places.append(place)
         if before is not None:
             self.leave(before)

@@ -1,9 +1,10 @@
 """The agent's own endpoint record: what it should say, and which relay holds it (PROTOCOL.md §7).
 
-Rules of the file: a home is never taken out of a record here, that would be a migration; one is
-added only where the program itself named all of them (``relays=[…]``); a seq never goes back,
-whatever a relay answers, and nothing is signed before each relay that can be reached was asked for
-the newest record that it holds.
+Rules of the file: a home is never taken out of a record here, that is a migration
+(:mod:`relay.client.migrating`), and as long as one waits for its own record to be published, no
+other is; one is added only where the program itself named all of them (``relays=[…]``), and never
+one that the agent has left; a seq never goes back, whatever a relay answers, and nothing is signed
+before each relay that can be reached was asked for the newest record that it holds.
 """
 
 from __future__ import annotations
@@ -116,6 +117,10 @@ class Homes:
         if self.newest != newest:
             self._tell()
 
+    def announce(self) -> None:
+        """The newest record is another one, or is free to be published."""
+        self._tell()
+
     def _tell(self) -> None:
         # each wait has its own event: one that is cleared could be missed by another home
         self.news.set()
@@ -144,6 +149,12 @@ class Homes:
         prios = [home.prio for home in newest.relays if home.did == relay] if newest else []
         return (prios[0] if prios else records.MAX_RELAYS, self._place(url))
 
+    def _is_named(self, relay: Did, url: str) -> bool:
+        """Whether the program names it; a home that was left counts no more: it may name it yet."""
+        newest = self.newest
+        has_left = any(relay == left.did for left in (newest.drain if newest else ()))
+        return url in self.named and not has_left
+
     def _place(self, url: str) -> int:
         return self.named.index(url) if url in self.named else len(self.named)
 
@@ -152,10 +163,12 @@ class Homes:
     def next_record(self, relay: Did, now: Timestamp) -> str | None:
         """What to publish at ``relay`` now; None where it holds the right one or is no home."""
         newest = self.newest
+        if self.state.moves.binds:
+            return None
         if newest is None:
             return self._sign((), (), now)
         url = self._members[relay]
-        if not newest.names(relay) and not self._may_join(newest, url):
+        if not newest.names(relay) and not self._may_join(newest, relay, url):
             return None
         is_right = any((home.did, home.url) == (relay, url) for home in newest.relays)
         if is_right and newest.status == "active" and self._age(newest, now) < self._renew_after_s:
@@ -171,14 +184,16 @@ class Homes:
 
         Raises:
             ProtocolError: these handles make no record.
+            MigratingError: another record is signed already, since the agent changes relays.
         """
+        self.state.moves.refuse_if_bound()
         newest = self.newest
         before = newest.handles if newest else ()
         self._sign(newest.relays if newest else (), handles if handles is not None else before, now)
 
-    def _may_join(self, newest: EndpointRecord, url: str) -> bool:
+    def _may_join(self, newest: EndpointRecord, relay: Did, url: str) -> bool:
         """Whether a relay is one more home beside the record's, all named by the program."""
-        is_one_of_ours = url in self.named and newest.status == "active"
+        is_one_of_ours = self._is_named(relay, url) and newest.status == "active"
         has_room = 0 < len(newest.relays) < records.MAX_RELAYS
         return is_one_of_ours and has_room and {h.url for h in newest.relays} <= {*self.named}
 
@@ -187,7 +202,7 @@ class Homes:
         is_open = {home.url for home in before} <= {*self.named}
         homes = {home.did: home for home in before}
         for relay, url in self._members.items():
-            if relay in homes or (is_open and url in self.named):
+            if relay in homes or (is_open and self._is_named(relay, url)):
                 homes[relay] = Home(relay, url, self._prio(homes.get(relay), url))
         best = sorted(homes.values(), key=lambda home: home.did not in {h.did for h in before})
         best = sorted(best[: records.MAX_RELAYS], key=lambda home: home.prio)

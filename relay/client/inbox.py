@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
@@ -296,6 +296,19 @@ class Inbox:
         _add(self._done, eid, None if is_durable else refuse_code)
         if self._journal is not None and refuse_code is not None and is_durable:
             self._journal.told(eid).add_done_callback(log_failure)
+
+    def expect(self, coming: Container[Eid], failure: AgentError | None) -> None:
+        """After a move: what lay at the old home and will not come to the new one is over.
+
+        Args:
+            coming: what will.
+            failure: why an answer to the others did not count; None: the old home had it.
+        """
+        for entry in [one for one in self._by_eid.values() if one.is_adrift]:
+            if entry.eid not in coming:
+                entry.places.clear()
+                if entry.stage is Stage.ANSWERED:
+                    self.left(entry, failure)
 
     def sweep(self) -> None:
         """Forget those of an earlier epoch that the program has let go."""

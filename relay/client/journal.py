@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
-from relay.client import knowledge
+from relay.client import knowledge, move_log
 from relay.client.disk import Disk
 from relay.client.errors import AgentError
 from relay.client.knowledge import Knowledge
@@ -129,6 +129,7 @@ class Journal:
 
     def __init__(self, disk: Disk) -> None:
         self.knowledge = Knowledge(disk)
+        self.moves = move_log.load(disk)
         self._disk = disk
         self._swept_at = clock.monotonic()
         self._disk.do(_sweep)
@@ -243,7 +244,7 @@ def _run(statement: str, values: tuple[object, ...], database: sqlite3.Connectio
 
 def _prepare(did: Did | None, database: sqlite3.Connection) -> None:
     # a file of an earlier version of this program gets what it lacks, and no earlier one minds
-    for table in (*_TABLES, *knowledge.TABLES):
+    for table in (*_TABLES, *knowledge.TABLES, *move_log.TABLES):
         database.execute(table)
     facts = dict(database.execute("SELECT name, value FROM facts"))
     if facts.setdefault("v", str(VERSION)) != str(VERSION):

@@ -53,14 +53,16 @@ async def publish(
 
     Raises:
         AgentError: ``origin`` cannot be reached, is another relay than before (``wrong_relay``),
-            is no home of this agent (``not_admitted``), or does not take the record.
+            is no home of this agent (``not_admitted``), or does not take the record; ``migrating``:
+            another one is signed already, since the agent changes relays.
     """
+    state.moves.refuse_if_bound()
     here = await _home(origin, state)
     for _ in range(TRIES):
         record = await _next(key, origin, here, state, change)
         state.keep_record(record.jws.compact)
         await state.noted()
-        newer = await _put(origin, record)
+        newer = await put(origin, record)
         missed: list[tuple[str, str]] = []
         if newer is None:
             newer = await _put_elsewhere(record, here, missed)
@@ -107,8 +109,12 @@ async def _next(
     return records.parse(compact)
 
 
-async def _put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
-    """Give a relay a record; gives the newer one that it holds instead."""
+async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
+    """Give a relay a record; gives the newer one that it holds instead.
+
+    Raises:
+        AgentError: the relay's no, or no answer; ``bad_frame``: it neither takes it nor has one.
+    """
     body = {"record": record.jws.compact}
     answer = await ask(origin, "PUT", f"/v1/agents/{record.did}", body=body)
     try:
@@ -136,7 +142,7 @@ async def _put_elsewhere(
         if home.did == here.did:
             continue
         try:
-            held = await _put(origins.parse(home.url), record)
+            held = await put(origins.parse(home.url), record)
         except AgentError as exc:
             missed.append((home.url, f"{exc.code}: {exc.detail}"))
             continue

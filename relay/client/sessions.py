@@ -30,6 +30,7 @@ from relay.client.following import Following
 from relay.client.handles import Handles
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
+from relay.client.migrations import Migrations
 from relay.client.naming import Naming
 from relay.client.opening import Opener
 from relay.client.origin import Origin
@@ -85,6 +86,7 @@ class Sessions:
         self.outcomes = Outcomes(state.journal)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
         self.homes = Homes(key, state, [str(one) for one in named], share, self.warn)
+        self.migrations = Migrations(self)
         self._named = tuple(named)
         self.conversations: list[Conversation] = []
         self.sender: Conversation | None = None
@@ -110,6 +112,8 @@ class Sessions:
                 _join(conversation, origin)
                 return
         made = Conversation(self, [origin], relay)
+        if self.migrations.rests(relay, origin):
+            made.gate.shut()
         self.conversations.append(made)
         if self._tasks is not None:
             self._start(self._tasks, made)
@@ -125,6 +129,7 @@ class Sessions:
             self._tasks = tasks
             self._running.add(tasks.create_task(self._follow_record()))
             self._running.add(tasks.create_task(self.detours.run()))
+            self._running.add(tasks.create_task(self.migrations.run()))
             for conversation in list(self.conversations):
                 self._start(tasks, conversation)
             await self._over.wait()
@@ -138,7 +143,10 @@ class Sessions:
         if failure is None:
             self.inbox.homes.remove(conversation.inbox)
             return
-        conversation.inbox.end(failure)
+        if conversation.gate.has_left:
+            conversation.inbox.move_on()
+        else:
+            conversation.inbox.end(failure)
         if self._ended is None:
             self._left(conversation.relay, failure.record)
         if isinstance(failure, SupersededError) or not self.conversations:
@@ -172,6 +180,17 @@ class Sessions:
             is_gone = home.did in self._gone and self._gone[home.did] == self.state.record
             if not is_gone and not self.is_ours(home.did):
                 self._add_home(home)
+
+    def follow_move(self) -> None:
+        """The newest record names another home: converse there, and no more at those it left."""
+        self._add_homes()
+        newest = self.homes.newest
+        for one in self.conversations if newest is not None else ():
+            if newest is not None and any(left.did == one.relay for left in newest.drain):
+                one.gate.leave()
+            else:
+                one.gate.reopen()
+        self.homes.announce()
 
     def _add_home(self, home: Home) -> None:
         try:

@@ -15,6 +15,7 @@ from typing import Final
 
 from relay.client import takeover
 from relay.client.journal import Journal
+from relay.client.move_log import MoveLog
 from relay.core import records
 from relay.core.ids import Did, Epoch
 
@@ -28,12 +29,14 @@ class State:
 
     Args:
         journal: the file, or None: it lives as long as this process.
+        moves: how far the agent is where it changes relays.
     """
 
     journal: Journal | None = None
     relays: dict[str, Did] = field(default_factory=dict)
     epochs: dict[Did, Epoch] = field(default_factory=dict)
     record: str | None = None
+    moves: MoveLog = field(default_factory=MoveLog)
 
     def relay_at(self, origin: str) -> Did | None:
         """The relay that is expected at an origin; None on first contact."""
@@ -106,7 +109,7 @@ def load(path: Path, did: Did | None = None) -> State:
     takeover.take_over(path, did)
     journal = Journal.open(path, did)
     kept = journal.remembered()
-    return State(journal, kept.relays, kept.epochs, kept.record)
+    return State(journal, kept.relays, kept.epochs, kept.record, journal.moves)
 
 
 @contextmanager

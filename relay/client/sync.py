@@ -198,6 +198,8 @@ class Agent:
     resolve = _blocking(asynchronous.Agent.resolve)
     publish = _blocking(asynchronous.Agent.publish)
     rules = _blocking(asynchronous.Agent.rules)
+    migrate = _blocking(asynchronous.Agent.migrate)
+    cancel_migration = _blocking(asynchronous.Agent.cancel_migration)
 
     def outcomes(self, timeout: float | None = None) -> Iterator[Outcome]:
         """As :meth:`relay.client.Agent.outcomes`.

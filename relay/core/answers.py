@@ -17,7 +17,10 @@ Outcome = Rejection | ReceiptItem
 
 
 def match(
-    frame: Submitted, receipt: Receipt | None, asked: Mapping[str, Sequence[Eid]]
+    frame: Submitted,
+    receipt: Receipt | None,
+    asked: Mapping[str, Sequence[Eid]],
+    handoffs: Mapping[str, str] | None = None,
 ) -> dict[str, list[Outcome]]:
     """Give each submitted envelope its rejection, else the next item of the receipt.
 
@@ -25,10 +28,14 @@ def match(
         frame: the answer.
         receipt: the one in it, verified.
         asked: the eids of every submit that waits, by ref.
+        handoffs: by ref, the hand-offs of those that are a part of one.
 
     Raises:
         ProtocolError: ``bad_frame``: it answers something else.
     """
+    named = handoffs or {}
+    if receipt and any(named.get(ref, "") != receipt.handoff for ref in frame.refs):
+        raise ProtocolError(ErrorCode.BAD_FRAME, "the receipt is of another hand-off")
     rejected = {(item.ref, item.i): item for item in frame.rejected}
     left = iter(receipt.items if receipt else ())
     outcomes: dict[str, list[Outcome]] = {}

@@ -28,7 +28,7 @@ from relay.core.record_index import (
     wrong,
 )
 
-__all__ = ["Index", "Order", "Pull", "Question", "answer"]
+__all__ = ["Index", "Order", "Pull", "Question", "answer", "differing"]
 
 SPLIT_ABOVE: Final = 512
 """A bucket with more records on either side is asked about by its parts."""
@@ -53,6 +53,12 @@ def answer(index: Index, question: Digest | Want) -> Digests | Have:
             return Have(ref, bits, bucket, items, more)
         case _:
             raise wrong("this wish names no bucket")
+
+
+def differing(index: Index, said: Digests) -> list[int]:
+    """The buckets in which the other side holds anything, and not the same as is held here."""
+    ours = {item.bucket: item for item in index.digests(said.bits)}
+    return [item.bucket for item in said.items if item.records and item != ours.get(item.bucket)]
 
 
 Question = Digest | Want

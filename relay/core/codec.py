@@ -25,6 +25,7 @@ from relay.core.codec_mesh import (
     read_view,
     read_want,
 )
+from relay.core.codec_migrate import encode_migrate, read_migrate, read_migrated
 from relay.core.codec_records import read_publish, read_published, read_resolve, read_resolved
 from relay.core.codec_rules import read_ruled, read_rules
 from relay.core.codec_status import (
@@ -69,7 +70,8 @@ from relay.core.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.core.ids import MAX_DID_BYTES, Did, Epoch, Fence, Seq
+from relay.core.frames_migrate import Migrate, Migrated
+from relay.core.ids import MAX_DID_BYTES, MAX_HANDOFF, Did, Epoch, Fence, Seq
 from relay.core.ranges import Range, Reason
 from relay.core.submits import quick_submit
 
@@ -120,6 +122,8 @@ def _submit(frame: Submit) -> dict[str, Any]:
         said["hops"] = frame.hops
     if frame.marked:
         said["marked"] = frame.marked
+    if frame.handoff:
+        said["handoff"] = frame.handoff
     return said
 
 
@@ -165,6 +169,7 @@ _ENCODE: Final[dict[type, Callable[[Any], dict[str, Any]]]] = {
     Statuses: encode_statuses, Resolve: plain, Resolved: plain, Publish: plain, Published: plain,
     Error: plain, Bye: plain, Rules: plain, Ruled: plain, Gossip: encode_gossip, Digest: plain,
     Digests: encode_digests, Want: encode_want, Have: encode_have, View: plain,
+    Migrate: encode_migrate, Migrated: plain,
 }  # fmt: skip
 
 
@@ -249,7 +254,8 @@ def _read_submit(m: jose.Members) -> Submit:
     marked = m.optional_array("marked", most=MAX_ENVELOPES)
     if any(type(place) is not int or not 0 <= place < len(envelopes) for place in marked):
         raise ValueError("marked must be places in envelopes")
-    return Submit(m.text("ref", most=MAX_REF), envelopes, tuple(hops), tuple(marked))
+    handoff = m.optional_text("handoff", most=MAX_HANDOFF) or ""
+    return Submit(m.text("ref", most=MAX_REF), envelopes, tuple(hops), tuple(marked), handoff)
 
 
 def _code(m: jose.Members) -> ErrorCode:
@@ -364,11 +370,13 @@ _PARSE: Final[dict[str, dict[str, _Reader]]] = {
         **_BOTH, "auth": read_auth, "submit": _read_submit, "ack": read_ack, "rules": read_rules,
         "status": read_status, "resolve": read_resolve, "publish": read_publish,
         "gossip": read_gossip, "digest": read_digest, "want": read_want,
+        "migrate": read_migrate,
     },
     "relay": {
         **_BOTH, "hello": _read_hello, "welcome": read_welcome, "submitted": _read_submitted,
         "deliver": _read_deliver, "gap": _read_gap, "acked": _read_acked, "ruled": read_ruled,
         "statuses": read_statuses, "resolved": read_resolved, "published": read_published,
         "gossip": read_gossip, "digests": read_digests, "have": read_have, "view": read_view,
+        "migrated": read_migrated,
     },
 }  # fmt: skip

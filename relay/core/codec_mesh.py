@@ -70,8 +70,8 @@ def encode_have(frame: Have) -> dict[str, Any]:
 def read_gossip(m: jose.Members) -> Gossip:
     """Signed records and relay information."""
     return Gossip(
-        _texts(m, "records", most=MAX_RECORDS, longest=MAX_RECORD_CHARS),
-        _texts(m, "relays", most=MAX_RELAYS, longest=MAX_INFO_CHARS),
+        read_texts(m, "records", most=MAX_RECORDS, longest=MAX_RECORD_CHARS),
+        read_texts(m, "relays", most=MAX_RELAYS, longest=MAX_INFO_CHARS),
         m.optional_text("ref", most=MAX_REF),
     )
 
@@ -107,7 +107,7 @@ def read_want(m: jose.Members) -> Want:
     has_bucket = m.has("bucket")
     bits = m.integer("bits", most=MAX_BITS) if has_bucket else None
     after = m.optional_text("after", most=MAX_AGENT_KEY)
-    agents = _texts(m, "agents", most=MAX_WANT, longest=MAX_AGENT_KEY)
+    agents = read_texts(m, "agents", most=MAX_WANT, longest=MAX_AGENT_KEY)
     want = Want(
         ref=m.text("ref", most=MAX_REF),
         bits=bits,
@@ -165,7 +165,8 @@ def _hash(text: str) -> str:
     return text
 
 
-def _texts(m: jose.Members, name: str, *, most: int, longest: int) -> tuple[str, ...]:
+def read_texts(m: jose.Members, name: str, *, most: int, longest: int) -> tuple[str, ...]:
+    """An array of so many texts at most; an empty one where it is left out."""
     values = m.optional_array(name, most=most)
     texts = tuple(one for one in values if isinstance(one, str) and 0 < len(one) <= longest)
     if len(texts) != len(values):

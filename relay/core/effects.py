@@ -21,11 +21,12 @@ from relay.core.frames import (
     Submit,
     Want,
 )
+from relay.core.frames_migrate import Migrate
 from relay.core.ids import AgentKey, Fence, Seq
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Window
 
-Question = Status | Resolve | Publish | Rules | Digest | Want
+Question = Status | Resolve | Publish | Rules | Digest | Want | Migrate
 """What a dialler asks; each has its own answer, under its ``ref``."""
 
 

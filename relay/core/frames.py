@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from relay.core.errors import ErrorCode, Stored
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
-from relay.core.inbox_values import FirstContact, Known
+from relay.core.inbox_values import FirstContact
 from relay.core.ranges import Range
 
 MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
@@ -28,10 +29,6 @@ MAX_RELAYS: Final = 64
 MAX_BUCKETS: Final = 1_024
 MAX_HAVE: Final = 2_048
 MAX_WANT: Final = 1_024
-MAX_DOUBTS: Final = 4_096
-MAX_DIGEST_PAGES: Final = 64
-MAX_KNOWN: Final = 10_000
-MAX_HANDOFF: Final = 128
 SUBPROTOCOL: Final = "agent-relay.v1"
 
 
@@ -191,12 +188,8 @@ State = Literal["stored", "forwarded", "acked", "expired", "refused", "corrupt",
 class StatusAnswer:
     """What became of one envelope, as far as this relay remembers.
 
-    Args:
-        to: its recipient.
-        id: the sender's own id.
-        state: what became of it.
-        peer: the relay that took it over from this one.
-        receipt: b64url(SHA-256) of that relay's receipt: the receipt itself names other envelopes.
+    ``peer`` is the relay that took it over from this one; ``receipt`` is b64url(SHA-256) of that
+    relay's receipt: the receipt itself names other envelopes.
     """
 
     to: Did
@@ -377,50 +370,6 @@ class View:
     strikes: int = 0
     retry_after: int | None = None
     reason: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Migrate:
-    """A page of what a frozen source says of an inbox that changes relays (GUARANTEES.md §3).
-
-    Args:
-        ref: named by the answer.
-        agent: whose inbox.
-        handoff: which hand-off.
-        evidence: the order, or the earlier record, in which the agent names this source.
-        whole: b64url of SHA-256 over the whole digest.
-        number: of this page, from 0; they are said in order.
-        total: how many pages there are.
-        missing: relays whose digests the source itself lacks.
-        floor: hours up to this one the source has forgotten; -1 = none.
-        doubts: ids that the agent may have seen, 36 bytes each: hour, dedupe key, start of the eid.
-        known: with the first page: whom the agent takes envelopes from.
-    """
-
-    ref: str
-    agent: Did
-    handoff: str
-    evidence: str
-    whole: str
-    number: int
-    total: int
-    missing: tuple[Did, ...] = ()
-    floor: int = -1
-    doubts: bytes = b""
-    known: Known | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Migrated:
-    """The answer to ``migrate``, durable: this page of that digest is wanted next.
-
-    ``next`` is the total once all of them are here.
-    """
-
-    ref: str
-    handoff: str
-    whole: str
-    next: int
 
 
 @dataclass(frozen=True, slots=True)

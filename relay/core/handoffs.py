@@ -1,7 +1,7 @@
 """A side of a hand-off as text, as its store keeps it, and what a relay signs of one.
 
 Rules of the file: the text is this relay's own, read by nobody else; a statement is read by agents
-and operators, and says counts of envelopes only (PROTOCOL.md §5.11).
+and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
 """
 
 from __future__ import annotations
@@ -231,9 +231,14 @@ def _read(members: jose.Members) -> Statement:
         digested=members.boolean("digested"),
         handed=members.boolean("handed"),
         named=members.boolean("named"),
-        missing=tuple(
-            Did(did) for did in members.array("missing", most=64) if isinstance(did, str)
-        ),
+        missing=_missing(members),
         tally=Tally(*(tally.integer(name) for name in Tally._fields)),
         why=members.text("why", least=0, most=512),
     )
+
+
+def _missing(members: jose.Members) -> tuple[Did, ...]:
+    values = members.array("missing", most=64)
+    if any(not isinstance(did, str) for did in values):
+        raise ValueError("missing must be DIDs")
+    return tuple(map(Did, values))

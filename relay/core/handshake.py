@@ -66,26 +66,25 @@ def parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
     Raises:
         ProtocolError: ``bad_frame`` or ``unsupported``.
     """
-    try:
-        jws = jose.parse(compact, typ=AUTH_TYP, max_bytes=MAX_AUTH_BYTES)
-        members = jws.members()
-        role = members.text("role", most=8)
-        if role not in {"agent", "peer"}:
-            raise ValueError("role must be agent or peer")
-        issued = members.integer("iat")
-        claims = Claims(
-            subject=parse_did(jws.header.kid.partition("#")[0]).did,
-            aud=Did(members.text("aud", most=512)),
-            url=members.text("url", most=MAX_URL),
-            nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),
-            cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
-            role=role,  # type: ignore[arg-type]  # checked above
-        )
-        expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
-    except jose.UnsupportedError as exc:
-        raise ProtocolError(ErrorCode.UNSUPPORTED, f"auth: {exc}") from exc
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, f"auth: {exc}") from exc
+    return jose.read("auth", _parse_auth, compact)
+
+
+def _parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
+    jws = jose.parse(compact, typ=AUTH_TYP, max_bytes=MAX_AUTH_BYTES)
+    members = jws.members()
+    role = members.text("role", most=8)
+    if role not in {"agent", "peer"}:
+        raise ValueError("role must be agent or peer")
+    issued = members.integer("iat")
+    claims = Claims(
+        subject=parse_did(jws.header.kid.partition("#")[0]).did,
+        aud=Did(members.text("aud", most=512)),
+        url=members.text("url", most=MAX_URL),
+        nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),
+        cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
+        role=role,  # type: ignore[arg-type]  # checked above
+    )
+    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
     return jws, claims, issued, expires
 
 

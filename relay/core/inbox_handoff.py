@@ -7,7 +7,7 @@ only what that means for envelopes and ids. What another relay says marks, and e
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Final, NamedTuple
 
@@ -16,7 +16,7 @@ from relay.core.envelope import MAX_LIFETIME_S
 from relay.core.handoffs import Tally
 from relay.core.ids import Eid, Seq, Timestamp
 from relay.core.inbox import BOUNCE_GRACE_S, Inbox
-from relay.core.inbox_values import Question, Waiting
+from relay.core.inbox_values import InboxLimits, Question, Waiting
 from relay.core.jws import b64decode, b64encode
 from relay.core.migration_values import DOUBT_BYTES, Holding
 
@@ -70,6 +70,11 @@ def plan(box: Inbox, now: Timestamp, *, has_work: bool) -> None:
 # ---------------------------------------------------------------- a digest
 
 
+def _end_of(hour: int) -> int:
+    """Whatever was created from then on has an id of a later hour."""
+    return (hour + 1) * HOUR_S + BOUNCE_GRACE_S
+
+
 def learn_floor(box: Inbox, floor: int) -> None:
     """Another relay has forgotten hours up to this one: what is of them may have been shown.
 
@@ -77,7 +82,7 @@ def learn_floor(box: Inbox, floor: int) -> None:
     another relay says turns nothing away.
     """
     if floor >= 0:
-        box.mark_before = max(box.mark_before, (floor + 1) * HOUR_S + BOUNCE_GRACE_S)
+        box.mark_before = max(box.mark_before, _end_of(floor))
 
 
 def floor(box: Inbox) -> int:
@@ -86,39 +91,40 @@ def floor(box: Inbox) -> int:
     return max(box.dedupe.floor, marked if box.mark_before else -1)
 
 
-def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:
-    """Remember ids as doubtful, if no more than ``most`` are remembered then.
+def most_ids(limits: InboxLimits) -> int:
+    """So many an inbox remembers when it is told some: strangers fill half, and must have room."""
+    return limits.dedupe_entries * 3 // 8
 
-    What is known here already marks what waits. Ids that there is no room for turn nothing away
-    and make nothing be forgotten: all that was sent until then is marked.
+
+def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:
+    """Remember ids as doubtful, while there are no more than ``most`` ids in all.
+
+    Nothing is forgotten for them: of an hour that there is no room for, all is marked instead, and
+    of all before it. So they are best said with the newest hour first.
     """
     ids = [Doubt(*one) for one in _DOUBT.iter_unpack(doubts)]
     for hour, some in groupby(ids, key=lambda one: one.hour):
-        new = _unknown(box, hour, some)
-        if not new:
+        new = {one.key: one for one in some if not _is_known(box, one)}
+        if not new or box.mark_before >= _end_of(hour):
             continue
-        if hour <= box.dedupe.floor:
-            mark_present(box)
-        elif len(box.dedupe) + len(new) > most:
-            learn_floor(box, hour)
-        else:
-            for one in new:
-                _remember(box, one)
+        if len(box.dedupe) + len(new) > most:
+            box.mark_before = _end_of(hour)
+            continue
+        for one in new.values():
+            _remember(box, one)
 
 
-def _unknown(box: Inbox, hour: int, ids: Iterable[Doubt]) -> list[Doubt]:
-    """What is not known here; of what is, that which waits is marked."""
-    new: dict[bytes, Doubt] = {}
-    for one in ids:
-        seen = box.dedupe.find(hour, one.key)
-        if seen is None:
-            new.setdefault(one.key, one)
-        elif seen.fate is Fate.FORWARDED:
-            # it went on from here, and where it went it may have been shown
-            seen.seq, seen.fate, seen.forwarded = Seq(0), Fate.DOUBTFUL, None
-        elif seen.fate is Fate.STORED and seen.seq in box.live:
-            box.handed = max(box.handed, seen.seq)
-    return list(new.values())
+def _is_known(box: Inbox, doubt: Doubt) -> bool:
+    """Whether this inbox has seen it itself; what waits is marked then."""
+    seen = box.dedupe.find(doubt.hour, doubt.key)
+    if seen is None:
+        return False
+    if seen.fate is Fate.FORWARDED:
+        # it went on from here, and where it went it may have been shown
+        seen.seq, seen.fate, seen.forwarded = Seq(0), Fate.DOUBTFUL, None
+    elif seen.fate is Fate.STORED and seen.seq in box.live:
+        box.handed = max(box.handed, seen.seq)
+    return True
 
 
 def _remember(box: Inbox, doubt: Doubt) -> None:
@@ -148,8 +154,8 @@ def waiting(box: Inbox, after: Seq, most: int) -> list[Waiting]:
 
 
 def doubts(box: Inbox) -> list[bytes]:
-    """Ids that its agent may have seen, in order, each packed for :func:`learn_doubts`."""
-    return sorted({_DOUBT.pack(*one) for one in _doubts(box)})
+    """Ids that its agent may have seen, the newest hour first, packed for :func:`learn_doubts`."""
+    return sorted({_DOUBT.pack(*one) for one in _doubts(box)}, reverse=True)
 
 
 def _doubts(box: Inbox) -> Iterator[Doubt]:

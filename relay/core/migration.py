@@ -32,6 +32,7 @@ from relay.core.migration_values import (
     Collecting,
     DigestPage,
     DigestReceipt,
+    Doubted,
     Freeze,
     Handoff,
     Heard,
@@ -74,6 +75,8 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
             return _learn(side, said, now)
         case Heard():
             return _hear(side, said, now)
+        case Doubted():
+            return _doubt(side, said)
         case Ticked():
             return _tick(side, now)
 
@@ -341,6 +344,12 @@ def _handed(side: Side, heard: Heard, receipt: DigestReceipt) -> Result:
     if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
     return Step(side._replace(handed=True))
+
+
+def _doubt(side: Side, said: Doubted) -> Result:
+    if side.handoff is None or side.handoff.id != said.handoff:
+        return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
+    return Step(side._replace(handed=False))
 
 
 # ---------------------------------------------------------------- long waits

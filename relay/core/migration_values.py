@@ -265,11 +265,17 @@ class Heard(NamedTuple):
     named: bool = False
 
 
+class Doubted(NamedTuple):
+    """The target of this hand-off knows nothing of it: what was said has to be said again."""
+
+    handoff: str
+
+
 class Ticked(NamedTuple):
     """Time has passed."""
 
 
-Input = Prepare | Freeze | Learned | Heard | Ticked
+Input = Prepare | Freeze | Learned | Heard | Doubted | Ticked
 
 
 class Step(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Final
 
 from relay.core import jws as jose
 from relay.core import records
-from relay.core.errors import ErrorCode, ProtocolError, Refusal
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
 from relay.core.ids import ORIGIN, UUID7, Did, Entropy, Timestamp, new_message_id
 from relay.core.records import EndpointRecord, Home
@@ -58,12 +58,7 @@ def parse(compact: str) -> MigrationOrder:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    try:
-        return _parse(compact)
-    except jose.UnsupportedError as exc:
-        raise ProtocolError(ErrorCode.UNSUPPORTED, f"order: {exc}") from exc
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, f"order: {exc}") from exc
+    return jose.read("order", _parse, compact)
 
 
 def _parse(compact: str) -> MigrationOrder:

@@ -33,15 +33,16 @@ from relay.core.frames import (
     View,
     Want,
 )
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Entropy, Timestamp
 
-Answer = Submitted | Statuses | Resolved | Digests | Have | Gossip | View | Error
+Answer = Submitted | Statuses | Resolved | Digests | Have | Gossip | View | Migrated | Error
 """What a peer says to the relay that dialled it."""
-Question = Status | Resolve | Digest | Want
+Question = Status | Resolve | Digest | Want | Migrate
 """What a relay asks of a peer that it dialled."""
 
-HEARD: Final = (Submitted, Statuses, Resolved, Digests, Have, Gossip, View, Error)
+HEARD: Final = (Submitted, Statuses, Resolved, Digests, Have, Gossip, View, Migrated, Error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from relay.core import jws as jose
 from relay.core.envelope import SHA256_BYTES
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Did, Eid, Epoch, Seq, Timestamp
+from relay.core.ids import MAX_HANDOFF, Did, Eid, Epoch, Seq, Timestamp
 
 RECEIPT_TYP: Final = "agent-receipt+jws"
 BOUNCE_TYP: Final = "agent-bounce+jws"
@@ -80,10 +80,18 @@ def position(secret: bytes, epoch: Epoch, seq: Seq) -> str:
 
 
 def sign_receipt(
-    key: SigningKey, items: Sequence[ReceiptItem], *, durability: Durability, now: Timestamp
+    key: SigningKey,
+    items: Sequence[ReceiptItem],
+    *,
+    durability: Durability,
+    now: Timestamp,
+    handoff: str = "",
 ) -> str:
-    """Sign one receipt for what one commit stored for one connection (PROTOCOL.md §4)."""
-    payload = {
+    """Sign one receipt for what one commit stored for one connection (PROTOCOL.md §4).
+
+    With ``handoff`` it says that these were taken over as a part of that hand-off.
+    """
+    payload: dict[str, Any] = {
         "v": 1,
         "relay": key.did,
         "at": int(now),
@@ -101,6 +109,8 @@ def sign_receipt(
             for item in items
         ],
     }
+    if handoff:
+        payload["mig_id"] = handoff
     return jose.sign(payload, typ=RECEIPT_TYP, kid=key.kid, key=key.sign)
 
 
@@ -120,6 +130,7 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
             at=members.integer("at"),
             durability=durability,  # type: ignore[arg-type]  # checked above
             items=tuple(_item(jose.Members(item)) for item in members.array("items", most=4096)),
+            handoff=members.optional_text("mig_id", most=MAX_HANDOFF) or "",
         )
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"receipt: {exc}") from exc

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from relay.core import jws as jose
-from relay.core.errors import ErrorCode, ProtocolError, Refusal
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
 from relay.core.ids import ORIGIN, Did, Timestamp
 
@@ -86,12 +86,7 @@ def parse(compact: str) -> EndpointRecord:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    try:
-        return _parse(compact)
-    except jose.UnsupportedError as exc:
-        raise ProtocolError(ErrorCode.UNSUPPORTED, f"record: {exc}") from exc
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, f"record: {exc}") from exc
+    return jose.read("record", _parse, compact)
 
 
 def _parse(compact: str) -> EndpointRecord:

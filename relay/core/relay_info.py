@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from relay.core import jws as jose
-from relay.core.errors import ErrorCode, ProtocolError, Refusal
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
 from relay.core.ids import ORIGIN, Did, Timestamp
 
@@ -93,12 +93,7 @@ def parse(compact: str) -> RelayInfo:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    try:
-        return _parse(compact)
-    except jose.UnsupportedError as exc:
-        raise ProtocolError(ErrorCode.UNSUPPORTED, f"relay information: {exc}") from exc
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, f"relay information: {exc}") from exc
+    return jose.read("relay information", _parse, compact)
 
 
 def _parse(compact: str) -> RelayInfo:

@@ -107,8 +107,8 @@ class RelaySession:
         """Say hello."""
         return [Send(self._hello)]
 
-    def receive(self, frame: Frame, now: Timestamp) -> list[Effect]:
-        """Take one frame from the dialler."""
+    def receive(self, frame: Frame, now: Timestamp, *, is_partner: bool = False) -> list[Effect]:
+        """Take one frame from the dialler; a partner is dealt with for a hand-off alone."""
         del now
         if self.phase is Phase.CLOSED:
             return []
@@ -121,9 +121,11 @@ class RelaySession:
         detail = speech.objection(frame, self.who.role)
         if detail is not None:
             return self.fail(ErrorCode.BAD_FRAME, detail)
-        return self._speak(frame)
+        return self._speak(frame, speech.no_to_partner(frame) if is_partner else None)
 
-    def _speak(self, frame: Frame) -> list[Effect]:
+    def _speak(self, frame: Frame, no: Error | None) -> list[Effect]:
+        if no is not None:
+            return [Send(no)] if no.ref else self.fail(no.error, no.detail)
         match frame:
             case Submit():
                 return self._submit(frame)

@@ -23,6 +23,7 @@ from relay.core.frames import (
     Submit,
     Want,
 )
+from relay.core.frames_migrate import Migrate
 from relay.core.handshake import Role
 from relay.core.ids import AgentKey, Did, Fence
 
@@ -37,7 +38,7 @@ CLOSES: Final = frozenset({
 
 SAYS: Final[dict[Role, frozenset[type[Frame]]]] = {
     "agent": frozenset({Submit, Ack, Status, Resolve, Publish, Rules, Error}),
-    "peer": frozenset({Submit, Status, Resolve, Gossip, Digest, Want, Error}),
+    "peer": frozenset({Submit, Status, Resolve, Gossip, Digest, Want, Migrate, Error}),
 }
 """What a dialler may say once its login holds; ``auth`` and ``bye`` aside."""
 
@@ -60,7 +61,7 @@ def objection(frame: Frame, role: Role) -> str | None:
     if isinstance(frame, Gossip) and frame.ref is not None:
         return "nothing was asked: the side that dialled asks"
     if role == "agent" and _speaks_for_others(frame):
-        return "only a peer says hops, marked and from"
+        return "only a peer says hops, marked, handoff and from"
     return None
 
 
@@ -70,12 +71,23 @@ def _a(role: Role) -> str:
 
 def _speaks_for_others(frame: Frame) -> bool:
     match frame:
-        case Submit(hops=hops, marked=marked):
-            return bool(hops or marked)
+        case Submit(hops=hops, marked=marked, handoff=handoff):
+            return bool(hops or marked or handoff)
         case Status(items=items):
             return any(item.sender is not None for item in items)
         case _:
             return False
+
+
+def no_to_partner(frame: Frame) -> Error | None:
+    """The no to a relay that is dealt with for a hand-off alone (§5.12); None: it may say this.
+
+    Without a ``ref``, where nobody waits for an answer, it is the end of the conversation.
+    """
+    if isinstance(frame, Migrate | Error) or (isinstance(frame, Submit) and frame.handoff):
+        return None
+    detail = "this relay deals with that one for a hand-off alone"
+    return Error(ErrorCode.NOT_FEDERATED, detail, None, getattr(frame, "ref", None))
 
 
 def is_too_far(submit: Submit, relay: Did) -> bool:

@@ -63,6 +63,7 @@ class Link:
         self._waiting: dict[str, asyncio.Future[Answer | Taken]] = {}
         self._submitted: dict[str, list[Eid]] = {}
         """What was not answered yet, also where nobody waits for the answer any more."""
+        self._handoffs: dict[str, str] = {}
         self._pushes: asyncio.Queue[Gossip] = asyncio.Queue(QUEUED_PUSHES)
         self._room = asyncio.Semaphore(MAX_SUBMITS)
         self._over = asyncio.Event()
@@ -125,18 +126,25 @@ class Link:
     # ------------------------------------------------------------ questions and answers
 
     async def submit(
-        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+        self,
+        envelopes: Sequence[bytes],
+        *,
+        hops: Sequence[Did] = (),
+        marked: Sequence[int] = (),
+        handoff: str = "",
     ) -> Taken:
-        """Hand envelopes over; gives the answer to exactly these.
+        """Hand envelopes over; gives the answer to exactly these. See the port.
 
         Raises:
             UnavailableError: ``peer_unreachable``: nobody knows what became of them.
             RelayError: the peer refuses the submit as a whole.
         """
         ref = str(next(self._refs))
-        frame = Submit(ref, envelopes, tuple(hops), tuple(marked))
+        frame = Submit(ref, envelopes, tuple(hops), tuple(marked), handoff)
         async with self._room:
             self._submitted[ref] = [eid_of(wire) for wire in envelopes]
+            if handoff:
+                self._handoffs[ref] = handoff
             try:
                 answer = await self._exchange(frame, ref, SUBMIT_S)
             except TimeoutError as exc:
@@ -190,14 +198,18 @@ class Link:
             compact = frame.receipt
             receipt = None if compact is None else verify_receipt(compact, self.peer)
             # what does not fit wholly is no answer to anything: it ends the link
-            for ref, outcomes in match(frame, receipt, self._submitted).items():
-                del self._submitted[ref]
+            for ref, outcomes in match(frame, receipt, self._submitted, self._handoffs).items():
+                self._forget(ref)
                 self._answer(ref, Taken(receipt, compact, outcomes))
             return True
         if frame.ref is None:
             return False
-        self._submitted.pop(frame.ref, None)
+        self._forget(frame.ref)
         return self._answer(frame.ref, frame)
+
+    def _forget(self, ref: str) -> None:
+        self._submitted.pop(ref, None)
+        self._handoffs.pop(ref, None)
 
     def _answer(self, ref: str, frame: Answer | Taken) -> bool:
         future = self._waiting.get(ref)

@@ -29,7 +29,7 @@ STEADY_S: Final = 5.0
 FIRST_WAIT_S: Final = 1.0
 LONGEST_WAIT_S: Final = 300.0
 LONGEST_WAIT_CHOSEN_S: Final = 15.0
-"""A peer that is chosen is tried more often: mail waits for it, and it is one of few."""
+"""A peer that is chosen, or that an inbox moves to, is tried more often: it is one of few."""
 MAX_LINKS: Final = 1_024
 MAX_STRANGE_DIALS: Final = 32
 """To relays that only records name: half of what the dialer does at once is left for the others."""
@@ -53,11 +53,23 @@ class Policy(Protocol):
     """Which relays this one deals with."""
 
     def admit(self, did: Did) -> None:
-        """Raise a RejectedError for one that it does not."""
+        """Raise a RejectedError for one that it does not, not even for a hand-off."""
+        ...
+
+    def admit_fully(self, did: Did) -> None:
+        """Raise a RejectedError for one that it does not, or for a hand-off alone."""
         ...
 
     def is_admitted(self, did: Did) -> bool:
-        """Whether it is dealt with."""
+        """Whether it is dealt with, and be it for a hand-off alone."""
+        ...
+
+    def is_full(self, did: Did) -> bool:
+        """Whether it is dealt with in all things."""
+        ...
+
+    def is_partner(self, did: Did) -> bool:
+        """Whether some hand-off waits for it."""
         ...
 
 
@@ -132,8 +144,9 @@ class Links:
     # ------------------------------------------------------------ the port
 
     def live(self) -> Sequence[Link]:
-        """All links that stand."""
-        return [link for link in self._live.values() if link.ended is None]
+        """All links that stand, but for those of a hand-off alone."""
+        standing = (link for link in self._live.values() if link.ended is None)
+        return [link for link in standing if self._policy.is_full(link.peer)]
 
     def wanted(self) -> int:
         """How many links there should be."""
@@ -145,12 +158,12 @@ class Links:
         return link if link is not None and link.ended is None else None
 
     def allows(self, relay: Did) -> bool:
-        """Whether this relay may have anything to do with that one."""
-        return self._policy.is_admitted(relay)
+        """Whether this relay deals with that one in all things, not for a hand-off alone."""
+        return self._policy.is_full(relay)
 
-    async def reach(self, relay: Did, url: str) -> Link:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
         """The link to a relay; dialled if there is none. See the port."""
-        self._policy.admit(relay)
+        (self._policy.admit if handoff else self._policy.admit_fully)(relay)
         try:
             async with asyncio.timeout(REACH_S):
                 while (link := self.to(relay)) is None:
@@ -264,7 +277,8 @@ class Links:
     def _remember(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
         before = self._failures.pop(name, None)
         times = before.times + 1 if before else 1
-        most = LONGEST_WAIT_CHOSEN_S if relay in self._chosen else LONGEST_WAIT_S
+        is_awaited = relay in self._chosen or self._policy.is_partner(relay)
+        most = LONGEST_WAIT_CHOSEN_S if is_awaited else LONGEST_WAIT_S
         longest = min(most, FIRST_WAIT_S * 2 ** min(times - 1, 10))
         asked_s = min(float(exc.retry_after or 0), LONGEST_WAIT_S)
         wait_s = max(clock.jitter(longest), asked_s)

@@ -1,4 +1,4 @@
-"""The route of an agent that moves; each request shows its signed order (PROTOCOL.md §5.11)."""
+"""The route of an agent that moves; each request shows its signed order (PROTOCOL.md §5.12)."""
 
 from __future__ import annotations
 

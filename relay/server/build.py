@@ -42,6 +42,7 @@ from relay.service.operating import Operating
 from relay.service.peers import Peers
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.resolving import Resolving, Routing
+from relay.service.returning import Returning
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake, RelayIdentity
@@ -90,11 +91,12 @@ class Built:
         return [self.opened.store, *([embedded] if embedded else [])]
 
     def is_ready(self) -> bool:
-        """Whether agents should come here: not draining, and the store answers.
+        """Whether agents should come here: they are let in, and the store answers.
 
         A full store stays ready: acks, which make room, must get through.
         """
-        return not self.node.intake.draining and self.node.store.is_available()
+        is_in_service = self.node.returning.is_over and not self.node.intake.draining
+        return is_in_service and self.node.store.is_available()
 
     async def check_disk(self) -> None:
         """Refuse submits before a full disk can end the embedded store."""
@@ -187,6 +189,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     naming = Naming(dialer, names)
     resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
     routing = Routing(resolving, links)
+    returning = Returning(mesh, store, settings.return_wait_s)
+    store.on_renewal(returning.renewed)
+    await returning.begin()
     handoffs = Handoffs(key.did, store, keys)
     mover = Mover(handoffs, store, links)
     directory.movers.append(handoffs.settle)
@@ -217,6 +222,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     )
     handoffs.changed += [_sharing(peers, handoffs), migrations.changed]
     handoffs.work.append(forwarding.wake)
+    handoffs.ended.append(lambda owner: delivery.wake([owner]))
     node = Node(
         node_id=node_id,
         key=key,
@@ -228,6 +234,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             rates=SenderRates(settings.sender_rate),
             strangers=StrangerRates(settings.stranger_rate),
             brought=StrangerRates(settings.peer_stranger_rate),
+            may_bring=handoffs.may_bring,
             commits=_accepts(store, delivery, contacts, forwarding),
             durability=lambda: store.durability,
             denied=deny,
@@ -235,7 +242,17 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         ),
         acks=acks,
         accounts=Accounts(
-            key, url, node_id, window, store, keys, directory, registration, peers, handoffs.settle
+            key=key,
+            url=url,
+            node=node_id,
+            window=window,
+            store=store,
+            keys=keys,
+            directory=directory,
+            registration=registration,
+            peers=peers,
+            returning=returning,
+            settle=handoffs.settle,
         ),
         directory=directory,
         status=StatusOf(store, links, routing),
@@ -249,6 +266,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         clock_guard=guard,
         handles=names,
         names=naming,
+        returning=returning,
         handoffs=handoffs,
         migrations=migrations,
     )

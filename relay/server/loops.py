@@ -28,6 +28,7 @@ PUSH_S: Final = 0.5
 PULL_REST_S: Final = 1.0
 """A pull waits by itself; this is only between two."""
 MEET_S: Final = 5.0
+RETURN_REST_S: Final = 0.2
 PEERS_S: Final = 5.0
 HANDOFFS_S: Final = 5.0
 LINKS_REST_S: Final = 1.0
@@ -73,6 +74,9 @@ class Housekeeping:
             self._said_doubt = guard.doubt
             return
         self._said_doubt = None
+        if not self.node.returning.is_over:
+            # what waits for an agent that has moved does not end here
+            return
         if not self._live:
             # whose sessions may have something in flight is not known yet
             return

@@ -37,6 +37,7 @@ from relay.server.loops import (
     POLL_S,
     PULL_REST_S,
     PUSH_S,
+    RETURN_REST_S,
     SWEEP_S,
     every,
 )
@@ -181,6 +182,7 @@ def _mesh_work(built: Built) -> list[Any]:
         built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("measure", MEASURE_S, built.housekeeping.measure),
+        every("return", RETURN_REST_S, built.node.returning),
         every("pull", PULL_REST_S, mesh.pull),
         every("meet", MEET_S, mesh.meet),
     ]

@@ -20,6 +20,7 @@ from relay.core.speech import Identity
 from relay.ports import Keys, OpenRequest, Store
 from relay.service.directory import Directory
 from relay.service.peers import Peers
+from relay.service.returning import Returning
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Accounts:
         directory: takes the record that comes with a login.
         registration: who may have an inbox.
         peers: which relays may log in.
+        returning: whether agents are let in yet.
         settle: acts upon the newest record of an agent.
     """
 
@@ -60,6 +62,7 @@ class Accounts:
     directory: Directory
     registration: Registration
     peers: Peers
+    returning: Returning
     settle: Callable[[AgentKey], Awaitable[object]]
 
     async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
@@ -88,16 +91,20 @@ class Accounts:
             until: 0 for a connection, else when a session without one ends (Unix seconds).
 
         Raises:
-            RelayError: ``not_federated``, ``blocked``, ``not_admitted``, ``storage_unavailable``
+            RelayError: ``not_federated``, ``blocked``, ``not_admitted``, ``draining``,
+                ``storage_unavailable``,
                 or what is wrong with the record.
         """
         if claims.role == "peer":
             return self._open_peer(key, claims, is_connected=not until)
         if claims.subject in self.registration.deny:
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not serve this agent")
+        await self.returning.admit()
         if auth.record is not None:
             await self.directory.publish(auth.record, owner=key.did)
         opened = await self._open(key, until)
+        # opening may be what shows that the store went back in time
+        self.returning.check()
         return self._welcome(key, claims, opened)
 
     def _open_peer(

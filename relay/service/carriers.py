@@ -154,7 +154,7 @@ class Carrier:
     async def _submit(self, items: Sequence[Carried]) -> Taken:
         home = self._home
         try:
-            link = await self._links.reach(home.did, home.url)
+            link = await self._links.reach(home.did, home.url, handoff=bool(self._handoff))
         except RelayError as exc:
             said = NotSentError(exc.code, exc.detail, retry_after=exc.retry_after)
             raise said from exc

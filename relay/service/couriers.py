@@ -69,6 +69,7 @@ class Needs:
         learn: takes a newer record that a relay told.
         spawn: runs work beside.
         batch: envelopes and wire bytes that one submit takes.
+        forgotten: of a hand-off: called where its target knows nothing of it.
     """
 
     window: Window
@@ -80,6 +81,7 @@ class Needs:
     learn: Callable[[str, Did], Awaitable[object]]
     spawn: Spawn
     batch: tuple[int, int] = BATCH
+    forgotten: Callable[[], Awaitable[None]] | None = None
 
 
 class Rest(NamedTuple):
@@ -202,6 +204,9 @@ class Courier(Follower):
             return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
+            if exc.code is ErrorCode.WRONG_STATE and self._needs.forgotten is not None:
+                await self._needs.forgotten()
+                return Answer((), (), load.unsent(), is_anew=True)
             failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))
             return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)

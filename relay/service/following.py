@@ -23,6 +23,8 @@ class Following:
 
     store: RecordStore
     index: Index = field(default_factory=Index)
+    is_current: bool = False
+    """Whether the log was read to its end, once."""
     _cursor: str = ""
 
     async def __call__(self) -> None:
@@ -32,9 +34,11 @@ class Following:
             changes = await self.store.record_changes(self._cursor, PAGE)
             if changes.anew:
                 self.index.clear()
+                self.is_current = False
             for owner, order in changes.items:
                 self._put(owner, order)
             self._cursor, more = changes.cursor, changes.more
+        self.is_current = True
         metrics.RECORDS.set(len(self.index))
 
     def _put(self, owner: AgentKey, order: Order) -> None:

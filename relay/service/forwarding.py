@@ -31,6 +31,8 @@ LOOK_S: Final = 1.0
 MOST_COURIERS: Final = 1_024
 MOST_DUE: Final = 256
 WINDOW: Final = Window(256, 4 * 1024 * 1024)
+HANDOFF_WINDOW: Final = Window(2 * HANDOFF_BATCH[0], 4 * 1024 * 1024)
+"""While the target looks at one page, the next one is read, and the last one acked."""
 
 
 @dataclass(slots=True)
@@ -142,8 +144,9 @@ class Forwarding:
                 self._due.set()
 
     async def _carry_on(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
+        window = HANDOFF_WINDOW if handoff else WINDOW
         opened = await self.store.open(
-            OpenRequest(inbox, self.node, WINDOW, create=False, courier=True)
+            OpenRequest(inbox, self.node, window, create=False, courier=True)
         )
         if isinstance(opened, Refusal):
             return
@@ -158,7 +161,7 @@ class Forwarding:
             return await self.mover.homes(inbox, handoff)
 
         return Needs(
-            window=WINDOW,
+            window=HANDOFF_WINDOW if handoff else WINDOW,
             store=self.store,
             acks=self.acks,
             delivery=self.delivery,
@@ -167,6 +170,7 @@ class Forwarding:
             learn=self.learn,
             spawn=self._spawn,
             batch=HANDOFF_BATCH if handoff else BATCH,
+            forgotten=(lambda: self.mover.forgotten(inbox, handoff)) if handoff else None,
         )
 
     def _carrier(self, home: Home, handoff: str) -> Carrier:

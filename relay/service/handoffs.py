@@ -15,7 +15,7 @@ from relay import clock, log, metrics
 from relay.core import handoffs, migration, orders, records
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError, UnavailableError
-from relay.core.frames import Migrate, Migrated
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.handoffs import Kept
 from relay.core.identity import VerificationKey, parse_did
 from relay.core.ids import AgentKey, Did
@@ -51,6 +51,7 @@ class Handoffs:
         keys: which keys may act for a DID.
         changed: called when a step was taken, or others may have taken some.
         work: called when a mover, or a courier, has something to do.
+        ended: called with an inbox whose session is over, where it is one of this node's.
     """
 
     me: Did
@@ -58,6 +59,7 @@ class Handoffs:
     keys: Keys
     changed: list[Callable[[], None]] = field(default_factory=list)
     work: list[Callable[[], None]] = field(default_factory=list)
+    ended: list[Callable[[AgentKey], None]] = field(default_factory=list)
     partners: frozenset[Did] = frozenset()
     """Relays that may talk with this one about some hand-off, whatever the federation."""
     _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
@@ -109,6 +111,8 @@ class Handoffs:
                 return kept, taken
             if await self.store.change_handoff(owner, row, change):
                 self._note(owner, kept.side, is_open=change.is_open)
+                for listener in self.ended if change.ends_session else ():
+                    listener(owner)
                 return kept, taken
         detail = "other nodes change this hand-off all the time"
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail, retry_after=1)
@@ -164,9 +168,12 @@ class Handoffs:
         """
         owner = parse_did(said.agent).agent_key
         row = await self.store.handoff(owner)
-        named = await self._is_named(peer, said, row)
+        if row.holding is None:
+            # its agent makes an inbox here by logging in, or by an order; nobody else does
+            raise ProtocolError(ErrorCode.WRONG_STATE, "the agent has no inbox here yet")
+        handoff, named = await self._evidence(peer, said, row)
         page = DigestPage(
-            handoff=said.handoff,
+            handoff=handoff,
             whole=jose.b64decode(said.whole),
             number=said.number,
             total=said.total,
@@ -187,19 +194,26 @@ class Handoffs:
             log.handoff("digested", said.agent, said.handoff, peer)
         return Migrated(said.ref, said.handoff, said.whole, step.answer.next)
 
-    async def _is_named(self, peer: Did, said: Migrate, row: HandoffRow) -> bool:
-        """Whether the agent itself has said that mail lay at this relay.
+    async def _evidence(self, peer: Did, said: Migrate, row: HandoffRow) -> tuple[str, bool]:
+        """Which hand-off it is here, and whether the agent itself has said that mail lay there.
+
+        An order and the record that it ended in are one hand-off: a relay that has lost what it
+        knew of the order knows the record.
 
         Raises:
             RelayError: what is shown for it is not the agent's.
         """
         handoff = self.kept(row).side.handoff
         if handoff == (said.handoff, peer) or row.record is None:
-            return False
+            return said.handoff, False
         key = await self.keys.resolve(said.agent)
         evidence = _evidence(said.evidence, key)
         newest = records.parse(row.record.compact)
-        return orders.is_named(peer, evidence, newest)
+        named = orders.is_named(peer, evidence, newest)
+        if isinstance(evidence, MigrationOrder) and evidence.id == said.handoff:
+            is_its_end = evidence.record.order == newest.order
+            return (RecordRef.of(newest).handoff if is_its_end else said.handoff), named
+        return said.handoff, named
 
     async def may_bring(self, peer: Did, agent: AgentKey, handoff: str) -> bool:
         """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
@@ -215,9 +229,19 @@ def _learn(side: Side, row: HandoffRow) -> Step:
     if side.record is not None and side.record.order > record.order:
         # one whose seq no right clock can have given had to give way in the store
         side = side._replace(record=None)
-    former = _ref(row.former)
-    done = migration.step(side, Learned(record, former, _fork(row, record)), clock.now())
+    done = migration.step(side, Learned(record, _former(row), _fork(row, record)), clock.now())
     return _taken(done)
+
+
+def _former(row: HandoffRow) -> RecordRef | None:
+    """Where the agent lived before: as the record before says, and the newest itself."""
+    before = _ref(row.former)
+    assert row.record is not None  # noqa: S101  it is what is learned
+    left = [one.did for one in records.parse(row.record.compact).drain if one.until > clock.now()]
+    if not left:
+        return before
+    order, homes = (before.order, before.homes) if before else ((0, 0, b""), ())
+    return RecordRef(order, tuple(dict.fromkeys((*homes, *left))))
 
 
 def _next(learned: Step, said: Input) -> Step:
@@ -250,7 +274,7 @@ def _change(
 ) -> HandoffChange | None:
     """What a step does to the store; None: nothing at all."""
     side = kept.side
-    if not row.text and _is_plain(side, row):
+    if not row.text and not step.imports and _is_plain(side, row):
         return None
     is_same = bool(row.text) and kept == before and row.holding is side.holding
     if is_same and not (anew or step.mark_present or step.imports):
@@ -275,7 +299,9 @@ def _is_plain(side: Side, row: HandoffRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
     if side.mode is Mode.NONE or (row.holding is None and side.mode is Mode.ACTIVE):
         return True
-    is_bare = side.handoff is None and not side.missing and side.forked is None
+    # a digest that came, or a part of one, is to be kept: its relay may bring what it holds
+    has_heard = side.sources or side.collecting is not None
+    is_bare = side.handoff is None and not side.missing and side.forked is None and not has_heard
     return side.mode is Mode.ACTIVE and is_bare and row.holding is Holding.HOME
 
 

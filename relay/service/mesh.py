@@ -86,6 +86,8 @@ class Mesh:
     def came(self, link: PeerLink) -> None:
         """A link stands: say who this relay is, and compare directories at once."""
         self.peers.reached(link.peer)
+        if not self.peers.is_full(link.peer):
+            return
         link.push(Gossip(relays=(self._own_info(),)))
         self._fresh[link.peer] = None
         self._heal.set()
@@ -133,6 +135,9 @@ class Mesh:
         return told
 
     async def _told(self, peer: Did, question: Digest | Want) -> Frame:
+        if not self.following.is_current:
+            # a node that has just started must not say that it holds nothing
+            await self.following()
         match question:
             case Want(ref=ref, view=True):
                 return self.peers.view_of(peer, ref)
@@ -189,7 +194,7 @@ class Mesh:
             pass
         await self.following()
         async with asyncio.TaskGroup() as tasks:
-            partners = self._back() or clock.pick(self._able(), 1)
+            partners = self._back() or clock.pick(self.able(), 1)
             asked = {tasks.create_task(self._pull_from(link)) for link in partners}
             while asked:
                 come = tasks.create_task(self._heal.wait())
@@ -206,8 +211,8 @@ class Mesh:
         except UnavailableError as exc:
             log.loop_failed("pull", exc.code)
 
-    def _able(self) -> list[PeerLink]:
-        """Whom to pull from."""
+    def able(self) -> list[PeerLink]:
+        """Whose word on records is asked for."""
         live = self.links.live()
         return [link for link in live if not self.peers.standing(link.peer).is_out]
 
@@ -215,7 +220,7 @@ class Mesh:
         """Who has come back, and was not asked yet."""
         self._heal.clear()
         fresh, self._fresh = self._fresh, {}
-        return [link for link in self._able() if link.peer in fresh]
+        return [link for link in self.able() if link.peer in fresh]
 
     async def meet(self, anew: Did | None = None) -> None:
         """Ask peers whom they know and how they see this relay, now and then.

@@ -1,4 +1,4 @@
-"""Migrations: what an agent asks of its old relay and its new one (PROTOCOL.md §5.11).
+"""Migrations: what an agent asks of its old relay and its new one (PROTOCOL.md §5.12).
 
 Rules of the file: the signed order is the proof; no session is needed, for there is none at either
 relay while an inbox moves. Every step may be repeated, and says again what it said.

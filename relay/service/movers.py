@@ -13,6 +13,7 @@ failed is tried again within the lease, and then with each new one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
@@ -22,13 +23,21 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.core import migration, orders, records
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
-from relay.core.frames import Migrate, Migrated
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.handoffs import Kept
 from relay.core.identity import did_of
 from relay.core.ids import AgentKey
 from relay.core.inbox_values import Known
 from relay.core.jws import b64decode, b64encode
-from relay.core.migration_values import DOUBT_BYTES, DigestReceipt, Heard, Holding, Mode, Side
+from relay.core.migration_values import (
+    DOUBT_BYTES,
+    DigestReceipt,
+    Doubted,
+    Heard,
+    Holding,
+    Mode,
+    Side,
+)
 from relay.core.outbox import LEASE_S
 from relay.core.records import Home
 from relay.ports_mesh import HandoffRow, HandoffStore, PeerLink, PeerLinks
@@ -101,6 +110,11 @@ class Mover:
             return []
         return [_target(side, kept, row)]
 
+    async def forgotten(self, inbox: AgentKey, handoff: str) -> None:
+        """The target refuses mail of a hand-off that it does not know: say the digest again."""
+        with contextlib.suppress(RelayError):
+            await self.handoffs.take(inbox, Doubted(handoff))
+
     # ------------------------------------------------------------ the digest
 
     async def _hand(self, inbox: AgentKey, kept: Kept) -> Kept:
@@ -112,7 +126,7 @@ class Mover:
         side, row = kept.side, await self.store.handoff(inbox)
         assert side.handoff is not None  # noqa: S101  it has work
         target = _target(side, kept, row)
-        link = await self.links.reach(target.did, target.url)
+        link = await self.links.reach(target.did, target.url, handoff=True)
         pages = await self._pages(inbox, side, _evidence(side, kept, row))
         receipt = await _say(link, pages)
         log.handoff("handed", did_of(inbox), side.handoff.id, target.did)
@@ -157,8 +171,9 @@ class Mover:
                 ids[some[at : at + DOUBT_BYTES]] = None
             after, floor = found.after, max(floor, found.floor)
             if not after:
-                # in one order, so that what is said again after a crash is the same digest
-                return b"".join(sorted(ids)), floor
+                # in one order, so that what is said again after a crash is the same digest; the
+                # newest hours first: should there be no room for all, the oldest are marked as such
+                return b"".join(sorted(ids, reverse=True)), floor
 
 
 async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
@@ -214,6 +229,7 @@ def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:
 
 def _evidence(side: Side, kept: Kept, row: HandoffRow) -> str:
     """What shows that the agent's mail lay here: an earlier record, or an order."""
-    if row.former is not None and records.parse(row.former).names(side.me):
-        return row.former
-    return kept.order
+    assert side.handoff is not None  # noqa: S101  only of a hand-off
+    by_order = bool(kept.order) and orders.parse(kept.order).id == side.handoff.id
+    has_lived = row.former is not None and records.parse(row.former).names(side.me)
+    return row.former if row.former is not None and has_lived and not by_order else kept.order

@@ -25,6 +25,7 @@ from relay.service.mesh import Mesh
 from relay.service.migrations import Migrations
 from relay.service.peers import Peers
 from relay.service.resolving import Resolving, Routing
+from relay.service.returning import Returning
 from relay.service.rules import RulesOf
 from relay.service.status import StatusOf
 from relay.service.submit import Intake
@@ -70,6 +71,7 @@ class Node:
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names
+    returning: Returning
     handoffs: Handoffs
     migrations: Migrations
 

@@ -63,6 +63,8 @@ class Peers:
         self.roster = Roster(own)
         self.conduct = Conduct()
         self._guests: dict[Did, set[Callable[[], None]]] = {}
+        self.partners: frozenset[Did] = frozenset()
+        """Relays that some agent's inbox moves from or to; see :meth:`is_full`."""
         self.introduced: Counter[Did] = Counter()
         self.refusals: dict[Did, Refused] = {}
         self.views: dict[Did, SeenBy] = {}
@@ -72,11 +74,30 @@ class Peers:
     # ------------------------------------------------------------ policy
 
     def admit(self, did: Did) -> None:
-        """Let a relay log in here, or be dialled.
+        """Let a relay log in here, or be dialled, and be it for a hand-off alone.
 
         Raises:
             RejectedError: ``not_federated`` or ``blocked``.
         """
+        self._admit(did, is_partner=did in self.partners)
+
+    def admit_fully(self, did: Did) -> None:
+        """Deal with a relay in all things.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``.
+        """
+        self._admit(did, is_partner=False)
+
+    def admit_handoff(self, did: Did) -> None:
+        """Let an inbox move between here and a relay: an agent's order is enough where none is off.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``.
+        """
+        self._admit(did, is_partner=True)
+
+    def _admit(self, did: Did, *, is_partner: bool) -> None:
         row = self.rows.get(did)
         standing = row.standing if row else None
         if did == self.own:
@@ -85,23 +106,9 @@ class Peers:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
         if did in self._denied or standing == "blocked":
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
-        if self.federation == "closed" and standing != "added":
+        if self.federation == "closed" and standing != "added" and not is_partner:
             detail = "this relay deals only with relays that its operator added"
             raise RejectedError(ErrorCode.NOT_FEDERATED, detail)
-
-    def admit_handoff(self, did: Did) -> None:
-        """Let an inbox move between here and a relay: an agent's order is enough where none is off.
-
-        Raises:
-            RejectedError: ``not_federated`` or ``blocked``.
-        """
-        row = self.rows.get(did)
-        if did == self.own:
-            raise RejectedError(ErrorCode.NOT_FEDERATED, "that is this relay itself")
-        if self.federation == "off":
-            raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
-        if did in self._denied or (row is not None and row.standing == "blocked"):
-            raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
 
     def admit_login(self, did: Did) -> None:
         """Let a relay log in here, or go on; one that told lies of late stays out for a while.
@@ -124,9 +131,23 @@ class Peers:
             raise RejectedError(ErrorCode.BLOCKED, detail, retry_after=wait_s)
 
     def is_admitted(self, did: Did) -> bool:
-        """Whether it may be dealt with."""
+        """Whether it may be dealt with, and be it for a hand-off alone."""
+        return self._admits(did, is_partner=did in self.partners)
+
+    def is_full(self, did: Did) -> bool:
+        """Whether it may be dealt with in all things: gossip, mail, questions.
+
+        An agent's order lets its two relays talk about its inbox, and about nothing else.
+        """
+        return self._admits(did, is_partner=False)
+
+    def is_partner(self, did: Did) -> bool:
+        """Whether some hand-off waits for it."""
+        return did in self.partners
+
+    def _admits(self, did: Did, *, is_partner: bool) -> bool:
         try:
-            self.admit(did)
+            self._admit(did, is_partner=is_partner)
         except RejectedError:
             return False
         return True
@@ -150,7 +171,7 @@ class Peers:
     async def refresh(self) -> None:
         """Look at what other nodes, and the operator at them, have written down."""
         self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
-        wanted = {did for did in self.rows if self.is_admitted(did)}
+        wanted = {did for did in self.rows if self.is_full(did)}
         # in open federation anybody is a peer: of whom is not written down, nothing is remembered
         self.introduced = Counter(
             {did: n for did, n in self.introduced.items() if did in self.rows}
@@ -245,7 +266,7 @@ class Peers:
             await self.refresh()
             return None
         self.rows[info.did] = known
-        if self.is_admitted(info.did):
+        if self.is_full(info.did):
             self.roster.add(info.did)
         self.roster.heard(info.did, clock.now())
         if row is None:

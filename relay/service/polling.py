@@ -133,7 +133,7 @@ class Polling:
         Raises:
             RelayError: ``superseded``, ``inbox_reset``, ``unknown_inbox``, ``storage_unavailable``.
         """
-        fence = session.inbox_fence()
+        fence = await self._fence(session)
         waiter = _Waiter(fence)
         live = LiveSession(fence, self.node.node_id, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
@@ -153,6 +153,11 @@ class Polling:
         finally:
             self.node.delivery.detach(session.inbox, waiter)
 
+    async def _fence(self, session: Session) -> Fence:
+        """Of its inbox session, which may be older than this node."""
+        await self.node.returning.admit()
+        return session.inbox_fence()
+
     async def _take(self, inbox: AgentKey, live: LiveSession) -> Page:
         page = await self.node.store.take(inbox, live, self.node.settings.window)
         if isinstance(page, Refusal):
@@ -165,7 +170,7 @@ class Polling:
         Raises:
             RelayError: as :class:`relay.service.rules.RulesOf`; ``unknown_inbox``.
         """
-        return await self.node.rules(session.inbox, session.inbox_fence(), wish)
+        return await self.node.rules(session.inbox, await self._fence(session), wish)
 
     async def ack(self, session: Session, ack: Ack) -> Acked:
         """Ack what this session took.
@@ -173,7 +178,7 @@ class Polling:
         Raises:
             RelayError: ``inbox_reset``, ``superseded``, ``bad_frame``, ``storage_unavailable``.
         """
-        session.inbox_fence()
+        await self._fence(session)
         request = AckRequest(session.inbox, ack, taken=True)
         [result] = await self.node.store.ack([request])
         if isinstance(result, Refusal):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, NamedTuple
@@ -17,7 +17,7 @@ from relay import clock, metrics
 from relay.core import envelope as envelopes
 from relay.core import policy
 from relay.core.envelope import AdmittedEnvelope, StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.core.errors import ErrorCode, Refusal, RelayError, error
 from relay.core.frames import Rejection, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import AgentKey, Did
@@ -45,6 +45,8 @@ ELSEWHERE: Final = frozenset({ErrorCode.MOVED, ErrorCode.UNKNOWN_INBOX})
 """The inbox is not here: what an agent of this relay sends there is forwarded."""
 
 Answer = Callable[[Submitted], None]
+MayBring = Callable[[Did, AgentKey, str], Awaitable[bool]]
+"""Whether what a relay brings for an agent is a part of that hand-off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +66,18 @@ class Local:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another relay, whose submits go into inboxes here or nowhere."""
+    """Another relay, whose submits go into inboxes here or nowhere.
+
+    Args:
+        key: what is counted as brought by it.
+        did: who it is.
+        is_full: whether it is dealt with in all things, asked anew each time; else only for
+            hand-offs.
+    """
 
     key: AgentKey
     did: Did
+    is_full: Callable[[], bool]
 
 
 @dataclass(slots=True)
@@ -85,6 +95,7 @@ class _Waiting:
     ref: str
     undecided: int
     results: list[ReceiptItem | Refusal | None]
+    handoff: str = ""
 
 
 class Item(NamedTuple):
@@ -106,6 +117,7 @@ class Intake:
         rates: buckets of proven senders.
         strangers: buckets of networks from which strangers write.
         brought: buckets of peers that bring what strangers write.
+        may_bring: which hand-offs bring what.
         commits: the group commit of accepts.
         durability: what a receipt may promise, asked at each receipt.
         denied: senders the operator does not serve.
@@ -118,6 +130,7 @@ class Intake:
     rates: SenderRates
     strangers: StrangerRates
     brought: StrangerRates
+    may_bring: MayBring
     commits: GroupCommit[Item, Accepted]
     durability: Callable[[], Durability]
     denied: frozenset[Did]
@@ -150,22 +163,34 @@ class Submissions:
         if isinstance(source, Peer):
             self._strangers, self._network = self._intake.brought, source.did
 
-    async def submit(self, ref: str, items: Sequence[object], marked: Collection[int] = ()) -> None:
+    async def submit(
+        self,
+        ref: str,
+        items: Sequence[object],
+        marked: Collection[int] = (),
+        handoff: str = "",
+    ) -> None:
         """Take a submit; the answer comes through ``answer`` when all of it is decided.
 
         Args:
             ref: named by the answer.
             items: raw envelopes.
             marked: places of those that their recipient may have been handed before.
+            handoff: of a peer: the hand-off that they are a page of.
+
+        Raises:
+            RelayError: nothing of it is taken, and there is no other answer: ``wrong_state`` or
+                ``not_federated`` where that hand-off brings nothing here.
         """
-        waiting = _Waiting(ref, len(items), [None] * len(items))
+        moving = await self._moving(items, handoff) if handoff else None
+        waiting = _Waiting(ref, len(items), [None] * len(items), handoff)
         self._waiting.append(waiting)
         ready: list[Item] = []
         intake = self._intake
         facts = policy.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
-        is_barred = self._strangers.wait(self._network) > 0
+        is_barred = moving is None and self._strangers.wait(self._network) > 0
         for index, raw in enumerate(items):
-            outcome = await self._admit(raw, facts)
+            outcome = await self._admit(raw, facts, moving)
             if isinstance(outcome, Refusal):
                 waiting.results[index] = outcome
                 waiting.undecided -= 1
@@ -173,6 +198,7 @@ class Submissions:
                 stored = envelopes.stored(outcome, barred=is_barred)
                 if self._source is not None:
                     stored = _of(self._source, stored, outcome, is_marked=index in marked)
+                stored = stored._replace(moving=True) if moving is not None else stored
                 self.in_flight_bytes += len(stored.wire)
                 ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
@@ -181,8 +207,26 @@ class Submissions:
         self._intake.commits.put(self, ready)
         self._flush()
 
+    async def _moving(self, items: Sequence[object], handoff: str) -> AgentKey | None:
+        """Whose inbox it is that a peer hands over; None: not one envelope can be read."""
+        source, intake = self._source, self._intake
+        if not isinstance(source, Peer):
+            raise error(ErrorCode.BAD_FRAME, "only a peer hands an inbox over")
+        inbox = next(filter(None, (self._recipient(raw) for raw in items)), None)
+        if inbox is None or await intake.may_bring(source.did, inbox, handoff):
+            return inbox
+        code = ErrorCode.WRONG_STATE if source.is_full() else ErrorCode.NOT_FEDERATED
+        raise error(code, "nothing is handed over here under that id by that relay")
+
+    def _recipient(self, raw: object) -> AgentKey | None:
+        try:
+            read = envelopes.parse(raw, max_body_bytes=self._intake.max_body_bytes)
+        except RelayError:
+            return None
+        return read.recipient.agent_key
+
     async def _admit(
-        self, raw: object, facts: policy.Facts
+        self, raw: object, facts: policy.Facts, moving: AgentKey | None
     ) -> envelopes.AdmittedEnvelope | Refusal:
         intake = self._intake
         try:
@@ -190,12 +234,15 @@ class Submissions:
             no = policy.object_early(envelope, facts)
             if no is not None:
                 return no
+            if moving is not None and envelope.recipient.agent_key != moving:
+                return Refusal(ErrorCode.WRONG_STATE, "that hand-off is of another inbox")
             sender = envelope.sender
             key = intake.keys.known(sender) or await intake.keys.resolve(sender.did)
             verified = envelopes.verify(envelope, key)
         except RelayError as exc:
             return Refusal.of(exc)
-        wait_s = intake.rates.take(sender.agent_key)
+        # at another relay it was taken once already, at the rate that held there
+        wait_s = 0.0 if moving is not None else intake.rates.take(sender.agent_key)
         return policy.admit(verified, policy.with_wait(facts, wait_s))
 
     def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
@@ -212,10 +259,10 @@ class Submissions:
             self.in_flight_bytes -= len(stored.wire)
             submit.undecided -= 1
             if isinstance(result, Refusal):
-                submit.results[place] = self._refused(result)
+                submit.results[place] = result if stored.moving else self._refused(result)
                 continue
             seq, epoch, dup, _, is_stranger, is_away = result
-            strangers += is_stranger
+            strangers += is_stranger and not stored.moving
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)
             submit.results[place] = ReceiptItem(
@@ -263,11 +310,18 @@ class Submissions:
         return replace(no, retry_after=max(1, ceil(strangers.wait(self._network))))
 
     def _flush(self) -> None:
-        """Answer, oldest first, every submit that is wholly decided, in one frame."""
+        """Answer, oldest first, every submit that is wholly decided, in as few frames as can be."""
+        while self._waiting and not self._waiting[0].undecided:
+            self._answer_alike(self._waiting[0].handoff)
+
+    def _answer_alike(self, handoff: str) -> None:
+        """In one frame: a receipt is of one hand-off, or of none."""
         refs: list[str] = []
         stored: list[ReceiptItem] = []
         rejected: list[Rejection] = []
-        while self._waiting and not self._waiting[0].undecided:
+        while self._waiting and not (first := self._waiting[0]).undecided:
+            if first.handoff != handoff:
+                break
             submit = self._waiting.popleft()
             refs.append(submit.ref)
             for index, result in enumerate(submit.results):
@@ -276,15 +330,16 @@ class Submissions:
                     rejected.append(_rejection(submit.ref, index, result))
                 elif result is not None:
                     stored.append(result)
-        if refs:
-            self._answer(Submitted(tuple(refs), self._receipt(stored), tuple(rejected)))
+        self._answer(Submitted(tuple(refs), self._receipt(stored, handoff), tuple(rejected)))
 
-    def _receipt(self, items: Sequence[ReceiptItem]) -> str | None:
+    def _receipt(self, items: Sequence[ReceiptItem], handoff: str) -> str | None:
         if not items:
             return None
         intake = self._intake
         key = intake.identity.key
-        return sign_receipt(key, items, durability=intake.durability(), now=clock.now())
+        return sign_receipt(
+            key, items, durability=intake.durability(), now=clock.now(), handoff=handoff
+        )
 
 
 def _of(

@@ -34,7 +34,7 @@ from relay.core.migration_values import Holding
 from relay.core.outbox import MOVING, Outboxes
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports import AckRequest, BounceBatch, Head, Inboxes, OnWake, OpenRequest
 from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
 from relay.store.memory_bounces import MemoryBounces
 from relay.store.memory_handoffs import MemoryHandoffs, new_epoch
@@ -103,6 +103,9 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     def on_wake(self, callback: OnWake) -> None:
         """No other node, so no news from one."""
+
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """It never goes back in time."""
 
     # ------------------------------------------------------------ inboxes
 
@@ -287,6 +290,12 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             Head(one.fence, one.epoch, one.last, not one.home or one.held) if one else None
             for one in found
         ]
+
+    async def inboxes(self, after: str, most: int) -> Inboxes:
+        """Whose inboxes are here."""
+        place = int(after or 0)
+        owners = list(itertools.islice(self._inboxes, place, place + most))
+        return Inboxes(owners, str(place + most) if len(self._inboxes) > place + most else "")
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""

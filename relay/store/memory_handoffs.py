@@ -105,7 +105,7 @@ class MemoryHandoffs(MemoryDirectory):
             inbox_handoff.mark_present(box)
         inbox_handoff.learn_floor(box, change.floor)
         spare = self._dedupe_total - sum(len(one.dedupe) for one in self._inboxes.values())
-        most = min(self._limits.dedupe_entries // 2, len(box.dedupe) + spare)
+        most = min(inbox_handoff.most_ids(self._limits), len(box.dedupe) + spare)
         inbox_handoff.learn_doubts(box, change.doubts, most)
         if change.is_new:
             inbox_handoff.begin_tally(box)
@@ -129,7 +129,7 @@ class MemoryHandoffs(MemoryDirectory):
         box = self._inboxes.get(inbox)
         if box is None:
             return Doubts(b"", "", -1)
-        later = [one for one in inbox_handoff.doubts(box) if one.hex() > after]
+        later = [one for one in inbox_handoff.doubts(box) if not after or one.hex() < after]
         found = later[:most]
         last = found[-1].hex() if len(later) > most else ""
         return Doubts(b"".join(found), last, inbox_handoff.floor(box))

@@ -48,9 +48,11 @@ from relay.core.frames import (
     StatusAnswer,
     Statuses,
     StatusItem,
+    Submit,
     Submitted,
     Want,
 )
+from relay.core.frames_migrate import Migrate
 from relay.core.ids import Fence
 from relay.core.inbox_values import Acked
 from relay.core.session import RelaySession
@@ -142,7 +144,10 @@ class Connection(Follower):
         if self._is_peer and (no := self._refusal()) is not None:
             self._perform(self._session.refused(no))
             return
-        await self._perform_all(self._session.receive(frame, clock.monotonic()))
+        now = clock.monotonic()
+        await self._perform_all(
+            self._session.receive(frame, now, is_partner=self._is_peer and not self._is_full())
+        )
         while self._is_crowded:
             self._room.clear()
             await self._room.wait()
@@ -153,6 +158,11 @@ class Connection(Follower):
     @property
     def _is_peer(self) -> bool:
         return self._session.who is not None and self._session.who.role == "peer"
+
+    def _is_full(self) -> bool:
+        """Whether a peer is dealt with in all things, and not for a hand-off alone."""
+        who = self._session.who
+        return who is not None and self._node.peers.is_full(who.did)
 
     def _dismiss(self) -> None:
         no = self._refusal()
@@ -190,9 +200,7 @@ class Connection(Follower):
         """
         for effect in effects:
             if isinstance(effect, Store):
-                await self._submissions.submit(
-                    effect.submit.ref, effect.submit.envelopes, effect.submit.marked
-                )
+                await self._store(effect.submit)
             elif isinstance(effect, Login):
                 await self._log_in(effect)
             elif isinstance(effect, Hear):
@@ -251,7 +259,7 @@ class Connection(Follower):
         metrics.LOGINS.labels("ok").inc()
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
-            self._submissions.say_who(Peer(who.inbox, who.did))
+            self._submissions.say_who(Peer(who.inbox, who.did, self._is_full))
             self._node.mesh.arrived(who.did, self._dismiss)
         elif who.fence is not None:
             self._submissions.say_who(Local(who.inbox, self._node.routing, self._spawn))
@@ -260,6 +268,14 @@ class Connection(Follower):
             self._node.delivery.attach(who.inbox, self)
             # what was stored between opening and attaching had nobody to tell
             self.woken()
+
+    async def _store(self, submit: Submit) -> None:
+        try:
+            await self._submissions.submit(
+                submit.ref, submit.envelopes, submit.marked, submit.handoff
+            )
+        except RelayError as exc:
+            self._write(Error(exc.code, exc.detail, exc.retry_after, submit.ref))
 
     async def _hear(self, effect: Hear) -> None:
         who = self._session.who
@@ -298,6 +314,8 @@ class Connection(Follower):
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
             case Digest() | Want():
                 return await node.mesh.answer(who.did, question)
+            case Migrate():
+                return await node.handoffs.hear(who.did, question)
             case Resolve():
                 return await self._resolve(who, question)
 

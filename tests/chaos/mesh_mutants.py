@@ -54,7 +54,7 @@ def any_order() -> None:
 def ack_before_receipt() -> None:
     """A courier hands over and acks as if it had the receipt, before it is there."""
 
-    async def believe(self: Courier, home: Home, items: Sequence[Carried]) -> Answer:
+    async def believe(self: Courier, home: Home, items: Sequence[Carried], _: object) -> Answer:
         async def send() -> None:
             with contextlib.suppress(RelayError):
                 await self._needs.carrier(home).submit(items)

@@ -215,7 +215,7 @@ async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
     answer = json.dumps({"stored": False, "kv": 1, "seq": 1, "record": newer}).encode()
     async with stalling(answer) as relay:
         relay.go.set()
-        giving = publishing._put(origins.parse(relay.url), mine)
+        giving = publishing.put(origins.parse(relay.url), mine)
         if signer == "the agent":
             assert await giving == records.parse(newer)
         else:

@@ -33,8 +33,17 @@ class Everybody:
     def admit(self, did: Did) -> None:
         pass
 
+    def admit_fully(self, did: Did) -> None:
+        pass
+
     def is_admitted(self, did: Did) -> bool:
         return bool(did)
+
+    def is_full(self, did: Did) -> bool:
+        return bool(did)
+
+    def is_partner(self, did: Did) -> bool:
+        return not did
 
 
 class Dialler:

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 
 import pytest
 
+from relay.client.errors import AgentError
+from relay.core import orders, records
 from relay.core.envelope import SignedEnvelope
-from relay.core.frames import Ack, Deliver, Submit, Submitted
+from relay.core.errors import ErrorCode, RelayError
+from relay.core.frames import Ack, Acked, Deliver, Ruled, Rules, Submit, Submitted
 from relay.core.identity import SigningKey
 from relay.core.ids import Eid
 from relay.core.migration_values import Mode
@@ -20,6 +23,7 @@ from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, sp
 from tests.support.steps import Traveller
 
 pytestmark = pytest.mark.timeout(60)
+CLOSES_MIGRATING = 4002
 
 
 @dataclass
@@ -47,12 +51,12 @@ class Two:
         await self.submit(place, made)
         return made
 
-    async def submit(self, place: Place, made: Sequence[SignedEnvelope]) -> Submitted:
+    async def submit(self, place: Place, made: Sequence[SignedEnvelope]) -> None:
         async with speaker(place.url, self.sender) as one:
-            await one.say(Submit("s", [envelope.wire for envelope in made]))
-            answer = await one.hear(Submitted)
-            assert not answer.rejected, answer
-            return answer
+            for at in range(0, len(made), 256):
+                await one.say(Submit("s", [each.wire for each in made[at : at + 256]]))
+                answer = await one.hear(Submitted)
+                assert not answer.rejected, answer
 
 
 def _home(place: Place) -> Home:
@@ -76,9 +80,9 @@ async def take_all(one: Speaker, count: int) -> list[tuple[Eid, bool]]:
     found: list[tuple[Eid, bool]] = []
     while len(found) < count:
         frame = await one.hear(Deliver)
-        for item in frame.items:
-            found.append((_eid(item.envelope), item.redelivered))
+        found += [(_eid(item.envelope), item.redelivered) for item in frame.items]
         await one.say(Ack(frame.epoch, frame.items[-1].seq))
+        await one.hear(Acked)
     return found
 
 
@@ -88,7 +92,7 @@ def _eid(raw: object) -> Eid:
     return envelope.parse(raw, max_body_bytes=2**20).eid
 
 
-async def until_empty(world: Two, traveller: Traveller) -> None:
+async def until_empty(traveller: Traveller) -> None:
     async with asyncio.timeout(20):
         while (await traveller.state(traveller.source)).tally.waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
@@ -97,7 +101,7 @@ async def until_empty(world: Two, traveller: Traveller) -> None:
 @pytest.mark.parametrize("federated", [True, False])
 async def test_what_waits_moves_with_the_agent(federated):
     async with two(federated=federated) as world:
-        made = await world.write(world.a, 600 // 1 if federated else 5)
+        made = await world.write(world.a, 600 if federated else 5)
         move = world.traveller()
         frozen = await move.move()
         assert (frozen.mode, frozen.tally.was) == (Mode.FROZEN, len(made))
@@ -106,10 +110,190 @@ async def test_what_waits_moves_with_the_agent(federated):
             found = await take_all(one, len(made))
         assert sorted(eid for eid, _ in found) == sorted(envelope.eid for envelope in made)
         assert not any(mark for _, mark in found)
-        await until_empty(world, move)
+        await until_empty(move)
         source, target = await move.state(move.source), await move.state(move.target)
         assert source.tally.is_balanced
         assert (source.tally.moved, source.named, source.handed) == (len(made), True, True)
         assert (target.tally.kept, target.mode) == (len(made), Mode.ACTIVE)
         if items:
             assert set(await move.find(items)) <= {"acked", "stored"}
+
+
+async def test_what_was_acked_at_the_old_home_comes_marked_if_it_is_sent_again():
+    async with two() as world:
+        [seen] = await world.write(world.a, 1)
+        async with speaker(world.a.url, world.agent, record=world.record) as one:
+            assert await take_all(one, 1) == [(seen.eid, False)]
+        move = world.traveller()
+        await move.move()
+        # its sender had no answer, and has learned where the agent lives now
+        await world.submit(world.b, [seen])
+        [fresh] = await world.write(world.b, 1, first=1)
+        async with speaker(world.b.url, world.agent) as one:
+            assert await take_all(one, 2) == [(seen.eid, True), (fresh.eid, False)]
+
+
+async def test_what_was_handed_over_and_not_acked_comes_marked():
+    async with two() as world:
+        made = await world.write(world.a, 3)
+        async with speaker(world.a.url, world.agent, record=world.record) as one:
+            frame = await one.hear(Deliver)
+            assert len(frame.items) == len(made)
+            move = world.traveller()
+            await move.move()
+            assert await one.closed() == CLOSES_MIGRATING
+        async with speaker(world.b.url, world.agent) as one:
+            assert await take_all(one, 3) == [(envelope.eid, True) for envelope in made]
+
+
+async def test_a_frozen_inbox_takes_mail_and_hands_it_over():
+    async with two() as world:
+        move = world.traveller()
+        await move.prepare()
+        await move.freeze()
+        early = [*await world.write(world.a, 2), *await world.write(world.b, 2, first=2)]
+        with pytest.raises(RelayError) as no:
+            async with speaker(world.a.url, world.agent, record=world.record):
+                pass
+        assert no.value.code is ErrorCode.MIGRATING
+        await move.publish(move.target)
+        await move.publish(move.source)
+        async with speaker(world.b.url, world.agent) as one:
+            found = await take_all(one, 4)
+        assert sorted(found) == sorted((envelope.eid, False) for envelope in early)
+        await until_empty(move)
+        tally = (await move.state(move.source)).tally
+        assert (tally.was, tally.late, tally.moved) == (0, 2, 2)
+
+
+async def test_moving_back_brings_everything_back_unmarked():
+    async with two() as world:
+        made = await world.write(world.a, 20)
+        there = world.traveller()
+        await there.move()
+        await until_empty(there)
+        late = await world.write(world.b, 5, first=20)
+        back = world.traveller(back=True, newest=there.record)
+        await back.move()
+        await until_empty(back)
+        async with speaker(world.a.url, world.agent) as one:
+            found = await take_all(one, 25)
+        assert found == [(envelope.eid, False) for envelope in (*made, *late)]
+        assert (await back.state(back.source)).tally.is_balanced
+
+
+async def test_who_stays_after_a_freeze_gets_all_of_it_marked():
+    async with two() as world:
+        made = await world.write(world.a, 3)
+        move = world.traveller()
+        await move.prepare()
+        await move.freeze()
+        stays = record_of(world.agent, world.a, seq=records.parse(move.record).seq)
+        await move.publish(move.source, stays)
+        async with speaker(world.a.url, world.agent, record=stays) as one:
+            assert await take_all(one, 3) == [(envelope.eid, True) for envelope in made]
+        # the target heard of it by gossip: what it took goes to where the agent lives
+        [late] = await world.write(world.b, 1, first=3)
+        async with speaker(world.a.url, world.agent, record=stays) as one:
+            assert [eid for eid, _ in await take_all(one, 1)] == [late.eid]
+
+
+async def test_without_the_old_relay_all_is_marked_until_it_says_what_was_seen():
+    async with two() as world:
+        made = await world.write(world.a, 3)
+        move = world.traveller()
+        await move.publish(move.target)
+        async with speaker(world.b.url, world.agent) as one:
+            found = await take_all(one, 3)
+            assert sorted(eid for eid, _ in found) == sorted(envelope.eid for envelope in made)
+            await until_known(move)
+            [late] = await world.write(world.b, 1, first=4)
+            assert await take_all(one, 1) == [(late.eid, False)]
+
+
+async def test_rules_and_contacts_move_along():
+    async with two() as world:
+        friend, foe = new_key(), new_key()
+        await world.write(world.a, 1)
+        async with speaker(world.a.url, world.agent, record=world.record) as one:
+            await one.say(Rules("r", "refuse", (friend.did,), (foe.did,)))
+            await one.hear(Ruled)
+            await one.say(Submit("s", [make_envelope(world.agent, world.sender.did).wire]))
+            await one.hear(Submitted)
+        move = world.traveller()
+        await move.move()
+        async with speaker(world.b.url, world.agent) as one:
+            await one.say(Rules("r"))
+            ruled = await one.hear(Ruled)
+        assert (ruled.first_contact, ruled.allow, ruled.deny) == (
+            "refuse",
+            (friend.did,),
+            (foe.did,),
+        )
+        # the one that the agent has written to
+        await world.write(world.b, 1, first=1)
+
+
+# ---------------------------------------------------------------- who may do what
+
+
+async def test_an_order_is_for_its_two_relays_in_its_turn():
+    async with two() as world:
+        first = world.traveller()
+        second = world.traveller(order_seq=orders.parse(first.order).seq)
+        await second.prepare()
+        with pytest.raises(AgentError) as no:
+            await first.prepare()
+        assert no.value.code is ErrorCode.STALE_RECORD
+        with pytest.raises(AgentError) as no:
+            await second.step(second.source, "prepare", {"count": 0, "bytes": 0, "largest": 0,
+                                                         "newest": world.record})  # fmt: skip
+        assert no.value.code is ErrorCode.WRONG_RELAY
+        with pytest.raises(AgentError) as no:
+            await second.step(second.target, "freeze", {})
+        assert no.value.code is ErrorCode.WRONG_RELAY
+
+
+async def test_a_strangers_order_moves_nobody():
+    async with two() as world:
+        stranger = new_key()
+        forged = Traveller(stranger, _home(world.a), _home(world.b), record_of(stranger, world.a))
+        with pytest.raises(AgentError) as no:
+            await forged.freeze()
+        assert no.value.code is ErrorCode.WRONG_STATE
+        async with speaker(world.a.url, world.agent, record=world.record):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("room", "code"),
+    [
+        ((20_000, 0, 0), ErrorCode.INBOX_FULL),
+        ((1, 2**30, 0), ErrorCode.INBOX_FULL),
+        ((1, 2**20, 2**23), ErrorCode.TOO_LARGE),
+    ],
+)
+async def test_what_has_no_room_is_refused_before_anything_happens(room, code):
+    async with two() as world:
+        move = world.traveller()
+        for step in (move.offer, move.prepare):
+            with pytest.raises(AgentError) as no:
+                await step(*room)
+            assert no.value.code is code
+        async with speaker(world.a.url, world.agent, record=world.record):
+            pass
+
+
+async def test_a_relay_without_peers_takes_part_in_no_move():
+    async with two(federated=False, federation="off") as world:
+        move = world.traveller()
+        for step in (move.prepare, move.freeze):
+            with pytest.raises(AgentError) as no:
+                await step()
+            assert no.value.code is ErrorCode.NOT_FEDERATED
+
+
+async def until_known(move: Traveller) -> None:
+    async with asyncio.timeout(20):
+        while (await move.state(move.target)).missing:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)

@@ -27,7 +27,9 @@ from relay.service.commit import GroupCommit
 from relay.service.deliver import Delivery
 from relay.service.directory import Directory
 from relay.service.forwarding import Forwarding
+from relay.service.handoffs import Handoffs
 from relay.service.keys import DidKeys
+from relay.service.movers import Mover
 from relay.service.resolving import Resolving, Routing
 from relay.store.memory import MemoryStore
 from tests.support.nodes import make_envelope, new_key
@@ -43,6 +45,7 @@ class Far:
     key: SigningKey = field(default_factory=new_key)
     got: list[tuple[bytes, bool]] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    handoffs: list[str] = field(default_factory=list)
     down: RelayError | None = None
 
     @property
@@ -62,8 +65,14 @@ class Far:
         return [envelopes.parse(loads(wire)).body for wire, _ in self.got]
 
     async def submit(
-        self, envelopes: Sequence[bytes], *, hops: Sequence[Did] = (), marked: Sequence[int] = ()
+        self,
+        envelopes: Sequence[bytes],
+        *,
+        hops: Sequence[Did] = (),
+        marked: Sequence[int] = (),
+        handoff: str = "",
     ) -> Taken:
+        self.handoffs.append(handoff)
         assert hops
         self.times.append(clock.monotonic())
         self.got += [(wire, at in marked) for at, wire in enumerate(envelopes)]
@@ -87,7 +96,8 @@ class FarLinks:
     def allows(self, relay: Did) -> bool:
         return relay not in self.barred
 
-    async def reach(self, relay: Did, url: str) -> PeerLink:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
+        assert handoff or self.allows(relay)
         far = self.relays[relay]
         assert far.url == url
         if far.down is not None:
@@ -246,7 +256,9 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     me, node = new_key(), NodeId("n")
     store = store or MemoryStore(InboxLimits(), clock.now)
     links = FarLinks()
-    directory = Directory(me.did, store, DidKeys())
+    keys = DidKeys()
+    directory, handoffs = Directory(me.did, store, keys), Handoffs(me.did, store, keys)
+    directory.movers.append(handoffs.settle)
 
     async def learn(compact: str, peer: Did) -> object:
         return await directory.keep([compact], peer)
@@ -263,6 +275,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
         routing=Routing(resolving, links),
         links=links,
         learn=learn,
+        mover=Mover(handoffs, store, links),
     )
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(acks.run()), tasks.create_task(forwarding.run())]

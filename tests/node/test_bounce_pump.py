@@ -29,7 +29,8 @@ class NoNames:
 class Mesh(Links):
     """No peer says anything until the gate opens."""
 
-    async def reach(self, relay, url) -> PeerLink:
+    async def reach(self, relay, url, *, handoff=False) -> PeerLink:
+        assert not handoff
         raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{relay} at {url}")
 
 

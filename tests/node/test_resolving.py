@@ -52,7 +52,8 @@ class Links:
     def wanted(self) -> int:
         return len(self.says) + self.missing
 
-    async def reach(self, relay: Did, url: str) -> Link:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
+        assert not handoff
         if relay not in self.says:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, url)
         return Link(relay, self)

@@ -37,10 +37,12 @@ class PeerPair:
     Args:
         expected: whom the dialler expects.
         admitted: whether the other side deals with it.
+        partner: whether it does so for a hand-off alone.
     """
 
     expected: SigningKey = DIALLED
     admitted: bool = True
+    partner: bool = False
     to_dialler: deque[bytes] = field(default_factory=deque)
     to_dialled: deque[bytes] = field(default_factory=deque)
     heard: list[Frame] = field(default_factory=list)
@@ -95,7 +97,8 @@ class PeerPair:
 
     def tell(self, data: bytes) -> None:
         """The dialled relay takes a frame."""
-        self._carry(self.dialled.receive(codec.parse(data, "agent"), Timestamp(1)))
+        frame = codec.parse(data, "agent")
+        self._carry(self.dialled.receive(frame, Timestamp(1), is_partner=self.partner))
 
     def _carry(self, done: list[effects.Effect]) -> None:
         for effect in done:

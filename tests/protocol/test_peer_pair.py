@@ -31,6 +31,7 @@ from relay.core.frames import (
     Submitted,
     Want,
 )
+from relay.core.frames_migrate import Migrate, Migrated
 from relay.core.identity import SigningKey
 from relay.core.jws import b64encode
 from relay.core.session import Phase
@@ -39,6 +40,7 @@ from tests.protocol.peer_pair import DIALLED, DIALLER, PeerPair
 from tests.unit.frames import from_agent, from_relay
 
 WIRE = {"jws": "a.b.c", "body": ""}
+PAGE = Migrate("m", SigningKey(b"6" * 32).did, "h", "order", b64encode(bytes(32)), 0, 1)
 OTHER = SigningKey(b"5" * 32).did
 
 
@@ -123,6 +125,8 @@ def test_no_altered_byte_of_a_login_opens_a_conversation(data: st.DataObject):
         Gossip(("x",)),
         Digest("d", 10),
         Want("w", view=True),
+        Submit("s", [WIRE], handoff="h"),
+        PAGE,
     ],
     ids=lambda frame: type(frame).__name__,
 )
@@ -199,16 +203,74 @@ def test_no_word_of_a_relay_raises_at_the_dialler(said: list[Frame]):
 
 @given(from_agent)
 def test_an_agent_never_speaks_for_others(frame: Frame):
-    """Whatever the tables say, hops, marked and from are a peer's alone."""
+    """Whatever the tables say, hops, marked, handoff and from are a peer's alone."""
     match frame:
-        case Submit(hops=hops, marked=marked) if hops or marked:
+        case Submit(hops=hops, marked=marked, handoff=handoff) if hops or marked or handoff:
             assert objection(frame, "agent")
         case Status(items=items) if any(item.sender for item in items):
             assert objection(frame, "agent")
-        case Gossip() | Digest() | Want():
+        case Gossip() | Digest() | Want() | Migrate():
             assert objection(frame, "agent")
         case _:
             assert objection(frame, "agent") is None or type(frame) not in SAYS["agent"]
+
+
+# ---------------------------------------------------------------- a hand-off alone
+
+ELSE = [
+    Submit("s", [WIRE], (OTHER,), (0,)),
+    Status("q", (StatusItem(OTHER, "i", OTHER),)),
+    Resolve("r", OTHER),
+    Digest("d", 10),
+    Want("w", view=True),
+]
+
+
+@pytest.mark.parametrize("frame", [PAGE, Submit("s", [WIRE], handoff="h")])
+def test_a_partner_may_hand_an_inbox_over(frame: Frame):
+    pair = PeerPair(partner=True).settle()
+    pair.say(frame)
+    pair.settle()
+    assert pair.is_open
+    assert [*pair.asked, *pair.stored] == [frame]
+
+
+@pytest.mark.parametrize("frame", ELSE, ids=lambda frame: type(frame).__name__)
+def test_anything_else_that_a_partner_asks_is_refused_under_its_ref(frame: Frame):
+    pair = PeerPair(partner=True).settle()
+    pair.say(frame)
+    pair.say(PAGE)
+    pair.settle()
+    assert pair.is_open
+    assert (pair.stored, pair.asked) == ([], [PAGE])
+    assert isinstance(pair.heard[0], Error)
+    assert (pair.heard[0].error, pair.heard[0].ref) == (ErrorCode.NOT_FEDERATED, frame.ref)
+
+
+def test_a_partner_that_passes_gossip_on_is_told_why_and_cut_off():
+    pair = PeerPair(partner=True).settle()
+    pair.say(Gossip(("x",)))
+    pair.settle()
+    assert (pair.failure, pair.gossip) == (ErrorCode.NOT_FEDERATED, [])
+    assert pair.dialled.phase is Phase.CLOSED
+
+
+@given(st.lists(from_agent, max_size=6))
+def test_no_word_of_a_partner_makes_a_relay_do_anything_but_take_an_inbox(said: list[Frame]):
+    pair = PeerPair(partner=True).settle()
+    for frame in said:
+        pair.say(frame)
+    pair.settle()
+    assert not pair.gossip
+    assert all(isinstance(question, Migrate) for question in pair.asked)
+    assert all(submit.handoff for submit in pair.stored)
+
+
+def test_where_the_next_page_begins_is_heard():
+    pair = open_pair()
+    pair.answer(Migrated("m", "h", b64encode(bytes(32)), 1))
+    pair.settle()
+    assert [frame.next for frame in pair.heard] == [1]
 
 
 def test_an_answer_to_a_question_is_heard_under_its_name():

@@ -37,6 +37,33 @@ async def test_the_newest_record_is_kept_whatever_the_order_of_arrival(world: Wo
     assert await world.store.record(ME) is None
 
 
+async def listed(world: World, most: int) -> list[AgentKey]:
+    """All who have an inbox here, page by page."""
+    found: list[AgentKey] = []
+    cursor, is_last = "", False
+    while not is_last:
+        page = await world.store.inboxes(cursor, most)
+        found += page.owners
+        cursor, is_last = page.cursor, not page.cursor
+    return found
+
+
+@pytest.mark.parametrize("most", [1, 7, 1_000])
+async def test_all_inboxes_are_listed_at_home_or_away(world: World, most: int) -> None:
+    assert await listed(world, most) == []
+    owners = [AgentKey(f"key:owner{number}") for number in range(40)]
+    for owner in owners:
+        await opened(world.store, owner)
+    away, elsewhere = owners[3], AgentKey("key:elsewhere")
+    for owner in (away, elsewhere):
+        await world.store.merge_record(owner, row(1, 5, names_us=False))
+    # a record alone is no inbox, whatever it says
+    await world.store.merge_record(AgentKey("key:nobody"), row(1, 5))
+    await world.store.append([entry(1, inbox=owners[0])])
+    found = await listed(world, most)
+    assert sorted(set(found)) == sorted(owners)
+
+
 async def test_nodes_live_until_their_heartbeat_lapses_or_they_leave(world: World) -> None:
     store = world.store
     assert await store.heartbeat(NODE, 30) == {NODE}

@@ -562,49 +562,61 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
     assert await fates(world.store, 1) == [None]
 
 
-async def test_a_digest_without_room_marks_all_until_then_and_forgets_nothing(
-    world: World,
-) -> None:
-    """LIMITS allow 30 ids: other relays may fill half of that."""
-    await change(world.store, Holding.HELD)
-    await world.store.append([entry(99, hour=HOUR - 20, created_at=(HOUR - 20) * 3600)])
-    ids = [doubt(n, HOUR - 10 + n // 10) for n in range(40)]
-    await change(world.store, Holding.HELD, "digested", doubts=b"".join(ids))
-    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 7
-    assert await all_doubts(world.store) == {*ids[:10], doubt(99, HOUR - 20)}
-    old = {"hour": HOUR - 20, "created_at": (HOUR - 20) * 3600}
-    (again,) = await world.store.append([entry(99, **old)])
-    assert isinstance(again, Accepted)
-    assert again.dup
-    taken(await world.store.append([entry(98, **old)]))
-    taken(await world.store.append([entry(97, created_at=(HOUR - 6) * 3600 + 300)]))
+async def test_a_digest_without_room_marks_what_is_older(world: World) -> None:
+    """LIMITS allow 30 ids, and a digest leaves room for what comes."""
+    ids = [doubt(n, HOUR - n // 5) for n in range(20)]
+    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    assert await all_doubts(world.store) == set(ids[:10])
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 2
+    end_s = (HOUR - 1) * 3600 + 300
+    old, young = await world.store.append([
+        entry(101, hour=HOUR - 9, created_at=end_s - 1), entry(102, created_at=end_s),
+    ])  # fmt: skip
+    taken([old, young])
+    taken(await bring(world.store, 17, hour=HOUR - 3, created_at=end_s - 1))
     await change(world.store, Holding.HOME, "home")
     session = await opened(world.store)
-    assert await shown(world.store, session) == [(1, True), (2, True), (3, False)]
+    assert await shown(world.store, session) == [(1, True), (2, False), (3, True)]
+
+
+async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(world: World) -> None:
+    session = await opened(world.store)
+    await world.store.append([
+        entry(n, sender=AgentKey(f"key:s{n % 3}"), hour=HOUR - 5 - n % 3) for n in range(9)
+    ])  # fmt: skip
+    await end(world.store, session, *range(1, 10))
+    ids = [doubt(n) for n in range(100, 130)]
+    await change(world.store, Holding.HOME, doubts=b"".join(ids))
+    assert await all_doubts(world.store) == {doubt(n, HOUR - 5 - n % 3) for n in range(9)}
+    taken(await world.store.append([entry(99, hour=HOUR - 9)]))
+    again = await world.store.append([
+        entry(n, sender=AgentKey(f"key:s{n % 3}"), hour=HOUR - 5 - n % 3) for n in range(9)
+    ])  # fmt: skip
+    assert all(one.dup for one in again)
+
+
+async def test_what_is_marked_by_its_time_takes_no_room(world: World) -> None:
+    await change(world.store, Holding.HELD, floor=HOUR - 2)
+    await change(world.store, Holding.HELD, "more", doubts=doubt(1, HOUR - 2) + doubt(2, HOUR - 1))
+    assert await all_doubts(world.store) == {doubt(2, HOUR - 1)}
 
 
 async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
-    world.options["dedupe_total"] = 12
+    world.options["dedupe_total"] = 6
     store = await world.restart()
-    ids = [doubt(n, HOUR - 10 + n // 4) for n in range(16)]
+    ids = [doubt(n, HOUR - n // 4) for n in range(16)]
     await change(store, Holding.HELD, doubts=b"".join(ids))
-    assert await all_doubts(store) == set(ids[:12])
-    assert (await store.doubts(ME, "", 99)).floor == HOUR - 7
+    assert await all_doubts(store) == set(ids[:4])
+    assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
 
 
-async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_hour(
-    world: World,
-) -> None:
-    ids = [doubt(n) for n in range(100, 140)]
-    await change(world.store, Holding.HELD, doubts=b"".join(ids))
-    assert await all_doubts(world.store) == set()
-    end_s = (HOUR + 1) * 3600 + 300
-    young, old = await world.store.append([
-        entry(1, created_at=end_s, expires_at=end_s + 99), entry(2, created_at=end_s - 1),
-    ])  # fmt: skip
-    assert (young.dup, old.dup) == (False, False)
-    await change(world.store, Holding.HOME, "home")
-    assert await shown(world.store, await opened(world.store)) == [(1, False), (2, True)]
+async def test_the_newest_is_said_first(world: World) -> None:
+    ids = [doubt(n, HOUR - n) for n in range(9)]
+    await change(world.store, Holding.HELD, doubts=b"".join(reversed(ids)))
+    first = await world.store.doubts(ME, "", 4)
+    assert first.ids == b"".join(ids[:4])
+    rest = await world.store.doubts(ME, first.after, 9)
+    assert rest.ids == b"".join(ids[4:])
 
 
 async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World) -> None:
@@ -655,6 +667,18 @@ async def test_a_page_passes_rules_and_quotas(world: World) -> None:
 
 async def waiting_in(store: Any) -> int:
     return int((await store.handoff(ME)).tally.waiting)
+
+
+async def test_a_page_is_taken_below_the_floor_and_marked(world: World) -> None:
+    """LIMITS allow 30 ids, and strangers half of them."""
+    session = await opened(world.store)
+    for n in range(16):
+        await world.store.append([entry(n, hour=HOUR - 9 + n // 5)])
+        await end(world.store, session, n + 1)
+    (old,) = await world.store.append([entry(99, hour=HOUR - 9)])
+    assert code(old) is ErrorCode.STALE_ID
+    taken(await bring(world.store, 99, hour=HOUR - 9))
+    assert await shown(world.store, session) == [(17, True)]
 
 
 async def test_a_page_counts_where_others_do(world: World) -> None:

@@ -166,6 +166,30 @@ async def test_a_store_that_went_back_in_time_begins_new_epochs(
         assert (head.epoch, head.fence) == (again.epoch, again.fence)
 
 
+async def test_a_node_hears_of_a_rollback_before_it_reads_on(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    heard: list[str] = []
+    async with Node(server, tmp_path / "file") as store, Node(server, tmp_path / "b") as other:
+        store.on_renewal(lambda: heard.append("a"))
+        other.on_renewal(lambda: heard.append("b"))
+        session = await opened(store)
+        await backup(server, tmp_path / "copy")
+        # a store that was restarted as it was is no news
+        await answered(store, session)
+        await answered(other, session)
+        assert heard == []
+        await store.append([fresh(1)])
+        await other.append([fresh(2)])
+        await restore(server, tmp_path / "copy")
+        refusal = await wait_until(lambda: try_read(store, session), 5, "an answer")
+        assert code(refusal) is ErrorCode.INBOX_RESET
+        assert heard == ["a"]
+        refusal = await wait_until(lambda: try_read(other, session), 5, "an answer")
+        assert code(refusal) is ErrorCode.INBOX_RESET
+        assert heard == ["a", "b"]
+
+
 async def try_read(store: Any, session: Any) -> Any:
     try:
         return await store.read(ME, session.fence, Seq(0), ALL)

@@ -395,6 +395,7 @@ async def test_the_scripts_do_what_the_specification_says(embedded_world: World)
             assert await memory.records(owners) == await redis.records(owners)
             for owner in owners:
                 assert await memory.evidence(owner) == await redis.evidence(owner)
+                assert await memory.handoff(owner) == await redis.handoff(owner)
             ours, theirs = [await one.record_changes("", 100) for one in (memory, redis)]
             assert ours.items == theirs.items
 

@@ -17,7 +17,17 @@ from typing import Any, Final, Literal, get_args, get_origin
 import nacl.bindings
 from pydantic.fields import FieldInfo
 
-from relay.core import antientropy, codec, envelope, handshake, jws, records, relay_info
+from relay.core import (
+    antientropy,
+    codec,
+    envelope,
+    handoffs,
+    handshake,
+    jws,
+    orders,
+    records,
+    relay_info,
+)
 from relay.core.antientropy import TOP_BITS, Index, place
 from relay.core.envelope import Draft, SignedEnvelope
 from relay.core.errors import ErrorCode
@@ -52,10 +62,13 @@ from relay.core.frames import (
     Welcome,
     WelcomePending,
 )
+from relay.core.frames_migrate import Migrate, Migrated
+from relay.core.handoffs import Statement, Tally
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey, parse_did
 from relay.core.ids import Epoch, Fence, NodeId, Seq, Timestamp, new_message_id
-from relay.core.inbox_values import BounceIntent, InboxLimits
+from relay.core.inbox_values import BounceIntent, InboxLimits, Known
+from relay.core.migration_values import Mode
 from relay.core.ranges import Range, Reason
 from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.core.records import Home
@@ -196,6 +209,57 @@ def between_relays() -> dict[str, str]:
         "peer-submit": frame(Submit("p-6", [wire], (PEER.did,), (0,))),
         "peer-status": frame(Status("p-7", (StatusItem(BOB.did, PLAIN.id, ALICE.did),))),
         "statuses-forwarded": frame(Statuses("q-6", (forwarded,))),
+    }
+
+
+def order() -> str:
+    """Bob moves from the relay to the peer."""
+    source, target = Home(RELAY.did, URL), Home(PEER.did, "http://127.0.0.1:8081")
+    newest = int(NOW * 1000)
+    following = records.sign(BOB, [target], now=NOW, newest_seq=newest)
+    return orders.sign(
+        BOB, source, target, following, now=NOW, entropy=lambda count: bytes([12]) * count
+    )
+
+
+def statement() -> str:
+    tally = Tally(was=3, was_bytes=2883, late=1, waiting=1, moved=2, expired=1)
+    said = Statement(
+        RELAY.did,
+        BOB.did,
+        orders.parse(order()).id,
+        Mode.FROZEN,
+        int(NOW) + 4,
+        handed=True,
+        named=True,
+        tally=tally,
+    )
+    return handoffs.sign(RELAY, said)
+
+
+def moving() -> dict[str, str]:
+    """What an agent and two relays say while its inbox moves."""
+    handoff = orders.parse(order()).id
+    key, eid = envelope.dedupe_key(ALICE.did, PLAIN.id), jws.b64decode(PLAIN.eid)
+    doubt = (int(NOW) // 3600).to_bytes(4) + key + eid[:16]
+    whole = jws.b64encode(hashlib.sha256(doubt).digest())
+    known = Known("refuse", (ALICE.agent_key,), (), (ALICE.agent_key,))
+    page = Migrate(
+        "p-8", BOB.did, handoff, order(), whole, 0, 1, floor=499_000, doubts=doubt, known=known
+    )
+    wire = json.loads(SEALED.wire)
+    item = ReceiptItem(SEALED.eid, SEALED.to, EPOCH, position(bytes(32), EPOCH, Seq(1)), 0)
+    kept = item._replace(expires=SEALED.expires_at)
+    signed = sign_receipt(PEER, [kept], durability="fsync", now=NOW, handoff=handoff)
+    return {
+        "order-payload": as_json(payload_of(order())),
+        "http-migration-request": as_json({"order": order(), "step": "freeze"}),
+        "http-migration": as_json({"statement": statement()}),
+        "statement-payload": as_json(payload_of(statement())),
+        "migrate": frame(page),
+        "migrated": frame(Migrated("p-8", handoff, whole, 1)),
+        "peer-submit-handoff": frame(Submit("p-9", [wire], (RELAY.did,), handoff=handoff)),
+        "receipt-payload-handoff": as_json(payload_of(signed)),
     }
 
 
@@ -372,6 +436,7 @@ def examples() -> dict[str, str]:
         **signed_things(),
         **frames(),
         **between_relays(),
+        **moving(),
         **over_http(),
         "settings": settings_table(),
     }

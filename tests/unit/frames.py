@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from relay.core import frames
+from relay.core import frames, frames_migrate
 from relay.core.errors import ErrorCode
-from relay.core.inbox_values import FirstContact
+from relay.core.inbox_values import FirstContact, Known
 from relay.core.jws import MAX_SAFE_INTEGER, b64encode
 from relay.core.ranges import Range, Reason
 from relay.core.relay_info import LIMIT_NAMES
@@ -56,6 +56,7 @@ def _listed(strategy: st.SearchStrategy, least: int = 1) -> st.SearchStrategy[tu
 
 
 hashes = st.binary(min_size=16, max_size=16).map(b64encode)
+wholes = st.binary(min_size=32, max_size=32).map(b64encode)
 receipts = st.binary(min_size=32, max_size=32).map(b64encode)
 bits = st.integers(10, 30)
 buckets = st.integers(0, 1023)
@@ -71,6 +72,22 @@ from_agent = st.one_of(
         st.lists(envelopes, min_size=1, max_size=3),
         _listed(names, 0),
         st.sampled_from([(), (0,)]),
+        st.just("") | names,
+    ),
+    st.builds(
+        frames_migrate.Migrate,
+        ref=refs,
+        agent=names,
+        handoff=names,
+        evidence=names,
+        whole=wholes,
+        number=st.just(0),
+        total=st.integers(1, frames_migrate.MAX_DIGEST_PAGES),
+        missing=_listed(names, 0),
+        floor=st.integers(-1, 2**32),
+        doubts=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=36 * n, max_size=36 * n)),
+        known=st.none()
+        | st.builds(Known, first_contacts, _listed(names, 0), _listed(names, 0), _listed(names, 0)),
     ),
     gossips,
     st.builds(frames.Digest, refs, bits, _listed(buckets, 0)),
@@ -97,6 +114,7 @@ from_agent = st.one_of(
 )
 from_relay = st.one_of(
     gossips,
+    st.builds(frames_migrate.Migrated, refs, names, wholes, st.integers(0, 64)),
     st.builds(
         frames.Digests,
         refs,

@@ -12,9 +12,9 @@ from tests.unit.builders import BOB, RELAY
 A, B, C = Eid("a"), Eid("b"), Eid("c")
 
 
-def receipt(*eids: Eid) -> Receipt:
+def receipt(*eids: Eid, handoff: str = "") -> Receipt:
     items = tuple(ReceiptItem(eid, BOB.did, Epoch("e"), "p", 1) for eid in eids)
-    return Receipt(RELAY.did, 1, "fsync", items)
+    return Receipt(RELAY.did, 1, "fsync", items, handoff)
 
 
 def no(ref: str, i: int) -> Rejection:
@@ -49,3 +49,20 @@ def test_an_answer_that_does_not_fit_wholly_is_refused(frame, signed):
     with pytest.raises(ProtocolError) as caught:
         match(frame, signed, {"1": [A, B]})
     assert caught.value.code is ErrorCode.BAD_FRAME
+
+
+def test_a_receipt_answers_only_submits_of_the_hand_off_that_it_names():
+    asked, under = {"1": [A], "2": [B], "3": [C]}, {"1": "m", "2": "m", "3": "n"}
+    both = Submitted(("1", "2"), "x")
+    assert set(match(both, receipt(A, B, handoff="m"), asked, under)) == {"1", "2"}
+    assert set(match(Submitted(("3",), None, (no("3", 0),)), None, asked, under)) == {"3"}
+    for frame, signed in [
+        (both, receipt(A, B)),
+        (both, receipt(A, B, handoff="n")),
+        (Submitted(("1", "3"), "x"), receipt(A, C, handoff="m")),
+    ]:
+        with pytest.raises(ProtocolError) as caught:
+            match(frame, signed, asked, under)
+        assert caught.value.code is ErrorCode.BAD_FRAME
+    with pytest.raises(ProtocolError):
+        match(Submitted(("1",), "x"), receipt(A, handoff="m"), {"1": [A]})

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -10,6 +11,13 @@ from hypothesis import strategies as st
 from relay.core import codec, frames
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.frames import Frame
+from relay.core.frames_migrate import MAX_DOUBTS, MAX_KNOWN, MAX_MISSING, Migrate
+from relay.core.ids import AgentKey
+from relay.core.inbox_values import Known
+from relay.core.jws import b64encode
+from relay.core.migration_values import DOUBT_BYTES
+from relay.core.submits import quick_submit
+from tests.unit.builders import RELAY
 from tests.unit.frames import from_agent, from_relay
 
 SIDES = {"agent": from_agent, "relay": from_relay}
@@ -140,7 +148,7 @@ def test_a_code_that_a_newer_relay_invented_is_taken_as_internal():
     assert codec.parse(b'{"t":"bye","error":"tired"}', "relay").error is ErrorCode.INTERNAL
 
 
-@pytest.mark.parametrize("kind", ["migrate", "AUTH", "__x"])
+@pytest.mark.parametrize("kind", ["migration", "AUTH", "__x"])
 def test_an_unknown_frame_is_unsupported(kind: str):
     assert refused({"t": kind}, "agent") == refused({"t": kind}, "relay") == ErrorCode.UNSUPPORTED
 
@@ -275,3 +283,39 @@ def test_an_ack_may_leave_out_what_it_does_not_need():
     assert codec.parse(
         b'{"t":"ack","epoch":"e","upto":null,"seqs":null,"refuse":null}', "agent"
     ) == frames.Ack("e")
+
+
+# ---------------------------------------------------------------- a hand-off
+
+PAGE = Migrate("m", RELAY.did, "h" * 128, "e" * 8192, b64encode(bytes(32)), 0, 64)
+
+
+def test_the_largest_page_of_a_digest_fits_into_a_frame():
+    keys = tuple(AgentKey(f"{RELAY.agent_key[:-5]}{n:05}") for n in range(MAX_KNOWN))
+    known = Known("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
+    doubts = bytes(DOUBT_BYTES) * MAX_DOUBTS
+    page = replace(PAGE, missing=(RELAY.did,) * MAX_MISSING, doubts=doubts, known=known)
+    data = codec.encode(page)
+    assert len(data) < frames.MAX_FRAME_BYTES
+    assert codec.parse(data, "agent") == page
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        replace(PAGE, doubts=bytes(DOUBT_BYTES) * (MAX_DOUBTS + 1)),
+        replace(PAGE, known=Known(contacts=(RELAY.agent_key,) * (MAX_KNOWN + 1))),
+        replace(PAGE, missing=(RELAY.did,) * (MAX_MISSING + 1)),
+    ],
+    ids=["doubts", "contacts", "missing"],
+)
+def test_a_larger_page_of_a_digest_is_refused(page: Migrate):
+    assert refused(codec.encode(page), "agent") == ErrorCode.BAD_FRAME
+
+
+def test_a_submit_of_a_hand_off_is_never_taken_for_one_of_none():
+    submit = frames.Submit("r", [OBJECT], handoff="h")
+    data = codec.encode(submit)
+    assert quick_submit(data) is None
+    assert codec.parse(data, "agent") == submit
+    assert "handoff" not in json.loads(codec.encode(replace(submit, handoff="")))

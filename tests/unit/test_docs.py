@@ -21,11 +21,13 @@ import typer.main
 from relay import metrics
 from relay.cli.app import app
 from relay.cli.exits import MEANING
-from relay.core import codec, envelope, handshake, identity, jws, receipts, records, seal
+from relay.client import Agent
+from relay.core import codec, envelope, handshake, identity, jws, orders, receipts, records, seal
 from relay.core.errors import ERROR_CLASS, OUTCOME_UNKNOWN, ErrorCode
 from relay.http.errors import STATUS
 from relay.settings import Settings
 from relay.ws.errors import CLOSE_CODE
+from tests.federation.relays import places, relay_at
 from tests.support import doc_examples
 from tests.support.doc_examples import BLOCK, BOB, CLAIMS, NOW, RELAY, URL
 from tests.support.nodes import make_envelope, new_key, running_node
@@ -40,6 +42,7 @@ COMPACT = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]{86}(?![\w-])")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HOSTS = {"127.0.0.1", "localhost", "host", "your.name", "keepachangelog.com", "semver.org"}
 HOSTS |= {"docs.astral.sh"}  # how to get uv
+OTHER_URL = "http://127.0.0.1:8090"
 
 PROTOCOL = (DOCS / "PROTOCOL.md").read_text()
 
@@ -144,7 +147,7 @@ def test_an_altered_example_would_be_noticed():
 
 @pytest.mark.timeout(30)
 async def test_the_readme_examples_run_as_they_are_printed():
-    source, without_a_loop = fenced(ROOT / "README.md", "python")
+    source, without_a_loop, _ = fenced(ROOT / "README.md", "python")
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module:
             module = importlib.import_module(node.module)
@@ -168,6 +171,21 @@ async def test_the_readme_examples_run_as_they_are_printed():
         await asyncio.to_thread(waiting["remind"], other, identity.SigningKey(other).did)
         assert await said.get() == (identity.SigningKey(other).did, "Don't forget the train!")
     assert (sender, list(question), redelivered) == (myself, ["question"], False)
+
+
+async def test_the_readme_example_of_a_move_moves():
+    *_, source = fenced(ROOT / "README.md", "python")
+    here, there = places(2)
+    said: list[tuple[Any, ...]] = []
+    async with relay_at(here, [there]) as one, relay_at(there, [here]) as two:
+        seed = os.urandom(32)
+        async with Agent.open(identity.SigningKey(seed), one.url) as me:
+            await me.send(me.did, "waits")
+        example: dict[str, Any] = {"print": lambda *words: said.append(words)}
+        exec(source.replace(URL, one.url).replace(OTHER_URL, two.url), example)  # noqa: S102  our own page
+        async with asyncio.timeout(20):
+            await example["move"](seed)
+    assert said == [(1, "moved,", 0, "still wait,", 0, "are missing")]
 
 
 def shape(value: Any) -> Any:
@@ -215,6 +233,27 @@ async def test_http_answers_have_the_members_that_the_protocol_page_shows():
         info = await check("http-info", "GET", "/.well-known/agent-relay.json")
         said = doc_examples.payload_of(info["jws"])
         assert said.keys() == doc_examples.payload_of(shown["http-info"]["jws"]).keys()
+
+
+@pytest.mark.timeout(30)
+async def test_a_step_of_a_move_is_answered_as_the_protocol_page_shows():
+    block = dict(BLOCK.findall(PROTOCOL))
+    asked, shown = (
+        json.loads(FENCE.search(block[name])[2])
+        for name in ("http-migration-request", "http-migration")
+    )
+    bob, now = new_key(), time.time()
+    async with running_node() as node, httpx2.AsyncClient(base_url=node.url) as http:
+        source = records.Home(node.built.node.key.did, node.url)
+        target = records.Home(doc_examples.PEER.did, "http://127.0.0.1:8081")
+        following = records.sign(bob, [target], now=now)
+        order = orders.sign(bob, source, target, following, now=now, entropy=os.urandom)
+        step = {"order": order, "step": "state"}
+        assert step.keys() == asked.keys()
+        answer = (await http.post("/v1/migrations", json=step)).json()
+    assert answer.keys() == shown.keys()
+    said, told = (doc_examples.payload_of(one["statement"]) for one in (answer, shown))
+    assert shape(said) == shape(told)
 
 
 def jws_id(compact: str) -> str:

@@ -49,6 +49,21 @@ def test_a_receipt_says_what_the_relay_signed(made: list[ReceiptItem], durabilit
     assert read == receipts.Receipt(RELAY.did, int(NOW), durability, tuple(made))
 
 
+@pytest.mark.parametrize("handoff", ["m", "0" * 128])
+def test_a_receipt_of_a_hand_off_names_it(handoff: str):
+    text = receipts.sign_receipt(RELAY, [ITEM], durability="fsync", now=NOW, handoff=handoff)
+    assert payload_of(text)["mig_id"] == handoff
+    assert receipts.verify_receipt(text, RELAY.did).handoff == handoff
+    assert refused(resigned(text, RELAY, mig_id="")) == ErrorCode.BAD_FRAME
+    assert refused(resigned(text, RELAY, mig_id="0" * 129)) == ErrorCode.BAD_FRAME
+    assert refused(resigned(text, RELAY, mig_id=7)) == ErrorCode.BAD_FRAME
+
+
+def test_a_receipt_of_no_hand_off_names_none():
+    assert "mig_id" not in payload_of(receipt())
+    assert not receipts.verify_receipt(receipt(), RELAY.did).handoff
+
+
 def test_a_receipt_for_the_largest_commit_fits():
     text = receipt(*[ITEM] * 512)
     assert len(receipts.verify_receipt(text, RELAY.did).items) == 512

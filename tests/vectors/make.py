@@ -434,6 +434,7 @@ def valid_receipts() -> list[Case]:
              {**said, "durability": "unverified"}),
         good("memory", RECEIPT.make(durability="memory"), {**said, "durability": "memory"}),
         good("unknown members are ignored", RECEIPT.make(x=1), said),
+        good("of a hand-off", RECEIPT.make(mig_id="m"), {**said, "mig_id": "m"}),
         good("bounce", BOUNCE.make(), {"items": [BOUNCED]}),
         good("bounce of what may have arrived", BOUNCE.make(
             items=[{**BOUNCED, "maybe_delivered": True}]),
@@ -462,6 +463,8 @@ def invalid_receipts() -> list[Case]:
         bad("a custody that nobody knows", "bounds", form, item(custody="pocket")),
         bad("dup is a number", "bounds", form, item(dup=0)),
         bad("no position", "bounds", form, item(pos=...)),
+        bad("of a hand-off without a name", "bounds", form, RECEIPT.make(mig_id="")),
+        bad("of a hand-off that is a number", "bounds", form, RECEIPT.make(mig_id=7)),
         bad("a bounce as a receipt", "purpose", form, {"receipt": BOUNCE.jws()}),
         bad("a receipt as a bounce", "purpose", form, {"bounce": RECEIPT.jws()}),
         bad("257 bounces", "bounds", form, BOUNCE.make(items=[BOUNCED] * 257)),
@@ -619,6 +622,132 @@ def invalid_relay_info() -> list[Case]:
     ]
 
 
+# ---------------------------------------------------------------- moving an inbox
+
+MIG_ID = uuid7(NOW * 1000, "move")
+OTHER_URL = "https://other.example"
+SOURCE, TARGET = {"did": RELAY.did, "url": URL}, {"did": MALLORY.did, "url": OTHER_URL}
+NEXT = {"seq": NOW * 1000 + 1, "relays": [{**TARGET, "prio": 0}]}
+ORDER = Signed(
+    "agent-migrate+jws",
+    {"v": 1, "mig_id": MIG_ID, "did": ALICE.did, "seq": NOW * 1000, "from": SOURCE, "to": TARGET,
+     "record": RECORD.jws(**NEXT), "iat": NOW, "exp": NOW + DAY},
+    ALICE,
+    lambda jws: {"order": jws},
+)  # fmt: skip
+
+
+def good_order(name: str, **changes: Any) -> Case:
+    payload = changed(ORDER.payload, changes)
+    kept = {member: payload[member] for member in ("mig_id", "did", "seq", "from", "to", "record")}
+    return good(name, ORDER.make(**changes), kept)
+
+
+def valid_orders() -> list[Case]:
+    return [
+        good_order("from one relay to another"),
+        good_order("for one second", exp=NOW + 1),
+        good_order("the highest seq of its time", seq=(NOW + 600) * 1000),
+        good_order("issued 300 s ahead", iat=NOW + 300, exp=NOW + 301),
+        good_order("to a port", to={**TARGET, "url": "http://127.0.0.1:8080"},
+                   record=RECORD.jws(**{**NEXT, "relays": [
+                       {**TARGET, "url": "http://127.0.0.1:8080", "prio": 0}]})),
+        good_order("unknown members are ignored", x={"y": 1}),
+    ]  # fmt: skip
+
+
+def invalid_orders() -> list[Case]:
+    form = "bad_frame"
+    both = [{**TARGET, "prio": 0}, {**HOME, "prio": 1}]
+
+    def record(key: Key | None = None, **changes: Any) -> Any:
+        return ORDER.make(record=RECORD.jws(key=key, **{**NEXT, **changes}))
+
+    return [
+        *broken_jws(ORDER, form),
+        *foreign_signatures(ORDER),
+        bad("more than 24 hours", "lifetime", form, ORDER.make(exp=NOW + DAY + 1)),
+        bad("no time at all", "lifetime", form, ORDER.make(exp=NOW)),
+        bad("over", "clock", "expired", ORDER.make(iat=NOW - 60, exp=NOW)),
+        bad("issued 301 s ahead", "clock", "not_yet_valid",
+            ORDER.make(iat=NOW + 301, exp=NOW + 302)),
+        bad("a seq too far ahead", "seq", form, ORDER.make(seq=(NOW + 600) * 1000 + 1)),
+        bad("no seq", "seq", form, ORDER.make(seq=...)),
+        bad("UUIDv4", "id", form, ORDER.make(mig_id="f81d4fae-7dec-4d0a-a765-00a0c91e6bf6")),
+        bad("upper-case UUID", "id", form, ORDER.make(mig_id=MIG_ID.upper())),
+        bad("to where it is", "relay", form, ORDER.make(**{"from": TARGET})),
+        bad("a relay of another DID method", "did", "unsupported",
+            ORDER.make(**{"from": {**SOURCE, "did": "did:web:example.org"}})),
+        bad("a url with a path", "url", form, ORDER.make(**{"from": {**SOURCE, "url": URL + "/"}})),
+        bad("no url", "url", form, ORDER.make(to=changed(TARGET, {"url": ...}))),
+        bad("of somebody else", "kid", form, ORDER.make(did=BOB.did)),
+        bad("version 2", "version", "unsupported", ORDER.make(v=2)),
+        bad("must be understood", "version", "unsupported", ORDER.make(must_x=1)),
+        bad("no record", "record", form, ORDER.make(record=...)),
+        bad("a record that names the old relay, too", "record", form, record(relays=both)),
+        bad("a record that names nobody", "record", form, record(relays=[])),
+        bad("a record that names the old relay", "record", form, record(relays=[HOME])),
+        bad("a record with another url", "record", form,
+            record(relays=[{**TARGET, "url": URL, "prio": 0}])),
+        bad("a record of somebody else", "record", form, ORDER.make(record=compact(
+            {"alg": "Ed25519", "kid": BOB.kid, "typ": RECORD.typ},
+            {**RECORD.payload, **NEXT, "did": BOB.did}, BOB))),
+        bad("a record that somebody else signed", "signature", "bad_signature", record(MALLORY)),
+        bad("a login as a record", "record", form, ORDER.make(record=AUTH.jws())),
+        bad("more than 8 KiB", "size", form, ORDER.make(x="x" * 8192)),
+    ]  # fmt: skip
+
+
+TALLY = {"was": 5, "was_bytes": 4000, "late": 1, "waiting": 2, "moved": 3, "acked": 0, "expired": 1,
+         "refused": 0, "corrupt": 0, "kept": 0, "dups": 0}  # fmt: skip
+STATEMENT = Signed(
+    "relay-handoff+jws",
+    {"v": 1, "relay": RELAY.did, "did": ALICE.did, "mig_id": MIG_ID, "mode": "frozen", "at": NOW,
+     "digested": False, "handed": True, "named": True, "missing": [], "tally": TALLY, "why": ""},
+    RELAY,
+    lambda jws: {"statement": jws},
+)  # fmt: skip
+
+
+def good_statement(name: str, **changes: Any) -> Case:
+    return good(name, STATEMENT.make(**changes), changed(STATEMENT.payload, {"v": ..., **changes}))
+
+
+def valid_statements() -> list[Case]:
+    kept = {**dict.fromkeys(TALLY, 0), "kept": 3, "dups": 1}
+    plain = changed(STATEMENT.payload, {"v": ...})
+    return [
+        good_statement("of a source that hands over"),
+        good_statement("of a source that cannot", handed=False, why="peer_unreachable: no answer"),
+        good_statement("of a target", mode="incoming", handed=False, digested=True, tally=kept),
+        good_statement("of a home that waits for a digest", mode="active", missing=[MALLORY.did]),
+        good_statement("of no hand-off", mode="none", mig_id="", handed=False, named=False,
+                       tally=dict.fromkeys(TALLY, 0)),
+        good("unknown members are ignored", STATEMENT.make(x=1), plain),
+    ]  # fmt: skip
+
+
+def invalid_statements() -> list[Case]:
+    form = "bad_frame"
+    return [
+        *broken_jws(STATEMENT, form),
+        *foreign_signatures(STATEMENT),
+        bad("by another relay", "signature", "bad_signature",
+            STATEMENT.make(header={"kid": MALLORY.kid}, key=MALLORY)),
+        bad("names another relay", "relay", "bad_signature", STATEMENT.make(relay=MALLORY.did)),
+        bad("version 2", "version", form, STATEMENT.make(v=2)),
+        bad("a mode that nobody knows", "bounds", form, STATEMENT.make(mode="asleep")),
+        bad("handed is a number", "bounds", form, STATEMENT.make(handed=1)),
+        bad("no tally", "bounds", form, STATEMENT.make(tally=...)),
+        bad("a tally without what waits", "bounds", form,
+            STATEMENT.make(tally=changed(TALLY, {"waiting": ...}))),
+        bad("fewer than none", "bounds", form, STATEMENT.make(tally={**TALLY, "moved": -1})),
+        bad("missing relays that are none", "bounds", form, STATEMENT.make(missing=[1])),
+        bad("65 missing relays", "bounds", form, STATEMENT.make(missing=[RELAY.did] * 65)),
+        bad("a receipt as a statement", "purpose", form, {"statement": RECEIPT.jws()}),
+    ]  # fmt: skip
+
+
 # ---------------------------------------------------------------- frames
 
 
@@ -716,6 +845,57 @@ def valid_peer_frames(wire: Any) -> list[Case]:
         spoken("relay", {"t": "have", "ref": "w", "bits": 10, "bucket": 7,
                          "items": [[key, 1, NOW * 1000, hash16]], "more": False}),
         spoken("relay", view),
+        *valid_handoff_frames(wire, key),
+    ]  # fmt: skip
+
+
+MIGRATE = {"t": "migrate", "ref": "m", "agent": ALICE.did, "handoff": MIG_ID,
+           "evidence": ORDER.jws(), "whole": b64(bytes(range(32))), "number": 0,
+           "total": 2}  # fmt: skip
+
+
+def valid_handoff_frames(wire: Any, key: str) -> list[Case]:
+    known = {"first_contact": "refuse", "allow": [key], "deny": [], "contacts": [key]}
+    first = {**MIGRATE, "missing": [MALLORY.did], "floor": NOW // 3600, "doubts": b64(bytes(72)),
+             "known": known}  # fmt: skip
+    return [
+        spoken("agent", {"t": "submit", "ref": "r1", "envelopes": [wire], "hops": [RELAY.did],
+                         "marked": [0], "handoff": MIG_ID}, name="submit of a hand-off"),
+        spoken("agent", first),
+        spoken("agent", {**MIGRATE, "number": 1}, name="migrate with nothing more to say"),
+        spoken("relay", {"t": "migrated", "ref": "m", "handoff": MIG_ID,
+                         "whole": MIGRATE["whole"], "next": 1}),
+    ]  # fmt: skip
+
+
+def invalid_handoff_frames(no: Callable[..., Case], wire: Any) -> list[Case]:
+    submit = {"t": "submit", "ref": "r", "envelopes": [wire]}
+    known = {"first_contact": "accept", "allow": [], "deny": [], "contacts": []}
+    done = {"t": "migrated", "ref": "m", "handoff": MIG_ID, "whole": MIGRATE["whole"], "next": 1}
+    return [
+        no("a hand-off without a name", "bounds", "agent", {**submit, "handoff": ""}),
+        no("a hand-off that is a number", "bounds", "agent", {**submit, "handoff": 7}),
+        no("a hand-off of 129 characters", "bounds", "agent", {**submit, "handoff": "h" * 129}),
+        no("migrate of no agent", "bounds", "agent", changed(MIGRATE, {"agent": ...})),
+        no("migrate without evidence", "bounds", "agent", changed(MIGRATE, {"evidence": ...})),
+        no("evidence of 8,193 characters", "bounds", "agent", {**MIGRATE, "evidence": "e" * 8193}),
+        no("half a hash of a digest", "bounds", "agent", {**MIGRATE, "whole": b64(bytes(16))}),
+        no("page 2 of 2", "bounds", "agent", {**MIGRATE, "number": 2}),
+        no("a digest of no pages", "bounds", "agent", {**MIGRATE, "total": 0}),
+        no("a digest of 65 pages", "bounds", "agent", {**MIGRATE, "total": 65}),
+        no("65 missing relays", "bounds", "agent", {**MIGRATE, "missing": [RELAY.did] * 65}),
+        no("a floor below all hours", "bounds", "agent", {**MIGRATE, "floor": -1}),
+        no("a doubt of 35 bytes", "bounds", "agent", {**MIGRATE, "doubts": b64(bytes(35))}),
+        no("doubts with padding", "base64url", "agent",
+           {**MIGRATE, "doubts": b64(bytes(36)) + "="}),
+        no("known without first contact", "bounds", "agent",
+           {**MIGRATE, "known": changed(known, {"first_contact": ...})}),
+        no("known that is a list", "bounds", "agent", {**MIGRATE, "known": []}),
+        no("known of 1,001 that are denied", "bounds", "agent",
+           {**MIGRATE, "known": {**known, "deny": ["k"] * 1001}}),
+        no("migrated without the next page", "bounds", "relay", changed(done, {"next": ...})),
+        no("migrated beyond all pages", "bounds", "relay", {**done, "next": 65}),
+        no("migrate of who is asked", "purpose", "relay", MIGRATE, "unsupported"),
     ]  # fmt: skip
 
 
@@ -813,6 +993,7 @@ def invalid_frames() -> list[Case]:
         no("a state that nobody knows", "bounds", "relay",
            {"t": "statuses", "ref": "s", "items": [{"to": BOB.did, "id": ID, "state": "lost"}]}),
         *invalid_peer_frames(no, wire),
+        *invalid_handoff_frames(no, wire),
     ]  # fmt: skip
 
 
@@ -825,6 +1006,8 @@ CONTEXT: dict[str, dict[str, Any]] = {
     "receipts": {"relay": RELAY.did},
     "records": {"now": NOW},
     "relay_info": {"now": NOW},
+    "orders": {"now": NOW},
+    "statements": {"relay": RELAY.did},
     "frames": {},
 }
 CASES: dict[str, Callable[[], list[Case]]] = {
@@ -834,6 +1017,8 @@ CASES: dict[str, Callable[[], list[Case]]] = {
     "valid_receipts": valid_receipts, "invalid_receipts": invalid_receipts,
     "valid_records": valid_records, "invalid_records": invalid_records,
     "valid_relay_info": valid_relay_info, "invalid_relay_info": invalid_relay_info,
+    "valid_orders": valid_orders, "invalid_orders": invalid_orders,
+    "valid_statements": valid_statements, "invalid_statements": invalid_statements,
     "valid_frames": valid_frames, "invalid_frames": invalid_frames,
 }  # fmt: skip
 

@@ -13,7 +13,17 @@ from typing import Any
 
 import pytest
 
-from relay.core import codec, envelope, handshake, receipts, records, relay_info, seal
+from relay.core import (
+    codec,
+    envelope,
+    handoffs,
+    handshake,
+    orders,
+    receipts,
+    records,
+    relay_info,
+    seal,
+)
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey, parse_did
@@ -23,7 +33,17 @@ from relay.core.policy import Facts, object_early
 
 HERE = Path(__file__).parent
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}
-KINDS = {"auth", "envelopes", "frames", "proof", "receipts", "records", "relay_info"}
+KINDS = {
+    "auth",
+    "envelopes",
+    "frames",
+    "orders",
+    "proof",
+    "receipts",
+    "records",
+    "relay_info",
+    "statements",
+}
 Found = dict[str, Any]
 
 
@@ -108,7 +128,8 @@ def read_receipt(given: Any, file: Found, _: Found) -> Found:
         return {"items": [plain(item) for item in receipts.verify_bounce(given["bounce"], relay)]}
     read = receipts.verify_receipt(given["receipt"], relay)
     items = [plain(item) for item in read.items]
-    return {"at": read.at, "durability": read.durability, "items": items}
+    found = {"at": read.at, "durability": read.durability, "items": items}
+    return {**found, "mig_id": read.handoff} if read.handoff else found
 
 
 def read_record(given: Any, file: Found, _: Found) -> Found:
@@ -133,6 +154,25 @@ def read_info(given: Any, file: Found, _: Found) -> Found:
     return {"did": read.did, **kept, "order": [issued, digest.hex()]}
 
 
+def read_order(given: Any, file: Found, _: Found) -> Found:
+    read = orders.parse(given["order"])
+    check(orders.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
+    homes = {"from": read.source, "to": read.target}
+    return {
+        "mig_id": read.id,
+        "did": read.did,
+        "seq": read.seq,
+        **{name: {"did": home.did, "url": home.url} for name, home in homes.items()},
+        "record": read.record.jws.compact,
+    }
+
+
+def read_statement(given: Any, file: Found, _: Found) -> Found:
+    said = plain(handoffs.verify(given["statement"], file["context"]["relay"]))
+    handoff, missing, tally = said.pop("handoff"), said.pop("missing"), said.pop("tally")
+    return {**said, "mig_id": handoff, "missing": list(missing), "tally": tally._asdict()}
+
+
 def read_frame(given: Any, _file: Found, _: Found) -> Found:
     said = given.get("text", "").encode()
     if "base64url" in given:
@@ -143,7 +183,8 @@ def read_frame(given: Any, _file: Found, _: Found) -> Found:
 
 READERS: dict[str, Callable[[Any, Found, Found], Found]] = {
     "envelopes": read_envelope, "auth": read_auth, "proof": read_proof, "receipts": read_receipt,
-    "records": read_record, "relay_info": read_info, "frames": read_frame,
+    "records": read_record, "relay_info": read_info, "orders": read_order,
+    "statements": read_statement, "frames": read_frame,
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from relay.core import inbox_handoff
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.handoffs import Tally
 from relay.core.ids import AgentKey, Partition, Seq
@@ -85,7 +86,7 @@ class Handoffs:
             change.holding,
             *map(int, flags),
             change.floor,
-            self._limits.dedupe_entries,
+            inbox_handoff.most_ids(self._limits),
             self._guard.ids_per_partition,
             change.doubts,
         )

@@ -31,6 +31,11 @@ def state(partition: Partition) -> str:
     return f"relay:{{{partition}}}:state"
 
 
+def inbox(partition: Partition, owner: AgentKey) -> str:
+    """The hash of an inbox."""
+    return f"relay:{{{partition}}}:inbox:{owner}"
+
+
 def wake(partition: Partition, node: NodeId) -> str:
     """Channel on which a node hears of its inboxes in this partition."""
     return f"relay:{{{partition}}}:wake:{node}"

@@ -40,6 +40,7 @@ class Partitions:
         self.client = client
         self.node = node
         self.count = count
+        self.on_renewal: Callable[[], None] = lambda: None
         self._file = file
         read = ((partition, file.read(partition)) for partition in self.all())
         self._known = {partition: known for partition, known in read if known is not None}
@@ -96,6 +97,8 @@ class Partitions:
         if known is not None and ((found.number, found.commits) <= (known.number, known.commits)):
             return
         self._known[partition] = found
+        if known is not None and known.token != found.token:
+            self.on_renewal()
         try:
             self._file.write(partition, found)
         except OSError as exc:

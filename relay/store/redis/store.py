@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,7 @@ from relay.core.inbox_values import (
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
+from relay.ports import Inboxes as InboxesPage
 from relay.ports_mesh import (
     Changes,
     DirectoryLimits,
@@ -51,7 +52,7 @@ from relay.ports_mesh import (
     PeerRow,
     RecordRow,
 )
-from relay.store.redis import keys
+from relay.store.redis import keys, listing
 from relay.store.redis.client import Client
 from relay.store.redis.directory import Records
 from relay.store.redis.guard import Guard, check_settings
@@ -199,6 +200,10 @@ class RedisStore(HandoffCalls):
         """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
         self._wakeups.on_wake(callback)
 
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once a partition is seen to be another one than it was."""
+        self._partitions.on_renewal = callback
+
     # ------------------------------------------------------------ inboxes
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
@@ -250,6 +255,10 @@ class RedisStore(HandoffCalls):
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
         """See :meth:`relay.ports.InboxStore.heads`."""
         return await self._inboxes.heads(inboxes)
+
+    async def inboxes(self, after: str, most: int) -> InboxesPage:
+        """See :meth:`relay.ports.InboxStore.inboxes`."""
+        return await listing.inboxes(self._partitions, after, most)
 
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
         """See :meth:`relay.ports.InboxStore.merge_record`."""

@@ -6,7 +6,7 @@
 --
 -- ARGV[4] inbox, [5] the text that was seen, [6] kv seq hash of the record that was seen, or '',
 -- [7] text from now on, [8] holding, [9..13] 1 if: the session ends, all that waits is marked, the tally
--- begins anew, it is open, a mover has work; [14] floor, [15] ids_per_inbox, [16] ids_per_partition,
+-- begins anew, it is open, a mover has work; [14] floor, [15] ids of the inbox, [16] ids_per_partition,
 -- [17] ids that are doubtful, 36 bytes each. Result: {inbox, 1 or 0}
 if is_foreign() then return foreign() end
 
@@ -38,6 +38,11 @@ local function hold(box, holding)
     open_outbox(away_of(box))
     write_away(box)
   end
+end
+
+-- Whatever was created from then on has an id of a later hour.
+local function end_of(hour)
+  return (hour + 1) * HOUR_S + GRACE_S
 end
 
 -- For as long as an envelope under these ids can live.
@@ -72,34 +77,29 @@ local function unknown_of(box, hour, keys, eids)
       if fate == 'W' then
         -- it went on from here, and where it went it may have been shown
         redis.call('HSET', ids_key(inbox, hour), keys[i], struct.pack(SEEN, 'D', 0, eid16))
-      elseif fate == 'S' and seq > box.handed and is_live(inbox, seq) then box.handed = seq end
+      elseif fate == 'S' and seq > box.handed and is_live(inbox, seq) then
+        box.handed = seq
+      end
     end
   end
   return fields
 end
 
--- What another relay has forgotten is marked, and never turned away.
-local function learn_floor(box, floor)
-  if floor >= 0 then box.mark_before = math.max(box.mark_before, (floor + 1) * HOUR_S + GRACE_S) end
-end
-
+-- Nothing is forgotten for ids that another relay names: of an hour that there is no room for, all is
+-- marked instead, and of all before it.
 local function learn_hour(box, hour, keys, eids, most)
   local fields = unknown_of(box, hour, keys, eids)
   local count = #fields / 2
-  if count == 0 then return end
-  if hour <= box.floor then
-    mark_present(box)
-  elseif box.ids + count > most then
-    -- there is no room: all that was sent until then is marked
-    learn_floor(box, hour)
+  if count == 0 or box.mark_before >= end_of(hour) then return end
+  if box.ids + count > most then
+    box.mark_before = end_of(hour)
   else
     remember(box, hour, fields, count)
   end
 end
 
 local function learn_doubts(box, blob)
-  -- they fill at most half: what comes must be remembered, too
-  local most = math.min(math.floor(tonumber(ARGV[15]) / 2), box.ids + tonumber(ARGV[16]) - IDS)
+  local most = math.min(tonumber(ARGV[15]), box.ids + tonumber(ARGV[16]) - IDS)
   local hour, keys, eids = nil, {}, {}
   for at = 1, #blob, DOUBT_BYTES do
     local of, id, eid16 = struct.unpack(DOUBT, blob, at)
@@ -110,6 +110,11 @@ local function learn_doubts(box, blob)
     hour, keys[#keys + 1], eids[#eids + 1] = of, id, eid16
   end
   if #keys > 0 then learn_hour(box, hour, keys, eids, most) end
+end
+
+-- What another relay has forgotten is marked, and never turned away.
+local function learn_floor(box, floor)
+  if floor >= 0 then box.mark_before = math.max(box.mark_before, end_of(floor)) end
 end
 
 local box = load_box(inbox) or new_box(inbox, ARGV[8])

@@ -1,7 +1,7 @@
 #!lua flags=no-writes
 -- include: inbox memory outbox entries
--- Ids that the agent of an inbox may have seen (core/inbox_handoff.py doubts): hour by hour what is
--- remembered, then what waits and is marked. An id may come twice.
+-- Ids that the agent of an inbox may have seen (core/inbox_handoff.py doubts): what is remembered, the
+-- newest hour first, then what waits and is marked. An id may come twice.
 --
 -- ARGV[4] inbox, [5] '' or where to go on: h, an hour and a place in it, or s and a seq; [6] about how many.
 -- Result: {inbox, ids of 36 bytes each, where to go on or '', floor}
@@ -39,14 +39,14 @@ end
 
 -- Where to go on, or nil where all hours were looked at.
 local function add_hours(first, place)
-  for _, hour in ipairs(redis.call('ZRANGEBYSCORE', key('hours', inbox), first, '+inf')) do
-    if tonumber(hour) ~= first then place = '0' end
+  for _, hour in ipairs(redis.call('ZREVRANGEBYSCORE', key('hours', inbox), first, '-inf')) do
+    if hour ~= first then place = '0' end
     repeat
       local scanned = redis.call('HSCAN', ids_key(inbox, hour), place, 'COUNT', SCANNED)
       place = scanned[1]
       add_some(tonumber(hour), scanned[2])
       if #found >= most then
-        if place == '0' then return string.format('h %.0f 0', hour + 1) end
+        if place == '0' then return string.format('h %.0f 0', hour - 1) end
         return string.format('h %s %s', hour, place)
       end
     until place == '0'
@@ -69,7 +69,7 @@ end
 local from = tonumber(string.match(ARGV[5], '^s (%d+)$'))
 if not from then
   local first, place = string.match(ARGV[5], '^h (%d+) (%d+)$')
-  local on = add_hours(tonumber(first or 0), place or '0')
+  local on = add_hours(first or '+inf', place or '0')
   if on then return reply(on) end
   from = math.max(handed, box.cursor) + 1
 end

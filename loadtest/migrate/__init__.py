@@ -1,0 +1,1 @@
+"""Scenario ``migrate``: an inbox full of mail changes relays."""

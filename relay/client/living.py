@@ -1,0 +1,74 @@
+"""The beginning and the end of an agent's life in a program, and how its inbox is iterated."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from relay.client import state as states
+from relay.client.errors import again, typed
+from relay.client.inbox import Inbox
+from relay.client.message import Message
+from relay.client.sessions import Sessions
+from relay.core.errors import ErrorCode
+from relay.core.ids import Did
+
+FLUSH_S: Final = 1.0
+
+
+class Messages(AsyncIterator[Message]):
+    """Iterates an inbox. No generator: that would hold the message which the program let go."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def __anext__(self) -> Message:
+        message = await self._inbox.next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+
+@asynccontextmanager
+async def remembering(path: Path | None, did: Did) -> AsyncIterator[states.State]:
+    """The state of an agent; a file is opened and closed in a thread, since both touch the disk."""
+    if path is None:
+        yield states.in_memory()
+        return
+    state = await asyncio.to_thread(states.load, path, did)
+    try:
+        yield state
+    finally:
+        # what was asked for must be noted, even if the program is being cancelled
+        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(state.close)))
+
+
+async def first_login(sessions: Sessions, seconds: float) -> None:
+    """Wait for it; while the agent changes relays there may be none for now.
+
+    Raises:
+        AgentError: it does not hold in time.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            await sessions.opened()
+    except TimeoutError as exc:
+        if sessions.migrations.pending is not None:
+            return
+        last = sessions.last_failure
+        if last is not None:
+            raise again(last) from exc
+        raise typed(ErrorCode.PEER_UNREACHABLE, "no relay answered in time") from exc
+
+
+async def close(sessions: Sessions, runner: asyncio.Task[None]) -> None:
+    """Say what is answered, then end."""
+    try:
+        if sessions.sender is not None:
+            await sessions.inbox.flush(FLUSH_S)
+    finally:
+        sessions.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
+        runner.cancel()

@@ -1,0 +1,186 @@
+"""A running agent that changes relays: sessions close and open, and its program notices nothing.
+
+Rules of the file: one try at a time; where the program does not wait for one, or its process began
+while one was under way, it goes on by itself. What is done is in :mod:`relay.client.migrating`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final, Protocol
+
+from relay.client import origin as origins
+from relay.client.conversation import Conversation
+from relay.client.errors import AgentError, again, typed
+from relay.client.homes import Homes
+from relay.client.inbox import Inbox
+from relay.client.migrating import Migration, Wish
+from relay.client.moves import Move, Moved
+from relay.client.origin import Origin
+from relay.client.state import State
+from relay.core.errors import ErrorCode
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Eid
+
+FLUSH_S: Final = 1.0
+ARRIVE_S: Final = 10.0
+AGAIN_S: Final = 2.0
+
+
+class Company(Protocol):
+    """What a migration needs of the agent."""
+
+    key: SigningKey
+    state: State
+    plain_networks: Sequence[str]
+    conversations: list[Conversation]
+    homes: Homes
+    inbox: Inbox
+
+    @property
+    def ended(self) -> AgentError | None:
+        """Why the agent is over."""
+        ...
+
+    async def changed(self) -> None:
+        """Wait until a connection comes or goes, or the agent is over."""
+        ...
+
+    def follow_move(self) -> None:
+        """Converse with the homes that the newest record names, and with none that it left."""
+        ...
+
+    def warn(self, warning: AgentError) -> None:
+        """Tell the program something that does not end the agent."""
+        ...
+
+
+class Migrations:
+    """The migrations of one agent; see :class:`relay.client.migrating.Agency`."""
+
+    def __init__(self, company: Company) -> None:
+        self.key = company.key
+        self.state = company.state
+        self._company = company
+        self._turn = asyncio.Lock()
+        self._asked = 0
+        self._due = asyncio.Event()
+        self._own: asyncio.Task[None] | None = None
+
+    @property
+    def pending(self) -> Move | None:
+        """The one that is under way."""
+        return self.state.moves.pending
+
+    def rests(self, relay: Did | None, origin: Origin) -> bool:
+        """Whether there is to be no session at a relay just now."""
+        move = self.pending
+        if move is None or not move.rests:
+            return False
+        source = move.said.source
+        return relay == source.did or (relay is None and str(origin) == source.url)
+
+    # ------------------------------------------------------------ for the program
+
+    async def migrate(self, url: str, wish: Wish) -> Moved:
+        """See :meth:`relay.client.Agent.migrate`."""
+        return await self._in_turn(lambda: Migration(self, wish).to(url))
+
+    async def cancel(self, wish: Wish) -> None:
+        """See :meth:`relay.client.Agent.cancel_migration`."""
+        await self._in_turn(lambda: Migration(self, wish).back())
+
+    async def _in_turn(self, work: Callable[[], Coroutine[Any, Any, Moved]]) -> Moved:
+        if self._company.ended is not None:
+            raise again(self._company.ended)
+        self._asked += 1
+        try:
+            if self._own is not None:
+                self._own.cancel()
+            async with self._turn:
+                return await work()
+        finally:
+            self._asked -= 1
+            self._due.set()
+
+    # ------------------------------------------------------------ by itself
+
+    async def run(self) -> None:
+        """Go on with what nobody waits for; until cancelled."""
+        while True:
+            self._due.clear()
+            if self._asked or self.pending is None:
+                await self._due.wait()
+                continue
+            self._own = asyncio.ensure_future(self._go_on())
+            try:
+                await asyncio.wait([self._own])
+            finally:
+                self._own.cancel()
+                await asyncio.wait([self._own])
+            if not self._own.cancelled():
+                self._own.result()
+            self._own = None
+            await self._pause()
+
+    async def _go_on(self) -> None:
+        try:
+            async with self._turn:
+                if self.pending is not None:
+                    await Migration(self).resume()
+        except AgentError as exc:
+            self._company.warn(exc)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(AGAIN_S):
+                await self._due.wait()
+        except TimeoutError:
+            return
+
+    # ------------------------------------------------------------ the agency
+
+    def origin(self, url: str) -> Origin:
+        """See :class:`relay.client.migrating.Agency`."""
+        return origins.parse(url, plain_networks=self._company.plain_networks)
+
+    async def leave(self, source: Did) -> None:
+        """See :class:`relay.client.migrating.Agency`."""
+        there = [one for one in self._company.conversations if one.relay == source]
+        if any(one.line is not None for one in there):
+            await self._company.inbox.flush(FLUSH_S)
+        for one in there:
+            await one.gate.rest()
+
+    def stay(self) -> None:
+        """See :class:`relay.client.migrating.Agency`."""
+        for one in self._company.conversations:
+            one.gate.reopen()
+        self._company.homes.announce()
+
+    async def arrive(self) -> None:
+        """See :class:`relay.client.migrating.Agency`."""
+        self._company.follow_move()
+        try:
+            async with asyncio.timeout(ARRIVE_S):
+                while not self._is_home() and self._company.ended is None:
+                    await self._company.changed()
+        except TimeoutError:
+            # it goes on dialling; what is copied meanwhile waits there
+            return
+
+    def _is_home(self) -> bool:
+        return any(
+            one.line is not None and one.line.ready.welcome.inbox
+            for one in self._company.conversations
+            if one.relay is not None and self._company.homes.is_home(one.relay)
+        )
+
+    def expect(self, coming: frozenset[Eid] | None) -> None:
+        """See :class:`relay.client.migrating.Agency`."""
+        failure = None
+        if coming is None:
+            detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
+            failure = typed(ErrorCode.PEER_UNREACHABLE, detail)
+        self._company.inbox.expect(coming or frozenset(), failure)

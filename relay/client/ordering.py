@@ -1,0 +1,211 @@
+"""What is signed for a change of relays: the order, the record in it, and the one that undoes it.
+
+Rules of the file: nothing is signed before the relays that can be reached were asked for the newest
+record; what is signed is noted before anybody sees it. The order carries a record that whoever has
+the order can publish, so an order is taken back only by a record that is newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from relay import clock
+from relay.client.errors import AgentError, typed
+from relay.client.information import information
+from relay.client.moves import Move, Moved, Stage
+from relay.client.origin import Origin
+from relay.client.state import State
+from relay.client.visit import resolve
+from relay.core import orders, records
+from relay.core.envelope import MAX_LIFETIME_S
+from relay.core.errors import ErrorCode
+from relay.core.identity import SigningKey
+from relay.core.ids import Did, Timestamp
+from relay.core.orders import MigrationOrder
+from relay.core.records import EndpointRecord, Home, LeftHome
+
+Dial = Callable[[str], Origin]
+
+LEFT_S: Final = MAX_LIFETIME_S
+"""No envelope lives longer: until then a home that was left may hold mail."""
+
+
+def newest(state: State) -> EndpointRecord | None:
+    """The newest record that is known of this agent."""
+    return records.parse(state.record) if state.record else None
+
+
+def known(state: State, target: Origin) -> Moved | None:
+    """What the last migration came to, where that led to ``target`` and the agent is there."""
+    record, log = newest(state), state.moves
+    if record is None or [home.url for home in record.relays] != [str(target)]:
+        return None
+    if log.moved is not None and log.moved.target.url == str(target):
+        return log.moved
+    raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
+
+
+def is_home_already(state: State, move: Move) -> bool:
+    """Whether the target is one of several homes: then the others are just left."""
+    record = newest(state)
+    return record is not None and record.names(move.said.target.did)
+
+
+async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
+    """Where the agent lives now: its best home but for ``target``.
+
+    Raises:
+        AgentError: ``not_admitted``: nowhere, as far as anybody can tell.
+    """
+    await _learn(did, state, target)
+    record = newest(state)
+    for home in sorted(record.relays if record else (), key=lambda home: home.prio):
+        if home.url != str(target):
+            await _learn(did, state, dial(home.url))
+    record = newest(state)
+    homes = sorted(record.relays if record else (), key=lambda home: home.prio)
+    others = [home for home in homes if home.url != str(target)]
+    if not others:
+        detail = "this agent has no home that it could move from; log in where it is to live"
+        raise typed(ErrorCode.NOT_ADMITTED, detail)
+    return others[0]
+
+
+async def _learn(did: Did, state: State, at: Origin) -> None:
+    """Ask a relay for the newest record of this agent; who cannot say is not waited for."""
+    try:
+        found = await resolve(at, did)
+    except AgentError:
+        return
+    if found.record is not None:
+        state.keep_record(found.record.jws.compact)
+
+
+async def order(
+    key: SigningKey,
+    state: State,
+    ends: tuple[Home, Origin],
+    *,
+    dial: Dial,
+    without_source: bool = False,
+) -> Move:
+    """Sign the order to move, and the record that it ends with; both are noted.
+
+    Args:
+        key: the agent.
+        state: knows the newest record, and the last order.
+        ends: from where to where.
+        dial: how a relay is dialled.
+        without_source: go on without it where it does not answer.
+
+    Raises:
+        AgentError: the target cannot be reached, or is another relay than before.
+    """
+    here, target = ends
+    there = await relay_at(target, state)
+    await _learn(key.did, state, target)
+    await _learn(key.did, state, dial(here.url))
+    now, held = clock.now(), state.moves.pending
+    is_held = held is not None and held.rests
+    move = Move(
+        sign(key, state, here, there),
+        Stage.PREPARING,
+        float(now),
+        left_at=held.left_at if held is not None and is_held else 0.0,
+        is_held=is_held,
+        without_source=without_source,
+    )
+    await state.moves.keep(move)
+    return move
+
+
+def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
+    """Sign an order to move, and the record in it, above all that was signed before.
+
+    Raises:
+        ClosedError: ``wrong_state``: both are one relay.
+    """
+    if here.did == there.did:
+        raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")
+    now, before = clock.now(), newest(state)
+    signed = records.sign(
+        key,
+        [there],
+        now=_at(state, now),
+        newest_seq=_newest_seq(state),
+        handles=before.handles if before else (),
+        drain=_left(before, there, now),
+        enc=before.enc if before else None,
+    )
+    return orders.sign(
+        key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
+    )
+
+
+async def take_back(key: SigningKey, state: State, move: Move) -> Move:
+    """Sign the record that overtakes the order's own: the agent lives where it did.
+
+    Raises:
+        AgentError: the state file cannot be written.
+    """
+    cancelling = replace(move, stage=Stage.CANCELLING)
+    await state.moves.keep(cancelling)
+    await overtake(key, state, move.said)
+    return cancelling
+
+
+async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> EndpointRecord:
+    """Sign a record above that of an order, which whoever has seen the order could publish.
+
+    It says what the newest one does; it is noted, and still to be published.
+
+    Raises:
+        AgentError: the state file cannot be written.
+    """
+    before, now = newest(state), clock.now()
+    signed = records.sign(
+        key,
+        before.relays if before is not None and before.relays else (order.source,),
+        now=_at(state, now),
+        newest_seq=max(_newest_seq(state), order.record.seq),
+        handles=before.handles if before else (),
+        drain=before.drain if before else (),
+        enc=before.enc if before else None,
+    )
+    state.keep_record(signed)
+    await state.noted()
+    return records.parse(signed)
+
+
+async def relay_at(target: Origin, state: State) -> Home:
+    """Who is there, as it signs itself.
+
+    Raises:
+        AgentError: unreachable, or another relay than before.
+    """
+    said = await information(target)
+    expected = state.relay_at(str(target))
+    if said.url != str(target) or expected not in {None, said.did}:
+        raise typed(ErrorCode.WRONG_RELAY, f"{target} is {said.did}, which calls itself {said.url}")
+    return Home(said.did, said.url)
+
+
+def _newest_seq(state: State) -> int:
+    """Above all that was signed: an order's record counts, though it may never be published."""
+    ordered = state.moves.move.said.record.seq if state.moves.move is not None else 0
+    return max(state.record_seq, ordered)
+
+
+def _at(state: State, now: Timestamp) -> Timestamp:
+    # a clock that was set back must not make a record that no seq fits any more
+    return Timestamp(max(now, _newest_seq(state) / 1000 - records.SEQ_SLACK_S + 1))
+
+
+def _left(before: EndpointRecord | None, there: Home, now: Timestamp) -> list[LeftHome]:
+    """The homes that are left now, and those that were before; the latest first."""
+    until = int(now) + LEFT_S
+    left = [LeftHome(h.did, h.url, until) for h in before.relays] if before else []
+    left += [one for one in before.drain if one.did not in {h.did for h in left}] if before else []
+    return [one for one in left if one.did != there.did][: records.MAX_RELAYS]

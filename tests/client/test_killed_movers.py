@@ -1,0 +1,75 @@
+"""kill -9 of an agent between any two steps of its move: the next life ends it, nothing is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from relay.client import Agent
+from relay.client.moves import Stage
+from tests.client.mortals import ROOT, Identity, Mortal
+from tests.client.support import new_key
+from tests.client.test_moving_house import Reader, homes_of, relays
+
+pytestmark = pytest.mark.timeout(60)
+
+PROGRAM = Path(__file__).with_name("mover.py")
+KILLED_AT = [one for one in Stage if one not in {Stage.CANCELLING, Stage.DROPPED}]
+COUNT = 40
+
+
+@pytest.mark.parametrize("stage", KILLED_AT)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_an_agent_that_is_killed_at_any_stage_moves_in_its_next_life(
+    tmp_path: Path, stage: Stage, when: str
+):
+    bob = Identity(new_key(), tmp_path / "state")
+    async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
+        async with bob.opened(one.url):
+            pass
+        for n in range(COUNT):
+            await alice.send(bob.did, f"{n:03}")
+        shown = await _killed(bob, one.url, two.url, stage, when)
+        await alice.send(bob.did, "since")
+        async with bob.opened(one.url) as me:
+            reader = Reader(me)
+            async with reader.reading():
+                # with nobody who asks for it, unless nothing of it was noted
+                moved = await me.migrate(two.url, deadline_s=20)
+                expected = {*(f"{n:03}" for n in range(COUNT)), "since"}
+                await reader.has(len(expected - {*shown}))
+            assert moved.missing == ()
+            assert moved.complaints == ()
+            assert moved.waiting == 0
+            assert await homes_of(me) == [two.url]
+        # acked by the first life, or by the second; never shown by both without a mark
+        assert {*shown, *reader.texts} == expected
+        twice = [text for text in reader.texts if text in shown]
+        assert {*twice} <= {*reader.marked}
+        assert len(reader.texts) == len({*reader.texts})
+
+
+async def _killed(bob: Identity, source: str, target: str, stage: Stage, when: str) -> list[str]:
+    """What the first life was shown."""
+    words = (source, bob.key.seed.hex(), str(bob.state), target, str(stage), when)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(PROGRAM), *words),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+    mortal = Mortal(process)
+    shown: list[str] = []
+    try:
+        while (said := await mortal.says())[:1] != ["at"]:
+            assert said, "it ended by itself"
+            if said[0] == "shown":
+                shown.append(said[1])
+    finally:
+        await mortal.kill()
+    assert process.stdout is not None
+    rest = (await process.stdout.read()).decode().splitlines()
+    return [*shown, *(line.split()[1] for line in rest if line.startswith("shown"))]
