@@ -31,7 +31,8 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.ports_mesh import HandoffStore, OutboxStore, PeerStore, RecordRow, RecordStore
+from relay.ports_handoff import HandoffStore
+from relay.ports_mesh import OutboxStore, PeerStore, RecordRow, RecordStore
 
 
 @dataclass(frozen=True, slots=True)

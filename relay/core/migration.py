@@ -133,13 +133,18 @@ def _prepare(side: Side, order: OrderRef, now: Timestamp) -> Result:
         pending=order.record,
         order_seq=order.seq,
         since=int(now),
-        missing=(_still_missing(side) | {order.source}) - {side.me},
+        missing=(_still_missing(side) | {order.source} | _beside(side)) - {side.me},
         digested=False,
         collecting=None,
         sources=frozenset(),
         handed=False,
     )
     return Step(prepared)
+
+
+def _beside(side: Side) -> frozenset[Did]:
+    """The homes of now: each of them may have shown what it has, not the source alone."""
+    return frozenset(side.record.homes) if side.record is not None else frozenset()
 
 
 def _still_missing(side: Side) -> frozenset[Did]:

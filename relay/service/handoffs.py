@@ -34,7 +34,7 @@ from relay.core.migration_values import (
 from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
-from relay.ports_mesh import HandoffChange, HandoffRow, HandoffStore
+from relay.ports_handoff import HandoffChange, HandoffRow, HandoffStore
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""
@@ -281,7 +281,8 @@ def _change(
         return None
     turns = row.holding is not side.holding and not {row.holding, side.holding} <= _AT_HOME
     hands_over = side.mode is Mode.FROZEN and side.handoff != before.side.handoff
-    begins = side.mode in {Mode.FROZEN, Mode.INCOMING} and side.mode is not before.side.mode
+    was = before.side.mode
+    begins = side.mode is not was and (side.mode is not Mode.ACTIVE or was is Mode.NONE)
     return HandoffChange(
         text=handoffs.encode(*kept),
         holding=side.holding,

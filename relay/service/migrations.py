@@ -22,7 +22,7 @@ from relay.core.inbox_values import InboxLimits, Question, Waiting
 from relay.core.migration_values import Freeze, Mode, OrderRef, Prepare, Side
 from relay.core.orders import MigrationOrder
 from relay.ports import InboxStore, Keys
-from relay.ports_mesh import HandoffStore
+from relay.ports_handoff import HandoffStore
 from relay.service.accounts import Registration
 from relay.service.directory import Directory
 from relay.service.handoffs import Handoffs

@@ -40,7 +40,8 @@ from relay.core.migration_values import (
 )
 from relay.core.outbox import LEASE_S
 from relay.core.records import Home
-from relay.ports_mesh import HandoffRow, HandoffStore, PeerLink, PeerLinks
+from relay.ports_handoff import HandoffRow, HandoffStore
+from relay.ports_mesh import PeerLink, PeerLinks
 from relay.service.handoffs import Handoffs
 
 PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)

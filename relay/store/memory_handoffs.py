@@ -14,7 +14,8 @@ from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
 from relay.core.inbox import Inbox
 from relay.core.inbox_values import Doubts, InboxLimits, Known, Waiting
 from relay.core.jws import b64encode
-from relay.ports_mesh import DirectoryLimits, HandoffChange, HandoffRow, Order, RecordRow
+from relay.ports_handoff import HandoffChange, HandoffRow
+from relay.ports_mesh import DirectoryLimits, Order, RecordRow
 from relay.store.memory_mesh import MemoryDirectory
 
 

@@ -18,7 +18,7 @@ from relay.core.frames import Migrate
 from relay.core.ids import Did
 from relay.core.migration_values import Holding, Mode, Side
 from relay.federation.link import Link
-from relay.ports_mesh import HandoffChange, HandoffRow
+from relay.ports_handoff import HandoffChange, HandoffRow
 from relay.server import serve
 from relay.settings import load
 from relay.store.redis import RedisStore

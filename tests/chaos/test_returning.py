@@ -24,6 +24,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Timestamp
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.nodes import Speaker, make_envelope, new_key, speaker
+from tests.support.steps import Traveller
 
 pytestmark = pytest.mark.timeout(120)
 Rollback = Literal["as it is now", "restored, too", "lost"]
@@ -154,3 +155,34 @@ async def test_a_relay_restored_from_before_the_move(tmp_path: Path, rollback: R
             if rollback == "as it is now":
                 # it knows that it went back in time
                 assert set(came.values()) == {True}
+
+
+@pytest.mark.parametrize("rollback", ["as it is now", "restored, too", "lost"])
+async def test_a_relay_restored_from_before_a_move_by_order(
+    tmp_path: Path, rollback: Rollback
+) -> None:
+    agent, sender = new_key(), new_key()
+    async with mesh(2, tmp_path) as relays:
+        a, b = relays[0], relays[1]
+        await relays.start()
+        before = record(agent, a)
+        async with speaker(a.url, agent, record=before) as one:
+            assert one.ready.welcome.inbox
+        old = await send(sender, a, agent, 3)
+        await copied(a, tmp_path / "backup")
+        async with speaker(a.url, agent) as one:
+            assert list(await take(one, 3)) == old
+            await ack_all(one)
+        waiting = await send(sender, a, agent, 2)
+        await relays.linked()
+        home_a, home_b = records.Home(a.did, a.url), records.Home(b.did, b.url)
+        traveller = Traveller(agent, home_a, home_b, before)
+        await traveller.move()
+        async with speaker(b.url, agent, record=traveller.record) as home:
+            assert await take(home, 2) == dict.fromkeys(waiting, False)
+            await ack_all(home)
+            a.kill()
+            restore(a, tmp_path / "backup", rollback)
+            assert await comes_back(a, agent) == [False] * 3
+            # what was acked before the move comes again, and none of it as new
+            assert await take(home, 3) == dict.fromkeys(old, True)

@@ -13,7 +13,7 @@ from relay import clock
 from relay.core import antientropy, records
 from relay.core.antientropy import Index
 from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.frames import Digest, Gossip, Want
+from relay.core.frames import Digest, Digests, Gossip, Want
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import InboxLimits, Opened, Window
@@ -253,3 +253,14 @@ async def test_what_was_told_before_the_store_went_back_does_not_count_after():
         await until(lambda: world.gate.is_over)
         await turn
         assert not await world.is_home(agent)
+
+
+async def test_a_node_that_has_just_started_does_not_say_that_it_holds_nothing():
+    agent, peer = new_key(), Peer()
+    async with started(peer, linked=False) as world:
+        mesh = world.gate._mesh
+        await mesh.hearing.directory.keep([moved(agent, peer)], peer.peer)
+        assert not mesh.following.is_current
+        answer = await mesh.answer(peer.peer, Digest("r", 10))
+        assert isinstance(answer, Digests)
+        assert [item.records for item in answer.items] == [1]

@@ -87,24 +87,20 @@ class Box(NamedTuple):
 
     def accept(self, item: Item, *, late: bool = False) -> tuple[Box, Outcome] | None:
         """Store it, or say that it was; None: not here."""
+        if self.holding is None or (self.holding is Holding.AWAY and item.via):
+            return None
         fate = self.fate(item.eid)
-        if self.holding is None:
-            return None
-        if self.holding is Holding.AWAY and item.via:
-            return None
         if fate is Fate.STORED:
             brings = item.marked and item.moving
             return (self.mark(frozenset({item.eid})) if brings else self), DUP
         is_back = fate is Fate.FORWARDED and self.holding is not Holding.AWAY
-        if fate is not None and fate is not Fate.DOUBTFUL and not is_back:
+        if not (fate is None or fate is Fate.DOUBTFUL or is_back):
             return self, DUP
-        if late:
-            return self, LATE
-        if self.floor and fate is None and not item.moving:
-            return self, STALE
-        marked = item.marked or fate is Fate.DOUBTFUL or (is_back and not item.moving)
-        marked |= self.floor and fate is None
-        kept = self._replace(live=self.live | {(item.eid, marked)})
+        is_forgotten = self.floor and fate is None
+        if late or (is_forgotten and not item.moving):
+            return self, LATE if late else STALE
+        doubtful = is_forgotten or fate is Fate.DOUBTFUL or (is_back and not item.moving)
+        kept = self._replace(live=self.live | {(item.eid, item.marked or doubtful)})
         return kept.with_fate(item.eid, Fate.STORED), STORED
 
     def end(self, eid: Eid, fate: Fate) -> Box:
@@ -154,7 +150,7 @@ class Box(NamedTuple):
         return box
 
     def doubts(self) -> tuple[list[bytes], int]:
-        """What a digest says: ids that the agent may have seen, and until when any are forgotten."""
+        """What a digest says: ids that the agent may have seen, and a floor of forgotten ones."""
         told = {eid for eid, fate in self.fates if fate in TOLD}
         marked = {eid for eid, _ in self.live if self.is_marked(eid)}
         ids = sorted(packed(eid) for eid in told | marked)
@@ -181,15 +177,17 @@ def key_of(eid: Eid) -> bytes:
     return hashlib.sha256(b"key" + eid.encode()).digest()[:16]
 
 
-def packed(eid: Eid) -> bytes:
-    """An id in a digest."""
-    return struct.pack(">I16s16s", HOUR, key_of(eid), hashlib.sha256(eid.encode()).digest()[:16])
+def packed(eid: Eid, of: Eid | None = None) -> bytes:
+    """An id in a digest; ``of``: as if it were of that envelope."""
+    digest = hashlib.sha256((of or eid).encode()).digest()
+    return struct.pack(">I16s16s", HOUR, key_of(eid), digest[:16])
 
 
-_EIDS = {packed(eid): eid for eid in (Eid(f"m{n}") for n in range(10))}
+_KEY_ENDS = 20
+_EIDS = {packed(eid)[:_KEY_ENDS]: eid for eid in (Eid(f"m{n}") for n in range(10))}
 
 
 def named(doubts: bytes) -> list[Eid]:
     """The ids of a page."""
     parts = [doubts[at : at + DOUBT_BYTES] for at in range(0, len(doubts), DOUBT_BYTES)]
-    return [_EIDS[part] for part in parts]
+    return [_EIDS[part[:_KEY_ENDS]] for part in parts]

@@ -46,7 +46,7 @@ from tests.protocol.real_boxes import RealBox
 
 NOW = HOUR * 3600
 LATER = NOW + 24 * 3600
-LIE = b"lie"
+LIE = b"a lie about "
 LOST = "lost"
 DUPLICATE = "unmarked duplicate"
 TWICE = "bounced twice by one relay"
@@ -166,7 +166,8 @@ class World(NamedTuple):
 
 
 BOUNDED = (
-    "orders", "unheard", "unreachable", "returns", "renewals", "deaths", "waits", "restarts", "forgets",
+    "orders", "unheard", "unreachable", "returns", "renewals", "deaths", "waits", "restarts",
+    "forgets",
 )  # fmt: skip
 
 OVER = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.FORWARDED})
@@ -303,11 +304,12 @@ class Moves:
     def unbound(self, world: World, place: int) -> World:
         if self.is_mutant("an old session's receipt counts"):
             return world
-        packets = {
-            (one, two, said._replace(bound=False) if isinstance(said, Copy) and one == place else said)
-            for one, two, said in world.net
-            if not (two == place and isinstance(said, Taken))
-        }  # fmt: skip
+        packets: set[Packet] = set()
+        for source, target, said in world.net:
+            if source == place and isinstance(said, Copy):
+                packets.add((source, target, said._replace(bound=False)))
+            elif target != place or not isinstance(said, Taken):
+                packets.add((source, target, said))
         return world._replace(net=frozenset(packets))
 
     def side_of(self, place: int, relay: Relay) -> Side:
@@ -360,7 +362,7 @@ class Moves:
             kept = dict(then.fates) | dict(went)
             return then._replace(fates=frozenset(kept.items()))
         if step.imports is not None and self.is_mutant("what waits is not marked"):
-            bare = {eid: mark for eid, mark in box.live}
+            bare = dict(box.live)
             marked = box.change(before, step)
             return marked._replace(live=frozenset((e, bare.get(e, m)) for e, m in marked.live))
         return box.change(before, step)
@@ -590,9 +592,11 @@ class Moves:
             pages = tuple(page._replace(missing=frozenset()) for page in pages)
         if self.rules.liar and place == 0:
             everything = b"".join(packed(eid) for eid in self.eids)
-            for floor, ids in ((-1, everything), (HOUR, b"")):
-                lie = DigestPage(side.handoff.id, LIE, 0, 1, frozenset(), floor, ids)
-                pages += (lie,)
+            others = b"".join(packed(eid, Eid("another")) for eid in self.eids)
+            for whole, floor, ids in ((b"all", -1, everything), (b"floor", HOUR, b""),
+                                      (b"other", -1, others)):  # fmt: skip
+                lie = LIE + whole
+                pages += (DigestPage(side.handoff.id, lie, 0, 1, frozenset(), floor, ids),)
         for page in pages:
             if (place, peer, page) not in world.net and world.relays[peer] is not None:
                 then = world._replace(net=world.net | {(place, peer, page)})
@@ -788,7 +792,7 @@ def digest(side: Side, box: Box | RealBox) -> tuple[DigestPage, ...]:
 def short(message: Message) -> str:
     match message:
         case DigestPage():
-            lie = "false " * (message.whole == LIE) + "floor " * (message.floor >= 0)
+            lie = f"{message.whole.decode()} " if message.whole.startswith(LIE) else ""
             return f"{lie}digest {message.number + 1}/{message.total} of {message.handoff}"
         case Copy():
             mark, old = " marked" * message.marked, " of an old session" * (not message.bound)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from relay.core import inbox_handoff
-from relay.core.dedupe import Fate, Forwarded
+from relay.core.dedupe import KNOWN_BY, Fate, Forwarded
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Eid, Epoch, NodeId, Seq, Timestamp
@@ -269,7 +269,7 @@ def _state(box: Inbox | None) -> tuple[Any, ...]:
     if box is None:
         return ()
     ids = {
-        (hour, key, seen.fate, seen.seq in box.live)
+        (hour, key, seen.eid[:KNOWN_BY], seen.fate, seen.seq in box.live)
         for hour, bucket in box.dedupe.hours.items()
         for key, seen in bucket.entries.items()
     }

@@ -15,6 +15,7 @@ import pytest
 
 from relay.core import inbox_handoff
 from relay.core.dedupe import Fate
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.inbox import Inbox
 from relay.core.migration_values import Holding
 from relay.core.quotas import Holdings
@@ -128,6 +129,19 @@ def refuses_by_anothers_floor(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(inbox_handoff, "learn_floor", learn)
 
 
+def refuses_other_envelopes(patch: pytest.MonkeyPatch) -> None:
+    """An id that another relay has named of another envelope is used up."""
+    was = Holdings.answer
+
+    def answer(self: Holdings, item: Any) -> Any:
+        seen = self.dedupe.find(item.hour, item.dedupe_key)
+        if seen is not None and not seen.is_of(item.eid):
+            return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
+        return was(self, item)
+
+    patch.setattr(Holdings, "answer", answer)
+
+
 def learns_no_ids(patch: pytest.MonkeyPatch) -> None:
     """A digest is thrown away."""
     patch.setattr(inbox_handoff, "learn_doubts", lambda *_: None)
@@ -182,6 +196,7 @@ CONTROLS: list[tuple[Broken, str, Rules, tuple[str, ...]]] = [
     (ends_for_a_word, LOST, Rules(liar=True), ()),
     (marks_nothing_at_the_end, DUPLICATE, Rules(), ()),
     (refuses_by_anothers_floor, DENIED, Rules(relays=3, liar=True, queues=True), IN_A_QUEUE),
+    (refuses_other_envelopes, DENIED, Rules(relays=3, liar=True, queues=True), IN_A_QUEUE),
     (learns_no_ids, DUPLICATE, Rules(unheard=1), ()),
     (keeps_what_went, DUPLICATE, Rules(orders=3), (*THERE, LET_GO)),
     (

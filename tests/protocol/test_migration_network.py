@@ -5,6 +5,9 @@ their receipts. Each may arrive late, again, or under an order that has been giv
 die, sources lie, envelopes expire, agents change their mind. Each rule can be switched off; for
 each there is a story in which that breaks a promise.
 
+Here a source may even end what it alone brought. The real code takes its word for less: it only
+marks (docs/adr/0023), which ``test_migration_real.py`` shows to be enough.
+
 ::
 
     source                      network                        target

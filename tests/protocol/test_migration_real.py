@@ -95,12 +95,12 @@ SPACES: dict[str, tuple[Rules, tuple[str, ...], int | None]] = {
     "a target that waits in vain": (Rules(waits=1, returns=1), (), None),
     "an envelope that expires": (Rules(expiry=True, restarts=1), (), None),
     "a source that forgets": (Rules(forgets=1, unheard=1), (), 15_000),
-    "a source that lies": (Rules(liar=True, queues=True), (), None),
+    "a source that lies": (Rules(liar=True, queues=True), (), 15_000),
     "three relays": (Rules(relays=3, orders=2, unreachable=1), (), 15_000),
     "three relays, and couriers for others": (Rules(relays=3, orders=2, queues=True), (), 15_000),
     "there and back and there": (Rules(orders=3, restarts=1), (*THERE, LET_GO), 15_000),
     "there, and its answer is under way": (Rules(orders=3, restarts=1), THERE, 15_000),
-    "a digest of two pages": (Rules(envelopes=2, unheard=1), TWO_PAGES, 15_000),
+    "a digest of two pages": (Rules(envelopes=2, unheard=1), TWO_PAGES, None),
 }
 # What is broken, the promise that breaks by it, what may happen, how the story begins.
 MUTANTS: list[tuple[str, str, Rules, tuple[str, ...]]] = [

@@ -45,7 +45,7 @@ from relay.core.inbox_values import (
 from relay.core.migration_values import Holding
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, OpenRequest, RecordRow
-from relay.ports_mesh import HandoffChange
+from relay.ports_handoff import HandoffChange
 from relay.store.memory import MemoryStore
 from relay.store.redis.entries import eid_bytes
 from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, eid, entry

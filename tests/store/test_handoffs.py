@@ -30,7 +30,8 @@ from relay.core.inbox_values import (
 from relay.core.migration_values import Holding
 from relay.core.ranges import Reason
 from relay.ports import AckRequest, RecordRow
-from relay.ports_mesh import DueOutbox, HandoffChange, HandoffRow
+from relay.ports_handoff import HandoffChange, HandoffRow
+from relay.ports_mesh import DueOutbox
 from relay.store.redis.entries import eid_bytes
 from tests.store.test_beside import Heard
 from tests.store.worlds import (
@@ -641,6 +642,21 @@ async def test_the_newest_is_said_first(world: World) -> None:
     assert first.ids == b"".join(ids[:4])
     rest = await world.store.doubts(ME, first.after, 9)
     assert rest.ids == b"".join(ids[4:])
+
+
+async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_hour(
+    world: World,
+) -> None:
+    ids = [doubt(n) for n in range(100, 140)]
+    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    assert await all_doubts(world.store) == set()
+    end_s = (HOUR + 1) * 3600 + 300
+    young, old = await world.store.append([
+        entry(1, created_at=end_s, expires_at=end_s + 99), entry(2, created_at=end_s - 1),
+    ])  # fmt: skip
+    assert (young.dup, old.dup) == (False, False)
+    await change(world.store, Holding.HOME, "home")
+    assert await shown(world.store, await opened(world.store)) == [(1, False), (2, True)]
 
 
 async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World) -> None:

@@ -112,7 +112,7 @@ def test_what_a_side_is_says_what_becomes_of_its_inbox(side: Side, holding: Hold
     ],
 )
 def test_a_side_that_was_never_written_follows_from_the_inbox(
-    holding: Holding | None, has_left: bool, begins: Side
+    holding: Holding | None, has_left: Any, begins: Side
 ):
     assert migration.begin(A, holding, record(1, B), has_left=has_left) == begins
 
@@ -207,11 +207,19 @@ def test_a_newer_order_turns_the_source_and_it_goes_on_missing_the_old_target():
 
 
 def test_a_target_that_gets_ready_for_another_source_asks_that_one():
-    side = took(incoming(digested=True), Prepare(order(6, source=C))).side
+    learned = took(incoming(digested=True), Learned(record(4, C))).side
+    side = took(learned._replace(mode=Mode.INCOMING), Prepare(order(6, source=C))).side
     assert (side.missing, side.digested) == ({C}, False)
     back = frozen(missing=frozenset({C}), record=record(2, B))
     side = took(back, Prepare(order(6, source=B, target=A))).side
     assert side.missing == {B, C}
+
+
+def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
+    side = took(Side(B, record=record(1, A, C, B)), Prepare(order())).side
+    assert side.missing == {A, C}
+    told = took(side, Heard(A, page())).side
+    assert (told.digested, published(told).holding) == (True, Holding.DOUBTFUL)
 
 
 # ---------------------------------------------------------------- records
@@ -437,7 +445,7 @@ def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     ],
 )
 def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
-    side: Side, waiting: int, is_young: bool, is_old: bool
+    side: Side, waiting: int, is_young: Any, is_old: Any
 ):
     week = Timestamp(NOW + migration.GRACE_S)
     assert migration.is_open(side, Timestamp(week - 1), waiting) is is_young
@@ -448,5 +456,5 @@ def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
     ("side", "has"),
     [(frozen(), True), (frozen(handed=True), False), (home(), False), (incoming(), False)],
 )
-def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: bool):
+def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: Any):
     assert migration.has_work(side) is has

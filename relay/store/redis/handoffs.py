@@ -15,7 +15,8 @@ from relay.core.handoffs import Tally
 from relay.core.ids import AgentKey, Partition, Seq
 from relay.core.inbox_values import Doubts, FirstContact, InboxLimits, Known, Question, Waiting
 from relay.core.migration_values import Holding
-from relay.ports_mesh import HandoffChange, HandoffRow, RecordRow
+from relay.ports_handoff import HandoffChange, HandoffRow
+from relay.ports_mesh import RecordRow
 from relay.store.redis import entries
 from relay.store.redis.directory import row_of
 from relay.store.redis.guard import Guard
@@ -142,33 +143,33 @@ class HandoffCalls:
     _handoffs: Handoffs
 
     async def handoff(self, inbox: AgentKey) -> HandoffRow:
-        """See :meth:`relay.ports_mesh.HandoffStore.handoff`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.handoff`."""
         return await self._handoffs.handoff(inbox)
 
     async def change_handoff(
         self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
     ) -> bool:
-        """See :meth:`relay.ports_mesh.HandoffStore.change_handoff`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.change_handoff`."""
         return await self._handoffs.change_handoff(inbox, seen, change)
 
     async def handoffs(self) -> list[tuple[AgentKey, str]]:
-        """See :meth:`relay.ports_mesh.HandoffStore.handoffs`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.handoffs`."""
         return await self._handoffs.handoffs()
 
     async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
-        """See :meth:`relay.ports_mesh.HandoffStore.waiting`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.waiting`."""
         return await self._handoffs.waiting(inbox, after, most)
 
     async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
-        """See :meth:`relay.ports_mesh.HandoffStore.doubts`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.doubts`."""
         return await self._handoffs.doubts(inbox, after, most)
 
     async def known(self, inbox: AgentKey) -> Known:
-        """See :meth:`relay.ports_mesh.HandoffStore.known`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.known`."""
         return await self._handoffs.known(inbox)
 
     async def learn_known(self, inbox: AgentKey, known: Known) -> None:
-        """See :meth:`relay.ports_mesh.HandoffStore.learn_known`."""
+        """See :meth:`relay.ports_handoff.HandoffStore.learn_known`."""
         await self._handoffs.learn_known(inbox, known)
 
 
