@@ -635,6 +635,20 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
 
 
+async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: World) -> None:
+    """LIMITS allow 30 ids, and half of that of strangers; two hours are always kept."""
+    await change(world.store, Holding.HELD)
+    for n, hour in enumerate([*[HOUR - 9] * 13, HOUR - 1, HOUR, HOUR], 1):
+        sender = AgentKey(f"key:s{n % 9}")
+        await world.store.append([entry(n, hour=hour, created_at=hour * 3600, sender=sender)])
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
+    await change(world.store, Holding.HELD, "digested", doubts=doubt(1, HOUR - 9))
+    await change(world.store, Holding.HOME, "home")
+    session = await opened(world.store)
+    marked = dict(await shown(world.store, session))
+    assert (marked[1], marked[13], marked[14], marked[16]) == (True, True, False, False)
+
+
 async def test_the_newest_is_said_first(world: World) -> None:
     ids = [doubt(n, HOUR - n) for n in range(9)]
     await change(world.store, Holding.HELD, doubts=b"".join(reversed(ids)))
