@@ -26,6 +26,7 @@ from loadtest.migrate import move
 from loadtest.migrate.move import Found
 from loadtest.process import RelayFailedError
 from relay.core.errors import RelayError
+from relay.core.handoffs import Tally
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 MOST_S: Final = 10.0
@@ -119,10 +120,7 @@ def as_object(found: Sequence[Found]) -> Object:
         "plain_s": [round(one, 2) for one in middle.plain_s],
         "cpu_s": {name: round(cpu, 2) for name, cpu in middle.cpu_s.items()},
         "tally": middle.tally._asdict(),
-        "runs": [
-            {name: _rounded(value) for name, value in dataclasses.asdict(one).items()}
-            for one in found
-        ],
+        "runs": [_run_object(one) for one in found],
     }
     said["aims"] = {
         "move": said["move_s"] <= MOST_S,
@@ -142,6 +140,11 @@ def _is_good(found: Sequence[Found]) -> bool:
         and one.tally.moved == one.waiting
         for one in found
     )
+
+
+def _run_object(one: Found) -> Object:
+    facts = dataclasses.asdict(dataclasses.replace(one, tally=Tally()))
+    return {name: _rounded(value) for name, value in facts.items() if name != "tally"}
 
 
 def _rounded(value: Any) -> Any:

@@ -42,6 +42,7 @@ class Standing:
     origin: Origin
     unanswered: list[SignedEnvelope] = field(default_factory=list)
     untold: int = 0
+    moving_to: str | None = None
     listens_here: bool = False
     information: Information | None = None
     answered_ms: int | None = None
@@ -75,6 +76,8 @@ async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
         states.opened(file.state, key.did) as state,
     ):
         standing = Standing(key.did, origins.parse(url), listens_here=is_listening(mine))
+        if state.moves.pending is not None:
+            standing.moving_to = state.moves.pending.said.target.url
         if state.journal is not None:
             standing.unanswered = await state.journal.unanswered()
             standing.untold = await state.journal.count_outcomes()
@@ -118,6 +121,9 @@ def _rows(standing: Standing) -> list[tuple[str, str]]:
         pending = standing.welcome.pending
         rows.append(("turned away", _turned_away(pending.refused_count, pending.refused_last_at)))
     rows.append(("homes", _homes(standing)))
+    if standing.moving_to is not None:
+        words = f"a move to {standing.moving_to} is under way; relay migrate --to goes on with it"
+        rows.append(("moving", words))
     rows.append(("unanswered", _unanswered(standing.unanswered)))
     if standing.untold:
         words = f"{standing.untold} answered meanwhile; relay send or relay listen says how"
@@ -191,6 +197,7 @@ def _members(standing: Standing) -> dict[str, Any]:
         "stale": found.stale if found else None,
         "is_home": standing.is_home,
         "homes": [{"did": home.did, "url": home.url} for home in record.relays] if record else [],
+        "moving_to": standing.moving_to,
         "unanswered": [
             {"id": item.id, "eid": item.eid, "to": item.to, "expires_at": item.expires_at}
             for item in standing.unanswered

@@ -75,7 +75,9 @@ class Agent:
                 and eids. With it an acked message is never shown again, by no home, and what was
                 sent and not definitely answered is submitted again, the same bytes; what that
                 comes to is told by :meth:`outcomes`.
-            open_timeout_s: seconds until the first login must hold; later ones have no limit.
+            open_timeout_s: seconds until the first login must hold; later ones have no limit. An
+                agent that is in the midst of a :meth:`migrate` goes on with that, and may open
+                without a login.
             plain_networks: CIDRs that may be dialled without TLS; loopback always may.
 
         Raises:
@@ -341,10 +343,10 @@ class Agent:
     ) -> Moved:
         """Change relays: what waits, and whoever writes meanwhile, follows; nothing is lost.
 
-        Iterators of the inbox, handlers and sends go on over it. Called again, also in another
-        life, it goes on where it was, and so it does by itself as long as the agent is open; with
-        another ``url`` it leads there instead. When it is over, the record names the new home only:
-        with several homes it is the best one that moves, and the others are left.
+        Iterators of the inbox, handlers and sends go on over it. Called again, with a state file
+        also in another life, it goes on where it was, and so it does by itself as long as the agent
+        is open; with another ``url`` it leads there instead. When it is over, the record names the
+        new home only: with several homes it is the best one that moves, and the others are left.
 
         Args:
             url: origin of the new home; its relay proves itself, and is pinned.

@@ -175,7 +175,7 @@ class Inbox(Holdings):
         """A courier's word on what it carries; False if fenced off."""
         if self.home or self._fenced(fence) is not None:
             return False
-        if outbox is not None:
+        if outbox is not None and not self.hands_over:
             self._wait_for(outbox)
         self.away.defer(wait_s, closed, now)
         self.set_due(self.away.deferred_until)

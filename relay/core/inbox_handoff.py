@@ -104,14 +104,15 @@ def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:
     """Remember ids as doubtful, while there are no more than ``most`` ids in all.
 
     Nothing is forgotten for them: of an hour that there is no room for, all is marked instead, and
-    of all before it. So they are best said with the newest hour first.
+    of all before it. So they are best said with the newest hour first. So it is where this inbox
+    itself has forgotten: what waits may be one of them.
     """
     ids = [Doubt(*one) for one in _DOUBT.iter_unpack(doubts)]
     for hour, some in groupby(ids, key=lambda one: one.hour):
         new = {one.key: one for one in some if not _is_known(box, one)}
         if not new or box.mark_before >= _end_of(hour):
             continue
-        if len(box.dedupe) + len(new) > most:
+        if hour <= box.dedupe.floor or len(box.dedupe) + len(new) > most:
             box.mark_before = _end_of(hour)
             continue
         for one in new.values():

@@ -141,7 +141,7 @@ class Holdings:
         count, size = self.senders.get(item.sender, (0, 0))
         if count >= limits.sender_count or size + item.size > limits.sender_bytes:
             return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
-        if self.is_strange(item) and self._is_over_share(item, limits):
+        if self.home and self.is_strange(item) and self._is_over_share(item, limits):
             return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
         return None
 
@@ -196,7 +196,7 @@ class Holdings:
         if self.home:
             no = (self._over_twice if item.moving else self._over_quota)(item, limits)
         else:
-            no = self.away.refusal(now) or self._over_bounds(item, outboxes)
+            no = self.away.refusal(now) or self._over_bounds(item, limits, outboxes)
         if no is not None:
             if self.home:
                 first = self.refused.first_at or int(now)
@@ -218,13 +218,27 @@ class Holdings:
         due_at = now if self.session is None else now + LEASE_S
         if not self.live or self.away.due_at is None:
             self.away.due_at = due_at
-        if outbox is not self.away.outbox:
+        if outbox is not self.away.outbox and not self.hands_over:
             self._wait_for(outbox)
 
-    def _over_bounds(self, item: StoredEnvelope, outboxes: Outboxes | None) -> Refusal | None:
+    @property
+    def hands_over(self) -> bool:
+        """Whether it has not been empty since its agent left.
+
+        What waited then was taken as at home and is no outbox's, nor is what comes behind it: a
+        move must close neither an outbox to others nor an inbox to those who write to it.
+        """
+        has_moved = not self.home and self.move.tally is not None
+        return has_moved and bool(self.live) and self.away.outbox is None
+
+    def _over_bounds(
+        self, item: StoredEnvelope, limits: InboxLimits, outboxes: Outboxes | None
+    ) -> Refusal | None:
         """The bounds of an outbox, for an agent that lives elsewhere (:mod:`relay.core.outbox`)."""
         if outboxes is None or item.peer is None:
             return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
+        if self.hands_over:
+            return self._over_quota(item, limits)
         outbox = self._outbox(item.peer, outboxes)
         return outbox.objection(item, (len(self.live), self.bytes), outboxes.limits)
 

@@ -151,6 +151,8 @@ async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)
         await store.start(relay=key.did, node=node_id)
+        if embedded is not None:
+            await store.free_outboxes()
         yield OpenedStore(key, node_id, store, embedded, disk)
 
 

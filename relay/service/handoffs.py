@@ -308,7 +308,8 @@ def _change(
         return None
     turns = row.holding is not side.holding and not {row.holding, side.holding} <= _AT_HOME
     hands_over = side.mode is Mode.FROZEN and side.handoff != before.side.handoff
-    begins = side.mode in {Mode.FROZEN, Mode.INCOMING} and side.mode is not before.side.mode
+    was = before.side.mode
+    begins = side.mode is not was and (side.mode is not Mode.ACTIVE or was is Mode.NONE)
     return HandoffChange(
         text=handoffs.encode(*kept),
         holding=side.holding,

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from relay.cli.exits import Exit
+from relay.cli.progress import Progress
 from relay.client import Agent, keystore
 from relay.client import state as states
 from relay.core import handoffs
 from relay.core.ids import Did
-from tests.cli.person import at_a_terminal
 from tests.cli.support import Terminal, line_with, stalling
 from tests.client.support import new_key
 from tests.federation.relays import places, relay_at
@@ -91,7 +91,7 @@ async def test_what_waits_moves_and_the_report_adds_up(house: House):
     assert await house.homes() == [house.one.url]
 
 
-async def test_each_step_is_a_line_where_nobody_watches_and_a_bar_at_a_terminal(house: House):
+async def test_each_step_is_a_line_where_nobody_watches(house: House):
     await house.gets(*(str(n) for n in range(20)))
     done = await house.terminal.run("migrate", "--to", house.two.url)
     assert done.code == 0
@@ -101,10 +101,22 @@ async def test_each_step_is_a_line_where_nobody_watches_and_a_bar_at_a_terminal(
     found = [next(i for i, line in enumerate(said) if line.startswith(step)) for step in steps]
     assert found == sorted(found)
     assert any(line.startswith("was there") and "20, and 0" in line for line in said)
-    process = at_a_terminal(house.terminal, "migrate", "--to", house.one.url)
-    with process as person:
-        ended = await asyncio.to_thread(person.waits)
-    assert ended.code == 0
+
+
+def test_at_a_terminal_there_is_a_bar_and_elsewhere_the_words_once(capsys):
+    bar = Progress(quiet=False, _on_terminal=True)
+    bar.count("What waits follows", 0, 2000)
+    bar.count("What waits follows", 1500, 2000)
+    bar.end()
+    shown = capsys.readouterr().err
+    assert "[........................] 0 of 2,000" in shown
+    assert "[##################......] 1,500 of 2,000" in shown
+    assert shown.endswith("\r\x1b[K")
+    plain = Progress(quiet=False, _on_terminal=False)
+    plain.count("What waits follows", 0, 2000)
+    plain.count("What waits follows", 1500, 2000)
+    plain.end()
+    assert capsys.readouterr().err == "What waits follows.\n"
 
 
 async def test_the_drill_says_what_would_be_lost_and_moves_nothing(house: House):
@@ -187,6 +199,8 @@ async def test_it_is_taken_back_while_that_can_be_done(house: House):
     async with house.terminal.running("migrate", "--to", house.two.url) as process:
         await line_with(process.stderr, "Asking the new relay")
         process.kill()
+    stands = await house.terminal.run("status", "--json")
+    assert stands.json["moving_to"] == house.two.url
     back = await house.terminal.run("migrate", "--cancel", "--json")
     assert (back.code, back.json["home"]) == (0, house.one.url)
     assert await house.homes() == [house.one.url]

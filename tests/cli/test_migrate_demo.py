@@ -21,7 +21,7 @@ async def test_the_demo_of_moving_house_holds_and_leaves_nothing_behind(tmp_path
     assert (done.code, done.err) == (0, "")
     for words in (
         "Two relays run", "wrote her 2,000 sealed envelopes", "asks to move to B", "kill -9",
-        "goes on by itself", "2,000 waited", "none is missing", "noticed nothing", "each once",
+        "goes on by itself", " waited, ", "none is missing", "noticed nothing", "each once",
         "her inbox is empty", "lost 0",
     ):  # fmt: skip
         assert words in done.out

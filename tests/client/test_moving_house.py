@@ -13,7 +13,15 @@ from typing import Any
 import pytest
 
 from relay import clock
-from relay.client import Agent, AgentError, ClosedError, Moved, MoveProgress, sync
+from relay.client import (
+    Agent,
+    AgentError,
+    ClosedError,
+    MigrationStalledError,
+    Moved,
+    MoveProgress,
+    sync,
+)
 from relay.client import state as states
 from relay.client.migrating import Migration
 from relay.client.moves import Stage
@@ -263,28 +271,45 @@ async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path
 
 
 async def test_it_is_taken_back_and_the_program_goes_on_where_it_was(tmp_path: Path):
-    there = places(2)
+    here, there = places(2)
     async with (
-        relay_at(there[0], [there[1]]) as one,
+        # one that may dial nobody cannot tell the other what was seen
+        relay_at(here, dial_networks=()) as one,
+        relay_at(there) as two,
         Agent.open(new_key(), one.url, state=tmp_path / "state") as me,
         Agent.open(new_key(), one.url) as alice,
     ):
         reader = Reader(me)
         async with reader.reading():
-            async with relay_at(there[1], []) as two:
-                # that one does not deal with the first, so no digest comes
-                moving = asyncio.ensure_future(me.migrate(two.url, deadline_s=30))
-                async with asyncio.timeout(10):
-                    while not me.is_connected or not moving.done():
-                        await asyncio.sleep(0.05)
-                        pending = me._sessions.migrations.pending
-                        if pending is not None and pending.is_held:
-                            break
-                await me.cancel_migration(deadline_s=10)
-                await asyncio.gather(moving, return_exceptions=True)
-            await alice.send(me.did, "still here")
+            with pytest.raises(MigrationStalledError):
+                await me.migrate(two.url, deadline_s=1)
+            await alice.send(me.did, "while it was held")
+            assert reader.texts == []
+            await me.cancel_migration(deadline_s=10)
             await reader.has(1)
+            await alice.send(me.did, "still here")
+            await reader.has(2)
             assert await homes_of(me) == [one.url]
+
+
+async def test_in_closed_federation_the_order_lets_two_strangers_hand_over(tmp_path: Path):
+    here, there = places(2)
+    async with (
+        relay_at(here, federation="closed") as one,
+        relay_at(there, federation="closed") as two,
+        Agent.open(new_key(), one.url, state=tmp_path / "state") as me,
+        Agent.open(new_key(), one.url) as alice,
+    ):
+        for n in range(5):
+            await alice.send(me.did, str(n))
+        moved = await me.migrate(two.url, deadline_s=20)
+        assert (moved.is_complete, moved.moved) == (True, 5)
+        reader = Reader(me)
+        async with reader.reading():
+            await reader.has(5)
+            # who has an old record, or none, is forwarded
+            await alice.send(me.did, "late")
+            await reader.has(6)
 
 
 async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monkeypatch):

@@ -729,8 +729,10 @@ class Moves:
     def _bounce(
         self, world: World, place: int, eid: Eid, *, maybe: bool
     ) -> tuple[World, str | None]:
-        broken = TWICE if (place, eid) in world.bounced else None
         relay = world.relays[place]
+        # one that has forgotten an id may be brought its envelope a second time
+        forgot = relay is not None and relay.box.floor
+        broken = TWICE if (place, eid) in world.bounced and not forgot else None
         # one that waits for another's word cannot know; one that is no home is not asked to
         knows = relay is not None and relay.box.holding is Holding.HOME
         if knows and not maybe and eid in world.seen:

@@ -39,6 +39,7 @@ NODE = NodeId("node")
 WINDOW = Window(1, 1_000)
 """A session is handed one at a time, so that the marks are as few as they can be."""
 LIMITS = InboxLimits()
+MOST_IDS = inbox_handoff.most_ids(LIMITS)
 EARLY = Timestamp(HOUR * 3600.0)
 EXPIRES = HOUR * 3600 + 60
 LATE_AT = Timestamp(EXPIRES + 1_000.0)
@@ -222,7 +223,7 @@ class RealBox:
                 inbox_handoff.mark_present(box)
             if step.imports is not None:
                 inbox_handoff.learn_floor(box, step.imports.floor)
-                inbox_handoff.learn_doubts(box, step.imports.doubts, LIMITS.dedupe_entries)
+                inbox_handoff.learn_doubts(box, step.imports.doubts, MOST_IDS)
             return self._after(box)
 
         return self._step("change", before.handoff, step, by=by)  # type: ignore[no-any-return]

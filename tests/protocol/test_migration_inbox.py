@@ -165,6 +165,18 @@ def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(inbox_handoff, "learn_doubts", learn)
 
 
+def marks_nothing_forgotten(patch: pytest.MonkeyPatch) -> None:
+    """What waits here, and is forgotten, is not marked for a digest that may name it."""
+    was = inbox_handoff.learn_doubts
+
+    def learn(box: Inbox, doubts: bytes, most: int) -> None:
+        floor, box.dedupe.floor = box.dedupe.floor, -1
+        was(box, doubts, most)
+        box.dedupe.floor = floor
+
+    patch.setattr(inbox_handoff, "learn_doubts", learn)
+
+
 def keeps_no_mark_in_doubt(patch: pytest.MonkeyPatch) -> None:
     """A mark that is brought while all is marked is taken for there already."""
     was = Inbox._brought_again
@@ -198,6 +210,7 @@ CONTROLS: list[tuple[Broken, str, Rules, tuple[str, ...]]] = [
     (refuses_by_anothers_floor, DENIED, Rules(relays=3, liar=True, queues=True), IN_A_QUEUE),
     (refuses_other_envelopes, DENIED, Rules(relays=3, liar=True, queues=True), IN_A_QUEUE),
     (learns_no_ids, DUPLICATE, Rules(unheard=1), ()),
+    (marks_nothing_forgotten, DUPLICATE, Rules(unheard=1, forgets=1), SEEN_AND_UNHEARD),
     (keeps_what_went, DUPLICATE, Rules(orders=3), (*THERE, LET_GO)),
     (
         keeps_no_mark_in_doubt,

@@ -223,13 +223,19 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a digest leaves room for what comes",
-        "if box.ids + count > most then",
-        "if false then",
+        "if hour <= box.floor or box.ids + count > most then",
+        "if hour <= box.floor then",
         moving.test_a_digest_without_room_marks_what_is_older,
     ),
     (
-        "nothing is forgotten for a digest",
+        "what waits and is forgotten here is marked for a digest",
+        "if hour <= box.floor or box.ids + count > most then",
         "if box.ids + count > most then",
+        moving.test_what_waits_and_is_forgotten_here_is_marked_for_a_digest,
+    ),
+    (
+        "nothing is forgotten for a digest",
+        "if hour <= box.floor or box.ids + count > most then",
         "while box.ids + count > most and shed(box) do end\n  if box.ids + count > most then",
         moving.test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest,
     ),

@@ -21,6 +21,7 @@ from relay.core.inbox_values import (
     Known,
     LiveSession,
     Opened,
+    OutboxLimits,
     Page,
     Question,
     Waiting,
@@ -287,6 +288,29 @@ async def test_what_waits_for_a_peer_is_counted_there_while_it_is_away_only(worl
     carrier = await courier(world.store)
     await world.store.defer_outbox(ME, carrier.fence, 0, peer=PEER2)
     assert [one[:2] for one in await world.store.outboxes()] == [(PEER2, 2)]
+
+
+async def test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile(world: World) -> None:
+    """A share of an outbox is far less than an inbox holds; senders must not notice a move."""
+    world.options["outbox"] = OutboxLimits(count=8, bytes=10**6, shares=4)
+    store = await world.restart()
+    await opened(store)
+    taken(await store.append([entry(n) for n in range(1, 6)]))
+    await merged(store, 1, home=False)
+    await change(store, Holding.AWAY, is_new=True)
+    carrier = await courier(store)
+    await store.defer_outbox(ME, carrier.fence, 0, peer=PEER)
+    taken(await store.append([entry(n, peer=PEER) for n in range(6, 9)]))
+    assert await store.outboxes() == []
+    await end(store, carrier, *range(1, 6), forwarded=FORWARDED)
+    # what is left came since, and goes behind it: as long as any of it is there
+    taken(await store.append([entry(9, peer=PEER)]))
+    await end(store, carrier, *range(6, 10), forwarded=FORWARDED)
+    assert await store.outboxes() == []
+    taken(await store.append([entry(n, peer=PEER) for n in (10, 11)]))
+    assert [one[:2] for one in await store.outboxes()] == [(PEER, 2)]
+    (no,) = await store.append([entry(12, peer=PEER)])
+    assert code(no) is ErrorCode.SENDER_QUOTA
 
 
 # ---------------------------------------------------------------- doubtful
@@ -609,6 +633,20 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     await change(store, Holding.HELD, doubts=b"".join(ids))
     assert await all_doubts(store) == set(ids[:4])
     assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
+
+
+async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: World) -> None:
+    """LIMITS allow 30 ids, and half of that of strangers; two hours are always kept."""
+    await change(world.store, Holding.HELD)
+    for n, hour in enumerate([*[HOUR - 9] * 13, HOUR - 1, HOUR, HOUR], 1):
+        sender = AgentKey(f"key:s{n % 9}")
+        await world.store.append([entry(n, hour=hour, created_at=hour * 3600, sender=sender)])
+    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
+    await change(world.store, Holding.HELD, "digested", doubts=doubt(1, HOUR - 9))
+    await change(world.store, Holding.HOME, "home")
+    session = await opened(world.store)
+    marked = dict(await shown(world.store, session))
+    assert (marked[1], marked[13], marked[14], marked[16]) == (True, True, False, False)
 
 
 async def test_the_newest_is_said_first(world: World) -> None:

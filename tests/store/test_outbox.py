@@ -416,6 +416,21 @@ async def test_what_is_due_is_lent_to_one_courier_at_a_time(world: World) -> Non
     assert await due(world.store) == [DueOutbox(ME, PEER)]
 
 
+async def test_a_node_that_is_alone_frees_what_dead_ones_had_lent(server_world: World) -> None:
+    """And not what a courier is to wait for."""
+    store = await server_world.node()
+    one, two = await away_beside(server_world, ME)
+    for inbox in (ME, one, two):
+        await store.append([entry(1, inbox=inbox, peer=PEER)])
+    lent = {found.inbox for found in await due(store, LEASE_S)}
+    assert lent == {ME, one, two}
+    carrier = await opened(store, two, courier=True, create=False)
+    await store.defer_outbox(two, carrier.fence, 4 * LEASE_S)
+    assert await due(store) == []
+    await store.free_outboxes()
+    assert {found.inbox for found in await due(store)} == {ME, one}
+
+
 async def test_only_so_many_are_lent_as_were_asked_for(world: World) -> None:
     owners = [AgentKey(f"key:o{n}") for n in range(12)]
     for owner in owners:

@@ -43,6 +43,13 @@ class Outboxes:
         replies = await self._partitions.call("due_outboxes", part, [most, lease_s])
         return [DueOutbox(_key(inbox), _key(peer) if peer else None) for inbox, peer in replies]
 
+    async def free_outboxes(self) -> None:
+        """This node has the store for itself: what earlier ones had lent is due now."""
+        await self._partitions.gather(self._partitions.all(), self._free)
+
+    async def _free(self, part: Partition) -> None:
+        await self._partitions.call("free_outboxes", part, [])
+
     async def defer_outbox(
         self,
         inbox: AgentKey,

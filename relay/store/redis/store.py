@@ -284,6 +284,10 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.ports_mesh.OutboxStore.defer_outbox`."""
         return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
 
+    async def free_outboxes(self) -> None:
+        """What earlier nodes had lent to couriers is due: this one has the store for itself."""
+        await self._outboxes.free_outboxes()
+
     async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
         """See :meth:`relay.ports_mesh.OutboxStore.outboxes`."""
         return await self._outboxes.outboxes()

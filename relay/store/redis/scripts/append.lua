@@ -86,9 +86,10 @@ end
 
 -- The bounds of an outbox (core/outbox.py objection). While something waits for a peer, only a
 -- courier says that it waits for another.
-local function over_bounds(box, item)
+local function over_bounds(box, item, quota)
   local away, size = away_of(box), item.size
   if NOW < away.closed_until then return 'closed' end
+  if hands_over(box) then return over_quota(box, item, quota) end
   local peer = away.peer and box.count > 0 and away.peer or item.peer
   if is_over(outbox_of(peer).all, size, OUTBOX_COUNT, OUTBOX_BYTES) then return 'outbox_full' end
   local count = math.max(1, math.floor(OUTBOX_COUNT / SHARES))
@@ -160,7 +161,7 @@ local function objection(box, item, quota, is_known)
   if item.hour <= box.floor and not item.moving then return 'stale_id' end
   local no
   if not box.home then
-    no = over_bounds(box, item)
+    no = over_bounds(box, item, quota)
   elseif item.moving then
     no = over_twice(box, item.size)
   else
@@ -216,6 +217,7 @@ end
 
 local function join_outbox(box, item)
   local away = away_of(box)
+  if hands_over(box) then return end
   if not away.peer or box.count == 0 then wait_for(box, item.peer) end
   add_to_outbox(away.peer, item.sender, 1, item.size)
 end

@@ -86,12 +86,13 @@ local function unknown_of(box, hour, keys, eids)
 end
 
 -- Nothing is forgotten for ids that another relay names: of an hour that there is no room for, all is
--- marked instead, and of all before it.
+-- marked instead, and of all before it. So it is where this inbox itself has forgotten: what waits may
+-- be one of them.
 local function learn_hour(box, hour, keys, eids, most)
   local fields = unknown_of(box, hour, keys, eids)
   local count = #fields / 2
   if count == 0 or box.mark_before >= end_of(hour) then return end
-  if box.ids + count > most then
+  if hour <= box.floor or box.ids + count > most then
     box.mark_before = end_of(hour)
   else
     remember(box, hour, fields, count)

@@ -11,7 +11,7 @@ local box = load_box(ARGV[4])
 if not box or box.home or fenced(box, tonumber(ARGV[5])) then
   return unchanged({ARGV[4], 0})
 end
-if ARGV[7] ~= '' then
+if ARGV[7] ~= '' and not hands_over(box) then
   wait_for(box, ARGV[7])
   save_outboxes()
 end

@@ -86,6 +86,12 @@ local function wait_for(box, peer)
   away.peer, away.is_changed = peer, true
 end
 
+-- Whether it has not been empty since its agent left. What waited then was taken as at home and is no
+-- outbox's, nor is what comes behind it (core/quotas.py hands_over).
+local function hands_over(box)
+  return box.tally and box.count > 0 and not away_of(box).peer
+end
+
 local function has_work(box)
   return redis.call('HEXISTS', key('inbox', box.inbox), 'mover') == 1
 end
