@@ -129,8 +129,8 @@ class Accounts:
             await self.settle(key.agent_key)
             opened = await self.store.open(request)
         if isinstance(opened, Opened):
-            # an inbox that is new here may have been elsewhere
-            await self.settle(key.agent_key)
+            if not may_create:
+                await self.settle(key.agent_key)
             return opened
         if opened.code is not ErrorCode.UNKNOWN_INBOX:
             raise opened.to_error()

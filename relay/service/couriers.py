@@ -52,6 +52,8 @@ HANDOFF_BATCH: Final = (256, 1024 * 1024)
 """Envelopes and wire bytes of one submit; one envelope always fits."""
 _BUSY: Final = float("inf")
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
+_UNKNOWN_THERE: Final = frozenset({ErrorCode.WRONG_STATE, ErrorCode.NOT_FEDERATED})
+"""A relay that was reached knows nothing of a hand-off: so it says to a peer, so to a partner."""
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
 
@@ -204,7 +206,7 @@ class Courier(Follower):
             return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            if exc.code is ErrorCode.WRONG_STATE and self._needs.forgotten is not None:
+            if exc.code in _UNKNOWN_THERE and self._needs.forgotten is not None:
                 await self._needs.forgotten()
                 return Answer((), (), load.unsent(), is_anew=True)
             failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))

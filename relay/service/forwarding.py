@@ -62,6 +62,7 @@ class Forwarding:
     mover: Mover
     _carriers: dict[tuple[Did, str, str, str], Carrier] = field(default_factory=dict)
     _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
+    _again: dict[AgentKey, AgentKey | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,11 +111,17 @@ class Forwarding:
             _log_bug("forward")
             return
         for one in due:
-            if one.inbox not in self._couriers:
-                self._couriers[one.inbox] = None
-                self._spawn(self._carry(one.inbox, one.peer))
+            if one.inbox in self._couriers:
+                # it has news that the one before may not see any more: then it is gone on with
+                self._again[one.inbox] = one.peer
+            else:
+                self._begin(one.inbox, one.peer)
         if len(due) == room:
             self._due.set()
+
+    def _begin(self, inbox: AgentKey, peer: AgentKey | None) -> None:
+        self._couriers[inbox] = None
+        self._spawn(self._carry(inbox, peer))
 
     def _make_room(self) -> None:
         """Those that have had nothing to do of late make way for what may be due."""
@@ -139,6 +146,10 @@ class Forwarding:
             metrics.COURIERS.dec()
             was_full = len(self._couriers) >= MOST_COURIERS
             del self._couriers[inbox]
+            if inbox in self._again:
+                again = self._again.pop(inbox)
+                if not self._is_draining:
+                    self._begin(inbox, again)
             self._left.set()
             if was_full:
                 self._due.set()

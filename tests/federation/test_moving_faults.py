@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 
@@ -125,6 +126,10 @@ async def test_two_relays_are_done_with_each_other_after_a_week(monkeypatch):
         later = time.time() + GRACE_S + 60
         monkeypatch.setattr("relay.clock.now", lambda: Timestamp(later))
         for node in (world.at_a, world.at_b):
+            doubts = node.built.node.handoffs
+            await doubts.refresh(clock_ok=False)
+            assert doubts.partners
+        for node in (world.at_a, world.at_b):
             done = node.built.node.handoffs
             await done.refresh()
             assert done.partners == frozenset()
@@ -208,3 +213,30 @@ def test_of_more_ids_than_a_digest_has_room_for_the_oldest_are_forgotten():
     ids = [n.to_bytes(4) + os.urandom(32) for n in range(most + 3, 0, -1)]
     said, floor = movers._fitting(ids, 1)
     assert (len(said), floor) == (most * 36, 3)
+
+
+async def test_a_target_that_lost_its_store_is_told_anew_though_nobody_added_it():
+    async with contextlib.AsyncExitStack() as stack:
+        world = await stack.enter_async_context(two(federated=False))
+        third, agent = places(1)[0], world.agent
+        made = await world.write(world.a, 5)
+        target = Home(third.did, third.url)
+        left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
+        way = Traveller(agent, _home(world.a), target, world.record)
+        way.record = records.sign(
+            agent, [target], now=now(), drain=[left], newest_seq=records.parse(way.record).seq
+        )
+        way.order = orders.sign(
+            agent, way.source, target, way.record, now=now(), entropy=os.urandom
+        )
+        async with relay_at(third):
+            await way.prepare()
+            assert (await way.freeze()).handed
+        # its link is gone, and what it knew
+        async with relay_at(third):
+            await way.publish(way.source)
+            async with speaker(third.url, agent, record=way.record) as one:
+                found = await take_all(one, 5)
+            # the digest came again, too: nobody was shown any of them
+            assert sorted(found) == sorted((envelope.eid, False) for envelope in made)
+            await until_empty(way)

@@ -997,11 +997,15 @@ async def test_who_writes_a_step_down_anew_keeps_what_was_lent(world: World) -> 
     """Else each other node would be lent it, too, and they would fence each other off."""
     await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.AWAY, "one")
-    assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
-    await change(world.store, Holding.AWAY, "one")
-    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
     await change(world.store, Holding.AWAY, "one", has_work=True)
+    assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
+    for text, has_work in (("one", True), ("two", True), ("three", False), ("three", False)):
+        await change(world.store, Holding.AWAY, text, has_work=has_work)
+        assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
+    await change(world.store, Holding.AWAY, "four", has_work=True)
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
+    await change(world.store, Holding.AWAY, "five", has_work=True, ends_session=True)
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
     assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
     await world.advance(20)
     assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
