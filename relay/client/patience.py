@@ -23,6 +23,7 @@ Tell = Callable[[Progress], None]
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
+SHORTEST_S: Final = 0.1
 _AGAIN: Final = frozenset({
     ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.MIGRATING,
 })  # fmt: skip
@@ -54,10 +55,16 @@ class Patience:
             MigrationStalledError: no answer in time.
         """
         pause = FIRST_PAUSE_S
+        last = typed(ErrorCode.PEER_UNREACHABLE, "no answer in time")
         while True:
             try:
-                return await ask()
+                # a source takes its time to answer; what it did is seen when it is asked again
+                async with asyncio.timeout(max(self.until - clock.monotonic(), SHORTEST_S)):
+                    return await ask()
+            except TimeoutError as exc:
+                raise _stalled(self.move, last) from exc
             except AgentError as exc:
+                last = exc
                 if not is_passing(exc):
                     raise
                 wait = max(clock.jitter(pause), exc.retry_after or 0)

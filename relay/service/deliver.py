@@ -83,16 +83,22 @@ class Delivery:
     ) -> None:
         """Tell this node's sessions what this node's commit stored for them."""
         news: dict[tuple[AgentKey, Fence], list[PageItem]] = {}
+        marked: set[AgentKey] = set()
         for item, result in zip(items, results, strict=True):
-            if isinstance(result, Refusal) or result.dup or result.session is None:
+            if isinstance(result, Refusal) or result.dup:
                 continue
-            if result.session.node == self.node:
+            if result.session is None:
+                marked.add(item.inbox)
+            elif result.session.node == self.node:
                 entry = PageItem(result.seq, False, item.eid, item.wire)
                 news.setdefault((item.inbox, result.session.fence), []).append(entry)
         for (inbox, fence), entries in news.items():
             listener = self._listeners.get(inbox)
             if listener is not None:
                 listener.committed(fence, entries)
+        # what may have been handed over before is read back with its mark; and nobody else tells
+        for listener in [self._listeners[inbox] for inbox in marked if inbox in self._listeners]:
+            listener.woken()
 
     def wake(self, inboxes: Iterable[AgentKey]) -> None:
         """Hints from other nodes; none at all means: look at everything."""
