@@ -31,6 +31,7 @@ from relay.core.identity import did_of, parse_did
 from relay.core.ids import AgentKey, Did, Seq
 from relay.core.inbox_values import Acked, Opened, Window
 from relay.core.outbox import LEASE_S
+from relay.core.receipts import Receipt, digest_of
 from relay.core.records import Home
 from relay.core.session import Phase, RelaySession
 from relay.core.speech import Identity
@@ -214,6 +215,8 @@ class Courier(Follower):
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
+        if taken.receipt is not None and taken.receipt.handoff:
+            _log_page(self._to, taken.receipt)
         if answer.closed is not None:
             return self._turn(home, homes, answer)
         self._waits.clear()
@@ -339,6 +342,11 @@ def _welcome(opened: Opened, window: Window) -> Welcome:
         window_bytes=window.bytes,
         proof="",
     )
+
+
+def _log_page(did: Did, receipt: Receipt) -> None:
+    eids = [item.eid for item in receipt.items]
+    log.page_handed_over(did, receipt.handoff, len(eids), digest_of(eids))
 
 
 def _proof(home: Home, taken: Taken) -> Forwarded | None:

@@ -374,6 +374,24 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
         moving.test_what_waits_in_an_old_epoch_is_among_what_may_have_been_seen,
     ),
     (
+        "what moves is under the bounds of an inbox",
+        "if hands_over(box) then return over_quota(box, item, quota) end",
+        "",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
+    ),
+    (
+        "what comes behind it joins no outbox",
+        "  if hands_over(box) then return end\n",
+        "",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
+    ),
+    (
+        "a courier's word puts it into none",
+        "if ARGV[7] ~= '' and not hands_over(box) then",
+        "if ARGV[7] ~= '' then",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
+    ),
+    (
         "a restored outbox is quiet",
         "if not box.home then due = math.max(due, QUIET_UNTIL) end",
         "",
