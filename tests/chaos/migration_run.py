@@ -261,7 +261,14 @@ class MoveRun:
         self.movers.write()
         if one.cuts:
             with contextlib.suppress(AssertionError):
-                await wait_until(lambda: bool(self._cuts.happened()), REACHED_S, "a cut")
+                await wait_until(self._is_cut_or_passed, REACHED_S, "a cut")
+
+    def _is_cut_or_passed(self) -> bool:
+        """It happened; or who could run into it is past it: then another one may."""
+        runners = range(len(BOUNDARIES), self.movers.count)
+        others = min(self.movers.moves.values())
+        passed = all(self.movers.moves[agent] > others for agent in runners)
+        return passed or bool(self._cuts.happened())
 
     def _last_cut(self) -> float:
         """When the last one of this round was; or when the round began."""
