@@ -125,7 +125,9 @@ class Migration:
         target = self.agency.origin(url)
         pending = self._pending
         if pending is not None and pending.stage is Stage.CANCELLING:
-            await self._undo(pending)
+            # a source that is given up need not hear it: the next order overtakes this one, too
+            if not self.wish.without_source or str(target) == pending.said.source.url:
+                await self._undo(pending)
             pending = None
         if pending is None:
             known = ordering.known(self.agency.state, target)

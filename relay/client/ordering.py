@@ -108,7 +108,8 @@ async def order(
     await _learn(key.did, state, target)
     await _learn(key.did, state, dial(here.url))
     now, held = clock.now(), state.moves.pending
-    is_held = held is not None and held.rests
+    # also by an order that is being taken back, of which the source has not heard
+    is_held = held is not None and held.is_held and held.stage is not Stage.COPYING
     move = Move(
         sign(key, state, here, there),
         Stage.PREPARING,

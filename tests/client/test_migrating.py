@@ -447,6 +447,24 @@ async def test_a_taking_back_that_the_source_did_not_hear_is_gone_on_with(tmp_pa
         assert here.source.side.mode is Mode.ACTIVE
 
 
+async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_be_left(monkeypatch):
+    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 0.3)
+    async with world(3) as here:
+        here.source.other = None
+        me = here.alone()
+        with pytest.raises(MigrationStalledError):
+            await Migration(me, Wish(deadline_s=0.3)).to(here.target.url)
+        here.source.is_down = True
+        with pytest.raises(MigrationStalledError):
+            await Migration(me, Wish(deadline_s=0.3)).back()
+        moved = await Migration(me, Wish(without_source=True, deadline_s=5)).to(here.target.url)
+        assert moved.waiting is None
+        assert here.target.side.mode is Mode.ACTIVE
+        assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
+        assert me.state.moves.move is not None
+        assert me.state.moves.move.is_held, "the source has stopped delivering"
+
+
 async def test_an_agent_that_has_published_meanwhile_signs_a_newer_order():
     async with world() as here:
         me = here.alone()
