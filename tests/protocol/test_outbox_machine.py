@@ -94,7 +94,7 @@ class OutboxMachine(RuleBasedStateMachine):
         result = box.accept(item, LIMITS, Timestamp(self.now), outboxes=self.outboxes)
         if isinstance(result, Refusal):
             assert result.code is ErrorCode.EXPIRED, "forgotten and not even too late"
-            # what a session has in hand long after its end is forgotten, and its sender told the truth
+            # what a session has in hand long after that is forgotten, and this is the truth
             is_in_hand = any(one.eid == item.eid for one in box.live.values())
             assert n in self.ends or (is_in_hand and box.session is not None)
             return
