@@ -13,6 +13,7 @@ said, so that a life after a crash goes on with the same order and the same reco
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -29,6 +30,7 @@ from relay.core.orders import MigrationOrder
 from relay.core.records import Home
 
 KEY_BYTES: Final = 16
+_EID: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class Stage(StrEnum):
@@ -232,6 +234,9 @@ def read_waiting(value: object) -> Waiting:
     """
     match value:
         case [int(seq), str(eid), int(hour), str(key), int(size), int(expires_at)]:
+            if seq < 1 or size < 0 or not _EID.fullmatch(eid):
+                # an eid is shown to a person at a terminal
+                raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory names what is no envelope")
             question = Question(_key(key), hour)
             return Waiting(Seq(seq), Eid(eid), question, size, expires_at)
         case _:
