@@ -23,12 +23,19 @@ from relay.cli.output import (
 )
 from relay.cli.states import tell_earlier
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
+from relay.client.errors import typed
 from relay.core import jws as jose
+from relay.core.errors import ErrorCode
 
 OPEN_S: Final = 5.0
 PATIENCE_S: Final = 2.0
 LOOK_S: Final = 5.0
 PREVIEW: Final = 60
+MOVING: Final = (
+    "this agent changes relays just now; relay status says where to, relay migrate --to goes on "
+    "with it, relay migrate --cancel takes it back"
+)
+"""Of an agent that could be opened without a login."""
 
 
 @asynccontextmanager
@@ -82,6 +89,8 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
         _telling_outcomes(me, as_json=as_json),
     ):
         say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
+        if me.welcome is None:
+            say(f"Nothing comes yet: {MOVING}.")
         left = count
         while left is None or left > 0:
             try:
@@ -114,7 +123,7 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
     async with _agent(file, url, key) as me:
         welcome = me.welcome
         if welcome is None:
-            raise RuntimeError("open without a welcome")
+            raise typed(ErrorCode.MIGRATING, MOVING)
         pending = welcome.pending
         messages = await _take(me, min(pending.count, limit, welcome.window_count))
         if as_json:

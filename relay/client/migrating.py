@@ -132,7 +132,7 @@ class Migration:
         if pending is None:
             known = ordering.known(self.agency.state, target)
             if known is not None:
-                return known
+                return known if known.waiting == 0 else await self._copy(self._move)
             await self._plan(target)
         elif str(target) == pending.said.target.url:
             if self.wish.without_source and not pending.without_source:
@@ -256,7 +256,9 @@ class Migration:
         if not said.statement.handed:
             why = said.statement.why or "the old relay has not told the new one what was seen"
             raise typed(ErrorCode.MIGRATING, why)
-        if not (await target.state()).statement.digested:
+        said = await target.state()
+        expect(target, said, move, *READY)
+        if not said.statement.digested:
             raise typed(
                 ErrorCode.MIGRATING, "the new relay says that it was not told what was seen"
             )

@@ -12,6 +12,7 @@ said, so that a life after a crash goes on with the same order and the same reco
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
@@ -27,6 +28,7 @@ from relay.core.orders import MigrationOrder
 from relay.core.records import Home
 
 KEY_BYTES: Final = 16
+_EID: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
 class Stage(StrEnum):
@@ -224,6 +226,9 @@ def read_waiting(value: object) -> Waiting:
     """
     match value:
         case [int(seq), str(eid), int(hour), str(key), int(size), int(expires_at)]:
+            if seq < 1 or size < 0 or not _EID.fullmatch(eid):
+                # an eid is shown to a person at a terminal
+                raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory names what is no envelope")
             question = Question(_key(key), hour)
             return Waiting(Seq(seq), Eid(eid), question, size, expires_at)
         case _:

@@ -57,7 +57,7 @@ async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
     """Where the agent lives now: its best home but for ``target``.
 
     Raises:
-        AgentError: ``not_admitted``: nowhere, as far as anybody can tell.
+        AgentError: ``not_admitted``: nowhere, as far as anybody can tell; ``wrong_state``: there.
     """
     await _learn(did, state, target)
     record = newest(state)
@@ -67,6 +67,8 @@ async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
     record = newest(state)
     homes = sorted(record.relays if record else (), key=lambda home: home.prio)
     others = [home for home in homes if home.url != str(target)]
+    if homes and not others:
+        raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
     if not others:
         detail = "this agent has no home that it could move from; log in where it is to live"
         raise typed(ErrorCode.NOT_ADMITTED, detail)

@@ -87,7 +87,9 @@ class Watch:
         said = self._read(move.source_said, self.source)
         tally = said.tally if said is not None else Tally()
         total = tally.was + tally.late
-        self.tell(Progress(Stage.COPYING, total - tally.waiting, total, waits_for))
+        # whatever a source states, nobody draws a bar of that length
+        done = max(total - tally.waiting, 0)
+        self.tell(Progress(Stage.COPYING, done, total, waits_for))
 
     # ------------------------------------------------------------ the report
 

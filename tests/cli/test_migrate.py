@@ -193,6 +193,30 @@ async def test_it_is_cut_off_by_ctrl_c_or_kill_and_the_same_command_goes_on(hous
     assert await house.reads(2) == ["a", "b"]
 
 
+async def test_a_command_that_reads_meanwhile_says_that_the_agent_moves(tmp_path: Path):
+    here, there = places(2)
+    # this source may not dial where its target is, so nothing goes on
+    async with relay_at(here, dial_networks=()) as one, relay_at(there) as two:
+        terminal = Terminal(tmp_path, one.url)
+        await terminal.run("inbox", "--json")
+        stuck = await terminal.run("migrate", "--to", two.url, "--timeout", "1", "--json")
+        assert stuck.code == Exit.UNAVAILABLE
+        looked = await terminal.run("inbox", "--json")
+        assert looked.code == Exit.UNAVAILABLE
+        assert json.loads(looked.err.splitlines()[-1])["error"] == "migrating"
+        async with terminal.running("listen") as process:
+            await line_with(process.stderr, "Nothing comes yet: this agent changes relays")
+            process.kill()
+
+
+async def test_the_drill_to_where_the_agent_lives_says_so(house: House):
+    drilled = await house.terminal.run("migrate", "--to", house.one.url, "--dry-run", "--json")
+    assert drilled.code == Exit.REFUSED
+    said = json.loads(drilled.err.splitlines()[-1])
+    assert said["error"] == "wrong_state"
+    assert "lives at" in said["detail"]
+
+
 async def test_it_is_taken_back_while_that_can_be_done(house: House):
     nothing = await house.terminal.run("migrate", "--cancel", "--json")
     assert nothing.code == Exit.REFUSED

@@ -21,10 +21,10 @@ from relay.client import state as states
 from relay.client.drill import drill
 from relay.client.migrating import Migration, Wish
 from relay.client.move_log import MoveLog
-from relay.client.moves import Move, Moved, Progress, Stage
+from relay.client.moves import Move, Moved, Progress, Stage, read_waiting
 from relay.client.ordering import newest
 from relay.core import handoffs, orders, records
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.handoffs import Tally
 from relay.core.migration_values import Mode
 from relay.core.receipts import digest_of
@@ -317,6 +317,17 @@ async def test_counts_that_do_not_fit_are_told(tally: Tally, words: str):
         assert any(words in one for one in moved.complaints), moved.complaints
 
 
+async def test_however_much_a_source_says_waits_a_bar_can_be_drawn():
+    told: list[Progress] = []
+    async with world(2) as here:
+        here.source.lies = lambda step, _: (
+            here.source.signing(tally=Tally(was=1, waiting=2**50)) if step == "state" else None
+        )
+        await Migration(here.alone(), Wish(told.append, deadline_s=0.5)).to(here.target.url)
+    assert [one for one in told if one.total], "it was counted"
+    assert all(0 <= one.done <= one.total for one in told)
+
+
 async def test_a_target_that_says_it_has_what_it_has_not_is_found_out_by_eid():
     async with world(12) as here:
         lost = [one.eid for one in here.source.items[:2]]
@@ -342,6 +353,16 @@ async def test_what_still_waits_at_the_deadline_is_said_and_the_same_call_looks_
         assert me.state.moves.pending is not None
         here.source.lies = lambda _, __: None
         assert (await Migration(me, SHORT).to(here.target.url)).is_complete
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(0, 0), (1, "\x1b[2J"), (1, "x" * 44), (3, "AAAA"), (4, -1)]
+)
+def test_an_inventory_that_lists_what_is_no_envelope_is_not_believed(at: int, value: object):
+    good: list[object] = [1, "e" * 43, 7, "A" * 22, 10, 2_000_000_000]
+    assert read_waiting(good).eid == "e" * 43
+    with pytest.raises(ProtocolError):
+        read_waiting([value if n == at else one for n, one in enumerate(good)])
 
 
 async def test_an_inventory_without_an_end_is_not_read_for_ever():
@@ -380,6 +401,9 @@ async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: st
         assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
         assert me.state.moves.pending is None
         assert here.source.items
+        here.source.is_down, here.source.other = False, here.target
+        looked = await Migration(me, SHORT).to(here.target.url)
+        assert (looked.waiting, looked.moved) == (0, 12), "it has returned, and the same call looks"
 
 
 async def test_a_source_that_is_given_up_and_answers_all_the_same_hands_over():
