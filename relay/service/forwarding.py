@@ -146,13 +146,11 @@ class Forwarding:
             metrics.COURIERS.dec()
             was_full = len(self._couriers) >= MOST_COURIERS
             del self._couriers[inbox]
-            if inbox in self._again:
-                again = self._again.pop(inbox)
-                if not self._is_draining:
-                    self._begin(inbox, again)
             self._left.set()
             if was_full:
                 self._due.set()
+        if inbox in self._again and not self._is_draining:
+            self._begin(inbox, self._again.pop(inbox))
 
     async def _carry_on(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
         window = HANDOFF_WINDOW if handoff else WINDOW
