@@ -31,6 +31,8 @@ OPEN_S: Final = 5.0
 PATIENCE_S: Final = 2.0
 LOOK_S: Final = 5.0
 PREVIEW: Final = 60
+NOTED: Final = frozenset({ErrorCode.INBOX_RESET, ErrorCode.MOVED, ErrorCode.PEER_UNREACHABLE})
+"""No relay has heard of that ack; it is noted here, so it is said when the envelope comes again."""
 MOVING: Final = (
     "this agent changes relays just now; relay status says where to, relay migrate --to goes on "
     "with it, relay migrate --cancel takes it back"
@@ -99,8 +101,18 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
                 say(f"relay: {exc.code}: {exc.detail}")
                 continue
             _print(message, as_json=as_json)
-            await message.ack()
+            await _ack(message)
             left = None if left is None else left - 1
+
+
+async def _ack(message: Message) -> None:
+    try:
+        await message.ack()
+    except AgentError as exc:
+        if exc.code not in NOTED:
+            raise
+        # an agent that is over says so where the next one is awaited
+        say(f"relay: {exc.code}: {exc.detail}")
 
 
 def _print(message: Message, *, as_json: bool) -> None:

@@ -209,6 +209,26 @@ async def test_a_command_that_reads_meanwhile_says_that_the_agent_moves(tmp_path
             process.kill()
 
 
+async def test_relay_listen_goes_on_where_another_command_takes_the_agent_elsewhere(house: House):
+    texts = [f"text {n}" for n in range(400)]
+    await house.gets(*texts)
+    async with house.terminal.running("listen", "--json") as process:
+        assert process.stdout is not None
+        read = [await process.stdout.readline()]
+        moved = await house.terminal.run("migrate", "--to", house.two.url, "--take", "--json")
+        assert (moved.code, moved.json["complete"]) == (0, True)
+        await house.gets("after")
+        async with asyncio.timeout(30):
+            while json.loads(read[-1])["text"] != "after":
+                read.append(await process.stdout.readline())
+                assert read[-1], "it has ended"
+        process.kill()
+    shown = [json.loads(line) for line in read]
+    assert {one["text"] for one in shown} == {*texts, "after"}
+    unmarked = [one["text"] for one in shown if not one["redelivered"]]
+    assert len(unmarked) == len(set(unmarked))
+
+
 async def test_the_drill_to_where_the_agent_lives_says_so(house: House):
     drilled = await house.terminal.run("migrate", "--to", house.one.url, "--dry-run", "--json")
     assert drilled.code == Exit.REFUSED
