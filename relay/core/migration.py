@@ -260,9 +260,9 @@ def _come_back(side: Side, said: Learned, now: Timestamp) -> Step:
 
 def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
     """The agent lives elsewhere: never deliver again, hand over what is here."""
-    is_order = side.mode is Mode.FROZEN and side.pending == said.record
-    if is_order and side.handoff is not None and side.handoff.peer == said.record.home:
-        # what was said under the order holds: it was said to this very target
+    is_there = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer == said.record.home
+    if is_there and (side.handed or side.pending == said.record):
+        # what was said before holds: it was said to this very target, which knows it still
         return Step(side._replace(record=said.record, pending=None))
     turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
     return Step(turned._replace(record=said.record))

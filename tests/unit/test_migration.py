@@ -269,12 +269,16 @@ def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
     assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
 
 
-def test_the_record_of_the_order_keeps_what_was_said_under_it():
+def test_what_was_said_to_a_target_holds_while_records_name_it():
     side = took(frozen(handed=True), Learned(order().record)).side
     assert (side.handoff, side.handed) == (Handoff("mig5", B), True)
     assert (side.holding, side.is_named) == (Holding.AWAY, True)
-    other = took(frozen(handed=True), Learned(record(6, B))).side
-    assert (other.handoff, other.handed) == (Handoff(record(6, B).handoff, B), False)
+    renewed = took(side, Learned(record(6, B))).side
+    assert (renewed.handoff, renewed.handed) == (Handoff("mig5", B), True)
+    unheard = took(frozen(), Learned(record(6, B))).side
+    assert (unheard.handoff, unheard.handed) == (Handoff(record(6, B).handoff, B), False)
+    elsewhere = took(frozen(handed=True), Learned(record(6, C))).side
+    assert (elsewhere.handoff, elsewhere.handed) == (Handoff(record(6, C).handoff, C), False)
 
 
 def test_the_way_back_marks_everything_and_misses_the_target():
