@@ -187,7 +187,8 @@ def _conclusion(moved: Moved) -> str:
     if moved.waiting is None:
         return (
             "You live there now. The old relay says nothing: what it holds comes should it return, "
-            "and all is marked as perhaps seen until then."
+            "and all is marked as perhaps seen until then. A relay that knows no other hears of it "
+            "by the same command: say it again then."
         )
     if moved.waiting:
         return (

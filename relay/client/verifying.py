@@ -110,7 +110,7 @@ class Watch:
             order.target,
             digest=digest_of(one.eid for one in items) if move.is_listed else None,
             listed=len(items),
-            seconds=clock.now() - move.began_at,
+            seconds=max(0.0, clock.now() - move.began_at),
             without_delivery_s=max(0.0, move.arrived_at - move.left_at) if move.left_at else 0.0,
             source_said=move.source_said,
             target_said=move.target_said,

@@ -180,7 +180,8 @@ class Dialer:
         addresses = await self._addresses(target.host)
         for address in addresses:
             if not self._allowed.permits(address):
-                raise _refused(f"{target.origin}: not a public address")
+                detail = "not a public address, nor in this relay's RELAY_DIAL_NETWORKS"
+                raise _refused(f"{target.origin}: {detail}")
             if not target.secure and not self._allowed.is_named(address):
                 raise _refused(f"{target.origin}: without TLS only named networks are dialled")
         return addresses
