@@ -111,9 +111,9 @@ def _demo(
     ] = "relay",
 ) -> None:
     """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
-    from relay.cli import demo, mesh_demo, migrate_demo  # noqa: PLC0415  as above
+    from relay.cli import demo  # noqa: PLC0415  as above
 
-    demos = {"relay": demo.demo, "mesh": mesh_demo.demo, "migrate": migrate_demo.demo}
+    demos = {"relay": demo.demo, "mesh": demo.mesh, "migrate": demo.migrate}
     raise typer.Exit(run_async(demos[what]()))
 
 
