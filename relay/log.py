@@ -87,6 +87,16 @@ def handoff(step: str, did: str, handoff_id: str, peer: str) -> None:
     _log.info("handoff", step=step, did=did, handoff=handoff_id, peer=peer)
 
 
+def page_signed(did: str, handoff_id: str, count: int, digest: str) -> None:
+    """This relay signed for envelopes of a hand-off: the other relay logs the same of its side."""
+    _log.info("page_signed", did=did, handoff=handoff_id, count=count, digest=digest)
+
+
+def page_handed_over(did: str, handoff_id: str, count: int, digest: str) -> None:
+    """The target of a hand-off has signed for envelopes."""
+    _log.info("page_handed_over", did=did, handoff=handoff_id, count=count, digest=digest)
+
+
 def digest_failed(did: str, code: str, detail: str) -> None:
     """The target of a hand-off did not take what the agent has seen; it is said again."""
     _log.warning("digest_failed", did=did, code=code, detail=detail)

@@ -189,7 +189,7 @@ async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
         await journey.half.wait()
         await a.kill()
         _tell_half(story, journey)
-        reading = tasks.create_task(_read(mover, accounts))
+        reading = [tasks.create_task(_read(mover, accounts)) for _ in range(LANES)]
         again = await _start(story, stack, "A", listen=a.url.removeprefix("http://"))
         _check(again.did == a.did, "another relay came back")
         story.tell(f"A was started again (process {again.process.pid}) and goes on by itself.")
@@ -200,7 +200,8 @@ async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
         meanwhile = len(accounts.accepted) - before
         story.tell(f"The three have written {meanwhile} more meanwhile, and noticed nothing.")
         await accounts.all_arrived()
-        reading.cancel()
+        for hand in reading:
+            hand.cancel()
     _check_arrived(accounts)
     story.tell(
         f"Maria has read all {len(accounts.arrived):,} at B, each once; "

@@ -12,9 +12,7 @@ said, so that a life after a crash goes on with the same order and the same reco
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
@@ -215,12 +213,6 @@ class Moved:
         lists = {name: tuple(said[name]) for name in ("missing", "complaints")}
         ends = {name: Home(**said[name]) for name in ("source", "target")}
         return cls(**{**said, **lists, **ends})
-
-
-def digest_of(eids: Iterable[Eid]) -> str:
-    """b64url SHA-256 over eids, sorted: what two parties compare to see that they mean the same."""
-    whole = hashlib.sha256("".join(sorted(eids)).encode()).digest()
-    return jose.b64encode(whole)
 
 
 # ---------------------------------------------------------------- what waits, on the wire

@@ -16,7 +16,7 @@ from relay import clock
 from relay.client.errors import AgentError
 from relay.client.handoffs import Office, Said
 from relay.client.move_log import MoveLog
-from relay.client.moves import Move, Moved, Progress, Stage, digest_of
+from relay.client.moves import Move, Moved, Progress, Stage
 from relay.client.publishing import put
 from relay.core import handoffs
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
@@ -24,6 +24,7 @@ from relay.core.handoffs import Statement, Tally
 from relay.core.ids import Eid
 from relay.core.inbox_values import Waiting
 from relay.core.migration_values import Mode
+from relay.core.receipts import digest_of
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0

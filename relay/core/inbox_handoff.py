@@ -61,10 +61,14 @@ def begin_tally(box: Inbox) -> None:
     box.move.last_then = box.last
 
 
-def plan(box: Inbox, now: Timestamp, *, has_work: bool) -> None:
-    """Let a mover look now, or no more; a courier looks where there is something to carry."""
+def plan(box: Inbox, now: Timestamp, *, has_work: bool, is_news: bool) -> None:
+    """Let a mover look now, or no more; a courier looks where there is something to carry.
+
+    Who takes a step that is nothing new for others has been lent it, perhaps, and keeps it.
+    """
     box.move.has_work = has_work
-    box.set_due(now)
+    lent = None if is_news else box.away.due_at
+    box.set_due(now if lent is None else lent)
 
 
 # ---------------------------------------------------------------- a digest

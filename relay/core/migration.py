@@ -58,6 +58,7 @@ UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
 MISSING_S: Final = MAX_LIFETIME_S + 3600
 """So long after a home began without a digest no envelope lives that another home has shown."""
+HOUR_S: Final = 3600
 GRACE_S: Final = 7 * 24 * 3600
 """So long two relays may go on talking about an inbox when all that is known has been said."""
 
@@ -66,6 +67,15 @@ Result = Step | Refusal
 
 def step(side: Side, said: Input, now: Timestamp) -> Result:
     """What becomes of a side that hears ``said``; a refusal changes nothing."""
+    done = _step(side, said, now)
+    if isinstance(done, Refusal) or len(done.side.missing) <= MOST_MISSING:
+        return done
+    # whoever signs record after record fills no store with the relays that they name
+    first = sorted(done.side.missing, key=lambda did: (did not in side.missing, did))
+    return done._replace(side=done.side._replace(missing=frozenset(first[:MOST_MISSING])))
+
+
+def _step(side: Side, said: Input, now: Timestamp) -> Result:
     match said:
         case Prepare():
             return _prepare(side, said.order, now)
@@ -250,9 +260,9 @@ def _come_back(side: Side, said: Learned, now: Timestamp) -> Step:
 
 def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
     """The agent lives elsewhere: never deliver again, hand over what is here."""
-    is_order = side.mode is Mode.FROZEN and side.pending == said.record
-    if is_order and side.handoff is not None and side.handoff.peer == said.record.home:
-        # what was said under the order holds: it was said to this very target
+    is_there = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer == said.record.home
+    if is_there and (side.handed or side.pending == said.record):
+        # what was said before holds: it was said to this very target, which knows it still
         return Step(side._replace(record=said.record, pending=None))
     turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
     return Step(turned._replace(record=said.record))
@@ -287,9 +297,8 @@ def _hear(side: Side, heard: Heard, now: Timestamp) -> Result:
     no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
     if no is not None:
         return no
-    # what has not been sent yet cannot be forgotten
-    floor = min(message.floor, int(now) // 3600)
-    return _collect(side, heard, message._replace(floor=floor))
+    # what has not been sent yet can neither be forgotten nor have been seen
+    return _collect(side, heard, message.until(int(now) // HOUR_S))
 
 
 def _form(page: DigestPage) -> Refusal | None:
@@ -362,17 +371,21 @@ def _tick(side: Side, now: Timestamp) -> Step:
         return Step(_towards(side, Handoff(record.handoff, record.home), now))
     if side.mode is Mode.ACTIVE and side.missing and now >= side.since + MISSING_S:
         return Step(side._replace(missing=frozenset()))
+    if side.mode is Mode.FROZEN and not side.handed and now >= side.since + MISSING_S:
+        # nothing that its agent has seen here lives: there is no more to say
+        return Step(side._replace(handed=True))
     return Step(side)
 
 
 def is_open(side: Side, now: Timestamp, waiting: int) -> bool:
     """Whether two relays still may have something to say to each other about it."""
-    is_young = now < side.since + GRACE_S
+    is_young, is_past = now < side.since + GRACE_S, now >= side.since + MISSING_S
     match side.mode:
         case Mode.FROZEN:
-            return bool(waiting) or not (side.handed and side.is_named) or is_young
+            is_done = side.handed and (side.is_named or is_past)
+            return bool(waiting) or not is_done or is_young
         case Mode.INCOMING:
-            return True
+            return not is_past
         case Mode.ACTIVE:
             return bool(side.missing) or (bool(side.partners) and is_young)
         case Mode.NONE:

@@ -210,6 +210,15 @@ class DigestPage(NamedTuple):
     floor: int = -1
     doubts: bytes = b""
 
+    def until(self, hour: int) -> Self:
+        """The same, but nothing of hours after the next one: that would never be forgotten."""
+        doubts, places = self.doubts, range(0, len(self.doubts), DOUBT_BYTES)
+        hours = [int.from_bytes(doubts[at : at + 4], "big") for at in places]
+        if max(hours, default=0) > hour + 1:
+            kept = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
+            doubts = b"".join(doubts[at : at + DOUBT_BYTES] for at in kept)
+        return self._replace(floor=min(self.floor, hour), doubts=doubts)
+
 
 class DigestReceipt(NamedTuple):
     """The target wants this page next of this digest; ``next`` is its total once it has all.

@@ -118,13 +118,16 @@ def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refus
 def is_named(relay: Did, evidence: MigrationOrder | EndpointRecord, newest: EndpointRecord) -> bool:
     """Whether ``relay`` may hand something over to the home that ``newest`` names.
 
-    It may if the agent itself said that mail lay there: an order names it, or an earlier record.
+    It may if the agent itself said that mail lay there: an order names it, or an earlier record,
+    or the newest says that the agent left it.
     The caller has verified all three.
     """
     if evidence.did != newest.did:
         return False
     if isinstance(evidence, MigrationOrder):
         return evidence.concerns(relay)
+    if any(left.did == relay for left in newest.drain):
+        return True
     return evidence.names(relay) and evidence.order < newest.order
 
 

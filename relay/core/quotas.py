@@ -145,6 +145,13 @@ class Holdings:
             return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
         return None
 
+    def _over_twice(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
+        """What moves comes past all shares, but nobody fills a store with it."""
+        most, most_bytes = 2 * limits.max_count, 2 * limits.max_bytes
+        if len(self.live) >= most or self.bytes + item.size > most_bytes:
+            return Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full twice over")
+        return None
+
     def _is_over_share(self, item: StoredEnvelope, limits: InboxLimits) -> bool:
         waiting = [self.live[seq] for seq in self.strangers if seq in self.live]
         count, size = limits.stranger_count, limits.stranger_bytes
@@ -187,7 +194,7 @@ class Holdings:
         self, item: StoredEnvelope, limits: InboxLimits, now: Timestamp, outboxes: Outboxes | None
     ) -> Refusal | None:
         if self.home:
-            no = None if item.moving else self._over_quota(item, limits)
+            no = (self._over_twice if item.moving else self._over_quota)(item, limits)
         else:
             no = self.away.refusal(now) or self._over_bounds(item, limits, outboxes)
         if no is not None:

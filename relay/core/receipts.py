@@ -6,7 +6,7 @@ A receipt says: checked, durable here, kept from now on. It says nothing of deli
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -111,6 +111,8 @@ def sign_receipt(
     }
     if handoff:
         payload["mig_id"] = handoff
+        payload["count"] = len(items)
+        payload["digest"] = digest_of(item.eid for item in items)
     return jose.sign(payload, typ=RECEIPT_TYP, kid=key.kid, key=key.sign)
 
 
@@ -125,15 +127,30 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
         durability = members.text("durability", most=16)
         if durability not in {"fsync", "unverified", "memory"}:
             raise ValueError("unknown durability")
-        return Receipt(
+        receipt = Receipt(
             relay=Did(members.text("relay", most=512)),
             at=members.integer("at"),
             durability=durability,  # type: ignore[arg-type]  # checked above
             items=tuple(_item(jose.Members(item)) for item in members.array("items", most=4096)),
             handoff=members.optional_text("mig_id", most=MAX_HANDOFF) or "",
         )
+        if receipt.handoff:
+            _check_sums(receipt, members)
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"receipt: {exc}") from exc
+    return receipt
+
+
+def _check_sums(receipt: Receipt, members: jose.Members) -> None:
+    eids = [item.eid for item in receipt.items]
+    said = (members.integer("count"), members.text("digest", most=43))
+    if said != (len(eids), digest_of(eids)):
+        raise ValueError("count and digest are not of its items")
+
+
+def digest_of(eids: Iterable[Eid]) -> str:
+    """b64url of SHA-256 over the sorted eids: what was handed over, in one line."""
+    return jose.b64encode(hashlib.sha256("".join(sorted(eids)).encode()).digest())
 
 
 def _item(item: jose.Members) -> ReceiptItem:

@@ -93,6 +93,10 @@ class Housekeeping:
         metrics.OUTBOX_ENVELOPES.set(sum(count for _, count, _ in waiting))
         metrics.OUTBOX_BYTES.set(sum(size for _, _, size in waiting))
 
+    async def handoffs(self) -> None:
+        """Look at inboxes that change relays; a clock that is in doubt ends no wait of them."""
+        await self.node.handoffs.refresh(clock_ok=self.node.clock_guard.ok)
+
     async def bounce(self) -> None:
         """Tell senders."""
         await self.bounces()

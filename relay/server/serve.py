@@ -178,7 +178,7 @@ def _mesh_work(built: Built) -> list[Any]:
     return [
         every("links", LINKS_REST_S, lambda: built.links.run(mesh)),
         every("peers", PEERS_S, built.node.peers.refresh),
-        every("handoffs", HANDOFFS_S, built.node.handoffs.refresh),
+        every("handoffs", HANDOFFS_S, built.housekeeping.handoffs),
         built.node.forwarding.run(),
         every("push", PUSH_S, mesh.push),
         every("measure", MEASURE_S, built.housekeeping.measure),

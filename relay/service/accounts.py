@@ -120,14 +120,17 @@ class Accounts:
         allow = self.registration.allow
         may_create = allow is None or key.did in allow
         request = OpenRequest(key.agent_key, self.node, self.window, until, may_create)
+        if may_create:
+            # an inbox that is new here may have been elsewhere: as its first record says, perhaps
+            await self.settle(key.agent_key)
         opened = await self.store.open(request)
         if isinstance(opened, Refusal) and opened.code is ErrorCode.MIGRATING:
             # the record that ends this may be here, and nobody have acted upon it yet
             await self.settle(key.agent_key)
             opened = await self.store.open(request)
         if isinstance(opened, Opened):
-            # an inbox that is new here may have been elsewhere
-            await self.settle(key.agent_key)
+            if not may_create:
+                await self.settle(key.agent_key)
             return opened
         if opened.code is not ErrorCode.UNKNOWN_INBOX:
             raise opened.to_error()

@@ -31,6 +31,7 @@ from relay.core.identity import did_of, parse_did
 from relay.core.ids import AgentKey, Did, Seq
 from relay.core.inbox_values import Acked, Opened, Window
 from relay.core.outbox import LEASE_S
+from relay.core.receipts import Receipt, digest_of
 from relay.core.records import Home
 from relay.core.session import Phase, RelaySession
 from relay.core.speech import Identity
@@ -52,6 +53,8 @@ HANDOFF_BATCH: Final = (256, 1024 * 1024)
 """Envelopes and wire bytes of one submit; one envelope always fits."""
 _BUSY: Final = float("inf")
 _NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
+_UNKNOWN_THERE: Final = frozenset({ErrorCode.WRONG_STATE, ErrorCode.NOT_FEDERATED})
+"""A relay that was reached knows nothing of a hand-off: so it says to a peer, so to a partner."""
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
 
@@ -204,7 +207,7 @@ class Courier(Follower):
             return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            if exc.code is ErrorCode.WRONG_STATE and self._needs.forgotten is not None:
+            if exc.code in _UNKNOWN_THERE and self._needs.forgotten is not None:
                 await self._needs.forgotten()
                 return Answer((), (), load.unsent(), is_anew=True)
             failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))
@@ -212,6 +215,8 @@ class Courier(Follower):
         self._forwarded = _proof(home, taken)
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
+        if taken.receipt is not None and taken.receipt.handoff:
+            _log_page(self._to, taken.receipt)
         if answer.closed is not None:
             return self._turn(home, homes, answer)
         self._waits.clear()
@@ -337,6 +342,11 @@ def _welcome(opened: Opened, window: Window) -> Welcome:
         window_bytes=window.bytes,
         proof="",
     )
+
+
+def _log_page(did: Did, receipt: Receipt) -> None:
+    eids = [item.eid for item in receipt.items]
+    log.page_handed_over(did, receipt.handoff, len(eids), digest_of(eids))
 
 
 def _proof(home: Home, taken: Taken) -> Forwarded | None:

@@ -60,8 +60,9 @@ class Forwarding:
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
     mover: Mover
-    _carriers: dict[tuple[Did, str, str], Carrier] = field(default_factory=dict)
+    _carriers: dict[tuple[Did, str, str, str], Carrier] = field(default_factory=dict)
     _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
+    _again: dict[AgentKey, AgentKey | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
     _due: asyncio.Event = field(default_factory=asyncio.Event)
@@ -110,11 +111,17 @@ class Forwarding:
             _log_bug("forward")
             return
         for one in due:
-            if one.inbox not in self._couriers:
-                self._couriers[one.inbox] = None
-                self._spawn(self._carry(one.inbox, one.peer))
+            if one.inbox in self._couriers:
+                # it has news that the one before may not see any more: then it is gone on with
+                self._again[one.inbox] = one.peer
+            else:
+                self._begin(one.inbox, one.peer)
         if len(due) == room:
             self._due.set()
+
+    def _begin(self, inbox: AgentKey, peer: AgentKey | None) -> None:
+        self._couriers[inbox] = None
+        self._spawn(self._carry(inbox, peer))
 
     def _make_room(self) -> None:
         """Those that have had nothing to do of late make way for what may be due."""
@@ -142,6 +149,8 @@ class Forwarding:
             self._left.set()
             if was_full:
                 self._due.set()
+        if inbox in self._again and not self._is_draining:
+            self._begin(inbox, self._again.pop(inbox))
 
     async def _carry_on(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
         window = HANDOFF_WINDOW if handoff else WINDOW
@@ -166,15 +175,16 @@ class Forwarding:
             acks=self.acks,
             delivery=self.delivery,
             homes=target if handoff else self.routing.all,
-            carrier=lambda home: self._carrier(home, handoff),
+            # ids of hand-offs are their agents' choice: what two inboxes have goes apart
+            carrier=lambda home: self._carrier(home, handoff, inbox if handoff else ""),
             learn=self.learn,
             spawn=self._spawn,
             batch=HANDOFF_BATCH if handoff else BATCH,
             forgotten=(lambda: self.mover.forgotten(inbox, handoff)) if handoff else None,
         )
 
-    def _carrier(self, home: Home, handoff: str) -> Carrier:
-        key = (home.did, home.url, handoff)
+    def _carrier(self, home: Home, handoff: str, inbox: str) -> Carrier:
+        key = (home.did, home.url, handoff, inbox)
         found = self._carriers.get(key)
         if found is None:
             idle = [other for other, one in self._carriers.items() if one.is_idle]

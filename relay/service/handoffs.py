@@ -7,6 +7,7 @@ newest record held is acted upon. Every step may be repeated.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,6 +39,10 @@ from relay.ports_handoff import HandoffChange, HandoffRow, HandoffStore
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""
+MOST_OPEN: Final = 10_000
+"""Keys are free: so many inboxes are on their way at once, beyond them none begins to come here."""
+_AT_ONCE: Final = 64
+"""Texts that are read before everybody else has a turn."""
 _AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
 
 
@@ -63,6 +68,7 @@ class Handoffs:
     partners: frozenset[Did] = frozenset()
     """Relays that may talk with this one about some hand-off, whatever the federation."""
     _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
+    _noted: set[AgentKey] = field(default_factory=set)
 
     # ------------------------------------------------------------ steps
 
@@ -82,6 +88,7 @@ class Handoffs:
         *,
         order: str = "",
         anew: bool = False,
+        closes: bool = False,
         first: Callable[[], Awaitable[object]] | None = None,
     ) -> tuple[Kept, Step]:
         """Act upon the newest record, then take one step; both in one commit.
@@ -91,6 +98,7 @@ class Handoffs:
             said: the step; None: the record alone.
             order: what the step is taken for, as signed.
             anew: as for :meth:`settle`.
+            closes: write it down if the two relays have no more to say to each other.
             first: awaited once before the commit, and only where the step is taken.
 
         Raises:
@@ -106,7 +114,7 @@ class Handoffs:
             if not is_done and first is not None:
                 await first()
                 is_done = True
-            change = _change(row, before, kept, taken, anew=anew)
+            change = _change(row, before, kept, taken, anew=anew, closes=closes)
             if change is None:
                 return kept, taken
             if await self.store.change_handoff(owner, row, change):
@@ -125,6 +133,7 @@ class Handoffs:
         return Kept(migration.begin(self.me, row.holding, former, has_left=row.has_left))
 
     def _note(self, owner: AgentKey, side: Side, *, is_open: bool) -> None:
+        self._noted.add(owner)
         if is_open:
             self._open[owner] = side.partners
         else:
@@ -139,12 +148,23 @@ class Handoffs:
         for listener in self.changed:
             listener()
 
-    async def refresh(self) -> None:
-        """Look at what is open, at all nodes' doing, and at what time does to it."""
+    def is_full(self, owner: AgentKey) -> bool:
+        """Whether one more inbox has no room on its way here."""
+        return len(self._open) >= MOST_OPEN and owner not in self._open
+
+    async def refresh(self, *, clock_ok: bool = True) -> None:
+        """Look at what is open, at all nodes' doing, and at what time does to it.
+
+        Args:
+            clock_ok: whether the clock is to be believed; else no wait is over.
+        """
+        self._noted.clear()
         known: dict[AgentKey, frozenset[Did]] = {}
         due: list[AgentKey] = []
         now = clock.now()
-        for owner, text in await self.store.handoffs():
+        for number, (owner, text) in enumerate(await self.store.handoffs(), 1):
+            if number % _AT_ONCE == 0:
+                await asyncio.sleep(0)
             side = handoffs.decode(self.me, text).side
             known[owner] = side.partners
             ticked = migration.step(side, Ticked(), now)
@@ -152,10 +172,13 @@ class Handoffs:
             if is_over or (isinstance(ticked, Step) and ticked.side != side):
                 due.append(owner)
         metrics.HANDOFFS.set(len(known))
-        self._open = known
+        # what was noted while the store was asked is newer than its answer
+        noted = {owner: self._open.get(owner) for owner in self._noted}
+        self._open = {owner: dids for owner, dids in known.items() if owner not in noted}
+        self._open |= {owner: dids for owner, dids in noted.items() if dids is not None}
         self._tell()
-        for owner in due:
-            await self.take(owner, Ticked())
+        for owner in due if clock_ok else ():
+            await self.take(owner, Ticked(), closes=True)
 
     # ------------------------------------------------------------ what peers say
 
@@ -166,7 +189,7 @@ class Handoffs:
             RelayError: ``wrong_state``: nothing is handed over here by that relay under that id;
                 ``moved``; or what is wrong with the evidence.
         """
-        owner = parse_did(said.agent).agent_key
+        owner = _agent(said)
         row = await self.store.handoff(owner)
         if row.holding is None:
             # its agent makes an inbox here by logging in, or by an order; nobody else does
@@ -181,7 +204,9 @@ class Handoffs:
             floor=said.floor,
             doubts=said.doubts,
         )
-        known = said.known
+        # once: a relay that was left must not go on writing an agent's rules
+        is_first = peer in self.kept(row).side.missing
+        known = said.known if is_first else None
 
         async def learn() -> None:
             if known is not None:
@@ -219,6 +244,15 @@ class Handoffs:
         """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
         del handoff
         return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
+
+
+def _agent(said: Migrate) -> AgentKey:
+    try:
+        for relay in said.missing:
+            parse_did(relay)
+        return parse_did(said.agent).agent_key
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"migrate: {exc}") from exc
 
 
 def _learn(side: Side, row: HandoffRow) -> Step:
@@ -270,14 +304,16 @@ def _fork(row: HandoffRow, record: RecordRef) -> RecordRef | None:
 
 
 def _change(
-    row: HandoffRow, before: Kept, kept: Kept, step: Step, *, anew: bool
+    row: HandoffRow, before: Kept, kept: Kept, step: Step, *, anew: bool, closes: bool
 ) -> HandoffChange | None:
     """What a step does to the store; None: nothing at all."""
     side = kept.side
     if not row.text and not step.imports and _is_plain(side, row):
         return None
     is_same = bool(row.text) and kept == before and row.holding is side.holding
-    if is_same and not (anew or step.mark_present or step.imports):
+    is_open = migration.is_open(side, clock.now(), row.tally.waiting)
+    is_due = anew or (closes and not is_open)
+    if is_same and not (is_due or step.mark_present or step.imports):
         return None
     turns = row.holding is not side.holding and not {row.holding, side.holding} <= _AT_HOME
     hands_over = side.mode is Mode.FROZEN and side.handoff != before.side.handoff
@@ -289,7 +325,7 @@ def _change(
         ends_session=turns or hands_over,
         marks_present=step.mark_present,
         is_new=begins,
-        is_open=migration.is_open(side, clock.now(), row.tally.waiting),
+        is_open=is_open,
         has_work=migration.has_work(side),
         doubts=step.imports.doubts if step.imports else b"",
         floor=step.imports.floor if step.imports else -1,
@@ -298,7 +334,9 @@ def _change(
 
 def _is_plain(side: Side, row: HandoffRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
-    if side.mode is Mode.NONE or (row.holding is None and side.mode is Mode.ACTIVE):
+    if side.mode is Mode.NONE:
+        return True
+    if row.holding is None and side.mode is Mode.ACTIVE and not side.missing:
         return True
     # a digest that came, or a part of one, is to be kept: its relay may bring what it holds
     has_heard = side.sources or side.collecting is not None

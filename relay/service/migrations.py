@@ -13,7 +13,14 @@ from typing import Final, Protocol
 
 from relay import clock, log
 from relay.core import envelope, handoffs, migration, orders, records
-from relay.core.errors import ErrorCode, ProtocolError, Refusal, RejectedError, StateError
+from relay.core.errors import (
+    ErrorCode,
+    ProtocolError,
+    Refusal,
+    RejectedError,
+    StateError,
+    UnavailableError,
+)
 from relay.core.frames import State
 from relay.core.handoffs import Statement
 from relay.core.identity import SigningKey, did_of
@@ -33,6 +40,7 @@ from relay.service.status import STATES
 FREEZE_S: Final = 6.0
 """Below what clients wait for an answer over HTTP."""
 LOOK_S: Final = 0.25
+FULL_S: Final = 60
 MOST_ITEMS: Final = 1_024
 
 
@@ -110,11 +118,14 @@ class Migrations:
 
         Raises:
             RelayError: ``not_admitted``, ``blocked``, ``not_federated``, ``inbox_full``,
-                ``too_large``, ``stale_record``, ``wrong_state``, ``expired`` or what is wrong with
-                order or record.
+                ``too_large``, ``stale_record``, ``wrong_state``, ``expired``, ``overloaded``
+                or what is wrong with order or record.
         """
         owner = await self._verify(order)
         self._admit(order, room)
+        if self.handoffs.is_full(owner):
+            detail = "too many inboxes are being moved to or from this relay"
+            raise UnavailableError(ErrorCode.OVERLOADED, detail, retry_after=FULL_S)
         if records.parse(newest).did != order.did:
             raise ProtocolError(ErrorCode.BAD_FRAME, "newest is another agent's record")
         [kept] = await self.directory.keep([newest], self.key.did)
@@ -154,6 +165,10 @@ class Migrations:
         if order.source.did != self.key.did:
             raise StateError(ErrorCode.WRONG_RELAY, "the order names another source")
         self.peers.admit_handoff(order.target.did)
+        if (await self.store.handoff(owner)).holding is None:
+            raise StateError(ErrorCode.WRONG_STATE, "this relay is not the agent's home")
+        # it is tried at once, whatever another target did
+        self.mover.why.pop(owner, None)
         kept, _ = await self.handoffs.take(
             owner, Freeze(OrderRef.of(order)), order=order.jws.compact
         )

@@ -48,6 +48,8 @@ PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)
 ASKS: Final = 4
 """A digest is begun anew so often at most, should the target forget its pages."""
 MOST_REMEMBERED: Final = 1_000
+HAND_S: Final = 30.0
+"""A target that takes its time gives way: the inbox may be for another one by then."""
 
 
 class Lead(NamedTuple):
@@ -77,11 +79,13 @@ class Mover:
         """Act upon the record, say the digest if it is due; whether a courier may go then."""
         kept = await self.handoffs.settle(inbox, anew=True)
         until = clock.monotonic() + LEASE_S * 0.6
-        for pause_s in (*PAUSES_S, None):
+        # a target that has failed for a whole lease is asked once in each: others want their turn
+        pauses = () if inbox in self.why else PAUSES_S
+        for pause_s in (*pauses, None):
             if not migration.has_work(kept.side):
                 break
             try:
-                kept = await self._hand(inbox, kept)
+                kept = await self._hand_soon(inbox, kept)
                 self.why.pop(inbox, None)
             except RelayError as exc:
                 self._failed(inbox, exc)
@@ -92,7 +96,9 @@ class Mover:
         side = kept.side
         if side.mode is not Mode.FROZEN or side.handoff is None:
             return Lead(may_carry=side.holding is Holding.AWAY)
-        return Lead(side.holding is Holding.AWAY and side.is_named, side.handoff.id)
+        may_carry = side.holding is Holding.AWAY and side.is_named
+        is_shown = may_carry and _evidence(side, kept, await self.store.handoff(inbox))
+        return Lead(may_carry, side.handoff.id if is_shown else "")
 
     def _failed(self, inbox: AgentKey, exc: RelayError) -> None:
         metrics.DIGEST_FAILURES.labels(exc.code).inc()
@@ -118,6 +124,14 @@ class Mover:
 
     # ------------------------------------------------------------ the digest
 
+    async def _hand_soon(self, inbox: AgentKey, kept: Kept) -> Kept:
+        try:
+            async with asyncio.timeout(HAND_S):
+                return await self._hand(inbox, kept)
+        except TimeoutError as exc:
+            detail = "the target takes too long to take in a digest"
+            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail) from exc
+
     async def _hand(self, inbox: AgentKey, kept: Kept) -> Kept:
         """Say all of it, then write down that it was heard.
 
@@ -126,9 +140,13 @@ class Mover:
         """
         side, row = kept.side, await self.store.handoff(inbox)
         assert side.handoff is not None  # noqa: S101  it has work
-        target = _target(side, kept, row)
+        target, evidence = _target(side, kept, row), _evidence(side, kept, row)
+        if not evidence:
+            # the target cannot take it for a hand-off: what waits goes there like any other mail
+            nothing = DigestReceipt(side.handoff.id, b"", 0)
+            return (await self.handoffs.take(inbox, Heard(target.did, nothing)))[0]
         link = await self.links.reach(target.did, target.url, handoff=True)
-        pages = await self._pages(inbox, side, _evidence(side, kept, row))
+        pages = await self._pages(inbox, side, evidence)
         receipt = await _say(link, pages)
         log.handoff("handed", did_of(inbox), side.handoff.id, target.did)
         return (await self.handoffs.take(inbox, Heard(target.did, receipt)))[0]
@@ -143,8 +161,6 @@ class Mover:
         whole.update(struct.pack(">q", floor) + ids)
         size = migration.DIGEST_PAGE * DOUBT_BYTES
         parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
-        if len(parts) > migration.DIGEST_PAGES:
-            raise ProtocolError(ErrorCode.TOO_LARGE, "more ids than a digest has room for")
         return [
             Migrate(
                 ref="",
@@ -174,7 +190,15 @@ class Mover:
             if not after:
                 # in one order, so that what is said again after a crash is the same digest; the
                 # newest hours first: should there be no room for all, the oldest are marked as such
-                return b"".join(sorted(ids, reverse=True)), floor
+                return _fitting(sorted(ids, reverse=True), floor)
+
+
+def _fitting(ids: Sequence[bytes], floor: int) -> tuple[bytes, int]:
+    """Ids of as many of the newest hours as a digest has room for; older ones are forgotten."""
+    most = migration.DIGEST_PAGE * migration.DIGEST_PAGES
+    if len(ids) > most:
+        floor = max(floor, int.from_bytes(ids[most][:4], "big"))
+    return b"".join(ids[:most]), floor
 
 
 async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
@@ -229,8 +253,16 @@ def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:
 
 
 def _evidence(side: Side, kept: Kept, row: HandoffRow) -> str:
-    """What shows that the agent's mail lay here: an earlier record, or an order."""
+    """What shows that the agent's mail lay here: an earlier record, an order, or the newest record.
+
+    "" where nothing does: it lived here without a record.
+    """
     assert side.handoff is not None  # noqa: S101  only of a hand-off
     by_order = bool(kept.order) and orders.parse(kept.order).id == side.handoff.id
     has_lived = row.former is not None and records.parse(row.former).names(side.me)
-    return row.former if row.former is not None and has_lived and not by_order else kept.order
+    if row.former is not None and has_lived and not by_order:
+        return row.former
+    if kept.order or row.record is None:
+        return kept.order
+    left = records.parse(row.record.compact).drain
+    return row.record.compact if any(one.did == side.me for one in left) else ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, NamedTuple
 
-from relay import clock, metrics
+from relay import clock, log, metrics
 from relay.core import envelope as envelopes
 from relay.core import policy
 from relay.core.envelope import AdmittedEnvelope, StoredEnvelope
@@ -26,6 +26,7 @@ from relay.core.receipts import (
     BOUNCE_CONTENT_TYPE,
     Durability,
     ReceiptItem,
+    digest_of,
     position,
     sign_receipt,
 )
@@ -337,6 +338,9 @@ class Submissions:
             return None
         intake = self._intake
         key = intake.identity.key
+        if handoff:
+            digest = digest_of(item.eid for item in items)
+            log.page_signed(items[0].to, handoff, len(items), digest)
         return sign_receipt(
             key, items, durability=intake.durability(), now=clock.now(), handoff=handoff
         )

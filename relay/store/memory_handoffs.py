@@ -101,6 +101,8 @@ class MemoryHandoffs(MemoryDirectory):
         box = self._inboxes.get(inbox)
         if box is None:
             box = self._inboxes[inbox] = Inbox(inbox, new_epoch(), change.holding)
+        is_other = change.ends_session or box.holding is not change.holding
+        is_news = is_other or (change.has_work and not box.move.has_work)
         inbox_handoff.hold(box, change.holding, ends_session=change.ends_session)
         if change.marks_present:
             inbox_handoff.mark_present(box)
@@ -111,7 +113,7 @@ class MemoryHandoffs(MemoryDirectory):
         if change.is_new:
             inbox_handoff.begin_tally(box)
         box.move.text, box.move.is_open = change.text, change.is_open
-        inbox_handoff.plan(box, self._now(), has_work=change.has_work)
+        inbox_handoff.plan(box, self._now(), has_work=change.has_work, is_news=is_news)
         return True
 
     # ------------------------------------------------------------ questions

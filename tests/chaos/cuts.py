@@ -75,7 +75,7 @@ class Cuts:
 
     def tell(self, pids: Mapping[str, int]) -> None:
         """Who is which process."""
-        _write(self._pids, dict(pids))
+        write(self._pids, dict(pids))
 
     def happened(self) -> list[Happened]:
         """Those that did, in their order."""
@@ -118,7 +118,7 @@ class Cuts:
 
     @_armed.setter
     def _armed(self, cuts: Sequence[Cut]) -> None:
-        _write(self.directory / "cuts.json", [asdict(cut) for cut in cuts])
+        write(self.directory / "cuts.json", [asdict(cut) for cut in cuts])
 
     @property
     def _happened(self) -> Path:
@@ -141,7 +141,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def _write(path: Path, value: object) -> None:
+def write(path: Path, value: object) -> None:
     """In one piece: whoever reads has the old or the new one."""
     fresh = path.with_suffix(f".{os.getpid()}")
     fresh.write_text(json.dumps(value))

@@ -7,13 +7,13 @@ piece. Nothing awaits.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from relay.core.ids import Did
 from relay.core.records import Home
+from tests.chaos.cuts import write
 
 STEPS = ("prepare", "freeze", "publish", "tell", "login", "empty")
 """What an agent does to move: ``publish`` is at the target, ``tell`` at the source."""
@@ -66,7 +66,7 @@ class Goals:
             "seeds": seeds,
             "goals": [asdict(goal) for goal in goals],
         }
-        _write(self.path, value)
+        write(self.path, value)
 
     def read(self) -> tuple[list[Place], list[str], list[Goal]]:
         """As it is now."""
@@ -120,10 +120,4 @@ class Standing:
 
     def write(self, path: Path) -> None:
         """Durable when this returns, as far as a kill goes."""
-        _write(path, asdict(self))
-
-
-def _write(path: Path, value: object) -> None:
-    fresh = path.with_suffix(f".{os.getpid()}")
-    fresh.write_text(json.dumps(value))
-    fresh.replace(path)
+        write(path, asdict(self))

@@ -112,7 +112,8 @@ def _lying(lie: Callable[..., str]) -> Callable[[], None]:
         def sign(key: SigningKey, items: Any, *, handoff: str = "", **more: Any) -> str:
             if not handoff:
                 return honest(key, items, **more)
-            told.touch()
+            with told.open("a") as file:
+                file.write(f"{handoff}\n")
             return lie(honest, key, items, handoff, more)
 
         submit.sign_receipt = sign

@@ -25,6 +25,8 @@ RETRY_S = 0.1
 TRY_AGAIN = frozenset({
     ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.STORAGE_FULL, ErrorCode.OVERLOADED,
     ErrorCode.DRAINING,
+    # where the recipient is moving, or lives elsewhere, and this relay has just come back
+    ErrorCode.MIGRATING, ErrorCode.PEER_UNREACHABLE,
 })  # fmt: skip
 
 

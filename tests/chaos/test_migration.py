@@ -7,6 +7,7 @@ operating system makes of them is a matter of chance.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -150,6 +151,15 @@ async def test_publishing_before_the_digest_is_found_to_show_again_without_a_mar
 async def test_without_a_digest_an_honest_target_marks(tmp_path: Path) -> None:
     """The control of that control: the same source, and a target that doubts."""
     _, found = await carried_out(small("drops-the-digest"), tmp_path)
+    assert not found.kinds - ALLOWED, str(found)
+
+
+@pytest.mark.timeout(90)
+async def test_an_agent_that_does_not_wait_for_the_digest_is_shown_nothing_unmarked(
+    tmp_path: Path,
+) -> None:
+    """And of that one: it publishes at once, and both relays are honest."""
+    _, found = await carried_out(replace(small(), hasty=True), tmp_path)
     assert not found.kinds - ALLOWED, str(found)
 
 

@@ -21,12 +21,13 @@ from relay.client import state as states
 from relay.client.drill import drill
 from relay.client.migrating import Migration, Wish
 from relay.client.move_log import MoveLog
-from relay.client.moves import Move, Moved, Progress, Stage, digest_of, read_waiting
+from relay.client.moves import Move, Moved, Progress, Stage, read_waiting
 from relay.client.ordering import newest
 from relay.core import handoffs, orders, records
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.handoffs import Tally
 from relay.core.migration_values import Mode
+from relay.core.receipts import digest_of
 from tests.client.hand_over import SHORT, Relay, new_key, now, refusing, waiting, world
 
 pytestmark = pytest.mark.timeout(30)

@@ -71,3 +71,20 @@ async def test_the_scenario_of_a_mesh_accounts_for_every_envelope_and_has_all_fi
     for name in MESH_FIGURES:
         assert found[name] > 0, name
     assert found["records_missing"] == 0
+
+
+MOVE_FIGURES = ("move_s", "gap_s", "ratio", "per_s", "prepare_s", "freeze_s", "copy_s")
+
+
+@pytest.mark.timeout(90)
+async def test_the_scenario_of_a_move_accounts_for_every_envelope_and_has_all_figures(
+    tmp_path: Path,
+) -> None:
+    found = await driven(
+        "migrate", "--waiting", "600", "--acked", "100", "--runs", "1", "--json",
+        "--data", str(tmp_path),
+    )  # fmt: skip
+    assert (found["lost"], found["doubled"], found["ok"]) == (0, 0, True)
+    for name in MOVE_FIGURES:
+        assert found[name] > 0, name
+    assert found["tally"]["moved"] == found["tally"]["was"] == 600

@@ -539,7 +539,7 @@ def _breaks(world: type[CourierWorld], promise: str) -> None:
         run_state_machine_as_test(
             _machine(world),
             settings=settings(
-                max_examples=2_000,
+                max_examples=20_000,
                 stateful_step_count=40,
                 database=None,
                 phases=[HypothesisPhase.generate],

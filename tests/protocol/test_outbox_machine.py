@@ -94,7 +94,9 @@ class OutboxMachine(RuleBasedStateMachine):
         result = box.accept(item, LIMITS, Timestamp(self.now), outboxes=self.outboxes)
         if isinstance(result, Refusal):
             assert result.code is ErrorCode.EXPIRED, "forgotten and not even too late"
-            assert n in self.ends
+            # what a session has in hand long after that is forgotten, and this is the truth
+            is_in_hand = any(one.eid == item.eid for one in box.live.values())
+            assert n in self.ends or (is_in_hand and box.session is not None)
             return
         if box.home and self.ends.get(n) == "forwarded":
             # nobody knows here where it is: kept anew, perhaps shown there
@@ -357,4 +359,5 @@ class ConfirmsWhatWentOn(Inbox):
 def test_an_outbox_with_one_rule_broken_is_caught(broken: type[Inbox]) -> None:
     machine = type("Broken", (OutboxMachine,), {"inbox_class": broken})
     with pytest.raises(AssertionError):
-        walk(machine, 400, phases=[Phase.generate])
+        # it ends with the first one; a search that is by chance has to be long enough
+        walk(machine, 8_000, phases=[Phase.generate])

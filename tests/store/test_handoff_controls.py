@@ -289,9 +289,21 @@ GUARDS: list[tuple[str, str, str, Test]] = [
     ),
     (
         "a page passes the quotas",
-        "elseif not item.moving then\n    no = over_quota",
-        "else\n    no = over_quota",
+        "no = over_twice(box, item.size)",
+        "no = over_quota(box, item, quota)",
         moving.test_a_page_passes_rules_and_quotas,
+    ),
+    (
+        "a page fills an inbox twice at most",
+        "box.count >= 2 * MAX_COUNT",
+        "false",
+        moving.test_a_page_fills_an_inbox_twice_at_most,
+    ),
+    (
+        "who takes a step that is no news keeps what was lent",
+        "local lent = not is_news and",
+        "local lent = false and",
+        moving.test_who_writes_a_step_down_anew_keeps_what_was_lent,
     ),
     (
         "the mark that a page brings is kept",
@@ -360,6 +372,24 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
         "if box and box.generation ~= GENERATION then renew(box, MARK_BEFORE) end\n  return box",
         "return box",
         moving.test_what_waits_in_an_old_epoch_is_among_what_may_have_been_seen,
+    ),
+    (
+        "what moves is under the bounds of an inbox",
+        "if hands_over(box) then return over_quota(box, item, quota) end",
+        "",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
+    ),
+    (
+        "what comes behind it joins no outbox",
+        "  if hands_over(box) then return end\n",
+        "",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
+    ),
+    (
+        "a courier's word puts it into none",
+        "if ARGV[7] ~= '' and not hands_over(box) then",
+        "if ARGV[7] ~= '' then",
+        moving.test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile,
     ),
     (
         "a restored outbox is quiet",

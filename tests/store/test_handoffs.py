@@ -991,3 +991,33 @@ async def test_what_was_created_before_a_restore_may_have_been_delivered(
     await server_world.set_time(NOW + 24 * 3600)
     (batch,) = await store.take_bounces()
     assert [(one.reason, one.maybe_delivered) for one in batch.intents] == [("expired", True)]
+
+
+async def test_who_writes_a_step_down_anew_keeps_what_was_lent(world: World) -> None:
+    """Else each other node would be lent it, too, and they would fence each other off."""
+    await opened(world.store)
+    await world.store.append([entry(1)])
+    await change(world.store, Holding.AWAY, "one", has_work=True)
+    assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
+    for text, has_work in (("one", True), ("two", True), ("three", False), ("three", False)):
+        await change(world.store, Holding.AWAY, text, has_work=has_work)
+        assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
+    await change(world.store, Holding.AWAY, "four", has_work=True)
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
+    await change(world.store, Holding.AWAY, "five", has_work=True, ends_session=True)
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
+    await world.advance(20)
+    assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
+
+
+async def test_a_page_fills_an_inbox_twice_at_most(world: World) -> None:
+    world.limits = replace(LIMITS, max_count=2, sender_count=1, stranger_count=1)
+    store = await world.restart()
+    await change(store, Holding.HELD)
+    taken(await bring(store, 1, 2, 3, 4))
+    (no,) = await bring(store, 5)
+    assert code(no) is ErrorCode.INBOX_FULL
+    (again,) = await bring(store, 4)
+    assert isinstance(again, Accepted)
+    assert again.dup

@@ -269,12 +269,16 @@ def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
     assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
 
 
-def test_the_record_of_the_order_keeps_what_was_said_under_it():
+def test_what_was_said_to_a_target_holds_while_records_name_it():
     side = took(frozen(handed=True), Learned(order().record)).side
     assert (side.handoff, side.handed) == (Handoff("mig5", B), True)
     assert (side.holding, side.is_named) == (Holding.AWAY, True)
-    other = took(frozen(handed=True), Learned(record(6, B))).side
-    assert (other.handoff, other.handed) == (Handoff(record(6, B).handoff, B), False)
+    renewed = took(side, Learned(record(6, B))).side
+    assert (renewed.handoff, renewed.handed) == (Handoff("mig5", B), True)
+    unheard = took(frozen(), Learned(record(6, B))).side
+    assert (unheard.handoff, unheard.handed) == (Handoff(record(6, B).handoff, B), False)
+    elsewhere = took(frozen(handed=True), Learned(record(6, C))).side
+    assert (elsewhere.handoff, elsewhere.handed) == (Handoff(record(6, C).handoff, C), False)
 
 
 def test_the_way_back_marks_everything_and_misses_the_target():
@@ -458,3 +462,33 @@ def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
 )
 def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: Any):
     assert migration.has_work(side) is has
+
+
+# ---------------------------------------------------------------- what nobody may fill
+
+
+def test_ids_of_hours_to_come_are_not_taken():
+    """They would never be forgotten, and crowd out those of now."""
+    hour = NOW // 3600
+    ids = [at.to_bytes(4, "big") + bytes(32) for at in (2**32 - 1, hour + 2, hour + 1, hour)]
+    assert took(incoming(), Heard(A, page(doubts=b"".join(ids)))).imports == page(
+        doubts=b"".join(ids[2:])
+    )
+
+
+def test_of_relays_that_records_name_no_more_are_kept_than_fit():
+    side, many = home(), migration.MOST_MISSING + 9
+    for seq in range(2, many):
+        side = took(side, Learned(record(seq, Did(f"R{seq:03}")))).side
+    assert len(side.missing) == migration.MOST_MISSING
+    # those that were there first
+    assert Did("R002") in side.missing
+
+
+def test_a_source_that_nobody_answers_is_done_when_nothing_lives_that_was_seen_there():
+    end = Timestamp(NOW + migration.MISSING_S)
+    assert took(frozen(), Ticked(), end - 1).side == frozen()
+    side = took(frozen(), Ticked(), end).side
+    assert (migration.has_work(side), migration.is_open(side, end, 0)) == (False, False)
+    assert migration.is_open(side, end, 1)
+    assert not migration.is_open(incoming(record=None), end, 0)

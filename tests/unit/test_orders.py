@@ -10,7 +10,7 @@ from relay.core.identity import parse_did
 from relay.core.ids import Timestamp
 from relay.core.migration_values import OrderRef, RecordRef
 from relay.core.orders import MigrationOrder
-from relay.core.records import Home
+from relay.core.records import Home, LeftHome
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy, resigned
 
 DAY = 24 * 3600
@@ -140,3 +140,7 @@ def test_who_may_hand_over_is_named_by_an_order_or_an_earlier_record():
     assert not orders.is_named(BOB.did, orders.parse(order()), newest)
     assert not orders.is_named(RELAY.did, later, newest)
     assert not orders.is_named(RELAY.did, theirs, newest)
+    left = LeftHome(RELAY.did, "https://one.example", int(NOW) + 99)
+    leaves = records.parse(records.sign(ALICE, [HERE], now=NOW, drain=[left]))
+    assert orders.is_named(RELAY.did, leaves, leaves)
+    assert not orders.is_named(BOB.did, leaves, leaves)

@@ -424,9 +424,14 @@ BOUNCE = Signed(
 )
 
 
+def digest_of(*eids: str) -> str:
+    return b64(hashlib.sha256("".join(sorted(eids)).encode()).digest())
+
+
 def valid_receipts() -> list[Case]:
     two = [ITEM, {**ITEM, "dup": True, "custody": "outbox"}]
     said = {"at": NOW, "durability": "fsync", "items": [ITEM]}
+    handed = {"mig_id": "m", "count": 1, "digest": digest_of(ITEM["eid"])}
     return [
         good("receipt", RECEIPT.make(), said),
         good("duplicate, and an outbox", RECEIPT.make(items=two), {**said, "items": two}),
@@ -434,7 +439,7 @@ def valid_receipts() -> list[Case]:
              {**said, "durability": "unverified"}),
         good("memory", RECEIPT.make(durability="memory"), {**said, "durability": "memory"}),
         good("unknown members are ignored", RECEIPT.make(x=1), said),
-        good("of a hand-off", RECEIPT.make(mig_id="m"), {**said, "mig_id": "m"}),
+        good("of a hand-off", RECEIPT.make(**handed), {**said, "mig_id": "m"}),
         good("bounce", BOUNCE.make(), {"items": [BOUNCED]}),
         good("bounce of what may have arrived", BOUNCE.make(
             items=[{**BOUNCED, "maybe_delivered": True}]),
@@ -464,6 +469,11 @@ def invalid_receipts() -> list[Case]:
         bad("dup is a number", "bounds", form, item(dup=0)),
         bad("no position", "bounds", form, item(pos=...)),
         bad("of a hand-off without a name", "bounds", form, RECEIPT.make(mig_id="")),
+        bad("of a hand-off without sums", "bounds", form, RECEIPT.make(mig_id="m")),
+        bad("of a hand-off with another count", "bounds", form,
+            RECEIPT.make(mig_id="m", count=2, digest=digest_of(ITEM["eid"]))),
+        bad("of a hand-off with another digest", "bounds", form,
+            RECEIPT.make(mig_id="m", count=1, digest=digest_of())),
         bad("of a hand-off that is a number", "bounds", form, RECEIPT.make(mig_id=7)),
         bad("a bounce as a receipt", "purpose", form, {"receipt": BOUNCE.jws()}),
         bad("a receipt as a bounce", "purpose", form, {"bounce": RECEIPT.jws()}),

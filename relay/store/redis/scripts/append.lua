@@ -74,6 +74,12 @@ local function over_quota(box, item, quota)
   return nil
 end
 
+-- What moves comes past all shares, but nobody fills a store with it.
+local function over_twice(box, size)
+  local is_full = box.count >= 2 * MAX_COUNT or box.bytes + size > 2 * MAX_BYTES
+  return is_full and 'inbox_full' or nil
+end
+
 local function is_over(sums, size, count, bytes)
   return sums[1] >= count or sums[2] + size > bytes
 end
@@ -156,7 +162,9 @@ local function objection(box, item, quota, is_known)
   local no
   if not box.home then
     no = over_bounds(box, item, quota)
-  elseif not item.moving then
+  elseif item.moving then
+    no = over_twice(box, item.size)
+  else
     no = over_quota(box, item, quota)
   end
   if no then

@@ -119,6 +119,7 @@ local function learn_floor(box, floor)
 end
 
 local box = load_box(inbox) or new_box(inbox, ARGV[8])
+local is_news = ends_session or box.holding ~= ARGV[8] or (ARGV[13] == '1' and not has_work(box))
 hold(box, ARGV[8])
 if marks_present then mark_present(box) end
 learn_floor(box, tonumber(ARGV[14]))
@@ -128,9 +129,11 @@ write_box(box)
 redis.call('HSET', k, 'handoff', ARGV[7])
 redis.call(ARGV[12] == '1' and 'SADD' or 'SREM', PREFIX .. 'handoffs', inbox)
 if ARGV[13] == '1' then
-  call_mover(box)
+  redis.call('HSET', k, 'mover', 1)
 else
   redis.call('HDEL', k, 'mover')
-  set_due(box, precisely())
 end
+-- who takes a step that is nothing new for others has been lent it, perhaps, and keeps it
+local lent = not is_news and redis.call('ZSCORE', PREFIX .. 'outboxes', inbox)
+set_due(box, lent and tonumber(lent) or precisely())
 return committed({inbox, 1})
