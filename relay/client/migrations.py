@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final, Protocol
 
+from relay.client import ordering
 from relay.client import origin as origins
 from relay.client.conversation import Conversation
 from relay.client.errors import AgentError, again, typed
@@ -18,6 +19,7 @@ from relay.client.inbox import Inbox
 from relay.client.migrating import Migration, Wish
 from relay.client.moves import Move, Moved
 from relay.client.origin import Origin
+from relay.client.publishing import put
 from relay.client.state import State
 from relay.core.errors import ErrorCode
 from relay.core.identity import SigningKey
@@ -26,6 +28,7 @@ from relay.core.ids import Did, Eid
 FLUSH_S: Final = 1.0
 ARRIVE_S: Final = 10.0
 AGAIN_S: Final = 2.0
+REMIND_S: Final = 60.0
 
 
 class Company(Protocol):
@@ -111,6 +114,7 @@ class Migrations:
         while True:
             self._due.clear()
             if self._asked or self.pending is None:
+                await self._remind()
                 await self._due.wait()
                 continue
             self._own = asyncio.ensure_future(self._go_on())
@@ -124,6 +128,26 @@ class Migrations:
             self._own = None
             await self._pause()
 
+    async def _remind(self) -> None:
+        """Show a relay that was given up where the agent lives, until it has heard it.
+
+        It may know no other relay that could tell it, and hands nothing over before.
+        """
+        moves = self.state.moves
+        while not self._due.is_set() and moves.moved is not None and moves.moved.waiting is None:
+            if await self._is_told(moves.moved.source.url):
+                return
+            await self._pause(REMIND_S)
+
+    async def _is_told(self, url: str) -> bool:
+        record = ordering.newest(self.state)
+        try:
+            if record is not None:
+                await put(self.origin(url), record)
+        except AgentError:
+            return False
+        return True
+
     async def _go_on(self) -> None:
         try:
             async with self._turn:
@@ -132,9 +156,9 @@ class Migrations:
         except AgentError as exc:
             self._company.warn(exc)
 
-    async def _pause(self) -> None:
+    async def _pause(self, seconds: float = AGAIN_S) -> None:
         try:
-            async with asyncio.timeout(AGAIN_S):
+            async with asyncio.timeout(seconds):
                 await self._due.wait()
         except TimeoutError:
             return

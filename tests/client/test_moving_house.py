@@ -343,6 +343,28 @@ async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monk
             assert (reader.texts, reader.marked) == (["never seen"], ["never seen"])
 
 
+async def test_a_dead_relay_that_returns_and_knows_no_other_is_told_by_the_agent(
+    tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 0.5)
+    monkeypatch.setattr("relay.client.migrations.REMIND_S", 0.2)
+    here, there = places(2)
+    store = MemoryStore(InboxLimits(), clock.now)
+    async with relay_at(there, federation="closed") as two, contextlib.AsyncExitStack() as stack:
+        async with relay_at(here, store=store, federation="closed") as one:
+            me = await stack.enter_async_context(
+                Agent.open(new_key(), one.url, state=tmp_path / "state")
+            )
+            await me.send(me.did, "waits there")
+            one.stop.set()
+            moved = await me.migrate(two.url, dead_source=True, deadline_s=20)
+            assert moved.waiting is None
+        reader = Reader(me)
+        async with relay_at(here, store=store, federation="closed"), reader.reading():
+            await reader.has(1)
+        assert reader.marked == ["waits there"]
+
+
 async def test_two_programs_that_go_on_with_one_move_do_not_stop_each_other(tmp_path: Path):
     key = new_key()
     async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
