@@ -240,9 +240,8 @@ class Handoffs:
             return (RecordRef.of(newest).handoff if is_its_end else said.handoff), named
         return said.handoff, named
 
-    async def may_bring(self, peer: Did, agent: AgentKey, handoff: str) -> bool:
+    async def may_bring(self, peer: Did, agent: AgentKey) -> bool:
         """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
-        del handoff
         return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
 
 

@@ -17,7 +17,7 @@ import contextlib
 import hashlib
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
@@ -207,8 +207,7 @@ async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
     Raises:
         RelayError: its refusal, or no answer.
     """
-    first = pages[0]
-    number, total = 0, first.total
+    number, total = 0, len(pages)
     for _ in range(ASKS * total):
         page = pages[number]
         answer = await link.ask(_asking(page))
@@ -224,13 +223,7 @@ async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
 
 
 def _asking(page: Migrate) -> Callable[[str], Migrate]:
-    def make(ref: str) -> Migrate:
-        return Migrate(
-            ref, page.agent, page.handoff, page.evidence, page.whole, page.number, page.total,
-            page.missing, page.floor, page.doubts, page.known,
-        )  # fmt: skip
-
-    return make
+    return lambda ref: replace(page, ref=ref)
 
 
 def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:

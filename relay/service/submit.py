@@ -46,7 +46,7 @@ ELSEWHERE: Final = frozenset({ErrorCode.MOVED, ErrorCode.UNKNOWN_INBOX})
 """The inbox is not here: what an agent of this relay sends there is forwarded."""
 
 Answer = Callable[[Submitted], None]
-MayBring = Callable[[Did, AgentKey, str], Awaitable[bool]]
+MayBring = Callable[[Did, AgentKey], Awaitable[bool]]
 """Whether what a relay brings for an agent is a part of that hand-off."""
 
 
@@ -183,7 +183,7 @@ class Submissions:
             RelayError: nothing of it is taken, and there is no other answer: ``wrong_state`` or
                 ``not_federated`` where that hand-off brings nothing here.
         """
-        moving = await self._moving(items, handoff) if handoff else None
+        moving = await self._moving(items) if handoff else None
         waiting = _Waiting(ref, len(items), [None] * len(items), handoff)
         self._waiting.append(waiting)
         ready: list[Item] = []
@@ -208,13 +208,13 @@ class Submissions:
         self._intake.commits.put(self, ready)
         self._flush()
 
-    async def _moving(self, items: Sequence[object], handoff: str) -> AgentKey | None:
+    async def _moving(self, items: Sequence[object]) -> AgentKey | None:
         """Whose inbox it is that a peer hands over; None: not one envelope can be read."""
         source, intake = self._source, self._intake
         if not isinstance(source, Peer):
             raise error(ErrorCode.BAD_FRAME, "only a peer hands an inbox over")
         inbox = next(filter(None, (self._recipient(raw) for raw in items)), None)
-        if inbox is None or await intake.may_bring(source.did, inbox, handoff):
+        if inbox is None or await intake.may_bring(source.did, inbox):
             return inbox
         code = ErrorCode.WRONG_STATE if source.is_full() else ErrorCode.NOT_FEDERATED
         raise error(code, "nothing is handed over here under that id by that relay")
