@@ -1,4 +1,4 @@
-"""``relay demo mesh`` as a person runs it."""
+"""``relay demo mesh`` and ``relay demo migrate`` as a person runs them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,35 @@ async def test_the_demo_of_the_mesh_holds_and_leaves_nothing_behind(tmp_path):
     assert not list(tmp_path.glob("relay-demo-*"))
 
 
-async def test_an_interrupted_demo_of_the_mesh_leaves_no_process_and_no_file(tmp_path):
-    process = await Terminal(tmp_path).start("demo", "mesh", TMPDIR=str(tmp_path))
+async def test_the_demo_of_moving_house_holds_and_leaves_nothing_behind(tmp_path):
+    done = await Terminal(tmp_path).run("demo", "migrate", TMPDIR=str(tmp_path), RELAY_LISTEN="no")
+    assert (done.code, done.err) == (0, "")
+    for words in (
+        "Two relays run", "wrote her 2,000 sealed envelopes", "asks to move to B", "kill -9",
+        "goes on by itself", " waited, ", "none is missing", "noticed nothing", "each once",
+        "her inbox is empty", "lost 0",
+    ):  # fmt: skip
+        assert words in done.out
+    took, accepted, delivered = re.findall(
+        r"([\d.]+) s  Accepted ([\d,]+), delivered ([\d,]+), lost 0", done.out
+    )[0]
+    # a person watches: half a minute is what that may take
+    assert float(took) <= 30
+    assert accepted == delivered
+    assert int(accepted.replace(",", "")) > 2_000
+    pids = [int(pid) for pid in re.findall(r"process (\d+)", done.out)]
+    assert pids
+    assert not any(is_alive(pid) for pid in pids)
+    assert not started_below(str(tmp_path))
+    assert not list(tmp_path.glob("relay-demo-*"))
+
+
+BOTH = pytest.mark.parametrize("what", ["mesh", "migrate"])
+
+
+@BOTH
+async def test_an_interrupted_demo_of_several_relays_leaves_no_process_and_no_file(tmp_path, what):
+    process = await Terminal(tmp_path).start("demo", what, TMPDIR=str(tmp_path))
     await line_with(process.stdout, "was killed")
     process.send_signal(signal.SIGINT)
     _, err = await process.communicate()
@@ -43,14 +70,15 @@ async def test_an_interrupted_demo_of_the_mesh_leaves_no_process_and_no_file(tmp
     assert not list(tmp_path.glob("relay-demo-*"))
 
 
-async def test_a_demo_of_the_mesh_that_does_not_hold_fails_and_says_why(tmp_path):
+@BOTH
+async def test_a_demo_of_several_relays_that_does_not_hold_fails_and_says_why(tmp_path, what):
     """Negative control: the killed relay comes back with an empty disk."""
     shim = tmp_path / "shim"
     shim.mkdir()
     code = SABOTAGE.format(marker=str(tmp_path / "started"), at_once=False)
     (shim / "sitecustomize.py").write_text(code)
     done = await Terminal(tmp_path).run(
-        "demo", "mesh", TMPDIR=str(tmp_path), PYTHONPATH=f"{shim}{os.pathsep}{ROOT}"
+        "demo", what, TMPDIR=str(tmp_path), PYTHONPATH=f"{shim}{os.pathsep}{ROOT}"
     )
     assert done.code == Exit.FAILED
     assert "another relay came back" in done.err
