@@ -6,11 +6,30 @@ event may carry is decided here, so that a secret cannot slip in from a call sit
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Final
+from typing import Final, TextIO
 
 import structlog
+
+
+class _Lines:
+    """Writes lines to a stream that may be gone or full: a lost line ends nothing."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+
+    def msg(self, line: str) -> None:
+        if self._stream is None:  # started with a closed stderr
+            return
+        # ValueError: it was closed since
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = exception = msg
+
 
 _log: Final = structlog.get_logger()
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -26,7 +45,7 @@ def configure(level: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _Lines(sys.stderr),
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(

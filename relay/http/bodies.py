@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError, StateError
@@ -26,6 +27,9 @@ async def members(request: Request) -> jose.Members:
             data = await _capped(request)
     except TimeoutError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, "the body came too slowly") from exc
+    except ClientDisconnect as exc:
+        # nobody reads this answer; it is no bug either
+        raise ProtocolError(ErrorCode.BAD_FRAME, "the connection ended within the body") from exc
     try:
         return jose.Members(jose.loads(data))
     except jose.UnsupportedError as exc:

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock, log, metrics
-from relay.core.errors import RelayError
 from relay.core.ids import NodeId
 from relay.service.bounces import BouncePump
+from relay.service.isolation import isolated
 from relay.service.node import Node
 
 HEARTBEAT_TTL_S: Final = 15.0
@@ -31,21 +31,15 @@ MEET_S: Final = 5.0
 RETURN_REST_S: Final = 0.2
 PEERS_S: Final = 5.0
 HANDOFFS_S: Final = 5.0
-LINKS_REST_S: Final = 1.0
-"""Links run for ever; this is only after a bug."""
+RESTART_S: Final = 1.0
+"""Some turns run for ever; this is the rest after a bug ended one."""
 
 
 async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:
     """Take a turn, then rest, for ever."""
     while True:
-        try:
+        with isolated(name):
             await turn()
-        except RelayError as exc:
-            metrics.LOOP_FAILURES.labels(name).inc()
-            log.loop_failed(name, exc.code)
-        except Exception:  # noqa: BLE001  a bug in one loop must not end the node
-            metrics.INTERNAL.inc()
-            log.internal_error(name)
         await asyncio.sleep(seconds)
 
 

@@ -30,13 +30,13 @@ from relay.server.loops import (
     DISK_S,
     FOLLOW_S,
     HANDOFFS_S,
-    LINKS_REST_S,
     MEASURE_S,
     MEET_S,
     PEERS_S,
     POLL_S,
     PULL_REST_S,
     PUSH_S,
+    RESTART_S,
     RETURN_REST_S,
     SWEEP_S,
     every,
@@ -108,6 +108,8 @@ def bind(address: str) -> Iterator[socket.socket]:
     except OSError as exc:
         raise UnavailableError(ErrorCode.WRONG_STATE, f"cannot listen on {address}: {exc}") from exc
     with made:
+        # inherited by each connection; asyncio alone sets it only on sockets that it has made
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         yield made
 
 
@@ -161,9 +163,9 @@ async def serve(
 def _work(built: Built) -> list[Any]:
     node, house = built.node, built.housekeeping
     return [
-        node.intake.commits.run(),
-        node.acks.run(),
-        *(component.run() for component in built.components),
+        every("commits", RESTART_S, node.intake.commits.run),
+        every("acks", RESTART_S, node.acks.run),
+        *(every("store", RESTART_S, component.run) for component in built.components),
         every("poll", POLL_S, house.poll),
         every("sweep", SWEEP_S, house.sweep),
         every("bounce", BOUNCE_S, house.bounce),
@@ -176,10 +178,10 @@ def _work(built: Built) -> list[Any]:
 def _mesh_work(built: Built) -> list[Any]:
     mesh = built.node.mesh
     return [
-        every("links", LINKS_REST_S, lambda: built.links.run(mesh)),
+        every("links", RESTART_S, lambda: built.links.run(mesh)),
         every("peers", PEERS_S, built.node.peers.refresh),
         every("handoffs", HANDOFFS_S, built.housekeeping.handoffs),
-        built.node.forwarding.run(),
+        every("forwarding", RESTART_S, built.node.forwarding.run),
         every("push", PUSH_S, mesh.push),
         every("measure", MEASURE_S, built.housekeeping.measure),
         every("return", RETURN_REST_S, built.node.returning),

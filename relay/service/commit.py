@@ -3,7 +3,7 @@
 Rules of the file: one commit in flight; a batch is bounded in items and bytes and filled
 round-robin over the sources, so that no connection starves another; each source hears of a commit
 once, with all that the commit decided for it. A commit that fails decides too: its items get the
-refusal.
+refusal. A source that fails while it hears harms itself only.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
-from relay import log, metrics
 from relay.clock import monotonic
 from relay.core.errors import ErrorCode, Refusal, RelayError
+from relay.service.isolation import isolated
 
 MAX_ITEMS: Final = 512
 MAX_BYTES: Final = 2 * 1024 * 1024
@@ -133,17 +133,22 @@ class GroupCommit(Generic[ItemT, ResultT]):
         return batch
 
     async def _decide(self, batch: Sequence[tuple[Source[ItemT, ResultT], ItemT]]) -> None:
-        results: Sequence[ResultT | Refusal]
-        try:
-            results = await self._commit([item for _, item in batch])
-        except RelayError as exc:
-            results = [Refusal.of(exc)] * len(batch)
-        except Exception:  # noqa: BLE001  a bug must not end all commits of the node
-            log.internal_error("commit")
-            metrics.INTERNAL.inc()
-            results = [Refusal(ErrorCode.INTERNAL, "a bug of the relay")] * len(batch)
+        results = await self._results([item for _, item in batch])
         decided: dict[Source[ItemT, ResultT], list[tuple[ItemT, ResultT | Refusal]]] = {}
         for (source, item), result in zip(batch, results, strict=True):
             decided.setdefault(source, []).append((item, result))
         for source, pairs in decided.items():
-            source.decided(pairs)
+            with isolated("decided"):
+                source.decided(pairs)
+
+    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Refusal]:
+        """One result for each item, whatever the commit raises."""
+        with isolated("commit"):
+            try:
+                results = await self._commit(items)
+            except RelayError as exc:
+                return [Refusal.of(exc)] * len(items)
+            if len(results) == len(items):
+                return results
+            raise RuntimeError(f"{len(results)} results for {len(items)} items")
+        return [Refusal(ErrorCode.INTERNAL, "a bug of the relay")] * len(items)

@@ -2,7 +2,7 @@
 
 Rules of the file: a listener is told of commits of this very node (it may hand over from memory,
 R4) and of hints; it reads the inbox itself. Losing a hint costs time, never mail: :meth:`poll`
-compares every session with the store at least every 5 s.
+compares every session with the store at least every 5 s. A listener that fails harms itself only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from relay.core.errors import Refusal
 from relay.core.ids import AgentKey, Epoch, Fence, NodeId
 from relay.core.inbox_values import Accepted, PageItem
 from relay.ports import Head, InboxStore
+from relay.service.isolation import isolated
 
 
 class Listener(Protocol):
@@ -95,17 +96,19 @@ class Delivery:
         for (inbox, fence), entries in news.items():
             listener = self._listeners.get(inbox)
             if listener is not None:
-                listener.committed(fence, entries)
+                with isolated("listener"):
+                    listener.committed(fence, entries)
         # what may have been handed over before is read back with its mark; and nobody else tells
-        for listener in [self._listeners[inbox] for inbox in marked if inbox in self._listeners]:
-            listener.woken()
+        if marked:
+            self.wake(marked)
 
     def wake(self, inboxes: Iterable[AgentKey]) -> None:
         """Hints from other nodes; none at all means: look at everything."""
         for inbox in list(inboxes) or list(self._listeners):
             listener = self._listeners.get(inbox)
             if listener is not None:
-                listener.woken()
+                with isolated("listener"):
+                    listener.woken()
 
     async def append(
         self, store: InboxStore, items: Sequence[StoredEnvelope]
@@ -127,7 +130,8 @@ class Delivery:
             # after a reset the epoch differs: its agent must log in again, and find out by reading
             is_over = head and head.fence > listener.fence and head.epoch == listener.epoch
             # the agent's own record may have ended it: reading tells, or its next ack
-            if is_over and head and not head.away:
-                listener.superseded()
-            else:
-                listener.woken()
+            with isolated("listener"):
+                if is_over and head and not head.away:
+                    listener.superseded()
+                else:
+                    listener.woken()

@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from relay import clock, log, metrics
-from relay.core.errors import Refusal, RelayError
+from relay import clock, metrics
+from relay.core.errors import Refusal
 from relay.core.ids import AgentKey, Did, NodeId
 from relay.core.inbox_values import Acked, Window
 from relay.core.outbox import LEASE_S
@@ -24,6 +24,7 @@ from relay.service.carriers import Carrier
 from relay.service.commit import GroupCommit
 from relay.service.couriers import BATCH, HANDOFF_BATCH, Courier, Needs
 from relay.service.deliver import Delivery
+from relay.service.isolation import isolated
 from relay.service.movers import Mover
 from relay.service.resolving import Routing
 
@@ -76,14 +77,21 @@ class Forwarding:
         """Carry until cancelled; couriers then close their inboxes."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            while True:
-                self._due.clear()
+            try:
+                await self._carry_for_ever()
+            finally:
+                self._tasks = None
+
+    async def _carry_for_ever(self) -> None:
+        while True:
+            self._due.clear()
+            with isolated("forward"):
                 await self._look()
-                try:
-                    async with asyncio.timeout(LOOK_S):
-                        await self._due.wait()
-                except TimeoutError:
-                    continue
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await self._due.wait()
+            except TimeoutError:
+                continue
 
     async def drain(self) -> None:
         """Take no more inboxes, and leave those that are carried to other nodes, cleanly."""
@@ -101,15 +109,7 @@ class Forwarding:
             self._make_room()
         if room <= 0 or self._is_draining:
             return
-        try:
-            due = await self.store.due_outboxes(self.node, most=room, lease_s=LEASE_S)
-        except RelayError as exc:
-            metrics.LOOP_FAILURES.labels("forward").inc()
-            log.loop_failed("forward", exc.code)
-            return
-        except Exception:  # noqa: BLE001  a bug in one look must not end all that follow
-            _log_bug("forward")
-            return
+        due = await self.store.due_outboxes(self.node, most=room, lease_s=LEASE_S)
         for one in due:
             if one.inbox in self._couriers:
                 # it has news that the one before may not see any more: then it is gone on with
@@ -133,15 +133,11 @@ class Forwarding:
     async def _carry(self, inbox: AgentKey, peer: AgentKey | None) -> None:
         metrics.COURIERS.inc()
         try:
-            lead = await self.mover.lead(inbox)
-            if lead.may_carry:
-                await self._carry_on(inbox, peer, lead.handoff)
-        except RelayError as exc:
-            # the loan lapses, and it is due again
-            metrics.LOOP_FAILURES.labels("courier").inc()
-            log.loop_failed("courier", exc.code)
-        except Exception:  # noqa: BLE001  a bug in one courier must not end the others
-            _log_bug("courier")
+            # after a failure the loan lapses, and it is due again
+            with isolated("courier"):
+                lead = await self.mover.lead(inbox)
+                if lead.may_carry:
+                    await self._carry_on(inbox, peer, lead.handoff)
         finally:
             metrics.COURIERS.dec()
             was_full = len(self._couriers) >= MOST_COURIERS
@@ -193,19 +189,14 @@ class Forwarding:
             found = self._carriers[key] = Carrier(self.me, home, self.links, self._spawn, handoff)
         return found
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> object:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:
-            raise RuntimeError("forwarding has not begun")
-        return self._tasks.create_task(_guarded(work))
+            # it has not begun or it is over: another node carries what is due
+            work.close()
+            return
+        self._tasks.create_task(_isolated(work))
 
 
-async def _guarded(work: Coroutine[Any, Any, None]) -> None:
-    try:
+async def _isolated(work: Coroutine[Any, Any, None]) -> None:
+    with isolated("forward"):
         await work
-    except Exception:  # noqa: BLE001  a bug about one inbox or relay must not end the others
-        _log_bug("forward")
-
-
-def _log_bug(where: str) -> None:
-    metrics.INTERNAL.inc()
-    log.internal_error(where)

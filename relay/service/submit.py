@@ -155,6 +155,7 @@ class Submissions:
         self._strangers = intake.strangers
         self._waiting: deque[_Waiting] = deque()
         self._source: Local | Peer | None = None
+        self._is_over = False
         self.in_flight = 0
         self.in_flight_bytes = 0
 
@@ -163,6 +164,13 @@ class Submissions:
         self._source = source
         if isinstance(source, Peer):
             self._strangers, self._network = self._intake.brought, source.did
+
+    def close(self) -> None:
+        """Nobody waits for answers any more: what is undecided is stored or not, and told to none.
+
+        Nothing is looked up, signed or answered from now on.
+        """
+        self._is_over = True
 
     async def submit(
         self,
@@ -278,7 +286,8 @@ class Submissions:
         self._flush()
 
     def _may_forward(self, stored: StoredEnvelope, no: Refusal) -> bool:
-        return isinstance(self._source, Local) and no.code in ELSEWHERE and stored.peer is None
+        is_known = isinstance(self._source, Local) and stored.peer is None
+        return is_known and no.code in ELSEWHERE and not self._is_over
 
     async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
         """Find out where these may wait, then try again with that."""
@@ -312,7 +321,7 @@ class Submissions:
 
     def _flush(self) -> None:
         """Answer, oldest first, every submit that is wholly decided, in as few frames as can be."""
-        while self._waiting and not self._waiting[0].undecided:
+        while self._waiting and not self._waiting[0].undecided and not self._is_over:
             self._answer_alike(self._waiting[0].handoff)
 
     def _answer_alike(self, handoff: str) -> None:

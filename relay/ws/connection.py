@@ -109,24 +109,32 @@ class Connection(Follower):
             metrics.INTERNAL.inc()
             self._write(Bye(ErrorCode.INTERNAL))
             await self._hang_up(ErrorCode.INTERNAL)
-        finally:
-            self._stop_timer()
-            self._detach()
 
     async def _converse(self, receive: AsgiReceive) -> None:
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            self._perform(self._session.start())
-            reader = tasks.create_task(self._read_all(receive))
-            await self._closed.wait()
-            reader.cancel()
+            try:
+                self._perform(self._session.start())
+                reader = tasks.create_task(self._read_all(receive))
+                # however it ends: nobody is served by a connection that is not read
+                reader.add_done_callback(lambda _: self._closed.set())
+                await self._closed.wait()
+            finally:
+                self._end()
+
+    def _end(self) -> None:
+        """Hear of nothing more and begin nothing more; what is under way goes on to its end."""
+        self._tasks = None
+        self._session.lost()
+        self._submissions.close()
+        self._stop_timer()
+        self._detach()
 
     async def _read_all(self, receive: AsgiReceive) -> None:
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
                 await self._perform_all(self._session.lost())
-                self._closed.set()
                 return
             if message["type"] == "websocket.receive":
                 await self._take(message)
@@ -235,7 +243,9 @@ class Connection(Follower):
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:
-            raise RuntimeError("effects before the conversation began")
+            # the connection is over: a commit, a hint or a timer came after its end
+            work.close()
+            return
         self._tasks.create_task(work)
 
     def _write(self, frame: Frame) -> None:

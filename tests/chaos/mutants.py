@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -18,8 +18,11 @@ from relay.core.ids import AgentKey, Epoch, Fence, Seq
 from relay.core.inbox_values import Accepted, Acked, Page, Window
 from relay.ports import AckRequest
 from relay.server import build, serve
+from relay.service.isolation import isolated
+from relay.service.submit import Submissions
 from relay.settings import load
 from relay.store.redis import RedisStore
+from relay.ws.connection import Connection
 
 T = TypeVar("T")
 LATE_RECEIPTS = 128
@@ -162,6 +165,23 @@ MUTANTS: dict[str, type[RedisStore]] = {
 }
 
 
+def isolate_nothing() -> None:
+    """What one connection does wrong, after its end too, ends the loop that serves them all."""
+
+    def spawn(self: Connection, work: Coroutine[Any, Any, None]) -> None:
+        if self._tasks is None:
+            work.close()
+            raise RuntimeError("the conversation is over")
+        self._tasks.create_task(work)
+
+    Connection._spawn = spawn  # type: ignore[method-assign]
+    Submissions.close = lambda _: None  # type: ignore[method-assign]
+    isolated.__exit__ = lambda *_: False  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
-    build.RedisStore = MUTANTS[sys.argv[1]]
+    if sys.argv[1] == "not-isolated":
+        isolate_nothing()
+    else:
+        build.RedisStore = MUTANTS[sys.argv[1]]
     sys.exit(serve(load()))

@@ -7,12 +7,14 @@ connection has an excuse.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from tests.support.servers import client, free_port, is_alive, wait_until
 REPOSITORY = Path(__file__).parents[2]
 SERVE = ("-m", "relay", "serve")
 START_S = 30.0
+ANSWER_S = 10.0
 NO_LIMITS = {
     "RELAY_SENDER_RATE": "100000000",
     "RELAY_STRANGER_RATE": "100000000",
@@ -156,6 +159,12 @@ class RelayProcess:
         """Whether its process is there."""
         return self._child is not None and self._child.poll() is None
 
+    async def metric(self, name: str) -> float:
+        """The sum of one metric over its labels; 0 where it has none yet."""
+        text = await asyncio.to_thread(read_url, f"{self.admin}/metrics")
+        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith(name)]
+        return sum(float(value) for what, _, value in lines if what.partition("{")[0] == name)
+
     def log_tail(self) -> str:
         """The last 4,000 characters that it logged."""
         return self._stderr.read_text(errors="replace")[-4000:]
@@ -196,6 +205,15 @@ class RelayProcess:
                 return pid, pidfd
             os.close(pidfd)
         return None
+
+
+def read_url(url: str, body: bytes | None = None) -> str:
+    """The body of an answer, as text."""
+    head = {"content-type": "application/json"}
+    request = urllib.request.Request(url, data=body, headers=head)  # noqa: S310  our own relay
+    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
+        text: str = answer.read().decode()
+    return text
 
 
 def _children(pid: int) -> list[int]:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import clock
+from relay.core import envelope as envelopes
+from relay.core import policy
+from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
-from relay.core.ids import AgentKey, Eid, Timestamp
-from relay.core.inbox_values import BounceIntent
-from relay.ports import BounceBatch
+from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Timestamp
+from relay.core.inbox_values import BounceIntent, InboxLimits, Window
+from relay.core.jws import loads
+from relay.ports import BounceBatch, OpenRequest
+from relay.server.loops import every
 from relay.service.bounces import bounce_envelope
 from relay.service.clockguard import ClockGuard
 from relay.service.commit import Bounds, GroupCommit
+from relay.service.deliver import Delivery
 from relay.service.rates import SenderRates
-from tests.support.nodes import new_key
+from relay.store.memory import MemoryStore
+from tests.support.nodes import make_envelope, new_key
 
 
 class Collector:
@@ -108,6 +117,122 @@ async def test_a_bug_in_a_commit_is_answered_and_the_next_commit_goes_on():
     (first,), (second,) = source.calls
     assert (first[1].code, first[1].stored) == (ErrorCode.INTERNAL, "unknown")
     assert second == (2, -2)
+
+
+async def test_a_source_that_fails_while_it_hears_takes_nothing_from_the_others():
+    class Broken(Collector):
+        def decided(self, results):
+            super().decided(results)
+            raise RuntimeError("its connection is over")
+
+    broken, sound = Broken(), Collector()
+    batches = await run_commits([(broken, [1, 2]), (sound, [3, 4])], Bounds(items=2))
+    assert len(batches) == 2
+    assert broken.calls == [[(1, -1)], [(2, -2)]]
+    assert sound.calls == [[(3, -3)], [(4, -4)]]
+
+
+async def test_a_commit_that_forgets_an_item_is_a_bug_that_ends_nothing():
+    source = Collector()
+
+    async def commit(items):
+        return [-item for item in items[1:]]
+
+    group: GroupCommit[int, int] = GroupCommit(commit, lambda _: 1)
+    group.put(source, [1, 2])
+    runner = asyncio.ensure_future(group.run())
+    await group.idle()
+    runner.cancel()
+    assert [result.code for _, result in source.calls[0]] == [ErrorCode.INTERNAL] * 2
+
+
+def stored_envelope(to: Did) -> StoredEnvelope:
+    wire = make_envelope(new_key(), to).wire
+    return envelopes.stored(policy.admit_own(envelopes.parse(loads(wire))))
+
+
+class Listening:
+    """A listener that notes what it is told."""
+
+    epoch = Epoch("e")
+
+    def __init__(self, fence: Fence) -> None:
+        self.fence = fence
+        self.told: list[str] = []
+
+    def committed(self, fence, items):
+        self.tell(f"committed {len(items)} under {fence}")
+
+    def woken(self):
+        self.tell("woken")
+
+    def tell(self, what: str) -> None:
+        self.told.append(what)
+
+
+class Failing(Listening):
+    """A listener whose every call fails."""
+
+    def tell(self, what: str) -> None:
+        super().tell(what)
+        raise RuntimeError(what)
+
+
+async def test_a_listener_that_fails_takes_nothing_from_the_others():
+    node, store = NodeId("n"), MemoryStore(InboxLimits(), clock.now)
+    delivery, listeners, keys = Delivery(node), [], [new_key(), new_key()]
+    await store.start(relay=new_key().did, node=node)
+    for key, kind in zip(keys, (Failing, Listening), strict=True):
+        opened = await store.open(OpenRequest(key.agent_key, node, Window(8, 8_000), create=True))
+        listeners.append(kind(opened.fence))
+        delivery.attach(key.agent_key, listeners[-1])
+    items = [stored_envelope(key.did) for key in keys]
+    # the commit is answered, and tells those who can hear
+    assert [result.seq for result in await delivery.append(store, items)] == [1, 1]
+    delivery.wake([])
+    for listener in listeners:
+        assert listener.told == [f"committed 1 under {listener.fence}", "woken"]
+
+
+async def test_a_loop_outlives_every_kind_of_failure_of_a_turn():
+    turns: list[int] = []
+    enough = asyncio.Event()
+    stray = asyncio.get_running_loop().create_future()
+    stray.cancel()
+
+    async def turn() -> None:
+        turns.append(len(turns))
+        match len(turns):
+            case 1:
+                raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, "away")
+            case 2:
+                raise ZeroDivisionError
+            case 3:
+                raise BaseExceptionGroup("of a task group", [OSError("a disk")])
+            case 4:
+                # something that the turn awaits was cancelled; nobody cancels the loop
+                await stray
+            case _:
+                enough.set()
+
+    loop = asyncio.ensure_future(every("test", 0, turn))
+    async with asyncio.timeout(5):
+        await enough.wait()
+    assert not loop.done()
+    loop.cancel()
+    await asyncio.wait([loop])
+    assert loop.cancelled()
+
+
+@pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"], ids=["full", "closed"])
+async def test_log_lines_that_cannot_be_written_end_nothing(where):
+    program = "from relay import log; log.configure('info'); log.draining(1); log.swept(1)"
+    shell = f'"$0" -c "{program}; print(1)" {where}'
+    process = await asyncio.create_subprocess_exec(
+        "sh", "-c", shell, sys.executable, stdout=asyncio.subprocess.PIPE
+    )
+    assert (await process.communicate())[0] == b"1\n"
+    assert process.returncode == 0
 
 
 def test_a_bucket_holds_a_minutes_worth_and_refills(monkeypatch):

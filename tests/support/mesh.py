@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import os
 import urllib.error
-import urllib.request
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,14 +29,14 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import InboxLimits
 from relay.store.redis import RedisStore
-from tests.chaos.relay_process import SERVE, RelayProcess
+from tests.chaos.relay_process import SERVE, RelayProcess, read_url
 from tests.support.fault_proxy import FaultProxy
 from tests.support.faults import Faults
 from tests.support.namespaces import Namespaces
 from tests.support.servers import free_port, wait_until
 
 LOOPBACK = "127.0.0.0/8"
-ANSWER_S = 10.0
+
 SMALL_STORE = "64mb"
 
 Federation = Literal["closed", "open"]
@@ -107,12 +106,6 @@ class MeshRelay(RelayProcess):
         """Envelopes that wait here for other relays."""
         async with self.store() as store:
             return sum(count for _, count, _ in await store.outboxes())
-
-    async def metric(self, name: str) -> float:
-        """The sum of one metric over its labels; 0 where it has none yet."""
-        text = await asyncio.to_thread(_read, f"{self.admin}/metrics")
-        lines = [line.rpartition(" ") for line in text.splitlines() if line.startswith(name)]
-        return sum(float(value) for what, _, value in lines if what.partition("{")[0] == name)
 
 
 @dataclass(slots=True)
@@ -245,16 +238,8 @@ def _write_key(data: Path, key: SigningKey) -> None:
     path.write_text(f"{jose.b64encode(key.seed)}\n", encoding="ascii")
 
 
-def _read(url: str, body: bytes | None = None) -> str:
-    head = {"content-type": "application/json"}
-    request = urllib.request.Request(url, data=body, headers=head)  # noqa: S310  our own relay
-    with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
-        text: str = answer.read().decode()
-    return text
-
-
 def _ask(url: str, body: bytes | None = None) -> Any:
-    return orjson.loads(_read(url, body))
+    return orjson.loads(read_url(url, body))
 
 
 async def knows(relay: RelayProcess, did: Did) -> bool:

@@ -201,13 +201,16 @@ class EmbeddedStore:
             try:
                 socket = self._directory.socket()
                 await self._launch(self._binary, socket, OFFSPRING)
-            except UnavailableError as exc:
+            except (UnavailableError, OSError) as exc:
                 if self._server is not None:
                     await self._server.end(STOP_S)
                 if self._stopping.is_set():
                     return
-                self._fault = exc
-                facts = {"failures": self._failures, **_facts_of(exc)}
+                if isinstance(exc, UnavailableError):
+                    self._fault = exc
+                else:
+                    self._fault = storage_error(exc, self._directory.path)
+                facts = {"failures": self._failures, **_facts_of(self._fault)}
                 self._on_event("store_start_failed", facts)
             else:
                 self._socket, self._fault = socket, None

@@ -24,6 +24,7 @@ from relay.clock import jitter
 from relay.core.errors import RelayError
 from relay.core.ids import AgentKey
 from relay.ports import OnWake
+from relay.service.isolation import isolated
 from relay.store.redis import keys
 from relay.store.redis.client import translated
 from relay.store.redis.partitions import Partitions
@@ -45,12 +46,14 @@ class Wakeups:
 
     def _tell(self, inboxes: Sequence[AgentKey]) -> None:
         for callback in self._callbacks:
-            callback(inboxes)
+            with isolated("wakeups"):
+                callback(inboxes)
 
     async def run(self, partitions: Partitions) -> None:
         """Listen until cancelled."""
         while True:
-            with contextlib.suppress(RelayError):
+            # a store that is away is no news here: every call says so itself
+            with isolated("wakeups"), contextlib.suppress(RelayError):
                 await self._listen_everywhere(partitions)
             await asyncio.sleep(jitter(RESUBSCRIBE_S))
 
