@@ -81,6 +81,8 @@ def _app(title: str, *checks: Any) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        # nothing is reported anywhere, whatever OTEL_ variables say
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         exception_handlers={
             RelayError: on_relay_error,
             RequestValidationError: on_wrong_parameter,

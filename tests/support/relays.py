@@ -50,13 +50,15 @@ class RelayProcess:
             return await self.process.wait()
 
 
-async def start_relay(data: Path, *, listen: str | None = None, **environment: str) -> RelayProcess:
+async def start_relay(
+    data: Path, *, listen: str | None = None, cwd: Path = ROOT, **environment: str
+) -> RelayProcess:
     """Start one; raises AssertionError with its stderr if it does not come up."""
     arguments = ["--data", str(data), "--listen", listen or f"127.0.0.1:{free_port()}"]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *("-m", "relay", "serve", *arguments, "--admin", "127.0.0.1:0"),
-        cwd=ROOT,
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **NO_LIMITS, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -75,10 +77,10 @@ async def start_relay(data: Path, *, listen: str | None = None, **environment: s
 
 @contextlib.asynccontextmanager
 async def relay_process(
-    data: Path, *, listen: str | None = None, **environment: str
+    data: Path, *, listen: str | None = None, cwd: Path = ROOT, **environment: str
 ) -> AsyncIterator[RelayProcess]:
     """A relay for a test; stopped, or killed if it does not stop."""
-    relay = await start_relay(data, listen=listen, **environment)
+    relay = await start_relay(data, listen=listen, cwd=cwd, **environment)
     # stderr is read on, or a talkative relay would stop at a full pipe
     assert relay.process.stderr is not None
     reading = asyncio.ensure_future(relay.process.stderr.read())
