@@ -67,7 +67,7 @@ def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) ->
     return app
 
 
-def _from_no_page(request: Request) -> None:
+async def _from_no_page(request: Request) -> None:
     """Refuse what a page sends from a browser on the operator's machine, under whatever name."""
     if "origin" in request.headers:
         raise RejectedError(ErrorCode.NOT_ADMITTED, "this is not for pages in a browser")
