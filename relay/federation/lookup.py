@@ -24,7 +24,7 @@ LOOKUP_S: Final = 5.0
 MAX_ANSWERS: Final = 32
 _BACKEND: Final = dns.asyncbackend.get_backend("asyncio")
 # now, and not with the first answer of each type: by then another version may be installed
-dns.rdata.load_all_types()
+dns.rdata.load_all_types()  # type: ignore[no-untyped-call]  # dnspython
 
 
 class Resolver(Protocol):

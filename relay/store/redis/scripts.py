@@ -10,6 +10,7 @@ repeated: a lost reply or a store that forgot the script means running it again,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,11 @@ class Script:
 def script(name: str) -> Script:
     """A script with what it includes."""
     return _SCRIPTS[name]
+
+
+def all_scripts() -> Iterable[Script]:
+    """Every script."""
+    return _SCRIPTS.values()
 
 
 def _read(path: Path) -> Script:
