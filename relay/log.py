@@ -56,6 +56,11 @@ def configure(level: str) -> None:
     )
 
 
+def unknown_variable(name: str) -> None:
+    """A RELAY_ variable that is no setting, and not nearly one."""
+    _log.warning("unknown_variable", name=name)
+
+
 def node_started(did: str, url: str, durability: str) -> None:
     """The node listens."""
     _log.info("node_started", did=did, url=url, durability=durability)

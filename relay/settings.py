@@ -6,11 +6,11 @@ docs/settings.md is checked against these fields by a test.
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -24,12 +24,21 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from relay import variables
+from relay.core.addresses import Networks
 from relay.core.errors import ErrorCode, StateError
 from relay.core.identity import parse_did
 from relay.core.ids import ORIGIN, Did
 
 PREFIX: Final = "RELAY_"
 MAX_PORT: Final = 65_535
+CONFIG: Final = f"{PREFIX}CONFIG"
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
+_REDIS_OPTIONS: Final = frozenset({
+    "db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname",
+    "ssl_keyfile", "ssl_min_version",
+})  # fmt: skip
+"""Where the data are and whom TLS trusts; other options would change how the store is used."""
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """A list, comma-separated in a variable."""
@@ -44,7 +53,10 @@ class Settings(BaseSettings):
         Path("relay-data"),
         description="Directory of this node: relay key, embedded store, rollback file.",
     )
-    listen: str = Field("127.0.0.1:8080", description="Public HOST:PORT; port 0 takes a free one.")
+    listen: str = Field(
+        "127.0.0.1:8080",
+        description="Public HOST:PORT; port 0 takes a free one, [::] takes IPv4, too.",
+    )
     admin: str = Field(
         "127.0.0.1:8081", description="HOST:PORT of /livez, /readyz and /metrics; never public."
     )
@@ -112,7 +124,11 @@ class Settings(BaseSettings):
     max_connections_per_ip: int = Field(
         4_096, ge=1, description="WebSocket connections from one address (IPv6: one /64)."
     )
-    trusted_proxies: Words = Field((), description="Addresses whose X-Forwarded-For is believed.")
+    trusted_proxies: Words = Field(
+        (),
+        description="Addresses and networks (192.0.2.7, 10.0.0.0/8) of proxies whose "
+        "X-Forwarded-For is believed.",
+    )
     ping_interval_s: float = Field(20.0, gt=0, description="Seconds between pings.")
     ping_timeout_s: float = Field(25.0, gt=0, description="Seconds until an unanswered ping kills.")
     write_timeout_s: float = Field(
@@ -195,11 +211,34 @@ class Settings(BaseSettings):
             split_peer(word)
         return value
 
-    @field_validator("dial_networks")
+    @field_validator("allow", "deny")
+    @classmethod
+    def _dids(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for word in value:
+            try:
+                parse_did(word)
+            except ValueError as exc:
+                raise ValueError(f"{word!r}: {exc}") from exc
+        return value
+
+    @field_validator("dial_networks", "trusted_proxies")
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for word in value:
-            ipaddress.ip_network(word)
+        Networks.of(value)
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _store_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            # what is said of it names no part that may be secret
+            url = urlsplit(value.get_secret_value())
+            if url.scheme not in _REDIS_SCHEMES:
+                raise ValueError("must begin with redis://, rediss:// or unix://")
+            unknown = parse_qs(url.query, keep_blank_values=True).keys() - _REDIS_OPTIONS
+            if unknown:
+                known = ", ".join(sorted(_REDIS_OPTIONS))
+                raise ValueError(f"has the option {min(unknown)!r}; these may be set: {known}")
         return value
 
     @classmethod
@@ -250,10 +289,10 @@ class FileVariables(PydanticBaseSettingsSource):
 
 def _files(cls: type[BaseSettings]) -> list[PydanticBaseSettingsSource]:
     sources: list[PydanticBaseSettingsSource] = [FileVariables(cls)]
-    config = os.environ.get(f"{PREFIX}CONFIG")
+    config = os.environ.get(CONFIG)
     if config is not None:
         if not Path(config).is_file():
-            raise StateError(ErrorCode.UNSUPPORTED, f"{PREFIX}CONFIG: {config} is not a file")
+            raise StateError(ErrorCode.UNSUPPORTED, f"{CONFIG}: {config} is not a file")
         sources.append(TomlConfigSettingsSource(cls, toml_file=config))
     return sources
 
@@ -292,14 +331,37 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
         StateError: ``unsupported``, with a sentence that names the setting.
     """
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    for name, right in unknown_variables().items():
+        if right is not None:
+            detail = f"there is no setting {name}; did you mean {right}?"
+            raise StateError(ErrorCode.UNSUPPORTED, detail)
     try:
         return Settings(**given)
     except ValidationError as exc:
         first = exc.errors(include_input=False, include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            right = variables.nearest(name, Settings.model_fields)
+            hint = f"; did you mean {right}?" if right else ""
+            detail = f"there is no setting {name}{hint}"
+            raise StateError(ErrorCode.UNSUPPORTED, detail) from None
         raise StateError(ErrorCode.UNSUPPORTED, f"setting {name}: {first['msg']}") from None
     except (SettingsError, OSError, ValueError) as exc:
         raise StateError(ErrorCode.UNSUPPORTED, f"settings: {exc}") from exc
+
+
+def unknown_variables() -> dict[str, str | None]:
+    """Variables that look like settings of a node and are none, each with the name that was meant.
+
+    None stands for no idea.
+    """
+    return variables.unknown(os.environ, PREFIX, Settings.model_fields)
+
+
+def take_away_others() -> None:
+    """Unset what would decide beside these settings, before a library is imported that reads it."""
+    for name in variables.WITHOUT_EFFECT:
+        os.environ.pop(name, None)
 
 
 def origins(overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
@@ -308,7 +370,7 @@ def origins(overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
     found = dict.fromkeys(Settings.model_fields, "default")
     files = _files(Settings)
     for label, layer in (
-        *((f"file {os.environ.get(f'{PREFIX}CONFIG')}", source()) for source in files[1:]),
+        *((f"file {os.environ.get(CONFIG)}", source()) for source in files[1:]),
         ("variable {}_FILE", files[0]()),
         ("variable {}", EnvSettingsSource(Settings, env_prefix=PREFIX)()),
         ("argument", given),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from relay.cli.output import write, write_json
+from relay.cli.output import say, write, write_json
 
 _HIDDEN: Final = "(set, not shown)"
 
@@ -13,7 +13,9 @@ def serve(overrides: dict[str, Any]) -> int:
     """Run a node until a signal; gives its exit code."""
     # imported here: no other command needs the packages of a node
     from relay import settings  # noqa: PLC0415
-    from relay.server import serve as run  # noqa: PLC0415
+
+    settings.take_away_others()
+    from relay.server import serve as run  # noqa: PLC0415  only now
 
     return run(settings.load(overrides))
 
@@ -23,6 +25,8 @@ def show_config(overrides: dict[str, Any], *, as_json: bool) -> None:
     from relay import settings  # noqa: PLC0415  as above
 
     loaded, origins = settings.load(overrides), settings.origins(overrides)
+    for name in settings.unknown_variables():
+        say(f"relay: {name} is no setting of a node, and has no effect")
     rows = {
         name: {"value": _plain(getattr(loaded, name)), "origin": origins[name]} for name in origins
     }

@@ -117,7 +117,7 @@ def _log_in(home: Path) -> BinaryIO:
 def _without_settings() -> dict[str, str]:
     """The environment of the relay: ours, but without settings meant for another one."""
     mine = os.environ  # noqa: TID251  passed on, not read
-    return {name: value for name, value in mine.items() if not name.startswith("RELAY_")}
+    return {name: value for name, value in mine.items() if not name.upper().startswith("RELAY_")}
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

@@ -57,6 +57,38 @@ _CLOSED_V6: Final = tuple(
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 _ISATAP: Final = frozenset({0x0000_5EFE, 0x0200_5EFE})
 _LOW_32: Final = 0xFFFF_FFFF
+_MAPPED_BITS: Final = 96
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """Networks that the operator has named; ``address in networks`` asks for a member."""
+
+    _networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Networks:
+        """Read addresses, and networks in CIDR form.
+
+        Raises:
+            ValueError: one is neither, or a network has bits set behind its prefix.
+        """
+        return cls(tuple(_network(word) for word in words))
+
+    def __contains__(self, address: IpAddress) -> bool:
+        address = unwrapped(address)
+        return any(address in network for network in self._networks)
+
+
+def _network(word: str) -> Network:
+    network = ipaddress.ip_network(word)
+    mapped = network.network_address
+    if isinstance(mapped, ipaddress.IPv6Address) and network.prefixlen >= _MAPPED_BITS:
+        # addresses are compared as IPv4, however they or the network are spelled
+        inner = unwrapped(mapped)
+        if inner is not mapped:
+            return ipaddress.ip_network(f"{inner}/{network.prefixlen - _MAPPED_BITS}")
+    return network
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +96,10 @@ class Allowed:
     """The addresses that may be dialled.
 
     Args:
-        networks: beside the public ones, what the operator has named.
+        named: beside the public ones, what the operator has named.
     """
 
-    networks: tuple[Network, ...] = ()
+    named: Networks = Networks()
 
     @classmethod
     def of(cls, networks: Sequence[str]) -> Allowed:
@@ -76,12 +108,11 @@ class Allowed:
         Raises:
             ValueError: one is not a network.
         """
-        return cls(tuple(ipaddress.ip_network(network) for network in networks))
+        return cls(Networks.of(networks))
 
     def is_named(self, address: IpAddress) -> bool:
         """Whether the operator has named a network with this address; plain text may go there."""
-        address = unwrapped(address)
-        return any(address in network for network in self.networks)
+        return address in self.named
 
     def permits(self, address: IpAddress) -> bool:
         """Whether it may be dialled at all."""

@@ -37,7 +37,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.migration_values import Holding
 from relay.core.outbox import LEASE_S, MOVING, Away, Outbox, Outboxes
-from relay.core.quotas import Holdings
+from relay.core.quotas import Holdings, MakeRoom
 from relay.core.ranges import Ranges, Reason, holes
 
 BOUNCE_GRACE_S: Final = 300
@@ -77,6 +77,7 @@ class Inbox(Holdings):
         *,
         clock_ok: bool = True,
         outboxes: Outboxes | None = None,
+        make_room: MakeRoom = lambda is_strange: True,  # noqa: ARG005
     ) -> Accepted | Refusal:
         """Store an envelope, or say why not. Dedupe is asked first, then rules, then quotas."""
         known = self.answer(item)
@@ -87,6 +88,7 @@ class Inbox(Holdings):
             self._rules_out(item)
             or self._too_late(item, now, clock_ok=clock_ok)
             or self._no_room(item, limits, now, outboxes)
+            or self._no_memory(item, limits, make_room)
         )
         if no is not None:
             return no

@@ -6,7 +6,7 @@ Rules of the file: those of :mod:`relay.core.inbox`, whose lower half this is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -28,6 +28,8 @@ from relay.core.migration_values import Holding
 from relay.core.outbox import LEASE_S, Away, Outbox, Outboxes
 from relay.core.rules import Rules
 
+MakeRoom = Callable[[bool], bool]
+"""Makes room for one more id over all inboxes, for a stranger's or not; False: there is none."""
 PEER_SHARE: Final = 4
 """The strangers that one relay brings fill at most a quarter of what all strangers may."""
 
@@ -197,20 +199,26 @@ class Holdings:
             no = (self._over_twice if item.moving else self._over_quota)(item, limits)
         else:
             no = self.away.refusal(now) or self._over_bounds(item, limits, outboxes)
-        if no is not None:
-            if self.home:
-                first = self.refused.first_at or int(now)
-                self.refused = Refused(self.refused.count + 1, first, int(now))
-            return no
+        if no is not None and self.home:
+            first = self.refused.first_at or int(now)
+            self.refused = Refused(self.refused.count + 1, first, int(now))
+        return no
+
+    def _no_memory(
+        self, item: StoredEnvelope, limits: InboxLimits, make_room: MakeRoom
+    ) -> Refusal | None:
+        """Room for one more id: in this inbox's memory, then in that of all. Quotas come first."""
         if self.dedupe.find(item.hour, item.dedupe_key) is not None:
             return None
         # strangers must not close an inbox to those it knows
-        is_strange = self.home and not item.moving and self.is_strange(item)
-        most = limits.dedupe_entries // (2 if is_strange else 1)
+        is_strange = self.is_strange(item) and not item.moving
+        most = limits.dedupe_entries // (2 if is_strange and self.home else 1)
         while len(self.dedupe) >= most:
             if not self.dedupe.can_shed():
                 return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
             self.dedupe.shed()
+        if not make_room(is_strange):
+            return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
         return None
 
     def _join(self, outbox: Outbox, now: Timestamp) -> None:

@@ -11,15 +11,20 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Protocol
 
+import dns.asyncbackend
 import dns.asyncresolver
 import dns.exception
 import dns.name
+import dns.rdata
 import dns.resolver
 
 from relay.core.errors import ErrorCode, UnavailableError
 
 LOOKUP_S: Final = 5.0
 MAX_ANSWERS: Final = 32
+_BACKEND: Final = dns.asyncbackend.get_backend("asyncio")
+# now, and not with the first answer of each type: by then another version may be installed
+dns.rdata.load_all_types()  # type: ignore[no-untyped-call]  # dnspython
 
 
 class Resolver(Protocol):
@@ -82,6 +87,7 @@ class Dns:
                 kind,
                 lifetime=LOOKUP_S,
                 search=False,
+                backend=_BACKEND,
                 raise_on_no_answer=False,
             )
         except dns.resolver.NXDOMAIN:

@@ -67,7 +67,7 @@ def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) ->
     return app
 
 
-def _from_no_page(request: Request) -> None:
+async def _from_no_page(request: Request) -> None:
     """Refuse what a page sends from a browser on the operator's machine, under whatever name."""
     if "origin" in request.headers:
         raise RejectedError(ErrorCode.NOT_ADMITTED, "this is not for pages in a browser")
@@ -81,6 +81,8 @@ def _app(title: str, *checks: Any) -> FastAPI:
         version=__version__,
         docs_url=None,
         redoc_url=None,
+        # nothing is reported anywhere, whatever OTEL_ variables say
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
         exception_handlers={
             RelayError: on_relay_error,
             RequestValidationError: on_wrong_parameter,

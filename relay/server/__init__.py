@@ -6,12 +6,14 @@ import asyncio
 
 from relay import log
 from relay.server.serve import run_node
-from relay.settings import Settings
+from relay.settings import Settings, unknown_variables
 
 
 def serve(settings: Settings) -> int:
     """Run a node until SIGTERM or SIGINT, then drain; gives the exit code."""
     log.configure(settings.log_level)
+    for name in unknown_variables():
+        log.unknown_variable(name)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run_node(settings))
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from relay import clock, log, metrics
+from relay.core.addresses import Networks
 from relay.core.errors import Refusal
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
@@ -316,7 +317,7 @@ def _node_settings(settings: Settings, window: Window, url: str) -> NodeSettings
         max_body_bytes=settings.max_body_bytes,
         max_connections=settings.max_connections,
         max_connections_per_ip=settings.max_connections_per_ip,
-        trusted_proxies=frozenset(settings.trusted_proxies),
+        trusted_proxies=Networks.of(settings.trusted_proxies),
         write_timeout_s=settings.write_timeout_s,
         registration=settings.registration,
         contact=settings.contact,

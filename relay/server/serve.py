@@ -21,6 +21,7 @@ from typing import Any, Final
 import uvicorn
 
 from relay import log
+from relay.core import hosts
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.jws import dumps
 from relay.http.app import admin_app, public_app
@@ -103,8 +104,16 @@ def _spare_the_collector() -> None:
 def bind(address: str) -> Iterator[socket.socket]:
     host, port = split_host_port(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    at = hosts.literal(host)
+    # all addresses of this machine: those of IPv4 are addresses of it, too
+    is_both = family is socket.AF_INET6 and at is not None and at.is_unspecified
     try:
-        made = socket.create_server((host, port), family=family, backlog=BACKLOG)
+        made = socket.create_server(
+            (host, port),
+            family=family,
+            backlog=BACKLOG,
+            dualstack_ipv6=is_both and socket.has_dualstack_ipv6(),
+        )
     except OSError as exc:
         raise UnavailableError(ErrorCode.WRONG_STATE, f"cannot listen on {address}: {exc}") from exc
     with made:
@@ -253,5 +262,10 @@ def _server(app: Any, settings: Settings) -> _Server:
             access_log=False,
             log_config=None,
             lifespan="off",
+            # of itself it would believe X-Forwarded-For of 127.0.0.1: RELAY_TRUSTED_PROXIES decides
+            proxy_headers=False,
+            forwarded_allow_ips="",
+            # not asked of WEB_CONCURRENCY
+            workers=1,
         )
     )

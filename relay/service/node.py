@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from relay import clock
 from relay.core import envelope, frames
+from relay.core.addresses import Networks
 from relay.core.frames import Hello
 from relay.core.identity import SigningKey
 from relay.core.ids import NodeId
@@ -42,7 +43,7 @@ class NodeSettings:
     max_body_bytes: int
     max_connections: int
     max_connections_per_ip: int
-    trusted_proxies: frozenset[str]
+    trusted_proxies: Networks
     write_timeout_s: float
     registration: str
     contact: str | None

@@ -74,7 +74,6 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         self._bounces = MemoryBounces(now)
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._nodes: dict[NodeId, float] = {}
-        self._ids_at_most = 0
         self._clock_ok = True
         self._full: str | None = None
 
@@ -127,12 +126,9 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             # what was answered before is answered so again: nothing is kept anew
             known = inbox.answer(item._replace(via=None))
             return known or Refusal(ErrorCode.STORAGE_FULL, self._full)
-        is_strange = inbox.is_strange(item) and not item.moving
-        if is_new and item.expires_at > self._now() and not self._make_room(is_strange):
-            return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")
         result = inbox.accept(
-            item, self._limits, self._now(),
-            clock_ok=self._clock_ok, outboxes=self._outboxes.outboxes,
+            item, self._limits, self._now(), clock_ok=self._clock_ok,
+            outboxes=self._outboxes.outboxes, make_room=self._make_room,
         )  # fmt: skip
         if isinstance(result, Accepted):
             self._inboxes[item.inbox] = inbox
@@ -149,15 +145,15 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     def _make_room(self, is_stranger: bool) -> bool:  # noqa: FBT001  a fact, no switch
         """Keep within the budget of all inboxes together (R3); strangers fill three quarters."""
         most = self._dedupe_total * 3 // 4 if is_stranger else self._dedupe_total
-        self._ids_at_most += 1
-        if self._ids_at_most <= most:
+        if self._ids_at_most < most:
+            self._ids_at_most += 1
             return True
         sizes = {key: len(inbox.dedupe) for key, inbox in self._inboxes.items()}
         while sum(sizes.values()) >= most:
             able = [key for key in sizes if self._inboxes[key].dedupe.can_shed()]
             if not able:
                 return False
-            largest = max(able, key=lambda key: sizes[key])
+            largest = max(able, key=lambda key: (sizes[key], key))
             sizes[largest] -= self._inboxes[largest].dedupe.shed()
         self._ids_at_most = sum(sizes.values()) + 1
         return True

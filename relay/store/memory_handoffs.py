@@ -41,6 +41,7 @@ class MemoryHandoffs(MemoryDirectory):
         self._now = now
         self._dedupe_total = dedupe_total
         self._inboxes: dict[AgentKey, Inbox] = {}
+        self._ids_at_most = 0
 
     # ------------------------------------------------------------ what a record means
 
@@ -109,7 +110,9 @@ class MemoryHandoffs(MemoryDirectory):
         inbox_handoff.learn_floor(box, change.floor)
         spare = self._dedupe_total - sum(len(one.dedupe) for one in self._inboxes.values())
         most = min(inbox_handoff.most_ids(self._limits), len(box.dedupe) + spare)
+        ids = len(box.dedupe)
         inbox_handoff.learn_doubts(box, change.doubts, most)
+        self._ids_at_most += len(box.dedupe) - ids
         if change.is_new:
             inbox_handoff.begin_tally(box)
         box.move.text, box.move.is_open = change.text, change.is_open

@@ -18,7 +18,7 @@ from relay.http.errors import STATUS
 from relay.store.memory import MemoryStore
 from relay.ws import protocol
 from relay.ws.errors import CLOSE_CODE
-from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
+from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
 from tests.support.servers import wait_until
 
 
@@ -164,14 +164,3 @@ async def test_a_bug_is_told_as_internal_and_keeps_its_text():
         bye = await agent.hear(Bye)
         assert (bye.error, bye.detail) == (ErrorCode.INTERNAL, "")
         assert await agent.closed() == 4000
-
-
-async def get(origin: str, path: str) -> tuple[int, str]:
-    """A plain HTTP/1.1 GET."""
-    host, _, port = origin.removeprefix("http://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    async with asyncio.timeout(8):
-        answer = (await reader.read()).decode()
-    writer.close()
-    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]

@@ -18,7 +18,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
 from relay.core.inbox_values import Accepted, InboxLimits
 from relay.core.records import Home
-from relay.service.addresses import network_of, peer_of
+from relay.service.addresses import network_of
 from relay.service.contacts import ABSENT_S, Contacts
 from relay.service.rates import StrangerRates
 from relay.store.memory import MemoryStore
@@ -290,10 +290,3 @@ def test_a_network_in_debt_waits_and_is_free_again(monkeypatch):
 )
 def test_a_network_is_a_prefix_of_the_peers_address(peer: str, network: str):
     assert network_of(peer, v4=24, v6=56) == network
-
-
-def test_only_a_trusted_proxys_word_counts():
-    said = [(b"x-forwarded-for", b"203.0.113.9, 192.0.2.7")]
-    scope = {"client": ("127.0.0.1", 5), "headers": said}
-    assert peer_of(scope, frozenset({"127.0.0.1"})) == "192.0.2.7"
-    assert peer_of(scope, frozenset()) == "127.0.0.1"

@@ -1,4 +1,8 @@
-"""Servers that stay up for a whole run, and a fresh world in one of them for each test."""
+"""Servers that stay up for a whole run, and a fresh world in one of them for each test.
+
+Every store in them is used by the user that docs/OPERATIONS.md describes: what that may not do, no
+test of the contract gets done.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ import pytest
 
 from relay.store.embedded import find_server_binary
 from tests.store.worlds import ASK_TIME, READ_TIME, Backend, World
+from tests.support.acl import make_user, url_of
 from tests.support.servers import RedisCluster, RedisServer, free_port, why_missing
 
 KINDS = ["memory", "embedded", "redis", "cluster"]
@@ -42,7 +47,8 @@ class Servers:
     def _server(self, server: RedisServer, kind: str) -> Backend:
         self._stack.callback(server.kill)
         asyncio.run(server.start())
-        return Backend(kind, server.url)
+        asyncio.run(make_user(server))
+        return Backend(kind, server.url, url_of(server))
 
     def _cluster(self) -> Backend:
         nodes = [
@@ -60,7 +66,9 @@ class Servers:
         cluster = RedisCluster(nodes)
         self._stack.callback(cluster.kill)
         asyncio.run(cluster.start())
-        return Backend("cluster", cluster.url, is_cluster=True)
+        for node in nodes:
+            asyncio.run(make_user(node, "+cluster|slots"))
+        return Backend("cluster", cluster.url, url_of(nodes[0]), is_cluster=True)
 
 
 @pytest.fixture(scope="session")

@@ -178,6 +178,20 @@ async def test_over_the_budget_of_all_the_inbox_that_remembers_most_gives_way(
     assert kept.dup
 
 
+async def test_an_inbox_that_is_full_says_so_and_nothing_is_forgotten_for_what_it_refuses(
+    world: World,
+) -> None:
+    world.limits = InboxLimits(max_count=100)
+    world.options["dedupe_total"] = 100
+    store = await world.restart()
+    await opened_to(store, ALICE)
+    made = [entry(n, hour=HOUR - n % 4) for n in range(100)]
+    assert {code(result) for result in await store.append(made)} == {None}
+    (result,) = await store.append([entry(100)])
+    assert code(result) is ErrorCode.INBOX_FULL
+    assert all(result.dup for result in await store.append(made))
+
+
 async def test_a_batch_for_several_inboxes_is_judged_item_by_item(world: World) -> None:
     inboxes = [AgentKey(f"key:i{n}") for n in range(12)]
     for inbox in inboxes[:8]:

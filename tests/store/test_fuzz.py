@@ -59,6 +59,8 @@ LIMITS = InboxLimits(
     stranger_bytes=1_200, dedupe_entries=14, rules=2, contacts=2,
 )  # fmt: skip
 OUTBOX = OutboxLimits(count=8, bytes=2_400, shares=2)
+ALL_IDS = 20
+"""Less than two inboxes may remember, so that one has to give way to the other."""
 WINDOWS = st.builds(Window, st.integers(1, 6), st.sampled_from([1_500, 400, 50]))
 SEQS = st.integers(0, 25).map(Seq)
 CLOSING = [ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX]
@@ -119,14 +121,21 @@ class Machine(RuleBasedStateMachine):
     def begin(self) -> None:
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         # patient: a busy machine must not look like a difference
-        options = {"timeout_s": 30, "outbox": OUTBOX}
+        options = {"timeout_s": 30, "outbox": OUTBOX, "dedupe_total": ALL_IDS}
         self.world = World(self.backend, directory, limits=LIMITS, options=options)
         self.world.mutations.edit(ASK_TIME, READ_TIME)
+        # the specification knows at each id which inbox remembers most
+        self.world.mutations.edit("local MEMORY_STEP = 64", "local MEMORY_STEP = 1")
         self.stack.enter_context(self.world.mutations.installed())
         self.run(self.world.__aenter__())
         self.redis = self.run(self.world.node(NODES[0]))
         now = lambda: self.now  # noqa: E731
-        self.memory = MemoryStore(LIMITS, now, outbox=OUTBOX)  # type: ignore[arg-type,return-value]
+        self.memory = MemoryStore(  # type: ignore[call-overload]
+            LIMITS,
+            now,
+            outbox=OUTBOX,
+            dedupe_total=ALL_IDS,  # type: ignore[arg-type,return-value]
+        )
         for inbox in INBOXES:
             self.open(inbox, NODES[0], Window(3, 1_000), 0)
 
@@ -219,8 +228,10 @@ class Machine(RuleBasedStateMachine):
     def append(  # noqa: PLR0917  one argument for each strategy
         self, numbers, inbox, life, age, size, sender, kind, is_other, ways, peers
     ) -> None:
-        if self.has_lost:
-            numbers = numbers[:1]  # what is kept anew is stored after the rest of its batch
+        barred, moving = ways
+        if self.has_lost or moving:
+            # what is kept anew, or moves and is forgotten, is stored after the rest of its batch
+            numbers = numbers[:1]
         made = []
         for n in numbers:
             item = self.items.setdefault(
@@ -234,7 +245,6 @@ class Machine(RuleBasedStateMachine):
             if is_other:  # the same id for another envelope
                 other = entry(n + 1_000)
                 item = item._replace(eid=other.eid, wire=other.wire)
-            barred, moving = ways
             is_marked = item.marked or (moving and kind == "marked")
             made.append(
                 item._replace(barred=barred, moving=moving, peer=peers[0], marked=is_marked)

@@ -135,6 +135,9 @@ class Backend:
 
     kind: str
     url: str = ""
+    """For the test, which may do anything."""
+    relays_url: str = ""
+    """For the store, as the user of docs/OPERATIONS.md."""
     is_cluster: bool = False
 
     def raw(self) -> Redis | ClusterClient:
@@ -204,7 +207,7 @@ class World:
         options = {k: v for k, v in self.options.items() if k != "dedupe_total"} | changes
         options.setdefault("rollback_file", self.directory / f"rollback-{name}")
         store = RedisStore(
-            self.backend.url, self.limits, cluster=self.backend.is_cluster, **options
+            self.backend.relays_url, self.limits, cluster=self.backend.is_cluster, **options
         )
         self._stores.append(store)
         await store.start(relay=relay, node=name)

@@ -165,3 +165,14 @@ def make_envelope(
         **values,
     )
     return envelope.sign(draft, sender)
+
+
+async def get(origin: str, path: str) -> tuple[int, str]:
+    """A plain HTTP/1.1 GET."""
+    host, _, port = origin.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+    async with asyncio.timeout(8):
+        answer = (await reader.read()).decode()
+    writer.close()
+    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]

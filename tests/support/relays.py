@@ -31,6 +31,8 @@ class RelayProcess:
     did: str
     url: str
     admin: str
+    said: bytes = b""
+    """What it wrote to stderr, once it has ended."""
 
     def kill(self) -> None:
         """End it as a power cut would."""
@@ -50,13 +52,20 @@ class RelayProcess:
             return await self.process.wait()
 
 
-async def start_relay(data: Path, *, listen: str | None = None, **environment: str) -> RelayProcess:
+async def start_relay(
+    data: Path,
+    *,
+    listen: str | None = None,
+    cwd: Path = ROOT,
+    module: str = "relay",
+    **environment: str,
+) -> RelayProcess:
     """Start one; raises AssertionError with its stderr if it does not come up."""
     arguments = ["--data", str(data), "--listen", listen or f"127.0.0.1:{free_port()}"]
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "relay", "serve", *arguments, "--admin", "127.0.0.1:0"),
-        cwd=ROOT,
+        *("-m", module, "serve", *arguments, "--admin", "127.0.0.1:0"),
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **NO_LIMITS, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -74,11 +83,9 @@ async def start_relay(data: Path, *, listen: str | None = None, **environment: s
 
 
 @contextlib.asynccontextmanager
-async def relay_process(
-    data: Path, *, listen: str | None = None, **environment: str
-) -> AsyncIterator[RelayProcess]:
-    """A relay for a test; stopped, or killed if it does not stop."""
-    relay = await start_relay(data, listen=listen, **environment)
+async def relay_process(data: Path, **options: Any) -> AsyncIterator[RelayProcess]:
+    """A relay for a test, as :func:`start_relay`; stopped, or killed if it does not stop."""
+    relay = await start_relay(data, **options)
     # stderr is read on, or a talkative relay would stop at a full pipe
     assert relay.process.stderr is not None
     reading = asyncio.ensure_future(relay.process.stderr.read())
@@ -90,4 +97,4 @@ async def relay_process(
         finally:
             if relay.process.returncode is None:
                 relay.kill()
-            await reading
+            relay.said = await reading

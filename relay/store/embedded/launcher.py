@@ -1,9 +1,9 @@
-"""Become the store's server, bound to the life of the relay: ``launcher.py PARENT_PID BINARY …``.
+"""Become the store's server, bound to the life of the relay: ``python -c TEXT PID BINARY …``.
 
-Rules: run as a script in a fresh interpreter (``python -I -S``), never imported; standard library
-only. It exists because the same three steps between fork and exec of a process that has threads
-(``preexec_fn``) can deadlock in the child, and because they cost a copy of a large relay's page
-tables at the very moment when the store is down.
+Rules: its text is run in a fresh interpreter (``python -I -S -c``), never imported by the relay;
+standard library only. It exists because the same three steps between fork and exec of a process
+that has threads (``preexec_fn``) can deadlock in the child, and because they cost a copy of a large
+relay's page tables at the very moment when the store is down.
 
 ::
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_LAUNCHER: Final = Path(__file__).with_name("launcher.py")
+_LAUNCHER: Final = Path(__file__).with_name("launcher.py").read_text(encoding="utf-8")
+"""Read now: a store that is started again later is started by this version."""
 _POLL_S: Final = 0.05
 _KILL_S: Final = 5.0
 """How long a killed process may take to be gone: one stuck in a dying disk may take for ever."""
@@ -49,7 +50,7 @@ class ServerProcess:
         """
         command = [str(binary), *arguments]
         if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", str(_LAUNCHER), str(os.getpid()), *command]
+            command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
         child = subprocess.Popen(  # noqa: S603  our own argument list, no shell
             command,
             stdin=subprocess.DEVNULL,

@@ -59,6 +59,10 @@ def translated() -> Iterator[None]:
         raise _unavailable(exc) from exc
     except foreign.OutOfMemoryError as exc:
         raise _full(exc) from exc
+    except foreign.NoPermissionError as exc:
+        # the operator's to mend, and no bug: permissions were taken away since the start
+        detail = f"the store denies a command: {exc}"
+        raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail) from exc
     except foreign.RedisError as exc:
         word = str(exc).partition(" ")[0]
         if word in _FULL_WORDS:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from redis.exceptions import NoPermissionError
+
 from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
 from relay.core.ids import Partition
 from relay.core.receipts import Durability
@@ -102,7 +104,8 @@ async def check_settings(client: Client, *, allow_unsafe: bool) -> Durability:
         for name, reply in await client.ask_all("CONFIG", "GET", *_SAFE):
             problems += _problems(name, reply)
     except RelayError as exc:
-        if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
+        is_denied = isinstance(exc.__cause__, NoPermissionError)
+        if exc.code is ErrorCode.STORAGE_UNAVAILABLE and not is_denied:
             raise
         return "unverified"  # a managed service that blocks CONFIG
     if problems and not allow_unsafe:

@@ -1,4 +1,6 @@
-"""The Lua scripts of the store: files, loaded when first needed.
+"""The Lua scripts of the store: files, all read when this module is imported.
+
+A node that ran on while its package was upgraded would else run scripts of another version.
 
 Rules of the files: the first line is the shebang with the flags; a line ``-- include: a b`` is
 replaced by scripts/lib/a.lua and b.lua, since a script cannot call another one. Every script can be
@@ -8,8 +10,8 @@ repeated: a lost reply or a store that forgot the script means running it again,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -26,12 +28,20 @@ class Script:
     sha: str
 
 
-@cache
 def script(name: str) -> Script:
-    """Read a script with what it includes."""
-    lines = (DIRECTORY / f"{name}.lua").read_text(encoding="utf-8").splitlines()
+    """A script with what it includes."""
+    return _SCRIPTS[name]
+
+
+def all_scripts() -> Iterable[Script]:
+    """Every script."""
+    return _SCRIPTS.values()
+
+
+def _read(path: Path) -> Script:
+    lines = path.read_text(encoding="utf-8").splitlines()
     text = "\n".join(_expanded(line) for line in lines)
-    return Script(name, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
+    return Script(path.stem, text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
 def _expanded(line: str) -> str:
@@ -41,3 +51,6 @@ def _expanded(line: str) -> str:
     return "\n".join(
         (DIRECTORY / "lib" / f"{name}.lua").read_text(encoding="utf-8") for name in names
     )
+
+
+_SCRIPTS: Final = {path.stem: _read(path) for path in sorted(DIRECTORY.glob("*.lua"))}

@@ -64,6 +64,8 @@ class Servers:
             socket_timeout=silence_s,
             socket_connect_timeout=self._timeout_s,
             retry=Retry(NoBackoff(), 0),
+            # else it looks up its own version, and each connection says that with two commands
+            driver_info=None,
             # notices of one vendor's managed service; each would cost a command per connection
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             **options,

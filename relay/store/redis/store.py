@@ -64,6 +64,7 @@ from relay.store.redis.nodes import Nodes
 from relay.store.redis.outboxes import Outboxes
 from relay.store.redis.partitions import Partitions
 from relay.store.redis.peers import Peers
+from relay.store.redis.permissions import check_permissions
 from relay.store.redis.rules import Rules
 from relay.store.redis.wakeups import Wakeups
 
@@ -102,6 +103,7 @@ class RedisStore(HandoffCalls):
         outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
         self._client = Client(url, cluster=cluster, timeout_s=timeout_s)
+        self._is_cluster = cluster
         self._limits = limits
         self._directory = directory or DirectoryLimits()
         self._outbox_limits = outbox
@@ -120,9 +122,10 @@ class RedisStore(HandoffCalls):
         """Connect and check: settings, relay DID, partitions, rollback.
 
         Raises:
-            UnavailableError: not reachable, or not safe for durable mode.
+            UnavailableError: not reachable, lacks a permission, or not safe for durable mode.
             StateError: ``wrong_relay``: the store belongs to another relay.
         """
+        await check_permissions(self._client, cluster=self._is_cluster)
         self._durability = await check_settings(self._client, allow_unsafe=self._allow_unsafe)
         self._relay = relay
         count, last_time = await self._claim(relay)
