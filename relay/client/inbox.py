@@ -24,9 +24,15 @@ from typing import Final, TypeVar
 
 from relay.client.entry import Entry, HomeSide, Stage, log_failure
 from relay.client.errors import AgentError, ClosedError, MovedError, again, typed
-from relay.client.failures import FAILURE_PAUSE_S, MOST_FAILURES, POISON, Failures
+from relay.client.failures import (
+    FAILURE_PAUSE_S,
+    LONGEST_FAILURE_PAUSE_S,
+    MOST_FAILURES,
+    POISON,
+    Failures,
+)
 from relay.client.journal import Journal, Known
-from relay.client.message import Message
+from relay.client.message import Bounce, Message
 from relay.client.opening import Opened, Opener
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.ids import Eid
@@ -158,12 +164,14 @@ class Inbox:
     async def fail(self, message: Message) -> bool:
         """Note that a handler failed; False: it was shown again, later; True: refused for good."""
         count = await self._failures.add(message.eid)
-        if count >= MOST_FAILURES:
+        # the end of a bounce would be told to nobody
+        if count >= MOST_FAILURES and not isinstance(message, Bounce):
             await self.answer(message.eid, POISON, wait=True)
             return True
         # the timer holds the message: until it fires, a second delivery is held back
         loop = asyncio.get_running_loop()
-        loop.call_later(FAILURE_PAUSE_S * 2**count, self._show_again, message)
+        pause = min(FAILURE_PAUSE_S * 2 ** min(count, 16), LONGEST_FAILURE_PAUSE_S)
+        loop.call_later(pause, self._show_again, message)
         return False
 
     def _show_again(self, message: Message) -> None:
