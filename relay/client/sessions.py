@@ -76,7 +76,7 @@ class Sessions:
         self.correspondents = Correspondents(knowledge)
         self.following = Following(self)
         self.detours = Detours(self)
-        self.outbox = Outbox(self.custody, self.detours.wake)
+        self.outbox = Outbox(self.custody, self.detours.wake, self.wake)
         self.asking = Asking(self)
         is_here = any(one.is_loopback for one in named)
         naming = Naming(self.asking.find, self.correspondents.learn, is_here)

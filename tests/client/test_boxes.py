@@ -135,7 +135,7 @@ async def test_a_wrong_answer_changes_nothing():
     assert not waiting.answer.done()
     box.answered(Submitted((frame.ref,), receipt(mine)), RELAY.did, NOW)
     assert waiting.answer.result().eid == mine.eid
-    assert box.receipted_by(mine.eid) == RELAY.did
+    assert box.custody.relay_of(mine.eid) == RELAY.did
 
 
 async def test_a_relay_that_stops_answering_submits_is_noticed():
