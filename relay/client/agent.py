@@ -373,7 +373,7 @@ class Agent:
         """Take back a migration that is not published yet: this agent lives where it did.
 
         Raises:
-            ClosedError: ``wrong_state``: there is none, or it has moved: migrate back.
+            WrongStateError: there is none, or it has moved: migrate back.
             AgentError: the old home, which has stopped delivering, cannot be told in time.
         """
         await self._sessions.migrations.cancel(Wish(deadline_s=deadline_s))

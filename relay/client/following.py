@@ -126,7 +126,7 @@ class Following:
         try:
             async with asyncio.timeout(JUDGE_S):
                 believed += [item for item in opened.doubts if await self._holds(relay, item)]
-        except (AgentError, TimeoutError):
+        except (RelayError, TimeoutError):
             return None
         if not believed:
             detail = "a bounce of a relay that no receipt and no record names"

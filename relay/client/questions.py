@@ -1,7 +1,8 @@
 """Questions to the relay that one frame answers: status, resolve, publish, rules.
 
 Rules of the file: a question may be asked twice, so one without an answer is asked again on the
-next connection, until its asker stops waiting.
+next connection, until its asker stops waiting. One that a relay could not read is never asked: that
+would end each connection. Whatever a relay says, an asker gets an answer or an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.client.errors import AgentError, again, of
+from relay.client.errors import AgentError, again, of, typed
+from relay.core import codec
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import (
     Publish,
@@ -40,13 +42,19 @@ class Questions:
     _said: set[str] = field(default_factory=set)
 
     def ask(self, make: Callable[[str], Question]) -> asyncio.Future[Answer]:
-        """Ask; ``make`` gets the ref. Cancel the future to stop waiting."""
+        """Ask; ``make`` gets the ref. Cancel the future to stop waiting.
+
+        Raises:
+            ProtocolError: no relay could read it; it is not asked.
+        """
         self._forget_given_up()
         self._count += 1
         ref = f"q{self._count}"
+        question = make(ref)
+        _refuse_unreadable(question)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asked[ref] = (make(ref), answer)
-        self._unsaid.append(self._asked[ref][0])
+        self._asked[ref] = (question, answer)
+        self._unsaid.append(question)
         return answer
 
     def _forget_given_up(self) -> None:
@@ -74,8 +82,9 @@ class Questions:
         """
         question, future = self._take(answer.ref)
         if _ANSWER[type(question)] is not type(answer):
-            future.cancel()
-            raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+            lie = ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+            self._tell(future, of(lie))
+            raise lie
         if not future.done():
             future.set_result(answer)
 
@@ -86,8 +95,12 @@ class Questions:
             ProtocolError: nobody asked.
         """
         _, future = self._take(ref)
+        self._tell(future, of(exc))
+
+    @staticmethod
+    def _tell(future: asyncio.Future[Answer], failure: AgentError) -> None:
         if not future.done():
-            future.set_exception(of(exc))
+            future.set_exception(failure)
 
     def _take(self, ref: str) -> tuple[Question, asyncio.Future[Answer]]:
         if ref not in self._said:
@@ -103,11 +116,25 @@ class Questions:
     def end(self, failure: AgentError) -> None:
         """Nobody will answer."""
         for _, future in self._asked.values():
-            if not future.done():
-                future.set_exception(again(failure))
+            self._tell(future, again(failure))
         self._asked.clear()
         self._unsaid.clear()
         self._said.clear()
+
+
+def _refuse_unreadable(question: Question) -> None:
+    """Read it as the relay will.
+
+    Raises:
+        ProtocolError: it cannot be read.
+    """
+    try:
+        codec.parse(codec.encode(question), "agent")
+    except RelayError as exc:
+        raise of(exc) from exc
+    except TypeError as exc:
+        # text that is no Unicode, as a broken file name may be
+        raise typed(ErrorCode.BAD_FRAME, f"it cannot be said: {exc}") from exc
 
 
 _ANSWER: Final[dict[type[Question], type[Answer]]] = {

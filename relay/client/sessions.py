@@ -25,7 +25,7 @@ from relay.client.conversation import Conversation
 from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.detour import Detours
-from relay.client.errors import AgentError, SupersededError
+from relay.client.errors import AgentError, SupersededError, bug_of
 from relay.client.following import Following
 from relay.client.handles import Handles
 from relay.client.homes import Homes
@@ -124,7 +124,16 @@ class Sessions:
         task.add_done_callback(self._running.discard)
 
     async def run(self) -> None:
-        """Converse until cancelled or told to stop for good."""
+        """Converse until cancelled or told to stop for good; a bug ends the agent, by name.
+
+        The program's own task is never cancelled for what goes on in here.
+        """
+        try:
+            await self._run()
+        except Exception as bug:  # noqa: BLE001  told to all who wait, and to whoever asks next
+            self.end(bug_of(bug, "the agent"))
+
+    async def _run(self) -> None:
         async with task_group() as tasks:
             self._tasks = tasks
             self._running.add(tasks.create_task(self._follow_record()))

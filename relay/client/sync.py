@@ -29,13 +29,12 @@ from relay.client import agent as asynchronous
 from relay.client import message as messages
 from relay.client import outcomes as endings
 from relay.client.agent import OPEN_S
-from relay.client.errors import AgentError, ClosedError, typed
+from relay.client.errors import AgentError, ClosedError, closed
 from relay.client.loop_thread import LoopThread
 from relay.client.message import MessageValues
 from relay.client.outcomes import OutcomeValues
 from relay.client.serving import log_bounce
 from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode
 from relay.core.frames import Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
@@ -293,7 +292,7 @@ class _Source(Generic[T]):
         except TimeoutError:
             return False
         except StopAsyncIteration:
-            raise typed(ErrorCode.WRONG_STATE, "this agent is closed") from None
+            raise closed() from None
         return True
 
 

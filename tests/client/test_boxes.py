@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client.errors import InboxFullError, typed
+from relay.client.errors import BadFrameError, InboxFullError, typed
 from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Outbox
 from relay.client.progress import Progress
 from relay.client.questions import MOST_AT_ONCE, Questions
 from relay.client.waiting import MAX_FRAME_WIRE
 from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Rejection, Resolve, Resolved, Status, Statuses, Submitted
-from relay.core.ids import Epoch, Seq, Timestamp
+from relay.core.frames import (
+    Rejection,
+    Resolve,
+    Resolved,
+    Rules,
+    Status,
+    Statuses,
+    StatusItem,
+    Submitted,
+)
+from relay.core.ids import Did, Epoch, MessageId, Seq, Timestamp
 from relay.core.jws import loads
 from relay.core.receipts import ReceiptItem, sign_receipt
 from tests.client.support import envelope_of, new_key
@@ -194,14 +203,32 @@ async def test_questions_are_asked_a_few_at_a_time_and_again_after_a_loss():
 
 async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation():
     box = Questions()
-    box.ask(lambda ref: Status(ref, ()))
+    answer = box.ask(lambda ref: Status(ref, (StatusItem(Did("did:x"), MessageId("id")),)))
     ref = box.next().ref
     with pytest.raises(ProtocolError):
         box.answered(Resolved(ref, "absent"))
+    with pytest.raises(BadFrameError):
+        await answer
     with pytest.raises(ProtocolError):
         box.answered(Statuses(ref, ()))
     with pytest.raises(ProtocolError):
         box.failed("never", typed(ErrorCode.OVERLOADED))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda ref: Resolve(ref, Did("did:key:\ud800")),
+        lambda ref: Resolve(ref, Did("d" * 600)),
+        lambda ref: Status(ref, ()),
+        lambda ref: Rules(ref, None, (Did(""),)),
+    ],
+)
+async def test_a_question_that_no_relay_could_read_is_never_asked(question):
+    box = Questions()
+    with pytest.raises(BadFrameError):
+        box.ask(question)
+    assert box.next() is None
 
 
 def test_an_envelope_is_one_json_object_on_the_wire():
