@@ -152,10 +152,7 @@ class Conversation:
     # ------------------------------------------------------------ dial, again and again
 
     async def run(self) -> AgentError | None:
-        """Converse until cancelled, or told to stop for good; gives what it ended with.
-
-        None: another conversation has this relay.
-        """
+        """Converse until told to stop for good; gives why. None: another one has this relay."""
         failures = at = 0
         while await self.gate.passed():
             self.origin = self.origins[at % len(self.origins)]
@@ -331,12 +328,14 @@ class Conversation:
             while (frame := self._next_frame()) is not None:
                 await line.send(frame)
             await self._wait_for_work()
-            self.company.outbox.check_answers(clock.monotonic(), self._name)
-            self.inbox.check_answers(clock.monotonic())
+            now = clock.monotonic()
+            self.company.outbox.check_answers(now, self._name)
+            self.inbox.check_answers(now)
+            self.questions.check_answers(now)
 
     def _next_frame(self) -> Frame | None:
         now = clock.monotonic()
-        return self.inbox.next_ack(now) or self.questions.next() or self._next_submit(now)
+        return self.inbox.next_ack(now) or self.questions.next(now) or self._next_submit(now)
 
     def _next_submit(self, now: Timestamp) -> Frame | None:
         if not self.company.is_sender(self):
@@ -346,7 +345,8 @@ class Conversation:
 
     async def _wait_for_work(self) -> None:
         due = self.company.outbox.next_timer(self._name, sends=self.company.is_sender(self))
-        timers = [at for at in (self.inbox.next_timer(), due) if at]
+        known = (self.inbox.next_timer(), self.questions.next_timer(), due)
+        timers = [at for at in known if at]
         delay = max(0.0, min(timers) - clock.monotonic()) if timers else None
         try:
             async with asyncio.timeout(delay):

@@ -25,11 +25,14 @@ from relay.core.frames import (
     Status,
     Statuses,
 )
+from relay.core.ids import Timestamp
 
 Question = Status | Resolve | Publish | Rules
 Answer = Statuses | Resolved | Published | Ruled
 
 MOST_AT_ONCE: Final = 8
+ANSWER_S: Final = 60.0
+"""A relay may ask others first; one that takes longer is left for another connection."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class Questions:
     _count: int = 0
     _unsaid: list[Question] = field(default_factory=list)
     _asked: dict[str, tuple[Question, asyncio.Future[Answer]]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
+    _said: dict[str, Timestamp] = field(default_factory=dict)
 
     def ask(self, make: Callable[[str], Question]) -> asyncio.Future[Answer]:
         """Ask; ``make`` gets the ref. Cancel the future to stop waiting.
@@ -63,14 +66,14 @@ class Questions:
             self._unsaid.remove(question)
             del self._asked[question.ref]
 
-    def next(self) -> Question | None:
-        """The next frame; only a few are under way at once."""
+    def next(self, now: Timestamp) -> Question | None:
+        """The next frame; only a few are under way at once. ``now`` is monotonic seconds."""
         while self._unsaid and len(self._said) < MOST_AT_ONCE:
             question = self._unsaid.pop(0)
             if self._asked[question.ref][1].done():
                 del self._asked[question.ref]
                 continue
-            self._said.add(question.ref)
+            self._said[question.ref] = now
             return question
         return None
 
@@ -105,8 +108,21 @@ class Questions:
     def _take(self, ref: str) -> tuple[Question, asyncio.Future[Answer]]:
         if ref not in self._said:
             raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to what was not asked")
-        self._said.discard(ref)
+        del self._said[ref]
         return self._asked.pop(ref)
+
+    def next_timer(self) -> Timestamp | None:
+        """When :meth:`check_answers` has work, monotonic seconds."""
+        return Timestamp(min(self._said.values()) + ANSWER_S) if self._said else None
+
+    def check_answers(self, now: Timestamp) -> None:
+        """Notice a relay that answers no questions: what it leaves open leaves no room for others.
+
+        Raises:
+            UnavailableError: one has waited for too long.
+        """
+        if any(at + ANSWER_S <= now for at in self._said.values()):
+            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer questions")
 
     def lost(self) -> None:
         """The connection is gone: ask again on the next one."""

@@ -41,7 +41,7 @@ from relay.client.tasks import task_group
 from relay.core.errors import RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
-from relay.core.records import EndpointRecord, Home
+from relay.core.records import Home
 
 SLOW_S: Final = 1.0
 """A relay that has not answered so long after the first is not waited for."""
@@ -304,10 +304,6 @@ class Sessions:
     def origin_of(self, url: str) -> Origin | None:
         """Where a stranger's home is; None: not to be dialled."""
         return self.detours.origin_of(url)
-
-    async def look_for(self, to: Did) -> EndpointRecord | None:
-        """Ask a relay of ours for the record of ``to``; it goes to the correspondents."""
-        return await self.detours.look_for(to)
 
     def note_correspondent(self, to: Did) -> None:
         """This agent writes to ``to``: where it lives is found out while a relay can tell."""
