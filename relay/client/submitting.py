@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final, cast
 
 from relay.client.errors import AgentError
-from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
+from relay.client.exchange import Request, error_of, exchange, not_a_relay, read
 from relay.client.origin import Origin
 from relay.core import codec, receipts
 from relay.core import jws as jose
@@ -24,7 +24,7 @@ async def submit_over_http(
     """
     items = b",".join(cast("list[bytes]", list(submit.envelopes)))
     body = b'{"envelopes":[%b]}' % items
-    status, answer = await in_thread(origin, Request("POST", PATH, body), seconds)
+    status, answer = await exchange(origin, Request("POST", PATH, body), seconds)
     members = read(origin, status, answer)
     if members.has("error"):
         return error_of(origin, status, members)
