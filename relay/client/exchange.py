@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Final
@@ -24,14 +25,27 @@ EXCHANGE_S: Final = 10.0
 SHORTEST_S: Final = 0.1
 
 
+def unnoticed() -> None:
+    """For who need not know when something is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a relay."""
+    """What is asked of a relay.
+
+    Args:
+        method: GET, POST, PUT or PATCH.
+        path: path and query.
+        body: JSON, or None.
+        token: of a login, or None.
+        begin: is called when there is a connection, just before anything is said.
+    """
 
     method: str
     path: str
     body: bytes | None = None
     token: str | None = field(default=None, repr=False)
+    begin: Callable[[], None] = unnoticed
 
 
 async def ask(
@@ -79,6 +93,7 @@ async def exchange(
         ):
             said = _written(origin, request)
             stored = None
+            request.begin()
             # not drained: a relay may answer before it has read everything
             writer.write(said)
             answer = await http1.read_head(reader)

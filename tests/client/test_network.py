@@ -4,30 +4,47 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
+import ssl
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 import trustme
 
-from relay.client import Agent, AgentError, UnreachableError, UnsupportedError, network
+from relay.client import (
+    Agent,
+    AgentError,
+    ExpiredError,
+    NotYetValidError,
+    UnreachableError,
+    UnsupportedError,
+    network,
+)
 from relay.client import origin as origins
 from relay.client.errand import Errand
 from relay.client.exchange import Request, exchange
 from relay.client.information import information
 from relay.client.origin import Origin
+from relay.client.post import post
 from relay.client.proxies import proxy_for
 from relay.client.state import in_memory
+from relay.core.envelope import Draft, sign
+from relay.core.errors import ErrorCode
+from relay.core.frames import Rejection, Submitted
+from relay.core.ids import Timestamp, new_message_id
 from tests.client import middle
-from tests.client.support import new_key
+from tests.client.support import Talk, envelope_of, lying_relay, new_key
 from tests.support.mute import mute_port
 from tests.support.nodes import running_node
-from tests.support.servers import free_port
+from tests.support.servers import free_port, wait_until
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -216,6 +233,7 @@ async def test_what_a_stranger_names_goes_through_a_proxy_by_the_address_that_wa
 # ---------------------------------------------------------------- threads and names
 
 GET = Request("GET", "/")
+EXPIRED = ErrorCode.EXPIRED
 
 
 @contextlib.contextmanager
@@ -291,3 +309,74 @@ async def test_the_next_address_of_a_name_is_dialled_where_the_first(monkeypatch
             assert (await information(origins.parse(url))).url == url
             async with Agent.open(new_key(), url, open_timeout_s=5) as me:
                 await me.send(me.did, "hello")
+
+
+# ---------------------------------------------------------------- the reason, always
+
+
+async def test_a_relay_that_never_ends_the_handshake_has_not_got_the_envelope():
+    async def handle(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -> None:
+        await reader.read()
+        await reader.read()
+
+    async with middle.listening(handle) as (host, port):
+        origin = origins.parse(f"https://{host}:{port}")
+        with pytest.raises(UnreachableError) as caught:
+            await post(
+                envelope_of(new_key(), new_key().did), Errand(origin, in_memory()), deadline_s=0.5
+            )
+        assert caught.value.stored == "no"
+        assert caught.value.detail == f"{origin}: no answer in time"
+
+
+async def test_what_could_not_be_sent_says_why_no_relay_can_be_reached():
+    async with contextlib.AsyncExitStack() as stack:
+        node = await stack.enter_async_context(contextlib.AsyncExitStack())
+        running = await node.enter_async_context(running_node())
+        me = await stack.enter_async_context(Agent.open(new_key(), running.url))
+        await node.aclose()
+        seen = me._sessions
+        await wait_until(lambda: "refused" in str(seen.last_failure), 8, "the relay is away")
+        with pytest.raises(UnreachableError) as caught:
+            await me.send(me.did, "hello", deadline_s=0.2)
+        assert caught.value.stored == "no"
+        assert caught.value.detail == f"{running.url}: Connection refused"
+
+
+async def test_an_envelope_from_the_future_is_a_question_of_the_clock():
+    async with running_node() as node:
+        me, future = new_key(), int(time.time()) + 600
+        draft = Draft(
+            to=me.did,
+            id=new_message_id(Timestamp(future), os.urandom),
+            body=b"",
+            content_type="text/plain",
+            created_at=future,
+        )
+        with pytest.raises(NotYetValidError, match="is the clock of this machine right"):
+            await post(sign(draft, me), Errand(origins.parse(node.url), in_memory()), deadline_s=5)
+
+
+async def test_a_relay_that_takes_a_new_envelope_for_an_old_one_has_another_clock():
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        frame, _ = await talk.submit()
+        await talk.say(Submitted((frame.ref,), None, (Rejection(frame.ref, 0, EXPIRED, "no"),)))
+        await talk.until_closed()
+
+    async with lying_relay(script) as relay, Agent.open(new_key(), relay.url) as me:
+        with pytest.raises(ExpiredError, match="one of the two clocks is wrong"):
+            await me.send(me.did, "hello", deadline_s=5)
+
+
+async def test_a_certificate_that_is_not_valid_now_is_a_question_of_the_clock(
+    environment, tmp_path
+):
+    authority = trustme.CA()
+    with middle.trusted(authority, tmp_path, environment):
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        past = datetime.now(UTC) - timedelta(days=1)
+        authority.issue_cert("127.0.0.1", not_after=past).configure_cert(tls)
+        async with middle.listening(lambda r, _: r.read(), tls) as (host, port):
+            with pytest.raises(UnreachableError, match="is the clock of this machine right"):
+                await information(origins.parse(f"https://{host}:{port}"))
