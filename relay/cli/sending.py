@@ -26,7 +26,7 @@ from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.agent import sign
 from relay.client.errand import Errand
-from relay.client.errors import AuthRequiredError, UnavailableError, typed
+from relay.client.errors import AuthRequiredError, UnavailableError, closed, typed
 from relay.client.outcomes import MOST_KEPT, Outcomes, Telling
 from relay.client.post import post
 from relay.client.visit import Visit
@@ -195,7 +195,7 @@ async def _tell_outcomes(desk: _Desk) -> None:
     """What a listener, or a program, has found out and told nobody yet."""
     kept = Outcomes(desk.state.journal)
     # nothing more will come: the iteration ends with what is there
-    kept.end(typed(ErrorCode.WRONG_STATE))
+    kept.end(closed())
     async for item in Telling(kept):
         tell_earlier(item, (item.stored, item.code), as_json=desk.wish.as_json)
         await item.done()

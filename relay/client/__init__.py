@@ -46,6 +46,7 @@ from relay.client.errors import (
     UnreachableError,
     UnsupportedError,
     WrongRelayError,
+    WrongStateError,
 )
 from relay.client.finding import Found
 from relay.client.keytext import KeyFileError, PassphraseError
@@ -113,4 +114,5 @@ __all__ = [
     "UnreachableError",
     "UnsupportedError",
     "WrongRelayError",
+    "WrongStateError",
 ]

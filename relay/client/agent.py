@@ -27,7 +27,7 @@ from relay.client.moves import Moved
 from relay.client.origin import parse as parse_origin
 from relay.client.outcomes import Outcome, Telling
 from relay.client.patience import Tell
-from relay.client.serving import Handler, serve
+from relay.client.serving import BounceHandler, Handler, serve
 from relay.client.sessions import Sessions
 from relay.client.signing import sign
 from relay.client.submissions import Submissions, Wait
@@ -265,8 +265,8 @@ class Agent:
     def inbox(self) -> AsyncIterator[Message]:
         """What is delivered, in order; ends when the agent is closed.
 
-        A message that is a :class:`Bounce` tells of envelopes that ended without an ack. Several
-        iterators share one inbox.
+        A message that is a :class:`Bounce` tells of envelopes that ended without an ack: look for
+        it before the body is read. Several iterators share one inbox.
 
         Raises:
             SupersededError: a newer session has this inbox; the agent has stopped.
@@ -276,7 +276,9 @@ class Agent:
         """
         return Messages(self._sessions.inbox)
 
-    async def serve(self, handler: Handler, *, at_once: int = 1) -> None:
+    async def serve(
+        self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
+    ) -> None:
         """Give every message to ``handler``, ack it when that returns; goes on until closed.
 
         Where it raises, the message comes again a little later, with ``redelivered``, and those
@@ -284,13 +286,16 @@ class Agent:
         state file, it is refused as ``poison``: its sender gets one bounce.
 
         Args:
-            handler: processes one message, durably.
+            handler: processes one message, durably; it is never given a bounce.
+            on_bounce: processes one bounce, durably; where it fails, the bounce comes again until
+                it does not, and is never refused. None: each bounce is logged as a warning, and
+                acked.
             at_once: how many are under way at most; 1 keeps their order.
 
         Raises:
             AgentError: as :meth:`inbox`; those under way are cancelled.
         """
-        await serve(self.inbox(), handler, at_once=at_once)
+        await serve(self.inbox(), handler, on_bounce, at_once=at_once)
 
     # ------------------------------------------------------------ ask
 
@@ -368,7 +373,7 @@ class Agent:
         """Take back a migration that is not published yet: this agent lives where it did.
 
         Raises:
-            ClosedError: ``wrong_state``: there is none, or it has moved: migrate back.
+            WrongStateError: there is none, or it has moved: migrate back.
             AgentError: the old home, which has stopped delivering, cannot be told in time.
         """
         await self._sessions.migrations.cancel(Wish(deadline_s=deadline_s))

@@ -96,7 +96,14 @@ class Line:
         Raises:
             AgentError: the end of the conversation, by the relay's word or without one.
         """
-        effects = self._session.receive(await _read(self._socket), clock.now())
+        data = await _receive(self._socket)
+        try:
+            frame = codec.parse(data, "relay")
+        except RelayError as exc:
+            # not by its own code: one frame that is not understood must not end the agent
+            detail = f"the relay said what cannot be: {exc.detail}"
+            raise typed(ErrorCode.BAD_FRAME, detail) from exc
+        effects = self._session.receive(frame, clock.now())
         _raise_failure(effects)
         return [effect.frame for effect in effects if isinstance(effect, Heard)]
 
@@ -190,9 +197,13 @@ async def _log_in(
         raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer the login") from exc
 
 
-async def _read(socket: ClientConnection) -> Frame:
+async def _receive(socket: ClientConnection) -> bytes:
     with translated():
-        data = await socket.recv(decode=False)
+        return await socket.recv(decode=False)
+
+
+async def _read(socket: ClientConnection) -> Frame:
+    data = await _receive(socket)
     try:
         return codec.parse(data, "relay")
     except RelayError as exc:

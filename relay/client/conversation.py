@@ -1,8 +1,8 @@
 """Keeps an agent in conversation with one relay: dial, log in, read, write, dial again.
 
 Rules of the file: it decides when to speak and when to give up, the boxes decide what is said. Only
-the relay's signed word ends it; any other end is a reason to dial again, with full jitter. What it
-shares with the agent's other conversations is in :mod:`relay.client.sessions`.
+the relay's signed word ends it; any other end, a bug here or a lie there included, is a reason to
+dial again, with full jitter.
 
 ::
 
@@ -21,7 +21,7 @@ from typing import Final, Protocol
 
 from relay import clock
 from relay.client.connection import Line, Said, dial
-from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, of, typed
+from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
 from relay.client.gate import Folded, Gate, LogInAgain, Rest, first_of, pause_after
 from relay.client.home_inbox import HomeInbox
 from relay.client.homes import Homes
@@ -33,7 +33,7 @@ from relay.client.state import State
 from relay.client.tasks import task_group
 from relay.client.visit import resolve
 from relay.core.agent_session import Login
-from relay.core.errors import ErrorCode, ProtocolError, RelayError
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import (
     MAX_ENVELOPES,
     Acked,
@@ -61,7 +61,7 @@ _log: Final = logging.getLogger("relay.client")
 
 
 class Company(Protocol):
-    """What the conversations of one agent share."""
+    """What the conversations of one agent share; see :mod:`relay.client.sessions`."""
 
     key: SigningKey
     state: State
@@ -152,39 +152,50 @@ class Conversation:
     # ------------------------------------------------------------ dial, again and again
 
     async def run(self) -> AgentError | None:
-        """Converse until cancelled, or told to stop for good; gives what it ended with.
-
-        None: another conversation has this relay.
-        """
+        """Converse until told to stop for good; gives why. None: another one has this relay."""
         failures = at = 0
         while await self.gate.passed():
             self.origin = self.origins[at % len(self.origins)]
             began = clock.monotonic()
-            failed = False
             try:
-                await self._converse(self.origin)
+                failure = await self._try(self.origin)
             except Folded:
                 return None
-            except AgentError as said:
-                exc = await self._with_record(self._credible(said))
-                _log.info("%s", exc)
-                self._failed(exc)
-                failed = True
-                if not self._goes_on(self.origin, exc):
-                    return exc
+            if failure is not None and not self._goes_on(self.origin, failure):
+                return failure
             if self.company.ended is not None:
                 # not left to a cancellation, which may be lost when a task group fails meanwhile
                 return self.company.ended
             if clock.monotonic() - began > SETTLED_S:
                 failures = 0
             else:
-                failures, at = failures + 1, at + failed
+                failures, at = failures + 1, at + (failure is not None)
             asked = self.last_failure.retry_after if self.last_failure else None
             await self.gate.pause(pause_after(failures, asked))
         return typed(ErrorCode.MOVED, f"this agent has left {self.origin}")
 
+    async def _try(self, origin: Origin) -> AgentError | None:
+        """Converse once; gives what ended it, None where this side did."""
+        try:
+            await self._converse(origin)
+        except AgentError as said:
+            exc = await self._with_record(self._credible(said))
+            _log.info("%s", exc)
+        except Folded:
+            raise
+        except Exception as bug:  # noqa: BLE001  other conversations, and the program, go on
+            exc = bug_of(bug, f"the conversation with {origin}")
+        else:
+            return None
+        self.last_failure = exc
+        if self.welcome is None:
+            self.inbox.has_none(exc)
+        self.inbox.unreachable()
+        self.company.line_changed()
+        return exc
+
     def _credible(self, exc: AgentError) -> AgentError:
-        """Only who has proved itself and given an inbox can say that a newer session has it."""
+        """Only who has given an inbox can say that a newer session has it."""
         if not isinstance(exc, SupersededError) or self._holds_inbox:
             return exc
         return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
@@ -201,13 +212,6 @@ class Conversation:
         except RelayError as failure:
             _log.info("where this agent lives is not said: %s", failure)
         return exc
-
-    def _failed(self, exc: AgentError) -> None:
-        self.last_failure = exc
-        if self.welcome is None:
-            self.inbox.has_none(exc)
-        self.inbox.unreachable()
-        self.company.line_changed()
 
     def _goes_on(self, origin: Origin, exc: AgentError) -> bool:
         if exc.code not in ENDS_THE_AGENT:
@@ -270,26 +274,21 @@ class Conversation:
                 tasks.create_task(self._write(line))
                 tasks.create_task(self._keep_record(line))
                 tasks.create_task(self.inbox.look_at_doubts())
-                tasks.create_task(self._until_shut())
+                tasks.create_task(self.gate.until_shut())
         except BaseExceptionGroup as group:
             first = first_of(group)
-            raise (of(first) if isinstance(first, RelayError) else first) from None
-
-    async def _until_shut(self) -> None:
-        await self.gate.is_shut()
-        raise Rest
+            if isinstance(first, RelayError) and not isinstance(first, AgentError):
+                # a lie in mid-conversation costs the relay the connection, not us the agent
+                detail = f"the relay said what cannot be: {first.detail}"
+                raise typed(ErrorCode.BAD_FRAME, detail) from first
+            raise first from None
 
     # ------------------------------------------------------------ read
 
     async def _read(self, line: Line) -> None:
         while True:
             for frame in await line.receive():
-                try:
-                    await self._hear(frame, line)
-                except ProtocolError as exc:
-                    # a lie in mid-conversation costs the relay the connection, not us the agent
-                    detail = f"the relay said what cannot be: {exc.detail}"
-                    raise typed(ErrorCode.BAD_FRAME, detail) from exc
+                await self._hear(frame, line)
             self.wake()
 
     async def _hear(self, frame: Said, line: Line) -> None:
@@ -329,12 +328,14 @@ class Conversation:
             while (frame := self._next_frame()) is not None:
                 await line.send(frame)
             await self._wait_for_work()
-            self.company.outbox.check_answers(clock.monotonic(), self._name)
-            self.inbox.check_answers(clock.monotonic())
+            now = clock.monotonic()
+            self.company.outbox.check_answers(now, self._name)
+            self.inbox.check_answers(now)
+            self.questions.check_answers(now)
 
     def _next_frame(self) -> Frame | None:
         now = clock.monotonic()
-        return self.inbox.next_ack(now) or self.questions.next() or self._next_submit(now)
+        return self.inbox.next_ack(now) or self.questions.next(now) or self._next_submit(now)
 
     def _next_submit(self, now: Timestamp) -> Frame | None:
         if not self.company.is_sender(self):
@@ -344,7 +345,8 @@ class Conversation:
 
     async def _wait_for_work(self) -> None:
         due = self.company.outbox.next_timer(self._name, sends=self.company.is_sender(self))
-        timers = [at for at in (self.inbox.next_timer(), due) if at]
+        known = (self.inbox.next_timer(), self.questions.next_timer(), due)
+        timers = [at for at in known if at]
         delay = max(0.0, min(timers) - clock.monotonic()) if timers else None
         try:
             async with asyncio.timeout(delay):

@@ -6,6 +6,7 @@ older than what is held. What a relay says beside it is not believed.
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict, deque
 from typing import Final
 
@@ -13,6 +14,7 @@ from relay import clock
 from relay.client.finding import verified
 from relay.client.knowledge import Knowledge
 from relay.core import records
+from relay.core.errors import RelayError
 from relay.core.ids import Did
 from relay.core.records import EndpointRecord
 
@@ -65,7 +67,9 @@ class Correspondents:
             # what a relay has shown in this life may be older than what an earlier one has seen
             compact = await self._knowledge.record_of(did)
             if compact is not None:
-                self._hold(did, records.parse(compact))
+                # of a file that is damaged nothing is taken
+                with contextlib.suppress(RelayError):
+                    self._hold(did, records.parse(compact))
                 self._recalled.add(did)
         return self._found.get(did)
 

@@ -25,14 +25,14 @@ from typing import Final, Protocol
 from relay import clock
 from relay.client import origin as origins
 from relay.client.correspondents import Correspondents
-from relay.client.errors import AgentError, of
+from relay.client.errors import AgentError, bug_of, of
 from relay.client.origin import Origin
 from relay.client.outbox import Outbox, is_passing
 from relay.client.questions import Answer
 from relay.client.submitting import submit_over_http
 from relay.client.tasks import task_group
 from relay.client.waiting import Waiting
-from relay.core.errors import ErrorCode, ProtocolError, Stored
+from relay.core.errors import ErrorCode, ProtocolError, RelayError, Stored
 from relay.core.frames import Rejection, Resolve, Resolved
 from relay.core.ids import Did
 from relay.core.records import EndpointRecord, Home
@@ -139,6 +139,8 @@ class Detours:
         try:
             if self.company.alone_since is None:
                 await self.look_for(to)
+        except Exception as bug:  # noqa: BLE001  others are looked for all the same
+            bug_of(bug, f"the look for {to}")
         finally:
             self._looks = False
             self.wake()
@@ -163,8 +165,10 @@ class Detours:
         again = False
         try:
             again = await self._go(to, items)
-        except AgentError as exc:
+        except RelayError as exc:
             _log.warning("the way to %s is not known: %s", to, exc)
+        except Exception as bug:  # noqa: BLE001  those to other recipients go on
+            bug_of(bug, f"the detour to {to}")
         except asyncio.CancelledError:
             # it decides nothing: what a home may have is not refused here
             again = True

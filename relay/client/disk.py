@@ -1,12 +1,14 @@
 """A thread that owns one SQLite file: what is asked of it is done in batches, each one commit.
 
 Rules of the file: no SQL of a caller runs on the event loop; jobs are done in the order in which
-they were given; a future is done only after the commit, which is an fsync of the log.
+they were given; a future is done only after the commit, which is an fsync of the log. A job that
+fails, whatever it raises, fails alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import queue
 import sqlite3
@@ -16,7 +18,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from relay.client.errors import AgentError, typed
+from relay.client.errors import AgentError, bug_of, closed, typed
 from relay.core.errors import ErrorCode
 from relay.files import set_mode
 
@@ -29,6 +31,7 @@ BUSY_S: Final = 5.0
 """Another process of the same agent may be writing: ``relay send`` beside ``relay listen``."""
 
 _HEAD: Final = b"SQLite format 3\0"
+_log: Final = logging.getLogger("relay.client")
 
 _Job = tuple[Work[Any], Future[Any]]
 
@@ -89,16 +92,22 @@ class Disk:
     def do(self, work: Work[T]) -> Future[T]:
         """Do ``work`` in the next commit; done when that is durable.
 
-        The future fails with an AgentError: ``internal`` where the file cannot be written,
-        ``wrong_state`` after :meth:`close`. Cancelling it does not undo the work.
+        The future fails with an AgentError: ``internal`` where the file cannot be written, a
+        :class:`ClosedError` after :meth:`close`. Cancelling it does not undo the work.
         """
         future: Future[T] = Future()
         with self._closing:
             if self._closed:
-                future.set_exception(typed(ErrorCode.WRONG_STATE, f"{self.path} is closed"))
+                future.set_exception(closed(f"{self.path} is closed"))
             else:
                 self._jobs.put((work, future))
         return future
+
+    def note(self, work: Work[T]) -> Future[T]:
+        """As :meth:`do`, for what nobody need wait for: a failure is logged, too."""
+        noting = self.do(work)
+        noting.add_done_callback(_log_failure)
+        return noting
 
     def close(self) -> None:
         """Do what was asked for, then close; blocks. Closing again changes nothing."""
@@ -134,17 +143,31 @@ class Disk:
     def _do(self, batch: list[_Job]) -> None:
         try:
             results = _commit(self._database, [work for work, _ in batch])
-        except (sqlite3.Error, OSError) as exc:
-            for _, future in batch:
-                if future.set_running_or_notify_cancel():
-                    future.set_exception(self._failure(exc))
+        except (sqlite3.OperationalError, OSError) as exc:
+            # of the file, so of all of them
+            self._failed(batch, exc)
+            return
+        except Exception as exc:  # noqa: BLE001  of one of them: the others are done without it
+            if len(batch) == 1:
+                self._failed(batch, exc)
+                return
+            for job in batch:
+                self._do([job])
             return
         for (_, future), result in zip(batch, results, strict=True):
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
+    def _failed(self, batch: list[_Job], exc: Exception) -> None:
+        for _, future in batch:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(self._failure(exc))
+
     def _failure(self, exc: Exception) -> AgentError:
-        failure = typed(ErrorCode.INTERNAL, f"cannot write {self.path}: {_reason(exc)}")
+        if isinstance(exc, (sqlite3.Error, OSError)):
+            failure = typed(ErrorCode.INTERNAL, f"cannot write {self.path}: {_reason(exc)}")
+        else:
+            failure = bug_of(exc, f"what was to be noted in {self.path}")
         failure.__cause__ = exc
         return failure
 
@@ -160,6 +183,12 @@ def _commit(database: sqlite3.Connection, works: list[Work[Any]]) -> list[Any]:
             database.execute("ROLLBACK")
         raise
     return results
+
+
+def _log_failure(noting: Future[Any]) -> None:
+    failure = None if noting.cancelled() else noting.exception()
+    if failure is not None:
+        _log.warning("it could not be noted: %s", failure)
 
 
 def _reason(exc: Exception) -> str:

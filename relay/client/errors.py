@@ -16,11 +16,14 @@ of classes is total over :class:`ErrorCode`.
 
 from __future__ import annotations
 
+import logging
 from typing import Final
 
 from relay.core import errors as core
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode, RelayError, Stored
+
+_log: Final = logging.getLogger("relay.client")
 
 
 class AgentError(RelayError):
@@ -113,8 +116,12 @@ class TooLargeError(ProtocolError):
     """Over a limit of the relay."""
 
 
-class ClosedError(ProtocolError):
-    """This agent was closed (``wrong_state``)."""
+class WrongStateError(ProtocolError):
+    """Not in this state: say, there is no migration to take back."""
+
+
+class ClosedError(WrongStateError):
+    """This agent was closed; only the SDK itself raises it."""
 
 
 class RateLimitedError(RejectedError):
@@ -215,7 +222,7 @@ CLASS_OF: Final[dict[ErrorCode, type[AgentError]]] = {
     ErrorCode.BAD_FRAME: BadFrameError,
     ErrorCode.REPLAYED: ReplayedError,
     ErrorCode.STALE_ID: StaleIdError,
-    ErrorCode.WRONG_STATE: ClosedError,
+    ErrorCode.WRONG_STATE: WrongStateError,
     ErrorCode.WRONG_RELAY: WrongRelayError,
     ErrorCode.TOO_LARGE: TooLargeError,
     ErrorCode.TOO_MANY_HOPS: TooManyHopsError,
@@ -308,11 +315,19 @@ def of(exc: RelayError, *, record: str | None = None) -> AgentError:
 
 def again(exc: AgentError) -> AgentError:
     """A fresh exception like ``exc``: one object raised in several tasks mixes their tracebacks."""
-    return typed(
-        exc.code,
-        exc.detail,
-        retry_after=exc.retry_after,
-        stored=exc.stored,
-        envelope=exc.envelope,
-        record=exc.record,
-    )
+    made = type(exc)(exc.code, exc.detail, retry_after=exc.retry_after)
+    made.stored, made.envelope, made.record = exc.stored, exc.envelope, exc.record
+    return made
+
+
+def closed(detail: str = "this agent is closed") -> ClosedError:
+    """The error of what comes after the end; only the SDK itself says it."""
+    return ClosedError(ErrorCode.WRONG_STATE, detail)
+
+
+def bug_of(exc: Exception, where: str) -> AgentError:
+    """Log what should not have happened, with its traceback; gives the error that tells of it."""
+    _log.error("a bug in %s", where, exc_info=exc)
+    while isinstance(exc, ExceptionGroup):
+        exc = exc.exceptions[0]
+    return typed(ErrorCode.INTERNAL, f"a bug in {where}: {type(exc).__name__}: {exc}")

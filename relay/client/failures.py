@@ -16,6 +16,7 @@ MOST_FAILURES: Final = 5
 POISON: Final = "poison"
 """The reason that the sender of a poison envelope reads in its bounce."""
 FAILURE_PAUSE_S: Final = 0.1
+LONGEST_FAILURE_PAUSE_S: Final = 60.0
 _REMEMBERED: Final = 8_192
 
 

@@ -3,7 +3,8 @@
 Rules of the file: the relay that gave the receipt is asked, since it follows what it passed on. A
 relay at which this agent has no session is asked over HTTP, and only with the agent's record, so
 that the login opens no inbox there. A bounce is believed of a relay in the chain of receipts, of
-one that a relay of the chain names, and of one that the recipient's own record names.
+one that a relay of the chain names, and of one that the recipient's own record names; where no
+receipt is remembered, of a home that this agent has left.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from relay.client.origin import Origin
 from relay.client.questions import Answer
 from relay.client.state import State as AgentState
 from relay.client.visit import Visit, log_in
+from relay.core import records
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.frames import State, Status, StatusAnswer, Statuses, StatusItem
 from relay.core.identity import SigningKey
@@ -44,10 +46,6 @@ class Company(Protocol):
 
     def origin_of(self, url: str) -> Origin | None:
         """Where a stranger's home is; None: not to be dialled."""
-        ...
-
-    async def look_for(self, to: Did) -> object:
-        """Ask a relay of ours for the record of ``to``; it goes to the correspondents."""
         ...
 
 
@@ -126,7 +124,7 @@ class Following:
         try:
             async with asyncio.timeout(JUDGE_S):
                 believed += [item for item in opened.doubts if await self._holds(relay, item)]
-        except (AgentError, TimeoutError):
+        except (RelayError, TimeoutError):
             return None
         if not believed:
             detail = "a bounce of a relay that no receipt and no record names"
@@ -134,17 +132,45 @@ class Following:
         return replace(opened, bounced=tuple(believed), doubts=())
 
     async def _holds(self, relay: Did, item: BounceItem) -> bool:
+        """Whether ``relay`` may say how an envelope ended.
+
+        Raises:
+            RelayError, TimeoutError: nobody can tell now.
+        """
         holding = await self.company.custody.recall(item.eid)
-        if holding is None or holding.to != item.to:
+        if holding is None:
+            # what lay at a home of our own is remembered by one process only
+            own = self.company.state.record
+            return own is not None and any(left.did == relay for left in records.parse(own).drain)
+        if holding.to != item.to:
             return False
+        failure: RelayError | TimeoutError | None = None
         if relay not in holding.relays:
-            await self._status_of(holding)
+            try:
+                async with asyncio.timeout(JUDGE_S / 2):
+                    await self._status_of(holding)
+            except (RelayError, TimeoutError) as exc:
+                failure = exc
             holding = self.company.custody.get(item.eid) or holding
-        if relay in holding.relays:
+        if relay in holding.relays or await self._is_home_of(relay, holding.to):
             return True
-        await self.company.look_for(holding.to)
-        record = await self.company.correspondents.get(holding.to)
-        return record is not None and record.names(relay)
+        if failure is not None:
+            # only who holds it could have said no
+            raise failure
+        return False
+
+    async def _is_home_of(self, relay: Did, to: Did) -> bool:
+        """Whether the recipient's own record names ``relay``.
+
+        Raises:
+            RelayError: nobody can tell now.
+        """
+        found = await self.company.asking.find(to)
+        record = await self.company.correspondents.get(to)
+        is_named = record is not None and record.names(relay)
+        if not is_named and found.state == "unreadable":
+            raise typed(ErrorCode.IDENTITY_UNAVAILABLE, f"nobody tells where {to} lives")
+        return is_named
 
 
 def _only(answer: Answer) -> StatusAnswer:

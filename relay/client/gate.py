@@ -80,9 +80,14 @@ class Gate:
             self._resting.clear()
         return not self.has_left
 
-    async def is_shut(self) -> None:
-        """Wait until it is to end."""
+    async def until_shut(self) -> None:
+        """Wait until it is to end.
+
+        Raises:
+            Rest: now.
+        """
         await self._shut.wait()
+        raise Rest
 
     async def pause(self, seconds: float) -> None:
         """Wait for so long, unless there is a reason to look sooner."""

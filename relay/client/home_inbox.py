@@ -8,11 +8,11 @@ mean something at this home and in this epoch only; what is known of an envelope
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from itertools import islice
 from typing import Final
 
+from relay.client.doubts import Doubt, Doubts
 from relay.client.entry import GONE, Entry, Place, Stage
 from relay.client.errors import AgentError, typed
 from relay.client.inbox import Inbox
@@ -26,7 +26,6 @@ from relay.core.ranges import Reason
 
 WINDOW_SLACK: Final = 64
 ACK_AGAIN_S: Final = 1
-LOOK_AGAIN_S: Final = 1.0
 ANSWER_S: Final = 20.0
 """A relay that answers pings but no ack for so long is left for another connection."""
 
@@ -52,7 +51,7 @@ class HomeInbox:
         self._places: dict[Seq, Place] = {}
         self._unsaid: list[Place] = []
         self._say_at = Timestamp(0)
-        self._doubts: asyncio.Queue[tuple[Entry, Opened, bool]] = asyncio.Queue()
+        self._doubts = Doubts()
         inbox.homes.append(self)
 
     # ------------------------------------------------------------ connections
@@ -94,7 +93,7 @@ class HomeInbox:
         self.is_open = False
         self._unsaid.clear()
         self._say_at = Timestamp(0)
-        self._doubts = asyncio.Queue()
+        self._doubts = Doubts()
         for place in list(self._places.values()):
             place.here = place.said = False
             entry = place.entry
@@ -184,7 +183,7 @@ class HomeInbox:
         place = self._place(item.seq, entry)
         if isinstance(opened, Opened) and entry.stage is Stage.DOUBTED:
             redelivered = item.redelivered or opened.envelope.eid in known
-            self._doubts.put_nowait((entry, opened, redelivered))
+            self._doubts.add(Doubt(entry, opened, redelivered))
         if entry.stage is Stage.ANSWERED and entry.noted:
             self.say(place)
 
@@ -209,13 +208,15 @@ class HomeInbox:
         What else is delivered does not wait for it.
 
         Raises:
-            AgentError: the journal cannot be read or written.
+            AgentError: the journal cannot be written.
         """
         while True:
-            entry, opened, redelivered = await self._doubts.get()
-            if not await self._inbox.look_at(entry, opened, redelivered=redelivered):
-                self._doubts.put_nowait((entry, opened, redelivered))
-                await asyncio.sleep(LOOK_AGAIN_S)
+            doubt = await self._doubts.next()
+            if await self._inbox.look_at(doubt):
+                continue
+            over = self._doubts.put_back(doubt, self._window)
+            if over is not None:
+                await self._inbox.give_up(over)
 
     def gap(self, frame: Gap) -> None:
         """Take the relay's word on seqs that hold nothing any more.

@@ -15,6 +15,7 @@ answer is said that is not. What one home says and hears is in :mod:`relay.clien
 from __future__ import annotations
 
 import asyncio
+import logging
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Container, Iterable
@@ -22,17 +23,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
+from relay.client.doubts import Doubt
 from relay.client.entry import Entry, HomeSide, Stage, log_failure
 from relay.client.errors import AgentError, ClosedError, MovedError, again, typed
-from relay.client.failures import FAILURE_PAUSE_S, MOST_FAILURES, POISON, Failures
+from relay.client.failures import (
+    FAILURE_PAUSE_S,
+    LONGEST_FAILURE_PAUSE_S,
+    MOST_FAILURES,
+    POISON,
+    Failures,
+)
 from relay.client.journal import Journal, Known
-from relay.client.message import Message
+from relay.client.message import Bounce, Message
 from relay.client.opening import Opened, Opener
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.ids import Eid
 
 T = TypeVar("T")
 Judge = Callable[[Opened], Awaitable[Opened | RelayError | None]]
+
+_log: Final = logging.getLogger("relay.client")
 
 REMEMBERED: Final = 8_192
 """Eids acked or shown by this process that it still knows."""
@@ -158,12 +168,14 @@ class Inbox:
     async def fail(self, message: Message) -> bool:
         """Note that a handler failed; False: it was shown again, later; True: refused for good."""
         count = await self._failures.add(message.eid)
-        if count >= MOST_FAILURES:
+        # the end of a bounce would be told to nobody
+        if count >= MOST_FAILURES and not isinstance(message, Bounce):
             await self.answer(message.eid, POISON, wait=True)
             return True
         # the timer holds the message: until it fires, a second delivery is held back
         loop = asyncio.get_running_loop()
-        loop.call_later(FAILURE_PAUSE_S * 2**count, self._show_again, message)
+        pause = min(FAILURE_PAUSE_S * 2 ** min(count, 16), LONGEST_FAILURE_PAUSE_S)
+        loop.call_later(pause, self._show_again, message)
         return False
 
     def _show_again(self, message: Message) -> None:
@@ -249,22 +261,29 @@ class Inbox:
         self._queue.append(opened.message(self, redelivered=was_shown))
         self.changed()
 
-    async def look_at(self, entry: Entry, opened: Opened, *, redelivered: bool) -> bool:
-        """Find out whether a bounce is to be believed; False: not now, look again."""
-        eid = opened.envelope.eid
-        seen = await self.judge(opened)
-        if entry.stage is not Stage.DOUBTED or not entry.places:
+    async def look_at(self, doubt: Doubt) -> bool:
+        """Find out whether a bounce is to be believed; False: it cannot be found out now."""
+        seen = await self.judge(doubt.opened)
+        if doubt.is_over:
             return True
         if seen is None:
-            if await self._failures.add(eid) < MOST_FAILURES:
-                return False
-            seen = error(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not in the chain")
+            return False
         if isinstance(seen, Opened):
-            self.queue(entry, seen, redelivered=redelivered)
+            self.queue(doubt.entry, seen, redelivered=doubt.redelivered)
         else:
-            self.refused += 1
-            await self.answer(eid, str(seen.code), wait=False)
+            await self._refuse(doubt, seen)
         return True
+
+    async def give_up(self, doubt: Doubt) -> None:
+        """Refuse a bounce that nobody could judge, for want of room."""
+        detail = "too many bounces that cannot be judged now"
+        await self._refuse(doubt, error(ErrorCode.OVERLOADED, detail))
+
+    async def _refuse(self, doubt: Doubt, why: RelayError) -> None:
+        envelope = doubt.opened.envelope
+        _log.warning("a bounce of %s is refused: %s", envelope.sender.did, why)
+        self.refused += 1
+        await self.answer(envelope.eid, str(why.code), wait=False)
 
     @staticmethod
     def _answered(eid: Eid, unsaid: str | None) -> Entry:

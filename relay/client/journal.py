@@ -132,7 +132,7 @@ class Journal:
         self.moves = move_log.load(disk)
         self._disk = disk
         self._swept_at = clock.monotonic()
-        self._disk.do(_sweep)
+        self._disk.note(_sweep)
 
     @classmethod
     def open(cls, path: Path, did: Did | None = None) -> Journal:
@@ -159,15 +159,15 @@ class Journal:
 
     def pin(self, origin: str, relay: Did) -> Future[None]:
         """Note who proved itself at an origin."""
-        return self._disk.do(partial(_run, "REPLACE INTO relays VALUES (?, ?)", (origin, relay)))
+        return self._disk.note(partial(_run, "REPLACE INTO relays VALUES (?, ?)", (origin, relay)))
 
     def see_epoch(self, relay: Did, epoch: Epoch) -> Future[None]:
         """Note the inbox's epoch at a relay."""
-        return self._disk.do(partial(_run, "REPLACE INTO epochs VALUES (?, ?)", (relay, epoch)))
+        return self._disk.note(partial(_run, "REPLACE INTO epochs VALUES (?, ?)", (relay, epoch)))
 
     def keep_record(self, record: str) -> Future[None]:
         """Note the newest of the own records."""
-        return self._disk.do(partial(_run, "REPLACE INTO facts VALUES ('record', ?)", (record,)))
+        return self._disk.note(partial(_run, "REPLACE INTO facts VALUES ('record', ?)", (record,)))
 
     # ------------------------------------------------------------ sent
 
@@ -232,7 +232,7 @@ class Journal:
     def _sweep_if_due(self) -> None:
         if clock.monotonic() - self._swept_at > SWEEP_S:
             self._swept_at = clock.monotonic()
-            self._disk.do(_sweep)
+            self._disk.note(_sweep)
 
 
 # ---------------------------------------------------------------- in the thread

@@ -8,6 +8,7 @@ may tell of its end any more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Final
 from relay import clock
 from relay.client.disk import Disk
 from relay.core import records
+from relay.core.errors import RelayError
 from relay.core.ids import Did, Eid, MessageId
 
 KEPT_AFTER_EXPIRY_S: Final = 24 * 3600
@@ -64,7 +66,7 @@ class Knowledge:
 
     def keep_record(self, did: Did, record: str) -> None:
         """Note a record that was found of another agent; an older one than is noted is not."""
-        self._disk.do(partial(_keep_record, did, record))
+        self._disk.note(partial(_keep_record, did, record))
 
     def record_of(self, did: Did) -> asyncio.Future[str | None]:
         """The record that was found of another agent."""
@@ -109,7 +111,10 @@ def sweep(database: sqlite3.Connection) -> None:
 def _keep_record(did: Did, record: str, database: sqlite3.Connection) -> None:
     noted = _record_of(did, database)
     if noted is not None:
-        record = records.merge(records.parse(noted), records.parse(record), clock.now()).jws.compact
+        # what is noted may be damaged: then the new one takes its place
+        with contextlib.suppress(RelayError):
+            held = records.parse(noted)
+            record = records.merge(held, records.parse(record), clock.now()).jws.compact
     database.execute("REPLACE INTO found VALUES (?, ?, ?)", (did, record, int(clock.now())))
 
 

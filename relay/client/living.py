@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.client import state as states
-from relay.client.errors import again, typed
+from relay.client.errors import again, closed, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Message
 from relay.client.sessions import Sessions
@@ -71,5 +71,5 @@ async def close(sessions: Sessions, runner: asyncio.Task[None]) -> None:
         if sessions.sender is not None:
             await sessions.inbox.flush(FLUSH_S)
     finally:
-        sessions.end(typed(ErrorCode.WRONG_STATE, "this agent is closed"))
+        sessions.end(closed())
         runner.cancel()

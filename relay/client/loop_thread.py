@@ -19,8 +19,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Final, TypeVar
 
 from relay.client.agent import Agent
-from relay.client.errors import AgentError, typed
-from relay.core.errors import ErrorCode
+from relay.client.errors import closed
 
 T = TypeVar("T")
 Opening = Callable[[], AbstractAsyncContextManager[Agent]]
@@ -75,7 +74,7 @@ class LoopThread:
         try:
             with self._guard:
                 if self._is_closing:
-                    raise _closed()
+                    raise closed()
                 self._waits[future] = None
                 self._loop.call_soon_threadsafe(self._begin, make, future)
             return future.result()
@@ -119,7 +118,7 @@ class LoopThread:
             left = list(self._waits)
         for future in left:
             if not future.done():
-                future.set_exception(_closed())
+                future.set_exception(closed())
 
     def _failed(self, exc: BaseException) -> None:
         if self._agent.done():
@@ -176,7 +175,7 @@ class LoopThread:
         try:
             future.set_result(await make())
         except asyncio.CancelledError:
-            future.set_exception(_closed())
+            future.set_exception(closed())
         except Exception as exc:  # noqa: BLE001
             # it is raised where the call waits
             future.set_exception(exc)
@@ -196,7 +195,3 @@ def refuse_in_a_loop() -> None:
         return
     detail = "relay.client.sync blocks, and an event loop runs in this thread"
     raise RuntimeError(f"{detail}: use relay.client.Agent there")
-
-
-def _closed() -> AgentError:
-    return typed(ErrorCode.WRONG_STATE, "this agent is closed")

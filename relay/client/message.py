@@ -163,7 +163,7 @@ class Message(MessageValues):
 
         An exception goes on to the program, and the message comes again a little later, with
         ``redelivered``. The fifth failure is the last: it is refused as ``poison``, and its sender
-        gets one bounce.
+        gets one bounce. A :class:`Bounce` is never refused for that: it comes again and again.
         """
         return self
 

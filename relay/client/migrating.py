@@ -163,7 +163,7 @@ class Migration:
         """Take it back: the agent stays where it is.
 
         Raises:
-            ClosedError: ``wrong_state``: there is none, or it is published already.
+            WrongStateError: there is none, or it is published already.
             AgentError: the source, which may have stopped delivering, does not take the record.
         """
         move = self._pending

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 from relay.client import ordering
 from relay.client import origin as origins
 from relay.client.conversation import Conversation
-from relay.client.errors import AgentError, again, typed
+from relay.client.errors import AgentError, again, bug_of, of, typed
 from relay.client.homes import Homes
 from relay.client.inbox import Inbox
 from relay.client.migrating import Migration, Wish
@@ -21,7 +21,7 @@ from relay.client.moves import Move, Moved
 from relay.client.origin import Origin
 from relay.client.publishing import put
 from relay.client.state import State
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
 
@@ -123,8 +123,6 @@ class Migrations:
             finally:
                 self._own.cancel()
                 await asyncio.wait([self._own])
-            if not self._own.cancelled():
-                self._own.result()
             self._own = None
             await self._pause()
 
@@ -144,7 +142,10 @@ class Migrations:
         try:
             if record is not None:
                 await put(self.origin(url), record)
-        except AgentError:
+        except RelayError:
+            return False
+        except Exception as bug:  # noqa: BLE001  as above
+            bug_of(bug, f"telling {url} of the move")
             return False
         return True
 
@@ -153,8 +154,10 @@ class Migrations:
             async with self._turn:
                 if self.pending is not None:
                     await Migration(self).resume()
-        except AgentError as exc:
-            self._company.warn(exc)
+        except RelayError as exc:
+            self._company.warn(of(exc))
+        except Exception as bug:  # noqa: BLE001  it is tried again; the agent goes on
+            self._company.warn(bug_of(bug, "the migration"))
 
     async def _pause(self, seconds: float = AGAIN_S) -> None:
         try:

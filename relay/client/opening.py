@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
+from relay.client.errors import bug_of
 from relay.client.message import Bounce, Desk, Message
 from relay.core import envelope as envelopes
 from relay.core import seal
@@ -89,11 +90,13 @@ class Opener:
         return Opened(envelope, content, *self._bounced(envelope.sender.did, content.body))
 
     def attempt(self, item: object) -> Opened | RelayError:
-        """As a call, but what is wrong with it is a value."""
+        """As a call, but what is wrong with it is a value; a bug on one ends nothing else."""
         try:
             return self(item)
         except RelayError as exc:
             return exc
+        except Exception as bug:  # noqa: BLE001  its sender is told: internal
+            return bug_of(bug, "the opening of an envelope")
 
     def _bounced(self, sender: Did, body: bytes) -> tuple[tuple[BounceItem, ...], ...]:
         """What is believed of a bounce and what is in doubt (GUARANTEES.md R6).

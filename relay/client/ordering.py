@@ -128,7 +128,7 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
     """Sign an order to move, and the record in it, above all that was signed before.
 
     Raises:
-        ClosedError: ``wrong_state``: both are one relay.
+        WrongStateError: both are one relay.
     """
     if here.did == there.did:
         raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")

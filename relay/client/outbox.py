@@ -1,7 +1,8 @@
 """Envelopes that wait for a relay's answer (GUARANTEES.md S1-S3).
 
-Rules of the file: nothing here awaits or signs; ``now`` is monotonic seconds. The same bytes are
-submitted until the answer is definite. Once an answer was lost or unknown, a later "no" of a rule
+Rules of the file: nothing here awaits or signs; ``now`` is monotonic seconds. Whatever makes
+something ready, now or later, wakes who submits. The same bytes are submitted until the answer is
+definite. Once an answer was lost or unknown, a later "no" of a rule
 that is asked before the inbox cannot tell whether the first try was stored, so it is not definite.
 Each submit is in flight on one line, and only that line can answer it. Where a relay does not carry
 an envelope on, it strays: held for a detour to the recipient's own home, and released after it.
@@ -38,7 +39,7 @@ from relay.core.errors import (
     UnavailableError,
 )
 from relay.core.frames import MAX_ENVELOPES, Rejection, Submit, Submitted
-from relay.core.ids import Did, Eid, Timestamp
+from relay.core.ids import Did, Timestamp
 from relay.core.receipts import verify_receipt
 
 MAX_IN_FLIGHT: Final = 1_024
@@ -70,6 +71,10 @@ class _Flight:
     is_direct: bool = False
 
 
+def _nobody() -> None:
+    return
+
+
 @dataclass(slots=True)
 class Outbox:
     """What this agent wants to have kept, in the order in which it was given.
@@ -77,10 +82,12 @@ class Outbox:
     Args:
         custody: learns of each receipt.
         strayed: called when there are strays; None: there are none, each refusal is what it is.
+        wake: called when there is something to submit, now or later.
     """
 
     custody: Custody = field(default_factory=Custody)
     strayed: Callable[[], None] | None = None
+    wake: Callable[[], None] = _nobody
     _count: int = 0
     _ready: deque[Waiting] = field(default_factory=deque)
     _later: list[tuple[Timestamp, int, Waiting]] = field(default_factory=list)
@@ -96,6 +103,7 @@ class Outbox:
         waiting = Waiting(envelope, self._count, asyncio.get_running_loop().create_future())
         waiting.maybe_stored = maybe_stored
         self._ready.append(waiting)
+        self.wake()
         return waiting
 
     def forget(self, waiting: Waiting) -> None:
@@ -232,6 +240,8 @@ class Outbox:
         self._in_flight -= len(flight.items)
         for item in flight.items:
             item.in_flight = False
+        # there is room for what waited until less was in flight
+        self.wake()
         return flight.items
 
     def _receipted(self, waiting: Waiting, sent: Sent) -> None:
@@ -264,6 +274,7 @@ class Outbox:
     def _postpone(self, waiting: Waiting, now: Timestamp, retry_after: int | None) -> None:
         due = Timestamp(now + max(self._pause(waiting), retry_after or 0))
         heapq.heappush(self._later, (due, waiting.order, waiting))
+        self.wake()
 
     @staticmethod
     def _pause(waiting: Waiting) -> float:
@@ -293,6 +304,7 @@ class Outbox:
 
     def _put_back(self, items: list[Waiting]) -> None:
         self._ready = deque(sorted([*items, *self._ready], key=lambda item: item.order))
+        self.wake()
 
     def end(self, exc: AgentError) -> None:
         """No relay will be asked again."""
@@ -319,10 +331,6 @@ class Outbox:
             failure.envelope = waiting.envelope
             waiting.cut_short = True
             waiting.answer.set_exception(failure)
-
-    def receipted_by(self, eid: Eid) -> Did | None:
-        """Which relay gave a receipt for an envelope of ours, as far as it is remembered."""
-        return self.custody.relay_of(eid)
 
 
 def is_passing(no: Rejection) -> bool:

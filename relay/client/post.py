@@ -144,8 +144,9 @@ class _Posting:
         return waiting.answer.result()
 
     def _pause(self) -> float:
+        # not until that timer alone: a detour may put something back meanwhile
         due = self.box.next_timer()
-        return PAUSE_S if due is None else max(0.0, due - clock.monotonic())
+        return PAUSE_S if due is None else min(max(0.0, due - clock.monotonic()), PAUSE_S)
 
     async def _try(self, waiting: Waiting, seconds: float) -> None:
         submit = self.box.next_submit(clock.monotonic())

@@ -1,7 +1,8 @@
 """Questions to the relay that one frame answers: status, resolve, publish, rules.
 
 Rules of the file: a question may be asked twice, so one without an answer is asked again on the
-next connection, until its asker stops waiting.
+next connection, until its asker stops waiting. One that a relay could not read is never asked: that
+would end each connection. Whatever a relay says, an asker gets an answer or an error.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.client.errors import AgentError, again, of
+from relay.client.errors import AgentError, again, of, typed
+from relay.core import codec
 from relay.core.errors import ErrorCode, ProtocolError, RelayError
 from relay.core.frames import (
     Publish,
@@ -23,11 +25,14 @@ from relay.core.frames import (
     Status,
     Statuses,
 )
+from relay.core.ids import Timestamp
 
 Question = Status | Resolve | Publish | Rules
 Answer = Statuses | Resolved | Published | Ruled
 
 MOST_AT_ONCE: Final = 8
+ANSWER_S: Final = 60.0
+"""A relay may ask others first; one that takes longer is left for another connection."""
 
 
 @dataclass(slots=True)
@@ -37,16 +42,22 @@ class Questions:
     _count: int = 0
     _unsaid: list[Question] = field(default_factory=list)
     _asked: dict[str, tuple[Question, asyncio.Future[Answer]]] = field(default_factory=dict)
-    _said: set[str] = field(default_factory=set)
+    _said: dict[str, Timestamp] = field(default_factory=dict)
 
     def ask(self, make: Callable[[str], Question]) -> asyncio.Future[Answer]:
-        """Ask; ``make`` gets the ref. Cancel the future to stop waiting."""
+        """Ask; ``make`` gets the ref. Cancel the future to stop waiting.
+
+        Raises:
+            ProtocolError: no relay could read it; it is not asked.
+        """
         self._forget_given_up()
         self._count += 1
         ref = f"q{self._count}"
+        question = make(ref)
+        _refuse_unreadable(question)
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._asked[ref] = (make(ref), answer)
-        self._unsaid.append(self._asked[ref][0])
+        self._asked[ref] = (question, answer)
+        self._unsaid.append(question)
         return answer
 
     def _forget_given_up(self) -> None:
@@ -55,14 +66,14 @@ class Questions:
             self._unsaid.remove(question)
             del self._asked[question.ref]
 
-    def next(self) -> Question | None:
-        """The next frame; only a few are under way at once."""
+    def next(self, now: Timestamp) -> Question | None:
+        """The next frame; only a few are under way at once. ``now`` is monotonic seconds."""
         while self._unsaid and len(self._said) < MOST_AT_ONCE:
             question = self._unsaid.pop(0)
             if self._asked[question.ref][1].done():
                 del self._asked[question.ref]
                 continue
-            self._said.add(question.ref)
+            self._said[question.ref] = now
             return question
         return None
 
@@ -74,8 +85,9 @@ class Questions:
         """
         question, future = self._take(answer.ref)
         if _ANSWER[type(question)] is not type(answer):
-            future.cancel()
-            raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+            lie = ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+            self._tell(future, of(lie))
+            raise lie
         if not future.done():
             future.set_result(answer)
 
@@ -86,14 +98,31 @@ class Questions:
             ProtocolError: nobody asked.
         """
         _, future = self._take(ref)
+        self._tell(future, of(exc))
+
+    @staticmethod
+    def _tell(future: asyncio.Future[Answer], failure: AgentError) -> None:
         if not future.done():
-            future.set_exception(of(exc))
+            future.set_exception(failure)
 
     def _take(self, ref: str) -> tuple[Question, asyncio.Future[Answer]]:
         if ref not in self._said:
             raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to what was not asked")
-        self._said.discard(ref)
+        del self._said[ref]
         return self._asked.pop(ref)
+
+    def next_timer(self) -> Timestamp | None:
+        """When :meth:`check_answers` has work, monotonic seconds."""
+        return Timestamp(min(self._said.values()) + ANSWER_S) if self._said else None
+
+    def check_answers(self, now: Timestamp) -> None:
+        """Notice a relay that answers no questions: what it leaves open leaves no room for others.
+
+        Raises:
+            UnavailableError: one has waited for too long.
+        """
+        if any(at + ANSWER_S <= now for at in self._said.values()):
+            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer questions")
 
     def lost(self) -> None:
         """The connection is gone: ask again on the next one."""
@@ -103,11 +132,25 @@ class Questions:
     def end(self, failure: AgentError) -> None:
         """Nobody will answer."""
         for _, future in self._asked.values():
-            if not future.done():
-                future.set_exception(again(failure))
+            self._tell(future, again(failure))
         self._asked.clear()
         self._unsaid.clear()
         self._said.clear()
+
+
+def _refuse_unreadable(question: Question) -> None:
+    """Read it as the relay will.
+
+    Raises:
+        ProtocolError: it cannot be read.
+    """
+    try:
+        codec.parse(codec.encode(question), "agent")
+    except RelayError as exc:
+        raise of(exc) from exc
+    except TypeError as exc:
+        # text that is no Unicode, as a broken file name may be
+        raise typed(ErrorCode.BAD_FRAME, f"it cannot be said: {exc}") from exc
 
 
 _ANSWER: Final[dict[type[Question], type[Answer]]] = {

@@ -25,7 +25,7 @@ from relay.client.conversation import Conversation
 from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.detour import Detours
-from relay.client.errors import AgentError, SupersededError
+from relay.client.errors import AgentError, SupersededError, bug_of
 from relay.client.following import Following
 from relay.client.handles import Handles
 from relay.client.homes import Homes
@@ -41,7 +41,7 @@ from relay.client.tasks import task_group
 from relay.core.errors import RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid
-from relay.core.records import EndpointRecord, Home
+from relay.core.records import Home
 
 SLOW_S: Final = 1.0
 """A relay that has not answered so long after the first is not waited for."""
@@ -76,7 +76,7 @@ class Sessions:
         self.correspondents = Correspondents(knowledge)
         self.following = Following(self)
         self.detours = Detours(self)
-        self.outbox = Outbox(self.custody, self.detours.wake)
+        self.outbox = Outbox(self.custody, self.detours.wake, self.wake)
         self.asking = Asking(self)
         is_here = any(one.is_loopback for one in named)
         naming = Naming(self.asking.find, self.correspondents.learn, is_here)
@@ -124,7 +124,16 @@ class Sessions:
         task.add_done_callback(self._running.discard)
 
     async def run(self) -> None:
-        """Converse until cancelled or told to stop for good."""
+        """Converse until cancelled or told to stop for good; a bug ends the agent, by name.
+
+        The program's own task is never cancelled for what goes on in here.
+        """
+        try:
+            await self._run()
+        except Exception as bug:  # noqa: BLE001  told to all who wait, and to whoever asks next
+            self.end(bug_of(bug, "the agent"))
+
+    async def _run(self) -> None:
         async with task_group() as tasks:
             self._tasks = tasks
             self._running.add(tasks.create_task(self._follow_record()))
@@ -295,10 +304,6 @@ class Sessions:
     def origin_of(self, url: str) -> Origin | None:
         """Where a stranger's home is; None: not to be dialled."""
         return self.detours.origin_of(url)
-
-    async def look_for(self, to: Did) -> EndpointRecord | None:
-        """Ask a relay of ours for the record of ``to``; it goes to the correspondents."""
-        return await self.detours.look_for(to)
 
     def note_correspondent(self, to: Did) -> None:
         """This agent writes to ``to``: where it lives is found out while a relay can tell."""

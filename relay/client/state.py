@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Final
 
 from relay.client import takeover
+from relay.client.errors import typed
 from relay.client.journal import Journal
 from relay.client.move_log import MoveLog
 from relay.core import records
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.ids import Did, Epoch
 
 _pinned: Final[dict[str, Did]] = {}
@@ -109,6 +111,13 @@ def load(path: Path, did: Did | None = None) -> State:
     takeover.take_over(path, did)
     journal = Journal.open(path, did)
     kept = journal.remembered()
+    try:
+        if kept.record is not None:
+            records.parse(kept.record)
+    except RelayError as exc:
+        journal.close()
+        detail = f"the record in {path} cannot be read ({exc}); move the file away to begin anew"
+        raise typed(ErrorCode.CORRUPT, detail) from exc
     return State(journal, kept.relays, kept.epochs, kept.record, journal.moves)
 
 

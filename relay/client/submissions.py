@@ -134,7 +134,6 @@ class Submissions:
             await self._keep(envelope)
             waiting = sessions.outbox.add(envelope)
             self.unanswered[envelope.eid] = waiting
-            sessions.wake()
         return waiting
 
     def _refuse_if_ended(self, envelope: SignedEnvelope) -> None:

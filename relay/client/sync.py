@@ -29,12 +29,12 @@ from relay.client import agent as asynchronous
 from relay.client import message as messages
 from relay.client import outcomes as endings
 from relay.client.agent import OPEN_S
-from relay.client.errors import AgentError, ClosedError, typed
+from relay.client.errors import AgentError, ClosedError, closed
 from relay.client.loop_thread import LoopThread
 from relay.client.message import MessageValues
 from relay.client.outcomes import OutcomeValues
+from relay.client.serving import log_bounce
 from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode
 from relay.core.frames import Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
@@ -112,6 +112,7 @@ class Outcome(OutcomeValues):
 
 
 Handler = Callable[[Message], None]
+BounceHandler = Callable[[Bounce], None]
 
 
 class Agent:
@@ -227,17 +228,29 @@ class Agent:
         """
         return _Messages(self, timeout)
 
-    def serve(self, handler: Handler, *, at_once: int = 1) -> None:
+    def serve(
+        self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
+    ) -> None:
         """As :meth:`relay.client.Agent.serve`; with ``at_once=1`` in the thread that calls it.
 
         Args:
-            handler: processes one message, durably.
-            at_once: how many threads call it; 1 keeps the order.
+            handler: processes one message, durably; it is never given a bounce.
+            on_bounce: processes one bounce, as there.
+            at_once: how many threads call them; 1 keeps the order.
 
         Raises:
             AgentError: as :meth:`inbox`, but when it is closed, this returns.
         """
-        _serve(self, handler, at_once)
+
+        def process(message: Message) -> None:
+            if not isinstance(message, Bounce):
+                handler(message)
+            elif on_bounce is not None:
+                on_bounce(message)
+            else:
+                log_bounce(message.items)
+
+        _serve(self, process, at_once)
 
     def next_message(self, timeout: float | None) -> Message | None:
         """The next one; None where there was none in time.
@@ -279,7 +292,7 @@ class _Source(Generic[T]):
         except TimeoutError:
             return False
         except StopAsyncIteration:
-            raise typed(ErrorCode.WRONG_STATE, "this agent is closed") from None
+            raise closed() from None
         return True
 
 

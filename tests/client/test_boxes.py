@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client.errors import InboxFullError, typed
+from relay.client import questions
+from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, typed
 from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Outbox
 from relay.client.progress import Progress
 from relay.client.questions import MOST_AT_ONCE, Questions
 from relay.client.waiting import MAX_FRAME_WIRE
 from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Rejection, Resolve, Resolved, Status, Statuses, Submitted
-from relay.core.ids import Epoch, Seq, Timestamp
+from relay.core.frames import (
+    Rejection,
+    Resolve,
+    Resolved,
+    Rules,
+    Status,
+    Statuses,
+    StatusItem,
+    Submitted,
+)
+from relay.core.ids import Did, Epoch, MessageId, Seq, Timestamp
 from relay.core.jws import loads
 from relay.core.receipts import ReceiptItem, sign_receipt
 from tests.client.support import envelope_of, new_key
@@ -135,7 +145,7 @@ async def test_a_wrong_answer_changes_nothing():
     assert not waiting.answer.done()
     box.answered(Submitted((frame.ref,), receipt(mine)), RELAY.did, NOW)
     assert waiting.answer.result().eid == mine.eid
-    assert box.receipted_by(mine.eid) == RELAY.did
+    assert box.custody.relay_of(mine.eid) == RELAY.did
 
 
 async def test_a_relay_that_stops_answering_submits_is_noticed():
@@ -182,26 +192,60 @@ async def test_questions_are_asked_a_few_at_a_time_and_again_after_a_loss():
     box = Questions()
     answers = [box.ask(lambda ref: Resolve(ref, BOB.did)) for _ in range(10)]
     said = []
-    while (frame := box.next()) is not None:
+    while (frame := box.next(NOW)) is not None:
         said.append(frame)
     assert len(said) == 8
     box.answered(Resolved(said[0].ref, "absent"))
     assert answers[0].result().state == "absent"
     box.lost()
-    again = [box.next().ref for _ in range(8)]
+    again = [box.next(NOW).ref for _ in range(8)]
     assert again == [frame.ref for frame in said[1:]] + [again[-1]]
 
 
 async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation():
     box = Questions()
-    box.ask(lambda ref: Status(ref, ()))
-    ref = box.next().ref
+    answer = box.ask(lambda ref: Status(ref, (StatusItem(Did("did:x"), MessageId("id")),)))
+    ref = box.next(NOW).ref
     with pytest.raises(ProtocolError):
         box.answered(Resolved(ref, "absent"))
+    with pytest.raises(BadFrameError):
+        await answer
     with pytest.raises(ProtocolError):
         box.answered(Statuses(ref, ()))
     with pytest.raises(ProtocolError):
         box.failed("never", typed(ErrorCode.OVERLOADED))
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        lambda ref: Resolve(ref, Did("did:key:\ud800")),
+        lambda ref: Resolve(ref, Did("d" * 600)),
+        lambda ref: Status(ref, ()),
+        lambda ref: Rules(ref, None, (Did(""),)),
+    ],
+)
+async def test_a_question_that_no_relay_could_read_is_never_asked(question):
+    box = Questions()
+    with pytest.raises(BadFrameError):
+        box.ask(question)
+    assert box.next(NOW) is None
+
+
+async def test_a_relay_that_answers_no_question_is_noticed_though_nobody_waits_any_more():
+    box = Questions()
+    for _ in range(MOST_AT_ONCE):
+        box.ask(lambda ref: Resolve(ref, BOB.did)).cancel()
+    assert box.next_timer() is None
+    box.ask(lambda ref: Resolve(ref, BOB.did))
+    assert box.next(NOW) is not None
+    due = box.next_timer()
+    assert due == NOW + questions.ANSWER_S
+    box.check_answers(Timestamp(due - 1))
+    with pytest.raises(UnreachableError):
+        box.check_answers(due)
+    box.lost()
+    assert box.next_timer() is None
 
 
 def test_an_envelope_is_one_json_object_on_the_wire():
@@ -298,10 +342,10 @@ async def test_questions_that_nobody_waits_for_do_not_pile_up_at_a_relay_that_an
     box = Questions()
     for _ in range(100):
         answer = box.ask(lambda ref: Resolve(ref, BOB.did))
-        box.next()
+        box.next(NOW)
         answer.cancel()
     waiting = box.ask(lambda ref: Resolve(ref, BOB.did))
     assert len(box._asked) == MOST_AT_ONCE + 1
     box.lost()
-    assert box.next().ref == f"q{101}"
+    assert box.next(NOW).ref == f"q{101}"
     assert not waiting.done()

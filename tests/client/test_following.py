@@ -8,10 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.client import Agent, Bounce
+from relay.client import Agent, Bounce, doubts
 from relay.core import codec, receipts, records
 from relay.core import envelope as envelopes
+from relay.core.errors import ErrorCode
 from relay.core.frames import (
+    Error,
     Publish,
     Published,
     Resolve,
@@ -53,6 +55,9 @@ class Forwarding:
         self.last: State = "stored"
         self.peer = peer
         self.record = record
+        self.own: str | None = None
+        self.is_unable = False
+        self.asked = 0
         self.talk: Talk | None = None
         self.seq = 0
 
@@ -67,13 +72,14 @@ class Forwarding:
 
     def answer(
         self, talk: Talk, frame: object
-    ) -> Resolved | Published | Submitted | Statuses | None:
+    ) -> Resolved | Published | Submitted | Statuses | Error | None:
         match frame:
+            case Status() | Resolve(did=BOB.did) if self.is_unable:
+                self.asked += 1
+                return Error(ErrorCode.STORAGE_UNAVAILABLE, ref=frame.ref)
             case Resolve(did=did):
-                is_bob = did == BOB.did and self.record is not None
-                return Resolved(
-                    frame.ref, "found" if is_bob else "absent", self.record if is_bob else None
-                )
+                shown = self.record if did == BOB.did else self.own
+                return Resolved(frame.ref, "absent" if shown is None else "found", shown)
             case Publish():
                 return Published(frame.ref, stored=True, kv=1, seq=1)
             case Submit():
@@ -138,7 +144,7 @@ async def test_a_bounce_of_a_relay_that_the_recipients_record_names_is_believed(
     assert refused == 0
 
 
-@pytest.mark.parametrize("to", [BOB.did, STRANGER.did])
+@pytest.mark.parametrize("to", [BOB.did, STRANGER.did], ids=["bob", "stranger"])
 async def test_a_bounce_of_a_relay_that_nobody_names_is_refused_and_holds_up_nobody(to: Did):
     script = Forwarding("forwarded", peer=PEER.did)
     taken, refused = await bounced(script, STRANGER, to)
@@ -159,3 +165,64 @@ async def test_who_took_it_over_is_known_after_a_restart_too(tmp_path):
                 message = await anext(me.inbox())
             assert isinstance(message, Bounce)
             assert message.items == (item,)
+
+
+async def message_of(me: Agent):
+    async with asyncio.timeout(10):
+        return await anext(me.inbox())
+
+
+async def test_a_bounce_that_cannot_be_judged_is_kept_until_it_can(monkeypatch):
+    monkeypatch.setattr(doubts, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(doubts, "LONGEST_PAUSE_S", 0.01)
+    script = Forwarding("forwarded", peer=PEER.did)
+    async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:
+        sent = await me.send(BOB.did, "not for long")
+        script.is_unable = True
+        await script.bounce(PEER, me.did, BounceItem(sent.eid, BOB.did, "expired", False))
+        # a look asks twice: its relay about the envelope, and about where Bob lives
+        await wait_until(lambda: script.asked > 20, 10, "it was looked at ten times")
+        assert me.refused == 0
+        script.is_unable = False
+        bounce = await message_of(me)
+        assert isinstance(bounce, Bounce)
+        assert (bounce.items[0].eid, me.refused) == (sent.eid, 0)
+
+
+async def test_nobody_stops_an_inbox_by_bounces_that_cannot_be_judged(monkeypatch):
+    monkeypatch.setattr(doubts, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(doubts, "LONGEST_PAUSE_S", 0.01)
+    window, liar = 64, new_key()
+    script = Forwarding("forwarded", peer=PEER.did)
+    async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:
+        to_bob, to_liar = [await me.send(to, "x") for to in (BOB.did, liar.did)]
+        script.is_unable = True
+        await script.bounce(PEER, me.did, BounceItem(to_bob.eid, BOB.did, "expired", False))
+        for _ in range(window):
+            await script.bounce(STRANGER, me.did, BounceItem(to_liar.eid, liar.did, "no", False))
+        script.seq += 1
+        await script.talk.say(
+            deliver((script.seq, envelope_of(STRANGER, me.did, b"not held up").wire))
+        )
+        assert (await message_of(me)).text() == "not held up"
+        # all over half a window, and it is the liar who pays
+        await wait_until(lambda: me.refused == 1 + window - window // 2, 10, "they were refused")
+        script.is_unable = False
+        assert (await message_of(me)).items[0].eid == to_bob.eid
+
+
+async def test_a_bounce_of_a_home_that_was_left_is_believed_in_another_life(tmp_path):
+    key, script = new_key(), Forwarding("stored", peer=None)
+    now = int(time.time())
+    async with lying_relay(script) as own:
+        home = [records.Home(own.key.did, own.url)]
+        left = [records.LeftHome(PEER.did, "https://left.example", now + 3600)]
+        script.own = records.sign(key, home, now=Timestamp(now), drain=left)
+        async with Agent.open(key, own.url, state=tmp_path / "state") as me:
+            sent = envelope_of(key, BOB.did)
+            item = BounceItem(sent.eid, BOB.did, "expired", maybe_delivered=True)
+            await script.bounce(STRANGER, me.did, item)
+            await script.bounce(PEER, me.did, item)
+            bounce = await message_of(me)
+            assert isinstance(bounce, Bounce)
+            assert (bounce.sender, me.refused) == (PEER.did, 1)

@@ -12,10 +12,10 @@ from relay.client import (
     AgentError,
     BadFrameError,
     BadSignatureError,
-    ClosedError,
     InboxFullError,
     MigrationStalledError,
     WrongRelayError,
+    WrongStateError,
 )
 from relay.client import state as states
 from relay.client.drill import drill
@@ -421,11 +421,11 @@ async def test_a_source_that_is_given_up_and_answers_all_the_same_hands_over():
 async def test_it_can_be_taken_back_until_it_is_published_and_moved_back_after():
     async with world(6) as here:
         me = here.alone()
-        with pytest.raises(ClosedError):
+        with pytest.raises(WrongStateError):
             await Migration(me, SHORT).back()
         moved = await Migration(me, SHORT).to(here.target.url)
         assert moved.is_complete
-        with pytest.raises(ClosedError):
+        with pytest.raises(WrongStateError):
             await Migration(me, SHORT).back()
         here.target.items, here.target.has = waiting(3), {}
         here.source.tally = Tally()

@@ -16,10 +16,10 @@ from relay import clock
 from relay.client import (
     Agent,
     AgentError,
-    ClosedError,
     MigrationStalledError,
     Moved,
     MoveProgress,
+    WrongStateError,
     sync,
 )
 from relay.client import state as states
@@ -400,7 +400,7 @@ def test_the_twin_moves_too(tmp_path: Path):
             assert told[-1].stage is Stage.DONE
             me.send(me.did, "there")
             assert next(me.inbox(timeout=5)).text() == "there"
-            with pytest.raises(ClosedError):
+            with pytest.raises(WrongStateError):
                 me.cancel_migration()
 
     asyncio.run(work())

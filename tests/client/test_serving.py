@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -140,3 +141,75 @@ async def test_a_send_that_waits_for_the_ack_says_how_it_ended_or_where_it_stand
         sending = asyncio.ensure_future(alice.send(bob.did, "y", wait="acked"))
         await (await anext(bob.inbox())).refuse()
         assert (await sending).state == "refused"
+
+
+async def is_bounced(node, bob: Agent, alice: Agent) -> None:
+    """Bob refuses what Alice sends, and her relay tells her so."""
+    sent = await alice.send(bob.did, "no")
+    await (await anext(bob.inbox())).refuse("unsupported")
+    assert await alice.status(bob.did, sent.id) == "refused"
+    await node.built.housekeeping.bounce()
+
+
+async def test_a_bounce_is_logged_and_acked_and_never_given_to_the_handler_of_messages(
+    node, caplog
+):
+    seen: list[object] = []
+
+    async def handler(message) -> None:
+        seen.append(message.json()["n"])
+
+    async with Agent.open(new_key(), node.url) as bob, Agent.open(new_key(), node.url) as alice:
+        await is_bounced(node, bob, alice)
+        await alice.send(alice.did, {"n": 1})
+        serving = asyncio.ensure_future(alice.serve(handler))
+        await until(lambda: seen, serving)
+        assert seen == [1]
+        assert [one.message.endswith("unsupported") for one in caplog.records] == [True]
+    async with node_left_by(node, alice) as pending:
+        assert pending.count == 0
+
+
+@contextlib.asynccontextmanager
+async def node_left_by(node, agent: Agent):
+    """What waits at its relay for an agent that was closed."""
+    async with Agent.open(agent._sessions.key, node.url) as again:
+        assert again.welcome is not None
+        yield again.welcome.pending
+
+
+async def test_a_bounce_whose_handler_fails_comes_again_and_again_and_is_never_refused(node):
+    seen: list[Bounce] = []
+
+    async def on_bounce(bounce) -> None:
+        seen.append(bounce)
+        if len(seen) <= MOST_FAILURES + 1:
+            raise ZeroDivisionError
+
+    async with Agent.open(new_key(), node.url) as bob, Agent.open(new_key(), node.url) as alice:
+        await is_bounced(node, bob, alice)
+        serving = asyncio.ensure_future(alice.serve(never, on_bounce))
+        await until(lambda: len(seen) == MOST_FAILURES + 2, serving)
+        assert {bounce.items for bounce in seen} == {seen[0].items}
+        assert seen[0].items[0].reason == "unsupported"
+
+
+async def never(_) -> None:
+    raise AssertionError
+
+
+async def test_a_handler_that_awaits_what_was_cancelled_has_failed_and_is_shown_it_again(node):
+    seen: list[bool] = []
+
+    async def handler(message) -> None:
+        seen.append(message.redelivered)
+        if len(seen) == 1:
+            gone = asyncio.get_running_loop().create_future()
+            gone.cancel()
+            await gone
+
+    async with Agent.open(new_key(), node.url) as me:
+        await me.send(me.did, "x")
+        serving = asyncio.ensure_future(me.serve(handler))
+        await until(lambda: len(seen) == 2, serving)
+        assert seen == [False, True]

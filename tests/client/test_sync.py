@@ -112,6 +112,39 @@ async def test_it_serves_from_several_threads_and_returns_when_it_is_closed():
             assert await in_thread(program, node.url, at_once) == set(range(12))
 
 
+async def test_its_bounces_go_to_their_own_handler_and_come_again_where_that_fails():
+    def program(url: str, bounce: Callable[[], None]) -> None:
+        seen: list[object] = []
+        enough = threading.Event()
+
+        def on_bounce(message: sync.Bounce) -> None:
+            seen.append(message.items[0].reason)
+            if len(seen) == 1:
+                raise ZeroDivisionError
+            enough.set()
+
+        def handler(message: sync.Message) -> None:
+            seen.append(message)
+
+        with sync.Agent.open(new_key(), url) as me, ThreadPoolExecutor(1) as threads:
+            sent = me.send(me.did, "no")
+            next(me.inbox()).refuse("unsupported")
+            assert me.status(me.did, sent.id) == "refused"
+            bounce()
+            serving = threads.submit(me.serve, handler, on_bounce)
+            assert enough.wait(10)
+            me._thread.close()
+            serving.result(10)
+        assert seen == ["unsupported"] * 2
+
+    async with running_node() as node:
+        loop = asyncio.get_running_loop()
+        made = node.built.housekeeping.bounce
+        await in_thread(
+            program, node.url, lambda: asyncio.run_coroutine_threadsafe(made(), loop).result(10)
+        )
+
+
 async def test_closing_ends_what_other_threads_wait_for_with_a_named_error():
     async def script(talk: Talk) -> None:
         await talk.log_in()
