@@ -19,7 +19,7 @@ from relay.client import Agent, Message, Sent, SigningKey
 from relay.client import origin as origins
 from relay.client.connection import dial
 from relay.client.errors import NotAdmittedError, UnavailableError
-from relay.client.exchange import Request, certified_until, in_thread
+from relay.client.exchange import Request, certified_until, exchange
 from relay.client.information import Information, information
 from relay.client.origin import Origin
 from relay.core.agent_session import Login
@@ -162,7 +162,7 @@ async def _certificate(run: Examination) -> None:
 async def _operators_side(run: Examination) -> None:
     """The admin bind has no login: it must not be reachable where agents are."""
     for path in OPERATORS:
-        status, _ = await in_thread(_dialled(run), Request("GET", path), STEP_S)
+        status, _ = await exchange(_dialled(run), Request("GET", path), STEP_S)
         if status == OK:
             raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
     run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")

@@ -10,7 +10,7 @@ from relay.cli.exits import Exit
 from relay.cli.output import clock_time, printable, write, write_json
 from relay.client import origin as origins
 from relay.client.errors import ProtocolError, typed
-from relay.client.exchange import Request, error_of, in_thread
+from relay.client.exchange import Request, error_of, exchange
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode
 
@@ -95,7 +95,7 @@ async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
     """One request to the admin side, which speaks plain HTTP on loopback or a private network."""
     origin = origins.parse(admin, plain_networks=("0.0.0.0/0", "::/0"))
     request = Request(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
-    status, answer = await in_thread(origin, request, ASK_S, longest=ASK_S)
+    status, answer = await exchange(origin, request, ASK_S, longest=ASK_S)
     try:
         said = jose.loads(answer)
         members = jose.Members(said)

@@ -7,18 +7,23 @@ raises leaves as an :class:`AgentError`; every wait has an end.
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from typing import Any, Final
 
-import websockets.asyncio.client
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidProxyStatus,
+    InvalidStatus,
+    WebSocketException,
+)
 from websockets.typing import Subprotocol
 
 from relay import clock
+from relay.client import network
 from relay.client.errors import CLOSE_CODES, of, typed
+from relay.client.network import Route
 from relay.client.origin import Origin
 from relay.core import codec
 from relay.core.agent_session import AgentSession, Effect, Failed, Heard, Login, Ready
@@ -52,13 +57,21 @@ MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 
 Said = Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Ruled | Error
-Socket = websockets.asyncio.client.ClientConnection
+
+
+class _Connect(connect):
+    """A handshake that takes a redirect for what it is here: not a relay."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 class Line:
     """A connection whose other end has proved to be the relay ``ready`` names."""
 
-    def __init__(self, socket: Socket, session: AgentSession, login: Login, ready: Ready) -> None:
+    def __init__(
+        self, socket: ClientConnection, session: AgentSession, login: Login, ready: Ready
+    ) -> None:
         self.login = login
         self.ready = ready
         self._socket = socket
@@ -120,20 +133,10 @@ async def dial(
     Raises:
         AgentError: unreachable, or the login does not hold.
     """
-    with translated(origin):
-        socket = await websockets.asyncio.client.connect(
-            origin.websocket,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
-            compression=None,
-            max_size=MAX_FRAME_BYTES + MARGIN_BYTES,
-            max_queue=QUEUED_FRAMES,
-            open_timeout=CONNECT_S,
-            ping_interval=PING_S,
-            ping_timeout=PONG_S,
-            close_timeout=CLOSE_S,
-            # a proxy is for the way out, never for this machine
-            proxy=None if origin.is_loopback else True,
-        )
+    route = Route.to(origin)
+    with translated(route):
+        async with asyncio.timeout(CONNECT_S):
+            socket = await _connected(route)
     try:
         yield await _log_in(socket, key, login, meet)
     finally:
@@ -141,11 +144,40 @@ async def dial(
             await socket.close()
         finally:
             # a cancellation in mid-close must not leave the socket open
-            socket.transport.abort()
+            network.cut(socket.transport)
+
+
+async def _connected(route: Route) -> ClientConnection:
+    context = None if route.origin.is_plain else await network.tls()
+    way: dict[str, Any] = {"proxy": None}
+    if route.tunnel is None:
+        way["sock"] = await network.connect(route)
+    else:
+        way["proxy"] = route.tunnel.url
+        if route.tunnel.scheme == "https":
+            way["proxy_ssl"] = await network.tls()
+    try:
+        return await _Connect(
+            route.origin.websocket,
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            compression=None,
+            max_size=MAX_FRAME_BYTES + MARGIN_BYTES,
+            max_queue=QUEUED_FRAMES,
+            open_timeout=None,
+            ping_interval=PING_S,
+            ping_timeout=PONG_S,
+            close_timeout=CLOSE_S,
+            ssl=context,
+            **way,
+        )
+    except BaseException:
+        if "sock" in way:
+            way["sock"].close()
+        raise
 
 
 async def _log_in(
-    socket: Socket, key: SigningKey, login: Login, meet: Callable[[Did], None]
+    socket: ClientConnection, key: SigningKey, login: Login, meet: Callable[[Did], None]
 ) -> Line:
     session = AgentSession(key, login, clock.entropy)
     try:
@@ -165,12 +197,12 @@ async def _log_in(
         raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer the login") from exc
 
 
-async def _receive(socket: Socket) -> bytes:
+async def _receive(socket: ClientConnection) -> bytes:
     with translated():
         return await socket.recv(decode=False)
 
 
-async def _read(socket: Socket) -> Frame:
+async def _read(socket: ClientConnection) -> Frame:
     data = await _receive(socket)
     try:
         return codec.parse(data, "relay")
@@ -178,32 +210,32 @@ async def _read(socket: Socket) -> Frame:
         raise of(exc) from exc
 
 
-async def _write(socket: Socket, frame: Frame) -> None:
+async def _write(socket: ClientConnection, frame: Frame) -> None:
     with translated():
         async with asyncio.timeout(WRITE_S):
             await socket.send(codec.encode(frame), text=True)
 
 
 @contextmanager
-def translated(origin: Origin | None = None) -> Iterator[None]:
+def translated(route: Route | None = None) -> Iterator[None]:
     """Turn what the network and its library raise into the SDK's own errors."""
-    where = f"{origin}: " if origin else ""
+    where = f"{route}: " if route else ""
     try:
         yield
     except ConnectionClosed as exc:
         code = CLOSE_CODES.get(exc.rcvd.code) if exc.rcvd else None
-        said = exc.rcvd.reason if exc.rcvd and exc.rcvd.reason else "the connection is gone"
+        # of what this side ends it for, a ping without an answer say, only this side knows
+        ended = exc.rcvd or exc.sent
+        said = ended.reason if ended and ended.reason else "the connection is gone"
         raise typed(code or ErrorCode.PEER_UNREACHABLE, f"{where}{said}") from exc
+    except InvalidProxyStatus as exc:
+        said = network.refused_by_proxy(exc.response.status_code)
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}{said}") from exc
     except InvalidStatus as exc:
         detail = f"{where}answered HTTP {exc.response.status_code} instead of a conversation"
         raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
-    except (InvalidHandshake, UnicodeError) as exc:
+    except (OSError, EOFError) as exc:
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}{network.reason(exc)}") from exc
+    except (WebSocketException, ValueError) as exc:
+        # ValueError: a host whose labels no DNS can have
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}no relay answers there: {exc}") from exc
-    except ssl.SSLError as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}TLS: {exc.reason}") from exc
-    except TimeoutError as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}no answer in time") from exc
-    except OSError as exc:
-        # asyncio puts its own words, and the address once more, into strerror
-        reason = os.strerror(exc.errno) if exc.errno else str(exc)
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}{reason}") from exc

@@ -235,8 +235,9 @@ class Detours:
             return True
         line = f"direct {next(self._lines)}"
         submit = self.company.outbox.submit_direct(items, clock.monotonic(), line)
+        said = asyncio.Event()
         try:
-            answer = await submit_over_http(origin, submit, POST_S)
+            answer = await submit_over_http(origin, submit, POST_S, said.set)
             now = clock.monotonic()
             if isinstance(answer, AgentError):
                 self.company.outbox.failed(submit.ref, answer, now, line)
@@ -246,7 +247,7 @@ class Detours:
             self._failed(home, submit.ref, items, of(exc))
             return True
         except asyncio.CancelledError:
-            self.company.outbox.land(submit.ref, maybe_stored=True)
+            self.company.outbox.land(submit.ref, maybe_stored=said.is_set())
             raise
         self._breaks.pop(_key(home), None)
         return any(item.last is not None and is_passing(item.last) for item in _open(items))

@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from relay.client.errors import AgentError, bug_of, closed, typed
 from relay.core.errors import ErrorCode
+from relay.files import set_mode
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -64,7 +65,7 @@ class Disk:
             # SQLite gives its log the mode of the file
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, MODE)
             with open(descriptor, "rb") as file:  # noqa: PTH123  a Path cannot open a descriptor
-                os.fchmod(descriptor, MODE)
+                set_mode(descriptor, MODE)
                 head = file.read(len(_HEAD))
             # the connection is made here and used in the thread alone from then on
             database = sqlite3.connect(

@@ -286,6 +286,9 @@ ENDS_THE_AGENT: Final = frozenset({
 """Ends of a conversation after which dialling again would only repeat them, or fight."""
 
 
+CLOCK: Final = "clock"
+
+
 def typed(
     code: ErrorCode,
     detail: str = "",
@@ -296,6 +299,8 @@ def typed(
     record: str | None = None,
 ) -> AgentError:
     """Make the error whose class belongs to ``code``."""
+    if code is ErrorCode.NOT_YET_VALID and CLOCK not in detail:
+        detail = f"{detail}{'; ' if detail else ''}is the {CLOCK} of this machine right?"
     exc = CLASS_OF[code](code, detail, retry_after=retry_after)
     exc.stored, exc.envelope, exc.record = stored, envelope, record
     return exc

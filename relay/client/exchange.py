@@ -1,4 +1,4 @@
-"""One HTTP request to a relay and its answer (PROTOCOL.md §6); what blocks is in a thread.
+"""One HTTP request to a relay and its answer (PROTOCOL.md §6).
 
 Rules of the file: where no connection came about, the error says ``stored`` ``no``: nothing was
 said. Any later failure says nothing of what the relay did.
@@ -7,20 +7,16 @@ said. Any later failure says nothing of what the relay did.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
-import ipaddress
-import socket
 import ssl
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from http.client import HTTPException
 from typing import Final
 
+from relay.client import http1, network
 from relay.client.errors import AgentError, typed
+from relay.client.network import Route
 from relay.client.origin import Origin
-from relay.core import addresses
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, Stored
 from relay.core.frames import MAX_FRAME_BYTES
@@ -29,14 +25,27 @@ EXCHANGE_S: Final = 10.0
 SHORTEST_S: Final = 0.1
 
 
+def unnoticed() -> None:
+    """For who need not know when something is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a relay."""
+    """What is asked of a relay.
+
+    Args:
+        method: GET, POST, PUT or PATCH.
+        path: path and query.
+        body: JSON, or None.
+        token: of a login, or None.
+        begin: is called when there is a connection, just before anything is said.
+    """
 
     method: str
     path: str
     body: bytes | None = None
     token: str | None = field(default=None, repr=False)
+    begin: Callable[[], None] = unnoticed
 
 
 async def ask(
@@ -54,14 +63,14 @@ async def ask(
         AgentError: the relay's no; or ``peer_unreachable``.
     """
     request = Request(method, path, None if body is None else jose.dumps(body), token)
-    status, answer = await in_thread(origin, request, seconds)
+    status, answer = await exchange(origin, request, seconds)
     members = read(origin, status, answer)
     if members.has("error"):
         raise error_of(origin, status, members)
     return members
 
 
-async def in_thread(
+async def exchange(
     origin: Origin, request: Request, seconds: float, *, longest: float | None = None
 ) -> tuple[int, bytes]:
     """Make one request; gives status and body.
@@ -73,39 +82,59 @@ async def in_thread(
         longest: however much is left; None: 10 s.
 
     Raises:
-        AgentError: ``peer_unreachable``.
+        AgentError: ``peer_unreachable``; ``unsupported``: a proxy that cannot be used.
     """
-    # the thread cannot be cancelled: it must not outlive the deadline by itself
-    limit = max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))
-    cuts: list[Callable[[], None]] = []
+    route = Route.to(origin)
+    stored: Stored | None = "no"
     try:
-        return await asyncio.to_thread(_exchange, origin, request, limit, cuts)
-    finally:
-        # nobody waits for it any more: nor does the end of the program
-        for cut in cuts:
-            cut()
+        async with (
+            asyncio.timeout(max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))),
+            network.stream(route) as (reader, writer),
+        ):
+            said = _written(origin, request)
+            stored = None
+            request.begin()
+            # not drained: a relay may answer before it has read everything
+            writer.write(said)
+            answer = await http1.read_head(reader)
+            return answer.status, await http1.read_body(reader, answer, MAX_FRAME_BYTES)
+    except (OSError, EOFError, ValueError, HTTPException) as exc:
+        # ValueError: also a host whose labels no DNS can have; a stranger's record may name one
+        detail = f"{route}: {network.reason(exc)}"
+        raise typed(ErrorCode.PEER_UNREACHABLE, detail, stored=stored) from exc
 
 
 async def certified_until(origin: Origin, seconds: float = EXCHANGE_S) -> int:
     """When the certificate of a relay ends, Unix seconds; it is good today.
 
     Raises:
-        AgentError: ``peer_unreachable``.
+        AgentError: ``peer_unreachable``; ``unsupported``: a proxy that cannot be used.
     """
-    return await asyncio.to_thread(_certified_until, origin, seconds)
-
-
-def _certified_until(origin: Origin, seconds: float) -> int:
-    context = ssl.create_default_context()
+    route = Route.to(origin)
     try:
-        with (
-            socket.create_connection((origin.host, origin.port), seconds) as plain,
-            context.wrap_socket(plain, server_hostname=origin.host) as secured,
-        ):
-            said = secured.getpeercert() or {}
-    except (OSError, UnicodeError) as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}") from exc
-    return int(ssl.cert_time_to_seconds(str(said.get("notAfter"))))
+        async with asyncio.timeout(seconds), network.stream(route) as (_, writer):
+            said = writer.get_extra_info("peercert")
+            return int(ssl.cert_time_to_seconds(said["notAfter"]))
+    except (OSError, EOFError, ValueError, HTTPException) as exc:
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{route}: {network.reason(exc)}") from exc
+
+
+def _written(origin: Origin, request: Request) -> bytes:
+    here = replace(origin, host=origin.host.encode("idna").decode())
+    lines = [
+        f"{request.method} {request.path} HTTP/1.1",
+        f"Host: {str(here).partition('://')[2]}",
+        "Accept-Encoding: identity",
+        "Connection: close",
+    ]
+    if request.token is not None:
+        lines.append(f"Authorization: Bearer {request.token}")
+    if request.body is not None:
+        lines.append("Content-Type: application/json")
+    body = request.body or b""
+    if request.method != "GET":
+        lines.append(f"Content-Length: {len(body)}")
+    return http1.head(lines) + body
 
 
 def read(origin: Origin, status: int, answer: bytes) -> jose.Members:
@@ -136,88 +165,3 @@ def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
         )
     except ValueError:
         return not_a_relay(origin, status)
-
-
-class _Outside(http.client.HTTPSConnection):
-    """Resolves once, and dials a public address of that or none."""
-
-    def connect(self) -> None:
-        """See :class:`http.client.HTTPSConnection`.
-
-        Raises:
-            OSError: unreachable, or one of its addresses is inside.
-        """
-        found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
-        hosts = [str(address[0]) for *_, address in found]
-        if not all(addresses.is_public(ipaddress.ip_address(host)) for host in hosts):
-            raise OSError(f"{self.host} leads to an address inside of here")
-        plain = socket.create_connection((hosts[0], self.port), self.timeout)
-        self.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=self.host)
-
-
-def _kind(origin: Origin) -> type[http.client.HTTPConnection]:
-    if origin.is_plain:
-        return http.client.HTTPConnection
-    return _Outside if origin.is_strangers else http.client.HTTPSConnection
-
-
-def _exchange(
-    origin: Origin, request: Request, seconds: float, cuts: list[Callable[[], None]]
-) -> tuple[int, bytes]:
-    connection = _kind(origin)(origin.host, origin.port, timeout=seconds)
-    headers = {"Content-Type": "application/json"} if request.body is not None else {}
-    if request.token is not None:
-        headers["Authorization"] = f"Bearer {request.token}"
-    stored: Stored | None = "no"
-    try:
-        connection.connect()
-        stored = None
-        with _cut_off(connection.sock, seconds, cuts):
-            connection.request(request.method, request.path, request.body, headers)
-            response = connection.getresponse()
-            return response.status, response.read(MAX_FRAME_BYTES)
-    except (OSError, http.client.HTTPException, UnicodeError) as exc:
-        # UnicodeError: a host whose labels no DNS can have; a stranger's record may name one
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin}: {_reason(exc)}", stored=stored) from exc
-    finally:
-        connection.close()
-
-
-@contextmanager
-def _cut_off(
-    connected: socket.socket, seconds: float, cuts: list[Callable[[], None]]
-) -> Iterator[None]:
-    """End the connection after so long: one that says a little now and then never times out.
-
-    Args:
-        connected: the connection.
-        seconds: from now.
-        cuts: gets what ends it earlier, from another thread.
-
-    Raises:
-        TimeoutError: it was ended.
-    """
-    is_over = threading.Event()
-
-    def end() -> None:
-        is_over.set()
-        with contextlib.suppress(OSError):
-            # of TCP, below TLS: the thread that reads has that in hand
-            socket.socket.shutdown(connected, socket.SHUT_RDWR)
-
-    cuts.append(end)
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-        if is_over.is_set():
-            raise TimeoutError("no answer in time")
-
-
-def _reason(exc: OSError | http.client.HTTPException | UnicodeError) -> str:
-    if isinstance(exc, ssl.SSLError):
-        return f"TLS: {getattr(exc, 'verify_message', None) or exc.reason or exc}"
-    return (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or type(exc).__name__

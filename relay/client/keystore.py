@@ -11,7 +11,6 @@ one; a file that others may read is refused; no error shows a secret byte. What 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
 import stat
@@ -24,10 +23,9 @@ from relay import clock
 from relay.client import keytext
 from relay.client.keytext import MODERATE, Cost, KeyFileError, Locked, PassphraseError
 from relay.core.identity import KEY_BYTES, SigningKey
-from relay.files import sync_directory
+from relay.files import NOT_WAITING, is_root, lock, others_may_read, sync_directory
 
 MODE: Final = 0o600
-_OTHERS: Final = 0o077
 _MAX_BYTES: Final = 4096
 
 
@@ -130,6 +128,8 @@ def _explained(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError as exc:
+        if not path.parent.is_dir():
+            raise KeyFileError(f"cannot {what} {path}: {path.parent} is not a directory") from exc
         raise KeyFileError(f"{path} is there already; a key is never overwritten") from exc
     except BlockingIOError as exc:
         raise KeyFileError(f"another process is changing {path}") from exc
@@ -140,8 +140,7 @@ def _explained(what: str, path: Path) -> Iterator[None]:
 
 
 def _opened(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
-    # a pipe of this name would keep its reader waiting for ever
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = os.open(path, flags | NOT_WAITING)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise KeyFileError(f"{path} is not a file")
@@ -149,7 +148,7 @@ def _opened(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
 
 
 def _read(path: Path, file: BinaryIO) -> SigningKey | Locked:
-    if os.fstat(file.fileno()).st_mode & _OTHERS:
+    if others_may_read(file.fileno()):
         raise KeyFileError(f"others may read {path}; do: chmod 600 {path}")
     try:
         return keytext.parse(file.read(_MAX_BYTES))
@@ -160,7 +159,7 @@ def _read(path: Path, file: BinaryIO) -> SigningKey | Locked:
 
 def _hold(path: Path, file: BinaryIO) -> None:
     """Be the only one who replaces this file, until it is closed."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    lock(file, wait=False)
     if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         # it was replaced between open and lock: what we hold is a file without a name
         raise BlockingIOError
@@ -173,7 +172,7 @@ def _written(path: Path, content: bytes, *, like: BinaryIO | None = None) -> Ite
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123  a Path cannot open a descriptor
-            if like is not None and os.geteuid() == 0:
+            if like is not None and is_root():
                 # root changes a passphrase for somebody else: it stays that agent's file
                 owner = os.fstat(like.fileno())
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)

@@ -61,7 +61,8 @@ async def first_login(sessions: Sessions, seconds: float) -> None:
         last = sessions.last_failure
         if last is not None:
             raise again(last) from exc
-        raise typed(ErrorCode.PEER_UNREACHABLE, "no relay answered in time") from exc
+        where = ", ".join(str(one.origin) for one in sessions.conversations)
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}: no answer in time") from exc
 
 
 async def close(sessions: Sessions, runner: asyncio.Task[None]) -> None:

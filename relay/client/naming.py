@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from relay.client import origin as origins
 from relay.client.errors import AgentError, typed
-from relay.client.exchange import EXCHANGE_S, Request, in_thread
+from relay.client.exchange import EXCHANGE_S, Request, exchange
 from relay.client.finding import Found
 from relay.client.visit import resolve
 from relay.core import handles, hosts
@@ -105,7 +105,7 @@ async def _web(handle: Handle, seconds: float) -> Heard:
     source = "agent-did" if handle.name is None else "WebFinger"
     try:
         origin = origins.parse(f"{scheme}://{handle.authority}")
-        status, body = await in_thread(origin, Request("GET", handle.path), seconds)
+        status, body = await exchange(origin, Request("GET", handle.path), seconds)
     except AgentError as exc:
         return Heard("unreadable", why=f"{source}: {exc.detail}")
     if len(body) > MAX_BODY_BYTES:

@@ -28,13 +28,15 @@ from relay.client.waiting import Waiting
 from relay.core import jws as jose
 from relay.core import receipts
 from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError
+from relay.core.errors import ErrorCode, RelayError, Stored
 from relay.core.frames import Submit, Submitted
 from relay.core.ids import Did
 
 PAUSE_S: Final = 0.5
-_FINAL: Final = frozenset({ErrorCode.WRONG_RELAY, ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE})
-"""Somebody else answers there, or nothing that we understand."""
+_FINAL: Final = frozenset({
+    ErrorCode.WRONG_RELAY, ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE, ErrorCode.UNSUPPORTED,
+})  # fmt: skip
+"""Somebody else answers there, or nothing that we understand; or the proxy cannot be used."""
 
 Tell = Callable[[SignedEnvelope, Sent | AgentError], None]
 
@@ -131,26 +133,20 @@ class _Posting:
 
     async def until_answered(self, waiting: Waiting, deadline_s: float) -> Sent:
         until = clock.monotonic() + deadline_s
-        try:
-            async with asyncio.timeout(deadline_s), beside(self.errand.detours.run()):
-                while not waiting.answer.done():
-                    await self._try(waiting, until - clock.monotonic())
-                    await asyncio.wait([waiting.answer], timeout=self._pause())
-        except TimeoutError as exc:
-            if not waiting.answer.done():
-                raise self._verdict(waiting) from exc
+        # each try has an end of its own: one that is cancelled could not tell whether it had begun
+        async with beside(self.errand.detours.run()):
+            while not waiting.answer.done() and (left := until - clock.monotonic()) > 0:
+                await self._try(waiting, left)
+                pause = min(self._pause(), until - clock.monotonic())
+                await asyncio.wait([waiting.answer], timeout=max(0.0, pause))
+        if not waiting.answer.done():
+            raise waiting.verdict(self.last)
         return waiting.answer.result()
 
     def _pause(self) -> float:
         # not until that timer alone: a detour may put something back meanwhile
         due = self.box.next_timer()
         return PAUSE_S if due is None else min(max(0.0, due - clock.monotonic()), PAUSE_S)
-
-    def _verdict(self, waiting: Waiting) -> AgentError:
-        if not waiting.is_unknown and waiting.last is None and self.last is not None:
-            last = self.last
-            return typed(last.code, last.detail, stored="no", envelope=waiting.envelope)
-        return waiting.verdict()
 
     async def _try(self, waiting: Waiting, seconds: float) -> None:
         submit = self.box.next_submit(clock.monotonic())
@@ -161,16 +157,15 @@ class _Posting:
         try:
             await self._exchange(submit, seconds)
         except AgentError as exc:
-            if exc.code in _FINAL:
-                raise typed(
-                    exc.code, exc.detail, stored="unknown", envelope=waiting.envelope
-                ) from exc
             self.last = exc
             self.box.lost()
-            self.errand.heard(answer=False)
             if exc.stored == "no" and is_in_it:
                 # there was no connection, so nothing can have been sent
                 waiting.maybe_stored = was_maybe_stored
+            if exc.code in _FINAL:
+                stored: Stored = "unknown" if waiting.is_unknown else "no"
+                raise typed(exc.code, exc.detail, stored=stored, envelope=waiting.envelope) from exc
+            self.errand.heard(answer=False)
 
     async def _exchange(self, submit: Submit, seconds: float) -> None:
         origin = self.errand.origin

@@ -119,7 +119,9 @@ class Submissions:
                 raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope) from exc
             if held[0].answer.done():
                 return held[0].answer.result()
-            raise held[0].verdict() from exc
+            is_alone = self._sessions.sender is None
+            failure = self._sessions.last_failure if is_alone else None
+            raise held[0].verdict(failure) from exc
 
     async def _begin(self, envelope: SignedEnvelope) -> Waiting:
         sessions = self._sessions

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final, cast
 
 from relay.client.errors import AgentError
-from relay.client.exchange import Request, error_of, in_thread, not_a_relay, read
+from relay.client.exchange import Request, error_of, exchange, not_a_relay, read, unnoticed
 from relay.client.origin import Origin
 from relay.core import codec, receipts
 from relay.core import jws as jose
@@ -15,16 +16,22 @@ PATH: Final = "/v1/envelopes"
 
 
 async def submit_over_http(
-    origin: Origin, submit: Submit, seconds: float
+    origin: Origin, submit: Submit, seconds: float, begin: Callable[[], None] = unnoticed
 ) -> Submitted | AgentError:
     """Submit once; gives the relay's answer, not verified yet, or its error for all of it.
+
+    Args:
+        origin: where.
+        submit: what.
+        seconds: what is left for it.
+        begin: is called just before anything is said.
 
     Raises:
         AgentError: no answer, or none that a relay gives; ``stored`` says what is known.
     """
     items = b",".join(cast("list[bytes]", list(submit.envelopes)))
     body = b'{"envelopes":[%b]}' % items
-    status, answer = await in_thread(origin, Request("POST", PATH, body), seconds)
+    status, answer = await exchange(origin, Request("POST", PATH, body, begin=begin), seconds)
     members = read(origin, status, answer)
     if members.has("error"):
         return error_of(origin, status, members)

@@ -12,7 +12,6 @@ is left to :class:`Journal`, which opens it or refuses it, untouched.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from relay.core import jws as jose
 from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.ids import Did, Epoch
-from relay.files import sync_directory
+from relay.files import lock, sync_directory
 
 VERSION: Final = 1
 MAX_BYTES: Final = 1024 * 1024
@@ -60,7 +59,7 @@ def take_over(path: Path, did: Did | None) -> None:
             if file.read(1) != b"{":
                 return
             # two processes may open it at once: the second finds the journal of the first
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, wait=True)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 file.seek(0)
                 _replace(path, did, file.read(MAX_BYTES + 1))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from relay import clock
 from relay.client.errors import AgentError, OutcomeUnknownError, typed
 from relay.client.message import Sent
 from relay.core.envelope import SignedEnvelope
@@ -47,14 +48,21 @@ class Waiting:
         """Whether it may be stored although there is no receipt."""
         return self.maybe_stored or self.in_flight
 
-    def verdict(self) -> AgentError:
-        """The error of one whose deadline has passed."""
-        unknown = self.is_unknown
-        code = self.last.error if self.last else ErrorCode.PEER_UNREACHABLE
-        detail = self.last.detail if self.last else "no relay answered in time"
-        if not unknown:
+    def verdict(self, failure: AgentError | None = None) -> AgentError:
+        """The error of one whose deadline has passed.
+
+        Args:
+            failure: why no relay could be reached the last time.
+        """
+        code, detail = ErrorCode.PEER_UNREACHABLE, "no relay answered in time"
+        if self.last is not None:
+            code, detail = self.last.error, self.last.detail or detail
+        elif failure is not None:
+            is_same = failure.code is code
+            detail = failure.detail if is_same and failure.detail else f"{detail}; {failure}"
+        if not self.is_unknown:
             return typed(code, detail, stored="no", envelope=self.envelope)
-        exc = OutcomeUnknownError(code, detail or "no answer in time; it may be stored")
+        exc = OutcomeUnknownError(code, detail)
         exc.stored, exc.envelope = "unknown", self.envelope
         return exc
 
@@ -76,9 +84,12 @@ def take(queue: deque[Waiting], most: int) -> Iterator[Waiting]:
 
 def refusal_of(waiting: Waiting, no: Rejection) -> AgentError:
     """The error of a definite no."""
+    detail = no.detail
+    if no.error is ErrorCode.EXPIRED and clock.now() < waiting.envelope.expires_at:
+        detail += "; by this machine's clock it has not: one of the two clocks is wrong"
     return typed(
         no.error,
-        no.detail,
+        detail,
         retry_after=no.retry_after,
         stored="unknown" if waiting.maybe_stored else no.stored,
         envelope=waiting.envelope,

@@ -26,6 +26,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
+from relay import sockets
 from relay.core import hosts
 from relay.core.addresses import Allowed, unwrapped
 from relay.core.errors import ErrorCode, ProtocolError, UnavailableError
@@ -35,11 +36,11 @@ from relay.federation import urls
 from relay.federation.fetch import Answer, fetch
 from relay.federation.lookup import Dns, Resolver
 from relay.federation.urls import Target
+from relay.sockets import Address
 
 PATH: Final = "/v1/ws"
 DIAL_S: Final = 10.0
 CONNECT_S: Final = 4.0
-TRIED: Final = 4
 PING_S: Final = 20.0
 PONG_S: Final = 25.0
 CLOSE_S: Final = 2.0
@@ -167,13 +168,8 @@ class Dialer:
         if not addresses:
             detail = f"{target.origin}: the host has no address"
             raise NoAddressError(ErrorCode.PEER_UNREACHABLE, detail)
-        failure = OSError("no address was tried")
-        for address in addresses[:TRIED]:
-            try:
-                return await _connect_to(address, target.port)
-            except OSError as exc:
-                failure = exc
-        raise failure
+        async with asyncio.timeout(CONNECT_S):
+            return await sockets.connect([_socket_address(one, target.port) for one in addresses])
 
     async def _checked(self, target: Target) -> list[IpAddress]:
         """The target's addresses; every one is allowed, or none is dialled."""
@@ -214,14 +210,9 @@ def _refused(detail: str) -> ProtocolError:
     return ProtocolError(ErrorCode.UNSUPPORTED, detail)
 
 
-async def _connect_to(address: IpAddress, port: int) -> socket.socket:
+def _socket_address(address: IpAddress, port: int) -> Address:
     family = socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    with _closed_on_error(sock):
-        sock.setblocking(False)
-        async with asyncio.timeout(CONNECT_S):
-            await asyncio.get_running_loop().sock_connect(sock, (str(address), port))
-    return sock
+    return Address(family, (str(address), port))
 
 
 @contextlib.contextmanager

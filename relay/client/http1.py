@@ -1,0 +1,98 @@
+"""HTTP/1.1 over a stream: one request, one answer; the heads are read by the standard library.
+
+Rules of the file: what is read has bounds, the caller has the deadline. The connection is not used
+again, so whatever follows the answer is not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import re
+from collections.abc import Sequence
+from http.client import HTTPResponse
+from typing import Any, Final, cast
+
+SUCCESS: Final = range(200, 300)
+_START: Final = b"HTTP/"
+_INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1[0-9][0-9]\b")
+_CHUNK: Final = 64 * 1024
+
+
+class _Said:
+    """What :class:`HTTPResponse` needs of a socket: the bytes that came."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    def makefile(self, _: str) -> io.BytesIO:
+        return io.BytesIO(self._data)
+
+
+def head(lines: Sequence[str]) -> bytes:
+    """The head of a request.
+
+    Raises:
+        ValueError: a line has what no line may have.
+    """
+    if any(not (line.isascii() and line.isprintable()) for line in lines):
+        raise ValueError("a line of a request is printable ASCII")
+    return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
+
+
+async def read_head(reader: asyncio.StreamReader) -> HTTPResponse:
+    """The head of the answer; its body is left to :func:`read_body`.
+
+    Raises:
+        OSError: of the network; EOFError: the answer ends too early.
+        ValueError, HTTPException: it is not HTTP, or too long.
+    """
+    while True:
+        start = await reader.readexactly(len(_START))
+        if start != _START:
+            raise ValueError("what answers there does not speak HTTP")
+        data = start + await _until(reader, b"\r\n\r\n")
+        if _INTERIM.match(data) is None:
+            break
+    answer = HTTPResponse(cast("Any", _Said(data)))
+    answer.begin()
+    return answer
+
+
+async def read_body(reader: asyncio.StreamReader, answer: HTTPResponse, most: int) -> bytes:
+    """The body of an answer, at most so many bytes.
+
+    Raises:
+        OSError, EOFError, ValueError: as :func:`read_head`.
+    """
+    if answer.chunked:
+        return await _read_chunks(reader, most)
+    if answer.length is not None:
+        return await reader.readexactly(_bounded(answer.length, most))
+    body = bytearray()
+    while data := await reader.read(_CHUNK):
+        body += data
+        _bounded(len(body), most)
+    return bytes(body)
+
+
+async def _read_chunks(reader: asyncio.StreamReader, most: int) -> bytes:
+    body = bytearray()
+    while size := int((await _until(reader, b"\r\n")).partition(b";")[0], 16):
+        _bounded(len(body) + size, most)
+        body += await reader.readexactly(size)
+        await _until(reader, b"\r\n")
+    return bytes(body)
+
+
+def _bounded(size: int, most: int) -> int:
+    if size > most:
+        raise ValueError("the answer is too long")
+    return size
+
+
+async def _until(reader: asyncio.StreamReader, end: bytes) -> bytes:
+    try:
+        return await reader.readuntil(end)
+    except asyncio.LimitOverrunError as exc:
+        raise ValueError("the answer is too long") from exc

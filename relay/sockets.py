@@ -1,0 +1,98 @@
+"""Connecting to a host that has several addresses: the first one that answers is taken (RFC 8305).
+
+Rules of the file: the caller has looked up and checked the addresses, and has the deadline. Nothing
+is looked up here, and no address is dialled that was not given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, zip_longest
+from typing import Any, Final, NamedTuple
+
+STAGGER_S: Final = 0.25
+"""So long the latest attempt has before the next address is tried beside it."""
+TRIED: Final = 4
+
+
+class Address(NamedTuple):
+    """A socket address: of ``getaddrinfo``, or a literal address and a port."""
+
+    family: int
+    where: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class _Race:
+    """Several attempts, of which one wins."""
+
+    winner: socket.socket | None = None
+    failures: list[OSError] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self, address: Address) -> None:
+        try:
+            connected = await _connected(address)
+        except OSError as exc:
+            self.failures.append(exc)
+        else:
+            if self.winner is None:
+                self.winner = connected
+            else:
+                connected.close()
+        self.news.set()
+
+    async def next(self, seconds: float | None) -> None:
+        """Wait for the end of an attempt, or for so long."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self.news.wait()
+        self.news.clear()
+
+
+async def connect(addresses: Sequence[Address]) -> socket.socket:
+    """Connect to the first address that answers; the families take turns, at most four are tried.
+
+    Raises:
+        OSError: none of them answers; it is the failure of the first that failed.
+    """
+    race = _Race()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            left = _in_turn(addresses)[:TRIED]
+            running: list[asyncio.Task[None]] = []
+            while race.winner is None and (left or len(race.failures) < len(running)):
+                if left:
+                    running.append(tasks.create_task(race.run(left.pop(0))))
+                await race.next(STAGGER_S if left else None)
+            for task in running:
+                task.cancel()
+    except BaseException:
+        if race.winner is not None:
+            race.winner.close()
+        raise
+    if race.winner is None:
+        raise race.failures[0] if race.failures else OSError("the host has no address")
+    return race.winner
+
+
+def _in_turn(addresses: Sequence[Address]) -> list[Address]:
+    """The families in turn, the family of the first address first; else the order stays."""
+    first = [one for one in addresses if one.family == addresses[0].family]
+    other = [one for one in addresses if one.family != addresses[0].family]
+    return [one for one in chain(*zip_longest(first, other)) if one is not None]
+
+
+async def _connected(address: Address) -> socket.socket:
+    sock = socket.socket(address.family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address.where)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
