@@ -15,7 +15,7 @@ from typing import Final
 from relay import clock
 from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
 from relay.core.frames import Auth, Ruled, Rules, Welcome
-from relay.core.ids import AgentKey, Did, Epoch, Fence
+from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
 from relay.core.inbox_values import Ack, Acked, LiveSession, Page, PageItem
 from relay.core.jws import Members, b64decode, b64encode, dumps, loads
 from relay.ports import AckRequest, Head
@@ -51,14 +51,15 @@ class Session:
 class _Waiter:
     """A long poll, as a listener of the node's deliveries."""
 
-    def __init__(self, fence: Fence) -> None:
+    def __init__(self, fence: Fence, epoch: Epoch) -> None:
         self.fence = fence
-        self.epoch = Epoch("")
+        self.epoch = epoch
+        self.seen: Seq | None = None
         self.news = asyncio.Event()
 
     def is_current(self, head: Head) -> bool:
-        del head
-        return False
+        """Whether the inbox is as the last read found it."""
+        return (head.fence, head.epoch, head.head) == (self.fence, self.epoch, self.seen)
 
     def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
         del fence, items
@@ -134,7 +135,7 @@ class Polling:
             RelayError: ``superseded``, ``inbox_reset``, ``unknown_inbox``, ``storage_unavailable``.
         """
         fence = await self._fence(session)
-        waiter = _Waiter(fence)
+        waiter = _Waiter(fence, session.epoch)
         live = LiveSession(fence, self.node.node_id, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
         self.node.delivery.attach(session.inbox, waiter)
@@ -142,6 +143,7 @@ class Polling:
             while True:
                 waiter.news.clear()
                 page = await self._take(session.inbox, live)
+                waiter.seen = page.head
                 left = deadline - clock.monotonic()
                 if page.items or left <= 0:
                     return page
