@@ -6,6 +6,7 @@ import asyncio
 from typing import Final
 
 from fastapi import Request, Response
+from starlette.requests import ClientDisconnect
 
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError, StateError
@@ -19,13 +20,16 @@ async def members(request: Request) -> jose.Members:
     """The body as the members of a strict JSON object.
 
     Raises:
-        ProtocolError: ``too_large`` or ``bad_frame``.
+        ProtocolError: ``too_large``, ``unsupported`` or ``bad_frame``.
     """
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):
             data = await _capped(request)
     except TimeoutError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, "the body came too slowly") from exc
+    except ClientDisconnect as exc:
+        # nobody hears this, but it is the client's doing and no bug
+        raise ProtocolError(ErrorCode.BAD_FRAME, "the connection ended in the body") from exc
     try:
         return jose.Members(jose.loads(data))
     except jose.UnsupportedError as exc:
