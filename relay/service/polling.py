@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from relay import clock
-from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
+from relay import clock, metrics
+from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError, StateError
 from relay.core.frames import Auth, Ruled, Rules, Welcome
 from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
 from relay.core.inbox_values import Ack, Acked, LiveSession, Page, PageItem
@@ -85,18 +85,29 @@ class Polling:
         await self.node.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
         return nonce
 
-    async def log_in(self, auth: Auth) -> tuple[str, Welcome]:
+    async def log_in(self, auth: Auth, address: str) -> tuple[str, Welcome]:
         """Open the inbox session; gives the token and the welcome.
+
+        Args:
+            auth: what the agent said.
+            address: where it said so from.
 
         Raises:
             RelayError: as :class:`Accounts`; ``auth_required`` for a nonce used or unknown.
         """
-        # the nonce is used up only by a login that is right, so nobody can use up another's
-        key, claims = await self.node.accounts.authenticate(auth)
-        if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
-            raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
+        accounts, proven = self.node.accounts, None
         until = int(clock.now()) + SESSION_TTL_S
-        who, welcome = await self.node.accounts.open(auth, key, claims, until=until)
+        try:
+            # the nonce is used up only by a login that is right, so nobody can use up another's
+            key, claims = await accounts.authenticate(auth)
+            if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
+                raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
+            proven = key.did
+            who, welcome = await accounts.open(auth, key, claims, until=until)
+        except RelayError as exc:
+            accounts.refused.note(exc, auth, proven, address)
+            raise
+        metrics.LOGINS.labels("ok").inc()
         # a conversation that had this inbox on this node looks, and finds itself superseded
         self.node.delivery.wake([who.inbox])
         token = clock.entropy(TOKEN_BYTES)

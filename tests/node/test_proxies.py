@@ -75,8 +75,7 @@ def test_one_client_has_one_spelling(word: str, client: str):
 
 
 def test_strangers_behind_a_proxy_are_limited_by_their_own_network():
-    scope = {"client": ("127.0.0.1", 5), "headers": [(b"x-forwarded-for", b"192.0.2.7:9")]}
-    assert strangers_network(scope, Networks.of(["127.0.0.1"])) == "192.0.2.0/24"
+    assert strangers_network(seen("127.0.0.1", "192.0.2.7:9")) == "192.0.2.0/24"
 
 
 async def test_the_web_server_believes_no_header_where_nobody_is_trusted():
