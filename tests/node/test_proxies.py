@@ -138,6 +138,7 @@ async def test_hostile_variables_change_nothing(tmp_path: Path):
             "RELAY_DIAL_NETWORKS": "127.0.0.0/8",
             "RELAY_MAX_CONNECTIONS_PER_IP": "2",
             "RELAY_RETURN_WAIT_S": "0",
+            "RELAY_PORT_8080_TCP": "tcp://10.0.0.1:8080",
         }
         async with relay_process(tmp_path / "data", cwd=tmp_path, **hostile, **settings) as relay:
             async with speaker(relay.url) as agent:
@@ -151,6 +152,7 @@ async def test_hostile_variables_change_nothing(tmp_path: Path):
             # dialled with TLS, past all proxies
             async with asyncio.timeout(20):
                 assert (await greeted)[:1] == b"\x16"
+    assert b'{"name": "RELAY_PORT_8080_TCP", "event": "unknown_variable"' in relay.said
     assert list(metrics.iterdir()) == []
     assert not keylog.exists()
 
