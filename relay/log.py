@@ -101,9 +101,15 @@ def session_ended(did: str | None, code: str | None) -> None:
     _log.info("session_ended", did=did, code=code)
 
 
-def login_refused(code: str) -> None:
-    """A login did not hold."""
-    _log.info("login_refused", code=code)
+def login_refused(
+    *, code: str, detail: str, did: str | None, proven: bool, address: str, unsaid: int
+) -> None:
+    """A login did not hold; ``unsaid`` were refused since the last such line, and not logged.
+
+    Whoever did not prove the DID only claims it: anybody can claim any.
+    """
+    fields = {"code": code, "detail": detail, "did": did, "proven": proven}
+    _log.info("login_refused", **fields, address=address, unsaid=unsaid)
 
 
 def handoff(step: str, did: str, handoff_id: str, peer: str) -> None:

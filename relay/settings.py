@@ -10,7 +10,6 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
@@ -33,12 +32,6 @@ from relay.core.ids import ORIGIN, Did
 PREFIX: Final = "RELAY_"
 MAX_PORT: Final = 65_535
 CONFIG: Final = f"{PREFIX}CONFIG"
-_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "unix"})
-_REDIS_OPTIONS: Final = frozenset({
-    "db", "ssl_ca_certs", "ssl_ca_path", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname",
-    "ssl_keyfile", "ssl_min_version",
-})  # fmt: skip
-"""Where the data are and whom TLS trusts; other options would change how the store is used."""
 
 Words = Annotated[tuple[str, ...], NoDecode]
 """A list, comma-separated in a variable."""
@@ -225,20 +218,6 @@ class Settings(BaseSettings):
     @classmethod
     def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         Networks.of(value)
-        return value
-
-    @field_validator("redis_url")
-    @classmethod
-    def _store_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            # what is said of it names no part that may be secret
-            url = urlsplit(value.get_secret_value())
-            if url.scheme not in _REDIS_SCHEMES:
-                raise ValueError("must begin with redis://, rediss:// or unix://")
-            unknown = parse_qs(url.query, keep_blank_values=True).keys() - _REDIS_OPTIONS
-            if unknown:
-                known = ", ".join(sorted(_REDIS_OPTIONS))
-                raise ValueError(f"has the option {min(unknown)!r}; these may be set: {known}")
         return value
 
     @classmethod

@@ -20,7 +20,7 @@ async def members(request: Request) -> jose.Members:
     """The body as the members of a strict JSON object.
 
     Raises:
-        ProtocolError: ``too_large`` or ``bad_frame``.
+        ProtocolError: ``too_large``, ``unsupported`` or ``bad_frame``.
     """
     try:
         async with asyncio.timeout(BODY_DEADLINE_S):

@@ -15,7 +15,7 @@ from relay.core.ids import Did, Fence
 from relay.core.inbox_values import Ack as InboxAck
 from relay.core.inbox_values import Page
 from relay.http import bodies
-from relay.service.addresses import strangers_network
+from relay.service.addresses import peer_of, strangers_network
 from relay.service.information import relay_information
 from relay.service.node import Node
 from relay.service.polling import MAX_WAIT_S, Polling
@@ -54,7 +54,7 @@ def _session_routes(api: APIRouter, node: Node, polling: Polling) -> None:
             auth = codec.read_auth(await bodies.members(request))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
-        token, welcome = await polling.log_in(auth)
+        token, welcome = await polling.log_in(auth, _peer(node, request))
         return bodies.answer({"token": token, **codec.welcome_members(welcome)})
 
 
@@ -115,8 +115,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
             items = (await bodies.members(request)).array("envelopes", least=1, most=256)
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
-        trusted = node.settings.trusted_proxies
-        frame = await submit_once(node, items, strangers_network(request.scope, trusted))
+        frame = await submit_once(node, items, strangers_network(_peer(node, request)))
         return bodies.answer(
             {
                 "receipt": frame.receipt,
@@ -149,6 +148,10 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
     @api.get("/.well-known/agent-relay.json", summary="Who this relay is, signed")
     async def information() -> Response:
         return bodies.answer({"jws": relay_information(node)})
+
+
+def _peer(node: Node, request: Request) -> str:
+    return peer_of(request.scope, node.settings.trusted_proxies)
 
 
 async def submit_once(node: Node, items: list[Any], network: str) -> Submitted:

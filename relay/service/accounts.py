@@ -7,19 +7,22 @@ record the first login makes an inbox where registration allows it (PROTOCOL.md 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Final
 
-from relay import clock
+from relay import clock, log, metrics
 from relay.core import handshake
-from relay.core.errors import ErrorCode, Refusal, RejectedError
+from relay.core.errors import ErrorCode, Refusal, RejectedError, RelayError
 from relay.core.frames import Auth, Welcome, WelcomePending
 from relay.core.identity import SigningKey, VerificationKey
 from relay.core.ids import AgentKey, Did, NodeId, Seq
 from relay.core.inbox_values import Opened, Pending, Window
 from relay.core.speech import Identity
 from relay.ports import Keys, OpenRequest, Store
+from relay.service.addresses import strangers_network
 from relay.service.directory import Directory
 from relay.service.peers import Peers
+from relay.service.rates import StrangerRates
 from relay.service.returning import Returning
 
 
@@ -33,6 +36,55 @@ class Registration:
     def admits(self, did: Did) -> bool:
         """Whether an agent may have an inbox here."""
         return did not in self.deny and (self.allow is None or did in self.allow)
+
+
+MOST_LINES: Final = 60
+"""Lines a minute about refused logins."""
+MOST_LINES_EACH: Final = 10
+"""Of those, from one network: one that floods must not hide the others."""
+MOST_DETAIL: Final = 200
+
+
+@dataclass(slots=True)
+class RefusedLogins:
+    """Counts refused logins, and says who and from where, in so many lines."""
+
+    _all: StrangerRates = field(default_factory=lambda: StrangerRates(MOST_LINES))
+    _each: StrangerRates = field(default_factory=lambda: StrangerRates(MOST_LINES_EACH))
+    _unsaid: int = 0
+
+    def note(self, why: RelayError, auth: Auth, proven: Did | None, address: str) -> None:
+        """One login did not hold.
+
+        Args:
+            why: the refusal.
+            auth: what was said.
+            proven: the DID, if its key has signed this very login; None: it is only claimed.
+            address: who dialled.
+        """
+        metrics.LOGINS.labels(why.code).inc()
+        network = strangers_network(address)
+        if self._all.wait("") or self._each.wait(network):
+            self._unsaid += 1
+            return
+        self._all.charge("")
+        self._each.charge(network)
+        log.login_refused(
+            code=why.code,
+            detail=why.detail[:MOST_DETAIL],
+            did=proven or _claimed(auth),
+            proven=proven is not None,
+            address=address,
+            unsaid=self._unsaid,
+        )
+        self._unsaid = 0
+
+
+def _claimed(auth: Auth) -> Did | None:
+    try:
+        return handshake.parse_auth(auth.jws)[1].subject
+    except RelayError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +116,7 @@ class Accounts:
     peers: Peers
     returning: Returning
     settle: Callable[[AgentKey], Awaitable[object]]
+    refused: RefusedLogins = field(default_factory=RefusedLogins)
 
     async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
         """Check who signed a login, and that it is for this relay; the nonce is the caller's.

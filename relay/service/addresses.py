@@ -59,6 +59,6 @@ def network_of(peer: str, *, v4: int, v6: int) -> str:
     return str(ipaddress.IPv4Network((int(address), v4), strict=False))
 
 
-def strangers_network(scope: Mapping[str, Any], trusted: Networks) -> str:
+def strangers_network(peer: str) -> str:
     """What strangers are limited by (R7): /24 of IPv4, /56 of IPv6."""
-    return network_of(peer_of(scope, trusted), v4=24, v6=56)
+    return network_of(peer, v4=24, v6=56)

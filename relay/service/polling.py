@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from relay import clock
-from relay.core.errors import ErrorCode, ProtocolError, Refusal, StateError
+from relay import clock, metrics
+from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError, StateError
 from relay.core.frames import Auth, Ruled, Rules, Welcome
-from relay.core.ids import AgentKey, Did, Epoch, Fence
+from relay.core.ids import AgentKey, Did, Epoch, Fence, Seq
 from relay.core.inbox_values import Ack, Acked, LiveSession, Page, PageItem
 from relay.core.jws import Members, b64decode, b64encode, dumps, loads
 from relay.ports import AckRequest, Head
@@ -51,14 +51,15 @@ class Session:
 class _Waiter:
     """A long poll, as a listener of the node's deliveries."""
 
-    def __init__(self, fence: Fence) -> None:
+    def __init__(self, fence: Fence, epoch: Epoch) -> None:
         self.fence = fence
-        self.epoch = Epoch("")
+        self.epoch = epoch
+        self.seen: Seq | None = None
         self.news = asyncio.Event()
 
     def is_current(self, head: Head) -> bool:
-        del head
-        return False
+        """Whether the inbox is as the last read found it."""
+        return (head.fence, head.epoch, head.head) == (self.fence, self.epoch, self.seen)
 
     def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
         del fence, items
@@ -84,18 +85,29 @@ class Polling:
         await self.node.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
         return nonce
 
-    async def log_in(self, auth: Auth) -> tuple[str, Welcome]:
+    async def log_in(self, auth: Auth, address: str) -> tuple[str, Welcome]:
         """Open the inbox session; gives the token and the welcome.
+
+        Args:
+            auth: what the agent said.
+            address: where it said so from.
 
         Raises:
             RelayError: as :class:`Accounts`; ``auth_required`` for a nonce used or unknown.
         """
-        # the nonce is used up only by a login that is right, so nobody can use up another's
-        key, claims = await self.node.accounts.authenticate(auth)
-        if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
-            raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
+        accounts, proven = self.node.accounts, None
         until = int(clock.now()) + SESSION_TTL_S
-        who, welcome = await self.node.accounts.open(auth, key, claims, until=until)
+        try:
+            # the nonce is used up only by a login that is right, so nobody can use up another's
+            key, claims = await accounts.authenticate(auth)
+            if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
+                raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
+            proven = key.did
+            who, welcome = await accounts.open(auth, key, claims, until=until)
+        except RelayError as exc:
+            accounts.refused.note(exc, auth, proven, address)
+            raise
+        metrics.LOGINS.labels("ok").inc()
         # a conversation that had this inbox on this node looks, and finds itself superseded
         self.node.delivery.wake([who.inbox])
         token = clock.entropy(TOKEN_BYTES)
@@ -134,7 +146,7 @@ class Polling:
             RelayError: ``superseded``, ``inbox_reset``, ``unknown_inbox``, ``storage_unavailable``.
         """
         fence = await self._fence(session)
-        waiter = _Waiter(fence)
+        waiter = _Waiter(fence, session.epoch)
         live = LiveSession(fence, self.node.node_id, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
         self.node.delivery.attach(session.inbox, waiter)
@@ -142,6 +154,7 @@ class Polling:
             while True:
                 waiter.news.clear()
                 page = await self._take(session.inbox, live)
+                waiter.seen = page.head
                 left = deadline - clock.monotonic()
                 if page.items or left <= 0:
                     return page

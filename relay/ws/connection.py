@@ -58,6 +58,7 @@ from relay.core.inbox_values import Acked
 from relay.core.session import RelaySession
 from relay.core.speech import Identity
 from relay.ports import AckRequest
+from relay.service.addresses import strangers_network
 from relay.service.follower import Follower
 from relay.service.node import Node
 from relay.service.submit import Local, Peer, Submissions
@@ -81,16 +82,17 @@ class Connection(Follower):
         node: what the edges share.
         socket: writes directly.
         send: of ASGI, for the close.
-        network: where it was dialled from, as strangers are counted.
+        address: where it was dialled from.
     """
 
-    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend, network: str) -> None:
+    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend, address: str) -> None:
         self._node = node
+        self._address = address
         self._socket = socket
         self._send = send
         session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
         super().__init__(session, node.store)
-        self._submissions = Submissions(node.intake, self._answer, network)
+        self._submissions = Submissions(node.intake, self._answer, strangers_network(address))
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS)
         self._asked = 0
@@ -256,24 +258,35 @@ class Connection(Follower):
         self._socket.write_text(codec.encode(frame))
 
     async def _log_in(self, effect: Login) -> None:
+        accounts, proven = self._node.accounts, None
         try:
-            key, claims = await self._node.accounts.authenticate(effect.auth)
+            key, claims = await accounts.authenticate(effect.auth)
             if claims.nonce != effect.nonce:
                 raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
-            who, welcome = await self._node.accounts.open(effect.auth, key, claims)
+            proven = key.did
+            who, welcome = await accounts.open(effect.auth, key, claims)
         except RelayError as exc:
-            metrics.LOGINS.labels(exc.code).inc()
-            log.login_refused(exc.code)
+            accounts.refused.note(exc, effect.auth, proven, self._address)
             self._perform(self._session.refused(exc))
             return
+        effects = self._session.opened(who, welcome)
+        if self._session.who is None:
+            # it took longer than the session lasted: the inbox is closed, and nobody is let in
+            accounts.refused.note(
+                error(ErrorCode.STORAGE_UNAVAILABLE, "the login took too long here"),
+                effect.auth, proven, self._address,
+            )  # fmt: skip
+            self._perform(effects)
+            return
         metrics.LOGINS.labels("ok").inc()
+        metrics.SESSIONS.inc()
         log.session_opened(who.did, who.fence, who.role)
         if who.role == "peer":
             self._submissions.say_who(Peer(who.inbox, who.did, self._is_full))
             self._node.mesh.arrived(who.did, self._dismiss)
         elif who.fence is not None:
             self._submissions.say_who(Local(who.inbox, self._node.routing, self._spawn))
-        self._perform(self._session.opened(who, welcome))
+        self._perform(effects)
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
             # what was stored between opening and attaching had nobody to tell
@@ -384,6 +397,7 @@ class Connection(Follower):
         who = self._session.who
         if who is None:
             return
+        metrics.SESSIONS.dec()
         self._node.delivery.detach(who.inbox, self)
         if who.role == "peer":
             self._node.peers.left(who.did, self._dismiss)

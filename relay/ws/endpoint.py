@@ -8,7 +8,7 @@ from typing import Any
 
 from relay import metrics
 from relay.core.frames import SUBPROTOCOL
-from relay.service.addresses import network_of, peer_of, strangers_network
+from relay.service.addresses import network_of, peer_of
 from relay.service.node import Node
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
@@ -27,15 +27,15 @@ class Endpoint:
         """Serve one WebSocket."""
         socket = scope["extensions"].get(EXTENSION)
         await receive()  # websocket.connect
-        trusted = self._node.settings.trusted_proxies
-        address = network_of(peer_of(scope, trusted), v4=32, v6=64)
+        peer = peer_of(scope, self._node.settings.trusted_proxies)
+        address = network_of(peer, v4=32, v6=64)
         status = self._objection(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):
             await _refuse(send, status or 500)
             return
         socket.write_timeout_s = self._node.settings.write_timeout_s
         await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
-        connection = Connection(self._node, socket, send, strangers_network(scope, trusted))
+        connection = Connection(self._node, socket, send, peer)
         self._connections.add(connection)
         self._per_address[address] += 1
         metrics.CONNECTIONS.inc()

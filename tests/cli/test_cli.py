@@ -184,6 +184,9 @@ async def test_settings_are_shown_with_their_origin_and_without_secrets(tmp_path
     table = await here.run("config", "show", RELAY_REDIS_URL="redis://:hunter2@localhost/0")
     assert "hunter2" not in table.out
     assert "RELAY_REDIS_URL" in table.out
+    assert table.err == ""
+    odd = await here.run("config", "show", RELAY_WEATHER="fine")
+    assert (odd.code, "RELAY_WEATHER is no setting" in odd.err) == (0, True)
     wrong = await here.run("config", "show", RELAY_WINDOW_COUNT="many")
     assert (wrong.code, "window_count" in wrong.err) == (Exit.REFUSED, True)
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from relay import clock
 from relay.core import handshake, jws, records
 from relay.core.frames import (
     Bye,
@@ -25,9 +26,18 @@ from relay.core.frames import (
 from relay.core.handshake import Claims, Standing
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
+from relay.core.inbox_values import InboxLimits
 from relay.core.receipts import verify_receipt
 from relay.core.records import Home
-from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
+from relay.store.memory import MemoryStore
+from tests.support.nodes import (
+    RunningNode,
+    Speaker,
+    make_envelope,
+    new_key,
+    running_node,
+    speaker,
+)
 from tests.support.servers import wait_until
 
 
@@ -109,6 +119,50 @@ async def test_a_long_poll_ends_when_mail_comes():
         await wait_until(lambda: node.built.node.delivery._listeners, 8, "the poll to wait")
         await submit(http, make_envelope(alice, bob.key.did).wire)
         assert len((await waiting)["items"]) == 1
+
+
+async def waiting_poll(node: RunningNode, bob: Poller) -> tuple[asyncio.Future[Any], Any]:
+    """A poll that has looked and found nothing, and what waits in it."""
+    request = bob.http.get("/v1/inbox?wait=8", headers=bob.bearer)
+    answer, found = asyncio.ensure_future(request), node.built.node.delivery._listeners
+    await wait_until(lambda: found, 8, "the poll to wait")
+    [waiter] = found.values()
+    await wait_until(lambda: waiter.seen is not None, 8, "its first look")
+    return answer, waiter
+
+
+async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
+    key, store = new_key(), MemoryStore(InboxLimits(), clock.now)
+    # two nodes over one store that gives no hints
+    async with (
+        running_node(store, key=key) as node,
+        running_node(store, key=key) as other,
+        client(node.url) as http,
+        client(other.url) as elsewhere,
+    ):
+        bob = await log_in(http, new_key())
+        answer, waiter = await waiting_poll(node, bob)
+        for _ in range(3):
+            await node.built.node.delivery.poll(store)
+            assert not waiter.news.is_set()
+        await submit(elsewhere, make_envelope(new_key(), bob.key.did).wire)
+        await node.built.node.delivery.poll(store)
+        assert len((await answer).json()["items"]) == 1
+
+
+async def test_a_waiting_poll_that_was_superseded_elsewhere_is_told():
+    key, store = new_key(), MemoryStore(InboxLimits(), clock.now)
+    async with (
+        running_node(store, key=key) as node,
+        running_node(store, key=key) as other,
+        client(node.url) as http,
+        client(other.url) as elsewhere,
+    ):
+        bob = await log_in(http, new_key())
+        answer, _ = await waiting_poll(node, bob)
+        await log_in(elsewhere, bob.key)
+        await node.built.node.delivery.poll(store)
+        assert (await answer).json()["error"] == "superseded"
 
 
 async def test_an_http_session_and_a_socket_supersede_each_other():

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket as sockets
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from relay.core.errors import ErrorCode
 from relay.core.frames import Ack, Acked, Bye, Deliver, Submit, Submitted
 from relay.core.ids import Seq
 from relay.core.receipts import verify_receipt
-from tests.support.nodes import make_envelope, new_key, speaker
+from tests.support.nodes import get, make_envelope, new_key, speaker
 from tests.support.relays import relay_process, start_relay
 from tests.support.servers import is_alive, wait_until
 
@@ -138,3 +140,34 @@ async def test_a_port_in_use_is_named(tmp_path):
     async with relay_process(tmp_path / "data") as relay:
         with pytest.raises(AssertionError, match="cannot listen"):
             await start_relay(tmp_path / "other", listen=relay.url.removeprefix("http://"))
+
+
+async def test_clients_that_hang_up_in_a_body_or_a_handshake_are_no_bugs(tmp_path):
+    async with relay_process(tmp_path / "data") as relay:
+        for method, path in (
+            ("POST", "/v1/envelopes"), ("POST", "/v1/session"), ("POST", "/v1/inbox/ack"),
+            ("POST", "/v1/migrations"), ("PUT", "/v1/agents/did:key:x"), ("GET", "/v1/ws"),
+        ):  # fmt: skip
+            for is_reset in (False, True):
+                await hang_up(relay.url, f"{method} {path} HTTP/1.1", is_reset=is_reset)
+        status, said = await get(relay.admin, "/metrics")
+        assert status == 200
+        assert "relay_internal_errors_total 0.0" in said
+    # complete only now: the drain has seen the end of each connection
+    assert b"Traceback" not in relay.said
+    assert b'"internal"' not in relay.said
+
+
+async def hang_up(url: str, first_line: str, *, is_reset: bool) -> None:
+    """Begin a request with a body, or an upgrade, and go once the relay has read the beginning."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    more = upgrade if "/v1/ws" in first_line else "Content-Length: 9\r\nExpect: 100-continue\r\n"
+    writer.write(f"{first_line}\r\nHost: x\r\n{more}\r\n{{".encode())
+    async with asyncio.timeout(8):
+        await reader.read(1)
+    if is_reset:
+        raw = writer.get_extra_info("socket")
+        raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.close()

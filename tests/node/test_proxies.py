@@ -75,8 +75,7 @@ def test_one_client_has_one_spelling(word: str, client: str):
 
 
 def test_strangers_behind_a_proxy_are_limited_by_their_own_network():
-    scope = {"client": ("127.0.0.1", 5), "headers": [(b"x-forwarded-for", b"192.0.2.7:9")]}
-    assert strangers_network(scope, Networks.of(["127.0.0.1"])) == "192.0.2.0/24"
+    assert strangers_network(seen("127.0.0.1", "192.0.2.7:9")) == "192.0.2.0/24"
 
 
 async def test_the_web_server_believes_no_header_where_nobody_is_trusted():
@@ -139,6 +138,7 @@ async def test_hostile_variables_change_nothing(tmp_path: Path):
             "RELAY_DIAL_NETWORKS": "127.0.0.0/8",
             "RELAY_MAX_CONNECTIONS_PER_IP": "2",
             "RELAY_RETURN_WAIT_S": "0",
+            "RELAY_PORT_8080_TCP": "tcp://10.0.0.1:8080",
         }
         async with relay_process(tmp_path / "data", cwd=tmp_path, **hostile, **settings) as relay:
             async with speaker(relay.url) as agent:
@@ -152,6 +152,7 @@ async def test_hostile_variables_change_nothing(tmp_path: Path):
             # dialled with TLS, past all proxies
             async with asyncio.timeout(20):
                 assert (await greeted)[:1] == b"\x16"
+    assert b'{"name": "RELAY_PORT_8080_TCP", "event": "unknown_variable"' in relay.said
     assert list(metrics.iterdir()) == []
     assert not keylog.exists()
 

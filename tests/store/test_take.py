@@ -66,3 +66,34 @@ async def test_taking_hands_over_what_precedes_an_expired_entry_unmarked(world: 
     page = await world.store.take(ME, live, ALL)
     assert ([item.seq for item in page.items], marks(page)) == ([1, 3], [1])
     assert page.gaps == (Range(Seq(2), Seq(2), Reason.EXPIRED),)
+
+
+async def commits(world: World) -> int:
+    """How often the partition of the inbox was changed, as the store counts."""
+    return int(await world.raw.hget(world.key("state", ""), "commits"))
+
+
+async def test_asking_again_where_nothing_is_new_commits_nothing(server_world: World) -> None:
+    world = server_world
+    world.options["partitions"] = 1
+    store = await world.node()
+    session = await opened(store, until=NOW + 900)
+    live = LiveSession(session.fence, NODE, NOW + 900)
+    before = await commits(world)
+    for _ in range(5):
+        assert (await store.take(ME, live, ALL)).items == ()
+    assert await commits(world) == before
+    await fill(store, 2)
+    assert len((await store.take(ME, live, ALL)).items) == 2
+    wanted = AckRequest(ME, Ack(session.fence, session.epoch, (), upto=Seq(2)), taken=True)
+    first = await store.ack([wanted])
+    after = await commits(world)
+    assert after == before + 3
+    assert [result.cursor for result in await store.ack([wanted, wanted])] == [2, 2]
+    assert [result.cursor for result in first] == [2]
+    assert (await store.take(ME, live, ALL)).items == ()
+    assert await commits(world) == after
+    # another node, or a later end of the session, is news to the store
+    await store.take(ME, LiveSession(session.fence, OTHER, NOW + 900), ALL)
+    await store.take(ME, LiveSession(session.fence, OTHER, NOW + 950), ALL)
+    assert await commits(world) == after + 2

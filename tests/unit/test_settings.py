@@ -81,37 +81,11 @@ def test_a_did_that_nobody_can_have_ends_the_start(name: str) -> None:
     assert "did:key" in caught.value.detail
 
 
-@pytest.mark.parametrize(
-    ("url", "said"),
-    [
-        ("redis://:secret@h/0?decode_responses=true", "option 'decode_responses'"),
-        ("redis://:secret@h?socket_timeout=0.001", "option 'socket_timeout'"),
-        ("redis://:secret@h?max_connections", "option 'max_connections'"),
-        ("http://:secret@h", "must begin with redis://"),
-        ("secret", "must begin with redis://"),
-    ],
-)
-def test_a_redis_url_sets_nothing_but_where_the_store_is(url: str, said: str) -> None:
-    with pytest.raises(StateError, match="setting redis_url: ") as caught:
-        settings.load({"redis_url": url})
-    assert said in caught.value.detail
-    assert "secret" not in caught.value.detail
-
-
-def test_a_redis_url_may_say_whom_tls_trusts() -> None:
-    url = "rediss://u:p@h:6379/0?ssl_ca_certs=/etc/ca.pem&ssl_cert_reqs=required"
-    found = settings.load({"redis_url": url}).redis_url
-    assert found is not None
-    assert found.get_secret_value() == url
-
-
 def test_the_document_lists_the_variables_without_effect_and_those_of_agents() -> None:
     text = DOCUMENT.read_text()
     without = listed(text, "<!-- without effect -->", "Nor have")
     assert without == set(variables.WITHOUT_EFFECT)
     assert listed(text, "<!-- of agents -->", "") == variables.AGENTS
-    options = listed(text, "options behind `?`:", "Any other")
-    assert options == settings._REDIS_OPTIONS
 
 
 def listed(text: str, begin: str, end: str) -> set[str]:

@@ -80,11 +80,15 @@ local function ack(request)
   end
   if request.taken then end_covered(box, request, covered, fate, proof) end
   for _, seq in ipairs(request.seqs) do end_entry(box, seq, fate, proof) end
+  local before = box.cursor
   absorb(box, request.upto)
-  save(box)
+  -- an ack that comes again ends nothing
+  if box.touched.ended or box.cursor ~= before or not box.home then
+    save(box)
+    changed = true
+  end
   -- a courier that gets on keeps what was lent to it
   if not box.home then set_due(box, precisely() + LEASE_S) end
-  changed = true
   reply[3] = box.cursor
   for _, seq in ipairs(covered) do reply[#reply + 1] = seq end
   return reply

@@ -12,6 +12,9 @@ local no = fenced(box, tonumber(ARGV[5]))
 if no then return unchanged({ARGV[4], no}) end
 local page = page_of(box, box.cursor, tonumber(ARGV[8]), tonumber(ARGV[9]), ARGV[10] == '1')
 local reply = page_reply(box, page)
+-- an agent that waits asks again and again
+local is_as_before = box.node == ARGV[6] and box.until_at == tonumber(ARGV[7])
+if is_as_before and box.taken >= page[2] then return unchanged(reply) end
 box.node, box.until_at = ARGV[6], tonumber(ARGV[7])
 box.taken = math.max(box.taken, page[2])
 write_box(box)
