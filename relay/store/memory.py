@@ -34,6 +34,7 @@ from relay.core.migration_values import Holding
 from relay.core.outbox import MOVING, Outboxes
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
+from relay.health import Health
 from relay.ports import AckRequest, BounceBatch, Head, Inboxes, OnWake, OpenRequest
 from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
 from relay.store.memory_bounces import MemoryBounces
@@ -75,6 +76,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._nodes: dict[NodeId, float] = {}
         self._ids_at_most = 0
+        self.health = Health()
         self._clock_ok = True
         self._full: str | None = None
 
@@ -88,10 +90,6 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     async def stop(self) -> None:
         """Nothing to close; the data stay until the object goes."""
-
-    def is_available(self) -> bool:
-        """Always."""
-        return True
 
     def trust_clock(self, *, ok: bool) -> None:
         """Whether anything may expire from now on."""
@@ -377,6 +375,10 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     async def last_time(self) -> Timestamp | None:
         """Nothing is older than this process."""
         return None
+
+    async def clock_ahead_s(self) -> float:
+        """It goes by the clock of this process."""
+        return 0.0
 
 
 def _is_moved(result: Accepted | Refusal) -> bool:
