@@ -29,6 +29,7 @@ class ProblemReason(StrEnum):
     STORE_UNVERIFIED = "store_unverified"
     STORE_FULL = "store_full"
     STORE_ROLLED_BACK = "store_rolled_back"
+    ROLLBACK_FILE = "rollback_file"
     DISK_FULL = "disk_full"
     DISK_FAILS = "disk_fails"
     CLOCKS_DIFFER = "clocks_differ"

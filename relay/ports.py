@@ -104,7 +104,12 @@ class InboxStore(Protocol):
 
     @property
     def durability(self) -> Durability:
-        """What a receipt may promise."""
+        """What a receipt may promise now."""
+        ...
+
+    @property
+    def promised(self) -> Durability:
+        """The most that a receipt may have promised; who takes mail over promises no less."""
         ...
 
     def trust_clock(self, *, ok: bool) -> None:

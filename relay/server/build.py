@@ -173,6 +173,7 @@ async def open_store(
             directory=DirectoryLimits(settings.directory_records),
             outbox=OutboxLimits(settings.outbox_count, settings.outbox_bytes),
             health=health,
+            is_own=embedded is not None,
         )
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)

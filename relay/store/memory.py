@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from relay import clock
 from relay.core.dedupe import KNOWN_BY
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
@@ -59,6 +60,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     """
 
     durability: Durability = "memory"
+    promised: Durability = "memory"
 
     def __init__(
         self,
@@ -377,8 +379,8 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         return None
 
     async def clock_ahead_s(self) -> float:
-        """It goes by the clock of this process."""
-        return 0.0
+        """The clock that it was given may be another one than this process has."""
+        return self._now() - clock.now()
 
 
 def _is_moved(result: Accepted | Refusal) -> bool:

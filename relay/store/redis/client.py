@@ -146,7 +146,6 @@ class Client:
         self._url = url
         self._servers = Servers(url, cluster=cluster, timeout_s=timeout_s)
         self._health = health
-        self._has_answered = False
 
     @property
     def connections_made(self) -> int:
@@ -195,7 +194,6 @@ class Client:
         except UnavailableError as exc:
             self._tell(exc)
             raise
-        self._has_answered = True
         return reply
 
     def _tell(self, exc: UnavailableError) -> None:
@@ -203,7 +201,7 @@ class Client:
             self._servers.doubt()
         reason = _problem(exc)
         # a store that never let us in is raised, and told as the reason why there is no node
-        if reason is not None and (self._has_answered or not is_lasting(exc)):
+        if reason is not None and (self.connections_made or not is_lasting(exc)):
             self._health.found(reason, exc.detail)
 
     # ------------------------------------------------------------ all primaries

@@ -51,6 +51,7 @@ class Guard:
         self.is_clock_trusted = True
         self.ids_per_partition = 1_000_000
         self.durability: Durability = "unverified"
+        self.promised: Durability = "unverified"
         self._client = client
         self._health = health
         self._allow_unsafe = allow_unsafe
@@ -121,6 +122,11 @@ class Guard:
             RelayError: a server does not answer, or does not let us ask.
         """
         primaries = (await self.look()).primaries
+        for primary in primaries:
+            self._judge_memory(primary)
+        detail = "the memory of the store is nearly full: new envelopes are refused until acks or "
+        detail += "expiry make room; or raise maxmemory (RELAY_STORE_MAXMEMORY)"
+        self._health.found(ProblemReason.STORE_FULL, detail if self._full else None)
         budget = sum(_memory_of(primary) for primary in primaries) * IDS_SHARE / BYTES_PER_ID
         self.ids_per_partition = max(1, int(budget / partitions))
 
@@ -166,10 +172,8 @@ class Guard:
         self._is_unsafe = unsafe is not None
         is_safe = not (unsafe or unverified or found.replica)
         self.durability = "fsync" if is_safe else "unverified"
-        for primary in found.primaries:
-            self._judge_memory(primary)
-        detail = "its memory is nearly full: new envelopes are refused until there is room"
-        health.found(ProblemReason.STORE_FULL, detail if self._full else None)
+        if is_safe:
+            self.promised = "fsync"
 
     def _judge_memory(self, primary: Primary) -> None:
         most = int(primary.info.get("maxmemory", "0"))

@@ -41,7 +41,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
-from relay.health import Health, ProblemReason
+from relay.health import Health
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
 from relay.ports import Inboxes as InboxesPage
 from relay.ports_mesh import (
@@ -89,6 +89,7 @@ class RedisStore(HandoffCalls):
         directory: how many records of others are kept.
         outbox: bounds of what waits for one peer.
         health: told what is wrong with the store.
+        is_own: this node has the store for itself, and its rollback file knows all of it.
 
     Raises:
         StateError: ``unsupported``: the URL is none.
@@ -107,6 +108,7 @@ class RedisStore(HandoffCalls):
         directory: DirectoryLimits | None = None,
         outbox: OutboxLimits = OutboxLimits(),
         health: Health | None = None,
+        is_own: bool = False,
     ) -> None:
         self.health = health or Health()
         self._client = Client(url, cluster=cluster, timeout_s=timeout_s, health=self.health)
@@ -115,6 +117,7 @@ class RedisStore(HandoffCalls):
         self._outbox_limits = outbox
         self._wanted_partitions = partitions or (CLUSTER_PARTITIONS if cluster else 1)
         self._rollback_path = rollback_file
+        self._is_own = is_own
         self._guard = Guard(self._client, self.health, allow_unsafe=allow_unsafe)
         self._wakeups = Wakeups()
         self._file: RollbackFile | None = None
@@ -132,7 +135,9 @@ class RedisStore(HandoffCalls):
         self._relay = relay
         count, last_time = await self._guard.claim(relay, self._wanted_partitions)
         self._file = self._file or RollbackFile(self._rollback_path)
-        self._partitions = Partitions(self._client, self._file, node, count)
+        self._partitions = Partitions(
+            self._client, self._file, node, count, health=self.health, is_own=self._is_own
+        )
         await self._partitions.attach()
         await self._guard.poll(count)
         self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
@@ -157,21 +162,12 @@ class RedisStore(HandoffCalls):
             await asyncio.sleep(GUARD_EVERY_S)
             # what is wrong with the store is told to health, by each of these
             with contextlib.suppress(RelayError):
-                await self._sync()
+                await self._partitions.sync()
             with contextlib.suppress(RelayError):
                 await self._guard.poll(self._partitions.count)
             with contextlib.suppress(RelayError):
-                # a write, so that a store that takes none is found out; and should it have been
-                # emptied under us, it is written down again whose it is
+                # may write: so it is seen whether the store takes writes
                 await self._guard.claim(self._relay, self._partitions.count)
-
-    async def _sync(self) -> None:
-        try:
-            await self._partitions.sync()
-        except RelayError as exc:
-            self.health.found(ProblemReason.DISK_FAILS, exc.detail)
-            raise
-        self.health.found(ProblemReason.DISK_FAILS, None)
 
     async def stop(self) -> None:
         """Close connections; the data stay."""
@@ -181,8 +177,13 @@ class RedisStore(HandoffCalls):
 
     @property
     def durability(self) -> Durability:
-        """What a receipt may promise."""
+        """What a receipt may promise now."""
         return self._guard.durability
+
+    @property
+    def promised(self) -> Durability:
+        """See :attr:`relay.ports.InboxStore.promised`."""
+        return self._guard.promised
 
     def trust_clock(self, *, ok: bool) -> None:
         """Whether the store's clock may expire anything from now on."""
