@@ -18,7 +18,6 @@ from relay.federation.dialer import Dialer
 from relay.federation.introduce import Introductions
 from relay.federation.links import Links
 from relay.federation.naming import Naming
-from relay.files import allow_files
 from relay.health import Health, ProblemReason
 from relay.ports import AckRequest, Store
 from relay.ports_mesh import DirectoryLimits
@@ -57,8 +56,6 @@ from relay.store.redis import RedisStore, is_lasting
 ACK_BYTES = 64
 WAIT_S = 0.5
 """Between two attempts to reach a store that is not there yet."""
-SPARE_FILES = 128
-"""What a node opens beside agents' connections: to its store, to peers, its own files."""
 
 
 class Component(Protocol):
@@ -222,7 +219,6 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     guard = ClockGuard()
     guard.begin(await store.last_time(), await store.time(), trusted=settings.trust_clock)
     await look_at_clocks(store, guard)
-    _look_at_files(settings, store.health)
     delivery = Delivery(node_id)
     store.on_wake(delivery.wake)
     contacts = Contacts(store)
@@ -356,16 +352,6 @@ def _registration(settings: Settings, deny: frozenset[Did]) -> Registration:
     if settings.registration == "allow":
         allow = frozenset(Did(did) for did in settings.allow)
     return Registration(allow, deny)
-
-
-def _look_at_files(settings: Settings, health: Health) -> None:
-    wanted = settings.max_connections + SPARE_FILES
-    allowed = allow_files(wanted)
-    detail = (
-        f"open files are limited to {allowed} (ulimit -n), fewer than {wanted}: the connections "
-        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself"
-    )
-    health.found(ProblemReason.FEW_FILES, detail if allowed < wanted else None)
 
 
 def _node_settings(settings: Settings, window: Window, url: str) -> NodeSettings:

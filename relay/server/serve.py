@@ -26,7 +26,8 @@ from fastapi import FastAPI
 from relay import log
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.jws import dumps
-from relay.health import Health
+from relay.files import allow_files
+from relay.health import Health, ProblemReason
 from relay.http.app import add_node_routes, admin_app, public_app
 from relay.server.build import Built, StoppedError, build, open_store
 from relay.server.loops import (
@@ -52,6 +53,8 @@ from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
 
 BACKLOG: Final = 2048
 GC_ALLOCATIONS: Final = 20_000
+SPARE_FILES: Final = 128
+"""What a node opens beside agents' connections: to its store, to peers, its own files."""
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -89,11 +92,23 @@ async def run_node(settings: Settings) -> int:
         return _failed(exc)
 
 
+def _look_at_files(settings: Settings, health: Health) -> None:
+    """Take as many open files as the node may need, or say that it cannot."""
+    wanted = settings.max_connections + SPARE_FILES
+    allowed = allow_files(wanted)
+    detail = (
+        f"open files are limited to {allowed} (ulimit -n), fewer than {wanted}: the connections "
+        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself"
+    )
+    health.found(ProblemReason.FEW_FILES, detail if allowed < wanted else None)
+
+
 async def _run(
     settings: Settings, public: socket.socket, operators: OperatorsSide, stop: asyncio.Event
 ) -> int:
     try:
         async with open_store(settings, operators.health, stop) as opened:
+            _look_at_files(settings, operators.health)
             listen(public)
             built = await build(settings, opened, _origin(settings, public))
             _spare_the_collector()
