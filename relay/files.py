@@ -1,4 +1,4 @@
-"""What writing a file durably, and for its owner alone, needs beside the file.
+"""What writing a file durably, and for its owner alone, needs; how many files may be open.
 
 Rules of the file: Linux and macOS have all of it. Where a system lacks a part (Windows), an agent
 works without it; only what cannot be safe without a lock is refused.
@@ -14,6 +14,7 @@ from typing import IO, Final
 OTHERS: Final = 0o077
 NOT_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 """To open what may be no file: a pipe of that name would keep its reader waiting for ever."""
+_NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def sync_directory(directory: Path) -> None:
@@ -64,3 +65,30 @@ def lock(file: IO[bytes], *, wait: bool) -> None:
     except ImportError as exc:
         raise OSError(errno.ENOSYS, "it needs a file lock, as Linux and macOS have") from exc
     fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def allow_files(wanted: int) -> int:
+    """Let this process open ``wanted`` files at once, as far as its hard limit allows.
+
+    Returns:
+        How many it may open now.
+    """
+    import resource  # noqa: PLC0415  not on every system that an agent runs on
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
+
+def is_file_left() -> bool:
+    """Whether this process can open one more file: a socket is one, too."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as exc:
+        if exc.errno in _NONE_LEFT:
+            return False
+        raise
+    return True

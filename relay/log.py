@@ -13,6 +13,8 @@ from typing import Final, TextIO
 
 import structlog
 
+from relay.core.errors import ErrorCode
+
 
 class _Lines:
     """Writes lines to a stream that may be gone or full: a lost line ends nothing."""
@@ -32,6 +34,7 @@ class _Lines:
 
 
 _log: Final = structlog.get_logger()
+_OF_THE_STORE: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.STORAGE_FULL})
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 
@@ -192,9 +195,14 @@ def store_event(name: str, fields: dict[str, object]) -> None:
     _log.warning("store", what=name, **fields)
 
 
-def clock_suspended(detail: str) -> None:
-    """The clock is in doubt: nothing expires until an operator confirms it."""
-    _log.error("clock_suspended", detail=detail)
+def problem_appeared(reason: str, detail: str) -> None:
+    """Something around the node is wrong from now on (relay/health.py)."""
+    _log.warning("problem_appeared", reason=reason, detail=detail)
+
+
+def problem_gone(reason: str, seconds: float) -> None:
+    """That is over; so long it lasted."""
+    _log.warning("problem_gone", reason=reason, seconds=round(seconds, 1))
 
 
 def clock_confirmed() -> None:
@@ -218,8 +226,13 @@ def bounce_undeliverable(code: str, count: int) -> None:
 
 
 def loop_failed(name: str, code: str) -> None:
-    """A background loop could not do its turn; it goes on."""
-    _log.warning("loop_failed", loop=name, code=code)
+    """A background loop could not do its turn; it goes on.
+
+    An outage of the store is told once, as a problem that appears and goes (relay/health.py): the
+    many loops that it stops say so at level ``debug`` only.
+    """
+    level = logging.DEBUG if code in _OF_THE_STORE else logging.WARNING
+    _log.log(level, "loop_failed", loop=name, code=code)
 
 
 def internal_error(where: str) -> None:

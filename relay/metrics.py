@@ -61,6 +61,12 @@ RETURNING: Final = Gauge(
 UNASKED: Final = Gauge(
     "relay_unasked", "1 where agents were let in and no other relay has told where they live."
 )
+PROBLEM: Final = Gauge(
+    "relay_problem", "1 while this is wrong around the node; /readyz has the sentence.", ["reason"]
+)
+CLOCK_AHEAD: Final = Gauge(
+    "relay_store_clock_ahead_seconds", "How far the store's clock is ahead of the node's."
+)
 READY: Final = Gauge("relay_ready", "1 where /readyz says yes.")
 STORE_UP: Final = Gauge("relay_store_up", "1 where the store answers.")
 CLOCK_OK: Final = Gauge("relay_clock_ok", "1 where the clock is believed.")

@@ -31,6 +31,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
+from relay.health import Health
 from relay.ports_handoff import HandoffStore
 from relay.ports_mesh import OutboxStore, PeerStore, RecordRow, RecordStore
 
@@ -103,7 +104,12 @@ class InboxStore(Protocol):
 
     @property
     def durability(self) -> Durability:
-        """What a receipt may promise."""
+        """What a receipt may promise now."""
+        ...
+
+    @property
+    def promised(self) -> Durability:
+        """The most that a receipt may have promised; who takes mail over promises no less."""
         ...
 
     def trust_clock(self, *, ok: bool) -> None:
@@ -230,6 +236,13 @@ class NodeStore(Protocol):
         """The store's clock as last written down before this start."""
         ...
 
+    async def clock_ahead_s(self) -> float:
+        """By how many seconds the store's clock is surely ahead of this node's; < 0: behind.
+
+        Of a store with several clocks the one that is furthest off.
+        """
+        ...
+
 
 OnWake = Callable[[Sequence[AgentKey]], None]
 
@@ -273,14 +286,19 @@ class Keys(Protocol):
 class Store(
     InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol
 ):
-    """One implementation meets them all: they share a connection, a clock and a lifetime."""
+    """One implementation meets them all: they share a connection, a clock and a lifetime.
+
+    ``health`` is told what is wrong with the store and around the node.
+    """
+
+    health: Health
 
     async def run(self) -> None:
         """Keep connections, subscriptions and guards going until cancelled."""
         ...
 
     async def start(self, *, relay: Did, node: NodeId) -> None:
-        """Connect and check: settings, relay DID, partitions, rollback.
+        """Connect and check: settings, relay DID, partitions, rollback. May be tried again.
 
         Raises:
             UnavailableError: not reachable, or not safe for durable mode.
@@ -294,8 +312,4 @@ class Store(
 
     def refuse_appends(self, reason: str | None) -> None:
         """Answer every append with ``storage_full`` until told None (disk nearly full)."""
-        ...
-
-    def is_available(self) -> bool:
-        """Whether the last attempt to reach it worked (``/readyz``)."""
         ...

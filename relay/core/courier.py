@@ -85,7 +85,7 @@ class Load:
     """What one courier has in hand, in seq order for each sender.
 
     Args:
-        durability: what our own receipts promise; the next relay's may not be below it.
+        durability: what our own receipts may have promised; the next relay's are not below it.
         sender_of: asked only once a home has refused a sender.
     """
 

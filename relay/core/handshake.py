@@ -12,7 +12,7 @@ from typing import Final, Literal
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, ProtocolError
 from relay.core.identity import SigningKey, VerificationKey, parse_did
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Did, Timestamp, in_utc
 
 AUTH_TYP: Final = "agent-auth+jws"
 PROOF_TYP: Final = "relay-proof+jws"
@@ -107,9 +107,11 @@ def verify_auth(
     if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "auth is not signed by its kid")
     if issued > now + SKEW_S:
-        raise ProtocolError(ErrorCode.NOT_YET_VALID, "auth comes from the future; check the clock")
+        detail = f"auth comes from the future by the relay's clock, which says {in_utc(now)}"
+        raise ProtocolError(ErrorCode.NOT_YET_VALID, f"{detail}; check the clock")
     if expires < now - SKEW_S:
-        raise ProtocolError(ErrorCode.EXPIRED, "auth is too old; check the clock")
+        detail = f"auth is too old by the relay's clock, which says {in_utc(now)}"
+        raise ProtocolError(ErrorCode.EXPIRED, f"{detail}; check the clock")
     return claims
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Final, NewType
 
 Did = NewType("Did", str)
@@ -43,6 +44,11 @@ MAX_DID_BYTES: Final = 512
 MAX_HANDOFF: Final = 128
 """Characters of what a hand-off is named: an order's id, or one made of a record."""
 HOUR_MS: Final = 3_600_000
+
+
+def in_utc(at: Timestamp) -> str:
+    """A time for a person, to the second: ``2027-01-15T08:00:00Z``."""
+    return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def new_message_id(now: Timestamp, entropy: Entropy) -> MessageId:

@@ -6,11 +6,18 @@ What is made once for each envelope is a named tuple: a frozen dataclass takes t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from relay.core.dedupe import Fate, Forwarded
+from relay.core.errors import ErrorCode, Refusal
 from relay.core.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq
 from relay.core.ranges import Range
+
+TOO_LATE: Final = Refusal(
+    ErrorCode.EXPIRED, "expires_time has passed by the clock of the relay's store"
+)
+CLOCK_IN_DOUBT: Final = Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
+"""Instead of the former: a clock that is in doubt must never say "expired" (GUARANTEES.md §2)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from relay.core import jws as jose
 from relay.core import records
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
-from relay.core.ids import ORIGIN, UUID7, Did, Entropy, Timestamp, new_message_id
+from relay.core.ids import ORIGIN, UUID7, Did, Entropy, Timestamp, in_utc, new_message_id
 from relay.core.records import EndpointRecord, Home
 
 TYP: Final = "agent-migrate+jws"
@@ -109,7 +109,8 @@ def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refus
     if order.jws.header.kid != key.kid or not jose.is_signed_by(order.jws, key.public_key):
         return Refusal(ErrorCode.BAD_SIGNATURE, "the order is not signed by a key of its did")
     if order.issued_at > now + records.SKEW_S:
-        return Refusal(ErrorCode.NOT_YET_VALID, "the order's iat is in the future")
+        detail = f"the order's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
     if order.expires_at <= now:
         return Refusal(ErrorCode.EXPIRED, "the order has expired")
     return records.verify(order.record, key, now)

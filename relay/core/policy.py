@@ -13,7 +13,7 @@ from typing import Final
 
 from relay.core.envelope import AdmittedEnvelope, Envelope, VerifiedEnvelope, is_too_early
 from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Did, Timestamp, in_utc
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,8 @@ def not_draining(_: Envelope, facts: Facts) -> Refusal | None:
 def not_from_the_future(envelope: Envelope, facts: Facts) -> Refusal | None:
     """``created_time`` is at most 300 s ahead (PROTOCOL.md §3.3)."""
     if is_too_early(envelope, facts.now):
-        return Refusal(ErrorCode.NOT_YET_VALID, "created_time is in the future")
+        clock = f"the relay's clock, which says {in_utc(facts.now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, f"created_time is in the future by {clock}")
     return None
 
 

@@ -16,6 +16,8 @@ from relay.core.errors import ErrorCode, Refusal
 from relay.core.handoffs import Tally
 from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
 from relay.core.inbox_values import (
+    CLOCK_IN_DOUBT,
+    TOO_LATE,
     Accepted,
     InboxLimits,
     LiveSession,
@@ -186,8 +188,8 @@ class Holdings:
         if item.expires_at <= now:
             # a clock that is in doubt must never say "expired" (GUARANTEES.md §2, clocks)
             if not clock_ok:
-                return Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
-            return Refusal(ErrorCode.EXPIRED, "expires_time has passed")
+                return CLOCK_IN_DOUBT
+            return TOO_LATE
         if item.hour <= self.dedupe.floor and not item.moving:
             return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
         return None

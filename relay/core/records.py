@@ -14,7 +14,7 @@ from typing import Final, Literal
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
-from relay.core.ids import ORIGIN, Did, Timestamp
+from relay.core.ids import ORIGIN, Did, Timestamp, in_utc
 
 TYP: Final = "agent-endpoints+jws"
 MAX_BYTES: Final = 4096
@@ -150,7 +150,8 @@ def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refu
     Past its ``exp`` it is stale, which is no reason to refuse it (PROTOCOL.md §7.2, §7.3).
     """
     if record.issued_at > now + SKEW_S:
-        return Refusal(ErrorCode.NOT_YET_VALID, "the record's iat is in the future")
+        detail = f"the record's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
     if is_over(record.expires_at, now):
         return Refusal(ErrorCode.EXPIRED, "the record is stale for more than 90 days")
     if record.jws.header.kid != key.kid or not jose.is_signed_by(record.jws, key.public_key):

@@ -13,7 +13,7 @@ from typing import Final, Literal, get_args
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode, Refusal
 from relay.core.identity import SigningKey, VerificationKey, parse_did
-from relay.core.ids import ORIGIN, Did, Timestamp
+from relay.core.ids import ORIGIN, Did, Timestamp, in_utc
 
 TYP: Final = "agent-relay-info+jws"
 MAX_BYTES: Final = 4096
@@ -130,7 +130,8 @@ def _description(members: jose.Members) -> Description:
 def verify(info: RelayInfo, now: Timestamp) -> Refusal | None:
     """Whether the relay signed it, and whether it holds now."""
     if info.issued_at > now + SKEW_S:
-        return Refusal(ErrorCode.NOT_YET_VALID, "the relay information's iat is in the future")
+        detail = f"the relay information's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
     if info.expires_at <= now - SKEW_S:
         return Refusal(ErrorCode.EXPIRED, "the relay information has expired")
     if not jose.is_signed_by(info.jws, info.key.public_key):

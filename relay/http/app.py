@@ -13,6 +13,8 @@ from starlette.routing import WebSocketRoute
 from relay import __version__, log, metrics
 from relay.core.errors import ErrorCode, RejectedError, RelayError
 from relay.core.jws import dumps
+from relay.health import Health
+from relay.http import bodies
 from relay.http.admin_routes import peer_routes
 from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wrong_route
 from relay.http.migration_routes import migration_router
@@ -32,39 +34,42 @@ def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
     return app
 
 
-def admin_app(node: Node, operating: Operating, is_ready: Callable[[], bool]) -> FastAPI:
-    """The operator's side; never on the public bind."""
+def admin_app(health: Health) -> FastAPI:
+    """The operator's side; never on the public bind. It answers before there is a node."""
     app = _app("agent relay, operations", Depends(_from_no_page))
-    app.include_router(peer_routes(operating))
 
     @app.get("/livez", summary="The process answers")
     async def livez() -> Response:
         return Response("ok\n", media_type="text/plain")
 
-    @app.get("/readyz", summary="The node takes envelopes")
+    @app.get("/readyz", summary="The node takes envelopes; if not, why")
     async def readyz() -> Response:
-        ready = is_ready()
-        return Response("ready\n" if ready else "not ready\n", 200 if ready else 503)
+        return bodies.answer(health.describe(), 200 if health.is_ready else 503)
 
     @app.get("/metrics", summary="Prometheus metrics")
     async def show_metrics() -> Response:
-        metrics.READY.set(is_ready())
-        metrics.STORE_UP.set(node.store.is_available())
-        metrics.CLOCK_OK.set(node.clock_guard.ok)
+        health.measure()
         return Response(metrics.render(), media_type="text/plain; version=0.0.4")
+
+    return app
+
+
+def add_node_routes(app: FastAPI, node: Node, operating: Operating) -> None:
+    """What of the operator's side needs the node."""
+    app.include_router(peer_routes(operating))
 
     @app.get("/v1/admin/clock", summary="Is the clock believed?")
     async def clock() -> Response:
         return _clock(node)
 
-    @app.post("/v1/admin/clock", summary="The operator says that the clock is right")
+    @app.post("/v1/admin/clock", summary="The operator says that the store's clock is right")
     async def confirm_clock() -> Response:
-        node.clock_guard.confirm()
-        node.store.trust_clock(ok=True)
+        guard = node.clock_guard
+        guard.confirm()
+        node.store.trust_clock(ok=guard.ok)
+        guard.tell(node.store.health)
         log.clock_confirmed()
         return _clock(node)
-
-    return app
 
 
 async def _from_no_page(request: Request) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from relay import clock, log, metrics
 from relay.core.addresses import Networks
-from relay.core.errors import Refusal
+from relay.core.errors import Refusal, RelayError, UnavailableError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, NodeId
 from relay.core.inbox_values import Accepted, Acked, InboxLimits, OutboxLimits, Window
@@ -18,10 +19,11 @@ from relay.federation.dialer import Dialer
 from relay.federation.introduce import Introductions
 from relay.federation.links import Links
 from relay.federation.naming import Naming
+from relay.health import Health, ProblemReason
 from relay.ports import AckRequest, Store
 from relay.ports_mesh import DirectoryLimits
 from relay.server import keyfile
-from relay.server.loops import Housekeeping
+from relay.server.loops import Housekeeping, look_at_clocks
 from relay.service import submit as submitting
 from relay.service.accounts import Accounts, Registration
 from relay.service.bounces import BouncePump
@@ -50,9 +52,11 @@ from relay.service.submit import Intake, RelayIdentity
 from relay.settings import Settings, split_peer
 from relay.store.disk import DiskGuard
 from relay.store.embedded import EmbeddedStore
-from relay.store.redis import RedisStore
+from relay.store.redis import RedisStore, is_lasting
 
 ACK_BYTES = 64
+WAIT_S = 0.5
+"""Between two attempts to reach a store that is not there yet."""
 
 
 class Component(Protocol):
@@ -91,32 +95,50 @@ class Built:
         embedded = self.opened.embedded
         return [self.opened.store, *([embedded] if embedded else [])]
 
-    def is_ready(self) -> bool:
-        """Whether agents should come here: they are let in, and the store answers.
-
-        A full store stays ready: acks, which make room, must get through.
-        """
-        is_in_service = self.node.returning.is_over and not self.node.intake.draining
-        return is_in_service and self.node.store.is_available()
+    def phase(self) -> Mapping[ProblemReason, str]:
+        """What the node is busy with that keeps agents away."""
+        found: dict[ProblemReason, str] = {}
+        if not self.node.returning.is_over:
+            found[ProblemReason.RETURNING] = "other relays are asked where its agents live now"
+        if self.node.intake.draining:
+            found[ProblemReason.DRAINING] = "the node is shutting down"
+        return found
 
     async def check_disk(self) -> None:
         """Refuse submits before a full disk can end the embedded store."""
-        disk = self.opened.disk
-        if disk is not None:
+        disk, health = self.opened.disk, self.opened.store.health
+        if disk is None:
+            return
+        try:
             disk.check()
-            refusal = disk.refusal
-            self.opened.store.refuse_appends(refusal.detail if refusal else None)
-            if refusal is not None and self.opened.embedded is not None:
-                # acks only make the append-only file grow; this is what gives the room back
-                await self.opened.embedded.compact(disk.spare_bytes)
+        except RelayError as exc:
+            health.found(ProblemReason.DISK_FAILS, exc.detail)
+            raise
+        health.found(ProblemReason.DISK_FAILS, None)
+        refusal = disk.refusal
+        health.found(ProblemReason.DISK_FULL, disk.summary if refusal else None)
+        self.opened.store.refuse_appends(refusal.detail if refusal else None)
+        if refusal is not None and self.opened.embedded is not None:
+            # acks only make the append-only file grow; this is what gives the room back
+            await self.opened.embedded.compact(disk.spare_bytes)
+
+
+class StoppedError(Exception):
+    """The node was told to stop before its store was open."""
 
 
 @contextlib.asynccontextmanager
-async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
+async def open_store(
+    settings: Settings, health: Health, stop: asyncio.Event
+) -> AsyncIterator[OpenedStore]:
     """Start the store, embedded or external; stop it at the end.
 
+    An external store that is away, or follows another server, is waited for; ``health`` says so.
+
     Raises:
-        RelayError: the directory is in use, the key is unreadable, the store is unsafe or away.
+        RelayError: the directory is in use, the key is unreadable, or the store is unsafe, of
+            another relay, or does not let us in.
+        StoppedError: ``stop`` was set meanwhile.
     """
     settings.data.mkdir(parents=True, exist_ok=True, mode=0o700)
     key = keyfile.load_or_make(settings.relay_key_file)
@@ -148,13 +170,36 @@ async def open_store(settings: Settings) -> AsyncIterator[OpenedStore]:
             allow_unsafe=settings.redis_unsafe,
             directory=DirectoryLimits(settings.directory_records),
             outbox=OutboxLimits(settings.outbox_count, settings.outbox_bytes),
+            health=health,
+            is_own=embedded is not None,
         )
         node_id = NodeId(clock.entropy(9).hex())
         stack.push_async_callback(store.stop)
-        await store.start(relay=key.did, node=node_id)
+        while not await _is_started(store, key.did, node_id, is_own=embedded is not None):
+            if await _is_set_within(stop, WAIT_S):
+                raise StoppedError
         if embedded is not None:
             await store.free_outboxes()
         yield OpenedStore(key, node_id, store, embedded, disk)
+
+
+async def _is_started(store: RedisStore, relay: Did, node: NodeId, *, is_own: bool) -> bool:
+    """Start a store; False: an external one that is not there yet."""
+    try:
+        await store.start(relay=relay, node=node)
+    except UnavailableError as exc:
+        # retry_after: it may come back by itself; the rest is for the operator to mend
+        if is_own or exc.retry_after is None or is_lasting(exc):
+            raise
+        return False
+    return True
+
+
+async def _is_set_within(event: asyncio.Event, seconds: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    return event.is_set()
 
 
 def _limits(settings: Settings) -> InboxLimits:
@@ -174,7 +219,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     key, store, node_id = opened.key, opened.store, opened.node_id
     guard = ClockGuard()
     guard.begin(await store.last_time(), await store.time(), trusted=settings.trust_clock)
-    store.trust_clock(ok=guard.ok)
+    await look_at_clocks(store, guard)
     delivery = Delivery(node_id)
     store.on_wake(delivery.wake)
     contacts = Contacts(store)

@@ -13,7 +13,11 @@ from typing import Final
 
 from relay import clock, log, metrics
 from relay.core.ids import NodeId
+from relay.files import is_file_left
+from relay.health import ProblemReason
+from relay.ports import Store
 from relay.service.bounces import BouncePump
+from relay.service.clockguard import ClockGuard
 from relay.service.isolation import isolated
 from relay.service.node import Node
 
@@ -23,6 +27,7 @@ SWEEP_S: Final = 5.0
 BOUNCE_S: Final = 1.0
 MEASURE_S: Final = 5.0
 DISK_S: Final = 0.5
+FILES_S: Final = 1.0
 FOLLOW_S: Final = 1.0
 PUSH_S: Final = 0.5
 PULL_REST_S: Final = 1.0
@@ -33,6 +38,10 @@ PEERS_S: Final = 5.0
 HANDOFFS_S: Final = 5.0
 RESTART_S: Final = 1.0
 """Some turns run for ever; this is the rest after a bug ended one."""
+NO_FILES: Final = (
+    "no more open files are allowed (EMFILE): new connections are dropped; raise the limit "
+    "(ulimit -n), or lower RELAY_MAX_CONNECTIONS"
+)
 
 
 async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]) -> None:
@@ -43,6 +52,20 @@ async def every(name: str, seconds: float, turn: Callable[[], Awaitable[object]]
         await asyncio.sleep(seconds)
 
 
+async def look_at_clocks(store: Store, guard: ClockGuard) -> None:
+    """Compare the store's clock with the time that passed and with this node's; say what is wrong.
+
+    Raises:
+        RelayError: the store does not answer.
+    """
+    guard.sample(await store.time(), clock.monotonic())
+    ahead_s = await store.clock_ahead_s()
+    metrics.CLOCK_AHEAD.set(ahead_s)
+    guard.compare(ahead_s)
+    store.trust_clock(ok=guard.ok)
+    guard.tell(store.health)
+
+
 @dataclass(slots=True)
 class Housekeeping:
     """The turns of a node's loops."""
@@ -50,7 +73,6 @@ class Housekeeping:
     node: Node
     bounces: BouncePump
     _live: frozenset[NodeId] = field(default=frozenset())
-    _said_doubt: str | None = None
 
     async def poll(self) -> None:
         """Say that this node lives, and make up for lost hints."""
@@ -58,16 +80,11 @@ class Housekeeping:
         await self.node.delivery.poll(self.node.store)
 
     async def sweep(self) -> None:
-        """Look at the clock; end what expired, and forget, if it is to be believed."""
+        """Look at the clocks; end what expired, and forget, if they are to be believed."""
         store, guard = self.node.store, self.node.clock_guard
-        guard.sample(await store.time(), clock.monotonic())
-        store.trust_clock(ok=guard.ok)
-        if guard.doubt is not None:
-            if guard.doubt != self._said_doubt:
-                log.clock_suspended(guard.doubt)
-            self._said_doubt = guard.doubt
+        await look_at_clocks(store, guard)
+        if not guard.ok:
             return
-        self._said_doubt = None
         if not self.node.returning.is_over:
             # what waits for an agent that has moved does not end here
             return
@@ -86,6 +103,11 @@ class Housekeeping:
         metrics.OUTBOX_PEERS.set(len(waiting))
         metrics.OUTBOX_ENVELOPES.set(sum(count for _, count, _ in waiting))
         metrics.OUTBOX_BYTES.set(sum(size for _, _, size in waiting))
+
+    async def files(self) -> None:
+        """See whether a connection could be accepted: below us it is dropped without a word."""
+        problem = None if is_file_left() else NO_FILES
+        self.node.store.health.found(ProblemReason.NO_FILES, problem)
 
     async def handoffs(self) -> None:
         """Look at inboxes that change relays; a clock that is in doubt ends no wait of them."""

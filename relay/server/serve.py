@@ -2,7 +2,8 @@
 
 ::
 
-    bind ▶ store starts ▶ loops and servers run ▶ SIGTERM ▶ refuse new ▶ commits end ▶ bye ▶ stop
+    bind ▶ admin side ▶ store starts ▶ loops and public side run ▶ SIGTERM
+         ▶ refuse new ▶ commits end ▶ bye ▶ stop
 
 Stdout carries one JSON line, when the node is ready; everything else goes to stderr.
 """
@@ -15,20 +16,25 @@ import gc
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
+from fastapi import FastAPI
 
 from relay import log
 from relay.core import hosts
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.jws import dumps
-from relay.http.app import admin_app, public_app
-from relay.server.build import Built, build, open_store
+from relay.files import allow_files
+from relay.health import Health, ProblemReason
+from relay.http.app import add_node_routes, admin_app, public_app
+from relay.server.build import Built, StoppedError, build, open_store
 from relay.server.loops import (
     BOUNCE_S,
     DISK_S,
+    FILES_S,
     FOLLOW_S,
     HANDOFFS_S,
     MEASURE_S,
@@ -48,6 +54,8 @@ from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
 
 BACKLOG: Final = 2048
 GC_ALLOCATIONS: Final = 20_000
+SPARE_FILES: Final = 128
+"""What a node opens beside agents' connections: to its store, to peers, its own files."""
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 
@@ -78,15 +86,45 @@ async def run_node(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     try:
         with bind(settings.listen) as public, bind(settings.admin) as admin:
-            async with open_store(settings) as opened:
-                built = await build(settings, opened, _origin(settings, public))
-                _spare_the_collector()
-                await serve(built, public, admin, stop, _say)
+            listen(admin)
+            async with operators_side(admin, settings, Health()) as operators:
+                return await _run(settings, public, operators, stop)
     except RelayError as exc:
-        print(f"relay: {exc.detail or exc.code}", file=sys.stderr)  # noqa: T201  for a person
-        return EXIT_FAILED
+        return _failed(exc)
+
+
+def _look_at_files(settings: Settings, health: Health) -> None:
+    """Take as many open files as the node may need, or say that it cannot."""
+    wanted = settings.max_connections + SPARE_FILES
+    allowed = allow_files(wanted)
+    detail = (
+        f"open files are limited to {allowed} (ulimit -n), fewer than {wanted}: the connections "
+        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself"
+    )
+    health.found(ProblemReason.FEW_FILES, detail if allowed < wanted else None)
+
+
+async def _run(
+    settings: Settings, public: socket.socket, operators: OperatorsSide, stop: asyncio.Event
+) -> int:
+    try:
+        async with open_store(settings, operators.health, stop) as opened:
+            _look_at_files(settings, operators.health)
+            listen(public)
+            built = await build(settings, opened, _origin(settings, public))
+            _spare_the_collector()
+            await serve(built, public, operators, stop, _say)
+    except StoppedError:
+        pass
+    except RelayError as exc:
+        return _failed(exc)
     log.node_stopped("signal")
     return EXIT_OK
+
+
+def _failed(exc: RelayError) -> int:
+    print(f"relay: {exc.detail or exc.code}", file=sys.stderr)  # noqa: T201  for a person
+    return EXIT_FAILED
 
 
 def _spare_the_collector() -> None:
@@ -102,24 +140,64 @@ def _spare_the_collector() -> None:
 
 @contextlib.contextmanager
 def bind(address: str) -> Iterator[socket.socket]:
+    """Take an address; nobody is let in before :func:`listen`."""
     host, port = split_host_port(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     at = hosts.literal(host)
-    # all addresses of this machine: those of IPv4 are addresses of it, too
-    is_both = family is socket.AF_INET6 and at is not None and at.is_unspecified
-    try:
-        made = socket.create_server(
-            (host, port),
-            family=family,
-            backlog=BACKLOG,
-            dualstack_ipv6=is_both and socket.has_dualstack_ipv6(),
-        )
-    except OSError as exc:
-        raise UnavailableError(ErrorCode.WRONG_STATE, f"cannot listen on {address}: {exc}") from exc
-    with made:
+    with socket.socket(family) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         # inherited by each connection; asyncio alone sets it only on sockets that it has made
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family is socket.AF_INET6:
+            # all addresses of this machine: those of IPv4 are addresses of it, too
+            is_both = at is not None and at.is_unspecified and socket.has_dualstack_ipv6()
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not is_both))
+        try:
+            made.bind((host, port))
+        except OSError as exc:
+            raise _cannot_listen(address, exc) from exc
         yield made
+
+
+def listen(bound: socket.socket) -> None:
+    """Take connections; they wait until a server accepts them.
+
+    Raises:
+        UnavailableError: another process listens there.
+    """
+    try:
+        bound.listen(BACKLOG)
+    except OSError as exc:
+        raise _cannot_listen(_address(bound), exc) from exc
+
+
+def _cannot_listen(address: str, exc: OSError) -> UnavailableError:
+    return UnavailableError(ErrorCode.WRONG_STATE, f"cannot listen on {address}: {exc}")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorsSide:
+    """The admin side, which answers from the start of the process to its end."""
+
+    app: FastAPI
+    address: str
+    health: Health
+
+
+@contextlib.asynccontextmanager
+async def operators_side(
+    admin: socket.socket, settings: Settings, health: Health
+) -> AsyncIterator[OperatorsSide]:
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` for as long as the block runs."""
+    side = OperatorsSide(admin_app(health), f"http://{_address(admin)}", health)
+    server = _server(side.app, settings)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[admin]))
+        await server.listening.wait()
+        try:
+            yield side
+        finally:
+            server.should_exit = True
 
 
 def _address(bound: socket.socket) -> str:
@@ -134,37 +212,41 @@ def _origin(settings: Settings, bound: socket.socket) -> str:
 async def serve(
     built: Built,
     public: socket.socket,
-    admin: socket.socket,
+    operators: OperatorsSide,
     stop: asyncio.Event,
     announce: Callable[[dict[str, str]], None],
 ) -> None:
-    """Serve an opened node on two bound sockets until ``stop``, then drain.
+    """Serve an opened node on a bound socket until ``stop``, then drain.
 
     Args:
         built: the node.
         public: where agents come.
-        admin: where the operator comes.
+        operators: where the operator comes.
         stop: set to end.
         announce: told DID and addresses once everything listens.
     """
     node, settings = built.node, built.settings
     endpoint = Endpoint(node)
-    servers = (
-        _server(public_app(node, endpoint), settings),
-        _server(admin_app(node, built.operating, built.is_ready), settings),
-    )
+    server = _server(public_app(node, endpoint), settings)
+    add_node_routes(operators.app, node, built.operating)
     async with asyncio.TaskGroup() as tasks:
-        running = [
-            tasks.create_task(server.serve(sockets=[bound]))
-            for server, bound in zip(servers, (public, admin), strict=True)
-        ]
+        running = tasks.create_task(server.serve(sockets=[public]))
         background = [tasks.create_task(work) for work in _work(built)]
-        announce(await _listening(servers, built, public, admin))
+        await server.listening.wait()
+        operators.health.phase = built.phase
+        log.node_started(node.key.did, node.settings.url, node.store.durability)
+        announce(
+            {
+                "did": node.key.did,
+                "url": node.settings.url,
+                "admin": operators.address,
+                "listen": _address(public),
+            }
+        )
         await stop.wait()
         await _drain(built, endpoint)
-        for server in servers:
-            server.should_exit = True
-        await asyncio.wait(running)
+        server.should_exit = True
+        await asyncio.wait([running])
         for task in background:
             task.cancel()
 
@@ -179,6 +261,7 @@ def _work(built: Built) -> list[Any]:
         every("sweep", SWEEP_S, house.sweep),
         every("bounce", BOUNCE_S, house.bounce),
         every("disk", DISK_S, built.check_disk),
+        every("files", FILES_S, house.files),
         every("follow", FOLLOW_S, node.mesh.following),
         *([] if node.peers.federation == "off" else _mesh_work(built)),
     ]
@@ -197,21 +280,6 @@ def _mesh_work(built: Built) -> list[Any]:
         every("pull", PULL_REST_S, mesh.pull),
         every("meet", MEET_S, mesh.meet),
     ]
-
-
-async def _listening(
-    servers: tuple[_Server, ...], built: Built, public: socket.socket, admin: socket.socket
-) -> dict[str, str]:
-    for server in servers:
-        await server.listening.wait()
-    node = built.node
-    log.node_started(node.key.did, node.settings.url, node.store.durability)
-    return {
-        "did": node.key.did,
-        "url": node.settings.url,
-        "admin": f"http://{_address(admin)}",
-        "listen": _address(public),
-    }
 
 
 def _say(line: dict[str, str]) -> None:

@@ -115,7 +115,7 @@ class Courier(Follower):
         self._inbox = inbox
         self._to = did_of(inbox)
         self._opened = opened
-        self._load = Load(needs.store.durability)
+        self._load = Load(needs.store.promised)
         self._work = asyncio.Event()
         self._has_ended = False
         self._forwarded: Forwarded | None = None
@@ -213,6 +213,7 @@ class Courier(Follower):
             failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))
             return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)
+        load.durability = self._needs.store.promised
         answer = load.answered(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(answer.taken))
         if taken.receipt is not None and taken.receipt.handoff:

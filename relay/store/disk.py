@@ -150,6 +150,15 @@ class DiskGuard:
         return max(0, self._free_bytes - reserve)
 
     @property
+    def summary(self) -> str:
+        """How full it is, for the operator."""
+        floor = self._floor_bytes >> 20
+        return (
+            f"{self._free_bytes >> 20} MiB are free on the disk of {self._directory}, the floor is "
+            f"{floor} MiB: new envelopes are refused until {floor + floor // 4} MiB are free"
+        )
+
+    @property
     def refusal(self) -> Refusal | None:
         """The answer to a submit now; None = the disk has nothing against it."""
         if self._state is DiskState.OK:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Final
 
+from relay import clock
 from relay.core.dedupe import KNOWN_BY
 from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal
@@ -34,6 +35,7 @@ from relay.core.migration_values import Holding
 from relay.core.outbox import MOVING, Outboxes
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
+from relay.health import Health
 from relay.ports import AckRequest, BounceBatch, Head, Inboxes, OnWake, OpenRequest
 from relay.ports_mesh import DirectoryLimits, DueOutbox, RecordRow
 from relay.store.memory_bounces import MemoryBounces
@@ -58,6 +60,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     """
 
     durability: Durability = "memory"
+    promised: Durability = "memory"
 
     def __init__(
         self,
@@ -74,6 +77,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         self._bounces = MemoryBounces(now)
         self._values: dict[bytes, tuple[bytes, float]] = {}
         self._nodes: dict[NodeId, float] = {}
+        self.health = Health()
         self._clock_ok = True
         self._full: str | None = None
 
@@ -87,10 +91,6 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     async def stop(self) -> None:
         """Nothing to close; the data stay until the object goes."""
-
-    def is_available(self) -> bool:
-        """Always."""
-        return True
 
     def trust_clock(self, *, ok: bool) -> None:
         """Whether anything may expire from now on."""
@@ -373,6 +373,10 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     async def last_time(self) -> Timestamp | None:
         """Nothing is older than this process."""
         return None
+
+    async def clock_ahead_s(self) -> float:
+        """The clock that it was given may be another one than this process has."""
+        return self._now() - clock.now()
 
 
 def _is_moved(result: Accepted | Refusal) -> bool:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(30)
 class Fsynced(MemoryStore):
     """A store whose receipts promise more than this one keeps: for what it asks of others."""
 
-    durability = "fsync"
+    durability = promised = "fsync"
 
     def __init__(self) -> None:
         super().__init__(InboxLimits(), clock.now)
@@ -67,6 +67,17 @@ async def test_an_answer_without_a_receipt_that_counts_ends_nothing():
             await until(lambda far=far: len(far.got) > 1)
             assert await one.waiting() == 1
             assert await one.bounces() == []
+
+
+async def test_what_was_promised_is_demanded_though_less_is_promised_now():
+    store = Fsynced()
+    store.durability = "unverified"  # as while its settings cannot be asked
+    far = Far([takes(durability="unverified")])
+    async with here(store) as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        await until(lambda: len(far.got) > 1)
+        assert await one.waiting() == 1
 
 
 async def test_what_one_relay_may_have_is_marked_for_another():

@@ -121,11 +121,6 @@ async def test_the_clock_is_written_down_by_sweeps_for_the_next_start(
     assert await store.last_time() == int(written)
 
 
-async def test_a_store_is_available_when_it_answered(world: World) -> None:
-    await world.store.time()
-    assert world.store.is_available()
-
-
 # ---------------------------------------------------------------- two nodes over one store
 
 

@@ -18,6 +18,7 @@ from redis.asyncio import Redis
 from relay.core.errors import ErrorCode, Refusal, UnavailableError
 from relay.core.ids import AgentKey, Seq
 from relay.core.inbox_values import Ack
+from relay.health import ProblemReason
 from relay.ports import AckRequest
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
@@ -86,13 +87,13 @@ async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
         with pytest.raises(UnavailableError, match="storage_unavailable"):
             await store.read(ME, session.fence, Seq(0), ALL)
         assert time.monotonic() - began < 2
-        assert not store.is_available()
+        assert store.health.has(ProblemReason.STORE_AWAY)
         await server.start()
         page = await answered(store, session)
         assert [item.seq for item in page.items] == [1]
-        assert store.is_available()
         (result,) = await store.append([fresh(2)])
         assert result.seq == 2
+        assert not store.health.has(ProblemReason.STORE_AWAY)
 
 
 async def test_a_store_that_hangs_says_so_within_2_seconds(

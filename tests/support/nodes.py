@@ -24,7 +24,7 @@ from relay.core.ids import Did, NodeId, Timestamp, new_message_id
 from relay.core.inbox_values import InboxLimits
 from relay.ports import Store
 from relay.server.build import Built, OpenedStore, build
-from relay.server.serve import bind, serve
+from relay.server.serve import bind, operators_side, serve
 from relay.settings import Settings, load
 from relay.store.memory import MemoryStore
 
@@ -77,8 +77,11 @@ async def running_node(
         host, port = public.getsockname()
         opened = OpenedStore(key, node_id, store, None, None)
         built = await build(made, opened, made.public_url or f"http://{host}:{port}")
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(serve(built, public, admin, stop, said.set_result))
+        async with (
+            operators_side(admin, made, store.health) as operators,
+            asyncio.TaskGroup() as tasks,
+        ):
+            tasks.create_task(serve(built, public, operators, stop, said.set_result))
             try:
                 line = await said
                 yield RunningNode(built, line["url"], line["admin"], stop)

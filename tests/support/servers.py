@@ -104,6 +104,7 @@ class RedisServer:
         binary: a name on PATH, or a path.
         port: TCP port on 127.0.0.1; None = a unix socket in ``directory``.
         settings: what differs from :data:`SAFE_SETTINGS`, and more.
+        config_file: what it is started with beside that; None = no file.
     """
 
     def __init__(
@@ -113,8 +114,10 @@ class RedisServer:
         binary: str = DEBIAN,
         port: int | None = None,
         settings: Mapping[str, str] | None = None,
+        config_file: Path | None = None,
     ) -> None:
         self.directory = directory
+        self._files = [] if config_file is None else [str(config_file)]
         self.port = port
         self._binary = shutil.which(binary) or binary
         self._settings = {**SAFE_SETTINGS, **(settings or {})}
@@ -153,6 +156,7 @@ class RedisServer:
         if sys.platform == "linux":  # dies with the tests, even if those are killed
             script = str(Path(launcher.__file__))
             command = [sys.executable, "-I", "-S", script, str(os.getpid()), self._binary]
+        command += self._files
         command += [word for name, value in settings.items() for word in (f"--{name}", value)]
         with (self.directory / "server.log").open("ab") as log:
             self._child = subprocess.Popen(  # noqa: S603  the test chose the command

@@ -7,13 +7,15 @@ Read in this order::
     scripts/*.lua     what happens to mail; scripts/lib/inbox.lua first
     inboxes.py        calls of those scripts; pages.py and entries.py check what is read
     partitions.py     what every call says and learns; lineage.py: rollback
-    guard.py          settings, memory, clock
+    guard.py          what is known of the store, and what it may be trusted with
+    facts.py          the questions for that, and what the answers mean
     wakeups.py        hints between nodes
     client.py         deadlines, errors; servers.py: connections, and which server has what
 """
 
 from __future__ import annotations
 
+from relay.store.redis.client import is_lasting
 from relay.store.redis.store import RedisStore
 
-__all__ = ["RedisStore"]
+__all__ = ["RedisStore", "is_lasting"]

@@ -8,6 +8,7 @@ end in :func:`translated`.
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from redis.asyncio import Redis
 
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.ids import Partition
+from relay.health import Health, ProblemReason
 from relay.store.redis import keys
 from relay.store.redis.scripts import Script, script
 from relay.store.redis.servers import REFRESH_EVERY_S, Servers
@@ -43,6 +45,13 @@ _DOWN_WORDS: Final = frozenset({
     "LOADING", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS", "BUSY", "NOAUTH", "READONLY",
 })  # fmt: skip
 _FULL_WORDS: Final = frozenset({"OOM", "MISCONF"})
+_LASTING: Final = (
+    foreign.AuthenticationError,
+    foreign.AuthorizationError,
+    foreign.NoPermissionError,
+    ssl.SSLError,
+)
+"""Wrong settings, of the relay or of the server: no wait mends them."""
 
 
 @contextmanager
@@ -64,7 +73,7 @@ def translated() -> Iterator[None]:
         detail = f"the store denies a command: {exc}"
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail) from exc
     except foreign.RedisError as exc:
-        word = str(exc).partition(" ")[0]
+        word = _word(exc)
         if word in _FULL_WORDS:
             raise _full(exc) from exc
         if word in _DOWN_WORDS:
@@ -81,10 +90,42 @@ def _unavailable(exc: BaseException) -> UnavailableError:
     )
 
 
+def is_lasting(exc: BaseException | None) -> bool:
+    """Whether an error comes from wrong settings, so that trying again is of no use."""
+    while exc is not None:
+        if isinstance(exc, _LASTING) and not isinstance(exc, ssl.SSLEOFError):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
+
+
+def is_denied(exc: RelayError) -> bool:
+    """Whether the store's user may not run what was asked."""
+    return isinstance(exc.__cause__, foreign.NoPermissionError)
+
+
 def _full(exc: BaseException) -> UnavailableError:
+    what = "the store refuses writes" if _word(exc) == "MISCONF" else "the store is full"
     return UnavailableError(
-        ErrorCode.STORAGE_FULL, f"the store is full: {exc}", retry_after=_FULL_RETRY_AFTER_S
+        ErrorCode.STORAGE_FULL, f"{what}: {exc}", retry_after=_FULL_RETRY_AFTER_S
     )
+
+
+def _word(exc: BaseException) -> str:
+    """The first word of what a server said, which names the error."""
+    return str(exc).partition(" ")[0]
+
+
+def _problem(exc: UnavailableError) -> ProblemReason | None:
+    """What an error tells of the store; how full it is, only its own numbers tell."""
+    cause = exc.__cause__
+    if isinstance(cause, foreign.ReadOnlyError) or (cause and _word(cause) == "READONLY"):
+        return ProblemReason.STORE_REPLICA
+    if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
+        return ProblemReason.STORE_AWAY
+    if cause and _word(cause) == "MISCONF":
+        return ProblemReason.STORE_REFUSES_WRITES
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,18 +143,23 @@ class Client:
         url: ``redis://``, ``rediss://`` or ``unix://``.
         cluster: whether it is a Cluster.
         timeout_s: after this many seconds without an answer the outcome is unknown.
+        health: told at once when the store is away or takes no writes; that this is over is for
+            :class:`~relay.store.redis.guard.Guard` to say.
+
+    Raises:
+        StateError: ``unsupported``: the URL is none.
     """
 
-    def __init__(self, url: str, *, cluster: bool, timeout_s: float) -> None:
+    def __init__(self, url: str, *, cluster: bool, timeout_s: float, health: Health) -> None:
         self.timeout_s = timeout_s
         self._url = url
         self._servers = Servers(url, cluster=cluster, timeout_s=timeout_s)
-        self._is_available = False
+        self._health = health
 
     @property
-    def is_available(self) -> bool:
-        """Whether the last attempt got an answer."""
-        return self._is_available
+    def connections_made(self) -> int:
+        """How many connections were made so far; a new one may lead to another server."""
+        return self._servers.connections_made
 
     async def command(self, key: str | bytes, *words: Any) -> Any:
         """Run one command where ``key`` lies.
@@ -154,13 +200,18 @@ class Client:
             with translated():
                 async with asyncio.timeout(self.timeout_s):
                     reply = await work()
-        except RelayError as exc:
-            if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
-                self._servers.doubt()
-                self._is_available = False
+        except UnavailableError as exc:
+            self._tell(exc)
             raise
-        self._is_available = True
         return reply
+
+    def _tell(self, exc: UnavailableError) -> None:
+        if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
+            self._servers.doubt()
+        reason = _problem(exc)
+        # a store that never let us in is raised, and told as the reason why there is no node
+        if reason is not None and (self.connections_made or not is_lasting(exc)):
+            self._health.found(reason, exc.detail)
 
     # ------------------------------------------------------------ all primaries
 

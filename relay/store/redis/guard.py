@@ -1,20 +1,31 @@
-"""Whether the store may be relied on: settings at the start, memory while it runs, the clock.
+"""Whether the store may be relied on: what is known of it, how old that is, what follows.
 
-Rules of the file: what is unsafe is refused at the start, with the setting and the command that
-mends it; what cannot be seen makes every receipt say ``unverified``; a store that is nearly full
-refuses new envelopes while there is still room for acks.
+::
+
+    look ──▶ facts ──▶ safe                    receipts say fsync
+                  ├──▶ unverified, unreadable  receipts say unverified
+                  └──▶ unsafe                  new envelopes are refused, or as unverified if the
+                                               operator allows it (RELAY_REDIS_UNSAFE)
+
+Rules of the file: nothing is promised from memory. A look is as good as it is young: it is taken
+again at each poll, and before a commit is answered if a connection was made since, which may lead
+to another server, or if it is older than :data:`FRESH_S`. A store that is nearly full refuses new
+envelopes while there is still room for acks.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+import asyncio
+from typing import Final
 
-from redis.exceptions import NoPermissionError
-
-from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
-from relay.core.ids import Partition
+from relay.clock import monotonic
+from relay.core.errors import ErrorCode, Refusal, RelayError, StateError, UnavailableError
+from relay.core.ids import Did, Partition, Timestamp
 from relay.core.receipts import Durability
-from relay.store.redis.client import Client, Primary, text_of
+from relay.health import Health, ProblemReason
+from relay.store.redis import facts, keys
+from relay.store.redis.client import Client, Primary, is_denied
+from relay.store.redis.facts import Facts
 
 FULL_SHARE: Final = 0.75
 REOPEN_SHARE: Final = 0.70
@@ -22,25 +33,34 @@ REOPEN_SHARE: Final = 0.70
 IDS_SHARE: Final = 0.20
 BYTES_PER_ID: Final = 96
 """What one remembered id costs in a large hash, with its share of the rest (R3; measured)."""
-_SAFE: Final = {
-    "appendonly": "yes",
-    "appendfsync": "always",
-    "no-appendfsync-on-rewrite": "no",
-    "maxmemory-policy": "noeviction",
-}
-_FLOOR: Final = {"redis": (7, 0), "valkey": (8, 1)}
+FRESH_S: Final = 2.0
+"""So old the facts may be that a receipt rests on."""
 _RETRY_AFTER_S: Final = 30
 
 
 class Guard:
-    """What new envelopes are judged by before a script sees them."""
+    """What is known of the store, and what new envelopes are judged by before a script sees them.
 
-    def __init__(self) -> None:
+    Args:
+        client: the connection.
+        health: told what is wrong.
+        allow_unsafe: take envelopes on settings that may lose mail; receipts say ``unverified``.
+    """
+
+    def __init__(self, client: Client, health: Health, *, allow_unsafe: bool = False) -> None:
         self.is_clock_trusted = True
         self.ids_per_partition = 1_000_000
+        self.durability: Durability = "unverified"
+        self.promised: Durability = "unverified"
+        self._client = client
+        self._health = health
+        self._allow_unsafe = allow_unsafe
         self._reason: str | None = None
         self._full: set[str] = set()
-        self._client: Client | None = None
+        self._is_unsafe = self._is_foreign = False
+        self._is_mended = True
+        self._looked_at = -FRESH_S
+        self._connections = -1
 
     @property
     def clock_flag(self) -> int:
@@ -53,25 +73,108 @@ class Guard:
 
     def refusal(self, part: Partition) -> Refusal | None:
         """The answer to a new envelope now; None = nothing against it."""
+        if self._is_unsafe or self._is_foreign:
+            detail = "this relay's store cannot be relied on now; its operator has to look"
+            return Refusal(ErrorCode.STORAGE_UNAVAILABLE, detail, _RETRY_AFTER_S)
         if self._reason is not None:
             return Refusal(ErrorCode.STORAGE_FULL, self._reason, _RETRY_AFTER_S)
-        if self._full and self._client and self._client.owner_of(part) in self._full:
+        if self._full and self._client.owner_of(part) in self._full:
             detail = "the memory of this relay's store is nearly full"
             return Refusal(ErrorCode.STORAGE_FULL, detail, _RETRY_AFTER_S)
         return None
 
-    async def poll(self, client: Client, partitions: int) -> None:
-        """Look at the memory of every primary.
+    # ------------------------------------------------------------ looks
+
+    async def start(self) -> None:
+        """Take the first look.
 
         Raises:
-            RelayError: one of them does not answer.
+            UnavailableError: a server does not answer, follows another one, is too old, or its
+                settings can lose mail and that is not allowed; says what to change.
+            RelayError: it does not let us ask.
         """
-        self._client = client
-        primaries = await client.primaries("memory")
+        found = await self.look()
+        if found.replica is not None:
+            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, found.replica, retry_after=1)
+        if found.unsafe is not None and not self._allow_unsafe:
+            detail = f"the store is not safe for durable mode: {found.unsafe}"
+            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail)
+
+    async def confirm(self) -> None:
+        """Look again unless the last look is young and no connection was made since.
+
+        Afterwards :attr:`durability` holds for what was just committed; it never raises, and takes
+        no longer than one command.
+        """
+        age_s = monotonic() - self._looked_at
+        if age_s <= FRESH_S and self._connections == self._client.connections_made:
+            return
+        try:
+            async with asyncio.timeout(self._client.timeout_s):
+                await self.look()
+        except (RelayError, TimeoutError):
+            self.durability = "unverified"
+
+    async def poll(self, partitions: int) -> None:
+        """Look, and see how many ids the memory has room for.
+
+        Raises:
+            RelayError: a server does not answer, or does not let us ask.
+        """
+        primaries = (await self.look()).primaries
         for primary in primaries:
             self._judge_memory(primary)
+        detail = "the memory of the store is nearly full: new envelopes are refused until acks or "
+        detail += "expiry make room; or raise maxmemory (RELAY_STORE_MAXMEMORY)"
+        self._health.found(ProblemReason.STORE_FULL, detail if self._full else None)
         budget = sum(_memory_of(primary) for primary in primaries) * IDS_SHARE / BYTES_PER_ID
         self.ids_per_partition = max(1, int(budget / partitions))
+
+    async def look(self) -> Facts:
+        """Ask all servers for everything, and believe that from now on.
+
+        Raises:
+            RelayError: a server does not answer, or does not let us ask.
+        """
+        began_at, connections = monotonic(), self._client.connections_made
+        try:
+            found = await facts.ask(self._client)
+        except RelayError as exc:
+            self.durability = "unverified"
+            # at the start it is raised, and told as the reason why there is no node
+            is_away = isinstance(exc, UnavailableError) and not is_denied(exc)
+            if not is_away and self._connections >= 0:
+                detail = f"the store cannot be asked: {exc.detail}"
+                self._health.found(ProblemReason.STORE_UNVERIFIED, detail)
+            raise
+        if began_at >= self._looked_at:
+            self._looked_at, self._connections = began_at, connections
+            self._judge(found)
+        return found
+
+    def _judge(self, found: Facts) -> None:
+        health = self._health
+        health.found(ProblemReason.STORE_AWAY, None)
+        health.found(ProblemReason.STORE_REPLICA, found.replica)
+        unverified = found.unverified
+        if found.unsafe is not None:
+            self._is_mended = False
+        elif not self._is_mended:
+            # an append-only file that was turned on counts once it is whole
+            self._is_mended = not any(_is_rewriting(one) for one in found.primaries)
+            if not self._is_mended:
+                unverified = unverified or "the append-only file is not whole yet"
+        if self._allow_unsafe:
+            unverified, unsafe = found.unsafe or unverified, None
+        else:
+            unsafe = found.unsafe
+        health.found(ProblemReason.STORE_UNSAFE, unsafe)
+        health.found(ProblemReason.STORE_UNVERIFIED, unverified)
+        self._is_unsafe = unsafe is not None
+        is_safe = not (unsafe or unverified or found.replica)
+        self.durability = "fsync" if is_safe else "unverified"
+        if is_safe:
+            self.promised = "fsync"
 
     def _judge_memory(self, primary: Primary) -> None:
         most = int(primary.info.get("maxmemory", "0"))
@@ -81,66 +184,34 @@ class Guard:
         elif used < REOPEN_SHARE * most or not most:
             self._full.discard(primary.name)
 
+    async def claim(self, relay: Did, partitions: int) -> tuple[int, Timestamp | None]:
+        """Write down whose store it is, if nobody has; so it is seen, too, that it takes writes.
+
+        Returns:
+            How many partitions it has, and its clock as last written down.
+
+        Raises:
+            StateError: ``wrong_relay``: it belongs to another relay.
+            RelayError: it takes no writes, or does not answer.
+        """
+        script = self._client.script
+        owner, count, time = await script("claim", keys.STORE, [relay, partitions])
+        self._health.found(ProblemReason.STORE_REFUSES_WRITES, None)
+        said = owner.decode()
+        foreign = None if said == relay else f"this store belongs to {said}"
+        self._health.found(ProblemReason.STORE_FOREIGN, foreign)
+        self._is_foreign = foreign is not None
+        if foreign is not None:
+            advice = "; give this relay its own, or that key"
+            raise StateError(ErrorCode.WRONG_RELAY, foreign + advice)
+        return count, Timestamp(float(time)) if time else None
+
+
+def _is_rewriting(primary: Primary) -> bool:
+    words = ("aof_rewrite_in_progress", "aof_rewrite_scheduled")
+    return any(primary.info.get(word) == "1" for word in words)
+
 
 def _memory_of(primary: Primary) -> int:
     most = int(primary.info.get("maxmemory", "0"))
     return most or int(primary.info.get("total_system_memory", "0"))
-
-
-async def check_settings(client: Client, *, allow_unsafe: bool) -> Durability:
-    """Read the settings that durability hangs on; gives what a receipt may promise.
-
-    Raises:
-        UnavailableError: not safe, and ``allow_unsafe`` is not set; says what to change.
-    """
-    durability: Durability = "fsync"
-    for primary in await client.primaries("server"):
-        _check_version(primary)
-    for primary in await client.primaries("replication"):
-        if primary.info.get("connected_slaves", "0") != "0":
-            durability = "unverified"  # a lagging one, promoted, has less than was acknowledged
-    problems: list[str] = []
-    try:
-        for name, reply in await client.ask_all("CONFIG", "GET", *_SAFE):
-            problems += _problems(name, reply)
-    except RelayError as exc:
-        is_denied = isinstance(exc.__cause__, NoPermissionError)
-        if exc.code is ErrorCode.STORAGE_UNAVAILABLE and not is_denied:
-            raise
-        return "unverified"  # a managed service that blocks CONFIG
-    if problems and not allow_unsafe:
-        raise UnavailableError(
-            ErrorCode.STORAGE_UNAVAILABLE,
-            "the store is not safe for durable mode: " + "; ".join(problems),
-        )
-    return "unverified" if problems else durability
-
-
-def _check_version(primary: Primary) -> None:
-    info = primary.info
-    kind = "valkey" if "valkey_version" in info else "redis"
-    version = info.get(f"{kind}_version", "0")
-    if tuple(int(part) for part in version.split(".")[:2]) < _FLOOR[kind]:
-        floor = ".".join(str(part) for part in _FLOOR[kind])
-        raise UnavailableError(
-            ErrorCode.STORAGE_UNAVAILABLE,
-            f"the store is {kind} {version}; {kind} {floor} or later is needed: upgrade it",
-        )
-
-
-def _problems(name: str, reply: Any) -> list[str]:
-    found = _pairs(reply)
-    at = f" at {name}" if name else ""
-    return [
-        f"{setting} is {found.get(setting, 'unknown')!r}{at}, not {wanted!r} "
-        f"(CONFIG SET {setting} {wanted}, then CONFIG REWRITE)"
-        for setting, wanted in _SAFE.items()
-        if found.get(setting) != wanted
-    ]
-
-
-def _pairs(reply: Any) -> dict[str, str]:
-    if isinstance(reply, dict):
-        return {text_of(name): text_of(value) for name, value in reply.items()}
-    words = [text_of(word) for word in reply]
-    return dict(zip(words[::2], words[1::2], strict=True))

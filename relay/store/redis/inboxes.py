@@ -15,6 +15,8 @@ from relay.core.envelope import StoredEnvelope
 from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
 from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Partition, Seq
 from relay.core.inbox_values import (
+    CLOCK_IN_DOUBT,
+    TOO_LATE,
     Accepted,
     Acked,
     InboxLimits,
@@ -45,8 +47,8 @@ _MOST_ROUNDS: Final = 200
 
 _REFUSALS: Final = {
     b"replayed": Refusal(ErrorCode.REPLAYED, "this id was used for another envelope"),
-    b"expired": Refusal(ErrorCode.EXPIRED, "expires_time has passed"),
-    b"clock_in_doubt": Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt"),
+    b"expired": TOO_LATE,
+    b"clock_in_doubt": CLOCK_IN_DOUBT,
     b"stale_id": Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old"),
     b"inbox_full": Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full"),
     b"sender_quota": Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox"),

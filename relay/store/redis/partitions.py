@@ -15,6 +15,7 @@ from relay.clock import entropy
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.ids import AgentKey, NodeId, Partition
 from relay.core.jws import b64encode
+from relay.health import Health, ProblemReason
 from relay.store.faults import storage_error
 from relay.store.redis import keys
 from relay.store.redis.client import Client
@@ -34,15 +35,30 @@ class Partitions:
         file: where the lineages are kept over a restart.
         node: this node.
         count: how many partitions the store has.
+        health: told when the store is seen to be another one than it was.
+        is_own: nobody else has the store: what the file does not know of it was lost.
     """
 
-    def __init__(self, client: Client, file: RollbackFile, node: NodeId, count: int) -> None:
+    def __init__(
+        self,
+        client: Client,
+        file: RollbackFile,
+        node: NodeId,
+        count: int,
+        *,
+        health: Health,
+        is_own: bool = False,
+    ) -> None:
         self.client = client
         self.node = node
         self.count = count
         self.on_renewal: Callable[[], None] = lambda: None
         self._file = file
-        read = ((partition, file.read(partition)) for partition in self.all())
+        self._health = health
+        self._is_own = is_own
+        self._failure: str | None = None
+        nothing = Generation(0, "", 0) if is_own else None
+        read = ((partition, file.read(partition) or nothing) for partition in self.all())
         self._known = {partition: known for partition, known in read if known is not None}
 
     def all(self) -> list[Partition]:
@@ -80,16 +96,35 @@ class Partitions:
 
     async def _settle(self, partition: Partition, found: Generation) -> None:
         known = self._known.get(partition)
-        if found.token and (known is None or known.is_continued_by(found)):
+        if found.token and self._is_believed(known, found):
             self._learn(partition, found)
             return
         token = b64encode(entropy(16))
         number = known.number if known else 0
-        args = [found.token, token, number, int(known is not None)]
+        is_lost = bool(found.token) or number > 0
+        args = [found.token, token, number, int(is_lost)]
         reply = await self.client.script("renew", keys.state(partition), args)
         renewed = Generation(reply[0], reply[1].decode(), reply[2])
         if renewed.number > number:
             self._learn(partition, renewed)
+        if is_lost:
+            self._health.found(ProblemReason.STORE_ROLLED_BACK, self._what_was_seen(known))
+
+    def _is_believed(self, known: Generation | None, found: Generation) -> bool:
+        if known is None:
+            return True
+        # a higher number is another node's, where there can be one
+        is_witness = bool(known.token) or not self._is_own
+        return is_witness and known.is_continued_by(found)
+
+    def _what_was_seen(self, known: Generation | None) -> str:
+        if self._file.is_copy:
+            seen = "the rollback file is a copy, so that the store may be an old one"
+        elif known is None or not known.number:
+            seen = "there is no rollback file that knows this store, so that it may be an old one"
+        else:
+            seen = "the store knows less than this node: it was rolled back or emptied"
+        return f"{seen}; all inboxes begin a new epoch, and what they hold is marked redelivered"
 
     def _learn(self, partition: Partition, found: Generation) -> None:
         known = self._known.get(partition)
@@ -102,9 +137,10 @@ class Partitions:
         try:
             self._file.write(partition, found)
         except OSError as exc:
-            raise UnavailableError(
-                ErrorCode.STORAGE_UNAVAILABLE, f"the rollback file cannot be written: {exc}"
-            ) from exc
+            self._failure = f"the rollback file cannot be written: {exc}"
+            self._health.found(ProblemReason.ROLLBACK_FILE, self._failure)
+            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, self._failure) from exc
+        self._failure = None
 
     async def attach(self) -> None:
         """Look at every partition once: new ones begin, rolled back ones are renewed.
@@ -119,7 +155,10 @@ class Partitions:
         try:
             await asyncio.to_thread(self._file.sync)
         except OSError as exc:
-            raise storage_error(exc, self._file.path) from exc
+            failed = storage_error(exc, self._file.path)
+            self._health.found(ProblemReason.ROLLBACK_FILE, failed.detail)
+            raise failed from exc
+        self._health.found(ProblemReason.ROLLBACK_FILE, self._failure)
 
     # ------------------------------------------------------------ many calls
 

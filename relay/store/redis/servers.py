@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import parse_url
+from redis.asyncio.connection import Connection, SSLConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -26,11 +26,17 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from relay.clock import monotonic
+from relay.core.errors import ErrorCode, StateError
 
 MAX_CONNECTIONS: Final = 32
 REFRESH_EVERY_S: Final = 0.2
 """Sixteen partitions that fail at once ask for the map once."""
 _SLOTS: Final = 16384
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_OPTIONS: Final = frozenset({
+    "host", "port", "path", "db", "username", "password", "client_name", "connection_class",
+})  # fmt: skip
+"""What a URL may say, beside ``ssl_...``; all else is the relay's own to set."""
 
 
 class Servers:
@@ -40,12 +46,17 @@ class Servers:
         url: ``redis://``, ``rediss://`` or ``unix://``; in a Cluster, any of its members.
         cluster: whether it is a Cluster.
         timeout_s: how long a connection, or an answer on it, may take.
+
+    Raises:
+        StateError: ``unsupported``: the URL is none; the sentence holds nothing secret of it.
     """
 
     def __init__(self, url: str, *, cluster: bool, timeout_s: float) -> None:
         self._is_cluster = cluster
         self._timeout_s = timeout_s
-        self._given: dict[str, Any] = dict(parse_url(url))
+        self.connections_made = 0
+        """How many connections were made: whoever answers on a new one may be another server."""
+        self._given = _options(url)
         self._room: dict[Redis, asyncio.Semaphore] = {}
         self._seed = self._connect(self._given)
         self._clients: dict[str, Redis] = {} if cluster else {"": self._seed}
@@ -66,11 +77,17 @@ class Servers:
             retry=Retry(NoBackoff(), 0),
             # else it looks up its own version, and each connection says that with two commands
             driver_info=None,
+            redis_connect_func=self._connected,
             # notices of one vendor's managed service; each would cost a command per connection
             maint_notifications_config=MaintNotificationsConfig(enabled=False),
             **options,
         )
         return Redis.from_pool(pool)
+
+    async def _connected(self, made: Connection) -> None:
+        """Log in on a new connection, and count it."""
+        await made.on_connect()
+        self.connections_made += 1
 
     # ------------------------------------------------------------ who has what
 
@@ -172,3 +189,50 @@ class Servers:
         """Close all connections."""
         for client in {id(one): one for one in [*self._clients.values(), self._seed]}.values():
             await client.aclose()
+
+
+def _options(url: str) -> dict[str, Any]:
+    """What a URL says, for redis-py.
+
+    redis-py finds much of what is wrong only at the first connection, and may quote the password.
+    """
+    scheme = url.partition("://")[0]
+    if scheme == "redis+sentinel":
+        raise _bad_url(
+            "redis+sentinel:// is not supported: name an address that always leads to the primary "
+            "(OPERATIONS.md, External Redis or Valkey)"
+        )
+    if scheme not in _SCHEMES:
+        raise _bad_url("it begins with redis://, rediss:// or unix://")
+    try:
+        options: dict[str, Any] = dict(parse_url(url))
+    except ValueError:
+        raise _bad_url(
+            "its host, port, database or options cannot be read; write odd characters of the "
+            "password as %XX"
+        ) from None
+    strange = [name for name in options if name not in _OPTIONS and not name.startswith("ssl_")]
+    if strange:
+        # without a host the rest may be a part of a password that was not written as %XX
+        named = f": {strange[0]}" if {"host", "path"} & options.keys() else ""
+        raise _bad_url(f"it has an option after the ? that the relay does not take{named}")
+    kind: type[Connection] = options.get("connection_class", Connection)
+    try:
+        made = kind(**{name: options[name] for name in options if name != "connection_class"})
+    except (TypeError, ValueError, RedisError):
+        raise _bad_url("one of its ssl_... options is not known, or has a wrong value") from None
+    if isinstance(made, SSLConnection):
+        _check_files(made)
+    return options
+
+
+def _check_files(made: SSLConnection) -> None:
+    try:
+        made.ssl_context.get()
+    except (OSError, RedisError) as exc:
+        # an ssl.SSLError is an OSError, too
+        raise _bad_url(f"the certificates or the key that it names cannot be used: {exc}") from None
+
+
+def _bad_url(why: str) -> StateError:
+    return StateError(ErrorCode.UNSUPPORTED, f"the Redis URL is not usable: {why}")

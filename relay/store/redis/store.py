@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal, RelayError, StateError
+from relay.core.errors import Refusal, RelayError
 from relay.core.ids import AgentKey, Did, Fence, NodeId, Seq, Timestamp
 from relay.core.inbox_values import (
     Accepted,
@@ -41,6 +41,7 @@ from relay.core.inbox_values import (
 )
 from relay.core.ranges import Reason
 from relay.core.receipts import Durability
+from relay.health import Health
 from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
 from relay.ports import Inboxes as InboxesPage
 from relay.ports_mesh import (
@@ -52,10 +53,11 @@ from relay.ports_mesh import (
     PeerRow,
     RecordRow,
 )
-from relay.store.redis import keys, listing
+from relay.store.redis import listing
 from relay.store.redis.client import Client
 from relay.store.redis.directory import Records
-from relay.store.redis.guard import Guard, check_settings
+from relay.store.redis.facts import clock_ahead_s
+from relay.store.redis.guard import Guard
 from relay.store.redis.handoffs import HandoffCalls, Handoffs
 from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
@@ -87,6 +89,11 @@ class RedisStore(HandoffCalls):
         timeout_s: after this many seconds without an answer the outcome is unknown.
         directory: how many records of others are kept.
         outbox: bounds of what waits for one peer.
+        health: told what is wrong with the store.
+        is_own: this node has the store for itself, and its rollback file knows all of it.
+
+    Raises:
+        StateError: ``unsupported``: the URL is none.
     """
 
     def __init__(
@@ -101,38 +108,41 @@ class RedisStore(HandoffCalls):
         timeout_s: float = TIMEOUT_S,
         directory: DirectoryLimits | None = None,
         outbox: OutboxLimits = OutboxLimits(),
+        health: Health | None = None,
+        is_own: bool = False,
     ) -> None:
-        self._client = Client(url, cluster=cluster, timeout_s=timeout_s)
+        self.health = health or Health()
+        self._client = Client(url, cluster=cluster, timeout_s=timeout_s, health=self.health)
         self._is_cluster = cluster
         self._limits = limits
         self._directory = directory or DirectoryLimits()
         self._outbox_limits = outbox
         self._wanted_partitions = partitions or (CLUSTER_PARTITIONS if cluster else 1)
         self._rollback_path = rollback_file
-        self._allow_unsafe = allow_unsafe
-        self._guard = Guard()
+        self._is_own = is_own
+        self._guard = Guard(self._client, self.health, allow_unsafe=allow_unsafe)
         self._wakeups = Wakeups()
-        self._durability: Durability = "unverified"
         self._file: RollbackFile | None = None
-        self._relay: Did | None = None
 
     # ------------------------------------------------------------ lifetime
 
     async def start(self, *, relay: Did, node: NodeId) -> None:
-        """Connect and check: settings, relay DID, partitions, rollback.
+        """Connect and check: settings, relay DID, partitions, rollback. May be tried again.
 
         Raises:
             UnavailableError: not reachable, lacks a permission, or not safe for durable mode.
             StateError: ``wrong_relay``: the store belongs to another relay.
         """
         await check_permissions(self._client, cluster=self._is_cluster)
-        self._durability = await check_settings(self._client, allow_unsafe=self._allow_unsafe)
+        await self._guard.start()
         self._relay = relay
-        count, last_time = await self._claim(relay)
-        self._file = RollbackFile(self._rollback_path)
-        self._partitions = Partitions(self._client, self._file, node, count)
+        count, last_time = await self._guard.claim(relay, self._wanted_partitions)
+        self._file = self._file or RollbackFile(self._rollback_path)
+        self._partitions = Partitions(
+            self._client, self._file, node, count, health=self.health, is_own=self._is_own
+        )
         await self._partitions.attach()
-        await self._guard.poll(self._client, count)
+        await self._guard.poll(count)
         self._inboxes = Inboxes(self._partitions, self._guard, self._limits, self._outbox_limits)
         self._outboxes = Outboxes(self._partitions)
         self._handoffs = Handoffs(self._partitions, self._guard, self._limits)
@@ -144,16 +154,6 @@ class RedisStore(HandoffCalls):
         self._nodes = Nodes(self._client, last_time)
         self._peers = Peers(self._client)
 
-    async def _claim(self, relay: Did) -> tuple[int, Timestamp | None]:
-        args = [relay, self._wanted_partitions]
-        owner, count, time = await self._client.script("claim", keys.STORE, args)
-        if owner.decode() != relay:
-            raise StateError(
-                ErrorCode.WRONG_RELAY,
-                f"this store belongs to {owner.decode()}; give this relay its own, or that key",
-            )
-        return count, Timestamp(float(time)) if time else None
-
     async def run(self) -> None:
         """Keep subscriptions, the memory guard and the rollback file going until cancelled."""
         async with asyncio.TaskGroup() as group:
@@ -163,18 +163,14 @@ class RedisStore(HandoffCalls):
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(GUARD_EVERY_S)
-            # a store that is away is no news here: every call says so itself
+            # what is wrong with the store is told to health, by each of these
             with contextlib.suppress(RelayError):
                 await self._partitions.sync()
             with contextlib.suppress(RelayError):
-                await self._guard.poll(self._client, self._partitions.count)
-                await self._keep_claim()
-
-    async def _keep_claim(self) -> None:
-        """Write down again whose store it is, should it have been emptied under us."""
-        if self._relay is not None:
-            args = [self._relay, self._partitions.count]
-            await self._client.script("claim", keys.STORE, args)
+                await self._guard.poll(self._partitions.count)
+            with contextlib.suppress(RelayError):
+                # may write: so it is seen whether the store takes writes
+                await self._guard.claim(self._relay, self._partitions.count)
 
     async def stop(self) -> None:
         """Close connections; the data stay."""
@@ -182,14 +178,15 @@ class RedisStore(HandoffCalls):
         if self._file is not None:
             self._file.close()
 
-    def is_available(self) -> bool:
-        """Whether the last attempt to reach it worked."""
-        return self._client.is_available
-
     @property
     def durability(self) -> Durability:
-        """What a receipt may promise."""
-        return self._durability
+        """What a receipt may promise now."""
+        return self._guard.durability
+
+    @property
+    def promised(self) -> Durability:
+        """See :attr:`relay.ports.InboxStore.promised`."""
+        return self._guard.promised
 
     def trust_clock(self, *, ok: bool) -> None:
         """Whether the store's clock may expire anything from now on."""
@@ -211,7 +208,10 @@ class RedisStore(HandoffCalls):
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
         """See :meth:`relay.ports.InboxStore.append`."""
-        return await self._inboxes.append(items)
+        results = await self._inboxes.append(items)
+        if any(isinstance(result, Accepted) for result in results):
+            await self._guard.confirm()
+        return results
 
     async def change_rules(
         self, inbox: AgentKey, fence: Fence, patch: RulesPatch
@@ -390,3 +390,7 @@ class RedisStore(HandoffCalls):
     async def last_time(self) -> Timestamp | None:
         """See :meth:`relay.ports.NodeStore.last_time`."""
         return await self._nodes.last_time()
+
+    async def clock_ahead_s(self) -> float:
+        """See :meth:`relay.ports.NodeStore.clock_ahead_s`."""
+        return await clock_ahead_s(self._client)
