@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relay.store.embedded.process import dying_with_us
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -54,8 +55,12 @@ async def start_relay(data: Path, *, listen: str | None = None, **environment: s
     """Start one; raises AssertionError with its stderr if it does not come up."""
     arguments = ["--data", str(data), "--listen", listen or f"127.0.0.1:{free_port()}"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", "relay", "serve", *arguments, "--admin", "127.0.0.1:0"),
+        *dying_with_us(
+            [
+                *(sys.executable, "-m", "relay", "serve"),
+                *(*arguments, "--admin", "127.0.0.1:0"),
+            ]
+        ),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), **NO_LIMITS, **environment},
         stdout=asyncio.subprocess.PIPE,
