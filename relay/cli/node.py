@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
-from relay.cli.output import write, write_json
+from relay.cli.exits import LocalError
+from relay.cli.output import first_of, write, write_json
+from relay.core.errors import RelayError, StateError
+
+if TYPE_CHECKING:
+    from relay.settings import Settings
 
 _HIDDEN: Final = "(set, not shown)"
 
@@ -12,17 +18,24 @@ _HIDDEN: Final = "(set, not shown)"
 def serve(overrides: dict[str, Any]) -> int:
     """Run a node until a signal; gives its exit code."""
     # imported here: no other command needs the packages of a node
-    from relay import settings  # noqa: PLC0415
+    from relay import log  # noqa: PLC0415
     from relay.server import serve as run  # noqa: PLC0415
 
-    return run(settings.load(overrides))
+    settings = _load(overrides)
+    try:
+        return run(settings)
+    except Exception as exc:
+        if not isinstance(first_of(exc), RelayError | OSError):
+            # whoever runs a node looks for a bug in its log
+            log.internal_error("node")
+        raise
 
 
 def show_config(overrides: dict[str, Any], *, as_json: bool) -> None:
     """Show each setting, its value and where that comes from; secrets stay hidden."""
     from relay import settings  # noqa: PLC0415  as above
 
-    loaded, origins = settings.load(overrides), settings.origins(overrides)
+    loaded, origins = _load(overrides), settings.origins(overrides)
     rows = {
         name: {"value": _plain(getattr(loaded, name)), "origin": origins[name]} for name in origins
     }
@@ -34,6 +47,20 @@ def show_config(overrides: dict[str, Any], *, as_json: bool) -> None:
     wide = max(len(value) for value in values.values())
     for name, row in rows.items():
         write(f"{name:<{width}}  {values[name]:<{wide}}  {row['origin']}")
+
+
+def _load(overrides: Mapping[str, Any]) -> Settings:
+    """The settings of a node.
+
+    Raises:
+        LocalError: they are wrong; no relay has said no.
+    """
+    from relay import settings  # noqa: PLC0415  as above
+
+    try:
+        return settings.load(overrides)
+    except StateError as exc:
+        raise LocalError(exc.detail) from exc
 
 
 def _plain(value: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Final
 from relay import clock
 from relay.client.entry import log_failure
 from relay.client.errand import Errand
-from relay.client.errors import AgentError, of, typed
+from relay.client.errors import AgentError, OutcomeUnknownError, of, typed
 from relay.client.message import Sent
 from relay.client.outbox import Outbox
 from relay.client.state import State
@@ -33,6 +33,9 @@ from relay.core.frames import Submit, Submitted
 from relay.core.ids import Did
 
 PAUSE_S: Final = 0.5
+SHARE: Final = 0.9
+"""Of the time that is left: a try ends by itself, with its reason, before the deadline cuts it."""
+LEAST_S: Final = 0.2
 _FINAL: Final = frozenset({ErrorCode.WRONG_RELAY, ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE})
 """Somebody else answers there, or nothing that we understand."""
 
@@ -134,7 +137,9 @@ class _Posting:
         try:
             async with asyncio.timeout(deadline_s), beside(self.errand.detours.run()):
                 while not waiting.answer.done():
-                    await self._try(waiting, until - clock.monotonic())
+                    left = until - clock.monotonic()
+                    if self.last is None or left >= LEAST_S:
+                        await self._try(waiting, left * SHARE)
                     await asyncio.wait([waiting.answer], timeout=self._pause())
         except TimeoutError as exc:
             if not waiting.answer.done():
@@ -146,10 +151,14 @@ class _Posting:
         return PAUSE_S if due is None else max(0.0, due - clock.monotonic())
 
     def _verdict(self, waiting: Waiting) -> AgentError:
-        if not waiting.is_unknown and waiting.last is None and self.last is not None:
-            last = self.last
+        last = self.last
+        if waiting.last is not None or last is None:
+            return waiting.verdict()
+        if not waiting.is_unknown:
             return typed(last.code, last.detail, stored="no", envelope=waiting.envelope)
-        return waiting.verdict()
+        exc = OutcomeUnknownError(last.code, last.detail)
+        exc.stored, exc.envelope = "unknown", waiting.envelope
+        return exc
 
     async def _try(self, waiting: Waiting, seconds: float) -> None:
         submit = self.box.next_submit(clock.monotonic())
