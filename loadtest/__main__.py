@@ -12,6 +12,7 @@ from typing import Final
 from loadtest import single
 from loadtest.mesh import scenario as mesh
 from loadtest.migrate import scenario as migrate
+from relay.cli import streams
 
 SCENARIOS: Final[dict[str, Callable[[Sequence[str]], int]]] = {
     "node": single.main,
@@ -33,4 +34,8 @@ def main(words: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    streams.install()
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except streams.OutputError as exc:
+        sys.exit(f"bench: {exc.detail}")

@@ -20,6 +20,7 @@ from typing import BinaryIO, Final
 import orjson
 
 from relay.core.ids import Did
+from relay.store.embedded.process import dying_with_us
 
 ROOT: Final = Path(__file__).parents[1]
 START_S: Final = 30
@@ -94,9 +95,12 @@ async def relay_process(
     said = directory / "relay.log"
     with _new(said) as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "relay", "serve", "--data", str(directory / "data")),
-            *("--listen", listen, "--admin", "127.0.0.1:0"),
+            *dying_with_us(
+                [
+                    *(sys.executable, "-m", "relay", "serve", "--data", str(directory / "data")),
+                    *("--listen", listen, "--admin", "127.0.0.1:0"),
+                ]
+            ),
             env={**environment(), **settings},
             stdout=asyncio.subprocess.PIPE,
             stderr=log,

@@ -10,6 +10,7 @@ import concurrent.futures
 import hashlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import AgentKey, Timestamp
 from relay.core.records import Home
 from relay.ports_mesh import RecordRow
+from relay.store.embedded import launcher
 
 SHARE: Final = 2_000
 KEPT_S: Final = 24 * 3600
@@ -51,6 +53,12 @@ def _signed(numbers: Sequence[int], now: float) -> list[str]:
     return [sign(number, now=now) for number in numbers]
 
 
+def _end_with(parent: int) -> None:
+    """A worker waits for ever for a pool that was killed, unless it ends with it."""
+    if sys.platform == "linux" and not launcher.end_with(parent):
+        sys.exit()
+
+
 def signed(numbers: Sequence[int], *, now: float) -> list[str]:
     """Records of many, signed on all cores."""
     shares = [numbers[at : at + SHARE] for at in range(0, len(numbers), SHARE)]
@@ -58,7 +66,10 @@ def signed(numbers: Sequence[int], *, now: float) -> list[str]:
         return _signed(numbers, now)
     # not forked: whoever asks may have an event loop and threads
     spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), spawn) as pool:
+    workers = concurrent.futures.ProcessPoolExecutor(
+        os.cpu_count(), spawn, initializer=_end_with, initargs=(os.getpid(),)
+    )
+    with workers as pool:
         done = pool.map(_signed, shares, [now] * len(shares))
         return [compact for share in done for compact in share]
 

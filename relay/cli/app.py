@@ -7,8 +7,6 @@ packages of a node come with another extra, and those of an agent take a quarter
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -17,12 +15,14 @@ import typer
 
 from relay import __version__
 from relay.cli import moving_commands, naming_commands, output, peer_commands, talking
-from relay.cli.exits import MEANING, Exit, exit_of
+from relay.cli.exits import MEANING, Exit, LocalError
 from relay.cli.id_commands import id_app
 from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
-from relay.core.errors import RelayError
 
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
+
+UsageError: Final[Any] = typer.BadParameter.__bases__[0]
+"""Wrong arguments. Typer has it of click or of its own copy of that, and exports the subclass."""
 
 app = typer.Typer(
     name="relay",
@@ -187,19 +187,20 @@ def _overrides(
 
 def run(words: Sequence[str]) -> int:
     """Run one command; gives its exit code."""
+    as_json = "--json" in words
     try:
-        app(list(words), prog_name="relay")
-    except SystemExit as exc:
-        return exc.code if isinstance(exc.code, int) else int(bool(exc.code))
-    except RelayError as exc:
-        output.fail(exc, as_json="--json" in words)
-        return exit_of(exc)
-    except BrokenPipeError:
-        # whoever read us has gone; what was not written was not acked
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.FAILED
-    except OSError as exc:
-        reason = f"{exc.filename}: {exc.strerror}" if exc.filename else repr(exc)
-        output.say(f"relay: {reason}")
-        return Exit.FAILED
-    return Exit.OK
+        code = app(list(words), prog_name="relay", standalone_mode=False)
+    except UsageError as exc:
+        if as_json:
+            output.fail(LocalError(exc.format_message(), Exit.USAGE), as_json=True)
+        else:
+            exc.show()
+        return Exit.USAGE
+    except typer.Abort:
+        return Exit.INTERRUPTED
+    except ModuleNotFoundError:
+        # an extra is missing, or it is a bug: the caller knows which
+        raise
+    except Exception as exc:  # noqa: BLE001  the boundary: no traceback for whoever runs a command
+        return output.end_with(exc, as_json=as_json)
+    return code if isinstance(code, int) else Exit.OK

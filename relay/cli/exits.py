@@ -25,7 +25,7 @@ class Exit(IntEnum):
 
 MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "done",
-    Exit.FAILED: "something here: a file, a bug, a demo that did not hold",
+    Exit.FAILED: "something here: a file, a setting, an output that was cut off, a bug",
     Exit.USAGE: "wrong arguments",
     Exit.REFUSED: "a relay or a rule says no; the same again will not help",
     Exit.UNAVAILABLE: "no relay, or not now; nothing was stored, try again",
@@ -61,6 +61,7 @@ def exit_of(exc: RelayError) -> Exit:
         return Exit.SUPERSEDED
     if exc.code is ErrorCode.MIGRATING:
         return Exit.UNAVAILABLE
-    if exc.code is ErrorCode.INTERNAL:
+    if exc.code in {ErrorCode.INTERNAL, ErrorCode.CORRUPT}:
+        # corrupt: of the state file
         return Exit.FAILED
     return Exit.UNAVAILABLE if isinstance(exc, UnavailableError) else Exit.REFUSED

@@ -15,7 +15,7 @@ import typer
 
 from relay.cli import passphrase as passphrases
 from relay.cli.exits import Exit, LocalError
-from relay.cli.output import say, write, write_json
+from relay.cli.output import say, write, write_json, write_text
 from relay.client import KeyFileError, PassphraseError, SigningKey, keystore, keytext
 from relay.client.keytext import Locked
 
@@ -34,13 +34,17 @@ class KeyFile:
 
     @property
     def path(self) -> Path:
-        """The file; by default ``agent.key`` in the user's configuration directory."""
+        """The file; by default ``agent.key`` in the user's configuration directory.
+
+        Raises:
+            LocalError: none is named, and there is no home directory.
+        """
         if self.named is not None:
             return self.named
         directory = Path(typer.get_app_dir("did-relay"))
         if not directory.is_absolute():
             # XDG_CONFIG_HOME is empty or relative: to be ignored, not a place in this directory
-            directory = Path.home() / ".config" / "did-relay"
+            directory = _home() / ".config" / "did-relay"
         return directory / "agent.key"
 
     @property
@@ -106,6 +110,14 @@ class KeyFile:
             return locked.open(said), said
 
 
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as exc:
+        detail = "this user has no home directory: name a key file, --key FILE or RELAY_AGENT_KEY"
+        raise LocalError(detail) from exc
+
+
 @contextmanager
 def _explained(before: str = "") -> Iterator[None]:
     try:
@@ -161,8 +173,7 @@ def export(
     if to is None and as_json:
         write_json({**told, "block": block})
     elif to is None:
-        sys.stdout.write(block)
-        sys.stdout.flush()
+        write_text(block)
     elif as_json:
         write_json({**told, "file": str(to)})
     else:

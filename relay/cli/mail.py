@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -14,18 +15,26 @@ from relay.cli import claims
 from relay.cli.claims import Place
 from relay.cli.identity import KeyFile
 from relay.cli.output import (
+    begin_line,
     clock_time,
+    fail,
+    notify,
     printable,
     say,
+    sync,
     write,
     write_body,
     write_json,
 )
 from relay.cli.states import tell_earlier
+from relay.cli.writer import Writer
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
 from relay.client.errors import typed
+from relay.client.tasks import beside
 from relay.core import jws as jose
 from relay.core.errors import ErrorCode
+from relay.core.frames import Welcome
+from relay.core.ids import Did
 
 OPEN_S: Final = 5.0
 PATIENCE_S: Final = 2.0
@@ -55,30 +64,15 @@ async def _agent(
             yield me
 
 
-@asynccontextmanager
-async def _telling_outcomes(me: Agent, *, as_json: bool) -> AsyncIterator[None]:
-    """Meanwhile, say what became of what earlier commands had left unanswered."""
-    failure: BaseException | None = None
-    async with asyncio.TaskGroup() as tasks:
-        telling = tasks.create_task(_tell_outcomes(me, as_json=as_json))
-        try:
-            yield
-        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
-            # raised again below: from here it would come out wrapped in an exception group
-            failure = exc
-        finally:
-            telling.cancel()
-    if failure is not None:
-        raise failure
-
-
-async def _tell_outcomes(me: Agent, *, as_json: bool) -> None:
+async def _tell_outcomes(me: Agent, writer: Writer, *, as_json: bool) -> None:
+    """Say what became of what earlier commands had left unanswered."""
     try:
         async for item in me.outcomes():
-            tell_earlier(item, (item.stored, item.code), as_json=as_json)
+            answer = (item.stored, item.code)
+            await writer.run(partial(tell_earlier, item, answer, as_json=as_json))
             await item.done()
-    except (AgentError, OSError):
-        # the inbox says the same of the agent, and of a stdout that is gone; it is shown again
+    except AgentError:
+        # the inbox says the same of the agent; what was not told is shown again
         return
 
 
@@ -86,9 +80,11 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
     """Print what is delivered; each envelope is acked once it is written."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
+    begin_line()
+    writer = Writer()
     async with (
         _agent(file, url, file.load(), listens=True) as me,
-        _telling_outcomes(me, as_json=as_json),
+        beside(_tell_outcomes(me, writer, as_json=as_json)),
     ):
         say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
         if me.welcome is None:
@@ -98,35 +94,37 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
             try:
                 message = await anext(me.inbox())
             except InboxResetError as exc:
-                say(f"relay: {exc.code}: {exc.detail}")
+                fail(exc, as_json=as_json)
                 continue
-            _print(message, as_json=as_json)
-            await _ack(message)
+            await writer.run(partial(_print, message, as_json=as_json))
+            await _ack(message, as_json=as_json)
             left = None if left is None else left - 1
 
 
-async def _ack(message: Message) -> None:
+async def _ack(message: Message, *, as_json: bool) -> None:
     try:
         await message.ack()
     except AgentError as exc:
         if exc.code not in NOTED:
             raise
         # an agent that is over says so where the next one is awaited
-        say(f"relay: {exc.code}: {exc.detail}")
+        fail(exc, as_json=as_json)
 
 
 def _print(message: Message, *, as_json: bool) -> None:
+    """Show a message, all of it; where it goes to a file, it is on the disk afterwards."""
     if as_json:
         write_json(message_members(message))
     elif isinstance(message, Bounce):
         for item in message.items:
             maybe = ", though it may have been read" if item.maybe_delivered else ""
-            say(f"Bounce: {item.eid} to {item.to} ended: {printable(item.reason)}{maybe}.")
+            notify(f"Bounce: {item.eid} to {item.to} ended: {printable(item.reason)}{maybe}.")
     else:
         again = ", perhaps not for the first time" if message.redelivered else ""
         open_ = "" if message.sealed else ", not sealed"
-        say(f"{clock_time(message.created_at)} from {message.sender}{open_}{again}:")
+        notify(f"{clock_time(message.created_at)} from {message.sender}{open_}{again}:")
         write_body(message.body)
+    sync()
 
 
 async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
@@ -137,7 +135,9 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
         if welcome is None:
             raise typed(ErrorCode.MIGRATING, MOVING)
         pending = welcome.pending
-        messages = await _take(me, min(pending.count, limit, welcome.window_count))
+        messages, reset = await _take(me, min(pending.count, limit, welcome.window_count))
+        if reset is not None and not as_json:
+            fail(reset, as_json=False)
         if as_json:
             members = {
                 "did": me.did,
@@ -147,38 +147,45 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
                 "pending": pending.count,
                 "pending_bytes": pending.bytes,
                 "turned_away": pending.refused_count,
+                "reset": reset is not None,
                 "items": [message_members(message) for message in messages],
             }
             write_json(members)
             return
-        _tell_inbox(me, key, messages)
+        _tell_inbox(me.did, welcome, messages)
+        if len(messages) < min(pending.count, limit):
+            say(f"{len(messages)} are shown. Of what nobody acks this relay hands over at most")
+            say(f"{welcome.window_count}, and no more than its window holds: relay listen acks.")
 
 
-async def _take(me: Agent, count: int) -> list[Message]:
+async def _take(me: Agent, count: int) -> tuple[list[Message], InboxResetError | None]:
+    """The first messages, and whether the inbox is another one than at the last look."""
     messages: list[Message] = []
+    reset: InboxResetError | None = None
     try:
-        async with asyncio.timeout(LOOK_S):
-            while len(messages) < count:
-                messages.append(await anext(me.inbox()))
+        # with nothing to wait for, too: the inbox may have something to say of itself
+        async with asyncio.timeout(LOOK_S if count else 0):
+            while len(messages) < max(count, 1):
+                try:
+                    messages.append(await anext(me.inbox()))
+                except InboxResetError as exc:
+                    reset = exc
     except TimeoutError:
-        # fewer than were announced: some have expired or could not be opened meanwhile
-        return messages
-    return messages
+        # fewer than were announced: the window is full, or some have expired meanwhile
+        return messages, reset
+    return messages, reset
 
 
-def _tell_inbox(me: Agent, key: SigningKey, messages: list[Message]) -> None:
-    welcome = me.welcome
-    if welcome is None:
-        return
+def _tell_inbox(did: Did, welcome: Welcome, messages: list[Message]) -> None:
     pending = welcome.pending
     for message in messages:
         first = message.body.decode(errors="replace").partition("\n")[0]
         preview = printable("".join(islice(first, PREVIEW)))
         write(f"{clock_time(message.created_at)}  {message.sender}  {preview}")
     if pending.count == 0:
-        say(f"Nothing waits for {key.did}: all up to seq {welcome.head} was acked or ended.")
+        say(f"Nothing waits for {did}: all up to seq {welcome.head} was acked or ended.")
     else:
-        say(f"{pending.count} wait for {key.did} ({pending.bytes} bytes); nothing was acked.")
+        say(f"{pending.count} wait for {did} ({pending.bytes} bytes); nothing was acked.")
     if pending.refused_count:
         say(f"{pending.refused_count} were turned away because the inbox was full.")
 

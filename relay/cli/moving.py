@@ -12,14 +12,12 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-import typer
-
 from relay.cli import claims
 from relay.cli.exits import Exit, exit_of
 from relay.cli.identity import KeyFile
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.progress import Progress
-from relay.cli.states import is_listening
+from relay.cli.states import refuse_if_listening
 from relay.client import MigrationStalledError, Moved, MoveProgress, SigningKey
 from relay.client import origin as origins
 from relay.client import state as states
@@ -80,18 +78,15 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
     """Open a key file and its state, and learn where the agent lives.
 
     Raises:
-        Exit: a program on this machine has the agent.
+        LocalError: a program on this machine has the agent.
     """
     key = file.load()
     with (
         claims.opened(file.state, look=not take) as mine,
         states.opened(file.state, key.did) as state,
     ):
-        if not take and is_listening(mine):
-            say("relay: this agent runs on this machine (relay listen?); its session would end.")
-            say("Stop it, or let it move by itself (Agent.migrate), or say --take.")
-            say("Nothing was done.")
-            raise typer.Exit(Exit.REFUSED)
+        if not take:
+            refuse_if_listening(mine, hint="It can move by itself: Agent.migrate. ")
         await _learn(state, key.did, url)
         yield _Alone(key, state)
 
@@ -117,8 +112,11 @@ async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
             moved = await _migration(me, wish, progress).to(to)
     except asyncio.CancelledError:
         progress.end()
-        say(f"Interrupted. relay migrate --to {to} goes on where it was; relay migrate --cancel")
-        say("takes it back, unless it is published. Nothing is lost meanwhile.")
+        if not wish.as_json:
+            say(
+                f"Interrupted. relay migrate --to {to} goes on where it was; relay migrate --cancel"
+            )
+            say("takes it back, unless it is published. Nothing is lost meanwhile.")
         raise
     except MigrationStalledError as exc:
         progress.end()

@@ -164,6 +164,9 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
         done = await _publish(key, file, origin, lambda old: _without(old, handle))
         _tell_published(done, as_json=as_json)
         return Exit.OK
+    if handle.name in handles.RESERVED:
+        detail = f"{handle} is the operator's: a relay gives that name to nobody who asks"
+        raise typed(ErrorCode.NOT_ADMITTED, detail)
     heard = await names.forward(handle, plain=origin.is_loopback)
     if heard.did not in {None, key.did}:
         raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {heard.did}")
@@ -220,10 +223,11 @@ def _tell_published(done: Publication, *, as_json: bool, heard: Heard | None = N
 
 
 def _advise(handle: Handle, did: Did, heard: Heard) -> None:
-    say(f"Your record lists {handle}, but it does not lead to you yet: {heard.why}.")
     if handle.name is not None:
+        say(f"Your record lists {handle}, but it does not lead to you: {heard.why}.")
         say("Only the relay behind the @ gives the name, to agents whose home it is.")
         return
+    say(f"Your record lists {handle}, but it does not lead to you yet: {heard.why}.")
     if handle.text_name is not None:
         say(f'Publish the DNS record   {handle.text_name}. TXT "did={did}"')
     say(f"or serve the DID as text at   https://{handle.authority}{handles.WELL_KNOWN}")

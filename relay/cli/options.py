@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
@@ -14,6 +14,8 @@ from relay.cli.exits import Exit
 T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
+EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
+"""All networks: the admin side has no TLS, and is on loopback or a private network."""
 
 
 def checked(url: str) -> str:
@@ -22,10 +24,23 @@ def checked(url: str) -> str:
     Raises:
         BadParameter: it is none.
     """
+    return _checked(url)
+
+
+def checked_admin(url: str) -> str:
+    """Refuse what is no address of a node's admin side, which speaks plain HTTP.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    return _checked(url, plain_networks=EVERYWHERE)
+
+
+def _checked(url: str, plain_networks: Sequence[str] = ()) -> str:
     from relay.client import origin  # noqa: PLC0415  a quarter of a second, for who dials only
 
     try:
-        origin.parse(url)
+        origin.parse(url, plain_networks=plain_networks)
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from exc
     return url

@@ -1,73 +1,200 @@
 """What commands write: data to stdout, words for a person to stderr, and nothing else anywhere.
 
 Rules of the file: what came from a stranger never reaches a terminal raw: control characters are
-written out, since a body could otherwise move the cursor and repaint what was said before.
+written out, since a body could otherwise move the cursor and repaint what was said before. What is
+written to stdout is written whole, or :class:`OutputError` is raised; see ``streams.py``.
 """
 
 from __future__ import annotations
 
 import sys
+import traceback
 import unicodedata
 from datetime import UTC, datetime
+from typing import Final, TextIO
 
+from relay.cli.exits import Exit, LocalError, exit_of
+from relay.cli.streams import Output
 from relay.core import jws as jose
-from relay.core.errors import RelayError
+from relay.core.errors import ErrorCode, RelayError
+
+_TERMINAL_OBEYS: Final = frozenset({"Cc", "Cf"})
+"""Unicode categories: control and format characters."""
 
 
 def say(words: str) -> None:
-    """A sentence for a person."""
+    """A sentence for a person; dropped where stderr does not take it."""
     sys.stderr.write(f"{words}\n")
     sys.stderr.flush()
 
 
+def notify(words: str) -> None:
+    """A sentence for a person that must be written: what it tells of is acked afterwards.
+
+    Raises:
+        OutputError: stderr did not take all of it.
+    """
+    raw = sys.stderr.buffer
+    if isinstance(raw, Output):
+        raw.put(f"{words}\n".encode(sys.stderr.encoding, "backslashreplace"))
+    else:
+        say(words)
+
+
 def write(line: str) -> None:
-    """A line of data."""
-    sys.stdout.write(f"{line}\n")
+    """A line of data.
+
+    Raises:
+        OutputError: stdout did not take all of it.
+    """
+    write_text(f"{line}\n")
+
+
+def write_text(text: str) -> None:
+    """Lines of data.
+
+    Raises:
+        OutputError: stdout did not take all of it.
+    """
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def write_json(value: object) -> None:
-    """One line of JSON."""
-    write(jose.dumps(value).decode())
+    """One line of JSON.
+
+    Raises:
+        OutputError: stdout did not take all of it.
+    """
+    _json(sys.stdout, value)
 
 
 def say_json(value: object) -> None:
-    """One line of JSON that is not the data asked for."""
-    say(jose.dumps(value).decode())
+    """One line of JSON that is not the data asked for; dropped where stderr does not take it."""
+    _json(sys.stderr, value)
+
+
+def _json(stream: TextIO, value: object) -> None:
+    line = jose.dumps(value)
+    if stream.isatty():
+        stream.write(f"{printable(line.decode())}\n")
+        stream.flush()
+    else:
+        # JSON is UTF-8, whatever this stream's encoding is
+        _bytes(stream, line + b"\n")
 
 
 def write_body(body: bytes) -> None:
-    """A body: as it is into a pipe or a file, made harmless for a terminal."""
+    """A body: as it is into a pipe or a file, made harmless for a terminal.
+
+    Raises:
+        OutputError: stdout did not take all of it.
+    """
     if sys.stdout.isatty():
         write(printable(body.decode(errors="backslashreplace")))
-        return
-    sys.stdout.flush()
-    sys.stdout.buffer.write(body + b"\n")
-    sys.stdout.buffer.flush()
+    else:
+        _bytes(sys.stdout, body + b"\n")
+
+
+def _bytes(stream: TextIO, data: bytes) -> None:
+    stream.flush()
+    stream.buffer.write(data)
+    stream.buffer.flush()
+
+
+def sync() -> None:
+    """Put on the disk what was written, where stdout or stderr is a file.
+
+    Raises:
+        OutputError: the disk fails.
+    """
+    for raw in _raw():
+        raw.sync()
+
+
+def begin_line() -> None:
+    """Begin a line where stdout is a file that ends in the midst of one.
+
+    Raises:
+        OutputError: that could not be written.
+    """
+    for raw in _raw()[:1]:
+        raw.begin_line()
+
+
+def _raw() -> list[Output]:
+    return [one.buffer for one in (sys.stdout, sys.stderr) if isinstance(one.buffer, Output)]
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would obey."""
+    """The text without anything that a terminal would obey; JSON stays the same JSON."""
     return "".join(
         char
-        if char in "\n\t" or unicodedata.category(char) not in {"Cc", "Cf"}
-        else f"\\u{ord(char):04x}"
+        if char in "\n\t" or unicodedata.category(char) not in _TERMINAL_OBEYS
+        else _escaped(char)
         for char in text
     )
 
 
-def fail(exc: RelayError, *, as_json: bool) -> None:
-    """An expected failure: one sentence, or the one JSON shape, on stderr."""
-    stored = getattr(exc, "stored", None)
+def _escaped(char: str) -> str:
+    units = char.encode("utf-16-be").hex()
+    return "".join(f"\\u{units[at : at + 4]}" for at in range(0, len(units), 4))
+
+
+def fail(exc: RelayError, *, as_json: bool, stored: str | None = None) -> None:
+    """An expected failure: one sentence, or the one JSON shape, on stderr.
+
+    Args:
+        exc: the failure.
+        as_json: the shape.
+        stored: what is known of the envelope; by default what the failure says.
+    """
+    stored = stored or getattr(exc, "stored", None)
     if as_json:
         shape = {"error": exc.code, "detail": exc.detail, "retry_after": exc.retry_after}
         say_json({**shape, "stored": stored})
         return
-    say(f"relay: {exc.code}: {exc.detail or 'no more is known'}")
+    what = "" if isinstance(exc, LocalError) else f"{exc.code}: "
+    say(f"relay: {what}{printable(exc.detail or 'no more is known')}")
     if stored == "unknown":
         say("It may be stored all the same: sending it again as a new envelope could double it.")
     elif exc.retry_after is not None:
         say(f"Try again in {exc.retry_after} s.")
+
+
+def end_with(exc: Exception, *, as_json: bool) -> Exit:
+    """Say how a command ends by an exception, whosever it is; gives the exit code.
+
+    In Python's development mode (``python -X dev -m relay``) a bug shows where it is.
+    """
+    exc = first_of(exc)
+    if isinstance(exc, RelayError):
+        failure = exc
+    elif isinstance(exc, OSError):
+        failure = LocalError(_reason(exc))
+    else:
+        if sys.flags.dev_mode:
+            traceback.print_exception(exc)
+        what = f"this is a bug: {type(exc).__name__}: {exc} ({_place(exc)})"
+        failure = RelayError(ErrorCode.INTERNAL, what)
+    fail(failure, as_json=as_json)
+    return exit_of(failure)
+
+
+def first_of(exc: Exception) -> Exception:
+    """The first of several exceptions that a task group gives as one."""
+    while isinstance(exc, ExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _reason(exc: OSError) -> str:
+    return f"{exc.filename}: {exc.strerror}" if exc.filename else f"{exc.strerror or exc}"
+
+
+def _place(exc: Exception) -> str:
+    last = traceback.extract_tb(exc.__traceback__)[-1]
+    return f"{last.filename}, line {last.lineno}"
 
 
 def clock_time(at: int) -> str:

@@ -9,13 +9,18 @@ from typing import Annotated, Final
 
 import typer
 
-from relay.cli.options import Json, run_async
+from relay.cli.options import Json, checked_admin, run_async
 
 DEFAULT_ADMIN: Final = "http://127.0.0.1:8081"
 
 Admin = Annotated[
     str,
-    typer.Option("--admin", envvar="RELAY_ADMIN_URL", help="Address of the node's admin side."),
+    typer.Option(
+        "--admin",
+        envvar="RELAY_ADMIN_URL",
+        callback=checked_admin,
+        help="Address of the node's admin side.",
+    ),
 ]
 Did = Annotated[str, typer.Argument(metavar="DID", help="DID of the relay.")]
 PeerUrl = Annotated[str, typer.Argument(metavar="URL", help="Origin of the relay.")]

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from relay import clock
 from relay.cli.exits import Exit
+from relay.cli.options import EVERYWHERE
 from relay.cli.output import clock_time, printable, write, write_json
 from relay.client import origin as origins
 from relay.client.errors import ProtocolError, typed
@@ -93,7 +94,7 @@ async def join(admin: str, url: str, *, as_json: bool) -> Exit:
 
 async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
     """One request to the admin side, which speaks plain HTTP on loopback or a private network."""
-    origin = origins.parse(admin, plain_networks=("0.0.0.0/0", "::/0"))
+    origin = origins.parse(admin, plain_networks=EVERYWHERE)
     request = Request(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
     status, answer = await exchange(origin, request, ASK_S, longest=ASK_S)
     try:

@@ -21,12 +21,13 @@ from relay.cli.identity import KeyFile
 from relay.cli.output import clock_time, say, write, write_json
 from relay.cli.progress import Progress
 from relay.cli.states import EXIT_OF, LASTING, WORDS, refuse_if_listening, tell_earlier
+from relay.cli.streams import OutputError
 from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.agent import sign
 from relay.client.errand import Errand
-from relay.client.errors import AuthRequiredError, UnavailableError, closed, typed
+from relay.client.errors import AuthRequiredError, TooLargeError, UnavailableError, closed, typed
 from relay.client.outcomes import MOST_KEPT, Outcomes, Telling
 from relay.client.post import post
 from relay.client.visit import Visit
@@ -37,6 +38,9 @@ PATIENCE_S: Final = 2.0
 MOST_EARLIER: Final = 200
 FIRST_LOOK_S: Final = 0.05
 LONGEST_LOOK_S: Final = 2.0
+MOST_BODY_BYTES: Final = 1024 * 1024
+"""What an operator may set at most (PROTOCOL.md §3.4)."""
+SEALING: Final = "sealing makes a body a third larger, and --plain does not"
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,10 +95,15 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
         sent = await _submit(desk, envelope)
         if isinstance(sent, Exit):
             return sent
-        if wish.wait == "stored":
+        try:
+            if wish.wait == "acked":
+                return await _see_through(desk, sent, until)
             _tell_sent(sent, "stored", as_json=wish.as_json)
-            return Exit.OK
-        return await _see_through(desk, sent, until)
+        except OutputError as exc:
+            exc.detail = f"{exc.detail}; {sent.id} is stored, only that could not be written"
+            output.fail(exc, as_json=wish.as_json, stored="yes")
+            return exc.ends
+        return Exit.OK
 
 
 def _show_warnings(*, as_json: bool) -> None:
@@ -121,16 +130,22 @@ async def _recipient(desk: _Desk, to: str) -> str:
 
 
 def _signed(key: SigningKey, to: str, letter: Letter) -> SignedEnvelope:
-    return sign(
-        key,
-        to,
-        letter.body,
-        sealed=letter.seal,
-        content_type=letter.content_type,
-        type=letter.type,
-        thid=letter.thid,
-        lifetime_s=letter.lifetime_s,
-    )
+    try:
+        return sign(
+            key,
+            to,
+            letter.body,
+            sealed=letter.seal,
+            content_type=letter.content_type,
+            type=letter.type,
+            thid=letter.thid,
+            lifetime_s=letter.lifetime_s,
+            # each relay has a limit of its own, and says so where this is over it
+            max_body_bytes=MOST_BODY_BYTES,
+        )
+    except TooLargeError as exc:
+        exc.detail = f"no relay takes a body of more than {MOST_BODY_BYTES} bytes; {SEALING}"
+        raise
 
 
 async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
@@ -150,6 +165,7 @@ async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
         if exc.stored == "no" and not (is_ours and desk.mine.alone(Place.RESENDING)):
             # another command took it up meanwhile, and may submit it after this answer
             exc.stored = "unknown"
+        _explain(exc, envelope)
         output.fail(exc, as_json=as_json)
         await _tell_if_kept(desk, envelope)
         return exit_of(exc)
@@ -158,6 +174,15 @@ async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
         raise
     finally:
         desk.mine.let_go(Place.SENDING)
+
+
+def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
+    """Add to a refusal what this machine knows, and the relay does not."""
+    is_over = envelope.expires_at <= clock.now()
+    if exc.code is ErrorCode.NOT_YET_VALID or (exc.code is ErrorCode.EXPIRED and not is_over):
+        exc.detail += "; by this machine's clock that is not so: check both clocks"
+    elif exc.code is ErrorCode.TOO_LARGE:
+        exc.detail += f"; {SEALING}"
 
 
 async def _earlier(desk: _Desk) -> tuple[bool, Sequence[SignedEnvelope]]:
@@ -254,7 +279,8 @@ async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progre
             visit = None
         except AgentError as exc:
             progress.end()
-            say(f"relay: what became of it cannot be asked: {exc.code}: {exc.detail}")
+            exc.detail = f"what became of it cannot be asked: {exc.detail}"
+            output.fail(exc, as_json=desk.wish.as_json, stored="yes")
             return state
         left = until - clock.monotonic()
         if state not in LASTING or left <= 0:

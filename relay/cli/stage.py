@@ -15,6 +15,7 @@ from typing import BinaryIO, Final
 from relay import clock
 from relay.cli.output import write
 from relay.core import jws as jose
+from relay.store.embedded.process import dying_with_us
 
 READY_S: Final = 20.0
 STOP_S: Final = 10.0
@@ -84,7 +85,7 @@ class Starting:
 async def relay_process(
     home: Path, listen: str, settings: Mapping[str, str] | None = None
 ) -> AsyncIterator[Starting]:
-    """A relay process on the embedded store; gone at the end of the block, whatever happens.
+    """A relay process on the embedded store; gone at the end of the block, or with this process.
 
     Args:
         home: directory of its data and log.
@@ -93,9 +94,12 @@ async def relay_process(
     """
     with _log_in(home) as log:
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "relay", "serve", "--data", str(home / "data")),
-            *("--listen", listen, "--admin", "127.0.0.1:0"),
+            *dying_with_us(
+                [
+                    *(sys.executable, "-m", "relay", "serve", "--data", str(home / "data")),
+                    *("--listen", listen, "--admin", "127.0.0.1:0"),
+                ]
+            ),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-import typer
-
 from relay.cli.claims import Claims, Place
-from relay.cli.exits import Exit
-from relay.cli.output import say, write_json
+from relay.cli.exits import Exit, LocalError
+from relay.cli.output import notify, sync, write_json
 from relay.client import SignedEnvelope
 from relay.client.outcomes import OutcomeValues
 from relay.core.errors import ErrorCode
@@ -44,17 +42,27 @@ EXIT_OF: Final[dict[State, Exit]] = {
 
 
 def tell_earlier(item: SignedEnvelope | OutcomeValues, answer: Answer, *, as_json: bool) -> None:
-    """Say what became of an envelope whose own command could not say it."""
+    """Say what became of an envelope whose own command could not say it; it may be forgotten then.
+
+    Raises:
+        OutputError: that could not be written.
+    """
     stored, error = answer
     if as_json:
         members = {"id": item.id, "eid": item.eid, "to": item.to}
         write_json({"kind": "earlier", **members, "stored": stored, "error": error})
-        return
+    else:
+        notify(f"Sent before and not answered then: {item.id} to {item.to}: {_outcome(answer)}.")
+    sync()
+
+
+def _outcome(answer: Answer) -> str:
+    stored, error = answer
     outcome = "the relay has it"
     if error is not None:
         kept = "it was not stored" if stored == "no" else "it may have been stored"
         outcome = f"{error}; {kept}"
-    say(f"Sent before and not answered then: {item.id} to {item.to}: {outcome}.")
+    return outcome
 
 
 def is_listening(mine: Claims) -> bool:
@@ -65,13 +73,17 @@ def is_listening(mine: Claims) -> bool:
     return False
 
 
-def refuse_if_listening(mine: Claims) -> None:
+def refuse_if_listening(mine: Claims, *, hint: str = "") -> None:
     """Who logs in takes the inbox: leave it to who listens.
 
+    Args:
+        mine: says whether somebody does.
+        hint: a sentence on what else can be done.
+
     Raises:
-        Exit: somebody does.
+        LocalError: somebody does.
     """
     if is_listening(mine):
-        say("relay: this agent runs on this machine (relay listen?); asking would end its session.")
-        say("Stop it, or say --take. Nothing was sent or changed.")
-        raise typer.Exit(Exit.REFUSED)
+        detail = "this agent runs on this machine (relay listen?), and its session would end. "
+        detail += f"Stop it, or say --take. {hint}Nothing was sent or changed."
+        raise LocalError(detail, Exit.REFUSED)

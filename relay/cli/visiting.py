@@ -22,7 +22,7 @@ async def visiting(
     """Log in with a key file, and open its state; arguments as for :func:`asking`.
 
     Raises:
-        Exit: as :func:`asking`.
+        LocalError: as :func:`asking`.
         AgentError: unreachable, or the login does not hold.
     """
     async with asking(file, url, take=take) as (key, errand):
@@ -41,7 +41,7 @@ async def asking(
         take: also where an agent that runs on this machine loses its session by it.
 
     Raises:
-        Exit: such an agent runs.
+        LocalError: such an agent runs.
     """
     key = file.load()
     with (

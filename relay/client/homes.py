@@ -206,15 +206,12 @@ class Homes:
                 homes[relay] = Home(relay, url, self._prio(homes.get(relay), url))
         best = sorted(homes.values(), key=lambda home: home.did not in {h.did for h in before})
         best = sorted(best[: records.MAX_RELAYS], key=lambda home: home.prio)
-        seq = self.state.record_seq
-        # a clock that was set back must not make a record that no seq fits any more
-        at = Timestamp(max(now, seq / 1000 - records.SEQ_SLACK_S + 1))
         newest = self.newest
         compact = records.sign(
             self.key,
             best,
-            now=at,
-            newest_seq=seq,
+            now=now,
+            newest_seq=self.state.record_seq,
             handles=handles,
             drain=newest.drain if newest else (),
             enc=newest.enc if newest else None,

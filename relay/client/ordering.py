@@ -136,7 +136,7 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
     signed = records.sign(
         key,
         [there],
-        now=_at(state, now),
+        now=now,
         newest_seq=_newest_seq(state),
         handles=before.handles if before else (),
         drain=_left(before, there, now),
@@ -171,7 +171,7 @@ async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> Endp
     signed = records.sign(
         key,
         before.relays if before is not None and before.relays else (order.source,),
-        now=_at(state, now),
+        now=now,
         newest_seq=max(_newest_seq(state), order.record.seq),
         handles=before.handles if before else (),
         drain=before.drain if before else (),
@@ -199,11 +199,6 @@ def _newest_seq(state: State) -> int:
     """Above all that was signed: an order's record counts, though it may never be published."""
     ordered = state.moves.move.said.record.seq if state.moves.move is not None else 0
     return max(state.record_seq, ordered)
-
-
-def _at(state: State, now: Timestamp) -> Timestamp:
-    # a clock that was set back must not make a record that no seq fits any more
-    return Timestamp(max(now, _newest_seq(state) / 1000 - records.SEQ_SLACK_S + 1))
 
 
 def _left(before: EndpointRecord | None, there: Home, now: Timestamp) -> list[LeftHome]:

@@ -32,6 +32,11 @@ WEBFINGER: Final = "/.well-known/webfinger"
 WELL_KNOWN: Final = "/.well-known/agent-did"
 TEXT_PREFIX: Final = "_agent."
 MAX_LINKS: Final = 64
+RESERVED: Final = frozenset({
+    "abuse", "admin", "administrator", "hostmaster", "noc", "operator", "postmaster", "relay",
+    "root", "security", "support", "webmaster",
+})  # fmt: skip
+"""Names that people take for the operator's (RFC 2142): nobody gets them by asking."""
 
 _NAME: Final = re.compile(r"[a-z0-9](?:[a-z0-9._-]{0,62}[a-z0-9])?")
 _TEXT: Final = "did="

@@ -221,13 +221,15 @@ def sign(
     Args:
         key: the agent.
         relays: its homes, at most five.
-        now: Unix seconds.
+        now: Unix seconds. A clock that was set back is not followed further than ``newest_seq``
+            allows: the record would have a seq that no reader takes.
         newest_seq: the highest seq seen of this agent; the new one is above it.
         handles: names that resolve to this DID.
         status: ``parked`` ends routing but keeps the inbox.
         drain: relays that it has left, at most five.
         enc: an X25519 key to seal for, instead of the one that follows from the DID.
     """
+    now = Timestamp(max(now, newest_seq / 1000 - SEQ_SLACK_S + 1))
     payload: dict[str, object] = {
         "v": 1,
         "did": key.did,

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from relay import clock
 from relay.core import handles, records
 from relay.core.errors import RelayError
-from relay.core.handles import Handle, Heard
+from relay.core.handles import RESERVED, Handle, Heard
 from relay.core.identity import parse_did
 from relay.core.ids import Did, Timestamp
 from relay.core.records import EndpointRecord
@@ -22,12 +22,6 @@ from relay.ports_mesh import HandleRow, PeerStore, RecordStore
 
 SERVED_S: Final = 30 * 24 * 3600
 """How long a name leads to an agent that has left."""
-
-RESERVED: Final = frozenset({
-    "abuse", "admin", "administrator", "hostmaster", "noc", "operator", "postmaster", "relay",
-    "root", "security", "support", "webmaster",
-})  # fmt: skip
-"""Names that people take for the operator's (RFC 2142): nobody gets them by asking."""
 
 
 class NameStore(RecordStore, PeerStore, Protocol):

@@ -8,7 +8,6 @@ changing that (a reader that wrote would do for the next life what the SDK must 
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 import sys
 from base64 import b64decode
@@ -19,7 +18,7 @@ from typing import Any
 from relay.core.envelope import SignedEnvelope
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Eid, MessageId
-from relay.store.embedded import launcher
+from relay.store.embedded.process import dying_with_us
 from tests.chaos.habits import POISON
 from tests.chaos.ledger import Ledger
 from tests.chaos.mortal import Orders
@@ -91,10 +90,7 @@ class MortalAgent:
         self._orders = replace(self._orders, **changes)
         orders = self._directory / "orders.json"
         self._orders.write(orders)
-        command = [sys.executable, "-m", "tests.chaos.mortal", str(orders)]
-        if sys.platform == "linux":  # ends with the tests, even if those are killed
-            script = str(Path(launcher.__file__))
-            command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]
+        command = dying_with_us([sys.executable, "-m", "tests.chaos.mortal", str(orders)])
         with (self._directory / "log").open("ab") as log:
             self._child = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY,

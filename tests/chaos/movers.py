@@ -7,7 +7,6 @@ their order.
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from typing import Any
 
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
-from relay.store.embedded import launcher
+from relay.store.embedded.process import dying_with_us
 from tests.chaos.ledger import Ledger
 from tests.chaos.moving_house import Goal, Goals, Place
 from tests.chaos.notes import NoteReader
@@ -96,10 +95,7 @@ class Movers:
     def start(self) -> None:
         """Begin a life."""
         self.write()
-        command = [sys.executable, "-m", "tests.chaos.mover", str(self.directory)]
-        if sys.platform == "linux":  # ends with the tests, even if those are killed
-            script = str(Path(launcher.__file__))
-            command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]
+        command = dying_with_us([sys.executable, "-m", "tests.chaos.mover", str(self.directory)])
         with (self.directory / "mover.log").open("ab") as log:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=REPOSITORY,

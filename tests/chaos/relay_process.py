@@ -21,7 +21,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from relay.core.jws import loads
-from relay.store.embedded import launcher
+from relay.store.embedded.process import dying_with_us
 from tests.support.servers import client, free_port, is_alive, wait_until
 
 REPOSITORY = Path(__file__).parents[2]
@@ -103,10 +103,7 @@ class RelayProcess:
         """Start it and do not wait."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.starts += 1
-        command = [sys.executable, *self.arguments]
-        if sys.platform == "linux":  # ends with the tests, even if those are killed
-            script = str(Path(launcher.__file__))
-            command = [sys.executable, "-I", "-S", script, str(os.getpid()), *command]
+        command = dying_with_us([sys.executable, *self.arguments])
         command = [*self.within, *command]
         variables = {
             **os.environ,

@@ -188,7 +188,7 @@ async def test_settings_are_shown_with_their_origin_and_without_secrets(tmp_path
     odd = await here.run("config", "show", RELAY_WEATHER="fine")
     assert (odd.code, "RELAY_WEATHER is no setting" in odd.err) == (0, True)
     wrong = await here.run("config", "show", RELAY_WINDOW_COUNT="many")
-    assert (wrong.code, "window_count" in wrong.err) == (Exit.REFUSED, True)
+    assert (wrong.code, "window_count" in wrong.err) == (Exit.FAILED, True)
 
 
 async def test_the_help_lists_every_exit_code(tmp_path):

@@ -53,6 +53,15 @@ async def test_an_interrupted_demo_leaves_no_process_and_no_file(tmp_path, numbe
     assert not list(tmp_path.glob("relay-demo-*"))
 
 
+async def test_a_killed_demo_takes_its_relay_and_store_with_it(tmp_path):
+    process = await Terminal(tmp_path).start("demo", TMPDIR=str(tmp_path))
+    await line_with(process.stdout, "A relay runs")
+    assert len(started_below(str(tmp_path))) >= 2
+    process.kill()
+    await process.wait()
+    await wait_until(lambda: not started_below(str(tmp_path)), 15, "its relay and store are gone")
+
+
 SABOTAGE = """
 import os, pathlib, shutil, sys
 

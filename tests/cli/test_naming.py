@@ -58,6 +58,14 @@ async def test_a_name_that_another_has_is_not_published(terminal: Terminal):
     assert (await bob.run("resolve", did)).code == Exit.REFUSED, "nothing was published"
 
 
+async def test_a_name_of_the_operators_is_not_published(terminal: Terminal):
+    done = await terminal.run("handle", "set", "Admin")
+    assert (done.code, "is the operator's" in done.err) == (Exit.REFUSED, True)
+    assert "yet" not in done.err
+    did = (await terminal.run("id", "show")).out.strip()
+    assert (await terminal.run("resolve", did)).code == Exit.REFUSED, "nothing was published"
+
+
 async def test_a_hostname_that_does_not_lead_here_is_listed_and_said_to_be_unverified(
     terminal: Terminal,
 ):

@@ -85,8 +85,9 @@ async def test_status_leaves_the_inbox_to_a_listener_unless_told_to_take_it(term
         assert (status.code, status.json["inbox"], status.json["listens_here"]) == (0, None, True)
         assert "--take" in (await terminal.run("status")).out
         did = status.json["did"]
-        left = await terminal.run("rules", "deny", did)
-        assert (left.code, "Nothing was sent or changed" in left.err) == (Exit.REFUSED, True)
+        left = await terminal.run("rules", "deny", did, "--json")
+        said = json.loads(left.err)["detail"]
+        assert (left.code, "Nothing was sent or changed" in said) == (Exit.REFUSED, True)
         taken = await terminal.run("status", "--take", "--json")
         assert taken.json["inbox"]["pending"] == 0
         assert await listening.wait() == Exit.SUPERSEDED

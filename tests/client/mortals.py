@@ -12,6 +12,7 @@ from pathlib import Path
 
 from relay.client import Agent, SigningKey
 from relay.core.ids import Did
+from relay.store.embedded.process import dying_with_us
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("mortal.py")
@@ -53,7 +54,9 @@ class Identity:
     async def alive(self, url: str, *habit: str) -> AsyncIterator[Mortal]:
         """The agent in a process, killed at the end."""
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, str(PROGRAM), url, self.key.seed.hex(), str(self.state), *habit),
+            *dying_with_us(
+                [sys.executable, str(PROGRAM), url, self.key.seed.hex(), str(self.state), *habit]
+            ),
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stdout=asyncio.subprocess.PIPE,
         )

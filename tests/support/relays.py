@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from relay.store.embedded.process import dying_with_us
 from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -63,8 +64,12 @@ async def start_relay(
     """Start one; raises AssertionError with its stderr if it does not come up."""
     arguments = ["--data", str(data), "--listen", listen or f"127.0.0.1:{free_port()}"]
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *("-m", module, "serve", *arguments, "--admin", "127.0.0.1:0"),
+        *dying_with_us(
+            [
+                *(sys.executable, "-m", module, "serve"),
+                *(*arguments, "--admin", "127.0.0.1:0"),
+            ]
+        ),
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **NO_LIMITS, **environment},
         stdout=asyncio.subprocess.PIPE,

@@ -10,11 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import os
 import shutil
 import socket
 import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,7 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from relay.store.embedded import launcher
+from relay.store.embedded.process import dying_with_us
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -152,15 +150,11 @@ class RedisServer:
         if self.port is not None:
             where = {"port": str(self.port), "bind": "127.0.0.1"}
         settings = {**where, "dir": str(self.directory), **self._settings}
-        command = [self._binary]
-        if sys.platform == "linux":  # dies with the tests, even if those are killed
-            script = str(Path(launcher.__file__))
-            command = [sys.executable, "-I", "-S", script, str(os.getpid()), self._binary]
-        command += self._files
+        command = [self._binary, *self._files]
         command += [word for name, value in settings.items() for word in (f"--{name}", value)]
         with (self.directory / "server.log").open("ab") as log:
             self._child = subprocess.Popen(  # noqa: S603  the test chose the command
-                command,
+                dying_with_us(command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

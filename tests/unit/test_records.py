@@ -297,3 +297,11 @@ def test_a_record_is_at_most_4_kib():
 
 def test_a_record_of_another_agent_is_another_agents():
     assert records.parse(records.sign(BOB, [HOME], now=NOW)).did == BOB.did
+
+
+def test_a_clock_that_was_set_back_makes_a_record_that_can_be_read():
+    for back_s in (0, records.SEQ_SLACK_S, records.SEQ_SLACK_S + 1, 86_400):
+        newest = int((NOW + back_s) * 1000)
+        made = records.parse(record(newest_seq=newest))
+        assert made.seq == newest + 1
+        assert made.issued_at <= NOW + back_s

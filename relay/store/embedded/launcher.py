@@ -1,4 +1,4 @@
-"""Become the store's server, bound to the life of the relay: ``python -c TEXT PID BINARY …``.
+"""Become a program that ends with its parent, as the store's server: ``PARENT_PID BINARY …``.
 
 Rules: its text is run in a fresh interpreter (``python -I -S -c``), never imported by the relay;
 standard library only. It exists because the same three steps between fork and exec of a process
@@ -7,7 +7,7 @@ relay's page tables at the very moment when the store is down.
 
 ::
 
-    prctl(PDEATHSIG) ──▶ is the relay still my parent? ──no──▶ exit: nobody will need this server
+    prctl(PDEATHSIG) ──▶ is that still my parent? ──no──▶ exit: nobody will need this program
                                      └──yes──▶ exec: same pid, same process group, same open lock
 """
 
@@ -22,12 +22,17 @@ PR_SET_PDEATHSIG = 1
 CANNOT_RUN = 126
 
 
-def main(arguments: list[str]) -> int:
-    """Replace this process by the server; returns an exit status only if that is not possible."""
-    parent, binary, *_ = arguments
-    # SIGTERM, not SIGKILL: the server closes its files and removes its socket.
+def end_with(parent: int) -> bool:
+    """Get SIGTERM when ``parent`` dies; False: it is dead, so the signal will never come."""
+    # SIGTERM, not SIGKILL: a server closes its files and removes its socket.
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != int(parent):  # it died before prctl: the signal will never come
+    return os.getppid() == parent
+
+
+def main(arguments: list[str]) -> int:
+    """Replace this process by the program; returns an exit status only if that is not possible."""
+    parent, binary, *_ = arguments
+    if not end_with(int(parent)):
         return 0
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)

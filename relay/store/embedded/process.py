@@ -29,6 +29,17 @@ _KILL_S: Final = 5.0
 """How long a killed process may take to be gone: one stuck in a dying disk may take for ever."""
 
 
+def dying_with_us(command: Sequence[str]) -> list[str]:
+    """A command that becomes ``command`` and gets SIGTERM when this process dies (Linux only).
+
+    Start it in a thread that lives as long as the child may: the kernel sends the signal when the
+    thread ends that forked.
+    """
+    if sys.platform != "linux":
+        return list(command)
+    return [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
+
+
 class ServerProcess:
     """A running, or just ended, child of ours."""
 
@@ -48,11 +59,8 @@ class ServerProcess:
         Raises:
             OSError: no process can be made now.
         """
-        command = [str(binary), *arguments]
-        if sys.platform == "linux":
-            command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command]
         child = subprocess.Popen(  # noqa: S603  our own argument list, no shell
-            command,
+            dying_with_us([str(binary), *arguments]),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
