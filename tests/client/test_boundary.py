@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import traceback
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +16,6 @@ import pytest
 
 from relay.client import (
     Agent,
-    AgentError,
-    KeyFileError,
     connection,
     exchange,
     information,
@@ -37,15 +34,13 @@ from relay.core.agent_session import Login
 from relay.core.frames import Submit
 from relay.core.records import Home
 from tests.client.failing import FAILURES, World
+from tests.client.judging import complaints
 from tests.client.support import envelope_of, new_key
 
 pytestmark = pytest.mark.timeout(40)
 
-DOCUMENTED = (AgentError, KeyFileError)
 SHORT_S = 0.3
 """For each wait of the SDK; a test must not wait as long as a program does."""
-LONGEST_S = 15.0
-"""For a call that waits so several times, on a busy machine."""
 
 
 @pytest.fixture(autouse=True)
@@ -58,29 +53,6 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         monkeypatch.delenv(f"{name}_PROXY", raising=False)
         monkeypatch.delenv(f"{name}_proxy".lower(), raising=False)
     return World(monkeypatch, tmp_path)
-
-
-async def complaint(call: Awaitable[Any], longest_s: float = LONGEST_S) -> str | None:
-    """Make a call; gives what is wrong unless it ends with a result or a documented error."""
-    task = asyncio.ensure_future(call)
-    done, _ = await asyncio.wait({task}, timeout=longest_s)
-    if not done:
-        task.cancel()
-        await asyncio.wait({task})
-        return "it does not end"
-    if task.cancelled():
-        return "it was cancelled, and by nobody here"
-    failure = task.exception()
-    if failure is None or isinstance(failure, DOCUMENTED):
-        return None
-    return "".join(traceback.format_exception(failure))
-
-
-async def complaints(calls: Mapping[str, Awaitable[Any]]) -> dict[str, str]:
-    """Make all these calls at once; gives what is wrong with them."""
-    async with asyncio.TaskGroup() as tasks:
-        made = {name: tasks.create_task(complaint(call)) for name, call in calls.items()}
-    return {name: said for name, task in made.items() if (said := task.result()) is not None}
 
 
 def public(module: ModuleType) -> set[str]:
