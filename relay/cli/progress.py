@@ -12,6 +12,11 @@ from relay.cli.output import printable, say
 BAR: Final = 24
 
 
+def _is_on_terminal() -> bool:
+    # the stream of now, not that of the import
+    return sys.stderr.isatty()
+
+
 @dataclass(slots=True)
 class Progress:
     """Progress on stderr.
@@ -23,7 +28,7 @@ class Progress:
     quiet: bool
     _began: float = field(default_factory=clock.monotonic)
     _last: str = ""
-    _on_terminal: bool = field(default_factory=sys.stderr.isatty)
+    _on_terminal: bool = field(default_factory=_is_on_terminal)
 
     def tell(self, words: str) -> None:
         """Where it stands; a sentence without its full stop. Saying it again updates the time."""

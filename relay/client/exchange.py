@@ -114,6 +114,8 @@ async def certified_until(origin: Origin, seconds: float = EXCHANGE_S) -> int:
     try:
         async with asyncio.timeout(seconds), network.stream(route) as (_, writer):
             said = writer.get_extra_info("peercert")
+            if not said:
+                raise ValueError("it has no certificate")
             return int(ssl.cert_time_to_seconds(said["notAfter"]))
     except (OSError, EOFError, ValueError, HTTPException) as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{route}: {network.reason(exc)}") from exc

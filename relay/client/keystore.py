@@ -95,7 +95,8 @@ def replace(path: Path, key: SigningKey, passphrase: str | None, *, cost: Cost =
     content = keytext.encode(key, passphrase, cost)
     with _explained("write", path):
         # a link to the file stays a link
-        target = path.resolve(strict=True)
+        # (Path.resolve raises no OSError where a link leads to itself)
+        target = Path(os.path.realpath(path, strict=True))
         with _opened(target, os.O_RDWR) as held:
             _hold(target, held)
             if _read(target, held).did != key.did:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -13,6 +14,7 @@ from relay.client.errors import again, closed, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Message
 from relay.client.sessions import Sessions
+from relay.client.tasks import in_thread
 from relay.core.errors import ErrorCode
 from relay.core.ids import Did
 
@@ -38,12 +40,12 @@ async def remembering(path: Path | None, did: Did) -> AsyncIterator[states.State
     if path is None:
         yield states.in_memory()
         return
-    state = await asyncio.to_thread(states.load, path, did)
+    state = await asyncio.wrap_future(in_thread(partial(states.load, path, did)))
     try:
         yield state
     finally:
         # what was asked for must be noted, even if the program is being cancelled
-        await asyncio.shield(asyncio.ensure_future(asyncio.to_thread(state.close)))
+        await asyncio.shield(asyncio.wrap_future(in_thread(state.close, must_end=True)))
 
 
 async def first_login(sessions: Sessions, seconds: float) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import importlib
 import ipaddress
 import os
@@ -23,7 +22,6 @@ import ssl
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +32,7 @@ from relay.client import http1
 from relay.client.errors import typed
 from relay.client.origin import Origin
 from relay.client.proxies import Proxy, proxy_for
+from relay.client.tasks import in_thread
 from relay.core import addresses, hosts
 from relay.core.errors import ErrorCode
 from relay.sockets import Address
@@ -116,7 +115,7 @@ async def stream(route: Route) -> AsyncIterator[Stream]:
 
 async def tls() -> ssl.SSLContext:
     """Whom to trust: the machine's certificates, as they are now; reading them takes a while."""
-    return await asyncio.wrap_future(_in_a_thread(ssl.create_default_context))
+    return await asyncio.wrap_future(in_thread(ssl.create_default_context))
 
 
 def cut(transport: asyncio.WriteTransport) -> None:
@@ -176,40 +175,32 @@ async def _look_up(host: str, port: int, *, is_strangers: bool = False) -> list[
         found = [Address(family, (str(literal), port))]
     else:
         work = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
-        infos = await asyncio.wrap_future(_in_a_thread(work, is_strangers=is_strangers))
+        infos = await asyncio.wrap_future(in_thread(_counted(work) if is_strangers else work))
         found = [Address(family, where) for family, *_, where in infos]
     if is_strangers and not all(_is_public(one) for one in found):
         raise OSError(f"{host} leads to an address inside of here")
     return found
 
 
+def _counted(work: Callable[[], T]) -> Callable[[], T]:
+    """The look-up of a name that a stranger gave: there are never more than so many.
+
+    Raises:
+        OSError: there are so many.
+    """
+    # a fork leaves no thread but its own: the dead ones do not count
+    if sum(one.is_alive() for one in list(_strangers)) >= MOST_STRANGERS:
+        raise OSError("too many names that others gave are being looked up")
+
+    def run() -> T:
+        _strangers.add(threading.current_thread())
+        return work()
+
+    return run
+
+
 def _is_public(address: Address) -> bool:
     return addresses.is_public(ipaddress.ip_address(str(address.where[0])))
-
-
-def _in_a_thread(work: Callable[[], T], *, is_strangers: bool = False) -> Future[T]:
-    """Do what blocks in a thread that the end of the program does not wait for."""
-    future: Future[T] = Future()
-
-    def run() -> None:
-        if not future.set_running_or_notify_cancel():
-            return
-        try:
-            future.set_result(work())
-        except Exception as exc:  # noqa: BLE001
-            # raised where it is waited for
-            future.set_exception(exc)
-
-    if is_strangers and sum(one.is_alive() for one in list(_strangers)) >= MOST_STRANGERS:
-        raise OSError("too many names that others gave are being looked up")
-    thread = threading.Thread(target=run, name="relay look-up", daemon=True)
-    try:
-        thread.start()
-    except RuntimeError as exc:
-        raise OSError(errno.EAGAIN, "no more threads") from exc
-    if is_strangers:
-        _strangers.add(thread)
-    return future
 
 
 # ---------------------------------------------------------------- streams and proxies

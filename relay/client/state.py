@@ -114,7 +114,8 @@ def load(path: Path, did: Did | None = None) -> State:
     try:
         if kept.record is not None:
             records.parse(kept.record)
-    except RelayError as exc:
+    except (RelayError, TypeError) as exc:
+        # TypeError: SQLite keeps any type in any column
         journal.close()
         detail = f"the record in {path} cannot be read ({exc}); move the file away to begin anew"
         raise typed(ErrorCode.CORRUPT, detail) from exc

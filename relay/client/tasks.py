@@ -1,11 +1,45 @@
-"""Task groups that leave their task, and what their block raises, as they found it."""
+"""Task groups that leave their task, and what their block raises, as they found it; threads."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import errno
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def in_thread(work: Callable[[], T], *, must_end: bool = False) -> Future[T]:
+    """Do what blocks in a thread of its own: asyncio's default executor is the program's, and busy.
+
+    Args:
+        work: what blocks.
+        must_end: the end of the program waits for it.
+
+    Raises:
+        OSError: there can be no more threads.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            future.set_result(work())
+        except Exception as exc:  # noqa: BLE001
+            # raised where it is waited for
+            future.set_exception(exc)
+
+    thread = threading.Thread(target=run, name="relay", daemon=not must_end)
+    try:
+        thread.start()
+    except RuntimeError as exc:
+        raise OSError(errno.EAGAIN, "no more threads") from exc
+    return future
 
 
 @asynccontextmanager

@@ -249,13 +249,14 @@ def no_executor() -> Iterator[None]:
         over.set()
 
 
-async def test_a_program_that_uses_all_threads_does_not_hold_up_its_agent():
+async def test_a_program_that_uses_all_threads_does_not_hold_up_its_agent(tmp_path):
     port = free_port()
     async with running_node(listen=f"127.0.0.1:{port}", public_url=f"http://localhost:{port}"):
         with no_executor():
-            async with Agent.open(new_key(), f"http://localhost:{port}") as me:
+            url, state = f"http://localhost:{port}", tmp_path / "state"
+            async with Agent.open(new_key(), url, state=state) as me:
                 await me.send(me.did, "hello")
-                errand = Errand(origins.parse(f"http://localhost:{port}"), in_memory())
+                errand = Errand(origins.parse(url), in_memory())
                 assert (await errand.find(me.did)).record is not None
 
 

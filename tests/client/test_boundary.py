@@ -1,0 +1,148 @@
+"""Whatever fails, the SDK raises what it documents, and nothing of another library's.
+
+Every public call is listed here, by introspection: one that is new fails until it has a case.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from relay.client import (
+    Agent,
+    connection,
+    exchange,
+    information,
+    naming,
+    post,
+    publishing,
+    submitting,
+    sync,
+    visit,
+)
+from relay.client import origin as origins
+from relay.client.errand import Errand
+from relay.client.state import in_memory
+from relay.core import records
+from relay.core.agent_session import Login
+from relay.core.frames import Submit
+from relay.core.records import Home
+from tests.client.failing import FAILURES, World
+from tests.client.judging import complaints
+from tests.client.support import envelope_of, new_key
+
+pytestmark = pytest.mark.timeout(40)
+
+SHORT_S = 0.3
+"""For each wait of the SDK; a test must not wait as long as a program does."""
+
+
+@pytest.fixture(autouse=True)
+def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
+    for name in ("EXCHANGE_S", "SHORTEST_S"):
+        monkeypatch.setattr(exchange, name, SHORT_S)
+    for name in ("CONNECT_S", "LOGIN_S", "CLOSE_S"):
+        monkeypatch.setattr(connection, name, SHORT_S)
+    for name in ("HTTP", "HTTPS", "SOCKS", "ALL", "NO"):
+        monkeypatch.delenv(f"{name}_PROXY", raising=False)
+        monkeypatch.delenv(f"{name}_proxy".lower(), raising=False)
+    return World(monkeypatch, tmp_path)
+
+
+def public(module: ModuleType) -> set[str]:
+    """Its public calls that wait for the network: coroutines, and blocks that are entered."""
+    found = inspect.getmembers(module, inspect.isfunction)
+    return {
+        f"{module.__name__.rpartition('.')[2]}.{name}"
+        for name, one in found
+        if one.__module__ == module.__name__
+        and not name.startswith("_")
+        and (inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(inspect.unwrap(one)))
+    }
+
+
+# ---------------------------------------------------------------- before there is a login
+
+
+async def _open(url: str) -> None:
+    async with Agent.open(new_key(), url, open_timeout_s=SHORT_S):
+        raise AssertionError("it opened")
+
+
+async def _open_sync(url: str) -> None:
+    def program() -> None:
+        with sync.Agent.open(new_key(), url, open_timeout_s=SHORT_S):
+            raise AssertionError("it opened")
+
+    await asyncio.to_thread(program)
+
+
+async def _dial(url: str) -> None:
+    origin = origins.parse(url)
+    async with connection.dial(origin, new_key(), Login(str(origin))):
+        raise AssertionError("it logged in")
+
+
+async def _post(url: str) -> None:
+    errand = Errand(origins.parse(url), in_memory())
+    await post.post(envelope_of(new_key(), new_key().did), errand, deadline_s=SHORT_S)
+
+
+async def _put(url: str) -> None:
+    key = new_key()
+    record = records.sign(key, [Home(new_key().did, "https://relay.test")], now=1.8e9)
+    await publishing.put(origins.parse(url), records.parse(record))
+
+
+async def _forward(url: str) -> None:
+    await naming.forward(f"name@{url.partition('://')[2]}", plain=True)
+
+
+def _request() -> exchange.Request:
+    return exchange.Request("GET", "/")
+
+
+def _submit() -> Submit:
+    return Submit("r", (envelope_of(new_key(), new_key().did).wire,))
+
+
+AT: dict[str, Callable[[str], Awaitable[Any]]] = {
+    "Agent.open": _open,
+    "sync.Agent.open": _open_sync,
+    "connection.dial": _dial,
+    "exchange.ask": lambda url: exchange.ask(origins.parse(url), "GET", "/"),
+    "exchange.certified_until": lambda url: exchange.certified_until(origins.parse(url), SHORT_S),
+    "exchange.exchange": lambda url: exchange.exchange(origins.parse(url), _request(), SHORT_S),
+    "information.information": lambda url: information.information(origins.parse(url)),
+    "naming.forward": _forward,
+    "post.post": _post,
+    "publishing.publish": lambda url: publishing.publish(
+        new_key(), origins.parse(url), in_memory()
+    ),
+    "publishing.put": _put,
+    "submitting.submit_over_http": lambda url: submitting.submit_over_http(
+        origins.parse(url), _submit(), SHORT_S
+    ),
+    "visit.ask_record": lambda url: visit.ask_record(origins.parse(url), new_key().did),
+    "visit.log_in": lambda url: visit.log_in(new_key(), origins.parse(url), in_memory()),
+    "visit.resolve": lambda url: visit.resolve(origins.parse(url), new_key().did),
+}
+"""What is asked of a relay with which nobody converses yet."""
+
+
+def test_every_call_that_reaches_for_a_relay_has_a_case():
+    modules = (connection, exchange, information, naming, post, publishing, submitting, visit)
+    found: Iterable[set[str]] = map(public, modules)
+    assert set(AT) == {"Agent.open", "sync.Agent.open"}.union(*found)
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+async def test_a_relay_that_cannot_be_reached_is_a_documented_error(world, failure):
+    async with FAILURES[failure](world) as url:
+        assert await complaints({name: call(url) for name, call in AT.items()}) == {}
