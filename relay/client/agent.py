@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,7 +20,7 @@ from relay.client import keystore
 from relay.client.errors import AgentError
 from relay.client.finding import Found
 from relay.client.handles import DID
-from relay.client.living import Messages, close, first_login, remembering
+from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
 from relay.client.migrating import DEADLINE_S, Wish, silent
 from relay.client.moves import Moved
@@ -29,7 +29,7 @@ from relay.client.outcomes import Outcome, Telling
 from relay.client.patience import Tell
 from relay.client.serving import BounceHandler, Handler, serve
 from relay.client.sessions import Sessions
-from relay.client.signing import sign
+from relay.client.signing import check, sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.frames import Ruled, Rules, State, Welcome
@@ -60,7 +60,7 @@ class Agent:
         key: SigningKey | Path | str,
         relays: str | Sequence[str],
         *,
-        state: Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
         plain_networks: Sequence[str] = (),
     ) -> AsyncIterator[Agent]:
@@ -90,22 +90,11 @@ class Agent:
         if not named:
             raise ValueError("name at least one relay")
         origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
-        failure: BaseException | None = None
-        async with remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
-            sessions = Sessions(signing, origins, kept, plain_networks)
-            submissions = Submissions(sessions)
-            await submissions.resume()
-            runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
-            try:
-                await first_login(sessions, open_timeout_s)
-                yield cls(sessions, submissions)
-            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
-                # raised again below: from here it would come out wrapped in an exception group
-                failure = exc
-            finally:
-                await close(sessions, runner)
-        if failure is not None:
-            raise failure
+        async with living(signing, origins, state, plain_networks, open_timeout_s) as (
+            sessions,
+            submissions,
+        ):
+            yield cls(sessions, submissions)
 
     @property
     def did(self) -> Did:
@@ -161,7 +150,8 @@ class Agent:
 
         Args:
             to: the recipient's DID, or its handle: the first envelope pins the DID of that.
-            body: text, bytes or JSON.
+            body: text, bytes or JSON: :data:`relay.client.message.Body` says what comes back equal;
+                anything else is refused.
             seal: only the recipient can read it; False: everybody on the way can.
             content_type: media type; else that of text, bytes or JSON.
             type: URI that says what kind of content it is.
@@ -190,7 +180,7 @@ class Agent:
             lifetime_s=lifetime_s,
         )
         if wait == "stored":
-            return await self.submit(envelope, deadline_s=deadline_s)
+            return await self._submissions.submit(envelope, deadline_s=deadline_s)
         return await self._submissions.see_through(envelope, self.status, deadline_s=deadline_s)
 
     def sign(
@@ -227,11 +217,13 @@ class Agent:
             deadline_s: seconds to go on, over reconnects.
 
         Raises:
+            BadEnvelopeError: no relay could read it; it is not submitted.
             OutcomeUnknownError: the deadline passed and it may be stored: submit it again. With a
                 state file that goes on by itself, now and after the next open, and what it comes to
                 is one of :meth:`outcomes`.
             AgentError: a definite no, or never sent.
         """
+        check(envelope)
         return await self._submissions.submit(envelope, deadline_s=deadline_s)
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
@@ -12,8 +13,11 @@ from relay.client import state as states
 from relay.client.errors import again, closed, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Message
+from relay.client.origin import Origin
 from relay.client.sessions import Sessions
+from relay.client.submissions import Submissions
 from relay.core.errors import ErrorCode
+from relay.core.identity import SigningKey
 from relay.core.ids import Did
 
 FLUSH_S: Final = 1.0
@@ -30,6 +34,38 @@ class Messages(AsyncIterator[Message]):
         if message is None:
             raise StopAsyncIteration
         return message
+
+
+@asynccontextmanager
+async def living(
+    key: SigningKey,
+    origins: Sequence[Origin],
+    state: str | os.PathLike[str] | None,
+    plain_networks: Sequence[str],
+    seconds: float,
+) -> AsyncIterator[tuple[Sessions, Submissions]]:
+    """The life of an agent; arguments as for :meth:`relay.client.Agent.open`.
+
+    Raises:
+        AgentError: the first login does not hold.
+    """
+    failure: BaseException | None = None
+    path = None if state is None else Path(state)
+    async with remembering(path, key.did) as kept, asyncio.TaskGroup() as tasks:
+        sessions = Sessions(key, origins, kept, plain_networks)
+        submissions = Submissions(sessions)
+        await submissions.resume()
+        runner = tasks.create_task(sessions.run(), name=f"conversations of {key.did}")
+        try:
+            await first_login(sessions, seconds)
+            yield sessions, submissions
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
+            # raised again below: from here it would come out wrapped in an exception group
+            failure = exc
+        finally:
+            await close(sessions, runner)
+    if failure is not None:
+        raise failure
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from relay import clock
-from relay.client.errors import AgentError, typed
+from relay.client.errors import AgentError, of, typed
 from relay.client.information import information
 from relay.client.moves import Move, Moved, Stage
 from relay.client.origin import Origin
@@ -20,7 +20,7 @@ from relay.client.state import State
 from relay.client.visit import resolve
 from relay.core import orders, records
 from relay.core.envelope import MAX_LIFETIME_S
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 from relay.core.orders import MigrationOrder
@@ -129,6 +129,7 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
 
     Raises:
         WrongStateError: both are one relay.
+        ProtocolError: the order, or the record in it, is too long: list fewer handles.
     """
     if here.did == there.did:
         raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")
@@ -142,9 +143,15 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
         drain=_left(before, there, now),
         enc=before.enc if before else None,
     )
-    return orders.sign(
+    made = orders.sign(
         key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
     )
+    try:
+        # as both relays will read it: one that they refuse must not be noted
+        orders.parse(made)
+    except RelayError as exc:
+        raise of(exc) from exc
+    return made
 
 
 async def take_back(key: SigningKey, state: State, move: Move) -> Move:

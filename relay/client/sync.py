@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -130,7 +131,7 @@ class Agent:
         key: SigningKey | Path | str,
         relays: str | Sequence[str],
         *,
-        state: Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
         plain_networks: Sequence[str] = (),
     ) -> Iterator[Agent]:
