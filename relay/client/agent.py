@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from relay import clock
 from relay.client import keystore
 from relay.client.errors import AgentError
 from relay.client.finding import Found
@@ -161,14 +162,15 @@ class Agent:
             wait: ``stored``: until the relay has signed that it keeps it; ``acked``: until the
                 recipient has acked it, or it has ended otherwise, or the deadline: ``.state`` of
                 what is returned says which.
-            deadline_s: as for :meth:`submit`.
+            deadline_s: as for :meth:`submit`; the look-up of a handle is part of it.
 
         Raises:
             HandleChangedError: the handle leads to another DID than it did.
             AgentError: no receipt; ``.stored`` says what is known (see :meth:`submit`).
             ValueError: ``to`` is neither a DID nor a handle.
         """
-        to = await self._sessions.handles.did_of(to)
+        until = clock.monotonic() + deadline_s
+        to = await self._sessions.handles.did_of(to, deadline_s)
         envelope = self.sign(
             to,
             body,
@@ -179,9 +181,10 @@ class Agent:
             pthid=pthid,
             lifetime_s=lifetime_s,
         )
+        left_s = max(0.0, until - clock.monotonic())
         if wait == "stored":
-            return await self._submissions.submit(envelope, deadline_s=deadline_s)
-        return await self._submissions.see_through(envelope, self.status, deadline_s=deadline_s)
+            return await self._submissions.submit(envelope, deadline_s=left_s)
+        return await self._submissions.see_through(envelope, self.status, deadline_s=left_s)
 
     def sign(
         self,

@@ -85,30 +85,33 @@ async def _learn(did: Did, state: State, at: Origin) -> None:
         state.keep_record(found.record.jws.compact)
 
 
+async def meet(did: Did, state: State, here: Home, target: Origin, *, dial: Dial) -> Home:
+    """Who is at the target; both ends were asked for the newest record of this agent then.
+
+    Raises:
+        AgentError: the target cannot be reached, or is another relay than before.
+    """
+    there = await relay_at(target, state)
+    await _learn(did, state, target)
+    await _learn(did, state, dial(here.url))
+    return there
+
+
 async def order(
-    key: SigningKey,
-    state: State,
-    ends: tuple[Home, Origin],
-    *,
-    dial: Dial,
-    without_source: bool = False,
+    key: SigningKey, state: State, here: Home, there: Home, *, without_source: bool = False
 ) -> Move:
     """Sign the order to move, and the record that it ends with; both are noted.
 
     Args:
         key: the agent.
         state: knows the newest record, and the last order.
-        ends: from where to where.
-        dial: how a relay is dialled.
+        here: from where.
+        there: to where, as :func:`meet` found it.
         without_source: go on without it where it does not answer.
 
     Raises:
-        AgentError: the target cannot be reached, or is another relay than before.
+        AgentError: it cannot be ordered, or the state file cannot be written.
     """
-    here, target = ends
-    there = await relay_at(target, state)
-    await _learn(key.did, state, target)
-    await _learn(key.did, state, dial(here.url))
     now, held = clock.now(), state.moves.pending
     # also by an order that is being taken back, of which the source has not heard
     is_held = held is not None and held.is_held and held.stage is not Stage.COPYING
