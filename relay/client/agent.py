@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
-from relay.client import keystore
 from relay.client.errors import AgentError
 from relay.client.finding import Found
 from relay.client.handles import DID
@@ -25,9 +24,9 @@ from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
 from relay.client.migrating import DEADLINE_S, Wish, silent
 from relay.client.moves import Moved
-from relay.client.origin import parse as parse_origin
 from relay.client.outcomes import Outcome, Telling
 from relay.client.patience import Tell
+from relay.client.process import Owner, not_pickled
 from relay.client.serving import BounceHandler, Handler, serve
 from relay.client.sessions import Sessions
 from relay.client.signing import check, sign
@@ -46,11 +45,23 @@ SEND_S: Final = 30.0
 
 
 class Agent:
-    """An identity in conversation with its relays; made by :meth:`open`."""
+    """An identity in conversation with its relays; made by :meth:`open`.
+
+    It lives in one process and one event loop. In a forked child each call raises
+    :class:`WrongStateError`.
+    """
 
     def __init__(self, sessions: Sessions, submissions: Submissions) -> None:
-        self._sessions = sessions
+        self._owner = Owner()
+        self._kept = sessions
         self._submissions = submissions
+
+    __reduce__ = not_pickled("an agent is not pickled: open one in the other process")
+
+    @property
+    def _sessions(self) -> Sessions:
+        self._owner.check()
+        return self._kept
 
     # ------------------------------------------------------------ life
 
@@ -86,21 +97,13 @@ class Agent:
             KeyFileError: ``key`` cannot be used.
             ValueError: no relay, or not an origin.
         """
-        signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
-        named = [relays] if isinstance(relays, str) else list(relays)
-        if not named:
-            raise ValueError("name at least one relay")
-        origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
-        async with living(signing, origins, state, plain_networks, open_timeout_s) as (
-            sessions,
-            submissions,
-        ):
-            yield cls(sessions, submissions)
+        async with living(key, relays, state, plain_networks, open_timeout_s) as parts:
+            yield cls(*parts)
 
     @property
     def did(self) -> Did:
         """Who this is."""
-        return self._sessions.key.did
+        return self._kept.key.did
 
     @property
     def relay(self) -> Did | None:
@@ -226,6 +229,7 @@ class Agent:
                 is one of :meth:`outcomes`.
             AgentError: a definite no, or never sent.
         """
+        self._owner.check()
         check(envelope)
         return await self._submissions.submit(envelope, deadline_s=deadline_s)
 

@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+from relay.client import keystore
 from relay.client import state as states
 from relay.client.errors import again, closed, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Message
-from relay.client.origin import Origin
+from relay.client.origin import parse
 from relay.client.sessions import Sessions
 from relay.client.submissions import Submissions
 from relay.core.errors import ErrorCode
@@ -38,24 +39,25 @@ class Messages(AsyncIterator[Message]):
 
 @asynccontextmanager
 async def living(
-    key: SigningKey,
-    origins: Sequence[Origin],
+    key: SigningKey | Path | str,
+    relays: str | Sequence[str],
     state: str | os.PathLike[str] | None,
     plain_networks: Sequence[str],
     seconds: float,
 ) -> AsyncIterator[tuple[Sessions, Submissions]]:
-    """The life of an agent; arguments as for :meth:`relay.client.Agent.open`.
-
-    Raises:
-        AgentError: the first login does not hold.
-    """
+    """The life of an agent; arguments and errors as for :meth:`relay.client.Agent.open`."""
+    signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
+    named = [relays] if isinstance(relays, str) else list(relays)
+    if not named:
+        raise ValueError("name at least one relay")
+    origins = [parse(url, plain_networks=plain_networks) for url in named]
     failure: BaseException | None = None
     path = None if state is None else Path(state)
-    async with remembering(path, key.did) as kept, asyncio.TaskGroup() as tasks:
-        sessions = Sessions(key, origins, kept, plain_networks)
+    async with remembering(path, signing.did) as kept, asyncio.TaskGroup() as tasks:
+        sessions = Sessions(signing, origins, kept, plain_networks)
         submissions = Submissions(sessions)
         await submissions.resume()
-        runner = tasks.create_task(sessions.run(), name=f"conversations of {key.did}")
+        runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
         try:
             await first_login(sessions, seconds)
             yield sessions, submissions

@@ -7,6 +7,7 @@ from typing import Any, Final, Protocol, Self
 
 import orjson
 
+from relay.client.process import not_pickled
 from relay.core.frames import State
 from relay.core.ids import Did, Eid, MessageId
 from relay.core.receipts import MAX_REASON, BounceItem, Custody, Durability
@@ -168,6 +169,11 @@ class Message(MessageValues):
     """
 
     desk: Desk
+
+    __reduce__ = not_pickled(
+        "a message is neither pickled nor copied: hand on its body, or what else is needed of it, "
+        "and ack it where it was received"
+    )
 
     async def ack(self, *, wait: bool = True) -> None:
         """Say that it is durably processed; it is never shown again.
