@@ -10,26 +10,26 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
-from relay.client import keystore
+from relay import clock
 from relay.client.errors import AgentError
 from relay.client.finding import Found
 from relay.client.handles import DID
-from relay.client.living import Messages, close, first_login, remembering
+from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
 from relay.client.migrating import DEADLINE_S, Wish, silent
 from relay.client.moves import Moved
-from relay.client.origin import parse as parse_origin
 from relay.client.outcomes import Outcome, Telling
 from relay.client.patience import Tell
+from relay.client.process import Owner, not_pickled
 from relay.client.serving import BounceHandler, Handler, serve
 from relay.client.sessions import Sessions
-from relay.client.signing import sign
+from relay.client.signing import check, sign
 from relay.client.submissions import Submissions, Wait
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.core.frames import Ruled, Rules, State, Welcome
@@ -45,11 +45,23 @@ SEND_S: Final = 30.0
 
 
 class Agent:
-    """An identity in conversation with its relays; made by :meth:`open`."""
+    """An identity in conversation with its relays; made by :meth:`open`.
+
+    It lives in one process and one event loop. In a forked child each call raises
+    :class:`WrongStateError`.
+    """
 
     def __init__(self, sessions: Sessions, submissions: Submissions) -> None:
-        self._sessions = sessions
+        self._owner = Owner()
+        self._kept = sessions
         self._submissions = submissions
+
+    __reduce__ = not_pickled("an agent is not pickled: open one in the other process")
+
+    @property
+    def _sessions(self) -> Sessions:
+        self._owner.check()
+        return self._kept
 
     # ------------------------------------------------------------ life
 
@@ -60,7 +72,7 @@ class Agent:
         key: SigningKey | Path | str,
         relays: str | Sequence[str],
         *,
-        state: Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
         plain_networks: Sequence[str] = (),
     ) -> AsyncIterator[Agent]:
@@ -85,32 +97,13 @@ class Agent:
             KeyFileError: ``key`` cannot be used.
             ValueError: no relay, or not an origin.
         """
-        signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
-        named = [relays] if isinstance(relays, str) else list(relays)
-        if not named:
-            raise ValueError("name at least one relay")
-        origins = [parse_origin(url, plain_networks=plain_networks) for url in named]
-        failure: BaseException | None = None
-        async with remembering(state, signing.did) as kept, asyncio.TaskGroup() as tasks:
-            sessions = Sessions(signing, origins, kept, plain_networks)
-            submissions = Submissions(sessions)
-            await submissions.resume()
-            runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
-            try:
-                await first_login(sessions, open_timeout_s)
-                yield cls(sessions, submissions)
-            except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
-                # raised again below: from here it would come out wrapped in an exception group
-                failure = exc
-            finally:
-                await close(sessions, runner)
-        if failure is not None:
-            raise failure
+        async with living(key, relays, state, plain_networks, open_timeout_s) as parts:
+            yield cls(*parts)
 
     @property
     def did(self) -> Did:
         """Who this is."""
-        return self._sessions.key.did
+        return self._kept.key.did
 
     @property
     def relay(self) -> Did | None:
@@ -161,7 +154,8 @@ class Agent:
 
         Args:
             to: the recipient's DID, or its handle: the first envelope pins the DID of that.
-            body: text, bytes or JSON.
+            body: text, bytes or JSON: :data:`relay.client.message.Body` says what comes back equal;
+                anything else is refused.
             seal: only the recipient can read it; False: everybody on the way can.
             content_type: media type; else that of text, bytes or JSON.
             type: URI that says what kind of content it is.
@@ -171,14 +165,15 @@ class Agent:
             wait: ``stored``: until the relay has signed that it keeps it; ``acked``: until the
                 recipient has acked it, or it has ended otherwise, or the deadline: ``.state`` of
                 what is returned says which.
-            deadline_s: as for :meth:`submit`.
+            deadline_s: as for :meth:`submit`; the look-up of a handle is part of it.
 
         Raises:
             HandleChangedError: the handle leads to another DID than it did.
             AgentError: no receipt; ``.stored`` says what is known (see :meth:`submit`).
             ValueError: ``to`` is neither a DID nor a handle.
         """
-        to = await self._sessions.handles.did_of(to)
+        until = clock.monotonic() + deadline_s
+        to = await self._sessions.handles.did_of(to, deadline_s)
         envelope = self.sign(
             to,
             body,
@@ -189,9 +184,10 @@ class Agent:
             pthid=pthid,
             lifetime_s=lifetime_s,
         )
+        left_s = max(0.0, until - clock.monotonic())
         if wait == "stored":
-            return await self.submit(envelope, deadline_s=deadline_s)
-        return await self._submissions.see_through(envelope, self.status, deadline_s=deadline_s)
+            return await self._submissions.submit(envelope, deadline_s=left_s)
+        return await self._submissions.see_through(envelope, self.status, deadline_s=left_s)
 
     def sign(
         self,
@@ -227,11 +223,14 @@ class Agent:
             deadline_s: seconds to go on, over reconnects.
 
         Raises:
+            BadEnvelopeError: no relay could read it; it is not submitted.
             OutcomeUnknownError: the deadline passed and it may be stored: submit it again. With a
                 state file that goes on by itself, now and after the next open, and what it comes to
                 is one of :meth:`outcomes`.
             AgentError: a definite no, or never sent.
         """
+        self._owner.check()
+        check(envelope)
         return await self._submissions.submit(envelope, deadline_s=deadline_s)
 
     @property

@@ -12,6 +12,7 @@ then on nothing that is said of the handle redirects what is sent to it.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -95,31 +96,45 @@ class Handles:
         listed = {one.casefold() for one in found.record.handles} if found.record else set()
         return replace(found, did=Did(heard.did), verified=handle.casefold() in listed)
 
-    async def did_of(self, to: str) -> str:
+    async def did_of(self, to: str, seconds: float | None = None) -> str:
         """The DID to send to; a handle is pinned.
+
+        Args:
+            to: a DID or a handle.
+            seconds: for all of it; None: as long as its sources take.
 
         Raises:
             HandleChangedError: the handle leads to another DID than it did.
-            AgentError: it leads nowhere, or the record of its DID does not list it.
+            AgentError: it leads nowhere, or the record of its DID does not list it, or nobody has
+                told in time.
         """
         if to.startswith(DID) or not NAMES.intersection(to):
             return to
-        handle = to.casefold()
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._did_of(to.casefold(), seconds)
+        except TimeoutError as exc:
+            detail = f"{to}: no answer about where it leads in time"
+            raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no") from exc
+
+    async def _did_of(self, handle: str, seconds: float | None) -> Did:
         pinned = await self._pinned(handle)
         if pinned is None:
             pinned = await self._pin(handle, _verified(handle, await self.resolve(handle)))
             self._checked_at[handle] = clock.monotonic()
-        await self._check(handle, pinned)
+        await self._check(handle, pinned, seconds)
         return pinned
 
-    async def _check(self, handle: str, pinned: Did) -> None:
+    async def _check(self, handle: str, pinned: Did, seconds: float | None) -> None:
         """See, now and then, that a handle still leads where it did; silence changes nothing."""
         now = clock.monotonic()
         if now - self._checked_at.get(handle, -CHECKED_AGAIN_S) < CHECKED_AGAIN_S:
             return
         try:
-            heard = await self.forward(handle)
-        except AgentError as exc:
+            # half of the time is left for what is sent
+            async with asyncio.timeout(None if seconds is None else seconds / 2):
+                heard = await self.forward(handle)
+        except (AgentError, TimeoutError) as exc:
             _log.warning("%s cannot be asked again: %s", handle, exc)
             return
         if heard.state == "found" and heard.did != pinned:

@@ -36,6 +36,7 @@ from relay.client.failures import (
 from relay.client.journal import Journal, Known
 from relay.client.message import Bounce, Message
 from relay.client.opening import Opened, Opener
+from relay.client.process import Owner
 from relay.core.errors import ErrorCode, RelayError, error
 from relay.core.ids import Eid
 
@@ -73,6 +74,7 @@ class Inbox:
         self._news: deque[AgentError] = deque(maxlen=1)
         self._ended: AgentError | None = None
         self._changed = asyncio.Event()
+        self._owner = Owner()
 
     # ------------------------------------------------------------ the program's side
 
@@ -83,6 +85,7 @@ class Inbox:
             AgentError: the end of this agent; ``inbox_reset``, once a reset; ``moved`` where no
                 relay that can be reached holds the inbox.
         """
+        self._owner.check()
         while True:
             if self._news:
                 raise self._news.popleft()
@@ -120,6 +123,7 @@ class Inbox:
 
     async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
         """Note that the program has processed it, or cannot, and wait until that is durable."""
+        self._owner.check()
         entry = self._by_eid.get(eid)
         if entry is None or not entry.places:
             self._answer_adrift(eid)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
 
+from relay.client import keystore
 from relay.client import state as states
 from relay.client.errors import again, closed, typed
 from relay.client.inbox import Inbox
 from relay.client.message import Message
+from relay.client.origin import parse
 from relay.client.sessions import Sessions
+from relay.client.submissions import Submissions
 from relay.client.tasks import in_thread
 from relay.core.errors import ErrorCode
+from relay.core.identity import SigningKey
 from relay.core.ids import Did
 
 FLUSH_S: Final = 1.0
@@ -32,6 +37,39 @@ class Messages(AsyncIterator[Message]):
         if message is None:
             raise StopAsyncIteration
         return message
+
+
+@asynccontextmanager
+async def living(
+    key: SigningKey | Path | str,
+    relays: str | Sequence[str],
+    state: str | os.PathLike[str] | None,
+    plain_networks: Sequence[str],
+    seconds: float,
+) -> AsyncIterator[tuple[Sessions, Submissions]]:
+    """The life of an agent; arguments and errors as for :meth:`relay.client.Agent.open`."""
+    signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
+    named = [relays] if isinstance(relays, str) else list(relays)
+    if not named:
+        raise ValueError("name at least one relay")
+    origins = [parse(url, plain_networks=plain_networks) for url in named]
+    failure: BaseException | None = None
+    path = None if state is None else Path(state)
+    async with remembering(path, signing.did) as kept, asyncio.TaskGroup() as tasks:
+        sessions = Sessions(signing, origins, kept, plain_networks)
+        submissions = Submissions(sessions)
+        await submissions.resume()
+        runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")
+        try:
+            await first_login(sessions, seconds)
+            yield sessions, submissions
+        except (Exception, asyncio.CancelledError) as exc:  # noqa: BLE001
+            # raised again below: from here it would come out wrapped in an exception group
+            failure = exc
+        finally:
+            await close(sessions, runner)
+    if failure is not None:
+        raise failure
 
 
 @asynccontextmanager

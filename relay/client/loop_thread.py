@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar
 
 from relay.client.agent import Agent
 from relay.client.errors import closed
+from relay.client.process import Owner, refuse_green_threads
 
 T = TypeVar("T")
 Opening = Callable[[], AbstractAsyncContextManager[Agent]]
@@ -34,6 +35,7 @@ class LoopThread:
 
     def __init__(self, opening: Opening) -> None:
         self._opening = opening
+        self._owner = Owner()
         self._agent: Future[Agent] = Future()
         self._failure: BaseException | None = None
         self._guard = threading.Lock()
@@ -50,9 +52,10 @@ class LoopThread:
 
         Raises:
             AgentError: as ``opening`` raises.
-            RuntimeError: called inside a running event loop.
+            RuntimeError: called inside a running event loop, or threads are no real ones.
         """
         refuse_in_a_loop()
+        refuse_green_threads()
         made = cls(opening)
         try:
             made._thread.start()
@@ -67,8 +70,11 @@ class LoopThread:
 
         Raises:
             ClosedError: the agent was closed before, or meanwhile.
+            WrongStateError: called in a forked child.
             RuntimeError: called inside a running event loop.
         """
+        # before any lock is taken: a thread that is not here may have held it
+        self._owner.check()
         refuse_in_a_loop()
         future: Future[T] = Future()
         try:
@@ -85,11 +91,13 @@ class LoopThread:
                     self._loop.call_soon_threadsafe(self._give_up, future)
 
     def close(self) -> None:
-        """End the agent and wait for its thread; closing again changes nothing.
+        """End the agent and wait for its thread; closing again, or in a child, changes nothing.
 
         Raises:
             BaseException: what the agent died of, if it did.
         """
+        if not self._owner.is_here:
+            return
         refuse_in_a_loop()
         self._end()
         if self._thread.ident is not None:

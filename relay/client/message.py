@@ -7,9 +7,10 @@ from typing import Any, Final, Protocol, Self
 
 import orjson
 
+from relay.client.process import not_pickled
 from relay.core.frames import State
 from relay.core.ids import Did, Eid, MessageId
-from relay.core.receipts import BounceItem, Custody, Durability
+from relay.core.receipts import MAX_REASON, BounceItem, Custody, Durability
 from relay.core.seal import Content
 
 TEXT: Final = "text/plain; charset=utf-8"
@@ -17,20 +18,47 @@ JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
 Body = str | bytes | dict[str, Any] | list[Any] | int | float | bool | None
-"""What can be sent: text, bytes, or anything that is JSON."""
+"""What can be sent: text, bytes, or anything that comes back from JSON as it was.
+
+That is objects with text as keys, lists, text, true, false, null, integers from -2^63 to 2^64 - 1
+and finite floats. Readers in other languages may round integers beyond 2^53. NaN, infinities,
+dates, UUIDs, tuples, sets, enums (but of text or integers) and dataclasses are refused: send their
+text, a list or a dict.
+"""
 
 
 def content_of(body: Body, content_type: str | None = None) -> Content:
     """Text as UTF-8, bytes as they are, anything else as JSON.
 
     Raises:
-        TypeError: not JSON.
+        TypeError: JSON has no such value.
+        ValueError: JSON has no such number, or the text is no Unicode.
     """
     if isinstance(body, str):
         return Content(content_type or TEXT, body.encode())
     if isinstance(body, bytes):
         return Content(content_type or BYTES, body)
-    return Content(content_type or JSON, orjson.dumps(body))
+    return Content(content_type or JSON, _json(body))
+
+
+def _json(body: object) -> bytes:
+    data = orjson.dumps(body)
+    back = orjson.loads(data)
+    if back != body:
+        raise _changed(body, back, "the body")
+    return data
+
+
+def _changed(sent: Any, back: Any, where: str) -> Exception:
+    """What to raise for a value that would arrive as another one; names the innermost."""
+    if isinstance(sent, dict) and isinstance(back, dict):
+        key = next(key for key in sent if key not in back or sent[key] != back[key])
+        return _changed(sent[key], back.get(key), f"{where}[{key!r}]")
+    if isinstance(sent, list) and isinstance(back, list):
+        at = next(at for at, one in enumerate(sent) if one != back[at])
+        return _changed(sent[at], back[at], f"{where}[{at}]")
+    detail = f"{where} is {sent!r:.80} and would arrive as {back!r:.80}"
+    return ValueError(detail) if isinstance(sent, float) else TypeError(detail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +170,11 @@ class Message(MessageValues):
 
     desk: Desk
 
+    __reduce__ = not_pickled(
+        "a message is neither pickled nor copied: hand on its body, or what else is needed of it, "
+        "and ack it where it was received"
+    )
+
     async def ack(self, *, wait: bool = True) -> None:
         """Say that it is durably processed; it is never shown again.
 
@@ -177,13 +210,19 @@ class Message(MessageValues):
     async def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
         """Say that it cannot be processed: it is removed and its sender gets one bounce.
 
+        A bounce that is refused is told to nobody.
+
         Args:
-            code: the reason that the sender reads, at most 64 characters.
+            code: the reason that the sender reads, 1 to 64 characters.
             wait: as for :meth:`ack`.
 
         Raises:
+            ValueError: ``code`` is no such text.
             AgentError: as :meth:`ack`.
         """
+        # encoded: a lone surrogate is no text
+        if not 1 <= len(code.encode().decode()) <= MAX_REASON:
+            raise ValueError(f"a reason has 1 to {MAX_REASON} characters")
         await self.desk.answer(self.eid, code, wait=wait)
 
 

@@ -8,6 +8,8 @@ a signature goes. Without a session: closing and opening those is the :class:`Ag
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol, TypeVar
@@ -274,14 +276,16 @@ class Migration:
         self.agency.state.keep_record(record.jws.compact)
         await self.agency.state.noted()
         move = await self._keep(move, stage=Stage.COPYING)
-        await self.agency.arrive()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(max(self._left_s, 0.0)):
+                await self.agency.arrive()
         await self._keep(move, arrived_at=float(clock.now()))
         self.agency.expect(await self._coming(move, ()))
 
     async def _copy(self, move: Move) -> Moved:
         source, target = self._offices(move)
         watch = verifying.Watch(self.agency.state.moves, source, target, self.wish.tell)
-        patience_s = BRIEFLY_S if move.without_source else self.until - clock.monotonic()
+        patience_s = BRIEFLY_S if move.without_source else self._left_s
         moved = await watch.until_empty(move, clock.monotonic() + patience_s)
         self.agency.expect(await self._coming(move, moved.missing))
         if moved.waiting == 0 or move.without_source:
@@ -310,8 +314,10 @@ class Migration:
         if record is not None and move.is_held:
             await self._patience(move).insist(lambda: self._give(source, record))
         if record is not None:
-            await leniently(lambda: put(source.origin, record))
-            await leniently(lambda: put(target.origin, record))
+            # also after the deadline: whoever has the order must not publish it
+            seconds = max(self._left_s, BRIEFLY_S) / 2
+            await leniently(lambda: put(source.origin, record), seconds)
+            await leniently(lambda: put(target.origin, record), seconds)
         await self._keep(move, stage=Stage.DROPPED)
         self.agency.stay()
 
@@ -321,6 +327,10 @@ class Migration:
             self.agency.state.keep_record(newer.jws.compact)
 
     # ------------------------------------------------------------ parts
+
+    @property
+    def _left_s(self) -> float:
+        return self.until - clock.monotonic()
 
     @property
     def _pending(self) -> Move | None:
@@ -341,13 +351,16 @@ class Migration:
     async def _plan(self, target: Origin) -> None:
         """Sign the order, and note it."""
         agency, pending = self.agency, self._pending
-        source = await self._source(pending, target)
+        did, dial = agency.key.did, agency.origin
+        try:
+            async with asyncio.timeout(max(self._left_s, 0.0)):
+                source = await self._source(pending, target)
+                there = await ordering.meet(did, agency.state, source, target, dial=dial)
+        except TimeoutError as exc:
+            detail = f"{target}, or a home of this agent, did not answer in time"
+            raise typed(ErrorCode.PEER_UNREACHABLE, f"{detail}. Nothing was changed") from exc
         await ordering.order(
-            agency.key,
-            agency.state,
-            (source, target),
-            dial=agency.origin,
-            without_source=self.wish.without_source,
+            agency.key, agency.state, source, there, without_source=self.wish.without_source
         )
 
     async def _source(self, pending: Move | None, target: Origin) -> Home:

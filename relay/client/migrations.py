@@ -88,21 +88,33 @@ class Migrations:
 
     async def migrate(self, url: str, wish: Wish) -> Moved:
         """See :meth:`relay.client.Agent.migrate`."""
-        return await self._in_turn(lambda: Migration(self, wish).to(url))
+        migration = Migration(self, wish)
+        return await self._in_turn(lambda: migration.to(url), wish.deadline_s)
 
     async def cancel(self, wish: Wish) -> None:
         """See :meth:`relay.client.Agent.cancel_migration`."""
-        await self._in_turn(lambda: Migration(self, wish).back())
+        migration = Migration(self, wish)
+        await self._in_turn(migration.back, wish.deadline_s)
 
-    async def _in_turn(self, work: Callable[[], Coroutine[Any, Any, Moved]]) -> Moved:
+    async def _in_turn(
+        self, work: Callable[[], Coroutine[Any, Any, Moved]], seconds: float
+    ) -> Moved:
         if self._company.ended is not None:
             raise again(self._company.ended)
         self._asked += 1
         try:
             if self._own is not None:
                 self._own.cancel()
-            async with self._turn:
+            try:
+                async with asyncio.timeout(seconds):
+                    await self._turn.acquire()
+            except TimeoutError as exc:
+                detail = "another call of migrate is under way"
+                raise typed(ErrorCode.MIGRATING, detail) from exc
+            try:
                 return await work()
+            finally:
+                self._turn.release()
         finally:
             self._asked -= 1
             self._due.set()

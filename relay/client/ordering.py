@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from relay import clock
-from relay.client.errors import AgentError, typed
+from relay.client.errors import AgentError, of, typed
 from relay.client.information import information
 from relay.client.moves import Move, Moved, Stage
 from relay.client.origin import Origin
@@ -20,7 +20,7 @@ from relay.client.state import State
 from relay.client.visit import resolve
 from relay.core import orders, records
 from relay.core.envelope import MAX_LIFETIME_S
-from relay.core.errors import ErrorCode
+from relay.core.errors import ErrorCode, RelayError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
 from relay.core.orders import MigrationOrder
@@ -85,30 +85,33 @@ async def _learn(did: Did, state: State, at: Origin) -> None:
         state.keep_record(found.record.jws.compact)
 
 
+async def meet(did: Did, state: State, here: Home, target: Origin, *, dial: Dial) -> Home:
+    """Who is at the target; both ends were asked for the newest record of this agent then.
+
+    Raises:
+        AgentError: the target cannot be reached, or is another relay than before.
+    """
+    there = await relay_at(target, state)
+    await _learn(did, state, target)
+    await _learn(did, state, dial(here.url))
+    return there
+
+
 async def order(
-    key: SigningKey,
-    state: State,
-    ends: tuple[Home, Origin],
-    *,
-    dial: Dial,
-    without_source: bool = False,
+    key: SigningKey, state: State, here: Home, there: Home, *, without_source: bool = False
 ) -> Move:
     """Sign the order to move, and the record that it ends with; both are noted.
 
     Args:
         key: the agent.
         state: knows the newest record, and the last order.
-        ends: from where to where.
-        dial: how a relay is dialled.
+        here: from where.
+        there: to where, as :func:`meet` found it.
         without_source: go on without it where it does not answer.
 
     Raises:
-        AgentError: the target cannot be reached, or is another relay than before.
+        AgentError: it cannot be ordered, or the state file cannot be written.
     """
-    here, target = ends
-    there = await relay_at(target, state)
-    await _learn(key.did, state, target)
-    await _learn(key.did, state, dial(here.url))
     now, held = clock.now(), state.moves.pending
     # also by an order that is being taken back, of which the source has not heard
     is_held = held is not None and held.is_held and held.stage is not Stage.COPYING
@@ -129,6 +132,7 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
 
     Raises:
         WrongStateError: both are one relay.
+        ProtocolError: the order, or the record in it, is too long: list fewer handles.
     """
     if here.did == there.did:
         raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")
@@ -142,9 +146,15 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
         drain=_left(before, there, now),
         enc=before.enc if before else None,
     )
-    return orders.sign(
+    made = orders.sign(
         key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
     )
+    try:
+        # as both relays will read it: one that they refuse must not be noted
+        orders.parse(made)
+    except RelayError as exc:
+        raise of(exc) from exc
+    return made
 
 
 async def take_back(key: SigningKey, state: State, move: Move) -> Move:

@@ -19,6 +19,7 @@ from typing import Final, Literal
 from relay.client.errors import AgentError, ClosedError, again, typed
 from relay.client.journal import Ended, Journal
 from relay.client.message import Sent
+from relay.client.process import Owner, not_pickled
 from relay.core import jws as jose
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
@@ -78,6 +79,8 @@ class Outcome(OutcomeValues):
     place: int
     desk: Outcomes = field(repr=False)
 
+    __reduce__ = not_pickled("an outcome is neither pickled nor copied: hand on its eid and sent")
+
     async def done(self) -> None:
         """Say that the program has made use of it: it is not shown again.
 
@@ -97,6 +100,7 @@ class Outcomes:
         self._count = 0
         self._noting = 0
         self._news = asyncio.Event()
+        self._owner = Owner()
 
     def end(self, failure: AgentError) -> None:
         """No more will come: iterations end when they have shown what there is."""
@@ -144,6 +148,7 @@ class Outcomes:
         Raises:
             AgentError: what the agent ended with; ``internal``: the file cannot be read.
         """
+        self._owner.check()
         if self._journal is None:
             return None
         while True:
@@ -164,6 +169,7 @@ class Outcomes:
 
     async def forget(self, place: int) -> None:
         """The program has made use of it; see :meth:`Outcome.done`."""
+        self._owner.check()
         if self._journal is not None:
             self._count -= await self._journal.forget_outcome(place)
 

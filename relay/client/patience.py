@@ -100,9 +100,10 @@ def _stalled(move: Move, exc: AgentError) -> AgentError:
     return MigrationStalledError(ErrorCode.MIGRATING, detail, retry_after=exc.retry_after)
 
 
-async def leniently(ask: Callable[[], Awaitable[object]]) -> None:
-    """Ask once; who does not answer hears it from other relays."""
+async def leniently(ask: Callable[[], Awaitable[object]], seconds: float | None = None) -> None:
+    """Ask once, for so long; who does not answer hears it from other relays."""
     try:
-        await ask()
-    except AgentError:
+        async with asyncio.timeout(seconds):
+            await ask()
+    except (AgentError, TimeoutError):
         return

@@ -1,16 +1,26 @@
-"""Signs an envelope of an agent, its body sealed unless the program says otherwise."""
+"""Signs an envelope of an agent, its body sealed unless the program says otherwise.
+
+Rules of the file: what is made is read as its relay and its recipient will read it. What one of
+them would refuse for its form is refused here, and nothing is sent.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from relay import clock
-from relay.client.errors import typed
+from relay.client.errors import AgentError, of, typed
 from relay.client.message import Body, content_of
+from relay.client.opening import MAX_BODY_BYTES as MOST_OPENED
 from relay.core import envelope as envelopes
+from relay.core import jws as jose
 from relay.core import seal
 from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
-from relay.core.errors import ErrorCode
-from relay.core.identity import SigningKey, parse_did
+from relay.core.errors import ErrorCode, RelayError
+from relay.core.identity import SigningKey, VerificationKey, parse_did
 from relay.core.ids import new_message_id
+from relay.core.receipts import BOUNCE_CONTENT_TYPE
+from relay.core.seal import Content
 
 
 def sign(
@@ -30,27 +40,70 @@ def sign(
 
     Raises:
         TooLargeError: the body, sealed if it is, is over ``max_body_bytes``.
-        ValueError: ``to`` is no DID.
+        BadEnvelopeError: a type, a thread id or the lifetime is one that no relay or no recipient
+            takes.
+        TypeError, ValueError: ``to`` is no DID, or JSON cannot say ``body``.
     """
     recipient = parse_did(to)
+    content = content_of(body, content_type)
+    try:
+        draft = _draft(key, recipient, content, sealed=sealed, max_body_bytes=max_body_bytes)
+        draft = replace(draft, lifetime_s=lifetime_s, type=type, thid=thid, pthid=pthid)
+        signed = envelopes.sign(draft, key)
+        check(signed)
+    except RelayError as exc:
+        raise _unsent(of(exc)) from exc
+    except TypeError as exc:
+        # text that is no Unicode, as a broken file name may be
+        raise _unsent(typed(ErrorCode.BAD_ENVELOPE, f"it cannot be said: {exc}")) from exc
+    return signed
+
+
+def check(envelope: SignedEnvelope) -> None:
+    """Read an envelope as its relay and its recipient will.
+
+    Raises:
+        ProtocolError: one of them would refuse its form.
+    """
+    try:
+        found = envelopes.parse(jose.loads(envelope.wire), max_body_bytes=MOST_OPENED)
+    except RelayError as exc:
+        raise _unsent(of(exc)) from exc
+    except ValueError as exc:
+        raise typed(ErrorCode.BAD_ENVELOPE, f"not an envelope: {exc}", stored="no") from exc
+    said = (found.eid, found.id, found.recipient.did, found.expires_at)
+    if said != (envelope.eid, envelope.id, envelope.to, envelope.expires_at):
+        raise typed(ErrorCode.BAD_ENVELOPE, "it is not the one that it is called", stored="no")
+
+
+def _draft(
+    key: SigningKey,
+    recipient: VerificationKey,
+    content: Content,
+    *,
+    sealed: bool,
+    max_body_bytes: int,
+) -> Draft:
     now = clock.now()
     message_id = new_message_id(now, clock.entropy)
-    content = content_of(body, content_type)
+    reserved = {BOUNCE_CONTENT_TYPE} if sealed else {BOUNCE_CONTENT_TYPE, seal.CONTENT_TYPE}
+    if content.content_type in reserved:
+        raise typed(ErrorCode.BAD_ENVELOPE, f"{content.content_type} means something else")
     wire = content.body
     if sealed:
         wire = seal.seal(content, sender=key.did, recipient=recipient, message_id=message_id)
     if len(wire) > max_body_bytes:
         detail = f"the body has {len(wire)} bytes on the wire, the relay takes {max_body_bytes}"
-        raise typed(ErrorCode.TOO_LARGE, detail, stored="no")
-    draft = Draft(
+        raise typed(ErrorCode.TOO_LARGE, detail)
+    return Draft(
         to=recipient.did,
         id=message_id,
         body=wire,
         content_type=seal.CONTENT_TYPE if sealed else content.content_type,
         created_at=int(now),
-        lifetime_s=lifetime_s,
-        type=type,
-        thid=thid,
-        pthid=pthid,
     )
-    return envelopes.sign(draft, key)
+
+
+def _unsent(exc: AgentError) -> AgentError:
+    exc.stored = "no"
+    return exc

@@ -109,19 +109,27 @@ class Submissions:
         return sent
 
     async def _wait(self, envelope: SignedEnvelope, deadline_s: float, held: list[Waiting]) -> Sent:
+        if deadline_s <= 0:
+            raise self._not_begun(envelope)
         try:
             async with asyncio.timeout(deadline_s), self._room:
                 held.append(await self._begin(envelope))
                 return await asyncio.shield(held[0].answer)
         except TimeoutError as exc:
             if not held:
-                detail = "too much of this agent waits for an answer"
-                raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope) from exc
+                raise self._not_begun(envelope) from exc
             if held[0].answer.done():
                 return held[0].answer.result()
             is_alone = self._sessions.sender is None
             failure = self._sessions.last_failure if is_alone else None
             raise held[0].verdict(failure) from exc
+
+    def _not_begun(self, envelope: SignedEnvelope) -> AgentError:
+        if self._room.locked():
+            code, detail = ErrorCode.OVERLOADED, "too much of this agent waits for an answer"
+        else:
+            code, detail = ErrorCode.PEER_UNREACHABLE, "no time was left to submit it"
+        return typed(code, detail, stored="no", envelope=envelope)
 
     async def _begin(self, envelope: SignedEnvelope) -> Waiting:
         sessions = self._sessions

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -71,6 +72,8 @@ class Message(MessageValues):
     twin: messages.Message
     thread: LoopThread
 
+    __reduce__ = messages.Message.__reduce__
+
     def ack(self, *, wait: bool = True) -> None:
         """As :meth:`relay.client.Message.ack`."""
         self.thread.call(partial(self.twin.ack, wait=wait))
@@ -106,6 +109,8 @@ class Outcome(OutcomeValues):
     twin: endings.Outcome = field(repr=False)
     thread: LoopThread = field(repr=False)
 
+    __reduce__ = endings.Outcome.__reduce__
+
     def done(self) -> None:
         """As :meth:`relay.client.Outcome.done`."""
         self.thread.call(self.twin.done)
@@ -116,12 +121,17 @@ BounceHandler = Callable[[Bounce], None]
 
 
 class Agent:
-    """An identity in conversation with its relay; made by :meth:`open`."""
+    """An identity in conversation with its relay; made by :meth:`open`.
+
+    It lives in one process: in a forked child each call raises :class:`WrongStateError`.
+    """
 
     def __init__(self, agent: asynchronous.Agent, thread: LoopThread) -> None:
         self._agent = agent
         self._thread = thread
         self._inbox = _Source(agent.inbox(), thread)
+
+    __reduce__ = asynchronous.Agent.__reduce__
 
     @classmethod
     @contextmanager
@@ -130,14 +140,15 @@ class Agent:
         key: SigningKey | Path | str,
         relays: str | Sequence[str],
         *,
-        state: Path | None = None,
+        state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
         plain_networks: Sequence[str] = (),
     ) -> Iterator[Agent]:
         """As :meth:`relay.client.Agent.open`, with a thread for its event loop.
 
         Raises:
-            RuntimeError: called inside a running event loop; use :class:`relay.client.Agent` there.
+            RuntimeError: called inside a running event loop: use :class:`relay.client.Agent` there;
+                or gevent or eventlet has replaced the threads.
         """
         thread, agent = LoopThread.open(
             lambda: asynchronous.Agent.open(

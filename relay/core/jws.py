@@ -158,7 +158,7 @@ class Members:
             raise ValueError("not a JSON object")  # noqa: TRY004  one error for bad bytes
         for name in value:
             if name.startswith("must_"):
-                raise UnsupportedError(f"{name!r} is required but not understood")
+                raise UnsupportedError(f"{name[:64]!r} is required but not understood")
         self._members: dict[str, Any] = value
 
     def has(self, name: str) -> bool:

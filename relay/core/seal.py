@@ -36,7 +36,11 @@ def seal(
     message_id: MessageId,
     enc: bytes | None = None,
 ) -> bytes:
-    """Seal ``content`` for ``enc`` (32-byte X25519), else for the X25519 form of the did:key."""
+    """Seal ``content`` for ``enc`` (32-byte X25519), else for the X25519 form of the did:key.
+
+    Raises:
+        ProtocolError: ``bad_envelope``: its recipient could not read it.
+    """
     plain = jose.dumps(
         {
             "from": sender,
@@ -46,6 +50,7 @@ def seal(
             "body": jose.b64encode(content.body),
         }
     )
+    _read(plain)
     if enc is None:
         enc = encryption_key(recipient.public_key)
     return nacl.bindings.crypto_box_seal(plain, enc)
@@ -60,7 +65,19 @@ def open_body(envelope: Envelope, key: SigningKey) -> Content:
     if envelope.content_type != CONTENT_TYPE:
         return Content(envelope.content_type, envelope.body)
     try:
-        members = jose.Members(jose.loads(key.open_sealed(envelope.body)))
+        plain = key.open_sealed(envelope.body)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_ENVELOPE, f"sealed body: {exc}") from exc
+    inside, content = _read(plain)
+    if inside != (envelope.sender.did, envelope.recipient.did, envelope.id):
+        raise ProtocolError(ErrorCode.BAD_ENVELOPE, "the sealed body belongs to another envelope")
+    return content
+
+
+def _read(plain: bytes) -> tuple[tuple[str, ...], Content]:
+    """From, to and id, and the content: one reader for who seals and who opens."""
+    try:
+        members = jose.Members(jose.loads(plain))
         inside = tuple(members.text(name, most=512) for name in ("from", "to", "id"))
         content = Content(
             members.text("cty", most=MAX_URI),
@@ -68,6 +85,4 @@ def open_body(envelope: Envelope, key: SigningKey) -> Content:
         )
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, f"sealed body: {exc}") from exc
-    if inside != (envelope.sender.did, envelope.recipient.did, envelope.id):
-        raise ProtocolError(ErrorCode.BAD_ENVELOPE, "the sealed body belongs to another envelope")
-    return content
+    return inside, content
