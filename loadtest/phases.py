@@ -21,6 +21,7 @@ from loadtest.fleet import PAIRS, Fleet, Latencies
 from loadtest.process import RelayProcess
 from loadtest.schedule import Schedule, ticking
 from relay.core.identity import SigningKey
+from relay.tasks import side_by_side
 
 IN_FLIGHT: Final = 32
 SLICES: Final = 6
@@ -306,7 +307,7 @@ async def idle_sockets(relay: RelayProcess, count: int) -> Idle:
     failed = [agent.failure for agent in agents if agent.failure is not None]
     if failed:
         raise RestlessError(failed[0])
-    await asyncio.gather(*(agent.close() for agent in agents))
+    await side_by_side(agent.close() for agent in agents)
     return Idle(count, node, store, count / took)
 
 
@@ -319,4 +320,4 @@ async def _log_in(relay: RelayProcess, count: int) -> list[Agent]:
             await agent.open()
             return agent
 
-    return await asyncio.gather(*(one() for _ in range(count)))
+    return await side_by_side(one() for _ in range(count))

@@ -24,6 +24,7 @@ from loadtest.process import RelayProcess
 from relay.core.ids import AgentKey
 from relay.ports_mesh import Order
 from relay.store.redis import RedisStore
+from relay.tasks import side_by_side
 from tests.support.fault_proxy import FaultProxy
 from tests.support.faults import Faults
 
@@ -158,7 +159,7 @@ async def _until_equal(stores: Sequence[RedisStore]) -> float:
     one, other = (View(store) for store in stores)
 
     async def are_equal() -> bool:
-        await asyncio.gather(one.update(), other.update())
+        await side_by_side([one.update(), other.update()])
         return one.orders == other.orders
 
     return await relays.until(are_equal, LONGEST_S, "both directories are equal")

@@ -21,6 +21,7 @@ from loadtest.process import RelayFailedError, RelayProcess
 from relay.core.ids import AgentKey
 from relay.core.records import Home
 from relay.store.redis import RedisStore
+from relay.tasks import side_by_side
 
 RELAYS: Final = 20
 RECORDS: Final = 30
@@ -107,7 +108,7 @@ class _Watch:
             while time.perf_counter() < until:
                 if publishing.done() and not any(self.missing):
                     break
-                await asyncio.gather(*map(self._look, self.stores, self.missing))
+                await side_by_side(map(self._look, self.stores, self.missing))
                 await asyncio.sleep(LOOK_S)
         self.found.missing = sum(map(len, self.missing))
 

@@ -21,6 +21,7 @@ from relay.client.errand import Errand
 from relay.client.errors import AgentError, of, typed
 from relay.client.message import Sent
 from relay.client.outbox import Outbox
+from relay.client.signing import damage
 from relay.client.state import State
 from relay.client.submitting import submit_over_http
 from relay.client.tasks import beside
@@ -64,7 +65,11 @@ async def post(
         AgentError: a definite no, or never sent.
     """
     posting, state = _Posting(errand), errand.state
-    before = [errand.outbox.add(item, maybe_stored=True) for item in earlier]
+    before = [
+        errand.outbox.add(item, maybe_stored=True)
+        for item in earlier
+        if not await _is_damaged(item, state, tell)
+    ]
     waiting = errand.outbox.add(envelope)
     if state.journal is not None:
         await state.journal.keep(envelope)
@@ -85,6 +90,16 @@ async def post(
     except asyncio.CancelledError:
         _conclude(waiting, state)
         raise
+
+
+async def _is_damaged(envelope: SignedEnvelope, state: State, tell: Tell | None) -> bool:
+    failure = damage(envelope)
+    if failure is None:
+        return False
+    if tell is not None:
+        tell(envelope, failure)
+    await _dropped(envelope, state)
+    return True
 
 
 def _conclude(waiting: Waiting, state: State) -> None:

@@ -76,6 +76,19 @@ def check(envelope: SignedEnvelope) -> None:
         raise typed(ErrorCode.BAD_ENVELOPE, "it is not the one that it is called", stored="no")
 
 
+def damage(envelope: SignedEnvelope) -> AgentError | None:
+    """What is wrong with an envelope of a state file, if anything.
+
+    No relay could read the frame that it is in, nor what else is in there.
+    """
+    try:
+        check(envelope)
+    except AgentError as exc:
+        detail = f"the state file is damaged: {exc.detail}"
+        return typed(ErrorCode.CORRUPT, detail, stored="unknown", envelope=envelope)
+    return None
+
+
 def _draft(
     key: SigningKey,
     recipient: VerificationKey,

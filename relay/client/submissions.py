@@ -27,6 +27,7 @@ from relay.client.message import Sent
 from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT
 from relay.client.outcomes import expired
 from relay.client.sessions import Sessions
+from relay.client.signing import damage
 from relay.client.waiting import Waiting
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode
@@ -65,6 +66,8 @@ class Submissions:
         for envelope in await self._journal.unanswered():
             if envelope.expires_at <= clock.now():
                 self._outcomes.conclude(envelope, expired(envelope))
+            elif (failure := damage(envelope)) is not None:
+                self._outcomes.conclude(envelope, failure)
             else:
                 waiting = self._sessions.outbox.add(envelope, maybe_stored=True)
                 self._leave(waiting)

@@ -21,6 +21,7 @@ from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.federation.link import Link, log_in
 from relay.ports_mesh import LinkListener
+from relay.tasks import side_by_side
 
 REACH_S: Final = 25.0
 TURN_S: Final = 1.0
@@ -139,7 +140,7 @@ class Links:
     async def drain(self) -> None:
         """Say goodbye to all peers."""
         links = list(self._live.values())
-        await asyncio.gather(*(link.say_goodbye() for link in links))
+        await side_by_side(link.say_goodbye() for link in links)
 
     # ------------------------------------------------------------ the port
 

@@ -49,6 +49,7 @@ from relay.server.loops import (
     every,
 )
 from relay.settings import Settings, split_host_port
+from relay.tasks import side_by_side
 from relay.ws.endpoint import Endpoint
 from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
 
@@ -298,7 +299,7 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
             await node.intake.commits.idle()
             await _leave_outboxes(built)
             await node.acks.idle()
-            await asyncio.gather(built.links.drain(), endpoint.drain())
+            await side_by_side([built.links.drain(), endpoint.drain()])
     except TimeoutError:
         log.loop_failed("drain", ErrorCode.DRAINING)
     with contextlib.suppress(RelayError):

@@ -6,7 +6,6 @@ batch of intents alone, so that a repeat, on any node, is the same bytes and a d
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from dataclasses import dataclass
 from typing import Final
@@ -26,6 +25,7 @@ from relay.ports import BounceBatch, Store
 from relay.service.deliver import Delivery
 from relay.service.resolving import Routing
 from relay.service.submit import ELSEWHERE
+from relay.tasks import side_by_side
 
 FINAL: Final = frozenset({
     ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
@@ -49,7 +49,7 @@ class BouncePump:
         Side by side: a sender whom nobody can find just now keeps no other from its bounce.
         """
         batches = await self.store.take_bounces()
-        return sum(await asyncio.gather(*(self._end(batch) for batch in batches)))
+        return sum(await side_by_side(self._end(batch) for batch in batches))
 
     async def _end(self, batch: BounceBatch) -> bool:
         """Send one; False where it is tried again later."""

@@ -22,6 +22,7 @@ from relay.core.ids import AgentKey, Did
 from relay.core.records import EndpointRecord, Home
 from relay.ports_mesh import Names, PeerLink, PeerLinks
 from relay.service.directory import Directory, Found
+from relay.tasks import side_by_side
 
 ASK_S: Final = 3.0
 MOST_ASKED: Final = 3
@@ -129,7 +130,7 @@ class Resolving:
 
     async def _around(self, did: str, found: Found) -> Found:
         askers = self._askers(found)
-        said = await asyncio.gather(*(self._ask(asker, did) for asker in askers))
+        said = await side_by_side(self._ask(asker, did) for asker in askers)
         now_held = await self.directory.resolve(did)
         if now_held.record is not None:
             return now_held

@@ -23,6 +23,7 @@ from relay.core.jws import b64encode
 from relay.ports import InboxStore
 from relay.ports_mesh import PeerLink, PeerLinks
 from relay.service.resolving import Routing
+from relay.tasks import side_by_side
 
 FOLLOW_S: Final = 3.0
 STATES: Final[dict[Fate, State]] = {
@@ -83,8 +84,8 @@ class StatusOf:
         for place, answer in enumerate(answers):
             if answer.state == "forwarded" and answer.peer is not None:
                 by_peer.setdefault(answer.peer, []).append(place)
-        said = await asyncio.gather(
-            *(self._ask(peer, asker, [items[at] for at in by_peer[peer]]) for peer in by_peer)
+        said = await side_by_side(
+            self._ask(peer, asker, [items[at] for at in places]) for peer, places in by_peer.items()
         )
         for places, theirs in zip(by_peer.values(), said, strict=True):
             for place, state in zip(places, theirs, strict=False):

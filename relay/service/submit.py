@@ -35,6 +35,7 @@ from relay.service.carriers import Spawn
 from relay.service.commit import GroupCommit
 from relay.service.rates import SenderRates, StrangerRates
 from relay.service.resolving import Routing
+from relay.tasks import side_by_side
 
 YIELD_EVERY: Final = 16
 """Envelopes verified before other connections get a turn; ~1 ms."""
@@ -292,7 +293,7 @@ class Submissions:
     async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
         """Find out where these may wait, then try again with that."""
         noes = {item.to: no for item, no in away if item.stored.sender == local.sender}
-        peers = await asyncio.gather(*(_find(local.routing, to, noes[to]) for to in noes))
+        peers = await side_by_side(_find(local.routing, to, noes[to]) for to in noes)
         found = dict(zip(noes, peers, strict=True))
         again: list[Item] = []
         for item, no in away:

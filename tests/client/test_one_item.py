@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 from relay.client import Agent, AgentError, BadFrameError, CorruptError, InternalError, detour
+from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.disk import Disk
+from relay.client.errand import Errand
 from relay.client.home_inbox import HomeInbox
 from relay.client.knowledge import TABLES, Knowledge
 from relay.client.opening import Opener
+from relay.client.post import post
 from relay.core import codec, records
 from relay.core import envelope as envelopes
 from relay.core.errors import ErrorCode
@@ -26,6 +29,7 @@ from relay.core.ranges import Range, Reason
 from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
 from tests.client.support import Talk, envelope_of, lying_relay, new_key, raw
 from tests.client.test_detour import bob_at_home, record_of, refuses, relay_key
+from tests.support.nodes import running_node
 from tests.support.servers import wait_until
 
 pytestmark = pytest.mark.timeout(30)
@@ -270,3 +274,50 @@ async def test_what_cannot_be_noted_of_another_agent_is_logged(tmp_path, caplog)
         compact = record_of(bob, "https://relay.example", new_key())
         me._sessions.correspondents.learn(bob.did, compact)
         await wait_until(lambda: "could not be noted" in caplog.text, 5, "it was logged")
+
+
+async def test_a_damaged_envelope_in_the_outbox_ends_as_an_outcome_and_holds_up_no_other(tmp_path):
+    key, state = new_key(), tmp_path / "state"
+    kept = states.load(state, key.did)
+    damaged, whole = [envelope_of(key, key.did, body) for body in (b"damaged", b"whole")]
+    for one in (damaged, whole):
+        await kept.journal.keep(one)
+    kept.close()
+    spoil(state, "UPDATE outbox SET wire = 'x' WHERE place = 1")
+
+    async def script(talk: Talk) -> None:
+        await talk.log_in()
+        await go_on(talk)
+
+    async with lying_relay(script) as relay, Agent.open(key, relay.url, state=state) as me:
+        async with asyncio.timeout(10):
+            outcomes = me.outcomes()
+            ended = {one.eid: one for one in [await anext(outcomes), await anext(outcomes)]}
+        assert (ended[damaged.eid].code, ended[damaged.eid].stored) == ("corrupt", "unknown")
+        assert ended[whole.eid].stored == "yes"
+        assert relay.talks == 1
+
+
+async def test_nor_does_it_where_a_program_without_a_session_submits_what_is_left(tmp_path):
+    key, state = new_key(), tmp_path / "state"
+    async with running_node() as node, Agent.open(key, node.url):
+        kept = states.load(state, key.did)
+        damaged, whole, new = [envelope_of(key, key.did, bytes([n])) for n in range(3)]
+        for one in (damaged, whole):
+            await kept.journal.keep(one)
+        spoil(state, "UPDATE outbox SET wire = 'x' WHERE place = 1")
+        earlier = await kept.journal.unanswered()
+        told: dict[str, object] = {}
+        errand = Errand(origins.parse(node.url), kept)
+        sent = await post(
+            new,
+            errand,
+            deadline_s=10,
+            earlier=earlier,
+            tell=lambda item, answer: told.update({item.eid: answer}),
+        )
+        assert sent.eid == new.eid
+        assert isinstance(told[damaged.eid], CorruptError)
+        assert told[whole.eid].relay == sent.relay
+        assert await kept.journal.unanswered() == []
+        kept.close()

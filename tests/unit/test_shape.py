@@ -84,6 +84,17 @@ def test_no_module_is_longer_than_400_lines_and_the_exceptions_only_shrink():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
+def test_nothing_is_gathered_since_a_failure_would_leave_the_rest_running(path: Path):
+    used = {one.attr for one in ast.walk(ast.parse(path.read_text())) if is_of_asyncio(one)}
+    assert "gather" not in used, "use relay.tasks.side_by_side, or a group"
+
+
+def is_of_asyncio(node: ast.AST) -> bool:
+    is_attribute = isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    return is_attribute and node.value.id == "asyncio"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
 def test_no_identifier_uses_a_word_that_the_glossary_bans(path: Path):
     chosen = set(defined(ast.parse(path.read_text())))
     assert {found for found in chosen if words(found) & BANNED} == set()
