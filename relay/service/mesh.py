@@ -7,7 +7,7 @@ this relay passes on, it has checked and kept before.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from relay import clock, log, metrics
@@ -83,6 +83,10 @@ class Mesh:
         """To whom links are kept."""
         return self.peers.chosen()
 
+    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+        """Whom to dial now."""
+        return self.peers.due(linked)
+
     def came(self, link: PeerLink) -> None:
         """A link stands: say who this relay is, and compare directories at once."""
         self.peers.reached(link.peer)
@@ -92,13 +96,13 @@ class Mesh:
         self._fresh[link.peer] = None
         self._heal.set()
 
-    def missed(self, relay: Did, why: RelayError) -> None:
+    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
         """A dial failed."""
-        self.peers.missed(relay, why)
+        return self.peers.missed(relay, why, url)
 
-    def went(self, relay: Did, why: RelayError) -> None:
+    def went(self, relay: Did, why: RelayError) -> float | None:
         """A link has ended."""
-        self.peers.missed(relay, why)
+        return self.peers.missed(relay, why)
 
     def arrived(self, relay: Did, dismiss: Callable[[], None]) -> None:
         """A relay has logged in here, so it is alive: one that is waited for is dialled now."""

@@ -8,9 +8,8 @@ is in the store, and shared by all nodes; how the links fare is each node's own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
@@ -18,14 +17,14 @@ from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RejectedError, RelayError
 from relay.core.frames import View
 from relay.core.gossip import Conduct, PeerStanding
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Did
 from relay.core.membership import Roster
 from relay.core.relay_info import Federation, RelayInfo
 from relay.ports_mesh import PeerRow, PeerStore
+from relay.service import peer_rows
 
 MAX_LEARNED: Final = 1_000
 """Relays that others told of; beyond them one is learned only where one is past hope."""
-FRESH_S: Final = 60
 
 
 class Refused(NamedTuple):
@@ -170,6 +169,7 @@ class Peers:
 
     async def refresh(self) -> None:
         """Look at what other nodes, and the operator at them, have written down."""
+        before = self.rows
         self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
         wanted = {did for did in self.rows if self.is_full(did)}
         # in open federation anybody is a peer: of whom is not written down, nothing is remembered
@@ -182,6 +182,10 @@ class Peers:
                 self.roster.remove(peer.did)
         for did in wanted:
             self.roster.add(did)
+            if did in before and before[did].url != self.rows[did].url:
+                self.roster.hurry(did, clock.now())
+        added = (did for did, row in self.rows.items() if row.standing == "added")
+        self.roster.pinned = frozenset(added)
         for did, guests in list(self._guests.items()):
             if not self.is_admitted(did):
                 for dismiss in list(guests):
@@ -200,6 +204,7 @@ class Peers:
         row = PeerRow(did, url, "added", int(clock.now()), info)
         await self._store.put_peer(row)
         await self.refresh()
+        self.roster.hurry(did, clock.now())
         log.peer_added(did, url)
         return row
 
@@ -251,7 +256,7 @@ class Peers:
         """
         info = relay_info.parse(compact)
         row = self.rows.get(info.did)
-        if info.did == self.own or (row is not None and not _is_newer(row, info)):
+        if info.did == self.own or (row is not None and not peer_rows.is_newer(row, info)):
             return None
         no = relay_info.verify(info, clock.now())
         if no is not None:
@@ -260,18 +265,24 @@ class Peers:
             return None
         if row is None and not await self._has_room():
             return None
-        known = _with_info(row, info)
+        known = peer_rows.with_info(row, info)
         if not await self._store.replace_peer(row, known):
             # the operator, or another node, has decided otherwise since this one looked
             await self.refresh()
             return None
-        self.rows[info.did] = known
-        if self.is_full(info.did):
-            self.roster.add(info.did)
-        self.roster.heard(info.did, clock.now())
-        if row is None:
-            log.peer_learned(info.did, info.said.url)
+        self._heard(row, known)
         return info
+
+    def _heard(self, before: PeerRow | None, known: PeerRow) -> None:
+        did, now = known.did, clock.now()
+        self.rows[did] = known
+        if self.is_full(did):
+            self.roster.add(did)
+        self.roster.heard(did, now)
+        if before is None:
+            log.peer_learned(did, known.url)
+        elif before.url != known.url:
+            self.roster.hurry(did, now)
 
     async def _has_room(self) -> bool:
         """Whether one more may be learned; the first that is past hope makes room for it."""
@@ -280,7 +291,8 @@ class Peers:
             return True
         for row in learned:
             member = self.roster.peer(row.did)
-            if _is_over(row, clock.now()) or (member is not None and member.state == "gone"):
+            is_gone = member is not None and member.state == "gone"
+            if is_gone or peer_rows.is_over(row, clock.now()):
                 await self._store.remove_peer(row.did)
                 self.rows.pop(row.did, None)
                 self.roster.remove(row.did)
@@ -290,30 +302,40 @@ class Peers:
     # ------------------------------------------------------------ how it goes
 
     def chosen(self) -> list[tuple[Did, str]]:
-        """To whom links are kept."""
-        if self.federation == "off":
-            return []
+        """To whom links are kept: all whom the operator added, and some of the others."""
         kept = self.roster.kept(clock.now())
-        return [
-            (did, row.url)
-            for did, row in self.rows.items()
-            # whom the operator added is never crowded out by whom others told of
-            if did in kept or (row.standing == "added" and did in self.roster)
-        ]
+        return [(did, row.url) for did, row in self.rows.items() if did in kept]
+
+    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+        """Whom to dial now; ``linked``: to whom there is a link."""
+        due = self.roster.due(clock.now(), linked)
+        return [(did, self.rows[did].url) for did in due if did in self.rows]
 
     def reached(self, did: Did) -> None:
         """A link stands."""
         self.refusals.pop(did, None)
         self.roster.reached(did, clock.now())
 
-    def missed(self, did: Did, why: RelayError) -> None:
-        """A dial failed, or a link broke."""
-        now = clock.now()
+    def missed(self, did: Did, why: RelayError, url: str | None = None) -> float | None:
+        """A dial failed, or a link broke; gives the seconds until it is due, None: it is no peer.
+
+        Args:
+            did: whom.
+            why: for its standing.
+            url: what was dialled. Any record may say that a relay is anywhere: where a peer is not
+                at an origin that only a record names, that tells nothing of it.
+        """
+        row, now = self.rows.get(did), clock.now()
+        if url is not None and row is not None and row.url != url:
+            return None
         if why.code is not ErrorCode.PEER_UNREACHABLE:
             self.refusals[did] = Refused(why.code, why.detail, int(now))
             if len(self.refusals) > MAX_LEARNED:
                 del self.refusals[next(iter(self.refusals))]
-        self.roster.missed(did, now, clock.share(), f"{why.code}: {why.detail}")
+        least_s = float(why.retry_after or 0)
+        self.roster.missed(did, now, clock.share(), f"{why.code}: {why.detail}", least_s=least_s)
+        peer = self.roster.peer(did)
+        return None if peer is None else peer.dial_at - now
 
     def arrived(self, did: Did, dismiss: Callable[[], None]) -> None:
         """A peer has logged in here; ``dismiss`` ends that should it not be dealt with any more."""
@@ -348,30 +370,3 @@ class Peers:
         return self.roster.view_of(
             did, ref, strikes=standing.strikes, retry_after=standing.retry_after
         )
-
-
-def _is_newer(row: PeerRow, info: RelayInfo) -> bool:
-    """News only once a minute: who signs anew all the time makes work for all."""
-    if row.info is None:
-        return True
-    return info.issued_at >= _times(row.info)[0] + FRESH_S
-
-
-def _is_over(row: PeerRow, now: Timestamp) -> bool:
-    return row.info is None or _times(row.info)[1] < now
-
-
-@lru_cache(maxsize=2 * MAX_LEARNED)
-def _times(compact: str) -> tuple[int, int]:
-    """``iat`` and ``exp``: room for one more is sought among all that are known."""
-    info = relay_info.parse(compact)
-    return info.issued_at, info.expires_at
-
-
-def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:
-    """The operator's word on where a relay is stands over that relay's own."""
-    compact, url = info.jws.compact, info.said.url
-    if row is None:
-        return PeerRow(info.did, url, "learned", int(clock.now()), compact)
-    is_said = row.url and row.standing != "learned"
-    return replace(row, info=compact, url=row.url if is_said else url)
