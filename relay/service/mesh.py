@@ -1,7 +1,7 @@
 """The mesh, as one node takes part in it: links, news, comparisons, answers (PROTOCOL.md §5.10).
 
 Rules of the file: a turn of each loop is a method, which ends; ``relay.server`` repeats them. What
-this relay passes on, it has checked and kept before.
+this relay passes on, it has checked and kept before. It tells only of relays that it has reached.
 """
 
 from __future__ import annotations
@@ -89,12 +89,17 @@ class Mesh:
 
     def came(self, link: PeerLink) -> None:
         """A link stands: say who this relay is, and compare directories at once."""
-        self.peers.reached(link.peer)
+        self.introduce(link.peer)
         if not self.peers.is_full(link.peer):
             return
         link.push(Gossip(relays=(self._own_info(),)))
         self._fresh[link.peer] = None
         self._heal.set()
+
+    def introduce(self, relay: Did) -> None:
+        """A link to a peer stands: from the first one on others are told of it."""
+        if self.peers.reached(relay):
+            self.hearing.pass_on(self.peers.rows[relay].info)
 
     def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
         """A dial failed."""
@@ -161,7 +166,7 @@ class Mesh:
                 return antientropy.answer(self.following.index, question)
 
     def _known_relays(self, asker: Did) -> tuple[str, ...]:
-        rows = [row for row in self.peers.rows.values() if row.standing != "blocked"]
+        rows = [row for did, row in self.peers.rows.items() if self.peers.is_proved(did)]
         infos = [row.info for row in rows if row.info and row.did != asker]
         return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
 

@@ -1,16 +1,26 @@
-"""What a relay's signed information changes in what is written down of it."""
+"""What is kept of a peer, and what its newer signed information changes in that."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 
 from relay import clock
 from relay.core import relay_info
+from relay.core.errors import ErrorCode
 from relay.core.ids import Timestamp
 from relay.core.relay_info import RelayInfo
 from relay.ports_mesh import PeerRow
+
+
+class Refused(NamedTuple):
+    """A relay would not deal with this one."""
+
+    code: ErrorCode
+    detail: str
+    at: int
+
 
 FRESH_S: Final = 60
 """News only once a minute: who signs anew all the time makes work for all."""

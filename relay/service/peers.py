@@ -7,10 +7,11 @@ is in the store, and shared by all nodes; how the links fare is each node's own.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from relay import clock, log, metrics
 from relay.core import relay_info
@@ -25,14 +26,6 @@ from relay.service import peer_rows
 
 MAX_LEARNED: Final = 1_000
 """Relays that others told of; beyond them one is learned only where one is past hope."""
-
-
-class Refused(NamedTuple):
-    """A relay would not deal with this one."""
-
-    code: ErrorCode
-    detail: str
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +58,12 @@ class Peers:
         self.partners: frozenset[Did] = frozenset()
         """Relays that some agent's inbox moves from or to; see :meth:`is_full`."""
         self.introduced: Counter[Did] = Counter()
-        self.refusals: dict[Did, Refused] = {}
+        self.refusals: dict[Did, peer_rows.Refused] = {}
         self.views: dict[Did, SeenBy] = {}
         self._denied = denied
         self._store = store
+        self._invited: Counter[Did] = Counter()
+        self._proved: set[Did] = set()
 
     # ------------------------------------------------------------ policy
 
@@ -105,7 +100,8 @@ class Peers:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
         if did in self._denied or standing == "blocked":
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
-        if self.federation == "closed" and standing != "added" and not is_partner:
+        is_welcome = standing == "added" or did in self._invited or is_partner
+        if self.federation == "closed" and not is_welcome:
             detail = "this relay deals only with relays that its operator added"
             raise RejectedError(ErrorCode.NOT_FEDERATED, detail)
 
@@ -143,6 +139,16 @@ class Peers:
     def is_partner(self, did: Did) -> bool:
         """Whether some hand-off waits for it."""
         return did in self.partners
+
+    @contextlib.contextmanager
+    def inviting(self, did: Did) -> Iterator[None]:
+        """Deal with a relay for this block as if it were added; nothing is written down."""
+        self._invited[did] += 1
+        try:
+            yield
+        finally:
+            self._invited -= Counter({did: 1})
+            self._dismiss()
 
     def _admits(self, did: Did, *, is_partner: bool) -> bool:
         try:
@@ -183,9 +189,15 @@ class Peers:
         for did in wanted:
             self.roster.add(did)
             if did in before and before[did].url != self.rows[did].url:
+                self._proved.discard(did)
                 self.roster.hurry(did, clock.now())
         added = (did for did, row in self.rows.items() if row.standing == "added")
         self.roster.pinned = frozenset(added)
+        self._proved &= self.rows.keys()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """End the connections of relays that are not dealt with any more."""
         for did, guests in list(self._guests.items()):
             if not self.is_admitted(did):
                 for dismiss in list(guests):
@@ -282,6 +294,7 @@ class Peers:
         if before is None:
             log.peer_learned(did, known.url)
         elif before.url != known.url:
+            self._proved.discard(did)
             self.roster.hurry(did, now)
 
     async def _has_room(self) -> bool:
@@ -311,10 +324,19 @@ class Peers:
         due = self.roster.due(clock.now(), linked)
         return [(did, self.rows[did].url) for did in due if did in self.rows]
 
-    def reached(self, did: Did) -> None:
-        """A link stands."""
+    def reached(self, did: Did) -> bool:
+        """A link stands; True if it is the first to this peer at its address."""
         self.refusals.pop(did, None)
         self.roster.reached(did, clock.now())
+        if did in self._proved or did not in self.rows:
+            return False
+        self._proved.add(did)
+        return True
+
+    def is_proved(self, did: Did) -> bool:
+        """Whether others are told of it: a link to it has stood, and it is not gone."""
+        peer = self.roster.peer(did)
+        return did in self._proved and peer is not None and peer.state != "gone"
 
     def missed(self, did: Did, why: RelayError, url: str | None = None) -> float | None:
         """A dial failed, or a link broke; gives the seconds until it is due, None: it is no peer.
@@ -329,7 +351,7 @@ class Peers:
         if url is not None and row is not None and row.url != url:
             return None
         if why.code is not ErrorCode.PEER_UNREACHABLE:
-            self.refusals[did] = Refused(why.code, why.detail, int(now))
+            self.refusals[did] = peer_rows.Refused(why.code, why.detail, int(now))
             if len(self.refusals) > MAX_LEARNED:
                 del self.refusals[next(iter(self.refusals))]
         least_s = float(why.retry_after or 0)
