@@ -1,5 +1,6 @@
 """The SDK that an agent embeds: needs nothing but orjson, pynacl and websockets."""
 
+from relay.client.accepting import accept_relay
 from relay.client.agent import Agent
 from relay.client.errors import (
     AgentError,
@@ -113,4 +114,5 @@ __all__ = [
     "UnreachableError",
     "UnsupportedError",
     "WrongRelayError",
+    "accept_relay",
 ]

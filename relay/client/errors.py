@@ -21,6 +21,7 @@ from typing import Final
 from relay.core import errors as core
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode, RelayError, Stored
+from relay.core.ids import Did
 
 
 class AgentError(RelayError):
@@ -94,7 +95,14 @@ class UnknownInboxError(StateError):
 
 
 class WrongRelayError(ProtocolError):
-    """The relay at this address is not the one it was, or is not what it says."""
+    """The relay at this address is not the one it was, or is not what it says.
+
+    Attributes:
+        found: who is there instead, as it says itself; None: not known. If its operator confirms
+            that the relay has this new key: :func:`relay.client.accept_relay`.
+    """
+
+    found: Did | None = None
 
 
 class ExpiredError(ProtocolError):
@@ -303,7 +311,7 @@ def of(exc: RelayError, *, record: str | None = None) -> AgentError:
 
 def again(exc: AgentError) -> AgentError:
     """A fresh exception like ``exc``: one object raised in several tasks mixes their tracebacks."""
-    return typed(
+    fresh = typed(
         exc.code,
         exc.detail,
         retry_after=exc.retry_after,
@@ -311,3 +319,6 @@ def again(exc: AgentError) -> AgentError:
         envelope=exc.envelope,
         record=exc.record,
     )
+    if isinstance(exc, WrongRelayError) and isinstance(fresh, WrongRelayError):
+        fresh.found = exc.found
+    return fresh
