@@ -7,18 +7,19 @@ this relay passes on, it has checked and kept before. It tells only of relays th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 from relay import clock, log, metrics
 from relay.core import antientropy, gossip
-from relay.core.errors import RelayError, UnavailableError
+from relay.core.errors import RelayError
 from relay.core.frames import MAX_RELAYS, Digest, Digests, Frame, Gossip, Have, View, Want
 from relay.core.gossip import FANOUT, Allowance
 from relay.core.ids import Did
 from relay.ports_mesh import PeerLink, PeerLinks, RecordStore
 from relay.service.directory import Directory
 from relay.service.following import Following
+from relay.service.guard import guarded
 from relay.service.hearing import Hearing
 from relay.service.peers import Peers, SeenBy
 from relay.service.pulling import Puller
@@ -204,21 +205,20 @@ class Mesh:
         await self.following()
         async with asyncio.TaskGroup() as tasks:
             partners = self._back() or clock.pick(self.able(), 1)
-            asked = {tasks.create_task(self._pull_from(link)) for link in partners}
-            while asked:
+            asked: set[asyncio.Task[None]] = set()
+            while partners or asked:
+                parts = (guarded("pull", self._pull_from(link)) for link in partners)
+                asked |= {tasks.create_task(part) for part in parts}
                 come = tasks.create_task(self._heal.wait())
                 await asyncio.wait({*asked, come}, return_when=asyncio.FIRST_COMPLETED)
                 come.cancel()
                 asked = {task for task in asked if not task.done()}
-                asked |= {tasks.create_task(self._pull_from(link)) for link in self._back()}
+                partners = self._back()
 
     async def _pull_from(self, link: PeerLink) -> None:
         began = clock.monotonic()
-        try:
-            while await self._puller(link) and clock.monotonic() - began < REPEAT_S:
-                await self.following()
-        except UnavailableError as exc:
-            log.loop_failed("pull", exc.code)
+        while await self._puller(link) and clock.monotonic() - began < REPEAT_S:
+            await self.following()
 
     def able(self) -> list[PeerLink]:
         """Whose word on records is asked for."""
@@ -244,7 +244,7 @@ class Mesh:
             for did, link in live.items():
                 if did == anew or now - self._asked.get(did, -PULL_S) >= PULL_S:
                     self._asked[did] = now
-                    tasks.create_task(self._ask_around(link))
+                    tasks.create_task(guarded("meet", self._ask_around(link)))
 
     async def _ask_around(self, link: PeerLink) -> None:
         try:
@@ -257,10 +257,4 @@ class Mesh:
         if isinstance(view, View):
             self.peers.views[link.peer] = SeenBy(view, int(clock.now()))
         if isinstance(told, Gossip):
-            await self._learn(link.peer, told.relays)
-
-    async def _learn(self, peer: Did, infos: Sequence[str]) -> None:
-        try:
-            await self.hearing.told_of_relays(peer, infos)
-        except UnavailableError as exc:
-            log.loop_failed("meet", exc.code)
+            await self.hearing.told_of_relays(link.peer, told.relays)
