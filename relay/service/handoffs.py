@@ -100,7 +100,7 @@ class Handoffs:
             order: what the step is taken for, as signed.
             anew: as for :meth:`settle`.
             closes: write it down if the two relays have no more to say to each other.
-            first: awaited once before the commit, and only where the step is taken.
+            first: awaited once before the commit, and only where there is one.
 
         Raises:
             RelayError: why not; or ``storage_unavailable``.
@@ -112,12 +112,12 @@ class Handoffs:
             learned = _learn(before.side, row)
             taken = learned if said is None else _next(learned, said)
             kept = Kept(taken.side, order or before.order)
-            if not is_done and first is not None:
-                await first()
-                is_done = True
             change = _change(row, before, kept, taken, anew=anew, closes=closes)
             if change is None:
                 return kept, taken
+            if not is_done and first is not None:
+                await first()
+                is_done = True
             if await self.store.change_handoff(owner, row, change):
                 self._note(owner, kept.side, is_open=change.is_open)
                 for listener in self.ended if change.ends_session else ():

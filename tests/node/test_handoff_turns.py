@@ -56,6 +56,20 @@ async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
     assert left.isdisjoint(others)
 
 
+async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
+    store = Store()
+    hands = Handoffs(new_key().did, store, DidKeys())
+    owner, done = await begun(store), []
+
+    async def first() -> None:
+        done.append(owner)
+
+    await hands.take(owner, None, first=first)
+    assert done == []
+    await hands.take(owner, None, anew=True, first=first)
+    assert done == [owner]
+
+
 async def test_a_store_that_is_away_is_asked_once_a_turn():
     store = Store()
     hands = Handoffs(new_key().did, store, DidKeys())
