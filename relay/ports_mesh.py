@@ -5,7 +5,7 @@ Rules of the file: those of ``relay/ports.py``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -352,16 +352,20 @@ class LinkListener(Protocol):
         """The relays, with their origins, to which there should be a link."""
         ...
 
+    def due(self, linked: Collection[Did]) -> Sequence[tuple[Did, str]]:
+        """Whom to dial now, with their origins; ``linked``: to whom there is a link."""
+        ...
+
     def came(self, link: PeerLink) -> None:
         """A link stands."""
         ...
 
-    def missed(self, relay: Did, why: RelayError) -> None:
-        """A dial failed."""
+    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
+        """A dial failed; gives the seconds until it is due again, None: no peer has this origin."""
         ...
 
-    def went(self, relay: Did, why: RelayError) -> None:
-        """A link has ended."""
+    def went(self, relay: Did, why: RelayError) -> float | None:
+        """A link has ended; gives the seconds until it is due again, None: it is no peer."""
         ...
 
 

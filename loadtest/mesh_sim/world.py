@@ -11,7 +11,6 @@ from loadtest.mesh_sim.network import Clock, Network
 from loadtest.mesh_sim.relays import Habits, Relay
 from relay.core.frames import Digest, Digests, Gossip, Have, Want
 from relay.core.ids import Did, Timestamp
-from relay.core.membership import MAX_BACKOFF_S
 
 BEGIN: Final = 1_750_000_000.0
 RECORD_CPU_S: Final = 0.0002
@@ -133,7 +132,10 @@ class World:
                 if self.network.is_parted(relay.did, peer.did):
                     for _ in range(20):
                         relay.roster.missed(peer.did, now, 0.0)
-                    wait = self.chance.uniform(0, MAX_BACKOFF_S)  # somewhere within its back-off
+            for peer in relay.roster.peers():
+                if self.network.is_parted(relay.did, peer.did):
+                    # somewhere within its back-off
+                    wait = self.chance.uniform(0, relay.roster.longest_s(peer.did, now))
                     peer.dial_at = Timestamp(now + wait)
 
     def heal(self) -> None:

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from relay.cli import claims
+from relay.cli.accepting import accept_and_tell
 from relay.cli.exits import Exit, exit_of
 from relay.cli.identity import KeyFile
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.progress import Progress
 from relay.cli.states import refuse_if_listening
-from relay.client import MigrationStalledError, Moved, MoveProgress, SigningKey
+from relay.client import MigrationStalledError, Moved, MoveProgress, SigningKey, ordering
 from relay.client import origin as origins
 from relay.client import state as states
 from relay.client.drill import Drill, drill
@@ -109,6 +110,8 @@ async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
     progress = Progress(quiet=wish.as_json)
     try:
         async with _alone(file, url, take=wish.take) as me:
+            if wish.dead_source and await _is_back_with_a_new_key(me, to, as_json=wish.as_json):
+                return Exit.OK
             moved = await _migration(me, wish, progress).to(to)
     except asyncio.CancelledError:
         progress.end()
@@ -128,6 +131,19 @@ async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
     finally:
         progress.end()
     return _tell(moved, as_json=wish.as_json)
+
+
+async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool:
+    """Accept a home that has a new key where the user gives up the one before.
+
+    Only who was shown in an error before is accepted: that DID the user could ask about.
+    """
+    origin = me.origin(to)
+    shown = me.state.found.get(str(origin))
+    record = ordering.newest(me.state)
+    if not shown or record is None or [home.url for home in record.relays] != [str(origin)]:
+        return False
+    return await accept_and_tell(me.key, origin, Did(shown), me.state, as_json=as_json)
 
 
 def _migration(me: _Alone, wish: Options, progress: Progress) -> Migration:

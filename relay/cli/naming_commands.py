@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
+from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, checked, run_async
 
 handle_app = typer.Typer(help="Names of agents, for people.", no_args_is_help=True)
 
@@ -24,6 +24,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file."""
     app.command("publish")(_publish)
     app.command("resolve")(_resolve)
+    app.command("accept")(_accept)
     app.add_typer(handle_app, name="handle")
 
 
@@ -53,6 +54,32 @@ def _resolve(
     if who.startswith("did:"):
         talking.check_did(who, "DID")
     raise typer.Exit(run_async(naming.resolve(who, relay, as_json=json)))
+
+
+def _accept(
+    what: Annotated[
+        str, typer.Argument(metavar="URL|HANDLE", help="A relay's address, or an agent's name.")
+    ],
+    did: Annotated[str, typer.Argument(metavar="DID", help="Who is there from now on.")],
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Accept a relay that is back with a new key, or whom a handle leads to now.
+
+    Ask its operator first: whoever has taken over the address looks the same.
+    """
+    from relay.cli import accepting, identity, talking  # noqa: PLC0415  as above
+
+    talking.check_did(did, "DID")
+    file = identity.KeyFile(key, passphrase_file)
+    if "://" in what:
+        work = accepting.relay(file, checked(what), did, as_json=json)
+    else:
+        work = accepting.handle(file, relay, what, did, as_json=json)
+    raise typer.Exit(run_async(work))
 
 
 @handle_app.command("set")

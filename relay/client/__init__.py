@@ -1,5 +1,6 @@
 """The SDK that an agent embeds: needs nothing but orjson, pynacl and websockets."""
 
+from relay.client.accepting import accept_relay
 from relay.client.agent import Agent
 from relay.client.errors import (
     AgentError,
@@ -115,4 +116,5 @@ __all__ = [
     "UnsupportedError",
     "WrongRelayError",
     "WrongStateError",
+    "accept_relay",
 ]

@@ -22,7 +22,7 @@ from websockets.typing import Subprotocol
 
 from relay import clock
 from relay.client import network
-from relay.client.errors import CLOSE_CODES, of, typed
+from relay.client.errors import CLOSE_CODES, WrongRelayError, of, typed
 from relay.client.network import Route
 from relay.client.origin import Origin
 from relay.core import codec
@@ -112,10 +112,18 @@ def _whoever(_: Did) -> None:
     return
 
 
-def _raise_failure(effects: Sequence[Effect]) -> None:
+def _found(frame: Frame, login: Login) -> Did | None:
+    """Who says that it is at the address that was dialled."""
+    return frame.relay if isinstance(frame, Hello) and frame.url == login.url else None
+
+
+def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
     for effect in effects:
         if isinstance(effect, Failed):
-            raise of(effect.error, record=effect.record) from effect.error
+            failure = of(effect.error, record=effect.record)
+            if isinstance(failure, WrongRelayError):
+                failure.found = found
+            raise failure from effect.error
 
 
 @asynccontextmanager
@@ -185,7 +193,7 @@ async def _log_in(
             while True:
                 frame = await _read(socket)
                 effects = session.receive(frame, clock.now())
-                _raise_failure(effects)
+                _raise_failure(effects, _found(frame, login))
                 if isinstance(frame, Hello):
                     meet(frame.relay)
                 for effect in effects:

@@ -179,7 +179,8 @@ class Conversation:
         try:
             await self._converse(origin)
         except AgentError as said:
-            exc = await self._with_record(self._credible(said))
+            clear = self.company.state.explained(said, str(self.origin), self.relay)
+            exc = await self._with_record(self._credible(clear))
             _log.info("%s", exc)
         except Folded:
             raise
@@ -394,7 +395,6 @@ class Conversation:
         if not line.ready.welcome.inbox:
             if self.company.homes.is_home(line.relay) and line.login.record != record:
                 raise LogInAgain
-            detail = f"{line.relay} holds no inbox of this agent: its record names another home"
-            self.inbox.has_none(typed(ErrorCode.MOVED, detail, record=record))
+            self.inbox.has_none(self.company.homes.no_home(line.relay, str(self.origin)))
         self.is_settled = True
         self.company.line_changed()

@@ -16,7 +16,7 @@ from relay.client.handoffs import Office, Room
 from relay.client.information import information
 from relay.client.migrating import Agency
 from relay.client.patience import leniently
-from relay.client.publishing import put
+from relay.client.publishing import home_at, put
 from relay.core import orders
 from relay.core.envelope import MAX_JWS_BYTES
 from relay.core.ids import Eid
@@ -61,7 +61,7 @@ async def drill(agency: Agency, url: str) -> Drill:
     """
     agency.state.moves.refuse_if_bound()
     state, key, target = agency.state, agency.key, agency.origin(url)
-    there = await ordering.relay_at(target, state)
+    there = await home_at(target, state)
     here = await ordering.source(key.did, state, target, agency.origin)
     order = orders.parse(ordering.sign(key, state, here, there))
     try:

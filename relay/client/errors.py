@@ -22,6 +22,7 @@ from typing import Final
 from relay.core import errors as core
 from relay.core.envelope import SignedEnvelope
 from relay.core.errors import ErrorCode, RelayError, Stored
+from relay.core.ids import Did
 
 _log: Final = logging.getLogger("relay.client")
 
@@ -97,7 +98,14 @@ class UnknownInboxError(StateError):
 
 
 class WrongRelayError(ProtocolError):
-    """The relay at this address is not the one it was, or is not what it says."""
+    """The relay at this address is not the one it was, or is not what it says.
+
+    Attributes:
+        found: who is there instead, as it says itself; None: not known. If its operator confirms
+            that the relay has this new key: :func:`relay.client.accept_relay`.
+    """
+
+    found: Did | None = None
 
 
 class ExpiredError(ProtocolError):
@@ -317,6 +325,8 @@ def again(exc: AgentError) -> AgentError:
     """A fresh exception like ``exc``: one object raised in several tasks mixes their tracebacks."""
     made = type(exc)(exc.code, exc.detail, retry_after=exc.retry_after)
     made.stored, made.envelope, made.record = exc.stored, exc.envelope, exc.record
+    if isinstance(exc, WrongRelayError) and isinstance(made, WrongRelayError):
+        made.found = exc.found
     return made
 
 

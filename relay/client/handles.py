@@ -125,6 +125,21 @@ class Handles:
         await self._check(handle, pinned, seconds)
         return pinned
 
+    async def accept(self, handle: str, did: Did) -> None:
+        """The agent's user says whose a handle is from now on; it must lead there, and be listed.
+
+        Raises:
+            HandleChangedError: it leads elsewhere.
+            AgentError: as :meth:`did_of`.
+        """
+        handle = handle.casefold()
+        leads_to = _verified(handle, await self.resolve(handle))
+        if leads_to != did:
+            raise _changed(f"{handle} leads to {leads_to}, not to {did}")
+        if self.knowledge is not None:
+            await self.knowledge.accept_handle(handle, did)
+        self._pins[handle] = did
+
     async def _check(self, handle: str, pinned: Did, seconds: float | None) -> None:
         """See, now and then, that a handle still leads where it did; silence changes nothing."""
         now = clock.monotonic()
@@ -139,9 +154,10 @@ class Handles:
             return
         if heard.state == "found" and heard.did != pinned:
             detail = f"{handle} was {pinned}, and now leads to {heard.did}"
-            changed = HandleChangedError(ErrorCode.STALE_RECORD, detail)
-            changed.stored = "no"
-            raise changed
+            raise _changed(
+                f"{detail}. Ask whose it is; relay accept HANDLE DID writes to the new one from "
+                "now on"
+            )
         self._checked_at[handle] = now
 
     async def _pinned(self, handle: str) -> Did | None:
@@ -154,6 +170,12 @@ class Handles:
         if self.knowledge is not None:
             did = await self.knowledge.pin_handle(handle, did)
         return self._pins.setdefault(handle, did)
+
+
+def _changed(detail: str) -> HandleChangedError:
+    changed = HandleChangedError(ErrorCode.STALE_RECORD, detail)
+    changed.stored = "no"
+    return changed
 
 
 def _verified(handle: str, found: Found) -> Did:

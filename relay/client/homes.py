@@ -138,6 +138,18 @@ class Homes:
         newest = self.newest
         return newest is not None and newest.names(relay)
 
+    def no_home(self, relay: Did, url: str) -> AgentError:
+        """Why a relay holds no inbox: the record names other homes, or another key at its address.
+
+        So it is for an agent that has no pin, where others told the relay of the record.
+        """
+        newest = self.newest
+        detail = f"{relay} holds no inbox of this agent: its record names another home"
+        for home in newest.relays if newest else ():
+            if home.url == url:
+                detail = self.state.other_relay(url, relay, home.did).detail
+        return typed(ErrorCode.MOVED, detail, record=self.state.record)
+
     def is_published(self, relay: Did) -> bool:
         """Whether ``relay`` is known to hold the newest record."""
         held, newest = self._held.get(relay), self.newest

@@ -39,6 +39,8 @@ SWEEP_S: Final = 3600.0
 MOST_EIDS: Final = 1_000_000
 """Some 200 MB. Over it those that expire first are forgotten; their relay still knows them."""
 _SHARE: Final = 100
+_FOUND: Final = "found at "
+"""Before an origin, the name of a fact."""
 
 _TABLES: Final = (
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -122,6 +124,7 @@ class Remembered:
     relays: dict[str, Did]
     epochs: dict[Did, Epoch]
     record: str | None
+    found: dict[str, str]
 
 
 class Journal:
@@ -160,6 +163,15 @@ class Journal:
     def pin(self, origin: str, relay: Did) -> Future[None]:
         """Note who proved itself at an origin."""
         return self._disk.note(partial(_run, "REPLACE INTO relays VALUES (?, ?)", (origin, relay)))
+
+    def accept(self, origin: str, relay: Did) -> asyncio.Future[None]:
+        """Note who is at an origin from now on, by the word of the agent's user."""
+        return asyncio.wrap_future(self._disk.do(partial(_accept, origin, relay)))
+
+    def note_found(self, origin: str, relay: str) -> Future[None]:
+        """Note who was found at an origin instead of who is pinned there."""
+        row = (f"{_FOUND}{origin}", relay)
+        return self._disk.do(partial(_run, "REPLACE INTO facts VALUES (?, ?)", row))
 
     def see_epoch(self, relay: Did, epoch: Epoch) -> Future[None]:
         """Note the inbox's epoch at a relay."""
@@ -242,6 +254,11 @@ def _run(statement: str, values: tuple[object, ...], database: sqlite3.Connectio
     database.execute(statement, values)
 
 
+def _accept(origin: str, relay: Did, database: sqlite3.Connection) -> None:
+    database.execute("REPLACE INTO relays VALUES (?, ?)", (origin, relay))
+    database.execute("DELETE FROM facts WHERE name = ?", (f"{_FOUND}{origin}",))
+
+
 def _prepare(did: Did | None, database: sqlite3.Connection) -> None:
     # a file of an earlier version of this program gets what it lacks, and no earlier one minds
     for table in (*_TABLES, *knowledge.TABLES, *move_log.TABLES):
@@ -260,6 +277,11 @@ def _remembered(database: sqlite3.Connection) -> Remembered:
         relays=dict(database.execute("SELECT origin, did FROM relays")),
         epochs=dict(database.execute("SELECT relay, epoch FROM epochs")),
         record=record[0] if record else None,
+        found={
+            name.removeprefix(_FOUND): value
+            for name, value in database.execute("SELECT name, value FROM facts")
+            if name.startswith(_FOUND)
+        },
     )
 
 

@@ -1,8 +1,8 @@
 """What an agent keeps of others in its state file: records, handles, and who holds what it sent.
 
-Rules of the file: as in :mod:`relay.client.journal`, whose file it shares. A handle is pinned once
-and never changed here; who holds an envelope is forgotten a day after that expired, since no relay
-may tell of its end any more.
+Rules of the file: as in :mod:`relay.client.journal`, whose file it shares. A handle is pinned once,
+and changed by the agent's user alone; who holds an envelope is forgotten a day after that expired,
+since no relay may tell of its end any more.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ class Knowledge:
         """Note whose a handle is, if nothing is noted; gives what is noted then."""
         return asyncio.wrap_future(self._disk.do(partial(_pin_handle, handle, did)))
 
+    def accept_handle(self, handle: str, did: Did) -> asyncio.Future[None]:
+        """Note whose a handle is from now on, by the word of the agent's user."""
+        return asyncio.wrap_future(self._disk.do(partial(_accept_handle, handle, did)))
+
     def handle(self, handle: str) -> asyncio.Future[Did | None]:
         """Whose a handle is, as it is noted."""
         return asyncio.wrap_future(self._disk.do(partial(_handle, handle)))
@@ -126,6 +130,10 @@ def _record_of(did: Did, database: sqlite3.Connection) -> str | None:
 def _pin_handle(handle: str, did: Did, database: sqlite3.Connection) -> Did:
     database.execute("INSERT INTO handles VALUES (?, ?) ON CONFLICT DO NOTHING", (handle, did))
     return _handle(handle, database) or did
+
+
+def _accept_handle(handle: str, did: Did, database: sqlite3.Connection) -> None:
+    database.execute("REPLACE INTO handles VALUES (?, ?)", (handle, did))
 
 
 def _handle(handle: str, database: sqlite3.Connection) -> Did | None:

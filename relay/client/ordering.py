@@ -13,9 +13,9 @@ from typing import Final
 
 from relay import clock
 from relay.client.errors import AgentError, of, typed
-from relay.client.information import information
 from relay.client.moves import Move, Moved, Stage
 from relay.client.origin import Origin
+from relay.client.publishing import home_at
 from relay.client.state import State
 from relay.client.visit import resolve
 from relay.core import orders, records
@@ -91,7 +91,7 @@ async def meet(did: Did, state: State, here: Home, target: Origin, *, dial: Dial
     Raises:
         AgentError: the target cannot be reached, or is another relay than before.
     """
-    there = await relay_at(target, state)
+    there = await home_at(target, state)
     await _learn(did, state, target)
     await _learn(did, state, dial(here.url))
     return there
@@ -190,19 +190,6 @@ async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> Endp
     state.keep_record(signed)
     await state.noted()
     return records.parse(signed)
-
-
-async def relay_at(target: Origin, state: State) -> Home:
-    """Who is there, as it signs itself.
-
-    Raises:
-        AgentError: unreachable, or another relay than before.
-    """
-    said = await information(target)
-    expected = state.relay_at(str(target))
-    if said.url != str(target) or expected not in {None, said.did}:
-        raise typed(ErrorCode.WRONG_RELAY, f"{target} is {said.did}, which calls itself {said.url}")
-    return Home(said.did, said.url)
 
 
 def _newest_seq(state: State) -> int:

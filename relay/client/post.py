@@ -199,7 +199,7 @@ class _Posting:
         origin, state = self.errand.origin, self.errand.state
         relay = state.relay_at(str(origin)) or signer
         if frame.receipt is not None and signer != relay:
-            raise typed(ErrorCode.WRONG_RELAY, f"{origin}: expected {relay}, found {signer}")
+            raise state.other_relay(str(origin), signer)
         try:
             self.box.answered(frame, relay, clock.monotonic())
         except RelayError as exc:

@@ -7,8 +7,8 @@ relay is asked for the newest record that it holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from relay import clock
@@ -23,6 +23,7 @@ from relay.client.visit import resolve
 from relay.core import records
 from relay.core.errors import ErrorCode
 from relay.core.identity import SigningKey
+from relay.core.ids import Did
 from relay.core.records import EndpointRecord, Home
 
 TRIES: Final = 3
@@ -41,7 +42,12 @@ class Publication:
 
 
 async def publish(
-    key: SigningKey, origin: Origin, state: State, *, change: Change = tuple
+    key: SigningKey,
+    origin: Origin,
+    state: State,
+    *,
+    change: Change = tuple,
+    accepted: Did | None = None,
 ) -> Publication:
     """Sign the next record and give it to all homes, ``origin`` first.
 
@@ -50,6 +56,8 @@ async def publish(
         origin: one of its homes; its first one, where it has no record yet.
         state: knows the newest record, and keeps the new one.
         change: of the handles.
+        accepted: who is at ``origin`` from now on, as the agent's user says: it takes the place of
+            the home that the record names there, and is pinned once the record is noted.
 
     Raises:
         AgentError: ``origin`` cannot be reached, is another relay than before (``wrong_relay``),
@@ -57,11 +65,13 @@ async def publish(
             another one is signed already, since the agent changes relays.
     """
     state.moves.refuse_if_bound()
-    here = await _home(origin, state)
+    here = await home_at(origin, state, accepted)
     for _ in range(TRIES):
-        record = await _next(key, origin, here, state, change)
+        record = await _next(key, origin, here, state, change, is_accepted=accepted is not None)
         state.keep_record(record.jws.compact)
         await state.noted()
+        if accepted is not None:
+            await state.accept(here.url, accepted)
         newer = await put(origin, record)
         missed: list[tuple[str, str]] = []
         if newer is None:
@@ -72,16 +82,28 @@ async def publish(
     raise typed(ErrorCode.STALE_RECORD, "another program of this agent keeps publishing newer ones")
 
 
-async def _home(origin: Origin, state: State) -> Home:
+async def home_at(origin: Origin, state: State, accepted: Did | None = None) -> Home:
+    """Who is there, as it signs itself.
+
+    Raises:
+        AgentError: unreachable; ``wrong_relay``: another relay than is pinned, or was accepted.
+    """
     said = await information(origin)
-    expected = state.relay_at(str(origin))
-    if said.url != str(origin) or expected not in {None, said.did}:
+    if said.url != str(origin):
         raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {said.did}, which calls itself {said.url}")
+    if (accepted or state.relay_at(said.url)) not in {None, said.did}:
+        raise state.other_relay(said.url, said.did, accepted)
     return Home(said.did, said.url)
 
 
 async def _next(
-    key: SigningKey, origin: Origin, here: Home, state: State, change: Change
+    key: SigningKey,
+    origin: Origin,
+    here: Home,
+    state: State,
+    change: Change,
+    *,
+    is_accepted: bool,
 ) -> EndpointRecord:
     found = await resolve(origin, key.did)
     if found.state == "unreadable":
@@ -93,12 +115,13 @@ async def _next(
     if newest is None:
         compact = records.sign(key, [here], now=clock.now(), handles=change(()))
         return records.parse(compact)
-    if not newest.names(here.did):
+    homes = newest.relays if not is_accepted else _with_new_key(newest.relays, here)
+    if here.did not in {home.did for home in homes}:
         others = ", ".join(home.url for home in newest.relays) or "none"
         raise typed(ErrorCode.NOT_ADMITTED, f"{origin} is no home of this agent; it has {others}")
     compact = records.sign(
         key,
-        newest.relays,
+        homes,
         now=clock.now(),
         newest_seq=newest.seq,
         handles=change(newest.handles),
@@ -107,6 +130,13 @@ async def _next(
         enc=newest.enc,
     )
     return records.parse(compact)
+
+
+def _with_new_key(homes: Sequence[Home], here: Home) -> tuple[Home, ...]:
+    """The homes of a record, with ``here`` in the place of every other relay at its address."""
+    renamed = [replace(one, did=here.did) if one.url == here.url else one for one in homes]
+    # where it is named under both keys, the place of the first is its own
+    return tuple({home.did: home for home in reversed(renamed)}.values())[::-1]
 
 
 async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:

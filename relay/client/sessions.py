@@ -25,7 +25,7 @@ from relay.client.conversation import Conversation
 from relay.client.correspondents import Correspondents
 from relay.client.custody import Custody
 from relay.client.detour import Detours
-from relay.client.errors import AgentError, SupersededError, bug_of
+from relay.client.errors import AgentError, SupersededError, WrongRelayError, bug_of
 from relay.client.following import Following
 from relay.client.handles import Handles
 from relay.client.homes import Homes
@@ -160,6 +160,9 @@ class Sessions:
             self._left(conversation.relay, failure.record)
         if isinstance(failure, SupersededError) or not self.conversations:
             self.end(failure)
+        elif isinstance(failure, WrongRelayError):
+            # the others go on; what its user can do about this one is said
+            self.warn(failure)
         self.line_changed()
 
     def _left(self, relay: Did | None, record: str | None) -> None:

@@ -1,7 +1,8 @@
 """What an agent remembers between connections, and between starts where a file is given.
 
 Rules of the file: a relay's DID is pinned to its origin at first contact and never changed by what
-a relay says; a record's seq never goes back. Reading is from memory, writing goes to the journal.
+a relay says, only by the agent's user (:mod:`relay.client.accepting`); a record's seq never goes
+back. Reading is from memory, writing goes to the journal.
 """
 
 from __future__ import annotations
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Final
 
 from relay.client import takeover
-from relay.client.errors import typed
+from relay.client.errors import AgentError, WrongRelayError, typed
 from relay.client.journal import Journal
 from relay.client.move_log import MoveLog
 from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
+from relay.core.identity import parse_did
 from relay.core.ids import Did, Epoch
 
+_ADVICE: Final = (
+    ". Ask its operator whether the relay has a new key; only if so, accept it, which keeps your "
+    "state: relay accept "
+)
 _pinned: Final[dict[str, Did]] = {}
 """First contacts of this process, for agents without a file."""
 
@@ -31,6 +37,8 @@ class State:
 
     Args:
         journal: the file, or None: it lives as long as this process.
+        relays: who is expected at an origin.
+        found: who was found at an origin instead, and shown to the user; "": several.
         moves: how far the agent is where it changes relays.
     """
 
@@ -39,6 +47,7 @@ class State:
     epochs: dict[Did, Epoch] = field(default_factory=dict)
     record: str | None = None
     moves: MoveLog = field(default_factory=MoveLog)
+    found: dict[str, str] = field(default_factory=dict)
 
     def relay_at(self, origin: str) -> Did | None:
         """The relay that is expected at an origin; None on first contact."""
@@ -50,6 +59,45 @@ class State:
             self.relays[origin] = relay
             if self.journal is not None:
                 self.journal.pin(origin, relay)
+
+    async def accept(self, origin: str, relay: Did) -> None:
+        """The agent's user says who is at an origin from now on; returns when it is noted.
+
+        Raises:
+            AgentError: the file cannot be written.
+        """
+        if self.journal is not None:
+            await self.journal.accept(origin, relay)
+        self.relays[origin] = relay
+        self.found.pop(origin, None)
+
+    def other_relay(self, origin: str, found: Did, expected: Did | None = None) -> WrongRelayError:
+        """The error where another relay answers than the one that is expected; noted, too.
+
+        Args:
+            origin: where.
+            found: who is there, as it says itself.
+            expected: who should be; None: who is pinned.
+        """
+        detail = f"expected {expected or self.relays.get(origin)} at {origin}, found {found}"
+        try:
+            parse_did(found)
+        except ValueError:
+            # what is no DID must not be shown in a command that a person may copy
+            return WrongRelayError(ErrorCode.WRONG_RELAY, detail)
+        if self.found.setdefault(origin, found) != found:
+            self.found[origin] = ""
+        if self.journal is not None:
+            self.journal.note_found(origin, self.found[origin])
+        failure = WrongRelayError(ErrorCode.WRONG_RELAY, f"{detail}{_ADVICE}{origin} {found}")
+        failure.found = found
+        return failure
+
+    def explained(self, exc: AgentError, origin: str, expected: Did | None) -> AgentError:
+        """An error of a login; where another relay was found, with what its user can do."""
+        if not isinstance(exc, WrongRelayError) or exc.found is None:
+            return exc
+        return self.other_relay(origin, exc.found, expected)
 
     def see_epoch(self, relay: Did, epoch: Epoch) -> Epoch | None:
         """Remember the inbox's epoch at a relay; gives the one before if it was another."""
@@ -119,7 +167,7 @@ def load(path: Path, did: Did | None = None) -> State:
         journal.close()
         detail = f"the record in {path} cannot be read ({exc}); move the file away to begin anew"
         raise typed(ErrorCode.CORRUPT, detail) from exc
-    return State(journal, kept.relays, kept.epochs, kept.record, journal.moves)
+    return State(journal, kept.relays, kept.epochs, kept.record, journal.moves, kept.found)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
+from relay.client import accepting
 from relay.client import agent as asynchronous
 from relay.client import message as messages
 from relay.client import outcomes as endings
@@ -40,6 +41,7 @@ from relay.core.frames import Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.core.receipts import BounceItem
+from relay.core.records import EndpointRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,6 +120,24 @@ class Outcome(OutcomeValues):
 
 Handler = Callable[[Message], None]
 BounceHandler = Callable[[Bounce], None]
+
+
+def accept_relay(
+    key: SigningKey | Path | str,
+    url: str,
+    relay: str,
+    *,
+    state: Path | None = None,
+    plain_networks: Sequence[str] = (),
+) -> EndpointRecord | None:
+    """As :func:`relay.client.accept_relay`.
+
+    Raises:
+        RuntimeError: called inside a running event loop; use :func:`relay.client.accept_relay`.
+    """
+    return asyncio.run(
+        accepting.accept_relay(key, url, relay, state=state, plain_networks=plain_networks)
+    )
 
 
 class Agent:

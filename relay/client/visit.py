@@ -97,11 +97,14 @@ async def log_in(
     Raises:
         AgentError: unreachable, or the login does not hold.
     """
+    is_pinned = expected is None
     expected = expected or state.relay_at(str(origin))
     login = Login(str(origin), expected, state.record if expected else None)
     session = AgentSession(key, login, clock.entropy)
-    greeting = await ask(origin, "POST", "/v1/session/nonce", seconds=seconds)
-    auth = _next(session, _hello(greeting), Send).frame
+    hello = _hello(await ask(origin, "POST", "/v1/session/nonce", seconds=seconds))
+    if is_pinned and hello.url == str(origin) and expected not in {None, hello.relay}:
+        raise state.other_relay(hello.url, hello.relay)
+    auth = _next(session, hello, Send).frame
     if not isinstance(auth, Auth):
         raise typed(ErrorCode.BAD_FRAME, "a login begins with auth")
     body = {name: value for name, value in codec.plain(auth).items() if name != "t"}

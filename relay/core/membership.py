@@ -13,6 +13,8 @@ speaks for another. Being gone costs a peer nothing but patience; it is dialled 
 
 ``heard of`` is newer signed relay information from anybody: it was alive when it signed that.
 ``seen`` is its own login here: where it can reach us, we can mostly reach it.
+
+This is the only schedule of dials: a node's links and the simulation both ask :meth:`Roster.due`.
 """
 
 from __future__ import annotations
@@ -31,10 +33,14 @@ ROTATED: Final = 4
 ROTATION_S: Final = 3600
 FIRST_BACKOFF_S: Final = 1.0
 MAX_BACKOFF_S: Final = 300.0
+KEPT_BACKOFF_S: Final = 15.0
+"""A peer to which a link is kept is dialled at least this often: it is one of few."""
 HURRY_S: Final = 5.0
 """Whoever logs in here often and cannot be reached is dialled no more often than this."""
+STEADY_S: Final = 5.0
+"""A link that ends sooner counts as one more miss in a row."""
 GONE_AFTER: Final = 10
-"""Misses in a row; with the back-off between them that takes some five minutes."""
+"""Misses in a row; with the back-off between them that takes about a minute."""
 
 Event = Literal["reached", "missed", "missed_often", "heard", "seen"]
 
@@ -67,6 +73,7 @@ class Peer:
         since: when the state began; 0 = it was never dialled.
         misses: in a row.
         dial_at: not before.
+        reached_at: when a dial came through last.
         missed_at: when a dial failed last.
         reason: why it was missed last, for a person.
     """
@@ -76,18 +83,20 @@ class Peer:
     since: int = 0
     misses: int = 0
     dial_at: Timestamp = Timestamp(0)
+    reached_at: Timestamp = Timestamp(0)
     missed_at: Timestamp = Timestamp(0)
     reason: str | None = None
 
 
-def backoff_s(misses: int, share: float) -> float:
-    """Seconds to wait after so many misses in a row: full jitter between 1 s and 300 s.
+def backoff_s(misses: int, share: float, longest_s: float = MAX_BACKOFF_S) -> float:
+    """Seconds to wait after so many misses in a row: full jitter between 1 s and ``longest_s``.
 
     Args:
         misses: at least 1.
         share: random, 0 … 1.
+        longest_s: the wait never exceeds this.
     """
-    ceiling = min(MAX_BACKOFF_S, FIRST_BACKOFF_S * 2.0 ** min(misses, 16))
+    ceiling = min(longest_s, FIRST_BACKOFF_S * 2.0 ** min(misses, 16))
     return FIRST_BACKOFF_S + share * (ceiling - FIRST_BACKOFF_S)
 
 
@@ -106,6 +115,8 @@ class Roster:
         self._own = own
         self._peers: dict[Did, Peer] = {}
         self._orders: dict[str, list[Did]] = {}
+        self.pinned: frozenset[Did] = frozenset()
+        """Whom the operator added: a link to each is kept, however many others there are."""
 
     def __len__(self) -> int:
         return len(self._peers)
@@ -135,18 +146,50 @@ class Roster:
         peer = self._peers.get(did)
         if peer is None:
             return False
-        peer.misses, peer.dial_at, peer.reason = 0, now, None
+        peer.dial_at, peer.reached_at, peer.reason = now, now, None
         return _move(peer, "reached", now)
 
-    def missed(self, did: Did, now: Timestamp, share: float, reason: str | None = None) -> bool:
-        """A dial failed, or a link broke; ``share`` (0 … 1, random) spreads the next dial."""
+    def missed(
+        self,
+        did: Did,
+        now: Timestamp,
+        share: float,
+        reason: str | None = None,
+        *,
+        least_s: float = 0.0,
+    ) -> bool:
+        """A dial failed, or a link broke; True if that changed its state.
+
+        Args:
+            did: whom.
+            now: the wall clock.
+            share: random, 0 … 1; it spreads the next dial.
+            reason: for a person.
+            least_s: the peer asked not to be dialled for so long; at most 300 s of it count.
+        """
         peer = self._peers.get(did)
         if peer is None:
             return False
-        peer.misses += 1
-        peer.dial_at = Timestamp(now + backoff_s(peer.misses, share))
+        was_steady = peer.state == "alive" and now - peer.reached_at >= STEADY_S
+        peer.misses = 1 if was_steady else peer.misses + 1
+        moved = _move(peer, "missed" if peer.misses < GONE_AFTER else "missed_often", now)
+        wait_s = backoff_s(peer.misses, share, self.longest_s(did, now))
+        if was_steady:
+            # no dial has failed yet
+            wait_s = share * FIRST_BACKOFF_S
+        peer.dial_at = Timestamp(now + max(wait_s, min(least_s, MAX_BACKOFF_S)))
         peer.missed_at, peer.reason = now, reason
-        return _move(peer, "missed" if peer.misses < GONE_AFTER else "missed_often", now)
+        return moved
+
+    def longest_s(self, did: Did, now: Timestamp) -> float:
+        """Seconds that a peer waits for its next dial, at most."""
+        return KEPT_BACKOFF_S if did in self.kept(now) else MAX_BACKOFF_S
+
+    def hurry(self, did: Did, now: Timestamp) -> None:
+        """Dial a peer at once: the operator says so, or it has another address."""
+        peer = self._peers.get(did)
+        if peer is not None:
+            peer.dial_at = min(now, peer.dial_at)
 
     def heard(self, did: Did, now: Timestamp) -> bool:
         """Somebody passed on newer relay information of it: a gone one is dialled at once."""
@@ -162,7 +205,9 @@ class Roster:
         peer = self._peers.get(did)
         if peer is None:
             return False
-        soon = max(now, Timestamp(peer.missed_at + HURRY_S))
+        # only where the operator says who that is: others could have any address dialled at once
+        pause_s = 0.0 if did in self.pinned else HURRY_S
+        soon = max(now, Timestamp(peer.missed_at + pause_s))
         comes_nearer = soon < peer.dial_at
         peer.dial_at = min(soon, peer.dial_at)
         _move(peer, "seen", now)
@@ -171,10 +216,12 @@ class Roster:
     def kept(self, now: Timestamp) -> frozenset[Did]:
         """To whom links are kept: all if they are few, else a stable choice, slowly rotated.
 
+        Whom the operator added is never crowded out by whom others told of.
         The choice is this relay's own, so the links of all relays together make a random graph.
         """
         here = {peer.did for peer in self._peers.values() if peer.state != "gone"}
-        return self._chosen(here if len(here) >= MAX_LINKS else self._peers.keys(), now)
+        chosen = self._chosen(here if len(here) >= MAX_LINKS else self._peers.keys(), now)
+        return chosen | (self.pinned & self._peers.keys())
 
     def _chosen(self, dids: Collection[Did], now: Timestamp) -> frozenset[Did]:
         if len(dids) <= MAX_LINKS:
@@ -208,7 +255,12 @@ class Roster:
 
     def _dials(self, now: Timestamp, linked: Collection[Did]) -> list[tuple[Timestamp, Did]]:
         wanted = self.kept(now) | self._chosen(self._peers.keys(), now)
-        return [(self._peers[did].dial_at, did) for did in sorted(wanted) if did not in linked]
+        return [(self._due_at(did, now), did) for did in sorted(wanted) if did not in linked]
+
+    def _due_at(self, did: Did, now: Timestamp) -> Timestamp:
+        """A clock that was set back must not put off a dial for longer than any back-off."""
+        at = self._peers[did].dial_at
+        return at if at <= now + MAX_BACKOFF_S else now
 
     def pick(self, count: int, pick: Pick, linked: Collection[Did]) -> list[Did]:
         """Partners for gossip or a pull: random ones of those that are alive and linked."""

@@ -1,8 +1,10 @@
-"""The links of a node: dialled when needed or chosen, one dial at a time to a host, with back-off.
+"""The links of a node: dialled when needed or due, one dial at a time to a host.
 
 Rules of the file: a link is found by the DID that its other end has proved, never by an address.
-What the network says is remembered by host; what a relay says of itself or of us by relay and host:
-a record that names a wrong relay at a host must not keep the right one from being dialled there.
+When a peer is dialled is the listener's schedule (``core/membership.py``), and no other. What is
+remembered here is why an address failed, for those who want a relay at once: what the network says
+by host; what a relay says of itself or of us by relay and host. So a record that names a wrong
+relay at a host does not keep the right one from being dialled there.
 """
 
 from __future__ import annotations
@@ -19,6 +21,14 @@ from relay import clock, log, metrics
 from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
+from relay.core.membership import (
+    FIRST_BACKOFF_S,
+    HURRY_S,
+    KEPT_BACKOFF_S,
+    MAX_BACKOFF_S,
+    STEADY_S,
+    backoff_s,
+)
 from relay.federation.link import Link, log_in
 from relay.ports_mesh import LinkListener
 from relay.tasks import side_by_side
@@ -26,11 +36,6 @@ from relay.tasks import side_by_side
 REACH_S: Final = 25.0
 TURN_S: Final = 1.0
 IDLE_S: Final = 300.0
-STEADY_S: Final = 5.0
-FIRST_WAIT_S: Final = 1.0
-LONGEST_WAIT_S: Final = 300.0
-LONGEST_WAIT_CHOSEN_S: Final = 15.0
-"""A peer that is chosen, or that an inbox moves to, is tried more often: it is one of few."""
 MAX_LINKS: Final = 1_024
 MAX_STRANGE_DIALS: Final = 32
 """To relays that only records name: half of what the dialer does at once is left for the others."""
@@ -76,10 +81,11 @@ class Policy(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why something is not dialled just now."""
+    """Why an address is not dialled just now; points in time are monotonic seconds."""
 
     error: RelayError
     times: int
+    at: float
     until: float
 
 
@@ -127,15 +133,22 @@ class Links:
 
     def _turn(self, listener: LinkListener) -> None:
         chosen = self._chosen = dict(listener.chosen())
-        for relay, url in chosen.items():
-            is_free = relay not in self._live and url not in self._dials and not self._is_full
-            if is_free and self._failure(relay, url) is None:
-                _ = self._begin(relay, url)
+        for relay, url in listener.due(self._live.keys()):
+            if url not in self._dials and not self._is_full and not self._rests(url):
+                _ = self._begin(relay, url, is_due=True)
         for relay, link in list(self._live.items()):
             is_idle = relay not in chosen and clock.monotonic() - link.used_at > IDLE_S
             if is_idle or not self._policy.is_admitted(relay):
                 link.close()
         metrics.LINKS.set(len(self._live))
+
+    def _rests(self, url: str) -> bool:
+        """Whether a host that failed has a rest, however many relays are said to be there."""
+        failure = self._failures.get(url)
+        if failure is None:
+            return False
+        rest_s = min(HURRY_S, FIRST_BACKOFF_S * 2.0 ** (failure.times - 1))
+        return clock.monotonic() < failure.at + rest_s
 
     async def drain(self) -> None:
         """Say goodbye to all peers."""
@@ -170,7 +183,7 @@ class Links:
                 while (link := self.to(relay)) is None:
                     await self._attempt(relay, url)
         except TimeoutError as exc:
-            raise _unreachable("others are being dialled there", FIRST_WAIT_S) from exc
+            raise _unreachable("others are being dialled there", FIRST_BACKOFF_S) from exc
         return link
 
     async def _attempt(self, relay: Did, url: str) -> None:
@@ -199,13 +212,14 @@ class Links:
     def _is_full(self) -> bool:
         return len(self._live) + len(self._dials) >= MAX_LINKS
 
-    def _begin(self, relay: Did, url: str) -> asyncio.Task[None]:
+    def _begin(self, relay: Did, url: str, *, is_due: bool = False) -> asyncio.Task[None]:
         if self._tasks is None:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "this node dials nobody just now")
         if self._is_full:
             raise _unreachable("this node has too many links", IDLE_S)
-        if relay not in self._chosen and len(self._dials) >= MAX_STRANGE_DIALS:
-            raise _unreachable("this node dials too many others just now", FIRST_WAIT_S)
+        is_strange = not is_due and relay not in self._chosen
+        if is_strange and len(self._dials) >= MAX_STRANGE_DIALS:
+            raise _unreachable("this node dials too many others just now", FIRST_BACKOFF_S)
         dial = self._dials[url] = self._tasks.create_task(self._dial(relay, url))
         dial.add_done_callback(lambda _: self._dials.pop(url, None))
         return dial
@@ -251,12 +265,14 @@ class Links:
             if self._live.get(link.peer) is link:
                 del self._live[link.peer]
         log.link_down(link.peer, why.code, why.detail)
-        if clock.monotonic() - began < STEADY_S:
-            self._remember(link.peer, link.url, _name(link.peer, link.url), why)
-        else:
-            self._failures.pop(_name(link.peer, link.url), None)
+        wait_s = None
         if self._listener is not None and self.to(link.peer) is None:
-            self._listener.went(link.peer, why)
+            wait_s = self._listener.went(link.peer, why)
+        name = _name(link.peer, link.url)
+        if clock.monotonic() - began < STEADY_S:
+            self._remember(link.peer, link.url, name, why, wait_s)
+        else:
+            self._failures.pop(name, None)
 
     # ------------------------------------------------------------ what failed
 
@@ -269,23 +285,23 @@ class Links:
         return None
 
     def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
-        self._remember(relay, url, name, exc)
-        # any record may say that a relay is anywhere: that it is not there tells nothing of it
-        is_its_own = self._chosen.get(relay, url) == url
-        if self._listener is not None and is_its_own:
-            self._listener.missed(relay, exc)
+        wait_s = None if self._listener is None else self._listener.missed(relay, url, exc)
+        self._remember(relay, url, name, exc, wait_s)
 
-    def _remember(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
+    def _remember(
+        self, relay: Did, url: str, name: str, exc: RelayError, wait_s: float | None = None
+    ) -> None:
+        """Note a failure; ``wait_s``: until the relay is due again, None where it is no peer."""
         before = self._failures.pop(name, None)
         times = before.times + 1 if before else 1
-        is_awaited = relay in self._chosen or self._policy.is_partner(relay)
-        most = LONGEST_WAIT_CHOSEN_S if is_awaited else LONGEST_WAIT_S
-        longest = min(most, FIRST_WAIT_S * 2 ** min(times - 1, 10))
-        asked_s = min(float(exc.retry_after or 0), LONGEST_WAIT_S)
-        wait_s = max(clock.jitter(longest), asked_s)
+        if wait_s is None:
+            longest_s = KEPT_BACKOFF_S if self._policy.is_partner(relay) else MAX_BACKOFF_S
+            asked_s = min(float(exc.retry_after or 0), MAX_BACKOFF_S)
+            wait_s = max(backoff_s(times, clock.share(), longest_s), asked_s)
         if len(self._failures) >= MAX_REMEMBERED:
             del self._failures[next(iter(self._failures))]
-        self._failures[name] = _Failure(exc, times, clock.monotonic() + wait_s)
+        now = clock.monotonic()
+        self._failures[name] = _Failure(exc, times, now, now + wait_s)
         metrics.DIALS.labels(exc.code).inc()
         log.dial_failed(relay, exc.code, f"{url}: {exc.detail}", wait_s)
 

@@ -36,6 +36,7 @@ from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
 from relay.ports_handoff import HandoffChange, HandoffRow, HandoffStore
+from relay.service.guard import guarded
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""
@@ -99,7 +100,7 @@ class Handoffs:
             order: what the step is taken for, as signed.
             anew: as for :meth:`settle`.
             closes: write it down if the two relays have no more to say to each other.
-            first: awaited once before the commit, and only where the step is taken.
+            first: awaited once before the commit, and only where there is one.
 
         Raises:
             RelayError: why not; or ``storage_unavailable``.
@@ -111,12 +112,12 @@ class Handoffs:
             learned = _learn(before.side, row)
             taken = learned if said is None else _next(learned, said)
             kept = Kept(taken.side, order or before.order)
-            if not is_done and first is not None:
-                await first()
-                is_done = True
             change = _change(row, before, kept, taken, anew=anew, closes=closes)
             if change is None:
                 return kept, taken
+            if not is_done and first is not None:
+                await first()
+                is_done = True
             if await self.store.change_handoff(owner, row, change):
                 self._note(owner, kept.side, is_open=change.is_open)
                 for listener in self.ended if change.ends_session else ():
@@ -165,7 +166,13 @@ class Handoffs:
         for number, (owner, text) in enumerate(await self.store.handoffs(), 1):
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
-            side = handoffs.decode(self.me, text).side
+            try:
+                side = handoffs.decode(self.me, text).side
+            except ValueError:
+                # one that is damaged must not keep the others from going on
+                log.internal_error("handoffs")
+                metrics.INTERNAL.inc()
+                continue
             known[owner] = side.partners
             ticked = migration.step(side, Ticked(), now)
             is_over = not migration.is_open(side, now, 0)
@@ -178,7 +185,9 @@ class Handoffs:
         self._open |= {owner: dids for owner, dids in noted.items() if dids is not None}
         self._tell()
         for owner in due if clock_ok else ():
-            await self.take(owner, Ticked(), closes=True)
+            tick = self.take(owner, Ticked(), closes=True)
+            # a store that is away is away for all of them
+            await guarded("handoffs", tick, but=(UnavailableError,))
 
     # ------------------------------------------------------------ what peers say
 

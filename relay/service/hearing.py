@@ -118,8 +118,14 @@ class Hearing:
                 if is_strike(exc.code, is_introduced=True, is_edge_case=is_edge_case):
                     self.peers.strike(peer)
                 continue
-            if info is not None and len(self.relays) < MAX_NEWS_OF_RELAYS:
-                self.relays.append(compact)
+            if info is not None and self.peers.is_proved(info.did):
+                # whoever was not reached from here would be dialled by all on hearsay
+                self.pass_on(compact)
+
+    def pass_on(self, info: str | None) -> None:
+        """Tell others of a relay; more news than there is room for is left to their questions."""
+        if info is not None and len(self.relays) < MAX_NEWS_OF_RELAYS:
+            self.relays.append(info)
 
     def _judge(self, peer: Did, kept: Sequence[Kept]) -> None:
         for one in kept:

@@ -1,24 +1,25 @@
 """The mesh, as one node takes part in it: links, news, comparisons, answers (PROTOCOL.md §5.10).
 
 Rules of the file: a turn of each loop is a method, which ends; ``relay.server`` repeats them. What
-this relay passes on, it has checked and kept before.
+this relay passes on, it has checked and kept before. It tells only of relays that it has reached.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Final
 
 from relay import clock, log, metrics
 from relay.core import antientropy, gossip
-from relay.core.errors import RelayError, UnavailableError
+from relay.core.errors import RelayError
 from relay.core.frames import MAX_RELAYS, Digest, Digests, Frame, Gossip, Have, View, Want
 from relay.core.gossip import FANOUT, Allowance
 from relay.core.ids import Did
 from relay.ports_mesh import PeerLink, PeerLinks, RecordStore
 from relay.service.directory import Directory
 from relay.service.following import Following
+from relay.service.guard import guarded
 from relay.service.hearing import Hearing
 from relay.service.peers import Peers, SeenBy
 from relay.service.pulling import Puller
@@ -83,22 +84,31 @@ class Mesh:
         """To whom links are kept."""
         return self.peers.chosen()
 
+    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+        """Whom to dial now."""
+        return self.peers.due(linked)
+
     def came(self, link: PeerLink) -> None:
         """A link stands: say who this relay is, and compare directories at once."""
-        self.peers.reached(link.peer)
+        self.introduce(link.peer)
         if not self.peers.is_full(link.peer):
             return
         link.push(Gossip(relays=(self._own_info(),)))
         self._fresh[link.peer] = None
         self._heal.set()
 
-    def missed(self, relay: Did, why: RelayError) -> None:
-        """A dial failed."""
-        self.peers.missed(relay, why)
+    def introduce(self, relay: Did) -> None:
+        """A link to a peer stands: from the first one on others are told of it."""
+        if self.peers.reached(relay):
+            self.hearing.pass_on(self.peers.rows[relay].info)
 
-    def went(self, relay: Did, why: RelayError) -> None:
+    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
+        """A dial failed."""
+        return self.peers.missed(relay, why, url)
+
+    def went(self, relay: Did, why: RelayError) -> float | None:
         """A link has ended."""
-        self.peers.missed(relay, why)
+        return self.peers.missed(relay, why)
 
     def arrived(self, relay: Did, dismiss: Callable[[], None]) -> None:
         """A relay has logged in here, so it is alive: one that is waited for is dialled now."""
@@ -157,7 +167,7 @@ class Mesh:
                 return antientropy.answer(self.following.index, question)
 
     def _known_relays(self, asker: Did) -> tuple[str, ...]:
-        rows = [row for row in self.peers.rows.values() if row.standing != "blocked"]
+        rows = [row for did, row in self.peers.rows.items() if self.peers.is_proved(did)]
         infos = [row.info for row in rows if row.info and row.did != asker]
         return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
 
@@ -195,21 +205,20 @@ class Mesh:
         await self.following()
         async with asyncio.TaskGroup() as tasks:
             partners = self._back() or clock.pick(self.able(), 1)
-            asked = {tasks.create_task(self._pull_from(link)) for link in partners}
-            while asked:
+            asked: set[asyncio.Task[None]] = set()
+            while partners or asked:
+                parts = (guarded("pull", self._pull_from(link)) for link in partners)
+                asked |= {tasks.create_task(part) for part in parts}
                 come = tasks.create_task(self._heal.wait())
                 await asyncio.wait({*asked, come}, return_when=asyncio.FIRST_COMPLETED)
                 come.cancel()
                 asked = {task for task in asked if not task.done()}
-                asked |= {tasks.create_task(self._pull_from(link)) for link in self._back()}
+                partners = self._back()
 
     async def _pull_from(self, link: PeerLink) -> None:
         began = clock.monotonic()
-        try:
-            while await self._puller(link) and clock.monotonic() - began < REPEAT_S:
-                await self.following()
-        except UnavailableError as exc:
-            log.loop_failed("pull", exc.code)
+        while await self._puller(link) and clock.monotonic() - began < REPEAT_S:
+            await self.following()
 
     def able(self) -> list[PeerLink]:
         """Whose word on records is asked for."""
@@ -235,7 +244,7 @@ class Mesh:
             for did, link in live.items():
                 if did == anew or now - self._asked.get(did, -PULL_S) >= PULL_S:
                     self._asked[did] = now
-                    tasks.create_task(self._ask_around(link))
+                    tasks.create_task(guarded("meet", self._ask_around(link)))
 
     async def _ask_around(self, link: PeerLink) -> None:
         try:
@@ -248,10 +257,4 @@ class Mesh:
         if isinstance(view, View):
             self.peers.views[link.peer] = SeenBy(view, int(clock.now()))
         if isinstance(told, Gossip):
-            await self._learn(link.peer, told.relays)
-
-    async def _learn(self, peer: Did, infos: Sequence[str]) -> None:
-        try:
-            await self.hearing.told_of_relays(peer, infos)
-        except UnavailableError as exc:
-            log.loop_failed("meet", exc.code)
+            await self.hearing.told_of_relays(link.peer, told.relays)

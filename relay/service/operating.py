@@ -7,6 +7,7 @@ who it is, signed, and that DID is pinned.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
@@ -14,7 +15,14 @@ from typing import Any, Final
 
 from relay import clock
 from relay.core import relay_info
-from relay.core.errors import ErrorCode, ProtocolError, RejectedError
+from relay.core.errors import (
+    ErrorCode,
+    ProtocolError,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+    error,
+)
 from relay.core.identity import did_of, parse_did
 from relay.core.ids import ORIGIN, AgentKey, Did
 from relay.core.relay_info import RelayInfo
@@ -23,7 +31,7 @@ from relay.service.mesh import Mesh
 from relay.service.peers import Peers
 
 JOIN_S: Final = 10.0
-LOOK_S: Final = 0.05
+NOTHING_KEPT: Final = "; it was not added. relay peers add URL adds it, and dials until it answers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +70,7 @@ class Operating:
             RelayError: ``bad_frame``, ``wrong_relay``, ``not_federated``, ``peer_unreachable``, or
                 ``unsupported``: an address that is not dialled.
         """
-        if ORIGIN.fullmatch(url) is None:
-            raise ProtocolError(ErrorCode.BAD_FRAME, "url is an origin: https://host[:port]")
-        if self.peers.federation == "off":
-            raise RejectedError(ErrorCode.NOT_FEDERATED, "federation is off at this relay")
+        self._check(url)
         if did is None:
             info = await self._who_is_there(url)
             row = await self.peers.add(info.did, url, info.jws.compact)
@@ -95,23 +100,45 @@ class Operating:
         return await self.peers.unblock(_did(did))
 
     async def join(self, url: str) -> dict[str, Any]:
-        """Add one live relay, and learn from it which others there are.
+        """Link with one live relay, add it, and learn from it which others there are.
+
+        Nothing is written down before the link stands: a join that fails, or is interrupted at any
+        moment, leaves nothing behind.
 
         Raises:
-            RelayError: as :meth:`add`.
+            RelayError: as :meth:`add`; or the other relay refuses this one.
         """
-        shown = await self.add(url)
-        did = Did(shown["did"])
+        self._check(url)
+        info = await self._who_is_there(url)
+        with self.peers.inviting(info.did):
+            try:
+                await self._link(info.did, url)
+                await self.peers.add(info.did, url, info.jws.compact)
+            finally:
+                self.links.review()
+        self.mesh.introduce(info.did)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(JOIN_S):
+                await self.mesh.meet(anew=info.did)
+        others = [row.did for row in self.peers.rows.values() if row.did != info.did]
+        return {"peer": await self.show_one(info.did), "known": sorted(others)}
+
+    async def _link(self, did: Did, url: str) -> None:
+        self.links.retry(did, url)
         try:
             async with asyncio.timeout(JOIN_S):
-                while self.mesh.link_to(did) is None:  # noqa: ASYNC110  another task's dial
-                    await asyncio.sleep(LOOK_S)
-                await self.mesh.meet(anew=did)
-        except TimeoutError:
-            # it is added all the same, and dialled on and on; what is shown says why it fails
-            pass
-        others = [row.did for row in self.peers.rows.values() if row.did != did]
-        return {"peer": await self.show_one(did), "known": sorted(others)}
+                await self.links.reach(did, url)
+        except TimeoutError as exc:
+            detail = f"no link to {url} within {JOIN_S:.0f} s{NOTHING_KEPT}"
+            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail) from exc
+        except RelayError as exc:
+            raise error(exc.code, f"{exc.detail}{NOTHING_KEPT}") from exc
+
+    def _check(self, url: str) -> None:
+        if ORIGIN.fullmatch(url) is None:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "url is an origin: https://host[:port]")
+        if self.peers.federation == "off":
+            raise RejectedError(ErrorCode.NOT_FEDERATED, "federation is off at this relay")
 
     async def _who_is_there(self, url: str) -> RelayInfo:
         info = relay_info.parse(await self.introductions.information(url))

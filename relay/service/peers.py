@@ -7,33 +7,25 @@ is in the store, and shared by all nodes; how the links fare is each node's own.
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Final
 
 from relay import clock, log, metrics
 from relay.core import relay_info
 from relay.core.errors import ErrorCode, ProtocolError, RejectedError, RelayError
 from relay.core.frames import View
 from relay.core.gossip import Conduct, PeerStanding
-from relay.core.ids import Did, Timestamp
+from relay.core.ids import Did
 from relay.core.membership import Roster
 from relay.core.relay_info import Federation, RelayInfo
 from relay.ports_mesh import PeerRow, PeerStore
+from relay.service import peer_rows
 
 MAX_LEARNED: Final = 1_000
 """Relays that others told of; beyond them one is learned only where one is past hope."""
-FRESH_S: Final = 60
-
-
-class Refused(NamedTuple):
-    """A relay would not deal with this one."""
-
-    code: ErrorCode
-    detail: str
-    at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +58,12 @@ class Peers:
         self.partners: frozenset[Did] = frozenset()
         """Relays that some agent's inbox moves from or to; see :meth:`is_full`."""
         self.introduced: Counter[Did] = Counter()
-        self.refusals: dict[Did, Refused] = {}
+        self.refusals: dict[Did, peer_rows.Refused] = {}
         self.views: dict[Did, SeenBy] = {}
         self._denied = denied
         self._store = store
+        self._invited: Counter[Did] = Counter()
+        self._proved: set[Did] = set()
 
     # ------------------------------------------------------------ policy
 
@@ -106,7 +100,8 @@ class Peers:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
         if did in self._denied or standing == "blocked":
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
-        if self.federation == "closed" and standing != "added" and not is_partner:
+        is_welcome = standing == "added" or did in self._invited or is_partner
+        if self.federation == "closed" and not is_welcome:
             detail = "this relay deals only with relays that its operator added"
             raise RejectedError(ErrorCode.NOT_FEDERATED, detail)
 
@@ -145,6 +140,16 @@ class Peers:
         """Whether some hand-off waits for it."""
         return did in self.partners
 
+    @contextlib.contextmanager
+    def inviting(self, did: Did) -> Iterator[None]:
+        """Deal with a relay for this block as if it were added; nothing is written down."""
+        self._invited[did] += 1
+        try:
+            yield
+        finally:
+            self._invited -= Counter({did: 1})
+            self._dismiss()
+
     def _admits(self, did: Did, *, is_partner: bool) -> bool:
         try:
             self._admit(did, is_partner=is_partner)
@@ -170,6 +175,7 @@ class Peers:
 
     async def refresh(self) -> None:
         """Look at what other nodes, and the operator at them, have written down."""
+        before = self.rows
         self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
         wanted = {did for did in self.rows if self.is_full(did)}
         # in open federation anybody is a peer: of whom is not written down, nothing is remembered
@@ -182,6 +188,16 @@ class Peers:
                 self.roster.remove(peer.did)
         for did in wanted:
             self.roster.add(did)
+            if did in before and before[did].url != self.rows[did].url:
+                self._proved.discard(did)
+                self.roster.hurry(did, clock.now())
+        added = (did for did, row in self.rows.items() if row.standing == "added")
+        self.roster.pinned = frozenset(added)
+        self._proved &= self.rows.keys()
+        self._dismiss()
+
+    def _dismiss(self) -> None:
+        """End the connections of relays that are not dealt with any more."""
         for did, guests in list(self._guests.items()):
             if not self.is_admitted(did):
                 for dismiss in list(guests):
@@ -200,6 +216,7 @@ class Peers:
         row = PeerRow(did, url, "added", int(clock.now()), info)
         await self._store.put_peer(row)
         await self.refresh()
+        self.roster.hurry(did, clock.now())
         log.peer_added(did, url)
         return row
 
@@ -251,7 +268,7 @@ class Peers:
         """
         info = relay_info.parse(compact)
         row = self.rows.get(info.did)
-        if info.did == self.own or (row is not None and not _is_newer(row, info)):
+        if info.did == self.own or (row is not None and not peer_rows.is_newer(row, info)):
             return None
         no = relay_info.verify(info, clock.now())
         if no is not None:
@@ -260,18 +277,25 @@ class Peers:
             return None
         if row is None and not await self._has_room():
             return None
-        known = _with_info(row, info)
+        known = peer_rows.with_info(row, info)
         if not await self._store.replace_peer(row, known):
             # the operator, or another node, has decided otherwise since this one looked
             await self.refresh()
             return None
-        self.rows[info.did] = known
-        if self.is_full(info.did):
-            self.roster.add(info.did)
-        self.roster.heard(info.did, clock.now())
-        if row is None:
-            log.peer_learned(info.did, info.said.url)
+        self._heard(row, known)
         return info
+
+    def _heard(self, before: PeerRow | None, known: PeerRow) -> None:
+        did, now = known.did, clock.now()
+        self.rows[did] = known
+        if self.is_full(did):
+            self.roster.add(did)
+        self.roster.heard(did, now)
+        if before is None:
+            log.peer_learned(did, known.url)
+        elif before.url != known.url:
+            self._proved.discard(did)
+            self.roster.hurry(did, now)
 
     async def _has_room(self) -> bool:
         """Whether one more may be learned; the first that is past hope makes room for it."""
@@ -280,7 +304,8 @@ class Peers:
             return True
         for row in learned:
             member = self.roster.peer(row.did)
-            if _is_over(row, clock.now()) or (member is not None and member.state == "gone"):
+            is_gone = member is not None and member.state == "gone"
+            if is_gone or peer_rows.is_over(row, clock.now()):
                 await self._store.remove_peer(row.did)
                 self.rows.pop(row.did, None)
                 self.roster.remove(row.did)
@@ -290,30 +315,49 @@ class Peers:
     # ------------------------------------------------------------ how it goes
 
     def chosen(self) -> list[tuple[Did, str]]:
-        """To whom links are kept."""
-        if self.federation == "off":
-            return []
+        """To whom links are kept: all whom the operator added, and some of the others."""
         kept = self.roster.kept(clock.now())
-        return [
-            (did, row.url)
-            for did, row in self.rows.items()
-            # whom the operator added is never crowded out by whom others told of
-            if did in kept or (row.standing == "added" and did in self.roster)
-        ]
+        return [(did, row.url) for did, row in self.rows.items() if did in kept]
 
-    def reached(self, did: Did) -> None:
-        """A link stands."""
+    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+        """Whom to dial now; ``linked``: to whom there is a link."""
+        due = self.roster.due(clock.now(), linked)
+        return [(did, self.rows[did].url) for did in due if did in self.rows]
+
+    def reached(self, did: Did) -> bool:
+        """A link stands; True if it is the first to this peer at its address."""
         self.refusals.pop(did, None)
         self.roster.reached(did, clock.now())
+        if did in self._proved or did not in self.rows:
+            return False
+        self._proved.add(did)
+        return True
 
-    def missed(self, did: Did, why: RelayError) -> None:
-        """A dial failed, or a link broke."""
-        now = clock.now()
+    def is_proved(self, did: Did) -> bool:
+        """Whether others are told of it: a link to it has stood, and it is not gone."""
+        peer = self.roster.peer(did)
+        return did in self._proved and peer is not None and peer.state != "gone"
+
+    def missed(self, did: Did, why: RelayError, url: str | None = None) -> float | None:
+        """A dial failed, or a link broke; gives the seconds until it is due, None: it is no peer.
+
+        Args:
+            did: whom.
+            why: for its standing.
+            url: what was dialled. Any record may say that a relay is anywhere: where a peer is not
+                at an origin that only a record names, that tells nothing of it.
+        """
+        row, now = self.rows.get(did), clock.now()
+        if url is not None and row is not None and row.url != url:
+            return None
         if why.code is not ErrorCode.PEER_UNREACHABLE:
-            self.refusals[did] = Refused(why.code, why.detail, int(now))
+            self.refusals[did] = peer_rows.Refused(why.code, why.detail, int(now))
             if len(self.refusals) > MAX_LEARNED:
                 del self.refusals[next(iter(self.refusals))]
-        self.roster.missed(did, now, clock.share(), f"{why.code}: {why.detail}")
+        least_s = float(why.retry_after or 0)
+        self.roster.missed(did, now, clock.share(), f"{why.code}: {why.detail}", least_s=least_s)
+        peer = self.roster.peer(did)
+        return None if peer is None else peer.dial_at - now
 
     def arrived(self, did: Did, dismiss: Callable[[], None]) -> None:
         """A peer has logged in here; ``dismiss`` ends that should it not be dealt with any more."""
@@ -348,30 +392,3 @@ class Peers:
         return self.roster.view_of(
             did, ref, strikes=standing.strikes, retry_after=standing.retry_after
         )
-
-
-def _is_newer(row: PeerRow, info: RelayInfo) -> bool:
-    """News only once a minute: who signs anew all the time makes work for all."""
-    if row.info is None:
-        return True
-    return info.issued_at >= _times(row.info)[0] + FRESH_S
-
-
-def _is_over(row: PeerRow, now: Timestamp) -> bool:
-    return row.info is None or _times(row.info)[1] < now
-
-
-@lru_cache(maxsize=2 * MAX_LEARNED)
-def _times(compact: str) -> tuple[int, int]:
-    """``iat`` and ``exp``: room for one more is sought among all that are known."""
-    info = relay_info.parse(compact)
-    return info.issued_at, info.expires_at
-
-
-def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:
-    """The operator's word on where a relay is stands over that relay's own."""
-    compact, url = info.jws.compact, info.said.url
-    if row is None:
-        return PeerRow(info.did, url, "learned", int(clock.now()), compact)
-    is_said = row.url and row.standing != "learned"
-    return replace(row, info=compact, url=row.url if is_said else url)

@@ -118,12 +118,11 @@ class Resolving:
         return result
 
     def _may_ask(self, asker: Did | None) -> bool:
-        if asker is not None and not self._each.take(asker, 1, clock.monotonic()):
-            return False
         now = clock.monotonic()
         self._tokens = min(BURST, self._tokens + (now - self._at) * RATE)
         self._at = now
-        if self._tokens < 1:
+        # an asker's own allowance is not spent on what is not asked
+        if self._tokens < 1 or (asker is not None and not self._each.take(asker, 1, now)):
             return False
         self._tokens -= 1
         return True

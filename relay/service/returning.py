@@ -30,6 +30,7 @@ from relay.core.peering import Answer
 from relay.core.record_index import TOP_BITS, place
 from relay.ports import Store
 from relay.ports_mesh import PeerLink
+from relay.service.guard import guarded
 from relay.service.mesh import Mesh
 
 ENOUGH: Final = 3
@@ -150,7 +151,7 @@ class Returning:
             while self._has_begun.is_set() and self._owners is not None:
                 for link in self._to_ask():
                     self._asked[link.peer] = clock.monotonic() + ASKING_S
-                    asking.append(tasks.create_task(self._ask(link)))
+                    asking.append(tasks.create_task(guarded("return", self._ask(link))))
                 await asyncio.sleep(LOOK_S)
                 self._decide()
             for task in asking:
@@ -181,7 +182,8 @@ class Returning:
             if began_at == self._began_at:
                 self._told_at = self._told_at if self._told else clock.monotonic()
                 self._told[link.peer] = news
-        self._asked[link.peer] = clock.monotonic() + AGAIN_S
+        finally:
+            self._asked[link.peer] = clock.monotonic() + AGAIN_S
 
     async def _compare(self, link: PeerLink) -> int:
         """Hear from one peer what it knows of the agents here; gives how much was news.

@@ -65,6 +65,33 @@ async def test_a_handle_that_its_record_lists_is_sent_to_and_pinned(tmp_path, mo
             assert (await me.resolve(HANDLE)).did == forward.said.did
 
 
+async def test_whose_a_handle_is_now_is_accepted_by_its_did_and_by_no_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(names, "CHECKED_AGAIN_S", 0.0)
+    key, state = new_key(), tmp_path / "state"
+    async with (
+        running_node() as node,
+        Agent.open(new_key(), node.url) as bob,
+        Agent.open(new_key(), node.url) as heir,
+    ):
+        await bob.publish(handles=[HANDLE])
+        await heir.publish(handles=[HANDLE])
+        forward = Names(Said("found", bob.did))
+        async with Agent.open(key, node.url, state=state) as me:
+            await forward.used_by(me).send(HANDLE, "hello")
+            forward.said = Said("found", heir.did)
+            with pytest.raises(HandleChangedError, match="relay accept"):
+                await me.send(HANDLE, "redirected")
+            handles = me._sessions.handles
+            with pytest.raises(HandleChangedError):
+                await handles.accept(HANDLE, new_key().did)
+            with pytest.raises(HandleChangedError):
+                await me.send(HANDLE, "still redirected")
+            await handles.accept(HANDLE, heir.did)
+            assert (await me.send(HANDLE, "accepted")).to == heir.did
+        async with Agent.open(key, node.url, state=state) as me:
+            assert (await forward.used_by(me).send(HANDLE, "in the next life")).to == heir.did
+
+
 async def test_a_pinned_handle_is_not_asked_for_at_each_send():
     async with running_node() as node, Agent.open(new_key(), node.url) as bob:
         await bob.publish(handles=[HANDLE])

@@ -7,7 +7,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from relay.core.errors import RelayError
 from relay.core.frames import Frame
 from relay.core.identity import SigningKey
 from relay.core.ids import Did, Timestamp
+from relay.core.membership import Roster
 from relay.core.peering import PeerSession
 from relay.federation.links import Links
 from relay.ports import Store
@@ -59,22 +60,39 @@ class Dialler:
 
 @dataclass
 class Chooser:
-    """Chooses the links to keep, and notes what becomes of them."""
+    """Chooses the links to keep, dials by a roster, and notes what becomes of them."""
 
     wanted: list[tuple[Did, str]] = field(default_factory=list)
     notes: list[tuple[str, Any]] = field(default_factory=list)
+    roster: Roster = field(default_factory=lambda: Roster(new_key().did))
 
     def chosen(self) -> list[tuple[Did, str]]:
+        for did, _ in self.wanted:
+            self.roster.add(did)
         return self.wanted
 
+    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+        due = self.roster.due(now(), linked)
+        return [(did, url) for did, url in self.wanted if did in due]
+
     def came(self, link: PeerLink) -> None:
+        self.roster.reached(link.peer, now())
         self.notes.append(("came", link.peer))
 
-    def missed(self, relay: Did, why: RelayError) -> None:
+    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
+        if url not in {at for did, at in self.wanted if did == relay}:
+            return None
         self.notes.append(("missed", relay, why.code))
+        return self._wait(relay)
 
-    def went(self, relay: Did, why: RelayError) -> None:
+    def went(self, relay: Did, why: RelayError) -> float | None:
         self.notes.append(("went", relay, why.code))
+        return self._wait(relay)
+
+    def _wait(self, relay: Did) -> float | None:
+        self.roster.missed(relay, now(), 0.0)
+        peer = self.roster.peer(relay)
+        return None if peer is None else peer.dial_at - now()
 
 
 @contextlib.asynccontextmanager

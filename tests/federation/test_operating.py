@@ -9,7 +9,7 @@ from relay.cli.exits import Exit
 from relay.client import Agent
 from relay.core.errors import ErrorCode, RelayError
 from tests.cli.support import Terminal
-from tests.federation.relays import peer, places, record_of, relay_at, until
+from tests.federation.relays import Place, peer, places, record_of, relay_at, until
 from tests.support.nodes import new_key
 
 pytestmark = pytest.mark.timeout(60)
@@ -119,6 +119,26 @@ async def test_settings_and_what_the_operator_added_are_both_known_after_a_resta
             assert there.ready.relay == a.did
 
 
+async def test_a_relay_that_is_back_with_a_new_key_is_added_anew_and_its_old_self_removed():
+    a, b = places(2)
+    renewed = Place(new_key(), b.port)
+    async with relay_at(a, [b]) as first:
+        async with relay_at(b, [a]):
+            await until(first.built.links.live)
+        async with relay_at(renewed, [a]):
+            refusals = first.built.node.peers.refusals
+            await until(
+                lambda: b.did in refusals and refusals[b.did].code is ErrorCode.WRONG_RELAY, 20
+            )
+            _, shown = await ask(first.admin, "GET", f"/peers/{b.did}")
+            assert f"found {renewed.did}" in shown["refused"]["detail"]
+            assert renewed.did not in first.built.node.peers.rows, "nobody is added on hearsay"
+            _, added = await ask(first.admin, "POST", "/peers", json={"url": b.url})
+            assert added["did"] == renewed.did
+            await ask(first.admin, "DELETE", f"/peers/{b.did}")
+            await until(lambda: [link.peer for link in first.built.links.live()] == [renewed.did])
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -132,7 +152,8 @@ async def test_the_commands_of_an_operator(tmp_path):
     ):
         here = ("--admin", third.admin)
         assert "no other relay" in (await terminal.run("peers", "list", *here)).out
-        await until(lambda: b.did in first.built.node.peers.rows)
+        # of a relay that it has not reached itself it would not tell
+        await until(lambda: first.built.node.peers.is_proved(b.did))
         joined = await terminal.run("join", a.url, *here, "--json")
         assert (joined.code, joined.json["peer"]["linked"]) == (Exit.OK, True)
         assert joined.json["known"] == [b.did], "one live relay is enough"

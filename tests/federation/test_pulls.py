@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from relay import clock
+from relay import clock, metrics
 from relay.core import antientropy, records
 from relay.core.antientropy import Index
 from relay.core.frames import Digest, Gossip, Want
@@ -35,6 +35,8 @@ class Other:
 
     key: SigningKey = field(default_factory=new_key)
     is_silent: bool = False
+    is_broken: bool = False
+    """What it says meets a bug of this relay."""
     is_endless: bool = False
     """Each time that it is asked anew, it has one record more."""
     asked: int = 0
@@ -60,6 +62,8 @@ class Other:
         self.asked += 1
         if self.is_silent:
             await asyncio.Event().wait()
+        if self.is_broken:
+            raise ZeroDivisionError
         await asyncio.sleep(0)
         match question:
             case Want(agents=(_, *_) as agents):
@@ -112,6 +116,20 @@ async def test_a_peer_that_comes_while_another_lets_a_pull_lie_is_asked_at_once(
         link(mesh, back)
         await until(lambda: len(mesh.following.index) == 3)
         assert not turn.done()
+
+
+async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_others():
+    broken, other = Other(is_broken=True), Other()
+    for _ in range(3):
+        other.add()
+    bugs = metrics.INTERNAL._value.get()
+    async with pulling(broken, other) as (mesh, turn), asyncio.timeout(8):
+        await turn
+        assert len(mesh.following.index) == 3
+        asked = other.asked
+        await mesh.meet()
+        assert other.asked > asked
+    assert metrics.INTERNAL._value.get() == bugs + 2
 
 
 async def test_a_peer_that_always_has_more_gives_way_to_the_others(monkeypatch):

@@ -17,7 +17,7 @@ from relay.federation.naming import Naming
 from relay.ports import Store
 from relay.service.directory import Directory, Found
 from relay.service.keys import DidKeys
-from relay.service.resolving import MOST_ASKED, Resolving, Routing
+from relay.service.resolving import EACH, EACH_BURST_S, MOST_ASKED, Resolving, Routing
 from relay.store.memory import MemoryStore
 from tests.support.nodes import new_key
 
@@ -122,6 +122,17 @@ async def test_a_peer_is_asked_and_its_record_is_kept():
     resolve = await resolving(links)
     assert (await resolve(AGENT.did, around=True)).state == "found"
     assert (await resolve(AGENT.did)).state == "found"
+
+
+async def test_what_is_not_asked_for_want_of_the_relays_own_rate_costs_its_asker_nothing():
+    links = Links(**{OTHER.did: ABSENT})
+    resolve = await resolving(links)
+    resolve._tokens, resolve._at = -1_000_000.0, clock.monotonic()
+    for _ in range(int(EACH * EACH_BURST_S)):
+        assert (await resolve(AGENT.did, around=True, asker=THIRD.did)).state == "unreadable"
+    resolve._tokens = 1.0
+    assert (await resolve(AGENT.did, around=True, asker=THIRD.did)).state == "absent"
+    assert links.asked == [OTHER.did]
 
 
 async def test_found_absent_and_unreadable_stay_three_answers():

@@ -40,6 +40,8 @@ class Peer:
     key: SigningKey = field(default_factory=new_key)
     knows: dict[str, str] = field(default_factory=dict)
     is_silent: bool = False
+    is_broken: bool = False
+    """What it says meets a bug of this relay."""
     adds: tuple[str, ...] = ()
     """Records that it tells of, unasked."""
     asked: list[Question] = field(default_factory=list)
@@ -58,6 +60,8 @@ class Peer:
         self.asked.append(question)
         if self.is_silent:
             await asyncio.Event().wait()
+        if self.is_broken:
+            raise ZeroDivisionError
         await asyncio.sleep(0)
         match question:
             case Want(agents=(_, *_) as agents):
@@ -141,6 +145,14 @@ async def test_where_the_directories_are_the_same_one_question_is_enough():
         world.links.standing.append(peer)
         await until(lambda: world.gate.is_over)
     assert [type(question) for question in peer.asked] == [Digest]
+
+
+async def test_a_bug_about_one_peer_does_not_keep_another_from_telling():
+    agent, broken, peer = new_key(), Peer(is_broken=True), Peer()
+    peer.learn(agent, moved(agent, peer))
+    async with started(broken, peer, agents=[agent]) as world:
+        await until(lambda: world.gate.is_over)
+        assert not await world.is_home(agent)
 
 
 async def test_an_agent_without_a_record_here_is_asked_about_and_others_are_not():

@@ -184,6 +184,23 @@ async def test_a_batch_stays_as_it_was_until_it_is_finished(world: World) -> Non
     assert await world.store.take_bounces() == []
 
 
+async def test_of_a_batch_that_another_node_finished_nothing_is_remembered(
+    embedded_world: World,
+) -> None:
+    world = embedded_world
+    node, other = await world.node(NODE), await world.node(OTHER)
+    await opened(world.store)
+    await world.store.append([entry(1)])
+    await refuse(world, 1)
+    (batch,) = await node.take_bounces()
+    assert await other.take_bounces() == [batch]
+    await other.finish_bounces(batch)
+    assert await node.take_bounces() == []
+    assert node._bounces._from == {}
+    # a repeat, when it has been forgotten where the batch lay, does nothing
+    await node.finish_bounces(batch)
+
+
 async def test_each_sender_gets_a_batch_of_its_own(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1), entry(2, sender=CAROL), entry(3)])

@@ -86,14 +86,50 @@ def test_a_miss_makes_it_suspect_and_ten_in_a_row_gone():
 
 def test_misses_that_are_not_in_a_row_do_not_add_up():
     made = roster()
-    for _ in range(5):
+    for n in range(5):
         for _ in range(9):
-            made.missed(PEER, NOW, 0.5)
-        made.reached(PEER, NOW)
+            made.missed(PEER, later(10 * n), 0.5)
+        made.reached(PEER, later(10 * n))
     assert state(made) == "alive"
     for _ in range(9):
-        made.missed(PEER, NOW, 0.5)
+        made.missed(PEER, later(50), 0.5)
     assert state(made) == "suspect"
+
+
+def test_links_that_end_at_once_are_misses_in_a_row_and_are_dialled_less_and_less():
+    made = roster()
+    waits = []
+    for n in range(12):
+        made.reached(PEER, later(n))
+        made.missed(PEER, later(n), 1.0)
+        peer = made.peer(PEER)
+        assert peer is not None
+        waits.append(peer.dial_at - later(n))
+    assert waits == [2, 4, 8, *[membership.KEPT_BACKOFF_S] * 9]
+
+
+def test_a_link_that_stood_for_a_while_is_dialled_again_within_a_second():
+    made = roster()
+    for _ in range(8):
+        made.missed(PEER, NOW, 1.0)
+    made.reached(PEER, NOW)
+    cut = later(membership.STEADY_S)
+    made.missed(PEER, cut, 1.0)
+    assert made.due(Timestamp(cut + 1)) == [PEER]
+
+
+def test_who_asks_for_a_pause_gets_it_but_not_for_longer_than_any_back_off():
+    made = roster()
+    made.missed(PEER, NOW, 0.0, least_s=60)
+    assert [made.due(later(s)) for s in (59, 60)] == [[], [PEER]]
+    made.missed(PEER, NOW, 0.0, least_s=86_400)
+    assert [made.due(later(s)) for s in (299, 300)] == [[], [PEER]]
+
+
+def test_a_clock_that_was_set_back_puts_off_no_dial():
+    made = roster()
+    made.missed(PEER, NOW, 1.0)
+    assert made.due(later(-3600)) == [PEER]
 
 
 def test_whoever_is_heard_of_again_is_dialled_at_once():
@@ -128,6 +164,20 @@ def test_whoever_logs_in_here_is_dialled_soon_but_not_at_its_pleasure():
     made.reached(PEER, later(10))
     assert not made.seen(PEER, later(11))
     assert not Roster(OWN).seen(PEER, NOW)
+
+
+def test_whom_the_operator_added_is_dialled_at_once_when_it_logs_in_here():
+    made = gone()
+    made.pinned = frozenset({PEER})
+    assert made.seen(PEER, NOW)
+    assert made.due(NOW) == [PEER]
+
+
+def test_whoever_has_another_address_is_dialled_at_once():
+    made = gone()
+    made.hurry(PEER, later(1))
+    assert (state(made), made.due(later(1))) == ("gone", [PEER])
+    made.hurry(Did("did:key:zStranger"), NOW)
 
 
 @given(st.lists(st.sampled_from(["reached", "missed", "heard"]), max_size=40))
@@ -177,6 +227,7 @@ def test_waits_grow_with_the_misses_and_reach_over_the_whole_range(misses, share
     assert backoff_s(misses, share) <= backoff_s(misses + 1, share)
     assert backoff_s(misses, 0) == 1
     assert backoff_s(misses, 1) == min(300, 2**misses)
+    assert 1 <= backoff_s(misses, share, 15.0) <= 15
 
 
 def test_nobody_is_dialled_before_its_time():
@@ -253,6 +304,28 @@ def test_two_halves_of_a_large_mesh_go_on_looking_for_each_other():
     found = min(looked_for)
     made.reached(found, later(300))
     assert found in made.kept(later(300))
+
+
+def test_one_to_which_a_link_is_kept_is_dialled_within_seconds_however_often_it_was_missed():
+    made = roster(40)
+    for _ in range(30):
+        for did in dids(40):
+            made.missed(did, NOW, 1.0)
+    kept = made.kept(NOW)
+    assert made.longest_s(min(kept), NOW) == membership.KEPT_BACKOFF_S
+    assert {did for did in dids(40) if made.longest_s(did, NOW) == 300} == set(dids(40)) - kept
+    assert set(made.due(later(membership.KEPT_BACKOFF_S))) == kept
+
+
+def test_whom_the_operator_added_keeps_its_link_however_many_others_there_are():
+    made = roster(60)
+    added = set(dids(60)) - made.kept(NOW)
+    made.pinned = frozenset({min(added), Did("did:key:zStranger")})
+    assert made.kept(NOW) == roster(60).kept(NOW) | {min(added)}
+    for _ in range(membership.GONE_AFTER):
+        made.missed(min(added), NOW, 1.0)
+    assert min(added) in made.kept(NOW)
+    assert made.due(later(membership.KEPT_BACKOFF_S)).count(min(added)) == 1
 
 
 def test_where_nearly_all_are_gone_they_are_dialled_all_the_same():

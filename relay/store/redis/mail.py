@@ -67,15 +67,15 @@ class Bounces:
     async def take_bounces(self) -> list[BounceBatch]:
         """Batches that are due, at most one a sender, each ≤ 256 intents."""
         done = await self._partitions.gather(self._partitions.all(), self._take)
+        # what is not due any more was finished by another node
+        self._from = {batch.token: part for part, batches in done for batch in batches}
         # a sender's batches of other partitions are frozen, too, and come when this one is finished
-        batches = {batch.sender: batch for batches in reversed(done) for batch in batches}
+        batches = {batch.sender: batch for _, some in reversed(done) for batch in some}
         return list(batches.values())
 
-    async def _take(self, part: Partition) -> list[BounceBatch]:
+    async def _take(self, part: Partition) -> tuple[Partition, list[BounceBatch]]:
         replies = await self._partitions.call("take_bounces", part, [MAX_BOUNCED])
-        batches = [_batch(reply) for reply in replies]
-        self._from.update((batch.token, part) for batch in batches)
-        return batches
+        return part, [_batch(reply) for reply in replies]
 
     async def finish_bounces(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered; a repeat does nothing."""

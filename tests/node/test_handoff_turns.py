@@ -1,0 +1,79 @@
+"""The turn that looks at all hand-offs: one that is damaged or refused keeps no other waiting."""
+
+from __future__ import annotations
+
+import pytest
+
+from relay import clock
+from relay.core import handoffs as texts
+from relay.core import migration
+from relay.core.errors import ErrorCode, StateError, UnavailableError
+from relay.core.ids import AgentKey
+from relay.core.inbox_values import InboxLimits
+from relay.core.migration_values import Holding
+from relay.ports_handoff import HandoffChange, HandoffRow
+from relay.service.handoffs import Handoffs
+from relay.service.keys import DidKeys
+from relay.store.memory import MemoryStore
+from tests.support.nodes import new_key
+
+
+class Store(MemoryStore):
+    """A store that refuses to tell of some inboxes."""
+
+    def __init__(self) -> None:
+        super().__init__(InboxLimits(), clock.now)
+        self.noes: dict[AgentKey, Exception] = {}
+
+    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+        if inbox in self.noes:
+            raise self.noes[inbox]
+        return await super().handoff(inbox)
+
+
+async def begun(store: Store, text: str | None = None) -> AgentKey:
+    """An inbox whose hand-off is open, and over as soon as somebody looks."""
+    owner = new_key().agent_key
+    side = migration.begin(new_key().did, Holding.HOME, None)
+    change = HandoffChange(text or texts.encode(side), Holding.HOME)
+    assert await store.change_handoff(owner, HandoffRow(), change)
+    return owner
+
+
+async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
+    store = Store()
+    hands = Handoffs(new_key().did, store, DidKeys())
+    damaged = await begun(store, '{"mode": "no such mode"}')
+    refused, broken = await begun(store), await begun(store)
+    store.noes = {
+        refused: StateError(ErrorCode.WRONG_STATE, "not as things stand"),
+        broken: ZeroDivisionError(),
+    }
+    others = [await begun(store) for _ in range(3)]
+    await hands.refresh()
+    left = {owner for owner, _ in await store.handoffs()}
+    assert left == {damaged, refused, broken}
+    assert left.isdisjoint(others)
+
+
+async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
+    store = Store()
+    hands = Handoffs(new_key().did, store, DidKeys())
+    owner, done = await begun(store), []
+
+    async def first() -> None:
+        done.append(owner)
+
+    await hands.take(owner, None, first=first)
+    assert done == []
+    await hands.take(owner, None, anew=True, first=first)
+    assert done == [owner]
+
+
+async def test_a_store_that_is_away_is_asked_once_a_turn():
+    store = Store()
+    hands = Handoffs(new_key().did, store, DidKeys())
+    away = UnavailableError(ErrorCode.STORAGE_UNAVAILABLE)
+    store.noes = dict.fromkeys([await begun(store) for _ in range(3)], away)
+    with pytest.raises(UnavailableError):
+        await hands.refresh()
