@@ -11,6 +11,8 @@ record leads it to the new relay. What is done again changes nothing.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +33,7 @@ async def accept_relay(
     url: str,
     relay: str,
     *,
-    state: Path | None = None,
+    state: str | os.PathLike[str] | None = None,
     plain_networks: Sequence[str] = (),
 ) -> EndpointRecord | None:
     """Accept that another relay is at an address than the one that is pinned there.
@@ -56,9 +58,26 @@ async def accept_relay(
     """
     signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
     origin = origins.parse(url, plain_networks=plain_networks)
-    async with remembering(state, signing.did) as kept:
+    path = None if state is None else Path(state)
+    async with remembering(path, signing.did) as kept:
         done = await accept(signing, origin, parse_did(relay).did, kept)
     return done.record if done is not None else None
+
+
+def accept_relay_at_once(
+    key: SigningKey | Path | str,
+    url: str,
+    relay: str,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    plain_networks: Sequence[str] = (),
+) -> EndpointRecord | None:
+    """As :func:`accept_relay`, for a program without an event loop.
+
+    Raises:
+        RuntimeError: called inside a running event loop.
+    """
+    return asyncio.run(accept_relay(key, url, relay, state=state, plain_networks=plain_networks))
 
 
 async def accept(key: SigningKey, origin: Origin, relay: Did, state: State) -> Publication | None:

@@ -41,7 +41,6 @@ from relay.core.frames import Welcome
 from relay.core.identity import SigningKey
 from relay.core.ids import Did
 from relay.core.receipts import BounceItem
-from relay.core.records import EndpointRecord
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -122,22 +121,7 @@ Handler = Callable[[Message], None]
 BounceHandler = Callable[[Bounce], None]
 
 
-def accept_relay(
-    key: SigningKey | Path | str,
-    url: str,
-    relay: str,
-    *,
-    state: Path | None = None,
-    plain_networks: Sequence[str] = (),
-) -> EndpointRecord | None:
-    """As :func:`relay.client.accept_relay`.
-
-    Raises:
-        RuntimeError: called inside a running event loop; use :func:`relay.client.accept_relay`.
-    """
-    return asyncio.run(
-        accepting.accept_relay(key, url, relay, state=state, plain_networks=plain_networks)
-    )
+accept_relay = accepting.accept_relay_at_once
 
 
 class Agent:

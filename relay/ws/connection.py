@@ -272,10 +272,8 @@ class Connection(Follower):
         effects = self._session.opened(who, welcome)
         if self._session.who is None:
             # it took longer than the session lasted: the inbox is closed, and nobody is let in
-            accounts.refused.note(
-                error(ErrorCode.STORAGE_UNAVAILABLE, "the login took too long here"),
-                effect.auth, proven, self._address,
-            )  # fmt: skip
+            late = error(ErrorCode.STORAGE_UNAVAILABLE, "the login took too long here")
+            accounts.refused.note(late, effect.auth, proven, self._address)
             self._perform(effects)
             return
         metrics.LOGINS.labels("ok").inc()
@@ -293,10 +291,9 @@ class Connection(Follower):
             self.woken()
 
     async def _store(self, submit: Submit) -> None:
+        said = submit.ref, submit.envelopes, submit.marked, submit.handoff
         try:
-            await self._submissions.submit(
-                submit.ref, submit.envelopes, submit.marked, submit.handoff
-            )
+            await self._submissions.submit(*said)
         except RelayError as exc:
             self._write(Error(exc.code, exc.detail, exc.retry_after, submit.ref))
 
