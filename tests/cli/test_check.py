@@ -161,17 +161,17 @@ class Front:
             return
         away, out = await asyncio.open_connection("127.0.0.1", self.target)
         out.write(head)
-        with contextlib.suppress(OSError):
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(pour(reader, out))
-                tasks.create_task(pour(away, writer))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(pour(reader, out))
+            tasks.create_task(pour(away, writer))
 
 
 async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
-    writer.close()
+    """Hand on until one side ends; a client may end by a reset."""
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
 
 
 @contextlib.asynccontextmanager

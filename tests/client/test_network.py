@@ -354,7 +354,7 @@ async def test_an_envelope_from_the_future_is_a_question_of_the_clock():
             content_type="text/plain",
             created_at=future,
         )
-        with pytest.raises(NotYetValidError, match="is the clock of this machine right"):
+        with pytest.raises(NotYetValidError, match="by the relay's clock, which says"):
             await post(sign(draft, me), Errand(origins.parse(node.url), in_memory()), deadline_s=5)
 
 

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from relay import variables
 from relay.core.addresses import Networks
 from relay.core.frames import Submit, Submitted
-from relay.server.serve import bind
+from relay.server.serve import bind, listen
 from relay.service.addresses import peer_of, strangers_network
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
 from tests.support.relays import relay_process
@@ -95,6 +95,7 @@ async def test_behind_a_trusted_proxy_each_client_has_its_own_limit():
 
 def test_a_node_on_all_ipv6_addresses_takes_ipv4_too():
     with bind("[::]:0") as bound:
+        listen(bound)
         port = bound.getsockname()[1]
         for host in ("127.0.0.1", "::1"):
             socket.create_connection((host, port), timeout=5).close()
