@@ -205,9 +205,10 @@ class Roster:
         peer = self._peers.get(did)
         if peer is None:
             return False
-        # only where the operator says who that is: others could have any address dialled at once
-        pause_s = 0.0 if did in self.pinned else HURRY_S
-        soon = max(now, Timestamp(peer.missed_at + pause_s))
+        soon = max(now, Timestamp(peer.missed_at + HURRY_S))
+        if did in self.pinned:
+            # only where the operator says who that is: others could have any address dialled so
+            peer.misses, soon = 0, now
         comes_nearer = soon < peer.dial_at
         peer.dial_at = min(soon, peer.dial_at)
         _move(peer, "seen", now)

@@ -171,6 +171,8 @@ def test_whom_the_operator_added_is_dialled_at_once_when_it_logs_in_here():
     made.pinned = frozenset({PEER})
     assert made.seen(PEER, NOW)
     assert made.due(NOW) == [PEER]
+    made.missed(PEER, NOW, 1.0)
+    assert made.due(later(2)) == [PEER], "and soon again, should it not be there quite yet"
 
 
 def test_whoever_has_another_address_is_dialled_at_once():
