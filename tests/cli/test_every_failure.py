@@ -40,6 +40,7 @@ OF_AN_AGENT: dict[str, str] = {
     "rules": "",
     "publish": "",
     "migrate": f"--to http://127.0.0.1:9 --timeout {SHORT_S}",
+    "accept": f"http://127.0.0.1:9 {DID}",
     "handle set": "name",
     "handle remove": "name",
 }
