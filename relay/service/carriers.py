@@ -13,13 +13,14 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Final, Protocol
 
-from relay import clock, log, metrics
+from relay import clock
 from relay.core.courier import Carried, is_marked
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.frames import MAX_ENVELOPES
 from relay.core.ids import Did
 from relay.core.records import Home
 from relay.ports_mesh import PeerLinks, Taken
+from relay.service.isolation import isolated
 
 MOST_BYTES: Final = 1_500_000
 """Wire bytes of one submit: well below the 2 MiB of a frame."""
@@ -132,22 +133,16 @@ class Carrier:
 
     async def _carry(self, parcels: list[_Parcel]) -> None:
         try:
-            taken = await self._submit([item for parcel in parcels for item in parcel.items])
-        except RelayError as exc:
-            _fail(parcels, exc)
-        except Exception:  # noqa: BLE001  a bug about one relay must not end the couriers to others
-            log.internal_error("carrier")
-            metrics.INTERNAL.inc()
-            _fail(parcels, RelayError(ErrorCode.INTERNAL, "a bug of this relay"))
-        else:
-            at = 0
-            for parcel in parcels:
-                until = at + len(parcel.items)
-                if not parcel.answer.done():
-                    share = Taken(taken.receipt, taken.compact, taken.outcomes[at:until])
-                    parcel.answer.set_result(share)
-                at = until
+            with isolated("carrier"):
+                try:
+                    taken = await self._submit([item for one in parcels for item in one.items])
+                except RelayError as exc:
+                    _fail(parcels, exc)
+                else:
+                    _hand_out(parcels, taken)
         finally:
+            # a courier waits for each answer
+            _fail(parcels, RelayError(ErrorCode.INTERNAL, "a bug of this relay"))
             self._under_way -= 1
             self._soon()
 
@@ -185,6 +180,16 @@ class Carrier:
 def _silent(seconds: float) -> NotSentError:
     detail = "that relay did not answer, more than once"
     return NotSentError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=ceil(seconds))
+
+
+def _hand_out(parcels: Sequence[_Parcel], taken: Taken) -> None:
+    at = 0
+    for parcel in parcels:
+        until = at + len(parcel.items)
+        if not parcel.answer.done():
+            share = Taken(taken.receipt, taken.compact, taken.outcomes[at:until])
+            parcel.answer.set_result(share)
+        at = until
 
 
 def _fail(parcels: Sequence[_Parcel], exc: RelayError) -> None:

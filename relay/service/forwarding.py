@@ -24,7 +24,7 @@ from relay.service.carriers import Carrier
 from relay.service.commit import GroupCommit
 from relay.service.couriers import BATCH, HANDOFF_BATCH, Courier, Needs
 from relay.service.deliver import Delivery
-from relay.service.isolation import isolated
+from relay.service.isolation import guarded, isolated
 from relay.service.movers import Mover
 from relay.service.resolving import Routing
 
@@ -194,9 +194,4 @@ class Forwarding:
             # it has not begun or it is over: another node carries what is due
             work.close()
             return
-        self._tasks.create_task(_isolated(work))
-
-
-async def _isolated(work: Coroutine[Any, Any, None]) -> None:
-    with isolated("forward"):
-        await work
+        self._tasks.create_task(guarded("forward", work))

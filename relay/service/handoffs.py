@@ -36,7 +36,7 @@ from relay.core.orders import MigrationOrder
 from relay.core.records import EndpointRecord
 from relay.ports import Keys
 from relay.ports_handoff import HandoffChange, HandoffRow, HandoffStore
-from relay.service.guard import guarded
+from relay.service.isolation import guarded
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""

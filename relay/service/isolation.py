@@ -1,8 +1,9 @@
-"""Fault isolation: an error of one item, listener or turn is logged, and the rest goes on."""
+"""Fault isolation: an error of one item, peer, listener or turn is logged; the rest goes on."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from types import TracebackType
 
 from relay import log, metrics
@@ -18,10 +19,12 @@ class isolated:  # noqa: N801  a context manager, written like those of contextl
 
     Args:
         where: the loop or the callers that go on; a short fixed word, for a metric's label.
+        but: named errors that go through, since they concern all that the loop serves.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, *, but: tuple[type[RelayError], ...] = ()) -> None:
         self._where = where
+        self._but = but
 
     def __enter__(self) -> None:
         """Begin the block."""
@@ -30,6 +33,8 @@ class isolated:  # noqa: N801  a context manager, written like those of contextl
         self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
     ) -> bool:
         """End it; True: the error stays here."""
+        if isinstance(exc, self._but):
+            return False
         if isinstance(exc, RelayError):
             metrics.LOOP_FAILURES.labels(self._where).inc()
             log.loop_failed(self._where, exc.code)
@@ -41,6 +46,14 @@ class isolated:  # noqa: N801  a context manager, written like those of contextl
             log.internal_error(self._where)
             return True
         return False
+
+
+async def guarded(
+    where: str, part: Awaitable[object], *, but: tuple[type[RelayError], ...] = ()
+) -> None:
+    """Await one part of a turn, about one peer or inbox; arguments as for :class:`isolated`."""
+    with isolated(where, but=but):
+        await part
 
 
 def _is_cancelled() -> bool:

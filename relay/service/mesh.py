@@ -19,8 +19,8 @@ from relay.core.ids import Did
 from relay.ports_mesh import PeerLink, PeerLinks, RecordStore
 from relay.service.directory import Directory
 from relay.service.following import Following
-from relay.service.guard import guarded
 from relay.service.hearing import Hearing
+from relay.service.isolation import guarded
 from relay.service.peers import Peers, SeenBy
 from relay.service.pulling import Puller
 

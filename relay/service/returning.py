@@ -30,7 +30,7 @@ from relay.core.peering import Answer
 from relay.core.record_index import TOP_BITS, place
 from relay.ports import Store
 from relay.ports_mesh import PeerLink
-from relay.service.guard import guarded
+from relay.service.isolation import guarded
 from relay.service.mesh import Mesh
 
 ENOUGH: Final = 3

@@ -158,7 +158,7 @@ def refuses(code: ErrorCode, **more: Any) -> Answering:
     return answer
 
 
-def fails(exc: Exception) -> Answering:
+def fails(exc: BaseException) -> Answering:
     async def answer(_: Far, __: Sequence[bytes]) -> Taken:
         raise exc
 

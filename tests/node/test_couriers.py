@@ -69,6 +69,15 @@ async def test_an_answer_without_a_receipt_that_counts_ends_nothing():
             assert await one.bounces() == []
 
 
+async def test_an_exchange_that_was_cancelled_by_nobody_leaves_no_courier_waiting():
+    far = Far([fails(asyncio.CancelledError()), takes()])
+    async with here() as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        await one.until_empty(20)
+        assert far.bodies == [b"1", b"1"]
+
+
 async def test_what_was_promised_is_demanded_though_less_is_promised_now():
     store = Fsynced()
     store.durability = "unverified"  # as while its settings cannot be asked
