@@ -20,7 +20,7 @@ from websockets.exceptions import (
 )
 from websockets.typing import Subprotocol
 
-from relay import clock
+from relay import clock, sockets
 from relay.client import network
 from relay.client.errors import CLOSE_CODES, WrongRelayError, of, typed
 from relay.client.network import Route
@@ -152,7 +152,7 @@ async def dial(
             await socket.close()
         finally:
             # a cancellation in mid-close must not leave the socket open
-            network.cut(socket.transport)
+            sockets.cut(socket.transport)
 
 
 async def _connected(route: Route) -> ClientConnection:

@@ -13,7 +13,6 @@ there cannot be checked here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import importlib
 import ipaddress
 import os
@@ -118,13 +117,6 @@ async def tls() -> ssl.SSLContext:
     return await asyncio.wrap_future(in_thread(ssl.create_default_context))
 
 
-def cut(transport: asyncio.WriteTransport) -> None:
-    """End a connection at once; one that has ended stays so."""
-    # Python 3.11: one with TLS that was closed twice has nothing left to abort
-    with contextlib.suppress(AttributeError):
-        transport.abort()
-
-
 def reason(exc: Exception) -> str:
     """What the network, TLS or a proxy says, in a few words."""
     if isinstance(exc, ssl.SSLError):
@@ -220,7 +212,7 @@ async def _stream(
         yield reader, writer
     finally:
         # not close(), which would wait for the other end
-        cut(writer.transport)
+        sockets.cut(writer.transport)
 
 
 @asynccontextmanager

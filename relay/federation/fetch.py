@@ -16,6 +16,7 @@ import httptools
 
 from relay.core.errors import ErrorCode, UnavailableError
 from relay.federation.urls import Target
+from relay.sockets import cut
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_BODY_BYTES: Final = 64 * 1024
@@ -88,7 +89,7 @@ async def fetch(
         return await _answer(reader, target)
     finally:
         # not close(), which would wait for the other end
-        writer.transport.abort()
+        cut(writer.transport)
 
 
 def _request(target: Target, accept: str) -> bytes:

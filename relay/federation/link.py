@@ -27,6 +27,7 @@ from relay.core.ids import Did, Eid
 from relay.core.peering import Answer, Answered, PeerSession, Question
 from relay.core.receipts import verify_receipt
 from relay.ports_mesh import Taken
+from relay.sockets import cut
 
 LOGIN_S: Final = 10.0
 ASK_S: Final = 10.0
@@ -304,7 +305,7 @@ async def _close(socket: ClientConnection) -> None:
         pass
     finally:
         # a cancellation in mid-close must not leave the socket open
-        socket.transport.abort()
+        cut(socket.transport)
 
 
 def _gone(detail: str) -> UnavailableError:

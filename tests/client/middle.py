@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from relay.client import network
+from relay.sockets import cut
 
 HERE = "127.0.0.1"
 Place = tuple[str, int]
@@ -44,7 +44,7 @@ async def listening(handle: Handle, tls: ssl.SSLContext | None = None) -> AsyncI
     async with server:
         yield HERE, server.sockets[0].getsockname()[1]
         for writer in writers:
-            network.cut(writer.transport)
+            cut(writer.transport)
 
 
 async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, to: Place) -> None:
