@@ -16,6 +16,7 @@ import pytest
 
 from relay.client import (
     Agent,
+    accepting,
     connection,
     exchange,
     information,
@@ -119,9 +120,17 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
     "exchange.ask": lambda url: exchange.ask(origins.parse(url), "GET", "/"),
     "exchange.certified_until": lambda url: exchange.certified_until(origins.parse(url), SHORT_S),
     "exchange.exchange": lambda url: exchange.exchange(origins.parse(url), _request(), SHORT_S),
+    "accepting.accept": lambda url: accepting.accept(
+        new_key(), origins.parse(url), new_key().did, in_memory()
+    ),
+    "accepting.accept_relay": lambda url: accepting.accept_relay(new_key(), url, new_key().did),
+    "sync.accept_relay": lambda url: asyncio.to_thread(
+        sync.accept_relay, new_key(), url, new_key().did
+    ),
     "information.information": lambda url: information.information(origins.parse(url)),
     "naming.forward": _forward,
     "post.post": _post,
+    "publishing.home_at": lambda url: publishing.home_at(origins.parse(url), in_memory()),
     "publishing.publish": lambda url: publishing.publish(
         new_key(), origins.parse(url), in_memory()
     ),
@@ -137,9 +146,11 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
 
 
 def test_every_call_that_reaches_for_a_relay_has_a_case():
-    modules = (connection, exchange, information, naming, post, publishing, submitting, visit)
+    modules = (
+        accepting, connection, exchange, information, naming, post, publishing, submitting, visit,
+    )  # fmt: skip
     found: Iterable[set[str]] = map(public, modules)
-    assert set(AT) == {"Agent.open", "sync.Agent.open"}.union(*found)
+    assert set(AT) == {"Agent.open", "sync.Agent.open", "sync.accept_relay"}.union(*found)
 
 
 @pytest.mark.parametrize("failure", FAILURES)
