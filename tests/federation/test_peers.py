@@ -168,8 +168,8 @@ async def test_a_relay_is_never_a_peer_of_itself():
 
 
 async def test_what_was_spent_is_paid_back_by_resting():
-    spent, budget = 0.1, Budget(0.25)
     began = clock.monotonic()
+    spent, budget = 0.1, Budget(0.25)
     with budget.spending():
         end = clock.cpu() + spent
         while clock.cpu() < end:

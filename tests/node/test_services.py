@@ -226,7 +226,10 @@ async def test_a_loop_outlives_every_kind_of_failure_of_a_turn():
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2>&-"], ids=["full", "closed"])
 async def test_log_lines_that_cannot_be_written_end_nothing(where):
-    program = "from relay import log; log.configure('info'); log.draining(1); log.swept(1)"
+    program = (
+        "from relay.cli import streams; streams.install(); "
+        "from relay import log; log.configure('info'); log.draining(1); log.swept(1)"
+    )
     shell = f'"$0" -c "{program}; print(1)" {where}'
     process = await asyncio.create_subprocess_exec(
         "sh", "-c", shell, sys.executable, stdout=asyncio.subprocess.PIPE
