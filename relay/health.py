@@ -25,6 +25,7 @@ class ProblemReason(StrEnum):
     STORE_REPLICA = "store_replica"
     STORE_FOREIGN = "store_foreign"
     STORE_REFUSES_WRITES = "store_refuses_writes"
+    STORE_DENIES = "store_denies"
     STORE_UNSAFE = "store_unsafe"
     STORE_UNVERIFIED = "store_unverified"
     STORE_FULL = "store_full"

@@ -279,7 +279,7 @@ class Outbox:
     @staticmethod
     def _pause(waiting: Waiting) -> float:
         waiting.tries += 1
-        return min(FIRST_RETRY_S * 2.0 ** (waiting.tries - 1), LONGEST_RETRY_S)
+        return min(FIRST_RETRY_S * 2.0 ** min(waiting.tries - 1, 16), LONGEST_RETRY_S)
 
     def failed(self, ref: str, exc: RelayError, now: Timestamp, line: str = "") -> bool:
         """A whole submit was answered by an error; False if ``line`` has no such one."""

@@ -31,6 +31,7 @@ from relay.core.membership import (
 )
 from relay.federation.link import Link, log_in
 from relay.ports_mesh import LinkListener
+from relay.service.isolation import isolated
 from relay.tasks import side_by_side
 
 REACH_S: Final = 25.0
@@ -118,7 +119,9 @@ class Links:
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 while True:
-                    self._turn(listener)
+                    # a bug about one relay must not end the links to others
+                    with isolated("links"):
+                        self._turn(listener)
                     await self._rest()
         finally:
             self._tasks = None
@@ -147,7 +150,7 @@ class Links:
         failure = self._failures.get(url)
         if failure is None:
             return False
-        rest_s = min(HURRY_S, FIRST_BACKOFF_S * 2.0 ** (failure.times - 1))
+        rest_s = min(HURRY_S, FIRST_BACKOFF_S * 2.0 ** min(failure.times - 1, 16))
         return clock.monotonic() < failure.at + rest_s
 
     async def drain(self) -> None:
@@ -267,7 +270,8 @@ class Links:
         log.link_down(link.peer, why.code, why.detail)
         wait_s = None
         if self._listener is not None and self.to(link.peer) is None:
-            wait_s = self._listener.went(link.peer, why)
+            with isolated("links"):
+                wait_s = self._listener.went(link.peer, why)
         name = _name(link.peer, link.url)
         if clock.monotonic() - began < STEADY_S:
             self._remember(link.peer, link.url, name, why, wait_s)
@@ -285,7 +289,10 @@ class Links:
         return None
 
     def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
-        wait_s = None if self._listener is None else self._listener.missed(relay, url, exc)
+        wait_s = None
+        if self._listener is not None:
+            with isolated("links"):
+                wait_s = self._listener.missed(relay, url, exc)
         self._remember(relay, url, name, exc, wait_s)
 
     def _remember(

@@ -349,3 +349,15 @@ async def test_questions_that_nobody_waits_for_do_not_pile_up_at_a_relay_that_an
     box.lost()
     assert box.next(NOW).ref == f"q{101}"
     assert not waiting.done()
+
+
+async def test_an_envelope_is_tried_on_however_often_it_was_refused_for_now():
+    box, now = Outbox(), NOW
+    waiting = box.add(envelope())
+    for _ in range(1_100):
+        submit = box.next_submit(now)
+        no = Rejection(submit.ref, 0, ErrorCode.STORAGE_UNAVAILABLE, "no")
+        box.answered(Submitted((submit.ref,), None, (no,)), RELAY.did, now)
+        now = Timestamp(now + 60)
+    assert not waiting.answer.done()
+    assert box.next_submit(now) is not None

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from relay import clock
+from relay import clock, metrics
 from relay.core import membership, relay_info
 from relay.core.errors import ErrorCode, RelayError, UnavailableError
 from relay.core.frames import Gossip, Want
@@ -177,6 +177,57 @@ async def test_a_dead_host_has_a_rest_however_many_relays_are_said_to_be_there(m
             chooser.wanted = [*chooser.wanted, (node.built.node.key.did, node.url)]
             await until(lambda did=node.built.node.key.did: links.to(did))
         assert dialler.dialled.count(dead) == 1
+
+
+async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alone():
+    dialler, chooser = Dialler(), Chooser()
+    dead = (new_key().did, "http://127.0.0.1:1")
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), dialler, Everybody()), chooser) as links,
+    ):
+        there = node.built.node.key.did
+        chooser.wanted = [(there, node.url)]
+        await until(lambda: links.to(there))
+        gone = UnavailableError(ErrorCode.PEER_UNREACHABLE, "nobody is there")
+        for _ in range(1_100):
+            links._failed(*dead, dead[1], gone)
+        assert links._rests(dead[1])
+        link = links.to(there)
+        assert link is not None
+        assert await links.reach(there, node.url) is link
+
+
+async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
+    class Failing(Chooser):
+        def due(self, linked):
+            if self.fails:
+                raise ZeroDivisionError
+            return super().due(linked)
+
+        def missed(self, relay, url, why):
+            super().missed(relay, url, why)
+            raise ZeroDivisionError
+
+    chooser = Failing()
+    chooser.fails = False
+    async with (
+        running_node(federation="open") as node,
+        running_links(Links(new_key(), Dialler(), Everybody()), chooser) as links,
+    ):
+        there = node.built.node.key.did
+        chooser.wanted = [(there, node.url)]
+        await until(lambda: links.to(there))
+        link = links.to(there)
+        before = metrics.INTERNAL._value.get()
+        with pytest.raises(UnavailableError):
+            await links.reach(new_key().did, "http://127.0.0.1:1")
+        missed = metrics.INTERNAL._value.get()
+        assert missed > before
+        chooser.fails = True
+        links.review()
+        await until(lambda: metrics.INTERNAL._value.get() > missed)
+        assert links.to(there) is link
 
 
 # ---------------------------------------------------------------- joining

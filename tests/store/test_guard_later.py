@@ -17,12 +17,14 @@ from structlog.testing import capture_logs
 
 from relay.core.errors import ErrorCode, Refusal, StateError, UnavailableError
 from relay.core.ids import Timestamp
-from relay.core.inbox_values import Accepted, InboxLimits
+from relay.core.inbox_values import Accepted, InboxLimits, Known
+from relay.core.migration_values import Holding
 from relay.health import Health, ProblemReason
+from relay.ports_handoff import HandoffChange
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.facts import _ahead_s
-from tests.store.worlds import NODE, RELAY, code, fresh, opened
+from tests.store.worlds import ME, NODE, RELAY, code, fresh, opened
 from tests.support.servers import RedisServer, free_port, redis_server, wait_until
 
 pytestmark = pytest.mark.timeout(60)
@@ -106,6 +108,12 @@ async def test_a_setting_that_becomes_unsafe_ends_receipts_until_it_is_mended(
         await wait_until(has(store, ProblemReason.STORE_UNSAFE), 10, "the change is seen")
         assert f"CONFIG SET {setting} {safe}" in detail(store, ProblemReason.STORE_UNSAFE)
         assert code(await numbers.append(store)) is ErrorCode.STORAGE_UNAVAILABLE
+        seen = await store.handoff(ME)
+        with pytest.raises(UnavailableError, match="cannot be relied on"):
+            await store.change_handoff(ME, seen, HandoffChange("signed for", Holding.HELD))
+        with pytest.raises(UnavailableError, match="cannot be relied on"):
+            await store.learn_known(ME, Known())
+        assert await store.handoff(ME) == seen
         assert store.durability == "unverified"
         assert not store.health.is_ready
         await command(server, "CONFIG", "SET", setting, safe)

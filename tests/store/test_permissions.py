@@ -5,6 +5,7 @@ That it is enough is shown by every other test here: their stores are used by th
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import pytest
 
 from relay.core.errors import ErrorCode, UnavailableError
 from relay.core.inbox_values import InboxLimits
+from relay.health import ProblemReason
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed
 from tests.store.worlds import ME, NODE, RELAY, code, entry, opened
 from tests.support.acl import documented, make_user, url_of
 from tests.support.relays import start_relay
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, wait_until
 
 pytestmark = pytest.mark.timeout(60)
 NOT_NEEDED = {"config|get"}
@@ -82,6 +84,38 @@ async def test_without_config_get_a_store_starts_and_is_unverified(server: Redis
     store = await started(url_of(server))
     assert store.durability == "unverified"
     await store.stop()
+
+
+async def test_what_is_taken_away_later_is_a_named_reason_until_it_is_given_back(
+    server: RedisServer,
+) -> None:
+    await make_user(server, "-config|get")
+    store = await started(url_of(server))
+    running = asyncio.ensure_future(store.run())
+    seen: list[str] = []
+    found = store.health.found
+
+    def noted(reason: ProblemReason, detail: str | None) -> None:
+        seen.extend([reason] if detail is not None else [])
+        found(reason, detail)
+
+    store.health.found = noted  # type: ignore[method-assign]
+    try:
+        for taken in ("-xadd", "-info"):
+            await make_user(server, "-config|get", taken)
+            await wait_until(lambda: store.health.has(ProblemReason.STORE_DENIES), 8, taken)
+            [denied] = [
+                one for one in store.health.problems if one.reason is ProblemReason.STORE_DENIES
+            ]
+            assert f"may not run {taken[1:].upper()} on keys" in denied.detail
+            await make_user(server, "-config|get")
+            await wait_until(lambda: not store.health.has(ProblemReason.STORE_DENIES), 8, "mended")
+        # it answers, all the time
+        assert set(seen) == {ProblemReason.STORE_DENIES, ProblemReason.STORE_UNVERIFIED}
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+        await store.stop()
 
 
 async def test_a_permission_that_is_taken_away_later_is_no_bug_of_the_relay(

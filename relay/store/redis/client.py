@@ -121,6 +121,9 @@ def _problem(exc: UnavailableError) -> ProblemReason | None:
     cause = exc.__cause__
     if isinstance(cause, foreign.ReadOnlyError) or (cause and _word(cause) == "READONLY"):
         return ProblemReason.STORE_REPLICA
+    if is_denied(exc):
+        # it answers; what cannot be asked is told by who asks
+        return None
     if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
         return ProblemReason.STORE_AWAY
     if cause and _word(cause) == "MISCONF":

@@ -36,6 +36,8 @@ BYTES_PER_ID: Final = 96
 FRESH_S: Final = 2.0
 """So old the facts may be that a receipt rests on."""
 _RETRY_AFTER_S: Final = 30
+_LOOK_AGAIN_S: Final = 2
+"""Settings are looked at each second: one that was mended is believed as soon as that."""
 
 
 class Guard:
@@ -71,11 +73,18 @@ class Guard:
         """Refuse new envelopes for ``reason``; None takes them again."""
         self._reason = reason
 
-    def refusal(self, part: Partition) -> Refusal | None:
-        """The answer to a new envelope now; None = nothing against it."""
+    def no_promise(self) -> Refusal | None:
+        """The answer to what must be durable, as settings and owner of the store are now."""
         if self._is_unsafe or self._is_foreign:
             detail = "this relay's store cannot be relied on now; its operator has to look"
-            return Refusal(ErrorCode.STORAGE_UNAVAILABLE, detail, _RETRY_AFTER_S)
+            return Refusal(ErrorCode.STORAGE_UNAVAILABLE, detail, _LOOK_AGAIN_S)
+        return None
+
+    def refusal(self, part: Partition) -> Refusal | None:
+        """The answer to a new envelope now; None = nothing against it."""
+        no = self.no_promise()
+        if no is not None:
+            return no
         if self._reason is not None:
             return Refusal(ErrorCode.STORAGE_FULL, self._reason, _RETRY_AFTER_S)
         if self._full and self._client.owner_of(part) in self._full:

@@ -70,7 +70,12 @@ class Handoffs:
     async def change_handoff(
         self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
     ) -> bool:
-        """Take a step, if nobody else took one meanwhile and no newer record came."""
+        """Take a step, if nobody else took one meanwhile and no newer record came.
+
+        Raises:
+            UnavailableError: also where the store cannot be relied on: steps are signed for.
+        """
+        self._must_keep()
         flags = (
             change.ends_session,
             change.marks_present,
@@ -92,6 +97,11 @@ class Handoffs:
             change.doubts,
         )
         return bool(reply[1] == 1)
+
+    def _must_keep(self) -> None:
+        no = self._guard.no_promise()
+        if no is not None:
+            raise no.to_error()
 
     # ------------------------------------------------------------ questions
 
@@ -130,7 +140,12 @@ class Handoffs:
         return _known({_key(name): value.decode() for name, value in pairs})
 
     async def learn_known(self, inbox: AgentKey, known: Known) -> None:
-        """Add whom the agent took envelopes from elsewhere; what stands here stands."""
+        """Add whom the agent took envelopes from elsewhere; what stands here stands.
+
+        Raises:
+            UnavailableError: as :meth:`change_handoff`.
+        """
+        self._must_keep()
         limits = (self._limits.rules, self._limits.contacts, known.first_contact)
         names = (*known.allow, *known.deny, *known.contacts)
         counts = (len(known.allow), len(known.deny))

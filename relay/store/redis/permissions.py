@@ -1,4 +1,4 @@
-"""Whether the store lets this relay run what it needs: asked at the start, for the whole list.
+"""Whether the store lets this relay run what it needs: asked again and again, for the whole list.
 
 Rules of the file: a script that is denied one of its commands stops in the middle, and what it had
 done stays done. So a relay that lacks one does not start, and says which. What scripts call is read
@@ -12,6 +12,7 @@ from typing import Final
 
 from relay.core.errors import ErrorCode, UnavailableError
 from relay.core.ids import NodeId, Partition
+from relay.health import Health, ProblemReason
 from relay.store.redis import keys
 from relay.store.redis.client import Client
 from relay.store.redis.scripts import all_scripts, script
@@ -46,7 +47,7 @@ def needed(*, cluster: bool) -> frozenset[str]:
     return _DIRECT | inside | ({_IN_CLUSTER} if cluster else set())
 
 
-async def check_permissions(client: Client, *, cluster: bool) -> None:
+async def check(client: Client, *, cluster: bool) -> None:
     """Refuse a store whose user may not run everything.
 
     Raises:
@@ -63,3 +64,19 @@ async def check_permissions(client: Client, *, cluster: bool) -> None:
             "the ACL SETUSER that lets it is in docs/OPERATIONS.md"
         )
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail)
+
+
+async def look(client: Client, health: Health, *, cluster: bool) -> None:
+    """See whether something was taken away since the start, and say so.
+
+    Raises:
+        RelayError: the store does not answer.
+    """
+    detail = None
+    try:
+        await check(client, cluster=cluster)
+    except UnavailableError as exc:
+        if exc.retry_after is not None:
+            raise
+        detail = exc.detail
+    health.found(ProblemReason.STORE_DENIES, detail)

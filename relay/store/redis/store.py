@@ -53,7 +53,7 @@ from relay.ports_mesh import (
     PeerRow,
     RecordRow,
 )
-from relay.store.redis import listing
+from relay.store.redis import listing, permissions
 from relay.store.redis.client import Client
 from relay.store.redis.directory import Records
 from relay.store.redis.facts import clock_ahead_s
@@ -66,7 +66,6 @@ from relay.store.redis.nodes import Nodes
 from relay.store.redis.outboxes import Outboxes
 from relay.store.redis.partitions import Partitions
 from relay.store.redis.peers import Peers
-from relay.store.redis.permissions import check_permissions
 from relay.store.redis.rules import Rules
 from relay.store.redis.wakeups import Wakeups
 
@@ -133,7 +132,7 @@ class RedisStore(HandoffCalls):
             UnavailableError: not reachable, lacks a permission, or not safe for durable mode.
             StateError: ``wrong_relay``: the store belongs to another relay.
         """
-        await check_permissions(self._client, cluster=self._is_cluster)
+        await permissions.check(self._client, cluster=self._is_cluster)
         await self._guard.start()
         self._relay = relay
         count, last_time = await self._guard.claim(relay, self._wanted_partitions)
@@ -168,6 +167,8 @@ class RedisStore(HandoffCalls):
                 await self._partitions.sync()
             with contextlib.suppress(RelayError):
                 await self._guard.poll(self._partitions.count)
+            with contextlib.suppress(RelayError):
+                await permissions.look(self._client, self.health, cluster=self._is_cluster)
             with contextlib.suppress(RelayError):
                 # may write: so it is seen whether the store takes writes
                 await self._guard.claim(self._relay, self._partitions.count)
