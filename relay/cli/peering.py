@@ -88,7 +88,7 @@ async def join(admin: str, url: str, *, as_json: bool) -> Exit:
         write_json(said)
     else:
         write(_line(said["peer"]))
-        write(f"{len(said['known'])} other relays are known; relay peers list shows them")
+        write(f"It told of {len(said['known'])} other relays; relay peers list shows all.")
     return Exit.OK if said["peer"]["linked"] else Exit.UNAVAILABLE
 
 

@@ -17,6 +17,7 @@ SUCCESS: Final = range(200, 300)
 _START: Final = b"HTTP/"
 _INTERIM: Final = re.compile(rb"HTTP/1\.[01] 1[0-9][0-9]\b")
 _CHUNK: Final = 64 * 1024
+_CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
 class _Said:
@@ -78,11 +79,19 @@ async def read_body(reader: asyncio.StreamReader, answer: HTTPResponse, most: in
 
 async def _read_chunks(reader: asyncio.StreamReader, most: int) -> bytes:
     body = bytearray()
-    while size := int((await _until(reader, b"\r\n")).partition(b";")[0], 16):
+    while size := _size(await _until(reader, b"\r\n")):
         _bounded(len(body) + size, most)
         body += await reader.readexactly(size)
-        await _until(reader, b"\r\n")
+        if await reader.readexactly(2) != b"\r\n":
+            raise ValueError("a chunk of the answer is longer than it says")
     return bytes(body)
+
+
+def _size(line: bytes) -> int:
+    found = _CHUNK_SIZE.match(line)
+    if found is None:
+        raise ValueError("the answer has a chunk without a size")
+    return int(found[1], 16)
 
 
 def _bounded(size: int, most: int) -> int:

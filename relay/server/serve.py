@@ -100,7 +100,8 @@ def _look_at_files(settings: Settings, health: Health) -> None:
     allowed = allow_files(wanted)
     detail = (
         f"open files are limited to {allowed} (ulimit -n), fewer than {wanted}: the connections "
-        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself"
+        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself; raise the limit, or "
+        "lower RELAY_MAX_CONNECTIONS"
     )
     health.found(ProblemReason.FEW_FILES, detail if allowed < wanted else None)
 

@@ -191,6 +191,10 @@ FAILURES: dict[str, Failing] = {
         serving,
         handle=says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n{}\r\n"),
     ),
+    "a chunk that is longer than it says": partial(
+        serving,
+        handle=says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}xx\r\n0\r\n\r\n"),
+    ),
     "a negative chunk": partial(
         serving, handle=says(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\n{}\r\n")
     ),

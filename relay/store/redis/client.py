@@ -52,6 +52,7 @@ _LASTING: Final = (
     ssl.SSLError,
 )
 """Wrong settings, of the relay or of the server: no wait mends them."""
+_REFUSALS: Final = (foreign.AuthenticationError, foreign.ReadOnlyError)
 
 
 @contextmanager
@@ -83,9 +84,10 @@ def translated() -> Iterator[None]:
 
 def _unavailable(exc: BaseException) -> UnavailableError:
     detail = str(exc) or type(exc).__name__
+    what = "refuses" if isinstance(exc, _REFUSALS) else "does not answer"
     return UnavailableError(
         ErrorCode.STORAGE_UNAVAILABLE,
-        f"the store does not answer: {detail}",
+        f"the store {what}: {detail}",
         retry_after=_RETRY_AFTER_S,
     )
 
