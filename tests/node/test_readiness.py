@@ -31,7 +31,7 @@ from relay.store.embedded import find_server_binary
 from relay.store.memory import MemoryStore
 from tests.node.test_edges import get
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
-from tests.support.relays import NO_LIMITS, ROOT, relay_process
+from tests.support.relays import NO_LIMITS, ROOT, RelayProcess, relay_process
 from tests.support.servers import RedisServer, client, free_port, wait_until
 from tests.support.stores import linux_only
 
@@ -293,3 +293,45 @@ async def test_a_data_directory_that_was_put_back_whole_is_not_silent(tmp_path):
             assert me.ready.welcome.epoch != before
         _, logged = await relay.end()
     assert ("problem_appeared", "store_rolled_back") in problems(logged)
+
+
+@linux_only
+@pytest.mark.parametrize(("backed_up", "option"), [("stopped", "-a"), ("running", "-r")])
+async def test_a_data_directory_that_was_copied_over_in_place_is_not_silent(
+    tmp_path, backed_up, option
+):
+    data, copy, bob = tmp_path / "data", tmp_path / "copy", new_key()
+
+    async def epoch(relay: RelayProcess) -> str:
+        assert "store_rolled_back" not in (await readiness(relay.admin))[1]
+        async with speaker(relay.url, bob) as me:
+            return str(me.ready.welcome.epoch)
+
+    async with relay_process(data) as relay:
+        before = await epoch(relay)
+        if backed_up == "running":
+            shutil.copytree(data, copy, ignore=shutil.ignore_patterns("*.sock"))
+    if backed_up == "stopped":
+        shutil.copytree(data, copy)
+        # starts after a stop and after a crash say nothing; a new owner or mode does not matter
+        async with relay_process(data) as relay:
+            assert await epoch(relay) == before
+            relay.kill()
+        (data / "rollback").chmod(0o640)
+        async with relay_process(data) as relay:
+            assert await epoch(relay) == before
+            relay.kill()
+    inode = (data / "rollback").stat().st_ino
+    copying = await asyncio.create_subprocess_exec("cp", option, f"{copy}/.", str(data))
+    assert await copying.wait() == 0
+    assert (data / "rollback").stat().st_ino == inode
+    async with starting(data) as relay:
+        await wait_until(lambda: relay.has(200, "store_rolled_back"), 15, "it says so, and serves")
+        assert relay.process.stdout is not None
+        url = json.loads(await relay.process.stdout.readline())["url"]
+        async with speaker(url, bob) as me:
+            assert me.ready.welcome.epoch != before
+        _, logged = await relay.end()
+    assert problems(logged).count(("problem_appeared", "store_rolled_back")) == 1
+    async with relay_process(data) as relay:
+        await epoch(relay)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.ids import Seq
+from relay.core.ids import Partition, Seq
 from relay.health import ProblemReason
 from relay.store.embedded import find_server_binary
+from relay.store.redis.lineage import RollbackFile
 from tests.store.test_outages import Node, backup, restore
 from tests.store.worlds import ALL, ME, fresh, opened
 from tests.support.servers import RedisServer, redis_server
@@ -86,3 +87,41 @@ async def test_a_rollback_file_of_an_earlier_version_is_believed(
         assert (await opened(store)).epoch == session.epoch
         assert not store.health.has(ProblemReason.STORE_ROLLED_BACK)
     assert len((tmp_path / "file").read_text().split()) == 5
+
+
+async def test_a_copy_is_no_witness_until_its_partition_was_renewed(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    async with Node(server, file) as store:
+        await opened(store)
+    kept = file.read_bytes()
+    async with Node(server, file) as store:
+        await opened(store)
+    file.write_bytes(kept)
+    # a start that ends before it has looked at the store
+    RollbackFile(file).close()
+    again = RollbackFile(file)
+    known = again.read(Partition(0))
+    again.close()
+    assert known is not None
+    assert (known.token, again.is_copy) == ("", True)
+
+
+async def test_a_disk_that_takes_no_new_file_leaves_the_old_one_in_use(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "file"
+    async with Node(server, file) as store:
+        session = await opened(store)
+    name = file.read_text().split()[3]
+    # a directory in its place stops even root
+    (tmp_path / "file.new").mkdir()
+    async with Node(server, file) as store:
+        assert (await opened(store)).epoch == session.epoch
+        assert not store.health.has(ProblemReason.STORE_ROLLED_BACK)
+    assert file.read_text().split()[3] == name
+    (tmp_path / "file.new").rmdir()
+    async with Node(server, file) as store:
+        assert (await opened(store)).epoch == session.epoch
+    assert file.read_text().split()[3] != name
