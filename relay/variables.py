@@ -40,14 +40,19 @@ def unknown(names: Iterable[str], prefix: str, fields: Iterable[str]) -> dict[st
 
     Args:
         names: of the environment.
-        prefix: of settings, in upper case; the environment is read without regard to case.
+        prefix: of settings, in upper case; the case of a setting does not matter, but ``X_FILE``
+            and ``CONFIG`` are read in upper case only.
         fields: names of settings, without the prefix.
     """
-    known = {f"{field}{end}" for field in fields for end in ("", "_file")} | {"config"}
+    settings = set(fields)
+    # these are read in upper case only
+    in_capitals = {f"{field}_file" for field in settings} | {"config"}
+    known = settings | in_capitals
     found: dict[str, str | None] = {}
     for name in sorted(names):
         bare = name.upper().removeprefix(prefix).lower()
-        if not name.upper().startswith(prefix) or bare in known or name.upper() in AGENTS:
+        is_read = bare in settings or (bare in in_capitals and name.isupper())
+        if not name.upper().startswith(prefix) or is_read or name.upper() in AGENTS:
             continue
         right = nearest(bare, known)
         found[name] = right and f"{prefix}{right.upper()}"

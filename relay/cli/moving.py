@@ -95,7 +95,7 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
 async def _learn(state: states.State, did: Did, url: str) -> None:
     """Ask the relay of the command line, which may know more than the file; or it is not there."""
     try:
-        found = await resolve(origins.parse(url), did)
+        found = await resolve(origins.parse(url), did, is_own=True)
     except AgentError:
         return
     if found.record is not None:

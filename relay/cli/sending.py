@@ -91,8 +91,8 @@ async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
         desk = _Desk(key, Errand(origins.parse(url), state), state, mine, wish)
         await _tell_outcomes(desk)
         until = clock.monotonic() + wish.deadline_s
-        envelope = _signed(key, await _recipient(desk, letter.to), letter)
-        sent = await _submit(desk, envelope)
+        to = await desk.errand.handles.did_of(letter.to, wish.deadline_s)
+        sent = await _submit(desk, _signed(key, to, letter), until)
         if isinstance(sent, Exit):
             return sent
         try:
@@ -114,21 +114,6 @@ def _show_warnings(*, as_json: bool) -> None:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="relay: %(message)s")
 
 
-async def _recipient(desk: _Desk, to: str) -> str:
-    """The DID to send to; a handle is asked for, and its DID pinned in the state file.
-
-    Raises:
-        HandleChangedError: it leads to another DID than it did.
-        AgentError: it leads nowhere, or the record of its DID does not list it, or no answer.
-    """
-    try:
-        async with asyncio.timeout(desk.wish.deadline_s):
-            return await desk.errand.handles.did_of(to)
-    except TimeoutError as exc:
-        detail = f"{to}: no answer about where it leads in time"
-        raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no") from exc
-
-
 def _signed(key: SigningKey, to: str, letter: Letter) -> SignedEnvelope:
     try:
         return sign(
@@ -148,14 +133,14 @@ def _signed(key: SigningKey, to: str, letter: Letter) -> SignedEnvelope:
         raise
 
 
-async def _submit(desk: _Desk, envelope: SignedEnvelope) -> Sent | Exit:
+async def _submit(desk: _Desk, envelope: SignedEnvelope, until: float) -> Sent | Exit:
     as_json = desk.wish.as_json
     is_ours, earlier = await _earlier(desk)
     try:
         return await post(
             envelope,
             desk.errand,
-            deadline_s=desk.wish.deadline_s,
+            deadline_s=max(0.0, until - clock.monotonic()),
             earlier=earlier,
             tell=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
         )

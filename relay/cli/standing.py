@@ -102,7 +102,7 @@ async def _ask(
     began = clock.monotonic()
     standing.information = await information(standing.origin)
     standing.answered_ms = round((clock.monotonic() - began) * 1000)
-    standing.found = await resolve(standing.origin, key.did)
+    standing.found = await resolve(standing.origin, key.did, is_own=True)
     if may_log_in:
         standing.visit = await log_in(key, standing.origin, state)
 

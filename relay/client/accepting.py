@@ -84,7 +84,7 @@ async def accept(key: SigningKey, origin: Origin, relay: Did, state: State) -> P
     """As :func:`accept_relay`, with the agent's state."""
     state.moves.refuse_if_bound()
     here = await home_at(origin, state, relay)
-    found = await resolve(origin, key.did)
+    found = await resolve(origin, key.did, is_own=True)
     if found.record is not None:
         state.keep_record(found.record.jws.compact)
     record = ordering.newest(state)

@@ -206,7 +206,7 @@ class Conversation:
         if exc.code not in {ErrorCode.MOVED, ErrorCode.MIGRATING} or exc.record is not None:
             return exc
         try:
-            found = await resolve(self.origin, self.company.key.did)
+            found = await resolve(self.origin, self.company.key.did, is_own=True)
             if found.record is not None:
                 exc.record = found.record.jws.compact
                 self.company.homes.told(exc.record)

@@ -11,7 +11,7 @@ from relay.core import records
 from relay.core.errors import ErrorCode, RelayError
 from relay.core.frames import Resolution, Resolved, Ruled
 from relay.core.identity import parse_did
-from relay.core.ids import Did
+from relay.core.ids import Did, Timestamp
 from relay.core.records import EndpointRecord
 
 
@@ -36,8 +36,8 @@ class Found:
     why: str = ""
 
 
-def found(answer: Answer, did: str) -> Found:
-    """Read the answer to a question about ``did``.
+def found(answer: Answer, did: str, *, is_own: bool = False) -> Found:
+    """Read the answer to a question about ``did``; ``is_own`` as for :func:`verified`.
 
     Raises:
         ProtocolError: it answers something else.
@@ -46,18 +46,27 @@ def found(answer: Answer, did: str) -> Found:
         raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
     if answer.record is None:
         return Found(answer.state)
-    record = verified(answer.record, did)
+    record = verified(answer.record, did, is_own=is_own)
     if record is None:
         # a relay can withhold a record, but not make one: what it shows here is none
         return Found("unreadable")
     return Found(answer.state, record, stale=answer.stale)
 
 
-def verified(compact: str, did: str) -> EndpointRecord | None:
-    """A record as ``did`` has signed it; None: it has not."""
+def verified(compact: str, did: str, *, is_own: bool = False) -> EndpointRecord | None:
+    """A record as ``did`` has signed it; None: it has not.
+
+    Args:
+        compact: the record.
+        did: whose it should be.
+        is_own: the caller signs for ``did``. A record from the future counts too: the clock was
+            set back, and the next record must be above it.
+    """
+    now = clock.now()
     try:
         record = records.parse(compact)
-        no = records.verify(record, parse_did(did), clock.now())
+        judged_at = Timestamp(max(now, record.issued_at)) if is_own else now
+        no = records.verify(record, parse_did(did), judged_at)
     except RelayError:
         return None
     return record if record.did == did and no is None else None

@@ -171,7 +171,7 @@ class Journal:
     def note_found(self, origin: str, relay: str) -> Future[None]:
         """Note who was found at an origin instead of who is pinned there."""
         row = (f"{_FOUND}{origin}", relay)
-        return self._disk.do(partial(_run, "REPLACE INTO facts VALUES (?, ?)", row))
+        return self._disk.note(partial(_run, "REPLACE INTO facts VALUES (?, ?)", row))
 
     def see_epoch(self, relay: Did, epoch: Epoch) -> Future[None]:
         """Note the inbox's epoch at a relay."""

@@ -78,7 +78,7 @@ async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
 async def _learn(did: Did, state: State, at: Origin) -> None:
     """Ask a relay for the newest record of this agent; who cannot say is not waited for."""
     try:
-        found = await resolve(at, did)
+        found = await resolve(at, did, is_own=True)
     except AgentError:
         return
     if found.record is not None:

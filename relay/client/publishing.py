@@ -105,7 +105,7 @@ async def _next(
     *,
     is_accepted: bool,
 ) -> EndpointRecord:
-    found = await resolve(origin, key.did)
+    found = await resolve(origin, key.did, is_own=True)
     if found.state == "unreadable":
         detail = f"{origin} cannot say which record it holds"
         raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
@@ -154,7 +154,7 @@ async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
     except ValueError as exc:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} said what cannot be: {exc}") from exc
     # not signed by this agent, it must not be kept: the next one would be signed after its words
-    is_ours = finding.verified(newer.jws.compact, record.did) is not None
+    is_ours = finding.verified(newer.jws.compact, record.did, is_own=True) is not None
     if not is_ours or newer.order <= record.order:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
     return newer

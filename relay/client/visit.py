@@ -118,13 +118,15 @@ async def log_in(
     return Visit(origin, ready.relay, welcome, token)
 
 
-async def resolve(origin: Origin, did: str) -> Found:
+async def resolve(origin: Origin, did: str, *, is_own: bool = False) -> Found:
     """Where an agent lives, as the relay knows it; needs no login. The signature is checked here.
+
+    ``is_own``: the caller signs for ``did``, so its record may be from the future.
 
     Raises:
         AgentError: the relay's no, or no answer.
     """
-    return found(await ask_record(origin, did), did)
+    return found(await ask_record(origin, did), did, is_own=is_own)
 
 
 async def ask_record(origin: Origin, did: str) -> Resolved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,6 +119,38 @@ async def test_a_handle_that_leads_to_somebody_else_than_it_did_gets_nothing(wor
     await asyncio.wrap_future(journal._disk.do(lambda db: db.execute("DELETE FROM handles")))
     journal.close()
     assert (await world.terminal.run("send", world.handle, "hello")).code == Exit.OK
+
+
+async def test_a_pinned_handle_whose_source_is_silent_is_sent_to_within_the_deadline(
+    world: World,
+):
+    did = Did((await world.terminal.run("inbox", "--json")).json["did"])
+    state = world.terminal.home / ".config" / "did-relay" / "agent.key.state"
+    async with stalling() as silent:
+        handle = f"me@{silent.url.removeprefix('http://')}"
+        journal = Journal.open(state, did)
+        await journal.knowledge.pin_handle(handle, did)
+        journal.close()
+        sent = await world.terminal.run("send", handle, "hi", "--timeout", "3", "--json")
+        assert (sent.code, sent.json["to"]) == (Exit.OK, did), sent.err
+
+
+async def test_the_look_up_of_a_handle_is_part_of_the_deadline_of_the_command(world: World):
+    did = Did((await world.terminal.run("id", "show")).out.strip())
+    state = world.terminal.home / ".config" / "did-relay" / "agent.key.state"
+    async with stalling() as source, stalling() as quiet:
+        handle = f"me@{source.url.removeprefix('http://')}"
+        journal = Journal.open(state, did)
+        await journal.knowledge.pin_handle(handle, did)
+        journal.close()
+        words = ("send", handle, "hi", "--timeout", "5", "--relay", quiet.url, "--json")
+        async with world.terminal.running(*words) as sending:
+            await source.was_asked()
+            began = time.monotonic()
+            assert await sending.wait() == Exit.UNKNOWN
+        # half of the time for the look-up, the other half for what is sent
+        assert time.monotonic() - began < 5 + 2
+        await quiet.was_asked()
 
 
 async def test_what_is_no_recipient_or_leads_nowhere_is_said_to_be_that(world: World):

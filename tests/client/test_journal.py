@@ -257,3 +257,19 @@ async def test_who_holds_an_envelope_is_forgotten_a_day_after_it_expired(tmp_pat
     assert await kept.knowledge.holding_by_id(young.id) == young
     assert await kept.knowledge.holding(old.eid) is None
     kept.close()
+
+
+def test_whatever_nobody_waits_for_is_logged_where_the_disk_is_full(kept, caplog):
+    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    for note in (
+        lambda: kept.pin("https://one.example", ONE.did),
+        lambda: kept.note_found("https://one.example", TWO.did),
+        lambda: kept.see_epoch(ONE.did, Epoch("e1")),
+        lambda: kept.keep_record("a record"),
+    ):
+        caplog.clear()
+        with pytest.raises(InternalError):
+            note().result()
+        # the disk's thread logs it before it does the next job
+        assert kept._disk.do(lambda _: None).exception() is not None
+        assert "could not be noted" in caplog.text

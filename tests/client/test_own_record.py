@@ -14,6 +14,7 @@ import pytest
 from relay import clock
 from relay.client import (
     Agent,
+    NotYetValidError,
     ProtocolError,
     StaleRecordError,
     StorageUnavailableError,
@@ -204,10 +205,42 @@ async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_pat
             assert await held_by(node, key.did) == done.record
 
 
+@pytest.mark.parametrize("ahead_s", [500, 800])
+async def test_after_clocks_were_set_back_the_next_record_is_above_the_one_held(
+    ahead_s: float, monkeypatch
+):
+    key = new_key()
+    async with running_node() as node:
+        here = origins.parse(node.url)
+        with monkeypatch.context() as ahead:
+            ahead.setattr(clock, "now", lambda: Timestamp(time.time() + ahead_s))
+            first = (await publish(key, here, State(), change=lambda _: ("me@r.example",))).record
+        # of another agent it would not be taken before its time
+        assert (await visit.resolve(here, key.did)).state == "unreadable"
+        done = await publish(key, here, State())
+        assert done.record.seq > first.seq
+        assert done.record.handles == first.handles
+        assert (await visit.resolve(here, key.did, is_own=True)).record == done.record
+
+
+async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the_clocks(
+    monkeypatch,
+):
+    key = new_key()
+    async with running_node() as node:
+        here = origins.parse(node.url)
+        with monkeypatch.context() as ahead:
+            ahead.setattr(clock, "now", lambda: Timestamp(time.time() + 1500))
+            await publish(key, here, State())
+        with pytest.raises(NotYetValidError, match="clock"):
+            await publish(key, here, State())
+
+
 @pytest.mark.parametrize("signer", ["the agent", "a liar"])
 async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
     mine = records.parse(records.sign(KEY, [records.Home(RELAY.did, URL)], now=clock.now()))
-    at = Timestamp(time.time() + 60)
+    # further ahead than another agent's record may be: a clock was set back
+    at = Timestamp(time.time() + 600)
     newer = records.sign(KEY, [records.Home(OTHER.did, OTHER_URL)], now=at)
     if signer == "a liar":
         head, payload, _ = newer.split(".")

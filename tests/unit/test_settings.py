@@ -29,6 +29,8 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("RELAY_REDIS_URL_FIL", "RELAY_REDIS_URL_FILE"),
         ("RELAY_CONFG", "RELAY_CONFIG"),
         ("relay_max_connection", "RELAY_MAX_CONNECTIONS"),
+        ("relay_inbox_count_file", "RELAY_INBOX_COUNT_FILE"),
+        ("Relay_Config", "RELAY_CONFIG"),
     ],
 )
 def test_a_misspelt_variable_ends_the_start_and_names_the_right_one(
@@ -37,6 +39,13 @@ def test_a_misspelt_variable_ends_the_start_and_names_the_right_one(
     monkeypatch.setenv(written, "5")
     with pytest.raises(StateError, match=f"no setting {written}; did you mean {meant}[?]"):
         settings.load()
+
+
+def test_the_case_of_a_setting_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("relay_inbox_count", "5")
+    monkeypatch.setenv("relay_key_file", "/relay.key")
+    made = settings.load()
+    assert (made.inbox_count, made.key_file) == (5, Path("/relay.key"))
 
 
 def test_variables_of_agents_and_of_kubernetes_end_no_start(
