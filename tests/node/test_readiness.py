@@ -238,7 +238,7 @@ async def test_a_wrong_password_is_not_waited_for(tmp_path):
             _, said = await asyncio.wait_for(relay.process.communicate(), 20)
             [last] = said.decode().splitlines()
             assert relay.process.returncode == 1
-            assert last.startswith("relay: the store does not answer: ")
+            assert last.startswith("relay: the store refuses: ")
             assert "wrong" not in last
     finally:
         server.kill()
