@@ -8,6 +8,7 @@ out of their texts; docs/OPERATIONS.md names the same commands, and a test compa
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Final
 
 from relay.core.errors import ErrorCode, UnavailableError
@@ -40,6 +41,7 @@ _ARGUMENTS: Final = {
 """Arguments by which the store finds the keys and channels; of others, a key is the first."""
 
 
+@cache
 def needed(*, cluster: bool) -> frozenset[str]:
     """Names of all commands that a relay runs, in scripts and outside."""
     calls = (call for one in all_scripts() for call in _CALL.findall(one.text))
