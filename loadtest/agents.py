@@ -16,13 +16,18 @@ import orjson
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from loadtest.posts import Stock
-from relay.core import codec
-from relay.core.agent_session import AgentSession, Failed, Login, Ready
-from relay.core.effects import Send
-from relay.core.errors import RelayError
-from relay.core.frames import SUBPROTOCOL
-from relay.core.identity import SigningKey
-from relay.core.ids import Timestamp
+from relay.protocol.client_session import (
+    AgentSession,
+    Failed,
+    Login,
+    Ready,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.effects import Send
+from relay.protocol.errors import RelayError
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import SUBPROTOCOL
+from relay.protocol.ids import Timestamp
 
 LOGIN_S: Final = 20
 TEXT: Final = WSMsgType.TEXT

@@ -19,12 +19,16 @@ from loadtest.agents import AgentFailedError, Recipient, Sender
 from loadtest.ledger import Ledger
 from loadtest.posts import Stock, checksum
 from loadtest.process import RelayProcess
-from relay.core.errors import RelayError
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid, Timestamp
-from relay.core.receipts import verify_receipt
-from relay.core.records import Home
-from relay.core.records import sign as sign_record
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.endpoint_record import sign as sign_record
+from relay.protocol.errors import RelayError
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Timestamp,
+)
+from relay.protocol.receipts import verify_receipt
 
 PAIRS: Final = 8
 POLL_S: Final = 0.01

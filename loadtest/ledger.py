@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, fields
 
-from relay.core.ids import Eid
+from relay.protocol.ids import Eid
 
 Lane = tuple[int, int]
 """A sender and a recipient, by number: within a lane, order counts."""

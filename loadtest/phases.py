@@ -20,7 +20,7 @@ from loadtest.agents import Agent
 from loadtest.fleet import PAIRS, Fleet, Latencies
 from loadtest.process import RelayProcess
 from loadtest.schedule import Schedule, ticking
-from relay.core.identity import SigningKey
+from relay.protocol.did import SigningKey
 from relay.tasks import side_by_side
 
 IN_FLIGHT: Final = 32

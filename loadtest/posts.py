@@ -8,11 +8,19 @@ import time
 import zlib
 from typing import Final, NamedTuple
 
-from relay.core import codec
-from relay.core.envelope import Draft, sign
-from relay.core.frames import Submit
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid, Timestamp, new_message_id
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import (
+    Draft,
+    sign,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import Submit
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Timestamp,
+    new_message_id,
+)
 
 BODY_BYTES: Final = 512
 SIGNED_AT_ONCE: Final = 100

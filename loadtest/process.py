@@ -19,7 +19,7 @@ from typing import BinaryIO, Final
 
 import orjson
 
-from relay.core.ids import Did
+from relay.protocol.ids import Did
 from relay.store.embedded.process import dying_with_us
 
 ROOT: Final = Path(__file__).parents[1]

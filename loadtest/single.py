@@ -27,7 +27,7 @@ from loadtest.agents import AgentFailedError
 from loadtest.fleet import Fleet
 from loadtest.ledger import Ledger
 from loadtest.process import RelayFailedError, RelayProcess, relay_process
-from relay.core.errors import RelayError
+from relay.protocol.errors import RelayError
 
 RESULTS: Final = Path(__file__).parent / "results"
 SHARES: Final = (0.1, 0.25, 0.5, 0.65, 0.8, 0.9)

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TypeVar
 
-from relay.core.ids import Timestamp
+from relay.protocol.ids import Timestamp
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from typing import Final, TextIO
 
 import structlog
 
-from relay.core.errors import ErrorCode
+from relay.protocol.errors import ErrorCode
 
 
 class _Lines:

@@ -17,11 +17,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.core import records
-from relay.core.identity import SigningKey
-from relay.core.ids import AgentKey, Timestamp
-from relay.core.records import Home
-from relay.ports_mesh import RecordRow
+from relay.peering.ports import RecordRow
+from relay.protocol import endpoint_record
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.ids import (
+    AgentKey,
+    Timestamp,
+)
 from relay.store.embedded import launcher
 
 SHARE: Final = 2_000
@@ -38,12 +41,12 @@ def key_of(number: int) -> SigningKey:
 
 def sign(number: int, *, now: float, home: Home = ELSEWHERE) -> str:
     """The record of one agent at ``now``; a later one is newer."""
-    return records.sign(key_of(number), [home], now=Timestamp(now))
+    return endpoint_record.sign(key_of(number), [home], now=Timestamp(now))
 
 
 def row_of(compact: str) -> tuple[AgentKey, RecordRow]:
     """As a store keeps it, of an agent that lives elsewhere."""
-    record = records.parse(compact)
+    record = endpoint_record.parse(compact)
     agent = record.jws.header.kid.rpartition("#")[2]
     row = RecordRow(record.order, compact, names_us=False, expires_at=record.expires_at)
     return AgentKey(f"key:{agent}"), row

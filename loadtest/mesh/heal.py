@@ -21,8 +21,8 @@ from loadtest import probes
 from loadtest.mesh import crowd, relays
 from loadtest.mesh.relays import Place
 from loadtest.process import RelayProcess
-from relay.core.ids import AgentKey
-from relay.ports_mesh import Order
+from relay.peering.ports import Order
+from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
 from relay.tasks import side_by_side
 from tests.support.fault_proxy import FaultProxy

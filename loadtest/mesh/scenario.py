@@ -26,7 +26,7 @@ from loadtest.agents import AgentFailedError
 from loadtest.ledger import Ledger
 from loadtest.mesh import heal, mail, report, spread
 from loadtest.process import RelayFailedError
-from relay.core.errors import RelayError
+from relay.protocol.errors import RelayError
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 PARTS: Final = ("mail", "spread", "heal")

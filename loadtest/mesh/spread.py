@@ -18,8 +18,8 @@ from typing import Final
 
 from loadtest.mesh import crowd, relays
 from loadtest.process import RelayFailedError, RelayProcess
-from relay.core.ids import AgentKey
-from relay.core.records import Home
+from relay.protocol.endpoint_record import Home
+from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
 from relay.tasks import side_by_side
 

@@ -7,9 +7,15 @@ from typing import Final
 
 from loadtest.mesh_sim.light import FORGED, RECORD_CHARS, Light
 from loadtest.mesh_sim.relays import Relay
-from relay.core.frames import Digest, Digests, Gossip, Have, Want
-from relay.core.ids import Did
-from relay.core.jws import b64encode
+from relay.protocol.frames.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Have,
+    Want,
+)
+from relay.protocol.ids import Did
+from relay.protocol.jws import b64encode
 
 FLOOD: Final = 500
 """Records pushed at each linked peer a second: more than it listens to."""

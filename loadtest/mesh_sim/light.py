@@ -11,9 +11,15 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Final
 
-from relay.core.antientropy import Order
-from relay.core.frames import Digest, Digests, Gossip, Have, Want
-from relay.core.ids import AgentKey
+from relay.directory.model.anti_entropy import Order
+from relay.protocol.frames.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Have,
+    Want,
+)
+from relay.protocol.ids import AgentKey
 
 RECORD_CHARS: Final = 708
 """A real record with one home."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.core.ids import Did
+from relay.protocol.ids import Did
 
 Step = Callable[[], None]
 

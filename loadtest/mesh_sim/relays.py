@@ -11,13 +11,33 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from loadtest.mesh_sim.light import FORGED, Light
-from relay.core.antientropy import Index, Order, Pull, answer
-from relay.core.errors import ErrorCode
-from relay.core.frames import Digest, Digests, Gossip, Have, Want
-from relay.core.gossip import Allowance, Conduct, Rumors, frames, is_strike
-from relay.core.ids import Did, Timestamp
-from relay.core.membership import Roster
-from relay.core.record_index import TOP_BITS
+from relay.directory.model.anti_entropy import (
+    Index,
+    Order,
+    Pull,
+    answer,
+)
+from relay.directory.model.index import TOP_BITS
+from relay.peering.model.gossip import (
+    Allowance,
+    Conduct,
+    Rumors,
+    frames,
+    is_strike,
+)
+from relay.peering.model.membership import Roster
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Have,
+    Want,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
 
 if TYPE_CHECKING:
     from loadtest.mesh_sim.world import World

@@ -9,8 +9,17 @@ from typing import Final
 from loadtest.mesh_sim.light import Catalogue, Light, size_of
 from loadtest.mesh_sim.network import Clock, Network
 from loadtest.mesh_sim.relays import Habits, Relay
-from relay.core.frames import Digest, Digests, Gossip, Have, Want
-from relay.core.ids import Did, Timestamp
+from relay.protocol.frames.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Have,
+    Want,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
 
 BEGIN: Final = 1_750_000_000.0
 RECORD_CPU_S: Final = 0.0002

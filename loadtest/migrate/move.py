@@ -20,14 +20,31 @@ from loadtest.mesh import relays
 from loadtest.mesh.relays import Place
 from loadtest.migrate import plain
 from loadtest.process import RelayFailedError, RelayProcess
-from relay.core import records
-from relay.core.envelope import SignedEnvelope, eid_of
-from relay.core.frames import Ack, Acked, Deliver, Submit, Submitted
-from relay.core.handoffs import Statement, Tally
-from relay.core.identity import SigningKey
-from relay.core.ids import Eid, Epoch, Seq, Timestamp
-from relay.core.migration import DIGEST_PAGE
-from relay.core.records import Home
+from relay.migration.model.machine import DIGEST_PAGE
+from relay.protocol import endpoint_record
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import (
+    SignedEnvelope,
+    eid_of,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import (
+    Eid,
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.migration_statement import (
+    Statement,
+    Tally,
+)
 from tests.support.nodes import Speaker, make_envelope, speaker
 from tests.support.steps import Traveller
 
@@ -82,7 +99,7 @@ async def measure(directory: Path, waiting: int = WAITING, acked: int = ACKED) -
     where = relays.places(2, directory)
     async with relays.peered(where) as (a, b):
         key, sender = SigningKey(os.urandom(32)), SigningKey(os.urandom(32))
-        newest = records.sign(key, [_home(where[0])], now=_now())
+        newest = endpoint_record.sign(key, [_home(where[0])], now=_now())
         await relays.publish(a, key.did, newest)
         async with speaker(a.url, key):
             pass

@@ -25,8 +25,8 @@ from loadtest import machine
 from loadtest.migrate import move
 from loadtest.migrate.move import Found
 from loadtest.process import RelayFailedError
-from relay.core.errors import RelayError
-from relay.core.handoffs import Tally
+from relay.protocol.errors import RelayError
+from relay.protocol.migration_statement import Tally
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 MOST_S: Final = 10.0

@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 from relay import __version__
 from relay.cli import streams
-from relay.cli.exits import Exit, LocalError
+from relay.cli.exit_codes import (
+    Exit,
+    LocalError,
+)
 
 _CLI = frozenset({"typer", "click"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code (see :mod:`relay.cli.exits`)."""
+    """Run the command line; gives the exit code (see :mod:`relay.cli.exit_codes`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     streams.install()
     try:

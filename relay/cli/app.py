@@ -1,7 +1,7 @@
 """The commands and their options; what they do is in the modules beside this one.
 
 Rules of the file: an expected failure is one sentence on stderr and an exit code of
-:mod:`relay.cli.exits`, never a traceback. What a command needs is imported when it runs: the
+:mod:`relay.cli.exit_codes`, never a traceback. What a command needs is imported when it runs: the
 packages of a node come with another extra, and those of an agent take a quarter of a second.
 """
 
@@ -14,9 +14,19 @@ from typing import Annotated, Any, Final, Literal
 import typer
 
 from relay import __version__
-from relay.cli import moving_commands, naming_commands, output, peer_commands, talking
-from relay.cli.exits import MEANING, Exit, LocalError
-from relay.cli.id_commands import id_app
+from relay.cli import output
+from relay.cli.agent import (
+    handle_commands,
+    migrate_commands,
+    talking,
+)
+from relay.cli.agent.key_commands import id_app
+from relay.cli.exit_codes import (
+    MEANING,
+    Exit,
+    LocalError,
+)
+from relay.cli.node import peer_commands
 from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
 
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
@@ -73,7 +83,12 @@ def _listen(
     json: Json = False,
 ) -> None:
     """Print what is delivered to this agent, and ack it once it is written."""
-    from relay.cli import identity, mail  # noqa: PLC0415  as above
+    from relay.cli.agent import (  # noqa: PLC0415  as above
+        key as identity,
+    )
+    from relay.cli.agent import (  # noqa: PLC0415  only now
+        listen as mail,
+    )
 
     run_async(
         mail.listen(
@@ -92,15 +107,20 @@ def _inbox(
     json: Json = False,
 ) -> None:
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
-    from relay.cli import identity, mail  # noqa: PLC0415  as above
+    from relay.cli.agent import (  # noqa: PLC0415  as above
+        key as identity,
+    )
+    from relay.cli.agent import (  # noqa: PLC0415  only now
+        listen as mail,
+    )
 
     run_async(mail.look(identity.KeyFile(key, passphrase_file), relay, limit=limit, as_json=json))
 
 
 talking.register(app)
 peer_commands.register(app)
-naming_commands.register(app)
-moving_commands.register(app)
+handle_commands.register(app)
+migrate_commands.register(app)
 
 
 @app.command("demo")
@@ -111,9 +131,9 @@ def _demo(
     ] = "relay",
 ) -> None:
     """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
-    from relay.cli import demo  # noqa: PLC0415  as above
+    from relay.cli.dev.demo import commands  # noqa: PLC0415  as above
 
-    demos = {"relay": demo.demo, "mesh": demo.mesh, "migrate": demo.migrate}
+    demos = {"relay": commands.demo, "mesh": commands.mesh, "migrate": commands.migrate}
     raise typer.Exit(run_async(demos[what]()))
 
 
@@ -145,9 +165,9 @@ def _serve(
     redis_url: RedisUrl = None,
 ) -> None:
     """Run a relay node. Every other setting is a RELAY_ variable: relay config show."""
-    from relay.cli import node  # noqa: PLC0415  as above
+    from relay.cli.node import serve  # noqa: PLC0415  as above
 
-    raise typer.Exit(node.serve(_overrides(data, listen, admin, public_url, redis_url)))
+    raise typer.Exit(serve.serve(_overrides(data, listen, admin, public_url, redis_url)))
 
 
 @config_app.command("show")
@@ -161,9 +181,9 @@ def _config_show(
     json: Json = False,
 ) -> None:
     """Show every setting of a node, its value and where that comes from."""
-    from relay.cli import node  # noqa: PLC0415  as above
+    from relay.cli.node import serve  # noqa: PLC0415  as above
 
-    node.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
+    serve.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
 
 
 def _overrides(

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ def checked_admin(url: str) -> str:
 
 
 def _checked(url: str, plain_networks: Sequence[str] = ()) -> str:
-    from relay.client import origin  # noqa: PLC0415  a quarter of a second, for who dials only
+    from relay.client.http import origin  # noqa: PLC0415  a quarter of a second, for who dials only
 
     try:
         origin.parse(url, plain_networks=plain_networks)

@@ -17,7 +17,7 @@ import stat
 import sys
 from typing import TYPE_CHECKING, TextIO, cast
 
-from relay.cli.exits import LocalError
+from relay.cli.exit_codes import LocalError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer as Buffer

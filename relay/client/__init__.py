@@ -1,7 +1,8 @@
 """The SDK that an agent embeds: needs nothing but orjson, pynacl and websockets."""
 
-from relay.client.accepting import accept_relay
 from relay.client.agent import Agent
+from relay.client.directory.accept import accept_relay
+from relay.client.directory.resolve import Found
 from relay.client.errors import (
     AgentError,
     AuthRequiredError,
@@ -49,14 +50,16 @@ from relay.client.errors import (
     WrongRelayError,
     WrongStateError,
 )
-from relay.client.finding import Found
-from relay.client.keytext import KeyFileError, PassphraseError
+from relay.client.identity.key_format import (
+    KeyFileError,
+    PassphraseError,
+)
 from relay.client.message import Bounce, Message, Sent
-from relay.client.moves import Moved
-from relay.client.moves import Progress as MoveProgress
-from relay.client.outcomes import Outcome
-from relay.core.envelope import SignedEnvelope
-from relay.core.identity import SigningKey
+from relay.client.migration.state import Moved
+from relay.client.migration.state import Progress as MoveProgress
+from relay.client.outbox.outcomes import Outcome
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import SignedEnvelope
 
 __all__ = [
     "Agent",

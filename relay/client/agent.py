@@ -17,26 +17,55 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
+from relay.client.directory.resolve import Found
 from relay.client.errors import AgentError
-from relay.client.finding import Found
-from relay.client.handles import DID
+from relay.client.identity.handles import DID
+from relay.client.inbox.serve import (
+    BounceHandler,
+    Handler,
+    serve,
+)
 from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
-from relay.client.migrating import DEADLINE_S, Wish, silent
-from relay.client.moves import Moved
-from relay.client.outcomes import Outcome, Telling
-from relay.client.patience import Tell
+from relay.client.migration.patience import Tell
+from relay.client.migration.runner import (
+    DEADLINE_S,
+    Wish,
+    silent,
+)
+from relay.client.migration.state import Moved
+from relay.client.outbox.outcomes import (
+    Outcome,
+    Telling,
+)
+from relay.client.outbox.sender import (
+    Submissions,
+    Wait,
+)
+from relay.client.outbox.signing import (
+    check,
+    sign,
+)
 from relay.client.process import Owner, not_pickled
-from relay.client.serving import BounceHandler, Handler, serve
-from relay.client.sessions import Sessions
-from relay.client.signing import check, sign
-from relay.client.submissions import Submissions, Wait
-from relay.core.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
-from relay.core.frames import Ruled, Rules, State, Welcome
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, MessageId
-from relay.core.inbox_values import FirstContact
-from relay.core.records import EndpointRecord
+from relay.client.session.pool import Sessions
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.envelope import (
+    DEFAULT_LIFETIME_S,
+    MAX_BODY_BYTES,
+    SignedEnvelope,
+)
+from relay.protocol.frames.frames import (
+    Ruled,
+    Rules,
+    State,
+    Welcome,
+)
+from relay.protocol.ids import (
+    Did,
+    MessageId,
+)
+from relay.protocol.types import FirstContact
 
 __all__ = ["Agent", "Found", "sign"]
 

@@ -1,6 +1,7 @@
 """What the SDK raises: one class for each code, in families that say whose fault it is.
 
-Rules of the file: every class is also one of ``relay.core.errors`` and carries ``.code``; the table
+Rules of the file: every class is also one of ``relay.protocol.errors`` and carries ``.code``;
+the table
 of classes is total over :class:`ErrorCode`.
 
 ::
@@ -19,10 +20,14 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-from relay.core import errors as core
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError, Stored
-from relay.core.ids import Did
+from relay.protocol import errors as core
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    Stored,
+)
+from relay.protocol.ids import Did
 
 _log: Final = logging.getLogger("relay.client")
 

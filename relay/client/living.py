@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from relay.client import keystore
-from relay.client import state as states
 from relay.client.errors import again, closed, typed
-from relay.client.inbox import Inbox
+from relay.client.http.origin import parse
+from relay.client.identity import key_file
+from relay.client.inbox.inbox import Inbox
 from relay.client.message import Message
-from relay.client.origin import parse
-from relay.client.sessions import Sessions
-from relay.client.submissions import Submissions
+from relay.client.outbox.sender import Submissions
+from relay.client.session.pool import Sessions
+from relay.client.state import agent_state as states
 from relay.client.tasks import in_thread
-from relay.core.errors import ErrorCode
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import Did
 
 FLUSH_S: Final = 1.0
 
@@ -48,7 +48,7 @@ async def living(
     seconds: float,
 ) -> AsyncIterator[tuple[Sessions, Submissions]]:
     """The life of an agent; arguments and errors as for :meth:`relay.client.Agent.open`."""
-    signing = key if isinstance(key, SigningKey) else keystore.load(Path(key))
+    signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
     named = [relays] if isinstance(relays, str) else list(relays)
     if not named:
         raise ValueError("name at least one relay")

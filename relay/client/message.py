@@ -8,10 +8,19 @@ from typing import Any, Final, Protocol, Self
 import orjson
 
 from relay.client.process import not_pickled
-from relay.core.frames import State
-from relay.core.ids import Did, Eid, MessageId
-from relay.core.receipts import MAX_REASON, BounceItem, Custody, Durability
-from relay.core.seal import Content
+from relay.protocol.frames.frames import State
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    MessageId,
+)
+from relay.protocol.receipts import (
+    MAX_REASON,
+    BounceItem,
+    Custody,
+    Durability,
+)
+from relay.protocol.sealing import Content
 
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"

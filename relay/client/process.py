@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relay.client.errors import WrongStateError
-from relay.core.errors import ErrorCode
+from relay.protocol.errors import ErrorCode
 
 
 @dataclass(frozen=True, slots=True)

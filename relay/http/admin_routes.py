@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.ids import Did
-from relay.core.jws import Members
 from relay.http import bodies
-from relay.service.operating import Operating
+from relay.peering.admin import Operating
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Did
+from relay.protocol.jws import Members
 
 MAX_URL = 512
 

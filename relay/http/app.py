@@ -11,8 +11,6 @@ from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 
 from relay import __version__, log, metrics
-from relay.core.errors import ErrorCode, RejectedError, RelayError
-from relay.core.jws import dumps
 from relay.health import Health
 from relay.http import bodies
 from relay.http.admin_routes import peer_routes
@@ -20,8 +18,14 @@ from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wro
 from relay.http.migration_routes import migration_router
 from relay.http.naming_routes import naming_router
 from relay.http.routes import router
-from relay.service.node import Node
-from relay.service.operating import Operating
+from relay.node.node import Node
+from relay.peering.admin import Operating
+from relay.protocol.errors import (
+    ErrorCode,
+    RejectedError,
+    RelayError,
+)
+from relay.protocol.jws import dumps
 
 
 def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:

@@ -8,9 +8,13 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
-from relay.core import jws as jose
-from relay.core.errors import ErrorCode, ProtocolError, StateError
-from relay.core.frames import MAX_FRAME_BYTES
+from relay.protocol import jws as jose
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    StateError,
+)
+from relay.protocol.frames.frames import MAX_FRAME_BYTES
 
 BODY_DEADLINE_S: Final = 15.0
 TOKEN_BYTES: Final = 32

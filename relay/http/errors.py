@@ -9,8 +9,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from relay import log, metrics
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.jws import dumps
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.jws import dumps
 
 STATUS: Final[dict[ErrorCode, int]] = {
     ErrorCode.BAD_ENVELOPE: 400,

@@ -7,15 +7,25 @@ from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 
-from relay.core import jws as jose
-from relay.core import orders
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.ids import Eid, Seq
-from relay.core.inbox_values import Question
-from relay.core.orders import MigrationOrder
 from relay.http import bodies
-from relay.service.migrations import MOST_ITEMS, Migrations, Room
-from relay.service.node import Node
+from relay.migration.requests import (
+    MOST_ITEMS,
+    Migrations,
+    Room,
+)
+from relay.node.node import Node
+from relay.protocol import jws as jose
+from relay.protocol import migration_order
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import (
+    Eid,
+    Seq,
+)
+from relay.protocol.migration_order import MigrationOrder
+from relay.protocol.types import Question
 
 KEY_BYTES: Final = 16
 EID_CHARS: Final = 43
@@ -32,7 +42,7 @@ def migration_router(node: Node) -> APIRouter:
         try:
             asked = await bodies.members(request)
             name = asked.one_of("step", frozenset(_STEPS))
-            order = orders.parse(asked.text("order", most=orders.MAX_BYTES))
+            order = migration_order.parse(asked.text("order", most=migration_order.MAX_BYTES))
             return bodies.answer(await _STEPS[name](node.migrations, order, asked))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc

@@ -10,14 +10,24 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from relay.core import handles, records
-from relay.core import jws as jose
-from relay.core.errors import ErrorCode, ProtocolError, UnavailableError
-from relay.core.handles import Handle, Heard
+from relay.directory.publish import Directory
 from relay.http import bodies
-from relay.service.directory import Directory
-from relay.service.node import Node
-from relay.service.polling import Polling
+from relay.inbox.http_sessions import Polling
+from relay.node.node import Node
+from relay.protocol import (
+    endpoint_record,
+    handles,
+)
+from relay.protocol import jws as jose
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    UnavailableError,
+)
+from relay.protocol.handles import (
+    Handle,
+    Heard,
+)
 
 _ACCT: Final = "acct:"
 _STATUS: Final = {"found": 200, "absent": 404, "unreadable": 503}
@@ -72,7 +82,7 @@ async def _whole(directory: Directory, handle: Handle, heard: Heard) -> dict[str
     """The answer with the way back: the record, and whether it lists the handle."""
     found = await directory.resolve(heard.did) if heard.did else None
     record = found.record if found else None
-    listed = records.parse(record).handles if record else ()
+    listed = endpoint_record.parse(record).handles if record else ()
     return {
         "handle": str(handle),
         "state": heard.state,

@@ -8,18 +8,39 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from relay.core import codec, codec_rules
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Ack, Ruled, Rules, StatusItem, Submitted
-from relay.core.ids import Did, Fence
-from relay.core.inbox_values import Ack as InboxAck
-from relay.core.inbox_values import Page
 from relay.http import bodies
-from relay.service.addresses import peer_of, strangers_network
-from relay.service.information import relay_information
-from relay.service.node import Node
-from relay.service.polling import MAX_WAIT_S, Polling
-from relay.service.submit import Submissions
+from relay.inbox.client_ip import (
+    peer_of,
+    strangers_network,
+)
+from relay.inbox.http_sessions import (
+    MAX_WAIT_S,
+    Polling,
+)
+from relay.inbox.submit import Submissions
+from relay.node.node import Node
+from relay.peering.relay_info import relay_information
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames import (
+    codec,
+    codec_rules,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Ruled,
+    Rules,
+    StatusItem,
+    Submitted,
+)
+from relay.protocol.ids import (
+    Did,
+    Fence,
+)
+from relay.protocol.types import Ack as InboxAck
+from relay.protocol.types import Page
 
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
 

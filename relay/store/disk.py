@@ -24,7 +24,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from relay.clock import monotonic
-from relay.core.errors import ErrorCode, Refusal
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
 from relay.store.faults import NO_ROOM, storage_error
 
 if TYPE_CHECKING:

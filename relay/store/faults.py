@@ -12,7 +12,10 @@ import shlex
 import signal
 from typing import TYPE_CHECKING, Final
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,8 +12,18 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from relay import clock, log, metrics
-from relay.core import codec
-from relay.core.effects import (
+from relay.inbox.client_ip import strangers_network
+from relay.inbox.consumer import Follower
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import RelaySession
+from relay.inbox.ports import AckRequest
+from relay.inbox.submit import (
+    Local,
+    Peer,
+    Submissions,
+)
+from relay.node.node import Node
+from relay.protocol.effects import (
     AckInbox,
     Ask,
     Close,
@@ -26,7 +36,7 @@ from relay.core.effects import (
     Send,
     Store,
 )
-from relay.core.errors import (
+from relay.protocol.errors import (
     ErrorCode,
     Refusal,
     RejectedError,
@@ -34,7 +44,8 @@ from relay.core.errors import (
     UnavailableError,
     error,
 )
-from relay.core.frames import (
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Bye,
     Deliver,
     Digest,
@@ -52,16 +63,9 @@ from relay.core.frames import (
     Submitted,
     Want,
 )
-from relay.core.frames_migrate import Migrate
-from relay.core.ids import Fence
-from relay.core.inbox_values import Acked
-from relay.core.session import RelaySession
-from relay.core.speech import Identity
-from relay.ports import AckRequest
-from relay.service.addresses import strangers_network
-from relay.service.follower import Follower
-from relay.service.node import Node
-from relay.service.submit import Local, Peer, Submissions
+from relay.protocol.frames.frames_migrate import Migrate
+from relay.protocol.ids import Fence
+from relay.protocol.types import Acked
 from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
 

@@ -7,9 +7,12 @@ from collections import Counter
 from typing import Any
 
 from relay import metrics
-from relay.core.frames import SUBPROTOCOL
-from relay.service.addresses import network_of, peer_of
-from relay.service.node import Node
+from relay.inbox.client_ip import (
+    network_of,
+    peer_of,
+)
+from relay.node.node import Node
+from relay.protocol.frames.frames import SUBPROTOCOL
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.core.errors import ErrorCode
+from relay.protocol.errors import ErrorCode
 
 NORMAL: Final = 1000
 

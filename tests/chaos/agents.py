@@ -19,12 +19,23 @@ from random import Random
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
-from relay.core import codec
-from relay.core.agent_session import Ready
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Acked, Bye, Deliver, Error, Frame, Gap, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.protocol.client_session import Ready
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Acked,
+    Bye,
+    Deliver,
+    Error,
+    Frame,
+    Gap,
+    Submitted,
+)
+from relay.protocol.ids import Did
 from tests.chaos.habits import UNRULY, Habits, Letter
 from tests.chaos.incoming import Incoming
 from tests.chaos.ledger import Ledger

@@ -10,10 +10,17 @@ import time
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from relay.core.errors import RelayError
-from relay.core.frames import Acked, Deliver, Gap, Status, Statuses, StatusItem
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import RelayError
+from relay.protocol.frames.frames import (
+    Acked,
+    Deliver,
+    Gap,
+    Status,
+    Statuses,
+    StatusItem,
+)
+from relay.protocol.ids import Did
 from tests.chaos.habits import CALM
 from tests.chaos.incoming import Incoming
 from tests.chaos.ledger import Ledger

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.protocol.did import SigningKey
+from relay.protocol.ids import Did
 from tests.chaos.agents import NO_LETTERS, Agent
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge

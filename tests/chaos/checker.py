@@ -11,7 +11,11 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from relay.core.ids import Did, Eid, Epoch
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Epoch,
+)
 from tests.chaos.ledger import Ended, Handed, Ledger, Sent
 
 Sentences = tuple[str, ...]

@@ -13,13 +13,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from relay.core import handoffs, migration
-from relay.core.frames import Migrate
-from relay.core.ids import Did
-from relay.core.migration_values import Holding, Mode, Side
-from relay.federation.link import Link
-from relay.ports_handoff import HandoffChange, HandoffRow
-from relay.server import serve
+from relay.migration.model import machine
+from relay.migration.ports import (
+    HandoffChange,
+    HandoffRow,
+)
+from relay.node import serve
+from relay.peering.link import Link
+from relay.protocol import migration_statement
+from relay.protocol.frames.frames import Migrate
+from relay.protocol.ids import Did
+from relay.protocol.migration_types import (
+    Holding,
+    Mode,
+    Side,
+)
 from relay.settings import load
 from relay.store.redis import RedisStore
 from tests.chaos.cuts import Cuts
@@ -50,7 +58,7 @@ def change_names(seen: HandoffRow, change: HandoffChange) -> Iterable[str]:
 
 
 def _side(text: str) -> Side:
-    return handoffs.decode(Did(""), text).side if text else Side(Did(""))
+    return migration_statement.decode(Did(""), text).side if text else Side(Did(""))
 
 
 def _change(_: object, seen: HandoffRow, wanted: HandoffChange) -> Iterable[str]:
@@ -108,7 +116,7 @@ def _around(
 def main(words: Sequence[str]) -> int:
     """Serve until killed."""
     name, directory, *mutants = words
-    migration.DIGEST_PAGE = SMALL_PAGE  # type: ignore[misc]
+    machine.DIGEST_PAGE = SMALL_PAGE  # type: ignore[misc]
     for mutant in mutants:
         MUTANTS[mutant]()
     cut_at(Cuts(Path(directory)), name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.core.ids import Did
+from relay.protocol.ids import Did
 
 POISON = b"poison"
 

@@ -27,11 +27,18 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame as WireFrame
 from websockets.uri import parse_uri
 
-from relay.core import codec, records
-from relay.core.agent_session import AgentSession, Login, Ready
-from relay.core.effects import Send
-from relay.core.errors import RelayError
-from relay.core.frames import (
+from relay.protocol import endpoint_record
+from relay.protocol.client_session import (
+    AgentSession,
+    Login,
+    Ready,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.effects import Send
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import RelayError
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     SUBPROTOCOL,
     Ack,
     Bye,
@@ -44,10 +51,16 @@ from relay.core.frames import (
     StatusItem,
     Submit,
 )
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Epoch, Seq, Timestamp
-from relay.core.jws import dumps, loads
-from relay.core.records import Home
+from relay.protocol.ids import (
+    Did,
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.jws import (
+    dumps,
+    loads,
+)
 from tests.support.nodes import make_envelope
 
 WAIT_S = 2.0
@@ -219,7 +232,9 @@ class Client:
         return SigningKey(self.rng.randbytes(32)).did
 
     def _record(self) -> str:
-        return records.sign(self.key, [Home(self.relay, self.url)], now=Timestamp(time.time()))
+        return endpoint_record.sign(
+            self.key, [Home(self.relay, self.url)], now=Timestamp(time.time())
+        )
 
     # ------------------------------------------------------------ the wire
 

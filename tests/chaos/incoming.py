@@ -15,11 +15,26 @@ import hashlib
 from dataclasses import dataclass, field
 from random import Random
 
-from relay.core import envelope
-from relay.core.frames import Ack, Acked, Deliver, DeliverItem, Gap, Welcome
-from relay.core.ids import Did, Eid, Epoch, Seq
-from relay.core.jws import b64encode
-from relay.core.receipts import BOUNCE_CONTENT_TYPE, verify_bounce
+from relay.protocol import envelope
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    DeliverItem,
+    Gap,
+    Welcome,
+)
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Epoch,
+    Seq,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    verify_bounce,
+)
 from tests.chaos.habits import POISON, Habits
 from tests.chaos.ledger import Ledger
 

@@ -19,9 +19,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from relay.core.envelope import SignedEnvelope
-from relay.core.frames import Welcome
-from relay.core.ids import Did, Eid, Epoch
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.frames.frames import Welcome
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Epoch,
+)
 
 
 @dataclass(slots=True)

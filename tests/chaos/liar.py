@@ -27,12 +27,22 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from relay.core import codec, records
-from relay.core.errors import RelayError
-from relay.core.frames import SUBPROTOCOL, Gossip
-from relay.core.identity import SigningKey, encode_did
-from relay.core.ids import Did, Timestamp
-from relay.federation.link import log_in
+from relay.peering.link import log_in
+from relay.protocol import endpoint_record
+from relay.protocol.did import (
+    SigningKey,
+    encode_did,
+)
+from relay.protocol.errors import RelayError
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    SUBPROTOCOL,
+    Gossip,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
 
 A_FRAME = 1_000
 AGENTS = 512
@@ -43,10 +53,10 @@ def forged() -> Iterator[str]:
     """Records without end, each of another seq or agent, none of them signed by it."""
     now = int(time.time())
     keys = [SigningKey(os.urandom(32)) for _ in range(AGENTS)]
-    home = records.Home(encode_did(keys[0].public_key), "https://relay.example")
+    home = endpoint_record.Home(encode_did(keys[0].public_key), "https://relay.example")
     parts = []
     for key in keys:
-        head, payload, _ = records.sign(key, [home], now=Timestamp(now)).split(".")
+        head, payload, _ = endpoint_record.sign(key, [home], now=Timestamp(now)).split(".")
         parts.append((head, _decoded(payload)))
     for count in itertools.count():
         head, payload = parts[count % AGENTS]

@@ -14,14 +14,30 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.core import envelope, records
-from relay.core.envelope import SignedEnvelope
-from relay.core.frames import Error, Submit, Submitted
-from relay.core.frames_migrate import Migrate, Migrated
-from relay.core.identity import SigningKey
-from relay.core.ids import Timestamp, message_id_hour
-from relay.core.jws import b64decode, b64encode
-from relay.core.records import Home
+from relay.protocol import (
+    endpoint_record,
+    envelope,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.frames.frames import (
+    Error,
+    Submit,
+    Submitted,
+)
+from relay.protocol.frames.frames_migrate import (
+    Migrate,
+    Migrated,
+)
+from relay.protocol.ids import (
+    Timestamp,
+    message_id_hour,
+)
+from relay.protocol.jws import (
+    b64decode,
+    b64encode,
+)
 from tests.federation.relays import Peer, peer
 from tests.support.nodes import RunningNode, new_key
 from tests.support.steps import Traveller
@@ -79,7 +95,7 @@ async def lying_source(node: RunningNode, target: Home) -> AsyncIterator[Liar]:
     """An agent has ordered a move from the liar to a real relay, which is prepared."""
     key, agent = new_key(), new_key()
     source = Home(key.did, NOWHERE)
-    newest = records.sign(agent, [source], now=Timestamp(time.time() - 60))
+    newest = endpoint_record.sign(agent, [source], now=Timestamp(time.time() - 60))
     me = Traveller(agent, source, target, newest)
     await me.prepare()
     async with peer(node.url, target.did, key) as talk:

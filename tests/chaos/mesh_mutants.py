@@ -12,18 +12,32 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from relay.core import courier, records
-from relay.core.courier import Answer, Carried
-from relay.core.dedupe import Forwarded
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import Refusal, RelayError
-from relay.core.identity import parse_did
-from relay.core.inbox_values import OutboxLimits
-from relay.core.records import Home
-from relay.server import build, serve
-from relay.service import carriers, couriers, directory
-from relay.service.couriers import Courier
-from relay.service.directory import Directory
+from relay.directory import publish
+from relay.directory.publish import Directory
+from relay.forwarding import (
+    forwarder,
+    model,
+    peer_submitter,
+)
+from relay.forwarding.forwarder import Courier
+from relay.forwarding.model import (
+    Answer,
+    Carried,
+)
+from relay.node import (
+    build,
+    serve,
+)
+from relay.protocol import endpoint_record
+from relay.protocol.dedupe import Forwarded
+from relay.protocol.did import parse_did
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    Refusal,
+    RelayError,
+)
+from relay.protocol.types import OutboxLimits
 from relay.settings import load
 from tests.chaos.mutants import Misfiled
 
@@ -40,15 +54,15 @@ def no_signatures() -> None:
 def any_order() -> None:
     """The last record that comes is the newest."""
     count = itertools.count(1)
-    row_of = directory._row
+    row_of = publish._row
 
     def as_newest(record: Any, **values: Any) -> Any:
         row = row_of(record, **values)
         kv, seq, digest = row.order
         return type(row)((kv, seq + 120_000 + next(count), digest), row.compact, row.names_us)
 
-    directory._row = as_newest  # type: ignore[assignment]
-    records.judge = lambda *_: "newer"  # type: ignore[assignment]
+    publish._row = as_newest  # type: ignore[assignment]
+    endpoint_record.judge = lambda *_: "newer"  # type: ignore[assignment]
 
 
 def ack_before_receipt() -> None:
@@ -69,8 +83,8 @@ def ack_before_receipt() -> None:
 
 def tries_for_ever() -> None:
     """A courier keeps the order strictly, and takes no "never" for an answer."""
-    courier.PERMANENT = frozenset()  # type: ignore[misc]
-    couriers.BATCH = 1  # type: ignore[misc]
+    model.PERMANENT = frozenset()  # type: ignore[misc]
+    forwarder.BATCH = 1  # type: ignore[misc]
 
 
 def no_bound() -> None:
@@ -80,7 +94,7 @@ def no_bound() -> None:
 
 def no_marks() -> None:
     """What another relay may have handed over already is passed on as new."""
-    carriers.is_marked = lambda *_: False  # type: ignore[assignment]
+    peer_submitter.is_marked = lambda *_: False  # type: ignore[assignment]
 
 
 class MisfiledAtHome(Misfiled):

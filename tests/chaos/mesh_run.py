@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
-from relay.core.errors import RelayError
-from relay.core.ids import Did
+from relay.protocol.errors import RelayError
+from relay.protocol.ids import Did
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge
 from tests.chaos.habits import POISON, Letter

@@ -19,7 +19,10 @@ from pathlib import Path
 from random import Random
 
 from relay.client import Agent, AgentError, Bounce, Message, OutcomeUnknownError, SigningKey
-from relay.core.ids import Did, MessageId
+from relay.protocol.ids import (
+    Did,
+    MessageId,
+)
 from tests.chaos import sdk_mutants
 from tests.chaos.habits import POISON
 from tests.chaos.notes import NoteReader, NoteWriter

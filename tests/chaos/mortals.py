@@ -15,9 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from relay.core.envelope import SignedEnvelope
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid, MessageId
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    MessageId,
+)
 from relay.store.embedded.process import dying_with_us
 from tests.chaos.habits import POISON
 from tests.chaos.ledger import Ledger

@@ -24,11 +24,23 @@ from typing import Any
 from websockets.exceptions import WebSocketException
 
 from relay.client import AgentError
-from relay.core import records
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Ack, Acked, Deliver, Gap
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid, Timestamp
+from relay.protocol import endpoint_record
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Gap,
+)
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Timestamp,
+)
 from tests.chaos.cuts import Cuts
 from tests.chaos.habits import CALM
 from tests.chaos.incoming import Incoming
@@ -122,7 +134,7 @@ class Mover:
     async def _settle(self) -> None:
         """The first record, and an inbox."""
         at = self._place(self._me.at)
-        record = records.sign(self._key, [at.home], now=_now())
+        record = endpoint_record.sign(self._key, [at.home], now=_now())
         me = Traveller(self._key, at.home, at.home, record)
         await self._until_done(partial(me.publish, at.home, record))
         self._me.record = record

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.protocol.did import SigningKey
+from relay.protocol.ids import Did
 from relay.store.embedded.process import dying_with_us
 from tests.chaos.ledger import Ledger
 from tests.chaos.moving_house import Goal, Goals, Place

@@ -11,8 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from relay.core.ids import Did
-from relay.core.records import Home
+from relay.protocol.endpoint_record import Home
+from relay.protocol.ids import Did
 from tests.chaos.cuts import write
 
 STEPS = ("prepare", "freeze", "publish", "tell", "login", "empty")

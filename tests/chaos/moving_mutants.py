@@ -13,13 +13,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.frames_migrate import Migrate
-from relay.core.identity import SigningKey
-from relay.core.jws import b64decode
-from relay.core.migration_values import DigestReceipt, Holding, Side
-from relay.service import couriers, forwarding, movers, submit
-from relay.service.movers import Mover
+from relay.forwarding import (
+    forwarder,
+    scheduler,
+)
+from relay.inbox import submit
+from relay.migration import digest_sender
+from relay.migration.digest_sender import Mover
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.frames.frames_migrate import Migrate
+from relay.protocol.jws import b64decode
+from relay.protocol.migration_types import (
+    DigestReceipt,
+    Holding,
+    Side,
+)
 from relay.store.redis import client
 from relay.store.redis.scripts import Script
 from tests.chaos.mesh_mutants import ack_before_receipt
@@ -47,7 +59,7 @@ def edit(name: str, old: str, new: str) -> None:
 
 def short_leases() -> None:
     """No lie: what a dead node had lent is free sooner, so that many cuts fit into a minute."""
-    for module in (couriers, forwarding, movers):
+    for module in (forwarder, scheduler, digest_sender):
         module.LEASE_S = SHORT_S  # type: ignore[attr-defined,misc]
     edit("append", LEASE, f"local LEASE_S = {SHORT_S}")
 
@@ -62,7 +74,7 @@ def drops_the_digest() -> None:
         first = pages[0]
         return DigestReceipt(first.handoff, b64decode(first.whole), first.total)
 
-    movers._say = say
+    digest_sender._say = say
 
 
 def never_doubts() -> None:

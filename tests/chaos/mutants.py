@@ -12,14 +12,27 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import Refusal
-from relay.core.ids import AgentKey, Epoch, Fence, Seq
-from relay.core.inbox_values import Accepted, Acked, Page, Window
-from relay.ports import AckRequest
-from relay.server import build, serve
-from relay.service.isolation import isolated
-from relay.service.submit import Submissions
+from relay.inbox.ports import AckRequest
+from relay.inbox.submit import Submissions
+from relay.isolation import isolated
+from relay.node import (
+    build,
+    serve,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    Seq,
+)
+from relay.protocol.types import (
+    Accepted,
+    Acked,
+    Page,
+    Window,
+)
 from relay.settings import load
 from relay.store.redis import RedisStore
 from relay.ws.connection import Connection

@@ -12,11 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from random import Random
 
-from relay.core.errors import ErrorCode
-from relay.core.frames import Rejection, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
-from relay.core.receipts import Receipt, ReceiptItem, verify_receipt
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Rejection,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Did
+from relay.protocol.receipts import (
+    Receipt,
+    ReceiptItem,
+    verify_receipt,
+)
 from tests.chaos.habits import Habits, Letter
 from tests.chaos.ledger import Ledger, Sent
 from tests.support.nodes import make_envelope

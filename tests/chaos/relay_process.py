@@ -20,7 +20,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError
 
-from relay.core.jws import loads
+from relay.protocol.jws import loads
 from relay.store.embedded.process import dying_with_us
 from tests.support.servers import client, free_port, is_alive, wait_until
 

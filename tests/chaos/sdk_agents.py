@@ -17,7 +17,7 @@ from random import Random
 
 from relay.client import Agent as Sdk
 from relay.client import AgentError, Bounce, Message
-from relay.core.identity import SigningKey
+from relay.protocol.did import SigningKey
 from tests.chaos.habits import POISON, Letter
 from tests.chaos.ledger import Ledger, Sent
 from tests.chaos.relay_process import RelayProcess

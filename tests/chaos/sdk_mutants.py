@@ -10,11 +10,11 @@ import asyncio
 import contextlib
 
 from relay.client import AgentError
-from relay.client.inbox import Inbox
-from relay.client.journal import Journal
+from relay.client.inbox.inbox import Inbox
 from relay.client.message import Message
-from relay.client.submissions import Submissions
-from relay.core.envelope import SignedEnvelope
+from relay.client.outbox.sender import Submissions
+from relay.client.state.journal import Journal
+from relay.protocol.envelope import SignedEnvelope
 
 
 def _outbox_keeps_nothing() -> None:

@@ -15,13 +15,20 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
-from relay.client import origin as origins
-from relay.client.exchange import ask
-from relay.core import codec, envelope, records
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.receipts import verify_receipt
-from relay.core.records import Home
+from relay.client.http import origin as origins
+from relay.client.http.transport import ask
+from relay.protocol import (
+    endpoint_record,
+    envelope,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.frames import codec
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.receipts import verify_receipt
 from tests.chaos.agents import Agent
 from tests.chaos.checker import ends_of
 from tests.chaos.habits import POISON, Habits, Letter
@@ -99,7 +106,9 @@ class StaleSender(Agent):
 
 async def publish(key: SigningKey, relay: RelayProcess) -> None:
     """Its first record: it lives there."""
-    record = records.sign(key, [Home(Did(relay.did), relay.url)], now=Timestamp(time.time()))
+    record = endpoint_record.sign(
+        key, [Home(Did(relay.did), relay.url)], now=Timestamp(time.time())
+    )
     origin = origins.parse(relay.url)
     await ask(origin, "PUT", f"/v1/agents/{key.did}", body={"record": record})
 

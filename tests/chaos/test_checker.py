@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.envelope import SignedEnvelope
-from relay.core.frames import Welcome, WelcomePending
-from relay.core.ids import Did, Eid, Epoch, Fence, MessageId, Seq
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.frames.frames import (
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Epoch,
+    Fence,
+    MessageId,
+    Seq,
+)
 from tests.chaos.checker import judge
 from tests.chaos.ledger import Ledger, Sent
 

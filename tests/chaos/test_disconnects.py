@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from relay.core.ids import Did
+from relay.protocol.ids import Did
 from tests.chaos.agents import NO_LETTERS, Agent
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, judge

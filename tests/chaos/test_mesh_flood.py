@@ -21,8 +21,8 @@ import pytest
 
 from loadtest.mesh import crowd
 from relay.client import Agent
-from relay.core.identity import SigningKey
-from relay.core.ids import AgentKey
+from relay.protocol.did import SigningKey
+from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
 from tests.chaos.relay_process import REPOSITORY, SERVE
 from tests.support.mesh import MeshRelay, mesh

@@ -17,8 +17,8 @@ from random import Random
 import pytest
 
 from relay.client import Agent, AgentError, Bounce
-from relay.core.errors import ErrorCode
-from relay.core.identity import SigningKey
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
 from tests.chaos.relay_process import SERVE
 from tests.support.mesh import Mesh, knows, mesh
 from tests.support.nodes import new_key

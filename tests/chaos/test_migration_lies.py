@@ -16,16 +16,33 @@ from typing import Any
 import pytest
 
 from relay.client import AgentError
-from relay.core import handoffs, orders, records
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Ack, Acked, Deliver, Error, Submit, Submitted
-from relay.core.frames_migrate import Migrated
-from relay.core.handoffs import Statement
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.migration_values import Mode
-from relay.core.records import Home
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+    migration_statement,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Error,
+    Submit,
+    Submitted,
+)
+from relay.protocol.frames.frames_migrate import Migrated
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.migration_statement import Statement
+from relay.protocol.migration_types import Mode
 from tests.chaos.lying_source import Liar, doubt, lying_source
 from tests.federation.relays import Place, peer, places, relay_at
 from tests.support.mesh import mesh
@@ -182,7 +199,7 @@ async def two_relays() -> AsyncIterator[tuple[Traveller, RunningNode, RunningNod
     first, second = places(2)
     async with relay_at(first) as source, relay_at(second) as target:
         key = new_key()
-        newest = records.sign(key, [home_of(first)], now=now(-60))
+        newest = endpoint_record.sign(key, [home_of(first)], now=now(-60))
         async with speaker(source.url, key, record=newest):
             pass
         yield Traveller(key, home_of(first), home_of(second), newest), source, target
@@ -233,7 +250,7 @@ async def test_an_order_that_was_overtaken_is_over_at_both() -> None:
 
 
 def seq_of(me: Traveller) -> int:
-    return orders.parse(me.order).seq
+    return migration_order.parse(me.order).seq
 
 
 async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
@@ -254,9 +271,9 @@ async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
 def test_a_statement_that_another_key_signed_is_no_statement() -> None:
     relay, other, agent = new_key(), new_key(), new_key()
     said = Statement(relay.did, agent.did, "id", Mode.INCOMING, 1, digested=True)
-    lie = handoffs.sign(other, said)
+    lie = migration_statement.sign(other, said)
     with pytest.raises(ProtocolError) as caught:
-        handoffs.verify(lie, relay.did)
+        migration_statement.verify(lie, relay.did)
     assert caught.value.code is ErrorCode.BAD_SIGNATURE
 
 
@@ -277,7 +294,7 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
     async with mesh(2, tmp_path, arguments={1: mutant}) as relays:
         await relays.start()
         a, b = (Home(Did(one.did), one.url) for one in relays.relays)
-        newest = records.sign(key, [a], now=now(-60))
+        newest = endpoint_record.sign(key, [a], now=now(-60))
         async with speaker(a.url, key, record=newest):
             pass
         mine = letters(sender, key, *(b"%d" % number for number in range(20)))
@@ -316,7 +333,7 @@ async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
     async with mesh(2, tmp_path, arguments={0: mutant}) as relays:
         await relays.start()
         a, b = (Home(Did(one.did), one.url) for one in relays.relays)
-        newest = records.sign(key, [a], now=now(-60))
+        newest = endpoint_record.sign(key, [a], now=now(-60))
         async with speaker(a.url, key, record=newest):
             pass
         async with speaker(a.url, sender) as who:
@@ -328,7 +345,9 @@ async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
         said = await me.freeze()
         assert (said.mode, said.handed) == (Mode.FROZEN, False)
         assert said.why
-        back = records.sign(key, [a], now=now(1), newest_seq=records.parse(me.record).seq)
+        back = endpoint_record.sign(
+            key, [a], now=now(1), newest_seq=endpoint_record.parse(me.record).seq
+        )
         await me.publish(a, back)
         await me.publish(b, back)
         async with speaker(a.url, key) as who:

@@ -15,13 +15,22 @@ from typing import Literal
 
 import pytest
 
-from relay.core import envelope as envelopes
-from relay.core import records
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Ack, Acked, Deliver, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import Timestamp
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Timestamp
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.nodes import Speaker, make_envelope, new_key, speaker
 from tests.support.steps import Traveller
@@ -31,8 +40,8 @@ Rollback = Literal["as it is now", "restored, too", "lost"]
 
 
 def record(agent: SigningKey, home: MeshRelay, ahead_s: int = 0) -> str:
-    at = [records.Home(home.did, home.url)]
-    return records.sign(agent, at, now=Timestamp(time.time()), newest_seq=ahead_of(ahead_s))
+    at = [endpoint_record.Home(home.did, home.url)]
+    return endpoint_record.sign(agent, at, now=Timestamp(time.time()), newest_seq=ahead_of(ahead_s))
 
 
 def ahead_of(seconds: int) -> int:
@@ -175,7 +184,7 @@ async def test_a_relay_restored_from_before_a_move_by_order(
             await ack_all(one)
         waiting = await send(sender, a, agent, 2)
         await relays.linked()
-        home_a, home_b = records.Home(a.did, a.url), records.Home(b.did, b.url)
+        home_a, home_b = endpoint_record.Home(a.did, a.url), endpoint_record.Home(b.did, b.url)
         traveller = Traveller(agent, home_a, home_b, before)
         await traveller.move()
         async with speaker(b.url, agent, record=traveller.record) as home:

@@ -16,8 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from relay.cli.check import clock_finding
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
+from relay.cli.node.check import clock_finding
 from tests.cli.support import ROOT, Terminal, stalling
 from tests.support.nodes import running_node
 from tests.support.relays import relay_process

@@ -12,7 +12,10 @@ import sys
 import pytest
 
 from relay import __version__
-from relay.cli.exits import MEANING, Exit
+from relay.cli.exit_codes import (
+    MEANING,
+    Exit,
+)
 from relay.cli.output import printable
 from tests.cli.support import ROOT, Terminal, line_with, stalling
 from tests.support.nodes import running_node

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from tests.cli.support import ROOT, Terminal, line_with
 from tests.support.servers import is_alive, wait_until
 

@@ -17,10 +17,17 @@ from typing import Any
 import pytest
 import typer
 
-from relay.cli import check, mail, main, peering
+from relay.cli import main
+from relay.cli.agent import listen
 from relay.cli.app import app
-from relay.cli.exits import Exit
-from relay.client import connection, exchange, keystore
+from relay.cli.exit_codes import Exit
+from relay.cli.node import (
+    check,
+    peers,
+)
+from relay.client.http import transport
+from relay.client.identity import key_file
+from relay.client.session import connection
 from tests.client.failing import FAILURES, World
 from tests.client.support import new_key
 from tests.client.test_boundary_disk import FILES, no_room
@@ -76,11 +83,11 @@ STATES = ("a directory", "no database", "a newer version", "somebody else's", "d
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     for module, names in {
-        exchange: ("EXCHANGE_S", "SHORTEST_S"),
+        transport: ("EXCHANGE_S", "SHORTEST_S"),
         connection: ("CONNECT_S", "LOGIN_S", "CLOSE_S"),
-        mail: ("OPEN_S", "LOOK_S", "PATIENCE_S"),
+        listen: ("OPEN_S", "LOOK_S", "PATIENCE_S"),
         check: ("STEP_S",),
-        peering: ("ASK_S",),
+        peers: ("ASK_S",),
     }.items():
         for name in names:
             monkeypatch.setattr(module, name, SHORT_S)
@@ -89,8 +96,8 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
         monkeypatch.delenv(f"{name}_proxy".lower(), raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("relay.client.state._pinned", {})
-    monkeypatch.setattr("relay.client.disk.BUSY_S", 0.05)
+    monkeypatch.setattr("relay.client.state.agent_state._pinned", {})
+    monkeypatch.setattr("relay.client.state.database.BUSY_S", 0.05)
     return World(monkeypatch, tmp_path)
 
 
@@ -146,7 +153,7 @@ def test_every_command_has_a_case():
 
 @pytest.mark.parametrize("failure", NETWORK)
 def test_a_command_whose_relay_cannot_be_reached_ends_with_a_sentence(world, failure, capsys):
-    keystore.add(Path("key"), new_key())
+    key_file.add(Path("key"), new_key())
     with elsewhere(FAILURES[failure](world)) as url:
         lines = [f"{name} {rest} --key key --relay {url}" for name, rest in OF_AN_AGENT.items()]
         lines += [f"{name} {rest} --relay {url}" for name, rest in OF_A_RELAY.items()]
@@ -157,7 +164,7 @@ def test_a_command_whose_relay_cannot_be_reached_ends_with_a_sentence(world, fai
 
 @pytest.mark.parametrize("what", STATES)
 def test_a_command_whose_state_file_cannot_be_used_ends_with_a_sentence(what, capsys):
-    keystore.add(Path("key"), new_key())
+    key_file.add(Path("key"), new_key())
     FILES[what](Path("key.state"))
     lines = [
         f"{name} {rest} --key key --relay http://127.0.0.1:9" for name, rest in OF_AN_AGENT.items()
@@ -166,7 +173,7 @@ def test_a_command_whose_state_file_cannot_be_used_ends_with_a_sentence(what, ca
 
 
 def test_a_command_on_a_full_disk_ends_with_a_sentence(capsys):
-    keystore.add(Path("key"), new_key())
+    key_file.add(Path("key"), new_key())
     lines = [
         f"{name} {rest} --key key --relay http://127.0.0.1:9" for name, rest in OF_AN_AGENT.items()
     ]

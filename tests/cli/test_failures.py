@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 
 from relay import clock
-from relay.cli.exits import Exit
-from relay.client import Agent, keystore
-from relay.client import state as states
-from relay.core import records
-from relay.core.ids import Timestamp
-from relay.core.records import Home
+from relay.cli.exit_codes import Exit
+from relay.client import Agent
+from relay.client.identity import key_file
+from relay.client.state import agent_state as states
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import Home
+from relay.protocol.ids import Timestamp
 from tests.cli.support import ROOT, Terminal
 from tests.support.nodes import RunningNode, new_key, running_node
 from tests.support.servers import free_port
@@ -77,7 +78,7 @@ async def test_a_bug_is_one_sentence_that_says_where_and_in_development_a_traceb
     tmp_path: Path,
 ):
     here = Terminal(tmp_path)
-    code = "import relay.cli.node as node\nnode.show_config = lambda *_, **__: 1 / 0\n"
+    code = "import relay.cli.node.serve as node\nnode.show_config = lambda *_, **__: 1 / 0\n"
     broken = shim(tmp_path, code)
     done = await here.run("config", "show", **broken)
     assert done.code == Exit.FAILED
@@ -198,7 +199,7 @@ async def test_what_no_relay_takes_is_not_sent(terminal: Terminal):
 async def test_an_inbox_that_shows_less_than_was_asked_for_says_so(tmp_path: Path):
     async with running_node(window_count=2) as node:
         key = new_key()
-        keystore.add(tmp_path / "agent.key", key, None)
+        key_file.add(tmp_path / "agent.key", key, None)
         async with Agent.open(key, node.url) as me:
             for text in ("one", "two", "three"):
                 await me.send(me.did, text)
@@ -216,7 +217,7 @@ async def test_an_inbox_that_was_lost_is_shown_with_a_warning_and_without_once_t
 ):
     key, relay = new_key(), new_key()
     listen = f"127.0.0.1:{free_port()}"
-    keystore.add(tmp_path / "agent.key", key, None)
+    key_file.add(tmp_path / "agent.key", key, None)
     look = ("inbox", "--key", "agent.key")
     async with running_node(key=relay, listen=listen) as node:
         terminal = Terminal(tmp_path, node.url)
@@ -238,12 +239,12 @@ async def test_an_inbox_that_was_lost_is_shown_with_a_warning_and_without_once_t
 
 async def test_a_record_can_be_published_after_the_clock_was_set_back(terminal: Terminal):
     key = new_key()
-    keystore.add(terminal.home / "agent.key", key, None)
-    ahead_s = records.SEQ_SLACK_S + 200
+    key_file.add(terminal.home / "agent.key", key, None)
+    ahead_s = endpoint_record.SEQ_SLACK_S + 200
     with states.opened(terminal.home / "agent.key.state", key.did) as state:
         here = json.loads((await terminal.run("check", terminal.url, "--no-send", "--json")).out)
         then = Timestamp(clock.now() + ahead_s)
-        state.keep_record(records.sign(key, [Home(here["relay"], terminal.url)], now=then))
+        state.keep_record(endpoint_record.sign(key, [Home(here["relay"], terminal.url)], now=then))
         await state.noted()
     done = await terminal.run("handle", "set", "alice", "--key", "agent.key", "--json")
     assert done.code == 0, done.err

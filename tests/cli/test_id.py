@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.exits import Exit
-from relay.client import keystore
-from relay.client.keytext import LEAST, Locked
-from relay.core import jws
-from relay.core.identity import SigningKey
+from relay.cli.exit_codes import Exit
+from relay.client.identity import key_file
+from relay.client.identity.key_format import (
+    LEAST,
+    Locked,
+)
+from relay.protocol import jws
+from relay.protocol.did import SigningKey
 from tests.cli.person import at_a_terminal
 from tests.cli.support import Done, Terminal, line_with
 from tests.support.nodes import running_node
@@ -35,15 +38,15 @@ def here(tmp_path) -> Terminal:
 
 def locked(here: Terminal, name: str = "bob.key") -> SigningKey:
     """A key file that opens with the passphrase, and quickly."""
-    return keystore.new(here.home / name, PASSPHRASE, cost=LEAST)
+    return key_file.new(here.home / name, PASSPHRASE, cost=LEAST)
 
 
 def load(here: Terminal, name: str, passphrase: str | None = None) -> SigningKey:
-    return keystore.load(here.home / name, passphrase)
+    return key_file.load(here.home / name, passphrase)
 
 
 def is_encrypted(here: Terminal, name: str) -> bool:
-    return isinstance(keystore.read(here.home / name), Locked)
+    return isinstance(key_file.read(here.home / name), Locked)
 
 
 def tells_no_secret(key: SigningKey, *all_done: Done) -> bool:
@@ -183,7 +186,7 @@ async def test_an_encrypted_key_is_carried_with_its_passphrase(here):
 
 
 async def test_a_key_without_a_passphrase_gets_one_for_its_way_through_a_pipe(here):
-    key = keystore.new(here.home / "bob.key")
+    key = key_file.new(here.home / "bob.key")
     nobody = await here.run("id", "export", "-", "--key", "bob.key")
     assert (nobody.code, nobody.out) == (Exit.LOCKED, "")
     out = await here.run("id", "export", "-", "--key", "bob.key", "--passphrase-file", "words")
@@ -214,7 +217,7 @@ async def test_a_block_may_have_a_passphrase_of_its_own(here):
 
 
 async def test_an_unencrypted_block_needs_two_words_and_no_passphrase(here):
-    key = keystore.new(here.home / "bob.key")
+    key = key_file.new(here.home / "bob.key")
     for words in (["--plain"], ["--plain", "--yes", "--new-passphrase-file", "words"]):
         no = await here.run("id", "export", "block", "--key", "bob.key", *words)
         assert (no.code, (here.home / "block").exists()) == (Exit.USAGE, False)
@@ -240,7 +243,7 @@ async def test_what_is_no_block_is_said_and_not_shown(here):
 
 
 async def test_a_passphrase_is_set_changed_and_removed(here):
-    key = keystore.new(here.home / "bob.key")
+    key = key_file.new(here.home / "bob.key")
     mine = ("id", "passwd", "--key", "bob.key")
     done = [await here.run(*mine, "--passphrase-file", "words", "--json")]
     assert done[0].json == {"did": key.did, "file": "bob.key", "encrypted": True}

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from relay.cli.progress import Progress
-from relay.client import Agent, keystore
-from relay.client import state as states
-from relay.core import handoffs
-from relay.core.ids import Did
+from relay.client import Agent
+from relay.client.identity import key_file as keystore
+from relay.client.state import agent_state as states
+from relay.protocol import migration_statement
+from relay.protocol.ids import Did
 from tests.cli.support import Terminal, line_with, stalling
 from tests.client.support import new_key
 from tests.federation.relays import places, relay_at
@@ -78,7 +79,7 @@ async def test_what_waits_moves_and_the_report_adds_up(house: House):
     for name, node in (("source", house.one), ("target", house.two)):
         relay = node.built.node.key.did
         assert report[name]["did"] == relay
-        said = handoffs.verify(report[f"{name}_said"], relay)
+        said = migration_statement.verify(report[f"{name}_said"], relay)
         assert (said.did, said.tally.is_balanced or name == "target") == (house.did, True)
     assert await house.reads(3) == ["a", "b", "c"]
     assert await house.homes() == [house.two.url]

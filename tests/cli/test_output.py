@@ -19,9 +19,15 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from relay.cli.output import printable
-from relay.client import Agent, Bounce, Message, SigningKey, keystore
+from relay.client import (
+    Agent,
+    Bounce,
+    Message,
+    SigningKey,
+)
+from relay.client.identity import key_file
 from tests.cli.support import ROOT, Done, Terminal, stalling
 from tests.support.nodes import new_key, running_node
 from tests.support.servers import wait_until
@@ -42,7 +48,7 @@ class Home(Terminal):
 
     async def settle(self) -> None:
         """Make the key file and the inbox."""
-        keystore.add(self.home / ".config" / "did-relay" / "agent.key", self.key, None)
+        key_file.add(self.home / ".config" / "did-relay" / "agent.key", self.key, None)
         async with Agent.open(self.key, self.url):
             pass
 

@@ -12,11 +12,11 @@ import sys
 
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from relay.client import Agent
 from relay.client.errors import typed
-from relay.client.journal import Journal
-from relay.core.errors import ErrorCode
+from relay.client.state.journal import Journal
+from relay.protocol.errors import ErrorCode
 from tests.cli.support import Terminal, line_with, stalling
 from tests.client.support import envelope_of, new_key
 from tests.support.nodes import running_node

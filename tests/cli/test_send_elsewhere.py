@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from relay.client import Agent
-from relay.client.journal import Journal
-from relay.core.identity import SigningKey
-from relay.core.ids import Did
+from relay.client.state.journal import Journal
+from relay.protocol.did import SigningKey
+from relay.protocol.ids import Did
 from tests.cli.support import Stalling, Terminal, stalling
 from tests.client.support import new_key
 from tests.federation.relays import Place, places, record_of, relay_at, until_held

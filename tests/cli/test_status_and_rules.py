@@ -7,8 +7,9 @@ import json
 
 import pytest
 
-from relay.cli.exits import Exit
-from relay.client import Agent, keystore
+from relay.cli.exit_codes import Exit
+from relay.client import Agent
+from relay.client.identity import key_file
 from tests.cli.support import Terminal, line_with, stalling
 from tests.support.nodes import new_key, running_node
 from tests.support.relays import relay_process
@@ -95,7 +96,7 @@ async def test_status_leaves_the_inbox_to_a_listener_unless_told_to_take_it(term
 
 async def test_an_agent_with_the_sdk_keeps_its_inbox_while_others_ask(terminal, tmp_path):
     (tmp_path / "me.key.state").touch()
-    key = keystore.new(tmp_path / "me.key")
+    key = key_file.new(tmp_path / "me.key")
     mine = ("--key", "me.key", "--json")
     async with Agent.open(key, terminal.url, state=tmp_path / "me.key.state") as me:
         status = await terminal.run("status", *mine)

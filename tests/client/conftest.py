@@ -8,4 +8,4 @@ import pytest
 @pytest.fixture(autouse=True)
 def _no_pins_of_other_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """First contacts are remembered for the whole process; ports are given out anew."""
-    monkeypatch.setattr("relay.client.state._pinned", {})
+    monkeypatch.setattr("relay.client.state.agent_state._pinned", {})

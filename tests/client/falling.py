@@ -23,10 +23,10 @@ from types import FrameType
 from typing import Any
 
 from relay.client import Agent, SigningKey
-from relay.client import state as states
-from relay.client.journal import Journal
-from relay.core import jws as jose
-from relay.core.ids import Did
+from relay.client.state import agent_state as states
+from relay.client.state.journal import Journal
+from relay.protocol import jws as jose
+from relay.protocol.ids import Did
 from tests.client.support import envelope_of, new_key
 
 Say = Callable[[str], None]
@@ -129,7 +129,12 @@ def outcomes(step: int, directory: Path, seed: str, url: str) -> int:
 
     prepared = directory / "prepared"
     asyncio.run(prepare(prepared / "state"))
-    files = ("client/submissions.py", "client/outcomes.py", "client/journal.py", "client/disk.py")
+    files = (
+        "client/outbox/sender.py",
+        "client/outbox/outcomes.py",
+        "client/state/journal.py",
+        "client/state/database.py",
+    )
     return fall_at_every_line(
         lambda path, say: asyncio.run(converse(path, say)), check, prepared, files, step
     )
@@ -159,7 +164,7 @@ def takeover(step: int, directory: Path, did: str, content: str) -> int:
     prepared = directory / "prepared"
     prepared.mkdir()
     (prepared / "state").write_text(content)
-    files = ("client/takeover.py", "client/journal.py", "client/disk.py")
+    files = ("client/state/takeover.py", "client/state/journal.py", "client/state/database.py")
     return fall_at_every_line(life, check, prepared, files, step)
 
 

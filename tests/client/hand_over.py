@@ -2,7 +2,7 @@
 
 An honest move is tested with real relays. What is here exists because no honest relay does these
 things on demand: each of the two answers ``POST /v1/migrations`` after the real state machine
-(:mod:`relay.core.migration`), unless ``lies`` has something else to say.
+(:mod:`relay.migration.model.machine`), unless ``lies`` has something else to say.
 """
 
 from __future__ import annotations
@@ -16,18 +16,35 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.client.migrating import Wish
-from relay.client.origin import Origin
-from relay.client.origin import parse as parse_origin
-from relay.client.state import State
-from relay.core import handoffs, migration, orders, records, relay_info
-from relay.core import jws as jose
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.handoffs import Statement, Tally
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Eid, Seq, Timestamp
-from relay.core.inbox_values import Question, Waiting
-from relay.core.migration_values import (
+from relay.client.http.origin import Origin
+from relay.client.http.origin import parse as parse_origin
+from relay.client.migration.runner import Wish
+from relay.client.state.agent_state import State
+from relay.migration.model import machine
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+    migration_statement,
+    relay_info,
+)
+from relay.protocol import jws as jose
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.migration_statement import (
+    Statement,
+    Tally,
+)
+from relay.protocol.migration_types import (
     DigestPage,
     DigestReceipt,
     Freeze,
@@ -40,8 +57,11 @@ from relay.core.migration_values import (
     Side,
     Step,
 )
-from relay.core.records import Home
-from relay.core.relay_info import Description
+from relay.protocol.relay_info import Description
+from relay.protocol.types import (
+    Question,
+    Waiting,
+)
 
 Lie = Callable[[str, dict[str, Any]], dict[str, Any] | None]
 
@@ -144,8 +164,8 @@ class Relay:
         return {"state": state, "record": self.record, "stale": False}
 
     def publish(self, said: dict[str, Any]) -> dict[str, Any]:
-        record = records.parse(said["record"])
-        held = records.parse(self.record) if self.record else None
+        record = endpoint_record.parse(said["record"])
+        held = endpoint_record.parse(self.record) if self.record else None
         if held is not None and held.order > record.order:
             return {"stored": False, "kv": 1, "seq": held.seq, "record": self.record}
         self.learn(said["record"])
@@ -155,26 +175,26 @@ class Relay:
 
     def learn(self, record: str) -> None:
         self.record = record
-        ref = RecordRef.of(records.parse(record))
+        ref = RecordRef.of(endpoint_record.parse(record))
         before = self.side
-        self._take(migration.step(before, Learned(ref), now()))
+        self._take(machine.step(before, Learned(ref), now()))
         if self.side.mode is Mode.FROZEN and before.mode is not Mode.FROZEN:
             self.tally = Tally(was=len(self.items), waiting=len(self.items))
 
     def offer(self, said: dict[str, Any]) -> dict[str, Any] | Refusal:
         side = self.side
-        done = self._take(migration.step(side, Prepare(self._order(said)), now()))
+        done = self._take(machine.step(side, Prepare(self._order(said)), now()))
         self.side = side
         return done or self.state(said)
 
     def prepare(self, said: dict[str, Any]) -> dict[str, Any] | Refusal:
         self.record = self.record or said["newest"]
-        no = self._take(migration.step(self.side, Prepare(self._order(said)), now()))
+        no = self._take(machine.step(self.side, Prepare(self._order(said)), now()))
         return no or self.state(said)
 
     def freeze(self, said: dict[str, Any]) -> dict[str, Any] | Refusal:
         was_frozen = self.side.mode is Mode.FROZEN
-        no = self._take(migration.step(self.side, Freeze(self._order(said)), now()))
+        no = self._take(machine.step(self.side, Freeze(self._order(said)), now()))
         if no is None and not was_frozen:
             self.tally = Tally(was=len(self.items), waiting=len(self.items))
         if no is None and self.other is not None and not self.other.is_down:
@@ -186,15 +206,15 @@ class Relay:
             return
         whole = hashlib.sha256(self.side.handoff.id.encode()).digest()
         page = DigestPage(self.side.handoff.id, whole, 0, 1)
-        done = migration.step(other.side, Heard(self.key.did, page), now())
+        done = machine.step(other.side, Heard(self.key.did, page), now())
         if other._take(done) is None:
             receipt = DigestReceipt(page.handoff, whole, 1)
-            self._take(migration.step(self.side, Heard(other.key.did, receipt), now()))
+            self._take(machine.step(self.side, Heard(other.key.did, receipt), now()))
 
     def state(self, _: dict[str, Any]) -> dict[str, Any]:
         if self.other is not None and not self.other.is_down and self.side.is_named:
             self.copy(self.other)
-        return {"statement": handoffs.sign(self.key, self.statement())}
+        return {"statement": migration_statement.sign(self.key, self.statement())}
 
     def copy(self, other: Relay, most: int = 4) -> None:
         """Hand some over."""
@@ -243,7 +263,7 @@ class Relay:
 
     @staticmethod
     def _order(said: dict[str, Any]) -> OrderRef:
-        return OrderRef.of(orders.parse(said["order"]))
+        return OrderRef.of(migration_order.parse(said["order"]))
 
     def _take(self, done: Step | Refusal) -> Refusal | None:
         if isinstance(done, Refusal):
@@ -256,7 +276,7 @@ class Relay:
         said = self.statement()
         names = Statement.__slots__
         members = {name: getattr(said, name) for name in names}
-        return {"statement": handoffs.sign(self.key, Statement(**{**members, **values}))}
+        return {"statement": migration_statement.sign(self.key, Statement(**{**members, **values}))}
 
 
 def refusing(code: ErrorCode, *steps: str) -> Lie:
@@ -318,7 +338,7 @@ async def world(count: int = 12) -> AsyncIterator[World]:
             relay.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         source.other, target.other = target, source
         source.items = waiting(count)
-        source.learn(records.sign(agent, [source.home], now=now()))
+        source.learn(endpoint_record.sign(agent, [source.home], now=now()))
         yield World(agent, source, target)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from relay.client import Agent, SigningKey
-from relay.core.ids import Did
+from relay.protocol.ids import Did
 from relay.store.embedded.process import dying_with_us
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import sys
 from pathlib import Path
 
 from relay.client import Agent, SigningKey
-from relay.client.move_log import MoveLog
-from relay.client.moves import Move
+from relay.client.migration.log import MoveLog
+from relay.client.migration.state import Move
 
 
 def say(*words: object) -> None:

@@ -18,11 +18,16 @@ from websockets.asyncio.server import ServerConnection
 from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 
-from relay.core import codec, handshake, receipts
-from relay.core import envelope as envelopes
-from relay.core import jws as jose
-from relay.core.envelope import Envelope
-from relay.core.frames import (
+from relay.protocol import envelope as envelopes
+from relay.protocol import (
+    handshake,
+    receipts,
+)
+from relay.protocol import jws as jose
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import Envelope
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     SUBPROTOCOL,
     Deliver,
     DeliverItem,
@@ -37,9 +42,15 @@ from relay.core.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Epoch, Fence, Seq, Timestamp, new_message_id
-from relay.core.receipts import ReceiptItem
+from relay.protocol.ids import (
+    Did,
+    Epoch,
+    Fence,
+    Seq,
+    Timestamp,
+    new_message_id,
+)
+from relay.protocol.receipts import ReceiptItem
 
 
 def new_key() -> SigningKey:

@@ -15,12 +15,18 @@ from relay.client import (
     accept_relay,
     sync,
 )
-from relay.client import state as states
-from relay.client.journal import Journal
-from relay.core import jws, records
-from relay.core.frames import Hello
-from relay.core.ids import Did, Timestamp
-from relay.core.records import Home
+from relay.client.state import agent_state as states
+from relay.client.state.journal import Journal
+from relay.protocol import (
+    endpoint_record,
+    jws,
+)
+from relay.protocol.endpoint_record import Home
+from relay.protocol.frames.frames import Hello
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
 from tests.cli.support import Terminal
 from tests.client.support import Talk, envelope_of, lying_relay, new_key
 from tests.federation.relays import Place, now, places, until
@@ -165,7 +171,7 @@ async def test_one_that_has_lost_its_pin_is_told_the_same_where_others_bring_its
     place, other = places(2)
     key, state = new_key(), tmp_path / "state"
     homes = [Home(place.did, place.url), Home(other.did, other.url)]
-    old = records.sign(key, homes, now=now())
+    old = endpoint_record.sign(key, homes, now=now())
     async with at(place, new_key()) as node:
         await node.built.node.directory.keep([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
@@ -181,7 +187,7 @@ async def test_one_that_has_lost_its_pin_is_told_the_same_where_others_bring_its
 async def test_one_that_has_taken_the_new_key_for_a_further_home_names_it_once(tmp_path):
     [place] = places(1)
     key, state = new_key(), tmp_path / "state"
-    old = records.sign(key, [Home(place.did, place.url)], now=now())
+    old = endpoint_record.sign(key, [Home(place.did, place.url)], now=now())
     async with at(place, new_key()) as node:
         await node.built.node.directory.keep([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
@@ -199,11 +205,11 @@ async def test_a_crash_between_the_record_and_the_pin_leads_to_the_new_relay(tmp
         journal = Journal.open(state)
         newest = journal.remembered().record
         assert newest is not None
-        half = records.sign(
+        half = endpoint_record.sign(
             key,
             [Home(node.built.node.key.did, place.url)],
             now=Timestamp(now() + 1),
-            newest_seq=records.parse(newest).seq,
+            newest_seq=endpoint_record.parse(newest).seq,
         )
         journal.keep_record(half).result()
         journal.close()

@@ -19,11 +19,11 @@ from relay.client import (
     UnavailableError,
     UnknownInboxError,
 )
-from relay.core import envelope as envelopes
-from relay.core import jws
-from relay.core.identity import parse_did
-from relay.core.seal import CONTENT_TYPE
-from relay.store.memory import MemoryStore
+from relay.protocol import envelope as envelopes
+from relay.protocol import jws
+from relay.protocol.did import parse_did
+from relay.protocol.sealing import CONTENT_TYPE
+from relay.reference.memory_store import MemoryStore
 from tests.client.support import new_key
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import wait_until

@@ -12,12 +12,28 @@ from pathlib import Path
 import pytest
 
 from relay import client
-from relay.client import CorruptError, StateError, errors, origin, state
+from relay.client import (
+    CorruptError,
+    StateError,
+    errors,
+)
 from relay.client.errors import AgentError, ProtocolError
-from relay.core.errors import ERROR_CLASS, ErrorCode
-from relay.core.ids import Epoch, Timestamp
-from relay.core.jws import dumps
-from relay.core.records import Home, parse, sign
+from relay.client.http import origin
+from relay.client.state import agent_state
+from relay.protocol.endpoint_record import (
+    Home,
+    parse,
+    sign,
+)
+from relay.protocol.errors import (
+    ERROR_CLASS,
+    ErrorCode,
+)
+from relay.protocol.ids import (
+    Epoch,
+    Timestamp,
+)
+from relay.protocol.jws import dumps
 from relay.ws.errors import CLOSE_CODE
 from tests.client.support import new_key
 
@@ -31,11 +47,11 @@ def names(directory: Path) -> list[str]:
 def test_state_is_what_it_was_after_a_restart(tmp_path):
     path, me, relay = tmp_path / "deep" / "state", new_key(), new_key().did
     record = sign(me, [Home(relay, "https://r.example")], now=NOW)
-    with state.opened(path, me.did) as kept:
+    with agent_state.opened(path, me.did) as kept:
         kept.pin("https://r.example", relay)
         kept.keep_record(record)
         assert kept.see_epoch(relay, Epoch("a")) is None
-    with state.opened(path, me.did) as again:
+    with agent_state.opened(path, me.did) as again:
         assert again.relay_at("https://r.example") == relay
         assert (again.record, again.record_seq) == (record, parse(record).seq)
         assert again.see_epoch(relay, Epoch("a")) is None
@@ -47,14 +63,14 @@ def test_state_is_what_it_was_after_a_restart(tmp_path):
 
 def test_the_state_of_another_agent_is_refused(tmp_path):
     path = tmp_path / "state"
-    with state.opened(path, new_key().did):
+    with agent_state.opened(path, new_key().did):
         pass
     with pytest.raises(StateError, match="belongs to"):
-        state.load(path, new_key().did)
+        agent_state.load(path, new_key().did)
 
 
 def test_an_older_record_never_replaces_a_newer_one():
-    me, kept = new_key(), state.State()
+    me, kept = new_key(), agent_state.State()
     homes = [Home(new_key().did, "https://r.example")]
     newer = sign(me, homes, now=NOW, newest_seq=int(NOW * 1000) + 5)
     kept.keep_record(newer)
@@ -77,7 +93,7 @@ def test_a_state_file_that_cannot_be_read_is_not_thrown_away(tmp_path, content):
     path = tmp_path / "state"
     path.write_text(content)
     with pytest.raises(StateError, match="move it away"):
-        state.load(path)
+        agent_state.load(path)
     assert path.read_text() == content
     assert names(tmp_path) == ["state"]
 
@@ -93,7 +109,7 @@ def test_a_state_file_of_the_first_form_is_taken_over_and_kept(tmp_path):
     content, record = old_form(me, relay)
     path.write_bytes(content)
     for _ in range(2):
-        with state.opened(path, me.did) as kept:
+        with agent_state.opened(path, me.did) as kept:
             assert kept.relay_at("https://r.example") == relay
             assert (kept.record, kept.epochs) == (record, {relay: "a"})
     assert (tmp_path / "state.old").read_bytes() == content
@@ -105,11 +121,11 @@ def test_two_that_take_over_at_once_share_one_journal(tmp_path):
     path, me, relay = tmp_path / "state", new_key(), new_key().did
     path.write_bytes(old_form(me, relay)[0])
     with ThreadPoolExecutor(4) as threads:
-        kept = list(threads.map(lambda _: state.load(path, me.did), range(4)))
+        kept = list(threads.map(lambda _: agent_state.load(path, me.did), range(4)))
     for number, one in enumerate(kept):
         one.pin(f"https://{number}.example", relay)
         one.close()
-    with state.opened(path, me.did) as again:
+    with agent_state.opened(path, me.did) as again:
         assert len(again.relays) == 5
 
 
@@ -118,7 +134,7 @@ def test_the_first_form_of_another_agent_is_refused_and_untouched(tmp_path):
     content, _ = old_form(new_key(), new_key().did)
     path.write_bytes(content)
     with pytest.raises(CorruptError, match="belongs to"):
-        state.load(path, new_key().did)
+        agent_state.load(path, new_key().did)
     assert path.read_bytes() == content
     assert names(tmp_path) == ["state"]
 
@@ -128,12 +144,12 @@ def test_a_kept_file_is_never_overwritten_and_a_foreign_log_is_never_read(tmp_pa
     path.write_bytes(OLD_FORM)
     old.write_bytes(b"mine")
     with pytest.raises(AgentError, match="in the way"):
-        state.load(path)
+        agent_state.load(path)
     assert (path.read_bytes(), old.read_bytes()) == (OLD_FORM, b"mine")
     old.unlink()
     log.write_bytes(b"log")
     with pytest.raises(CorruptError):
-        state.load(path)
+        agent_state.load(path)
     assert path.read_bytes() == OLD_FORM
 
 
@@ -215,4 +231,4 @@ def test_close_codes_mean_what_the_relay_means():
 def test_a_state_file_that_cannot_be_made_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(AgentError, match="cannot open"):
-        state.load(tmp_path / "file" / "state")
+        agent_state.load(tmp_path / "file" / "state")

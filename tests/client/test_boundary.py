@@ -14,26 +14,27 @@ from typing import Any
 
 import pytest
 
-from relay.client import (
-    Agent,
-    accepting,
-    connection,
-    exchange,
-    information,
-    naming,
-    post,
-    publishing,
-    submitting,
-    sync,
-    visit,
+from relay.client import Agent, sync
+from relay.client.directory import (
+    accept,
+    publish,
 )
-from relay.client import origin as origins
-from relay.client.errand import Errand
-from relay.client.state import in_memory
-from relay.core import records
-from relay.core.agent_session import Login
-from relay.core.frames import Submit
-from relay.core.records import Home
+from relay.client.http import origin as origins
+from relay.client.http import (
+    relay_info,
+    session,
+    submit,
+    transport,
+)
+from relay.client.identity import handle_lookup
+from relay.client.outbox import post
+from relay.client.outbox.errand import Errand
+from relay.client.session import connection
+from relay.client.state.agent_state import in_memory
+from relay.protocol import endpoint_record
+from relay.protocol.client_session import Login
+from relay.protocol.endpoint_record import Home
+from relay.protocol.frames.frames import Submit
 from tests.client.failing import FAILURES, World
 from tests.client.judging import complaints
 from tests.client.support import envelope_of, new_key
@@ -47,7 +48,7 @@ SHORT_S = 0.3
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     for name in ("EXCHANGE_S", "SHORTEST_S"):
-        monkeypatch.setattr(exchange, name, SHORT_S)
+        monkeypatch.setattr(transport, name, SHORT_S)
     for name in ("CONNECT_S", "LOGIN_S", "CLOSE_S"):
         monkeypatch.setattr(connection, name, SHORT_S)
     for name in ("HTTP", "HTTPS", "SOCKS", "ALL", "NO"):
@@ -97,16 +98,16 @@ async def _post(url: str) -> None:
 
 async def _put(url: str) -> None:
     key = new_key()
-    record = records.sign(key, [Home(new_key().did, "https://relay.test")], now=1.8e9)
-    await publishing.put(origins.parse(url), records.parse(record))
+    record = endpoint_record.sign(key, [Home(new_key().did, "https://relay.test")], now=1.8e9)
+    await publish.put(origins.parse(url), endpoint_record.parse(record))
 
 
 async def _forward(url: str) -> None:
-    await naming.forward(f"name@{url.partition('://')[2]}", plain=True)
+    await handle_lookup.forward(f"name@{url.partition('://')[2]}", plain=True)
 
 
-def _request() -> exchange.Request:
-    return exchange.Request("GET", "/")
+def _request() -> transport.Request:
+    return transport.Request("GET", "/")
 
 
 def _submit() -> Submit:
@@ -117,37 +118,35 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
     "Agent.open": _open,
     "sync.Agent.open": _open_sync,
     "connection.dial": _dial,
-    "exchange.ask": lambda url: exchange.ask(origins.parse(url), "GET", "/"),
-    "exchange.certified_until": lambda url: exchange.certified_until(origins.parse(url), SHORT_S),
-    "exchange.exchange": lambda url: exchange.exchange(origins.parse(url), _request(), SHORT_S),
-    "accepting.accept": lambda url: accepting.accept(
+    "exchange.ask": lambda url: transport.ask(origins.parse(url), "GET", "/"),
+    "exchange.certified_until": lambda url: transport.certified_until(origins.parse(url), SHORT_S),
+    "exchange.exchange": lambda url: transport.exchange(origins.parse(url), _request(), SHORT_S),
+    "accepting.accept": lambda url: accept.accept(
         new_key(), origins.parse(url), new_key().did, in_memory()
     ),
-    "accepting.accept_relay": lambda url: accepting.accept_relay(new_key(), url, new_key().did),
+    "accepting.accept_relay": lambda url: accept.accept_relay(new_key(), url, new_key().did),
     "sync.accept_relay": lambda url: asyncio.to_thread(
         sync.accept_relay, new_key(), url, new_key().did
     ),
-    "information.information": lambda url: information.information(origins.parse(url)),
+    "information.information": lambda url: relay_info.information(origins.parse(url)),
     "naming.forward": _forward,
     "post.post": _post,
-    "publishing.home_at": lambda url: publishing.home_at(origins.parse(url), in_memory()),
-    "publishing.publish": lambda url: publishing.publish(
-        new_key(), origins.parse(url), in_memory()
-    ),
+    "publishing.home_at": lambda url: publish.home_at(origins.parse(url), in_memory()),
+    "publishing.publish": lambda url: publish.publish(new_key(), origins.parse(url), in_memory()),
     "publishing.put": _put,
-    "submitting.submit_over_http": lambda url: submitting.submit_over_http(
+    "submitting.submit_over_http": lambda url: submit.submit_over_http(
         origins.parse(url), _submit(), SHORT_S
     ),
-    "visit.ask_record": lambda url: visit.ask_record(origins.parse(url), new_key().did),
-    "visit.log_in": lambda url: visit.log_in(new_key(), origins.parse(url), in_memory()),
-    "visit.resolve": lambda url: visit.resolve(origins.parse(url), new_key().did),
+    "visit.ask_record": lambda url: session.ask_record(origins.parse(url), new_key().did),
+    "visit.log_in": lambda url: session.log_in(new_key(), origins.parse(url), in_memory()),
+    "visit.resolve": lambda url: session.resolve(origins.parse(url), new_key().did),
 }
 """What is asked of a relay with which nobody converses yet."""
 
 
 def test_every_call_that_reaches_for_a_relay_has_a_case():
     modules = (
-        accepting, connection, exchange, information, naming, post, publishing, submitting, visit,
+        accept, connection, transport, relay_info, handle_lookup, post, publish, submit, session,
     )  # fmt: skip
     found: Iterable[set[str]] = map(public, modules)
     assert set(AT) == {"Agent.open", "sync.Agent.open", "sync.accept_relay"}.union(*found)

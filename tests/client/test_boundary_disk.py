@@ -17,15 +17,28 @@ from typing import Any
 
 import pytest
 
-from relay.client import Agent, Message, Outcome, keystore, sync
-from relay.client import state as states
+from relay.client import (
+    Agent,
+    Message,
+    Outcome,
+    sync,
+)
 from relay.client.errors import typed
-from relay.client.journal import Journal
-from relay.client.keytext import Cost
-from relay.core import codec, records
-from relay.core.errors import ErrorCode
-from relay.core.frames import Publish, Published, Resolve, Resolved, Submit
-from relay.core.records import Home
+from relay.client.identity import key_file
+from relay.client.identity.key_format import Cost
+from relay.client.state import agent_state as states
+from relay.client.state.journal import Journal
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Publish,
+    Published,
+    Resolve,
+    Resolved,
+    Submit,
+)
 from tests.client.judging import LONGEST_S, complaint, complaints_of_agent, wrong
 from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key
 from tests.client.test_boundary_open import CALLS, awaited, nothing
@@ -39,7 +52,7 @@ ME = new_key()
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.client.disk.BUSY_S", 0.05)
+    monkeypatch.setattr("relay.client.state.database.BUSY_S", 0.05)
     for name in ("conversation.QUESTION_S", "asking.QUESTION_S", "exchange.EXCHANGE_S"):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
 
@@ -69,7 +82,9 @@ def locked(path: Path) -> Iterator[None]:
 def made(path: Path, *statements: str) -> None:
     """A journal that holds something, and then these statements."""
     journal = Journal.open(path, ME.did)
-    journal.keep_record(records.sign(ME, [Home(new_key().did, "https://r.test")], now=1.8e9))
+    journal.keep_record(
+        endpoint_record.sign(ME, [Home(new_key().did, "https://r.test")], now=1.8e9)
+    )
     journal.close()
     with closing(sqlite3.connect(path)) as database:
         for statement in statements:
@@ -279,12 +294,12 @@ async def all_of(me: Agent) -> None:
 
 KEY = new_key()
 ON_KEYS: dict[str, Callable[[Path], object]] = {
-    "new": lambda path: keystore.new(path, "secret", cost=QUICK),
-    "add": lambda path: keystore.add(path, KEY),
-    "read": keystore.read,
-    "load": lambda path: keystore.load(path, "secret"),
-    "replace": lambda path: keystore.replace(path, KEY, None),
-    "write_new": lambda path: keystore.write_new(path, b"x"),
+    "new": lambda path: key_file.new(path, "secret", cost=QUICK),
+    "add": lambda path: key_file.add(path, KEY),
+    "read": key_file.read,
+    "load": lambda path: key_file.load(path, "secret"),
+    "replace": lambda path: key_file.replace(path, KEY, None),
+    "write_new": lambda path: key_file.write_new(path, b"x"),
 }
 KEYS: dict[str, Prepare] = {
     "nothing": as_it_is,
@@ -294,9 +309,9 @@ KEYS: dict[str, Prepare] = {
     "an empty file": partial(text, said=""),
     "a long file": partial(text, said="x" * 100_000),
     "binary": lambda path: path.write_bytes(bytes(range(256))),
-    "open to others": lambda path: (keystore.add(path, KEY), path.chmod(0o644)),
-    "a key": lambda path: keystore.add(path, KEY),
-    "an encrypted key": lambda path: keystore.add(path, KEY, "another", cost=QUICK),
+    "open to others": lambda path: (key_file.add(path, KEY), path.chmod(0o644)),
+    "a key": lambda path: key_file.add(path, KEY),
+    "an encrypted key": lambda path: key_file.add(path, KEY, "another", cost=QUICK),
     "a link to itself": lambda path: path.symlink_to(path),
     "a link to nothing": lambda path: path.symlink_to("nowhere"),
     "below a file": lambda path: text(path.parent, "in the way"),
@@ -304,8 +319,8 @@ KEYS: dict[str, Prepare] = {
 
 
 def test_every_call_on_key_files_has_a_case():
-    found = inspect.getmembers(keystore, inspect.isfunction)
-    own = {name for name, one in found if one.__module__ == keystore.__name__}
+    found = inspect.getmembers(key_file, inspect.isfunction)
+    own = {name for name, one in found if one.__module__ == key_file.__name__}
     assert set(ON_KEYS) == {name for name in own if not name.startswith("_")}
 
 

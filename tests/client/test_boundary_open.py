@@ -17,11 +17,19 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.client import Agent, Bounce, Message, Outcome, exchange, sync
+from relay.client import (
+    Agent,
+    Bounce,
+    Message,
+    Outcome,
+    sync,
+)
+from relay.client.http import transport
 from relay.client.message import MessageValues
-from relay.core import codec
-from relay.core.errors import ErrorCode
-from relay.core.frames import (
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Bye,
@@ -38,8 +46,10 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.identity import SigningKey
-from relay.core.ids import Epoch, Seq
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+)
 from tests.client.judging import complaints_of_agent, methods, wrong
 from tests.client.support import LyingRelay, Talk, deliver, envelope_of, lying_relay, new_key
 from tests.support.servers import free_port
@@ -58,7 +68,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
     for name in ("connection.LOGIN_S", "connection.CLOSE_S", "detour.RESOLVE_S", "living.FLUSH_S"):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
-    monkeypatch.setattr(exchange, "SHORTEST_S", SHORT_S)
+    monkeypatch.setattr(transport, "SHORTEST_S", SHORT_S)
 
 
 # ---------------------------------------------------------------- what a relay may do

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client import questions
 from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, typed
-from relay.client.outbox import ANSWER_S, MAX_IN_FLIGHT, Outbox
-from relay.client.progress import Progress
-from relay.client.questions import MOST_AT_ONCE, Questions
-from relay.client.waiting import MAX_FRAME_WIRE
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import (
+from relay.client.inbox.ack_tracker import Progress
+from relay.client.outbox.queue import (
+    ANSWER_S,
+    MAX_IN_FLIGHT,
+    Outbox,
+)
+from relay.client.outbox.submission import MAX_FRAME_WIRE
+from relay.client.session import requests
+from relay.client.session.requests import (
+    MOST_AT_ONCE,
+    Questions,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
     Rejection,
     Resolve,
     Resolved,
@@ -21,9 +31,18 @@ from relay.core.frames import (
     StatusItem,
     Submitted,
 )
-from relay.core.ids import Did, Epoch, MessageId, Seq, Timestamp
-from relay.core.jws import loads
-from relay.core.receipts import ReceiptItem, sign_receipt
+from relay.protocol.ids import (
+    Did,
+    Epoch,
+    MessageId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.jws import loads
+from relay.protocol.receipts import (
+    ReceiptItem,
+    sign_receipt,
+)
 from tests.client.support import envelope_of, new_key
 
 ALICE, BOB, RELAY = new_key(), new_key(), new_key()
@@ -240,7 +259,7 @@ async def test_a_relay_that_answers_no_question_is_noticed_though_nobody_waits_a
     box.ask(lambda ref: Resolve(ref, BOB.did))
     assert box.next(NOW) is not None
     due = box.next_timer()
-    assert due == NOW + questions.ANSWER_S
+    assert due == NOW + requests.ANSWER_S
     box.check_answers(Timestamp(due - 1))
     with pytest.raises(UnreachableError):
         box.check_answers(due)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import correspondents
-from relay.client import state as states
-from relay.client.correspondents import Correspondents
-from relay.core import records
-from relay.core.ids import Timestamp
-from relay.core.records import EndpointRecord
+from relay.client.directory import cache
+from relay.client.directory.cache import Correspondents
+from relay.client.state import agent_state as states
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.ids import Timestamp
 from tests.client.support import new_key
 
 KEY, ME = new_key(), new_key()
@@ -20,7 +20,9 @@ KEY, ME = new_key(), new_key()
 
 def record(age_s: int) -> EndpointRecord:
     at = Timestamp(time.time() - age_s)
-    return records.parse(records.sign(KEY, [records.Home(ME.did, "https://r.example")], now=at))
+    return endpoint_record.parse(
+        endpoint_record.sign(KEY, [endpoint_record.Home(ME.did, "https://r.example")], now=at)
+    )
 
 
 OLD, NEW = record(3600), record(0)
@@ -45,9 +47,9 @@ async def test_a_relay_that_shows_an_older_record_takes_nothing_back(tmp_path, f
 
 
 async def test_what_is_forgotten_for_want_of_room_is_still_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(correspondents, "REMEMBERED", 1)
+    monkeypatch.setattr(cache, "REMEMBERED", 1)
     other = new_key()
-    others = records.sign(other, [], now=Timestamp(time.time()))
+    others = endpoint_record.sign(other, [], now=Timestamp(time.time()))
     with states.opened(tmp_path / "state", ME.did) as state:
         assert state.journal is not None
         known = Correspondents(state.journal.knowledge)

@@ -7,8 +7,11 @@ import asyncio
 import pytest
 
 from relay.client import Agent, OutcomeUnknownError, SignedEnvelope, SigningKey, UnknownInboxError
-from relay.client.journal import Journal
-from relay.core.frames import Ack, Submitted
+from relay.client.state.journal import Journal
+from relay.protocol.frames.frames import (
+    Ack,
+    Submitted,
+)
 from tests.client.mortals import Identity
 from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node

@@ -16,8 +16,11 @@ from relay.client import (
     UnreachableError,
     sync,
 )
-from relay.client.exchange import EXCHANGE_S
-from relay.client.migrating import Migration, Wish
+from relay.client.http.transport import EXCHANGE_S
+from relay.client.migration.runner import (
+    Migration,
+    Wish,
+)
 from tests.cli.support import stalling
 from tests.client.hand_over import world
 from tests.client.support import new_key

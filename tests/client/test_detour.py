@@ -9,16 +9,31 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError, detour
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client.sessions import Sessions
-from relay.core import codec, records
-from relay.core import envelope as envelopes
-from relay.core.errors import ErrorCode
-from relay.core.frames import Publish, Published, Rejection, Resolve, Resolved, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import Timestamp
+from relay.client import (
+    Agent,
+    AgentError,
+    OutcomeUnknownError,
+    UnknownInboxError,
+)
+from relay.client.http import origin as origins
+from relay.client.outbox import direct
+from relay.client.session.pool import Sessions
+from relay.client.state import agent_state as states
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Publish,
+    Published,
+    Rejection,
+    Resolve,
+    Resolved,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Timestamp
 from tests.cli.support import stalling
 from tests.client.support import LyingRelay, Script, Talk, lying_relay, new_key
 from tests.support.nodes import RunningNode, running_node
@@ -28,7 +43,9 @@ pytestmark = pytest.mark.timeout(40)
 
 
 def record_of(key: SigningKey, url: str, relay: SigningKey) -> str:
-    return records.sign(key, [records.Home(relay.did, url)], now=Timestamp(time.time()))
+    return endpoint_record.sign(
+        key, [endpoint_record.Home(relay.did, url)], now=Timestamp(time.time())
+    )
 
 
 def refuses(code: ErrorCode, *, shown: str | None = None, with_no: str | None = None) -> Script:
@@ -45,7 +62,7 @@ def refuses(code: ErrorCode, *, shown: str | None = None, with_no: str | None = 
     async def answer(talk: Talk, frame: object) -> None:
         match frame:
             case Resolve(did=did):
-                is_asked = shown is not None and records.parse(shown).did == did
+                is_asked = shown is not None and endpoint_record.parse(shown).did == did
                 found = Resolved(frame.ref, "found", shown)
                 await talk.say(found if is_asked else Resolved(frame.ref, "absent"))
             case Publish():
@@ -145,7 +162,7 @@ async def stored_by(talk: Talk, shown: str) -> None:
             frame = codec.parse(await talk.socket.recv(decode=False), "agent")
             talk.relay.heard.append(frame)
             if isinstance(frame, Resolve):
-                is_own = frame.did != records.parse(shown).did
+                is_own = frame.did != endpoint_record.parse(shown).did
                 found = Resolved(frame.ref, "found", shown)
                 await talk.say(Resolved(frame.ref, "absent") if is_own else found)
             elif isinstance(frame, Publish):
@@ -227,8 +244,8 @@ async def test_a_home_whose_name_is_none_costs_its_own_agent_the_mail_and_nobody
 async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_one_nothing(
     monkeypatch,
 ):
-    monkeypatch.setattr(detour, "FIRST_BREAK_S", 10_000.0)
-    monkeypatch.setattr(detour, "LONGEST_BREAK_S", 10_000.0)
+    monkeypatch.setattr(direct, "FIRST_BREAK_S", 10_000.0)
+    monkeypatch.setattr(direct, "LONGEST_BREAK_S", 10_000.0)
     async with bob_at_home() as (node, bob):
         mallory = new_key()
         shown = {
@@ -275,10 +292,10 @@ async def test_a_home_that_cannot_now_does_not_keep_the_next_one_from_being_aske
     async with bob_at_home() as (node, bob), stalling(busy) as first:
         first.go.set()
         homes = [
-            records.Home(new_key().did, first.url, 0),
-            records.Home(relay_key(node).did, node.url, 1),
+            endpoint_record.Home(new_key().did, first.url, 0),
+            endpoint_record.Home(relay_key(node).did, node.url, 1),
         ]
-        shown = records.sign(bob._sessions.key, homes, now=Timestamp(time.time()))
+        shown = endpoint_record.sign(bob._sessions.key, homes, now=Timestamp(time.time()))
         script = refuses(ErrorCode.NO_RELAYING, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             sent = await alice.send(bob.did, "direct", deadline_s=5)

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.cli import peering
+from relay.cli.node import peers
 from relay.client import UnreachableError
-from relay.client import origin as origins
-from relay.client.exchange import Request, exchange
-from relay.client.origin import Origin
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.transport import (
+    Request,
+    exchange,
+)
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -83,11 +86,11 @@ async def test_a_slow_answer_within_its_time_is_read_to_its_end():
 
 
 async def test_an_operators_request_has_the_time_that_the_node_needs_to_dial(monkeypatch):
-    monkeypatch.setattr("relay.client.exchange.EXCHANGE_S", 0.2)
+    monkeypatch.setattr("relay.client.http.transport.EXCHANGE_S", 0.2)
     body = b'{"peers":[]}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 20)
     async with dripping(answer + body, b" ") as url:
-        await peering.list_peers(url, as_json=True)
+        await peers.list_peers(url, as_json=True)
         with pytest.raises(UnreachableError):
             await exchange(origins.parse(url), Request("GET", "/"), 5.0)
 

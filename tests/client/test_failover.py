@@ -8,10 +8,17 @@ import time
 import pytest
 
 from relay.client import Agent, BlockedError, MovedError, SupersededError, UnreachableError
-from relay.core import records
-from relay.core.errors import ErrorCode
-from relay.core.frames import Acked, Bye
-from relay.core.ids import Epoch, Seq, Timestamp
+from relay.protocol import endpoint_record
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Acked,
+    Bye,
+)
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+    Timestamp,
+)
 from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node, speaker
 from tests.support.servers import wait_until
@@ -195,8 +202,8 @@ async def test_a_relay_that_says_moved_leads_to_the_home_that_the_record_names()
 
     key = new_key()
     async with running_node() as home, lying_relay(script) as old:
-        homes = [records.Home(did(home), home.url)]
-        record = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        homes = [endpoint_record.Home(did(home), home.url)]
+        record = endpoint_record.sign(key, homes, now=Timestamp(time.time() + 60))
         async with Agent.open(key, old.url) as me:
             await send_to(home, me, "to the new home")
             assert await take(me) == "to the new home"
@@ -206,9 +213,9 @@ async def test_a_relay_that_says_moved_leads_to_the_home_that_the_record_names()
 @pytest.mark.parametrize("signer", ["the agent", "somebody else"])
 async def test_a_relay_that_says_moved_to_itself_or_lies_is_not_dialled_over_and_over(signer: str):
     async def script(talk: Talk) -> None:
-        homes = [records.Home(talk.relay.key.did, talk.relay.url)]
+        homes = [endpoint_record.Home(talk.relay.key.did, talk.relay.url)]
         by = key if signer == "the agent" else new_key()
-        record = records.sign(by, homes, now=Timestamp(time.time() + 60))
+        record = endpoint_record.sign(by, homes, now=Timestamp(time.time() + 60))
         await talk.log_in()
         await talk.say(Bye(ErrorCode.MOVED, "moved", record=record))
         await talk.until_closed()
@@ -229,8 +236,8 @@ async def test_relays_that_say_moved_to_each_other_are_not_dialled_over_and_over
 
     key, keys = new_key(), [new_key(), new_key()]
     async with lying_relay(script, keys[0]) as one, lying_relay(script, keys[1]) as two:
-        homes = [records.Home(relay.key.did, relay.url) for relay in (one, two)]
-        record = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        homes = [endpoint_record.Home(relay.key.did, relay.url) for relay in (one, two)]
+        record = endpoint_record.sign(key, homes, now=Timestamp(time.time() + 60))
         with pytest.raises(MovedError):
             async with Agent.open(key, one.url) as me:
                 await anext(me.inbox())
@@ -272,7 +279,7 @@ async def test_a_home_that_answers_no_ack_does_not_hold_up_the_others(monkeypatc
         await talk.say(deliver((1, envelope_of(sender, me_key.did, b"two").wire)))
         await talk.until_closed()
 
-    monkeypatch.setattr("relay.client.home_inbox.ANSWER_S", 0.5)
+    monkeypatch.setattr("relay.client.inbox.relay_inbox.ANSWER_S", 0.5)
     sender, me_key, shown = new_key(), new_key(), asyncio.Event()
     first = envelope_of(sender, me_key.did, b"one")
     async with (

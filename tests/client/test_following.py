@@ -8,11 +8,20 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.client import Agent, Bounce, doubts
-from relay.core import codec, receipts, records
-from relay.core import envelope as envelopes
-from relay.core.errors import ErrorCode
-from relay.core.frames import (
+from relay.client import (
+    Agent,
+    Bounce,
+)
+from relay.client.inbox import unverified
+from relay.protocol import (
+    endpoint_record,
+    receipts,
+)
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Error,
     Publish,
     Published,
@@ -25,9 +34,17 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Epoch, Timestamp
-from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, ReceiptItem, sign_bounce
+from relay.protocol.ids import (
+    Did,
+    Epoch,
+    Timestamp,
+)
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    BounceItem,
+    ReceiptItem,
+    sign_bounce,
+)
 from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.servers import wait_until
 
@@ -137,8 +154,8 @@ async def test_a_bounce_of_the_relay_that_took_it_over_is_believed():
 
 
 async def test_a_bounce_of_a_relay_that_the_recipients_record_names_is_believed():
-    home = [records.Home(PEER.did, "https://peer.example")]
-    record = records.sign(BOB, home, now=Timestamp(time.time()))
+    home = [endpoint_record.Home(PEER.did, "https://peer.example")]
+    record = endpoint_record.sign(BOB, home, now=Timestamp(time.time()))
     taken, refused = await bounced(Forwarding("stored", peer=None, record=record), PEER)
     assert any(isinstance(message, Bounce) for message in taken)
     assert refused == 0
@@ -173,8 +190,8 @@ async def message_of(me: Agent):
 
 
 async def test_a_bounce_that_cannot_be_judged_is_kept_until_it_can(monkeypatch):
-    monkeypatch.setattr(doubts, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(doubts, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(unverified, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(unverified, "LONGEST_PAUSE_S", 0.01)
     script = Forwarding("forwarded", peer=PEER.did)
     async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:
         sent = await me.send(BOB.did, "not for long")
@@ -190,8 +207,8 @@ async def test_a_bounce_that_cannot_be_judged_is_kept_until_it_can(monkeypatch):
 
 
 async def test_nobody_stops_an_inbox_by_bounces_that_cannot_be_judged(monkeypatch):
-    monkeypatch.setattr(doubts, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(doubts, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(unverified, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(unverified, "LONGEST_PAUSE_S", 0.01)
     window, liar = 64, new_key()
     script = Forwarding("forwarded", peer=PEER.did)
     async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:
@@ -215,9 +232,9 @@ async def test_a_bounce_of_a_home_that_was_left_is_believed_in_another_life(tmp_
     key, script = new_key(), Forwarding("stored", peer=None)
     now = int(time.time())
     async with lying_relay(script) as own:
-        home = [records.Home(own.key.did, own.url)]
-        left = [records.LeftHome(PEER.did, "https://left.example", now + 3600)]
-        script.own = records.sign(key, home, now=Timestamp(now), drain=left)
+        home = [endpoint_record.Home(own.key.did, own.url)]
+        left = [endpoint_record.LeftHome(PEER.did, "https://left.example", now + 3600)]
+        script.own = endpoint_record.sign(key, home, now=Timestamp(now), drain=left)
         async with Agent.open(key, own.url, state=tmp_path / "state") as me:
             sent = envelope_of(key, BOB.did)
             item = BounceItem(sent.eid, BOB.did, "expired", maybe_delivered=True)

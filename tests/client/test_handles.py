@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
-from relay.client import handles as names
+from relay.client.identity import handles as names
 from tests.client.support import new_key
 from tests.support.nodes import running_node
 

@@ -7,13 +7,29 @@ import asyncio
 import pytest
 
 from relay.client.errors import InboxResetError, SupersededError, UnreachableError, typed
-from relay.client.home_inbox import ANSWER_S, HomeInbox
-from relay.client.inbox import Inbox
-from relay.client.opening import Opener
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Acked, Gap
-from relay.core.ids import Epoch, Seq, Timestamp
-from relay.core.ranges import Range, Reason
+from relay.client.inbox.inbox import Inbox
+from relay.client.inbox.opener import Opener
+from relay.client.inbox.relay_inbox import (
+    ANSWER_S,
+    HomeInbox,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
+    Acked,
+    Gap,
+)
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
 from tests.client.support import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, RELAY = new_key(), new_key(), new_key()

@@ -9,16 +9,29 @@ import threading
 import pytest
 
 from relay import clock
-from relay.client import ClosedError, InternalError, journal
+from relay.client import (
+    ClosedError,
+    InternalError,
+)
 from relay.client.errors import typed
-from relay.client.home_inbox import HomeInbox
-from relay.client.inbox import Inbox
-from relay.client.journal import Journal
-from relay.client.knowledge import KEPT_AFTER_EXPIRY_S, Holding
-from relay.client.opening import Opener
-from relay.core.errors import ErrorCode
-from relay.core.frames import Acked
-from relay.core.ids import Eid, Epoch, MessageId, Seq, Timestamp
+from relay.client.inbox.inbox import Inbox
+from relay.client.inbox.opener import Opener
+from relay.client.inbox.relay_inbox import HomeInbox
+from relay.client.state import journal
+from relay.client.state.journal import Journal
+from relay.client.state.peers import (
+    KEPT_AFTER_EXPIRY_S,
+    Holding,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import Acked
+from relay.protocol.ids import (
+    Eid,
+    Epoch,
+    MessageId,
+    Seq,
+    Timestamp,
+)
 from tests.client.support import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()

@@ -14,10 +14,21 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import KeyFileError, PassphraseError, keystore, keytext
-from relay.client.keytext import LEAST, MODERATE, Locked
-from relay.core import jws
-from relay.core.identity import SigningKey
+from relay.client import (
+    KeyFileError,
+    PassphraseError,
+)
+from relay.client.identity import (
+    key_file,
+    key_format,
+)
+from relay.client.identity.key_format import (
+    LEAST,
+    MODERATE,
+    Locked,
+)
+from relay.protocol import jws
+from relay.protocol.did import SigningKey
 from tests.client.support import new_key
 
 ROOT = Path(__file__).parents[2]
@@ -36,47 +47,47 @@ def shows(text: object, key: SigningKey) -> bool:
 
 def test_a_key_file_is_for_its_owner_and_holds_the_key(tmp_path):
     path = tmp_path / "new" / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert keystore.load(path).did == key.did
+    assert key_file.load(path).did == key.did
     assert names(path.parent) == ["agent.key"]
     assert key.seed.hex() not in repr(key)
 
 
 def test_a_key_is_never_overwritten(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     with pytest.raises(KeyFileError, match="never overwritten"):
-        keystore.new(path)
-    assert keystore.load(path).did == key.did
+        key_file.new(path)
+    assert key_file.load(path).did == key.did
     assert names(tmp_path) == ["agent.key"]
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o601])
 def test_a_key_file_that_others_may_touch_is_refused(tmp_path, mode):
     path = tmp_path / "agent.key"
-    keystore.new(path)
+    key_file.new(path)
     path.chmod(mode)
     with pytest.raises(KeyFileError, match="chmod 600"):
-        keystore.load(path)
+        key_file.load(path)
 
 
 def test_what_is_no_key_file_is_named_and_not_shown(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     good = path.read_text()
     for bad in ("", "{}", "SECRET", good.replace(key.did, new_key().did), good.replace("1,", "2,")):
         path.write_text(bad)
         with pytest.raises(KeyFileError, match="not a key file") as caught:
-            keystore.load(path)
+            key_file.load(path)
         assert caught.value.__cause__ is None
         assert "SECRET" not in str(caught.value)
     with pytest.raises(KeyFileError, match="no key at"):
-        keystore.load(tmp_path / "nowhere")
+        key_file.load(tmp_path / "nowhere")
     with pytest.raises(KeyFileError):
-        keystore.load(tmp_path)
+        key_file.load(tmp_path)
     with pytest.raises(KeyFileError):
-        keystore.new(path / "below" / "a.key")
+        key_file.new(path / "below" / "a.key")
 
 
 # ---------------------------------------------------------------- encrypted
@@ -84,15 +95,15 @@ def test_what_is_no_key_file_is_named_and_not_shown(tmp_path):
 
 def test_an_encrypted_key_opens_with_its_passphrase_alone(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path, PASSPHRASE, cost=LEAST)
+    key = key_file.new(path, PASSPHRASE, cost=LEAST)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert names(tmp_path) == ["agent.key"]
-    assert keystore.load(path, PASSPHRASE).seed == key.seed
+    assert key_file.load(path, PASSPHRASE).seed == key.seed
     # as another keyboard writes it
-    assert keystore.load(path, unicodedata.normalize("NFD", PASSPHRASE)).did == key.did
+    assert key_file.load(path, unicodedata.normalize("NFD", PASSPHRASE)).did == key.did
     for wrong in (None, "correct horse", PASSPHRASE + " ", "", "x" * 1025, "\udc80"):
         with pytest.raises(PassphraseError) as caught:
-            keystore.load(path, wrong)
+            key_file.load(path, wrong)
         assert caught.value.__cause__ is None
         assert caught.value.__suppress_context__ or caught.value.__context__ is None
         assert not shows(caught.value, key)
@@ -100,30 +111,30 @@ def test_an_encrypted_key_opens_with_its_passphrase_alone(tmp_path):
 
 def test_an_encrypted_file_tells_the_did_and_no_secret(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path, PASSPHRASE, cost=LEAST)
-    found = keystore.read(path)
+    key = key_file.new(path, PASSPHRASE, cost=LEAST)
+    found = key_file.read(path)
     assert isinstance(found, Locked)
     assert found.did == key.did
     assert not shows(path.read_text(), key)
     assert not shows(repr(found), key)
     assert json.loads(path.read_text())["box"] not in repr(found)
-    plain = keystore.new(tmp_path / "plain.key")
+    plain = key_file.new(tmp_path / "plain.key")
     assert shows((tmp_path / "plain.key").read_text(), plain), "else this test sees nothing"
 
 
 def test_two_files_of_one_key_and_passphrase_have_nothing_secret_in_common():
     key = new_key()
-    one, two = (json.loads(keytext.encode(key, PASSPHRASE, LEAST)) for _ in range(2))
+    one, two = (json.loads(key_format.encode(key, PASSPHRASE, LEAST)) for _ in range(2))
     assert {name for name in one if one[name] == two[name]} == {"v", "did", "kdf", "ops", "memory"}
 
 
 @pytest.mark.timeout(30)
 def test_without_a_word_about_it_a_guess_costs_256_mib():
     key = new_key()
-    made = keytext.encode(key, PASSPHRASE)
+    made = key_format.encode(key, PASSPHRASE)
     assert (json.loads(made)["ops"], json.loads(made)["memory"]) == (3, 256 * 2**20)
     assert (MODERATE.ops, MODERATE.memory) == (3, 256 * 2**20)
-    found = keytext.parse(made)
+    found = key_format.parse(made)
     assert isinstance(found, Locked)
     assert found.open(PASSPHRASE).seed == key.seed
 
@@ -141,32 +152,32 @@ def test_a_file_that_asks_too_much_or_too_little_is_refused_before_anything_is_d
     tmp_path, change
 ):
     path = tmp_path / "agent.key"
-    keystore.new(path, PASSPHRASE, cost=LEAST)
+    key_file.new(path, PASSPHRASE, cost=LEAST)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(KeyFileError, match="not a key file"):
-        keystore.read(path)
+        key_file.read(path)
 
 
 def test_altered_bytes_or_another_did_never_give_a_key(tmp_path):
     path = tmp_path / "agent.key"
-    keystore.new(path, PASSPHRASE, cost=LEAST)
+    key_file.new(path, PASSPHRASE, cost=LEAST)
     good = json.loads(path.read_text())
     for name in ("salt", "nonce", "box"):
         altered = bytearray(jws.b64decode(good[name]))
         altered[0] ^= 1
         path.write_text(json.dumps({**good, name: jws.b64encode(bytes(altered))}))
         with pytest.raises(PassphraseError, match="wrong, or"):
-            keystore.load(path, PASSPHRASE)
+            key_file.load(path, PASSPHRASE)
     path.write_text(json.dumps({**good, "did": new_key().did}))
     with pytest.raises(KeyFileError, match="not the one of its DID"):
-        keystore.load(path, PASSPHRASE)
+        key_file.load(path, PASSPHRASE)
 
 
 def test_too_little_memory_is_said_and_is_not_a_wrong_passphrase():
     script = (
         "import resource\n"
         "from relay.client import KeyFileError, PassphraseError, keytext\n"
-        "from relay.core.identity import SigningKey\n"
+        "from relay.protocol.did import SigningKey\n"
         "resource.setrlimit(resource.RLIMIT_AS, (200 * 2**20,) * 2)\n"
         "try:\n"
         "    keytext.encode(SigningKey(bytes(32)), 'x')\n"
@@ -186,57 +197,57 @@ def test_too_little_memory_is_said_and_is_not_a_wrong_passphrase():
 
 def test_a_passphrase_can_be_set_changed_and_removed(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     for passphrase in ("one", "two", None, "three"):
-        keystore.replace(path, key, passphrase, cost=LEAST)
-        assert keystore.load(path, passphrase).seed == key.seed
-        assert isinstance(keystore.read(path), Locked) == (passphrase is not None)
+        key_file.replace(path, key, passphrase, cost=LEAST)
+        assert key_file.load(path, passphrase).seed == key.seed
+        assert isinstance(key_file.read(path), Locked) == (passphrase is not None)
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert names(tmp_path) == ["agent.key"]
     with pytest.raises(PassphraseError):
-        keystore.load(path, "two")
+        key_file.load(path, "two")
 
 
 def test_only_the_same_key_takes_the_place_of_a_key(tmp_path):
     path, other = tmp_path / "agent.key", new_key()
-    key = keystore.new(path)
+    key = key_file.new(path)
     with pytest.raises(KeyFileError, match="another key"):
-        keystore.replace(path, other, "x", cost=LEAST)
+        key_file.replace(path, other, "x", cost=LEAST)
     with pytest.raises(PassphraseError, match="1 to"):
-        keystore.replace(path, key, "", cost=LEAST)
+        key_file.replace(path, key, "", cost=LEAST)
     with pytest.raises(KeyFileError, match="no key at"):
-        keystore.replace(tmp_path / "nowhere", other, None)
-    assert keystore.load(path).did == key.did
+        key_file.replace(tmp_path / "nowhere", other, None)
+    assert key_file.load(path).did == key.did
     assert names(tmp_path) == ["agent.key"]
 
 
 def test_two_who_change_one_file_do_not_meet(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     with path.open("rb") as held:
         # the weakest lock there is: it must be in the way
         fcntl.flock(held, fcntl.LOCK_SH)
         with pytest.raises(KeyFileError, match="another process"):
-            keystore.replace(path, key, "x", cost=LEAST)
-    keystore.replace(path, key, "x", cost=LEAST)
-    assert keystore.load(path, "x").did == key.did
+            key_file.replace(path, key, "x", cost=LEAST)
+    key_file.replace(path, key, "x", cost=LEAST)
+    assert key_file.load(path, "x").did == key.did
 
 
 def test_a_link_to_a_key_file_stays_a_link(tmp_path):
     path, link = tmp_path / "keys" / "agent.key", tmp_path / "link"
-    key = keystore.new(path)
+    key = key_file.new(path)
     link.symlink_to(path)
-    keystore.replace(link, key, "x", cost=LEAST)
+    key_file.replace(link, key, "x", cost=LEAST)
     assert link.is_symlink()
-    assert keystore.load(path, "x").did == key.did
+    assert key_file.load(path, "x").did == key.did
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
 def test_a_file_that_root_changes_stays_its_owners(tmp_path):
     path = tmp_path / "agent.key"
-    key = keystore.new(path)
+    key = key_file.new(path)
     os.chown(path, 12345, 54321)
-    keystore.replace(path, key, "x", cost=LEAST)
+    key_file.replace(path, key, "x", cost=LEAST)
     assert (path.stat().st_uid, path.stat().st_gid) == (12345, 54321)
 
 
@@ -317,13 +328,13 @@ def test_killed_at_any_line_it_leaves_the_old_or_the_new_key(tmp_path, old, new)
 @pytest.mark.parametrize("passphrase", [None, PASSPHRASE])
 def test_a_block_carries_a_key_through_mail_and_terminals(passphrase):
     key = new_key()
-    block = keytext.block(key, passphrase, LEAST)
+    block = key_format.block(key, passphrase, LEAST)
     assert block.isascii()
     assert max(map(len, block.splitlines())) <= 64
     assert ("ENCRYPTED" in block) == (passphrase is not None)
     pasted = "  here it is:\r\n\r\n" + block.replace("\n", "\r\n  ") + "\r\n-- \r\nbye"
     for text in (block, pasted):
-        found = keytext.read_block(text)
+        found = key_format.read_block(text)
         opened = found.open(PASSPHRASE) if isinstance(found, Locked) else found
         assert isinstance(found, Locked) == (passphrase is not None)
         assert opened.seed == key.seed
@@ -331,7 +342,7 @@ def test_a_block_carries_a_key_through_mail_and_terminals(passphrase):
 
 def test_a_block_that_is_not_whole_is_refused_without_showing_it():
     key = new_key()
-    block = keytext.block(key, None)
+    block = key_format.block(key, None)
     lines = block.splitlines()
     for text in (
         "",
@@ -345,7 +356,7 @@ def test_a_block_that_is_not_whole_is_refused_without_showing_it():
         " " * 20_000 + block,
     ):
         with pytest.raises(KeyFileError) as caught:
-            keytext.read_block(text)
+            key_format.read_block(text)
         assert caught.value.__cause__ is None
         assert not any(line in str(caught.value) for line in lines)
 
@@ -353,6 +364,6 @@ def test_a_block_that_is_not_whole_is_refused_without_showing_it():
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_cannot_keep_a_reader_waiting(tmp_path, make):
     make(tmp_path / "agent.key", 0o600)
-    for use in (keystore.load, lambda path: keystore.replace(path, new_key(), None)):
+    for use in (key_file.load, lambda path: key_file.replace(path, new_key(), None)):
         with pytest.raises(KeyFileError):
             use(tmp_path / "agent.key")

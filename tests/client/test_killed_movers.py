@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from relay.client import Agent
-from relay.client.moves import Stage
+from relay.client.migration.state import Stage
 from tests.client.mortals import ROOT, Identity, Mortal
 from tests.client.support import new_key
 from tests.client.test_moving_house import Reader, homes_of, relays

@@ -24,10 +24,11 @@ from relay.client import (
     WrongRelayError,
 )
 from relay.client.errors import CLASS_OF
-from relay.core import codec, records
-from relay.core import envelope as envelopes
-from relay.core.errors import ErrorCode
-from relay.core.frames import (
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Bye,
@@ -41,10 +42,21 @@ from relay.core.frames import (
     Statuses,
     Submitted,
 )
-from relay.core.ids import Epoch, Seq, Timestamp
-from relay.core.jws import loads
-from relay.core.ranges import Range, Reason
-from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.jws import loads
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    BounceItem,
+    sign_bounce,
+)
 from tests.client.support import (
     Talk,
     deliver,
@@ -117,7 +129,9 @@ async def test_a_pin_survives_in_the_state_file(tmp_path, monkeypatch):
     async with lying_relay(script) as relay:
         async with open_at(relay, me, state=state):
             pass
-        monkeypatch.setattr("relay.client.state._pinned", {})  # as a new process would begin
+        monkeypatch.setattr(
+            "relay.client.state.agent_state._pinned", {}
+        )  # as a new process would begin
         with pytest.raises(WrongRelayError):
             async with open_at(relay, me, state=state):
                 pass
@@ -595,8 +609,8 @@ async def test_a_send_only_session_sends_and_says_why_it_receives_nothing():
 
     async def script(talk: Talk) -> None:
         await talk.log_in(said=welcome(inbox=False, session=None, epoch=None))
-        record = records.sign(
-            me_key, [records.Home(elsewhere.did, "https://r.example")], now=Timestamp(2**31)
+        record = endpoint_record.sign(
+            me_key, [endpoint_record.Home(elsewhere.did, "https://r.example")], now=Timestamp(2**31)
         )
         while True:
             frame = codec.parse(await talk.socket.recv(decode=False), "agent")
@@ -633,18 +647,18 @@ async def test_a_question_is_asked_again_on_the_next_connection():
 
 async def test_a_record_that_its_agent_did_not_sign_is_unreadable():
     liar, victim = new_key(), new_key()
-    home = [records.Home(liar.did, "https://liar.example")]
+    home = [endpoint_record.Home(liar.did, "https://liar.example")]
 
     async def script(talk: Talk) -> None:
         await talk.log_in()
         while True:
             frame = codec.parse(await talk.socket.recv(decode=False), "agent")
             if isinstance(frame, Resolve) and frame.did == victim.did:
-                forged = records.sign(liar, home, now=Timestamp(1_800_000_000))
+                forged = endpoint_record.sign(liar, home, now=Timestamp(1_800_000_000))
                 await talk.say(Resolved(frame.ref, "found", forged))
             elif isinstance(frame, Resolve):
-                own = records.sign(
-                    me_key, [records.Home(talk.relay.key.did, talk.relay.url)],
+                own = endpoint_record.sign(
+                    me_key, [endpoint_record.Home(talk.relay.key.did, talk.relay.url)],
                     now=Timestamp(2**31),
                 )  # fmt: skip
                 await talk.say(Resolved(frame.ref, "found", own))

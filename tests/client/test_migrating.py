@@ -17,17 +17,33 @@ from relay.client import (
     WrongRelayError,
     WrongStateError,
 )
-from relay.client import state as states
-from relay.client.drill import drill
-from relay.client.migrating import Migration, Wish
-from relay.client.move_log import MoveLog
-from relay.client.moves import Move, Moved, Progress, Stage, read_waiting
-from relay.client.ordering import newest
-from relay.core import handoffs, orders, records
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.handoffs import Tally
-from relay.core.migration_values import Mode
-from relay.core.receipts import digest_of
+from relay.client.migration.dry_run import drill
+from relay.client.migration.log import MoveLog
+from relay.client.migration.orders import newest
+from relay.client.migration.runner import (
+    Migration,
+    Wish,
+)
+from relay.client.migration.state import (
+    Move,
+    Moved,
+    Progress,
+    Stage,
+    read_waiting,
+)
+from relay.client.state import agent_state as states
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+    migration_statement,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_types import Mode
+from relay.protocol.receipts import digest_of
 from tests.client.hand_over import SHORT, Relay, new_key, now, refusing, waiting, world
 
 pytestmark = pytest.mark.timeout(30)
@@ -64,7 +80,7 @@ async def test_all_that_waited_is_there_and_the_report_says_so():
         assert counts == sorted(counts)
         assert {total for _, total in counts} == {12}
         for compact, relay in ((moved.source_said, here.source), (moved.target_said, here.target)):
-            assert handoffs.verify(compact or "", relay.key.did).did == me.key.did
+            assert migration_statement.verify(compact or "", relay.key.did).did == me.key.did
         # the session is closed before the source stops, and opened once the record is out
         assert me.did_what[0].startswith("leave")
         assert me.did_what.index("arrive") > 0
@@ -155,7 +171,7 @@ async def test_a_target_that_says_no_is_no_home_and_its_order_is_overtaken(code:
         assert move.stage is Stage.DROPPED
         assert "freeze" not in here.source.asked
         # whoever keeps the order could publish its record: a newer one stands in the way
-        record = records.parse(here.source.record or "")
+        record = endpoint_record.parse(here.source.record or "")
         assert record.order > move.said.record.order
         assert record.names(here.source.key.did)
         assert here.source.side.mode is Mode.ACTIVE
@@ -218,7 +234,7 @@ async def test_a_statement_that_another_key_has_signed_ends_it(who: str):
             if asked != step:
                 return None
             getattr(liar, step)(said)
-            signed = handoffs.sign(false.key, liar.statement())
+            signed = migration_statement.sign(false.key, liar.statement())
             return {"statement": signed}
 
         liar.lies = lie
@@ -386,7 +402,7 @@ async def test_an_inventory_without_an_end_is_not_read_for_ever():
 
 @pytest.mark.parametrize("from_when", ["the beginning", "its freeze"])
 async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: str, monkeypatch):
-    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 0.3)
+    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.3)
     async with world(12) as here:
         me = here.alone()
         if from_when == "its freeze":
@@ -472,7 +488,7 @@ async def test_a_taking_back_that_the_source_did_not_hear_is_gone_on_with(tmp_pa
 
 
 async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_be_left(monkeypatch):
-    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 0.3)
+    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.3)
     async with world(3) as here:
         here.source.other = None
         me = here.alone()
@@ -492,7 +508,7 @@ async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_b
 async def test_an_agent_that_has_published_meanwhile_signs_a_newer_order():
     async with world() as here:
         me = here.alone()
-        other = records.sign(
+        other = endpoint_record.sign(
             here.agent, [here.source.home], now=now(), newest_seq=int(time.time() * 1000) + 5000
         )
         done: list[str] = []
@@ -509,7 +525,7 @@ async def test_an_agent_that_has_published_meanwhile_signs_a_newer_order():
         assert moved.is_complete
         record = newest(me.state)
         assert record is not None
-        assert record.seq > records.parse(other).seq
+        assert record.seq > endpoint_record.parse(other).seq
 
 
 # ---------------------------------------------------------------- the exit drill
@@ -535,7 +551,9 @@ async def test_the_drill_moves_nothing_and_its_order_is_good_for_nothing_afterwa
             here.source.side.mode is Mode.ACTIVE
         ), "who was shown the order could use it"
         assert (
-            here.target.publish({"record": orders.parse(order).record.jws.compact})["stored"]
+            here.target.publish({"record": migration_order.parse(order).record.jws.compact})[
+                "stored"
+            ]
             is False
         )
         # and a move goes well after it
@@ -561,7 +579,9 @@ async def test_the_drill_names_what_is_too_large_or_over():
 
 def test_a_report_and_a_move_are_read_as_they_were_written():
     moved = Moved(
-        "id", records.Home(new_key().did, "http://a"), records.Home(new_key().did, "http://b")
+        "id",
+        endpoint_record.Home(new_key().did, "http://a"),
+        endpoint_record.Home(new_key().did, "http://b"),
     )
     full = replace(moved, waiting=0, seconds=1.5, complaints=("one",), digest="x")
     assert Moved.decode(full.encode()) == full

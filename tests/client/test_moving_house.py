@@ -22,12 +22,12 @@ from relay.client import (
     WrongStateError,
     sync,
 )
-from relay.client import state as states
-from relay.client.migrating import Migration
-from relay.client.moves import Stage
-from relay.core.ids import Did
-from relay.core.inbox_values import InboxLimits
-from relay.store.memory import MemoryStore
+from relay.client.migration.runner import Migration
+from relay.client.migration.state import Stage
+from relay.client.state import agent_state as states
+from relay.protocol.ids import Did
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.client.hand_over import Alone
 from tests.client.support import new_key
 from tests.federation.relays import Place, places, relay_at
@@ -313,7 +313,7 @@ async def test_in_closed_federation_the_order_lets_two_strangers_hand_over(tmp_p
 
 
 async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 1.0)
+    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 1.0)
     key, state = new_key(), tmp_path / "state"
     here, there = places(2)
     store = MemoryStore(InboxLimits(), clock.now)
@@ -346,8 +346,8 @@ async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monk
 async def test_a_dead_relay_that_returns_and_knows_no_other_is_told_by_the_agent(
     tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("relay.client.migrating.BRIEFLY_S", 0.5)
-    monkeypatch.setattr("relay.client.migrations.REMIND_S", 0.2)
+    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.5)
+    monkeypatch.setattr("relay.client.migration.service.REMIND_S", 0.2)
     here, there = places(2)
     store = MemoryStore(InboxLimits(), clock.now)
     async with relay_at(there, federation="closed") as two, contextlib.AsyncExitStack() as stack:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client import naming
 from relay.client.errors import AgentError
-from relay.core.handles import Heard
+from relay.client.identity import handle_lookup
+from relay.protocol.handles import Heard
 from tests.federation.support import INSIDE, free_port, said, web
 from tests.unit.builders import ALICE, BOB
 
@@ -18,13 +18,13 @@ def jrd(did: str) -> bytes:
 async def test_a_name_is_asked_of_its_own_relay():
     async with web(jrd(ALICE.did), host=INSIDE) as site:
         handle = f"alice@127.0.0.1:{site.port}"
-        assert await naming.forward(handle, plain=True) == Heard("found", ALICE.did)
+        assert await handle_lookup.forward(handle, plain=True) == Heard("found", ALICE.did)
         assert b"GET /.well-known/webfinger?resource=acct%3Aalice%40" in site.requests[0]
 
 
 async def test_a_hostname_is_asked_for_its_file():
     async with web(said(BOB.did.encode()), host=INSIDE) as site:
-        heard = await naming.forward(f"localhost:{site.port}", plain=True)
+        heard = await handle_lookup.forward(f"localhost:{site.port}", plain=True)
         assert heard == Heard("found", BOB.did)
 
 
@@ -41,24 +41,24 @@ async def test_a_hostname_is_asked_for_its_file():
 )
 async def test_found_absent_and_unreadable_are_three_answers(answer: bytes, wanted: str):
     async with web(answer, host=INSIDE) as site:
-        heard = await naming.forward(f"alice@127.0.0.1:{site.port}", plain=True)
+        heard = await handle_lookup.forward(f"alice@127.0.0.1:{site.port}", plain=True)
         assert heard.state == wanted
         assert heard.why
 
 
 async def test_a_relay_that_is_away_is_unreadable():
-    heard = await naming.forward(f"alice@127.0.0.1:{free_port(INSIDE)}", plain=True)
+    heard = await handle_lookup.forward(f"alice@127.0.0.1:{free_port(INSIDE)}", plain=True)
     assert heard.state == "unreadable"
 
 
 async def test_a_strangers_handle_makes_nobody_ask_around_on_this_machine():
     async with web(jrd(ALICE.did), host=INSIDE) as site:
         for host in ("127.0.0.1", "localhost"):
-            assert (await naming.forward(f"a@{host}:{site.port}")).state == "unreadable"
+            assert (await handle_lookup.forward(f"a@{host}:{site.port}")).state == "unreadable"
         assert site.requests == []
 
 
 async def test_what_is_no_handle_is_said():
     with pytest.raises(AgentError) as caught:
-        await naming.forward("nobody")
+        await handle_lookup.forward("nobody")
     assert caught.value.code == "bad_frame"

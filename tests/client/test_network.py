@@ -26,20 +26,32 @@ from relay.client import (
     NotYetValidError,
     UnreachableError,
     UnsupportedError,
-    network,
 )
-from relay.client import origin as origins
-from relay.client.errand import Errand
-from relay.client.exchange import Request, exchange
-from relay.client.information import information
-from relay.client.origin import Origin
-from relay.client.post import post
-from relay.client.proxies import proxy_for
-from relay.client.state import in_memory
-from relay.core.envelope import Draft, sign
-from relay.core.errors import ErrorCode
-from relay.core.frames import Rejection, Submitted
-from relay.core.ids import Timestamp, new_message_id
+from relay.client.http import network
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.proxies import proxy_for
+from relay.client.http.relay_info import information
+from relay.client.http.transport import (
+    Request,
+    exchange,
+)
+from relay.client.outbox.errand import Errand
+from relay.client.outbox.post import post
+from relay.client.state.agent_state import in_memory
+from relay.protocol.envelope import (
+    Draft,
+    sign,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Rejection,
+    Submitted,
+)
+from relay.protocol.ids import (
+    Timestamp,
+    new_message_id,
+)
 from tests.client import middle
 from tests.client.support import Talk, envelope_of, lying_relay, new_key
 from tests.support.mute import mute_port

@@ -11,22 +11,53 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import Agent, AgentError, BadFrameError, CorruptError, InternalError, detour
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client.disk import Disk
-from relay.client.errand import Errand
-from relay.client.home_inbox import HomeInbox
-from relay.client.knowledge import TABLES, Knowledge
-from relay.client.opening import Opener
-from relay.client.post import post
-from relay.core import codec, records
-from relay.core import envelope as envelopes
-from relay.core.errors import ErrorCode
-from relay.core.frames import Gap, Publish, Published, Resolve, Resolved, Status, Submit, Submitted
-from relay.core.ids import Epoch, Seq, Timestamp
-from relay.core.ranges import Range, Reason
-from relay.core.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
+from relay.client import (
+    Agent,
+    AgentError,
+    BadFrameError,
+    CorruptError,
+    InternalError,
+)
+from relay.client.http import origin as origins
+from relay.client.inbox.opener import Opener
+from relay.client.inbox.relay_inbox import HomeInbox
+from relay.client.outbox import direct as detour
+from relay.client.outbox.errand import Errand
+from relay.client.outbox.post import post
+from relay.client.state import agent_state as states
+from relay.client.state.database import Disk
+from relay.client.state.peers import (
+    TABLES,
+    Knowledge,
+)
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Gap,
+    Publish,
+    Published,
+    Resolve,
+    Resolved,
+    Status,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    BounceItem,
+    sign_bounce,
+)
 from tests.client.support import Talk, envelope_of, lying_relay, new_key, raw
 from tests.client.test_detour import bob_at_home, record_of, refuses, relay_key
 from tests.support.nodes import running_node
@@ -87,9 +118,9 @@ async def test_a_lie_about_the_own_record_costs_the_connection_and_not_the_agent
 
     async def script(talk: Talk) -> None:
         await talk.log_in()
-        home = [records.Home(talk.relay.key.did, talk.relay.url)]
+        home = [endpoint_record.Home(talk.relay.key.did, talk.relay.url)]
         signer = other if lie == "of another agent" else me_key
-        shown = records.sign(signer, home, now=Timestamp(time.time()))
+        shown = endpoint_record.sign(signer, home, now=Timestamp(time.time()))
         if lie == "forged":
             shown = shown[:-4] + ("AAAA" if shown[-4:] != "AAAA" else "BBBA")
         await go_on(talk, shown if talk.number == 1 else None)

@@ -21,15 +21,19 @@ from relay.client import (
     SignedEnvelope,
     SupersededError,
     UnknownInboxError,
-    outcomes,
 )
 from relay.client.errors import typed
-from relay.client.journal import Journal
-from relay.client.submissions import Submissions
-from relay.core.envelope import Envelope
-from relay.core.errors import ErrorCode
-from relay.core.frames import Rejection, Submit, Submitted
-from relay.core.ids import Did
+from relay.client.outbox import outcomes
+from relay.client.outbox.sender import Submissions
+from relay.client.state.journal import Journal
+from relay.protocol.envelope import Envelope
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Rejection,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Did
 from tests.client.mortals import Identity
 from tests.client.support import Talk, envelope_of, lying_relay, new_key
 from tests.support.nodes import running_node

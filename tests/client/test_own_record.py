@@ -18,18 +18,30 @@ from relay.client import (
     ProtocolError,
     StaleRecordError,
     StorageUnavailableError,
-    exchange,
-    publishing,
-    visit,
 )
-from relay.client import origin as origins
-from relay.client.homes import JITTER, RENEW_AFTER_S, Homes
-from relay.client.publishing import publish
-from relay.client.state import State
-from relay.core import codec, records
-from relay.core.frames import Publish, Published, Resolve, Resolved
-from relay.core.ids import Timestamp
-from relay.core.records import EndpointRecord
+from relay.client.directory import publish as publishing
+from relay.client.directory.own_record import (
+    JITTER,
+    RENEW_AFTER_S,
+    Homes,
+)
+from relay.client.directory.publish import publish
+from relay.client.http import origin as origins
+from relay.client.http import (
+    session,
+    transport,
+)
+from relay.client.state.agent_state import State
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Publish,
+    Published,
+    Resolve,
+    Resolved,
+)
+from relay.protocol.ids import Timestamp
 from tests.cli.support import stalling
 from tests.client.support import Talk, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
@@ -43,7 +55,7 @@ URL, OTHER_URL = "https://one.example", "https://two.example"
 
 
 async def held_by(node: RunningNode, did: str) -> EndpointRecord | None:
-    return (await visit.resolve(origins.parse(node.url), did)).record
+    return (await session.resolve(origins.parse(node.url), did)).record
 
 
 async def test_every_home_holds_the_same_record_and_its_handles(tmp_path):
@@ -105,7 +117,7 @@ async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
             if isinstance(frame, Resolve):
                 await talk.say(Resolved(frame.ref, "absent"))
             elif isinstance(frame, Publish):
-                published.append(records.parse(frame.record))
+                published.append(endpoint_record.parse(frame.record))
                 is_first = len(published) == 1
                 forked = _forked(published[0], talk.relay.url) if is_first else None
                 await talk.say(Published(frame.ref, not is_first, 1, published[-1].seq, forked))
@@ -113,9 +125,11 @@ async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
     def _forked(mine: EndpointRecord, url: str) -> str:
         """Another record of the same seq that wins."""
         for n in range(1000):
-            home = records.Home(relay.key.did, url, n)
+            home = endpoint_record.Home(relay.key.did, url, n)
             at = Timestamp(mine.seq / 1000)
-            other = records.parse(records.sign(key, [home], now=at, newest_seq=mine.seq - 1))
+            other = endpoint_record.parse(
+                endpoint_record.sign(key, [home], now=at, newest_seq=mine.seq - 1)
+            )
             if other.order > mine.order and other.seq == mine.seq:
                 return other.jws.compact
         raise AssertionError("a coin that falls on one side a thousand times")
@@ -176,7 +190,7 @@ async def test_what_another_program_of_the_agent_has_published_is_kept_by_a_rene
             await publish(key, here, State(), change=lambda _: ("me@relay.example",))
             record = await me.publish()
             assert record.handles == ("me@relay.example",)
-        monkeypatch.setattr("relay.client.homes.RENEW_AFTER_S", 0.2)
+        monkeypatch.setattr("relay.client.directory.own_record.RENEW_AFTER_S", 0.2)
         monkeypatch.setattr(Homes, "renew_in", lambda *_: 0.2)
         async with Agent.open(key, node.url, state=tmp_path / "state") as me:
             done = await publish(key, here, State(), change=lambda _: ("other@relay.example",))
@@ -195,12 +209,12 @@ async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_pat
         relays = [one.url, two.url]
         async with Agent.open(key, relays, state=tmp_path / "state") as me:
             homes = me._sessions.homes.newest.relays
-        ahead = records.sign(key, homes, now=Timestamp(time.time() + 60))
+        ahead = endpoint_record.sign(key, homes, now=Timestamp(time.time() + 60))
         body = {"record": ahead}
-        await exchange.ask(origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body)
+        await transport.ask(origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body)
         done = await publish(key, origins.parse(one.url), State())
         assert done.missed == ()
-        assert done.record.seq > records.parse(ahead).seq
+        assert done.record.seq > endpoint_record.parse(ahead).seq
         for node in (one, two):
             assert await held_by(node, key.did) == done.record
 
@@ -216,11 +230,11 @@ async def test_after_clocks_were_set_back_the_next_record_is_above_the_one_held(
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + ahead_s))
             first = (await publish(key, here, State(), change=lambda _: ("me@r.example",))).record
         # of another agent it would not be taken before its time
-        assert (await visit.resolve(here, key.did)).state == "unreadable"
+        assert (await session.resolve(here, key.did)).state == "unreadable"
         done = await publish(key, here, State())
         assert done.record.seq > first.seq
         assert done.record.handles == first.handles
-        assert (await visit.resolve(here, key.did, is_own=True)).record == done.record
+        assert (await session.resolve(here, key.did, is_own=True)).record == done.record
 
 
 async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the_clocks(
@@ -238,10 +252,12 @@ async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the
 
 @pytest.mark.parametrize("signer", ["the agent", "a liar"])
 async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
-    mine = records.parse(records.sign(KEY, [records.Home(RELAY.did, URL)], now=clock.now()))
+    mine = endpoint_record.parse(
+        endpoint_record.sign(KEY, [endpoint_record.Home(RELAY.did, URL)], now=clock.now())
+    )
     # further ahead than another agent's record may be: a clock was set back
     at = Timestamp(time.time() + 600)
-    newer = records.sign(KEY, [records.Home(OTHER.did, OTHER_URL)], now=at)
+    newer = endpoint_record.sign(KEY, [endpoint_record.Home(OTHER.did, OTHER_URL)], now=at)
     if signer == "a liar":
         head, payload, _ = newer.split(".")
         newer = ".".join((head, payload, mine.jws.compact.rpartition(".")[2]))
@@ -250,7 +266,7 @@ async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
         relay.go.set()
         giving = publishing.put(origins.parse(relay.url), mine)
         if signer == "the agent":
-            assert await giving == records.parse(newer)
+            assert await giving == endpoint_record.parse(newer)
         else:
             with pytest.raises(ProtocolError):
                 await giving
@@ -274,13 +290,13 @@ def test_a_record_is_renewed_at_half_its_life_and_a_little_earlier():
         due = kept.renew_in(NOW)
         assert due == RENEW_AFTER_S * (1 - JITTER * share)
         assert kept.next_record(RELAY.did, Timestamp(NOW + due - 1)) is None
-        second = records.parse(kept.next_record(RELAY.did, Timestamp(NOW + due + 1)))
-        assert second.seq > records.parse(first).seq
+        second = endpoint_record.parse(kept.next_record(RELAY.did, Timestamp(NOW + due + 1)))
+        assert second.seq > endpoint_record.parse(first).seq
 
 
 def test_a_clock_that_was_set_back_does_not_set_the_seq_back():
     kept = homes()
-    first = records.parse(kept.next_record(RELAY.did, NOW))
+    first = endpoint_record.parse(kept.next_record(RELAY.did, NOW))
     kept.renew(None, Timestamp(NOW - 1000))
     assert kept.newest.seq == first.seq + 1
 
@@ -288,8 +304,12 @@ def test_a_clock_that_was_set_back_does_not_set_the_seq_back():
 def test_a_relay_that_takes_no_record_and_has_none_newer_is_not_believed():
     kept = homes()
     first = kept.next_record(RELAY.did, NOW)
-    older = records.sign(KEY, [records.Home(RELAY.did, URL)], now=Timestamp(NOW - 100))
-    strange = records.sign(OTHER, [records.Home(RELAY.did, URL)], now=Timestamp(NOW + 100))
+    older = endpoint_record.sign(
+        KEY, [endpoint_record.Home(RELAY.did, URL)], now=Timestamp(NOW - 100)
+    )
+    strange = endpoint_record.sign(
+        OTHER, [endpoint_record.Home(RELAY.did, URL)], now=Timestamp(NOW + 100)
+    )
     for held in (None, older, strange):
         with pytest.raises(Exception, match=r"none newer|not a|another agent|bad_frame"):
             kept.published(RELAY.did, first, Published("", stored=False, kv=1, seq=1, record=held))

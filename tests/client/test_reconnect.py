@@ -8,10 +8,10 @@ import pytest
 
 from relay.client import Agent, UnavailableError
 from relay.client.agent import sign
-from relay.client.errand import Errand
-from relay.client.origin import parse
-from relay.client.post import post
-from relay.client.state import State
+from relay.client.http.origin import parse
+from relay.client.outbox.errand import Errand
+from relay.client.outbox.post import post
+from relay.client.state.agent_state import State
 from tests.client.support import new_key, wire
 from tests.support.nodes import running_node
 from tests.support.relays import relay_process

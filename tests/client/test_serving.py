@@ -8,8 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from relay.client import Agent, Bounce, SupersededError, inbox
-from relay.client.failures import MOST_FAILURES
+from relay.client import (
+    Agent,
+    Bounce,
+    SupersededError,
+)
+from relay.client.inbox import inbox
+from relay.client.inbox.attempts import MOST_FAILURES
 from tests.client.support import new_key
 from tests.support.nodes import running_node
 from tests.support.servers import wait_until

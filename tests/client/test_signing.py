@@ -14,16 +14,29 @@ from decimal import Decimal
 
 import pytest
 
-from relay.client import Agent, BadEnvelopeError, BadFrameError, TooLargeError, ordering
-from relay.client.opening import MAX_BODY_BYTES, Opened, Opener
-from relay.client.signing import check, sign
-from relay.client.state import State
-from relay.core import records
-from relay.core.errors import RelayError
-from relay.core.ids import Timestamp
-from relay.core.jws import loads
-from relay.core.receipts import BOUNCE_CONTENT_TYPE
-from relay.core.seal import CONTENT_TYPE
+from relay.client import (
+    Agent,
+    BadEnvelopeError,
+    BadFrameError,
+    TooLargeError,
+)
+from relay.client.inbox.opener import (
+    MAX_BODY_BYTES,
+    Opened,
+    Opener,
+)
+from relay.client.migration import orders
+from relay.client.outbox.signing import (
+    check,
+    sign,
+)
+from relay.client.state.agent_state import State
+from relay.protocol import endpoint_record
+from relay.protocol.errors import RelayError
+from relay.protocol.ids import Timestamp
+from relay.protocol.jws import loads
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE
+from relay.protocol.sealing import CONTENT_TYPE
 from tests.client.support import new_key
 from tests.support.nodes import running_node
 
@@ -176,22 +189,24 @@ async def test_an_envelope_that_no_relay_could_read_is_not_submitted(spoilt):
 
 def is_record(compact: str) -> bool:
     try:
-        return records.parse(compact).did == ALICE.did
+        return endpoint_record.parse(compact).did == ALICE.did
     except RelayError:
         return False
 
 
 def test_an_order_to_move_that_no_relay_could_read_is_not_made():
-    homes = [records.Home(new_key().did, f"https://{n}.example") for n in "abcde"]
-    there = records.Home(new_key().did, "https://there.example")
+    homes = [endpoint_record.Home(new_key().did, f"https://{n}.example") for n in "abcde"]
+    there = endpoint_record.Home(new_key().did, "https://there.example")
     now = Timestamp(time.time())
-    sizes = range(records.MAX_BYTES)
-    made = (records.sign(ALICE, homes, now=now, handles=["h" * (n // 8)] * 8) for n in sizes)
+    sizes = range(endpoint_record.MAX_BYTES)
+    made = (
+        endpoint_record.sign(ALICE, homes, now=now, handles=["h" * (n // 8)] * 8) for n in sizes
+    )
     # the longest record that there is; that of the order names the homes that it leaves, too
     full = list(itertools.takewhile(is_record, made))[-1]
     state = State(record=full)
     with pytest.raises(BadFrameError):
-        ordering.sign(ALICE, state, homes[0], there)
+        orders.sign(ALICE, state, homes[0], there)
 
 
 async def test_a_reason_that_the_relay_could_not_read_is_refused_and_ends_nothing(tmp_path):

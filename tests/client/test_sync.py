@@ -24,8 +24,8 @@ from relay.client import (
     UnreachableError,
     sync,
 )
-from relay.client.journal import Journal
 from relay.client.message import Message
+from relay.client.state.journal import Journal
 from tests.client.support import Talk, lying_relay, new_key
 from tests.support.nodes import running_node
 

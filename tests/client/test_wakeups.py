@@ -8,10 +8,17 @@ import time
 import pytest
 
 from relay.client import Agent
-from relay.client.outbox import ANSWER_S, FIRST_RETRY_S, Outbox
-from relay.core.errors import ErrorCode
-from relay.core.frames import Rejection, Submitted
-from relay.core.ids import Timestamp
+from relay.client.outbox.queue import (
+    ANSWER_S,
+    FIRST_RETRY_S,
+    Outbox,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Rejection,
+    Submitted,
+)
+from relay.protocol.ids import Timestamp
 from relay.store.embedded import find_server_binary
 from tests.client.support import Talk, envelope_of, lying_relay, new_key
 from tests.support.relays import relay_process

@@ -13,18 +13,25 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
-from relay.core import codec, records
-from relay.core.agent_session import Failed, Ready
-from relay.core.effects import Send
-from relay.core.errors import RelayError
-from relay.core.frames import Frame
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.membership import Roster
-from relay.core.peering import PeerSession
-from relay.federation.links import Links
-from relay.ports import Store
-from relay.ports_mesh import PeerLink
+from relay.inbox.ports import Store
+from relay.peering.links import Links
+from relay.peering.model.membership import Roster
+from relay.peering.ports import PeerLink
+from relay.protocol import endpoint_record
+from relay.protocol.client_session import (
+    Failed,
+    Ready,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.effects import Send
+from relay.protocol.errors import RelayError
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import Frame
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.peer_session import PeerSession
 from tests.support.nodes import RunningNode, dial, new_key, running_node
 
 
@@ -202,7 +209,9 @@ async def relay_at(
 
 
 def record_of(agent: SigningKey, home: Place, *, seq: int = 0) -> str:
-    return records.sign(agent, [records.Home(home.did, home.url)], now=now(), newest_seq=seq)
+    return endpoint_record.sign(
+        agent, [endpoint_record.Home(home.did, home.url)], now=now(), newest_seq=seq
+    )
 
 
 def now() -> Timestamp:

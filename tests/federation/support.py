@@ -19,8 +19,11 @@ import dns.rdatatype
 import dns.rrset
 import trustme
 
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.federation.lookup import Dns
+from relay.peering.dns import Dns
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 
 HERE = "127.0.0.2"
 """Stands for an honest address: tests name it as a network of the operator's."""

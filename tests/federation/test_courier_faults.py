@@ -9,12 +9,22 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.frames import Bye, Deliver
-from relay.core.inbox_values import Accepted, Acked, InboxLimits
-from relay.ports import AckRequest
-from relay.store.memory import MemoryStore
+from relay.inbox.ports import AckRequest
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.frames.frames import (
+    Bye,
+    Deliver,
+)
+from relay.protocol.types import (
+    Accepted,
+    Acked,
+    InboxLimits,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import places, relay_at, until_held
 from tests.federation.test_forwarding import at_home, record_of_last, submit
 from tests.support.nodes import make_envelope, new_key

@@ -11,12 +11,22 @@ import uvloop
 import websockets
 
 from relay import sockets
-from relay.core.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
-from relay.core.frames import SUBPROTOCOL
-from relay.federation import dialer as dialling
-from relay.federation import fetch, lookup
-from relay.federation.dialer import Dialer
-from relay.federation.urls import Target
+from relay.peering import dialer as dialling
+from relay.peering import (
+    dns as lookup,
+)
+from relay.peering import (
+    fetch,
+)
+from relay.peering.dialer import Dialer
+from relay.peering.urls import Target
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.frames.frames import SUBPROTOCOL
 from tests.federation.support import (
     HERE,
     INSIDE,

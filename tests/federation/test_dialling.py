@@ -10,16 +10,24 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock, metrics
-from relay.core import membership, relay_info
-from relay.core.errors import ErrorCode, RelayError, UnavailableError
-from relay.core.frames import Gossip, Want
-from relay.core.ids import Did
-from relay.core.inbox_values import InboxLimits
-from relay.federation import links as links_module
-from relay.federation.links import Links
-from relay.service import operating
-from relay.service.peers import Peers
-from relay.store.memory import MemoryStore
+from relay.peering import admin
+from relay.peering import links as links_module
+from relay.peering.links import Links
+from relay.peering.model import membership
+from relay.peering.peers import Peers
+from relay.protocol import relay_info
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.frames.frames import (
+    Gossip,
+    Want,
+)
+from relay.protocol.ids import Did
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import (
     Chooser,
     Dialler,
@@ -278,7 +286,7 @@ async def test_a_join_that_is_interrupted_leaves_nothing_behind(monkeypatch):
         await asyncio.wait([joining])
         assert node.built.node.peers.rows == {}
         assert not node.built.node.peers.is_admitted(dead.did)
-        monkeypatch.setattr(operating, "JOIN_S", 0.05)
+        monkeypatch.setattr(admin, "JOIN_S", 0.05)
         with pytest.raises(RelayError) as caught:
             await node.built.operating.join(dead.url)
         assert caught.value.code is ErrorCode.PEER_UNREACHABLE

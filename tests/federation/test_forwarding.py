@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator
 import pytest
 
 from relay import clock
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client.visit import log_in
-from relay.core import envelope as envelopes
-from relay.core import records
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode
-from relay.core.frames import (
+from relay.client.http import origin as origins
+from relay.client.http.session import log_in
+from relay.client.state import agent_state as states
+from relay.peering.ports import RecordRow
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
     Ack,
     Deliver,
     Resolve,
@@ -31,11 +33,13 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.identity import SigningKey
-from relay.core.inbox_values import InboxLimits
-from relay.core.receipts import BOUNCE_CONTENT_TYPE, verify_bounce, verify_receipt
-from relay.ports_mesh import RecordRow
-from relay.store.memory import MemoryStore
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    verify_bounce,
+    verify_receipt,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import Place, places, record_of, relay_at, until, until_held
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 
@@ -325,7 +329,7 @@ async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around(
 
 
 def row_of(compact: str) -> RecordRow:
-    return RecordRow(records.parse(compact).order, compact, names_us=True)
+    return RecordRow(endpoint_record.parse(compact).order, compact, names_us=True)
 
 
 async def test_status_over_http_follows_to_the_home_too(tmp_path):

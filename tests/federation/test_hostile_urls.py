@@ -12,10 +12,14 @@ from typing import Any
 import httpx2
 import pytest
 
-from relay.core import hosts
-from relay.core.errors import ErrorCode, ProtocolError, UnavailableError
-from relay.federation import dialer as dialling
-from relay.federation.dialer import Dialer
+from relay.peering import dialer as dialling
+from relay.peering.dialer import Dialer
+from relay.protocol import hosts
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    UnavailableError,
+)
 from tests.federation.support import HERE, Table, canary, said, watched, web
 
 VECTORS = Path(__file__).parents[1] / "vectors"

@@ -7,9 +7,18 @@ import asyncio
 import pytest
 
 from relay import clock, metrics
-from relay.core import codec
-from relay.core.errors import ErrorCode, RejectedError, RelayError, UnavailableError
-from relay.core.frames import (
+from relay.peering import link as link_module
+from relay.peering import links as links_module
+from relay.peering.link import log_in
+from relay.peering.links import Links
+from relay.protocol.errors import (
+    ErrorCode,
+    RejectedError,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Ack,
     Bye,
     Error,
@@ -23,12 +32,8 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.ids import Epoch
-from relay.core.receipts import ReceiptItem
-from relay.federation import link as link_module
-from relay.federation import links as links_module
-from relay.federation.link import log_in
-from relay.federation.links import Links
+from relay.protocol.ids import Epoch
+from relay.protocol.receipts import ReceiptItem
 from tests.federation.relays import (
     Chooser,
     Dialler,

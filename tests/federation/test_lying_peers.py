@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from relay import metrics
-from relay.core.errors import RelayError
-from relay.core.frames import (
+from relay.directory.model.index import TOP_BITS
+from relay.peering import link as link_module
+from relay.protocol.errors import RelayError
+from relay.protocol.frames.frames import (
     Digest,
     Publish,
     Resolve,
@@ -23,8 +25,6 @@ from relay.core.frames import (
     Submitted,
     Want,
 )
-from relay.core.record_index import TOP_BITS
-from relay.federation import link as link_module
 from tests.client.support import LyingRelay, Talk, lying_relay, welcome
 from tests.federation.relays import Place, places, record_of, relay_at, until, until_held
 from tests.support.nodes import RunningNode, make_envelope, new_key, speaker

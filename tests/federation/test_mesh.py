@@ -8,10 +8,24 @@ import json
 import pytest
 
 from relay import clock
-from relay.core import jws, relay_info
-from relay.core.antientropy import TOP_BITS, place
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import (
+from relay.directory import (
+    gossip,
+    mesh,
+)
+from relay.directory.model.anti_entropy import (
+    TOP_BITS,
+    place,
+)
+from relay.protocol import (
+    jws,
+    relay_info,
+)
+from relay.protocol.did import parse_did
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
     Bye,
     Digest,
     Digests,
@@ -25,10 +39,8 @@ from relay.core.frames import (
     View,
     Want,
 )
-from relay.core.identity import parse_did
-from relay.core.inbox_values import InboxLimits
-from relay.service import hearing, mesh
-from relay.store.memory import MemoryStore
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import (
     held,
     now,
@@ -147,7 +159,7 @@ async def test_three_forged_records_and_a_peer_is_out_and_only_it():
 
 async def test_without_the_signature_check_a_lie_is_held(monkeypatch):
     """The negative control: the check is what keeps lies out."""
-    monkeypatch.setattr("relay.core.records.jose.is_signed_by", lambda *_: True)
+    monkeypatch.setattr("relay.protocol.endpoint_record.jose.is_signed_by", lambda *_: True)
     [a] = places(1)
     agent = new_key()
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as bad:
@@ -239,7 +251,7 @@ async def test_a_peer_that_asks_for_long_answers_without_end_pays_for_their_leng
 
 async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):
     """The negative control."""
-    monkeypatch.setattr(hearing.Allowance, "take", lambda _self, _peer, count, _now: count)
+    monkeypatch.setattr(gossip.Allowance, "take", lambda _self, _peer, count, _now: count)
     [a] = places(1)
     flood = [record_of(new_key(), a) for _ in range(800)]
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as bad:

@@ -10,14 +10,28 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client.errors import AgentError
-from relay.core import orders, records
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Ack, Acked, Deliver, Ruled, Rules, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import Eid
-from relay.core.migration_values import Mode
-from relay.core.records import Home
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Ruled,
+    Rules,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Eid
+from relay.protocol.migration_types import Mode
 from tests.federation.relays import Place, places, record_of, relay_at
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 from tests.support.steps import Traveller
@@ -87,7 +101,7 @@ async def take_all(one: Speaker, count: int) -> list[tuple[Eid, bool]]:
 
 
 def _eid(raw: object) -> Eid:
-    from relay.core import envelope  # noqa: PLC0415
+    from relay.protocol import envelope  # noqa: PLC0415
 
     return envelope.parse(raw, max_body_bytes=2**20).eid
 
@@ -188,7 +202,7 @@ async def test_who_stays_after_a_freeze_gets_all_of_it_marked():
         move = world.traveller()
         await move.prepare()
         await move.freeze()
-        stays = record_of(world.agent, world.a, seq=records.parse(move.record).seq)
+        stays = record_of(world.agent, world.a, seq=endpoint_record.parse(move.record).seq)
         await move.publish(move.source, stays)
         async with speaker(world.a.url, world.agent, record=stays) as one:
             assert await take_all(one, 3) == [(envelope.eid, True) for envelope in made]
@@ -240,7 +254,7 @@ async def test_rules_and_contacts_move_along():
 async def test_an_order_is_for_its_two_relays_in_its_turn():
     async with two() as world:
         first = world.traveller()
-        second = world.traveller(order_seq=orders.parse(first.order).seq)
+        second = world.traveller(order_seq=migration_order.parse(first.order).seq)
         await second.prepare()
         with pytest.raises(AgentError) as no:
             await first.prepare()

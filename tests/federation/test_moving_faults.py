@@ -11,20 +11,44 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
-from relay.core import jws as jose
-from relay.core import orders, records
-from relay.core.errors import ErrorCode
-from relay.core.frames import Error, Ruled, Rules, Submitted
-from relay.core.frames_migrate import Migrated
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Did, Timestamp
-from relay.core.inbox_values import InboxLimits, Known
-from relay.core.jws import b64encode
-from relay.core.migration import DIGEST_PAGE, DIGEST_PAGES, GRACE_S
-from relay.core.records import Home, LeftHome
-from relay.service import handoffs as service
-from relay.service import movers
-from relay.store.memory import MemoryStore
+from relay.migration import digest_sender
+from relay.migration import steps as service
+from relay.migration.model.machine import (
+    DIGEST_PAGE,
+    DIGEST_PAGES,
+    GRACE_S,
+)
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+)
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.endpoint_record import (
+    Home,
+    LeftHome,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Error,
+    Ruled,
+    Rules,
+    Submitted,
+)
+from relay.protocol.frames.frames_migrate import Migrated
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.types import (
+    InboxLimits,
+    Known,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import now, places, record_of, relay_at
 from tests.federation.test_moving import _home, take_all, two, until_empty
 from tests.federation.test_partners import moving, to
@@ -59,7 +83,7 @@ async def test_a_first_record_that_says_what_was_left_lets_that_relay_hand_over(
             await world.submit(world.a, [seen])
             assert await take_all(one, 1) == [(seen.eid, False)]
         left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
-        record = records.sign(agent, [_home(world.b)], now=now(), drain=[left])
+        record = endpoint_record.sign(agent, [_home(world.b)], now=now(), drain=[left])
         async with speaker(world.b.url, agent, record=record) as one:
             async with asyncio.timeout(20):
                 while await missing_at(world.at_b, agent):  # noqa: ASYNC110  any node
@@ -78,8 +102,8 @@ async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
 async def test_relays_that_a_first_record_says_were_left_are_asked_what_was_seen():
     async with two(federated=False) as world:
         left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
-        record = records.sign(world.agent, [_home(world.b)], now=now(), drain=[left],
-                              newest_seq=records.parse(world.record).seq)  # fmt: skip
+        record = endpoint_record.sign(world.agent, [_home(world.b)], now=now(), drain=[left],
+                              newest_seq=endpoint_record.parse(world.record).seq)  # fmt: skip
         async with speaker(world.b.url, world.agent, record=record) as one:
             [made] = await world.write(world.b, 1)
             assert await take_all(one, 1) == [(made.eid, True)]
@@ -199,10 +223,10 @@ async def test_two_agents_that_say_one_id_do_not_hold_each_other_up():
 
 def as_if(one: Traveller, other: Traveller) -> str:
     """An order of the other under the id of the first."""
-    order = orders.parse(other.order)
+    order = migration_order.parse(other.order)
     payload = jose.loads_own(order.jws.payload)
-    payload["mig_id"] = orders.parse(one.order).id
-    return jose.sign(payload, typ=orders.TYP, kid=other.key.kid, key=other.key.sign)
+    payload["mig_id"] = migration_order.parse(one.order).id
+    return jose.sign(payload, typ=migration_order.TYP, kid=other.key.kid, key=other.key.sign)
 
 
 # ---------------------------------------------------------------- what has no room
@@ -211,7 +235,7 @@ def as_if(one: Traveller, other: Traveller) -> str:
 def test_of_more_ids_than_a_digest_has_room_for_the_oldest_are_forgotten():
     most = DIGEST_PAGE * DIGEST_PAGES
     ids = [n.to_bytes(4) + os.urandom(32) for n in range(most + 3, 0, -1)]
-    said, floor = movers._fitting(ids, 1)
+    said, floor = digest_sender._fitting(ids, 1)
     assert (len(said), floor) == (most * 36, 3)
 
 
@@ -223,10 +247,14 @@ async def test_a_target_that_lost_its_store_is_told_anew_though_nobody_added_it(
         target = Home(third.did, third.url)
         left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
         way = Traveller(agent, _home(world.a), target, world.record)
-        way.record = records.sign(
-            agent, [target], now=now(), drain=[left], newest_seq=records.parse(way.record).seq
+        way.record = endpoint_record.sign(
+            agent,
+            [target],
+            now=now(),
+            drain=[left],
+            newest_seq=endpoint_record.parse(way.record).seq,
         )
-        way.order = orders.sign(
+        way.order = migration_order.sign(
             agent, way.source, target, way.record, now=now(), entropy=os.urandom
         )
         async with relay_at(third):

@@ -10,10 +10,7 @@ from typing import Any, Self
 
 import pytest
 
-from relay.core import handles
-from relay.core.handles import Heard
-from relay.federation.dialer import Dialer
-from relay.federation.naming import (
+from relay.directory.remote_handles import (
     ABSENT_S,
     ASKED_AT_ONCE,
     FOUND_S,
@@ -21,6 +18,9 @@ from relay.federation.naming import (
     Memory,
     Naming,
 )
+from relay.peering.dialer import Dialer
+from relay.protocol import handles
+from relay.protocol.handles import Heard
 from tests.federation.support import HERE, Authority, Table, Web, said, web
 from tests.support.servers import wait_until
 from tests.unit.builders import ALICE, BOB

@@ -5,9 +5,12 @@ from __future__ import annotations
 import httpx2
 import pytest
 
-from relay.cli.exits import Exit
+from relay.cli.exit_codes import Exit
 from relay.client import Agent
-from relay.core.errors import ErrorCode, RelayError
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
 from tests.cli.support import Terminal
 from tests.federation.relays import Place, peer, places, record_of, relay_at, until
 from tests.support.nodes import new_key

@@ -16,10 +16,30 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
-from relay.core import codec
-from relay.core.envelope import SignedEnvelope, eid_of
-from relay.core.errors import ErrorCode, ProtocolError, RejectedError, RelayError
-from relay.core.frames import (
+from relay.directory.mesh import Mesh
+from relay.directory.publish import Directory
+from relay.inbox.keys import DidKeys
+from relay.peering.link import (
+    Link,
+    log_in,
+)
+from relay.peering.links import Links
+from relay.peering.peers import Peers
+from relay.peering.ports import PeerRow
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import (
+    SignedEnvelope,
+    eid_of,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    RejectedError,
+    RelayError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Bye,
     Digest,
     Digests,
@@ -34,21 +54,23 @@ from relay.core.frames import (
     Submitted,
     Want,
 )
-from relay.core.frames_migrate import Migrate, Migrated
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Epoch, Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.core.jws import b64encode
-from relay.core.receipts import ReceiptItem, sign_receipt, verify_receipt
-from relay.core.records import Home
-from relay.federation.link import Link, log_in
-from relay.federation.links import Links
-from relay.ports_mesh import PeerRow
-from relay.service.directory import Directory
-from relay.service.keys import DidKeys
-from relay.service.mesh import Mesh
-from relay.service.peers import Peers
-from relay.store.memory import MemoryStore
+from relay.protocol.frames.frames_migrate import (
+    Migrate,
+    Migrated,
+)
+from relay.protocol.ids import (
+    Did,
+    Epoch,
+    Timestamp,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.receipts import (
+    ReceiptItem,
+    sign_receipt,
+    verify_receipt,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import (
     Dialler,
     Peer,

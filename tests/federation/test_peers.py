@@ -7,19 +7,26 @@ import asyncio
 import pytest
 
 from relay import clock
-from relay.core import relay_info
-from relay.core.errors import ErrorCode, ProtocolError, RelayError
-from relay.core.frames import View
-from relay.core.inbox_values import InboxLimits
-from relay.core.membership import MAX_LINKS
-from relay.federation.links import Links
-from relay.service import peers as peering
-from relay.service.budget import Budget
-from relay.service.directory import Directory
-from relay.service.following import Following
-from relay.service.keys import DidKeys
-from relay.service.peers import Peers, SeenBy
-from relay.store.memory import MemoryStore
+from relay.directory.budget import Budget
+from relay.directory.change_log import Following
+from relay.directory.publish import Directory
+from relay.inbox.keys import DidKeys
+from relay.peering import peers as peering
+from relay.peering.links import Links
+from relay.peering.model.membership import MAX_LINKS
+from relay.peering.peers import (
+    Peers,
+    SeenBy,
+)
+from relay.protocol import relay_info
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    RelayError,
+)
+from relay.protocol.frames.frames import View
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import (
     Chooser,
     Dialler,

@@ -10,19 +10,33 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay import clock, metrics
-from relay.core import antientropy, records
-from relay.core.antientropy import Index
-from relay.core.frames import Digest, Gossip, Want
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import AgentKey, Did
-from relay.core.inbox_values import InboxLimits
-from relay.core.peering import Answer, Question
-from relay.service import mesh as meshing
-from relay.service.directory import Directory
-from relay.service.keys import DidKeys
-from relay.service.mesh import Mesh
-from relay.service.peers import Peers
-from relay.store.memory import MemoryStore
+from relay.directory import mesh as meshing
+from relay.directory.mesh import Mesh
+from relay.directory.model import anti_entropy
+from relay.directory.model.anti_entropy import Index
+from relay.directory.publish import Directory
+from relay.inbox.keys import DidKeys
+from relay.peering.peers import Peers
+from relay.protocol import endpoint_record
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.frames.frames import (
+    Digest,
+    Gossip,
+    Want,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+)
+from relay.protocol.peer_session import (
+    Answer,
+    Question,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import now, until
 from tests.support.nodes import new_key
 
@@ -49,10 +63,12 @@ class Other:
 
     def add(self) -> None:
         agent = new_key()
-        compact = records.sign(agent, [records.Home(self.peer, "https://b.example")], now=now())
+        compact = endpoint_record.sign(
+            agent, [endpoint_record.Home(self.peer, "https://b.example")], now=now()
+        )
         owner = parse_did(agent.did).agent_key
         self._held[owner] = compact
-        self._index.put(owner, records.parse(compact).order)
+        self._index.put(owner, endpoint_record.parse(compact).order)
 
     def push(self, gossip: Gossip) -> bool:
         return bool(gossip)
@@ -71,7 +87,7 @@ class Other:
             case Digest() | Want():
                 if self.is_endless and isinstance(question, Digest):
                     self.add()
-                return antientropy.answer(self._index, question)
+                return anti_entropy.answer(self._index, question)
         raise AssertionError(question)
 
 

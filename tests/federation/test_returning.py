@@ -13,18 +13,25 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay import clock, metrics
-from relay.client import origin as origins
-from relay.client import state as states
-from relay.client import visit
-from relay.core import envelope as envelopes
-from relay.core import jws
-from relay.core.envelope import SignedEnvelope
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import Deliver, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.inbox_values import InboxLimits
-from relay.service import returning
-from relay.store.memory import MemoryStore
+from relay.client.http import origin as origins
+from relay.client.http import session as visit
+from relay.client.state import agent_state as states
+from relay.directory import startup_gate
+from relay.protocol import envelope as envelopes
+from relay.protocol import jws
+from relay.protocol.did import SigningKey
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import Place, held, places, record_of, relay_at, until, until_held
 from tests.support.nodes import RunningNode, make_envelope, new_key, speaker
 
@@ -123,7 +130,7 @@ def value(gauge) -> float:
 
 
 async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatch):
-    monkeypatch.setattr(returning, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
     world = await moved_while_a_was_away()
     async with world.relay_a() as back:
         # nobody can tell: no agent is let in, whatever it brings
@@ -188,7 +195,7 @@ async def test_an_agent_that_brings_its_newest_record_is_believed_before_its_inb
 
 
 async def test_a_token_from_before_takes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(returning, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
     world = World(*places(2))
     async with world.relay_a() as node:
         async with logged_in(world.a, world.agent):
@@ -262,7 +269,7 @@ async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_told()
 
 
 async def test_the_store_goes_back_in_time_under_a_node_that_runs(monkeypatch):
-    monkeypatch.setattr(returning, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
     a, b = places(2)
     agent, store = new_key(), new_store()
     async with relay_at(a, [b], store) as node:

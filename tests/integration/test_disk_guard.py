@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 from relay.store.disk import (
     BALLAST,
     MAX_BALLAST_BYTES,

@@ -13,7 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 from relay.store.embedded import (
     DirectoryInUseError,
     EmbeddedStore,

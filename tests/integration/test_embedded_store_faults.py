@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.errors import UnavailableError
+from relay.protocol.errors import UnavailableError
 from relay.store.embedded import (
     EmbeddedStore,
     find_server_binary,

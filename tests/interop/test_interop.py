@@ -20,8 +20,11 @@ from joserfc import jws as other_jws
 from joserfc.jwk import OKPKey
 from joserfc.registry import HeaderParameter
 
-from relay.core.ids import Timestamp, new_message_id
-from relay.core.jws import b64encode
+from relay.protocol.ids import (
+    Timestamp,
+    new_message_id,
+)
+from relay.protocol.jws import b64encode
 from tests.support.nodes import new_key, running_node, speaker
 from tests.support.relays import relay_process
 

@@ -10,28 +10,69 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay import clock
-from relay.core import envelope as envelopes
-from relay.core import policy, records
-from relay.core.envelope import SignedEnvelope, StoredEnvelope, eid_of
-from relay.core.errors import ErrorCode, Refusal, RelayError, error
-from relay.core.frames import Gossip, Rejection
-from relay.core.handles import Handle, Heard
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import AgentKey, Did, Eid, Epoch, NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits, Question, Remembered
-from relay.core.jws import loads
-from relay.core.peering import Answer
-from relay.core.receipts import ReceiptItem, sign_receipt, verify_receipt
-from relay.ports_mesh import PeerLink, RecordRow, Taken
-from relay.service.commit import GroupCommit
-from relay.service.deliver import Delivery
-from relay.service.directory import Directory
-from relay.service.forwarding import Forwarding
-from relay.service.handoffs import Handoffs
-from relay.service.keys import DidKeys
-from relay.service.movers import Mover
-from relay.service.resolving import Resolving, Routing
-from relay.store.memory import MemoryStore
+from relay.directory.publish import Directory
+from relay.directory.resolve import (
+    Resolving,
+    Routing,
+)
+from relay.forwarding.scheduler import Forwarding
+from relay.inbox.dispatch import Delivery
+from relay.inbox.group_commit import GroupCommit
+from relay.inbox.keys import DidKeys
+from relay.inbox.model import admission
+from relay.migration.digest_sender import Mover
+from relay.migration.steps import Handoffs
+from relay.peering.ports import (
+    PeerLink,
+    RecordRow,
+    Taken,
+)
+from relay.protocol import endpoint_record
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.envelope import (
+    SignedEnvelope,
+    StoredEnvelope,
+    eid_of,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RelayError,
+    error,
+)
+from relay.protocol.frames.frames import (
+    Gossip,
+    Rejection,
+)
+from relay.protocol.handles import (
+    Handle,
+    Heard,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Eid,
+    Epoch,
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.jws import loads
+from relay.protocol.peer_session import Answer
+from relay.protocol.receipts import (
+    ReceiptItem,
+    sign_receipt,
+    verify_receipt,
+)
+from relay.protocol.types import (
+    InboxLimits,
+    Question,
+    Remembered,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
 
 Answering = Callable[["Far", Sequence[bytes]], Awaitable[Taken]]
@@ -198,14 +239,16 @@ class Here:
         """A newer record: bob lives at these relays, in this order; at none of them: here."""
         agent = agent or self.bob
         self.seq += 1_000
-        here = [records.Home(self.me.did, "https://here.example")]
-        named = [records.Home(far.peer, far.url, prio) for prio, far in enumerate(homes)] or here
+        here = [endpoint_record.Home(self.me.did, "https://here.example")]
+        named = [
+            endpoint_record.Home(far.peer, far.url, prio) for prio, far in enumerate(homes)
+        ] or here
         for far in homes:
             self.links.relays[far.peer] = far
         now = Timestamp(time.time())
         newest = int(now * 1000) + self.seq
-        compact = records.sign(agent, named, now=now, newest_seq=newest)
-        order = records.parse(compact).order
+        compact = endpoint_record.sign(agent, named, now=now, newest_seq=newest)
+        order = endpoint_record.parse(compact).order
         row = RecordRow(order, compact, names_us=not homes)
         await self.store.merge_records([(agent.agent_key, row)])
         return compact
@@ -222,12 +265,12 @@ class Here:
         return [one.eid for one in made]
 
     def stored(self, made: SignedEnvelope) -> StoredEnvelope:
-        admitted = policy.admit_own(envelopes.parse(loads(made.wire)))
+        admitted = admission.admit_own(envelopes.parse(loads(made.wire)))
         peer = next(iter(self.links.relays.values())).agent_key
         return envelopes.stored(admitted)._replace(peer=peer)
 
     async def fate(self, wire: bytes) -> Remembered | None:
-        stored = envelopes.stored(policy.admit_own(envelopes.parse(loads(wire))))
+        stored = envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
         question = Question(stored.dedupe_key, stored.hour)
         [found] = await self.store.status(stored.inbox, [question])
         return found

@@ -3,17 +3,30 @@ from __future__ import annotations
 import asyncio
 
 from relay import clock
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.ids import NodeId, Timestamp
-from relay.core.inbox_values import BounceIntent, InboxLimits, Window
-from relay.ports import OpenRequest
-from relay.ports_mesh import PeerLink
-from relay.service.bounces import BouncePump
-from relay.service.deliver import Delivery
-from relay.service.directory import Directory
-from relay.service.keys import DidKeys
-from relay.service.resolving import Resolving, Routing
-from relay.store.memory import MemoryStore
+from relay.directory.publish import Directory
+from relay.directory.resolve import (
+    Resolving,
+    Routing,
+)
+from relay.inbox.bounces import BouncePump
+from relay.inbox.dispatch import Delivery
+from relay.inbox.keys import DidKeys
+from relay.inbox.ports import OpenRequest
+from relay.peering.ports import PeerLink
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.types import (
+    BounceIntent,
+    InboxLimits,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.node.test_resolving import Links
 from tests.support.nodes import make_envelope, new_key
 

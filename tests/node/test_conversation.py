@@ -6,9 +6,17 @@ import asyncio
 
 import pytest
 
-from relay.core import jws, records
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import (
+from relay.peering import dialer
+from relay.protocol import (
+    endpoint_record,
+    jws,
+)
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Bye,
@@ -25,10 +33,11 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.ids import Epoch, Seq
-from relay.core.receipts import verify_receipt
-from relay.core.records import Home
-from relay.federation import dialer
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+)
+from relay.protocol.receipts import verify_receipt
 from relay.ws import connection
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 
@@ -208,7 +217,7 @@ async def test_an_agent_publishes_and_anybody_resolves_its_record():
     async with running_node() as node, speaker(node.url) as alice, speaker(node.url) as bob:
         await alice.say(Resolve("q1", alice.key.did))
         assert (await alice.hear(Resolved)).state == "absent"
-        record = records.sign(
+        record = endpoint_record.sign(
             alice.key, [Home(alice.ready.relay, node.url)], now=alice.ready.hello.time
         )
         await alice.say(Publish("p", record))
@@ -223,7 +232,7 @@ async def test_an_agent_publishes_and_anybody_resolves_its_record():
 async def test_an_agent_whose_record_names_another_home_gets_a_send_only_session():
     carol, other = new_key(), new_key()
     async with running_node() as node, speaker(node.url) as bob:
-        record = records.sign(
+        record = endpoint_record.sign(
             carol, [Home(other.did, "https://elsewhere.example")], now=bob.ready.hello.time
         )
         async with speaker(node.url, carol, record=record) as away:

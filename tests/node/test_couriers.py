@@ -7,15 +7,21 @@ import asyncio
 import pytest
 
 from relay import clock
-from relay.core.courier import CLOSED_S
-from relay.core.dedupe import Fate
-from relay.core.envelope import eid_of, signer_of
-from relay.core.errors import ErrorCode, error
-from relay.core.frames import Rejection
-from relay.core.inbox_values import InboxLimits
-from relay.ports_mesh import Taken
-from relay.service import forwarding
-from relay.store.memory import MemoryStore
+from relay.forwarding import scheduler
+from relay.forwarding.model import CLOSED_S
+from relay.peering.ports import Taken
+from relay.protocol.dedupe import Fate
+from relay.protocol.envelope import (
+    eid_of,
+    signer_of,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    error,
+)
+from relay.protocol.frames.frames import Rejection
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.node.scripted import (
     Far,
     fails,
@@ -167,7 +173,7 @@ async def test_a_sender_who_is_refused_for_now_keeps_nobody_else_waiting():
 
 
 async def test_a_relay_that_never_answers_keeps_no_courier_from_the_others(monkeypatch):
-    monkeypatch.setattr(forwarding, "MOST_COURIERS", 4)
+    monkeypatch.setattr(scheduler, "MOST_COURIERS", 4)
 
     async def silence(far, wires):
         assert far.got

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from relay import clock, metrics
-from relay.core import codec, records
-from relay.core.frames import (
+from relay.inbox.submit import Submissions
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import Home
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Deliver,
@@ -31,11 +34,12 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.ids import Did, Seq
-from relay.core.inbox_values import InboxLimits
-from relay.core.records import Home
-from relay.service.submit import Submissions
-from relay.store.memory import MemoryStore
+from relay.protocol.ids import (
+    Did,
+    Seq,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from relay.ws.connection import Connection
 from tests.support.nodes import (
     RunningNode,
@@ -119,7 +123,7 @@ def an_ack(me: Speaker, _: Did) -> list[Frame]:
 
 def a_record(me: Speaker, _: Did) -> list[Frame]:
     home = Home(me.ready.relay, "http://127.0.0.1:1")
-    return [Publish("r", records.sign(me.key, [home], now=clock.now()))]
+    return [Publish("r", endpoint_record.sign(me.key, [home], now=clock.now()))]
 
 
 def questions(me: Speaker, other: Did) -> list[Frame]:

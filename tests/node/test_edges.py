@@ -10,12 +10,16 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from relay import clock
-from relay.core.errors import ErrorCode
-from relay.core.frames import Bye, Submit, Submitted
-from relay.core.inbox_values import InboxLimits
-from relay.core.session import AUTH_DEADLINE_S
 from relay.http.errors import STATUS
-from relay.store.memory import MemoryStore
+from relay.inbox.model.session import AUTH_DEADLINE_S
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Bye,
+    Submit,
+    Submitted,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from relay.ws import protocol
 from relay.ws.errors import CLOSE_CODE
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker

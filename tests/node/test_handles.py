@@ -8,18 +8,27 @@ import httpx2
 import pytest
 
 from relay import clock
-from relay.core import handles, records
-from relay.core.handles import Heard
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.core.records import Home
-from relay.federation.dialer import Dialer
-from relay.federation.naming import Naming
-from relay.ports_mesh import RecordRow
-from relay.service.handles import SERVED_S, OwnHandles
-from relay.store.claims import HELD_BACK_S
-from relay.store.memory import MemoryStore
+from relay.directory.local_handles import (
+    SERVED_S,
+    OwnHandles,
+)
+from relay.directory.model.claims import HELD_BACK_S
+from relay.directory.remote_handles import Naming
+from relay.peering.dialer import Dialer
+from relay.peering.ports import RecordRow
+from relay.protocol import (
+    endpoint_record,
+    handles,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.handles import Heard
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import RunningNode, new_key, running_node
 
 ORIGIN = "https://relay.example"
@@ -38,7 +47,7 @@ def authority(node: RunningNode) -> str:
 async def publish(node: RunningNode, key: SigningKey, *listed: str) -> None:
     home = Home(node.built.node.key.did, node.url)
     now = Timestamp(time.time())
-    record = records.sign(key, [home], now=now, handles=listed)
+    record = endpoint_record.sign(key, [home], now=now, handles=listed)
     async with client(node) as http:
         answer = await http.put(f"/v1/agents/{key.did}", json={"record": record})
         assert answer.json()["stored"], answer.text
@@ -64,7 +73,7 @@ async def test_an_agent_gets_the_name_that_its_record_lists():
         async with client(node) as http:
             said = (await http.get(f"/v1/handles/{handle.upper()}")).json()
         assert (said["state"], said["did"], said["verified"]) == ("found", alice.did, True)
-        assert records.parse(said["record"]).did == alice.did
+        assert endpoint_record.parse(said["record"]).did == alice.did
 
 
 async def test_a_name_that_is_taken_stays_with_who_has_it():
@@ -137,13 +146,13 @@ class World:
 
     async def publish(
         self, key: SigningKey, *listed: str, home: Did | None = None
-    ) -> records.EndpointRecord:
+    ) -> endpoint_record.EndpointRecord:
         """What a directory does with a record: keep it, then give names."""
         home = home or self.us
-        compact = records.sign(key, [Home(home, ORIGIN)], now=self.now, handles=listed)
-        record = records.parse(compact)
+        compact = endpoint_record.sign(key, [Home(home, ORIGIN)], now=self.now, handles=listed)
+        record = endpoint_record.parse(compact)
         row = RecordRow(record.order, compact, home == self.us)
-        owner = records.parse_did(key.did).agent_key
+        owner = endpoint_record.parse_did(key.did).agent_key
         [merged] = await self.store.merge_records([(owner, row)])
         assert merged.outcome == "newer"
         if home == self.us:

@@ -5,16 +5,23 @@ from __future__ import annotations
 import pytest
 
 from relay import clock
-from relay.core import handoffs as texts
-from relay.core import migration
-from relay.core.errors import ErrorCode, StateError, UnavailableError
-from relay.core.ids import AgentKey
-from relay.core.inbox_values import InboxLimits
-from relay.core.migration_values import Holding
-from relay.ports_handoff import HandoffChange, HandoffRow
-from relay.service.handoffs import Handoffs
-from relay.service.keys import DidKeys
-from relay.store.memory import MemoryStore
+from relay.inbox.keys import DidKeys
+from relay.migration.model import machine
+from relay.migration.ports import (
+    HandoffChange,
+    HandoffRow,
+)
+from relay.migration.steps import Handoffs
+from relay.protocol import migration_statement as texts
+from relay.protocol.errors import (
+    ErrorCode,
+    StateError,
+    UnavailableError,
+)
+from relay.protocol.ids import AgentKey
+from relay.protocol.migration_types import Holding
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import new_key
 
 
@@ -34,7 +41,7 @@ class Store(MemoryStore):
 async def begun(store: Store, text: str | None = None) -> AgentKey:
     """An inbox whose hand-off is open, and over as soon as somebody looks."""
     owner = new_key().agent_key
-    side = migration.begin(new_key().did, Holding.HOME, None)
+    side = machine.begin(new_key().did, Holding.HOME, None)
     change = HandoffChange(text or texts.encode(side), Holding.HOME)
     assert await store.change_handoff(owner, HandoffRow(), change)
     return owner

@@ -12,8 +12,14 @@ import httpx2
 import pytest
 
 from relay import clock
-from relay.core import handshake, jws, records
-from relay.core.frames import (
+from relay.protocol import (
+    endpoint_record,
+    handshake,
+    jws,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.frames.frames import (
     Bye,
     Deliver,
     DeliverItem,
@@ -23,13 +29,17 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.handshake import Claims, Standing
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.core.receipts import verify_receipt
-from relay.core.records import Home
-from relay.store.memory import MemoryStore
+from relay.protocol.handshake import (
+    Claims,
+    Standing,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.receipts import verify_receipt
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import (
     RunningNode,
     Speaker,
@@ -272,13 +282,13 @@ async def test_records_are_published_and_resolved_over_http():
         absent = await http.get(f"/v1/agents/{key.did}")
         assert (absent.status_code, absent.json()["state"]) == (404, "absent")
         now = Timestamp(time.time())
-        record = records.sign(key, [Home(node.built.node.key.did, node.url)], now=now)
+        record = endpoint_record.sign(key, [Home(node.built.node.key.did, node.url)], now=now)
         published = await http.put(f"/v1/agents/{key.did}", json={"record": record})
         assert published.json()["stored"]
         found = (await http.get(f"/v1/agents/{key.did}")).json()
         assert (found["state"], found["record"]) == ("found", record)
         other = new_key()
-        stray = records.sign(other, [Home(other.did, "https://elsewhere.example")], now=now)
+        stray = endpoint_record.sign(other, [Home(other.did, "https://elsewhere.example")], now=now)
         refused = await http.put(f"/v1/agents/{other.did}", json={"record": stray})
         assert refused.json()["error"] == "not_admitted"
         wrong = await http.put(f"/v1/agents/{other.did}", json={"record": record})

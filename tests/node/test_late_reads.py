@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from relay.core.frames import (
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Deliver,
@@ -19,7 +19,10 @@ from relay.core.frames import (
     Submit,
     Submitted,
 )
-from relay.core.ids import Did, Seq
+from relay.protocol.ids import (
+    Did,
+    Seq,
+)
 from tests.node.test_http import client, log_in, submit
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 from tests.support.relays import RelayProcess, relay_process

@@ -11,15 +11,31 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import clock, metrics
-from relay.core import codec, handshake, jws, session
-from relay.core.errors import ErrorCode, RelayError, error
-from relay.core.frames import Auth
-from relay.core.handshake import Claims
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.service.accounts import MOST_LINES, MOST_LINES_EACH, RefusedLogins
-from relay.store.memory import MemoryStore
+from relay.inbox.login import (
+    MOST_LINES,
+    MOST_LINES_EACH,
+    RefusedLogins,
+)
+from relay.inbox.model import session
+from relay.protocol import (
+    handshake,
+    jws,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    error,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import Auth
+from relay.protocol.handshake import Claims
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from relay.ws.errors import CLOSE_CODE
 from tests.node.test_http import client
 from tests.support.nodes import RunningNode, dial, new_key, running_node, speaker

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits, Opened, Window
-from relay.ports import Head, OpenRequest
-from relay.ports_mesh import RecordRow
-from relay.service.deliver import Delivery
-from relay.store.memory import MemoryStore
+from relay.inbox.dispatch import Delivery
+from relay.inbox.ports import (
+    Head,
+    OpenRequest,
+)
+from relay.peering.ports import RecordRow
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.types import (
+    InboxLimits,
+    Opened,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 
 ME, NODE = AgentKey("key:me"), NodeId("a")
 

@@ -12,10 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.errors import ErrorCode
-from relay.core.frames import Ack, Acked, Bye, Deliver, Submit, Submitted
-from relay.core.ids import Seq
-from relay.core.receipts import verify_receipt
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Bye,
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import Seq
+from relay.protocol.receipts import verify_receipt
 from tests.support.nodes import get, make_envelope, new_key, speaker
 from tests.support.relays import relay_process, start_relay
 from tests.support.servers import is_alive, wait_until

@@ -12,10 +12,19 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from relay import variables
-from relay.core.addresses import Networks
-from relay.core.frames import Submit, Submitted
-from relay.server.serve import bind, listen
-from relay.service.addresses import peer_of, strangers_network
+from relay.inbox.client_ip import (
+    peer_of,
+    strangers_network,
+)
+from relay.node.serve import (
+    bind,
+    listen,
+)
+from relay.protocol.dial_allowlist import Networks
+from relay.protocol.frames.frames import (
+    Submit,
+    Submitted,
+)
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
 from tests.support.relays import relay_process
 from tests.support.servers import free_port

@@ -19,16 +19,27 @@ import pytest
 from redis.exceptions import RedisError
 
 from relay import clock
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Submit, Submitted
-from relay.core.handshake import Claims, parse_auth, sign_auth, verify_auth
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.core.jws import b64encode
 from relay.health import ProblemReason
+from relay.protocol.did import parse_did
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
+    Submit,
+    Submitted,
+)
+from relay.protocol.handshake import (
+    Claims,
+    parse_auth,
+    sign_auth,
+    verify_auth,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.jws import b64encode
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from relay.store.embedded import find_server_binary
-from relay.store.memory import MemoryStore
 from tests.node.test_edges import get
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
 from tests.support.relays import NO_LIMITS, ROOT, RelayProcess, relay_process

@@ -6,26 +6,46 @@ import time
 import pytest
 
 from relay import clock
-from relay.core import records
-from relay.core.errors import ErrorCode, RelayError, UnavailableError
-from relay.core.frames import Resolve, Resolved
-from relay.core.ids import Did, NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits
-from relay.core.records import Home
-from relay.federation.dialer import Dialer
-from relay.federation.naming import Naming
-from relay.ports import Store
-from relay.service.directory import Directory, Found
-from relay.service.keys import DidKeys
-from relay.service.resolving import EACH, EACH_BURST_S, MOST_ASKED, Resolving, Routing
-from relay.store.memory import MemoryStore
+from relay.directory.publish import (
+    Directory,
+    Found,
+)
+from relay.directory.remote_handles import Naming
+from relay.directory.resolve import (
+    EACH,
+    EACH_BURST_S,
+    MOST_ASKED,
+    Resolving,
+    Routing,
+)
+from relay.inbox.keys import DidKeys
+from relay.inbox.ports import Store
+from relay.peering.dialer import Dialer
+from relay.protocol import endpoint_record
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.frames.frames import (
+    Resolve,
+    Resolved,
+)
+from relay.protocol.ids import (
+    Did,
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import new_key
 
 ME, OTHER, THIRD, AGENT = new_key(), new_key(), new_key(), new_key()
 
 
 def record(*homes: Home, age_s: int = 0, key=AGENT) -> str:
-    return records.sign(key, homes, now=Timestamp(time.time() - age_s))
+    return endpoint_record.sign(key, homes, now=Timestamp(time.time() - age_s))
 
 
 def home(key, prio: int = 0) -> Home:
@@ -96,7 +116,7 @@ async def resolving(links: Links, *held: str) -> Resolving:
 
     async def keep(compact: str, peer: Did) -> None:
         assert peer
-        await directory.publish(compact, owner=records.parse(compact).did)
+        await directory.publish(compact, owner=endpoint_record.parse(compact).did)
 
     for compact in held:
         await keep(compact, ME.did)

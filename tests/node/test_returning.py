@@ -10,23 +10,42 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay import clock
-from relay.core import antientropy, records
-from relay.core.antientropy import Index
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.frames import Digest, Digests, Gossip, Want
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, NodeId
-from relay.core.inbox_values import InboxLimits, Opened, Window
-from relay.core.peering import Answer, Question
-from relay.ports import OpenRequest
-from relay.ports_mesh import PeerRow
-from relay.service import returning
-from relay.service.directory import Directory
-from relay.service.keys import DidKeys
-from relay.service.mesh import Mesh
-from relay.service.peers import Peers
-from relay.service.returning import Returning
-from relay.store.memory import MemoryStore
+from relay.directory import startup_gate
+from relay.directory.mesh import Mesh
+from relay.directory.model import anti_entropy
+from relay.directory.model.anti_entropy import Index
+from relay.directory.publish import Directory
+from relay.directory.startup_gate import Returning
+from relay.inbox.keys import DidKeys
+from relay.inbox.ports import OpenRequest
+from relay.peering.peers import Peers
+from relay.peering.ports import PeerRow
+from relay.protocol import endpoint_record
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.frames.frames import (
+    Digest,
+    Digests,
+    Gossip,
+    Want,
+)
+from relay.protocol.ids import (
+    Did,
+    NodeId,
+)
+from relay.protocol.peer_session import (
+    Answer,
+    Question,
+)
+from relay.protocol.types import (
+    InboxLimits,
+    Opened,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.federation.relays import now, until
 from tests.support.nodes import new_key
 
@@ -53,7 +72,7 @@ class Peer:
 
     def learn(self, agent: SigningKey, compact: str) -> None:
         self.knows[agent.agent_key] = compact
-        self.index.put(agent.agent_key, records.parse(compact).order)
+        self.index.put(agent.agent_key, endpoint_record.parse(compact).order)
 
     async def ask(self, make: Callable[[str], Question]) -> Answer:
         question = make("ref")
@@ -68,7 +87,7 @@ class Peer:
                 told = [self.knows[one] for one in agents if one in self.knows]
                 return Gossip((*told, *self.adds), ref="ref")
             case Digest() | Want():
-                return antientropy.answer(self.index, question)
+                return anti_entropy.answer(self.index, question)
         raise AssertionError(question)
 
 
@@ -128,8 +147,8 @@ async def started(
 
 
 def moved(agent: SigningKey, to: Peer) -> str:
-    home = records.Home(to.peer, THERE)
-    return records.sign(agent, [home], now=now())
+    home = endpoint_record.Home(to.peer, THERE)
+    return endpoint_record.sign(agent, [home], now=now())
 
 
 # ---------------------------------------------------------------- what is asked
@@ -203,7 +222,7 @@ async def test_a_peer_that_withholds_does_not_keep_another_from_telling():
 
 
 async def test_a_peer_that_says_nothing_holds_up_nobody_for_long(monkeypatch):
-    monkeypatch.setattr(returning, "GRACE_S", 0.2)
+    monkeypatch.setattr(startup_gate, "GRACE_S", 0.2)
     agent, silent, honest = new_key(), Peer(is_silent=True), Peer()
     honest.learn(agent, moved(agent, honest))
     async with started(silent, honest, agents=[agent]) as world:
@@ -213,7 +232,7 @@ async def test_a_peer_that_says_nothing_holds_up_nobody_for_long(monkeypatch):
 
 
 async def test_a_peer_that_tells_what_was_not_asked_has_not_told(monkeypatch):
-    monkeypatch.setattr(returning, "AGAIN_S", 0.05)
+    monkeypatch.setattr(startup_gate, "AGAIN_S", 0.05)
     agent, other, liar = new_key(), new_key(), Peer()
     liar.learn(agent, moved(agent, liar))
     liar.adds = (moved(other, liar),)
@@ -231,7 +250,7 @@ async def test_a_record_that_nobody_signed_moves_nobody():
     head, payload, _ = moved(agent, liar).split(".")
     forged = f"{head}.{payload}.{moved(new_key(), liar).split('.')[2]}"
     liar.knows[agent.agent_key] = forged
-    liar.index.put(agent.agent_key, records.parse(forged).order)
+    liar.index.put(agent.agent_key, endpoint_record.parse(forged).order)
     async with started(liar, agents=[agent]) as world:
         await until(lambda: world.gate.is_over)
         assert await world.is_home(agent)

@@ -11,17 +11,38 @@ import pytest
 
 from relay import clock
 from relay.client import Agent, RejectedError, StrangerQuotaError, TooLargeError
-from relay.core import records
-from relay.core.errors import ErrorCode, Refusal, UnavailableError
-from relay.core.frames import Error, Ruled, Rules, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.ids import AgentKey, Epoch, Seq, Timestamp
-from relay.core.inbox_values import Accepted, InboxLimits
-from relay.core.records import Home
-from relay.service.addresses import network_of
-from relay.service.contacts import ABSENT_S, Contacts
-from relay.service.rates import StrangerRates
-from relay.store.memory import MemoryStore
+from relay.inbox.client_ip import network_of
+from relay.inbox.contacts import (
+    ABSENT_S,
+    Contacts,
+)
+from relay.inbox.rate_limits import StrangerRates
+from relay.protocol import endpoint_record
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    UnavailableError,
+)
+from relay.protocol.frames.frames import (
+    Error,
+    Ruled,
+    Rules,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.types import (
+    Accepted,
+    InboxLimits,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client, log_in, submit
 from tests.store.worlds import entry
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
@@ -72,7 +93,7 @@ async def test_a_send_only_session_has_no_rules():
     carol, other = new_key(), new_key()
     async with running_node() as node:
         home = [Home(other.did, "https://elsewhere.example")]
-        record = records.sign(carol, home, now=clock.now())
+        record = endpoint_record.sign(carol, home, now=clock.now())
         async with speaker(node.url, carol, record=record) as away:
             no = await rules(away, deny=(other.did,))
             assert (no.error, no.ref) == (ErrorCode.UNKNOWN_INBOX, "w")

@@ -12,21 +12,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay import clock
-from relay.core import envelope as envelopes
-from relay.core import policy
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal, UnavailableError
-from relay.core.ids import AgentKey, Did, Eid, Epoch, Fence, NodeId, Timestamp
-from relay.core.inbox_values import BounceIntent, InboxLimits, Window
-from relay.core.jws import loads
-from relay.ports import BounceBatch, OpenRequest
-from relay.server.loops import every
-from relay.service.bounces import bounce_envelope
-from relay.service.clockguard import ClockGuard
-from relay.service.commit import Bounds, GroupCommit
-from relay.service.deliver import Delivery
-from relay.service.rates import SenderRates
-from relay.store.memory import MemoryStore
+from relay.inbox.bounces import bounce_envelope
+from relay.inbox.clock_guard import ClockGuard
+from relay.inbox.dispatch import Delivery
+from relay.inbox.group_commit import (
+    Bounds,
+    GroupCommit,
+)
+from relay.inbox.model import admission
+from relay.inbox.ports import (
+    BounceBatch,
+    OpenRequest,
+)
+from relay.inbox.rate_limits import SenderRates
+from relay.node.loops import every
+from relay.protocol import envelope as envelopes
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Eid,
+    Epoch,
+    Fence,
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.jws import loads
+from relay.protocol.types import (
+    BounceIntent,
+    InboxLimits,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
 
 
@@ -148,7 +170,7 @@ async def test_a_commit_that_forgets_an_item_is_a_bug_that_ends_nothing():
 
 def stored_envelope(to: Did) -> StoredEnvelope:
     wire = make_envelope(new_key(), to).wire
-    return envelopes.stored(policy.admit_own(envelopes.parse(loads(wire))))
+    return envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
 
 
 class Listening:

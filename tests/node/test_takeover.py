@@ -5,11 +5,16 @@ from __future__ import annotations
 import pytest
 
 from relay import clock
-from relay.core.errors import ErrorCode
-from relay.core.frames import Bye, Deliver, Submit, Submitted
-from relay.core.identity import SigningKey
-from relay.core.inbox_values import InboxLimits
-from relay.store.memory import MemoryStore
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import (
+    Bye,
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
 
 pytestmark = pytest.mark.timeout(20)

@@ -9,10 +9,23 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.errors import ErrorCode, StateError
-from relay.core.frames import Ack, Acked, Bye, Deliver, Submit, Submitted
-from relay.core.ids import NodeId, Seq
-from relay.core.inbox_values import InboxLimits
+from relay.protocol.errors import (
+    ErrorCode,
+    StateError,
+)
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Bye,
+    Deliver,
+    Submit,
+    Submitted,
+)
+from relay.protocol.ids import (
+    NodeId,
+    Seq,
+)
+from relay.protocol.types import InboxLimits
 from relay.store.embedded import EmbeddedStore
 from relay.store.redis import RedisStore
 from tests.support.nodes import RunningNode, make_envelope, new_key, running_node, speaker

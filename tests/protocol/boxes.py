@@ -1,7 +1,7 @@
 """An inbox beside a hand-off, as small as it can be: what the store does, in values.
 
 It marks no more than a store must: single envelopes, where a store marks all up to one. What it
-follows are the rules of :mod:`relay.core.inbox` and of ``HandoffStore.change_handoff``.
+follows are the rules of :mod:`relay.reference.inbox` and of ``HandoffStore.change_handoff``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,17 @@ import hashlib
 import struct
 from typing import Literal, NamedTuple
 
-from relay.core.dedupe import Fate
-from relay.core.ids import Eid
-from relay.core.jws import b64encode
-from relay.core.migration_values import DOUBT_BYTES, DigestPage, Holding, Mode, Side, Step
+from relay.protocol.dedupe import Fate
+from relay.protocol.ids import Eid
+from relay.protocol.jws import b64encode
+from relay.protocol.migration_types import (
+    DOUBT_BYTES,
+    DigestPage,
+    Holding,
+    Mode,
+    Side,
+    Step,
+)
 
 NO_EIDS: frozenset[Eid] = frozenset()
 HOMES = frozenset({Holding.HOME, Holding.DOUBTFUL})

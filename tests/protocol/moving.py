@@ -5,7 +5,8 @@ crashes is one whose step was not taken yet, or whose step was taken and what it
 not said: both are moves here, for every step. Messages stay in the network when they have arrived,
 so each of them is delayed and repeated in every way; ``lossy`` takes them away instead.
 
-The side is the real one (:mod:`relay.core.migration`); the inbox beside it is that of ``boxes.py``.
+The side is the real one (:mod:`relay.migration.model.machine`); the inbox beside it is that of
+``boxes.py``.
 
 ::
 
@@ -20,11 +21,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from relay.core import migration
-from relay.core.dedupe import Fate
-from relay.core.errors import Refusal
-from relay.core.ids import Did, Eid, Timestamp
-from relay.core.migration_values import (
+from relay.migration.model import machine
+from relay.protocol.dedupe import Fate
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Timestamp,
+)
+from relay.protocol.migration_types import (
     DigestPage,
     DigestReceipt,
     Freeze,
@@ -290,7 +295,7 @@ class Moves:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
         if asked not in self.taken:
-            self.taken[asked] = migration.step(side, said, Timestamp(now))
+            self.taken[asked] = machine.step(side, said, Timestamp(now))
         return self.taken[asked]
 
     def put(self, world: World, place: int, relay: Relay) -> World:
@@ -584,7 +589,7 @@ class Moves:
     def mover(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
         """A frozen side says what its agent has seen. The pages are all of one moment."""
         side = relay.side
-        if side is None or side.handoff is None or not migration.has_work(side):
+        if side is None or side.handoff is None or not machine.has_work(side):
             return
         peer = number(side.handoff.peer)
         pages = digest(side, relay.box)
@@ -745,7 +750,7 @@ class Moves:
         waited = spent(world, "waits")
         if waited is not None and relay.side and relay.side.mode is Mode.INCOMING:
             what = f"R{place} was not named for 24 h"
-            yield from self.one(waited, place, Ticked(), what, migration.UNNAMED_S)
+            yield from self.one(waited, place, Ticked(), what, machine.UNNAMED_S)
         forgot = spent(world, "forgets")
         if forgot is not None and relay.box.fates:
             then = self.put(forgot, place, relay._replace(box=relay.box.forget()))
@@ -775,7 +780,7 @@ class Moves:
 
 def _begin(place: int, relay: Relay) -> Side:
     holding, former = relay.box.holding, relay.former
-    return migration.begin(name(place), holding, former, has_left=relay.has_left)
+    return machine.begin(name(place), holding, former, has_left=relay.has_left)
 
 
 def digest(side: Side, box: Box | RealBox) -> tuple[DigestPage, ...]:

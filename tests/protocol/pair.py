@@ -20,22 +20,55 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.core import codec, handshake, session
-from relay.core.agent_session import AgentSession, Failed, Heard, Ready
-from relay.core.agent_session import Login as AgentLogin
-from relay.core.agent_session import Phase as AgentPhase
-from relay.core.effects import Send
-from relay.core.errors import ErrorCode, Refusal, error
-from relay.core.frames import Ack, Acked, Deliver, Frame, Gap, Hello, Welcome, WelcomePending
-from relay.core.identity import SigningKey
-from relay.core.ids import Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
-from relay.core.inbox_values import Acked as InboxAcked
-from relay.core.jws import b64encode
-from relay.core.ranges import Reason
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import Identity
+from relay.inbox.model import session
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol import handshake
+from relay.protocol.client_session import (
+    AgentSession,
+    Failed,
+    Heard,
+    Ready,
+)
+from relay.protocol.client_session import Login as AgentLogin
+from relay.protocol.client_session import Phase as AgentPhase
+from relay.protocol.did import SigningKey
+from relay.protocol.effects import Send
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    error,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Deliver,
+    Frame,
+    Gap,
+    Hello,
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.ids import (
+    Epoch,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
+    Accepted,
+    InboxLimits,
+    PageItem,
+    Window,
+)
+from relay.protocol.types import Acked as InboxAcked
+from relay.reference.inbox import Inbox
 from tests.unit.builders import entry, numbered_entropy
 
 ME, HOME = SigningKey(b"1" * 32), SigningKey(b"2" * 32)

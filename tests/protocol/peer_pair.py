@@ -9,19 +9,50 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from relay.core import codec, effects, handshake
-from relay.core.agent_session import Failed, Ready
-from relay.core.agent_session import Phase as DiallerPhase
-from relay.core.errors import ErrorCode, ProtocolError, RejectedError
-from relay.core.frames import Error, Frame, Gossip, Hello, Submit, Submitted, Welcome
-from relay.core.frames import WelcomePending as Pending
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Seq, Timestamp
-from relay.core.inbox_values import Window
-from relay.core.jws import b64encode
-from relay.core.peering import Answered, PeerSession
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import Identity
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol import (
+    effects,
+    handshake,
+)
+from relay.protocol.client_session import (
+    Failed,
+    Ready,
+)
+from relay.protocol.client_session import Phase as DiallerPhase
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    RejectedError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Error,
+    Frame,
+    Gossip,
+    Hello,
+    Submit,
+    Submitted,
+    Welcome,
+)
+from relay.protocol.frames.frames import WelcomePending as Pending
+from relay.protocol.ids import (
+    Seq,
+    Timestamp,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.peer_session import (
+    Answered,
+    PeerSession,
+)
+from relay.protocol.types import Window
 from tests.unit.builders import numbered_entropy
 
 DIALLER, DIALLED = SigningKey(b"3" * 32), SigningKey(b"4" * 32)

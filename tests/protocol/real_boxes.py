@@ -1,4 +1,5 @@
-"""The inbox of ``boxes.py``, but the real one: :mod:`relay.core.inbox` behind the same questions.
+"""The inbox of ``boxes.py``, but the real one: :mod:`relay.reference.inbox` behind the same
+questions.
 
 Two inboxes are one state where nothing that happens later can tell them apart: fences and seqs
 grow for ever, and are left out.
@@ -10,16 +11,40 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from relay.core import inbox_handoff
-from relay.core.dedupe import KNOWN_BY, Fate, Forwarded
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Eid, Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import Accepted, Ack, InboxLimits, Page, Window
-from relay.core.migration_values import Holding, Side, Step
-from relay.core.outbox import Outboxes
-from relay.core.ranges import Reason
+from relay.protocol.dedupe import (
+    KNOWN_BY,
+    Fate,
+    Forwarded,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Eid,
+    Epoch,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.migration_types import (
+    Holding,
+    Side,
+    Step,
+)
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
+    Accepted,
+    Ack,
+    InboxLimits,
+    Page,
+    Window,
+)
+from relay.reference import handoff
+from relay.reference.forwarding import Outboxes
+from relay.reference.inbox import Inbox
 from tests.protocol.boxes import (
     DUP,
     HOUR,
@@ -39,7 +64,7 @@ NODE = NodeId("node")
 WINDOW = Window(1, 1_000)
 """A session is handed one at a time, so that the marks are as few as they can be."""
 LIMITS = InboxLimits()
-MOST_IDS = inbox_handoff.most_ids(LIMITS)
+MOST_IDS = handoff.most_ids(LIMITS)
 EARLY = Timestamp(HOUR * 3600.0)
 EXPIRES = HOUR * 3600 + 60
 LATE_AT = Timestamp(EXPIRES + 1_000.0)
@@ -218,12 +243,12 @@ class RealBox:
             if self.box is None:
                 box = Inbox(ME, Epoch("e"), holding)
             ends = ends_session(self.holding, before, step)
-            inbox_handoff.hold(box, holding, ends_session=ends)
+            handoff.hold(box, holding, ends_session=ends)
             if step.mark_present:
-                inbox_handoff.mark_present(box)
+                handoff.mark_present(box)
             if step.imports is not None:
-                inbox_handoff.learn_floor(box, step.imports.floor)
-                inbox_handoff.learn_doubts(box, step.imports.doubts, MOST_IDS)
+                handoff.learn_floor(box, step.imports.floor)
+                handoff.learn_doubts(box, step.imports.doubts, MOST_IDS)
             return self._after(box)
 
         return self._step("change", before.handoff, step, by=by)  # type: ignore[no-any-return]
@@ -232,7 +257,7 @@ class RealBox:
         """What a digest says."""
         if self.box is None:
             return [], -1
-        return inbox_handoff.doubts(self.box), inbox_handoff.floor(self.box)
+        return handoff.doubts(self.box), handoff.floor(self.box)
 
 
 def home(holding: Holding = Holding.HOME) -> RealBox:

@@ -19,17 +19,57 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.core.courier import Answer, Carried, Load, is_marked
-from relay.core.dedupe import Fate, Forwarded
-from relay.core.effects import AckInbox, Close, Effect, Read, Send
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.frames import Ack as AckFrame
-from relay.core.frames import Deliver, Hello, Rejection, Welcome, WelcomePending
-from relay.core.identity import parse_did
-from relay.core.ids import AgentKey, Did, Eid, Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import (
+from relay.forwarding.model import (
+    Answer,
+    Carried,
+    Load,
+    is_marked,
+)
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol.dedupe import (
+    Fate,
+    Forwarded,
+)
+from relay.protocol.did import parse_did
+from relay.protocol.effects import (
+    AckInbox,
+    Close,
+    Effect,
+    Read,
+    Send,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.frames.frames import Ack as AckFrame
+from relay.protocol.frames.frames import (
+    Deliver,
+    Hello,
+    Rejection,
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Eid,
+    Epoch,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.migration_types import Holding
+from relay.protocol.receipts import (
+    Receipt,
+    ReceiptItem,
+)
+from relay.protocol.types import (
     Accepted,
     Acked,
     BounceIntent,
@@ -38,12 +78,9 @@ from relay.core.inbox_values import (
     Question,
     Window,
 )
-from relay.core.inbox_values import Ack as InboxAck
-from relay.core.migration_values import Holding
-from relay.core.outbox import Outboxes
-from relay.core.receipts import Receipt, ReceiptItem
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import Identity
+from relay.protocol.types import Ack as InboxAck
+from relay.reference.forwarding import Outboxes
+from relay.reference.inbox import Inbox
 from tests.unit.builders import ALICE, BOB, MALLORY, entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -72,7 +109,7 @@ class Relay:
 
 @dataclass
 class Courier:
-    """One courier: as ``service/couriers.py``, but each of its steps is the test's to take."""
+    """One courier: as ``forwarding/forwarder.py``, but each of its steps is the test's to take."""
 
     session: RelaySession
     load: Load

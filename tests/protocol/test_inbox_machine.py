@@ -18,12 +18,25 @@ from hypothesis.stateful import (
     rule,
 )
 
-from relay.core.dedupe import Fate
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import BOUNCE_GRACE_S, Inbox
-from relay.core.inbox_values import (
+from relay.protocol.dedupe import Fate
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import (
+    Reason,
+    holes,
+)
+from relay.protocol.types import (
     Accepted,
     Ack,
     BounceIntent,
@@ -35,7 +48,10 @@ from relay.core.inbox_values import (
     Remembered,
     Window,
 )
-from relay.core.ranges import Reason, holes
+from relay.reference.inbox import (
+    BOUNCE_GRACE_S,
+    Inbox,
+)
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug

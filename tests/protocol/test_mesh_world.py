@@ -10,11 +10,18 @@ from loadtest.mesh_sim.light import light, size_of
 from loadtest.mesh_sim.relays import Habits, Relay
 from loadtest.mesh_sim.scenes import Mesh
 from loadtest.mesh_sim.world import World
-from relay.core import codec
-from relay.core.antientropy import Index, answer
-from relay.core.frames import Digest, Gossip, Want
-from relay.core.gossip import FIRST_FANOUT
-from relay.core.membership import MAX_BACKOFF_S
+from relay.directory.model.anti_entropy import (
+    Index,
+    answer,
+)
+from relay.peering.model.gossip import FIRST_FANOUT
+from relay.peering.model.membership import MAX_BACKOFF_S
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    Digest,
+    Gossip,
+    Want,
+)
 from tests.protocol.mesh_world import HOUR_S, holes, linked, publish
 
 pytestmark = pytest.mark.timeout(30)

@@ -1,6 +1,7 @@
 """The real side and the real inbox of a hand-off, driven together through every order of things.
 
-What ``test_migration_real.py`` does beside a small inbox is done with :mod:`relay.core.inbox` here:
+What ``test_migration_real.py`` does beside a small inbox is done with
+:mod:`relay.reference.inbox` here:
 what the memory store is, and what the scripts are compared with. It marks more than the small one,
 up to a seq and not one by one; whatever is not marked by either is a promise that breaks.
 """
@@ -13,12 +14,15 @@ from typing import Any
 
 import pytest
 
-from relay.core import inbox_handoff
-from relay.core.dedupe import Fate
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.inbox import Inbox
-from relay.core.migration_values import Holding
-from relay.core.quotas import Holdings
+from relay.protocol.dedupe import Fate
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.migration_types import Holding
+from relay.reference import handoff
+from relay.reference.inbox import Inbox
+from relay.reference.quotas import Holdings
 from tests.protocol import real_boxes
 from tests.protocol.moving import DENIED, DUPLICATE, LOST, Rules
 from tests.protocol.test_migration_real import LET_GO, SPACES, THERE, search, verdict
@@ -126,7 +130,7 @@ def refuses_by_anothers_floor(patch: pytest.MonkeyPatch) -> None:
     def learn(box: Inbox, floor: int) -> None:
         box.dedupe.floor = max(box.dedupe.floor, floor)
 
-    patch.setattr(inbox_handoff, "learn_floor", learn)
+    patch.setattr(handoff, "learn_floor", learn)
 
 
 def refuses_other_envelopes(patch: pytest.MonkeyPatch) -> None:
@@ -144,12 +148,12 @@ def refuses_other_envelopes(patch: pytest.MonkeyPatch) -> None:
 
 def learns_no_ids(patch: pytest.MonkeyPatch) -> None:
     """A digest is thrown away."""
-    patch.setattr(inbox_handoff, "learn_doubts", lambda *_: None)
+    patch.setattr(handoff, "learn_doubts", lambda *_: None)
 
 
 def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
     """An id that went on from here stays so when it is told of."""
-    was = inbox_handoff.learn_doubts
+    was = handoff.learn_doubts
 
     def learn(box: Inbox, doubts: bytes, most: int) -> None:
         went = [
@@ -162,19 +166,19 @@ def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
         for seen, *before in went:
             seen.fate, seen.seq, seen.forwarded = before
 
-    patch.setattr(inbox_handoff, "learn_doubts", learn)
+    patch.setattr(handoff, "learn_doubts", learn)
 
 
 def marks_nothing_forgotten(patch: pytest.MonkeyPatch) -> None:
     """What waits here, and is forgotten, is not marked for a digest that may name it."""
-    was = inbox_handoff.learn_doubts
+    was = handoff.learn_doubts
 
     def learn(box: Inbox, doubts: bytes, most: int) -> None:
         floor, box.dedupe.floor = box.dedupe.floor, -1
         was(box, doubts, most)
         box.dedupe.floor = floor
 
-    patch.setattr(inbox_handoff, "learn_doubts", learn)
+    patch.setattr(handoff, "learn_doubts", learn)
 
 
 def keeps_no_mark_in_doubt(patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """The real code of a hand-off, driven through every order of steps, crashes and messages.
 
 What ``test_migration_model.py`` and ``test_migration_network.py`` say of rules is said of
-``relay/core/migration.py`` here: the same promises, broken by the same lies. ``moving.py`` is the
+``relay/migration/model/machine.py`` here: the same promises, broken by the same lies.
+``moving.py`` is the
 world around it, ``boxes.py`` the inbox; ``test_migration_inbox.py`` takes the real inbox instead.
 """
 
@@ -13,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from relay.core import migration
-from relay.core.errors import Refusal
-from relay.core.ids import Timestamp
-from relay.core.migration_values import Step
+from relay.migration.model import machine
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import Timestamp
+from relay.protocol.migration_types import Step
 from tests.protocol.moving import (
     DENIED,
     DUPLICATE,
@@ -248,6 +249,6 @@ def test_every_step_may_be_taken_twice(rules: Rules):
     for (side, _, said, now), step in moves.taken.items():
         if isinstance(step, Refusal):
             continue
-        again = migration.step(step.side._replace(since=side.since), said, Timestamp(now))
+        again = machine.step(step.side._replace(since=side.since), said, Timestamp(now))
         if isinstance(again, Step):
             assert again.side._replace(since=0) == step.side._replace(since=0), said

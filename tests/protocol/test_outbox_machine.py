@@ -21,11 +21,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.core.dedupe import Fate, Forwarded
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import BOUNCE_GRACE_S, Inbox
-from relay.core.inbox_values import (
+from relay.protocol.dedupe import (
+    Fate,
+    Forwarded,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
     Accepted,
     Ack,
     InboxLimits,
@@ -35,9 +47,12 @@ from relay.core.inbox_values import (
     Question,
     Window,
 )
-from relay.core.outbox import Outboxes
-from relay.core.quotas import Holdings
-from relay.core.ranges import Reason
+from relay.reference.forwarding import Outboxes
+from relay.reference.inbox import (
+    BOUNCE_GRACE_S,
+    Inbox,
+)
+from relay.reference.quotas import Holdings
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug

@@ -8,10 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import codec
-from relay.core.agent_session import Phase as DiallerPhase
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.frames import (
+from relay.inbox.model.permissions import (
+    SAYS,
+    is_too_far,
+    objection,
+)
+from relay.inbox.model.session import Phase
+from relay.protocol.client_session import Phase as DiallerPhase
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     MAX_HOPS,
     Ack,
     Auth,
@@ -31,11 +41,11 @@ from relay.core.frames import (
     Submitted,
     Want,
 )
-from relay.core.frames_migrate import Migrate, Migrated
-from relay.core.identity import SigningKey
-from relay.core.jws import b64encode
-from relay.core.session import Phase
-from relay.core.speech import SAYS, is_too_far, objection
+from relay.protocol.frames.frames_migrate import (
+    Migrate,
+    Migrated,
+)
+from relay.protocol.jws import b64encode
 from tests.protocol.peer_pair import DIALLED, DIALLER, PeerPair
 from tests.unit.frames import from_agent, from_relay
 

@@ -12,19 +12,42 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from relay.core import codec, frames, session
-from relay.core.agent_session import AgentSession, Login
-from relay.core.agent_session import Phase as AgentPhase
-from relay.core.effects import Send
-from relay.core.errors import ErrorCode, Refusal, error
-from relay.core.frames import Frame
-from relay.core.ids import Eid, Epoch, Fence, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import Ack as InboxAck
-from relay.core.inbox_values import Acked as InboxAcked
-from relay.core.inbox_values import Page, PageItem
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import Identity
+from relay.inbox.model import session
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol.client_session import (
+    AgentSession,
+    Login,
+)
+from relay.protocol.client_session import Phase as AgentPhase
+from relay.protocol.effects import Send
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    error,
+)
+from relay.protocol.frames import (
+    codec,
+    frames,
+)
+from relay.protocol.frames.frames import Frame
+from relay.protocol.ids import (
+    Eid,
+    Epoch,
+    Fence,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.types import Ack as InboxAck
+from relay.protocol.types import Acked as InboxAcked
+from relay.protocol.types import (
+    Page,
+    PageItem,
+)
+from relay.reference.inbox import Inbox
 from tests.protocol.pair import ME, URL, WINDOW, BrokenPromiseError, SessionPair, World
 from tests.unit.frames import from_agent, from_relay
 

@@ -15,17 +15,45 @@ from typing import Any
 
 import pytest
 
-from relay.core.dedupe import Dedupe
-from relay.core.effects import AckInbox, CloseInbox, Effect, Read, Send
-from relay.core.errors import Refusal
-from relay.core.frames import Ack, Acked, Auth, Deliver, Hello, Welcome, WelcomePending
-from relay.core.identity import Did
-from relay.core.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import Accepted, InboxLimits, PageItem, Window
-from relay.core.ranges import Ranges
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import Identity
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol.dedupe import Dedupe
+from relay.protocol.did import Did
+from relay.protocol.effects import (
+    AckInbox,
+    CloseInbox,
+    Effect,
+    Read,
+    Send,
+)
+from relay.protocol.errors import Refusal
+from relay.protocol.frames.frames import (
+    Ack,
+    Acked,
+    Auth,
+    Deliver,
+    Hello,
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import Ranges
+from relay.protocol.types import (
+    Accepted,
+    InboxLimits,
+    PageItem,
+    Window,
+)
+from relay.reference.inbox import Inbox
 from tests.protocol.test_session_pair import (
     AnyFence,
     AnyOrder,

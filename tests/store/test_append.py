@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.dedupe import Fate
-from relay.core.errors import ErrorCode
-from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import Accepted, Ack, InboxLimits, LiveSession, Question, Window
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.dedupe import Fate
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import (
+    AgentKey,
+    Seq,
+)
+from relay.protocol.types import (
+    Accepted,
+    Ack,
+    InboxLimits,
+    LiveSession,
+    Question,
+    Window,
+)
 from tests.store.worlds import ALICE, HOUR, ME, NODE, NOW, World, code, entry, opened, opened_to
 
 pytestmark = pytest.mark.timeout(60)

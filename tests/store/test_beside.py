@@ -9,10 +9,22 @@ import time
 
 import pytest
 
-from relay.core.errors import ErrorCode, Refusal, StateError
-from relay.core.ids import AgentKey, Did, NodeId, Seq
-from relay.core.inbox_values import Accepted, Window
-from relay.ports import RecordRow
+from relay.inbox.ports import RecordRow
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    StateError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    NodeId,
+    Seq,
+)
+from relay.protocol.types import (
+    Accepted,
+    Window,
+)
 from tests.store.worlds import ME, NODE, OTHER, RELAY, World, entry, opened
 from tests.support.servers import wait_until
 

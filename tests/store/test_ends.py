@@ -6,10 +6,23 @@ from typing import Any
 
 import pytest
 
-from relay.core.ids import AgentKey, NodeId, Seq
-from relay.core.inbox_values import Ack, BounceIntent, LiveSession, Question, Window
-from relay.core.ranges import Range, Reason
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.ids import (
+    AgentKey,
+    NodeId,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
+    Ack,
+    BounceIntent,
+    LiveSession,
+    Question,
+    Window,
+)
 from tests.store.worlds import ALL, HOUR, ME, NODE, NOW, OTHER, World, eid, entry, opened
 
 pytestmark = pytest.mark.timeout(60)

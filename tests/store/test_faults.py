@@ -7,12 +7,25 @@ from typing import Any
 
 import pytest
 
-from relay.core.dedupe import Fate
-from relay.core.errors import ErrorCode, Refusal, UnavailableError
-from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import Ack, Question
-from relay.core.ranges import Range, Reason
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.dedupe import Fate
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
+    Ack,
+    Question,
+)
 from tests.store.worlds import (
     ALL,
     HOUR,

@@ -26,11 +26,26 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.core.dedupe import Forwarded
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, NodeId, Seq
-from relay.core.inbox_values import (
+from relay.inbox.ports import (
+    AckRequest,
+    OpenRequest,
+    RecordRow,
+)
+from relay.migration.ports import HandoffChange
+from relay.protocol.dedupe import Forwarded
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    NodeId,
+    Seq,
+)
+from relay.protocol.migration_types import Holding
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
     Ack,
     InboxLimits,
     Known,
@@ -42,11 +57,7 @@ from relay.core.inbox_values import (
     RulesPatch,
     Window,
 )
-from relay.core.migration_values import Holding
-from relay.core.ranges import Reason
-from relay.ports import AckRequest, OpenRequest, RecordRow
-from relay.ports_handoff import HandoffChange
-from relay.store.memory import MemoryStore
+from relay.reference.memory_store import MemoryStore
 from relay.store.redis.entries import eid_bytes
 from tests.store.worlds import ASK_TIME, HOUR, NOW, READ_TIME, Backend, World, eid, entry
 

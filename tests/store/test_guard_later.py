@@ -15,12 +15,21 @@ import pytest
 from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
-from relay.core.errors import ErrorCode, Refusal, StateError, UnavailableError
-from relay.core.ids import Timestamp
-from relay.core.inbox_values import Accepted, InboxLimits, Known
-from relay.core.migration_values import Holding
 from relay.health import Health, ProblemReason
-from relay.ports_handoff import HandoffChange
+from relay.migration.ports import HandoffChange
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    StateError,
+    UnavailableError,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.migration_types import Holding
+from relay.protocol.types import (
+    Accepted,
+    InboxLimits,
+    Known,
+)
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.facts import _ahead_s

@@ -8,12 +8,32 @@ from typing import Any
 
 import pytest
 
-from relay.core.dedupe import Fate, Forwarded
-from relay.core.envelope import MAX_LIFETIME_S
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.handoffs import Tally
-from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import (
+from relay.inbox.ports import (
+    AckRequest,
+    RecordRow,
+)
+from relay.migration.ports import (
+    HandoffChange,
+    HandoffRow,
+)
+from relay.peering.ports import DueOutbox
+from relay.protocol.dedupe import (
+    Fate,
+    Forwarded,
+)
+from relay.protocol.envelope import MAX_LIFETIME_S
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Seq,
+)
+from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_types import Holding
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
     Accepted,
     Ack,
     Acked,
@@ -27,11 +47,6 @@ from relay.core.inbox_values import (
     Waiting,
     Window,
 )
-from relay.core.migration_values import Holding
-from relay.core.ranges import Reason
-from relay.ports import AckRequest, RecordRow
-from relay.ports_handoff import HandoffChange, HandoffRow
-from relay.ports_mesh import DueOutbox
 from relay.store.redis.entries import eid_bytes
 from tests.store.test_beside import Heard
 from tests.store.worlds import (

@@ -15,11 +15,18 @@ from typing import Any
 import pytest
 from redis.asyncio import Redis
 
-from relay.core.errors import ErrorCode, Refusal, UnavailableError
-from relay.core.ids import AgentKey, Seq
-from relay.core.inbox_values import Ack
 from relay.health import ProblemReason
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Seq,
+)
+from relay.protocol.types import Ack
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from tests.store.test_faults import read_until_answered as answered

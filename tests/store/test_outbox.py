@@ -6,10 +6,30 @@ from typing import Any
 
 import pytest
 
-from relay.core.dedupe import Fate, Forwarded
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Fence, Seq
-from relay.core.inbox_values import (
+from relay.inbox.ports import (
+    AckRequest,
+    Head,
+    RecordRow,
+)
+from relay.peering.ports import DueOutbox
+from relay.protocol.dedupe import (
+    Fate,
+    Forwarded,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Fence,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
     Accepted,
     Ack,
     Acked,
@@ -22,10 +42,7 @@ from relay.core.inbox_values import (
     Remembered,
     Window,
 )
-from relay.core.outbox import LEASE_S
-from relay.core.ranges import Range, Reason
-from relay.ports import AckRequest, Head, RecordRow
-from relay.ports_mesh import DueOutbox
+from relay.reference.forwarding import LEASE_S
 from tests.store.test_beside import Heard
 from tests.store.worlds import (
     ALICE,

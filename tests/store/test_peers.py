@@ -7,10 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from relay.core.ids import Did
-from relay.ports_mesh import HandleRow, PeerRow
-from relay.store import claims
-from relay.store.claims import HELD_BACK_S
+from relay.directory.model import claims
+from relay.directory.model.claims import HELD_BACK_S
+from relay.peering.ports import (
+    HandleRow,
+    PeerRow,
+)
+from relay.protocol.ids import Did
 from tests.store.worlds import NOW, World
 
 pytestmark = pytest.mark.timeout(60)

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.inbox_values import InboxLimits
 from relay.health import ProblemReason
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.types import InboxLimits
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from relay.core.ids import Partition, Seq
 from relay.health import ProblemReason
+from relay.protocol.ids import (
+    Partition,
+    Seq,
+)
 from relay.store.embedded import find_server_binary
 from relay.store.redis.lineage import RollbackFile
 from tests.store.test_outages import Node, backup, restore

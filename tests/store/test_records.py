@@ -11,11 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core.errors import ErrorCode
-from relay.core.ids import AgentKey
-from relay.core.records import STALE_SERVED_S
-from relay.ports_mesh import GONE, Changes, DirectoryLimits, RecordRow
-from relay.store.memory import MemoryStore
+from relay.peering.ports import (
+    GONE,
+    Changes,
+    DirectoryLimits,
+    RecordRow,
+)
+from relay.protocol.endpoint_record import STALE_SERVED_S
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import AgentKey
+from relay.reference.memory_store import MemoryStore
 from relay.store.redis.keys import partition_of
 from tests.store.worlds import ME, NOW, World, code, entry, opened, request
 

@@ -6,10 +6,18 @@ from dataclasses import replace
 
 import pytest
 
-from relay.core.errors import ErrorCode
-from relay.core.ids import AgentKey, Fence, Seq
-from relay.core.inbox_values import Ack, InboxLimits, RulesNow
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import (
+    AgentKey,
+    Fence,
+    Seq,
+)
+from relay.protocol.types import (
+    Ack,
+    InboxLimits,
+    RulesNow,
+)
 from tests.store.worlds import (
     ALICE,
     HOUR,

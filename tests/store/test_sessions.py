@@ -6,11 +6,33 @@ from typing import Any
 
 import pytest
 
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Epoch, Fence, Seq
-from relay.core.inbox_values import Ack, Acked, LiveSession, Opened, Page, Window
-from relay.core.ranges import Range, Reason
-from relay.ports import AckRequest, Head, RecordRow
+from relay.inbox.ports import (
+    AckRequest,
+    Head,
+    RecordRow,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
+    Ack,
+    Acked,
+    LiveSession,
+    Opened,
+    Page,
+    Window,
+)
 from tests.store.worlds import ALL, ME, NODE, NOW, OTHER, World, code, entry, opened, request, wire
 
 pytestmark = pytest.mark.timeout(60)

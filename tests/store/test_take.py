@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.errors import ErrorCode
-from relay.core.ids import Epoch, Seq
-from relay.core.inbox_values import Ack, Acked, LiveSession, Window
-from relay.core.ranges import Range, Reason
-from relay.ports import AckRequest
+from relay.inbox.ports import AckRequest
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
+    Ack,
+    Acked,
+    LiveSession,
+    Window,
+)
 from tests.store.test_sessions import ALL, code, fill, marks, read, seqs
 from tests.store.worlds import ME, NODE, NOW, OTHER, World, entry, opened
 

@@ -21,13 +21,31 @@ from redis.asyncio.cluster import RedisCluster as ClusterClient
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Did, Eid, NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits, Opened, RulesNow, RulesPatch, Window
-from relay.core.jws import b64encode
-from relay.ports import OpenRequest, Store
-from relay.store.memory import MemoryStore
+from relay.inbox.ports import (
+    OpenRequest,
+    Store,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Eid,
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.jws import b64encode
+from relay.protocol.types import (
+    InboxLimits,
+    Opened,
+    RulesNow,
+    RulesPatch,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 from relay.store.redis import RedisStore, scripts
 from relay.store.redis import client as client_module
 

@@ -17,21 +17,40 @@ from typing import Any, Final, Literal, get_args, get_origin
 import nacl.bindings
 from pydantic.fields import FieldInfo
 
-from relay.core import (
-    antientropy,
-    codec,
+from relay.directory.model import anti_entropy
+from relay.directory.model.anti_entropy import (
+    TOP_BITS,
+    Index,
+    place,
+)
+from relay.inbox.bounces import bounce_envelope
+from relay.inbox.ports import BounceBatch
+from relay.node.build import (
+    OpenedStore,
+    build,
+)
+from relay.peering.relay_info import relay_information
+from relay.protocol import (
+    endpoint_record,
     envelope,
-    handoffs,
     handshake,
     jws,
-    orders,
-    records,
+    migration_order,
+    migration_statement,
     relay_info,
 )
-from relay.core.antientropy import TOP_BITS, Index, place
-from relay.core.envelope import Draft, SignedEnvelope
-from relay.core.errors import ErrorCode
-from relay.core.frames import (
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.endpoint_record import Home
+from relay.protocol.envelope import (
+    Draft,
+    SignedEnvelope,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
     Ack,
     Acked,
     Auth,
@@ -62,23 +81,46 @@ from relay.core.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.core.frames_migrate import Migrate, Migrated
-from relay.core.handoffs import Statement, Tally
-from relay.core.handshake import Claims, Standing
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Epoch, Fence, NodeId, Seq, Timestamp, new_message_id
-from relay.core.inbox_values import BounceIntent, InboxLimits, Known
-from relay.core.migration_values import Mode
-from relay.core.ranges import Range, Reason
-from relay.core.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
-from relay.core.records import Home
-from relay.core.seal import CONTENT_TYPE
-from relay.ports import BounceBatch
-from relay.server.build import OpenedStore, build
-from relay.service.bounces import bounce_envelope
-from relay.service.information import relay_information
+from relay.protocol.frames.frames_migrate import (
+    Migrate,
+    Migrated,
+)
+from relay.protocol.handshake import (
+    Claims,
+    Standing,
+)
+from relay.protocol.ids import (
+    Epoch,
+    Fence,
+    NodeId,
+    Seq,
+    Timestamp,
+    new_message_id,
+)
+from relay.protocol.migration_statement import (
+    Statement,
+    Tally,
+)
+from relay.protocol.migration_types import Mode
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.receipts import (
+    BounceItem,
+    ReceiptItem,
+    position,
+    sign_bounce,
+    sign_receipt,
+)
+from relay.protocol.sealing import CONTENT_TYPE
+from relay.protocol.types import (
+    BounceIntent,
+    InboxLimits,
+    Known,
+)
+from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings
-from relay.store.memory import MemoryStore
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 BLOCK: Final = re.compile(r"<!-- example: ([a-z0-9-]+) -->\n(.*?)<!-- end -->\n", re.DOTALL)
@@ -143,7 +185,7 @@ def receipt(custody: Literal["inbox", "outbox"] = "inbox") -> str:
 
 
 def record() -> str:
-    return records.sign(BOB, [Home(RELAY.did, URL)], now=NOW)
+    return endpoint_record.sign(BOB, [Home(RELAY.did, URL)], now=NOW)
 
 
 def bounce() -> BounceBatch:
@@ -187,7 +229,7 @@ def information() -> str:
 def between_relays() -> dict[str, str]:
     """What a relay says to one that it dialled, and is told."""
     index = Index()
-    order = records.parse(record()).order
+    order = endpoint_record.parse(record()).order
     index.put(BOB.agent_key, order)
     bucket = place(BOB.agent_key.encode(), TOP_BITS)
     digest, lists = Digest("p-1", TOP_BITS), Want("p-2", bits=TOP_BITS, bucket=bucket)
@@ -200,9 +242,9 @@ def between_relays() -> dict[str, str]:
         "gossip": frame(Gossip((record(),))),
         "gossip-relays": frame(Gossip(relays=(information(),), ref="p-4")),
         "digest": frame(digest),
-        "digests": frame(antientropy.answer(index, digest)),
+        "digests": frame(anti_entropy.answer(index, digest)),
         "want": frame(lists),
-        "have": frame(antientropy.answer(index, lists)),
+        "have": frame(anti_entropy.answer(index, lists)),
         "want-agents": frame(Want("p-3", agents=(BOB.agent_key,))),
         "want-view": frame(Want("p-5", view=True)),
         "view": frame(View("p-5", "suspect", int(NOW) - 90, reason=why)),
@@ -216,8 +258,8 @@ def order() -> str:
     """Bob moves from the relay to the peer."""
     source, target = Home(RELAY.did, URL), Home(PEER.did, "http://127.0.0.1:8081")
     newest = int(NOW * 1000)
-    following = records.sign(BOB, [target], now=NOW, newest_seq=newest)
-    return orders.sign(
+    following = endpoint_record.sign(BOB, [target], now=NOW, newest_seq=newest)
+    return migration_order.sign(
         BOB, source, target, following, now=NOW, entropy=lambda count: bytes([12]) * count
     )
 
@@ -227,19 +269,19 @@ def statement() -> str:
     said = Statement(
         RELAY.did,
         BOB.did,
-        orders.parse(order()).id,
+        migration_order.parse(order()).id,
         Mode.FROZEN,
         int(NOW) + 4,
         handed=True,
         named=True,
         tally=tally,
     )
-    return handoffs.sign(RELAY, said)
+    return migration_statement.sign(RELAY, said)
 
 
 def moving() -> dict[str, str]:
     """What an agent and two relays say while its inbox moves."""
-    handoff = orders.parse(order()).id
+    handoff = migration_order.parse(order()).id
     key, eid = envelope.dedupe_key(ALICE.did, PLAIN.id), jws.b64decode(PLAIN.eid)
     doubt = (int(NOW) // 3600).to_bytes(4) + key + eid[:16]
     whole = jws.b64encode(hashlib.sha256(doubt).digest())

@@ -24,10 +24,13 @@ from typing import Any, Literal
 
 import orjson
 
-from relay.core import jws as jose
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, NodeId
-from relay.core.inbox_values import InboxLimits
+from relay.protocol import jws as jose
+from relay.protocol.did import SigningKey
+from relay.protocol.ids import (
+    Did,
+    NodeId,
+)
+from relay.protocol.types import InboxLimits
 from relay.store.redis import RedisStore
 from tests.chaos.relay_process import SERVE, RelayProcess, read_url
 from tests.support.fault_proxy import FaultProxy

@@ -14,19 +14,42 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay import clock
-from relay.core import codec, envelope
-from relay.core.agent_session import AgentSession, Failed, Login, Phase, Ready
-from relay.core.effects import Send
-from relay.core.envelope import SignedEnvelope
-from relay.core.frames import SUBPROTOCOL, Frame
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, NodeId, Timestamp, new_message_id
-from relay.core.inbox_values import InboxLimits
-from relay.ports import Store
-from relay.server.build import Built, OpenedStore, build
-from relay.server.serve import bind, operators_side, serve
+from relay.inbox.ports import Store
+from relay.node.build import (
+    Built,
+    OpenedStore,
+    build,
+)
+from relay.node.serve import (
+    bind,
+    operators_side,
+    serve,
+)
+from relay.protocol import envelope
+from relay.protocol.client_session import (
+    AgentSession,
+    Failed,
+    Login,
+    Phase,
+    Ready,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.effects import Send
+from relay.protocol.envelope import SignedEnvelope
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    SUBPROTOCOL,
+    Frame,
+)
+from relay.protocol.ids import (
+    Did,
+    NodeId,
+    Timestamp,
+    new_message_id,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings, load
-from relay.store.memory import MemoryStore
 
 
 @dataclass

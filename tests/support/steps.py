@@ -11,13 +11,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.client import origin as origins
-from relay.client.exchange import ask
-from relay.core import handoffs, orders, records
-from relay.core.handoffs import Statement
-from relay.core.identity import SigningKey
-from relay.core.ids import Did, Timestamp
-from relay.core.records import Home
+from relay.client.http import origin as origins
+from relay.client.http.transport import ask
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+    migration_statement,
+)
+from relay.protocol.did import SigningKey
+from relay.protocol.endpoint_record import Home
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.migration_statement import Statement
 
 
 @dataclass
@@ -41,9 +48,9 @@ class Traveller:
 
     def __post_init__(self) -> None:
         now = Timestamp(time.time())
-        seq = records.parse(self.newest).seq
-        self.record = records.sign(self.key, [self.target], now=now, newest_seq=seq)
-        self.order = orders.sign(
+        seq = endpoint_record.parse(self.newest).seq
+        self.record = endpoint_record.sign(self.key, [self.target], now=now, newest_seq=seq)
+        self.order = migration_order.sign(
             self.key,
             self.source,
             self.target,
@@ -56,7 +63,7 @@ class Traveller:
     @property
     def id(self) -> str:
         """Of the hand-off."""
-        return orders.parse(self.order).id
+        return migration_order.parse(self.order).id
 
     # ------------------------------------------------------------ steps
 
@@ -114,7 +121,9 @@ class Traveller:
 
     async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> Statement:
         answer = await self.step(at, name, members)
-        return handoffs.verify(answer.text("statement", most=handoffs.MAX_BYTES), Did(at.did))
+        return migration_statement.verify(
+            answer.text("statement", most=migration_statement.MAX_BYTES), Did(at.did)
+        )
 
 
 def _room(count: int, size: int, largest: int) -> dict[str, int]:

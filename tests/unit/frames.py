@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from relay.core import frames, frames_migrate
-from relay.core.errors import ErrorCode
-from relay.core.inbox_values import FirstContact, Known
-from relay.core.jws import MAX_SAFE_INTEGER, b64encode
-from relay.core.ranges import Range, Reason
-from relay.core.relay_info import LIMIT_NAMES
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import (
+    frames,
+    frames_migrate,
+)
+from relay.protocol.jws import (
+    MAX_SAFE_INTEGER,
+    b64encode,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.relay_info import LIMIT_NAMES
+from relay.protocol.types import (
+    FirstContact,
+    Known,
+)
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 refs = st.text("abc-0é", min_size=1, max_size=64)

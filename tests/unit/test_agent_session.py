@@ -5,12 +5,30 @@ from typing import Any
 
 import pytest
 
-from relay.core import frames, handshake
-from relay.core.agent_session import AgentSession, Failed, Heard, Login, Phase, Ready
-from relay.core.effects import Close, Send
-from relay.core.errors import ErrorCode
-from relay.core.frames import Auth, Bye, Error, Hello, Welcome, WelcomePending
-from relay.core.jws import b64encode
+from relay.protocol import handshake
+from relay.protocol.client_session import (
+    AgentSession,
+    Failed,
+    Heard,
+    Login,
+    Phase,
+    Ready,
+)
+from relay.protocol.effects import (
+    Close,
+    Send,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import frames
+from relay.protocol.frames.frames import (
+    Auth,
+    Bye,
+    Error,
+    Hello,
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.jws import b64encode
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy
 
 URL = "https://relay.example"

@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core.answers import match
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Rejection, Submitted
-from relay.core.ids import Eid, Epoch
-from relay.core.receipts import Receipt, ReceiptItem
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
+    Rejection,
+    Submitted,
+)
+from relay.protocol.ids import (
+    Eid,
+    Epoch,
+)
+from relay.protocol.receipts import (
+    Receipt,
+    ReceiptItem,
+)
+from relay.protocol.submit_results import match
 from tests.unit.builders import BOB, RELAY
 
 A, B, C = Eid("a"), Eid("b"), Eid("c")

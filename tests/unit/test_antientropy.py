@@ -14,10 +14,28 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.core import antientropy, codec, frames, record_index
-from relay.core.antientropy import Index, Order, Pull, answer
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import (
+from relay.directory.model import (
+    anti_entropy,
+)
+from relay.directory.model import (
+    index as record_index,
+)
+from relay.directory.model.anti_entropy import (
+    Index,
+    Order,
+    Pull,
+    answer,
+)
+from relay.directory.model.index import place
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames import (
+    codec,
+    frames,
+)
+from relay.protocol.frames.frames import (
     BucketDigest,
     Digest,
     Digests,
@@ -26,9 +44,8 @@ from relay.core.frames import (
     HaveItem,
     Want,
 )
-from relay.core.ids import AgentKey
-from relay.core.jws import b64encode
-from relay.core.record_index import place
+from relay.protocol.ids import AgentKey
+from relay.protocol.jws import b64encode
 
 Store = dict[AgentKey, Order]
 AGENTS = [AgentKey(f"key:z6Mk{n:044d}") for n in range(60)]
@@ -304,14 +321,14 @@ def test_only_the_buckets_that_differ_are_listed():
 
 @pytest.mark.parametrize("held", ["none", "all but few", "other ones"])
 def test_a_bucket_that_is_too_full_is_asked_about_by_its_parts(held, monkeypatch):
-    monkeypatch.setattr(antientropy, "SPLIT_ABOVE", 4)
+    monkeypatch.setattr(anti_entropy, "SPLIT_ABOVE", 4)
     theirs = many(6000)
     ours = {"none": {}, "all but few": dict(list(theirs.items())[:-30]),
             "other ones": many(6000, start=6000)}[held]  # fmt: skip
     exchange = Exchange(index_of(ours), index_of(theirs)).run()
     assert contents(exchange.here) == joined(ours, theirs)
     assert {one.bits for one in exchange.asked if isinstance(one, Digest)} >= {10, 16}
-    assert exchange.most_open <= antientropy.MAX_OUTSTANDING
+    assert exchange.most_open <= anti_entropy.MAX_OUTSTANDING
 
 
 def test_splitting_is_what_keeps_a_small_difference_cheap(monkeypatch):
@@ -325,7 +342,7 @@ def test_splitting_is_what_keeps_a_small_difference_cheap(monkeypatch):
         return sum(len(page.items) for page in pages if isinstance(page, Have))
 
     whole = listed()
-    monkeypatch.setattr(antientropy, "SPLIT_ABOVE", 2)
+    monkeypatch.setattr(anti_entropy, "SPLIT_ABOVE", 2)
     assert listed() < whole / 2
 
 
@@ -410,7 +427,7 @@ def test_a_pull_begins_with_the_bucket_that_it_is_told_to(first):
     pull.start()
     digests = answer(index_of(many(20_000)), Digest("q0", 10))
     assert [one.bucket for one in pull.receive(digests)] == [
-        (first + n) % 1024 for n in range(antientropy.MAX_OUTSTANDING)
+        (first + n) % 1024 for n in range(anti_entropy.MAX_OUTSTANDING)
     ]
 
 
@@ -510,11 +527,11 @@ def test_a_list_without_an_end_ends_the_pull():
         questions = pull.receive(Have(lists[0].ref, 10, bucket, (item,), more=True))
         wanted += 1
     assert pull.error is not None
-    assert wanted <= antientropy.MAX_PAGES
+    assert wanted <= anti_entropy.MAX_PAGES
 
 
 def test_a_peer_that_always_differs_is_asked_a_bounded_number_of_times(monkeypatch):
-    monkeypatch.setattr(antientropy, "MAX_QUESTIONS", 500)
+    monkeypatch.setattr(anti_entropy, "MAX_QUESTIONS", 500)
     pull = started()
     asked = 1
     questions = deque(
@@ -551,7 +568,7 @@ def test_whatever_a_peer_says_nothing_is_raised_and_little_is_asked(store, said)
     pull = started(store)
     for frame in said:
         asked = pull.receive(frame)
-        assert len(asked) <= antientropy.MAX_OUTSTANDING
+        assert len(asked) <= anti_entropy.MAX_OUTSTANDING
         for question in asked:
             assert codec.parse(codec.encode(question), "agent") == question
     assert pull.error is None or pull.is_done

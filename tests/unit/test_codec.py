@@ -8,15 +8,26 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from relay.core import codec, frames
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.frames import Frame
-from relay.core.frames_migrate import MAX_DOUBTS, MAX_KNOWN, MAX_MISSING, Migrate
-from relay.core.ids import AgentKey
-from relay.core.inbox_values import Known
-from relay.core.jws import b64encode
-from relay.core.migration_values import DOUBT_BYTES
-from relay.core.submits import quick_submit
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames import (
+    codec,
+    frames,
+)
+from relay.protocol.frames.frames import Frame
+from relay.protocol.frames.frames_migrate import (
+    MAX_DOUBTS,
+    MAX_KNOWN,
+    MAX_MISSING,
+    Migrate,
+)
+from relay.protocol.frames.submits import quick_submit
+from relay.protocol.ids import AgentKey
+from relay.protocol.jws import b64encode
+from relay.protocol.migration_types import DOUBT_BYTES
+from relay.protocol.types import Known
 from tests.unit.builders import RELAY
 from tests.unit.frames import from_agent, from_relay
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core import courier
-from relay.core.courier import (
+from relay.forwarding import model
+from relay.forwarding.model import (
     CLOSED_S,
     FIRST_PAUSE_S,
     LONGEST_ASKED_S,
@@ -12,10 +12,23 @@ from relay.core.courier import (
     Load,
     is_marked,
 )
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.frames import DeliverItem, Rejection
-from relay.core.ids import Eid, Epoch, Seq
-from relay.core.receipts import Receipt, ReceiptItem
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.frames.frames import (
+    DeliverItem,
+    Rejection,
+)
+from relay.protocol.ids import (
+    Eid,
+    Epoch,
+    Seq,
+)
+from relay.protocol.receipts import (
+    Receipt,
+    ReceiptItem,
+)
 from tests.unit.builders import ALICE, BOB, RELAY
 
 HERE, THERE = RELAY.did, BOB.did
@@ -67,7 +80,7 @@ def test_what_has_a_receipt_is_taken_over_and_nothing_is_left():
     assert len(load) == 0
 
 
-@pytest.mark.parametrize("code", sorted(courier.PERMANENT))
+@pytest.mark.parametrize("code", sorted(model.PERMANENT))
 def test_a_permanent_no_ends_that_envelope_alone(code):
     load = loaded(1, 2, 3)
     load.take(9, 1000)
@@ -75,17 +88,17 @@ def test_a_permanent_no_ends_that_envelope_alone(code):
     assert (answer.taken, answer.refused, answer.wait_s) == ((1, 3), ((2, code),), None)
 
 
-@pytest.mark.parametrize("code", sorted(set(ErrorCode) - courier.PERMANENT))
+@pytest.mark.parametrize("code", sorted(set(ErrorCode) - model.PERMANENT))
 def test_any_other_no_is_tried_again_later_and_ends_nothing(code):
     load = loaded(1, 2)
     load.take(9, 1000)
     answer = load.answered(HERE, receipt(), [no(code, retry_after=7), item()])
     assert (answer.taken, answer.refused) == ((2,), ())
-    assert answer.wait_s == (CLOSED_S if code in courier.CLOSING else 7)
+    assert answer.wait_s == (CLOSED_S if code in model.CLOSING else 7)
     assert seqs(load.take(9, 1000)) == [1]
 
 
-@pytest.mark.parametrize("code", sorted(courier.CLOSING))
+@pytest.mark.parametrize("code", sorted(model.CLOSING))
 def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     load = loaded(1)
     load.take(9, 1000)
@@ -97,7 +110,7 @@ def test_a_full_or_unknown_inbox_closes_the_queue_for_a_while(code):
     assert load.answered(HERE, None, [no(code, retry_after=99)]).closed.retry_after == 99
 
 
-@pytest.mark.parametrize("code", sorted(courier.OF_SENDER))
+@pytest.mark.parametrize("code", sorted(model.OF_SENDER))
 def test_who_is_refused_for_now_keeps_nobody_else_waiting_and_its_order_is_kept(code):
     load = loaded(1, 2, 3, 4, 5, 6)  # odd ones are of one sender, even ones of another
     assert seqs(load.take(1, 1000)) == [1]

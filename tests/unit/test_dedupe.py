@@ -5,8 +5,16 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.dedupe import KEPT_HOURS, Dedupe, Fate, Seen
-from relay.core.ids import Eid, Seq
+from relay.protocol.dedupe import (
+    KEPT_HOURS,
+    Dedupe,
+    Fate,
+    Seen,
+)
+from relay.protocol.ids import (
+    Eid,
+    Seq,
+)
 
 steps = st.lists(
     st.tuples(

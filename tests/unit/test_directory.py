@@ -9,18 +9,34 @@ from typing import Any
 import pytest
 
 from relay import clock
-from relay.core import jws as jose
-from relay.core import records
-from relay.core.errors import ErrorCode, Refusal, RejectedError
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import NodeId, Timestamp
-from relay.core.inbox_values import InboxLimits, Window
-from relay.core.records import Home
-from relay.ports import OpenRequest
-from relay.ports_mesh import DirectoryLimits
-from relay.service.directory import Directory, Kept
-from relay.service.keys import DidKeys
-from relay.store.memory import MemoryStore
+from relay.directory.publish import (
+    Directory,
+    Kept,
+)
+from relay.inbox.keys import DidKeys
+from relay.inbox.ports import OpenRequest
+from relay.peering.ports import DirectoryLimits
+from relay.protocol import endpoint_record
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.endpoint_record import Home
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RejectedError,
+)
+from relay.protocol.ids import (
+    NodeId,
+    Timestamp,
+)
+from relay.protocol.types import (
+    InboxLimits,
+    Window,
+)
+from relay.reference.memory_store import MemoryStore
 from tests.unit.builders import ALICE, BOB, MALLORY, RELAY, resigned
 
 HERE = Home(RELAY.did, "https://relay.example")
@@ -62,7 +78,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
 def record(key: SigningKey = ALICE, *homes: Home, age: float = 0, **changes: Any) -> str:
     now = Timestamp(clock.now() - age)
-    return records.sign(key, homes, now=now, **changes)
+    return endpoint_record.sign(key, homes, now=now, **changes)
 
 
 def codes(kept: list[Kept]) -> list[object]:
@@ -83,7 +99,7 @@ async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Mad
     assert [one.compact for one in kept] == given
     assert [one.is_strike for one in kept] == [False, True, True] + [False] * 5
     assert [one.is_news for one in kept] == [True] + [False] * 5 + [True] * 2
-    assert (kept[0].owner, kept[0].order) == (ALICES, records.parse(good).order)
+    assert (kept[0].owner, kept[0].order) == (ALICES, endpoint_record.parse(good).order)
     assert (await made.directory.resolve(ALICE.did)).record == good
     assert (await made.directory.resolve(BOB.did)).record == other
 
@@ -104,10 +120,10 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     kept = await made.keep(new, old, resigned(old, MALLORY), new)
     assert codes(kept) == ["same", "older", "older", "same"]
     assert not any(one.is_strike or one.is_news for one in kept)
-    assert {one.order for one in kept} == {records.parse(new).order}
+    assert {one.order for one in kept} == {endpoint_record.parse(new).order}
     assert made.checks == 0
     # the negative control: what is newer is looked at, and refused
-    forged = resigned(new, MALLORY, seq=records.parse(new).seq + 1)
+    forged = resigned(new, MALLORY, seq=endpoint_record.parse(new).seq + 1)
     assert codes(await made.keep(forged)) == [ErrorCode.BAD_SIGNATURE]
     assert made.checks == 1
     assert (await made.directory.resolve(ALICE.did)).record == new
@@ -116,7 +132,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
 async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_news(made: Made):
     seq = int(clock.now() * 1000)
     two = sorted((resigned(record(), ALICE, seq=seq, ttl=ttl) for ttl in (300, 301)),
-                 key=lambda one: records.parse(one).order)  # fmt: skip
+                 key=lambda one: endpoint_record.parse(one).order)  # fmt: skip
     assert await made.directory.evidence(ALICE.did) is None
     outcomes = [(await made.keep(one))[0] for one in (two[0], two[1], two[0])]
     assert codes(outcomes) == ["newer", "equivocal", "equivocal"]
@@ -170,7 +186,7 @@ async def test_others_have_a_turn_while_a_batch_is_judged(made: Made):
             await asyncio.sleep(0)
 
     other = asyncio.ensure_future(count())
-    seqs = [records.parse(record()).seq + number for number in range(64)]
+    seqs = [endpoint_record.parse(record()).seq + number for number in range(64)]
     await made.keep(*(resigned(record(), ALICE, seq=seq) for seq in seqs))
     other.cancel()
     assert next(turns) >= 8

@@ -20,11 +20,25 @@ import typer.main
 
 from relay import metrics
 from relay.cli.app import app
-from relay.cli.exits import MEANING
+from relay.cli.exit_codes import MEANING
 from relay.client import Agent
-from relay.core import codec, envelope, handshake, identity, jws, orders, receipts, records, seal
-from relay.core.errors import ERROR_CLASS, OUTCOME_UNKNOWN, ErrorCode
 from relay.http.errors import STATUS
+from relay.protocol import (
+    did,
+    endpoint_record,
+    envelope,
+    handshake,
+    jws,
+    migration_order,
+    receipts,
+    sealing,
+)
+from relay.protocol.errors import (
+    ERROR_CLASS,
+    OUTCOME_UNKNOWN,
+    ErrorCode,
+)
+from relay.protocol.frames import codec
 from relay.settings import Settings
 from relay.ws.errors import CLOSE_CODE
 from tests.federation.relays import places, relay_at
@@ -104,7 +118,7 @@ def test_every_jws_in_the_docs_verifies_under_the_did_in_its_kid(page: Path):
         assert len(compacts) > 10, "the pattern finds nothing"
     for compact in compacts:
         header = doc_examples.header_of(compact)
-        key = identity.parse_did(header["kid"].partition("#")[0])
+        key = did.parse_did(header["kid"].partition("#")[0])
         parsed = jws.parse(compact, typ=header["typ"], max_bytes=100_000)
         assert jws.is_signed_by(parsed, key.public_key)
         assert f"`{header['typ']}`" in PROTOCOL
@@ -116,7 +130,7 @@ def test_the_examples_convince_the_code_that_judges_them():
     def shown(name: str) -> Any:
         return json.loads(FENCE.search(block[name])[2])
 
-    relay, bob = identity.parse_did(RELAY.did), identity.parse_did(BOB.did)
+    relay, bob = did.parse_did(RELAY.did), did.parse_did(BOB.did)
     auth = handshake.parse_auth(shown("auth")["jws"])
     assert handshake.verify_auth(auth, bob, relay=RELAY.did, url=URL, now=NOW) == CLAIMS
     welcome = codec.parse(json.dumps(shown("welcome")).encode(), "relay")
@@ -127,10 +141,10 @@ def test_the_examples_convince_the_code_that_judges_them():
     for item in (plain, sealed):
         envelope.verify(item, item.sender)
     assert [item.eid for item in receipt.items] == [plain.eid, sealed.eid]
-    content = seal.open_body(sealed, BOB)
+    content = sealing.open_body(sealed, BOB)
     assert content.body == jws.b64decode(shown("sealed-inside")["body"])
-    record = records.parse(shown("resolved")["record"])
-    assert records.verify(record, bob, NOW) is None
+    record = endpoint_record.parse(shown("resolved")["record"])
+    assert endpoint_record.verify(record, bob, NOW) is None
     bounced = receipts.sign_bounce(RELAY, [])
     assert doc_examples.header_of(bounced)["kid"] == relay.kid
 
@@ -141,7 +155,7 @@ def test_an_altered_example_would_be_noticed():
     swapped = signature[:10] + ("A" if signature[10] != "A" else "B") + signature[11:]
     header = doc_examples.header_of(compact)
     parsed = jws.parse(f"{head}.{payload}.{swapped}", typ=header["typ"], max_bytes=100_000)
-    key = identity.parse_did(header["kid"].partition("#")[0])
+    key = did.parse_did(header["kid"].partition("#")[0])
     assert not jws.is_signed_by(parsed, key.public_key)
 
 
@@ -157,7 +171,7 @@ async def test_the_readme_examples_run_as_they_are_printed():
         example: dict[str, Any] = {"print": lambda *words: said.put_nowait(words)}
         exec(source.replace(URL, node.url), example)  # noqa: S102  our own page
         seed = os.urandom(32)
-        myself = identity.SigningKey(seed).did
+        myself = did.SigningKey(seed).did
         running = asyncio.create_task(example["main"](seed, myself))
         async with asyncio.timeout(10):
             assert (await said.get())[2] == "memory"
@@ -168,8 +182,8 @@ async def test_the_readme_examples_run_as_they_are_printed():
         exec(without_a_loop.replace(URL, node.url), waiting)  # noqa: S102  our own page
         loop = asyncio.get_running_loop()
         other = os.urandom(32)
-        await asyncio.to_thread(waiting["remind"], other, identity.SigningKey(other).did)
-        assert await said.get() == (identity.SigningKey(other).did, "Don't forget the train!")
+        await asyncio.to_thread(waiting["remind"], other, did.SigningKey(other).did)
+        assert await said.get() == (did.SigningKey(other).did, "Don't forget the train!")
     assert (sender, list(question), redelivered) == (myself, ["question"], False)
 
 
@@ -179,7 +193,7 @@ async def test_the_readme_example_of_a_move_moves():
     said: list[tuple[Any, ...]] = []
     async with relay_at(here, [there]) as one, relay_at(there, [here]) as two:
         seed = os.urandom(32)
-        async with Agent.open(identity.SigningKey(seed), one.url) as me:
+        async with Agent.open(did.SigningKey(seed), one.url) as me:
             await me.send(me.did, "waits")
         example: dict[str, Any] = {"print": lambda *words: said.append(words)}
         exec(source.replace(URL, one.url).replace(OTHER_URL, two.url), example)  # noqa: S102  our own page
@@ -222,8 +236,8 @@ async def test_http_answers_have_the_members_that_the_protocol_page_shows():
         assert shape(taken) == shape(page)
         ack = {"epoch": taken["epoch"], "upto": taken["upto"]}
         await check("http-ack", "POST", "/v1/inbox/ack", json=ack, **token)
-        home = records.Home(nonce["relay"], node.url)
-        record = {"record": records.sign(bob, [home], now=time.time())}
+        home = endpoint_record.Home(nonce["relay"], node.url)
+        record = {"record": endpoint_record.sign(bob, [home], now=time.time())}
         assert record.keys() == shown["http-publish-request"].keys()
         await check("http-publish", "PUT", f"/v1/agents/{bob.did}", json=record)
         await check("http-resolve", "GET", f"/v1/agents/{bob.did}")
@@ -244,10 +258,10 @@ async def test_a_step_of_a_move_is_answered_as_the_protocol_page_shows():
     )
     bob, now = new_key(), time.time()
     async with running_node() as node, httpx2.AsyncClient(base_url=node.url) as http:
-        source = records.Home(node.built.node.key.did, node.url)
-        target = records.Home(doc_examples.PEER.did, "http://127.0.0.1:8081")
-        following = records.sign(bob, [target], now=now)
-        order = orders.sign(bob, source, target, following, now=now, entropy=os.urandom)
+        source = endpoint_record.Home(node.built.node.key.did, node.url)
+        target = endpoint_record.Home(doc_examples.PEER.did, "http://127.0.0.1:8081")
+        following = endpoint_record.sign(bob, [target], now=now)
+        order = migration_order.sign(bob, source, target, following, now=now, entropy=os.urandom)
         step = {"order": order, "step": "state"}
         assert step.keys() == asked.keys()
         answer = (await http.post("/v1/migrations", json=step)).json()

@@ -10,10 +10,20 @@ from hypothesis import strategies as st
 from joserfc import jws as joserfc_jws
 from joserfc.jwk import OKPKey
 
-from relay.core import envelope, jws, policy
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp, message_id_hour
+from relay.inbox.model import admission
+from relay.protocol import (
+    envelope,
+    jws,
+)
+from relay.protocol.did import parse_did
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import (
+    Timestamp,
+    message_id_hour,
+)
 from tests.unit.builders import (
     ALICE,
     BOB,
@@ -80,7 +90,7 @@ def test_what_a_sender_signs_is_what_the_relay_reads(body: bytes, lifetime: int,
 
 def test_what_is_stored_repeats_what_was_signed():
     read = parsed(body=b"xyz")
-    admitted = policy.admit(envelope.verify(read, KEY), policy.Facts(NOW))
+    admitted = admission.admit(envelope.verify(read, KEY), admission.Facts(NOW))
     assert isinstance(admitted, envelope.AdmittedEnvelope)
     kept = envelope.stored(admitted, bounces=False)
     assert (kept.inbox, kept.sender) == (BOB.agent_key, ALICE.agent_key)

@@ -9,12 +9,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import codec, gossip, jws
-from relay.core.errors import ErrorCode
-from relay.core.frames import MAX_GOSSIP_BYTES, MAX_RECORDS
-from relay.core.gossip import Allowance, Conduct, PeerStanding, Rumors, is_strike
-from relay.core.ids import AgentKey, Did, Timestamp
-from relay.core.records import Home, sign
+from relay.peering.model import gossip
+from relay.peering.model.gossip import (
+    Allowance,
+    Conduct,
+    PeerStanding,
+    Rumors,
+    is_strike,
+)
+from relay.protocol import jws
+from relay.protocol.endpoint_record import (
+    Home,
+    sign,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import (
+    MAX_GOSSIP_BYTES,
+    MAX_RECORDS,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Timestamp,
+)
 from tests.unit.builders import ALICE, MALLORY, NOW, RELAY
 
 PEERS = [Did(f"did:key:z{n}") for n in range(9)]

@@ -9,8 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import handles
-from relay.core.handles import Handle, Heard, agreed, parse
+from relay.protocol import handles
+from relay.protocol.handles import (
+    Handle,
+    Heard,
+    agreed,
+    parse,
+)
 from tests.unit.builders import ALICE, BOB
 
 A, B = ALICE.did, BOB.did

@@ -9,12 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import handoffs
-from relay.core import jws as jose
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.handoffs import Kept, Statement, Tally
-from relay.core.ids import Did
-from relay.core.migration_values import Collecting, Handoff, Mode, RecordRef, Side
+from relay.protocol import jws as jose
+from relay.protocol import migration_statement
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Did
+from relay.protocol.migration_statement import (
+    Kept,
+    Statement,
+    Tally,
+)
+from relay.protocol.migration_types import (
+    Collecting,
+    Handoff,
+    Mode,
+    RecordRef,
+    Side,
+)
 from tests.unit.builders import ALICE, BOB, RELAY
 
 ME = RELAY.did
@@ -57,13 +70,13 @@ SAID = Statement(ME, ALICE.did, "mig", Mode.FROZEN, 7, tally=Tally(was=3, moved=
 
 def code_of(compact: str, relay: Did = ME) -> ErrorCode:
     with pytest.raises(ProtocolError) as told:
-        handoffs.verify(compact, relay)
+        migration_statement.verify(compact, relay)
     return told.value.code
 
 
-def signed(typ: str = handoffs.TYP, **changes: Any) -> str:
+def signed(typ: str = migration_statement.TYP, **changes: Any) -> str:
     """A statement of which the members are changed before it is signed."""
-    _, payload, _ = handoffs.sign(RELAY, SAID).split(".")
+    _, payload, _ = migration_statement.sign(RELAY, SAID).split(".")
     members = jose.loads_own(jose.b64decode(payload)) | changes
     kept = {name: value for name, value in members.items() if value is not ...}
     return jose.sign(kept, typ=typ, kid=RELAY.kid, key=RELAY.sign)
@@ -74,15 +87,15 @@ def signed(typ: str = handoffs.TYP, **changes: Any) -> str:
 
 @given(SIDES, st.text(max_size=20))
 def test_a_side_is_read_back_as_it_was_written(side: Side, order: str):
-    text = handoffs.encode(side, order)
-    assert handoffs.decode(ME, text) == Kept(side, order)
+    text = migration_statement.encode(side, order)
+    assert migration_statement.decode(ME, text) == Kept(side, order)
     assert "\n" not in text
-    assert text == handoffs.encode(*handoffs.decode(ME, text))
+    assert text == migration_statement.encode(*migration_statement.decode(ME, text))
 
 
 @given(SIDES, SIDES)
 def test_two_sides_are_never_one_text(one: Side, other: Side):
-    assert (handoffs.encode(one) == handoffs.encode(other)) is (one == other)
+    assert (migration_statement.encode(one) == migration_statement.encode(other)) is (one == other)
 
 
 def test_every_field_of_a_side_is_in_its_text():
@@ -105,7 +118,7 @@ def test_every_field_of_a_side_is_in_its_text():
     for name in set(Side._fields) - {"me"}:
         one = plain._replace(**{name: getattr(full, name)})
         assert one != plain, name
-        assert handoffs.decode(ME, handoffs.encode(one)).side == one, name
+        assert migration_statement.decode(ME, migration_statement.encode(one)).side == one, name
 
 
 @pytest.mark.parametrize(
@@ -114,7 +127,7 @@ def test_every_field_of_a_side_is_in_its_text():
 )
 def test_a_text_that_was_not_written_here_is_no_side(text: str):
     with pytest.raises(ValueError, match=r"."):
-        handoffs.decode(ME, text)
+        migration_statement.decode(ME, text)
 
 
 # ---------------------------------------------------------------- statements
@@ -122,23 +135,26 @@ def test_a_text_that_was_not_written_here_is_no_side(text: str):
 
 @given(STATEMENTS)
 def test_a_statement_is_read_as_it_was_signed(said: Statement):
-    assert handoffs.verify(handoffs.sign(RELAY, said), ME) == said
+    assert migration_statement.verify(migration_statement.sign(RELAY, said), ME) == said
 
 
 def test_a_statement_is_one_relays_alone():
-    compact = handoffs.sign(RELAY, SAID)
+    compact = migration_statement.sign(RELAY, SAID)
     assert code_of(compact, BOB.did) is ErrorCode.BAD_SIGNATURE
     # another signs in that relay's name, with its own key id and with that relay's
-    assert code_of(handoffs.sign(BOB, SAID)) is ErrorCode.BAD_SIGNATURE
+    assert code_of(migration_statement.sign(BOB, SAID)) is ErrorCode.BAD_SIGNATURE
     payload = jose.loads_own(jose.b64decode(compact.split(".")[1]))
-    forged = jose.sign(payload, typ=handoffs.TYP, kid=RELAY.kid, key=BOB.sign)
+    forged = jose.sign(payload, typ=migration_statement.TYP, kid=RELAY.kid, key=BOB.sign)
     assert code_of(forged) is ErrorCode.BAD_SIGNATURE
     # a relay says of itself what another one is
-    assert code_of(handoffs.sign(RELAY, replace(SAID, relay=BOB.did))) is ErrorCode.BAD_SIGNATURE
+    assert (
+        code_of(migration_statement.sign(RELAY, replace(SAID, relay=BOB.did)))
+        is ErrorCode.BAD_SIGNATURE
+    )
 
 
 def test_a_statement_that_was_altered_is_refused():
-    head, payload, signature = handoffs.sign(RELAY, SAID).split(".")
+    head, payload, signature = migration_statement.sign(RELAY, SAID).split(".")
     members = jose.loads_own(jose.b64decode(payload))
     members["tally"]["moved"] = 3
     other = jose.b64encode(jose.dumps(members))
@@ -146,9 +162,9 @@ def test_a_statement_that_was_altered_is_refused():
 
 
 def test_what_a_newer_relay_says_besides_is_passed_over():
-    assert handoffs.verify(signed(more={"x": 1}), ME) == SAID
+    assert migration_statement.verify(signed(more={"x": 1}), ME) == SAID
     tally = SAID.tally._asdict() | {"more": 1}
-    assert handoffs.verify(signed(tally=tally), ME) == SAID
+    assert migration_statement.verify(signed(tally=tally), ME) == SAID
 
 
 @pytest.mark.parametrize(

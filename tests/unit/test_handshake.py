@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 
-from relay.core import handshake
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.handshake import Claims, Standing
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
-from relay.core.jws import b64encode
+from relay.protocol import handshake
+from relay.protocol.did import parse_did
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.handshake import (
+    Claims,
+    Standing,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.jws import b64encode
 from tests.unit.builders import (
     ALICE,
     MALLORY,

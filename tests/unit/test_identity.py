@@ -8,9 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import identity
-from relay.core.identity import SigningKey, did_of, encode_did, parse_did
-from relay.core.jws import UnsupportedError
+from relay.protocol import did as identity
+from relay.protocol.did import (
+    SigningKey,
+    did_of,
+    encode_did,
+    parse_did,
+)
+from relay.protocol.jws import UnsupportedError
 from tests.unit.builders import ALICE, BOB
 
 P = 2**255 - 19

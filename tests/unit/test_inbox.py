@@ -4,11 +4,24 @@ from typing import Any
 
 import pytest
 
-from relay.core.dedupe import Fate
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox import Inbox
-from relay.core.inbox_values import (
+from relay.protocol.dedupe import Fate
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
     Accepted,
     Ack,
     Acked,
@@ -20,7 +33,7 @@ from relay.core.inbox_values import (
     Question,
     Window,
 )
-from relay.core.ranges import Range, Reason
+from relay.reference.inbox import Inbox
 from tests.unit.builders import entry
 
 ME, E1, E2 = AgentKey("key:me"), Epoch("e1"), Epoch("e2")

@@ -14,7 +14,7 @@ from joserfc import jws as joserfc_jws
 from joserfc.errors import SecurityWarning
 from joserfc.jwk import OKPKey
 
-from relay.core import jws
+from relay.protocol import jws
 from tests.unit.builders import ALICE, BOB, compact
 
 TYP = "test+jws"

@@ -20,9 +20,10 @@ from loadtest.phases import Closed, Idle, Open, Reading, Slice
 from loadtest.posts import Stock, checksum
 from loadtest.probes import MachineTime, Verifier
 from loadtest.schedule import Schedule, ticking
-from relay.core import codec, envelope
-from relay.core.frames import Submit
-from relay.core.ids import Eid
+from relay.protocol import envelope
+from relay.protocol.frames import codec
+from relay.protocol.frames.frames import Submit
+from relay.protocol.ids import Eid
 from tests.unit.builders import ALICE, BOB, MALLORY
 
 GOOD = Verdict()

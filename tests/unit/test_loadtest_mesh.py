@@ -16,8 +16,8 @@ from loadtest.mesh.heal import Heal
 from loadtest.mesh.mail import Mail
 from loadtest.mesh.spread import Spread
 from loadtest.phases import Open, Slice
-from relay.core import records
-from relay.core.identity import parse_did
+from relay.protocol import endpoint_record
+from relay.protocol.did import parse_did
 
 KEYS = (
     "local_p99_ms", "cross_p99_ms", "a_cpu_ratio", "c_cpu_ratio", "lost", "records_99_s",
@@ -49,11 +49,11 @@ def mail() -> Mail:
 
 def test_a_record_of_the_crowd_is_its_agents_own_and_a_later_one_is_newer():
     now = time.time()
-    older, newer = (records.parse(crowd.sign(7, now=at)) for at in (now - 10, now))
+    older, newer = (endpoint_record.parse(crowd.sign(7, now=at)) for at in (now - 10, now))
     key = parse_did(older.did)
     assert older.did == newer.did == crowd.key_of(7).did
-    assert records.verify(newer, key, now) is None
-    assert records.merge(older, newer) is newer
+    assert endpoint_record.verify(newer, key, now) is None
+    assert endpoint_record.merge(older, newer) is newer
     assert crowd.row_of(newer.jws.compact)[0] == key.agent_key
 
 

@@ -7,7 +7,7 @@ import pytest
 from loadtest.__main__ import main
 from loadtest.migrate import scenario
 from loadtest.migrate.move import Found
-from relay.core.handoffs import Tally
+from relay.protocol.migration_statement import Tally
 
 
 def found(**values: object) -> Found:

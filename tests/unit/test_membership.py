@@ -11,10 +11,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import membership
-from relay.core.frames import Membership, View
-from relay.core.ids import Did, Timestamp
-from relay.core.membership import TRANSITIONS, Event, Roster, backoff_s
+from relay.peering.model import membership
+from relay.peering.model.membership import (
+    TRANSITIONS,
+    Event,
+    Roster,
+    backoff_s,
+)
+from relay.protocol.frames.frames import (
+    Membership,
+    View,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
 from tests.unit.builders import NOW
 
 OWN = Did("did:key:zOwn")

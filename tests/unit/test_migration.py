@@ -6,10 +6,16 @@ from typing import Any
 
 import pytest
 
-from relay.core import migration
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.ids import Did, Timestamp
-from relay.core.migration_values import (
+from relay.migration.model import machine
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+)
+from relay.protocol.migration_types import (
     DOUBT_BYTES,
     Collecting,
     DigestPage,
@@ -69,13 +75,13 @@ def page(number: int = 0, total: int = 1, **changes: Any) -> DigestPage:
 
 
 def took(side: Side, said: Input, now: float = NOW) -> Step:
-    step = migration.step(side, said, Timestamp(now))
+    step = machine.step(side, said, Timestamp(now))
     assert isinstance(step, Step), step
     return step
 
 
 def refused(side: Side, said: Input, now: float = NOW) -> ErrorCode:
-    no = migration.step(side, said, Timestamp(now))
+    no = machine.step(side, said, Timestamp(now))
     assert isinstance(no, Refusal), no
     return no.code
 
@@ -114,27 +120,27 @@ def test_what_a_side_is_says_what_becomes_of_its_inbox(side: Side, holding: Hold
 def test_a_side_that_was_never_written_follows_from_the_inbox(
     holding: Holding | None, has_left: Any, begins: Side
 ):
-    assert migration.begin(A, holding, record(1, B), has_left=has_left) == begins
+    assert machine.begin(A, holding, record(1, B), has_left=has_left) == begins
 
 
 def test_a_home_that_was_never_moved_does_not_miss_itself():
-    side = migration.begin(A, Holding.HOME, None)
+    side = machine.begin(A, Holding.HOME, None)
     assert took(side, Learned(record(3, A))).side.holding is Holding.HOME
     assert took(side, Learned(record(3, A), record(2, B))).side.missing == NOBODY
 
 
 def test_a_home_since_its_record_misses_the_homes_before():
-    side = migration.begin(A, Holding.DOUBTFUL, record(2, B, C))
+    side = machine.begin(A, Holding.DOUBTFUL, record(2, B, C))
     step = took(side, Learned(record(3, A, C), record(2, B, C)))
     assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
 
 
 def test_a_home_that_left_before_any_side_was_written_hands_over():
-    side = migration.begin(A, Holding.AWAY, record(1, A), has_left=True)
+    side = machine.begin(A, Holding.AWAY, record(1, A), has_left=True)
     step = took(side, Learned(record(2, B), record(1, A)))
     assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
     assert step.side.handoff == Handoff(record(2, B).handoff, B)
-    assert migration.has_work(step.side)
+    assert machine.has_work(step.side)
 
 
 def test_partners_are_those_of_this_hand_off_and_never_this_relay():
@@ -166,7 +172,7 @@ def test_a_source_that_freezes_delivers_nothing_and_has_a_digest_to_say():
     step = took(home(), Freeze(order()))
     assert step.side.handoff == Handoff("mig5", B)
     assert (step.side.holding, step.side.delivers) == (Holding.HELD, False)
-    assert migration.has_work(step.side)
+    assert machine.has_work(step.side)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +354,7 @@ def test_a_digest_adds_those_whom_its_source_still_misses():
 
 
 def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
-    many = frozenset(Did(str(n)) for n in range(migration.MOST_MISSING + 1))
+    many = frozenset(Did(str(n)) for n in range(machine.MOST_MISSING + 1))
     step = took(incoming(), Heard(A, page(missing=many)))
     assert (step.side.missing, step.side.digested) == ({A}, True)
 
@@ -372,8 +378,8 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
         ({"number": 1}, ErrorCode.BAD_FRAME),
         ({"number": -1}, ErrorCode.BAD_FRAME),
         ({"total": 0}, ErrorCode.BAD_FRAME),
-        ({"total": migration.DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
-        ({"doubts": bytes(DOUBT_BYTES * (migration.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
+        ({"total": machine.DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
+        ({"doubts": bytes(DOUBT_BYTES * (machine.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
     ],
 )
 def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):
@@ -403,7 +409,7 @@ def test_what_is_not_of_the_current_hand_off_changes_nothing(
 def test_a_source_notes_that_its_digest_was_heard():
     side = took(frozen(), Heard(B, DigestReceipt("mig5", WHOLE, 1))).side
     assert side.handed
-    assert not migration.has_work(side)
+    assert not machine.has_work(side)
 
 
 def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
@@ -416,7 +422,7 @@ def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
 
 
 def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_lives():
-    end = NOW + migration.UNNAMED_S
+    end = NOW + machine.UNNAMED_S
     assert took(incoming(), Ticked(), end - 1).side.mode is Mode.INCOMING
     side = took(incoming(), Ticked(), end).side
     assert (side.mode, side.order_seq) == (Mode.FROZEN, 5)
@@ -427,7 +433,7 @@ def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_live
 
 def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     side = home(missing=frozenset({B}), since=NOW)
-    end = NOW + migration.MISSING_S
+    end = NOW + machine.MISSING_S
     assert took(side, Ticked(), end - 1).side == side
     assert took(side, Ticked(), end).side.holding is Holding.HOME
     assert took(home(), Ticked(), end) == Step(home())
@@ -451,9 +457,9 @@ def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
 def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
     side: Side, waiting: int, is_young: Any, is_old: Any
 ):
-    week = Timestamp(NOW + migration.GRACE_S)
-    assert migration.is_open(side, Timestamp(week - 1), waiting) is is_young
-    assert migration.is_open(side, week, waiting) is is_old
+    week = Timestamp(NOW + machine.GRACE_S)
+    assert machine.is_open(side, Timestamp(week - 1), waiting) is is_young
+    assert machine.is_open(side, week, waiting) is is_old
 
 
 @pytest.mark.parametrize(
@@ -461,7 +467,7 @@ def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
     [(frozen(), True), (frozen(handed=True), False), (home(), False), (incoming(), False)],
 )
 def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: Any):
-    assert migration.has_work(side) is has
+    assert machine.has_work(side) is has
 
 
 # ---------------------------------------------------------------- what nobody may fill
@@ -477,18 +483,18 @@ def test_ids_of_hours_to_come_are_not_taken():
 
 
 def test_of_relays_that_records_name_no_more_are_kept_than_fit():
-    side, many = home(), migration.MOST_MISSING + 9
+    side, many = home(), machine.MOST_MISSING + 9
     for seq in range(2, many):
         side = took(side, Learned(record(seq, Did(f"R{seq:03}")))).side
-    assert len(side.missing) == migration.MOST_MISSING
+    assert len(side.missing) == machine.MOST_MISSING
     # those that were there first
     assert Did("R002") in side.missing
 
 
 def test_a_source_that_nobody_answers_is_done_when_nothing_lives_that_was_seen_there():
-    end = Timestamp(NOW + migration.MISSING_S)
+    end = Timestamp(NOW + machine.MISSING_S)
     assert took(frozen(), Ticked(), end - 1).side == frozen()
     side = took(frozen(), Ticked(), end).side
-    assert (migration.has_work(side), migration.is_open(side, end, 0)) == (False, False)
-    assert migration.is_open(side, end, 1)
-    assert not migration.is_open(incoming(record=None), end, 0)
+    assert (machine.has_work(side), machine.is_open(side, end, 0)) == (False, False)
+    assert machine.is_open(side, end, 1)
+    assert not machine.is_open(incoming(record=None), end, 0)

@@ -4,13 +4,25 @@ from typing import Any
 
 import pytest
 
-from relay.core import orders, records
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
-from relay.core.migration_values import OrderRef, RecordRef
-from relay.core.orders import MigrationOrder
-from relay.core.records import Home, LeftHome
+from relay.protocol import (
+    endpoint_record,
+    migration_order,
+)
+from relay.protocol.did import parse_did
+from relay.protocol.endpoint_record import (
+    Home,
+    LeftHome,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.migration_order import MigrationOrder
+from relay.protocol.migration_types import (
+    OrderRef,
+    RecordRef,
+)
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy, resigned
 
 DAY = 24 * 3600
@@ -20,13 +32,13 @@ KEY = parse_did(ALICE.did)
 
 
 def next_record(*homes: Home, key: Any = ALICE, newest: int = 0) -> str:
-    return records.sign(key, homes or [THERE], now=NOW, newest_seq=newest)
+    return endpoint_record.sign(key, homes or [THERE], now=NOW, newest_seq=newest)
 
 
 def order(**changes: Any) -> str:
     given: dict[str, Any] = {"now": NOW, "entropy": numbered_entropy()}
     record = changes.pop("record", None) or next_record()
-    return orders.sign(ALICE, HERE, THERE, record, **{**given, **changes})
+    return migration_order.sign(ALICE, HERE, THERE, record, **{**given, **changes})
 
 
 def changed(**members: object) -> str:
@@ -35,17 +47,17 @@ def changed(**members: object) -> str:
 
 def refused(text: str) -> ErrorCode:
     with pytest.raises(ProtocolError) as caught:
-        orders.parse(text)
+        migration_order.parse(text)
     return caught.value.code
 
 
 def outcome(read: MigrationOrder, key: Any = KEY, now: float = NOW) -> ErrorCode | None:
-    no = orders.verify(read, key, Timestamp(now))
+    no = migration_order.verify(read, key, Timestamp(now))
     return no.code if no else None
 
 
 def test_an_order_says_what_the_agent_signed():
-    read = orders.parse(order())
+    read = migration_order.parse(order())
     assert (read.did, read.source, read.target) == (ALICE.did, HERE, THERE)
     assert (read.issued_at, read.expires_at) == (int(NOW), int(NOW) + DAY)
     assert read.seq == int(NOW) * 1000
@@ -58,11 +70,11 @@ def test_an_order_says_what_the_agent_signed():
 
 def test_the_next_order_is_above_every_seq_that_was_seen():
     ahead = int(NOW) * 1000 + 5
-    assert orders.parse(order(newest_seq=ahead)).seq == ahead + 1
+    assert migration_order.parse(order(newest_seq=ahead)).seq == ahead + 1
 
 
 def test_the_short_form_is_what_a_hand_off_needs():
-    read = orders.parse(order())
+    read = migration_order.parse(order())
     short = OrderRef.of(read)
     assert (short.id, short.seq, short.expires_at) == (read.id, read.seq, read.expires_at)
     assert (short.source, short.target) == (HERE.did, THERE.did)
@@ -71,8 +83,8 @@ def test_the_short_form_is_what_a_hand_off_needs():
 
 def test_the_first_home_is_the_one_with_the_lowest_prio():
     text = next_record(Home(RELAY.did, HERE.url, 5), Home(MALLORY.did, THERE.url, 1))
-    assert RecordRef.of(records.parse(text)).homes == (MALLORY.did, RELAY.did)
-    assert RecordRef.of(records.parse(text)).home == MALLORY.did
+    assert RecordRef.of(endpoint_record.parse(text)).homes == (MALLORY.did, RELAY.did)
+    assert RecordRef.of(endpoint_record.parse(text)).home == MALLORY.did
     assert RecordRef((1, 1, b""), ()).home is None
 
 
@@ -106,9 +118,9 @@ def test_what_another_version_may_mean_is_unsupported():
 
 
 def test_only_the_agent_can_order_its_move():
-    forged = orders.parse(order())
+    forged = migration_order.parse(order())
     assert outcome(forged, key=parse_did(BOB.did)) is ErrorCode.BAD_SIGNATURE
-    altered = orders.parse(
+    altered = migration_order.parse(
         order().rpartition(".")[0] + "." + order(newest_seq=2**45).rpartition(".")[2]
     )
     assert outcome(altered) is ErrorCode.BAD_SIGNATURE
@@ -118,29 +130,29 @@ def test_the_record_in_it_must_be_signed_by_the_same_agent():
     stolen = next_record()
     head, body, _ = stolen.split(".")
     other = next_record(newest=int(NOW) * 1000 + 9).rpartition(".")[2]
-    read = orders.parse(changed(record=f"{head}.{body}.{other}"))
+    read = migration_order.parse(changed(record=f"{head}.{body}.{other}"))
     assert outcome(read) is ErrorCode.BAD_SIGNATURE
 
 
 def test_an_order_is_good_for_a_day_and_not_before_it_was_signed():
-    read = orders.parse(order())
+    read = migration_order.parse(order())
     assert outcome(read, now=NOW + DAY - 1) is None
     assert outcome(read, now=NOW + DAY) is ErrorCode.EXPIRED
     assert outcome(read, now=NOW - 301) is ErrorCode.NOT_YET_VALID
 
 
 def test_who_may_hand_over_is_named_by_an_order_or_an_earlier_record():
-    newest = orders.parse(order()).record
-    earlier = records.parse(records.sign(ALICE, [HERE], now=Timestamp(NOW - 10)))
-    later = records.parse(next_record(HERE, newest=newest.seq))
-    theirs = records.parse(records.sign(BOB, [HERE], now=Timestamp(NOW - 10)))
-    assert orders.is_named(RELAY.did, earlier, newest)
-    assert orders.is_named(RELAY.did, orders.parse(order()), newest)
-    assert not orders.is_named(BOB.did, earlier, newest)
-    assert not orders.is_named(BOB.did, orders.parse(order()), newest)
-    assert not orders.is_named(RELAY.did, later, newest)
-    assert not orders.is_named(RELAY.did, theirs, newest)
+    newest = migration_order.parse(order()).record
+    earlier = endpoint_record.parse(endpoint_record.sign(ALICE, [HERE], now=Timestamp(NOW - 10)))
+    later = endpoint_record.parse(next_record(HERE, newest=newest.seq))
+    theirs = endpoint_record.parse(endpoint_record.sign(BOB, [HERE], now=Timestamp(NOW - 10)))
+    assert migration_order.is_named(RELAY.did, earlier, newest)
+    assert migration_order.is_named(RELAY.did, migration_order.parse(order()), newest)
+    assert not migration_order.is_named(BOB.did, earlier, newest)
+    assert not migration_order.is_named(BOB.did, migration_order.parse(order()), newest)
+    assert not migration_order.is_named(RELAY.did, later, newest)
+    assert not migration_order.is_named(RELAY.did, theirs, newest)
     left = LeftHome(RELAY.did, "https://one.example", int(NOW) + 99)
-    leaves = records.parse(records.sign(ALICE, [HERE], now=NOW, drain=[left]))
-    assert orders.is_named(RELAY.did, leaves, leaves)
-    assert not orders.is_named(BOB.did, leaves, leaves)
+    leaves = endpoint_record.parse(endpoint_record.sign(ALICE, [HERE], now=NOW, drain=[left]))
+    assert migration_order.is_named(RELAY.did, leaves, leaves)
+    assert not migration_order.is_named(BOB.did, leaves, leaves)

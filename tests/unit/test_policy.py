@@ -2,12 +2,23 @@ from __future__ import annotations
 
 import pytest
 
-from relay.core import envelope, policy
-from relay.core.envelope import AdmittedEnvelope, VerifiedEnvelope
-from relay.core.errors import ErrorCode, Refusal
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
-from relay.core.policy import Facts, admit, object_early
+from relay.inbox.model import admission
+from relay.inbox.model.admission import (
+    Facts,
+    admit,
+    object_early,
+)
+from relay.protocol import envelope
+from relay.protocol.did import parse_did
+from relay.protocol.envelope import (
+    AdmittedEnvelope,
+    VerifiedEnvelope,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import Timestamp
 from tests.unit.builders import ALICE, BOB, NOW, parsed
 
 ENVELOPE = parsed()
@@ -19,7 +30,7 @@ def test_an_envelope_that_nobody_objects_to_is_admitted_with_its_wire_bytes():
     admitted = admit(VERIFIED, Facts(NOW))
     assert admitted == AdmittedEnvelope(ENVELOPE, ENVELOPE.wire)
     assert admitted.inbox == BOB.agent_key
-    assert policy.admit_own(ENVELOPE) == admitted
+    assert admission.admit_own(ENVELOPE) == admitted
 
 
 def test_a_node_that_drains_takes_nothing_new_and_says_when_to_come_back():

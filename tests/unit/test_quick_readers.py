@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import codec, envelope, jws
-from relay.core.errors import ProtocolError
-from relay.core.submits import quick_submit
+from relay.protocol import (
+    envelope,
+    jws,
+)
+from relay.protocol.errors import ProtocolError
+from relay.protocol.frames import codec
+from relay.protocol.frames.submits import quick_submit
 from tests.unit.builders import signed
 
 VECTORS = Path(__file__).parent.parent / "vectors"

@@ -5,8 +5,13 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core.ids import Seq
-from relay.core.ranges import Range, Ranges, Reason, holes
+from relay.protocol.ids import Seq
+from relay.protocol.ranges import (
+    Range,
+    Ranges,
+    Reason,
+    holes,
+)
 
 OWN = {Reason.ACKED, Reason.REFUSED, Reason.MOVED}
 additions = st.dictionaries(st.integers(1, 20), st.sampled_from(Reason), max_size=20)

@@ -9,11 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import records
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.identity import parse_did
-from relay.core.ids import Timestamp
-from relay.core.records import EndpointRecord, Home, LeftHome, judge, merge
+from relay.protocol import endpoint_record
+from relay.protocol.did import parse_did
+from relay.protocol.endpoint_record import (
+    EndpointRecord,
+    Home,
+    LeftHome,
+    judge,
+    merge,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Timestamp
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, resigned
 
 WEEK = 7 * 24 * 3600
@@ -24,7 +33,7 @@ KEY = parse_did(ALICE.did)
 
 def record(**changes: Any) -> str:
     given: dict[str, Any] = {"now": NOW}
-    return records.sign(ALICE, [HOME], **{**given, **changes})
+    return endpoint_record.sign(ALICE, [HOME], **{**given, **changes})
 
 
 def changed(**members: object) -> str:
@@ -33,17 +42,17 @@ def changed(**members: object) -> str:
 
 def refused(text: str) -> ErrorCode:
     with pytest.raises(ProtocolError) as caught:
-        records.parse(text)
+        endpoint_record.parse(text)
     return caught.value.code
 
 
 def outcome(text: str, key: Any = KEY, now: float = NOW) -> ErrorCode | None:
-    no = records.verify(records.parse(text), key, Timestamp(now))
+    no = endpoint_record.verify(endpoint_record.parse(text), key, Timestamp(now))
     return no.code if no else None
 
 
 def test_a_record_says_what_the_agent_signed():
-    read = records.parse(record(handles=["bob@relay.example"], status="parked"))
+    read = endpoint_record.parse(record(handles=["bob@relay.example"], status="parked"))
     assert (read.did, read.kv, read.status) == (ALICE.did, 1, "parked")
     assert read.relays == (HOME,)
     assert read.handles == ("bob@relay.example",)
@@ -56,25 +65,25 @@ def test_a_record_says_what_the_agent_signed():
 
 def test_relays_that_were_left_and_a_sealing_key_are_said_where_there_are_any():
     left = LeftHome(RELAY.did, URL, int(NOW) + 600)
-    read = records.parse(record(drain=[left], enc=bytes(range(32))))
+    read = endpoint_record.parse(record(drain=[left], enc=bytes(range(32))))
     assert (read.drain, read.enc) == ((left,), bytes(range(32)))
     assert outcome(read.jws.compact) is None
-    plain = records.parse(record())
+    plain = endpoint_record.parse(record())
     assert (plain.drain, plain.enc) == ((), None)
-    assert records.parse(changed(drain=...)).drain == ()
+    assert endpoint_record.parse(changed(drain=...)).drain == ()
 
 
 def test_the_next_record_is_above_every_seq_that_was_seen():
     ahead = int(NOW) * 1000 + 5
-    assert records.parse(record(newest_seq=ahead)).seq == ahead + 1
-    assert records.parse(record(newest_seq=7)).seq == int(NOW) * 1000
+    assert endpoint_record.parse(record(newest_seq=ahead)).seq == ahead + 1
+    assert endpoint_record.parse(record(newest_seq=7)).seq == int(NOW) * 1000
 
 
 # ---------------------------------------------------------------- order and merge
 
 
 def test_the_order_is_key_version_then_seq_then_the_hash_of_what_was_signed():
-    read = records.parse(record())
+    read = endpoint_record.parse(record())
     digest = hashlib.sha256(read.jws.signing_input).digest()
     assert read.order == (1, int(NOW) * 1000, digest)
 
@@ -82,7 +91,7 @@ def test_the_order_is_key_version_then_seq_then_the_hash_of_what_was_signed():
 def variants() -> list[EndpointRecord]:
     seqs = [int(NOW) * 1000 + step for step in (0, 0, 0, 1, 2)]
     return [
-        records.parse(changed(seq=seq, ttl=300 + n)) for n, seq in enumerate(seqs)
+        endpoint_record.parse(changed(seq=seq, ttl=300 + n)) for n, seq in enumerate(seqs)
     ]  # fmt: skip
 
 
@@ -147,7 +156,8 @@ def hostile() -> list[EndpointRecord]:
     void = [{"seq": year * 1000 + n, "iat": year, "exp": year + 5} for n in range(2)]
     void += [{"seq": AHEAD + 1, "iat": later + 1, "exp": later + 5}]
     return [
-        records.parse(changed(**one)) for one in (*equivocal, expired, rolled_back, *forward, *void)
+        endpoint_record.parse(changed(**one))
+        for one in (*equivocal, expired, rolled_back, *forward, *void)
     ]
 
 
@@ -221,7 +231,9 @@ def test_a_seq_that_would_lock_out_its_own_agent_is_refused(seq: object):
 
 
 def test_a_seq_up_to_ten_minutes_ahead_of_its_own_time_is_taken():
-    assert records.parse(changed(seq=(int(NOW) + 600) * 1000)).seq == (int(NOW) + 600) * 1000
+    assert (
+        endpoint_record.parse(changed(seq=(int(NOW) + 600) * 1000)).seq == (int(NOW) + 600) * 1000
+    )
 
 
 def test_the_clock_enters_through_iat_alone():
@@ -230,8 +242,8 @@ def test_the_clock_enters_through_iat_alone():
     over = NOW + WEEK + 90 * 24 * 3600
     assert outcome(record(), now=over - 1) is None  # stale, and still in force
     assert outcome(record(), now=over) == ErrorCode.EXPIRED
-    assert not records.is_stale(records.parse(record()), Timestamp(NOW + WEEK - 1))
-    assert records.is_stale(records.parse(record()), Timestamp(NOW + WEEK))
+    assert not endpoint_record.is_stale(endpoint_record.parse(record()), Timestamp(NOW + WEEK - 1))
+    assert endpoint_record.is_stale(endpoint_record.parse(record()), Timestamp(NOW + WEEK))
 
 
 def test_only_the_agent_signs_its_record():
@@ -272,12 +284,12 @@ def test_every_member_has_bounds(changes: dict[str, object]):
 
 
 def test_no_relays_five_relays_and_a_sealing_key_are_fine():
-    assert records.parse(changed(relays=[])).relays == ()
+    assert endpoint_record.parse(changed(relays=[])).relays == ()
     five = [{"did": RELAY.did, "url": URL, "prio": n} for n in range(5)]
-    assert len(records.parse(changed(relays=five)).relays) == 5
+    assert len(endpoint_record.parse(changed(relays=five)).relays) == 5
     enc = "A" * 43
-    assert records.parse(changed(enc=enc)).enc == bytes(32)
-    assert records.parse(changed(handles=...)).handles == ()
+    assert endpoint_record.parse(changed(enc=enc)).enc == bytes(32)
+    assert endpoint_record.parse(changed(handles=...)).handles == ()
 
 
 @pytest.mark.parametrize(
@@ -296,12 +308,12 @@ def test_a_record_is_at_most_4_kib():
 
 
 def test_a_record_of_another_agent_is_another_agents():
-    assert records.parse(records.sign(BOB, [HOME], now=NOW)).did == BOB.did
+    assert endpoint_record.parse(endpoint_record.sign(BOB, [HOME], now=NOW)).did == BOB.did
 
 
 def test_a_clock_that_was_set_back_makes_a_record_that_can_be_read():
-    for back_s in (0, records.SEQ_SLACK_S, records.SEQ_SLACK_S + 1, 86_400):
+    for back_s in (0, endpoint_record.SEQ_SLACK_S, endpoint_record.SEQ_SLACK_S + 1, 86_400):
         newest = int((NOW + back_s) * 1000)
-        made = records.parse(record(newest_seq=newest))
+        made = endpoint_record.parse(record(newest_seq=newest))
         assert made.seq == newest + 1
         assert made.issued_at <= NOW + back_s

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from relay.core import relay_info
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.ids import Timestamp
-from relay.core.relay_info import Description, RelayInfo
+from relay.protocol import relay_info
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.relay_info import (
+    Description,
+    RelayInfo,
+)
 from tests.unit.builders import MALLORY, NOW, RELAY, resigned
 
 SAID = Description(

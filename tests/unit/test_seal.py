@@ -7,10 +7,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.core import envelope, jws, seal
-from relay.core.errors import ErrorCode, ProtocolError
-from relay.core.identity import SigningKey, parse_did
-from relay.core.seal import CONTENT_TYPE, Content
+from relay.protocol import (
+    envelope,
+    jws,
+    sealing,
+)
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.sealing import (
+    CONTENT_TYPE,
+    Content,
+)
 from tests.unit.builders import ALICE, BOB, MALLORY, message_id, parsed
 
 CONTENT = Content("text/plain", b"the secret")
@@ -18,7 +31,7 @@ FOR_BOB = parse_did(BOB.did)
 
 
 def sealed_for(key: SigningKey = BOB, content: Content = CONTENT, n: int = 0) -> bytes:
-    return seal.seal(
+    return sealing.seal(
         content, sender=ALICE.did, recipient=parse_did(key.did), message_id=message_id(n)
     )
 
@@ -29,7 +42,7 @@ def around(body: bytes) -> envelope.Envelope:
 
 def refused(body: bytes) -> ErrorCode:
     with pytest.raises(ProtocolError) as caught:
-        seal.open_body(around(body), BOB)
+        sealing.open_body(around(body), BOB)
     return caught.value.code
 
 
@@ -44,7 +57,7 @@ def test_what_is_sealed_opens_for_its_recipient(body: bytes, content_type: str):
     content = Content(content_type, body)
     sealed = sealed_for(content=content)
     assert body not in sealed or len(body) < 4
-    assert seal.open_body(around(sealed), BOB) == content
+    assert sealing.open_body(around(sealed), BOB) == content
 
 
 def test_two_seals_of_one_content_differ():
@@ -52,7 +65,7 @@ def test_two_seals_of_one_content_differ():
 
 
 def test_a_body_that_is_not_sealed_passes_through():
-    assert seal.open_body(parsed(), BOB) == Content("text/plain", b"hello")
+    assert sealing.open_body(parsed(), BOB) == Content("text/plain", b"hello")
 
 
 def test_a_body_sealed_for_another_key_does_not_open():
@@ -64,7 +77,7 @@ def test_a_body_sealed_for_another_key_does_not_open():
 
 def test_a_key_of_its_own_may_be_sealed_for():
     public, secret = nacl.bindings.crypto_box_seed_keypair(b"e" * 32)
-    sealed = seal.seal(
+    sealed = sealing.seal(
         CONTENT, sender=ALICE.did, recipient=FOR_BOB, message_id=message_id(), enc=public
     )
     assert b"the secret" not in nacl.bindings.crypto_box_seal_open(sealed, public, secret)[:9]
@@ -85,7 +98,7 @@ def test_an_inside_that_belongs_to_another_envelope_is_refused(changes: dict[str
         "body": jws.b64encode(b"x"),
     }
     good = sealed_json(json.dumps(inside).encode())
-    assert seal.open_body(around(good), BOB).body == b"x"
+    assert sealing.open_body(around(good), BOB).body == b"x"
     assert refused(sealed_json(json.dumps({**inside, **changes}).encode())) == (
         ErrorCode.BAD_ENVELOPE
     )

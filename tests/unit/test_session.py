@@ -4,16 +4,59 @@ from typing import Any
 
 import pytest
 
-from relay.core import frames
-from relay.core.effects import AckInbox, Ask, Close, CloseInbox, Login, Read, Send, Store
-from relay.core.errors import ErrorCode, Refusal, error
-from relay.core.frames import Ack, Auth, Bye, Deliver, Gap, Hello, Submit, Welcome, WelcomePending
-from relay.core.ids import AgentKey, Epoch, Fence, Seq, Timestamp
-from relay.core.inbox_values import Ack as InboxAck
-from relay.core.inbox_values import Acked, Page, PageItem, Window
-from relay.core.ranges import Range, Reason
-from relay.core.session import Phase, RelaySession
-from relay.core.speech import CLOSES, Identity
+from relay.inbox.model.permissions import (
+    CLOSES,
+    Identity,
+)
+from relay.inbox.model.session import (
+    Phase,
+    RelaySession,
+)
+from relay.protocol.effects import (
+    AckInbox,
+    Ask,
+    Close,
+    CloseInbox,
+    Login,
+    Read,
+    Send,
+    Store,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    error,
+)
+from relay.protocol.frames import frames
+from relay.protocol.frames.frames import (
+    Ack,
+    Auth,
+    Bye,
+    Deliver,
+    Gap,
+    Hello,
+    Submit,
+    Welcome,
+    WelcomePending,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import Ack as InboxAck
+from relay.protocol.types import (
+    Acked,
+    Page,
+    PageItem,
+    Window,
+)
 from tests.unit.builders import ALICE, NOW, RELAY
 
 T = Timestamp(100)

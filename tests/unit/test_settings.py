@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay import settings, variables
-from relay.core.errors import StateError
+from relay.protocol.errors import StateError
 from tests.unit.builders import ALICE
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "settings.md"

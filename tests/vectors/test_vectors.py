@@ -13,23 +13,37 @@ from typing import Any
 
 import pytest
 
-from relay.core import (
-    codec,
-    envelope,
-    handoffs,
-    handshake,
-    orders,
-    receipts,
-    records,
-    relay_info,
-    seal,
+from relay.inbox.model.admission import (
+    Facts,
+    object_early,
 )
-from relay.core.errors import ErrorCode, ProtocolError, Refusal, RelayError
-from relay.core.handshake import Claims, Standing
-from relay.core.identity import SigningKey, parse_did
-from relay.core.ids import Timestamp
-from relay.core.jws import UnsupportedError
-from relay.core.policy import Facts, object_early
+from relay.protocol import (
+    endpoint_record,
+    envelope,
+    handshake,
+    migration_order,
+    migration_statement,
+    receipts,
+    relay_info,
+    sealing,
+)
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    Refusal,
+    RelayError,
+)
+from relay.protocol.frames import codec
+from relay.protocol.handshake import (
+    Claims,
+    Standing,
+)
+from relay.protocol.ids import Timestamp
+from relay.protocol.jws import UnsupportedError
 
 HERE = Path(__file__).parent
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}
@@ -81,7 +95,7 @@ def read_envelope(given: Any, file: Found, expect: Found) -> Found:
     if "sealed" in expect:
         opener = expect["sealed"]["opens_with"]
         key = SigningKey(bytes.fromhex(file["keys"][opener]["seed_hex"]))
-        content = seal.open_body(read, key)
+        content = sealing.open_body(read, key)
         found["sealed"] = {
             "opens_with": opener,
             "cty": content.content_type,
@@ -133,8 +147,8 @@ def read_receipt(given: Any, file: Found, _: Found) -> Found:
 
 
 def read_record(given: Any, file: Found, _: Found) -> Found:
-    read = records.parse(given["record"])
-    check(records.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
+    read = endpoint_record.parse(given["record"])
+    check(endpoint_record.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
     kv, seq, digest = read.order
     return {
         "did": read.did,
@@ -155,8 +169,8 @@ def read_info(given: Any, file: Found, _: Found) -> Found:
 
 
 def read_order(given: Any, file: Found, _: Found) -> Found:
-    read = orders.parse(given["order"])
-    check(orders.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
+    read = migration_order.parse(given["order"])
+    check(migration_order.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
     homes = {"from": read.source, "to": read.target}
     return {
         "mig_id": read.id,
@@ -168,7 +182,7 @@ def read_order(given: Any, file: Found, _: Found) -> Found:
 
 
 def read_statement(given: Any, file: Found, _: Found) -> Found:
-    said = plain(handoffs.verify(given["statement"], file["context"]["relay"]))
+    said = plain(migration_statement.verify(given["statement"], file["context"]["relay"]))
     handoff, missing, tally = said.pop("handoff"), said.pop("missing"), said.pop("tally")
     return {**said, "mig_id": handoff, "missing": list(missing), "tally": tally._asdict()}
 
@@ -202,10 +216,12 @@ def test_what_is_invalid_is_refused_with_its_code(file: Found, case: Found):
 
 
 def test_any_two_records_merge_to_the_one_of_the_greater_order():
-    read = [records.parse(case["input"]["record"]) for case in FILES["valid_records"]["cases"]]
+    read = [
+        endpoint_record.parse(case["input"]["record"]) for case in FILES["valid_records"]["cases"]
+    ]
     expected = max(FILES["valid_records"]["cases"], key=lambda case: case["expect"]["order"])
     for order in (read, read[::-1], read[5:] + read[:5]):
-        held = functools.reduce(records.merge, order)
+        held = functools.reduce(endpoint_record.merge, order)
         assert held.jws.compact == expected["input"]["record"]
 
 

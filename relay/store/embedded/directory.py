@@ -24,8 +24,11 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from relay.core.errors import ErrorCode, UnavailableError
 from relay.files import sync_directory
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 from relay.store.faults import storage_error
 
 MAX_SOCKET_BYTES: Final = 100

@@ -24,7 +24,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 from relay.store.embedded.resp import ask
 
 if TYPE_CHECKING:

@@ -23,7 +23,10 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import quote
 
-from relay.core.errors import ErrorCode, UnavailableError
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
 from relay.store.embedded.binary import find_server_binary
 from relay.store.embedded.directory import StoreDirectory
 from relay.store.embedded.predecessor import OFFSPRING, ORPHAN, Step, succeed

@@ -18,9 +18,13 @@ from typing import Any, Final, TypeVar
 import redis.exceptions as foreign
 from redis.asyncio import Redis
 
-from relay.core.errors import ErrorCode, RelayError, UnavailableError
-from relay.core.ids import Partition
 from relay.health import Health, ProblemReason
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.ids import Partition
 from relay.store.redis import keys
 from relay.store.redis.scripts import Script, script
 from relay.store.redis.servers import REFRESH_EVERY_S, Servers

@@ -17,9 +17,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from relay.core.envelope import StoredEnvelope
-from relay.core.ids import AgentKey, Eid, Seq
-from relay.core.jws import b64encode
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.ids import (
+    AgentKey,
+    Eid,
+    Seq,
+)
+from relay.protocol.jws import b64encode
 
 _REST: Final = struct.Struct(">BIqq16s32s")
 _HEAD: Final = struct.Struct(">BHHHI")

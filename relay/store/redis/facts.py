@@ -11,8 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.clock import now
-from relay.core.errors import ErrorCode, RelayError
-from relay.core.ids import Timestamp
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.ids import Timestamp
 from relay.store.redis.client import Client, Primary, is_denied, text_of
 
 SAFE: Final = {

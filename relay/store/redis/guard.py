@@ -19,10 +19,20 @@ import asyncio
 from typing import Final
 
 from relay.clock import monotonic
-from relay.core.errors import ErrorCode, Refusal, RelayError, StateError, UnavailableError
-from relay.core.ids import Did, Partition, Timestamp
-from relay.core.receipts import Durability
 from relay.health import Health, ProblemReason
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RelayError,
+    StateError,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    Did,
+    Partition,
+    Timestamp,
+)
+from relay.protocol.receipts import Durability
 from relay.store.redis import facts, keys
 from relay.store.redis.client import Client, Primary, is_denied
 from relay.store.redis.facts import Facts

@@ -11,10 +11,28 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import ErrorCode, Refusal, RelayError, UnavailableError
-from relay.core.ids import AgentKey, Epoch, Fence, NodeId, Partition, Seq
-from relay.core.inbox_values import (
+from relay.inbox.ports import (
+    AckRequest,
+    Head,
+    OpenRequest,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Epoch,
+    Fence,
+    NodeId,
+    Partition,
+    Seq,
+)
+from relay.protocol.ranges import Reason
+from relay.protocol.types import (
     CLOCK_IN_DOUBT,
     TOO_LATE,
     Accepted,
@@ -30,13 +48,20 @@ from relay.core.inbox_values import (
     Remembered,
     Window,
 )
-from relay.core.outbox import MOVING, RETRY_S
-from relay.core.ranges import Reason
-from relay.core.rules import BLOCKED, NOT_ADMITTED
-from relay.ports import AckRequest, Head, OpenRequest
+from relay.reference.forwarding import (
+    MOVING,
+    RETRY_S,
+)
+from relay.reference.rules import (
+    BLOCKED,
+    NOT_ADMITTED,
+)
 from relay.store.redis import entries
+from relay.store.redis.forwarding import (
+    proof_of,
+    remembered,
+)
 from relay.store.redis.guard import Guard
-from relay.store.redis.outboxes import proof_of, remembered
 from relay.store.redis.pages import RawPage
 from relay.store.redis.partitions import Partitions
 

@@ -9,7 +9,11 @@ from __future__ import annotations
 import binascii
 from typing import Final
 
-from relay.core.ids import AgentKey, NodeId, Partition
+from relay.protocol.ids import (
+    AgentKey,
+    NodeId,
+    Partition,
+)
 
 STORE: Final = "relay:store"
 """Whose store it is: did, partitions; time = the clock as last written down."""

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from relay.core.ids import Partition
 from relay.files import sync_directory
+from relay.protocol.ids import Partition
 
 _RECORD: Final = 80
 """Bytes of one partition in the file: text, so that a person can read it."""

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.core.ids import AgentKey, Partition
-from relay.ports import Inboxes
+from relay.inbox.ports import Inboxes
+from relay.protocol.ids import (
+    AgentKey,
+    Partition,
+)
 from relay.store.redis import keys
 from relay.store.redis.partitions import Partitions
 
@@ -18,7 +21,7 @@ _SCANNED: Final = 2_000
 
 
 async def inboxes(partitions: Partitions, after: str, most: int) -> Inboxes:
-    """Some of those who have an inbox here; see :meth:`relay.ports.InboxStore.inboxes`.
+    """Some of those who have an inbox here; see :meth:`relay.inbox.ports.InboxStore.inboxes`.
 
     The cursor is a partition, and a place in the walk of its keys.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from relay.core.ids import NodeId, Timestamp
+from relay.protocol.ids import (
+    NodeId,
+    Timestamp,
+)
 from relay.store.redis import keys
 from relay.store.redis.client import Client
 

@@ -10,9 +10,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from relay.core.ids import Epoch, Seq
-from relay.core.inbox_values import Page, PageItem
-from relay.core.ranges import Range, Reason
+from relay.protocol.ids import (
+    Epoch,
+    Seq,
+)
+from relay.protocol.ranges import (
+    Range,
+    Reason,
+)
+from relay.protocol.types import (
+    Page,
+    PageItem,
+)
 from relay.store.redis import entries
 
 _REASON = {

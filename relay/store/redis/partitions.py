@@ -12,10 +12,18 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar
 
 from relay.clock import entropy
-from relay.core.errors import ErrorCode, RelayError, UnavailableError
-from relay.core.ids import AgentKey, NodeId, Partition
-from relay.core.jws import b64encode
 from relay.health import Health, ProblemReason
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    NodeId,
+    Partition,
+)
+from relay.protocol.jws import b64encode
 from relay.store.faults import storage_error
 from relay.store.redis import keys
 from relay.store.redis.client import Client

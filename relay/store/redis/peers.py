@@ -5,11 +5,20 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.ids import Did
-from relay.core.jws import dumps, loads
-from relay.ports_mesh import HandleRow, PeerRow
-from relay.store.claims import claimed
+from relay.directory.model.claims import claimed
+from relay.peering.ports import (
+    HandleRow,
+    PeerRow,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.ids import Did
+from relay.protocol.jws import (
+    dumps,
+    loads,
+)
 from relay.store.redis import keys
 from relay.store.redis.client import Client
 

@@ -11,9 +11,15 @@ import re
 from functools import cache
 from typing import Final
 
-from relay.core.errors import ErrorCode, UnavailableError
-from relay.core.ids import NodeId, Partition
 from relay.health import Health, ProblemReason
+from relay.protocol.errors import (
+    ErrorCode,
+    UnavailableError,
+)
+from relay.protocol.ids import (
+    NodeId,
+    Partition,
+)
 from relay.store.redis import keys
 from relay.store.redis.client import Client
 from relay.store.redis.scripts import all_scripts, script

@@ -6,10 +6,22 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
-from relay.core.errors import ErrorCode, Refusal, RelayError
-from relay.core.ids import AgentKey, Fence, Partition
-from relay.core.inbox_values import InboxLimits, RulesNow, RulesPatch
-from relay.core.rules import too_many
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RelayError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Fence,
+    Partition,
+)
+from relay.protocol.types import (
+    InboxLimits,
+    RulesNow,
+    RulesPatch,
+)
+from relay.reference.rules import too_many
 from relay.store.redis.inboxes import broken, refusal_of
 from relay.store.redis.partitions import Partitions
 

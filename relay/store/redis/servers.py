@@ -26,7 +26,10 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from relay.clock import monotonic
-from relay.core.errors import ErrorCode, StateError
+from relay.protocol.errors import (
+    ErrorCode,
+    StateError,
+)
 
 MAX_CONNECTIONS: Final = 32
 REFRESH_EVERY_S: Final = 0.2

@@ -22,10 +22,40 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.core.envelope import StoredEnvelope
-from relay.core.errors import Refusal, RelayError
-from relay.core.ids import AgentKey, Did, Fence, NodeId, Seq, Timestamp
-from relay.core.inbox_values import (
+from relay.health import Health
+from relay.inbox.ports import (
+    AckRequest,
+    BounceBatch,
+    Head,
+    OnWake,
+    OpenRequest,
+)
+from relay.inbox.ports import Inboxes as InboxesPage
+from relay.peering.ports import (
+    Changes,
+    DirectoryLimits,
+    DueOutbox,
+    HandleRow,
+    Merged,
+    PeerRow,
+    RecordRow,
+)
+from relay.protocol.envelope import StoredEnvelope
+from relay.protocol.errors import (
+    Refusal,
+    RelayError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Fence,
+    NodeId,
+    Seq,
+    Timestamp,
+)
+from relay.protocol.ranges import Reason
+from relay.protocol.receipts import Durability
+from relay.protocol.types import (
     Accepted,
     Acked,
     InboxLimits,
@@ -39,33 +69,25 @@ from relay.core.inbox_values import (
     RulesPatch,
     Window,
 )
-from relay.core.ranges import Reason
-from relay.core.receipts import Durability
-from relay.health import Health
-from relay.ports import AckRequest, BounceBatch, Head, OnWake, OpenRequest
-from relay.ports import Inboxes as InboxesPage
-from relay.ports_mesh import (
-    Changes,
-    DirectoryLimits,
-    DueOutbox,
-    HandleRow,
-    Merged,
-    PeerRow,
-    RecordRow,
-)
 from relay.store.redis import listing, permissions
 from relay.store.redis.client import Client
-from relay.store.redis.directory import Records
+from relay.store.redis.expiry_and_bounces import (
+    Bounces,
+    Sweeper,
+)
 from relay.store.redis.facts import clock_ahead_s
+from relay.store.redis.forwarding import Outboxes
 from relay.store.redis.guard import Guard
-from relay.store.redis.handoffs import HandoffCalls, Handoffs
 from relay.store.redis.inboxes import Inboxes
 from relay.store.redis.lineage import RollbackFile
-from relay.store.redis.mail import Bounces, Sweeper
+from relay.store.redis.migrations import (
+    HandoffCalls,
+    Handoffs,
+)
 from relay.store.redis.nodes import Nodes
-from relay.store.redis.outboxes import Outboxes
 from relay.store.redis.partitions import Partitions
 from relay.store.redis.peers import Peers
+from relay.store.redis.records import Records
 from relay.store.redis.rules import Rules
 from relay.store.redis.wakeups import Wakeups
 
@@ -186,7 +208,7 @@ class RedisStore(HandoffCalls):
 
     @property
     def promised(self) -> Durability:
-        """See :attr:`relay.ports.InboxStore.promised`."""
+        """See :attr:`relay.inbox.ports.InboxStore.promised`."""
         return self._guard.promised
 
     def trust_clock(self, *, ok: bool) -> None:
@@ -208,7 +230,7 @@ class RedisStore(HandoffCalls):
     # ------------------------------------------------------------ inboxes
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
-        """See :meth:`relay.ports.InboxStore.append`."""
+        """See :meth:`relay.inbox.ports.InboxStore.append`."""
         results = await self._inboxes.append(items)
         if any(isinstance(result, Accepted) for result in results):
             await self._guard.confirm()
@@ -217,63 +239,63 @@ class RedisStore(HandoffCalls):
     async def change_rules(
         self, inbox: AgentKey, fence: Fence, patch: RulesPatch
     ) -> RulesNow | Refusal:
-        """See :meth:`relay.ports.InboxStore.change_rules`."""
+        """See :meth:`relay.inbox.ports.InboxStore.change_rules`."""
         return await self._rules.change_rules(inbox, fence, patch)
 
     async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
-        """See :meth:`relay.ports.InboxStore.meet`."""
+        """See :meth:`relay.inbox.ports.InboxStore.meet`."""
         return await self._rules.meet(pairs)
 
     async def open(self, request: OpenRequest) -> Opened | Refusal:
-        """See :meth:`relay.ports.InboxStore.open`."""
+        """See :meth:`relay.inbox.ports.InboxStore.open`."""
         return await self._inboxes.open(request)
 
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
-        """See :meth:`relay.ports.InboxStore.close`."""
+        """See :meth:`relay.inbox.ports.InboxStore.close`."""
         return await self._inboxes.close(inbox, fence, last_handed)
 
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
     ) -> Page | Refusal:
-        """See :meth:`relay.ports.InboxStore.read`."""
+        """See :meth:`relay.inbox.ports.InboxStore.read`."""
         return await self._inboxes.read(inbox, fence, after, window)
 
     async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
-        """See :meth:`relay.ports.InboxStore.take`."""
+        """See :meth:`relay.inbox.ports.InboxStore.take`."""
         return await self._inboxes.take(inbox, session, window)
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
-        """See :meth:`relay.ports.InboxStore.ack`."""
+        """See :meth:`relay.inbox.ports.InboxStore.ack`."""
         return await self._inboxes.ack(requests)
 
     async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
-        """See :meth:`relay.ports.InboxStore.conclude`."""
+        """See :meth:`relay.inbox.ports.InboxStore.conclude`."""
         await self._inboxes.conclude(inbox, seqs, reason)
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[Question]
     ) -> list[Remembered | None]:
-        """See :meth:`relay.ports.InboxStore.status`."""
+        """See :meth:`relay.inbox.ports.InboxStore.status`."""
         return await self._inboxes.status(inbox, questions)
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
-        """See :meth:`relay.ports.InboxStore.heads`."""
+        """See :meth:`relay.inbox.ports.InboxStore.heads`."""
         return await self._inboxes.heads(inboxes)
 
     async def inboxes(self, after: str, most: int) -> InboxesPage:
-        """See :meth:`relay.ports.InboxStore.inboxes`."""
+        """See :meth:`relay.inbox.ports.InboxStore.inboxes`."""
         return await listing.inboxes(self._partitions, after, most)
 
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """See :meth:`relay.ports.InboxStore.merge_record`."""
+        """See :meth:`relay.inbox.ports.InboxStore.merge_record`."""
         return await self._records.merge_record(owner, row)
 
     async def record(self, owner: AgentKey) -> RecordRow | None:
-        """See :meth:`relay.ports.InboxStore.record`."""
+        """See :meth:`relay.inbox.ports.InboxStore.record`."""
         return await self._records.record(owner)
 
     async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
-        """See :meth:`relay.ports_mesh.OutboxStore.due_outboxes`."""
+        """See :meth:`relay.peering.ports.OutboxStore.due_outboxes`."""
         return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
 
     async def defer_outbox(
@@ -285,7 +307,7 @@ class RedisStore(HandoffCalls):
         peer: AgentKey | None = None,
         closed: Refusal | None = None,
     ) -> bool:
-        """See :meth:`relay.ports_mesh.OutboxStore.defer_outbox`."""
+        """See :meth:`relay.peering.ports.OutboxStore.defer_outbox`."""
         return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
 
     async def free_outboxes(self) -> None:
@@ -293,105 +315,105 @@ class RedisStore(HandoffCalls):
         await self._outboxes.free_outboxes()
 
     async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
-        """See :meth:`relay.ports_mesh.OutboxStore.outboxes`."""
+        """See :meth:`relay.peering.ports.OutboxStore.outboxes`."""
         return await self._outboxes.outboxes()
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
-        """See :meth:`relay.ports.InboxStore.sweep`."""
+        """See :meth:`relay.inbox.ports.InboxStore.sweep`."""
         return await self._sweeper.sweep(node, live_nodes)
 
     async def take_bounces(self) -> list[BounceBatch]:
-        """See :meth:`relay.ports.InboxStore.take_bounces`."""
+        """See :meth:`relay.inbox.ports.InboxStore.take_bounces`."""
         return await self._bounces.take_bounces()
 
     async def finish_bounces(self, batch: BounceBatch) -> None:
-        """See :meth:`relay.ports.InboxStore.finish_bounces`."""
+        """See :meth:`relay.inbox.ports.InboxStore.finish_bounces`."""
         await self._bounces.finish_bounces(batch)
 
     # ------------------------------------------------------------ directory
 
     async def merge_records(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
-        """See :meth:`relay.ports_mesh.RecordStore.merge_records`."""
+        """See :meth:`relay.peering.ports.RecordStore.merge_records`."""
         return await self._records.merge_records(rows)
 
     async def records(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
-        """See :meth:`relay.ports_mesh.RecordStore.records`."""
+        """See :meth:`relay.peering.ports.RecordStore.records`."""
         return await self._records.records(owners)
 
     async def record_changes(self, after: str, most: int) -> Changes:
-        """See :meth:`relay.ports_mesh.RecordStore.record_changes`."""
+        """See :meth:`relay.peering.ports.RecordStore.record_changes`."""
         return await self._records.record_changes(after, most)
 
     async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
-        """See :meth:`relay.ports_mesh.RecordStore.evidence`."""
+        """See :meth:`relay.peering.ports.RecordStore.evidence`."""
         return await self._records.evidence(owner)
 
     async def purge_records(self) -> int:
-        """See :meth:`relay.ports_mesh.RecordStore.purge_records`."""
+        """See :meth:`relay.peering.ports.RecordStore.purge_records`."""
         return await self._records.purge_records()
 
     async def peers(self) -> list[PeerRow]:
-        """See :meth:`relay.ports_mesh.PeerStore.peers`."""
+        """See :meth:`relay.peering.ports.PeerStore.peers`."""
         return await self._peers.peers()
 
     async def put_peer(self, row: PeerRow) -> None:
-        """See :meth:`relay.ports_mesh.PeerStore.put_peer`."""
+        """See :meth:`relay.peering.ports.PeerStore.put_peer`."""
         await self._peers.put_peer(row)
 
     async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
-        """See :meth:`relay.ports_mesh.PeerStore.replace_peer`."""
+        """See :meth:`relay.peering.ports.PeerStore.replace_peer`."""
         return await self._peers.replace_peer(held, row)
 
     async def remove_peer(self, did: Did) -> bool:
-        """See :meth:`relay.ports_mesh.PeerStore.remove_peer`."""
+        """See :meth:`relay.peering.ports.PeerStore.remove_peer`."""
         return await self._peers.remove_peer(did)
 
     async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
-        """See :meth:`relay.ports_mesh.PeerStore.claim_handle`."""
+        """See :meth:`relay.peering.ports.PeerStore.claim_handle`."""
         return await self._peers.claim_handle(name, did, now)
 
     async def put_handle(self, row: HandleRow) -> None:
-        """See :meth:`relay.ports_mesh.PeerStore.put_handle`."""
+        """See :meth:`relay.peering.ports.PeerStore.put_handle`."""
         await self._peers.put_handle(row)
 
     async def handle(self, name: str) -> HandleRow | None:
-        """See :meth:`relay.ports_mesh.PeerStore.handle`."""
+        """See :meth:`relay.peering.ports.PeerStore.handle`."""
         return await self._peers.handle(name)
 
     async def handles(self) -> list[HandleRow]:
-        """See :meth:`relay.ports_mesh.PeerStore.handles`."""
+        """See :meth:`relay.peering.ports.PeerStore.handles`."""
         return await self._peers.handles()
 
     # ------------------------------------------------------------ nodes
 
     async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
-        """See :meth:`relay.ports.NodeStore.heartbeat`."""
+        """See :meth:`relay.inbox.ports.NodeStore.heartbeat`."""
         return await self._nodes.heartbeat(node, ttl_s)
 
     async def leave(self, node: NodeId) -> None:
-        """See :meth:`relay.ports.NodeStore.leave`."""
+        """See :meth:`relay.inbox.ports.NodeStore.leave`."""
         await self._nodes.leave(node)
 
     async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
-        """See :meth:`relay.ports.NodeStore.put_once`."""
+        """See :meth:`relay.inbox.ports.NodeStore.put_once`."""
         await self._nodes.put_once(name, value, ttl_s)
 
     async def get(self, name: bytes) -> bytes | None:
-        """See :meth:`relay.ports.NodeStore.get`."""
+        """See :meth:`relay.inbox.ports.NodeStore.get`."""
         return await self._nodes.get(name)
 
     async def take_once(self, name: bytes) -> bytes | None:
-        """See :meth:`relay.ports.NodeStore.take_once`."""
+        """See :meth:`relay.inbox.ports.NodeStore.take_once`."""
         return await self._nodes.take_once(name)
 
     async def time(self) -> Timestamp:
-        """See :meth:`relay.ports.NodeStore.time`."""
+        """See :meth:`relay.inbox.ports.NodeStore.time`."""
         return await self._nodes.time()
 
     async def last_time(self) -> Timestamp | None:
-        """See :meth:`relay.ports.NodeStore.last_time`."""
+        """See :meth:`relay.inbox.ports.NodeStore.last_time`."""
         return await self._nodes.last_time()
 
     async def clock_ahead_s(self) -> float:
-        """See :meth:`relay.ports.NodeStore.clock_ahead_s`."""
+        """See :meth:`relay.inbox.ports.NodeStore.clock_ahead_s`."""
         return await clock_ahead_s(self._client)

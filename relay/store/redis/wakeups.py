@@ -21,10 +21,10 @@ from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
 
 from relay.clock import jitter
-from relay.core.errors import RelayError
-from relay.core.ids import AgentKey
-from relay.ports import OnWake
-from relay.service.isolation import isolated
+from relay.inbox.ports import OnWake
+from relay.isolation import isolated
+from relay.protocol.errors import RelayError
+from relay.protocol.ids import AgentKey
 from relay.store.redis import keys
 from relay.store.redis.client import translated
 from relay.store.redis.partitions import Partitions

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox memory outbox entries
--- Delete what agents have durably processed or refuse (core/inbox.py ack and take_ack, R2).
+-- Delete what agents have durably processed or refuse (reference/inbox.py ack and take_ack, R2).
 -- May run when memory is full: else no inbox would ever drain.
 --
 -- ARGV[4...] per request: inbox, fence, epoch, upto, 1 if `upto` covers what take gave, number of
@@ -26,7 +26,7 @@ local function next_request()
   return request
 end
 
--- Only a session without a connection: the node itself looks after the others (core/session.py).
+-- Only a session without a connection: the node itself looks after the others (inbox/model/session.py).
 local function names_unknown(box, request)
   if request.upto > math.max(box.taken, box.cursor) then return true end
   for _, seq in ipairs(request.seqs) do

@@ -1,6 +1,6 @@
 #!lua
 -- include: inbox memory outbox rules records
--- Store envelopes, each judged alone (core/inbox.py accept): checks first, then the entry, then its
+-- Store envelopes, each judged alone (reference/inbox.py accept): checks first, then the entry, then its
 -- id; counts last, once for all items of an inbox. An item that fails leaves neither seq nor id.
 --
 -- ARGV[4..11] max_count max_bytes sender_count sender_bytes stranger_count stranger_bytes
@@ -84,7 +84,7 @@ local function is_over(sums, size, count, bytes)
   return sums[1] >= count or sums[2] + size > bytes
 end
 
--- The bounds of an outbox (core/outbox.py objection). While something waits for a peer, only a
+-- The bounds of an outbox (reference/forwarding.py objection). While something waits for a peer, only a
 -- courier says that it waits for another.
 local function over_bounds(box, item, quota)
   local away, size = away_of(box), item.size
@@ -272,7 +272,7 @@ local function live_facts(inbox, seq)
   return found[1] and found[1][2][2]
 end
 
--- What came with its inbox is here already: a mark that it brings is kept (core/inbox.py).
+-- What came with its inbox is here already: a mark that it brings is kept (reference/inbox.py).
 local function brought_again(box, item, seq, here)
   if box.tally then
     count_in(box, 'dups')
@@ -287,7 +287,7 @@ local function brought_again(box, item, seq, here)
   end
 end
 
--- What the memory of ids says: an answer, or nil where it is to be kept, perhaps anew (core/quotas.py).
+-- What the memory of ids says: an answer, or nil where it is to be kept, perhaps anew (reference/quotas.py).
 local function recall(box, item, seen)
   if not seen then
     -- a part of an inbox that moves is taken however old it is, and nobody can tell

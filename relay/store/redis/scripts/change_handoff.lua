@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox memory outbox entries home records
--- Take a step of a hand-off, with all that it does to the inbox (core/inbox_handoff.py), if nobody else
+-- Take a step of a hand-off, with all that it does to the inbox (reference/handoff.py), if nobody else
 -- took one meanwhile and no newer record came. May run when memory is full: else no source would drain.
 -- A repeat finds another text, and does nothing.
 --

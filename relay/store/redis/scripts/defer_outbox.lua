@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox outbox
--- A courier's word on what it carries (core/inbox.py defer).
+-- A courier's word on what it carries (reference/inbox.py defer).
 --
 -- ARGV[4] inbox, [5] fence, [6] seconds until it is due again, [7] peer or '', [8] code with which
 -- new envelopes are refused until then, or ''.

@@ -1,6 +1,6 @@
 #!lua flags=no-writes
 -- include: inbox memory outbox entries
--- Ids that the agent of an inbox may have seen (core/inbox_handoff.py doubts): what is remembered, the
+-- Ids that the agent of an inbox may have seen (reference/handoff.py doubts): what is remembered, the
 -- newest hour first, then what waits and is marked. An id may come twice.
 --
 -- ARGV[4] inbox, [5] '' or where to go on: h, an hour and a place in it, or s and a seq; [6] about how many.

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox outbox
--- Inboxes that are due for a courier or a mover, each lent for a while (core/inbox.py lend).
+-- Inboxes that are due for a courier or a mover, each lent for a while (reference/inbox.py lend).
 --
 -- ARGV[4] how many at most, [5] seconds of the lease. Result: {inbox, peer or ''} each.
 if is_foreign() then return foreign() end

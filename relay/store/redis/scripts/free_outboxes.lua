@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox outbox
--- A node begins that has the store for itself: whoever was lent something is dead (core/outbox.py).
+-- A node begins that has the store for itself: whoever was lent something is dead (reference/forwarding.py).
 -- What waits by a courier's word for longer than any lease goes on waiting.
 if is_foreign() then return foreign() end
 

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox rules
--- Add whom an agent took envelopes from elsewhere (core/rules.py learn); its own word here stands. What
+-- Add whom an agent took envelopes from elsewhere (reference/rules.py learn); its own word here stands. What
 -- it writes is bounded.
 --
 -- ARGV[4] inbox, [5] most of allowed and of denied each, [6] most contacts, [7] first contact, [8] how many

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox rules
--- Note that agents have written to others: contacts (core/rules.py meet, R7). Repeating it is harmless.
+-- Note that agents have written to others: contacts (reference/rules.py meet, R7). Repeating it is harmless.
 -- May run when memory is full: its envelope is stored, so its sender must get the receipt.
 --
 -- ARGV[4] most contacts of an inbox, [5...] (inbox, other)...

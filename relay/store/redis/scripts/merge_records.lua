@@ -1,7 +1,7 @@
 #!lua
 -- include: inbox memory outbox entries home records
 -- Keep the newer of each held and given endpoint record, and the mode of its inbox with it, in one
--- step (PROTOCOL.md §7.2, §7.4; core/records.py judge). Each row is judged alone.
+-- step (PROTOCOL.md §7.2, §7.4; protocol/endpoint_record.py judge). Each row is judged alone.
 --
 -- ARGV[4] how many records this partition takes in, [5] how many of them one peer may introduce,
 -- [6] the rows, one after another: 1 if the mode that is there stays, two lengths, owner, text.

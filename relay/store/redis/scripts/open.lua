@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox memory outbox entries records
--- Fence off any earlier session and give the inbox to a new one (core/inbox.py open_session, R1).
+-- Fence off any earlier session and give the inbox to a new one (reference/inbox.py open_session, R1).
 -- May run when memory is full: an inbox that cannot be opened never drains.
 --
 -- ARGV[4] inbox, [5] node, [6] window count, [7] window bytes, [8] until, [9] 1 if it may be made,

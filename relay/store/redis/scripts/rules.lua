@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- include: inbox rules
--- Change the rules of an inbox, or just read them (core/inbox.py change_rules, R7).
+-- Change the rules of an inbox, or just read them (reference/inbox.py change_rules, R7).
 -- May run when memory is full: who is flooded must be able to say so. What it writes is bounded.
 --
 -- ARGV[4] inbox, [5] fence, [6] most of allowed and of denied each, [7] first contact or '',

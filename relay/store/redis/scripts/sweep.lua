@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- include: inbox memory outbox entries
 -- One bounded step of ending what expired, but nothing that a live session may have in flight
--- (core/inbox.py sweep), and of forgetting ids of which everything expired.
+-- (reference/inbox.py sweep), and of forgetting ids of which everything expired.
 --
 -- Leased, so that nodes do not all do the same work; without need, since a repeat does nothing.
 -- ARGV[4] lease in ms, [5] how many due inboxes to pass over, [6...] live nodes.

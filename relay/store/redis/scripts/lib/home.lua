@@ -14,7 +14,7 @@ local function open_outbox(away)
   away.deferred, away.closed_until, away.closed_code = 0, 0, '-'
 end
 
--- No session goes on, and nothing waits for a peer (core/inbox.py turn); writes the inbox.
+-- No session goes on, and nothing waits for a peer (reference/inbox.py turn); writes the inbox.
 local function turn(box, holding)
   end_session(box)
   local away = away_of(box)
@@ -30,7 +30,7 @@ local function turn(box, holding)
 end
 
 -- To be called for each newer record that names this relay as a home of the agent, or others only
--- (core/inbox.py set_home); whether that changes what becomes of the inbox.
+-- (reference/inbox.py set_home); whether that changes what becomes of the inbox.
 local function set_home(box, home)
   if box.home ~= home then
     turn(box, home and '3' or '0')

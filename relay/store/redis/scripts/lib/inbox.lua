@@ -16,8 +16,8 @@
 --   q:SENDER  count bytes of what waits from this sender; q:* of all strangers, q:*PEER of those
 --             whom this relay brought
 --   away      left_fence deferred closed_until closed_code peer: what an inbox is besides, while its
---             agent lives elsewhere (core/outbox.py); - where there is none
---   handoff   one side of its changing relays, as text (core/handoffs.py)
+--             agent lives elsewhere (reference/forwarding.py); - where there is none
+--   handoff   one side of its changing relays, as text (protocol/migration_statement.py)
 --   mover     there while a mover should look at it, whether or not anything waits
 --   tally     last then, was, was bytes, moved, acked, expired, refused, corrupt, kept, dups since then
 local PREFIX = string.sub(KEYS[1], 1, -6)
@@ -75,7 +75,7 @@ local function fence_above(fence)
   return math.max(fence + 1, NOW * 1000 + math.floor(tonumber(clock[2]) / 1000))
 end
 
--- What the store does for an inbox (core/migration_values.py Holding).
+-- What the store does for an inbox (protocol/migration_types.py Holding).
 local function set_holding(box, digit)
   box.holding, box.home = digit, digit ~= '0'
   box.held, box.doubtful = digit == '2', digit == '3'

@@ -1,4 +1,4 @@
--- What waits here for other relays (core/outbox.py): inboxes whose agents live elsewhere.
+-- What waits here for other relays (reference/forwarding.py): inboxes whose agents live elsewhere.
 --
 -- outboxes      sorted set: inbox -> when a courier should look at it, or a mover; all in which
 --               something waits for one
@@ -87,7 +87,7 @@ local function wait_for(box, peer)
 end
 
 -- Whether it has not been empty since its agent left. What waited then was taken as at home and is no
--- outbox's, nor is what comes behind it (core/quotas.py hands_over).
+-- outbox's, nor is what comes behind it (reference/quotas.py hands_over).
 local function hands_over(box)
   return box.tally and box.count > 0 and not away_of(box).peer
 end

@@ -1,4 +1,4 @@
--- A share of an inbox after some seq (core/inbox.py _page): {after, upto, entries, ranges, expired}.
+-- A share of an inbox after some seq (reference/inbox.py _page): {after, upto, entries, ranges, expired}.
 local MOST_EXPIRED = 256   -- a long expired run is concluded in bounded steps
 
 local function ranges_between(box, after, upto)

@@ -1,4 +1,4 @@
--- The rules of an inbox, and whom it knows (R7, core/rules.py).
+-- The rules of an inbox, and whom it knows (R7, reference/rules.py).
 --
 -- known:<inbox>  hash: sender -> A allowed, D denied, or C and when it was noted: a contact;
 --                * -> first contact, where it is refused; # -> how many allowed, denied, contacts

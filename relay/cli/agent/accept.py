@@ -1,0 +1,72 @@
+"""``relay accept``: the user says who is at an address, or behind a handle, from now on.
+
+Rules of the file: only the DID that is named is accepted. Nothing that the agent remembers is lost.
+"""
+
+from __future__ import annotations
+
+from relay.cli.agent.key import KeyFile
+from relay.cli.exit_codes import Exit
+from relay.cli.output import say, write, write_json
+from relay.client import SigningKey
+from relay.client.directory.accept import accept
+from relay.client.errors import typed
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.identity import handle_lookup as names
+from relay.client.outbox.errand import Errand
+from relay.client.state import agent_state as states
+from relay.protocol.errors import ErrorCode
+from relay.protocol.ids import Did
+
+
+async def relay(file: KeyFile, url: str, did: str, *, as_json: bool) -> Exit:
+    """Accept that a relay has a new key; gives the exit code."""
+    key, origin = file.load(), origins.parse(url)
+    with states.opened(file.state, key.did) as state:
+        await accept_and_tell(key, origin, Did(did), state, as_json=as_json)
+    return Exit.OK
+
+
+async def accept_and_tell(
+    key: SigningKey, origin: Origin, did: Did, state: states.State, *, as_json: bool
+) -> bool:
+    """Accept a relay, and say so; gives whether it is a home of this agent."""
+    done = await accept(key, origin, did, state)
+    unanswered = [] if state.journal is None else await state.journal.unanswered()
+    if as_json:
+        write_json(
+            {
+                "url": str(origin),
+                "accepted": did,
+                "home": done is not None,
+                "seq": done.record.seq if done is not None else None,
+                "unanswered": [{"id": one.id, "eid": one.eid, "to": one.to} for one in unanswered],
+            }
+        )
+        return done is not None
+    write(f"{did}  is accepted at {origin}")
+    if done is not None:
+        say("Your endpoint record names it. What waited for you at the relay before, and what it")
+        say("had not passed on, is lost with its store. What you were shown is not shown again.")
+    if unanswered:
+        say(f"{len(unanswered)} not answered: relay send or relay listen submits the same bytes.")
+    for url, why in done.missed if done is not None else ():
+        say(f"relay: {url} has not taken the record: {why}")
+    return done is not None
+
+
+async def handle(file: KeyFile, url: str, text: str, did: str, *, as_json: bool) -> Exit:
+    """Accept that a handle leads to another agent; gives the exit code."""
+    try:
+        name = str(names.parse(text))
+    except ValueError as exc:
+        raise typed(ErrorCode.BAD_FRAME, f"{text!r} is neither an address nor a handle") from exc
+    key = file.load()
+    with states.opened(file.state, key.did) as state:
+        await Errand(origins.parse(url), state).handles.accept(name, Did(did))
+    if as_json:
+        write_json({"handle": name, "accepted": did})
+    else:
+        write(f"{did}  is written to as {name} from now on")
+    return Exit.OK

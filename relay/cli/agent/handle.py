@@ -1,0 +1,242 @@
+"""``relay publish``, ``relay resolve`` and ``relay handle``: where agents live, and their names.
+
+Rules of the file: where a handle leads is asked by this command itself; no relay's word counts. A
+handle is verified where it leads to a DID whose own record lists it, and only then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, Literal
+
+from relay.cli.agent.key import KeyFile
+from relay.cli.exit_codes import Exit
+from relay.cli.output import clock_time, printable, say, write, write_json
+from relay.client import Found, SigningKey
+from relay.client.directory.publish import (
+    Change,
+    Publication,
+)
+from relay.client.directory.publish import publish as publish_record
+from relay.client.errors import typed
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.session import resolve as ask_record
+from relay.client.identity import handle_lookup as names
+from relay.client.identity.handle_lookup import Naming
+from relay.client.state import agent_state as states
+from relay.protocol import handles
+from relay.protocol.endpoint_record import (
+    MAX_HANDLES,
+    EndpointRecord,
+)
+from relay.protocol.errors import ErrorCode
+from relay.protocol.handles import (
+    Handle,
+    Heard,
+)
+from relay.protocol.ids import Did
+
+_EXIT: Final = {"found": Exit.OK, "absent": Exit.REFUSED, "unreadable": Exit.UNAVAILABLE}
+
+Action = Literal["set", "remove"]
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """An agent, looked up.
+
+    Args:
+        asked: a handle or a DID, as given.
+        heard: where it leads.
+        found: the record of that DID; None where it leads nowhere.
+        verified: the record lists the handle; None where no handle was given.
+    """
+
+    asked: str
+    heard: Heard
+    found: Found | None = None
+    verified: bool | None = None
+
+    @property
+    def state(self) -> str:
+        """Found, absent or unreadable, as a whole."""
+        return self.found.state if self.found is not None else self.heard.state
+
+    @property
+    def record(self) -> EndpointRecord | None:
+        """The record, if it was found."""
+        return self.found.record if self.found is not None else None
+
+
+# ---------------------------------------------------------------- looking up
+
+
+async def resolve(asked: str, url: str, *, as_json: bool) -> Exit:
+    """Show where an agent lives; gives the exit code."""
+    done = await _resolve(asked, origins.parse(url))
+    _tell(done, as_json=as_json)
+    return _EXIT[done.state]
+
+
+async def check(asked: str, url: str, *, as_json: bool) -> Exit:
+    """Say whether a handle is verified, both ways; gives the exit code."""
+    done = await _resolve(str(names.parse(asked)), origins.parse(url))
+    _tell(done, as_json=as_json)
+    return _EXIT[done.state] if done.state != "found" or done.verified else Exit.REFUSED
+
+
+async def _resolve(asked: str, origin: Origin) -> Resolved:
+    if asked.startswith("did:"):
+        heard = Heard("found", Did(asked))
+        return Resolved(asked, heard, await ask_record(origin, asked))
+    handle = names.parse(asked)
+    heard = await names.forward(handle, plain=origin.is_loopback)
+    if heard.did is None:
+        return Resolved(str(handle), heard)
+    asking = Naming(partial(ask_record, origin), _no_matter, origin.is_loopback)
+    found = await asking.record(str(handle), heard.did)
+    listed = found.record.handles if found.record is not None else ()
+    return Resolved(str(handle), heard, found, handles.is_listed(handle, listed))
+
+
+def _no_matter(_: Did, __: str | None) -> None:
+    """Nothing is kept: this only looks."""
+
+
+def _tell(done: Resolved, *, as_json: bool) -> None:
+    if as_json:
+        write_json(_members(done))
+        return
+    for name, words in _rows(done):
+        write(f"{name:<8}  {printable(words)}")
+    if done.heard.did is None:
+        say(f"{done.asked} is {done.state}: {done.heard.why or 'nothing more is known'}.")
+    elif done.record is None:
+        say(f"{done.heard.did} is {done.state}: no endpoint record of it was found.")
+    elif done.verified is False:
+        say(f"Not verified: the record of that agent does not list {done.asked}.")
+
+
+def _rows(done: Resolved) -> list[tuple[str, str]]:
+    if done.heard.did is None:
+        return []
+    rows = [("agent", str(done.heard.did))]
+    if done.verified is not None:
+        sure = "verified, both ways" if done.verified else "NOT verified"
+        rows.insert(0, ("handle", f"{done.asked}: {sure}"))
+    record = done.record
+    if record is not None:
+        rows += [("home", f"{home.url} ({home.did})") for home in record.relays]
+        rows += [("lists", text) for text in record.handles]
+        stale = " (stale)" if done.found is not None and done.found.stale else ""
+        rows.append(("until", f"{clock_time(record.expires_at)}{stale}"))
+    return rows
+
+
+def _members(done: Resolved) -> dict[str, Any]:
+    record = done.record
+    return {
+        "asked": done.asked,
+        "state": done.state,
+        "did": done.heard.did,
+        "verified": done.verified,
+        "homes": [{"did": h.did, "url": h.url, "prio": h.prio} for h in record.relays]
+        if record
+        else [],
+        "handles": list(record.handles) if record else [],
+        "status": record.status if record else None,
+        "seq": record.seq if record else None,
+        "expires_at": record.expires_at if record else None,
+        "stale": done.found.stale if done.found else False,
+        "detail": done.heard.why,
+    }
+
+
+# ---------------------------------------------------------------- publishing
+
+
+async def publish(file: KeyFile, url: str, *, as_json: bool) -> Exit:
+    """Sign and publish this agent's next record, and show it."""
+    done = await _publish(file.load(), file, origins.parse(url), tuple)
+    _tell_published(done, as_json=as_json)
+    return Exit.OK
+
+
+async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json: bool) -> Exit:
+    """Put a handle into this agent's record, or take it out; gives the exit code."""
+    origin = origins.parse(url)
+    handle = wanted(text, origin)
+    key = file.load()
+    if action == "remove":
+        done = await _publish(key, file, origin, lambda old: _without(old, handle))
+        _tell_published(done, as_json=as_json)
+        return Exit.OK
+    if handle.name in handles.RESERVED:
+        detail = f"{handle} is the operator's: a relay gives that name to nobody who asks"
+        raise typed(ErrorCode.NOT_ADMITTED, detail)
+    heard = await names.forward(handle, plain=origin.is_loopback)
+    if heard.did not in {None, key.did}:
+        raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {heard.did}")
+    done = await _publish(key, file, origin, lambda old: _with(old, handle))
+    heard = await names.forward(handle, plain=origin.is_loopback)
+    _tell_published(done, as_json=as_json, heard=heard)
+    if heard.did == key.did:
+        return Exit.OK
+    if not as_json:
+        _advise(handle, key.did, heard)
+    return Exit.REFUSED if heard.state != "unreadable" else Exit.UNAVAILABLE
+
+
+def wanted(text: str, origin: Origin) -> Handle:
+    """The handle that a person means: ``name`` alone is one under their relay.
+
+    Raises:
+        ProtocolError: not a handle.
+    """
+    if "@" not in text and "." not in text and ":" not in text:
+        text = f"{text}@{str(origin).partition('://')[2]}"
+    return names.parse(text)
+
+
+def _with(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
+    listed = (str(handle), *_without(old, handle))
+    if len(listed) > MAX_HANDLES:
+        detail = f"a record lists at most {MAX_HANDLES} handles; take one out with handle remove"
+        raise typed(ErrorCode.TOO_LARGE, detail)
+    return listed
+
+
+def _without(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
+    return tuple(text for text in old if not handles.is_listed(handle, [text]))
+
+
+async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) -> Publication:
+    with states.opened(file.state, key.did) as state:
+        return await publish_record(key, origin, state, change=new)
+
+
+def _tell_published(done: Publication, *, as_json: bool, heard: Heard | None = None) -> None:
+    record = done.record
+    # what one has just signed oneself is found, whatever others say
+    shown = Resolved(record.did, Heard("found", record.did), Found("found", record))
+    if as_json:
+        missed = [{"url": url, "detail": why} for url, why in done.missed]
+        leads_to = {} if heard is None else {"leads": heard.state, "leads_to": heard.did}
+        write_json({**_members(shown), **leads_to, "missed": missed})
+        return
+    _tell(shown, as_json=False)
+    for url, why in done.missed:
+        say(f"{url} did not take the record: {why}. It is published again by relay listen.")
+
+
+def _advise(handle: Handle, did: Did, heard: Heard) -> None:
+    if handle.name is not None:
+        say(f"Your record lists {handle}, but it does not lead to you: {heard.why}.")
+        say("Only the relay behind the @ gives the name, to agents whose home it is.")
+        return
+    say(f"Your record lists {handle}, but it does not lead to you yet: {heard.why}.")
+    if handle.text_name is not None:
+        say(f'Publish the DNS record   {handle.text_name}. TXT "did={did}"')
+    say(f"or serve the DID as text at   https://{handle.authority}{handles.WELL_KNOWN}")

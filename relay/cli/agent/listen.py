@@ -1,0 +1,217 @@
+"""``relay listen`` and ``relay inbox``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from itertools import islice
+from typing import Any, Final
+
+from relay.cli.agent import locks
+from relay.cli.agent.key import KeyFile
+from relay.cli.agent.locks import Place
+from relay.cli.agent.outcome_text import tell_earlier
+from relay.cli.output import (
+    begin_line,
+    clock_time,
+    fail,
+    notify,
+    printable,
+    say,
+    sync,
+    write,
+    write_body,
+    write_json,
+)
+from relay.cli.writer import Writer
+from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
+from relay.client.errors import typed
+from relay.client.tasks import beside
+from relay.protocol import jws as jose
+from relay.protocol.errors import ErrorCode
+from relay.protocol.frames.frames import Welcome
+from relay.protocol.ids import Did
+
+OPEN_S: Final = 5.0
+PATIENCE_S: Final = 2.0
+LOOK_S: Final = 5.0
+PREVIEW: Final = 60
+NOTED: Final = frozenset({ErrorCode.INBOX_RESET, ErrorCode.MOVED, ErrorCode.PEER_UNREACHABLE})
+"""No relay has heard of that ack; it is noted here, so it is said when the envelope comes again."""
+MOVING: Final = (
+    "this agent changes relays just now; relay status says where to, relay migrate --to goes on "
+    "with it, relay migrate --cancel takes it back"
+)
+"""Of an agent that could be opened without a login."""
+
+
+@asynccontextmanager
+async def _agent(
+    file: KeyFile, url: str, key: SigningKey, *, listens: bool = False
+) -> AsyncIterator[Agent]:
+    """This agent, online; what an earlier command left in its outbox is submitted."""
+    with locks.opened(file.state) as mine:
+        if not await locks.wait_for(lambda: mine.alone(Place.SENDING), PATIENCE_S):
+            mine.share(Place.RESENDING)
+        async with Agent.open(key, url, state=file.state, open_timeout_s=OPEN_S) as me:
+            mine.let_go(Place.SENDING)
+            if listens:
+                await locks.wait_for(lambda: mine.share(Place.LISTENING), PATIENCE_S)
+            yield me
+
+
+async def _tell_outcomes(me: Agent, writer: Writer, *, as_json: bool) -> None:
+    """Say what became of what earlier commands had left unanswered."""
+    try:
+        async for item in me.outcomes():
+            answer = (item.stored, item.code)
+            await writer.run(partial(tell_earlier, item, answer, as_json=as_json))
+            await item.done()
+    except AgentError:
+        # the inbox says the same of the agent; what was not told is shown again
+        return
+
+
+async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -> None:
+    """Print what is delivered; each envelope is acked once it is written."""
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
+    logging.getLogger("websockets").setLevel(logging.WARNING)
+    begin_line()
+    writer = Writer()
+    async with (
+        _agent(file, url, file.load(), listens=True) as me,
+        beside(_tell_outcomes(me, writer, as_json=as_json)),
+    ):
+        say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
+        if me.welcome is None:
+            say(f"Nothing comes yet: {MOVING}.")
+        left = count
+        while left is None or left > 0:
+            try:
+                message = await anext(me.inbox())
+            except InboxResetError as exc:
+                fail(exc, as_json=as_json)
+                continue
+            await writer.run(partial(_print, message, as_json=as_json))
+            await _ack(message, as_json=as_json)
+            left = None if left is None else left - 1
+
+
+async def _ack(message: Message, *, as_json: bool) -> None:
+    try:
+        await message.ack()
+    except AgentError as exc:
+        if exc.code not in NOTED:
+            raise
+        # an agent that is over says so where the next one is awaited
+        fail(exc, as_json=as_json)
+
+
+def _print(message: Message, *, as_json: bool) -> None:
+    """Show a message, all of it; where it goes to a file, it is on the disk afterwards."""
+    if as_json:
+        write_json(message_members(message))
+    elif isinstance(message, Bounce):
+        for item in message.items:
+            maybe = ", though it may have been read" if item.maybe_delivered else ""
+            notify(f"Bounce: {item.eid} to {item.to} ended: {printable(item.reason)}{maybe}.")
+    else:
+        again = ", perhaps not for the first time" if message.redelivered else ""
+        open_ = "" if message.sealed else ", not sealed"
+        notify(f"{clock_time(message.created_at)} from {message.sender}{open_}{again}:")
+        write_body(message.body)
+    sync()
+
+
+async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
+    """Show what waits and ack nothing."""
+    key = file.load()
+    async with _agent(file, url, key) as me:
+        welcome = me.welcome
+        if welcome is None:
+            raise typed(ErrorCode.MIGRATING, MOVING)
+        pending = welcome.pending
+        messages, reset = await _take(me, min(pending.count, limit, welcome.window_count))
+        if reset is not None and not as_json:
+            fail(reset, as_json=False)
+        if as_json:
+            members = {
+                "did": me.did,
+                "epoch": welcome.epoch,
+                "cursor": welcome.cursor,
+                "head": welcome.head,
+                "pending": pending.count,
+                "pending_bytes": pending.bytes,
+                "turned_away": pending.refused_count,
+                "reset": reset is not None,
+                "items": [message_members(message) for message in messages],
+            }
+            write_json(members)
+            return
+        _tell_inbox(me.did, welcome, messages)
+        if len(messages) < min(pending.count, limit):
+            say(f"{len(messages)} are shown. Of what nobody acks this relay hands over at most")
+            say(f"{welcome.window_count}, and no more than its window holds: relay listen acks.")
+
+
+async def _take(me: Agent, count: int) -> tuple[list[Message], InboxResetError | None]:
+    """The first messages, and whether the inbox is another one than at the last look."""
+    messages: list[Message] = []
+    reset: InboxResetError | None = None
+    try:
+        # with nothing to wait for, too: the inbox may have something to say of itself
+        async with asyncio.timeout(LOOK_S if count else 0):
+            while len(messages) < max(count, 1):
+                try:
+                    messages.append(await anext(me.inbox()))
+                except InboxResetError as exc:
+                    reset = exc
+    except TimeoutError:
+        # fewer than were announced: the window is full, or some have expired meanwhile
+        return messages, reset
+    return messages, reset
+
+
+def _tell_inbox(did: Did, welcome: Welcome, messages: list[Message]) -> None:
+    pending = welcome.pending
+    for message in messages:
+        first = message.body.decode(errors="replace").partition("\n")[0]
+        preview = printable("".join(islice(first, PREVIEW)))
+        write(f"{clock_time(message.created_at)}  {message.sender}  {preview}")
+    if pending.count == 0:
+        say(f"Nothing waits for {did}: all up to seq {welcome.head} was acked or ended.")
+    else:
+        say(f"{pending.count} wait for {did} ({pending.bytes} bytes); nothing was acked.")
+    if pending.refused_count:
+        say(f"{pending.refused_count} were turned away because the inbox was full.")
+
+
+def message_members(message: Message) -> dict[str, Any]:
+    """A message as JSON members; ``text`` where the body is UTF-8, else ``base64url``."""
+    members: dict[str, Any] = {
+        "kind": "bounce" if isinstance(message, Bounce) else "message",
+        "id": message.id,
+        "eid": message.eid,
+        "from": message.sender,
+        "content_type": message.content_type,
+        "type": message.type,
+        "thid": message.thid,
+        "pthid": message.pthid,
+        "created_at": message.created_at,
+        "expires_at": message.expires_at,
+        "sealed": message.sealed,
+        "redelivered": message.redelivered,
+    }
+    if isinstance(message, Bounce):
+        names = ("eid", "to", "reason", "maybe_delivered")
+        members["items"] = [{name: getattr(i, name) for name in names} for i in message.items]
+        return members
+    try:
+        members["text"] = message.text()
+    except UnicodeDecodeError:
+        members["base64url"] = jose.b64encode(message.body)
+    return members

@@ -1,0 +1,317 @@
+"""``relay migrate``: to another relay, losing nothing, and saying in the end what that came to.
+
+Rules of the file: it takes no inbox: the signed order is the proof. What it is doing lies in the
+state file before it is done, so the same command goes on after Ctrl-C, a crash or a dead network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from relay.cli.agent import locks
+from relay.cli.agent.accept import accept_and_tell
+from relay.cli.agent.key import KeyFile
+from relay.cli.agent.outcome_text import refuse_if_listening
+from relay.cli.exit_codes import (
+    Exit,
+    exit_of,
+)
+from relay.cli.output import fail, printable, say, write, write_json
+from relay.cli.progress import Progress
+from relay.client import (
+    MigrationStalledError,
+    Moved,
+    MoveProgress,
+    SigningKey,
+)
+from relay.client.errors import AgentError
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.session import resolve
+from relay.client.migration import orders
+from relay.client.migration.dry_run import (
+    Drill,
+    drill,
+)
+from relay.client.migration.runner import (
+    Migration,
+    Wish,
+)
+from relay.client.migration.state import Stage
+from relay.client.state import agent_state as states
+from relay.protocol.ids import (
+    Did,
+    Eid,
+)
+
+WORDS: Final = {
+    Stage.PREPARING: "Asking the new relay to get ready",
+    Stage.FREEZING: "Asking the old relay to stop delivering",
+    Stage.DIGEST: "The old relay tells the new one what was seen",
+    Stage.PUBLISHING: "Publishing where you live now",
+    Stage.COPYING: "What waits follows",
+    Stage.CANCELLING: "Taking it back",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How ``relay migrate`` is asked to do it."""
+
+    take: bool
+    dead_source: bool
+    deadline_s: float
+    as_json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Alone:
+    """An agent without a session; see :class:`relay.client.migration.runner.Agency`."""
+
+    key: SigningKey
+    state: states.State
+
+    def origin(self, url: str) -> Origin:
+        """Where a relay is dialled."""
+        return origins.parse(url)
+
+    async def leave(self, source: Did) -> None:
+        """There is no session."""
+
+    def stay(self) -> None:
+        """There is no session."""
+
+    async def arrive(self) -> None:
+        """There is no session."""
+
+    def expect(self, coming: frozenset[Eid] | None) -> None:
+        """Nothing is in hand."""
+
+
+@asynccontextmanager
+async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone]:
+    """Open a key file and its state, and learn where the agent lives.
+
+    Raises:
+        LocalError: a program on this machine has the agent.
+    """
+    key = file.load()
+    with (
+        locks.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
+        if not take:
+            refuse_if_listening(mine, hint="It can move by itself: Agent.migrate. ")
+        await _learn(state, key.did, url)
+        yield _Alone(key, state)
+
+
+async def _learn(state: states.State, did: Did, url: str) -> None:
+    """Ask the relay of the command line, which may know more than the file; or it is not there."""
+    try:
+        found = await resolve(origins.parse(url), did, is_own=True)
+    except AgentError:
+        return
+    if found.record is not None:
+        state.keep_record(found.record.jws.compact)
+
+
+# ---------------------------------------------------------------- moving
+
+
+async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
+    """Move to ``to``, or go on with that; gives the exit code."""
+    progress = Progress(quiet=wish.as_json)
+    try:
+        async with _alone(file, url, take=wish.take) as me:
+            if wish.dead_source and await _is_back_with_a_new_key(me, to, as_json=wish.as_json):
+                return Exit.OK
+            moved = await _migration(me, wish, progress).to(to)
+    except asyncio.CancelledError:
+        progress.end()
+        if not wish.as_json:
+            say(
+                f"Interrupted. relay migrate --to {to} goes on where it was; relay migrate --cancel"
+            )
+            say("takes it back, unless it is published. Nothing is lost meanwhile.")
+        raise
+    except MigrationStalledError as exc:
+        progress.end()
+        fail(exc, as_json=wish.as_json)
+        if not wish.as_json:
+            say(f"relay migrate --to {to} goes on; --cancel takes it back; --dead-source goes on")
+            say("without the old relay.")
+        return exit_of(exc)
+    finally:
+        progress.end()
+    return _tell(moved, as_json=wish.as_json)
+
+
+async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool:
+    """Accept a home that has a new key where the user gives up the one before.
+
+    Only who was shown in an error before is accepted: that DID the user could ask about.
+    """
+    origin = me.origin(to)
+    shown = me.state.found.get(str(origin))
+    record = orders.newest(me.state)
+    if not shown or record is None or [home.url for home in record.relays] != [str(origin)]:
+        return False
+    return await accept_and_tell(me.key, origin, Did(shown), me.state, as_json=as_json)
+
+
+def _migration(me: _Alone, wish: Options, progress: Progress) -> Migration:
+    def tell(at: MoveProgress) -> None:
+        words = WORDS.get(at.stage)
+        if words is None:
+            return
+        if at.detail:
+            words = f"{words}; {at.detail}"
+        if at.total:
+            progress.count(words, at.done, at.total)
+        else:
+            progress.tell(words)
+
+    return Migration(me, Wish(tell, without_source=wish.dead_source, deadline_s=wish.deadline_s))
+
+
+def _tell(moved: Moved, *, as_json: bool) -> Exit:
+    code = exit_code(moved)
+    if as_json:
+        write_json({**asdict(moved), "complete": moved.is_complete})
+        return code
+    write(moved.target.url)
+    for name, value in _rows(moved):
+        say(f"{name:<18}  {printable(value)}")
+    for eid in moved.missing:
+        say(f"relay: missing: {eid}")
+    for complaint in moved.complaints:
+        say(f"relay: {printable(complaint)}.")
+    say(_conclusion(moved))
+    return code
+
+
+def _rows(moved: Moved) -> list[tuple[str, str]]:
+    rows = [("from", moved.source.url), ("to", moved.target.url), ("hand-off", moved.id)]
+    if moved.waiting is not None:
+        ended = f"acked {moved.acked}, expired {moved.expired}, refused {moved.refused}"
+        rows += [
+            ("was there", f"{moved.was}, and {moved.late} came since"),
+            ("moved", f"{moved.moved}: {moved.kept} new there, {moved.dups} there already"),
+            ("ended", f"{ended}, damaged {moved.corrupt}"),
+            ("still waits", str(moved.waiting)),
+        ]
+    if moved.digest is not None:
+        rows.append(("digest", f"{moved.digest} over {moved.listed} envelopes"))
+    without = f", {moved.without_delivery_s:.2f} s without delivery" if moved.listed else ""
+    return [*rows, ("took", f"{moved.seconds:.1f} s{without}")]
+
+
+def _conclusion(moved: Moved) -> str:
+    if moved.missing or moved.complaints:
+        return (
+            "You live there now, but not all of it fits; keep this report (--json has it signed)."
+        )
+    if moved.waiting is None:
+        return (
+            "You live there now. The old relay says nothing: what it holds comes should it return, "
+            "and all is marked as perhaps seen until then. A relay that knows no other hears of it "
+            "by the same command: say it again then."
+        )
+    if moved.waiting:
+        return (
+            "You live there now. What still waits follows by itself; the same command looks again."
+        )
+    return "You live there now, and all that was there is there or has ended, with a bounce."
+
+
+def exit_code(moved: Moved) -> Exit:
+    """What a report means for a script."""
+    if moved.missing or moved.complaints:
+        return Exit.FAILED
+    return Exit.OK if moved.waiting == 0 else Exit.WAITING
+
+
+async def cancel(file: KeyFile, url: str, wish: Options) -> Exit:
+    """Take a move back; gives the exit code."""
+    progress = Progress(quiet=wish.as_json)
+    try:
+        async with _alone(file, url, take=wish.take) as me:
+            done = await _migration(me, wish, progress).back()
+    finally:
+        progress.end()
+    if wish.as_json:
+        write_json({"id": done.id, "cancelled": True, "home": done.source.url})
+    else:
+        say(f"You live at {done.source.url}, as before.")
+    return Exit.OK
+
+
+# ---------------------------------------------------------------- the exit drill
+
+
+async def dry_run(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
+    """Say what moving would lose right now; gives the exit code."""
+    async with _alone(file, url, take=True) as me:
+        found = await drill(me, to)
+    if wish.as_json:
+        write_json(_members(found))
+    else:
+        _tell_drill(found)
+    return _drill_exit(found)
+
+
+def _drill_exit(found: Drill) -> Exit:
+    if found.is_safe:
+        return Exit.OK
+    if found.lost:
+        return Exit.REFUSED
+    failure = found.source_failure or found.target_failure
+    return exit_of(failure) if failure is not None else Exit.REFUSED
+
+
+def _members(found: Drill) -> dict[str, Any]:
+    refused = found.target_failure
+    silent = found.source_failure
+    return {
+        "from": found.source.url,
+        "to": found.target.url,
+        "safe": found.is_safe,
+        "waiting": None if found.waiting is None else len(found.waiting),
+        "bytes": None if found.waiting is None else sum(one.size for one in found.waiting),
+        "lost": None if found.waiting is None else [_lost(*one) for one in found.lost],
+        "lost_if_source_vanished": (
+            None if found.waiting is None else [one.eid for one in found.waiting]
+        ),
+        "source": None if silent is None else {"error": silent.code, "detail": silent.detail},
+        "target": None if refused is None else {"error": refused.code, "detail": refused.detail},
+    }
+
+
+def _lost(eid: Eid, why: str) -> dict[str, str]:
+    return {"eid": eid, "why": why}
+
+
+def _tell_drill(found: Drill) -> None:
+    if found.waiting is None:
+        why = found.source_failure.detail if found.source_failure else "no answer"
+        write("unknown")
+        say(f"{found.source.url} does not say what it holds: {printable(why)}.")
+        say("Moving now (--dead-source) would lose all of it until that relay returns; how much")
+        say("that is nobody knows.")
+    else:
+        write(str(len(found.lost)))
+        for eid, lost in found.lost:
+            write(f"{eid}  {lost}")
+        size = sum(one.size for one in found.waiting)
+        say(f"Moving now would lose {len(found.lost)} of {len(found.waiting)} ({size} bytes).")
+        say(f"Should {found.source.url} vanish right now, {len(found.waiting)} would be lost:")
+        for one in found.waiting:
+            say(f"  {one.eid}")
+    if found.target_failure is not None:
+        refused = found.target_failure
+        say(f"{found.target.url} would not take it: {refused.code}: {printable(refused.detail)}.")

@@ -1,0 +1,56 @@
+"""How a command asks its relay: over HTTP, unless an agent of this machine has the inbox."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from relay.cli.agent import locks
+from relay.cli.agent.key import KeyFile
+from relay.cli.agent.outcome_text import refuse_if_listening
+from relay.client import SigningKey
+from relay.client.http import origin as origins
+from relay.client.http.session import (
+    Visit,
+    log_in,
+)
+from relay.client.outbox.errand import Errand
+from relay.client.state import agent_state as states
+
+
+@asynccontextmanager
+async def visiting(
+    file: KeyFile, url: str, *, take: bool
+) -> AsyncIterator[tuple[Visit, states.State]]:
+    """Log in with a key file, and open its state; arguments as for :func:`asking`.
+
+    Raises:
+        LocalError: as :func:`asking`.
+        AgentError: unreachable, or the login does not hold.
+    """
+    async with asking(file, url, take=take) as (key, errand):
+        yield await log_in(key, errand.origin, errand.state), errand.state
+
+
+@asynccontextmanager
+async def asking(
+    file: KeyFile, url: str, *, take: bool
+) -> AsyncIterator[tuple[SigningKey, Errand]]:
+    """Open a key file and its state, to log in where that turns out to be needed.
+
+    Args:
+        file: whose inbox.
+        url: the relay.
+        take: also where an agent that runs on this machine loses its session by it.
+
+    Raises:
+        LocalError: such an agent runs.
+    """
+    key = file.load()
+    with (
+        locks.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
+        if not take:
+            refuse_if_listening(mine)
+        yield key, Errand(origins.parse(url), state)

@@ -1,0 +1,258 @@
+"""``relay status``: how reliable this agent's inbox is just now, or what became of one envelope.
+
+Rules of the file: what could not be asked is said to be unknown, never left out. Asking takes the
+inbox, so an agent that runs on this machine is left alone unless the user says otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from relay import clock
+from relay.cli.agent import locks
+from relay.cli.agent.key import KeyFile
+from relay.cli.agent.outcome_text import (
+    EXIT_OF,
+    WORDS,
+    is_listening,
+)
+from relay.cli.agent.session import asking
+from relay.cli.exit_codes import (
+    Exit,
+    exit_of,
+)
+from relay.cli.output import fail, printable, say, write, write_json
+from relay.client import AgentError, Found, SignedEnvelope, SigningKey
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.relay_info import (
+    Information,
+    information,
+)
+from relay.client.http.session import (
+    Visit,
+    log_in,
+    resolve,
+)
+from relay.client.state import agent_state as states
+from relay.protocol.frames.frames import Welcome
+from relay.protocol.ids import Did
+
+DURABILITY: Final = {
+    "fsync": "fsync: on disk before a receipt is signed",
+    "unverified": "unverified: the operator runs a store whose settings could not be checked",
+    "memory": "memory: gone with the relay's process",
+}
+_UNITS: Final = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+_LEAST: Final = 2
+
+
+@dataclass(slots=True)
+class Standing:
+    """What is known; None: not known."""
+
+    did: Did
+    origin: Origin
+    unanswered: list[SignedEnvelope] = field(default_factory=list)
+    untold: int = 0
+    moving_to: str | None = None
+    listens_here: bool = False
+    information: Information | None = None
+    answered_ms: int | None = None
+    found: Found | None = None
+    visit: Visit | None = None
+    failure: AgentError | None = None
+
+    @property
+    def welcome(self) -> Welcome | None:
+        """Where the inbox stands, if that was asked and is here."""
+        return self.visit.welcome if self.visit is not None and self.visit.welcome.inbox else None
+
+    @property
+    def relay(self) -> Did | None:
+        """Who is there; it has proved itself."""
+        return self.information.did if self.information is not None else None
+
+    @property
+    def is_home(self) -> bool | None:
+        """Whether senders find this agent here; None: not known."""
+        if self.relay is None or self.found is None or self.found.state == "unreadable":
+            return None
+        return self.found.record is not None and self.found.record.names(self.relay)
+
+
+async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
+    """Show how the inbox stands; gives the exit code."""
+    key = file.load()
+    with (
+        locks.opened(file.state, look=not take) as mine,
+        states.opened(file.state, key.did) as state,
+    ):
+        standing = Standing(key.did, origins.parse(url), listens_here=is_listening(mine))
+        if state.moves.pending is not None:
+            standing.moving_to = state.moves.pending.said.target.url
+        if state.journal is not None:
+            standing.unanswered = await state.journal.unanswered()
+            standing.untold = await state.journal.count_outcomes()
+        try:
+            await _ask(standing, key, state, may_log_in=take or not standing.listens_here)
+        except AgentError as exc:
+            standing.failure = exc
+    if as_json:
+        write_json(_members(standing))
+    else:
+        for name, words in _rows(standing):
+            write(f"{name:<12}  {printable(words)}")
+    if standing.failure is not None:
+        fail(standing.failure, as_json=as_json)
+        return exit_of(standing.failure)
+    return Exit.OK
+
+
+async def _ask(
+    standing: Standing, key: SigningKey, state: states.State, *, may_log_in: bool
+) -> None:
+    began = clock.monotonic()
+    standing.information = await information(standing.origin)
+    standing.answered_ms = round((clock.monotonic() - began) * 1000)
+    standing.found = await resolve(standing.origin, key.did, is_own=True)
+    if may_log_in:
+        standing.visit = await log_in(key, standing.origin, state)
+
+
+def _rows(standing: Standing) -> list[tuple[str, str]]:
+    said = standing.information
+    rows: list[tuple[str, str]] = [("agent", standing.did)]
+    if said is None:
+        rows.append(("relay", f"{standing.origin}: not known"))
+    else:
+        what = f"{said.software} {said.version}, answered in {standing.answered_ms} ms"
+        rows.append(("relay", f"{said.did} at {standing.origin} ({what})"))
+        rows.append(("durability", DURABILITY.get(said.durability, said.durability)))
+    rows.append(("inbox", _inbox(standing)))
+    if standing.welcome is not None:
+        pending = standing.welcome.pending
+        rows.append(("turned away", _turned_away(pending.refused_count, pending.refused_last_at)))
+    rows.append(("homes", _homes(standing)))
+    if standing.moving_to is not None:
+        words = f"a move to {standing.moving_to} is under way; relay migrate --to goes on with it"
+        rows.append(("moving", words))
+    rows.append(("unanswered", _unanswered(standing.unanswered)))
+    if standing.untold:
+        words = f"{standing.untold} answered meanwhile; relay send or relay listen says how"
+        rows.append(("outcomes", words))
+    return rows
+
+
+def _inbox(standing: Standing) -> str:
+    if standing.welcome is None:
+        if standing.visit is not None:
+            return "none here: the endpoint record names another home"
+        if standing.listens_here:
+            return "this agent runs on this machine and has it; --take asks, and ends that session"
+        return "not known"
+    welcome = standing.welcome
+    pending = welcome.pending
+    if pending.count == 0:
+        return f"nothing waits; all up to seq {welcome.head} was acked or has ended"
+    oldest = f", the oldest for {_ago(pending.oldest_age)}" if pending.oldest_age else ""
+    return f"{pending.count} not acked ({pending.bytes} bytes){oldest}"
+
+
+def _turned_away(count: int, last_at: int | None) -> str:
+    if count == 0 or last_at is None:
+        return "none"
+    last = _ago(max(0, int(clock.now()) - last_at))
+    return f"{count} for want of room, the last one {last} ago"
+
+
+def _homes(standing: Standing) -> str:
+    found = standing.found
+    if found is None or found.state == "unreadable":
+        return "not known"
+    if found.record is None:
+        return "no endpoint record: relay listen, or relay inbox, publishes one"
+    names = ", ".join(home.url for home in found.record.relays)
+    stale = "; the record is stale: relay listen renews it" if found.stale else ""
+    missing = "" if standing.is_home else "; this relay is none of them"
+    return f"{names}{missing}{stale}"
+
+
+def _unanswered(left: list[SignedEnvelope]) -> str:
+    if not left:
+        return "none"
+    ids = ", ".join(item.id for item in left[:3])
+    more = ", …" if len(left) > len(left[:3]) else ""
+    return f"{len(left)}, submitted by the next relay send or relay listen: {ids}{more}"
+
+
+def _ago(seconds: int) -> str:
+    """A span in its largest fitting unit."""
+    for size, unit in _UNITS:
+        if seconds >= _LEAST * size:
+            return f"{seconds // size} {unit}"
+    return "a moment"
+
+
+def _members(standing: Standing) -> dict[str, Any]:
+    said, found, welcome = standing.information, standing.found, standing.welcome
+    record = found.record if found is not None else None
+    return {
+        "did": standing.did,
+        "url": str(standing.origin),
+        "relay": standing.relay,
+        "version": said.version if said else None,
+        "answered_ms": standing.answered_ms,
+        "durability": said.durability if said else None,
+        "listens_here": standing.listens_here,
+        "inbox": _inbox_members(welcome) if welcome is not None else None,
+        "record": found.state if found else None,
+        "stale": found.stale if found else None,
+        "is_home": standing.is_home,
+        "homes": [{"did": home.did, "url": home.url} for home in record.relays] if record else [],
+        "moving_to": standing.moving_to,
+        "unanswered": [
+            {"id": item.id, "eid": item.eid, "to": item.to, "expires_at": item.expires_at}
+            for item in standing.unanswered
+        ],
+        "outcomes": standing.untold,
+    }
+
+
+def _inbox_members(welcome: Welcome) -> dict[str, Any]:
+    pending = welcome.pending
+    return {
+        "epoch": welcome.epoch,
+        "cursor": welcome.cursor,
+        "head": welcome.head,
+        "pending": pending.count,
+        "pending_bytes": pending.bytes,
+        "oldest_age": pending.oldest_age,
+        "turned_away": pending.refused_count,
+        "turned_away_last_at": pending.refused_last_at,
+    }
+
+
+# ---------------------------------------------------------------- one envelope
+
+
+async def trace(
+    file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
+) -> Exit:
+    """Say what became of one envelope that this agent sent; gives the exit code."""
+    async with asking(file, url, take=take) as (key, errand):
+        journal = errand.state.journal
+        left = await journal.unanswered() if journal is not None else []
+        to = await errand.handles.did_of(to)
+        visit = await errand.visit(key, to, message_id)
+        found = await visit.status(to, message_id)
+    is_kept = any((item.id, item.to) == (message_id, to) for item in left)
+    if as_json:
+        write_json({"to": to, "id": message_id, "state": found, "unanswered": is_kept})
+    else:
+        write(found)
+        say(WORDS[found])
+        if is_kept:
+            say("It lies in the outbox: the next relay send or relay listen submits it again.")
+    return EXIT_OF[found]

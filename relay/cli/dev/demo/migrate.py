@@ -1,0 +1,284 @@
+"""What ``relay demo migrate`` tells: 2,000 waiting envelopes, three busy senders, a killed relay.
+
+Rules of the file: as in ``story.py``. The senders are never told that anybody moves. Every envelope
+that a relay signed for is looked for, by its eid, at the end.
+
+::
+
+    three senders ──▶ A ──2,000, and what comes meanwhile──▶ B ──▶ Maria
+                      + killed half-way, started again
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
+
+from relay import clock
+from relay.cli.dev.demo.relays import (
+    DemoError,
+    RelayProcess,
+    Story,
+    relay_process,
+)
+from relay.client import Agent, SigningKey
+from relay.client.migration.state import (
+    Moved,
+    Progress,
+    Stage,
+)
+from relay.protocol.did import KEY_BYTES
+from relay.protocol.ids import (
+    Did,
+    Eid,
+)
+
+WAITING: Final = 2_000
+SENDERS: Final = 3
+LANES: Final = 24
+PAUSE_S: Final = 0.05
+STEP_S: Final = 25.0
+SETTINGS: Final = {
+    "RELAY_FEDERATION": "open",
+    "RELAY_DIAL_NETWORKS": "127.0.0.0/8",
+    # three strangers who write as fast as they can
+    "RELAY_SENDER_RATE": "100000",
+    "RELAY_STRANGER_RATE": "100000",
+    "RELAY_SENDER_COUNT": "5000",
+    "RELAY_STRANGER_COUNT": "5000",
+}
+
+
+@dataclass(slots=True)
+class Accounts:
+    """What relays signed for, and what arrived."""
+
+    accepted: set[Eid] = field(default_factory=set)
+    arrived: Counter[Eid] = field(default_factory=Counter)
+    marked: int = 0
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def all_arrived(self) -> None:
+        """Wait until nothing that was accepted is missing."""
+        while self.accepted - self.arrived.keys():
+            self.news.clear()
+            await self.news.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Who plays: two relays, and those who write."""
+
+    story: Story
+    a: RelayProcess
+    b: RelayProcess
+    senders: Sequence[Agent]
+    accounts: Accounts
+
+
+@dataclass(slots=True)
+class Journey:
+    """How far the move is, as the SDK tells it."""
+
+    began: float
+    stages: dict[Stage, float] = field(default_factory=dict)
+    half: asyncio.Event = field(default_factory=asyncio.Event)
+    copied: Progress = field(default_factory=lambda: Progress(Stage.PREPARING))
+
+    def __call__(self, progress: Progress) -> None:
+        """The SDK's word."""
+        self.stages.setdefault(progress.stage, clock.monotonic())
+        if progress.stage is Stage.COPYING and progress.done and not self.half.is_set():
+            self.copied = progress
+            self.half.set()
+
+
+async def tell(story: Story) -> int:
+    """Tell it; gives how many envelopes were accepted and arrived.
+
+    Raises:
+        DemoError: something is not as it is told.
+        RelayError: an agent could not do its part.
+        TimeoutError: a step took longer than 25 s.
+    """
+    try:
+        return await _tell(story)
+    except ExceptionGroup as several:
+        raise _first(several) from several
+
+
+def _first(group: ExceptionGroup[Exception]) -> Exception:
+    """What a person is told of several that went wrong at once."""
+    found = group.exceptions[0]
+    return _first(found) if isinstance(found, ExceptionGroup) else found
+
+
+async def _tell(story: Story) -> int:
+    maria, accounts = SigningKey(clock.entropy(KEY_BYTES)), Accounts()
+    async with AsyncExitStack() as stack:
+        a = await _start(story, stack, "A")
+        b = await _start(story, stack, "B", knows=a)
+        story.tell(f"Two relays run, each with a store of its own: A {a.url}, B {b.url}.")
+        async with asyncio.timeout(STEP_S), Agent.open(maria, a.url):
+            pass
+        senders = [await _sender(stack, a) for _ in range(SENDERS)]
+        scene = Scene(story, a, b, senders, accounts)
+        await _fill(scene, maria.did)
+        async with asyncio.timeout(2 * STEP_S):
+            await _move(scene, stack, maria)
+        await _last_look(scene, maria)
+    return len(accounts.accepted)
+
+
+async def _start(
+    story: Story,
+    stack: AsyncExitStack,
+    name: str,
+    *,
+    knows: RelayProcess | None = None,
+    listen: str = "127.0.0.1:0",
+) -> RelayProcess:
+    settings = {**SETTINGS, **({"RELAY_PEERS": f"{knows.did}@{knows.url}"} if knows else {})}
+    process = relay_process(story.home / name, listen, settings)
+    return await (await stack.enter_async_context(process)).ready()
+
+
+async def _sender(stack: AsyncExitStack, a: RelayProcess) -> Agent:
+    key = SigningKey(clock.entropy(KEY_BYTES))
+    return await stack.enter_async_context(Agent.open(key, a.url))
+
+
+# ---------------------------------------------------------------- before
+
+
+async def _fill(scene: Scene, maria: Did) -> None:
+    accounts, numbers, began = scene.accounts, iter(range(WAITING)), clock.monotonic()
+    async with asyncio.timeout(STEP_S), asyncio.TaskGroup() as tasks:
+        for agent in scene.senders:
+            for _ in range(LANES):
+                tasks.create_task(_write(agent, maria, numbers, accounts))
+    took = clock.monotonic() - began
+    _check(len(accounts.accepted) == WAITING, f"{len(accounts.accepted)} were accepted")
+    scene.story.tell(
+        f"Maria is offline. Three senders wrote her {WAITING:,} sealed envelopes in {took:.1f} s; "
+        "A signed for each: on disk."
+    )
+
+
+async def _write(
+    agent: Agent, to: Did, numbers: Iterable[int], accounts: Accounts, pause_s: float = 0.0
+) -> None:
+    for number in numbers:
+        sent = await agent.send(to, f"letter {number}", deadline_s=STEP_S)
+        _check(sent.durability == "fsync", f"a receipt promises only {sent.durability}")
+        accounts.accepted.add(sent.eid)
+        if pause_s:
+            await asyncio.sleep(pause_s)
+
+
+# ---------------------------------------------------------------- the move
+
+
+async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
+    """Move while they write and A dies."""
+    story, a, b, accounts = scene.story, scene.a, scene.b, scene.accounts
+    state = story.home / "maria.state"
+    async with Agent.open(maria, a.url, state=state) as mover, asyncio.TaskGroup() as tasks:
+        story.tell("Maria comes online and asks to move to B. The three go on writing to A.")
+        stop = asyncio.Event()
+        before = len(accounts.accepted)
+        lanes = [
+            tasks.create_task(_write(agent, maria.did, _until(stop), accounts, PAUSE_S))
+            for agent in scene.senders
+        ]
+        journey = Journey(clock.monotonic())
+        moving = tasks.create_task(mover.migrate(b.url, on_progress=journey))
+        await journey.half.wait()
+        await a.kill()
+        _tell_half(story, journey)
+        reading = [tasks.create_task(_read(mover, accounts)) for _ in range(LANES)]
+        again = await _start(story, stack, "A", listen=a.url.removeprefix("http://"))
+        _check(again.did == a.did, "another relay came back")
+        story.tell(f"A was started again (process {again.process.pid}) and goes on by itself.")
+        moved = await moving
+        _tell_moved(story, moved)
+        stop.set()
+        await asyncio.wait(lanes)
+        meanwhile = len(accounts.accepted) - before
+        story.tell(f"The three have written {meanwhile} more meanwhile, and noticed nothing.")
+        await accounts.all_arrived()
+        for hand in reading:
+            hand.cancel()
+    _check_arrived(accounts)
+    story.tell(
+        f"Maria has read all {len(accounts.arrived):,} at B, each once; "
+        f"{accounts.marked:,} were marked: perhaps shown before."
+    )
+
+
+def _until(stop: asyncio.Event) -> Iterable[int]:
+    for number in count(WAITING):
+        if stop.is_set():
+            return
+        yield number
+
+
+async def _read(agent: Agent, accounts: Accounts) -> None:
+    async for message in agent.inbox():
+        accounts.arrived[message.eid] += 1
+        accounts.marked += message.redelivered
+        await message.ack()
+        accounts.news.set()
+
+
+# ---------------------------------------------------------------- what is told
+
+
+def _tell_half(story: Story, journey: Journey) -> None:
+    published = journey.stages[Stage.COPYING] - journey.began
+    copied = journey.copied
+    _check(copied.done < copied.total, "all was at B before A could be killed")
+    story.tell(
+        f"{published:.1f} s later B knew what she has seen, and her new record said B. "
+        f"A was killed half-way, kill -9: {copied.done:,} of {copied.total:,} had gone over."
+    )
+
+
+def _tell_moved(story: Story, moved: Moved) -> None:
+    _check(not moved.complaints, "; ".join(moved.complaints))
+    _check(not moved.missing, f"{len(moved.missing)} envelopes are nowhere")
+    _check(moved.waiting == 0, f"{moved.waiting} still wait at A")
+    ended = moved.moved + moved.acked + moved.expired + moved.refused + moved.corrupt
+    _check(moved.was + moved.late == ended, "A does not account for all that it had")
+    story.tell(
+        f"Moved in {moved.seconds:.1f} s, without delivery for {moved.without_delivery_s:.1f} s. "
+        f"A signed: {moved.was:,} waited, {moved.late} came late, {moved.moved:,} handed over, "
+        f"{moved.waiting} wait; and of {moved.listed:,} eids that she noted none is missing."
+    )
+
+
+def _check_arrived(accounts: Accounts) -> None:
+    twice = sum(times > 1 for times in accounts.arrived.values())
+    strange = len(accounts.arrived.keys() - accounts.accepted)
+    _check(not twice, f"{twice} were shown twice")
+    _check(not strange, f"{strange} arrived that nobody was promised")
+
+
+async def _last_look(scene: Scene, maria: SigningKey) -> None:
+    state = scene.story.home / "maria.state"
+    async with asyncio.timeout(STEP_S), Agent.open(maria, scene.b.url, state=state) as agent:
+        welcome = agent.welcome
+    if welcome is None:
+        raise DemoError("B did not say where Maria's inbox stands")
+    _check(welcome.pending.count == 0, f"{welcome.pending.count} still wait at B")
+    scene.story.tell("Maria looked again at B: her inbox is empty.")
+
+
+def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as a sentence
+    if not holds:
+        raise DemoError(otherwise)

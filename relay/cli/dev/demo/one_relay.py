@@ -1,0 +1,94 @@
+"""What the demo tells: two agents, one envelope, a relay that dies in between.
+
+Rules of the file: each sentence is said after it was checked; one that does not hold ends the demo.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Final
+
+from relay import clock
+from relay.cli.dev.demo.relays import (
+    DemoError,
+    RelayProcess,
+    Story,
+    relay_process,
+)
+from relay.client import Agent, Message, Sent, SigningKey
+from relay.protocol.did import KEY_BYTES
+from relay.protocol.receipts import verify_receipt
+
+STEP_S: Final = 15.0
+TEXT: Final = "The train leaves at 9. Bring the map."
+
+
+async def tell(story: Story, first: RelayProcess) -> None:
+    """Tell it, from a relay that has just been started.
+
+    Raises:
+        DemoError: something is not as it is told.
+        RelayError: an agent could not do its part.
+        TimeoutError: a step took longer than 15 s.
+    """
+    alice, bob = (SigningKey(clock.entropy(KEY_BYTES)) for _ in range(2))
+    story.tell(f"A relay runs at {first.url} (process {first.process.pid}, its own store).")
+    async with asyncio.timeout(STEP_S), Agent.open(bob, first.url):
+        story.tell("Bob came once, so that he has an inbox, and went offline.")
+    sent = await _send(first, alice, bob)
+    story.tell(f"Alice sent Bob a sealed envelope; the relay signed: {sent.durability}.")
+    await first.kill()
+    story.tell("The relay was killed: kill -9, no goodbye. Bob has still seen nothing.")
+    async with relay_process(story.home, first.url.removeprefix("http://")) as starting:
+        second = await starting.ready()
+        _check(second.did == first.did, "another relay came back")
+        story.tell(f"The relay was started again (process {second.process.pid}).")
+        async with asyncio.timeout(STEP_S), Agent.open(bob, second.url) as agent:
+            message = await anext(agent.inbox())
+            _check_message(message, alice, sent)
+            story.tell(f"Bob came online, got it, and checked Alice's signature: {TEXT!r}")
+            await message.ack()
+            story.tell("Bob acked it; the relay answered when the ack was on its disk.")
+        story.tell(await _second_look(second, alice, bob, sent))
+
+
+async def _send(relay: RelayProcess, alice: SigningKey, bob: SigningKey) -> Sent:
+    async with asyncio.timeout(STEP_S), Agent.open(alice, relay.url) as agent:
+        sent = await agent.send(bob.did, TEXT)
+    [item] = verify_receipt(sent.receipt, agent.relay or sent.relay).items
+    _check(sent.relay == relay.did, "the receipt is another relay's")
+    _check(item.eid == sent.eid and item.to == bob.did, "the receipt is of another envelope")
+    _check(sent.durability == "fsync", f"the receipt promises only {sent.durability}")
+    return sent
+
+
+def _check_message(message: Message, alice: SigningKey, sent: Sent) -> None:
+    _check(message.eid == sent.eid, "another envelope came")
+    _check(message.sender == alice.did, "it is not from Alice")
+    _check(message.text() == TEXT, "it says something else")
+    _check(message.sealed, "it was not sealed")
+
+
+async def _second_look(relay: RelayProcess, alice: SigningKey, bob: SigningKey, sent: Sent) -> str:
+    async with asyncio.timeout(STEP_S), Agent.open(bob, relay.url) as agent:
+        welcome = agent.welcome
+    async with asyncio.timeout(STEP_S), Agent.open(alice, relay.url) as agent:
+        state = await agent.status(bob.did, sent.id)
+    if welcome is None:
+        raise DemoError("the relay did not say where Bob's inbox stands")
+    pending = welcome.pending
+    _check(pending.count == 0, f"{pending.count} still wait in Bob's inbox")
+    _check(pending.refused_count == 0, f"{pending.refused_count} were turned away")
+    _check(welcome.head == 1, f"Bob's inbox was given {welcome.head} envelopes instead of 1")
+    _check(welcome.cursor == welcome.head, f"the cursor stands at {welcome.cursor}")
+    _check(state == "acked", f"the relay tells Alice that her envelope is {state}")
+    return (
+        f"Bob looked again: empty, and rightly so: cursor {welcome.cursor} = head {welcome.head} "
+        f"(all that was ever stored was acked), 0 wait, 0 turned away; "
+        f"and Alice, who asked, was told: {state}."
+    )
+
+
+def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as a sentence
+    if not holds:
+        raise DemoError(otherwise)

@@ -1,0 +1,302 @@
+"""``relay check``: what a developer of agents, or an operator, should know of a relay from outside.
+
+Rules of the file: a finding is said as soon as it is known, with its reason. Whatever an agent
+would check is checked the same way, by the SDK; the key is made for this and thrown away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from relay import clock
+from relay.cli.agent.status import DURABILITY
+from relay.cli.exit_codes import Exit
+from relay.cli.output import printable, write, write_json
+from relay.client import Agent, Message, Sent, SigningKey
+from relay.client.errors import NotAdmittedError, UnavailableError
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.relay_info import (
+    Information,
+    information,
+)
+from relay.client.http.transport import (
+    Request,
+    certified_until,
+    exchange,
+)
+from relay.client.session.connection import dial
+from relay.protocol.client_session import Login
+from relay.protocol.did import KEY_BYTES
+from relay.protocol.errors import RelayError
+from relay.protocol.frames.frames import Hello
+from relay.protocol.handshake import SKEW_S
+
+STEP_S: Final = 10.0
+CLOCK_WARN_S: Final = 5.0
+CERTIFICATE_WARN_DAYS: Final = 14
+OPERATORS: Final = ("/metrics", "/readyz")
+OK: Final = 200
+BODY: Final = b"relay check"
+
+Level = Literal["ok", "warn", "FAIL"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What one look has found.
+
+    Args:
+        name: what was looked at.
+        level: ``warn``: it works, but one should know; ``FAIL``: agents will not get along.
+        detail: the reason, one sentence.
+        ms: how long it took, where that says something.
+    """
+
+    name: str
+    level: Level
+    detail: str
+    ms: int | None = None
+
+
+class _FailedError(Exception):
+    """A look that found something wrong; the text says what."""
+
+
+@dataclass(slots=True)
+class Examination:
+    """One run over one relay.
+
+    Args:
+        url: as the user gave it.
+        quiet: collect the findings without saying them.
+    """
+
+    url: str
+    quiet: bool
+    findings: list[Finding] = field(default_factory=list)
+    is_unreachable: bool = False
+    key: SigningKey = field(default_factory=lambda: SigningKey(clock.entropy(KEY_BYTES)))
+    origin: Origin | None = None
+    information: Information | None = None
+    hello: Hello | None = None
+
+    def find(self, name: str, level: Level, detail: str, ms: int | None = None) -> None:
+        """Note a finding, and say it."""
+        self.findings.append(Finding(name, level, detail, ms))
+        if not self.quiet:
+            took = "" if ms is None else f" ({ms} ms)"
+            write(f"{level:<4}  {name:<12}  {printable(detail)}{took}")
+
+    async def step(self, name: str, look: Callable[[], Awaitable[None]]) -> bool:
+        """Look at something; False: it failed."""
+        try:
+            async with asyncio.timeout(STEP_S):
+                await look()
+        except _FailedError as exc:
+            self.find(name, "FAIL", str(exc))
+        except RelayError as exc:
+            self.is_unreachable = isinstance(exc, UnavailableError)
+            self.find(name, "FAIL", f"{exc.code}: {exc.detail or 'no more is known'}")
+        except TimeoutError:
+            self.is_unreachable = True
+            self.find(name, "FAIL", f"nothing came within {STEP_S:.0f} s")
+        else:
+            return True
+        return False
+
+    @property
+    def exit_code(self) -> Exit:
+        """How the command ends."""
+        if all(finding.level != "FAIL" for finding in self.findings):
+            return Exit.OK
+        return Exit.UNAVAILABLE if self.is_unreachable else Exit.REFUSED
+
+
+async def check(url: str, *, send: bool, as_json: bool) -> Exit:
+    """Examine a relay and show the findings; gives the exit code."""
+    run = Examination(url, quiet=as_json)
+    await _examine(run, send=send)
+    if as_json:
+        write_json(_members(run))
+    return run.exit_code
+
+
+async def _examine(run: Examination, *, send: bool) -> None:
+    if not await run.step("address", lambda: _address(run)):
+        return
+    if not await run.step("information", lambda: _information(run)):
+        return
+    await run.step("certificate", lambda: _certificate(run))
+    await run.step("origin", lambda: _origin(run))
+    _say_more(run)
+    await run.step("operator", lambda: _operators_side(run))
+    if not await run.step("login", lambda: _login(run)) or run.hello is None:
+        return
+    await run.step("same relay", lambda: _same_relay(run))
+    ahead = run.hello.time - clock.now()
+    run.find("clock", *clock_finding(ahead))
+    limits = run.hello.limits
+    run.find("limits", "ok", ", ".join(f"{name} {value}" for name, value in limits.items()))
+    if send:
+        await run.step("round trip", lambda: _round_trip(run))
+
+
+async def _address(run: Examination) -> None:
+    run.origin = origins.parse(run.url)
+    where = "plain text, which never leaves this machine" if run.origin.is_plain else "TLS"
+    run.find("address", "ok", f"{run.origin}: {where}")
+
+
+async def _information(run: Examination) -> None:
+    began = clock.monotonic()
+    said = run.information = await information(_dialled(run))
+    detail = f"signed by {said.did}, {said.software} {said.version}"
+    run.find("information", "ok", detail, _ms(began))
+
+
+async def _certificate(run: Examination) -> None:
+    if _dialled(run).is_plain:
+        return
+    days = (await certified_until(_dialled(run)) - clock.now()) / 86_400
+    level: Level = "ok" if days > CERTIFICATE_WARN_DAYS else "warn"
+    run.find("certificate", level, f"good for {days:.0f} days more")
+
+
+async def _operators_side(run: Examination) -> None:
+    """The admin bind has no login: it must not be reachable where agents are."""
+    for path in OPERATORS:
+        status, _ = await exchange(_dialled(run), Request("GET", path), STEP_S)
+        if status == OK:
+            raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
+    run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
+
+
+async def _origin(run: Examination) -> None:
+    said, dialled = _informed(run).url, str(_dialled(run))
+    if said != dialled:
+        raise _FailedError(
+            f"it says that agents dial it at {said} (RELAY_PUBLIC_URL), not at {dialled}: none "
+            "will log in here"
+        )
+    run.find("origin", "ok", f"it says that agents dial it at {said}")
+
+
+def _say_more(run: Examination) -> None:
+    said = _informed(run)
+    level: Level = "ok" if said.durability == "fsync" else "warn"
+    run.find("durability", level, DURABILITY.get(said.durability, said.durability))
+    who = "every agent gets" if said.registration == "open" else "agents that it knows get"
+    run.find("registration", "ok", f"{said.registration}: {who} an inbox")
+    if said.contact is None:
+        run.find("contact", "warn", "the operator names none (RELAY_CONTACT)")
+    else:
+        run.find("contact", "ok", said.contact)
+
+
+async def _login(run: Examination) -> None:
+    origin = _dialled(run)
+    began = clock.monotonic()
+    try:
+        async with dial(origin, run.key, Login(str(origin))) as line:
+            took = _ms(began)
+            run.hello = line.ready.hello
+    except NotAdmittedError as exc:
+        if _informed(run).registration == "open":
+            raise
+        run.find("login", "warn", f"not admitted, as is to be expected ({exc.detail}); ends here")
+        return
+    run.find("login", "ok", "a key made just now got in, and the relay proved itself", took)
+
+
+async def _same_relay(run: Examination) -> None:
+    said = _informed(run)
+    if run.hello is None or run.hello.relay != said.did:
+        found = run.hello.relay if run.hello else "nobody"
+        raise _FailedError(f"{found} greets over the WebSocket, {said.did} over HTTP")
+    if run.hello.limits != said.limits:
+        raise _FailedError(f"limits differ: {run.hello.limits} there, {said.limits} over HTTP")
+    run.find("same relay", "ok", "the WebSocket and HTTP say the same of it")
+
+
+def clock_finding(ahead: float) -> tuple[Level, str]:
+    """What to say of a relay whose clock is so many seconds ahead of this machine's."""
+    off = abs(ahead)
+    way = "ahead of" if ahead > 0 else "behind"
+    if off <= CLOCK_WARN_S:
+        return "ok", "within a few seconds of this machine's"
+    if off <= SKEW_S:
+        return "warn", f"{off:.0f} s {way} this machine's; over {SKEW_S} s logins fail"
+    return "FAIL", f"{off:.0f} s {way} this machine's"
+
+
+# ---------------------------------------------------------------- an envelope to itself
+
+
+async def _round_trip(run: Examination) -> None:
+    async with Agent.open(run.key, str(_dialled(run)), open_timeout_s=STEP_S) as me:
+        began = clock.monotonic()
+        sent = await me.send(me.did, BODY, deadline_s=STEP_S)
+        _check_receipt(run, sent)
+        run.find("stored", "ok", f"the receipt holds, and promises {sent.durability}", _ms(began))
+        message = await anext(me.inbox())
+        _check_message(message, sent)
+        run.find("delivered", "ok", "the same envelope came back, sealed", _ms(began))
+        await message.ack()
+        state = await me.status(me.did, sent.id)
+        if state != "acked":
+            raise _FailedError(f"it was acked, but the relay tells its sender: {state}")
+        run.find("acked", "ok", "its sender is told so", _ms(began))
+
+
+def _check_receipt(run: Examination, sent: Sent) -> None:
+    said = _informed(run)
+    if sent.relay != said.did:
+        raise _FailedError(f"the receipt is of {sent.relay}")
+    if sent.durability != said.durability:
+        raise _FailedError(f"the receipt promises {sent.durability}, not {said.durability}")
+    if sent.dup:
+        raise _FailedError("a new envelope is said to have been stored before")
+
+
+def _check_message(message: Message, sent: Sent) -> None:
+    if message.eid != sent.eid or message.body != BODY:
+        raise _FailedError("another envelope was delivered to a key made just now")
+    if message.redelivered:
+        raise _FailedError("it is said to have been handed over before")
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def _dialled(run: Examination) -> Origin:
+    if run.origin is None:
+        raise RuntimeError("looked before the address was read")
+    return run.origin
+
+
+def _informed(run: Examination) -> Information:
+    if run.information is None:
+        raise RuntimeError("looked before the information was read")
+    return run.information
+
+
+def _ms(began: float) -> int:
+    return round((clock.monotonic() - began) * 1000)
+
+
+def _members(run: Examination) -> dict[str, Any]:
+    said = run.information
+    return {
+        "url": run.url,
+        "relay": said.did if said else None,
+        "version": said.version if said else None,
+        "ok": run.exit_code is Exit.OK,
+        "findings": [
+            {"name": item.name, "level": item.level, "detail": item.detail, "ms": item.ms}
+            for item in run.findings
+        ],
+    }

@@ -1,0 +1,117 @@
+"""Where a passphrase comes from: a file, a variable, or a person at a terminal; never an argument.
+
+Rules of the file: a passphrase is never written anywhere, and typed only where it is not shown.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import signal
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from relay.cli.exit_codes import (
+    Exit,
+    LocalError,
+)
+
+FILE_VARIABLE: Final = "RELAY_AGENT_PASSPHRASE_FILE"
+VARIABLE: Final = "RELAY_AGENT_PASSPHRASE"
+_MAX_BYTES: Final = 4096
+_INSTEAD: Final = f"--passphrase-file, or set {FILE_VARIABLE}"
+
+
+def given(named: Path | None) -> str | None:
+    """What a file or a variable says; an empty variable says nothing.
+
+    Args:
+        named: the file of an option; it goes before both variables.
+
+    Raises:
+        LocalError: the file cannot be read, or is not one line of UTF-8.
+    """
+    mine = os.environ  # noqa: TID251  an agent's: relay.settings reads a node's, with pydantic
+    if named is not None:
+        return of_file(named)
+    if file := mine.get(FILE_VARIABLE):
+        return of_file(Path(file))
+    return mine.get(VARIABLE) or None
+
+
+def of_file(file: Path) -> str:
+    """The one line in a file or a pipe.
+
+    Raises:
+        LocalError: it cannot be read, or is not one line of UTF-8.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(_MAX_BYTES + 1)
+    except OSError as exc:
+        detail = f"cannot read the passphrase in {file}: {exc.strerror}"
+        raise LocalError(detail, Exit.LOCKED) from exc
+    # what is not UTF-8 is refused where it is used; a UnicodeError would hold what was read
+    text = content.decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
+    if not text or "\n" in text or len(content) > _MAX_BYTES:
+        raise LocalError(f"{file} must hold one line, the passphrase", Exit.LOCKED)
+    return text
+
+
+def ask(prompt: str, instead: str = _INSTEAD) -> str:
+    """Ask a person; what they type is not shown.
+
+    Args:
+        prompt: what they see.
+        instead: what to name where nobody is there.
+
+    Raises:
+        LocalError: nobody is there, or nothing was typed.
+        Exit: interrupted.
+    """
+    try:
+        with _interruptible(), warnings.catch_warnings():
+            # it would go on and show what is typed
+            warnings.simplefilter("error", getpass.GetPassWarning)
+            typed = getpass.getpass(prompt)
+    except (getpass.GetPassWarning, EOFError):
+        detail = f"a passphrase is needed, and there is no terminal to ask at: name {instead}"
+        raise LocalError(detail, Exit.LOCKED) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(Exit.INTERRUPTED) from None
+    if not typed:
+        raise LocalError("no passphrase was given", Exit.LOCKED)
+    return typed
+
+
+def ask_new(instead: str = _INSTEAD) -> str:
+    """Ask for a new passphrase, twice.
+
+    Args:
+        instead: as for :func:`ask`.
+
+    Raises:
+        LocalError: they differ, or as :func:`ask`.
+    """
+    chosen = ask("New passphrase: ", instead)
+    if ask("The same again: ", instead) != chosen:
+        raise LocalError("these were two different passphrases; nothing was changed", Exit.LOCKED)
+    return chosen
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end a prompt at once, also one that an event loop waits for."""
+    ours = (signal.SIGINT, signal.SIGTERM)
+    # the loop's own handlers cancel a task, which a read from a terminal does not notice
+    before = [signal.signal(number, signal.default_int_handler) for number in ours]
+    try:
+        yield
+    finally:
+        for number, handler in zip(ours, before, strict=True):
+            signal.signal(number, handler)

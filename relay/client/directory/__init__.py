@@ -1,0 +1,1 @@
+"""The agent's own endpoint record, and records of others."""

@@ -1,0 +1,102 @@
+"""A relay that is back at its address with a new key: its agents accept it by name, or not at all.
+
+Whoever has taken over an address looks like a relay that has lost its key. So nothing here happens
+by itself: the agent's user asks the operator, and names the new DID. What the agent remembers
+stays: eids, outcomes, handles and the outbox, whose envelopes name no relay and are submitted to
+the new one byte for byte.
+
+Rules of the file: the record is noted before the pin, so after a crash in between the agent's own
+record leads it to the new relay. What is done again changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from relay.client.directory.publish import (
+    Publication,
+    home_at,
+    publish,
+)
+from relay.client.http import origin as origins
+from relay.client.http.origin import Origin
+from relay.client.http.session import resolve
+from relay.client.identity import key_file
+from relay.client.living import remembering
+from relay.client.migration import orders
+from relay.client.state.agent_state import State
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.ids import Did
+
+
+async def accept_relay(
+    key: SigningKey | Path | str,
+    url: str,
+    relay: str,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    plain_networks: Sequence[str] = (),
+) -> EndpointRecord | None:
+    """Accept that another relay is at an address than the one that is pinned there.
+
+    Ask the relay's operator first: whoever has taken over the address looks the same. No agent
+    with this key may be open. What waited at the relay that is gone is lost with its store.
+
+    Args:
+        key: the agent's, or the path of its file.
+        url: the relay's origin.
+        relay: the DID that is there from now on, as its operator says.
+        state: the agent's state file; None: the pin of this process is changed.
+        plain_networks: as for :meth:`relay.client.Agent.open`.
+
+    Returns:
+        The endpoint record that now names it; None: the agent has other homes, and it is pinned.
+
+    Raises:
+        WrongRelayError: ``relay`` is not there; ``.found`` is.
+        AgentError: it cannot be reached, or takes no record; ``migrating``: the agent moves.
+        ValueError: ``url`` is no origin, or ``relay`` no DID.
+    """
+    signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
+    origin = origins.parse(url, plain_networks=plain_networks)
+    path = None if state is None else Path(state)
+    async with remembering(path, signing.did) as kept:
+        done = await accept(signing, origin, parse_did(relay).did, kept)
+    return done.record if done is not None else None
+
+
+def accept_relay_at_once(
+    key: SigningKey | Path | str,
+    url: str,
+    relay: str,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    plain_networks: Sequence[str] = (),
+) -> EndpointRecord | None:
+    """As :func:`accept_relay`, for a program without an event loop.
+
+    Raises:
+        RuntimeError: called inside a running event loop.
+    """
+    return asyncio.run(accept_relay(key, url, relay, state=state, plain_networks=plain_networks))
+
+
+async def accept(key: SigningKey, origin: Origin, relay: Did, state: State) -> Publication | None:
+    """As :func:`accept_relay`, with the agent's state."""
+    state.moves.refuse_if_bound()
+    here = await home_at(origin, state, relay)
+    found = await resolve(origin, key.did, is_own=True)
+    if found.record is not None:
+        state.keep_record(found.record.jws.compact)
+    record = orders.newest(state)
+    if record is not None and here.url not in {home.url for home in record.relays}:
+        await state.accept(here.url, relay)
+        return None
+    return await publish(key, origin, state, accepted=relay)

@@ -1,0 +1,1 @@
+"""HTTP requests to relays, and the network below them."""

@@ -1,0 +1,111 @@
+"""Where a relay is dialled: origins, and where plain text may travel (PROTOCOL.md §5.4)."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+from urllib.parse import urlsplit
+
+from relay.client.errors import typed
+from relay.protocol import (
+    dial_allowlist,
+    hosts,
+)
+from relay.protocol.errors import ErrorCode
+
+PATH: Final = "/v1/ws"
+_SCHEMES: Final = {"http": "http", "ws": "http", "https": "https", "wss": "https"}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """``http(s)://host[:port]`` as a relay says it in ``hello.url``; made by :func:`parse`.
+
+    ``is_strangers``: whoever named it must not make this machine call inside: only public addresses
+    are dialled, whatever its name leads to.
+    """
+
+    scheme: str
+    host: str
+    port: int
+    is_strangers: bool = False
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        if self.port == _DEFAULT_PORTS[self.scheme]:
+            return f"{self.scheme}://{host}"
+        return f"{self.scheme}://{host}:{self.port}"
+
+    @property
+    def websocket(self) -> str:
+        """The URL of the conversation."""
+        return f"ws{str(self).removeprefix('http')}{PATH}"
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether everybody on the way can read along."""
+        return self.scheme == "http"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether it stays on this machine."""
+        address = _address(self.host)
+        return self.host == "localhost" if address is None else address.is_loopback
+
+    @property
+    def is_inside(self) -> bool:
+        """Whether it is this machine, or an address that only its own network can reach."""
+        address = _address(self.host)
+        return self.is_loopback or (address is not None and not dial_allowlist.is_public(address))
+
+    def for_stranger(self) -> Origin | None:
+        """As named by a stranger; None: inside, or so spelled that it may be read as that.
+
+        Some readers take ``127.1``, ``0x7f000001`` or ``localhost.`` for this machine.
+        """
+        try:
+            host = hosts.normal(self.host)
+        except ValueError:
+            return None
+        if self.is_inside or hosts.is_loopback(host):
+            return None
+        return replace(self, is_strangers=True)
+
+
+def parse(url: str, *, plain_networks: Sequence[str] = ()) -> Origin:
+    """Read the address of a relay; http(s) and ws(s) mean the same.
+
+    Args:
+        url: ``https://host[:port]``; ``http://`` only on loopback or in ``plain_networks``.
+        plain_networks: CIDRs of literal addresses that may be dialled without TLS.
+
+    Raises:
+        ValueError: not the origin of a relay.
+        ProtocolError: ``unsupported``: plain text beyond loopback.
+    """
+    parts = urlsplit(url)
+    scheme = _SCHEMES.get(parts.scheme)
+    if scheme is None or not parts.hostname or parts.username is not None:
+        raise ValueError(f"{url!r} is not https://host[:port]")
+    if parts.path.rstrip("/") not in {"", PATH} or parts.query or parts.fragment:
+        raise ValueError(f"{url!r} must be an origin, without a path")
+    origin = Origin(scheme, parts.hostname, parts.port or _DEFAULT_PORTS[scheme])
+    if origin.is_plain and not origin.is_loopback and not _is_in(origin.host, plain_networks):
+        detail = f"{origin}: without TLS only loopback is dialled; use https://"
+        raise typed(ErrorCode.UNSUPPORTED, detail)
+    return origin
+
+
+def _is_in(host: str, networks: Sequence[str]) -> bool:
+    address = _address(host)
+    return address is not None and any(address in ipaddress.ip_network(n) for n in networks)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,1 @@
+"""Changing relays, as the agent sees it."""

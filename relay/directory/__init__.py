@@ -1,0 +1,1 @@
+"""How endpoint records and handles are published, resolved and gossiped."""

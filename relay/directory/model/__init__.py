@@ -1,0 +1,1 @@
+"""Decisions about records: pure, no I/O."""

@@ -1,0 +1,255 @@
+"""The index of a directory: orders of all records held, by buckets that can be compared.
+
+Rules of the file: an index is a copy of orders, never the truth: a store decides what is held.
+
+A bucket is the agents whose SHA-256 of the agent key begins with the same ``bits`` bits. Its digest
+is the first 16 bytes of SHA-256 over its rows by agent key; a row is the agent key, a zero byte,
+kv and seq in 8 bytes each, and the first 16 bytes of the record's hash (PROTOCOL.md §5.10).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.frames.frames import (
+    MAX_HAVE,
+    BucketDigest,
+    HaveItem,
+)
+from relay.protocol.ids import AgentKey
+from relay.protocol.jws import (
+    b64decode,
+    b64encode,
+)
+
+TOP_BITS: Final = 10
+STEP_BITS: Final = 6
+DEPTHS: Final = (10, 16, 22, 28)
+MAX_TOPS: Final = 16
+"""A deep question costs its answerer a look at whole top buckets: so many at most."""
+KEPT_SPLIT: Final = 64
+KEPT_PARTS: Final = 128
+"""Deep down a digest is larger than its row: who asks for all of them must not make all be kept."""
+_STEP: Final = 32
+HASH_BYTES: Final = 16
+
+_TAIL: Final = struct.Struct(f">QQ{HASH_BYTES}s")
+_WORD_BITS: Final = 32
+
+Order = tuple[int, int, bytes]
+"""(kv, seq, SHA-256 of the signing input, or its first 16 bytes): greater wins."""
+
+
+def place(key: bytes, bits: int) -> int:
+    """The bucket of an agent: the first ``bits`` bits of SHA-256(agent key)."""
+    return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> (_WORD_BITS - bits)
+
+
+def _summary(bucket: int, rows: list[bytes]) -> BucketDigest:
+    digest = hashlib.sha256(b"".join(rows)).digest()[:HASH_BYTES]
+    return BucketDigest(bucket, len(rows), b64encode(digest))
+
+
+def _key(row: bytes) -> bytes:
+    return row[: -_TAIL.size - 1]
+
+
+def _item(row: bytes) -> HaveItem:
+    kv, seq, digest = _TAIL.unpack_from(row, len(row) - _TAIL.size)
+    return HaveItem(AgentKey(_key(row).decode()), kv, seq, b64encode(digest))
+
+
+class Index:
+    """The orders of all records held: some 150 bytes each, sorted within 1,024 buckets.
+
+    A change spoils the digest of its own bucket only; the others are not computed again.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[list[bytes]] = [[] for _ in range(2**TOP_BITS)]
+        self._digests: dict[int, BucketDigest] = {}
+        self._parts: dict[tuple[int, int], dict[int, BucketDigest]] = {}
+        self._split: dict[tuple[int, int], dict[int, list[bytes]]] = {}
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, agent: AgentKey, order: Order) -> bool:
+        """Take the greater of the order held and this one; True if that changed anything."""
+        return self._take(agent, order, lower=False)
+
+    def set(self, agent: AgentKey, order: Order) -> bool:
+        """Take this order, as the store says, also where it is lower; True if that is a change.
+
+        A store gives up an order that is void by its clock for a lower one (PROTOCOL.md §7.2).
+        """
+        return self._take(agent, order, lower=True)
+
+    def _take(self, agent: AgentKey, order: Order, *, lower: bool) -> bool:
+        kv, seq, digest = order
+        prefix = agent.encode() + b"\0"
+        row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
+        top = place(prefix[:-1], TOP_BITS)
+        rows = self._rows[top]
+        at = bisect_left(rows, prefix)
+        if not _is_of(rows, at, prefix):
+            rows.insert(at, row)
+            self._size += 1
+        elif rows[at] < row or (
+            lower and rows[at] != row
+        ):  # the tails are big-endian: they compare as the orders do
+            rows[at] = row
+        else:
+            return False
+        self._spoil(top)
+        return True
+
+    def remove(self, agent: AgentKey) -> bool:
+        """Forget an agent; False if it was not known."""
+        prefix = agent.encode() + b"\0"
+        top = place(prefix[:-1], TOP_BITS)
+        rows = self._rows[top]
+        at = bisect_left(rows, prefix)
+        if not _is_of(rows, at, prefix):
+            return False
+        del rows[at]
+        self._size -= 1
+        self._spoil(top)
+        return True
+
+    def clear(self) -> None:
+        """Forget everything: the store's history is another one now."""
+        self._rows = [[] for _ in range(2**TOP_BITS)]
+        self._digests, self._parts, self._split, self._size = {}, {}, {}, 0
+
+    def order(self, agent: AgentKey) -> Order | None:
+        """(kv, seq, first 16 bytes of the hash) of the record held."""
+        prefix = agent.encode() + b"\0"
+        rows = self._rows[place(prefix[:-1], TOP_BITS)]
+        at = bisect_left(rows, prefix)
+        if not _is_of(rows, at, prefix):
+            return None
+        kv, seq, digest = _TAIL.unpack_from(rows[at], len(prefix))
+        return kv, seq, digest
+
+    def digests(self, bits: int, buckets: Sequence[int] = ()) -> tuple[BucketDigest, ...]:
+        """Digests of those that are not empty; no ``buckets`` means all, at the top only.
+
+        Raises:
+            ProtocolError: ``bad_frame``: no such depth, or a question that costs too much.
+        """
+        _check_question(bits, buckets)
+        if bits == TOP_BITS:
+            named = dict.fromkeys(buckets) if buckets else range(2**TOP_BITS)
+            return tuple(self._top(top) for top in named if self._rows[top])
+        return tuple(
+            found
+            for bucket in dict.fromkeys(buckets)
+            if (found := self._parts_of(bucket >> (bits - TOP_BITS), bits).get(bucket))
+        )
+
+    def prepare(self, bits: int, buckets: Sequence[int] = ()) -> Iterator[None]:
+        """Compute what :meth:`digests` tells, bit by bit: others may have a turn at each step.
+
+        Raises:
+            ProtocolError: as there.
+        """
+        _check_question(bits, buckets)
+        if bits == TOP_BITS:
+            for top in range(2**TOP_BITS):
+                self._top(top)
+                if top % _STEP == 0:
+                    yield
+            return
+        for top in dict.fromkeys(bucket >> (bits - TOP_BITS) for bucket in buckets):
+            self._parts_of(top, bits)
+            yield
+
+    def have(
+        self, bits: int, bucket: int, after: str = "", most: int = MAX_HAVE
+    ) -> tuple[tuple[HaveItem, ...], bool]:
+        """The orders in a bucket behind the agent key ``after``, and whether there are more.
+
+        Raises:
+            ProtocolError: ``bad_frame``: no such depth.
+        """
+        _check_question(bits, (bucket,))
+        top = bucket >> (bits - TOP_BITS)
+        rows = self._rows[top] if bits == TOP_BITS else self._rows_of(top, bits).get(bucket, [])
+        rows = rows[bisect_left(rows, after.encode() + b"\1") if after else 0 :]
+        return tuple(map(_item, rows[:most])), len(rows) > most
+
+    def newer(self, items: Iterable[HaveItem]) -> list[AgentKey]:
+        """Of which agents the other side holds a record that is unknown here, or greater."""
+        return [item.agent for item in items if self._lacks(item)]
+
+    def _lacks(self, item: HaveItem) -> bool:
+        held = self.order(item.agent)
+        return held is None or held < (item.kv, item.seq, b64decode(item.hash))
+
+    def _top(self, top: int) -> BucketDigest:
+        found = self._digests.get(top)
+        if found is None:
+            found = self._digests[top] = _summary(top, self._rows[top])
+        return found
+
+    def _parts_of(self, top: int, bits: int) -> dict[int, BucketDigest]:
+        found = self._parts.get((top, bits))
+        if found is None:
+            rows = self._rows_of(top, bits)
+            found = {bucket: _summary(bucket, part) for bucket, part in rows.items()}
+            if len(self._parts) >= KEPT_PARTS:
+                del self._parts[next(iter(self._parts))]
+            self._parts[top, bits] = found
+        return found
+
+    def _rows_of(self, top: int, bits: int) -> dict[int, list[bytes]]:
+        """The rows of a top bucket by its parts; kept for a while: their lists are asked next."""
+        found = self._split.get((top, bits))
+        if found is None:
+            found = {}
+            for row in self._rows[top]:
+                found.setdefault(place(_key(row), bits), []).append(row)
+            if len(self._split) >= KEPT_SPLIT:
+                del self._split[next(iter(self._split))]
+            self._split[top, bits] = found
+        return found
+
+    def _spoil(self, top: int) -> None:
+        self._digests.pop(top, None)
+        if self._parts or self._split:
+            for bits in DEPTHS[1:]:
+                self._parts.pop((top, bits), None)
+                self._split.pop((top, bits), None)
+
+
+def _is_of(rows: list[bytes], at: int, prefix: bytes) -> bool:
+    """Whether the row there is this agent's; the length tells a key with a zero byte in it."""
+    return (
+        at < len(rows) and rows[at].startswith(prefix) and len(rows[at]) == len(prefix) + _TAIL.size
+    )
+
+
+def _check_question(bits: int, buckets: Sequence[int]) -> None:
+    if bits not in DEPTHS:
+        raise wrong("bits must be 10, 16, 22 or 28")
+    if any(not 0 <= bucket < 2**bits for bucket in buckets):
+        raise wrong("no such bucket")
+    if bits > TOP_BITS:
+        tops = {bucket >> (bits - TOP_BITS) for bucket in buckets}
+        if not 1 <= len(tops) <= MAX_TOPS:
+            raise wrong(f"a question about parts is about 1 to {MAX_TOPS} top buckets")
+
+
+def wrong(detail: str) -> ProtocolError:
+    """Something that was never right to say, as an error."""
+    return ProtocolError(ErrorCode.BAD_FRAME, detail)

@@ -1,0 +1,1 @@
+"""How envelopes reach agents whose home is another relay."""

@@ -1,0 +1,1 @@
+"""How an envelope is accepted, delivered, and ends."""

@@ -1,0 +1,116 @@
+"""Bounces: tell senders how their envelopes ended without an ack (GUARANTEES.md R6).
+
+Rules of the file: an intent is durable before anybody sends; the envelope is derived from a frozen
+batch of intents alone, so that a repeat, on any node, is the same bytes and a duplicate.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final
+
+from relay import metrics
+from relay.directory.resolve import Routing
+from relay.inbox.dispatch import Delivery
+from relay.inbox.model.admission import admit_own
+from relay.inbox.ports import (
+    BounceBatch,
+    Store,
+)
+from relay.inbox.submit import ELSEWHERE
+from relay.log import bounce_undeliverable
+from relay.protocol import envelope as envelopes
+from relay.protocol.did import (
+    SigningKey,
+    did_of,
+)
+from relay.protocol.envelope import (
+    Draft,
+    StoredEnvelope,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+    RelayError,
+)
+from relay.protocol.ids import (
+    Timestamp,
+    new_message_id,
+)
+from relay.protocol.jws import loads
+from relay.protocol.receipts import (
+    BOUNCE_CONTENT_TYPE,
+    BounceItem,
+    sign_bounce,
+)
+from relay.protocol.types import Accepted
+from relay.tasks import side_by_side
+
+FINAL: Final = frozenset({
+    ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
+    ErrorCode.REPLAYED, ErrorCode.NOT_FEDERATED,
+})  # fmt: skip
+"""Refusals after which trying again cannot help; all others are tried again."""
+
+
+@dataclass(frozen=True, slots=True)
+class BouncePump:
+    """Turns due intents into envelopes in their senders' inboxes."""
+
+    key: SigningKey
+    store: Store
+    delivery: Delivery
+    routing: Routing | None = None
+
+    async def __call__(self) -> int:
+        """Send what is due; gives how many batches ended.
+
+        Side by side: a sender whom nobody can find just now keeps no other from its bounce.
+        """
+        batches = await self.store.take_bounces()
+        return sum(await side_by_side(self._end(batch) for batch in batches))
+
+    async def _end(self, batch: BounceBatch) -> bool:
+        """Send one; False where it is tried again later."""
+        result = await self._send(bounce_envelope(self.key, batch))
+        if isinstance(result, Refusal) and result.code not in FINAL:
+            return False
+        outcome = result.code if isinstance(result, Refusal) else "delivered"
+        if isinstance(result, Refusal):
+            bounce_undeliverable(result.code, len(batch.intents))
+        metrics.BOUNCES.labels(outcome).inc()
+        await self.store.finish_bounces(batch)
+        return True
+
+    async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
+        """Into the sender's inbox here, or on its way to the one elsewhere."""
+        [result] = await self.delivery.append(self.store, [envelope])
+        if self.routing is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
+            return result
+        if envelope.expires_at <= await self.store.time():
+            return Refusal(ErrorCode.EXPIRED, "where its sender lives was not found in time")
+        try:
+            peer = await self.routing.find(did_of(envelope.inbox))
+        except RelayError as exc:
+            return Refusal.of(exc)
+        [result] = await self.delivery.append(self.store, [envelope._replace(peer=peer)])
+        return result
+
+
+def bounce_envelope(key: SigningKey, batch: BounceBatch) -> StoredEnvelope:
+    """The envelope of a batch: id and times come from the batch, so it is always the same."""
+    items = [
+        BounceItem(intent.eid, did_of(intent.to), intent.reason, intent.maybe_delivered)
+        for intent in batch.intents
+    ]
+    seed = hashlib.sha256(batch.token).digest()
+    draft = Draft(
+        to=did_of(batch.sender),
+        id=new_message_id(Timestamp(batch.decided_at), lambda count: seed[:count]),
+        body=sign_bounce(key, items).encode(),
+        content_type=BOUNCE_CONTENT_TYPE,
+        created_at=batch.decided_at,
+    )
+    envelope = envelopes.parse(loads(envelopes.sign(draft, key).wire))
+    return envelopes.stored(admit_own(envelope), bounces=False)

@@ -1,0 +1,70 @@
+"""Addresses of dialers, as limits count them: a network prefix, seen through trusted proxies.
+
+::
+
+    X-Forwarded-For: made up by the client, client, proxy 2       socket: proxy 1
+                                            ◀────── read from the right, past trusted ones
+
+Rules of the file: an address is believed only of the operator's own proxies, so what a client
+wrote itself is never reached. An element that is no address ends the walk: the proxy that passed it
+on counts as the client. One client has one spelling, whatever port or family it is shown with.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from relay.protocol.dial_allowlist import (
+    Networks,
+    unwrapped,
+)
+from relay.protocol.hosts import (
+    IpAddress,
+    literal,
+)
+
+_BRACKETED: Final = re.compile(r"\[([^]]*)\](?::[0-9]+)?")
+_V4_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+")
+
+
+def peer_of(scope: Mapping[str, Any], trusted: Networks) -> str:
+    """Who dialled, in an ASGI scope: the socket's peer, or what trusted proxies say of it."""
+    peer: str = (scope.get("client") or ("", 0))[0]
+    said = [
+        word
+        for name, value in scope["headers"]
+        if name == b"x-forwarded-for"
+        for word in value.decode("latin-1").split(",")
+    ]
+    for word in reversed(said):
+        proxy, before = literal(peer), _address(word.strip())
+        if proxy is None or proxy not in trusted or before is None:
+            break
+        peer = str(before)
+    return peer
+
+
+def _address(word: str) -> IpAddress | None:
+    """The address in an element: with or without a port, IPv6 in brackets or bare."""
+    match = _BRACKETED.fullmatch(word) or _V4_WITH_PORT.fullmatch(word)
+    found = literal(match[1] if match else word)
+    return None if found is None else unwrapped(found)
+
+
+def network_of(peer: str, *, v4: int, v6: int) -> str:
+    """The network of a peer, by its first ``v4`` or ``v6`` bits; what is no address is its own."""
+    address = literal(peer)
+    if address is None:
+        return peer
+    address = unwrapped(address)
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((int(address), v6), strict=False))
+    return str(ipaddress.IPv4Network((int(address), v4), strict=False))
+
+
+def strangers_network(peer: str) -> str:
+    """What strangers are limited by (R7): /24 of IPv4, /56 of IPv6."""
+    return network_of(peer, v4=24, v6=56)

@@ -1,0 +1,1 @@
+"""Decisions about inboxes: pure, no I/O."""

@@ -1,0 +1,118 @@
+"""What this relay takes: facts gathered outside, judged here by an ordered list of rules.
+
+Rules of the file: a rule is a pure function that objects or does not; the first objection counts.
+What only the inbox can know (dedupe, expiry, quotas) is judged in ``inbox.accept``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+from typing import Final
+
+from relay.protocol.envelope import (
+    AdmittedEnvelope,
+    Envelope,
+    VerifiedEnvelope,
+    is_too_early,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+    in_utc,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """All that a rule may look at beside the envelope.
+
+    Args:
+        now: Unix seconds.
+        draining: this node is shutting down.
+        sender_wait_s: seconds until the sender's bucket has a token; 0 = now.
+        denied: senders that the operator does not serve.
+    """
+
+    now: Timestamp
+    draining: bool = False
+    sender_wait_s: float = 0.0
+    denied: frozenset[Did] = frozenset()
+
+
+def with_wait(facts: Facts, sender_wait_s: float) -> Facts:
+    """The same facts, now that the sender is proven and its bucket was asked."""
+    return replace(facts, sender_wait_s=sender_wait_s) if sender_wait_s else facts
+
+
+Rule = Callable[[Envelope, Facts], Refusal | None]
+
+
+def not_draining(_: Envelope, facts: Facts) -> Refusal | None:
+    """A node that shuts down takes nothing new."""
+    if facts.draining:
+        return Refusal(ErrorCode.DRAINING, "this node is shutting down", retry_after=1)
+    return None
+
+
+def not_from_the_future(envelope: Envelope, facts: Facts) -> Refusal | None:
+    """``created_time`` is at most 300 s ahead (PROTOCOL.md §3.3)."""
+    if is_too_early(envelope, facts.now):
+        clock = f"the relay's clock, which says {in_utc(facts.now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, f"created_time is in the future by {clock}")
+    return None
+
+
+def sender_is_served(envelope: Envelope, facts: Facts) -> Refusal | None:
+    """The operator may deny a sender."""
+    if envelope.sender.did in facts.denied:
+        return Refusal(ErrorCode.BLOCKED, "the operator does not serve this sender")
+    return None
+
+
+def sender_is_slow_enough(_: Envelope, facts: Facts) -> Refusal | None:
+    """One sender's rate (R7)."""
+    if facts.sender_wait_s > 0:
+        return Refusal(
+            ErrorCode.RATE_LIMITED,
+            "this sender is too fast",
+            retry_after=ceil(facts.sender_wait_s),
+        )
+    return None
+
+
+BEFORE_SIGNATURE: Final[Sequence[Rule]] = (not_draining, not_from_the_future)
+"""Cheap, and tells nothing about the recipient or the claimed sender."""
+
+AFTER_SIGNATURE: Final[Sequence[Rule]] = (sender_is_served, sender_is_slow_enough)
+"""Only a proven sender's buckets count, else anybody could empty them."""
+
+
+def object_early(envelope: Envelope, facts: Facts) -> Refusal | None:
+    """The first objection that needs no signature."""
+    return _first(BEFORE_SIGNATURE, envelope, facts)
+
+
+def admit(verified: VerifiedEnvelope, facts: Facts) -> AdmittedEnvelope | Refusal:
+    """Admit a verified envelope, or say which rule objects."""
+    envelope = verified.envelope
+    no = _first(AFTER_SIGNATURE, envelope, facts)
+    return no or AdmittedEnvelope(envelope, envelope.wire)
+
+
+def admit_own(envelope: Envelope) -> AdmittedEnvelope:
+    """An envelope that this relay itself has just signed."""
+    return AdmittedEnvelope(envelope, envelope.wire)
+
+
+def _first(rules: Sequence[Rule], envelope: Envelope, facts: Facts) -> Refusal | None:
+    for rule in rules:
+        no = rule(envelope, facts)
+        if no is not None:
+            return no
+    return None

@@ -1,0 +1,68 @@
+"""Rules: an agent says whom its inbox takes envelopes from (PROTOCOL.md §5.5 ``rules``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from relay.inbox.contacts import Contacts
+from relay.inbox.ports import InboxStore
+from relay.protocol.did import (
+    did_of,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+    Refusal,
+    error,
+)
+from relay.protocol.frames.frames import (
+    Ruled,
+    Rules,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+    Fence,
+)
+from relay.protocol.jws import UnsupportedError
+from relay.protocol.types import RulesPatch
+
+
+@dataclass(frozen=True, slots=True)
+class RulesOf:
+    """Changes and reads the rules of the inbox that a session has."""
+
+    store: InboxStore
+    contacts: Contacts
+
+    async def __call__(self, inbox: AgentKey, fence: Fence, wish: Rules) -> Ruled:
+        """Change what the wish names; gives all rules.
+
+        Raises:
+            RelayError: ``bad_frame``, ``unsupported`` or ``too_large``: nothing is changed;
+                ``superseded``, ``inbox_reset`` or ``storage_unavailable``.
+        """
+        allow, deny, forget = (_keys(dids) for dids in (wish.allow, wish.deny, wish.forget))
+        if len({*allow, *deny, *forget}) < len(allow) + len(deny) + len(forget):
+            raise ProtocolError(ErrorCode.BAD_FRAME, "a DID is named once")
+        patch = RulesPatch(wish.first_contact, allow, deny, forget)
+        now = await self.store.change_rules(inbox, fence, patch)
+        if isinstance(now, Refusal):
+            raise now.to_error()
+        self.contacts.forget(inbox, {*allow, *deny, *forget})
+        return Ruled(wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts)
+
+
+def _keys(dids: Sequence[Did]) -> tuple[AgentKey, ...]:
+    try:
+        return tuple(parse_did(did).agent_key for did in dids)
+    except UnsupportedError as exc:
+        raise error(ErrorCode.UNSUPPORTED, f"rules: {exc}") from exc
+    except ValueError as exc:
+        raise error(ErrorCode.BAD_FRAME, f"rules: {exc}") from exc
+
+
+def _dids(keys: frozenset[AgentKey]) -> tuple[Did, ...]:
+    return tuple(sorted(did_of(key) for key in keys))

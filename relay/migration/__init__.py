@@ -1,0 +1,1 @@
+"""How an inbox moves from one relay to another."""

@@ -1,0 +1,1 @@
+"""Decisions about a migration: pure, no I/O."""

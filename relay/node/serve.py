@@ -1,0 +1,350 @@
+"""Run a node: bind, start the store, serve, drain (ARCHITECTURE.md §10).
+
+::
+
+    bind ▶ admin side ▶ store starts ▶ loops and public side run ▶ SIGTERM
+         ▶ refuse new ▶ commits end ▶ bye ▶ stop
+
+Stdout carries one JSON line, when the node is ready; everything else goes to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+from fastapi import FastAPI
+
+from relay import log
+from relay.files import allow_files
+from relay.health import Health, ProblemReason
+from relay.http.app import add_node_routes, admin_app, public_app
+from relay.node.build import (
+    Built,
+    StoppedError,
+    build,
+    open_store,
+)
+from relay.node.loops import (
+    BOUNCE_S,
+    DISK_S,
+    FILES_S,
+    FOLLOW_S,
+    HANDOFFS_S,
+    MEASURE_S,
+    MEET_S,
+    PEERS_S,
+    POLL_S,
+    PULL_REST_S,
+    PUSH_S,
+    RESTART_S,
+    RETURN_REST_S,
+    SWEEP_S,
+    every,
+)
+from relay.protocol import hosts
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+    UnavailableError,
+)
+from relay.protocol.jws import dumps
+from relay.settings import Settings, split_host_port
+from relay.tasks import side_by_side
+from relay.ws.endpoint import Endpoint
+from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
+
+BACKLOG: Final = 2048
+GC_ALLOCATIONS: Final = 20_000
+SPARE_FILES: Final = 128
+"""What a node opens beside agents' connections: to its store, to peers, its own files."""
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the node: the drain comes first."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and say so."""
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Capture none."""
+        yield
+
+
+async def run_node(settings: Settings) -> int:
+    """Serve until a signal; gives the exit code."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        with bind(settings.listen) as public, bind(settings.admin) as admin:
+            listen(admin)
+            async with operators_side(admin, settings, Health()) as operators:
+                return await _run(settings, public, operators, stop)
+    except RelayError as exc:
+        return _failed(exc)
+
+
+def _look_at_files(settings: Settings, health: Health) -> None:
+    """Take as many open files as the node may need, or say that it cannot."""
+    wanted = settings.max_connections + SPARE_FILES
+    allowed = allow_files(wanted)
+    detail = (
+        f"open files are limited to {allowed} (ulimit -n), fewer than {wanted}: the connections "
+        f"of RELAY_MAX_CONNECTIONS and {SPARE_FILES} for the node itself; raise the limit, or "
+        "lower RELAY_MAX_CONNECTIONS"
+    )
+    health.found(ProblemReason.FEW_FILES, detail if allowed < wanted else None)
+
+
+async def _run(
+    settings: Settings, public: socket.socket, operators: OperatorsSide, stop: asyncio.Event
+) -> int:
+    try:
+        async with open_store(settings, operators.health, stop) as opened:
+            _look_at_files(settings, operators.health)
+            listen(public)
+            built = await build(settings, opened, _origin(settings, public))
+            _spare_the_collector()
+            await serve(built, public, operators, stop, _say)
+    except StoppedError:
+        pass
+    except RelayError as exc:
+        return _failed(exc)
+    log.node_stopped("signal")
+    return EXIT_OK
+
+
+def _failed(exc: RelayError) -> int:
+    print(f"relay: {exc.detail or exc.code}", file=sys.stderr)  # noqa: T201  for a person
+    return EXIT_FAILED
+
+
+def _spare_the_collector() -> None:
+    """Let the cycle collector pass over what the imports made, and come less often.
+
+    A node makes few cycles, but an envelope makes hundreds of objects: by default the collector
+    would walk the whole heap every few hundred envelopes, while everybody waits.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
+
+
+@contextlib.contextmanager
+def bind(address: str) -> Iterator[socket.socket]:
+    """Take an address; nobody is let in before :func:`listen`."""
+    host, port = split_host_port(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    at = hosts.literal(host)
+    with socket.socket(family) as made:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # inherited by each connection; asyncio alone sets it only on sockets that it has made
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if family is socket.AF_INET6:
+            # all addresses of this machine: those of IPv4 are addresses of it, too
+            is_both = at is not None and at.is_unspecified and socket.has_dualstack_ipv6()
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not is_both))
+        try:
+            made.bind((host, port))
+        except OSError as exc:
+            raise _cannot_listen(address, exc) from exc
+        yield made
+
+
+def listen(bound: socket.socket) -> None:
+    """Take connections; they wait until a server accepts them.
+
+    Raises:
+        UnavailableError: another process listens there.
+    """
+    try:
+        bound.listen(BACKLOG)
+    except OSError as exc:
+        raise _cannot_listen(_address(bound), exc) from exc
+
+
+def _cannot_listen(address: str, exc: OSError) -> UnavailableError:
+    return UnavailableError(ErrorCode.WRONG_STATE, f"cannot listen on {address}: {exc}")
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorsSide:
+    """The admin side, which answers from the start of the process to its end."""
+
+    app: FastAPI
+    address: str
+    health: Health
+
+
+@contextlib.asynccontextmanager
+async def operators_side(
+    admin: socket.socket, settings: Settings, health: Health
+) -> AsyncIterator[OperatorsSide]:
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` for as long as the block runs."""
+    side = OperatorsSide(admin_app(health), f"http://{_address(admin)}", health)
+    server = _server(side.app, settings)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(server.serve(sockets=[admin]))
+        await server.listening.wait()
+        try:
+            yield side
+        finally:
+            server.should_exit = True
+
+
+def _address(bound: socket.socket) -> str:
+    host, port = bound.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _origin(settings: Settings, bound: socket.socket) -> str:
+    return settings.public_url or f"http://{_address(bound)}"
+
+
+async def serve(
+    built: Built,
+    public: socket.socket,
+    operators: OperatorsSide,
+    stop: asyncio.Event,
+    announce: Callable[[dict[str, str]], None],
+) -> None:
+    """Serve an opened node on a bound socket until ``stop``, then drain.
+
+    Args:
+        built: the node.
+        public: where agents come.
+        operators: where the operator comes.
+        stop: set to end.
+        announce: told DID and addresses once everything listens.
+    """
+    node, settings = built.node, built.settings
+    endpoint = Endpoint(node)
+    server = _server(public_app(node, endpoint), settings)
+    add_node_routes(operators.app, node, built.operating)
+    async with asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(server.serve(sockets=[public]))
+        background = [tasks.create_task(work) for work in _work(built)]
+        await server.listening.wait()
+        operators.health.phase = built.phase
+        log.node_started(node.key.did, node.settings.url, node.store.durability)
+        announce(
+            {
+                "did": node.key.did,
+                "url": node.settings.url,
+                "admin": operators.address,
+                "listen": _address(public),
+            }
+        )
+        await stop.wait()
+        await _drain(built, endpoint)
+        server.should_exit = True
+        await asyncio.wait([running])
+        for task in background:
+            task.cancel()
+
+
+def _work(built: Built) -> list[Any]:
+    node, house = built.node, built.housekeeping
+    return [
+        every("commits", RESTART_S, node.intake.commits.run),
+        every("acks", RESTART_S, node.acks.run),
+        *(every("store", RESTART_S, component.run) for component in built.components),
+        every("poll", POLL_S, house.poll),
+        every("sweep", SWEEP_S, house.sweep),
+        every("bounce", BOUNCE_S, house.bounce),
+        every("disk", DISK_S, built.check_disk),
+        every("files", FILES_S, house.files),
+        every("follow", FOLLOW_S, node.mesh.following),
+        *([] if node.peers.federation == "off" else _mesh_work(built)),
+    ]
+
+
+def _mesh_work(built: Built) -> list[Any]:
+    mesh = built.node.mesh
+    return [
+        every("links", RESTART_S, lambda: built.links.run(mesh)),
+        every("peers", PEERS_S, built.node.peers.refresh),
+        every("handoffs", HANDOFFS_S, built.housekeeping.handoffs),
+        every("forwarding", RESTART_S, built.node.forwarding.run),
+        every("push", PUSH_S, mesh.push),
+        every("measure", MEASURE_S, built.housekeeping.measure),
+        every("return", RETURN_REST_S, built.node.returning),
+        every("pull", PULL_REST_S, mesh.pull),
+        every("meet", MEET_S, mesh.meet),
+    ]
+
+
+def _say(line: dict[str, str]) -> None:
+    """The one line on stdout: a program that started us waits for it."""
+    sys.stdout.buffer.write(dumps(line) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+async def _drain(built: Built, endpoint: Endpoint) -> None:
+    """Take nothing new, finish what was taken, say goodbye, and only then close."""
+    node = built.node
+    node.intake.draining = True
+    log.draining(endpoint.count)
+    try:
+        async with asyncio.timeout(built.settings.drain_s):
+            await node.intake.commits.idle()
+            await _leave_outboxes(built)
+            await node.acks.idle()
+            await side_by_side([built.links.drain(), endpoint.drain()])
+    except TimeoutError:
+        log.loop_failed("drain", ErrorCode.DRAINING)
+    with contextlib.suppress(RelayError):
+        await node.store.leave(node.node_id)
+
+
+async def _leave_outboxes(built: Built) -> None:
+    """Couriers end cleanly, but a relay that does not answer keeps no agent from its goodbye."""
+    try:
+        async with asyncio.timeout(built.settings.drain_s / 2):
+            await built.node.forwarding.drain()
+    except TimeoutError:
+        log.loop_failed("forward", ErrorCode.DRAINING)
+
+
+def _server(app: Any, settings: Settings) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            http=HeaderDeadlineProtocol,
+            ws=RelaySocket,
+            ws_ping_interval=settings.ping_interval_s,
+            ws_ping_timeout=settings.ping_timeout_s,
+            ws_per_message_deflate=False,
+            ws_max_size=2 * 1024 * 1024,
+            timeout_graceful_shutdown=2,
+            server_header=False,
+            date_header=False,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            # of itself it would believe X-Forwarded-For of 127.0.0.1: RELAY_TRUSTED_PROXIES decides
+            proxy_headers=False,
+            forwarded_allow_ips="",
+            # not asked of WEB_CONCURRENCY
+            workers=1,
+        )
+    )

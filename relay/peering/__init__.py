@@ -1,0 +1,1 @@
+"""Which relays this node knows, and how it dials them."""

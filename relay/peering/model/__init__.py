@@ -1,0 +1,1 @@
+"""Decisions about peers: pure, no I/O."""

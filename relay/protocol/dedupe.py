@@ -1,0 +1,113 @@
+"""What one inbox remembers of the ids it has seen, exact and bounded (GUARANTEES.md R3).
+
+Entries are grouped by the hour of their UUIDv7. An hour goes when everything in it has expired,
+or when the memory is over its budget: then the oldest hour is dropped and becomes the floor, and
+ids at or below the floor are refused as ``stale_id``, since nobody can tell any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from relay.protocol.ids import (
+    AgentKey,
+    Eid,
+    Seq,
+)
+
+KEPT_HOURS: Final = 2
+"""The newest hours are never dropped; with only these left the inbox is ``overloaded``."""
+
+
+class Fate(StrEnum):
+    """What became of a stored envelope; one letter, as it is kept in the store."""
+
+    STORED = "S"
+    ACKED = "A"
+    REFUSED = "R"
+    EXPIRED = "E"
+    CORRUPT = "C"
+    MOVED = "M"
+    FORWARDED = "W"
+    DOUBTFUL = "D"
+    """Another relay said that its agent may have seen it there; it is not here."""
+
+
+KNOWN_BY: Final = 21
+"""Characters of an eid that an id goes by: of some that ended only the first 16 bytes are kept."""
+
+
+class Forwarded(NamedTuple):
+    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
+
+    peer: AgentKey
+    receipt: bytes
+
+
+@dataclass(slots=True)
+class Seen:
+    """One remembered id."""
+
+    eid: Eid
+    seq: Seq
+    fate: Fate
+    forwarded: Forwarded | None = None
+
+    def is_of(self, eid: Eid) -> bool:
+        """Whether it is the id of this envelope, not of another one."""
+        return eid[:KNOWN_BY] == self.eid[:KNOWN_BY]
+
+
+@dataclass(slots=True)
+class _Hour:
+    entries: dict[bytes, Seen] = field(default_factory=dict)
+    newest_expiry: int = 0
+
+
+@dataclass(slots=True)
+class Dedupe:
+    """The memory of one inbox."""
+
+    hours: dict[int, _Hour] = field(default_factory=dict)
+    floor: int = -1
+
+    def __len__(self) -> int:
+        """How many ids are remembered."""
+        return sum(len(hour.entries) for hour in self.hours.values())
+
+    def find(self, hour: int, key: bytes) -> Seen | None:
+        """The remembered id, if it is."""
+        bucket = self.hours.get(hour)
+        return bucket.entries.get(key) if bucket else None
+
+    def remember(self, hour: int, key: bytes, seen: Seen, expires_at: int) -> None:
+        """Keep an id at least until ``expires_at`` (Unix seconds) or until its hour is dropped."""
+        bucket = self.hours.setdefault(hour, _Hour())
+        bucket.entries[key] = seen
+        bucket.newest_expiry = max(bucket.newest_expiry, expires_at)
+
+    def conclude(
+        self, hour: int, key: bytes, fate: Fate, forwarded: Forwarded | None = None
+    ) -> None:
+        """Write down what became of an id, if it is still remembered."""
+        seen = self.find(hour, key)
+        if seen is not None:
+            seen.fate, seen.forwarded = fate, forwarded
+
+    def can_shed(self) -> bool:
+        """Whether an hour may be dropped."""
+        return len(self.hours) > KEPT_HOURS
+
+    def shed(self) -> int:
+        """Drop the oldest hour, which becomes the floor; gives how many ids that forgot."""
+        oldest = min(self.hours)
+        self.floor = max(self.floor, oldest)
+        return len(self.hours.pop(oldest).entries)
+
+    def purge(self, before: float) -> None:
+        """Drop the hours in which everything expired before ``before``; the floor stays."""
+        gone = [hour for hour, bucket in self.hours.items() if bucket.newest_expiry < before]
+        for hour in gone:
+            del self.hours[hour]

@@ -1,0 +1,260 @@
+"""Endpoint records: an agent's own signed word on where its mail goes (PROTOCOL.md §7.1, §7.2).
+
+Rules of the file: a record is a value; at any one moment records of one agent are totally ordered
+(:func:`rank`), and :func:`merge` takes the greater one, so it is a join.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    VerificationKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    ORIGIN,
+    Did,
+    Timestamp,
+    in_utc,
+)
+
+TYP: Final = "agent-endpoints+jws"
+MAX_BYTES: Final = 4096
+MAX_LIFETIME_S: Final = 7 * 24 * 3600
+MAX_RELAYS: Final = 5
+MAX_HANDLES: Final = 8
+MAX_URL: Final = 512
+SKEW_S: Final = 300
+SEQ_SLACK_S: Final = 600
+STALE_SERVED_S: Final = 90 * 24 * 3600
+DEFAULT_TTL_S: Final = 300
+MAX_AHEAD_S: Final = SKEW_S + SEQ_SLACK_S
+"""How far a ``seq`` may be ahead of the clock of whoever judges it; beyond, it is void."""
+
+Status = Literal["active", "parked"]
+Order = tuple[int, int, bytes]
+"""(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
+Verdict = Literal["newer", "same", "older", "equivocal"]
+"""A record against the one held; ``equivocal``: the same kv and seq, and other bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """One of an agent's relays; a lower ``prio`` is tried first."""
+
+    did: Did
+    url: str
+    prio: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LeftHome:
+    """A relay that the agent has left; it may still hold mail ``until`` then."""
+
+    did: Did
+    url: str
+    until: int
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRecord:
+    """A record whose form is right; :func:`verify` tells whether it is the agent's."""
+
+    jws: jose.Jws
+    did: Did
+    kv: int
+    seq: int
+    issued_at: int
+    expires_at: int
+    status: Status
+    relays: tuple[Home, ...]
+    handles: tuple[str, ...]
+    enc: bytes | None
+    drain: tuple[LeftHome, ...] = ()
+
+    @property
+    def order(self) -> Order:
+        """(kv, seq, SHA-256 of the signing input): greater wins."""
+        return (self.kv, self.seq, hashlib.sha256(self.jws.signing_input).digest())
+
+    def names(self, relay: Did) -> bool:
+        """Whether ``relay`` is one of the agent's homes."""
+        return any(home.did == relay for home in self.relays)
+
+
+def parse(compact: str) -> EndpointRecord:
+    """Read a record's form.
+
+    Raises:
+        ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
+    """
+    return jose.read("record", _parse, compact)
+
+
+def _parse(compact: str) -> EndpointRecord:
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    members = jws.members()
+    if members.integer("v") != 1:
+        raise jose.UnsupportedError("v must be 1")
+    did = Did(members.text("did", most=512))
+    if jws.header.kid != parse_did(did).kid:
+        raise ValueError("kid is not a key of did")
+    issued = members.integer("iat")
+    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
+    members.integer("ttl", least=1, most=MAX_LIFETIME_S)
+    status = members.text("status", most=16)
+    if status not in {"active", "parked"}:
+        raise ValueError("status must be active or parked")
+    return EndpointRecord(
+        jws=jws,
+        did=did,
+        kv=members.integer("kv", least=1, most=1),
+        seq=members.integer("seq", most=(issued + SEQ_SLACK_S) * 1000),
+        issued_at=issued,
+        expires_at=expires,
+        status=status,  # type: ignore[arg-type]  # checked above
+        relays=tuple(_home(home) for home in members.array("relays", most=MAX_RELAYS)),
+        handles=_handles(members.optional_array("handles", most=MAX_HANDLES)),
+        enc=members.base64("enc", size=32) if members.has("enc") else None,
+        drain=tuple(_left(left) for left in members.optional_array("drain", most=MAX_RELAYS)),
+    )
+
+
+def _home(value: object) -> Home:
+    members = jose.Members(value)
+    return Home(*_relay(members), members.integer("prio", most=1000))
+
+
+def _left(value: object) -> LeftHome:
+    members = jose.Members(value)
+    return LeftHome(*_relay(members), members.integer("until"))
+
+
+def _relay(members: jose.Members) -> tuple[Did, str]:
+    did = Did(members.text("did", most=512))
+    parse_did(did)
+    url = members.text("url", most=MAX_URL)
+    if ORIGIN.fullmatch(url) is None:
+        raise ValueError("a relay's url is an origin: https://host[:port]")
+    return did, url
+
+
+def _handles(values: list[object]) -> tuple[str, ...]:
+    handles = tuple(value for value in values if isinstance(value, str) and len(value) <= MAX_URL)
+    if len(handles) != len(values):
+        raise ValueError("handles must be strings")
+    return handles
+
+
+def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refusal | None:
+    """Whether the agent signed it, and it is neither from the future nor long past its end.
+
+    Past its ``exp`` it is stale, which is no reason to refuse it (PROTOCOL.md §7.2, §7.3).
+    """
+    if record.issued_at > now + SKEW_S:
+        detail = f"the record's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
+    if is_over(record.expires_at, now):
+        return Refusal(ErrorCode.EXPIRED, "the record is stale for more than 90 days")
+    if record.jws.header.kid != key.kid or not jose.is_signed_by(record.jws, key.public_key):
+        return Refusal(ErrorCode.BAD_SIGNATURE, "the record is not signed by a key of its did")
+    return None
+
+
+def rank(order: Order, now: Timestamp) -> tuple[bool, int, int, bytes]:
+    """What records are compared by: a seq that no right clock can have given is below all others.
+
+    So a record from a time when a clock was wrong does not lock its agent out (PROTOCOL.md §7.2).
+    """
+    return (order[1] <= (now + MAX_AHEAD_S) * 1000, *order)
+
+
+def judge(held: Order | None, other: Order, now: Timestamp) -> Verdict:
+    """What a record is beside the one held."""
+    if held is None:
+        return "newer"
+    if held == other:
+        return "same"
+    if held[:2] == other[:2]:
+        return "equivocal"
+    return "newer" if rank(other, now) > rank(held, now) else "older"
+
+
+def merge(
+    held: EndpointRecord | None, other: EndpointRecord, now: Timestamp | None = None
+) -> EndpointRecord:
+    """The newer of two records of one agent: commutative, associative, idempotent.
+
+    Args:
+        held: what was there.
+        other: what came.
+        now: voids what is too far ahead; None: nothing is.
+    """
+    if held is None:
+        return other
+    if now is None:
+        return other if other.order > held.order else held
+    return other if rank(other.order, now) > rank(held.order, now) else held
+
+
+def is_stale(record: EndpointRecord, now: Timestamp) -> bool:
+    """Past its ``exp``: still good for routing and order, shown as stale (PROTOCOL.md §7.3)."""
+    return record.expires_at <= now
+
+
+def is_over(expires_at: int, now: Timestamp) -> bool:
+    """Stale for so long that it is not kept any more (PROTOCOL.md §7.3)."""
+    return expires_at + STALE_SERVED_S <= now
+
+
+def sign(
+    key: SigningKey,
+    relays: Sequence[Home],
+    *,
+    now: Timestamp,
+    newest_seq: int = 0,
+    handles: Sequence[str] = (),
+    status: Status = "active",
+    drain: Sequence[LeftHome] = (),
+    enc: bytes | None = None,
+) -> str:
+    """Sign the next record of ``key``'s agent.
+
+    Args:
+        key: the agent.
+        relays: its homes, at most five.
+        now: Unix seconds. A clock that was set back is not followed further than ``newest_seq``
+            allows: the record would have a seq that no reader takes.
+        newest_seq: the highest seq seen of this agent; the new one is above it.
+        handles: names that resolve to this DID.
+        status: ``parked`` ends routing but keeps the inbox.
+        drain: relays that it has left, at most five.
+        enc: an X25519 key to seal for, instead of the one that follows from the DID.
+    """
+    now = Timestamp(max(now, newest_seq / 1000 - SEQ_SLACK_S + 1))
+    payload: dict[str, object] = {
+        "v": 1,
+        "did": key.did,
+        "kv": 1,
+        "seq": max(newest_seq + 1, int(now * 1000)),
+        "iat": int(now),
+        "exp": int(now) + MAX_LIFETIME_S,
+        "ttl": DEFAULT_TTL_S,
+        "status": status,
+        "relays": [{"did": home.did, "url": home.url, "prio": home.prio} for home in relays],
+        "drain": [{"did": left.did, "url": left.url, "until": left.until} for left in drain],
+        "handles": list(handles),
+    }
+    if enc is not None:
+        payload["enc"] = jose.b64encode(enc)
+    return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)

@@ -1,0 +1,167 @@
+"""How two ends of a conversation prove themselves (PROTOCOL.md §5 ``auth``, ``welcome.proof``).
+
+Both sign the other's nonce and the origin that was dialled, so that what one relay was told cannot
+be used to log in at another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    VerificationKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import (
+    Did,
+    Timestamp,
+    in_utc,
+)
+
+AUTH_TYP: Final = "agent-auth+jws"
+PROOF_TYP: Final = "relay-proof+jws"
+MAX_AUTH_BYTES: Final = 8192
+MAX_LIFETIME_S: Final = 60
+SKEW_S: Final = 300
+NONCE_BYTES: Final = 32
+MAX_URL: Final = 512
+
+Role = Literal["agent", "peer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """What a dialler signs to log in. ``aud`` is the relay it expects, ``url`` what it dialled."""
+
+    subject: Did
+    aud: Did
+    url: str
+    nonce: str
+    cnonce: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where an inbox stands, as the relay proves it at login; ``epoch`` None for send-only."""
+
+    epoch: str | None
+    cursor: int
+    head: int
+
+
+def sign_auth(key: SigningKey, claims: Claims, now: Timestamp) -> str:
+    """Sign a login, good for 60 s."""
+    payload = {
+        "aud": claims.aud,
+        "url": claims.url,
+        "nonce": claims.nonce,
+        "cnonce": claims.cnonce,
+        "role": claims.role,
+        "iat": int(now),
+        "exp": int(now) + MAX_LIFETIME_S,
+    }
+    return jose.sign(payload, typ=AUTH_TYP, kid=key.kid, key=key.sign)
+
+
+def parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
+    """Read a login's form; gives the JWS, its claims, iat and exp.
+
+    Raises:
+        ProtocolError: ``bad_frame`` or ``unsupported``.
+    """
+    return jose.read("auth", _parse_auth, compact)
+
+
+def _parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
+    jws = jose.parse(compact, typ=AUTH_TYP, max_bytes=MAX_AUTH_BYTES)
+    members = jws.members()
+    role = members.text("role", most=8)
+    if role not in {"agent", "peer"}:
+        raise ValueError("role must be agent or peer")
+    issued = members.integer("iat")
+    claims = Claims(
+        subject=parse_did(jws.header.kid.partition("#")[0]).did,
+        aud=Did(members.text("aud", most=512)),
+        url=members.text("url", most=MAX_URL),
+        nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),
+        cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
+        role=role,  # type: ignore[arg-type]  # checked above
+    )
+    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
+    return jws, claims, issued, expires
+
+
+def verify_auth(
+    parsed: tuple[jose.Jws, Claims, int, int],
+    key: VerificationKey,
+    *,
+    relay: Did,
+    url: str,
+    now: Timestamp,
+) -> Claims:
+    """Check a login against who we are; the caller has compared or taken the nonce.
+
+    Raises:
+        ProtocolError: ``wrong_relay``, ``bad_signature``, ``expired`` or ``not_yet_valid``.
+    """
+    jws, claims, issued, expires = parsed
+    if claims.aud != relay or claims.url != url:
+        raise ProtocolError(ErrorCode.WRONG_RELAY, f"this is {relay} at {url}")
+    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "auth is not signed by its kid")
+    if issued > now + SKEW_S:
+        detail = f"auth comes from the future by the relay's clock, which says {in_utc(now)}"
+        raise ProtocolError(ErrorCode.NOT_YET_VALID, f"{detail}; check the clock")
+    if expires < now - SKEW_S:
+        detail = f"auth is too old by the relay's clock, which says {in_utc(now)}"
+        raise ProtocolError(ErrorCode.EXPIRED, f"{detail}; check the clock")
+    return claims
+
+
+def sign_proof(key: SigningKey, claims: Claims, standing: Standing, now: Timestamp) -> str:
+    """Sign the relay's side: same nonces, and where the inbox stands."""
+    payload = {
+        "sub": claims.subject,
+        "url": claims.url,
+        "nonce": claims.nonce,
+        "cnonce": claims.cnonce,
+        "role": claims.role,
+        "epoch": standing.epoch,
+        "cursor": standing.cursor,
+        "head": standing.head,
+        "iat": int(now),
+        "exp": int(now) + MAX_LIFETIME_S,
+    }
+    return jose.sign(payload, typ=PROOF_TYP, kid=key.kid, key=key.sign)
+
+
+def verify_proof(compact: str, claims: Claims, standing: Standing) -> None:
+    """Check that the relay named in ``claims.aud`` answered this very login.
+
+    Raises:
+        ProtocolError: ``bad_frame``, ``bad_signature`` or ``wrong_relay``.
+    """
+    try:
+        jws = jose.parse(compact, typ=PROOF_TYP, max_bytes=MAX_AUTH_BYTES)
+        members = jws.members()
+        said = tuple(
+            members.text(name, most=MAX_URL) for name in ("sub", "url", "nonce", "cnonce", "role")
+        )
+        epoch = members.optional_text("epoch", most=64)
+        stands = Standing(epoch, members.integer("cursor"), members.integer("head"))
+        key = parse_did(claims.aud)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"proof: {exc}") from exc
+    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the proof is not signed by that relay")
+    asked = (claims.subject, claims.url, claims.nonce, claims.cnonce, claims.role)
+    if said != asked or stands != standing:
+        raise ProtocolError(ErrorCode.WRONG_RELAY, "the proof answers another login")

@@ -1,0 +1,185 @@
+"""Migration orders: an agent's signed word that its inbox is to change relays (GUARANTEES.md §3).
+
+Rules of the file: an order is a value. It carries the record that will be published at the end,
+signed beforehand, so that nobody can finish a move otherwise than it was begun. Orders of one agent
+are ordered by ``seq``; a newer one replaces an older one, whatever had been done under that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from relay.protocol import endpoint_record
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    VerificationKey,
+    parse_did,
+)
+from relay.protocol.endpoint_record import (
+    EndpointRecord,
+    Home,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    ORIGIN,
+    UUID7,
+    Did,
+    Entropy,
+    Timestamp,
+    in_utc,
+    new_message_id,
+)
+
+TYP: Final = "agent-migrate+jws"
+MAX_BYTES: Final = 8192
+MAX_LIFETIME_S: Final = 24 * 3600
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationOrder:
+    """An order whose form is right; :func:`verify` tells whether it is the agent's.
+
+    Args:
+        jws: as it was signed.
+        id: of this hand-off, a UUIDv7.
+        did: whose inbox.
+        seq: a higher one replaces this order.
+        source: the relay that has the inbox.
+        target: the relay that will have it.
+        record: what will be published; it names the target alone.
+        expires_at: Unix seconds; PREPARE and FREEZE are refused from then on.
+    """
+
+    jws: jose.Jws
+    id: str
+    did: Did
+    seq: int
+    source: Home
+    target: Home
+    record: EndpointRecord
+    issued_at: int
+    expires_at: int
+
+    def concerns(self, relay: Did) -> bool:
+        """Whether it lets ``relay`` talk with the other relay of this hand-off."""
+        return relay in {self.source.did, self.target.did}
+
+
+def parse(compact: str) -> MigrationOrder:
+    """Read an order's form, and that of the record in it.
+
+    Raises:
+        ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
+    """
+    return jose.read("order", _parse, compact)
+
+
+def _parse(compact: str) -> MigrationOrder:
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    members = jws.members()
+    if members.integer("v") != 1:
+        raise jose.UnsupportedError("v must be 1")
+    did = Did(members.text("did", most=512))
+    if jws.header.kid != parse_did(did).kid:
+        raise ValueError("kid is not a key of did")
+    issued = members.integer("iat")
+    order = MigrationOrder(
+        jws=jws,
+        id=members.text("mig_id", most=36),
+        did=did,
+        seq=members.integer("seq", most=(issued + endpoint_record.SEQ_SLACK_S) * 1000),
+        source=_relay(members.object("from")),
+        target=_relay(members.object("to")),
+        record=endpoint_record.parse(members.text("record", most=endpoint_record.MAX_BYTES)),
+        issued_at=issued,
+        expires_at=members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S),
+    )
+    _check(order)
+    return order
+
+
+def _relay(members: jose.Members) -> Home:
+    did = Did(members.text("did", most=512))
+    parse_did(did)
+    url = members.text("url", most=endpoint_record.MAX_URL)
+    if ORIGIN.fullmatch(url) is None:
+        raise ValueError("a relay's url is an origin: https://host[:port]")
+    return Home(did, url)
+
+
+def _check(order: MigrationOrder) -> None:
+    if UUID7.fullmatch(order.id) is None:
+        raise ValueError("mig_id must be a lower-case UUIDv7")
+    if order.source.did == order.target.did:
+        raise ValueError("from and to are one relay")
+    named = [(home.did, home.url) for home in order.record.relays]
+    if order.record.did != order.did or named != [(order.target.did, order.target.url)]:
+        raise ValueError("record must be the agent's own and name the target alone")
+
+
+def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refusal | None:
+    """Whether the agent signed it and its record, and it is neither of the past nor the future."""
+    if order.jws.header.kid != key.kid or not jose.is_signed_by(order.jws, key.public_key):
+        return Refusal(ErrorCode.BAD_SIGNATURE, "the order is not signed by a key of its did")
+    if order.issued_at > now + endpoint_record.SKEW_S:
+        detail = f"the order's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
+    if order.expires_at <= now:
+        return Refusal(ErrorCode.EXPIRED, "the order has expired")
+    return endpoint_record.verify(order.record, key, now)
+
+
+def is_named(relay: Did, evidence: MigrationOrder | EndpointRecord, newest: EndpointRecord) -> bool:
+    """Whether ``relay`` may hand something over to the home that ``newest`` names.
+
+    It may if the agent itself said that mail lay there: an order names it, or an earlier record,
+    or the newest says that the agent left it.
+    The caller has verified all three.
+    """
+    if evidence.did != newest.did:
+        return False
+    if isinstance(evidence, MigrationOrder):
+        return evidence.concerns(relay)
+    if any(left.did == relay for left in newest.drain):
+        return True
+    return evidence.names(relay) and evidence.order < newest.order
+
+
+def sign(
+    key: SigningKey,
+    source: Home,
+    target: Home,
+    record: str,
+    *,
+    now: Timestamp,
+    entropy: Entropy,
+    newest_seq: int = 0,
+) -> str:
+    """Sign an order of ``key``'s agent, good for 24 h.
+
+    Args:
+        key: the agent.
+        source: where its inbox is.
+        target: where it shall be.
+        record: signed by the same agent, names ``target`` alone; published at the end.
+        now: Unix seconds.
+        entropy: for its id.
+        newest_seq: the highest seq of this agent's orders; the new one is above it.
+    """
+    payload = {
+        "v": 1,
+        "mig_id": new_message_id(now, entropy),
+        "did": key.did,
+        "seq": max(newest_seq + 1, int(now * 1000)),
+        "from": {"did": source.did, "url": source.url},
+        "to": {"did": target.did, "url": target.url},
+        "record": record,
+        "iat": int(now),
+        "exp": int(now) + MAX_LIFETIME_S,
+    }
+    return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)

@@ -1,0 +1,256 @@
+"""A side of a hand-off as text, as its store keeps it, and what a relay signs of one.
+
+Rules of the file: the text is this relay's own, read by nobody else; a statement is read by agents
+and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    ProtocolError,
+)
+from relay.protocol.ids import Did
+from relay.protocol.migration_types import (
+    Collecting,
+    Handoff,
+    Mode,
+    RecordRef,
+    Side,
+)
+
+TYP: Final = "relay-handoff+jws"
+MAX_BYTES: Final = 8192
+
+# ---------------------------------------------------------------- a side as text
+
+
+class Kept(NamedTuple):
+    """A side and the order that it acts upon, as signed; "" = none."""
+
+    side: Side
+    order: str = ""
+
+
+def encode(side: Side, order: str = "") -> str:
+    """One line of JSON."""
+    record, pending = _ref(side.record), _ref(side.pending)
+    said: dict[str, Any] = {
+        "mode": side.mode,
+        "order": order,
+        "record": record,
+        "order_seq": side.order_seq,
+        "handoff": list(side.handoff) if side.handoff else None,
+        "pending": pending,
+        "since": side.since,
+        "missing": sorted(side.missing),
+        "digested": side.digested,
+        "collecting": (
+            [side.collecting.whole.hex(), side.collecting.pages] if side.collecting else None
+        ),
+        "sources": sorted(side.sources),
+        "handed": side.handed,
+        "forked": _order(side.forked) if side.forked else None,
+    }
+    return jose.dumps({name: value for name, value in said.items() if value}).decode()
+
+
+def decode(me: Did, text: str) -> Kept:
+    """What :func:`encode` wrote.
+
+    Raises:
+        ValueError: it did not.
+    """
+    try:
+        return _decode(me, jose.loads_own(text.encode()))
+    except (KeyError, TypeError) as exc:
+        raise ValueError("this text is no side of a hand-off") from exc
+
+
+def _decode(me: Did, said: dict[str, Any]) -> Kept:
+    collecting = said.get("collecting")
+    handoff = said.get("handoff")
+    side = Side(
+        me=me,
+        mode=Mode(said["mode"]),
+        record=_read_ref(said.get("record")),
+        order_seq=said.get("order_seq", 0),
+        handoff=Handoff(handoff[0], Did(handoff[1])) if handoff else None,
+        pending=_read_ref(said.get("pending")),
+        since=said.get("since", 0),
+        missing=frozenset(map(Did, said.get("missing", ()))),
+        digested=said.get("digested", False),
+        collecting=(
+            Collecting(bytes.fromhex(collecting[0]), collecting[1]) if collecting else None
+        ),
+        sources=frozenset(map(Did, said.get("sources", ()))),
+        handed=said.get("handed", False),
+        forked=_read_order(said["forked"]) if said.get("forked") else None,
+    )
+    return Kept(side, said.get("order", ""))
+
+
+def _order(order: tuple[int, int, bytes]) -> list[Any]:
+    kv, seq, digest = order
+    return [kv, seq, digest.hex()]
+
+
+def _read_order(value: list[Any]) -> tuple[int, int, bytes]:
+    kv, seq, digest = value
+    return kv, seq, bytes.fromhex(digest)
+
+
+def _ref(ref: RecordRef | None) -> list[Any] | None:
+    return None if ref is None else [*_order(ref.order), list(ref.homes)]
+
+
+def _read_ref(value: list[Any] | None) -> RecordRef | None:
+    if value is None:
+        return None
+    *order, homes = value
+    return RecordRef(_read_order(order), tuple(map(Did, homes)))
+
+
+# ---------------------------------------------------------------- statements
+
+
+class Tally(NamedTuple):
+    """What became of the envelopes of a hand-off at one relay.
+
+    At the source ``was + late = moved + acked + expired + refused + corrupt + waiting`` always
+    holds; ``kept`` and ``dups`` are the target's.
+
+    Args:
+        was: what waited when it froze.
+        was_bytes: wire bytes of that.
+        late: accepted since.
+        waiting: what waits now.
+        moved: taken over by another relay, which gave its signed receipt.
+        acked: by the agent, since; only where it came back.
+        expired: ended so, with a bounce.
+        refused: another relay will never take it, or the agent refused it; with a bounce.
+        corrupt: damaged in the store; with a bounce.
+        kept: brought by another relay, and new here.
+        dups: brought by another relay, and here already.
+    """
+
+    was: int = 0
+    was_bytes: int = 0
+    late: int = 0
+    waiting: int = 0
+    moved: int = 0
+    acked: int = 0
+    expired: int = 0
+    refused: int = 0
+    corrupt: int = 0
+    kept: int = 0
+    dups: int = 0
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether every envelope that was there is accounted for."""
+        ended = self.moved + self.acked + self.expired + self.refused + self.corrupt
+        return self.was + self.late == ended + self.waiting
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a relay says of one hand-off, signed.
+
+    Args:
+        relay: who says it.
+        did: whose inbox.
+        handoff: which hand-off is the current one there; "" = none.
+        mode: what the inbox is there.
+        at: Unix seconds.
+        digested: at the target: what the agent has seen at the source is known.
+        handed: at the source: the target has said so.
+        named: the newest record held there names the target (at the source), or it (at the target).
+        missing: relays whose digests are awaited there; what is delivered meanwhile is marked.
+        tally: counts of envelopes.
+        why: what keeps the mover from going on, for a person; "" = nothing.
+    """
+
+    relay: Did
+    did: Did
+    handoff: str
+    mode: Mode
+    at: int
+    digested: bool = False
+    handed: bool = False
+    named: bool = False
+    missing: tuple[Did, ...] = ()
+    tally: Tally = field(default_factory=Tally)
+    why: str = ""
+
+
+def sign(key: SigningKey, said: Statement) -> str:
+    """Sign a statement with the relay's key."""
+    payload = {
+        "v": 1,
+        "relay": said.relay,
+        "did": said.did,
+        "mig_id": said.handoff,
+        "mode": said.mode,
+        "at": said.at,
+        "digested": said.digested,
+        "handed": said.handed,
+        "named": said.named,
+        "missing": list(said.missing),
+        "tally": said.tally._asdict(),
+        "why": said.why,
+    }
+    return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)
+
+
+def verify(compact: str, relay: Did) -> Statement:
+    """Read a statement and check that ``relay`` signed it.
+
+    Raises:
+        ProtocolError: ``bad_frame`` for its form, ``bad_signature`` for its signature or signer.
+    """
+    try:
+        jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+        members = jws.members()
+        statement = _read(members)
+        key = parse_did(relay)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"statement: {exc}") from exc
+    is_theirs = statement.relay == relay and jws.header.kid == key.kid
+    if not is_theirs or not jose.is_signed_by(jws, key.public_key):
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the statement is not that relay's")
+    return statement
+
+
+def _read(members: jose.Members) -> Statement:
+    if members.integer("v") != 1:
+        raise jose.UnsupportedError("v must be 1")
+    tally = members.object("tally")
+    return Statement(
+        relay=Did(members.text("relay", most=512)),
+        did=Did(members.text("did", most=512)),
+        handoff=members.text("mig_id", least=0, most=128),
+        mode=Mode(members.text("mode", most=16)),
+        at=members.integer("at"),
+        digested=members.boolean("digested"),
+        handed=members.boolean("handed"),
+        named=members.boolean("named"),
+        missing=_missing(members),
+        tally=Tally(*(tally.integer(name) for name in Tally._fields)),
+        why=members.text("why", least=0, most=512),
+    )
+
+
+def _missing(members: jose.Members) -> tuple[Did, ...]:
+    values = members.array("missing", most=64)
+    if any(not isinstance(did, str) for did in values):
+        raise ValueError("missing must be DIDs")
+    return tuple(map(Did, values))

@@ -1,0 +1,306 @@
+"""What the two sides of a hand-off know, hear and want done (GUARANTEES.md §3).
+
+Rules of the file: values only, and all of them hashable, so that tests can visit every state there
+is. :mod:`relay.migration.model.machine` says what they mean. Envelopes are not here: what waits
+and what is
+remembered is the inbox's, and a side says only what becomes of all of it (:class:`Holding`).
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple, Self
+
+from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.ids import Did
+from relay.protocol.migration_order import MigrationOrder
+
+DOUBT_BYTES = 36
+"""Of one id in a digest: hour 4, big-endian; dedupe key 16; first bytes of its eid 16."""
+WHOLE_BYTES = 32
+
+
+class Mode(StrEnum):
+    """What an inbox is at one relay."""
+
+    NONE = "none"
+    INCOMING = "incoming"
+    ACTIVE = "active"
+    FROZEN = "frozen"
+
+
+class Holding(StrEnum):
+    """What the store does for an inbox; one digit, as it is kept there.
+
+    ``away``: a courier has it, its agent lives elsewhere. ``home``: it takes and delivers.
+    ``held``: it takes, and delivers nothing. ``doubtful``: it takes and delivers, all marked.
+    """
+
+    AWAY = "0"
+    HOME = "1"
+    HELD = "2"
+    DOUBTFUL = "3"
+
+
+class RecordRef(NamedTuple):
+    """What a hand-off needs of an endpoint record: where it stands, and whom it names.
+
+    Args:
+        order: (kv, seq, hash): greater wins.
+        homes: the relays that it names, the first one tried first.
+    """
+
+    order: tuple[int, int, bytes]
+    homes: tuple[Did, ...]
+
+    @classmethod
+    def of(cls, record: EndpointRecord) -> Self:
+        """Of a record that was verified."""
+        ranked = sorted(record.relays, key=lambda home: home.prio)
+        return cls(record.order, tuple(home.did for home in ranked))
+
+    @property
+    def home(self) -> Did | None:
+        """Where mail goes first."""
+        return self.homes[0] if self.homes else None
+
+    @property
+    def handoff(self) -> str:
+        """The id under which a relay hands over because of this record, without an order."""
+        kv, seq, digest = self.order
+        return f"record:{kv}:{seq}:{digest.hex()}"
+
+
+class OrderRef(NamedTuple):
+    """What a hand-off needs of an order that was verified."""
+
+    id: str
+    seq: int
+    source: Did
+    target: Did
+    record: RecordRef
+    expires_at: int
+
+    @classmethod
+    def of(cls, order: MigrationOrder) -> Self:
+        """Of an order that was verified."""
+        return cls(
+            id=order.id,
+            seq=order.seq,
+            source=order.source.did,
+            target=order.target.did,
+            record=RecordRef.of(order.record),
+            expires_at=order.expires_at,
+        )
+
+
+class Handoff(NamedTuple):
+    """Which hand-off, and with whom. Whatever names another one changes nothing."""
+
+    id: str
+    peer: Did
+
+
+class Collecting(NamedTuple):
+    """How many pages of a digest have come, in their order; ``whole`` names that one digest."""
+
+    whole: bytes
+    pages: int
+
+
+class Side(NamedTuple):
+    """One inbox at one relay, as its store keeps it. Changes only by :func:`migration.step`.
+
+    Args:
+        me: the relay.
+        mode: what the inbox is here.
+        record: the newest one that was acted upon.
+        order_seq: of the newest order heard of.
+        handoff: the current one: of INCOMING and ACTIVE the source's, of FROZEN the target's.
+        pending: INCOMING and FROZEN: the record that the order will publish.
+        since: Unix seconds, when ``mode`` began.
+        missing: relays that may have handed over envelopes and have not said which; while there
+            are any, whatever is delivered is marked.
+        digested: the digest of the current hand-off's source is here.
+        collecting: a part of a digest is.
+        sources: relays whose digests came since ``mode`` began: their mail is taken beyond quotas.
+        handed: FROZEN: the target has the digest.
+        forked: two records of one seq: the greatest whose other homes were put into ``missing``.
+    """
+
+    me: Did
+    mode: Mode = Mode.NONE
+    record: RecordRef | None = None
+    order_seq: int = 0
+    handoff: Handoff | None = None
+    pending: RecordRef | None = None
+    since: int = 0
+    missing: frozenset[Did] = frozenset()
+    digested: bool = False
+    collecting: Collecting | None = None
+    sources: frozenset[Did] = frozenset()
+    handed: bool = False
+    forked: tuple[int, int, bytes] | None = None
+
+    @property
+    def home(self) -> Did | None:
+        """Where the newest record held says that mail goes."""
+        return self.record.home if self.record else None
+
+    @property
+    def is_home(self) -> bool:
+        """Whether that is here; a record that names nobody moves nobody."""
+        return self.record is None or not self.record.homes or self.me in self.record.homes
+
+    @property
+    def delivers(self) -> bool:
+        """Whether a session of the agent may be handed anything, and may ack."""
+        return self.mode is Mode.ACTIVE and self.is_home
+
+    @property
+    def is_named(self) -> bool:
+        """FROZEN: whether the newest record names the target, so that mail may be let go."""
+        return self.handoff is not None and self.home == self.handoff.peer
+
+    @property
+    def holding(self) -> Holding:
+        """What the store does for this inbox."""
+        if self.mode is Mode.INCOMING or (self.mode is Mode.FROZEN and self.is_home):
+            return Holding.HELD
+        if not self.delivers:
+            return Holding.AWAY
+        return Holding.DOUBTFUL if self.missing else Holding.HOME
+
+    def takes_from(self, peer: Did) -> bool:
+        """Whether what this relay brings is part of a hand-off: past rules and quotas.
+
+        That goes by the relay: what it handed over under an order it may hand over again under the
+        record that followed. One that is not of the order says its digest first.
+        """
+        named = self.handoff is not None and self.handoff.peer == peer
+        return self.mode in {Mode.INCOMING, Mode.ACTIVE} and (named or peer in self.sources)
+
+    @property
+    def partners(self) -> frozenset[Did]:
+        """Relays that may talk with this one about this inbox, whatever the federation."""
+        named = {self.handoff.peer} if self.handoff is not None else set[Did]()
+        return (self.missing | self.sources | named) - {self.me}
+
+
+# ---------------------------------------------------------------- between relays
+
+
+class DigestPage(NamedTuple):
+    """A part of what a frozen source says its agent has, or may have, seen.
+
+    Args:
+        handoff: which hand-off.
+        whole: SHA-256 over all of it: pages of two digests are never taken for one.
+        number: of this page, from 0; they are said in order.
+        total: how many pages there are.
+        missing: whose digests the source itself still lacks.
+        floor: hours up to this one the source has forgotten; -1: none.
+        doubts: ids, :data:`DOUBT_BYTES` each.
+    """
+
+    handoff: str
+    whole: bytes
+    number: int
+    total: int
+    missing: frozenset[Did] = frozenset()
+    floor: int = -1
+    doubts: bytes = b""
+
+    def until(self, hour: int) -> Self:
+        """The same, but nothing of hours after the next one: that would never be forgotten."""
+        doubts, places = self.doubts, range(0, len(self.doubts), DOUBT_BYTES)
+        hours = [int.from_bytes(doubts[at : at + 4], "big") for at in places]
+        if max(hours, default=0) > hour + 1:
+            kept = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
+            doubts = b"".join(doubts[at : at + DOUBT_BYTES] for at in kept)
+        return self._replace(floor=min(self.floor, hour), doubts=doubts)
+
+
+class DigestReceipt(NamedTuple):
+    """The target wants this page next of this digest; ``next`` is its total once it has all.
+
+    A source acts upon the last one only: that is what its mover tells it.
+    """
+
+    handoff: str
+    whole: bytes
+    next: int
+
+
+# ---------------------------------------------------------------- what a side hears
+
+
+class Prepare(NamedTuple):
+    """The agent asks the target to get ready. Room was found, or this is not said at all."""
+
+    order: OrderRef
+
+
+class Freeze(NamedTuple):
+    """The agent has closed its session and asks the source to stop."""
+
+    order: OrderRef
+
+
+class Learned(NamedTuple):
+    """A record came, by whatever way, and was verified.
+
+    Args:
+        record: the newest one held.
+        former: the one before it, if it is known.
+        fork: another record of one kv and seq, that the agent signed, too.
+    """
+
+    record: RecordRef
+    former: RecordRef | None = None
+    fork: RecordRef | None = None
+
+
+class Heard(NamedTuple):
+    """A message of another relay, over a link on which that relay has proven itself.
+
+    Args:
+        peer: that relay.
+        message: what it said.
+        named: :func:`orders.is_named`: the agent itself has said that mail lay there.
+    """
+
+    peer: Did
+    message: DigestPage | DigestReceipt
+    named: bool = False
+
+
+class Doubted(NamedTuple):
+    """The target of this hand-off knows nothing of it: what was said has to be said again."""
+
+    handoff: str
+
+
+class Ticked(NamedTuple):
+    """Time has passed."""
+
+
+Input = Prepare | Freeze | Learned | Heard | Doubted | Ticked
+
+
+class Step(NamedTuple):
+    """What a side becomes, in one piece with what that does to the inbox.
+
+    Args:
+        side: the next state. Where :attr:`Side.holding` changes, or the hand-off, no session goes
+            on: what it may have handed over is marked.
+        mark_present: mark all that waits.
+        imports: remember these ids as doubtful: whatever comes under one of them is marked, and so
+            is what waits under one.
+        answer: to be said to the peer that was heard, once all else is durable.
+    """
+
+    side: Side
+    mark_present: bool = False
+    imports: DigestPage | None = None
+    answer: DigestReceipt | None = None

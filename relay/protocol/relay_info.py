@@ -1,0 +1,177 @@
+"""Relay information: a relay's own signed word on what it is and where (PROTOCOL.md §8).
+
+Rules of the file: as with endpoint records, anybody may pass it on and nobody can forge it;
+:func:`newest` is a join.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from relay.protocol import jws as jose
+from relay.protocol.did import (
+    SigningKey,
+    VerificationKey,
+    parse_did,
+)
+from relay.protocol.errors import (
+    ErrorCode,
+    Refusal,
+)
+from relay.protocol.ids import (
+    ORIGIN,
+    Did,
+    Timestamp,
+    in_utc,
+)
+
+TYP: Final = "agent-relay-info+jws"
+MAX_BYTES: Final = 4096
+MAX_LIFETIME_S: Final = 7 * 24 * 3600
+SKEW_S: Final = 300
+MAX_URL: Final = 512
+LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
+
+Federation = Literal["closed", "open", "off"]
+"""Links only with relays that the operator added, with any relay, or with none."""
+_FEDERATION: Final = frozenset(get_args(Federation))
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a relay says of itself, from its live configuration.
+
+    Args:
+        url: its origin, as in ``hello``.
+        software: what runs.
+        version: of the software.
+        limits: as in ``hello``.
+        retention_s: the longest lifetime of an envelope.
+        registration: who gets an inbox.
+        federation: with whom it keeps links.
+        durability: as in receipts.
+        peers: how many relays it keeps links to.
+        contact: how to reach the operator.
+    """
+
+    url: str
+    software: str
+    version: str
+    limits: dict[str, int]
+    retention_s: int
+    registration: str
+    federation: Federation
+    durability: str
+    peers: int = 0
+    contact: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RelayInfo:
+    """Relay information whose form is right; :func:`verify` tells whether it is the relay's."""
+
+    jws: jose.Jws
+    key: VerificationKey
+    issued_at: int
+    expires_at: int
+    said: Description
+
+    @property
+    def did(self) -> Did:
+        """Which relay."""
+        return self.key.did
+
+    @property
+    def order(self) -> tuple[int, bytes]:
+        """(iat, SHA-256 of the signing input): greater wins."""
+        return (self.issued_at, hashlib.sha256(self.jws.signing_input).digest())
+
+
+def read_limits(members: jose.Members) -> dict[str, int]:
+    """The limits that are known here.
+
+    Raises:
+        ValueError: none, or no integers.
+    """
+    limits = members.object("limits")
+    return {name: limits.integer(name) for name in LIMIT_NAMES if limits.has(name)}
+
+
+def parse(compact: str) -> RelayInfo:
+    """Read the form of relay information.
+
+    Raises:
+        ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
+    """
+    return jose.read("relay information", _parse, compact)
+
+
+def _parse(compact: str) -> RelayInfo:
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    members = jws.members()
+    if members.integer("v") != 1:
+        raise jose.UnsupportedError("v must be 1")
+    key = parse_did(members.text("did", most=512))
+    if jws.header.kid != key.kid:
+        raise ValueError("kid is not a key of did")
+    issued = members.integer("iat")
+    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
+    return RelayInfo(jws, key, issued, expires, _description(members))
+
+
+def _description(members: jose.Members) -> Description:
+    url = members.text("url", most=MAX_URL)
+    if ORIGIN.fullmatch(url) is None:
+        raise ValueError("url is an origin: https://host[:port]")
+    return Description(
+        url=url,
+        software=members.text("software", most=64),
+        version=members.text("version", most=64),
+        limits=read_limits(members),
+        retention_s=members.integer("retention_s"),
+        registration=members.text("registration", most=16),
+        federation=members.one_of("federation", _FEDERATION),
+        durability=members.text("durability", most=16),
+        peers=members.integer("peers"),
+        contact=members.optional_text("contact", most=512),
+    )
+
+
+def verify(info: RelayInfo, now: Timestamp) -> Refusal | None:
+    """Whether the relay signed it, and whether it holds now."""
+    if info.issued_at > now + SKEW_S:
+        detail = f"the relay information's iat is in the future: it is {in_utc(now)}"
+        return Refusal(ErrorCode.NOT_YET_VALID, detail)
+    if info.expires_at <= now - SKEW_S:
+        return Refusal(ErrorCode.EXPIRED, "the relay information has expired")
+    if not jose.is_signed_by(info.jws, info.key.public_key):
+        return Refusal(ErrorCode.BAD_SIGNATURE, f"relay information: not signed by {info.did}")
+    return None
+
+
+def newest(held: RelayInfo | None, other: RelayInfo) -> RelayInfo:
+    """The newer of two of one relay: commutative, associative, idempotent."""
+    return other if held is None or other.order > held.order else held
+
+
+def sign(key: SigningKey, said: Description, now: Timestamp) -> str:
+    """Sign what a relay says of itself; it holds for seven days."""
+    payload = {
+        "v": 1,
+        "did": key.did,
+        "iat": int(now),
+        "exp": int(now) + MAX_LIFETIME_S,
+        "url": said.url,
+        "software": said.software,
+        "version": said.version,
+        "limits": said.limits,
+        "retention_s": said.retention_s,
+        "registration": said.registration,
+        "federation": said.federation,
+        "durability": said.durability,
+        "peers": said.peers,
+        "contact": said.contact,
+    }
+    return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)

@@ -1,0 +1,254 @@
+"""Hand-offs over Lua scripts: what both sides write down (reference/handoff.py, GUARANTEES.md §3).
+
+Rules of the file: those of ``store/redis/inboxes.py``; the scripts compare and write, nothing is
+decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from relay.migration.ports import (
+    HandoffChange,
+    HandoffRow,
+)
+from relay.peering.ports import RecordRow
+from relay.protocol.errors import (
+    ErrorCode,
+    RelayError,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Partition,
+    Seq,
+)
+from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_types import Holding
+from relay.protocol.types import (
+    Doubts,
+    FirstContact,
+    InboxLimits,
+    Known,
+    Question,
+    Waiting,
+)
+from relay.reference import handoff as inbox_handoff
+from relay.store.redis import entries
+from relay.store.redis.guard import Guard
+from relay.store.redis.partitions import Partitions
+from relay.store.redis.records import row_of
+
+_MOST_READ: Final = 256
+"""Entries of one reading: their content is read with them."""
+
+
+class Handoffs:
+    """The hand-off half of a store.
+
+    Args:
+        partitions: where the scripts run.
+        guard: how many ids fit.
+        limits: quotas of each inbox.
+    """
+
+    def __init__(self, partitions: Partitions, guard: Guard, limits: InboxLimits) -> None:
+        self._partitions = partitions
+        self._guard = guard
+        self._limits = limits
+
+    async def _call(self, name: str, inbox: AgentKey, *args: Any) -> Any:
+        """A script about one inbox.
+
+        Raises:
+            RelayError: as :meth:`Partitions.call`; ``internal`` if it speaks of another inbox.
+        """
+        reply = await self._partitions.call(name, self._partitions.of(inbox), [inbox, *args])
+        if reply[0] != inbox.encode():
+            raise RelayError(ErrorCode.INTERNAL, f"the store's answer to {name} makes no sense")
+        return reply
+
+    # ------------------------------------------------------------ steps
+
+    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+        """All that a step is judged by."""
+        reply = await self._call("handoff", inbox)
+        _, text, holding, has_left, record, former, tally, last, count, evidence = reply
+        return HandoffRow(
+            text=text.decode(),
+            holding=Holding(holding.decode()) if holding else None,
+            has_left=has_left == 1,
+            record=row_of(record) if record else None,
+            former=former.decode() if former else None,
+            evidence=(evidence[0].decode(), evidence[1].decode()) if evidence else None,
+            tally=_tally(tally, last, count),
+        )
+
+    async def change_handoff(
+        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+    ) -> bool:
+        """Take a step, if nobody else took one meanwhile and no newer record came.
+
+        Raises:
+            UnavailableError: also where the store cannot be relied on: steps are signed for.
+        """
+        self._must_keep()
+        flags = (
+            change.ends_session,
+            change.marks_present,
+            change.is_new,
+            change.is_open,
+            change.has_work,
+        )
+        reply = await self._call(
+            "change_handoff",
+            inbox,
+            seen.text,
+            _order(seen.record),
+            change.text,
+            change.holding,
+            *map(int, flags),
+            change.floor,
+            inbox_handoff.most_ids(self._limits),
+            self._guard.ids_per_partition,
+            change.doubts,
+        )
+        return bool(reply[1] == 1)
+
+    def _must_keep(self) -> None:
+        no = self._guard.no_promise()
+        if no is not None:
+            raise no.to_error()
+
+    # ------------------------------------------------------------ questions
+
+    async def handoffs(self) -> list[tuple[AgentKey, str]]:
+        """All that are open, with their texts."""
+        found = await self._partitions.gather(self._partitions.all(), self._open)
+        return [(_key(inbox), text.decode()) for some in found for inbox, text in some]
+
+    async def _open(self, part: Partition) -> list[Any]:
+        replies: list[Any] = await self._partitions.call("handoffs", part, [])
+        return replies
+
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+        """What waits behind ``after``, in seq order."""
+        found: list[Waiting] = []
+        while len(found) < most:
+            wanted = min(most - len(found), _MOST_READ)
+            _, *items = await self._call("waiting", inbox, after, wanted)
+            found += map(_waiting, items)
+            if len(items) < wanted:
+                break
+            after = found[-1].seq
+        return found
+
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+        """Ids that its agent may have seen: acked, refused, ended, or marked as handed over."""
+        _, ids, on, floor = await self._call("doubts", inbox, after, most)
+        return Doubts(ids, on.decode(), floor)
+
+    # ------------------------------------------------------------ rules
+
+    async def known(self, inbox: AgentKey) -> Known:
+        """Whom the agent takes envelopes from."""
+        _, *flat = await self._call("known", inbox)
+        pairs = zip(flat[::2], flat[1::2], strict=True)
+        return _known({_key(name): value.decode() for name, value in pairs})
+
+    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+        """Add whom the agent took envelopes from elsewhere; what stands here stands.
+
+        Raises:
+            UnavailableError: as :meth:`change_handoff`.
+        """
+        self._must_keep()
+        limits = (self._limits.rules, self._limits.contacts, known.first_contact)
+        names = (*known.allow, *known.deny, *known.contacts)
+        counts = (len(known.allow), len(known.deny))
+        await self._call("learn_known", inbox, *limits, *counts, *names)
+
+
+class HandoffCalls:
+    """The hand-off half of :class:`relay.store.redis.RedisStore`."""
+
+    _handoffs: Handoffs
+
+    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+        """See :meth:`relay.migration.ports.HandoffStore.handoff`."""
+        return await self._handoffs.handoff(inbox)
+
+    async def change_handoff(
+        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+    ) -> bool:
+        """See :meth:`relay.migration.ports.HandoffStore.change_handoff`."""
+        return await self._handoffs.change_handoff(inbox, seen, change)
+
+    async def handoffs(self) -> list[tuple[AgentKey, str]]:
+        """See :meth:`relay.migration.ports.HandoffStore.handoffs`."""
+        return await self._handoffs.handoffs()
+
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+        """See :meth:`relay.migration.ports.HandoffStore.waiting`."""
+        return await self._handoffs.waiting(inbox, after, most)
+
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+        """See :meth:`relay.migration.ports.HandoffStore.doubts`."""
+        return await self._handoffs.doubts(inbox, after, most)
+
+    async def known(self, inbox: AgentKey) -> Known:
+        """See :meth:`relay.migration.ports.HandoffStore.known`."""
+        return await self._handoffs.known(inbox)
+
+    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+        """See :meth:`relay.migration.ports.HandoffStore.learn_known`."""
+        await self._handoffs.learn_known(inbox, known)
+
+
+def _key(raw: bytes) -> AgentKey:
+    return AgentKey(raw.decode())
+
+
+def _order(row: RecordRow | None) -> str:
+    if row is None:
+        return ""
+    kv, seq, digest = row.order
+    return f"{kv} {seq} {digest.hex()}"
+
+
+def _tally(counted: Sequence[int], last: int, waiting: int) -> Tally:
+    """Its numbers are in the order of scripts/lib/inbox.lua."""
+    if not counted:
+        return Tally(waiting=waiting)
+    last_then, was, was_bytes, moved, acked, expired, refused, corrupt, kept, dups = counted
+    return Tally(
+        was=was,
+        was_bytes=was_bytes,
+        late=last - last_then,
+        waiting=waiting,
+        moved=moved,
+        acked=acked,
+        expired=expired,
+        refused=refused,
+        corrupt=corrupt,
+        kept=kept,
+        dups=dups,
+    )
+
+
+def _waiting(item: Sequence[Any]) -> Waiting:
+    seq, eid, hour, key, size, expires_at = item
+    return Waiting(Seq(seq), entries.eid_text(eid), Question(key, hour), size, expires_at)
+
+
+def _known(kept: dict[AgentKey, str]) -> Known:
+    """Fields as scripts/lib/rules.lua names them."""
+    first_contact: FirstContact = "refuse" if kept.pop(AgentKey("*"), "") == "refuse" else "accept"
+    kept.pop(AgentKey("#"), None)
+    noted = sorted((int(how[1:]), one) for one, how in kept.items() if how.startswith("C"))
+    return Known(
+        first_contact=first_contact,
+        allow=tuple(sorted(one for one, how in kept.items() if how == "A")),
+        deny=tuple(sorted(one for one, how in kept.items() if how == "D")),
+        contacts=tuple(one for _, one in noted),
+    )
