@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Final, NamedTuple
 
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.envelope import signer_of
 from relay.protocol.errors import (
     ErrorCode,
@@ -250,8 +251,7 @@ class Load:
         self._ready.extendleft(reversed(items))
 
     def _pause(self) -> float:
-        # not 2**failures as it is: days of failures would be a huge number
-        pause = min(FIRST_PAUSE_S * 2.0 ** min(self._failures, 10), LONGEST_PAUSE_S)
+        pause = doubling_pause_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)
         self._failures += 1
         return pause
 

@@ -23,6 +23,7 @@ from relay.peering.ports import (
     PeerLinks,
     Taken,
 )
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import (
     ErrorCode,
@@ -181,7 +182,7 @@ class Carrier:
             return
         self._losses, self._lost_at = self._losses + 1, now
         if self._losses > 1:
-            hold_s = min(FIRST_HOLD_S * 2.0 ** min(self._losses - 2, 10), LONGEST_HOLD_S)
+            hold_s = doubling_pause_s(self._losses - 2, FIRST_HOLD_S, LONGEST_HOLD_S)
             self._held_until = now + hold_s
             _fail(list(self._waiting), _silent(hold_s))
             self._waiting.clear()

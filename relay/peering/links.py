@@ -33,6 +33,7 @@ from relay.peering.model.membership import (
     backoff_s,
 )
 from relay.peering.ports import LinkListener
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -159,7 +160,7 @@ class Links:
         failure = self._failures.get(url)
         if failure is None:
             return False
-        rest_s = min(HURRY_S, FIRST_BACKOFF_S * 2.0 ** min(failure.times - 1, 16))
+        rest_s = doubling_pause_s(failure.times - 1, FIRST_BACKOFF_S, HURRY_S)
         return clock.monotonic() < failure.at + rest_s
 
     async def drain(self) -> None:

@@ -49,6 +49,7 @@ from relay.client.state.journal import (
     Journal,
     Known,
 )
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
@@ -194,7 +195,7 @@ class Inbox:
             return True
         # the timer holds the message: until it fires, a second delivery is held back
         loop = asyncio.get_running_loop()
-        pause = min(FAILURE_PAUSE_S * 2 ** min(count, 16), LONGEST_FAILURE_PAUSE_S)
+        pause = doubling_pause_s(count, FAILURE_PAUSE_S, LONGEST_FAILURE_PAUSE_S)
         loop.call_later(pause, self._show_again, message)
         return False
 

@@ -35,6 +35,7 @@ from relay.client.outbox.queue import (
 from relay.client.outbox.submission import Waiting
 from relay.client.session.requests import Answer
 from relay.client.tasks import task_group
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import (
     EndpointRecord,
     Home,
@@ -275,7 +276,7 @@ class Detours:
             item.last = Rejection(ref, 0, ErrorCode.PEER_UNREACHABLE, stored, exc.detail)
         pause = self._breaks.setdefault(_key(home), _Break())
         pause.failures += 1
-        longest = min(FIRST_BREAK_S * 2.0 ** min(pause.failures, 10), LONGEST_BREAK_S)
+        longest = doubling_pause_s(pause.failures, FIRST_BREAK_S, LONGEST_BREAK_S)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
         pause.until = clock.monotonic() + longest * share
         while len(self._breaks) > REMEMBERED:

@@ -34,6 +34,7 @@ from relay.client.outbox.submission import (
     sent_of,
     take,
 )
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import (
     ERROR_CLASS,
@@ -292,7 +293,7 @@ class Outbox:
     @staticmethod
     def _pause(waiting: Waiting) -> float:
         waiting.tries += 1
-        return min(FIRST_RETRY_S * 2.0 ** min(waiting.tries - 1, 16), LONGEST_RETRY_S)
+        return doubling_pause_s(waiting.tries - 1, FIRST_RETRY_S, LONGEST_RETRY_S)
 
     def failed(self, ref: str, exc: RelayError, now: Timestamp, line: str = "") -> bool:
         """A whole submit was answered by an error; False if ``line`` has no such one."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.errors import RelayError
 
 FIRST_PAUSE_S: Final = 0.2
@@ -22,8 +23,7 @@ REST_S: Final = 5.0
 
 def pause_after(failures: int, retry_after: int | None) -> float:
     """Seconds until the next dial."""
-    # not 2**failures as it is: an hour of failures would be a huge number
-    longest = min(FIRST_PAUSE_S * 2.0 ** min(failures, 10), LONGEST_PAUSE_S)
+    longest = doubling_pause_s(failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)
     share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
     return longest * share + min(retry_after or 0, LONGEST_RETRY_AFTER_S)
 

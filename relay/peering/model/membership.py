@@ -24,6 +24,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.frames.frames import (
     Membership,
     View,
@@ -102,7 +103,7 @@ def backoff_s(misses: int, share: float, longest_s: float = MAX_BACKOFF_S) -> fl
         share: random, 0 … 1.
         longest_s: the wait never exceeds this.
     """
-    ceiling = min(longest_s, FIRST_BACKOFF_S * 2.0 ** min(misses, 16))
+    ceiling = doubling_pause_s(misses, FIRST_BACKOFF_S, longest_s)
     return FIRST_BACKOFF_S + share * (ceiling - FIRST_BACKOFF_S)
 
 
