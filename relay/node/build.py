@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from relay import clock, log, metrics
+from relay import clock, log
 from relay.directory.local_handles import OwnHandles
 from relay.directory.mesh import Mesh
 from relay.directory.publish import Directory
@@ -22,6 +22,7 @@ from relay.directory.startup_gate import Returning
 from relay.forwarding.scheduler import Forwarding
 from relay.health import Health, ProblemReason
 from relay.inbox import submit as submitting
+from relay.inbox.accept import BatchAcceptor
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.contacts import Contacts
@@ -68,7 +69,6 @@ from relay.peering.relay_info import relay_information
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
-    Refusal,
     RelayError,
     UnavailableError,
 )
@@ -77,7 +77,6 @@ from relay.protocol.ids import (
     NodeId,
 )
 from relay.protocol.types import (
-    Accepted,
     Acked,
     InboxLimits,
     OutboxLimits,
@@ -305,6 +304,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     handoffs.changed += [_sharing(peers, handoffs), migrations.changed]
     handoffs.work.append(forwarding.wake)
     handoffs.ended.append(lambda owner: delivery.wake([owner]))
+    acceptor = BatchAcceptor(store, delivery, contacts, forwarding.wake)
     node = Node(
         node_id=node_id,
         key=key,
@@ -317,7 +317,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
             strangers=StrangerRates(settings.stranger_rate),
             brought=StrangerRates(settings.peer_stranger_rate),
             may_bring=handoffs.may_bring,
-            commits=_accepts(store, delivery, contacts, forwarding),
+            commits=GroupCommit(acceptor.accept, submitting.size_of),
             durability=lambda: store.durability,
             denied=deny,
             max_body_bytes=settings.max_body_bytes,
@@ -355,22 +355,6 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
     house = Housekeeping(node, BouncePump(key, store, delivery, routing))
     operating = Operating(peers, links, mesh, store, Introductions(dialer))
     return Built(settings, node, house, links, operating, opened)
-
-
-def _accepts(
-    store: Store, delivery: Delivery, contacts: Contacts, forwarding: Forwarding
-) -> GroupCommit[submitting.Item, Accepted]:
-    async def commit(items: Sequence[submitting.Item]) -> Sequence[Accepted | Refusal]:
-        stored = [item.stored for item in items]
-        metrics.COMMITS.inc()
-        metrics.COMMIT_SIZE.observe(len(stored))
-        with metrics.COMMIT_SECONDS.time():
-            results = await delivery.append(store, stored)
-            if any(isinstance(one, Accepted) and one.away and not one.session for one in results):
-                forwarding.wake()
-            return await contacts.note(stored, results)
-
-    return GroupCommit(commit, submitting.size_of)
 
 
 def _sharing(peers: Peers, handoffs: Handoffs) -> Callable[[], None]:
