@@ -20,7 +20,7 @@ from relay.inbox.ports import (
     OpenRequest,
     Store,
 )
-from relay.inbox.rate_limits import StrangerRates
+from relay.limits import TokenBuckets
 from relay.peering.peers import Peers
 from relay.protocol import handshake
 from relay.protocol.did import (
@@ -74,8 +74,10 @@ MOST_DETAIL: Final = 200
 class RefusedLogins:
     """Counts refused logins, and says who and from where, in so many lines."""
 
-    _all: StrangerRates = field(default_factory=lambda: StrangerRates(MOST_LINES))
-    _each: StrangerRates = field(default_factory=lambda: StrangerRates(MOST_LINES_EACH))
+    _all: TokenBuckets[str] = field(default_factory=lambda: TokenBuckets.per_minute(MOST_LINES))
+    _each: TokenBuckets[str] = field(
+        default_factory=lambda: TokenBuckets.per_minute(MOST_LINES_EACH)
+    )
     _unsaid: int = 0
 
     def note(self, why: RelayError, auth: Auth, proven: Did | None, address: str) -> None:
@@ -89,11 +91,12 @@ class RefusedLogins:
         """
         metrics.LOGINS.labels(why.code).inc()
         network = strangers_network(address)
-        if self._all.wait("") or self._each.wait(network):
+        now = clock.monotonic()
+        if self._all.wait_s("", now) or self._each.wait_s(network, now):
             self._unsaid += 1
             return
-        self._all.charge("")
-        self._each.charge(network)
+        self._all.charge("", 1, now)
+        self._each.charge(network, 1, now)
         log.login_refused(
             code=why.code,
             detail=why.detail[:MOST_DETAIL],

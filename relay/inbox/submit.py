@@ -19,10 +19,7 @@ from relay.forwarding.peer_submitter import Spawn
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
 from relay.inbox.ports import Keys
-from relay.inbox.rate_limits import (
-    SenderRates,
-    StrangerRates,
-)
+from relay.limits import TokenBuckets
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import (
@@ -146,9 +143,9 @@ class Intake:
 
     identity: RelayIdentity
     keys: Keys
-    rates: SenderRates
-    strangers: StrangerRates
-    brought: StrangerRates
+    rates: TokenBuckets[AgentKey]
+    strangers: TokenBuckets[str]
+    brought: TokenBuckets[str]
     may_bring: MayBring
     commits: GroupCommit[Item, Accepted]
     durability: Callable[[], Durability]
@@ -215,7 +212,7 @@ class Submissions:
         ready: list[Item] = []
         intake = self._intake
         facts = admission.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
-        is_barred = moving is None and self._strangers.wait(self._network) > 0
+        is_barred = moving is None and self._strangers.wait_s(self._network, clock.monotonic()) > 0
         for index, raw in enumerate(items):
             outcome = await self._admit(raw, facts, moving)
             if isinstance(outcome, Refusal):
@@ -269,7 +266,11 @@ class Submissions:
         except RelayError as exc:
             return Refusal.of(exc)
         # at another relay it was taken once already, at the rate that held there
-        wait_s = 0.0 if moving is not None else intake.rates.take(sender.agent_key)
+        wait_s = (
+            0.0
+            if moving is not None
+            else intake.rates.try_acquire(sender.agent_key, clock.monotonic())
+        )
         return admission.admit(verified, admission.with_wait(facts, wait_s))
 
     def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
@@ -298,7 +299,7 @@ class Submissions:
         if away and isinstance(self._source, Local):
             self._source.spawn(self._forward(self._source, away))
         if strangers:
-            self._strangers.charge(self._network, strangers)
+            self._strangers.charge(self._network, strangers, clock.monotonic())
         metrics.ACCEPTED.inc(accepted)
         metrics.DUPLICATES.inc(dups)
         self._flush()
@@ -329,13 +330,13 @@ class Submissions:
         item.submit.results[item.place] = no
 
     def _refused(self, no: Refusal) -> Refusal:
-        strangers = self._strangers
+        strangers, now = self._strangers, clock.monotonic()
         if no.code in OF_STRANGERS:
-            strangers.charge(self._network)
+            strangers.charge(self._network, 1, now)
         if no.code is not ErrorCode.RATE_LIMITED:
             return no
         # the inbox found a stranger of a network that is too fast; only the node knows how long
-        return replace(no, retry_after=max(1, ceil(strangers.wait(self._network))))
+        return replace(no, retry_after=max(1, ceil(strangers.wait_s(self._network, now))))
 
     def _flush(self) -> None:
         """Answer, oldest first, every submit that is wholly decided, in as few frames as can be."""

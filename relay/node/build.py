@@ -37,16 +37,13 @@ from relay.inbox.ports import (
     AckRequest,
     Store,
 )
-from relay.inbox.rate_limits import (
-    SenderRates,
-    StrangerRates,
-)
 from relay.inbox.rules import RulesOf
 from relay.inbox.status import StatusOf
 from relay.inbox.submit import (
     Intake,
     RelayIdentity,
 )
+from relay.limits import TokenBuckets
 from relay.migration.digest_sender import Mover
 from relay.migration.requests import Migrations
 from relay.migration.steps import Handoffs
@@ -313,9 +310,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Built:
         intake=Intake(
             identity=RelayIdentity(key, _position_secret(key)),
             keys=keys,
-            rates=SenderRates(settings.sender_rate),
-            strangers=StrangerRates(settings.stranger_rate),
-            brought=StrangerRates(settings.peer_stranger_rate),
+            rates=TokenBuckets.per_minute(settings.sender_rate),
+            strangers=TokenBuckets.per_minute(settings.stranger_rate),
+            brought=TokenBuckets.per_minute(settings.peer_stranger_rate),
             may_bring=handoffs.may_bring,
             commits=GroupCommit(acceptor.accept, submitting.size_of),
             durability=lambda: store.durability,

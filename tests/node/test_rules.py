@@ -16,7 +16,6 @@ from relay.inbox.contacts import (
     ABSENT_S,
     Contacts,
 )
-from relay.inbox.rate_limits import StrangerRates
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
@@ -277,25 +276,6 @@ async def test_strangers_of_one_network_are_limited_and_the_known_do_not_notice(
         assert not (await send(friend, *wires)).rejected
         [no] = (await send(friend, make_envelope(new_key(), bob.key.did).wire)).rejected
         assert no.error is ErrorCode.RATE_LIMITED
-
-
-def test_a_network_in_debt_waits_and_is_free_again(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(clock, "monotonic", lambda: Timestamp(now[0]))
-    rates = StrangerRates(per_minute=60, max_networks=2)
-    assert rates.wait("a") == 0.0
-    for _ in range(60):
-        rates.charge("a")
-    assert rates.wait("a") == 1.0
-    for _ in range(1_000):
-        rates.charge("a")
-    assert rates.wait("a") == 61.0  # debt has an end
-    assert rates.wait("b") == 0.0
-    now[0] += 61.0
-    assert rates.wait("a") == 0.0
-    for name in ("b", "c", "d", "e"):
-        rates.charge(name)
-        assert len(rates) <= 2
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,6 @@ from relay.inbox.ports import (
     BounceBatch,
     OpenRequest,
 )
-from relay.inbox.rate_limits import SenderRates
 from relay.node.loops import every
 from relay.protocol import envelope as envelopes
 from relay.protocol.envelope import StoredEnvelope
@@ -34,7 +33,6 @@ from relay.protocol.errors import (
     UnavailableError,
 )
 from relay.protocol.ids import (
-    AgentKey,
     Did,
     Eid,
     Epoch,
@@ -258,30 +256,6 @@ async def test_log_lines_that_cannot_be_written_end_nothing(where):
     )
     assert (await process.communicate())[0] == b"1\n"
     assert process.returncode == 0
-
-
-def test_a_bucket_holds_a_minutes_worth_and_refills(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(clock, "monotonic", lambda: Timestamp(now[0]))
-    rates = SenderRates(per_minute=60)
-    sender = AgentKey("key:a")
-    assert [rates.take(sender) for _ in range(60)] == [0.0] * 60
-    assert rates.take(sender) == 1.0
-    assert rates.take(AgentKey("key:b")) == 0.0
-    now[0] += 1.0
-    assert rates.take(sender) == 0.0
-    assert rates.take(sender) > 0
-
-
-def test_buckets_are_bounded_and_the_latest_stay(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(clock, "monotonic", lambda: Timestamp(now[0]))
-    rates = SenderRates(per_minute=1, max_senders=10)
-    for number in range(100):
-        now[0] += 0.001
-        assert rates.take(AgentKey(f"key:{number}")) == 0.0
-        assert len(rates) <= 10
-    assert rates.take(AgentKey("key:99")) > 0
 
 
 @given(
