@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from relay.client._util import in_thread
 from relay.client.errors import again, closed, typed
 from relay.client.http.origin import parse
 from relay.client.identity import key_file
@@ -18,7 +19,6 @@ from relay.client.message import Message
 from relay.client.outbox.sender import Submissions
 from relay.client.session.pool import Sessions
 from relay.client.state import agent_state as states
-from relay.client.tasks import in_thread
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Did

@@ -29,8 +29,8 @@ from relay.cli.output import (
 )
 from relay.cli.writer import Writer
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
+from relay.client._util import beside
 from relay.client.errors import typed
-from relay.client.tasks import beside
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames.frames import Welcome

@@ -27,6 +27,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from relay import sockets
+from relay.client._util import in_thread
 from relay.client.errors import typed
 from relay.client.http import http1
 from relay.client.http.origin import Origin
@@ -34,7 +35,6 @@ from relay.client.http.proxies import (
     Proxy,
     proxy_for,
 )
-from relay.client.tasks import in_thread
 from relay.protocol import (
     dial_allowlist,
     hosts,

@@ -23,6 +23,7 @@ from itertools import count
 from typing import Final, Protocol
 
 from relay import clock
+from relay.client._util import task_group
 from relay.client.directory.cache import Correspondents
 from relay.client.errors import AgentError, bug_of, of
 from relay.client.http import origin as origins
@@ -34,7 +35,6 @@ from relay.client.outbox.queue import (
 )
 from relay.client.outbox.submission import Waiting
 from relay.client.session.requests import Answer
-from relay.client.tasks import task_group
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import (
     EndpointRecord,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
+from relay.client._util import beside
 from relay.client.errors import AgentError, of, typed
 from relay.client.http.submit import submit_over_http
 from relay.client.inbox.delivery import log_failure
@@ -25,7 +26,6 @@ from relay.client.outbox.queue import Outbox
 from relay.client.outbox.signing import damage
 from relay.client.outbox.submission import Waiting
 from relay.client.state.agent_state import State
-from relay.client.tasks import beside
 from relay.protocol import jws as jose
 from relay.protocol import receipts
 from relay.protocol.envelope import SignedEnvelope

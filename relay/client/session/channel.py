@@ -20,6 +20,7 @@ from functools import partial
 from typing import Final, Protocol
 
 from relay import clock
+from relay.client._util import task_group
 from relay.client.directory.own_record import Homes
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
 from relay.client.http.origin import Origin
@@ -46,7 +47,6 @@ from relay.client.session.requests import (
     Questions,
 )
 from relay.client.state.agent_state import State
-from relay.client.tasks import task_group
 from relay.protocol.client_session import Login
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import clock
+from relay.client._util import task_group
 from relay.client.directory.cache import Correspondents
 from relay.client.directory.own_record import Homes
 from relay.client.errors import AgentError, SupersededError, WrongRelayError, bug_of
@@ -37,7 +38,6 @@ from relay.client.outbox.status import Following
 from relay.client.session.channel import Conversation
 from relay.client.session.request_router import Asking
 from relay.client.state.agent_state import State
-from relay.client.tasks import task_group
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import RelayError
