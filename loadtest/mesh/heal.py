@@ -26,7 +26,7 @@ from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
 from relay.tasks import side_by_side
 from tests.support.fault_proxy import FaultProxy
-from tests.support.faults import Faults
+from tests.support.link_faults import Faults
 
 RECORDS: Final = 100_000
 CHANGED: Final = 10_000

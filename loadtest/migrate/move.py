@@ -45,8 +45,8 @@ from relay.protocol.migration_statement import (
     Statement,
     Tally,
 )
+from tests.support.migration_steps import Traveller
 from tests.support.nodes import Speaker, make_envelope, speaker
-from tests.support.steps import Traveller
 
 WAITING: Final = 10_000
 ACKED: Final = 10_000

@@ -36,11 +36,15 @@ from relay.protocol.frames.frames import (
     Submitted,
 )
 from relay.protocol.ids import Did
-from tests.chaos.habits import UNRULY, Habits, Letter
 from tests.chaos.incoming import Incoming
 from tests.chaos.ledger import Ledger
 from tests.chaos.outgoing import Outgoing
-from tests.chaos.relay_process import RelayProcess
+from tests.chaos.restarting_relay import RelayProcess
+from tests.chaos.traffic_plan import (
+    UNRULY,
+    Habits,
+    Letter,
+)
 from tests.support.nodes import dial, log_in
 
 TOLD_S = 20.0

@@ -21,9 +21,9 @@ from relay.protocol.frames.frames import (
     StatusItem,
 )
 from relay.protocol.ids import Did
-from tests.chaos.habits import CALM
 from tests.chaos.incoming import Incoming
 from tests.chaos.ledger import Ledger
+from tests.chaos.traffic_plan import CALM
 from tests.support.nodes import Speaker, speaker
 
 QUESTIONS = 256

@@ -26,13 +26,20 @@ from relay.protocol.ids import Did
 from tests.chaos.agents import NO_LETTERS, Agent
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge
-from tests.chaos.habits import POISON, Habits, Letter
+from tests.chaos.killable_agent import Orders
+from tests.chaos.killable_agent_process import (
+    MortalAgent,
+    Mortals,
+)
 from tests.chaos.ledger import Ledger
-from tests.chaos.mortal import Orders
-from tests.chaos.mortals import MortalAgent, Mortals
-from tests.chaos.plan import Plan
-from tests.chaos.relay_process import RelayProcess
+from tests.chaos.restarting_relay import RelayProcess
+from tests.chaos.run_plan import Plan
 from tests.chaos.sdk_agents import SdkAgent
+from tests.chaos.traffic_plan import (
+    POISON,
+    Habits,
+    Letter,
+)
 from tests.support.nodes import new_key, speaker
 
 

@@ -35,8 +35,11 @@ from relay.protocol.receipts import (
     BOUNCE_CONTENT_TYPE,
     verify_bounce,
 )
-from tests.chaos.habits import POISON, Habits
 from tests.chaos.ledger import Ledger
+from tests.chaos.traffic_plan import (
+    POISON,
+    Habits,
+)
 
 NOWHERE = Seq(0)
 NO_EPOCH = Epoch("")

@@ -38,9 +38,12 @@ from relay.protocol.jws import (
     b64decode,
     b64encode,
 )
-from tests.federation.relays import Peer, peer
+from tests.federation.linked_nodes import (
+    Peer,
+    peer,
+)
+from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, new_key
-from tests.support.steps import Traveller
 
 NOWHERE = "http://127.0.0.1:1"
 

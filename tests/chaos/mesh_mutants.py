@@ -1,7 +1,7 @@
 """Relays that break one promise between relays: ``python -m tests.chaos.mesh_mutants NAME``.
 
-Rules of the file: as in ``mutants.py``: the real relay with one rule taken out, as a plausible bug
-would take it out; the test beside each proof says what must be found.
+A mutant is the real relay without one rule, as a plausible bug would leave it (see
+``relay_mutants.py``). The test beside each proof says what the checker must find.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.types import OutboxLimits
 from relay.settings import load
-from tests.chaos.mutants import Misfiled
+from tests.chaos.relay_mutants import Misfiled
 
 
 def no_signatures() -> None:

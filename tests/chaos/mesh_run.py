@@ -24,10 +24,16 @@ from relay.protocol.errors import RelayError
 from relay.protocol.ids import Did
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, ends_of, judge
-from tests.chaos.habits import POISON, Letter
 from tests.chaos.ledger import Ledger
+from tests.chaos.network_faults import (
+    Sky,
+    Weather,
+)
 from tests.chaos.sdk_agents import Life, SdkAgent
-from tests.chaos.weather import Sky, Weather
+from tests.chaos.traffic_plan import (
+    POISON,
+    Letter,
+)
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.namespaces import Namespaces
 from tests.support.nodes import new_key

@@ -24,11 +24,25 @@ from random import Random
 
 from relay.client import AgentError
 from tests.chaos.checker import Verdict, judge
-from tests.chaos.cuts import STORE, Cut, Cuts, Happened
+from tests.chaos.kill_points import (
+    STORE,
+    Cut,
+    Cuts,
+    Happened,
+)
 from tests.chaos.ledger import Ledger
-from tests.chaos.movers import Movers
-from tests.chaos.moving_house import BOUNDARIES, Place
-from tests.chaos.steady import STEADY, Letters, StaleSender, publish, repeat_elsewhere
+from tests.chaos.moving_agent_files import (
+    BOUNDARIES,
+    Place,
+)
+from tests.chaos.moving_agent_process import Movers
+from tests.chaos.steady_senders import (
+    STEADY,
+    Letters,
+    StaleSender,
+    publish,
+    repeat_elsewhere,
+)
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.nodes import new_key, speaker
 from tests.support.servers import wait_until
@@ -121,7 +135,7 @@ class MoveRun:
     async def __call__(self) -> Verdict:
         """Carry it out; processes are ended whatever happens."""
         began = time.monotonic()
-        words = ("-m", "tests.chaos.cut_relay")
+        words = ("-m", "tests.chaos.kill_points_relay")
         arguments = {
             at: (*words, f"relay{at}", str(self.directory), *self.plan.mutants) for at in range(2)
         }

@@ -25,8 +25,11 @@ from relay.protocol.receipts import (
     ReceiptItem,
     verify_receipt,
 )
-from tests.chaos.habits import Habits, Letter
 from tests.chaos.ledger import Ledger, Sent
+from tests.chaos.traffic_plan import (
+    Habits,
+    Letter,
+)
 from tests.support.nodes import make_envelope
 
 RETRY_S = 0.1

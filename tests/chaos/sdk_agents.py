@@ -18,9 +18,12 @@ from random import Random
 from relay.client import Agent as Sdk
 from relay.client import AgentError, Bounce, Message
 from relay.protocol.did import SigningKey
-from tests.chaos.habits import POISON, Letter
 from tests.chaos.ledger import Ledger, Sent
-from tests.chaos.relay_process import RelayProcess
+from tests.chaos.restarting_relay import RelayProcess
+from tests.chaos.traffic_plan import (
+    POISON,
+    Letter,
+)
 
 LANES = 32
 LOOK_S = 0.02

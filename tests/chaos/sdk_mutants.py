@@ -1,7 +1,7 @@
-"""SDKs that lie, each in one way; ``test_controls.py`` says what must be found.
+"""SDKs that break one promise each; ``test_agent_controls.py`` says what the checker must find.
 
-Rules of the file: as ``mutants.py``: the real SDK with one promise taken out, as a plausible bug
-would take it out.
+A mutant is the real SDK without one promise, as a plausible bug would leave it (see
+``relay_mutants.py``).
 """
 
 from __future__ import annotations

@@ -14,10 +14,16 @@ import pytest
 
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, judge
+from tests.chaos.killable_agent import Orders
+from tests.chaos.killable_agent_process import (
+    MortalAgent,
+    Mortals,
+)
 from tests.chaos.ledger import Ledger
-from tests.chaos.mortal import Orders
-from tests.chaos.mortals import MortalAgent, Mortals
-from tests.chaos.relay_process import SERVE, RelayProcess
+from tests.chaos.restarting_relay import (
+    SERVE,
+    RelayProcess,
+)
 from tests.support.nodes import new_key, speaker
 from tests.support.servers import wait_until
 
@@ -51,7 +57,7 @@ class Pair:
         remembers: bool = True,
     ) -> None:
         self.ledger = Ledger()
-        lie = ("-m", "tests.chaos.mutants", relay)
+        lie = ("-m", "tests.chaos.relay_mutants", relay)
         self.relay = RelayProcess(directory / "relay", lie if relay else SERVE)
         bob_key = new_key()
 

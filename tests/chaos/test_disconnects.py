@@ -15,10 +15,20 @@ from relay.protocol.ids import Did
 from tests.chaos.agents import NO_LETTERS, Agent
 from tests.chaos.audit import audit
 from tests.chaos.checker import Verdict, judge
-from tests.chaos.habits import CALM, Letter
-from tests.chaos.hangups import ENDINGS, STAGES, HangUps
+from tests.chaos.disconnecting_clients import (
+    ENDINGS,
+    STAGES,
+    HangUps,
+)
 from tests.chaos.ledger import Ledger
-from tests.chaos.relay_process import SERVE, RelayProcess
+from tests.chaos.restarting_relay import (
+    SERVE,
+    RelayProcess,
+)
+from tests.chaos.traffic_plan import (
+    CALM,
+    Letter,
+)
 from tests.support.nodes import new_key, speaker
 from tests.support.servers import wait_until
 
@@ -151,7 +161,7 @@ async def test_thousands_of_clients_that_hang_up_end_nothing_and_disturb_nobody(
 
 @pytest.mark.timeout(60)
 async def test_a_relay_whose_loops_are_not_isolated_is_found_to_end(tmp_path):
-    mutant = ("-m", "tests.chaos.mutants", "not-isolated")
+    mutant = ("-m", "tests.chaos.relay_mutants", "not-isolated")
     run = Run(tmp_path, 3_000, seed(), mutant)
     verdict = await run()
     assert any("has ended" in said for said in verdict.surprises), verdict

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.chaos_run import Run
-from tests.chaos.plan import Plan, long, quick
+from tests.chaos.run_plan import (
+    Plan,
+    long,
+    quick,
+)
 
 SLACK = 5.0
 """A loaded machine may take this many times what GUARANTEES.md §2 promises."""

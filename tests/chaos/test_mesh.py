@@ -14,9 +14,9 @@ import pytest
 
 from tests.chaos.checker import Verdict
 from tests.chaos.mesh_run import HEALED_S, MeshPlan, MeshRun
+from tests.chaos.network_faults import KINDS
 from tests.chaos.sdk_agents import Life
 from tests.chaos.test_kill import seed
-from tests.chaos.weather import KINDS
 from tests.support.namespaces import why_missing
 
 OUTBOX = 2_000

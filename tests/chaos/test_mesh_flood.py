@@ -24,7 +24,10 @@ from relay.client import Agent
 from relay.protocol.did import SigningKey
 from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
-from tests.chaos.relay_process import REPOSITORY, SERVE
+from tests.chaos.restarting_relay import (
+    REPOSITORY,
+    SERVE,
+)
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.nodes import new_key
 from tests.support.servers import wait_until
@@ -107,7 +110,7 @@ async def liar(
 ) -> AsyncIterator[Callable[[], Awaitable[dict[str, int]]]]:
     """A liar that is ready; lets it push its share, and gives what it says of all it has done."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.chaos.liar"),
+        *(sys.executable, "-m", "tests.chaos.lying_relay"),
         *(relay.url, relay.did, kind, str(flow.rate), str(stale)),
         cwd=REPOSITORY,
         stdin=asyncio.subprocess.PIPE,

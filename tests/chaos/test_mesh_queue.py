@@ -19,7 +19,7 @@ import pytest
 from relay.client import Agent, AgentError, Bounce
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from tests.chaos.relay_process import SERVE
+from tests.chaos.restarting_relay import SERVE
 from tests.support.mesh import Mesh, knows, mesh
 from tests.support.nodes import new_key
 from tests.support.servers import wait_until

@@ -14,9 +14,12 @@ from random import Random
 import pytest
 
 from tests.chaos.checker import Verdict
-from tests.chaos.cut_relay import SOURCE as AT_SOURCE
-from tests.chaos.cut_relay import TARGET as AT_TARGET
-from tests.chaos.cuts import STORE, Cut
+from tests.chaos.kill_points import (
+    STORE,
+    Cut,
+)
+from tests.chaos.kill_points_relay import SOURCE as AT_SOURCE
+from tests.chaos.kill_points_relay import TARGET as AT_TARGET
 from tests.chaos.migration_run import (
     ENDS_S,
     MOVER,
@@ -27,7 +30,7 @@ from tests.chaos.migration_run import (
     MoveRun,
     Round,
 )
-from tests.chaos.moving_house import STEPS
+from tests.chaos.moving_agent_files import STEPS
 from tests.chaos.test_kill import seed
 
 WHEN = ("before", "after")

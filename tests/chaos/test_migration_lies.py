@@ -44,11 +44,16 @@ from relay.protocol.ids import (
 from relay.protocol.migration_statement import Statement
 from relay.protocol.migration_types import Mode
 from tests.chaos.lying_source import Liar, doubt, lying_source
-from tests.federation.relays import Place, peer, places, relay_at
+from tests.federation.linked_nodes import (
+    Place,
+    peer,
+    places,
+    relay_at,
+)
 from tests.support.mesh import mesh
+from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 from tests.support.servers import wait_until
-from tests.support.steps import Traveller
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -289,7 +294,7 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
     tmp_path: Path, lie: str
 ) -> None:
     """What waits stays at the source; a target that becomes honest gets all of it."""
-    mutant = ("-m", "tests.chaos.cut_relay", "relay1", str(tmp_path), lie)
+    mutant = ("-m", "tests.chaos.kill_points_relay", "relay1", str(tmp_path), lie)
     sender, key = new_key(), new_key()
     async with mesh(2, tmp_path, arguments={1: mutant}) as relays:
         await relays.start()
@@ -328,7 +333,7 @@ async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
     tmp_path: Path,
 ) -> None:
     """It never says its digest: the agent is told, takes the order back, and has lost nothing."""
-    mutant = ("-m", "tests.chaos.cut_relay", "relay0", str(tmp_path), "says-no-digest")
+    mutant = ("-m", "tests.chaos.kill_points_relay", "relay0", str(tmp_path), "says-no-digest")
     sender, key = new_key(), new_key()
     async with mesh(2, tmp_path, arguments={0: mutant}) as relays:
         await relays.start()

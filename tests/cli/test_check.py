@@ -18,9 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay.cli.exit_codes import Exit
 from relay.cli.node.check import clock_finding
-from tests.cli.support import ROOT, Terminal, stalling
+from tests.cli.terminal import (
+    ROOT,
+    Terminal,
+    stalling,
+)
 from tests.support.nodes import running_node
-from tests.support.relays import relay_process
+from tests.support.relay_process import relay_process
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(60)

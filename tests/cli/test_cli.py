@@ -17,7 +17,12 @@ from relay.cli.exit_codes import (
     Exit,
 )
 from relay.cli.output import printable
-from tests.cli.support import ROOT, Terminal, line_with, stalling
+from tests.cli.terminal import (
+    ROOT,
+    Terminal,
+    line_with,
+    stalling,
+)
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(60)

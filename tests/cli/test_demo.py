@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from relay.cli.exit_codes import Exit
-from tests.cli.support import ROOT, Terminal, line_with
+from tests.cli.terminal import (
+    ROOT,
+    Terminal,
+    line_with,
+)
 from tests.support.servers import is_alive, wait_until
 
 pytestmark = pytest.mark.timeout(60)

@@ -28,8 +28,11 @@ from relay.cli.node import (
 from relay.client.http import transport
 from relay.client.identity import key_file
 from relay.client.session import connection
-from tests.client.failing import FAILURES, World
-from tests.client.support import new_key
+from tests.client.network_failures import (
+    FAILURES,
+    World,
+)
+from tests.client.scripted_relay import new_key
 from tests.client.test_boundary_disk import FILES, no_room
 
 pytestmark = pytest.mark.timeout(60)

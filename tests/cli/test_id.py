@@ -18,8 +18,12 @@ from relay.client.identity.key_format import (
 )
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
-from tests.cli.person import at_a_terminal
-from tests.cli.support import Done, Terminal, line_with
+from tests.cli.terminal import (
+    Done,
+    Terminal,
+    line_with,
+)
+from tests.cli.terminal_user import at_a_terminal
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(60)

@@ -9,7 +9,11 @@ import signal
 import pytest
 
 from relay.cli.exit_codes import Exit
-from tests.cli.support import ROOT, Terminal, line_with
+from tests.cli.terminal import (
+    ROOT,
+    Terminal,
+    line_with,
+)
 from tests.cli.test_demo import SABOTAGE, started_below
 from tests.support.servers import is_alive, wait_until
 

@@ -28,7 +28,12 @@ from relay.client import (
     SigningKey,
 )
 from relay.client.identity import key_file
-from tests.cli.support import ROOT, Done, Terminal, stalling
+from tests.cli.terminal import (
+    ROOT,
+    Done,
+    Terminal,
+    stalling,
+)
 from tests.support.nodes import new_key, running_node
 from tests.support.servers import wait_until
 

@@ -17,8 +17,15 @@ from relay.client import Agent
 from relay.client.errors import typed
 from relay.client.state.journal import Journal
 from relay.protocol.errors import ErrorCode
-from tests.cli.support import Terminal, line_with, stalling
-from tests.client.support import envelope_of, new_key
+from tests.cli.terminal import (
+    Terminal,
+    line_with,
+    stalling,
+)
+from tests.client.scripted_relay import (
+    envelope_of,
+    new_key,
+)
 from tests.support.nodes import running_node
 from tests.support.servers import wait_until
 

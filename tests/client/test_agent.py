@@ -24,7 +24,7 @@ from relay.protocol import jws
 from relay.protocol.did import parse_did
 from relay.protocol.sealing import CONTENT_TYPE
 from relay.reference.memory_store import MemoryStore
-from tests.client.support import new_key
+from tests.client.scripted_relay import new_key
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import wait_until
 

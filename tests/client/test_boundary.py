@@ -35,9 +35,15 @@ from relay.protocol import endpoint_record
 from relay.protocol.client_session import Login
 from relay.protocol.endpoint_record import Home
 from relay.protocol.frames.frames import Submit
-from tests.client.failing import FAILURES, World
-from tests.client.judging import complaints
-from tests.client.support import envelope_of, new_key
+from tests.client.documented_errors import complaints
+from tests.client.network_failures import (
+    FAILURES,
+    World,
+)
+from tests.client.scripted_relay import (
+    envelope_of,
+    new_key,
+)
 
 pytestmark = pytest.mark.timeout(40)
 

@@ -39,8 +39,19 @@ from relay.protocol.frames.frames import (
     Resolved,
     Submit,
 )
-from tests.client.judging import LONGEST_S, complaint, complaints_of_agent, wrong
-from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key
+from tests.client.documented_errors import (
+    LONGEST_S,
+    complaint,
+    complaints_of_agent,
+    wrong,
+)
+from tests.client.scripted_relay import (
+    Talk,
+    deliver,
+    envelope_of,
+    lying_relay,
+    new_key,
+)
 from tests.client.test_boundary_open import CALLS, awaited, nothing
 
 pytestmark = pytest.mark.timeout(40)

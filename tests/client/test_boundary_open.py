@@ -50,8 +50,19 @@ from relay.protocol.ids import (
     Epoch,
     Seq,
 )
-from tests.client.judging import complaints_of_agent, methods, wrong
-from tests.client.support import LyingRelay, Talk, deliver, envelope_of, lying_relay, new_key
+from tests.client.documented_errors import (
+    complaints_of_agent,
+    methods,
+    wrong,
+)
+from tests.client.scripted_relay import (
+    LyingRelay,
+    Talk,
+    deliver,
+    envelope_of,
+    lying_relay,
+    new_key,
+)
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(40)

@@ -12,8 +12,15 @@ from relay.protocol.frames.frames import (
     Ack,
     Submitted,
 )
-from tests.client.mortals import Identity
-from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
+from tests.client.agent_process import Identity
+from tests.client.scripted_relay import (
+    Talk,
+    deliver,
+    envelope_of,
+    lying_relay,
+    new_key,
+    welcome,
+)
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import wait_until
 

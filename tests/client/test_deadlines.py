@@ -21,9 +21,9 @@ from relay.client.migration.runner import (
     Migration,
     Wish,
 )
-from tests.cli.support import stalling
-from tests.client.hand_over import world
-from tests.client.support import new_key
+from tests.cli.terminal import stalling
+from tests.client.migration_relays import world
+from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(30)

@@ -19,7 +19,14 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from tests.client.support import Talk, deliver, envelope_of, lying_relay, new_key, welcome
+from tests.client.scripted_relay import (
+    Talk,
+    deliver,
+    envelope_of,
+    lying_relay,
+    new_key,
+    welcome,
+)
 from tests.support.nodes import RunningNode, running_node, speaker
 from tests.support.servers import wait_until
 

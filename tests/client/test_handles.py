@@ -8,7 +8,7 @@ import pytest
 
 from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
 from relay.client.identity import handles as names
-from tests.client.support import new_key
+from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(30)

@@ -32,7 +32,12 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from tests.client.support import deliver, envelope_of, new_key, welcome
+from tests.client.scripted_relay import (
+    deliver,
+    envelope_of,
+    new_key,
+    welcome,
+)
 
 ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()
 NOW = Timestamp(1000.0)

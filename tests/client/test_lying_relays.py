@@ -57,7 +57,7 @@ from relay.protocol.receipts import (
     BounceItem,
     sign_bounce,
 )
-from tests.client.support import (
+from tests.client.scripted_relay import (
     Talk,
     deliver,
     envelope_of,

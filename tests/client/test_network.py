@@ -52,11 +52,16 @@ from relay.protocol.ids import (
     Timestamp,
     new_message_id,
 )
-from tests.client import middle
-from tests.client.support import Talk, envelope_of, lying_relay, new_key
-from tests.support.mute import mute_port
+from tests.client import proxies
+from tests.client.scripted_relay import (
+    Talk,
+    envelope_of,
+    lying_relay,
+    new_key,
+)
 from tests.support.nodes import running_node
 from tests.support.servers import free_port, wait_until
+from tests.support.silent_port import mute_port
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -81,18 +86,18 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 class Far:
     """A relay that only a proxy can reach: no DNS knows its name."""
 
-    place: middle.Place
+    place: proxies.Place
     authority: trustme.CA
 
 
 @pytest.fixture
 async def far(environment: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[Far]:
     authority = trustme.CA()
-    with middle.trusted(authority, tmp_path, environment):
+    with proxies.trusted(authority, tmp_path, environment):
         async with (
             running_node(public_url=URL, listen=f"127.0.0.1:{(port := free_port())}"),
-            middle.tls_in_front(
-                f"http://127.0.0.1:{port}", middle.certified(authority, NAME)
+            proxies.tls_in_front(
+                f"http://127.0.0.1:{port}", proxies.certified(authority, NAME)
             ) as at,
         ):
             yield Far(at, authority)
@@ -120,7 +125,7 @@ async def failures() -> tuple[AgentError, AgentError]:
 
 @pytest.mark.parametrize("login", ["", "user:pa@ss word"])
 async def test_a_proxy_carries_the_conversation_and_plain_requests_alike(far, environment, login):
-    async with middle.http_proxy(far.place, login=login) as proxy:
+    async with proxies.http_proxy(far.place, login=login) as proxy:
         written = login.replace("@", "%40").replace(" ", "%20")
         environment.setenv("HTTPS_PROXY", proxy.url.replace("//", f"//{written}@"))
         await use_both_ways()
@@ -130,22 +135,22 @@ async def test_a_proxy_carries_the_conversation_and_plain_requests_alike(far, en
 
 
 async def test_a_proxy_may_itself_be_behind_tls(far, environment):
-    tls = middle.certified(far.authority, "127.0.0.1")
-    async with middle.http_proxy(far.place, tls=tls) as proxy:
+    tls = proxies.certified(far.authority, "127.0.0.1")
+    async with proxies.http_proxy(far.place, tls=tls) as proxy:
         environment.setenv("https_proxy", proxy.url)
         await use_both_ways()
         assert len(proxy.targets) >= 2
 
 
 async def test_a_proxy_is_often_written_without_its_scheme(far, environment):
-    async with middle.http_proxy(far.place) as proxy:
+    async with proxies.http_proxy(far.place) as proxy:
         environment.setenv("ALL_PROXY", proxy.url.removeprefix("http://"))
         await use_both_ways()
         assert len(proxy.targets) >= 2
 
 
 async def test_a_socks_proxy_carries_both_and_looks_up_the_name(far, environment):
-    async with middle.socks_proxy(far.place) as proxy:
+    async with proxies.socks_proxy(far.place) as proxy:
         environment.setenv("ALL_PROXY", proxy.url)
         await use_both_ways()
         assert set(proxy.targets) == {f"{NAME}:8443"}
@@ -187,7 +192,7 @@ async def test_a_proxy_that_leads_nowhere_is_named(environment, said, told):
         await reader.readuntil(b"\r\n\r\n")
         writer.write(said)
 
-    async with middle.listening(handle) as (host, port):
+    async with proxies.listening(handle) as (host, port):
         environment.setenv("HTTPS_PROXY", f"http://user:secret@{host}:{port}")
         for failure in await failures():
             assert isinstance(failure, UnreachableError)
@@ -234,7 +239,7 @@ async def test_what_a_stranger_names_goes_through_a_proxy_by_the_address_that_wa
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (names.get(host, host), port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    async with middle.http_proxy(("127.0.0.1", free_port())) as proxy:
+    async with proxies.http_proxy(("127.0.0.1", free_port())) as proxy:
         environment.setenv("HTTPS_PROXY", proxy.url)
         for name in names:
             with pytest.raises(UnreachableError):
@@ -332,7 +337,7 @@ async def test_a_relay_that_never_ends_the_handshake_has_not_got_the_envelope():
         await reader.read()
         await reader.read()
 
-    async with middle.listening(handle) as (host, port):
+    async with proxies.listening(handle) as (host, port):
         origin = origins.parse(f"https://{host}:{port}")
         with pytest.raises(UnreachableError) as caught:
             await post(
@@ -386,10 +391,10 @@ async def test_a_certificate_that_is_not_valid_now_is_a_question_of_the_clock(
     environment, tmp_path
 ):
     authority = trustme.CA()
-    with middle.trusted(authority, tmp_path, environment):
+    with proxies.trusted(authority, tmp_path, environment):
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         past = datetime.now(UTC) - timedelta(days=1)
         authority.issue_cert("127.0.0.1", not_after=past).configure_cert(tls)
-        async with middle.listening(lambda r, _: r.read(), tls) as (host, port):
+        async with proxies.listening(lambda r, _: r.read(), tls) as (host, port):
             with pytest.raises(UnreachableError, match="is the clock of this machine right"):
                 await information(origins.parse(f"https://{host}:{port}"))

@@ -34,13 +34,18 @@ from relay.protocol.frames.frames import (
     Submitted,
 )
 from relay.protocol.ids import Did
-from tests.client.mortals import Identity
-from tests.client.support import Talk, envelope_of, lying_relay, new_key
+from tests.client.agent_process import Identity
+from tests.client.scripted_relay import (
+    Talk,
+    envelope_of,
+    lying_relay,
+    new_key,
+)
 from tests.support.nodes import running_node
 from tests.support.servers import wait_until
 
 ROOT = Path(__file__).parents[2]
-FALLING = Path(__file__).with_name("falling.py")
+PROGRAM = Path(__file__).with_name("kill_at_each_line.py")
 DAY_S = 24 * 3600
 pytestmark = pytest.mark.timeout(60)
 
@@ -289,7 +294,7 @@ async def test_a_send_that_waited_for_the_ack_when_it_was_killed_has_an_outcome(
 
 async def falls(*words: str) -> int:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, str(FALLING), *words),
+        *(sys.executable, str(PROGRAM), *words),
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

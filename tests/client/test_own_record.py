@@ -42,8 +42,13 @@ from relay.protocol.frames.frames import (
     Resolved,
 )
 from relay.protocol.ids import Timestamp
-from tests.cli.support import stalling
-from tests.client.support import Talk, lying_relay, new_key, welcome
+from tests.cli.terminal import stalling
+from tests.client.scripted_relay import (
+    Talk,
+    lying_relay,
+    new_key,
+    welcome,
+)
 from tests.support.nodes import RunningNode, running_node
 from tests.support.servers import wait_until
 

@@ -14,7 +14,7 @@ import pytest
 from relay.client import Agent, sync
 from relay.client.errors import CLASS_OF, typed
 from relay.client.message import Message
-from tests.client.support import new_key
+from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(40)
@@ -26,7 +26,7 @@ async def test_in_a_forked_child_each_call_is_refused_and_the_parent_goes_on(kin
     async with running_node() as node:
         # -W: of Python 3.12 on, which warns of a fork beside threads
         program = await asyncio.create_subprocess_exec(
-            sys.executable, "-W", "ignore", "-m", "tests.client.forked", kind, node.url,
+            sys.executable, "-W", "ignore", "-m", "tests.client.forking_program", kind, node.url,
             os.urandom(32).hex(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         async with asyncio.timeout(30):

@@ -12,9 +12,12 @@ from relay.client.http.origin import parse
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.post import post
 from relay.client.state.agent_state import State
-from tests.client.support import new_key, wire
+from tests.client.scripted_relay import (
+    new_key,
+    wire,
+)
 from tests.support.nodes import running_node
-from tests.support.relays import relay_process
+from tests.support.relay_process import relay_process
 from tests.support.servers import free_port, wait_until
 
 

@@ -37,7 +37,7 @@ from relay.protocol.ids import Timestamp
 from relay.protocol.jws import loads
 from relay.protocol.receipts import BOUNCE_CONTENT_TYPE
 from relay.protocol.sealing import CONTENT_TYPE
-from tests.client.support import new_key
+from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
 ALICE, BOB = new_key(), new_key()

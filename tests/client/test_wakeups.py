@@ -20,8 +20,13 @@ from relay.protocol.frames.frames import (
 )
 from relay.protocol.ids import Timestamp
 from relay.store.embedded import find_server_binary
-from tests.client.support import Talk, envelope_of, lying_relay, new_key
-from tests.support.relays import relay_process
+from tests.client.scripted_relay import (
+    Talk,
+    envelope_of,
+    lying_relay,
+    new_key,
+)
+from tests.support.relay_process import relay_process
 from tests.support.servers import free_port, redis_server, wait_until
 
 pytestmark = pytest.mark.timeout(60)

@@ -8,8 +8,13 @@ import time
 import pytest
 
 from relay.client import Agent, Bounce
-from tests.client.support import new_key
-from tests.federation.relays import places, relay_at, until, until_held
+from tests.client.scripted_relay import new_key
+from tests.federation.linked_nodes import (
+    places,
+    relay_at,
+    until,
+    until_held,
+)
 from tests.support.nodes import RunningNode
 from tests.support.servers import wait_until
 

@@ -27,7 +27,7 @@ from relay.protocol.errors import (
     UnavailableError,
 )
 from relay.protocol.frames.frames import SUBPROTOCOL
-from tests.federation.support import (
+from tests.federation.loopback_servers import (
     HERE,
     INSIDE,
     Authority,
@@ -39,7 +39,7 @@ from tests.federation.support import (
     watched,
     web,
 )
-from tests.support.mute import mute_port
+from tests.support.silent_port import mute_port
 
 NAME = "relay.example"
 HONEST = [f"{HERE}/32"]

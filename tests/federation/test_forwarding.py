@@ -40,7 +40,14 @@ from relay.protocol.receipts import (
 )
 from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
-from tests.federation.relays import Place, places, record_of, relay_at, until, until_held
+from tests.federation.linked_nodes import (
+    Place,
+    places,
+    record_of,
+    relay_at,
+    until,
+    until_held,
+)
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 
 pytestmark = pytest.mark.timeout(60)

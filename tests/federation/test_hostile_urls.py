@@ -20,7 +20,14 @@ from relay.protocol.errors import (
     ProtocolError,
     UnavailableError,
 )
-from tests.federation.support import HERE, Table, canary, said, watched, web
+from tests.federation.loopback_servers import (
+    HERE,
+    Table,
+    canary,
+    said,
+    watched,
+    web,
+)
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 FILE = json.loads((VECTORS / "hostile_urls.json").read_text())

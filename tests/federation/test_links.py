@@ -34,7 +34,7 @@ from relay.protocol.frames.frames import (
 )
 from relay.protocol.ids import Epoch
 from relay.protocol.receipts import ReceiptItem
-from tests.federation.relays import (
+from tests.federation.linked_nodes import (
     Chooser,
     Dialler,
     Everybody,

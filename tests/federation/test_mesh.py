@@ -41,7 +41,7 @@ from relay.protocol.frames.frames import (
 )
 from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
-from tests.federation.relays import (
+from tests.federation.linked_nodes import (
     held,
     now,
     peer,

@@ -27,7 +27,7 @@ from relay.protocol.errors import (
 from relay.protocol.frames.frames import View
 from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
-from tests.federation.relays import (
+from tests.federation.linked_nodes import (
     Chooser,
     Dialler,
     Everybody,

@@ -25,8 +25,13 @@ from relay.store.disk import (
     disk_space,
 )
 from relay.store.embedded import find_server_binary
+from tests.support.embedded_stores import (
+    BINARIES,
+    run_command,
+    serving,
+    supervised,
+)
 from tests.support.servers import client, wait_until
-from tests.support.stores import BINARIES, run_command, serving, supervised
 
 OK, REFUSE, RELEASED = DiskState.OK, DiskState.REFUSE_SUBMITS, DiskState.BALLAST_RELEASED
 RULES = DiskRules(floor_bytes=1000, ballast_bytes=100)  # reserve 500, reopens at 1250

@@ -24,8 +24,7 @@ from relay.store.embedded import (
     launcher,
     supervisor,
 )
-from tests.support.servers import RedisServer, client, is_alive, wait_until
-from tests.support.stores import (
+from tests.support.embedded_stores import (
     BINARIES,
     answers,
     children,
@@ -41,6 +40,7 @@ from tests.support.stores import (
     write,
     write_until_it_ends,
 )
+from tests.support.servers import RedisServer, client, is_alive, wait_until
 
 
 @pytest.fixture(params=BINARIES)

@@ -17,14 +17,14 @@ from relay.store.embedded import (
     supervisor,
 )
 from relay.store.embedded.directory import MAX_LOG_BYTES
-from tests.support.servers import client, is_alive
-from tests.support.stores import (
+from tests.support.embedded_stores import (
     BINARIES,
     executable,
     linux_only,
     run_command,
     serving,
 )
+from tests.support.servers import client, is_alive
 
 
 @pytest.fixture(params=BINARIES)

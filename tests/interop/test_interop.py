@@ -26,7 +26,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from tests.support.nodes import new_key, running_node, speaker
-from tests.support.relays import relay_process
+from tests.support.relay_process import relay_process
 
 HERE = Path(__file__).parent
 NODE = shutil.which("node")

@@ -27,7 +27,7 @@ from relay.protocol.types import (
     Window,
 )
 from relay.reference.memory_store import MemoryStore
-from tests.node.test_resolving import Links
+from tests.node.test_resolve import Links
 from tests.support.nodes import make_envelope, new_key
 
 ME, BOB = new_key(), new_key()

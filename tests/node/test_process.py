@@ -24,7 +24,10 @@ from relay.protocol.frames.frames import (
 from relay.protocol.ids import Seq
 from relay.protocol.receipts import verify_receipt
 from tests.support.nodes import get, make_envelope, new_key, speaker
-from tests.support.relays import relay_process, start_relay
+from tests.support.relay_process import (
+    relay_process,
+    start_relay,
+)
 from tests.support.servers import is_alive, wait_until
 
 pytestmark = pytest.mark.timeout(60)

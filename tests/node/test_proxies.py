@@ -26,7 +26,7 @@ from relay.protocol.frames.frames import (
     Submitted,
 )
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
-from tests.support.relays import relay_process
+from tests.support.relay_process import relay_process
 from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(60)

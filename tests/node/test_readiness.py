@@ -40,11 +40,16 @@ from relay.protocol.jws import b64encode
 from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.store.embedded import find_server_binary
-from tests.node.test_edges import get
+from tests.node.test_hostile_clients import get
+from tests.support.embedded_stores import linux_only
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
-from tests.support.relays import NO_LIMITS, ROOT, RelayProcess, relay_process
+from tests.support.relay_process import (
+    NO_LIMITS,
+    ROOT,
+    RelayProcess,
+    relay_process,
+)
 from tests.support.servers import RedisServer, client, free_port, wait_until
-from tests.support.stores import linux_only
 
 pytestmark = pytest.mark.timeout(60)
 BINARY = str(find_server_binary().path)

@@ -45,7 +45,7 @@ from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client, log_in, submit
 from tests.store.worlds import entry
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
-from tests.support.relays import relay_process
+from tests.support.relay_process import relay_process
 
 pytestmark = pytest.mark.timeout(120)
 

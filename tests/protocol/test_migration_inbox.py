@@ -23,8 +23,13 @@ from relay.protocol.migration_types import Holding
 from relay.reference import handoff
 from relay.reference.inbox import Inbox
 from relay.reference.quotas import Holdings
-from tests.protocol import real_boxes
-from tests.protocol.moving import DENIED, DUPLICATE, LOST, Rules
+from tests.protocol import real_inbox
+from tests.protocol.migration_world import (
+    DENIED,
+    DUPLICATE,
+    LOST,
+    Rules,
+)
 from tests.protocol.test_migration_real import LET_GO, SPACES, THERE, search, verdict
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
@@ -49,9 +54,9 @@ IN_A_QUEUE = (
 
 @pytest.fixture(autouse=True)
 def _asked_anew() -> Iterator[None]:
-    real_boxes.forget_all()
+    real_inbox.forget_all()
     yield
-    real_boxes.forget_all()
+    real_inbox.forget_all()
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,7 @@ def forgets_no_more(patch: pytest.MonkeyPatch) -> None:
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is not None and seen.fate is Fate.FORWARDED:
-            return real_boxes.dup(seen.seq)
+            return real_inbox.dup(seen.seq)
         return was(self, item)
 
     patch.setattr(Holdings, "answer", answer)
@@ -113,7 +118,7 @@ def ends_for_a_word(patch: pytest.MonkeyPatch) -> None:
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is not None and seen.fate is Fate.DOUBTFUL:
-            return real_boxes.dup(seen.seq)
+            return real_inbox.dup(seen.seq)
         return was(self, item)
 
     patch.setattr(Holdings, "answer", answer)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.protocol.spaces import explore
+from tests.protocol.exploration import explore
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.protocol.spaces import Found, explore
+from tests.protocol.exploration import (
+    Found,
+    explore,
+)
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 

@@ -1,9 +1,8 @@
 """The real code of a hand-off, driven through every order of steps, crashes and messages.
 
-What ``test_migration_model.py`` and ``test_migration_network.py`` say of rules is said of
-``relay/migration/model/machine.py`` here: the same promises, broken by the same lies.
-``moving.py`` is the
-world around it, ``boxes.py`` the inbox; ``test_migration_inbox.py`` takes the real inbox instead.
+The code under test is ``relay/migration/model/machine.py``; the promises and the broken rules are
+those of the models. ``migration_world.py`` is the world around it and ``model_inbox.py`` the inbox;
+``test_migration_inbox.py`` takes the real inbox instead.
 """
 
 from __future__ import annotations
@@ -18,7 +17,11 @@ from relay.migration.model import machine
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import Timestamp
 from relay.protocol.migration_types import Step
-from tests.protocol.moving import (
+from tests.protocol.exploration import (
+    Found,
+    explore,
+)
+from tests.protocol.migration_world import (
     DENIED,
     DUPLICATE,
     LOST,
@@ -28,7 +31,6 @@ from tests.protocol.moving import (
     after,
     start,
 )
-from tests.protocol.spaces import Found, explore
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 

@@ -47,7 +47,10 @@ from relay.protocol.frames.frames_migrate import (
 )
 from relay.protocol.jws import b64encode
 from tests.protocol.peer_pair import DIALLED, DIALLER, PeerPair
-from tests.unit.frames import from_agent, from_relay
+from tests.unit.frame_strategies import (
+    from_agent,
+    from_relay,
+)
 
 WIRE = {"jws": "a.b.c", "body": ""}
 PAGE = Migrate("m", SigningKey(b"6" * 32).did, "h", "order", b64encode(bytes(32)), 0, 1)

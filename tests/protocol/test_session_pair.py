@@ -48,8 +48,18 @@ from relay.protocol.types import (
     PageItem,
 )
 from relay.reference.inbox import Inbox
-from tests.protocol.pair import ME, URL, WINDOW, BrokenPromiseError, SessionPair, World
-from tests.unit.frames import from_agent, from_relay
+from tests.protocol.session_pair import (
+    ME,
+    URL,
+    WINDOW,
+    BrokenPromiseError,
+    SessionPair,
+    World,
+)
+from tests.unit.frame_strategies import (
+    from_agent,
+    from_relay,
+)
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
 

@@ -17,8 +17,11 @@ import pytest
 
 from relay.store.embedded import find_server_binary
 from tests.store.worlds import ASK_TIME, READ_TIME, Backend, World
-from tests.support.acl import make_user, url_of
 from tests.support.servers import RedisCluster, RedisServer, free_port, why_missing
+from tests.support.store_user import (
+    make_user,
+    url_of,
+)
 
 KINDS = ["memory", "embedded", "redis", "cluster"]
 SERVERS = KINDS[1:]

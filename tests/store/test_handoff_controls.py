@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.store import test_handoffs as moving
+from tests.store import test_migrations as moving
 from tests.store.test_negative_controls import Test, must_fail, names
 from tests.store.worlds import World
 

@@ -21,9 +21,13 @@ from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed
 from tests.store.worlds import ME, NODE, RELAY, code, entry, opened
-from tests.support.acl import documented, make_user, url_of
-from tests.support.relays import start_relay
+from tests.support.relay_process import start_relay
 from tests.support.servers import RedisServer, wait_until
+from tests.support.store_user import (
+    documented,
+    make_user,
+    url_of,
+)
 
 pytestmark = pytest.mark.timeout(60)
 NOT_NEEDED = {"config|get"}

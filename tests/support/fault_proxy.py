@@ -1,4 +1,4 @@
-"""A TCP proxy before one relay, on which :mod:`tests.support.faults` are played.
+"""A TCP proxy before one relay, on which :mod:`tests.support.link_faults` are played.
 
 Rules of the file: who dials is found out by who owns the other end of the socket (Linux, loopback),
 so that one origin serves all, and each pair has ways of its own. Nothing is parsed.
@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from tests.support.faults import Faults
+from tests.support.link_faults import Faults
 
 PIECE = 16 * 1024
 CONNECT_S = 5.0

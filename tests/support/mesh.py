@@ -32,9 +32,13 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import InboxLimits
 from relay.store.redis import RedisStore
-from tests.chaos.relay_process import SERVE, RelayProcess, read_url
+from tests.chaos.restarting_relay import (
+    SERVE,
+    RelayProcess,
+    read_url,
+)
 from tests.support.fault_proxy import FaultProxy
-from tests.support.faults import Faults
+from tests.support.link_faults import Faults
 from tests.support.namespaces import Namespaces
 from tests.support.servers import free_port, wait_until
 

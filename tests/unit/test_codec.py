@@ -29,7 +29,10 @@ from relay.protocol.jws import b64encode
 from relay.protocol.migration_types import DOUBT_BYTES
 from relay.protocol.types import Known
 from tests.unit.builders import RELAY
-from tests.unit.frames import from_agent, from_relay
+from tests.unit.frame_strategies import (
+    from_agent,
+    from_relay,
+)
 
 SIDES = {"agent": from_agent, "relay": from_relay}
 sides = st.sampled_from(sorted(SIDES))

@@ -41,7 +41,10 @@ from relay.protocol.errors import (
 from relay.protocol.frames import codec
 from relay.settings import Settings
 from relay.ws.errors import CLOSE_CODE
-from tests.federation.relays import places, relay_at
+from tests.federation.linked_nodes import (
+    places,
+    relay_at,
+)
 from tests.support import doc_examples
 from tests.support.doc_examples import BLOCK, BOB, CLAIMS, NOW, RELAY, URL
 from tests.support.nodes import make_envelope, new_key, running_node

@@ -1,0 +1,168 @@
+"""Pulls: no peer can keep this relay from comparing its directory with the others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+import pytest
+
+from relay import clock, metrics
+from relay.directory import mesh as meshing
+from relay.directory.mesh import Mesh
+from relay.directory.model import anti_entropy
+from relay.directory.model.anti_entropy import Index
+from relay.directory.publish import Directory
+from relay.inbox.keys import DidKeys
+from relay.peering.peers import Peers
+from relay.protocol import endpoint_record
+from relay.protocol.did import (
+    SigningKey,
+    parse_did,
+)
+from relay.protocol.frames.frames import (
+    Digest,
+    Gossip,
+    Want,
+)
+from relay.protocol.ids import (
+    AgentKey,
+    Did,
+)
+from relay.protocol.peer_session import (
+    Answer,
+    Question,
+)
+from relay.protocol.types import InboxLimits
+from relay.reference.memory_store import MemoryStore
+from tests.federation.linked_nodes import (
+    now,
+    until,
+)
+from tests.support.nodes import new_key
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@dataclass
+class Other:
+    """The link to a relay with a directory of its own, as the asking side sees it."""
+
+    key: SigningKey = field(default_factory=new_key)
+    is_silent: bool = False
+    is_broken: bool = False
+    """What it says meets a bug of this relay."""
+    is_endless: bool = False
+    """Each time that it is asked anew, it has one record more."""
+    asked: int = 0
+    _index: Index = field(default_factory=Index)
+    _held: dict[AgentKey, str] = field(default_factory=dict)
+
+    @property
+    def peer(self) -> Did:
+        return self.key.did
+
+    def add(self) -> None:
+        agent = new_key()
+        compact = endpoint_record.sign(
+            agent, [endpoint_record.Home(self.peer, "https://b.example")], now=now()
+        )
+        owner = parse_did(agent.did).agent_key
+        self._held[owner] = compact
+        self._index.put(owner, endpoint_record.parse(compact).order)
+
+    def push(self, gossip: Gossip) -> bool:
+        return bool(gossip)
+
+    async def ask(self, make: Callable[[str], Question]) -> Answer:
+        question = make("ref")
+        self.asked += 1
+        if self.is_silent:
+            await asyncio.Event().wait()
+        if self.is_broken:
+            raise ZeroDivisionError
+        await asyncio.sleep(0)
+        match question:
+            case Want(agents=(_, *_) as agents):
+                return Gossip(tuple(self._held[one] for one in agents), ref="ref")
+            case Digest() | Want():
+                if self.is_endless and isinstance(question, Digest):
+                    self.add()
+                return anti_entropy.answer(self._index, question)
+        raise AssertionError(question)
+
+
+class Linked:
+    """The links of a node that stand."""
+
+    def __init__(self) -> None:
+        self.others: list[Other] = []
+
+    def live(self) -> Sequence[Other]:
+        return self.others
+
+
+@contextlib.asynccontextmanager
+async def pulling(*others: Other) -> AsyncIterator[tuple[Mesh, asyncio.Task[None]]]:
+    """One turn of pulls, from these, under way."""
+    own, store, links = new_key().did, MemoryStore(InboxLimits(), clock.now), Linked()
+    peers = Peers(own, "open", frozenset(), store)
+    directory = Directory(own, store, DidKeys())
+    mesh = Mesh(peers, links, store, directory, lambda: "info")  # type: ignore[arg-type]
+    for other in others:
+        link(mesh, other)
+    turn = asyncio.create_task(mesh.pull())
+    try:
+        yield mesh, turn
+    finally:
+        turn.cancel()
+        await asyncio.wait([turn])
+
+
+def link(mesh: Mesh, other: Other) -> None:
+    mesh.links.others.append(other)  # type: ignore[attr-defined]
+    mesh.came(other)  # type: ignore[arg-type]
+
+
+async def test_a_peer_that_comes_while_another_lets_a_pull_lie_is_asked_at_once():
+    silent, back = Other(is_silent=True), Other()
+    for _ in range(3):
+        back.add()
+    async with pulling(silent) as (mesh, turn):
+        await until(lambda: silent.asked)
+        link(mesh, back)
+        await until(lambda: len(mesh.following.index) == 3)
+        assert not turn.done()
+
+
+async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_others():
+    broken, other = Other(is_broken=True), Other()
+    for _ in range(3):
+        other.add()
+    bugs = metrics.INTERNAL._value.get()
+    async with pulling(broken, other) as (mesh, turn), asyncio.timeout(8):
+        await turn
+        assert len(mesh.following.index) == 3
+        asked = other.asked
+        await mesh.meet()
+        assert other.asked > asked
+    assert metrics.INTERNAL._value.get() == bugs + 2
+
+
+async def test_a_peer_that_always_has_more_gives_way_to_the_others(monkeypatch):
+    monkeypatch.setattr(meshing, "REPEAT_S", 0.3)
+    endless = Other(is_endless=True)
+    async with pulling(endless) as (mesh, turn), asyncio.timeout(8):
+        await turn
+        assert len(mesh.following.index) > 1
+
+
+async def test_without_a_bound_it_would_be_asked_for_ever(monkeypatch):
+    """The negative control."""
+    monkeypatch.setattr(meshing, "REPEAT_S", 3600.0)
+    endless = Other(is_endless=True)
+    async with pulling(endless) as (mesh, turn):
+        await until(lambda: len(mesh.following.index) > 20)
+        assert not turn.done()
