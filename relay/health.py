@@ -100,10 +100,10 @@ class Health:
             since = before.since if before else int(clock.now())
             self._found[reason] = Problem(reason, detail, since)
             if before is None:
-                log.problem_appeared(reason, detail)
+                log.event("problem_appeared", reason=reason, detail=detail)
         elif before is not None:
             del self._found[reason]
-            log.problem_gone(reason, clock.now() - (before.since or 0))
+            log.event("problem_gone", reason=reason, seconds=clock.now() - (before.since or 0))
 
     def has(self, reason: ProblemReason) -> bool:
         """Whether this was found at the last look."""

@@ -272,7 +272,7 @@ class Mesh:
             told = await link.ask(lambda ref: Want(ref, relays=True))
         except RelayError as exc:
             # the link has ended, or the peer does not know this question
-            log.pull_failed(link.peer, exc.code, exc.detail)
+            log.event("pull_failed", peer=link.peer, code=exc.code, detail=exc.detail)
             return
         if isinstance(view, View):
             self.peers.views[link.peer] = SeenBy(view, int(clock.now()))

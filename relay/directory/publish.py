@@ -234,7 +234,7 @@ class Directory:
             # the first two are evidence; more of them are no news
             evidence = await self.store.evidence(owner)
             if evidence is not None and row.compact in evidence:
-                log.equivocation(owner)
+                log.event("equivocation", owner=owner)
 
     async def evidence(self, did: Did) -> tuple[str, str] | None:
         """Two records of one ``kv`` and ``seq`` that the agent has signed, if it ever did."""

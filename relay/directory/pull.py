@@ -63,7 +63,7 @@ class Puller:
         else:
             self._note("ok", link.peer, run, began)
             return run.news
-        log.pull_failed(link.peer, why.code, why.detail)
+        log.event("pull_failed", peer=link.peer, code=why.code, detail=why.detail)
         self._note(why.code, link.peer, run, began)
         return run.news
 
@@ -71,7 +71,13 @@ class Puller:
     def _note(outcome: str, peer: Did, run: _Run, began: float) -> None:
         metrics.PULLS.labels(outcome).inc()
         if run.pull.received:
-            log.pulled(peer, run.pull.received, run.news, clock.monotonic() - began)
+            log.event(
+                "pulled",
+                peer=peer,
+                records=run.pull.received,
+                kept=run.news,
+                seconds=clock.monotonic() - began,
+            )
 
 
 class _Run:

@@ -146,7 +146,9 @@ class Returning:
             cursor, is_last = page.cursor, not page.cursor
         self._owners = owners
         if owners:
-            log.returning(sum(map(len, owners.values())), len(self._mesh.chosen()))
+            log.event(
+                "returning", inboxes=sum(map(len, owners.values())), peers=len(self._mesh.chosen())
+            )
         else:
             self._end()
 
@@ -191,9 +193,14 @@ class Returning:
             async with asyncio.timeout(ASKING_S):
                 news = await self._compare(link)
         except TimeoutError:
-            log.pull_failed(link.peer, ErrorCode.PEER_UNREACHABLE, "it took too long")
+            log.event(
+                "pull_failed",
+                peer=link.peer,
+                code=ErrorCode.PEER_UNREACHABLE,
+                detail="it took too long",
+            )
         except RelayError as exc:
-            log.pull_failed(link.peer, exc.code, exc.detail)
+            log.event("pull_failed", peer=link.peer, code=exc.code, detail=exc.detail)
         else:
             if began_at == self._began_at:
                 self._told_at = self._told_at if self._told else clock.monotonic()
@@ -243,14 +250,16 @@ class Returning:
             if len(self._told) >= enough or now >= self._told_at + GRACE_S:
                 self._end()
         elif not self.is_over and now >= self._began_at + self._wait_s:
-            log.let_in_unasked(now - self._began_at)
+            log.event("let_in_unasked", seconds=now - self._began_at)
             metrics.UNASKED.set(1)
             self._let_in()
 
     def _end(self) -> None:
         if self._told:
             took_s = clock.monotonic() - self._began_at
-            log.returned(len(self._told), sum(self._told.values()), took_s)
+            log.event(
+                "returned", peers=len(self._told), news=sum(self._told.values()), seconds=took_s
+            )
         metrics.UNASKED.set(0)
         self._owners = None
         self._has_begun.clear()

@@ -296,7 +296,7 @@ class Courier(Follower):
             return
         for _, code in answer.refused:
             metrics.DEAD_LETTERS.labels(code).inc()
-            log.dead_letter(code)
+            log.event("dead_letter", code=code)
         ack = AckFrame(self._session.epoch, Seq(0), answer.taken, answer.refused)
         self._perform(self._session.receive(ack, clock.monotonic()))
 
@@ -392,7 +392,13 @@ def _welcome(opened: Opened, window: Window) -> Welcome:
 
 def _log_page(did: Did, receipt: Receipt) -> None:
     eids = [item.eid for item in receipt.items]
-    log.page_handed_over(did, receipt.handoff, len(eids), digest_of(eids))
+    log.event(
+        "page_handed_over",
+        did=did,
+        handoff=receipt.handoff,
+        count=len(eids),
+        digest=digest_of(eids),
+    )
 
 
 def _proof(home: Home, taken: Taken) -> Forwarded | None:

@@ -72,7 +72,7 @@ def add_node_routes(app: FastAPI, node: Node, operating: Operating) -> None:
         guard.confirm()
         node.store.trust_clock(ok=guard.ok)
         guard.tell(node.store.health)
-        log.clock_confirmed()
+        log.event("clock_confirmed")
         return _clock(node)
 
 

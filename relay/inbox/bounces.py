@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass
 from typing import Final
 
-from relay import metrics
+from relay import log, metrics
 from relay.directory.resolve import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.model.admission import admit_own
@@ -19,7 +19,6 @@ from relay.inbox.ports import (
     Store,
 )
 from relay.inbox.submit import ELSEWHERE
-from relay.log import bounce_undeliverable
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import (
     SigningKey,
@@ -78,7 +77,7 @@ class BouncePump:
             return False
         outcome = result.code if isinstance(result, Refusal) else "delivered"
         if isinstance(result, Refusal):
-            bounce_undeliverable(result.code, len(batch.intents))
+            log.event("bounce_undeliverable", code=result.code, count=len(batch.intents))
         metrics.BOUNCES.labels(outcome).inc()
         await self.store.finish_bounces(batch)
         return True

@@ -97,7 +97,8 @@ class RefusedLogins:
             return
         self._all.charge("", 1, now)
         self._each.charge(network, 1, now)
-        log.login_refused(
+        log.event(
+            "login_refused",
             code=why.code,
             detail=why.detail[:MOST_DETAIL],
             did=proven or _claimed(auth),

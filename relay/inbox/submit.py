@@ -368,7 +368,9 @@ class Submissions:
         key = intake.identity.key
         if handoff:
             digest = digest_of(item.eid for item in items)
-            log.page_signed(items[0].to, handoff, len(items), digest)
+            log.event(
+                "page_signed", did=items[0].to, handoff=handoff, count=len(items), digest=digest
+            )
         return sign_receipt(
             key, items, durability=intake.durability(), now=clock.now(), handoff=handoff
         )

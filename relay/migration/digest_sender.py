@@ -126,7 +126,7 @@ class Mover:
         if len(self.why) >= MOST_REMEMBERED:
             del self.why[next(iter(self.why))]
         self.why[inbox] = f"{exc.code}: {exc.detail}"
-        log.digest_failed(did_of(inbox), exc.code, exc.detail)
+        log.event("digest_failed", did=did_of(inbox), code=exc.code, detail=exc.detail)
 
     async def homes(self, inbox: AgentKey, handoff: str) -> Sequence[Home]:
         """Where the mail of a hand-off may go: its target, while that is the current one."""
@@ -169,7 +169,9 @@ class Mover:
         link = await self.links.reach(target.did, target.url, handoff=True)
         pages = await self._pages(inbox, side, evidence)
         receipt = await _say(link, pages)
-        log.handoff("handed", did_of(inbox), side.handoff.id, target.did)
+        log.event(
+            "handoff", step="handed", did=did_of(inbox), handoff=side.handoff.id, peer=target.did
+        )
         return (await self.handoffs.take(inbox, Heard(target.did, receipt)))[0]
 
     async def _pages(self, inbox: AgentKey, side: Side, evidence: str) -> list[Migrate]:

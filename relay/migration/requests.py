@@ -163,7 +163,9 @@ class Migrations:
             detail = "the directory takes no unknown agents just now"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         await self.handoffs.take(owner, Prepare(OrderRef.of(order)), order=order.jws.compact)
-        log.handoff("prepared", order.did, order.id, order.source.did)
+        log.event(
+            "handoff", step="prepared", did=order.did, handoff=order.id, peer=order.source.did
+        )
         return await self._statement(owner)
 
     def _admit(self, order: MigrationOrder, room: Room) -> None:
@@ -200,7 +202,7 @@ class Migrations:
         kept, _ = await self.handoffs.take(
             owner, Freeze(OrderRef.of(order)), order=order.jws.compact
         )
-        log.handoff("frozen", order.did, order.id, order.target.did)
+        log.event("handoff", step="frozen", did=order.did, handoff=order.id, peer=order.target.did)
         self.wake()
         until = clock.monotonic() + FREEZE_S
         while not kept.side.handed and (left := until - clock.monotonic()) > 0:

@@ -250,7 +250,7 @@ class Handoffs:
         if step.answer is None:
             raise ProtocolError(ErrorCode.BAD_FRAME, "that is no page of a digest")
         if step.answer.next == said.total:
-            log.handoff("digested", said.agent, said.handoff, peer)
+            log.event("handoff", step="digested", did=said.agent, handoff=said.handoff, peer=peer)
         return Migrated(said.ref, said.handoff, said.whole, step.answer.next)
 
     async def _evidence(self, peer: Did, said: Migrate, row: HandoffRow) -> tuple[str, bool]:

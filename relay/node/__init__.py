@@ -13,7 +13,7 @@ def serve(settings: Settings) -> int:
     """Run a node until SIGTERM or SIGINT, then drain; gives the exit code."""
     log.configure(settings.log_level)
     for name in unknown_variables():
-        log.unknown_variable(name)
+        log.event("unknown_variable", name=name)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(run_node(settings))
 

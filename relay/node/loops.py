@@ -94,7 +94,7 @@ class Housekeeping:
         ended = await store.sweep(self.node.node_id, self._live)
         if ended:
             metrics.EXPIRED.inc(ended)
-            log.swept(ended)
+            log.event("swept", ended=ended)
         await store.purge_records()
 
     async def measure(self) -> None:

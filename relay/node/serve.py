@@ -129,7 +129,7 @@ async def _run(
         pass
     except RelayError as exc:
         return _failed(exc)
-    log.node_stopped("signal")
+    log.event("node_stopped", reason="signal")
     return EXIT_OK
 
 
@@ -245,7 +245,12 @@ async def serve(
         background = [tasks.create_task(work) for work in _work(built)]
         await server.listening.wait()
         operators.health.phase = built.phase
-        log.node_started(node.key.did, node.settings.url, node.store.durability)
+        log.event(
+            "node_started",
+            did=node.key.did,
+            url=node.settings.url,
+            durability=node.store.durability,
+        )
         announce(
             {
                 "did": node.key.did,
@@ -303,7 +308,7 @@ async def _drain(built: Built, endpoint: Endpoint) -> None:
     """Take nothing new, finish what was taken, say goodbye, and only then close."""
     node = built.node
     node.intake.draining = True
-    log.draining(endpoint.count)
+    log.event("draining", connections=endpoint.count)
     try:
         async with asyncio.timeout(built.settings.drain_s):
             await node.intake.commits.idle()

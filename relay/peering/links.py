@@ -256,7 +256,7 @@ class Links:
             self._failed(relay, url, _name(relay, url), exc)
             return
         metrics.DIALS.labels("ok").inc()
-        log.link_up(relay)
+        log.event("link_up", peer=relay)
         self._stands(link)
 
     def _stands(self, link: Link) -> None:
@@ -277,7 +277,7 @@ class Links:
         finally:
             if self._live.get(link.peer) is link:
                 del self._live[link.peer]
-        log.link_down(link.peer, why.code, why.detail)
+        log.event("link_down", peer=link.peer, code=why.code, detail=why.detail)
         wait_s = None
         if self._listener is not None and self.to(link.peer) is None:
             with isolated("links"):
@@ -320,7 +320,9 @@ class Links:
         now = clock.monotonic()
         self._failures[name] = _Failure(exc, times, now, now + wait_s)
         metrics.DIALS.labels(exc.code).inc()
-        log.dial_failed(relay, exc.code, f"{url}: {exc.detail}", wait_s)
+        log.event(
+            "dial_failed", peer=relay, code=exc.code, detail=f"{url}: {exc.detail}", wait_s=wait_s
+        )
 
     def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
         """Seconds until a relay is dialled again, and why; None: nothing is known against it."""

@@ -231,7 +231,7 @@ class Peers:
         await self._store.put_peer(row)
         await self.refresh()
         self.roster.hurry(did, clock.now())
-        log.peer_added(did, url)
+        log.event("peer_added", peer=did, url=url)
         return row
 
     async def remove(self, did: Did) -> bool:
@@ -239,7 +239,7 @@ class Peers:
         was_known = await self._store.remove_peer(did)
         await self.refresh()
         if was_known:
-            log.peer_removed(did)
+            log.event("peer_removed", peer=did)
         return was_known
 
     async def block(self, did: Did) -> PeerRow:
@@ -254,7 +254,7 @@ class Peers:
         row = replace(held, standing="blocked", since=int(clock.now()))
         await self._store.put_peer(row)
         await self.refresh()
-        log.peer_blocked(did)
+        log.event("peer_blocked", peer=did)
         return row
 
     async def unblock(self, did: Did) -> bool:
@@ -270,7 +270,7 @@ class Peers:
         else:
             await self._store.remove_peer(did)
         await self.refresh()
-        log.peer_unblocked(did)
+        log.event("peer_unblocked", peer=did)
         return True
 
     async def heard_of(self, compact: str) -> RelayInfo | None:
@@ -306,7 +306,7 @@ class Peers:
             self.roster.add(did)
         self.roster.heard(did, now)
         if before is None:
-            log.peer_learned(did, known.url)
+            log.event("peer_learned", peer=did, url=known.url)
         elif before.url != known.url:
             self._proved.discard(did)
             self.roster.hurry(did, now)
@@ -394,7 +394,7 @@ class Peers:
         """It passed on what plainly nobody signed."""
         standing = self.conduct.strike(did, clock.now())
         metrics.STRIKES.inc()
-        log.peer_struck(did, standing.strikes, standing.retry_after)
+        log.event("peer_struck", peer=did, strikes=standing.strikes, wait_s=standing.retry_after)
 
     def standing(self, did: Did) -> PeerStanding:
         """What is held against it."""

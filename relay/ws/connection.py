@@ -282,7 +282,7 @@ class Connection(Follower):
             return
         metrics.LOGINS.labels("ok").inc()
         metrics.SESSIONS.inc()
-        log.session_opened(who.did, who.fence, who.role)
+        log.event("session_opened", did=who.did, fence=who.fence, role=who.role)
         if who.role == "peer":
             self._submissions.say_who(Peer(who.inbox, who.did, self._is_full))
             self._node.mesh.arrived(who.did, self._dismiss)
@@ -371,7 +371,9 @@ class Connection(Follower):
 
     async def _close(self, code: ErrorCode | None) -> None:
         metrics.SESSION_ENDS.labels(code or "normal").inc()
-        log.session_ended(self._session.who.did if self._session.who else None, code)
+        log.event(
+            "session_ended", did=self._session.who.did if self._session.who else None, code=code
+        )
         await self._hang_up(code)
 
     async def _hang_up(self, code: ErrorCode | None) -> None:

@@ -248,7 +248,8 @@ async def test_a_loop_outlives_every_kind_of_failure_of_a_turn():
 async def test_log_lines_that_cannot_be_written_end_nothing(where):
     program = (
         "from relay.cli import streams; streams.install(); "
-        "from relay import log; log.configure('info'); log.draining(1); log.swept(1)"
+        "from relay import log; log.configure('info'); "
+        "log.event('draining', connections=1); log.event('swept', ended=1)"
     )
     shell = f'"$0" -c "{program}; print(1)" {where}'
     process = await asyncio.create_subprocess_exec(
