@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from loadtest.mesh_sim.light import FORGED, Light
+from loadtest.mesh_sim.light import Light
 from relay.directory.model.anti_entropy import (
     Index,
     Order,
@@ -18,14 +18,16 @@ from relay.directory.model.anti_entropy import (
     answer,
 )
 from relay.directory.model.index import TOP_BITS
-from relay.peering.model.gossip import (
-    Allowance,
-    Conduct,
+from relay.directory.model.rumors import (
     Rumors,
-    frames,
-    is_strike,
+    pack_records,
 )
 from relay.peering.model.membership import Roster
+from relay.peering.model.reputation import (
+    Allowance,
+    StrikeCounter,
+    is_strike,
+)
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames.frames import (
     Digest,
@@ -78,7 +80,7 @@ class Relay:
         self.roster = Roster(did)
         self.rumors = Rumors(fanout=habits.fanout)
         self.allowance = Allowance()
-        self.conduct = Conduct()
+        self.strikes = StrikeCounter()
         self.links: set[Did] = set()
         self.pulls = 0
         self.is_pushing = False
@@ -118,7 +120,7 @@ class Relay:
 
     def _push(self) -> None:
         linked = sorted(self.links)
-        for peer, frame in self.rumors.take(linked, self.world.pick):
+        for peer, frame in self.rumors.pop_frames(linked, self.world.pick):
             self.world.send(self, peer, frame, lambda to, said=frame: to.pushed(self.did, said))
         self.is_pushing = bool(len(self.rumors) and linked)
         if self.is_pushing:
@@ -140,10 +142,8 @@ class Relay:
     def judge(self, peer: Did, text: str) -> Light | None:
         """What the text stands for, or a strike."""
         record = self.world.catalogue.by_text.get(text)
-        if record is None and is_strike(
-            ErrorCode.BAD_SIGNATURE, is_introduced=text.startswith(FORGED)
-        ):
-            self.conduct.strike(peer, self.now)
+        if record is None and is_strike(ErrorCode.BAD_SIGNATURE):
+            self.strikes.add(peer, self.now)
         return record
 
     # ------------------------------------------------------------ links
@@ -226,7 +226,7 @@ class Relay:
         self.world.clock.later(seconds, lambda: planned is self._planned and self.pull())
 
     def _is_out(self, did: Did) -> bool:
-        return self.conduct.standing(did, self.now).is_out
+        return self.strikes.reputation(did, self.now).is_blocked
 
     def asked(self, peer: Did, question: Digest | Want) -> None:
         """Answer a peer's question from what is held here."""
@@ -238,7 +238,7 @@ class Relay:
         if isinstance(question, Want) and question.agents:
             held = map(self.index.order, question.agents)
             texts = [self.text_of(order) for order in held if order]
-            return [*frames(texts, question.ref)[:1]] or [Gossip(ref=question.ref)]
+            return [*pack_records(texts, question.ref)[:1]] or [Gossip(ref=question.ref)]
         return [answer(self.index, question)]
 
     def text_of(self, order: Order) -> str:

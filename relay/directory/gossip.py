@@ -15,13 +15,15 @@ from typing import Final
 from relay import clock, metrics
 from relay.directory.budget import Budget
 from relay.directory.model.anti_entropy import Index
+from relay.directory.model.rumors import (
+    Rumors,
+)
 from relay.directory.publish import (
     Directory,
     Kept,
 )
-from relay.peering.model.gossip import (
+from relay.peering.model.reputation import (
     Allowance,
-    Rumors,
     is_strike,
 )
 from relay.peering.peers import Peers
@@ -134,7 +136,7 @@ class Hearing:
                 info = await self.peers.heard_of(compact)
             except ProtocolError as exc:
                 is_edge_case = _is_edge_case_of_relays(compact, exc.code)
-                if is_strike(exc.code, is_introduced=True, is_edge_case=is_edge_case):
+                if is_strike(exc.code, is_edge_case=is_edge_case):
                     self.peers.strike(peer)
                 continue
             if info is not None and self.peers.is_proved(info.did):

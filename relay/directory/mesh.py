@@ -14,12 +14,14 @@ from relay import clock, log, metrics
 from relay.directory.change_log import Following
 from relay.directory.gossip import Hearing
 from relay.directory.model import anti_entropy
+from relay.directory.model.rumors import (
+    FANOUT,
+    pack_records,
+)
 from relay.directory.publish import Directory
 from relay.directory.pull import Puller
 from relay.isolation import guarded
-from relay.peering.model import gossip
-from relay.peering.model.gossip import (
-    FANOUT,
+from relay.peering.model.reputation import (
     Allowance,
 )
 from relay.peering.peers import (
@@ -175,7 +177,7 @@ class Mesh:
                 return Gossip(relays=self._known_relays(peer), ref=ref)
             case Want(ref=ref, agents=agents) if agents:
                 rows = await self._store.records(agents)
-                found = gossip.frames([row.compact for row in rows if row is not None], ref)
+                found = pack_records([row.compact for row in rows if row is not None], ref)
                 told = found[0] if found else Gossip(ref=ref)
                 metrics.GOSSIP.labels("out", "asked").inc(len(told.records))
                 return told
@@ -196,7 +198,7 @@ class Mesh:
     async def push(self) -> None:
         """Tell three peers each what is news."""
         links = {link.peer: link for link in self.links.live()}
-        for peer, frame in self.hearing.rumors.take(list(links), clock.pick):
+        for peer, frame in self.hearing.rumors.pop_frames(list(links), clock.pick):
             if links[peer].push(frame):
                 metrics.GOSSIP.labels("out", "pushed").inc(len(frame.records))
         infos, self.hearing.relays = self.hearing.relays, []
@@ -243,7 +245,7 @@ class Mesh:
     def able(self) -> list[PeerLink]:
         """Whose word on records is asked for."""
         live = self.links.live()
-        return [link for link in live if not self.peers.standing(link.peer).is_out]
+        return [link for link in live if not self.peers.reputation(link.peer).is_blocked]
 
     def _back(self) -> list[PeerLink]:
         """Who has come back, and was not asked yet."""

@@ -15,6 +15,7 @@ from relay import clock, log
 from relay.directory.budget import Budget
 from relay.directory.local_handles import OwnHandles
 from relay.inbox.ports import Keys
+from relay.peering.model.reputation import is_strike
 from relay.peering.ports import (
     Merged,
     MergeOutcome,
@@ -46,7 +47,6 @@ from relay.protocol.jws import UnsupportedError
 
 _AT_ONCE: Final = 16
 """Records that are read or verified before everybody else has a turn."""
-_STRIKES: Final = frozenset({ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME})
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Kept:
     @property
     def is_strike(self) -> bool:
         """Whether no honest relay passes such a thing on."""
-        return isinstance(self.outcome, Refusal) and self.outcome.code in _STRIKES
+        return isinstance(self.outcome, Refusal) and is_strike(self.outcome.code)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from relay.directory.publish import (
     Directory,
     Found,
 )
-from relay.peering.model.gossip import Allowance
+from relay.peering.model.reputation import Allowance
 from relay.peering.ports import (
     Names,
     PeerLink,

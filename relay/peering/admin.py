@@ -167,7 +167,7 @@ class Operating:
     def _members(self, row: PeerRow, waiting: Mapping[AgentKey, tuple[int, int]]) -> dict[str, Any]:
         peers, did = self.peers, row.did
         count, size = waiting.get(parse_did(did).agent_key, (0, 0))
-        member, standing = peers.roster.peer(did), peers.standing(did)
+        member, reputation = peers.roster.peer(did), peers.reputation(did)
         return {
             "did": did,
             "url": row.url,
@@ -178,8 +178,8 @@ class Operating:
             "reason": member.reason if member else None,
             "linked": self.mesh.link_to(did) is not None,
             "inbound": peers.inbound.get(did, 0),
-            "strikes": standing.strikes,
-            "out_s": standing.retry_after,
+            "strikes": reputation.strikes,
+            "out_s": reputation.retry_after,
             "back_off": self._back_off(row),
             "refused": self._refused(did),
             "sees_us": self._sees_us(did),

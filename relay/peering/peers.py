@@ -15,11 +15,11 @@ from typing import Final
 
 from relay import clock, log, metrics
 from relay.peering import peer_rows
-from relay.peering.model.gossip import (
-    Conduct,
-    PeerStanding,
-)
 from relay.peering.model.membership import Roster
+from relay.peering.model.reputation import (
+    Reputation,
+    StrikeCounter,
+)
 from relay.peering.ports import (
     PeerRow,
     PeerStore,
@@ -67,7 +67,7 @@ class Peers:
         self.federation = federation
         self.rows: dict[Did, PeerRow] = {}
         self.roster = Roster(own)
-        self.conduct = Conduct()
+        self.strike_counter = StrikeCounter()
         self._guests: dict[Did, set[Callable[[], None]]] = {}
         self.partners: frozenset[Did] = frozenset()
         """Relays that some agent's inbox moves from or to; see :meth:`is_full`."""
@@ -134,7 +134,7 @@ class Peers:
         Raises:
             RejectedError: ``blocked``.
         """
-        wait_s = self.standing(did).retry_after
+        wait_s = self.reputation(did).retry_after
         if wait_s is not None:
             detail = "it passed on records that nobody signed"
             raise RejectedError(ErrorCode.BLOCKED, detail, retry_after=wait_s)
@@ -392,17 +392,19 @@ class Peers:
 
     def strike(self, did: Did) -> None:
         """It passed on what plainly nobody signed."""
-        standing = self.conduct.strike(did, clock.now())
+        reputation = self.strike_counter.add(did, clock.now())
         metrics.STRIKES.inc()
-        log.event("peer_struck", peer=did, strikes=standing.strikes, wait_s=standing.retry_after)
+        log.event(
+            "peer_struck", peer=did, strikes=reputation.strikes, wait_s=reputation.retry_after
+        )
 
-    def standing(self, did: Did) -> PeerStanding:
+    def reputation(self, did: Did) -> Reputation:
         """What is held against it."""
-        return self.conduct.standing(did, clock.now())
+        return self.strike_counter.reputation(did, clock.now())
 
     def view_of(self, did: Did, ref: str) -> View:
         """What it hears when it asks how it is seen."""
-        standing = self.standing(did)
+        reputation = self.reputation(did)
         return self.roster.view_of(
-            did, ref, strikes=standing.strikes, retry_after=standing.retry_after
+            did, ref, strikes=reputation.strikes, retry_after=reputation.retry_after
         )

@@ -123,7 +123,7 @@ async def test_without_pulls_what_was_published_during_a_partition_stays_unknown
     async with relay_at(a, [b]) as first:
         record = record_of(agent, a)
         await first.built.node.directory.publish(record, only=agent.did)
-        first.built.node.mesh.hearing.rumors.take([new_key().did], lambda peers, _: peers)
+        first.built.node.mesh.hearing.rumors.pop_frames([new_key().did], lambda peers, _: peers)
         async with relay_at(b, [a]) as second:
             await until(lambda: first.built.links.live() and second.built.links.live())
             with pytest.raises(TimeoutError):

@@ -257,7 +257,7 @@ async def test_a_record_that_nobody_signed_moves_nobody():
     async with started(liar, agents=[agent]) as world:
         await until(lambda: world.gate.is_over)
         assert await world.is_home(agent)
-        assert world.gate._mesh.peers.standing(liar.peer).strikes == 1
+        assert world.gate._mesh.peers.reputation(liar.peer).strikes == 1
 
 
 async def test_the_wait_has_an_end_and_the_asking_goes_on():

@@ -14,7 +14,9 @@ from relay.directory.model.anti_entropy import (
     Index,
     answer,
 )
-from relay.peering.model.gossip import FIRST_FANOUT
+from relay.directory.model.rumors import (
+    FIRST_FANOUT,
+)
 from relay.peering.model.membership import MAX_BACKOFF_S
 from relay.protocol.frames import codec
 from relay.protocol.frames.frames import (
@@ -158,7 +160,7 @@ def test_who_floods_with_forged_records_is_out_and_honest_relays_are_not():
         other.did
         for relay in world.honest()
         for other in world.relays
-        if relay.conduct.standing(other.did, now).strikes
+        if relay.strikes.reputation(other.did, now).strikes
     }
     assert out == {world.relays[4].did}
     assert all(len(relay.index) == 50 for relay in world.honest())

@@ -9,12 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.peering.model import gossip
-from relay.peering.model.gossip import (
-    Allowance,
-    Conduct,
-    PeerStanding,
+from relay.directory.model.rumors import (
     Rumors,
+    pack_records,
+)
+from relay.peering.model import reputation
+from relay.peering.model.reputation import (
+    Allowance,
+    Reputation,
+    StrikeCounter,
     is_strike,
 )
 from relay.protocol import jws
@@ -68,7 +71,7 @@ def test_what_is_heard_is_told_to_three_others_and_what_begins_here_to_all_once_
         newest[str(who)] = not_to
         expected = {str(who): f"{who}:{n}"}
     told: dict[str, list[Did]] = {who: [] for who in newest}
-    for peer, frame in rumors.take(peers, pick, most=1000):
+    for peer, frame in rumors.pop_frames(peers, pick, limit=1000):
         for compact in frame.records:
             told[compact.partition(":")[0]].append(peer)
     for who, to in told.items():
@@ -76,7 +79,7 @@ def test_what_is_heard_is_told_to_three_others_and_what_begins_here_to_all_once_
         most = 3 if newest[who] else 16
         assert len(to) == len(set(to)) == min(most, len(able))
         assert newest[who] not in to
-    assert (len(rumors), rumors.take(peers, pick)) == (0, [])
+    assert (len(rumors), rumors.pop_frames(peers, pick)) == (0, [])
     assert not news or expected
 
 
@@ -84,7 +87,7 @@ def test_an_older_record_of_the_same_agent_is_not_told_any_more():
     rumors = Rumors()
     rumors.add(agent(1), "old")
     rumors.add(agent(1), "new")
-    said = {compact for _, frame in rumors.take(PEERS, pick) for compact in frame.records}
+    said = {compact for _, frame in rumors.pop_frames(PEERS, pick) for compact in frame.records}
     assert said == {"new"}
 
 
@@ -92,7 +95,7 @@ def test_an_older_record_of_the_same_agent_is_not_told_any_more():
 def test_how_many_are_told_is_a_matter_of_the_fanout(fanout):
     rumors = Rumors(fanout=fanout)
     rumors.add(agent(1), "record", not_to=PEERS[0])
-    told = [peer for peer, _ in rumors.take(PEERS, pick)]
+    told = [peer for peer, _ in rumors.pop_frames(PEERS, pick)]
     assert len(told) == min(fanout, len(PEERS) - 1)
     assert PEERS[0] not in told
 
@@ -100,12 +103,12 @@ def test_how_many_are_told_is_a_matter_of_the_fanout(fanout):
 def test_news_waits_while_there_is_no_link():
     rumors = Rumors()
     rumors.add(agent(1), "record")
-    assert rumors.take([], pick) == []
+    assert rumors.pop_frames([], pick) == []
     assert len(rumors) == 1
 
 
 def test_what_goes_beyond_the_bound_is_dropped_and_counted():
-    rumors = Rumors(most=2)
+    rumors = Rumors(limit=2)
     assert [rumors.add(agent(n), "record") for n in range(4)] == [True, True, False, False]
     assert rumors.add(agent(1), "newer")
     assert (len(rumors), rumors.dropped) == (2, 2)
@@ -118,7 +121,7 @@ def test_no_more_is_taken_at_once_than_the_other_side_allows():
     allowance = Allowance()
     heard = 0
     for turn in range(3):
-        for _, frame in rumors.take(PEERS[:1], pick):
+        for _, frame in rumors.pop_frames(PEERS[:1], pick):
             told = len(frame.records)
             assert allowance.take(PEERS[0], told, later(turn / 2)) == told
             heard += told
@@ -128,7 +131,7 @@ def test_no_more_is_taken_at_once_than_the_other_side_allows():
 @given(st.lists(st.integers(1, 4096), max_size=1500), st.sampled_from([None, "r"]))
 def test_frames_hold_all_in_order_and_stay_within_bounds(sizes, ref):
     records = ["x" * size for size in sizes]
-    made = gossip.frames(records, ref)
+    made = pack_records(records, ref)
     assert [compact for frame in made for compact in frame.records] == records
     for frame in made:
         assert len(frame.records) <= MAX_RECORDS
@@ -137,7 +140,7 @@ def test_frames_hold_all_in_order_and_stay_within_bounds(sizes, ref):
 
 
 def test_records_of_the_largest_size_fill_several_frames():
-    made = gossip.frames(["x" * 4096] * 600)
+    made = pack_records(["x" * 4096] * 600)
     assert [len(frame.records) for frame in made] == [255, 255, 90]
 
 
@@ -182,64 +185,63 @@ def test_what_is_known_afterwards_is_paid_back_before_anything_is_taken_again():
 
 
 def test_of_peers_without_end_no_more_is_remembered_than_fits(monkeypatch):
-    monkeypatch.setattr(gossip, "MAX_PEERS", 3)
-    allowance, conduct = Allowance(), Conduct()
+    monkeypatch.setattr(reputation, "MAX_PEERS", 3)
+    allowance, strikes = Allowance(), StrikeCounter()
     for n in range(50):
         stranger = Did(f"did:key:z{n}")
         allowance.take(stranger, 1, later(n))
         for _ in range(n % 4):
-            conduct.strike(stranger, later(n))
+            strikes.add(stranger, later(n))
     assert len(allowance) == 3
-    assert len(conduct) == 6
+    assert len(strikes) == 6
     assert allowance.take(Did("did:key:z49"), 1_000, later(49)) == 399
-    assert conduct.standing(Did("did:key:z47"), later(49)).is_out
+    assert strikes.reputation(Did("did:key:z47"), later(49)).is_blocked
 
 
 # ---------------------------------------------------------------- strikes
 
 
 def test_three_strikes_within_an_hour_are_an_hour_out():
-    conduct = Conduct()
-    assert conduct.strike(PEERS[0], NOW) == PeerStanding(1)
-    assert conduct.strike(PEERS[0], later(10)) == PeerStanding(2)
-    out = conduct.strike(PEERS[0], later(20))
-    assert (out.strikes, out.is_out) == (3, True)
-    assert conduct.standing(PEERS[0], later(20 + 3599)).is_out
-    assert conduct.standing(PEERS[1], later(20)) == PeerStanding()
+    strikes = StrikeCounter()
+    assert strikes.add(PEERS[0], NOW) == Reputation(1)
+    assert strikes.add(PEERS[0], later(10)) == Reputation(2)
+    out = strikes.add(PEERS[0], later(20))
+    assert (out.strikes, out.is_blocked) == (3, True)
+    assert strikes.reputation(PEERS[0], later(20 + 3599)).is_blocked
+    assert strikes.reputation(PEERS[1], later(20)) == Reputation()
 
 
 def test_afterwards_it_is_listened_to_again_and_strikes_are_forgotten():
-    conduct = Conduct()
+    strikes = StrikeCounter()
     for second in (0, 10, 3000):
-        conduct.strike(PEERS[0], later(second))
+        strikes.add(PEERS[0], later(second))
     back = later(3000 + 3600)
-    assert conduct.standing(PEERS[0], back) == PeerStanding()
-    assert conduct.strike(PEERS[0], back) == PeerStanding(1)
+    assert strikes.reputation(PEERS[0], back) == Reputation()
+    assert strikes.add(PEERS[0], back) == Reputation(1)
 
 
 def test_strikes_that_are_an_hour_apart_never_add_up():
-    conduct = Conduct()
+    strikes = StrikeCounter()
     for hour in range(50):
-        assert conduct.strike(PEERS[0], later(3600 * hour)) == PeerStanding(1)
+        assert strikes.add(PEERS[0], later(3600 * hour)) == Reputation(1)
 
 
 @given(st.lists(st.floats(0, 4000), max_size=30))
 def test_whoever_is_out_comes_back_within_an_hour_of_the_last_strike(waits):
-    conduct, passed = Conduct(), 0.0
+    strikes, passed = StrikeCounter(), 0.0
     for wait in waits:
         passed += wait
-        conduct.strike(PEERS[0], later(passed))
-    standing = conduct.standing(PEERS[0], later(passed))
+        strikes.add(PEERS[0], later(passed))
+    standing = strikes.reputation(PEERS[0], later(passed))
     assert standing.retry_after is None or 0 < standing.retry_after <= 3601
-    assert not conduct.standing(PEERS[0], later(passed + 3600)).is_out
+    assert not strikes.reputation(PEERS[0], later(passed + 3600)).is_blocked
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))
 def test_only_what_is_plainly_wrong_and_of_the_peers_own_making_is_a_strike(code):
     plain = code in {ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME, ErrorCode.TOO_LARGE}
-    assert is_strike(code, is_introduced=True) is plain
-    assert not is_strike(code, is_introduced=False)
-    assert not is_strike(code, is_introduced=True, is_edge_case=True)
+    assert is_strike(code) is plain
+    assert not is_strike(code, is_edge_case=True)
 
 
 ORDER = 2**252 + 27742317777372353535851937790883648493
