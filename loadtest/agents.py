@@ -21,9 +21,9 @@ from relay.protocol.client_session import (
     Failed,
     Login,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.errors import RelayError
 from relay.protocol.frames import codec
 from relay.protocol.frames.frames import SUBPROTOCOL

@@ -22,13 +22,15 @@ from typing import Any, Final
 import orjson
 
 from loadtest.process import RelayFailedError, RelayProcess, relay_process
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.ids import (
     Did,
     NodeId,
 )
-from relay.protocol.types import InboxLimits
 from relay.store.redis import RedisStore
 
 AT_ONCE: Final = 4

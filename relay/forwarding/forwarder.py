@@ -36,27 +36,33 @@ from relay.forwarding.peer_submitter import (
 from relay.inbox.consumer import Follower
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
+from relay.inbox.model.effects import (
+    AckInbox,
+    Effect,
+    Read,
+)
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.session import (
     Phase,
     RelaySession,
+)
+from relay.inbox.model.types import (
+    Acked,
+    Forwarded,
+    Opened,
 )
 from relay.inbox.ports import (
     AckRequest,
     Store,
 )
 from relay.peering.ports import Taken
-from relay.protocol.dedupe import Forwarded
+from relay.protocol.client_session import (
+    Close,
+    Send,
+)
 from relay.protocol.did import (
     did_of,
     parse_did,
-)
-from relay.protocol.effects import (
-    AckInbox,
-    Close,
-    Effect,
-    Read,
-    Send,
 )
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import (
@@ -81,8 +87,6 @@ from relay.protocol.receipts import (
     digest_of,
 )
 from relay.protocol.types import (
-    Acked,
-    Opened,
     Window,
 )
 from relay.reference.forwarding import LEASE_S

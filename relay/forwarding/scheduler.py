@@ -23,6 +23,9 @@ from relay.forwarding.forwarder import (
 from relay.forwarding.peer_submitter import Carrier
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
+from relay.inbox.model.types import (
+    Acked,
+)
 from relay.inbox.ports import (
     AckRequest,
     OpenRequest,
@@ -42,7 +45,6 @@ from relay.protocol.ids import (
     NodeId,
 )
 from relay.protocol.types import (
-    Acked,
     Window,
 )
 from relay.reference.forwarding import LEASE_S

@@ -17,6 +17,12 @@ from relay.inbox.http_sessions import (
     MAX_WAIT_S,
     Polling,
 )
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.inbox.model.types import (
+    Page,
+)
 from relay.inbox.submit import Submissions
 from relay.node.node import Node
 from relay.peering.relay_info import relay_information
@@ -39,8 +45,6 @@ from relay.protocol.ids import (
     Did,
     Fence,
 )
-from relay.protocol.types import Ack as InboxAck
-from relay.protocol.types import Page
 
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
 

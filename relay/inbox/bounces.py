@@ -14,6 +14,9 @@ from relay import log, metrics
 from relay.directory.resolve import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.model.admission import admit_own
+from relay.inbox.model.types import (
+    Accepted,
+)
 from relay.inbox.ports import (
     BounceBatch,
     Store,
@@ -43,7 +46,6 @@ from relay.protocol.receipts import (
     BounceItem,
     sign_bounce,
 )
-from relay.protocol.types import Accepted
 from relay.tasks import side_by_side
 
 FINAL: Final = frozenset({

@@ -10,15 +10,20 @@ import asyncio
 from collections.abc import Sequence
 
 from relay import clock
+from relay.inbox.model.effects import (
+    Effect,
+    Read,
+)
 from relay.inbox.model.session import RelaySession
+from relay.inbox.model.types import (
+    Acked,
+    Page,
+    PageItem,
+)
 from relay.inbox.ports import (
     AckRequest,
     Head,
     InboxStore,
-)
-from relay.protocol.effects import (
-    Effect,
-    Read,
 )
 from relay.protocol.errors import (
     Refusal,
@@ -27,11 +32,6 @@ from relay.protocol.errors import (
 from relay.protocol.ids import (
     Epoch,
     Fence,
-)
-from relay.protocol.types import (
-    Acked,
-    Page,
-    PageItem,
 )
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from relay import clock
+from relay.inbox.model.types import (
+    Accepted,
+)
 from relay.inbox.ports import InboxStore
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -19,7 +22,6 @@ from relay.protocol.errors import (
     RelayError,
 )
 from relay.protocol.ids import AgentKey
-from relay.protocol.types import Accepted
 from relay.reference.rules import FRESH_S
 
 ABSENT_S: Final = 60

@@ -11,6 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relay.inbox.model.types import (
+    Accepted,
+    PageItem,
+)
 from relay.inbox.ports import (
     Head,
     InboxStore,
@@ -23,10 +27,6 @@ from relay.protocol.ids import (
     Epoch,
     Fence,
     NodeId,
-)
-from relay.protocol.types import (
-    Accepted,
-    PageItem,
 )
 
 

@@ -13,6 +13,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, metrics
+from relay.inbox.model.types import (
+    Ack,
+    Acked,
+    LiveSession,
+    Page,
+    PageItem,
+)
 from relay.inbox.ports import (
     AckRequest,
     Head,
@@ -47,13 +54,6 @@ from relay.protocol.jws import (
     b64encode,
     dumps,
     loads,
-)
-from relay.protocol.types import (
-    Ack,
-    Acked,
-    LiveSession,
-    Page,
-    PageItem,
 )
 
 NONCE_TTL_S: Final = 60

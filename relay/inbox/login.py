@@ -15,6 +15,10 @@ from relay.directory.publish import Directory
 from relay.directory.startup_gate import Returning
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.model.permissions import Identity
+from relay.inbox.model.types import (
+    Opened,
+    Pending,
+)
 from relay.inbox.ports import (
     Keys,
     OpenRequest,
@@ -45,8 +49,6 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Opened,
-    Pending,
     Window,
 )
 

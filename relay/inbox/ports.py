@@ -12,6 +12,18 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from relay.health import Health
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Acked,
+    BounceIntent,
+    LiveSession,
+    Opened,
+    Page,
+    Remembered,
+    RulesNow,
+    RulesPatch,
+)
 from relay.migration.ports import HandoffStore
 from relay.peering.ports import (
     OutboxStore,
@@ -31,20 +43,10 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Reason
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
-    LiveSession,
-    Opened,
-    Page,
     Question,
-    Remembered,
-    RulesNow,
-    RulesPatch,
+    Reason,
     Window,
 )
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.inbox.contacts import Contacts
+from relay.inbox.model.types import (
+    RulesPatch,
+)
 from relay.inbox.ports import InboxStore
 from relay.protocol.did import (
     did_of,
@@ -27,7 +30,6 @@ from relay.protocol.ids import (
     Fence,
 )
 from relay.protocol.jws import UnsupportedError
-from relay.protocol.types import RulesPatch
 
 
 @dataclass(frozen=True, slots=True)

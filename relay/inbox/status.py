@@ -13,12 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay.directory.resolve import Routing
+from relay.inbox.model.types import (
+    Disposition,
+)
 from relay.inbox.ports import InboxStore
 from relay.peering.ports import (
     PeerLink,
     PeerLinks,
 )
-from relay.protocol.dedupe import Fate
 from relay.protocol.did import (
     did_of,
     parse_did,
@@ -43,15 +45,15 @@ from relay.protocol.types import Question
 from relay.tasks import side_by_side
 
 FOLLOW_S: Final = 3.0
-STATES: Final[dict[Fate, State]] = {
-    Fate.STORED: "stored",
-    Fate.ACKED: "acked",
-    Fate.REFUSED: "refused",
-    Fate.EXPIRED: "expired",
-    Fate.CORRUPT: "corrupt",
-    Fate.MOVED: "moved",
-    Fate.FORWARDED: "forwarded",
-    Fate.DOUBTFUL: "unknown",
+STATES: Final[dict[Disposition, State]] = {
+    Disposition.STORED: "stored",
+    Disposition.ACKED: "acked",
+    Disposition.REFUSED: "refused",
+    Disposition.EXPIRED: "expired",
+    Disposition.CORRUPT: "corrupt",
+    Disposition.MOVED: "moved",
+    Disposition.FORWARDED: "forwarded",
+    Disposition.DOUBTFUL: "unknown",
 }
 _FINAL: Final = frozenset({"acked", "refused", "expired", "corrupt"})
 

@@ -18,6 +18,9 @@ from relay.directory.resolve import Routing
 from relay.forwarding.peer_submitter import Spawn
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
+from relay.inbox.model.types import (
+    Accepted,
+)
 from relay.inbox.ports import Keys
 from relay.limits import TokenBuckets
 from relay.protocol import envelope as envelopes
@@ -48,7 +51,6 @@ from relay.protocol.receipts import (
     position,
     sign_receipt,
 )
-from relay.protocol.types import Accepted
 from relay.tasks import side_by_side
 
 YIELD_EVERY: Final = 16

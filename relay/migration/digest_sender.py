@@ -21,7 +21,19 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
+from relay.inbox.model.types import (
+    Holding,
+)
 from relay.migration.model import machine
+from relay.migration.model.state import (
+    DigestReceipt,
+    Doubted,
+    Heard,
+    Side,
+)
+from relay.migration.model.state_json import (
+    Kept,
+)
 from relay.migration.ports import (
     HandoffRow,
     HandoffStore,
@@ -52,17 +64,11 @@ from relay.protocol.jws import (
     b64decode,
     b64encode,
 )
-from relay.protocol.migration_statement import Kept
-from relay.protocol.migration_types import (
+from relay.protocol.types import (
     DOUBT_BYTES,
-    DigestReceipt,
-    Doubted,
-    Heard,
-    Holding,
+    Known,
     Mode,
-    Side,
 )
-from relay.protocol.types import Known
 from relay.reference.forwarding import LEASE_S
 
 PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)

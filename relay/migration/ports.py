@@ -5,15 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relay.inbox.model.types import (
+    Doubts,
+    Holding,
+)
 from relay.peering.ports import RecordRow
 from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import Holding
 from relay.protocol.types import (
-    Doubts,
     Known,
     Waiting,
 )

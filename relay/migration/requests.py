@@ -14,6 +14,9 @@ from typing import Final, Protocol
 from relay import clock, log
 from relay.directory.publish import Directory
 from relay.inbox.login import Registration
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.inbox.ports import (
     InboxStore,
     Keys,
@@ -21,6 +24,12 @@ from relay.inbox.ports import (
 from relay.inbox.status import STATES
 from relay.migration.digest_sender import Mover
 from relay.migration.model import machine
+from relay.migration.model.state import (
+    Freeze,
+    OrderRef,
+    Prepare,
+    Side,
+)
 from relay.migration.ports import HandoffStore
 from relay.migration.steps import Handoffs
 from relay.peering.peers import Peers
@@ -52,15 +61,8 @@ from relay.protocol.ids import (
 )
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.migration_statement import Statement
-from relay.protocol.migration_types import (
-    Freeze,
-    Mode,
-    OrderRef,
-    Prepare,
-    Side,
-)
 from relay.protocol.types import (
-    InboxLimits,
+    Mode,
     Question,
     Waiting,
 )

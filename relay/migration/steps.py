@@ -14,9 +14,25 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock, log, metrics
+from relay.inbox.model.types import (
+    Holding,
+)
 from relay.inbox.ports import Keys
 from relay.isolation import guarded
-from relay.migration.model import machine
+from relay.migration.model import machine, state_json
+from relay.migration.model.state import (
+    DigestPage,
+    Heard,
+    Input,
+    Learned,
+    RecordRef,
+    Side,
+    Step,
+    Ticked,
+)
+from relay.migration.model.state_json import (
+    Kept,
+)
 from relay.migration.ports import (
     HandoffChange,
     HandoffRow,
@@ -25,7 +41,6 @@ from relay.migration.ports import (
 from relay.protocol import (
     endpoint_record,
     migration_order,
-    migration_statement,
 )
 from relay.protocol import jws as jose
 from relay.protocol.did import (
@@ -49,18 +64,8 @@ from relay.protocol.ids import (
     Did,
 )
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_statement import Kept
-from relay.protocol.migration_types import (
-    DigestPage,
-    Heard,
-    Holding,
-    Input,
-    Learned,
+from relay.protocol.types import (
     Mode,
-    RecordRef,
-    Side,
-    Step,
-    Ticked,
 )
 
 TRIES: Final = 32
@@ -154,7 +159,7 @@ class Handoffs:
     def kept(self, row: HandoffRow) -> Kept:
         """A side as its store has it; what was never written down follows from the inbox."""
         if row.text:
-            return migration_statement.decode(self.me, row.text)
+            return state_json.decode(self.me, row.text)
         former = _ref(row.former)
         return Kept(machine.begin(self.me, row.holding, former, has_left=row.has_left))
 
@@ -192,7 +197,7 @@ class Handoffs:
             if number % _AT_ONCE == 0:
                 await asyncio.sleep(0)
             try:
-                side = migration_statement.decode(self.me, text).side
+                side = state_json.decode(self.me, text).side
             except ValueError:
                 # one that is damaged must not keep the others from going on
                 log.internal_error("handoffs")
@@ -357,7 +362,7 @@ def _change(
     was = before.side.mode
     begins = side.mode is not was and (side.mode is not Mode.ACTIVE or was is Mode.NONE)
     return HandoffChange(
-        text=migration_statement.encode(*kept),
+        text=state_json.encode(*kept),
         holding=side.holding,
         ends_session=turns or hands_over,
         marks_present=step.mark_present,

@@ -33,6 +33,11 @@ from relay.inbox.login import (
     Accounts,
     Registration,
 )
+from relay.inbox.model.types import (
+    Acked,
+    InboxLimits,
+    OutboxLimits,
+)
 from relay.inbox.ports import (
     AckRequest,
     Store,
@@ -74,9 +79,6 @@ from relay.protocol.ids import (
     NodeId,
 )
 from relay.protocol.types import (
-    Acked,
-    InboxLimits,
-    OutboxLimits,
     Window,
 )
 from relay.settings import Settings, split_peer

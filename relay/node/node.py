@@ -18,6 +18,9 @@ from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import Accounts
+from relay.inbox.model.types import (
+    Acked,
+)
 from relay.inbox.ports import (
     AckRequest,
     Store,
@@ -37,7 +40,6 @@ from relay.protocol.frames.frames import Hello
 from relay.protocol.ids import NodeId
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    Acked,
     Window,
 )
 

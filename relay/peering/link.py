@@ -19,9 +19,9 @@ from relay.peering.ports import Taken
 from relay.protocol.client_session import (
     Failed,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.envelope import eid_of
 from relay.protocol.errors import (
     ErrorCode,

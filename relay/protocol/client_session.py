@@ -15,10 +15,6 @@ from enum import Enum
 
 from relay.protocol import handshake
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import (
-    Close,
-    Send,
-)
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -88,6 +84,20 @@ class Failed:
 
     error: RelayError
     record: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Write this frame."""
+
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close the socket with the close code of ``code``; None is a normal closure."""
+
+    code: ErrorCode | None
 
 
 Effect = Send | Ready | Heard | Failed | Close

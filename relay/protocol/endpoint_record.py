@@ -171,6 +171,12 @@ def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refu
     return None
 
 
+def handoff_id(order: Order) -> str:
+    """Return the id under which a relay hands over because of this record, without an order."""
+    kv, seq, digest = order
+    return f"record:{kv}:{seq}:{digest.hex()}"
+
+
 def rank(order: Order, now: Timestamp) -> tuple[bool, int, int, bytes]:
     """What records are compared by: a seq that no right clock can have given is below all others.
 

@@ -7,7 +7,7 @@ and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol.did import (
@@ -19,104 +19,14 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.ids import Did
-from relay.protocol.migration_types import (
-    Collecting,
-    Handoff,
+from relay.protocol.types import (
     Mode,
-    RecordRef,
-    Side,
 )
 
 TYP: Final = "relay-handoff+jws"
 MAX_BYTES: Final = 8192
 
 # ---------------------------------------------------------------- a side as text
-
-
-class Kept(NamedTuple):
-    """A side and the order that it acts upon, as signed; "" = none."""
-
-    side: Side
-    order: str = ""
-
-
-def encode(side: Side, order: str = "") -> str:
-    """One line of JSON."""
-    record, pending = _ref(side.record), _ref(side.pending)
-    said: dict[str, Any] = {
-        "mode": side.mode,
-        "order": order,
-        "record": record,
-        "order_seq": side.order_seq,
-        "handoff": list(side.handoff) if side.handoff else None,
-        "pending": pending,
-        "since": side.since,
-        "missing": sorted(side.missing),
-        "digested": side.digested,
-        "collecting": (
-            [side.collecting.whole.hex(), side.collecting.pages] if side.collecting else None
-        ),
-        "sources": sorted(side.sources),
-        "handed": side.handed,
-        "forked": _order(side.forked) if side.forked else None,
-    }
-    return jose.dumps({name: value for name, value in said.items() if value}).decode()
-
-
-def decode(me: Did, text: str) -> Kept:
-    """What :func:`encode` wrote.
-
-    Raises:
-        ValueError: it did not.
-    """
-    try:
-        return _decode(me, jose.loads_own(text.encode()))
-    except (KeyError, TypeError) as exc:
-        raise ValueError("this text is no side of a hand-off") from exc
-
-
-def _decode(me: Did, said: dict[str, Any]) -> Kept:
-    collecting = said.get("collecting")
-    handoff = said.get("handoff")
-    side = Side(
-        me=me,
-        mode=Mode(said["mode"]),
-        record=_read_ref(said.get("record")),
-        order_seq=said.get("order_seq", 0),
-        handoff=Handoff(handoff[0], Did(handoff[1])) if handoff else None,
-        pending=_read_ref(said.get("pending")),
-        since=said.get("since", 0),
-        missing=frozenset(map(Did, said.get("missing", ()))),
-        digested=said.get("digested", False),
-        collecting=(
-            Collecting(bytes.fromhex(collecting[0]), collecting[1]) if collecting else None
-        ),
-        sources=frozenset(map(Did, said.get("sources", ()))),
-        handed=said.get("handed", False),
-        forked=_read_order(said["forked"]) if said.get("forked") else None,
-    )
-    return Kept(side, said.get("order", ""))
-
-
-def _order(order: tuple[int, int, bytes]) -> list[Any]:
-    kv, seq, digest = order
-    return [kv, seq, digest.hex()]
-
-
-def _read_order(value: list[Any]) -> tuple[int, int, bytes]:
-    kv, seq, digest = value
-    return kv, seq, bytes.fromhex(digest)
-
-
-def _ref(ref: RecordRef | None) -> list[Any] | None:
-    return None if ref is None else [*_order(ref.order), list(ref.homes)]
-
-
-def _read_ref(value: list[Any] | None) -> RecordRef | None:
-    if value is None:
-        return None
-    *order, homes = value
-    return RecordRef(_read_order(order), tuple(map(Did, homes)))
 
 
 # ---------------------------------------------------------------- statements

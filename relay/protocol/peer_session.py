@@ -17,16 +17,14 @@ from typing import Final
 from relay.protocol import client_session
 from relay.protocol.client_session import (
     AgentSession,
+    Close,
     Failed,
     Login,
     Phase,
     Ready,
-)
-from relay.protocol.did import SigningKey
-from relay.protocol.effects import (
-    Close,
     Send,
 )
+from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,

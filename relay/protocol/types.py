@@ -1,36 +1,16 @@
-"""What the steps of an inbox take and give; :mod:`relay.reference.inbox` says what they mean.
-
-What is made once for each envelope is a named tuple: a frozen dataclass takes three times as long.
-"""
+"""Small values that frames, the SDK and the node share."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
-from relay.protocol.dedupe import (
-    Fate,
-    Forwarded,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
 from relay.protocol.ids import (
     AgentKey,
     Eid,
-    Epoch,
-    Fence,
-    NodeId,
     Seq,
 )
-from relay.protocol.ranges import Range
-
-TOO_LATE: Final = Refusal(
-    ErrorCode.EXPIRED, "expires_time has passed by the clock of the relay's store"
-)
-CLOCK_IN_DOUBT: Final = Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
-"""Instead of the former: a clock that is in doubt must never say "expired" (GUARANTEES.md §2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,151 +22,6 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class InboxLimits:
-    """Quotas of one inbox (R7) and of its memory (R3); counts and wire bytes.
-
-    ``stranger_*`` are those of all strangers together, ``rules`` is of each of allow and deny.
-    """
-
-    max_count: int = 10_000
-    max_bytes: int = 64 * 1024 * 1024
-    sender_count: int = 1_000
-    sender_bytes: int = 8 * 1024 * 1024
-    stranger_count: int = 1_000
-    stranger_bytes: int = 8 * 1024 * 1024
-    dedupe_entries: int = 50_000
-    rules: int = 1_000
-    contacts: int = 5_000
-
-
-class LiveSession(NamedTuple):
-    """The session that should hear of a new entry, and the node that holds it.
-
-    ``until`` is 0 for a connection, which its node closes; a session without one ends by itself
-    at ``until`` (Unix seconds).
-    """
-
-    fence: Fence
-    node: NodeId
-    until: int = 0
-
-
-class Accepted(NamedTuple):
-    """Stored, or found stored before.
-
-    Args:
-        seq: where.
-        epoch: of what.
-        dup: it had been stored before.
-        session: who should hear of it.
-        stranger: stored now, of one whom nobody knew here.
-        away: its agent lives elsewhere; it waits for a courier (custody ``outbox``).
-    """
-
-    seq: Seq
-    epoch: Epoch
-    dup: bool
-    session: LiveSession | None
-    stranger: bool = False
-    away: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """How many envelopes an inbox turned away, and when."""
-
-    count: int = 0
-    first_at: int = 0
-    last_at: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """What waits in an inbox; ``oldest_at`` is when its first live entry was created, or None."""
-
-    count: int
-    bytes: int
-    oldest_at: int | None
-    refused: Refused
-
-
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """A session of an inbox. ``previous`` must be told that it is superseded."""
-
-    fence: Fence
-    epoch: Epoch
-    cursor: Seq
-    head: Seq
-    pending: Pending
-    previous: LiveSession | None
-
-
-class PageItem(NamedTuple):
-    """One entry as it is handed over."""
-
-    seq: Seq
-    redelivered: bool
-    eid: Eid
-    wire: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A share of an inbox after some seq.
-
-    Args:
-        items: live entries in seq order.
-        gaps: explained ranges between and behind them.
-        upto: everything up to here is in ``items`` or ``gaps``.
-        head: the last assigned seq.
-        expired: the entry after ``upto`` has expired: conclude these, then read on.
-    """
-
-    items: tuple[PageItem, ...]
-    gaps: tuple[Range, ...]
-    upto: Seq
-    head: Seq
-    expired: tuple[Seq, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Ack:
-    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
-
-    ``forwarded`` is of a courier: ``seqs`` are not acked by their agent but another relay's now.
-    """
-
-    fence: Fence
-    epoch: Epoch
-    seqs: tuple[Seq, ...]
-    upto: Seq = Seq(0)
-    refuse: tuple[tuple[Seq, str], ...] = ()
-    forwarded: Forwarded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Acked:
-    """What an ack came to; ``cursor`` is the new cumulative position."""
-
-    cursor: Seq
-    seqs: tuple[Seq, ...]
-    refused: tuple[Seq, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BounceIntent:
-    """The durable wish to tell ``sender`` how its envelope ended (R6)."""
-
-    sender: AgentKey
-    eid: Eid
-    to: AgentKey
-    reason: str
-    maybe_delivered: bool
-    due_at: int
-
-
-@dataclass(frozen=True, slots=True)
 class Question:
     """Which id: what became of it? (``status``)."""
 
@@ -194,50 +29,7 @@ class Question:
     hour: int
 
 
-class Remembered(NamedTuple):
-    """What became of an id; ``forwarded`` says who took it over, where the fate is that."""
-
-    fate: Fate
-    eid: Eid
-    forwarded: Forwarded | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class OutboxLimits:
-    """Bounds of what waits for one peer; one sender and one recipient have a share of it (R7).
-
-    ``count`` and ``bytes`` (wire) are of one partition's part of the outbox.
-    """
-
-    count: int = 10_000
-    bytes: int = 64 * 1024 * 1024
-    shares: int = 20
-
-
 FirstContact = Literal["accept", "refuse"]
-
-
-@dataclass(frozen=True, slots=True)
-class RulesPatch:
-    """A wish to change the rules of an inbox; what it does not name stays.
-
-    ``forget`` takes out of all lists, contacts too.
-    """
-
-    first_contact: FirstContact | None = None
-    allow: tuple[AgentKey, ...] = ()
-    deny: tuple[AgentKey, ...] = ()
-    forget: tuple[AgentKey, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RulesNow:
-    """The rules of an inbox, and how many contacts it has."""
-
-    first_contact: FirstContact
-    allow: frozenset[AgentKey]
-    deny: frozenset[AgentKey]
-    contacts: int
 
 
 class Known(NamedTuple):
@@ -270,15 +62,33 @@ class Waiting(NamedTuple):
     expires_at: int
 
 
-class Doubts(NamedTuple):
-    """A share of the ids that an inbox remembers and that its agent may have seen.
+class Reason(StrEnum):
+    """Why a seq holds no envelope (PROTOCOL.md §5 ``gap``)."""
 
-    Args:
-        ids: 36 bytes each: hour 4, big-endian; dedupe key 16; first bytes of its eid 16.
-        after: opaque: go on from here; "" = that was all.
-        floor: hours up to this one are forgotten; -1 = none.
-    """
+    ACKED = "acked"
+    REFUSED = "refused"
+    EXPIRED = "expired"
+    MOVED = "moved"
+    CORRUPT = "corrupt"
 
-    ids: bytes
-    after: str
-    floor: int
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Seqs ``start`` … ``end``, both included."""
+
+    start: Seq
+    end: Seq
+    reason: Reason
+
+
+class Mode(StrEnum):
+    """What an inbox is at one relay."""
+
+    NONE = "none"
+    INCOMING = "incoming"
+    ACTIVE = "active"
+    FROZEN = "frozen"
+
+
+DOUBT_BYTES: Final = 36
+"""Of one id in a digest: hour 4, big-endian; dedupe key 16; first bytes of its eid 16."""

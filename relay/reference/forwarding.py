@@ -17,6 +17,9 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Final
 
+from relay.inbox.model.types import (
+    OutboxLimits,
+)
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -27,7 +30,6 @@ from relay.protocol.ids import (
     Fence,
     Timestamp,
 )
-from relay.protocol.types import OutboxLimits
 
 LEASE_S: Final = 15
 """A courier that gives no sign of life for so long loses what was lent to it."""

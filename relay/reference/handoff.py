@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Final, NamedTuple
 
-from relay.protocol.dedupe import (
-    Fate,
-    Seen,
+from relay.inbox.model.types import (
+    Disposition,
+    Holding,
+    InboxLimits,
 )
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.ids import (
@@ -26,22 +27,27 @@ from relay.protocol.jws import (
     b64encode,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import (
-    DOUBT_BYTES,
-    Holding,
-)
 from relay.protocol.types import (
-    InboxLimits,
+    DOUBT_BYTES,
     Question,
     Waiting,
 )
+from relay.reference.dedupe import Seen
 from relay.reference.inbox import (
     BOUNCE_GRACE_S,
     Inbox,
 )
 
 _DOUBT: Final = struct.Struct(">I16s16s")
-_SEEN: Final = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.CORRUPT, Fate.DOUBTFUL})
+_SEEN: Final = frozenset(
+    {
+        Disposition.ACKED,
+        Disposition.REFUSED,
+        Disposition.EXPIRED,
+        Disposition.CORRUPT,
+        Disposition.DOUBTFUL,
+    }
+)
 """What its agent has seen, or may have: here, or where it came from."""
 HOUR_S: Final = 3600
 
@@ -144,17 +150,17 @@ def _is_known(box: Inbox, doubt: Doubt) -> bool:
     seen = box.dedupe.find(doubt.hour, doubt.key)
     if seen is None:
         return False
-    if seen.fate is Fate.FORWARDED:
+    if seen.fate is Disposition.FORWARDED:
         # it went on from here, and where it went it may have been shown
-        seen.seq, seen.fate, seen.forwarded = Seq(0), Fate.DOUBTFUL, None
-    elif seen.fate is Fate.STORED and seen.seq in box.live:
+        seen.seq, seen.fate, seen.forwarded = Seq(0), Disposition.DOUBTFUL, None
+    elif seen.fate is Disposition.STORED and seen.seq in box.live:
         box.handed = max(box.handed, seen.seq)
     return True
 
 
 def _remember(box: Inbox, doubt: Doubt) -> None:
     """For as long as an envelope under this id can live."""
-    seen = Seen(Eid(b64encode(doubt.eid)), Seq(0), Fate.DOUBTFUL)
+    seen = Seen(Eid(b64encode(doubt.eid)), Seq(0), Disposition.DOUBTFUL)
     expires_at = (doubt.hour + 1) * HOUR_S + MAX_LIFETIME_S
     box.dedupe.remember(doubt.hour, doubt.key, seen, expires_at)
 
@@ -188,7 +194,7 @@ def _doubts(box: Inbox) -> Iterator[Doubt]:
     is_all = box.holding is Holding.DOUBTFUL
     for hour, bucket in box.dedupe.hours.items():
         for key, seen in bucket.entries.items():
-            is_shown = seen.fate is Fate.STORED and (is_all or seen.seq <= handed)
+            is_shown = seen.fate is Disposition.STORED and (is_all or seen.seq <= handed)
             if seen.fate in _SEEN or is_shown:
                 yield Doubt(hour, key, _eid16(seen.eid))
     for seq, item in box.live.items():

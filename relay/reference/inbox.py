@@ -17,10 +17,21 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from relay.protocol.dedupe import (
-    Fate,
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Acked,
+    BounceIntent,
+    Disposition,
     Forwarded,
-    Seen,
+    Holding,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+    PageItem,
+    RulesNow,
+    RulesPatch,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -34,26 +45,11 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.migration_types import Holding
-from relay.protocol.ranges import (
-    Ranges,
-    Reason,
-    holes,
-)
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
-    InboxLimits,
-    LiveSession,
-    Opened,
-    Page,
-    PageItem,
-    RulesNow,
-    RulesPatch,
+    Reason,
     Window,
 )
+from relay.reference.dedupe import Seen
 from relay.reference.forwarding import (
     LEASE_S,
     MOVING,
@@ -65,16 +61,20 @@ from relay.reference.quotas import (
     Holdings,
     MakeRoom,
 )
+from relay.reference.ranges import (
+    Ranges,
+    holes,
+)
 
 BOUNCE_GRACE_S: Final = 300
 """A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
 
 _FATE: Final = {
-    Reason.ACKED: Fate.ACKED,
-    Reason.REFUSED: Fate.REFUSED,
-    Reason.EXPIRED: Fate.EXPIRED,
-    Reason.CORRUPT: Fate.CORRUPT,
-    Reason.MOVED: Fate.MOVED,
+    Reason.ACKED: Disposition.ACKED,
+    Reason.REFUSED: Disposition.REFUSED,
+    Reason.EXPIRED: Disposition.EXPIRED,
+    Reason.CORRUPT: Disposition.CORRUPT,
+    Reason.MOVED: Disposition.MOVED,
 }
 
 
@@ -126,7 +126,7 @@ class Inbox(Holdings):
         is_stranger = self.home and self.is_strange(item)
         if is_stranger:
             self.strangers.add(self.last)
-        seen = Seen(item.eid, self.last, Fate.STORED)
+        seen = Seen(item.eid, self.last, Disposition.STORED)
         self.dedupe.remember(item.hour, item.dedupe_key, seen, item.expires_at)
         if item.moving:
             self.move.count("kept")
@@ -390,7 +390,7 @@ class Inbox(Holdings):
             self.strangers.discard(seq)
             self.ranges.add(seq, reason)
             self.move.count(reason.value)
-            fate = Fate.FORWARDED if forwarded else _FATE[reason]
+            fate = Disposition.FORWARDED if forwarded else _FATE[reason]
             self.dedupe.conclude(item.hour, item.dedupe_key, fate, forwarded)
         return item
 

@@ -9,13 +9,15 @@ import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from relay.inbox.model.types import (
+    BounceIntent,
+)
 from relay.inbox.ports import BounceBatch
 from relay.protocol.ids import (
     AgentKey,
     Timestamp,
 )
 from relay.protocol.receipts import MAX_BOUNCED
-from relay.protocol.types import BounceIntent
 
 
 @dataclass(slots=True)

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from relay.clock import entropy
+from relay.inbox.model.types import (
+    Doubts,
+    InboxLimits,
+)
 from relay.migration.ports import (
     HandoffChange,
     HandoffRow,
@@ -26,8 +30,6 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    Doubts,
-    InboxLimits,
     Known,
     Waiting,
 )

@@ -13,6 +13,20 @@ from typing import Final
 
 from relay import clock
 from relay.health import Health
+from relay.inbox.model.types import (
+    KNOWN_BY,
+    Accepted,
+    Acked,
+    Holding,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+    Remembered,
+    RulesNow,
+    RulesPatch,
+)
 from relay.inbox.ports import (
     AckRequest,
     BounceBatch,
@@ -26,7 +40,6 @@ from relay.peering.ports import (
     DueOutbox,
     RecordRow,
 )
-from relay.protocol.dedupe import KNOWN_BY
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -41,21 +54,10 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.migration_types import Holding
-from relay.protocol.ranges import Reason
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Accepted,
-    Acked,
-    InboxLimits,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
     Question,
-    Remembered,
-    RulesNow,
-    RulesPatch,
+    Reason,
     Window,
 )
 from relay.reference.forwarding import (

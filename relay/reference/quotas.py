@@ -10,9 +10,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.protocol.dedupe import (
-    Dedupe,
-    Fate,
+from relay.inbox.model.types import (
+    CLOCK_IN_DOUBT,
+    TOO_LATE,
+    Accepted,
+    Disposition,
+    Holding,
+    InboxLimits,
+    LiveSession,
+    Pending,
+    Refused,
+    Remembered,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -26,18 +34,10 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import Holding
 from relay.protocol.types import (
-    CLOCK_IN_DOUBT,
-    TOO_LATE,
-    Accepted,
-    InboxLimits,
-    LiveSession,
-    Pending,
     Question,
-    Refused,
-    Remembered,
 )
+from relay.reference.dedupe import Dedupe
 from relay.reference.forwarding import (
     LEASE_S,
     Away,
@@ -111,14 +111,14 @@ class Holdings:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is None:
             return None
-        if not seen.is_of(item.eid) and seen.fate is not Fate.DOUBTFUL:
+        if not seen.is_of(item.eid) and seen.fate is not Disposition.DOUBTFUL:
             # another relay's word on an id turns nothing away
             return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
-        if seen.fate is Fate.DOUBTFUL or (self.home and seen.fate is Fate.FORWARDED):
+        if seen.fate is Disposition.DOUBTFUL or (self.home and seen.fate is Disposition.FORWARDED):
             return None
         if item.via is not None and self.has_gone(seen.fate):
             return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
-        if seen.fate is Fate.STORED and seen.seq not in self.live:
+        if seen.fate is Disposition.STORED and seen.seq not in self.live:
             return None
         return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
 
@@ -130,7 +130,7 @@ class Holdings:
             return item.moving and item.hour <= self.dedupe.floor
         # the store lost it, or another relay may have shown it. What had gone on from here and
         # comes back was not: if it does so with its inbox, its mark is all that is to be said
-        return seen.fate is not Fate.FORWARDED or not item.moving
+        return seen.fate is not Disposition.FORWARDED or not item.moving
 
     # ------------------------------------------------------------ rules and quotas
 
@@ -194,9 +194,9 @@ class Holdings:
 
     # ------------------------------------------------------------ room
 
-    def has_gone(self, fate: Fate) -> bool:
+    def has_gone(self, fate: Disposition) -> bool:
         """Whether what became of an envelope is no custody of an inbox: it waits, or went on."""
-        return fate is Fate.FORWARDED or (fate is Fate.STORED and not self.home)
+        return fate is Disposition.FORWARDED or (fate is Disposition.STORED and not self.home)
 
     def _too_late(self, item: StoredEnvelope, now: Timestamp, *, clock_ok: bool) -> Refusal | None:
         if not self.home and item.peer is None:

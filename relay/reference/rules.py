@@ -14,6 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from relay.inbox.model.types import (
+    InboxLimits,
+    RulesNow,
+    RulesPatch,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -24,10 +29,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import (
     FirstContact,
-    InboxLimits,
     Known,
-    RulesNow,
-    RulesPatch,
 )
 
 FRESH_S: Final = 600

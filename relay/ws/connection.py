@@ -14,8 +14,22 @@ from typing import Any, Final
 from relay import clock, log, metrics
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.consumer import Follower
+from relay.inbox.model.effects import (
+    AckInbox,
+    Ask,
+    CloseInbox,
+    Effect,
+    Hear,
+    Login,
+    Question,
+    Read,
+    Store,
+)
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.session import RelaySession
+from relay.inbox.model.types import (
+    Acked,
+)
 from relay.inbox.ports import AckRequest
 from relay.inbox.submit import (
     Local,
@@ -23,18 +37,9 @@ from relay.inbox.submit import (
     Submissions,
 )
 from relay.node.node import Node
-from relay.protocol.effects import (
-    AckInbox,
-    Ask,
+from relay.protocol.client_session import (
     Close,
-    CloseInbox,
-    Effect,
-    Hear,
-    Login,
-    Question,
-    Read,
     Send,
-    Store,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -65,7 +70,6 @@ from relay.protocol.frames.frames import (
 )
 from relay.protocol.frames.frames_migrate import Migrate
 from relay.protocol.ids import Fence
-from relay.protocol.types import Acked
 from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
 

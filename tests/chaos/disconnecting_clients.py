@@ -32,9 +32,9 @@ from relay.protocol.client_session import (
     AgentSession,
     Login,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import RelayError
 from relay.protocol.frames import codec

@@ -13,20 +13,21 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from relay.migration.model import machine
+from relay.inbox.model.types import (
+    Holding,
+)
+from relay.migration.model import machine, state_json
+from relay.migration.model.state import Side
 from relay.migration.ports import (
     HandoffChange,
     HandoffRow,
 )
 from relay.node import serve
 from relay.peering.link import Link
-from relay.protocol import migration_statement
 from relay.protocol.frames.frames import Migrate
 from relay.protocol.ids import Did
-from relay.protocol.migration_types import (
-    Holding,
+from relay.protocol.types import (
     Mode,
-    Side,
 )
 from relay.settings import load
 from relay.store.redis import RedisStore
@@ -58,7 +59,7 @@ def change_names(seen: HandoffRow, change: HandoffChange) -> Iterable[str]:
 
 
 def _side(text: str) -> Side:
-    return migration_statement.decode(Did(""), text).side if text else Side(Did(""))
+    return state_json.decode(Did(""), text).side if text else Side(Did(""))
 
 
 def _change(_: object, seen: HandoffRow, wanted: HandoffChange) -> Iterable[str]:

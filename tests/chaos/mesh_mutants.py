@@ -24,12 +24,15 @@ from relay.forwarding.model import (
     Answer,
     Carried,
 )
+from relay.inbox.model.types import (
+    Forwarded,
+    OutboxLimits,
+)
 from relay.node import (
     build,
     serve,
 )
 from relay.protocol import endpoint_record
-from relay.protocol.dedupe import Forwarded
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import StoredEnvelope
@@ -37,7 +40,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
 )
-from relay.protocol.types import OutboxLimits
 from relay.settings import load
 from tests.chaos.relay_mutants import Misfiled
 

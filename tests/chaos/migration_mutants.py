@@ -18,8 +18,15 @@ from relay.forwarding import (
     scheduler,
 )
 from relay.inbox import submit
+from relay.inbox.model.types import (
+    Holding,
+)
 from relay.migration import digest_sender
 from relay.migration.digest_sender import Mover
+from relay.migration.model.state import (
+    DigestReceipt,
+    Side,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -27,11 +34,6 @@ from relay.protocol.errors import (
 )
 from relay.protocol.frames.frames_migrate import Migrate
 from relay.protocol.jws import b64decode
-from relay.protocol.migration_types import (
-    DigestReceipt,
-    Holding,
-    Side,
-)
 from relay.store.redis import client
 from relay.store.redis.scripts import Script
 from tests.chaos.mesh_mutants import ack_before_receipt

@@ -12,6 +12,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
+from relay.inbox.model.types import (
+    Accepted,
+    Acked,
+    Page,
+)
 from relay.inbox.ports import AckRequest
 from relay.inbox.submit import Submissions
 from relay.isolation import isolated
@@ -28,9 +33,6 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Accepted,
-    Acked,
-    Page,
     Window,
 )
 from relay.settings import load

@@ -42,7 +42,9 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.migration_statement import Statement
-from relay.protocol.migration_types import Mode
+from relay.protocol.types import (
+    Mode,
+)
 from tests.chaos.lying_source import Liar, doubt, lying_source
 from tests.federation.linked_nodes import (
     Place,

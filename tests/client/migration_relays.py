@@ -21,6 +21,18 @@ from relay.client.http.origin import parse as parse_origin
 from relay.client.migration.runner import Wish
 from relay.client.state.agent_state import State
 from relay.migration.model import machine
+from relay.migration.model.state import (
+    DigestPage,
+    DigestReceipt,
+    Freeze,
+    Heard,
+    Learned,
+    OrderRef,
+    Prepare,
+    RecordRef,
+    Side,
+    Step,
+)
 from relay.protocol import (
     endpoint_record,
     migration_order,
@@ -44,21 +56,9 @@ from relay.protocol.migration_statement import (
     Statement,
     Tally,
 )
-from relay.protocol.migration_types import (
-    DigestPage,
-    DigestReceipt,
-    Freeze,
-    Heard,
-    Learned,
-    Mode,
-    OrderRef,
-    Prepare,
-    RecordRef,
-    Side,
-    Step,
-)
 from relay.protocol.relay_info import Description
 from relay.protocol.types import (
+    Mode,
     Question,
     Waiting,
 )

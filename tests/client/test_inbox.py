@@ -26,7 +26,7 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
 )

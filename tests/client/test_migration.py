@@ -25,8 +25,10 @@ from relay.client import (
 from relay.client.migration.runner import Migration
 from relay.client.migration.state import Stage
 from relay.client.state import agent_state as states
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.ids import Did
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.client.migration_relays import Alone
 from tests.client.scripted_relay import new_key

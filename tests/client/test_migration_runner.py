@@ -42,8 +42,10 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import Mode
 from relay.protocol.receipts import digest_of
+from relay.protocol.types import (
+    Mode,
+)
 from tests.client.migration_relays import (
     SHORT,
     Relay,

@@ -49,14 +49,14 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import (
-    Range,
-    Reason,
-)
 from relay.protocol.receipts import (
     BOUNCE_CONTENT_TYPE,
     BounceItem,
     sign_bounce,
+)
+from relay.protocol.types import (
+    Range,
+    Reason,
 )
 from tests.client.scripted_relay import (
     Talk,

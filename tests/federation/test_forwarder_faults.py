@@ -9,6 +9,11 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock
+from relay.inbox.model.types import (
+    Accepted,
+    Acked,
+    InboxLimits,
+)
 from relay.inbox.ports import AckRequest
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -18,11 +23,6 @@ from relay.protocol.errors import (
 from relay.protocol.frames.frames import (
     Bye,
     Deliver,
-)
-from relay.protocol.types import (
-    Accepted,
-    Acked,
-    InboxLimits,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (

@@ -13,6 +13,9 @@ from relay import clock
 from relay.client.http import origin as origins
 from relay.client.http.session import log_in
 from relay.client.state import agent_state as states
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering.ports import RecordRow
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
@@ -38,7 +41,6 @@ from relay.protocol.receipts import (
     verify_bounce,
     verify_receipt,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Place,

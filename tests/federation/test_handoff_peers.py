@@ -19,6 +19,9 @@ from relay.client.errors import AgentError
 from relay.directory.mesh import Mesh
 from relay.directory.publish import Directory
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering.link import (
     Link,
     log_in,
@@ -69,7 +72,6 @@ from relay.protocol.receipts import (
     sign_receipt,
     verify_receipt,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Dialler,

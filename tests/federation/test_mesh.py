@@ -16,6 +16,9 @@ from relay.directory.model.anti_entropy import (
     TOP_BITS,
     place,
 )
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import (
     jws,
     relay_info,
@@ -39,7 +42,6 @@ from relay.protocol.frames.frames import (
     View,
     Want,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     held,

@@ -31,7 +31,9 @@ from relay.protocol.frames.frames import (
     Submitted,
 )
 from relay.protocol.ids import Eid
-from relay.protocol.migration_types import Mode
+from relay.protocol.types import (
+    Mode,
+)
 from tests.federation.linked_nodes import (
     Place,
     places,

@@ -11,6 +11,9 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.migration import digest_sender
 from relay.migration import steps as service
 from relay.migration.model.machine import (
@@ -45,7 +48,6 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    InboxLimits,
     Known,
 )
 from relay.reference.memory_store import MemoryStore

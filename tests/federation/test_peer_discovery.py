@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock, metrics
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering import admin
 from relay.peering import links as links_module
 from relay.peering.links import Links
@@ -26,7 +29,6 @@ from relay.protocol.frames.frames import (
     Want,
 )
 from relay.protocol.ids import Did
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,

@@ -11,6 +11,9 @@ from relay.directory.budget import Budget
 from relay.directory.change_log import Following
 from relay.directory.publish import Directory
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering import peers as peering
 from relay.peering.links import Links
 from relay.peering.model.membership import MAX_LINKS
@@ -25,7 +28,6 @@ from relay.protocol.errors import (
     RelayError,
 )
 from relay.protocol.frames.frames import View
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,

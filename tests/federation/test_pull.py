@@ -16,6 +16,9 @@ from relay.directory.model import anti_entropy
 from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering.peers import Peers
 from relay.protocol import endpoint_record
 from relay.protocol.did import (
@@ -35,7 +38,6 @@ from relay.protocol.peer_session import (
     Answer,
     Question,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     now,

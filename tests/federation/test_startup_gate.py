@@ -17,6 +17,9 @@ from relay.client.http import origin as origins
 from relay.client.http import session as visit
 from relay.client.state import agent_state as states
 from relay.directory import startup_gate
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import envelope as envelopes
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
@@ -30,7 +33,6 @@ from relay.protocol.frames.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Place,

@@ -20,6 +20,10 @@ from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
 from relay.inbox.model import admission
+from relay.inbox.model.types import (
+    InboxLimits,
+    Remembered,
+)
 from relay.migration.digest_sender import Mover
 from relay.migration.steps import Handoffs
 from relay.peering.ports import (
@@ -68,9 +72,7 @@ from relay.protocol.receipts import (
     verify_receipt,
 )
 from relay.protocol.types import (
-    InboxLimits,
     Question,
-    Remembered,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key

@@ -11,6 +11,10 @@ from relay.directory.resolve import (
 from relay.inbox.bounces import BouncePump
 from relay.inbox.dispatch import Delivery
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    BounceIntent,
+    InboxLimits,
+)
 from relay.inbox.ports import OpenRequest
 from relay.peering.ports import PeerLink
 from relay.protocol.errors import (
@@ -22,8 +26,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    BounceIntent,
-    InboxLimits,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

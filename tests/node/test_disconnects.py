@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from relay import clock, metrics
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.inbox.submit import Submissions
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import Home
@@ -38,7 +41,6 @@ from relay.protocol.ids import (
     Did,
     Seq,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.ws.connection import Connection
 from tests.support.nodes import (

@@ -9,8 +9,11 @@ import pytest
 from relay import clock
 from relay.forwarding import scheduler
 from relay.forwarding.model import CLOSED_S
+from relay.inbox.model.types import (
+    Disposition,
+    InboxLimits,
+)
 from relay.peering.ports import Taken
-from relay.protocol.dedupe import Fate
 from relay.protocol.envelope import (
     eid_of,
     signer_of,
@@ -20,7 +23,6 @@ from relay.protocol.errors import (
     error,
 )
 from relay.protocol.frames.frames import Rejection
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.node.scripted_peers import (
     Far,
@@ -57,7 +59,7 @@ async def test_custody_ends_with_the_receipt_of_the_agents_home():
         await one.until_empty()
         assert far.bodies == [b"1", b"2"]
         found = await one.fate(far.got[0][0])
-        assert found.fate is Fate.FORWARDED
+        assert found.fate is Disposition.FORWARDED
         assert found.forwarded.peer == far.agent_key
         assert await one.bounces() == []
 

@@ -14,6 +14,9 @@ from relay.directory.local_handles import (
 )
 from relay.directory.model.claims import HELD_BACK_S
 from relay.directory.remote_handles import Naming
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.peering.dialer import Dialer
 from relay.peering.ports import RecordRow
 from relay.protocol import (
@@ -27,7 +30,6 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import RunningNode, new_key, running_node
 

@@ -12,13 +12,15 @@ from websockets.frames import Frame, Opcode
 from relay import clock
 from relay.http.errors import STATUS
 from relay.inbox.model.session import AUTH_DEADLINE_S
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames.frames import (
     Bye,
     Submit,
     Submitted,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.ws import protocol
 from relay.ws.errors import CLOSE_CODE

@@ -12,6 +12,9 @@ import httpx2
 import pytest
 
 from relay import clock
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import (
     endpoint_record,
     handshake,
@@ -38,7 +41,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.receipts import verify_receipt
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import (
     RunningNode,

@@ -17,6 +17,9 @@ from relay.inbox.login import (
     RefusedLogins,
 )
 from relay.inbox.model import session
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import (
     handshake,
     jws,
@@ -34,7 +37,6 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.ws.errors import CLOSE_CODE
 from tests.node.test_http import client

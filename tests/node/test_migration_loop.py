@@ -6,21 +6,22 @@ import pytest
 
 from relay import clock
 from relay.inbox.keys import DidKeys
-from relay.migration.model import machine
+from relay.inbox.model.types import (
+    Holding,
+    InboxLimits,
+)
+from relay.migration.model import machine, state_json
 from relay.migration.ports import (
     HandoffChange,
     HandoffRow,
 )
 from relay.migration.steps import Handoffs
-from relay.protocol import migration_statement as texts
 from relay.protocol.errors import (
     ErrorCode,
     StateError,
     UnavailableError,
 )
 from relay.protocol.ids import AgentKey
-from relay.protocol.migration_types import Holding
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import new_key
 
@@ -42,7 +43,7 @@ async def begun(store: Store, text: str | None = None) -> AgentKey:
     """An inbox whose hand-off is open, and over as soon as somebody looks."""
     owner = new_key().agent_key
     side = machine.begin(new_key().did, Holding.HOME, None)
-    change = HandoffChange(text or texts.encode(side), Holding.HOME)
+    change = HandoffChange(text or state_json.encode(side), Holding.HOME)
     assert await store.change_handoff(owner, HandoffRow(), change)
     return owner
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from relay.inbox.dispatch import Delivery
+from relay.inbox.model.types import (
+    InboxLimits,
+    Opened,
+)
 from relay.inbox.ports import (
     Head,
     OpenRequest,
@@ -18,8 +22,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    InboxLimits,
-    Opened,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

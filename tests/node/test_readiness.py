@@ -20,6 +20,9 @@ from redis.exceptions import RedisError
 
 from relay import clock
 from relay.health import ProblemReason
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.did import parse_did
 from relay.protocol.errors import (
     ErrorCode,
@@ -37,7 +40,6 @@ from relay.protocol.handshake import (
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.jws import b64encode
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.store.embedded import find_server_binary
 from tests.node.test_hostile_clients import get

@@ -19,6 +19,9 @@ from relay.directory.resolve import (
     Routing,
 )
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.inbox.ports import Store
 from relay.peering.dialer import Dialer
 from relay.protocol import endpoint_record
@@ -37,7 +40,6 @@ from relay.protocol.ids import (
     NodeId,
     Timestamp,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import new_key
 

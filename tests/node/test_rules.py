@@ -16,6 +16,10 @@ from relay.inbox.contacts import (
     ABSENT_S,
     Contacts,
 )
+from relay.inbox.model.types import (
+    Accepted,
+    InboxLimits,
+)
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
@@ -36,10 +40,6 @@ from relay.protocol.ids import (
     Epoch,
     Seq,
     Timestamp,
-)
-from relay.protocol.types import (
-    Accepted,
-    InboxLimits,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client, log_in, submit

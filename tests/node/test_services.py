@@ -20,6 +20,10 @@ from relay.inbox.group_commit import (
     GroupCommit,
 )
 from relay.inbox.model import admission
+from relay.inbox.model.types import (
+    BounceIntent,
+    InboxLimits,
+)
 from relay.inbox.ports import (
     BounceBatch,
     OpenRequest,
@@ -42,8 +46,6 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import loads
 from relay.protocol.types import (
-    BounceIntent,
-    InboxLimits,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from relay import clock
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames.frames import (
@@ -13,7 +16,6 @@ from relay.protocol.frames.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.errors import (
     ErrorCode,
     StateError,
@@ -25,7 +28,6 @@ from relay.protocol.ids import (
     NodeId,
     Seq,
 )
-from relay.protocol.types import InboxLimits
 from relay.store.embedded import EmbeddedStore
 from relay.store.redis import RedisStore
 from tests.support.nodes import RunningNode, make_envelope, new_key, running_node, speaker

@@ -17,6 +17,10 @@ from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
 from relay.directory.startup_gate import Returning
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+    Opened,
+)
 from relay.inbox.ports import OpenRequest
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
@@ -41,8 +45,6 @@ from relay.protocol.peer_session import (
     Question,
 )
 from relay.protocol.types import (
-    InboxLimits,
-    Opened,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

@@ -21,29 +21,33 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from relay.migration.model import machine
-from relay.protocol.dedupe import Fate
-from relay.protocol.errors import Refusal
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Timestamp,
+from relay.inbox.model.types import (
+    Disposition,
+    Holding,
 )
-from relay.protocol.migration_types import (
+from relay.migration.model import machine
+from relay.migration.model.state import (
     DigestPage,
     DigestReceipt,
     Freeze,
     Heard,
-    Holding,
     Input,
     Learned,
-    Mode,
     OrderRef,
     Prepare,
     RecordRef,
     Side,
     Step,
     Ticked,
+)
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import (
+    Did,
+    Eid,
+    Timestamp,
+)
+from relay.protocol.types import (
+    Mode,
 )
 from tests.protocol import real_inbox
 from tests.protocol.model_inbox import (
@@ -186,7 +190,9 @@ BOUNDED = (
     "forgets",
 )  # fmt: skip
 
-OVER = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.FORWARDED})
+OVER = frozenset(
+    {Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.FORWARDED}
+)
 """A relay that remembers an id so is not bound by its receipt any more."""
 
 Move = tuple[str, World, str | None]
@@ -373,7 +379,7 @@ class Moves:
         if step.imports is not None and self.is_mutant("another's ids are not remembered"):
             step = step._replace(imports=None)
         if step.imports is not None and self.is_mutant("what went is no doubt when it is told of"):
-            went = [one for one in box.fates if one[1] is Fate.FORWARDED]
+            went = [one for one in box.fates if one[1] is Disposition.FORWARDED]
             then = box.change(before, step)
             kept = dict(then.fates) | dict(went)
             return then._replace(fates=frozenset(kept.items()))
@@ -425,9 +431,9 @@ class Moves:
         if not self.rules.mutant or isinstance(box, RealBox):
             return box.accept(item, late=late)
         fate = box.fate(item.eid)
-        if self.is_mutant("dedupe survives the hand-off") and fate is Fate.FORWARDED:
+        if self.is_mutant("dedupe survives the hand-off") and fate is Disposition.FORWARDED:
             return box, DUP
-        if self.is_mutant("a relay's word ends any mail") and fate is Fate.DOUBTFUL:
+        if self.is_mutant("a relay's word ends any mail") and fate is Disposition.DOUBTFUL:
             return box, DUP
         if self.is_mutant("the floor holds for what moves") and box.floor and fate is None:
             return box, STALE
@@ -578,7 +584,7 @@ class Moves:
                 then = then._replace(reads=world.reads | {(eid, mark)})
                 yield f"R{place} reads {eid}{' marked' * mark}", then, None
             if eid in world.seen:
-                then = self.put(world, place, relay._replace(box=box.end(eid, Fate.ACKED)))
+                then = self.put(world, place, relay._replace(box=box.end(eid, Disposition.ACKED)))
                 yield f"{eid} is acked at R{place}", then._replace(done=world.done | {eid}), None
 
     def _write(self, world: World) -> Iterator[Move]:
@@ -643,7 +649,7 @@ class Moves:
             packet = (place, number(peer), Copy(handoff, eid, mark))
             gone = box.give(eid)
             if self.is_mutant("delete before receipt"):
-                gone = box.end(eid, Fate.FORWARDED)
+                gone = box.end(eid, Disposition.FORWARDED)
             then = self.put(world, place, relay._replace(box=gone))
             yield (
                 f"R{place} to R{packet[1]}: {short(packet[2])}",
@@ -732,7 +738,7 @@ class Moves:
         old = self.is_mutant("an old session's receipt counts")
         if taken.eid not in box.eids or (box.session != "courier" and not old):
             return
-        fate = Fate.FORWARDED if taken.kept else Fate.REFUSED
+        fate = Disposition.FORWARDED if taken.kept else Disposition.REFUSED
         then = self.put(world, target, here._replace(box=box.end(taken.eid, fate)))
         then = then._replace(own=then.own - {(target, taken.eid)})
         broken = None
@@ -775,7 +781,9 @@ class Moves:
             if eid not in world.late:
                 yield f"{eid} expires", world._replace(late=world.late | {eid}), None
             elif box.holding is not Holding.HELD and eid not in box.given:
-                ended = self.put(world, place, relay._replace(box=box.end(eid, Fate.EXPIRED)))
+                ended = self.put(
+                    world, place, relay._replace(box=box.end(eid, Disposition.EXPIRED))
+                )
                 then, broken = self._bounce(ended, place, eid, maybe=box.is_marked(eid))
                 yield f"R{place} sweeps {eid}", then, broken
 

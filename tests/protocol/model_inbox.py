@@ -10,21 +10,27 @@ import hashlib
 import struct
 from typing import Literal, NamedTuple
 
-from relay.protocol.dedupe import Fate
-from relay.protocol.ids import Eid
-from relay.protocol.jws import b64encode
-from relay.protocol.migration_types import (
-    DOUBT_BYTES,
-    DigestPage,
+from relay.inbox.model.types import (
+    Disposition,
     Holding,
-    Mode,
+)
+from relay.migration.model.state import (
+    DigestPage,
     Side,
     Step,
+)
+from relay.protocol.ids import Eid
+from relay.protocol.jws import b64encode
+from relay.protocol.types import (
+    DOUBT_BYTES,
+    Mode,
 )
 
 NO_EIDS: frozenset[Eid] = frozenset()
 HOMES = frozenset({Holding.HOME, Holding.DOUBTFUL})
-TOLD = frozenset({Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.DOUBTFUL})
+TOLD = frozenset(
+    {Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.DOUBTFUL}
+)
 """Fates whose ids a digest names."""
 HOUR = 400_000
 """When all of it was sent."""
@@ -58,16 +64,16 @@ class Box(NamedTuple):
 
     holding: Holding | None = None
     live: frozenset[tuple[Eid, bool]] = frozenset()
-    fates: frozenset[tuple[Eid, Fate]] = frozenset()
+    fates: frozenset[tuple[Eid, Disposition]] = frozenset()
     floor: bool = False
     doubt: bool = False
     session: str = ""
     given: frozenset[Eid] = NO_EIDS
 
-    def fate(self, eid: Eid) -> Fate | None:
+    def fate(self, eid: Eid) -> Disposition | None:
         return dict(self.fates).get(eid)
 
-    def with_fate(self, eid: Eid, fate: Fate) -> Box:
+    def with_fate(self, eid: Eid, fate: Disposition) -> Box:
         kept = {one: old for one, old in self.fates if one != eid}
         return self._replace(fates=frozenset({*kept.items(), (eid, fate)}))
 
@@ -97,26 +103,26 @@ class Box(NamedTuple):
         if self.holding is None or (self.holding is Holding.AWAY and item.via):
             return None
         fate = self.fate(item.eid)
-        if fate is Fate.STORED:
+        if fate is Disposition.STORED:
             brings = item.marked and item.moving
             return (self.mark(frozenset({item.eid})) if brings else self), DUP
-        is_back = fate is Fate.FORWARDED and self.holding is not Holding.AWAY
-        if not (fate is None or fate is Fate.DOUBTFUL or is_back):
+        is_back = fate is Disposition.FORWARDED and self.holding is not Holding.AWAY
+        if not (fate is None or fate is Disposition.DOUBTFUL or is_back):
             return self, DUP
         is_forgotten = self.floor and fate is None
         if late or (is_forgotten and not item.moving):
             return self, LATE if late else STALE
-        doubtful = is_forgotten or fate is Fate.DOUBTFUL or (is_back and not item.moving)
+        doubtful = is_forgotten or fate is Disposition.DOUBTFUL or (is_back and not item.moving)
         kept = self._replace(live=self.live | {(item.eid, item.marked or doubtful)})
-        return kept.with_fate(item.eid, Fate.STORED), STORED
+        return kept.with_fate(item.eid, Disposition.STORED), STORED
 
-    def end(self, eid: Eid, fate: Fate) -> Box:
+    def end(self, eid: Eid, fate: Disposition) -> Box:
         left = frozenset(entry for entry in self.live if entry[0] != eid)
         return self._replace(live=left, given=self.given - {eid}).with_fate(eid, fate)
 
     def forget(self) -> Box:
         """The memory is over its budget: what is finished is not known any more."""
-        kept = frozenset(one for one in self.fates if one[1] is Fate.STORED)
+        kept = frozenset(one for one in self.fates if one[1] is Disposition.STORED)
         return self._replace(fates=kept, floor=True)
 
     # ------------------------------------------------------------ sessions
@@ -150,9 +156,9 @@ class Box(NamedTuple):
         box = self._replace(doubt=self.doubt or page.floor >= 0)
         for eid in named(page.doubts):
             fate = box.fate(eid)
-            if fate is None or fate is Fate.FORWARDED:
-                box = box.with_fate(eid, Fate.DOUBTFUL)
-            elif fate is Fate.STORED:
+            if fate is None or fate is Disposition.FORWARDED:
+                box = box.with_fate(eid, Disposition.DOUBTFUL)
+            elif fate is Disposition.STORED:
                 box = box.mark(frozenset({eid}))
         return box
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from relay.inbox.model import effects
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
-from relay.protocol import (
-    effects,
-    handshake,
-)
+from relay.protocol import client_session, handshake
 from relay.protocol.client_session import (
     Failed,
     Ready,
@@ -115,7 +113,7 @@ class PeerPair:
         """The dialler takes a frame."""
         for effect in self.dialler.receive(codec.parse(data, "relay"), NOW):
             match effect:
-                case effects.Send(frame):
+                case client_session.Send(frame):
                     self.say(frame)
                 case Answered(frame):
                     self.heard.append(frame)
@@ -134,7 +132,7 @@ class PeerPair:
     def _carry(self, done: list[effects.Effect]) -> None:
         for effect in done:
             match effect:
-                case effects.Send(frame):
+                case client_session.Send(frame):
                     self.answer(frame)
                 case effects.Login():
                     self._log_in(effect)
@@ -146,7 +144,7 @@ class PeerPair:
                 case effects.Ask(question):
                     self.asked.append(question)
                     self.answer(Error(ErrorCode.UNSUPPORTED, "", None, question.ref))
-                case effects.Close():
+                case client_session.Close():
                     pass
                 case _:
                     raise AssertionError(f"no peer makes a relay do {effect}")

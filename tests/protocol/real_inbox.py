@@ -11,10 +11,19 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-from relay.protocol.dedupe import (
+from relay.inbox.model.types import (
     KNOWN_BY,
-    Fate,
+    Accepted,
+    Ack,
+    Disposition,
     Forwarded,
+    Holding,
+    InboxLimits,
+    Page,
+)
+from relay.migration.model.state import (
+    Side,
+    Step,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -29,17 +38,8 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.migration_types import (
-    Holding,
-    Side,
-    Step,
-)
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    InboxLimits,
-    Page,
+    Reason,
     Window,
 )
 from relay.reference import handoff
@@ -137,7 +137,7 @@ class RealBox:
     def eids(self) -> frozenset[Eid]:
         return frozenset(named(item) for item in self.box.live.values()) if self.box else NO_EIDS
 
-    def fate(self, eid: Eid) -> Fate | None:
+    def fate(self, eid: Eid) -> Disposition | None:
         seen = self.box.dedupe.find(HOUR, key_of(eid)) if self.box else None
         return seen.fate if seen else None
 
@@ -185,16 +185,16 @@ class RealBox:
     def queue(self) -> RealBox:
         return home(Holding.AWAY)
 
-    def end(self, eid: Eid, fate: Fate) -> RealBox:
+    def end(self, eid: Eid, fate: Disposition) -> RealBox:
         def by(box: Inbox) -> RealBox:
             seq = self._seq(eid)
-            if fate is Fate.EXPIRED:
+            if fate is Disposition.EXPIRED:
                 box.conclude([seq], Reason.EXPIRED, LATE_AT)
-            elif fate is Fate.REFUSED:
+            elif fate is Disposition.REFUSED:
                 ack = Ack(box.fence, box.epoch, (), refuse=((seq, "expired"),))
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             else:
-                went = TAKEN if fate is Fate.FORWARDED else None
+                went = TAKEN if fate is Disposition.FORWARDED else None
                 ack = Ack(box.fence, box.epoch, (seq,), forwarded=went)
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             return RealBox(box, self.session, self.given - {eid}, floor=self.floor)

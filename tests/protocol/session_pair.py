@@ -26,17 +26,25 @@ from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
+from relay.inbox.model.types import (
+    Accepted,
+    InboxLimits,
+    PageItem,
+)
+from relay.inbox.model.types import (
+    Acked as InboxAcked,
+)
 from relay.protocol import handshake
 from relay.protocol.client_session import (
     AgentSession,
     Failed,
     Heard,
     Ready,
+    Send,
 )
 from relay.protocol.client_session import Login as AgentLogin
 from relay.protocol.client_session import Phase as AgentPhase
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -60,14 +68,10 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.jws import b64encode
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    Accepted,
-    InboxLimits,
-    PageItem,
+    Reason,
     Window,
 )
-from relay.protocol.types import Acked as InboxAcked
 from relay.reference.inbox import Inbox
 from tests.unit.builders import entry, numbered_entropy
 

@@ -25,23 +25,34 @@ from relay.forwarding.model import (
     Load,
     is_marked,
 )
+from relay.inbox.model.effects import (
+    AckInbox,
+    Effect,
+    Read,
+)
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
-from relay.protocol.dedupe import (
-    Fate,
+from relay.inbox.model.types import (
+    Accepted,
+    Acked,
+    BounceIntent,
+    Disposition,
     Forwarded,
+    Holding,
+    InboxLimits,
+    OutboxLimits,
 )
-from relay.protocol.did import parse_did
-from relay.protocol.effects import (
-    AckInbox,
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.protocol.client_session import (
     Close,
-    Effect,
-    Read,
     Send,
 )
+from relay.protocol.did import parse_did
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -64,21 +75,14 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.migration_types import Holding
 from relay.protocol.receipts import (
     Receipt,
     ReceiptItem,
 )
 from relay.protocol.types import (
-    Accepted,
-    Acked,
-    BounceIntent,
-    InboxLimits,
-    OutboxLimits,
     Question,
     Window,
 )
-from relay.protocol.types import Ack as InboxAck
 from relay.reference.forwarding import Outboxes
 from relay.reference.inbox import Inbox
 from tests.unit.builders import ALICE, BOB, MALLORY, entry
@@ -339,7 +343,7 @@ class CourierWorld:
         if had and not intent.maybe_delivered:
             raise BrokenPromiseError(f"bounced as never delivered, but it is at {had}")
 
-    def fate(self, eid: Eid) -> Fate:
+    def fate(self, eid: Eid) -> Disposition:
         item = self.items[eid]
         [found] = self.inbox.status([Question(item.dedupe_key, item.hour)])
         assert found is not None
@@ -349,8 +353,8 @@ class CourierWorld:
         for seq, eid in self.by_seq.items():
             fate = self.fate(eid)
             is_live = seq in self.inbox.live
-            assert is_live == (fate is Fate.STORED), "an envelope is nowhere"
-            if fate is Fate.FORWARDED and not any(
+            assert is_live == (fate is Disposition.STORED), "an envelope is nowhere"
+            if fate is Disposition.FORWARDED and not any(
                 eid in one.receipted for one in self.relays.values()
             ):
                 raise BrokenPromiseError("forwarded without a receipt")

@@ -18,7 +18,17 @@ from hypothesis.stateful import (
     rule,
 )
 
-from relay.protocol.dedupe import Fate
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    BounceIntent,
+    Disposition,
+    InboxLimits,
+    LiveSession,
+    Page,
+    PageItem,
+    Remembered,
+)
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -32,26 +42,16 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import (
-    Reason,
-    holes,
-)
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    BounceIntent,
-    InboxLimits,
-    LiveSession,
-    Page,
-    PageItem,
     Question,
-    Remembered,
+    Reason,
     Window,
 )
 from relay.reference.inbox import (
     BOUNCE_GRACE_S,
     Inbox,
 )
+from relay.reference.ranges import holes
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -408,8 +408,13 @@ class InboxMachine(RuleBasedStateMachine):
     @invariant()
     def the_memory_is_bounded_and_knows_what_became_of_everything_it_holds(self) -> None:
         assert len(self.inbox.dedupe) <= LIMITS.dedupe_entries
-        fates = {None: Fate.STORED, Reason.ACKED: Fate.ACKED, Reason.REFUSED: Fate.REFUSED,
-                 Reason.EXPIRED: Fate.EXPIRED, Reason.CORRUPT: Fate.CORRUPT}  # fmt: skip
+        fates = {
+            None: Disposition.STORED,
+            Reason.ACKED: Disposition.ACKED,
+            Reason.REFUSED: Disposition.REFUSED,
+            Reason.EXPIRED: Disposition.EXPIRED,
+            Reason.CORRUPT: Disposition.CORRUPT,
+        }
         for known in self.known.values():
             question = Question(known.item.dedupe_key, known.item.hour)
             (answer,) = self.inbox.status([question])

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from relay.protocol.dedupe import Fate
+from relay.inbox.model.types import (
+    Disposition,
+    Holding,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
 )
-from relay.protocol.migration_types import Holding
 from relay.reference import handoff
 from relay.reference.inbox import Inbox
 from relay.reference.quotas import Holdings
@@ -104,7 +106,7 @@ def forgets_no_more(patch: pytest.MonkeyPatch) -> None:
 
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Fate.FORWARDED:
+        if seen is not None and seen.fate is Disposition.FORWARDED:
             return real_inbox.dup(seen.seq)
         return was(self, item)
 
@@ -117,7 +119,7 @@ def ends_for_a_word(patch: pytest.MonkeyPatch) -> None:
 
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Fate.DOUBTFUL:
+        if seen is not None and seen.fate is Disposition.DOUBTFUL:
             return real_inbox.dup(seen.seq)
         return was(self, item)
 
@@ -165,7 +167,7 @@ def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
             (seen, seen.fate, seen.seq, seen.forwarded)
             for hour in box.dedupe.hours.values()
             for seen in hour.entries.values()
-            if seen.fate is Fate.FORWARDED
+            if seen.fate is Disposition.FORWARDED
         ]
         was(box, doubts, most)
         for seen, *before in went:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 
 from relay.migration.model import machine
+from relay.migration.model.state import (
+    Step,
+)
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import Timestamp
-from relay.protocol.migration_types import Step
 from tests.protocol.exploration import (
     Found,
     explore,

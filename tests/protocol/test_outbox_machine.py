@@ -21,9 +21,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.protocol.dedupe import (
-    Fate,
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Disposition,
     Forwarded,
+    InboxLimits,
+    Opened,
+    OutboxLimits,
+    Page,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -36,15 +42,9 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    InboxLimits,
-    Opened,
-    OutboxLimits,
-    Page,
     Question,
+    Reason,
     Window,
 )
 from relay.reference.forwarding import Outboxes
@@ -61,8 +61,12 @@ PEERS = [AgentKey("key:p0"), AgentKey("key:p1")]
 LIMITS = InboxLimits(dedupe_entries=1_000)
 BOUNDS = OutboxLimits(count=12, bytes=300, shares=2)
 WINDOW = Window(3, 1_000)
-ENDS = {"acked": Fate.ACKED, "forwarded": Fate.FORWARDED, "refused": Fate.REFUSED,
-        "expired": Fate.EXPIRED}  # fmt: skip
+ENDS = {
+    "acked": Disposition.ACKED,
+    "forwarded": Disposition.FORWARDED,
+    "refused": Disposition.REFUSED,
+    "expired": Disposition.EXPIRED,
+}
 who = st.integers(0, 1)
 
 
@@ -274,7 +278,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert self.bounced[item.eid] == (end in {"refused", "expired"})
             (answer,) = box.status([Question(item.dedupe_key, item.hour)])
             if answer is not None:
-                assert answer.fate is (ENDS[end] if end else Fate.STORED)
+                assert answer.fate is (ENDS[end] if end else Disposition.STORED)
                 assert (answer.forwarded is not None) == (end == "forwarded")
 
 
@@ -345,8 +349,8 @@ class ForgetsWho(Inbox):
 class SaysItIsHere(Inbox):
     """A receipt for what waits for elsewhere says that this inbox has it."""
 
-    def has_gone(self, fate: Fate) -> bool:
-        return fate is Fate.FORWARDED and Holdings.has_gone(self, fate)
+    def has_gone(self, fate: Disposition) -> bool:
+        return fate is Disposition.FORWARDED and Holdings.has_gone(self, fate)
 
 
 class ConfirmsWhatWentOn(Inbox):
@@ -354,7 +358,7 @@ class ConfirmsWhatWentOn(Inbox):
 
     def answer(self, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Fate.FORWARDED:
+        if seen is not None and seen.fate is Disposition.FORWARDED:
             return Accepted(seen.seq, self.epoch, True, None, away=True)
         return super().answer(item)
 

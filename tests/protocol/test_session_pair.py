@@ -18,12 +18,22 @@ from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.inbox.model.types import (
+    Acked as InboxAcked,
+)
+from relay.inbox.model.types import (
+    Page,
+    PageItem,
+)
 from relay.protocol.client_session import (
     AgentSession,
     Login,
+    Send,
 )
 from relay.protocol.client_session import Phase as AgentPhase
-from relay.protocol.effects import Send
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -40,12 +50,6 @@ from relay.protocol.ids import (
     Fence,
     Seq,
     Timestamp,
-)
-from relay.protocol.types import Ack as InboxAck
-from relay.protocol.types import Acked as InboxAcked
-from relay.protocol.types import (
-    Page,
-    PageItem,
 )
 from relay.reference.inbox import Inbox
 from tests.protocol.session_pair import (

@@ -15,20 +15,26 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.effects import (
+    AckInbox,
+    CloseInbox,
+    Effect,
+    Read,
+)
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
-from relay.protocol.dedupe import Dedupe
-from relay.protocol.did import Did
-from relay.protocol.effects import (
-    AckInbox,
-    CloseInbox,
-    Effect,
-    Read,
+from relay.inbox.model.types import (
+    Accepted,
+    InboxLimits,
+    PageItem,
+)
+from relay.protocol.client_session import (
     Send,
 )
+from relay.protocol.did import Did
 from relay.protocol.errors import Refusal
 from relay.protocol.frames.frames import (
     Ack,
@@ -46,14 +52,12 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Ranges
 from relay.protocol.types import (
-    Accepted,
-    InboxLimits,
-    PageItem,
     Window,
 )
+from relay.reference.dedupe import Dedupe
 from relay.reference.inbox import Inbox
+from relay.reference.ranges import Ranges
 from tests.protocol.test_session_pair import (
     AnyFence,
     AnyOrder,

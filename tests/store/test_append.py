@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Disposition,
+    InboxLimits,
+    LiveSession,
+)
 from relay.inbox.ports import AckRequest
-from relay.protocol.dedupe import Fate
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    InboxLimits,
-    LiveSession,
     Question,
     Window,
 )
@@ -243,7 +245,7 @@ async def test_status_tells_what_became_of_an_id(world: World) -> None:
     questions = [Question(entry(n).dedupe_key, HOUR) for n in range(1, 5)]
     found = await world.store.status(ME, questions)
     fates = [answer and answer[0] for answer in found]
-    assert fates == [Fate.ACKED, Fate.REFUSED, Fate.STORED, None]
+    assert fates == [Disposition.ACKED, Disposition.REFUSED, Disposition.STORED, None]
     assert [answer[1] for answer in found[:3]] == [entry(n).eid[:21] for n in range(1, 4)]
     assert await world.store.status(YOU, questions[:1]) == [None]
     assert await world.store.status(ME, []) == []

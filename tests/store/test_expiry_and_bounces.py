@@ -6,21 +6,21 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Ack,
+    BounceIntent,
+    LiveSession,
+)
 from relay.inbox.ports import AckRequest
 from relay.protocol.ids import (
     AgentKey,
     NodeId,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
+    Question,
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Ack,
-    BounceIntent,
-    LiveSession,
-    Question,
     Window,
 )
 from tests.store.worlds import ALL, HOUR, ME, NODE, NOW, OTHER, World, eid, entry, opened

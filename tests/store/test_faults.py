@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Ack,
+    Disposition,
+)
 from relay.inbox.ports import AckRequest
-from relay.protocol.dedupe import Fate
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -18,13 +21,10 @@ from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
+    Question,
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Ack,
-    Question,
 )
 from tests.store.worlds import (
     ALL,
@@ -132,7 +132,7 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     batches = await store.take_bounces()
     assert len(batches) == (0 if damage == "garbage" else 1)
     (fate,) = await store.status(ME, [Question(entry(2).dedupe_key, HOUR)])
-    assert fate[0] in {Fate.CORRUPT, Fate.STORED}
+    assert fate[0] in {Disposition.CORRUPT, Disposition.STORED}
 
 
 async def test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other(

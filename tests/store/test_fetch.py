@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
+from relay.inbox.model.types import (
+    Ack,
+    Acked,
+    LiveSession,
+)
 from relay.inbox.ports import AckRequest
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     Epoch,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Ack,
-    Acked,
-    LiveSession,
     Window,
 )
 from tests.store.test_sessions import ALL, code, fill, marks, read, seqs

@@ -6,16 +6,25 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Acked,
+    BounceIntent,
+    Disposition,
+    Forwarded,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+    Remembered,
+)
 from relay.inbox.ports import (
     AckRequest,
     Head,
     RecordRow,
 )
 from relay.peering.ports import DueOutbox
-from relay.protocol.dedupe import (
-    Fate,
-    Forwarded,
-)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -25,21 +34,10 @@ from relay.protocol.ids import (
     Fence,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
+    Question,
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
-    Question,
-    Remembered,
     Window,
 )
 from relay.reference.forwarding import LEASE_S
@@ -293,8 +291,8 @@ async def test_a_courier_takes_what_waits_and_keeps_the_proof(world: World) -> N
     )  # fmt: skip
     questions = [Question(entry(n).dedupe_key, HOUR) for n in (1, 2, 3)]
     gone, waiting, last = await world.store.status(ME, questions)
-    assert gone == Remembered(Fate.FORWARDED, eid(1)[:21], FORWARDED)
-    assert waiting == Remembered(Fate.STORED, eid(2)[:21])
+    assert gone == Remembered(Disposition.FORWARDED, eid(1)[:21], FORWARDED)
+    assert waiting == Remembered(Disposition.STORED, eid(2)[:21])
     assert last.forwarded == FORWARDED
     (again,) = await bring(world.store, 1)
     assert again == Accepted(Seq(1), session.epoch, dup=True, session=None, away=True)

@@ -26,13 +26,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from relay.inbox.model.types import (
+    Ack,
+    Forwarded,
+    Holding,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+    RulesPatch,
+)
 from relay.inbox.ports import (
     AckRequest,
     OpenRequest,
     RecordRow,
 )
 from relay.migration.ports import HandoffChange
-from relay.protocol.dedupe import Forwarded
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -43,18 +53,10 @@ from relay.protocol.ids import (
     NodeId,
     Seq,
 )
-from relay.protocol.migration_types import Holding
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    Ack,
-    InboxLimits,
     Known,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
     Question,
-    RulesPatch,
+    Reason,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

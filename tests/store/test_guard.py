@@ -10,12 +10,14 @@ from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 
 from relay.health import Health
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
     UnavailableError,
 )
-from relay.protocol.types import InboxLimits
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.client import Client, Primary, parse_info, translated

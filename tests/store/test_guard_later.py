@@ -16,6 +16,11 @@ from redis.asyncio import Redis
 from structlog.testing import capture_logs
 
 from relay.health import Health, ProblemReason
+from relay.inbox.model.types import (
+    Accepted,
+    Holding,
+    InboxLimits,
+)
 from relay.migration.ports import HandoffChange
 from relay.protocol.errors import (
     ErrorCode,
@@ -24,10 +29,7 @@ from relay.protocol.errors import (
     UnavailableError,
 )
 from relay.protocol.ids import Timestamp
-from relay.protocol.migration_types import Holding
 from relay.protocol.types import (
-    Accepted,
-    InboxLimits,
     Known,
 )
 from relay.store.embedded import find_server_binary

@@ -8,6 +8,19 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Acked,
+    Disposition,
+    Forwarded,
+    Holding,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+)
 from relay.inbox.ports import (
     AckRequest,
     RecordRow,
@@ -17,10 +30,6 @@ from relay.migration.ports import (
     HandoffRow,
 )
 from relay.peering.ports import DueOutbox
-from relay.protocol.dedupe import (
-    Fate,
-    Forwarded,
-)
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.errors import (
     ErrorCode,
@@ -31,19 +40,10 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import Holding
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    Accepted,
-    Ack,
-    Acked,
-    InboxLimits,
     Known,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
     Question,
+    Reason,
     Waiting,
     Window,
 )
@@ -139,7 +139,7 @@ async def all_doubts(store: Any, most: int = 1_000, inbox: AgentKey = ME) -> set
         after = some.after
 
 
-async def fates(store: Any, *numbers: int) -> list[Fate | None]:
+async def fates(store: Any, *numbers: int) -> list[Disposition | None]:
     asked = [Question(entry(n).dedupe_key, HOUR) for n in numbers]
     return [one and one.fate for one in await store.status(ME, asked)]
 
@@ -525,7 +525,7 @@ async def lose_commits(world: World) -> None:
 
 async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World) -> None:
     await change(world.store, Holding.HELD, doubts=doubt(1) + doubt(2, HOUR - 5))
-    assert await fates(world.store, 1) == [Fate.DOUBTFUL]
+    assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
     (own,) = await world.store.append([entry(1)])
     assert (own.seq, own.dup) == (1, False)
     (again,) = await world.store.append([entry(1)])
@@ -558,7 +558,7 @@ async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
     await change(world.store, Holding.HELD, "back", doubts=doubt(1))
-    assert await fates(world.store, 1, 2) == [Fate.DOUBTFUL, Fate.FORWARDED]
+    assert await fates(world.store, 1, 2) == [Disposition.DOUBTFUL, Disposition.FORWARDED]
     taken(await bring(world.store, 1))
     taken(await bring(world.store, 2))
     await change(world.store, Holding.HOME, "home")
@@ -587,7 +587,11 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
     await world.store.append([entry(1), entry(2), entry(3)])
     await end(world.store, session, 1)
     await change(world.store, Holding.HOME, doubts=doubt(1) + doubt(2))
-    assert await fates(world.store, 1, 2, 3) == [Fate.ACKED, Fate.STORED, Fate.STORED]
+    assert await fates(world.store, 1, 2, 3) == [
+        Disposition.ACKED,
+        Disposition.STORED,
+        Disposition.STORED,
+    ]
     assert await shown(world.store, session) == [(2, True), (3, False)]
 
 
@@ -596,7 +600,7 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
     ends_at = (HOUR + 1) * 3600 + MAX_LIFETIME_S
     await world.set_time(ends_at + 600)
     await world.store.sweep(NODE, [NODE])
-    assert await fates(world.store, 1) == [Fate.DOUBTFUL]
+    assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
     await world.advance(1)
     await world.store.sweep(NODE, [NODE])
     assert await fates(world.store, 1) == [None]
@@ -796,7 +800,7 @@ async def test_what_moved_on_comes_back_with_its_inbox_as_it_is(world: World) ->
     (gone,) = await bring(world.store, 1)
     assert gone.code is ErrorCode.MIGRATING
     await change(world.store, Holding.HELD, "incoming")
-    assert await fates(world.store, 1, 2, 3) == [Fate.FORWARDED] * 3
+    assert await fates(world.store, 1, 2, 3) == [Disposition.FORWARDED] * 3
     taken(await bring(world.store, 1))
     taken(await world.store.append([entry(2)]))
     taken(await bring(world.store, 3, marked=True))

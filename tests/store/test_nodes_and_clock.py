@@ -9,6 +9,9 @@ import time
 
 import pytest
 
+from relay.inbox.model.types import (
+    Accepted,
+)
 from relay.inbox.ports import RecordRow
 from relay.protocol.errors import (
     ErrorCode,
@@ -22,7 +25,6 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Accepted,
     Window,
 )
 from tests.store.worlds import ME, NODE, OTHER, RELAY, World, entry, opened

@@ -16,6 +16,9 @@ import pytest
 from redis.asyncio import Redis
 
 from relay.health import ProblemReason
+from relay.inbox.model.types import (
+    Ack,
+)
 from relay.inbox.ports import AckRequest
 from relay.protocol.errors import (
     ErrorCode,
@@ -26,7 +29,6 @@ from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
-from relay.protocol.types import Ack
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from tests.store.test_faults import read_until_answered as answered

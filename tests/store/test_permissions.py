@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from relay.health import ProblemReason
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
 )
-from relay.protocol.types import InboxLimits
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed

@@ -6,17 +6,17 @@ from dataclasses import replace
 
 import pytest
 
+from relay.inbox.model.types import (
+    Ack,
+    InboxLimits,
+    RulesNow,
+)
 from relay.inbox.ports import AckRequest
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     AgentKey,
     Fence,
     Seq,
-)
-from relay.protocol.types import (
-    Ack,
-    InboxLimits,
-    RulesNow,
 )
 from tests.store.worlds import (
     ALICE,

@@ -6,6 +6,13 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Ack,
+    Acked,
+    LiveSession,
+    Opened,
+    Page,
+)
 from relay.inbox.ports import (
     AckRequest,
     Head,
@@ -21,16 +28,9 @@ from relay.protocol.ids import (
     Fence,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Ack,
-    Acked,
-    LiveSession,
-    Opened,
-    Page,
     Window,
 )
 from tests.store.worlds import ALL, ME, NODE, NOW, OTHER, World, code, entry, opened, request, wire

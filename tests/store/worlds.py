@@ -21,6 +21,12 @@ from redis.asyncio.cluster import RedisCluster as ClusterClient
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from relay.inbox.model.types import (
+    InboxLimits,
+    Opened,
+    RulesNow,
+    RulesPatch,
+)
 from relay.inbox.ports import (
     OpenRequest,
     Store,
@@ -39,10 +45,6 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    InboxLimits,
-    Opened,
-    RulesNow,
-    RulesPatch,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

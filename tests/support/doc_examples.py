@@ -24,6 +24,10 @@ from relay.directory.model.anti_entropy import (
     place,
 )
 from relay.inbox.bounces import bounce_envelope
+from relay.inbox.model.types import (
+    BounceIntent,
+    InboxLimits,
+)
 from relay.inbox.ports import BounceBatch
 from relay.node.build import (
     OpenedStore,
@@ -101,11 +105,6 @@ from relay.protocol.migration_statement import (
     Statement,
     Tally,
 )
-from relay.protocol.migration_types import Mode
-from relay.protocol.ranges import (
-    Range,
-    Reason,
-)
 from relay.protocol.receipts import (
     BounceItem,
     ReceiptItem,
@@ -115,9 +114,10 @@ from relay.protocol.receipts import (
 )
 from relay.protocol.sealing import CONTENT_TYPE
 from relay.protocol.types import (
-    BounceIntent,
-    InboxLimits,
     Known,
+    Mode,
+    Range,
+    Reason,
 )
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings

@@ -24,13 +24,15 @@ from typing import Any, Literal
 
 import orjson
 
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.ids import (
     Did,
     NodeId,
 )
-from relay.protocol.types import InboxLimits
 from relay.store.redis import RedisStore
 from tests.chaos.restarting_relay import (
     SERVE,

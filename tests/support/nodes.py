@@ -14,6 +14,9 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay import clock
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.inbox.ports import Store
 from relay.node.build import (
     Built,
@@ -32,9 +35,9 @@ from relay.protocol.client_session import (
     Login,
     Phase,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.frames import codec
 from relay.protocol.frames.frames import (
@@ -47,7 +50,6 @@ from relay.protocol.ids import (
     Timestamp,
     new_message_id,
 )
-from relay.protocol.types import InboxLimits
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings, load
 

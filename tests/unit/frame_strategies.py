@@ -13,14 +13,12 @@ from relay.protocol.jws import (
     MAX_SAFE_INTEGER,
     b64encode,
 )
-from relay.protocol.ranges import (
-    Range,
-    Reason,
-)
 from relay.protocol.relay_info import LIMIT_NAMES
 from relay.protocol.types import (
     FirstContact,
     Known,
+    Range,
+    Reason,
 )
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)

@@ -8,14 +8,12 @@ import pytest
 from relay.protocol import handshake
 from relay.protocol.client_session import (
     AgentSession,
+    Close,
     Failed,
     Heard,
     Login,
     Phase,
     Ready,
-)
-from relay.protocol.effects import (
-    Close,
     Send,
 )
 from relay.protocol.errors import ErrorCode

@@ -26,8 +26,10 @@ from relay.protocol.frames.frames_migrate import (
 from relay.protocol.frames.submits import quick_submit
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
-from relay.protocol.migration_types import DOUBT_BYTES
-from relay.protocol.types import Known
+from relay.protocol.types import (
+    DOUBT_BYTES,
+    Known,
+)
 from tests.unit.builders import RELAY
 from tests.unit.frame_strategies import (
     from_agent,

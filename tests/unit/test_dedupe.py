@@ -5,15 +5,17 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol.dedupe import (
-    KEPT_HOURS,
-    Dedupe,
-    Fate,
-    Seen,
+from relay.inbox.model.types import (
+    Disposition,
 )
 from relay.protocol.ids import (
     Eid,
     Seq,
+)
+from relay.reference.dedupe import (
+    KEPT_HOURS,
+    Dedupe,
+    Seen,
 )
 
 steps = st.lists(
@@ -36,18 +38,18 @@ class Pair:
 
     def __init__(self) -> None:
         self.memory = Dedupe()
-        self.hours: dict[int, dict[int, Fate]] = {}
+        self.hours: dict[int, dict[int, Disposition]] = {}
         self.expiry: dict[int, int] = {}
 
     def remember(self, hour: int, n: int, at: int) -> None:
-        self.memory.remember(hour, name(hour, n), Seen(Eid("e"), Seq(1), Fate.STORED), at)
-        self.hours.setdefault(hour, {})[n] = Fate.STORED
+        self.memory.remember(hour, name(hour, n), Seen(Eid("e"), Seq(1), Disposition.STORED), at)
+        self.hours.setdefault(hour, {})[n] = Disposition.STORED
         self.expiry[hour] = max(self.expiry.get(hour, 0), at)
 
     def conclude(self, hour: int, n: int, _: int) -> None:
-        self.memory.conclude(hour, name(hour, n), Fate.ACKED)
+        self.memory.conclude(hour, name(hour, n), Disposition.ACKED)
         if n in self.hours.get(hour, {}):
-            self.hours[hour][n] = Fate.ACKED
+            self.hours[hour][n] = Disposition.ACKED
 
     def shed(self, _hour: int, _n: int, _at: int) -> None:
         if self.memory.can_shed():
@@ -82,7 +84,7 @@ def test_the_memory_is_a_dictionary_that_forgets_whole_hours(taken: list):
 def test_the_newest_two_hours_are_never_dropped():
     memory = Dedupe()
     for hour in range(5):
-        memory.remember(hour, b"k", Seen(Eid("e"), Seq(1), Fate.STORED), 0)
+        memory.remember(hour, b"k", Seen(Eid("e"), Seq(1), Disposition.STORED), 0)
     dropped = []
     while memory.can_shed():
         memory.shed()
@@ -96,15 +98,15 @@ def test_the_newest_two_hours_are_never_dropped():
 def test_dropping_an_older_hour_again_never_lowers_the_floor():
     memory = Dedupe(floor=9)
     for hour in (1, 10, 11):
-        memory.remember(hour, b"k", Seen(Eid("e"), Seq(1), Fate.STORED), 0)
+        memory.remember(hour, b"k", Seen(Eid("e"), Seq(1), Disposition.STORED), 0)
     assert memory.shed() == 1
     assert memory.floor == 9
 
 
 def test_an_hour_stays_until_its_last_id_has_expired():
     memory = Dedupe()
-    memory.remember(1, b"early", Seen(Eid("e"), Seq(1), Fate.STORED), 100)
-    memory.remember(1, b"late", Seen(Eid("e"), Seq(2), Fate.STORED), 200)
+    memory.remember(1, b"early", Seen(Eid("e"), Seq(1), Disposition.STORED), 100)
+    memory.remember(1, b"late", Seen(Eid("e"), Seq(2), Disposition.STORED), 200)
     memory.purge(200)
     assert len(memory) == 2
     memory.purge(201)
@@ -113,5 +115,5 @@ def test_an_hour_stays_until_its_last_id_has_expired():
 
 
 def test_a_fate_is_one_letter_and_letters_differ():
-    assert {len(fate) for fate in Fate} == {1}
-    assert len({str(fate) for fate in Fate}) == len(Fate) == 8
+    assert {len(fate) for fate in Disposition} == {1}
+    assert len({str(fate) for fate in Disposition}) == len(Disposition) == 8

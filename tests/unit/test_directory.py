@@ -14,6 +14,9 @@ from relay.directory.publish import (
     Kept,
 )
 from relay.inbox.keys import DidKeys
+from relay.inbox.model.types import (
+    InboxLimits,
+)
 from relay.inbox.ports import OpenRequest
 from relay.peering.ports import DirectoryLimits
 from relay.protocol import endpoint_record
@@ -33,7 +36,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    InboxLimits,
     Window,
 )
 from relay.reference.memory_store import MemoryStore

@@ -4,7 +4,17 @@ from typing import Any
 
 import pytest
 
-from relay.protocol.dedupe import Fate
+from relay.inbox.model.types import (
+    Accepted,
+    Ack,
+    Acked,
+    BounceIntent,
+    Disposition,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    Page,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -17,20 +27,10 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
+    Question,
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
-    InboxLimits,
-    LiveSession,
-    Opened,
-    Page,
-    Question,
     Window,
 )
 from relay.reference.inbox import Inbox
@@ -511,7 +511,7 @@ def test_status_says_what_became_of_an_id_as_long_as_it_is_remembered():
     asked = [Question(entry(n).dedupe_key, entry(n).hour) for n in (1, 2, 3, 4, 5)]
     answers = box.status(asked)
     assert [answer[0] if answer else None for answer in answers] == [
-        Fate.ACKED, Fate.REFUSED, Fate.EXPIRED, Fate.STORED, None,
+        Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.STORED, None,
     ]  # fmt: skip
 
 

@@ -6,7 +6,26 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.types import (
+    Holding,
+)
 from relay.migration.model import machine
+from relay.migration.model.state import (
+    Collecting,
+    DigestPage,
+    DigestReceipt,
+    Freeze,
+    Handoff,
+    Heard,
+    Input,
+    Learned,
+    OrderRef,
+    Prepare,
+    RecordRef,
+    Side,
+    Step,
+    Ticked,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -15,24 +34,9 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.migration_types import (
+from relay.protocol.types import (
     DOUBT_BYTES,
-    Collecting,
-    DigestPage,
-    DigestReceipt,
-    Freeze,
-    Handoff,
-    Heard,
-    Holding,
-    Input,
-    Learned,
     Mode,
-    OrderRef,
-    Prepare,
-    RecordRef,
-    Side,
-    Step,
-    Ticked,
 )
 
 A, B, C = Did("A"), Did("B"), Did("C")

@@ -4,6 +4,10 @@ from typing import Any
 
 import pytest
 
+from relay.migration.model.state import (
+    OrderRef,
+    RecordRef,
+)
 from relay.protocol import (
     endpoint_record,
     migration_order,
@@ -19,10 +23,6 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_types import (
-    OrderRef,
-    RecordRef,
-)
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy, resigned
 
 DAY = 24 * 3600

@@ -9,6 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.migration.model import state_json
+from relay.migration.model.state import (
+    Collecting,
+    Handoff,
+    RecordRef,
+    Side,
+)
+from relay.migration.model.state_json import (
+    Kept,
+)
 from relay.protocol import jws as jose
 from relay.protocol import migration_statement
 from relay.protocol.errors import (
@@ -17,16 +27,11 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import Did
 from relay.protocol.migration_statement import (
-    Kept,
     Statement,
     Tally,
 )
-from relay.protocol.migration_types import (
-    Collecting,
-    Handoff,
+from relay.protocol.types import (
     Mode,
-    RecordRef,
-    Side,
 )
 from tests.unit.builders import ALICE, BOB, RELAY
 
@@ -87,15 +92,15 @@ def signed(typ: str = migration_statement.TYP, **changes: Any) -> str:
 
 @given(SIDES, st.text(max_size=20))
 def test_a_side_is_read_back_as_it_was_written(side: Side, order: str):
-    text = migration_statement.encode(side, order)
-    assert migration_statement.decode(ME, text) == Kept(side, order)
+    text = state_json.encode(side, order)
+    assert state_json.decode(ME, text) == Kept(side, order)
     assert "\n" not in text
-    assert text == migration_statement.encode(*migration_statement.decode(ME, text))
+    assert text == state_json.encode(*state_json.decode(ME, text))
 
 
 @given(SIDES, SIDES)
 def test_two_sides_are_never_one_text(one: Side, other: Side):
-    assert (migration_statement.encode(one) == migration_statement.encode(other)) is (one == other)
+    assert (state_json.encode(one) == state_json.encode(other)) is (one == other)
 
 
 def test_every_field_of_a_side_is_in_its_text():
@@ -118,7 +123,7 @@ def test_every_field_of_a_side_is_in_its_text():
     for name in set(Side._fields) - {"me"}:
         one = plain._replace(**{name: getattr(full, name)})
         assert one != plain, name
-        assert migration_statement.decode(ME, migration_statement.encode(one)).side == one, name
+        assert state_json.decode(ME, state_json.encode(one)).side == one, name
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,7 @@ def test_every_field_of_a_side_is_in_its_text():
 )
 def test_a_text_that_was_not_written_here_is_no_side(text: str):
     with pytest.raises(ValueError, match=r"."):
-        migration_statement.decode(ME, text)
+        state_json.decode(ME, text)
 
 
 # ---------------------------------------------------------------- statements

@@ -6,10 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol.ids import Seq
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
-    Ranges,
     Reason,
+)
+from relay.reference.ranges import (
+    Ranges,
     holes,
 )
 

@@ -4,6 +4,14 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.effects import (
+    AckInbox,
+    Ask,
+    CloseInbox,
+    Login,
+    Read,
+    Store,
+)
 from relay.inbox.model.permissions import (
     CLOSES,
     Identity,
@@ -12,15 +20,17 @@ from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
-from relay.protocol.effects import (
-    AckInbox,
-    Ask,
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.inbox.model.types import (
+    Acked,
+    Page,
+    PageItem,
+)
+from relay.protocol.client_session import (
     Close,
-    CloseInbox,
-    Login,
-    Read,
     Send,
-    Store,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -46,15 +56,9 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
-)
-from relay.protocol.types import Ack as InboxAck
-from relay.protocol.types import (
-    Acked,
-    Page,
-    PageItem,
     Window,
 )
 from tests.unit.builders import ALICE, NOW, RELAY

@@ -31,9 +31,9 @@ from relay.protocol.client_session import (
     Failed,
     Login,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     codec,

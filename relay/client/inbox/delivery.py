@@ -21,7 +21,9 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Reason
+from relay.protocol.types import (
+    Reason,
+)
 
 _log: Final = logging.getLogger("relay.client")
 

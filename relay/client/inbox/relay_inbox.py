@@ -48,7 +48,9 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Reason
+from relay.protocol.types import (
+    Reason,
+)
 
 WINDOW_SLACK: Final = 64
 ACK_AGAIN_S: Final = 1

@@ -26,7 +26,9 @@ from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
 )
-from relay.protocol.migration_types import Mode
+from relay.protocol.types import (
+    Mode,
+)
 
 T = TypeVar("T")
 Tell = Callable[[Progress], None]

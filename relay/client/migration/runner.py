@@ -50,7 +50,9 @@ from relay.protocol.ids import (
     Did,
     Eid,
 )
-from relay.protocol.migration_types import Mode
+from relay.protocol.types import (
+    Mode,
+)
 
 T = TypeVar("T")
 

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol import jws as jose
-from relay.protocol import migration_order
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import (
     ErrorCode,
@@ -30,7 +30,6 @@ from relay.protocol.ids import (
 )
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import RecordRef
 from relay.protocol.types import (
     Question,
     Waiting,
@@ -111,7 +110,7 @@ class Move:
     def handoffs(self) -> frozenset[str]:
         """Ids under which the source may hand over: the order's, or that of its record."""
         order = self.said
-        return frozenset({order.id, RecordRef.of(order.record).handoff})
+        return frozenset({order.id, endpoint_record.handoff_id(order.record.order)})
 
     def encode(self) -> str:
         """As text."""

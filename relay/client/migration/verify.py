@@ -37,9 +37,11 @@ from relay.protocol.migration_statement import (
     Statement,
     Tally,
 )
-from relay.protocol.migration_types import Mode
 from relay.protocol.receipts import digest_of
-from relay.protocol.types import Waiting
+from relay.protocol.types import (
+    Mode,
+    Waiting,
+)
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 2.0

@@ -32,9 +32,9 @@ from relay.protocol.client_session import (
     Heard,
     Login,
     Ready,
+    Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.effects import Send
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,

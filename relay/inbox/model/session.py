@@ -21,19 +21,31 @@ from itertools import groupby
 from typing import Any, Final
 
 from relay.inbox.model import permissions
-from relay.inbox.model.permissions import Identity
-from relay.protocol.effects import (
+from relay.inbox.model.effects import (
     AckInbox,
     Ask,
-    Close,
     CloseInbox,
     Effect,
     Hear,
     Login,
     Question,
     Read,
-    Send,
     Store,
+)
+from relay.inbox.model.permissions import Identity
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.inbox.model.types import (
+    Acked as InboxAcked,
+)
+from relay.inbox.model.types import (
+    Page,
+    PageItem,
+)
+from relay.protocol.client_session import (
+    Close,
+    Send,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -63,12 +75,8 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Range
-from relay.protocol.types import Ack as InboxAck
-from relay.protocol.types import Acked as InboxAcked
 from relay.protocol.types import (
-    Page,
-    PageItem,
+    Range,
     Window,
 )
 

@@ -24,6 +24,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from relay.inbox.model.types import (
+    Holding,
+)
+from relay.migration.model.state import (
+    Collecting,
+    DigestPage,
+    DigestReceipt,
+    Doubted,
+    Freeze,
+    Handoff,
+    Heard,
+    Input,
+    Learned,
+    OrderRef,
+    Prepare,
+    RecordRef,
+    Side,
+    Step,
+    Ticked,
+)
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.errors import (
     ErrorCode,
@@ -33,25 +53,9 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.migration_types import (
+from relay.protocol.types import (
     DOUBT_BYTES,
-    Collecting,
-    DigestPage,
-    DigestReceipt,
-    Doubted,
-    Freeze,
-    Handoff,
-    Heard,
-    Holding,
-    Input,
-    Learned,
     Mode,
-    OrderRef,
-    Prepare,
-    RecordRef,
-    Side,
-    Step,
-    Ticked,
 )
 
 DIGEST_PAGE: Final = 4096

@@ -99,7 +99,7 @@ from relay.protocol.ids import (
     Fence,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
 )

@@ -33,8 +33,8 @@ from relay.protocol.ids import (
     Did,
 )
 from relay.protocol.migration_order import MAX_BYTES as MAX_EVIDENCE
-from relay.protocol.migration_types import DOUBT_BYTES
 from relay.protocol.types import (
+    DOUBT_BYTES,
     FirstContact,
     Known,
 )

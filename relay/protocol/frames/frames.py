@@ -26,8 +26,10 @@ from relay.protocol.ids import (
     Fence,
     Seq,
 )
-from relay.protocol.ranges import Range
-from relay.protocol.types import FirstContact
+from relay.protocol.types import (
+    FirstContact,
+    Range,
+)
 
 MAX_FRAME_BYTES: Final = 2 * 1024 * 1024
 MAX_ENVELOPES: Final = 256

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any, Final
 
+from relay.inbox.model.types import (
+    BounceIntent,
+)
 from relay.inbox.ports import BounceBatch
 from relay.protocol.ids import (
     AgentKey,
@@ -13,7 +16,6 @@ from relay.protocol.ids import (
     Partition,
 )
 from relay.protocol.receipts import MAX_BOUNCED
-from relay.protocol.types import BounceIntent
 from relay.store.redis import entries, keys
 from relay.store.redis.client import Client
 from relay.store.redis.guard import Guard

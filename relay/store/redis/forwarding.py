@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
-from relay.peering.ports import DueOutbox
-from relay.protocol.dedupe import (
-    Fate,
+from relay.inbox.model.types import (
+    Disposition,
     Forwarded,
+    Remembered,
 )
+from relay.peering.ports import DueOutbox
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import (
     AgentKey,
@@ -21,7 +22,6 @@ from relay.protocol.ids import (
     NodeId,
     Partition,
 )
-from relay.protocol.types import Remembered
 from relay.store.redis import entries
 from relay.store.redis.partitions import Partitions
 
@@ -99,6 +99,6 @@ def proof_of(forwarded: Forwarded | None) -> bytes:
 
 def remembered(reply: Any) -> Remembered:
     """What became of an id; of the eid, its first 21 characters: the store keeps 16 bytes."""
-    fate, eid16, proof = Fate(reply[3].decode()), reply[4], reply[7]
+    fate, eid16, proof = Disposition(reply[3].decode()), reply[4], reply[7]
     forwarded = Forwarded(_key(proof[_HASH:]), proof[:_HASH]) if proof else None
     return Remembered(fate, Eid(entries.eid_text(eid16)[:21]), forwarded)

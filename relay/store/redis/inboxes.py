@@ -11,6 +11,20 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
+from relay.inbox.model.types import (
+    CLOCK_IN_DOUBT,
+    TOO_LATE,
+    Accepted,
+    Acked,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+    Pending,
+    Refused,
+    Remembered,
+)
 from relay.inbox.ports import (
     AckRequest,
     Head,
@@ -31,21 +45,9 @@ from relay.protocol.ids import (
     Partition,
     Seq,
 )
-from relay.protocol.ranges import Reason
 from relay.protocol.types import (
-    CLOCK_IN_DOUBT,
-    TOO_LATE,
-    Accepted,
-    Acked,
-    InboxLimits,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
-    Pending,
     Question,
-    Refused,
-    Remembered,
+    Reason,
     Window,
 )
 from relay.reference.forwarding import (

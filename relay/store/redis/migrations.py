@@ -9,6 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from relay.inbox.model.types import (
+    Doubts,
+    Holding,
+    InboxLimits,
+)
 from relay.migration.ports import (
     HandoffChange,
     HandoffRow,
@@ -24,11 +29,8 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.migration_statement import Tally
-from relay.protocol.migration_types import Holding
 from relay.protocol.types import (
-    Doubts,
     FirstContact,
-    InboxLimits,
     Known,
     Question,
     Waiting,

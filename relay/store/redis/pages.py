@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from relay.inbox.model.types import (
+    Page,
+    PageItem,
+)
 from relay.protocol.ids import (
     Epoch,
     Seq,
 )
-from relay.protocol.ranges import (
+from relay.protocol.types import (
     Range,
     Reason,
-)
-from relay.protocol.types import (
-    Page,
-    PageItem,
 )
 from relay.store.redis import entries
 

@@ -6,6 +6,11 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from relay.inbox.model.types import (
+    InboxLimits,
+    RulesNow,
+    RulesPatch,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -15,11 +20,6 @@ from relay.protocol.ids import (
     AgentKey,
     Fence,
     Partition,
-)
-from relay.protocol.types import (
-    InboxLimits,
-    RulesNow,
-    RulesPatch,
 )
 from relay.reference.rules import too_many
 from relay.store.redis.inboxes import broken, refusal_of

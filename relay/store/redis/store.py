@@ -23,6 +23,18 @@ from pathlib import Path
 from typing import Final
 
 from relay.health import Health
+from relay.inbox.model.types import (
+    Accepted,
+    Acked,
+    InboxLimits,
+    LiveSession,
+    Opened,
+    OutboxLimits,
+    Page,
+    Remembered,
+    RulesNow,
+    RulesPatch,
+)
 from relay.inbox.ports import (
     AckRequest,
     BounceBatch,
@@ -53,20 +65,10 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.ranges import Reason
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Accepted,
-    Acked,
-    InboxLimits,
-    LiveSession,
-    Opened,
-    OutboxLimits,
-    Page,
     Question,
-    Remembered,
-    RulesNow,
-    RulesPatch,
+    Reason,
     Window,
 )
 from relay.store.redis import listing, permissions

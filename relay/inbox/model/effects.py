@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.protocol.errors import ErrorCode
+from relay.inbox.model.types import (
+    Ack as InboxAck,
+)
+from relay.protocol.client_session import Close, Send
 from relay.protocol.frames.frames import (
     Auth,
     Digest,
-    Frame,
     Gossip,
     Publish,
     Resolve,
@@ -27,18 +29,10 @@ from relay.protocol.ids import (
     Fence,
     Seq,
 )
-from relay.protocol.types import Ack as InboxAck
 from relay.protocol.types import Window
 
 Question = Status | Resolve | Publish | Rules | Digest | Want | Migrate
 """What a dialler asks; each has its own answer, under its ``ref``."""
-
-
-@dataclass(frozen=True, slots=True)
-class Send:
-    """Write this frame."""
-
-    frame: Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +89,6 @@ class CloseInbox:
     inbox: AgentKey
     fence: Fence
     last_handed: Seq
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Close the socket with the close code of ``code``; None is a normal closure."""
-
-    code: ErrorCode | None
 
 
 Effect = Send | Login | Store | Read | AckInbox | Ask | Hear | CloseInbox | Close

@@ -8,38 +8,14 @@ remembered is the inbox's, and a side says only what becomes of all of it (:clas
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import NamedTuple, Self
 
+from relay.inbox.model.types import Holding
+from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.ids import Did
 from relay.protocol.migration_order import MigrationOrder
-
-DOUBT_BYTES = 36
-"""Of one id in a digest: hour 4, big-endian; dedupe key 16; first bytes of its eid 16."""
-WHOLE_BYTES = 32
-
-
-class Mode(StrEnum):
-    """What an inbox is at one relay."""
-
-    NONE = "none"
-    INCOMING = "incoming"
-    ACTIVE = "active"
-    FROZEN = "frozen"
-
-
-class Holding(StrEnum):
-    """What the store does for an inbox; one digit, as it is kept there.
-
-    ``away``: a courier has it, its agent lives elsewhere. ``home``: it takes and delivers.
-    ``held``: it takes, and delivers nothing. ``doubtful``: it takes and delivers, all marked.
-    """
-
-    AWAY = "0"
-    HOME = "1"
-    HELD = "2"
-    DOUBTFUL = "3"
+from relay.protocol.types import DOUBT_BYTES, Mode
 
 
 class RecordRef(NamedTuple):
@@ -67,8 +43,7 @@ class RecordRef(NamedTuple):
     @property
     def handoff(self) -> str:
         """The id under which a relay hands over because of this record, without an order."""
-        kv, seq, digest = self.order
-        return f"record:{kv}:{seq}:{digest.hex()}"
+        return endpoint_record.handoff_id(self.order)
 
 
 class OrderRef(NamedTuple):

@@ -9,32 +9,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Final
 
 from relay.protocol.ids import Seq
-
-
-class Reason(StrEnum):
-    """Why a seq holds no envelope (PROTOCOL.md §5 ``gap``)."""
-
-    ACKED = "acked"
-    REFUSED = "refused"
-    EXPIRED = "expired"
-    MOVED = "moved"
-    CORRUPT = "corrupt"
-
+from relay.protocol.types import Range, Reason
 
 _PASSED: Final = frozenset({Reason.ACKED, Reason.REFUSED, Reason.MOVED})
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """Seqs ``start`` … ``end``, both included."""
-
-    start: Seq
-    end: Seq
-    reason: Reason
 
 
 @dataclass(slots=True)

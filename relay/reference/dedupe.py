@@ -8,11 +8,14 @@ ids at or below the floor are refused as ``stale_id``, since nobody can tell any
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
+from relay.inbox.model.types import (
+    KNOWN_BY,
+    Disposition,
+    Forwarded,
+)
 from relay.protocol.ids import (
-    AgentKey,
     Eid,
     Seq,
 )
@@ -21,38 +24,13 @@ KEPT_HOURS: Final = 2
 """The newest hours are never dropped; with only these left the inbox is ``overloaded``."""
 
 
-class Fate(StrEnum):
-    """What became of a stored envelope; one letter, as it is kept in the store."""
-
-    STORED = "S"
-    ACKED = "A"
-    REFUSED = "R"
-    EXPIRED = "E"
-    CORRUPT = "C"
-    MOVED = "M"
-    FORWARDED = "W"
-    DOUBTFUL = "D"
-    """Another relay said that its agent may have seen it there; it is not here."""
-
-
-KNOWN_BY: Final = 21
-"""Characters of an eid that an id goes by: of some that ended only the first 16 bytes are kept."""
-
-
-class Forwarded(NamedTuple):
-    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
-
-    peer: AgentKey
-    receipt: bytes
-
-
 @dataclass(slots=True)
 class Seen:
     """One remembered id."""
 
     eid: Eid
     seq: Seq
-    fate: Fate
+    fate: Disposition
     forwarded: Forwarded | None = None
 
     def is_of(self, eid: Eid) -> bool:
@@ -89,7 +67,7 @@ class Dedupe:
         bucket.newest_expiry = max(bucket.newest_expiry, expires_at)
 
     def conclude(
-        self, hour: int, key: bytes, fate: Fate, forwarded: Forwarded | None = None
+        self, hour: int, key: bytes, fate: Disposition, forwarded: Forwarded | None = None
     ) -> None:
         """Write down what became of an id, if it is still remembered."""
         seen = self.find(hour, key)
