@@ -8,26 +8,17 @@ packages of a node come with another extra, and those of an agent take a quarter
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 import typer
 
 from relay import __version__
 from relay.cli import output
-from relay.cli.agent import (
-    handle_commands,
-    migrate_commands,
-    talking,
-)
-from relay.cli.agent.key_commands import id_app
-from relay.cli.exit_codes import (
-    MEANING,
-    Exit,
-    LocalError,
-)
-from relay.cli.node import peer_commands
-from relay.cli.options import DEFAULT_URL, Json, Key, PassphraseFile, Url, run_async
+from relay.cli.agent import commands as agent_commands
+from relay.cli.dev import commands as dev_commands
+from relay.cli.exit_codes import MEANING, Exit, LocalError
+from relay.cli.node import commands as node_commands
+from relay.cli.options import Json
 
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
 
@@ -43,9 +34,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
-app.add_typer(id_app, name="id")
-app.add_typer(config_app, name="config")
 
 
 @app.callback(invoke_without_command=True)
@@ -67,139 +55,13 @@ def _version(*, json: Json = False) -> None:
         output.write(f"relay {__version__}")
 
 
-# ---------------------------------------------------------------- agents
-
-
-@app.command("listen")
-def _listen(
-    count: Annotated[
-        int | None, typer.Option(min=1, help="End after so many.", show_default=False)
-    ] = None,
-    key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    relay: Url = DEFAULT_URL,
-    *,
-    once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
-    json: Json = False,
-) -> None:
-    """Print what is delivered to this agent, and ack it once it is written."""
-    from relay.cli.agent import (  # noqa: PLC0415  as above
-        key as identity,
-    )
-    from relay.cli.agent import (  # noqa: PLC0415  only now
-        listen as mail,
-    )
-
-    run_async(
-        mail.listen(
-            identity.KeyFile(key, passphrase_file), relay, count=1 if once else count, as_json=json
-        )
-    )
-
-
-@app.command("inbox")
-def _inbox(
-    limit: Annotated[int, typer.Option(min=0, help="Show at most so many.")] = 20,
-    key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    relay: Url = DEFAULT_URL,
-    *,
-    json: Json = False,
-) -> None:
-    """Look at what waits, without acking it. Takes the inbox from a session that listens."""
-    from relay.cli.agent import (  # noqa: PLC0415  as above
-        key as identity,
-    )
-    from relay.cli.agent import (  # noqa: PLC0415  only now
-        listen as mail,
-    )
-
-    run_async(mail.look(identity.KeyFile(key, passphrase_file), relay, limit=limit, as_json=json))
-
-
-talking.register(app)
-peer_commands.register(app)
-handle_commands.register(app)
-migrate_commands.register(app)
-
-
-@app.command("demo")
-def _demo(
-    what: Annotated[
-        Literal["relay", "mesh", "migrate"],
-        typer.Argument(help="relay: one relay; mesh: three of them; migrate: an agent moves."),
-    ] = "relay",
-) -> None:
-    """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
-    from relay.cli.dev.demo import commands  # noqa: PLC0415  as above
-
-    demos = {"relay": commands.demo, "mesh": commands.mesh, "migrate": commands.migrate}
-    raise typer.Exit(run_async(demos[what]()))
-
-
-# ---------------------------------------------------------------- nodes
-
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Directory of this node.", show_default=False)
-]
-Listen = Annotated[
-    str | None, typer.Option("--listen", help="Public HOST:PORT.", show_default=False)
-]
-Admin = Annotated[
-    str | None, typer.Option("--admin", help="HOST:PORT of the operator.", show_default=False)
-]
-PublicUrl = Annotated[
-    str | None, typer.Option("--public-url", help="Origin that agents dial.", show_default=False)
-]
-RedisUrl = Annotated[
-    str | None, typer.Option("--redis-url", help="An external store.", show_default=False)
-]
-
-
-@app.command("serve")
-def _serve(
-    data: Data = None,
-    listen: Listen = None,
-    admin: Admin = None,
-    public_url: PublicUrl = None,
-    redis_url: RedisUrl = None,
-) -> None:
-    """Run a relay node. Every other setting is a RELAY_ variable: relay config show."""
-    from relay.cli.node import serve  # noqa: PLC0415  as above
-
-    raise typer.Exit(serve.serve(_overrides(data, listen, admin, public_url, redis_url)))
-
-
-@config_app.command("show")
-def _config_show(
-    data: Data = None,
-    listen: Listen = None,
-    admin: Admin = None,
-    public_url: PublicUrl = None,
-    redis_url: RedisUrl = None,
-    *,
-    json: Json = False,
-) -> None:
-    """Show every setting of a node, its value and where that comes from."""
-    from relay.cli.node import serve  # noqa: PLC0415  as above
-
-    serve.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
-
-
-def _overrides(
-    data: Path | None,
-    listen: str | None,
-    admin: str | None,
-    public_url: str | None,
-    redis_url: str | None,
-) -> dict[str, Any]:
-    return {
-        "data": data,
-        "listen": listen,
-        "admin": admin,
-        "public_url": public_url,
-        "redis_url": redis_url,
-    }
+app.add_typer(agent_commands.app)
+app.add_typer(node_commands.app)
+app.add_typer(dev_commands.app)
+app.add_typer(agent_commands.id_app, name="id")
+app.add_typer(agent_commands.handle_app, name="handle")
+app.add_typer(node_commands.config_app, name="config")
+app.add_typer(node_commands.peers_app, name="peers")
 
 
 # ---------------------------------------------------------------- running

@@ -11,7 +11,7 @@ from typing import Final
 from relay.cli.exit_codes import Exit
 from relay.cli.output import say
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[3]
 
 
 def bench(words: Sequence[str]) -> int:

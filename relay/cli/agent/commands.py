@@ -1,0 +1,480 @@
+"""The commands of an agent, and their options.
+
+A command imports its work when it runs: the packages of a node come with another extra, and those
+of an agent take a quarter of a second to import.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+from uuid import UUID
+
+import typer
+
+from relay.cli.options import (
+    DEFAULT_URL,
+    Json,
+    Key,
+    NewPassphraseFile,
+    PassphraseFile,
+    Take,
+    Url,
+    checked,
+    run_async,
+)
+
+if TYPE_CHECKING:
+    from relay.cli.agent.key import KeyFile
+
+app = typer.Typer()
+id_app = typer.Typer(help="Identities of agents.", no_args_is_help=True)
+handle_app = typer.Typer(help="Names of agents, for people.", no_args_is_help=True)
+
+# ---------------------------------------------------------------- keys
+
+Encrypt = Annotated[bool, typer.Option("--encrypt", help="Ask for a passphrase for the key.")]
+To = Annotated[Path, typer.Argument(metavar="FILE", help="A new file; - is stdout.")]
+From = Annotated[Path, typer.Argument(metavar="FILE", help="The file with the block; - is stdin.")]
+_PIPE: Final = Path("-")
+
+
+@id_app.command("new")
+def _new(
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    *,
+    encrypt: Encrypt = False,
+    json: Json = False,
+) -> None:
+    """Make an identity: a key file that only you can read."""
+    from relay.cli.agent import key as keys
+
+    keys.new(_file(key, passphrase_file), encrypt=encrypt, as_json=json)
+
+
+@id_app.command("show")
+def _show(key: Key = None, *, json: Json = False) -> None:
+    """Show the DID of an identity."""
+    from relay.cli.agent import key as keys
+
+    keys.show(_file(key), as_json=json)
+
+
+@id_app.command("export")
+def _export(
+    block: To,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    new_passphrase_file: NewPassphraseFile = None,
+    *,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not encrypt; needs --yes.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Yes, show the key itself.")] = False,
+    json: Json = False,
+) -> None:
+    """Write the key as a block of text to carry elsewhere, encrypted."""
+    from relay.cli.agent import key as keys
+
+    if plain and not yes:
+        hint = "who reads that block is this agent; say --plain --yes if you mean it"
+        raise typer.BadParameter(hint, param_hint="--plain")
+    _one_of(plain=plain, other="--plain", new_passphrase_file=new_passphrase_file)
+    to = None if block == _PIPE else block
+    file = _file(key, passphrase_file)
+    keys.export(file, to, new_passphrase_file, plain=plain, as_json=json)
+
+
+@id_app.command("import")
+def _import(
+    block: From,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    *,
+    encrypt: Encrypt = False,
+    json: Json = False,
+) -> None:
+    """Make a key file of a block; never overwrites one."""
+    from relay.cli.agent import key as keys
+
+    source = None if block == _PIPE else block
+    file = _file(key, passphrase_file)
+    keys.import_(file, source, encrypt=encrypt, as_json=json)
+
+
+@id_app.command("passwd")
+def _passwd(
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    new_passphrase_file: NewPassphraseFile = None,
+    *,
+    remove: Annotated[bool, typer.Option("--remove", help="Keep the key unencrypted.")] = False,
+    json: Json = False,
+) -> None:
+    """Set, change or remove the passphrase of a key file."""
+    from relay.cli.agent import key as keys
+
+    _one_of(plain=remove, other="--remove", new_passphrase_file=new_passphrase_file)
+    file = _file(key, passphrase_file)
+    keys.passwd(file, new_passphrase_file, remove=remove, as_json=json)
+
+
+def _one_of(*, plain: bool, other: str, new_passphrase_file: Path | None) -> None:
+    if plain and new_passphrase_file is not None:
+        raise typer.BadParameter(f"not with {other}", param_hint="--new-passphrase-file")
+
+
+# ---------------------------------------------------------------- sending and receiving
+
+
+DAY_S: Final = 24 * 3600
+TEXT: Final = "text/plain; charset=utf-8"
+MORE_THAN_A_BODY: Final = 2 * 1024 * 1024
+"""No relay takes so much: to read on would only fill the memory."""
+
+
+@app.command("send")
+def _send(
+    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID, or its handle.")],
+    text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
+    *,
+    file: Annotated[
+        Path | None, typer.Option("--file", help="Send a file's bytes.", show_default=False)
+    ] = None,
+    content_type: Annotated[str | None, typer.Option(help="Media type of the body.")] = None,
+    kind: Annotated[str | None, typer.Option("--type", help="URI: what kind of content.")] = None,
+    thread: Annotated[str | None, typer.Option(help="Thread id.")] = None,
+    lifetime: Annotated[
+        int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
+    ] = 7 * DAY_S,
+    wait: Annotated[
+        Literal["stored", "acked"],
+        typer.Option("--wait", help="For the relay's receipt, or for the recipient's ack."),
+    ] = "stored",
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to go on trying and waiting.")
+    ] = 10.0,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Send an envelope, until the relay has signed that it keeps it."""
+    from relay.cli.agent import send
+
+    check_recipient(to, "TO")
+    body, default_type = _body(text, file)
+    letter = send.Letter(to, body, content_type or default_type, not plain, kind, thread, lifetime)
+    wish = send.Wish(wait, timeout, take=take, as_json=json)
+    raise typer.Exit(run_async(send.send(_file(key, passphrase_file), relay, letter, wish)))
+
+
+def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
+    if (text is None) == (file is None):
+        raise typer.BadParameter("give a text, or - for stdin, or --file", param_hint="TEXT")
+    if file is not None:
+        with file.open("rb") as opened:
+            return opened.read(MORE_THAN_A_BODY), "application/octet-stream"
+    if text == "-":
+        return sys.stdin.buffer.read(MORE_THAN_A_BODY), TEXT
+    return (text or "").encode(), TEXT
+
+
+@app.command("listen")
+def _listen(
+    count: Annotated[
+        int | None, typer.Option(min=1, help="End after so many.", show_default=False)
+    ] = None,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
+    json: Json = False,
+) -> None:
+    """Print what is delivered to this agent, and ack it once it is written."""
+    from relay.cli.agent import listen
+
+    run_async(
+        listen.listen(_file(key, passphrase_file), relay, count=1 if once else count, as_json=json)
+    )
+
+
+@app.command("inbox")
+def _inbox(
+    limit: Annotated[int, typer.Option(min=0, help="Show at most so many.")] = 20,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Look at what waits, without acking it. Takes the inbox from a session that listens."""
+    from relay.cli.agent import listen
+
+    run_async(listen.look(_file(key, passphrase_file), relay, limit=limit, as_json=json))
+
+
+@app.command("status")
+def _status(
+    to: Annotated[str | None, typer.Argument(metavar="TO", help="Whom it was sent to.")] = None,
+    message_id: Annotated[
+        str | None, typer.Argument(metavar="ID", help="The id that relay send printed.")
+    ] = None,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Show how your inbox stands, or how an envelope ended (TO ID)."""
+    from relay.cli.agent import status
+
+    file = _file(key, passphrase_file)
+    if to is None:
+        raise typer.Exit(run_async(status.show(file, relay, take=take, as_json=json)))
+    if message_id is None:
+        raise typer.BadParameter("give TO and ID, or neither", param_hint="ID")
+    check_recipient(to, "TO")
+    try:
+        UUID(message_id)
+    except ValueError as exc:
+        raise typer.BadParameter("not an id as relay send prints it", param_hint="ID") from exc
+    asking = status.trace(file, relay, to, message_id, take=take, as_json=json)
+    raise typer.Exit(run_async(asking))
+
+
+@app.command("rules")
+def _rules(
+    action: Annotated[
+        Literal["show", "allow", "deny", "forget", "first-contact"],
+        typer.Argument(metavar="ACTION", help="show, allow, deny, forget or first-contact."),
+    ] = "show",
+    values: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers."),
+    ] = None,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Show or change whom your inbox takes envelopes from."""
+    from relay.cli.agent import rules
+
+    try:
+        patch = rules.patch_of(action, values or [])
+    except ValueError as exc:
+        raise typer.BadParameter(str(exc), param_hint="ACTION") from exc
+    if action in {"allow", "deny", "forget"}:
+        for did in values or []:
+            check_did(did, "DID")
+    run_async(rules.rule(_file(key, passphrase_file), relay, patch, take=take, as_json=json))
+
+
+# ---------------------------------------------------------------- records and handles
+
+
+Handle = Annotated[str, typer.Argument(metavar="HANDLE", help="name@relay, or a hostname.")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME|HOST", help="A name under your relay, or a hostname of your own."),
+]
+
+
+@app.command("publish")
+def _publish(
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Publish your endpoint record again, and show it."""
+    from relay.cli.agent import handle as records
+
+    file = _file(key, passphrase_file)
+    raise typer.Exit(run_async(records.publish(file, relay, as_json=json)))
+
+
+@app.command("resolve")
+def _resolve(
+    who: Annotated[str, typer.Argument(metavar="HANDLE|DID", help="Whom to look up.")],
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Show where an agent lives; a handle is checked both ways."""
+    from relay.cli.agent import handle as records
+
+    if who.startswith("did:"):
+        check_did(who, "DID")
+    raise typer.Exit(run_async(records.resolve(who, relay, as_json=json)))
+
+
+@app.command("accept")
+def _accept(
+    what: Annotated[
+        str, typer.Argument(metavar="URL|HANDLE", help="A relay's address, or an agent's name.")
+    ],
+    did: Annotated[str, typer.Argument(metavar="DID", help="Who is there from now on.")],
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Accept a relay that is back with a new key, or whom a handle leads to now.
+
+    Ask its operator first: whoever has taken over the address looks the same.
+    """
+    from relay.cli.agent import accept
+
+    check_did(did, "DID")
+    file = _file(key, passphrase_file)
+    if "://" in what:
+        work = accept.relay(file, checked(what), did, as_json=json)
+    else:
+        work = accept.handle(file, relay, what, did, as_json=json)
+    raise typer.Exit(run_async(work))
+
+
+@handle_app.command("set")
+def _set(
+    name: Name,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Put a handle into your endpoint record, and see whether it leads to you."""
+    from relay.cli.agent import handle as records
+
+    file = _file(key, passphrase_file)
+    raise typer.Exit(run_async(records.change(file, relay, "set", name, as_json=json)))
+
+
+@handle_app.command("remove")
+def _remove(
+    name: Name,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    *,
+    json: Json = False,
+) -> None:
+    """Take a handle out of your endpoint record."""
+    from relay.cli.agent import handle as records
+
+    file = _file(key, passphrase_file)
+    raise typer.Exit(run_async(records.change(file, relay, "remove", name, as_json=json)))
+
+
+@handle_app.command("check")
+def _check(handle: Handle, relay: Url = DEFAULT_URL, *, json: Json = False) -> None:
+    """Check a handle both ways: where it leads, and whether that agent's record lists it."""
+    from relay.cli.agent import handle as records
+
+    raise typer.Exit(run_async(records.check(handle, relay, as_json=json)))
+
+
+# ---------------------------------------------------------------- migration
+
+
+def _checked_origin(url: str | None) -> str | None:
+    return None if url is None else checked(url)
+
+
+NewRelay = Annotated[
+    str | None,
+    typer.Option(
+        "--to", callback=_checked_origin, help="Origin of the new relay.", show_default=False
+    ),
+]
+
+
+@app.command("migrate")
+def _migrate(
+    to: NewRelay = None,
+    *,
+    dead_source: Annotated[
+        bool, typer.Option("--dead-source", help="Go on where the old relay does not answer.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be lost right now; move nothing.")
+    ] = False,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="Take back a move that is not published yet.")
+    ] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to go on.")] = 600.0,
+    key: Key = None,
+    passphrase_file: PassphraseFile = None,
+    relay: Url = DEFAULT_URL,
+    take: Take = False,
+    json: Json = False,
+) -> None:
+    """Move your inbox to another relay; the same command goes on with a move that was cut off."""
+    from relay.cli.agent import migrate
+
+    if cancel == (to is not None):
+        raise typer.BadParameter("give --to URL, or --cancel", param_hint="--to")
+    if cancel and (dry_run or dead_source):
+        raise typer.BadParameter(
+            "goes with neither --dry-run nor --dead-source", param_hint="--cancel"
+        )
+
+    file = _file(key, passphrase_file)
+    wish = migrate.Options(take=take, dead_source=dead_source, deadline_s=timeout, as_json=json)
+    if to is None:
+        work = migrate.cancel(file, relay, wish)
+    elif dry_run:
+        work = migrate.dry_run(file, relay, to, wish)
+    else:
+        work = migrate.migrate(file, relay, to, wish)
+    raise typer.Exit(run_async(work))
+
+
+# ---------------------------------------------------------------- checked arguments
+
+
+def check_did(did: str, hint: str) -> None:
+    """Refuse what is no DID.
+
+    Raises:
+        BadParameter: it is none.
+    """
+    from relay.protocol.did import parse_did
+
+    try:
+        parse_did(did)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{did!r}: {exc}", param_hint=hint) from exc
+
+
+def check_recipient(to: str, hint: str) -> None:
+    """Refuse what is neither a DID nor a handle.
+
+    Raises:
+        BadParameter: it is neither.
+    """
+    from relay.protocol import handles
+
+    if to.startswith("did:") or not {"@", "."} & set(to):
+        check_did(to, hint)
+        return
+    try:
+        handles.parse(to)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{to!r} is not a handle: {exc}", param_hint=hint) from exc
+
+
+def _file(key: Path | None, passphrase_file: Path | None = None) -> KeyFile:
+    from relay.cli.agent.key import KeyFile
+
+    return KeyFile(key, passphrase_file)
