@@ -16,6 +16,7 @@ import orjson
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from loadtest.posts import Stock
+from relay.protocol import frames
 from relay.protocol.client_session import (
     AgentSession,
     Failed,
@@ -25,8 +26,6 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import SUBPROTOCOL
 from relay.protocol.ids import Timestamp
 
 LOGIN_S: Final = 20
@@ -62,7 +61,7 @@ class Agent(WSListener):
             self.transport, _ = await ws_connect(
                 lambda: self,
                 f"ws{self._url.removeprefix('http')}/v1/ws",
-                extra_headers={"Sec-WebSocket-Protocol": SUBPROTOCOL},
+                extra_headers={"Sec-WebSocket-Protocol": frames.SUBPROTOCOL},
                 logger_name="loadtest",
             )
             return await self._ready
@@ -106,13 +105,13 @@ class Agent(WSListener):
 
     def _log_in(self, data: bytes, transport: WSTransport) -> None:
         try:
-            frame = codec.parse(data, "relay")
+            frame = frames.parse(data, "relay")
         except RelayError as exc:
             self._ready.set_exception(exc)
             return
         for effect in self._session.receive(frame, Timestamp(time.time())):
             if isinstance(effect, Send):
-                transport.send(TEXT, codec.encode(effect.frame))
+                transport.send(TEXT, frames.encode(effect.frame))
             elif isinstance(effect, Ready):
                 self._is_open = True
                 self._ready.set_result(effect)

@@ -8,13 +8,12 @@ import time
 import zlib
 from typing import Final, NamedTuple
 
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import (
     Draft,
     sign,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import Submit
 from relay.protocol.ids import (
     Did,
     Eid,
@@ -81,6 +80,6 @@ class Stock:
             created_at=int(now),
         )
         signed = sign(draft, self._key)
-        frame = codec.encode(Submit(str(self._made), [signed.wire]))
+        frame = frames.encode(frames.Submit(str(self._made), [signed.wire]))
         self._made += 1
         return Post(signed.eid, recipient, checksum(signed.wire), frame)

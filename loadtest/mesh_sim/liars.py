@@ -7,13 +7,7 @@ from typing import Final
 
 from loadtest.mesh_sim.light import FORGED, RECORD_CHARS, Light
 from loadtest.mesh_sim.relays import Relay
-from relay.protocol.frames.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Want,
-)
+from relay.protocol import frames
 from relay.protocol.ids import Did
 from relay.protocol.jws import b64encode
 
@@ -27,15 +21,17 @@ class Withholder(Relay):
     def tell(self, record: Light, not_to: Did | None) -> None:
         """Keep it secret."""
 
-    def answers(self, question: Digest | Want) -> list[Digests | Have | Gossip]:
+    def answers(
+        self, question: frames.Digest | frames.Want
+    ) -> list[frames.Digests | frames.Have | frames.Gossip]:
         """Nothing is here."""
         match question:
-            case Digest():
-                return [Digests(question.ref, question.bits, ())]
-            case Want(bits=int(bits), bucket=int(bucket)):
-                return [Have(question.ref, bits, bucket, ())]
+            case frames.Digest():
+                return [frames.Digests(question.ref, question.bits, ())]
+            case frames.Want(bits=int(bits), bucket=int(bucket)):
+                return [frames.Have(question.ref, bits, bucket, ())]
             case _:
-                return [Gossip(ref=question.ref)]
+                return [frames.Gossip(ref=question.ref)]
 
 
 class Replayer(Relay):
@@ -47,22 +43,26 @@ class Replayer(Relay):
         if old:
             super().tell(old, not_to)
 
-    def answers(self, question: Digest | Want) -> list[Digests | Have | Gossip]:
+    def answers(
+        self, question: frames.Digest | frames.Want
+    ) -> list[frames.Digests | frames.Have | frames.Gossip]:
         """The right answers, with other numbers in them."""
         return [self._changed(frame) for frame in super().answers(question)]
 
-    def _changed(self, frame: Digests | Have | Gossip) -> Digests | Have | Gossip:
+    def _changed(
+        self, frame: frames.Digests | frames.Have | frames.Gossip
+    ) -> frames.Digests | frames.Have | frames.Gossip:
         match frame:
-            case Digests(ref, bits, items):
+            case frames.Digests(ref, bits, items):
                 other = b64encode(bytes(16))
-                return Digests(ref, bits, tuple(it._replace(digest=other) for it in items))
-            case Have(ref, bits, bucket, items, more):
+                return frames.Digests(ref, bits, tuple(it._replace(digest=other) for it in items))
+            case frames.Have(ref, bits, bucket, items, more):
                 said = tuple(it._replace(seq=it.seq + 1) for it in items)
-                return Have(ref, bits, bucket, said, more)
+                return frames.Have(ref, bits, bucket, said, more)
             case _:
                 found = [self.world.catalogue.by_text[text] for text in frame.records]
                 olds = [self.world.catalogue.older.get(record.agent) or record for record in found]
-                return Gossip(tuple(record.text for record in olds), ref=frame.ref)
+                return frames.Gossip(tuple(record.text for record in olds), ref=frame.ref)
 
 
 class Flooder(Relay):
@@ -75,7 +75,7 @@ class Flooder(Relay):
 
     def _flood(self) -> None:
         made = (f"{FORGED}:{self.did}:{next(self._numbers)}:" for _ in range(FLOOD))
-        frame = Gossip(tuple(text.ljust(RECORD_CHARS, ".") for text in made))
+        frame = frames.Gossip(tuple(text.ljust(RECORD_CHARS, ".") for text in made))
         for peer in sorted(self.links):
             self.world.send(self, peer, frame, lambda to: to.pushed(self.did, frame))
         self.world.clock.later(1.0, self._flood)

@@ -12,13 +12,7 @@ from functools import singledispatch
 from typing import Final
 
 from relay.directory.model.anti_entropy import Order
-from relay.protocol.frames.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Want,
-)
+from relay.protocol import frames
 from relay.protocol.ids import AgentKey
 
 RECORD_CHARS: Final = 708
@@ -76,25 +70,25 @@ def size_of(frame: object) -> int:
 
 
 @size_of.register
-def _(frame: Gossip) -> int:
+def _(frame: frames.Gossip) -> int:
     return FRAME + sum(map(len, frame.records)) + 3 * len(frame.records)
 
 
 @size_of.register
-def _(frame: Digest) -> int:
+def _(frame: frames.Digest) -> int:
     return FRAME + sum(len(str(bucket)) + 1 for bucket in frame.buckets)
 
 
 @size_of.register
-def _(frame: Digests) -> int:
+def _(frame: frames.Digests) -> int:
     return FRAME + sum(28 + len(str(it.bucket)) + len(str(it.records)) for it in frame.items)
 
 
 @size_of.register
-def _(frame: Want) -> int:
+def _(frame: frames.Want) -> int:
     return FRAME + sum(len(agent) + 3 for agent in frame.agents)
 
 
 @size_of.register
-def _(frame: Have) -> int:
+def _(frame: frames.Have) -> int:
     return FRAME + sum(37 + len(it.agent) + len(str(it.seq)) for it in frame.items)

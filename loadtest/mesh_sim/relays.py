@@ -28,14 +28,8 @@ from relay.peering.model.reputation import (
     StrikeCounter,
     is_strike,
 )
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Want,
-)
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -126,7 +120,7 @@ class Relay:
         if self.is_pushing:
             self.world.clock.later(PUSH_S, self._push)
 
-    def pushed(self, peer: Did, frame: Gossip) -> None:
+    def pushed(self, peer: Did, frame: frames.Gossip) -> None:
         """Take what a peer has pushed, as far as it may push."""
         now = self.now
         allowed = self.allowance.take(peer, len(frame.records), now)
@@ -228,24 +222,26 @@ class Relay:
     def _is_out(self, did: Did) -> bool:
         return self.strikes.reputation(did, self.now).is_blocked
 
-    def asked(self, peer: Did, question: Digest | Want) -> None:
+    def asked(self, peer: Did, question: frames.Digest | frames.Want) -> None:
         """Answer a peer's question from what is held here."""
         for said in self.answers(question):
             self.world.send(self, peer, said, lambda to, frame=said: to.answered(frame))
 
-    def answers(self, question: Digest | Want) -> list[Digests | Have | Gossip]:
+    def answers(
+        self, question: frames.Digest | frames.Want
+    ) -> list[frames.Digests | frames.Have | frames.Gossip]:
         """What is said to a question; one frame, or none where a frame would be too large."""
-        if isinstance(question, Want) and question.agents:
+        if isinstance(question, frames.Want) and question.agents:
             held = map(self.index.order, question.agents)
             texts = [self.text_of(order) for order in held if order]
-            return [*pack_records(texts, question.ref)[:1]] or [Gossip(ref=question.ref)]
+            return [*pack_records(texts, question.ref)[:1]] or [frames.Gossip(ref=question.ref)]
         return [answer(self.index, question)]
 
     def text_of(self, order: Order) -> str:
         """The record of an order that is held."""
         return self.world.catalogue.by_order[order[2]].text
 
-    def answered(self, frame: Digests | Have | Gossip) -> None:
+    def answered(self, frame: frames.Digests | frames.Have | frames.Gossip) -> None:
         """An answer arrived; one that nobody waits for any more is dropped by the link."""
         if self._exchange:
             self._exchange.take(frame)
@@ -274,18 +270,18 @@ class Exchange:
         """Say the first question."""
         self._ask(self._pull.start())
 
-    def take(self, frame: Digests | Have | Gossip) -> None:
+    def take(self, frame: frames.Digests | frames.Have | frames.Gossip) -> None:
         """Take an answer; records are judged first, which takes a while."""
         if frame.ref not in self._open:
             return
         self._open.discard(frame.ref)
-        if isinstance(frame, Gossip) and frame.records:
+        if isinstance(frame, frames.Gossip) and frame.records:
             wait = self._relay.working_s(len(frame.records))
             self._relay.world.clock.later(wait, lambda: self._keep(frame))
         else:
             self._ask(self._pull.receive(frame))
 
-    def _keep(self, frame: Gossip) -> None:
+    def _keep(self, frame: frames.Gossip) -> None:
         asked = frozenset(self._pull.agents_asked(frame.ref))
         before = len(self._gained)
         for text in frame.records:
@@ -294,14 +290,14 @@ class Exchange:
                 self._gained.append(record)
         self._ask(self._pull.receive(frame, kept=len(self._gained) - before))
 
-    def _ask(self, questions: list[Digest | Want]) -> None:
+    def _ask(self, questions: list[frames.Digest | frames.Want]) -> None:
         for question in questions:
             self._open.add(question.ref)
             self._say(question, TRIES)
         if self._pull.is_done:
             self._relay.ended(self._peer, self._gained)
 
-    def _say(self, question: Digest | Want, tries: int) -> None:
+    def _say(self, question: frames.Digest | frames.Want, tries: int) -> None:
         if question.ref not in self._open:
             return
         if not tries:

@@ -9,13 +9,7 @@ from typing import Final
 from loadtest.mesh_sim.light import Catalogue, Light, size_of
 from loadtest.mesh_sim.network import Clock, Network
 from loadtest.mesh_sim.relays import Habits, Relay
-from relay.protocol.frames.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Want,
-)
+from relay.protocol import frames
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -74,7 +68,7 @@ class World:
         self,
         here: Relay,
         there: Did,
-        frame: Digest | Digests | Want | Have | Gossip,
+        frame: frames.Digest | frames.Digests | frames.Want | frames.Have | frames.Gossip,
         arrive: Callable[[Relay], None],
     ) -> None:
         """Carry a frame to another relay."""

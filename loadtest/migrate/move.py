@@ -21,19 +21,12 @@ from loadtest.mesh.relays import Place
 from loadtest.migrate import plain
 from loadtest.process import RelayFailedError, RelayProcess
 from relay.migration.model.machine import DIGEST_PAGE
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import (
     SignedEnvelope,
     eid_of,
-)
-from relay.protocol.frames.frames import (
-    Ack,
-    Acked,
-    Deliver,
-    Submit,
-    Submitted,
 )
 from relay.protocol.ids import (
     Eid,
@@ -140,7 +133,7 @@ async def _fill(relay: RelayProcess, sender: SigningKey, letters: Sequence[Signe
     answered = 0
     async with speaker(relay.url, sender) as who:
         for number, batch in enumerate(batches):
-            await who.say(Submit(str(number), batch))
+            await who.say(frames.Submit(str(number), batch))
             while number + 1 - answered >= IN_FLIGHT:
                 answered += await _receipted(who)
         while answered < len(batches):
@@ -148,7 +141,7 @@ async def _fill(relay: RelayProcess, sender: SigningKey, letters: Sequence[Signe
 
 
 async def _receipted(who: Speaker) -> int:
-    frame = await who.hear(Submitted)
+    frame = await who.hear(frames.Submitted)
     who.heard.clear()
     if frame.rejected:
         raise RelayFailedError(f"an envelope was refused: {frame.rejected[0]}")
@@ -191,7 +184,7 @@ async def _move(me: Traveller, ends: tuple[RelayProcess, RelayProcess], found: F
 async def _first(relay: RelayProcess, key: SigningKey) -> float:
     """When the first envelope is handed over; it is not acked."""
     async with speaker(relay.url, key) as who:
-        await who.hear(Deliver)
+        await who.hear(frames.Deliver)
         return time.perf_counter()
 
 
@@ -219,21 +212,21 @@ async def _take(relay: RelayProcess, key: SigningKey, count: int) -> list[tuple[
         with contextlib.suppress(TimeoutError):
             last, acked = Seq(0), Seq(0)
             while len(taken) < count or acked < last:
-                frame = await who.hear(Deliver, Acked)
+                frame = await who.hear(frames.Deliver, frames.Acked)
                 who.heard.clear()
-                if isinstance(frame, Acked):
+                if isinstance(frame, frames.Acked):
                     acked = frame.upto
                     continue
                 taken += _entered(frame)
                 last = frame.items[-1].seq
-                await who.say(Ack(_epoch(who), last, (), ()))
+                await who.say(frames.Ack(_epoch(who), last, (), ()))
     async with speaker(relay.url, key) as who:
         if who.ready.welcome.pending.count:
-            taken += _entered(await who.hear(Deliver))
+            taken += _entered(await who.hear(frames.Deliver))
     return taken
 
 
-def _entered(frame: Deliver) -> list[tuple[Eid, bool]]:
+def _entered(frame: frames.Deliver) -> list[tuple[Eid, bool]]:
     return [(_eid(item.envelope), item.redelivered) for item in frame.items]
 
 

@@ -48,18 +48,13 @@ from relay.client.outbox.signing import (
 )
 from relay.client.process import Owner, not_pickled
 from relay.client.session.pool import Sessions
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.envelope import (
     DEFAULT_LIFETIME_S,
     MAX_BODY_BYTES,
     SignedEnvelope,
-)
-from relay.protocol.frames.frames import (
-    Ruled,
-    Rules,
-    State,
-    Welcome,
 )
 from relay.protocol.ids import (
     Did,
@@ -140,7 +135,7 @@ class Agent:
         return self._sessions.current.relay
 
     @property
-    def welcome(self) -> Welcome | None:
+    def welcome(self) -> frames.Welcome | None:
         """Where the inbox stood at the latest login there."""
         return self._sessions.current.welcome
 
@@ -327,7 +322,7 @@ class Agent:
 
     # ------------------------------------------------------------ ask
 
-    async def status(self, to: str, message_id: str) -> State:
+    async def status(self, to: str, message_id: str) -> frames.State:
         """What became of an envelope that this agent sent to ``to``.
 
         The relay that gave the receipt is asked; it follows what another one took over from it.
@@ -413,7 +408,7 @@ class Agent:
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         forget: Sequence[str] = (),
-    ) -> Ruled:
+    ) -> frames.Ruled:
         """Change whom this agent's inbox takes envelopes from; naming nothing just reads it.
 
         With several homes it is changed at each that is connected; what one of them does not take
@@ -423,4 +418,6 @@ class Agent:
             AgentError: the relay's no (then nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
-        return await self._sessions.asking.rules(lambda ref: Rules(ref, first_contact, *lists))
+        return await self._sessions.asking.rules(
+            lambda ref: frames.Rules(ref, first_contact, *lists)
+        )

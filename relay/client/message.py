@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol, Self
 import orjson
 
 from relay.client.process import not_pickled
-from relay.protocol.frames.frames import State
+from relay.protocol import frames
 from relay.protocol.ids import (
     Did,
     Eid,
@@ -99,7 +99,7 @@ class Sent:
     expires_at: int
     dup: bool
     receipt: str
-    state: State = "stored"
+    state: frames.State = "stored"
 
 
 class Desk(Protocol):

@@ -30,6 +30,7 @@ from relay.peering.peers import Peers
 from relay.peering.ports import RecordRow
 from relay.protocol import (
     endpoint_record,
+    frames,
     jws,
     relay_info,
 )
@@ -40,7 +41,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
 )
-from relay.protocol.frames.frames import Gossip
 from relay.protocol.ids import (
     AgentKey,
     Did,
@@ -77,7 +77,7 @@ class Hearing:
         self.index.put(owner, row.order)
         self.rumors.add(owner, row.compact)
 
-    async def pushed(self, peer: Did, gossip: Gossip) -> None:
+    async def pushed(self, peer: Did, gossip: frames.Gossip) -> None:
         """A peer passes on what it has heard, unasked.
 
         Raises:
@@ -98,7 +98,7 @@ class Hearing:
             self._judge(peer, kept)
             self._pass_on(peer, kept)
 
-    async def fetched(self, peer: Did, gossip: Gossip, asked: Sequence[AgentKey]) -> int:
+    async def fetched(self, peer: Did, gossip: frames.Gossip, asked: Sequence[AgentKey]) -> int:
         """A peer answers with records that were asked for; gives how many are news.
 
         Raises:

@@ -33,17 +33,8 @@ from relay.peering.ports import (
     PeerLinks,
     RecordStore,
 )
+from relay.protocol import frames
 from relay.protocol.errors import RelayError
-from relay.protocol.frames.frames import (
-    MAX_RELAYS,
-    Digest,
-    Digests,
-    Frame,
-    Gossip,
-    Have,
-    View,
-    Want,
-)
 from relay.protocol.ids import Did
 
 PULL_S: Final = 30.0
@@ -57,11 +48,11 @@ PER_QUESTION: Final = 64
 """A long answer counts as several questions."""
 
 
-def _size(answer: Frame) -> int:
+def _size(answer: frames.Frame) -> int:
     match answer:
-        case Digests(items=items) | Have(items=items):
+        case frames.Digests(items=items) | frames.Have(items=items):
             return len(items)
-        case Gossip(records=records, relays=relays):
+        case frames.Gossip(records=records, relays=relays):
             return len(records) + len(relays)
         case _:
             return 0
@@ -115,7 +106,7 @@ class Mesh:
         self.introduce(link.peer)
         if not self.peers.is_full(link.peer):
             return
-        link.push(Gossip(relays=(self._own_info(),)))
+        link.push(frames.Gossip(relays=(self._own_info(),)))
         self._fresh[link.peer] = None
         self._heal.set()
 
@@ -146,7 +137,7 @@ class Mesh:
 
     # ------------------------------------------------------------ what peers say and ask
 
-    async def hear(self, peer: Did, said: Gossip) -> None:
+    async def hear(self, peer: Did, said: frames.Gossip) -> None:
         """A peer pushes.
 
         Raises:
@@ -154,7 +145,7 @@ class Mesh:
         """
         await self.hearing.pushed(peer, said)
 
-    async def answer(self, peer: Did, question: Digest | Want) -> Frame:
+    async def answer(self, peer: Did, question: frames.Digest | frames.Want) -> frames.Frame:
         """Answer a peer from the own store; who asks fast waits.
 
         Raises:
@@ -166,22 +157,22 @@ class Mesh:
         self._questions.charge(peer, _size(told) // PER_QUESTION, clock.monotonic())
         return told
 
-    async def _told(self, peer: Did, question: Digest | Want) -> Frame:
+    async def _told(self, peer: Did, question: frames.Digest | frames.Want) -> frames.Frame:
         if not self.following.is_current:
             # a node that has just started must not say that it holds nothing
             await self.following()
         match question:
-            case Want(ref=ref, view=True):
+            case frames.Want(ref=ref, view=True):
                 return self.peers.view_of(peer, ref)
-            case Want(ref=ref, relays=True):
-                return Gossip(relays=self._known_relays(peer), ref=ref)
-            case Want(ref=ref, agents=agents) if agents:
+            case frames.Want(ref=ref, relays=True):
+                return frames.Gossip(relays=self._known_relays(peer), ref=ref)
+            case frames.Want(ref=ref, agents=agents) if agents:
                 rows = await self._store.records(agents)
                 found = pack_records([row.compact for row in rows if row is not None], ref)
-                told = found[0] if found else Gossip(ref=ref)
+                told = found[0] if found else frames.Gossip(ref=ref)
                 metrics.GOSSIP.labels("out", "asked").inc(len(told.records))
                 return told
-            case Digest(bits=bits, buckets=buckets):
+            case frames.Digest(bits=bits, buckets=buckets):
                 for _ in self.following.index.prepare(bits, buckets):
                     await asyncio.sleep(0)
                 return anti_entropy.answer(self.following.index, question)
@@ -191,7 +182,7 @@ class Mesh:
     def _known_relays(self, asker: Did) -> tuple[str, ...]:
         rows = [row for did, row in self.peers.rows.items() if self.peers.is_proved(did)]
         infos = [row.info for row in rows if row.info and row.did != asker]
-        return (self._own_info(), *clock.pick(infos, MAX_RELAYS - 1))
+        return (self._own_info(), *clock.pick(infos, frames.MAX_RELAYS - 1))
 
     # ------------------------------------------------------------ turns of the loops
 
@@ -209,9 +200,9 @@ class Mesh:
         if not infos:
             return
         told = list(links) if is_due else clock.pick(list(links), FANOUT)
-        for at in range(0, len(infos), MAX_RELAYS):
+        for at in range(0, len(infos), frames.MAX_RELAYS):
             for peer in told:
-                links[peer].push(Gossip(relays=tuple(infos[at : at + MAX_RELAYS])))
+                links[peer].push(frames.Gossip(relays=tuple(infos[at : at + frames.MAX_RELAYS])))
 
     async def pull(self) -> None:
         """Wait for half a minute or a new link, then compare for as long as that brings news.
@@ -270,13 +261,13 @@ class Mesh:
 
     async def _ask_around(self, link: PeerLink) -> None:
         try:
-            view = await link.ask(lambda ref: Want(ref, view=True))
-            told = await link.ask(lambda ref: Want(ref, relays=True))
+            view = await link.ask(lambda ref: frames.Want(ref, view=True))
+            told = await link.ask(lambda ref: frames.Want(ref, relays=True))
         except RelayError as exc:
             # the link has ended, or the peer does not know this question
             log.event("pull_failed", peer=link.peer, code=exc.code, detail=exc.detail)
             return
-        if isinstance(view, View):
+        if isinstance(view, frames.View):
             self.peers.views[link.peer] = SeenBy(view, int(clock.now()))
-        if isinstance(told, Gossip):
+        if isinstance(told, frames.Gossip):
             await self.hearing.told_of_relays(link.peer, told.relays)

@@ -23,7 +23,7 @@ from relay.peering.ports import (
     RecordRow,
     RecordStore,
 )
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import (
@@ -34,10 +34,6 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
     error,
-)
-from relay.protocol.frames.frames import (
-    Published,
-    Resolution,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -53,7 +49,7 @@ _AT_ONCE: Final = 16
 class Found:
     """What resolving came to."""
 
-    state: Resolution
+    state: frames.Resolution
     record: str | None = None
     stale: bool = False
 
@@ -105,7 +101,7 @@ class Directory:
 
     async def publish(
         self, compact: str, *, owner: Did | None = None, only: Did | None = None, ref: str = ""
-    ) -> Published:
+    ) -> frames.Published:
         """Keep a record if it is newer than the one held.
 
         Args:
@@ -148,7 +144,7 @@ class Directory:
         stored = kept.order == record.order
         if stored and kept.names_us and self.names is not None:
             await self.names.claim(record)
-        return Published(ref, stored, kv, seq, None if stored else kept.compact)
+        return frames.Published(ref, stored, kv, seq, None if stored else kept.compact)
 
     async def keep(
         self, compacts: Sequence[str], introducer: Did, budget: Budget | None = None

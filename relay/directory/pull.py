@@ -21,16 +21,12 @@ from relay.directory.model.anti_entropy import (
 )
 from relay.directory.model.index import TOP_BITS
 from relay.peering.ports import PeerLink
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RelayError,
     UnavailableError,
-)
-from relay.protocol.frames.frames import (
-    Digests,
-    Gossip,
-    Have,
 )
 from relay.protocol.ids import Did
 from relay.protocol.peer_session import Answer
@@ -128,16 +124,16 @@ class _Run:
         match answer:
             case RelayError():
                 return self._refused(ref, answer)
-            case Gossip():
+            case frames.Gossip():
                 agents = self.pull.agents_asked(ref)
                 news = await self._hearing.fetched(self._link.peer, answer, agents)
                 self.news += news
                 return self.pull.receive(replace(answer, ref=ref), kept=news)
-            case Digests(bits=bits, items=[_, *_] as items):
+            case frames.Digests(bits=bits, items=[_, *_] as items):
                 for _ in self.pull.index.prepare(bits, [item.bucket for item in items]):
                     await asyncio.sleep(0)
                 return self.pull.receive(replace(answer, ref=ref))
-            case Digests() | Have():
+            case frames.Digests() | frames.Have():
                 return self.pull.receive(replace(answer, ref=ref))
             case _:
                 raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")

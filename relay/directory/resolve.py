@@ -25,6 +25,7 @@ from relay.peering.ports import (
 )
 from relay.protocol import (
     endpoint_record,
+    frames,
     handles,
 )
 from relay.protocol.did import parse_did
@@ -36,10 +37,6 @@ from relay.protocol.errors import (
     ErrorCode,
     RelayError,
     error,
-)
-from relay.protocol.frames.frames import (
-    Resolve,
-    Resolved,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -194,8 +191,8 @@ class Resolving:
         try:
             async with asyncio.timeout(ASK_S):
                 link = await reach()
-                answer = await link.ask(lambda ref: Resolve(ref, Did(did)))
-            if not isinstance(answer, Resolved) or answer.state == "unreadable":
+                answer = await link.ask(lambda ref: frames.Resolve(ref, Did(did)))
+            if not isinstance(answer, frames.Resolved) or answer.state == "unreadable":
                 return None
             if answer.record is None:
                 return False

@@ -31,17 +31,12 @@ from relay.directory.model.index import (
 from relay.inbox.ports import Store
 from relay.isolation import guarded
 from relay.peering.ports import PeerLink
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RelayError,
     UnavailableError,
-)
-from relay.protocol.frames.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Want,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -216,8 +211,8 @@ class Returning:
         """
         await self._mesh.following()
         index = self._mesh.following.index
-        said = await link.ask(lambda ref: Digest(ref, TOP_BITS))
-        if not isinstance(said, Digests) or said.bits != TOP_BITS:
+        said = await link.ask(lambda ref: frames.Digest(ref, TOP_BITS))
+        if not isinstance(said, frames.Digests) or said.bits != TOP_BITS:
             raise _wrong()
         for _ in index.prepare(TOP_BITS):
             await asyncio.sleep(0)
@@ -227,12 +222,12 @@ class Returning:
         ]
         for start in range(0, len(concerned), PER_QUESTION):
             some = tuple(concerned[start : start + PER_QUESTION])
-            answer = await link.ask(partial(Want, agents=some))
+            answer = await link.ask(partial(frames.Want, agents=some))
             news += await self._take(link.peer, answer, some)
         return news
 
     async def _take(self, peer: Did, answer: Answer, asked: Sequence[AgentKey]) -> int:
-        if not isinstance(answer, Gossip) or len(answer.records) > len(asked):
+        if not isinstance(answer, frames.Gossip) or len(answer.records) > len(asked):
             raise _wrong()
         # most are known word for word: nothing is to be read in them
         held = {row.compact for row in await self._store.records(asked) if row is not None}

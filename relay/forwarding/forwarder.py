@@ -56,6 +56,7 @@ from relay.inbox.ports import (
     Store,
 )
 from relay.peering.ports import Taken
+from relay.protocol import frames
 from relay.protocol.client_session import (
     Close,
     Send,
@@ -69,13 +70,6 @@ from relay.protocol.errors import (
     ErrorCode,
     Refusal,
     RelayError,
-)
-from relay.protocol.frames.frames import Ack as AckFrame
-from relay.protocol.frames.frames import (
-    Deliver,
-    Hello,
-    Welcome,
-    WelcomePending,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -101,7 +95,7 @@ BATCH: Final = (64, MOST_BYTES)
 HANDOFF_BATCH: Final = (256, 1024 * 1024)
 """Envelopes and wire bytes of one submit; one envelope always fits."""
 _BUSY: Final = float("inf")
-_NO_HELLO: Final = Hello(Did(""), "", "", {}, 0)
+_NO_HELLO: Final = frames.Hello(Did(""), "", "", {}, 0)
 _UNKNOWN_THERE: Final = frozenset({ErrorCode.WRONG_STATE, ErrorCode.NOT_FEDERATED})
 """A relay that was reached knows nothing of a hand-off: so it says to a peer, so to a partner."""
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
@@ -301,7 +295,7 @@ class Courier(Follower):
         for _, code in answer.refused:
             metrics.DEAD_LETTERS.labels(code).inc()
             log.event("dead_letter", code=code)
-        ack = AckFrame(self._session.epoch, Seq(0), answer.taken, answer.refused)
+        ack = frames.Ack(self._session.epoch, Seq(0), answer.taken, answer.refused)
         self._perform(self._session.receive(ack, clock.monotonic()))
 
     # ------------------------------------------------------------ wait
@@ -349,7 +343,7 @@ class Courier(Follower):
     def _perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(Deliver() as frame):
+                case Send(frames.Deliver() as frame):
                     self._load.hand(frame.items)
                     self._work.set()
                 case AckInbox(inbox, ack):
@@ -380,14 +374,14 @@ class Courier(Follower):
         self._work.set()
 
 
-def _welcome(opened: Opened, window: Window) -> Welcome:
-    return Welcome(
+def _welcome(opened: Opened, window: Window) -> frames.Welcome:
+    return frames.Welcome(
         inbox=True,
         session=opened.fence,
         epoch=opened.epoch,
         cursor=opened.cursor,
         head=opened.head,
-        pending=WelcomePending(),
+        pending=frames.WelcomePending(),
         window_count=window.count,
         window_bytes=window.bytes,
         proof="",

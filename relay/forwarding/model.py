@@ -20,15 +20,12 @@ from dataclasses import dataclass, field
 from math import ceil
 from typing import Final, NamedTuple
 
+from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.envelope import signer_of
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
-)
-from relay.protocol.frames.frames import (
-    DeliverItem,
-    Rejection,
 )
 from relay.protocol.ids import (
     Did,
@@ -113,7 +110,7 @@ class Load:
     _ended: set[Seq] = field(default_factory=set)
     _failures: int = 0
 
-    def hand(self, items: Sequence[DeliverItem]) -> None:
+    def hand(self, items: Sequence[frames.DeliverItem]) -> None:
         """Take what the inbox hands over."""
         for item in items:
             wire = item.envelope
@@ -162,13 +159,16 @@ class Load:
     # ------------------------------------------------------------ answers
 
     def answered(
-        self, relay: Did, receipt: Receipt | None, outcomes: Sequence[ReceiptItem | Rejection]
+        self,
+        relay: Did,
+        receipt: Receipt | None,
+        outcomes: Sequence[ReceiptItem | frames.Rejection],
     ) -> Answer:
         """Take a relay's answer to the batch under way, item by item, in its order."""
         taken: list[Seq] = []
         refused: list[tuple[Seq, str]] = []
         left: list[Carried] = []
-        noes: list[Rejection] = []
+        noes: list[frames.Rejection] = []
         is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
         for item, outcome in zip(self._under_way, outcomes, strict=True):
             if isinstance(outcome, ReceiptItem):
@@ -186,7 +186,7 @@ class Load:
 
     def _after(
         self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], left: list[Carried],
-        noes: list[Rejection],
+        noes: list[frames.Rejection],
     ) -> Answer:  # fmt: skip
         """What is left is tried again later; of refused senders after all others'."""
         if taken:
@@ -205,7 +205,7 @@ class Load:
             return Answer(taken, refused, 0.0, is_anew=True)
         return self._later(taken, refused, noes)
 
-    def _hold(self, items: Sequence[Carried], noes: Sequence[Rejection]) -> None:
+    def _hold(self, items: Sequence[Carried], noes: Sequence[frames.Rejection]) -> None:
         self._under_way = []
         self._held += items
         self._held_senders.update(map(self._sender, items))
@@ -218,7 +218,10 @@ class Load:
         self._ready, self._held, self._held_senders = deque(ordered), [], set()
 
     def _later(
-        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], noes: list[Rejection]
+        self,
+        taken: tuple[Seq, ...],
+        refused: tuple[tuple[Seq, str], ...],
+        noes: list[frames.Rejection],
     ) -> Answer:
         record = next((no.record for no in noes if no.record is not None), None)
         if record is not None:

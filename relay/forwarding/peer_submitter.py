@@ -23,6 +23,7 @@ from relay.peering.ports import (
     PeerLinks,
     Taken,
 )
+from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import (
@@ -30,7 +31,6 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
 )
-from relay.protocol.frames.frames import MAX_ENVELOPES
 from relay.protocol.ids import Did
 
 MOST_BYTES: Final = 1_500_000
@@ -137,7 +137,7 @@ class Carrier:
         while self._waiting:
             first = self._waiting[0]
             count, size = count + len(first.items), size + first.bytes
-            if taken and (count > MAX_ENVELOPES or size > MOST_BYTES):
+            if taken and (count > frames.MAX_ENVELOPES or size > MOST_BYTES):
                 break
             taken.append(self._waiting.popleft())
         return [parcel for parcel in taken if not parcel.answer.done()]

@@ -8,13 +8,13 @@ from typing import Final
 from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 
+from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     StateError,
 )
-from relay.protocol.frames.frames import MAX_FRAME_BYTES
 
 BODY_DEADLINE_S: Final = 15.0
 TOKEN_BYTES: Final = 32
@@ -46,8 +46,8 @@ async def _capped(request: Request) -> bytes:
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > MAX_FRAME_BYTES:
-            detail = f"a body has at most {MAX_FRAME_BYTES} bytes"
+        if len(data) > frames.MAX_FRAME_BYTES:
+            detail = f"a body has at most {frames.MAX_FRAME_BYTES} bytes"
             raise ProtocolError(ErrorCode.TOO_LARGE, detail)
     return bytes(data)
 

@@ -26,20 +26,10 @@ from relay.inbox.model.types import (
 from relay.inbox.submit import Submissions
 from relay.node.node import Node
 from relay.peering.relay_info import relay_information
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
-)
-from relay.protocol.frames import (
-    codec,
-    codec_rules,
-)
-from relay.protocol.frames.frames import (
-    Ack,
-    Ruled,
-    Rules,
-    StatusItem,
-    Submitted,
 )
 from relay.protocol.ids import (
     Did,
@@ -76,11 +66,11 @@ def _session_routes(api: APIRouter, node: Node, polling: Polling) -> None:
     @api.post("/v1/session", summary="Log in and open the inbox without a connection")
     async def session(request: Request) -> Response:
         try:
-            auth = codec.read_auth(await bodies.members(request))
+            auth = frames.read(frames.Auth, await bodies.members(request))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         token, welcome = await polling.log_in(auth, _peer(node, request))
-        return bodies.answer({"token": token, **codec.welcome_members(welcome)})
+        return bodies.answer({"token": token, **frames.to_members(welcome)})
 
 
 def _inbox_routes(api: APIRouter, polling: Polling) -> None:
@@ -94,7 +84,7 @@ def _inbox_routes(api: APIRouter, polling: Polling) -> None:
     async def ack(request: Request) -> Response:
         session = await polling.session(bodies.bearer(request))
         try:
-            frame: Ack = codec.read_ack(await bodies.members(request))
+            frame: frames.Ack = frames.read(frames.Ack, await bodies.members(request))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         wanted = InboxAck(
@@ -115,20 +105,20 @@ def _rules_routes(api: APIRouter, polling: Polling) -> None:
     @api.get("/v1/inbox/rules", summary="Whom this inbox takes envelopes from")
     async def rules(request: Request) -> Response:
         session = await polling.session(bodies.bearer(request))
-        return _ruled(await polling.rules(session, Rules("http")))
+        return _ruled(await polling.rules(session, frames.Rules("http")))
 
     @api.patch("/v1/inbox/rules", summary="Change what is named of it")
     async def change(request: Request) -> Response:
         session = await polling.session(bodies.bearer(request))
         try:
-            wish = codec_rules.read_rules(await bodies.members(request), ref="http")
+            wish = frames.read(frames.Rules, await bodies.members(request), ref="http")
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         return _ruled(await polling.rules(session, wish))
 
 
-def _ruled(found: Ruled) -> Response:
-    said = codec.plain(found)
+def _ruled(found: frames.Ruled) -> Response:
+    said = frames.to_members(found)
     del said["ref"]
     return bodies.answer(said)
 
@@ -144,7 +134,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
         return bodies.answer(
             {
                 "receipt": frame.receipt,
-                "rejected": [codec.plain(item) for item in frame.rejected],
+                "rejected": [frames.to_members(item) for item in frame.rejected],
             }
         )
 
@@ -162,13 +152,13 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         published = await node.directory.publish(record, only=Did(did))
-        return bodies.answer(codec.plain(published))
+        return bodies.answer(frames.to_members(published))
 
     @api.get("/v1/agents/{to}/envelopes/{message_id}", summary="What became of my envelope")
     async def status(to: str, message_id: str, request: Request) -> Response:
         session = await polling.session(bodies.bearer(request))
-        [found] = await node.status.follow(session.did, [StatusItem(Did(to), message_id)])
-        return bodies.answer(codec.plain(found))
+        [found] = await node.status.follow(session.did, [frames.StatusItem(Did(to), message_id)])
+        return bodies.answer(frames.to_members(found))
 
     @api.get("/.well-known/agent-relay.json", summary="Who this relay is, signed")
     async def information() -> Response:
@@ -179,11 +169,11 @@ def _peer(node: Node, request: Request) -> str:
     return peer_of(request.scope, node.settings.trusted_proxies)
 
 
-async def submit_once(node: Node, items: list[Any], network: str) -> Submitted:
+async def submit_once(node: Node, items: list[Any], network: str) -> frames.Submitted:
     """Submit and wait for the one answer."""
-    answered: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[frames.Submitted] = asyncio.get_running_loop().create_future()
 
-    def answer(frame: Submitted) -> None:
+    def answer(frame: frames.Submitted) -> None:
         if not answered.done():
             answered.set_result(frame)
 
@@ -201,7 +191,7 @@ def _page(page: Page) -> dict[str, Any]:
             }
             for item in page.items
         ],
-        "gaps": [codec.encode_range(item) for item in page.gaps],
+        "gaps": [frames.to_members(item) for item in page.gaps],
         "upto": page.upto,
         "head": page.head,
     }

@@ -28,18 +28,13 @@ from relay.node.node import (
     Node,
     new_nonce,
 )
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     Refusal,
     RelayError,
     StateError,
-)
-from relay.protocol.frames.frames import (
-    Auth,
-    Ruled,
-    Rules,
-    Welcome,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -120,7 +115,7 @@ class Polling:
         await self.node.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
         return nonce
 
-    async def log_in(self, auth: Auth, address: str) -> tuple[str, Welcome]:
+    async def log_in(self, auth: frames.Auth, address: str) -> tuple[str, frames.Welcome]:
         """Open the inbox session; gives the token and the welcome.
 
         Args:
@@ -212,7 +207,7 @@ class Polling:
             raise page.to_error()
         return page
 
-    async def rules(self, session: Session, wish: Rules) -> Ruled:
+    async def rules(self, session: Session, wish: frames.Rules) -> frames.Ruled:
         """Change or read the rules of this session's inbox.
 
         Raises:

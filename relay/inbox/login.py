@@ -26,7 +26,7 @@ from relay.inbox.ports import (
 )
 from relay.limits import TokenBuckets
 from relay.peering.peers import Peers
-from relay.protocol import handshake
+from relay.protocol import frames, handshake
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
@@ -36,11 +36,6 @@ from relay.protocol.errors import (
     Refusal,
     RejectedError,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    Auth,
-    Welcome,
-    WelcomePending,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -82,7 +77,7 @@ class RefusedLogins:
     )
     _unsaid: int = 0
 
-    def note(self, why: RelayError, auth: Auth, proven: Did | None, address: str) -> None:
+    def note(self, why: RelayError, auth: frames.Auth, proven: Did | None, address: str) -> None:
         """One login did not hold.
 
         Args:
@@ -111,7 +106,7 @@ class RefusedLogins:
         self._unsaid = 0
 
 
-def _claimed(auth: Auth) -> Did | None:
+def _claimed(auth: frames.Auth) -> Did | None:
     try:
         return handshake.parse_auth(auth.jws)[1].subject
     except RelayError:
@@ -149,7 +144,7 @@ class Accounts:
     settle: Callable[[AgentKey], Awaitable[object]]
     refused: RefusedLogins = field(default_factory=RefusedLogins)
 
-    async def authenticate(self, auth: Auth) -> tuple[VerificationKey, handshake.Claims]:
+    async def authenticate(self, auth: frames.Auth) -> tuple[VerificationKey, handshake.Claims]:
         """Check who signed a login, and that it is for this relay; the nonce is the caller's.
 
         Raises:
@@ -164,8 +159,8 @@ class Accounts:
         return key, claims
 
     async def open(
-        self, auth: Auth, key: VerificationKey, claims: handshake.Claims, *, until: int = 0
-    ) -> tuple[Identity, Welcome]:
+        self, auth: frames.Auth, key: VerificationKey, claims: handshake.Claims, *, until: int = 0
+    ) -> tuple[Identity, frames.Welcome]:
         """Open the session of an authenticated dialler.
 
         Args:
@@ -193,7 +188,7 @@ class Accounts:
 
     def _open_peer(
         self, key: VerificationKey, claims: handshake.Claims, *, is_connected: bool
-    ) -> tuple[Identity, Welcome]:
+    ) -> tuple[Identity, frames.Welcome]:
         if not is_connected:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "relays converse over a WebSocket")
         self.peers.admit_login(key.did)
@@ -225,19 +220,19 @@ class Accounts:
 
     def _welcome(
         self, key: VerificationKey, claims: handshake.Claims, opened: Opened | None
-    ) -> tuple[Identity, Welcome]:
+    ) -> tuple[Identity, frames.Welcome]:
         standing = (
             handshake.Standing(opened.epoch, opened.cursor, opened.head)
             if opened
             else handshake.Standing(None, 0, 0)
         )
-        welcome = Welcome(
+        welcome = frames.Welcome(
             inbox=opened is not None,
             session=opened.fence if opened else None,
             epoch=opened.epoch if opened else None,
             cursor=Seq(standing.cursor),
             head=Seq(standing.head),
-            pending=_pending(opened.pending) if opened else WelcomePending(),
+            pending=_pending(opened.pending) if opened else frames.WelcomePending(),
             window_count=self.window.count,
             window_bytes=self.window.bytes,
             proof=handshake.sign_proof(self.key, claims, standing, clock.now()),
@@ -246,9 +241,9 @@ class Accounts:
         return Identity(key.did, key.agent_key, fence), welcome
 
 
-def _pending(pending: Pending) -> WelcomePending:
+def _pending(pending: Pending) -> frames.WelcomePending:
     oldest, refused = pending.oldest_at, pending.refused
-    return WelcomePending(
+    return frames.WelcomePending(
         count=pending.count,
         bytes=pending.bytes,
         oldest_age=None if oldest is None else max(0, int(clock.now()) - oldest),

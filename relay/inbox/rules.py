@@ -10,6 +10,7 @@ from relay.inbox.model.types import (
     RulesPatch,
 )
 from relay.inbox.ports import InboxStore
+from relay.protocol import frames
 from relay.protocol.did import (
     did_of,
     parse_did,
@@ -19,10 +20,6 @@ from relay.protocol.errors import (
     ProtocolError,
     Refusal,
     error,
-)
-from relay.protocol.frames.frames import (
-    Ruled,
-    Rules,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -39,7 +36,7 @@ class RulesOf:
     store: InboxStore
     contacts: Contacts
 
-    async def __call__(self, inbox: AgentKey, fence: Fence, wish: Rules) -> Ruled:
+    async def __call__(self, inbox: AgentKey, fence: Fence, wish: frames.Rules) -> frames.Ruled:
         """Change what the wish names; gives all rules.
 
         Raises:
@@ -54,7 +51,9 @@ class RulesOf:
         if isinstance(now, Refusal):
             raise now.to_error()
         self.contacts.forget(inbox, {*allow, *deny, *forget})
-        return Ruled(wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts)
+        return frames.Ruled(
+            wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts
+        )
 
 
 def _keys(dids: Sequence[Did]) -> tuple[AgentKey, ...]:

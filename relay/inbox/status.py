@@ -21,19 +21,13 @@ from relay.peering.ports import (
     PeerLink,
     PeerLinks,
 )
+from relay.protocol import frames
 from relay.protocol.did import (
     did_of,
     parse_did,
 )
 from relay.protocol.envelope import dedupe_key
 from relay.protocol.errors import RelayError
-from relay.protocol.frames.frames import (
-    State,
-    Status,
-    StatusAnswer,
-    Statuses,
-    StatusItem,
-)
 from relay.protocol.ids import (
     AgentKey,
     Did,
@@ -45,7 +39,7 @@ from relay.protocol.types import Question
 from relay.tasks import side_by_side
 
 FOLLOW_S: Final = 3.0
-STATES: Final[dict[Disposition, State]] = {
+STATES: Final[dict[Disposition, frames.State]] = {
     Disposition.STORED: "stored",
     Disposition.ACKED: "acked",
     Disposition.REFUSED: "refused",
@@ -70,9 +64,11 @@ class StatusOf:
     links: PeerLinks | None = None
     routing: Routing | None = None
 
-    async def __call__(self, asker: Did | None, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+    async def __call__(
+        self, asker: Did | None, items: Sequence[frames.StatusItem]
+    ) -> list[frames.StatusAnswer]:
         """One answer an item, in order; what cannot be told is ``unknown``; no asker: a peer."""
-        answers = [StatusAnswer(item.to, item.id, "unknown") for item in items]
+        answers = [frames.StatusAnswer(item.to, item.id, "unknown") for item in items]
         asked: dict[AgentKey, dict[int, Question]] = {}
         for place, item in enumerate(items):
             sender = asker or item.sender
@@ -96,7 +92,9 @@ class StatusOf:
                     answers[place] = replace(answers[place], peer=peer, receipt=receipt)
         return answers
 
-    async def follow(self, asker: Did, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+    async def follow(
+        self, asker: Did, items: Sequence[frames.StatusItem]
+    ) -> list[frames.StatusAnswer]:
         """As a call, and what became of those that another relay took over, as that one says."""
         answers = await self(asker, items)
         by_peer: dict[Did, list[int]] = {}
@@ -112,16 +110,18 @@ class StatusOf:
                     answers[place] = replace(answers[place], state=state)
         return answers
 
-    async def _ask(self, peer: Did, asker: Did, items: Sequence[StatusItem]) -> list[State]:
+    async def _ask(
+        self, peer: Did, asker: Did, items: Sequence[frames.StatusItem]
+    ) -> list[frames.State]:
         """What a peer says; nothing where it does not, or says it of something else."""
-        named = tuple(StatusItem(item.to, item.id, asker) for item in items)
+        named = tuple(frames.StatusItem(item.to, item.id, asker) for item in items)
         try:
             async with asyncio.timeout(FOLLOW_S):
                 link = await self._link(peer, items)
-                answer = await link.ask(lambda ref: Status(ref, named)) if link else None
+                answer = await link.ask(lambda ref: frames.Status(ref, named)) if link else None
         except (RelayError, TimeoutError):
             return []
-        if not isinstance(answer, Statuses):
+        if not isinstance(answer, frames.Statuses):
             return []
         pairs = [(one.to, one.id) for one in answer.items]
         return (
@@ -130,7 +130,7 @@ class StatusOf:
             else []
         )
 
-    async def _link(self, peer: Did, items: Sequence[StatusItem]) -> PeerLink | None:
+    async def _link(self, peer: Did, items: Sequence[frames.StatusItem]) -> PeerLink | None:
         """A link to the peer: one that is up, or one to where a recipient's record says it is."""
         if self.links is None or self.routing is None:
             return None

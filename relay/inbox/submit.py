@@ -24,6 +24,7 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import Keys
 from relay.limits import TokenBuckets
 from relay.protocol import envelope as envelopes
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import (
     AdmittedEnvelope,
@@ -34,10 +35,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
     error,
-)
-from relay.protocol.frames.frames import (
-    Rejection,
-    Submitted,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -62,7 +59,7 @@ OF_STRANGERS: Final = frozenset({ErrorCode.STRANGER_QUOTA, ErrorCode.NOT_ADMITTE
 ELSEWHERE: Final = frozenset({ErrorCode.MOVED, ErrorCode.UNKNOWN_INBOX})
 """The inbox is not here: what an agent of this relay sends there is forwarded."""
 
-Answer = Callable[[Submitted], None]
+Answer = Callable[[frames.Submitted], None]
 MayBring = Callable[[Did, AgentKey], Awaitable[bool]]
 """Whether what a relay brings for an agent is a part of that hand-off."""
 
@@ -349,7 +346,7 @@ class Submissions:
         """In one frame: a receipt is of one hand-off, or of none."""
         refs: list[str] = []
         stored: list[ReceiptItem] = []
-        rejected: list[Rejection] = []
+        rejected: list[frames.Rejection] = []
         while self._waiting and not (first := self._waiting[0]).undecided:
             if first.handoff != handoff:
                 break
@@ -361,7 +358,7 @@ class Submissions:
                     rejected.append(_rejection(submit.ref, index, result))
                 elif result is not None:
                     stored.append(result)
-        self._answer(Submitted(tuple(refs), self._receipt(stored, handoff), tuple(rejected)))
+        self._answer(frames.Submitted(tuple(refs), self._receipt(stored, handoff), tuple(rejected)))
 
     def _receipt(self, items: Sequence[ReceiptItem], handoff: str) -> str | None:
         if not items:
@@ -405,8 +402,8 @@ def _no_relaying(no: Refusal) -> Refusal:
     return Refusal(ErrorCode.NO_RELAYING, "only an agent's own envelopes are forwarded for it")
 
 
-def _rejection(ref: str, index: int, no: Refusal) -> Rejection:
-    return Rejection(ref, index, no.code, no.stored, no.detail, no.retry_after, no.record)
+def _rejection(ref: str, index: int, no: Refusal) -> frames.Rejection:
+    return frames.Rejection(ref, index, no.code, no.stored, no.detail, no.retry_after, no.record)
 
 
 def size_of(item: Item) -> int:

@@ -45,6 +45,7 @@ from relay.peering.ports import (
 )
 from relay.protocol import (
     endpoint_record,
+    frames,
     migration_order,
 )
 from relay.protocol.did import did_of
@@ -54,10 +55,6 @@ from relay.protocol.errors import (
     ProtocolError,
     RelayError,
     UnavailableError,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
 )
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import (
@@ -180,7 +177,7 @@ class Mover:
         )
         return (await self.handoffs.take(inbox, Heard(target.did, receipt)))[0]
 
-    async def _pages(self, inbox: AgentKey, side: Side, evidence: str) -> list[Migrate]:
+    async def _pages(self, inbox: AgentKey, side: Side, evidence: str) -> list[frames.Migrate]:
         assert side.handoff is not None  # noqa: S101  as above
         ids, floor = await self._doubts(inbox)
         known = await self.store.known(inbox)
@@ -191,7 +188,7 @@ class Mover:
         size = machine.DIGEST_PAGE * DOUBT_BYTES
         parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
         return [
-            Migrate(
+            frames.Migrate(
                 ref="",
                 agent=did_of(inbox),
                 handoff=side.handoff.id,
@@ -230,7 +227,7 @@ def _fitting(ids: Sequence[bytes], floor: int) -> tuple[bytes, int]:
     return b"".join(ids[:most]), floor
 
 
-async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
+async def _say(link: PeerLink, pages: Sequence[frames.Migrate]) -> DigestReceipt:
     """Say the pages in order, from where the target wants them.
 
     Raises:
@@ -240,7 +237,7 @@ async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
     for _ in range(ASKS * total):
         page = pages[number]
         answer = await link.ask(_asking(page))
-        if not isinstance(answer, Migrated):
+        if not isinstance(answer, frames.Migrated):
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer answers another question")
         if (answer.handoff, answer.whole) != (page.handoff, page.whole) or answer.next > total:
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer speaks of another digest")
@@ -251,7 +248,7 @@ async def _say(link: PeerLink, pages: Sequence[Migrate]) -> DigestReceipt:
     raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail)
 
 
-def _asking(page: Migrate) -> Callable[[str], Migrate]:
+def _asking(page: frames.Migrate) -> Callable[[str], frames.Migrate]:
     return lambda ref: replace(page, ref=ref)
 
 

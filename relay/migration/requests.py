@@ -36,6 +36,7 @@ from relay.peering.peers import Peers
 from relay.protocol import (
     endpoint_record,
     envelope,
+    frames,
     migration_order,
 )
 from relay.protocol import (
@@ -53,7 +54,6 @@ from relay.protocol.errors import (
     StateError,
     UnavailableError,
 )
-from relay.protocol.frames.frames import State
 from relay.protocol.ids import (
     AgentKey,
     Eid,
@@ -244,7 +244,7 @@ class Migrations:
 
     async def find(
         self, order: MigrationOrder, items: Sequence[tuple[Question, Eid]]
-    ) -> Sequence[State]:
+    ) -> Sequence[frames.State]:
         """What became of these here.
 
         Raises:

@@ -40,6 +40,7 @@ from relay.migration.ports import (
 )
 from relay.protocol import (
     endpoint_record,
+    frames,
     migration_order,
 )
 from relay.protocol import jws as jose
@@ -54,10 +55,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
     UnavailableError,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -221,7 +218,7 @@ class Handoffs:
 
     # ------------------------------------------------------------ what peers say
 
-    async def hear(self, peer: Did, said: Migrate) -> Migrated:
+    async def hear(self, peer: Did, said: frames.Migrate) -> frames.Migrated:
         """Take a page of a digest from a relay that has proven itself.
 
         Raises:
@@ -256,9 +253,9 @@ class Handoffs:
             raise ProtocolError(ErrorCode.BAD_FRAME, "that is no page of a digest")
         if step.answer.next == said.total:
             log.event("handoff", step="digested", did=said.agent, handoff=said.handoff, peer=peer)
-        return Migrated(said.ref, said.handoff, said.whole, step.answer.next)
+        return frames.Migrated(said.ref, said.handoff, said.whole, step.answer.next)
 
-    async def _evidence(self, peer: Did, said: Migrate, row: HandoffRow) -> tuple[str, bool]:
+    async def _evidence(self, peer: Did, said: frames.Migrate, row: HandoffRow) -> tuple[str, bool]:
         """Which hand-off it is here, and whether the agent itself has said that mail lay there.
 
         An order and the record that it ended in are one hand-off: a relay that has lost what it
@@ -284,7 +281,7 @@ class Handoffs:
         return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
 
 
-def _agent(said: Migrate) -> AgentKey:
+def _agent(said: frames.Migrate) -> AgentKey:
     try:
         for relay in said.missing:
             parse_did(relay)

@@ -32,11 +32,9 @@ from relay.migration.requests import Migrations
 from relay.migration.steps import Handoffs
 from relay.peering.peers import Peers
 from relay.peering.ports import Names
-from relay.protocol import envelope
+from relay.protocol import envelope, frames
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
-from relay.protocol.frames import frames
-from relay.protocol.frames.frames import Hello
 from relay.protocol.ids import NodeId
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
@@ -97,9 +95,9 @@ class Node:
             "envelopes": frames.MAX_ENVELOPES,
         }
 
-    def hello(self) -> Hello:
+    def hello(self) -> frames.Hello:
         """The first frame of a conversation, with a fresh nonce."""
-        return Hello(
+        return frames.Hello(
             relay=self.key.did,
             url=self.settings.url,
             nonce=new_nonce(),

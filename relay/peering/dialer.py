@@ -37,7 +37,7 @@ from relay.peering.fetch import (
     fetch,
 )
 from relay.peering.urls import Target
-from relay.protocol import hosts
+from relay.protocol import frames, hosts
 from relay.protocol.dial_allowlist import (
     Allowed,
     unwrapped,
@@ -46,10 +46,6 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     UnavailableError,
-)
-from relay.protocol.frames.frames import (
-    MAX_FRAME_BYTES,
-    SUBPROTOCOL,
 )
 from relay.protocol.hosts import IpAddress
 from relay.sockets import Address
@@ -122,10 +118,10 @@ class Dialer:
                     f"ws{target.origin.removeprefix('http')}{PATH}",
                     sock=sock,
                     ssl=self._context() if target.secure else None,
-                    subprotocols=[Subprotocol(SUBPROTOCOL)],
+                    subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
                     compression=None,
                     proxy=None,
-                    max_size=MAX_FRAME_BYTES + MARGIN_BYTES,
+                    max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
                     max_queue=QUEUED_FRAMES,
                     open_timeout=DIAL_S,
                     ping_interval=PING_S,

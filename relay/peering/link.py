@@ -16,6 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 from relay import clock, metrics
 from relay.peering.ports import Taken
+from relay.protocol import frames
 from relay.protocol.client_session import (
     Failed,
     Ready,
@@ -29,15 +30,6 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
     error,
-)
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
-    Bye,
-    Error,
-    Frame,
-    Gossip,
-    Submit,
-    Submitted,
 )
 from relay.protocol.ids import (
     Did,
@@ -89,7 +81,7 @@ class Link:
         self._submitted: dict[str, list[Eid]] = {}
         """What was not answered yet, also where nobody waits for the answer any more."""
         self._handoffs: dict[str, str] = {}
-        self._pushes: asyncio.Queue[Gossip] = asyncio.Queue(QUEUED_PUSHES)
+        self._pushes: asyncio.Queue[frames.Gossip] = asyncio.Queue(QUEUED_PUSHES)
         self._room = asyncio.Semaphore(MAX_SUBMITS)
         self._over = asyncio.Event()
 
@@ -115,7 +107,7 @@ class Link:
     async def say_goodbye(self) -> None:
         """The node shuts down: tell the peer, then end."""
         try:
-            await self._write(Bye(ErrorCode.DRAINING, "the node is shutting down", 1))
+            await self._write(frames.Bye(ErrorCode.DRAINING, "the node is shutting down", 1))
         except RelayError:
             return
         finally:
@@ -139,7 +131,7 @@ class Link:
 
     async def _read(self) -> None:
         data = await _received(self._socket)
-        effects = self._session.receive(codec.parse(data, "relay"), clock.now())
+        effects = self._session.receive(frames.parse(data, "relay"), clock.now())
         self._heard_at = clock.monotonic()
         for effect in effects:
             if isinstance(effect, Failed):
@@ -165,7 +157,7 @@ class Link:
             RelayError: the peer refuses the submit as a whole.
         """
         ref = str(next(self._refs))
-        frame = Submit(ref, envelopes, tuple(hops), tuple(marked), handoff)
+        frame = frames.Submit(ref, envelopes, tuple(hops), tuple(marked), handoff)
         async with self._room:
             self._submitted[ref] = [eid_of(wire) for wire in envelopes]
             if handoff:
@@ -199,7 +191,7 @@ class Link:
             raise ProtocolError(ErrorCode.BAD_FRAME, "a question is not answered by submitted")
         return answer
 
-    async def _exchange(self, frame: Frame, ref: str, seconds: float) -> Answer | Taken:
+    async def _exchange(self, frame: frames.Frame, ref: str, seconds: float) -> Answer | Taken:
         self.used_at = clock.monotonic()
         if self.ended is not None:
             raise _gone(self.ended.detail)
@@ -213,13 +205,13 @@ class Link:
             self._waiting.pop(ref, None)
             if future.done() and not future.cancelled():
                 future.exception()  # heard of, also where the writing failed first
-        if isinstance(answer, Error):
+        if isinstance(answer, frames.Error):
             raise error(answer.error, answer.detail, retry_after=answer.retry_after)
         return answer
 
     def _take(self, frame: Answer) -> bool:
         """Tell those who wait; False: nobody has asked for this, or nobody waits any more."""
-        if isinstance(frame, Submitted):
+        if isinstance(frame, frames.Submitted):
             compact = frame.receipt
             receipt = None if compact is None else verify_receipt(compact, self.peer)
             # what does not fit wholly is no answer to anything: it ends the link
@@ -245,7 +237,7 @@ class Link:
 
     # ------------------------------------------------------------ pushes
 
-    def push(self, gossip: Gossip) -> bool:
+    def push(self, gossip: frames.Gossip) -> bool:
         """Pass on, at leisure; False: the queue is full, and this was dropped."""
         try:
             self._pushes.put_nowait(gossip)
@@ -261,10 +253,10 @@ class Link:
         except RelayError as exc:
             self._end(exc)
 
-    async def _write(self, frame: Frame) -> None:
+    async def _write(self, frame: frames.Frame) -> None:
         try:
             async with asyncio.timeout(WRITE_S):
-                await self._socket.send(codec.encode(frame), text=True)
+                await self._socket.send(frames.encode(frame), text=True)
         except ConnectionClosed as exc:
             raise _gone("the connection is gone") from exc
         except TimeoutError as exc:
@@ -303,15 +295,15 @@ async def _proved(socket: ClientConnection, session: PeerSession) -> Ready:
                     pass
 
 
-async def _send(socket: ClientConnection, frame: Frame) -> None:
+async def _send(socket: ClientConnection, frame: frames.Frame) -> None:
     try:
-        await socket.send(codec.encode(frame), text=True)
+        await socket.send(frames.encode(frame), text=True)
     except ConnectionClosed as exc:
         raise _gone("the connection is gone") from exc
 
 
-async def _receive(socket: ClientConnection) -> Frame:
-    return codec.parse(await _received(socket), "relay")
+async def _receive(socket: ClientConnection) -> frames.Frame:
+    return frames.parse(await _received(socket), "relay")
 
 
 async def _received(socket: ClientConnection) -> bytes:

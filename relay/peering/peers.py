@@ -24,14 +24,13 @@ from relay.peering.ports import (
     PeerRow,
     PeerStore,
 )
-from relay.protocol import relay_info
+from relay.protocol import frames, relay_info
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RejectedError,
     RelayError,
 )
-from relay.protocol.frames.frames import View
 from relay.protocol.ids import Did
 from relay.protocol.relay_info import (
     Federation,
@@ -46,7 +45,7 @@ MAX_LEARNED: Final = 1_000
 class SeenBy:
     """How a peer sees this relay, and when it said so."""
 
-    view: View
+    view: frames.View
     at: int
 
 
@@ -402,7 +401,7 @@ class Peers:
         """What is held against it."""
         return self.strike_counter.reputation(did, clock.now())
 
-    def view_of(self, did: Did, ref: str) -> View:
+    def view_of(self, did: Did, ref: str) -> frames.View:
         """What it hears when it asks how it is seen."""
         reputation = self.reputation(did)
         return self.roster.view_of(

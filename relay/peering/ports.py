@@ -7,13 +7,10 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
 from relay.protocol import endpoint_record as records
+from relay.protocol import frames
 from relay.protocol.errors import (
     Refusal,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    Gossip,
-    Rejection,
 )
 from relay.protocol.handles import (
     Handle,
@@ -268,7 +265,7 @@ class Taken(NamedTuple):
 
     receipt: Receipt | None
     compact: str | None
-    outcomes: Sequence[ReceiptItem | Rejection]
+    outcomes: Sequence[ReceiptItem | frames.Rejection]
 
 
 class PeerLink(Protocol):
@@ -315,7 +312,7 @@ class PeerLink(Protocol):
         """
         ...
 
-    def push(self, gossip: Gossip) -> bool:
+    def push(self, gossip: frames.Gossip) -> bool:
         """Pass on, at leisure; False: there is too much already, and this was dropped."""
         ...
 

@@ -13,29 +13,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from relay.protocol import handshake
+from relay.protocol import frames, handshake
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RelayError,
     error,
-)
-from relay.protocol.frames.frames import (
-    Acked,
-    Auth,
-    Bye,
-    Deliver,
-    Error,
-    Frame,
-    Gap,
-    Hello,
-    Published,
-    Resolved,
-    Ruled,
-    Statuses,
-    Submitted,
-    Welcome,
 )
 from relay.protocol.ids import (
     Did,
@@ -67,15 +51,25 @@ class Ready:
     """The relay proved itself and the login holds."""
 
     relay: Did
-    hello: Hello
-    welcome: Welcome
+    hello: frames.Hello
+    welcome: frames.Welcome
 
 
 @dataclass(frozen=True, slots=True)
 class Heard:
     """A frame for the application."""
 
-    frame: Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Ruled | Error
+    frame: (
+        frames.Submitted
+        | frames.Deliver
+        | frames.Gap
+        | frames.Acked
+        | frames.Statuses
+        | frames.Resolved
+        | frames.Published
+        | frames.Ruled
+        | frames.Error
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +84,7 @@ class Failed:
 class Send:
     """Write this frame."""
 
-    frame: Frame
+    frame: frames.Frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +117,10 @@ class AgentSession:
         self._key = key
         self._login = login
         self._cnonce = b64encode(entropy(handshake.NONCE_BYTES))
-        self._hello: Hello | None = None
+        self._hello: frames.Hello | None = None
         self._claims: handshake.Claims | None = None
 
-    def receive(self, frame: Frame, now: Timestamp) -> list[Effect]:
+    def receive(self, frame: frames.Frame, now: Timestamp) -> list[Effect]:
         """Take one frame from the relay; ``now`` is the wall clock, Unix seconds."""
         if self.phase is Phase.CLOSED:
             return []
@@ -135,21 +129,21 @@ class AgentSession:
         except RelayError as exc:
             return self.fail(exc)
 
-    def _take(self, frame: Frame, now: Timestamp) -> list[Effect]:
-        if isinstance(frame, Bye):
+    def _take(self, frame: frames.Frame, now: Timestamp) -> list[Effect]:
+        if isinstance(frame, frames.Bye):
             said = error(frame.error, frame.detail, retry_after=frame.retry_after)
             return self.fail(said, frame.record)
         if self.phase is Phase.OPEN:
             return self._hear(frame)
-        if isinstance(frame, Hello) and self.phase is Phase.START:
+        if isinstance(frame, frames.Hello) and self.phase is Phase.START:
             return self._answer(frame, now)
-        if isinstance(frame, Welcome) and self.phase is Phase.PROVING:
+        if isinstance(frame, frames.Welcome) and self.phase is Phase.PROVING:
             return self._check(frame)
-        if isinstance(frame, Error):
+        if isinstance(frame, frames.Error):
             return self.fail(error(frame.error, frame.detail, retry_after=frame.retry_after))
         raise ProtocolError(ErrorCode.BAD_FRAME, f"{type(frame).__name__} before the login holds")
 
-    def _answer(self, hello: Hello, now: Timestamp) -> list[Effect]:
+    def _answer(self, hello: frames.Hello, now: Timestamp) -> list[Effect]:
         if hello.url != self._login.url:
             detail = f"dialled {self._login.url}, but the relay there says it is {hello.url}"
             raise ProtocolError(ErrorCode.WRONG_RELAY, detail)
@@ -168,9 +162,9 @@ class AgentSession:
         )
         self.phase = Phase.PROVING
         signed = handshake.sign_auth(self._key, self._claims, now)
-        return [Send(Auth(signed, self._login.record, self._login.invite))]
+        return [Send(frames.Auth(signed, self._login.record, self._login.invite))]
 
-    def _check(self, welcome: Welcome) -> list[Effect]:
+    def _check(self, welcome: frames.Welcome) -> list[Effect]:
         if self._claims is None or self._hello is None:
             raise ProtocolError(ErrorCode.BAD_FRAME, "welcome before hello")
         standing = handshake.Standing(welcome.epoch, welcome.cursor, welcome.head)
@@ -179,11 +173,12 @@ class AgentSession:
         return [Ready(self._claims.aud, self._hello, welcome)]
 
     @staticmethod
-    def _hear(frame: Frame) -> list[Effect]:
+    def _hear(frame: frames.Frame) -> list[Effect]:
         match frame:
             case (
-                Submitted() | Deliver() | Gap() | Acked() | Statuses() | Resolved() | Published()
-                | Ruled() | Error()
+                frames.Submitted() | frames.Deliver() | frames.Gap() | frames.Acked()
+                | frames.Statuses() | frames.Resolved() | frames.Published() | frames.Ruled()
+                | frames.Error()
             ):  # fmt: skip
                 return [Heard(frame)]
             case _:

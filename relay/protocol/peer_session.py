@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from relay.protocol import client_session
+from relay.protocol import client_session, frames
 from relay.protocol.client_session import (
     AgentSession,
     Close,
@@ -29,38 +29,38 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.frames.frames import (
-    Bye,
-    Digest,
-    Digests,
-    Error,
-    Frame,
-    Gossip,
-    Have,
-    Resolve,
-    Resolved,
-    Status,
-    Statuses,
-    Submitted,
-    View,
-    Want,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
-)
 from relay.protocol.ids import (
     Did,
     Entropy,
     Timestamp,
 )
 
-Answer = Submitted | Statuses | Resolved | Digests | Have | Gossip | View | Migrated | Error
+Answer = (
+    frames.Submitted
+    | frames.Statuses
+    | frames.Resolved
+    | frames.Digests
+    | frames.Have
+    | frames.Gossip
+    | frames.View
+    | frames.Migrated
+    | frames.Error
+)
 """What a peer says to the relay that dialled it."""
-Question = Status | Resolve | Digest | Want | Migrate
+Question = frames.Status | frames.Resolve | frames.Digest | frames.Want | frames.Migrate
 """What a relay asks of a peer that it dialled."""
 
-HEARD: Final = (Submitted, Statuses, Resolved, Digests, Have, Gossip, View, Migrated, Error)
+HEARD: Final = (
+    frames.Submitted,
+    frames.Statuses,
+    frames.Resolved,
+    frames.Digests,
+    frames.Have,
+    frames.Gossip,
+    frames.View,
+    frames.Migrated,
+    frames.Error,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +91,13 @@ class PeerSession:
         """Where the conversation stands."""
         return self._login.phase
 
-    def receive(self, frame: Frame, now: Timestamp) -> list[Effect]:
+    def receive(self, frame: frames.Frame, now: Timestamp) -> list[Effect]:
         """Take one frame from the peer; ``now`` is the wall clock, Unix seconds."""
-        if self.phase is Phase.OPEN and not isinstance(frame, Bye):
+        if self.phase is Phase.OPEN and not isinstance(frame, frames.Bye):
             return self._hear(frame)
         return [self._as_ours(effect) for effect in self._login.receive(frame, now)]
 
-    def _hear(self, frame: Frame) -> list[Effect]:
+    def _hear(self, frame: frames.Frame) -> list[Effect]:
         if isinstance(frame, HEARD):
             return [Answered(frame)]
         detail = f"{type(frame).__name__} does not belong between relays"

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
-)
-from relay.protocol.frames.frames import (
-    Rejection,
-    Submitted,
 )
 from relay.protocol.ids import Eid
 from relay.protocol.receipts import (
@@ -22,11 +19,11 @@ from relay.protocol.receipts import (
     ReceiptItem,
 )
 
-Outcome = Rejection | ReceiptItem
+Outcome = frames.Rejection | ReceiptItem
 
 
 def match(
-    frame: Submitted,
+    frame: frames.Submitted,
     receipt: Receipt | None,
     asked: Mapping[str, Sequence[Eid]],
     handoffs: Mapping[str, str] | None = None,

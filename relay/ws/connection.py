@@ -37,6 +37,7 @@ from relay.inbox.submit import (
     Submissions,
 )
 from relay.node.node import Node
+from relay.protocol import frames
 from relay.protocol.client_session import (
     Close,
     Send,
@@ -49,26 +50,6 @@ from relay.protocol.errors import (
     UnavailableError,
     error,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
-    Bye,
-    Deliver,
-    Digest,
-    Error,
-    Frame,
-    Publish,
-    Resolve,
-    Resolved,
-    Rules,
-    Status,
-    StatusAnswer,
-    Statuses,
-    StatusItem,
-    Submit,
-    Submitted,
-    Want,
-)
-from relay.protocol.frames.frames_migrate import Migrate
 from relay.protocol.ids import Fence
 from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
@@ -117,7 +98,7 @@ class Connection(Follower):
         except* Exception:  # noqa: BLE001  a bug must not take its text to the other side
             log.internal_error("connection")
             metrics.INTERNAL.inc()
-            self._write(Bye(ErrorCode.INTERNAL))
+            self._write(frames.Bye(ErrorCode.INTERNAL))
             await self._hang_up(ErrorCode.INTERNAL)
 
     async def _converse(self, receive: AsgiReceive) -> None:
@@ -155,7 +136,7 @@ class Connection(Follower):
             self._perform(self._session.fail(ErrorCode.UNSUPPORTED, "frames are text"))
             return
         try:
-            frame = codec.parse(data, "agent")
+            frame = frames.parse(data, "agent")
         except RelayError as exc:
             self._perform(self._session.fail(exc.code, exc.detail))
             return
@@ -258,12 +239,12 @@ class Connection(Follower):
             return
         self._tasks.create_task(work)
 
-    def _write(self, frame: Frame) -> None:
-        if isinstance(frame, Deliver):
+    def _write(self, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Deliver):
             again = sum(item.redelivered for item in frame.items)
             metrics.DELIVERED_FIRST.inc(len(frame.items) - again)
             metrics.DELIVERED_AGAIN.inc(again)
-        self._socket.write_text(codec.encode(frame))
+        self._socket.write_text(frames.encode(frame))
 
     async def _log_in(self, effect: Login) -> None:
         accounts, proven = self._node.accounts, None
@@ -298,12 +279,12 @@ class Connection(Follower):
             # what was stored between opening and attaching had nobody to tell
             self.woken()
 
-    async def _store(self, submit: Submit) -> None:
+    async def _store(self, submit: frames.Submit) -> None:
         said = submit.ref, submit.envelopes, submit.marked, submit.handoff
         try:
             await self._submissions.submit(*said)
         except RelayError as exc:
-            self._write(Error(exc.code, exc.detail, exc.retry_after, submit.ref))
+            self._write(frames.Error(exc.code, exc.detail, exc.retry_after, submit.ref))
 
     async def _hear(self, effect: Hear) -> None:
         who = self._session.who
@@ -324,30 +305,30 @@ class Connection(Follower):
                     return
                 frame = await self._reply(question)
         except RelayError as exc:
-            frame = Error(exc.code, exc.detail, exc.retry_after, question.ref)
+            frame = frames.Error(exc.code, exc.detail, exc.retry_after, question.ref)
         finally:
             self._asked -= 1
         self._write(frame)
 
-    async def _reply(self, question: Question) -> Frame:
+    async def _reply(self, question: Question) -> frames.Frame:
         who = self._session.who
         assert who is not None  # noqa: S101  the session asks only after a login
         node = self._node
         match question:
-            case Status(ref, items):
-                return Statuses(ref, tuple(await self._statuses(who, items)))
-            case Publish(ref, record):
+            case frames.Status(ref, items):
+                return frames.Statuses(ref, tuple(await self._statuses(who, items)))
+            case frames.Publish(ref, record):
                 return await node.directory.publish(record, owner=who.did, ref=ref)
-            case Rules():
+            case frames.Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
-            case Digest() | Want():
+            case frames.Digest() | frames.Want():
                 return await node.mesh.answer(who.did, question)
-            case Migrate():
+            case frames.Migrate():
                 return await node.handoffs.hear(who.did, question)
-            case Resolve():
+            case frames.Resolve():
                 return await self._resolve(who, question)
 
-    async def _resolve(self, who: Identity, question: Resolve) -> Frame:
+    async def _resolve(self, who: Identity, question: frames.Resolve) -> frames.Frame:
         # a peer is answered from the own store, else questions would go in circles
         around, resolving = who.fence is not None, self._node.resolving
         if question.did is not None:
@@ -358,10 +339,12 @@ class Connection(Follower):
             found = await resolving.by_handle(question.handle or "", who.did)
         else:
             detail = "handles are looked up for the agents of this relay"
-            return Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
-        return Resolved(question.ref, found.state, found.record, stale=found.stale)
+            return frames.Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
+        return frames.Resolved(question.ref, found.state, found.record, stale=found.stale)
 
-    async def _statuses(self, who: Identity, items: Sequence[StatusItem]) -> list[StatusAnswer]:
+    async def _statuses(
+        self, who: Identity, items: Sequence[frames.StatusItem]
+    ) -> list[frames.StatusAnswer]:
         if who.role == "peer":
             return await self._node.status(None, items)
         return await self._node.status.follow(who.did, items)
@@ -388,7 +371,7 @@ class Connection(Follower):
 
     # ------------------------------------------------------------ results
 
-    def _answer(self, frame: Submitted) -> None:
+    def _answer(self, frame: frames.Submitted) -> None:
         self._room.set()
         self._write(frame)
 

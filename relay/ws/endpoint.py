@@ -12,7 +12,7 @@ from relay.inbox.client_ip import (
     peer_of,
 )
 from relay.node.node import Node
-from relay.protocol.frames.frames import SUBPROTOCOL
+from relay.protocol import frames
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
 
@@ -37,7 +37,7 @@ class Endpoint:
             await _refuse(send, status or 500)
             return
         socket.write_timeout_s = self._node.settings.write_timeout_s
-        await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+        await send({"type": "websocket.accept", "subprotocol": frames.SUBPROTOCOL})
         connection = Connection(self._node, socket, send, peer)
         self._connections.add(connection)
         self._per_address[address] += 1
@@ -54,7 +54,7 @@ class Endpoint:
 
     def _objection(self, scope: dict[str, Any], address: str) -> int | None:
         settings = self._node.settings
-        if SUBPROTOCOL not in scope.get("subprotocols", ()):
+        if frames.SUBPROTOCOL not in scope.get("subprotocols", ()):
             return 400
         if self._node.intake.draining:
             return 503

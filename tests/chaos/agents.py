@@ -19,14 +19,14 @@ from random import Random
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
+from relay.protocol import frames
 from relay.protocol.client_session import Ready
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Acked,
     Bye,
     Deliver,
@@ -160,7 +160,7 @@ class Agent:
         try:
             async with asyncio.timeout(TOLD_S):
                 while True:
-                    frame = codec.parse(await socket.recv(decode=False), "relay")
+                    frame = frames.parse(await socket.recv(decode=False), "relay")
                     if isinstance(frame, Deliver):
                         self.incoming.deliver_late(frame, Did(self._relay.did), session)
                     if isinstance(frame, Bye):
@@ -210,7 +210,7 @@ class Agent:
                 data = await socket.recv(decode=False)
         except TimeoutError:
             return
-        self._take(codec.parse(data, "relay"), relay)
+        self._take(frames.parse(data, "relay"), relay)
 
     def _take(self, frame: Frame, relay: Did) -> None:
         now = time.monotonic()
@@ -235,4 +235,4 @@ class Agent:
 
 
 async def _say(socket: ClientConnection, frame: Frame) -> None:
-    await socket.send(codec.encode(frame), text=True)
+    await socket.send(frames.encode(frame), text=True)

@@ -12,7 +12,7 @@ from random import Random
 
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Acked,
     Deliver,
     Gap,

@@ -27,7 +27,7 @@ from websockets.exceptions import InvalidState
 from websockets.frames import Frame as WireFrame
 from websockets.uri import parse_uri
 
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
     AgentSession,
     Login,
@@ -37,8 +37,7 @@ from relay.protocol.client_session import (
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import RelayError
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     SUBPROTOCOL,
     Ack,
     Bye,
@@ -188,7 +187,7 @@ class Client:
             pass
         self.stage = "logged in"
         for _ in range(self.rng.randint(0, 6)):
-            self._protocol.send_text(codec.encode(self._frame()))
+            self._protocol.send_text(frames.encode(self._frame()))
             await self._flush()
             self.stage = "spoken"
             if self.rng.random() < 0.4:
@@ -197,7 +196,7 @@ class Client:
     async def _log_in(self, session: AgentSession, frame: Frame) -> bool:
         for effect in session.receive(frame, Timestamp(time.time())):
             if isinstance(effect, Send):
-                self._protocol.send_text(codec.encode(effect.frame))
+                self._protocol.send_text(frames.encode(effect.frame))
                 self.stage = "logging in"
                 await self._flush()
             if isinstance(effect, Ready):
@@ -254,7 +253,7 @@ class Client:
         while True:
             for event in self._protocol.events_received():
                 if isinstance(event, WireFrame):
-                    frame = codec.parse(bytes(event.data), "relay")
+                    frame = frames.parse(bytes(event.data), "relay")
                     if isinstance(frame, Deliver):
                         self._seen = frame.items[-1].seq
                     return frame

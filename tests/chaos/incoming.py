@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from random import Random
 
 from relay.protocol import envelope
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,

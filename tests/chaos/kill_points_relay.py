@@ -24,7 +24,9 @@ from relay.migration.ports import (
 )
 from relay.node import serve
 from relay.peering.link import Link
-from relay.protocol.frames.frames import Migrate
+from relay.protocol.frames import (
+    Migrate,
+)
 from relay.protocol.ids import Did
 from relay.protocol.types import (
     Mode,

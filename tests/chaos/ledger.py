@@ -20,7 +20,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames.frames import Welcome
+from relay.protocol.frames import (
+    Welcome,
+)
 from relay.protocol.ids import (
     Did,
     Eid,

@@ -28,14 +28,13 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from relay.peering.link import log_in
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import (
     SigningKey,
     encode_did,
 )
 from relay.protocol.errors import RelayError
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     SUBPROTOCOL,
     Gossip,
 )
@@ -118,7 +117,7 @@ class Liar:
             due = self._began + (self.pushed - self._before) / self.rate
             await asyncio.sleep(max(0.0, due - time.monotonic()))
         batch = tuple(itertools.islice(self.lies, min(A_FRAME, self.count - self.pushed)))
-        await socket.send(codec.encode(Gossip(batch)), text=True)
+        await socket.send(frames.encode(Gossip(batch)), text=True)
         self.pushed += len(batch)
 
 

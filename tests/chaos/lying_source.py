@@ -21,14 +21,12 @@ from relay.protocol import (
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Error,
-    Submit,
-    Submitted,
-)
-from relay.protocol.frames.frames_migrate import (
     Migrate,
     Migrated,
+    Submit,
+    Submitted,
 )
 from relay.protocol.ids import (
     Timestamp,

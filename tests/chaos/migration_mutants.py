@@ -32,7 +32,9 @@ from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
 )
-from relay.protocol.frames.frames_migrate import Migrate
+from relay.protocol.frames import (
+    Migrate,
+)
 from relay.protocol.jws import b64decode
 from relay.store.redis import client
 from relay.store.redis.scripts import Script

@@ -14,7 +14,7 @@ from random import Random
 
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Rejection,
     Submit,
     Submitted,

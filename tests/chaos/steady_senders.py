@@ -20,10 +20,10 @@ from relay.client.http.transport import ask
 from relay.protocol import (
     endpoint_record,
     envelope,
+    frames,
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames import codec
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -105,7 +105,7 @@ class StaleSender(Agent):
                 data = await socket.recv(decode=False)
         except TimeoutError:
             return
-        self._take(codec.parse(data, "relay"), relay)
+        self._take(frames.parse(data, "relay"), relay)
 
 
 async def publish(key: SigningKey, relay: RelayProcess) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Welcome,
     WelcomePending,
 )

@@ -28,15 +28,15 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,
     Error,
+    Migrated,
     Submit,
     Submitted,
 )
-from relay.protocol.frames.frames_migrate import Migrated
 from relay.protocol.ids import (
     Did,
     Timestamp,

@@ -23,7 +23,7 @@ from relay.protocol.errors import (
     ErrorCode,
     RelayError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,

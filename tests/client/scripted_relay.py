@@ -20,14 +20,14 @@ from websockets.exceptions import ConnectionClosed
 
 from relay.protocol import envelope as envelopes
 from relay.protocol import (
+    frames,
     handshake,
     receipts,
 )
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import Envelope
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     SUBPROTOCOL,
     Deliver,
     DeliverItem,
@@ -106,12 +106,12 @@ class Talk:
     number: int
 
     async def say(self, frame: Frame) -> None:
-        await self.socket.send(codec.encode(frame).decode())
+        await self.socket.send(frames.encode(frame).decode())
 
     async def hear(self) -> Any:
         """The agent's next frame; what it asks about its own record is answered on the way."""
         while True:
-            frame = codec.parse(await self.socket.recv(decode=False), "agent")
+            frame = frames.parse(await self.socket.recv(decode=False), "agent")
             self.relay.heard.append(frame)
             if isinstance(frame, Resolve):
                 await self.say(Resolved(frame.ref, "absent"))

@@ -22,7 +22,9 @@ from relay.protocol import (
     jws,
 )
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames.frames import Hello
+from relay.protocol.frames import (
+    Hello,
+)
 from relay.protocol.ids import (
     Did,
     Timestamp,

@@ -34,7 +34,9 @@ from relay.client.state.agent_state import in_memory
 from relay.protocol import endpoint_record
 from relay.protocol.client_session import Login
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames.frames import Submit
+from relay.protocol.frames import (
+    Submit,
+)
 from tests.client.documented_errors import complaints
 from tests.client.network_failures import (
     FAILURES,

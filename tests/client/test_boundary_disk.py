@@ -28,11 +28,10 @@ from relay.client.identity import key_file
 from relay.client.identity.key_format import Cost
 from relay.client.state import agent_state as states
 from relay.client.state.journal import Journal
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Publish,
     Published,
     Resolve,
@@ -247,7 +246,7 @@ async def be_honest(talk: Talk) -> None:
     wires = [envelope_of(new_key(), ME.did).wire for _ in range(3)]
     await talk.say(deliver(*enumerate(wires, 1)))
     while True:
-        match codec.parse(await talk.socket.recv(decode=False), "agent"):
+        match frames.parse(await talk.socket.recv(decode=False), "agent"):
             case Resolve() as frame:
                 await talk.say(Resolved(frame.ref, "absent"))
             case Publish() as frame:

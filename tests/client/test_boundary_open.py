@@ -26,10 +26,10 @@ from relay.client import (
 )
 from relay.client.http import transport
 from relay.client.message import MessageValues
+from relay.protocol import frames as frames_
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Bye,
@@ -191,7 +191,7 @@ async def trial(lie: Lie, *, spares: bool = False) -> AsyncIterator[Trial]:
         await talk.say(deliver(*waiting))
         with contextlib.suppress(ConnectionClosed):
             while True:
-                frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+                frame = frames_.parse(await talk.socket.recv(decode=False), "agent")
                 is_honest = spares or not turned.is_set()
                 if isinstance(frame, Resolve) and is_honest and frame.did == me.did:
                     await talk.say(Resolved(frame.ref, "absent"))

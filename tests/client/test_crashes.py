@@ -8,7 +8,7 @@ import pytest
 
 from relay.client import Agent, OutcomeUnknownError, SignedEnvelope, SigningKey, UnknownInboxError
 from relay.client.state.journal import Journal
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Submitted,
 )

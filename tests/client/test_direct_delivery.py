@@ -19,12 +19,11 @@ from relay.client.http import origin as origins
 from relay.client.outbox import direct
 from relay.client.session.pool import Sessions
 from relay.client.state import agent_state as states
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Publish,
     Published,
     Rejection,
@@ -61,7 +60,7 @@ def refuses(code: ErrorCode, *, shown: str | None = None, with_no: str | None = 
         await talk.log_in()
         with contextlib.suppress(Exception):
             while True:
-                frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+                frame = frames.parse(await talk.socket.recv(decode=False), "agent")
                 talk.relay.heard.append(frame)
                 await answer(talk, frame)
 
@@ -165,7 +164,7 @@ async def stored_by(talk: Talk, shown: str) -> None:
     await talk.log_in()
     with contextlib.suppress(Exception):
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             talk.relay.heard.append(frame)
             if isinstance(frame, Resolve):
                 is_own = frame.did != endpoint_record.parse(shown).did
@@ -263,7 +262,7 @@ async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_on
             await talk.log_in()
             with contextlib.suppress(Exception):
                 while True:
-                    frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+                    frame = frames.parse(await talk.socket.recv(decode=False), "agent")
                     if isinstance(frame, Resolve) and frame.did in shown:
                         await talk.say(Resolved(frame.ref, "found", shown[frame.did]))
                     elif isinstance(frame, Resolve):

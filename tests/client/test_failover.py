@@ -10,7 +10,7 @@ import pytest
 from relay.client import Agent, BlockedError, MovedError, SupersededError, UnreachableError
 from relay.protocol import endpoint_record
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Acked,
     Bye,
 )

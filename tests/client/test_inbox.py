@@ -17,7 +17,7 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Acked,
     Gap,
 )

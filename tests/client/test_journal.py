@@ -24,7 +24,9 @@ from relay.client.state.peers import (
     Holding,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import Acked
+from relay.protocol.frames import (
+    Acked,
+)
 from relay.protocol.ids import (
     Eid,
     Epoch,

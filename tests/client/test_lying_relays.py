@@ -24,11 +24,10 @@ from relay.client import (
     WrongRelayError,
 )
 from relay.client.errors import CLASS_OF
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol import envelope as envelopes
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Bye,
@@ -613,7 +612,7 @@ async def test_a_send_only_session_sends_and_says_why_it_receives_nothing():
             me_key, [endpoint_record.Home(elsewhere.did, "https://r.example")], now=Timestamp(2**31)
         )
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             talk.relay.heard.append(frame)
             if isinstance(frame, Resolve):
                 await talk.say(Resolved(frame.ref, "found", record))
@@ -652,7 +651,7 @@ async def test_a_record_that_its_agent_did_not_sign_is_unreadable():
     async def script(talk: Talk) -> None:
         await talk.log_in()
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             if isinstance(frame, Resolve) and frame.did == victim.did:
                 forged = endpoint_record.sign(liar, home, now=Timestamp(1_800_000_000))
                 await talk.say(Resolved(frame.ref, "found", forged))

@@ -44,7 +44,7 @@ from relay.protocol.envelope import (
     sign,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Rejection,
     Submitted,
 )

@@ -30,11 +30,10 @@ from relay.client.state.peers import (
     TABLES,
     Knowledge,
 )
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol import envelope as envelopes
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Gap,
     Publish,
     Published,
@@ -83,7 +82,7 @@ async def go_on(talk: Talk, own: str | None = None) -> None:
     """Be a relay that keeps all; ``own`` is what it shows as the agent's own record."""
     with contextlib.suppress(Exception):
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             match frame:
                 case Resolve():
                     state = "absent" if own is None else "found"

@@ -28,7 +28,7 @@ from relay.client.outbox.sender import Submissions
 from relay.client.state.journal import Journal
 from relay.protocol.envelope import Envelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Rejection,
     Submit,
     Submitted,

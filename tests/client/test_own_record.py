@@ -32,10 +32,9 @@ from relay.client.http import (
     transport,
 )
 from relay.client.state.agent_state import State
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import EndpointRecord
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Publish,
     Published,
     Resolve,
@@ -118,7 +117,7 @@ async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
     async def script(talk: Talk) -> None:
         await talk.log_in()
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             if isinstance(frame, Resolve):
                 await talk.say(Resolved(frame.ref, "absent"))
             elif isinstance(frame, Publish):
@@ -153,7 +152,7 @@ async def test_a_relay_that_cannot_ask_others_keeps_nobody_out_who_has_an_inbox_
         said = welcome() if has_inbox else welcome(inbox=False, session=None, epoch=None)
         await talk.log_in(said=said)
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             if isinstance(frame, Resolve):
                 await talk.say(Resolved(frame.ref, "unreadable"))
             elif isinstance(frame, Publish):

@@ -15,13 +15,13 @@ from relay.client import (
 from relay.client.inbox import unverified
 from relay.protocol import (
     endpoint_record,
+    frames,
     receipts,
 )
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Error,
     Publish,
     Published,
@@ -89,7 +89,7 @@ class Forwarding:
         self.talk = talk
         await talk.log_in(said=welcome(head=9))
         while True:
-            frame = codec.parse(await talk.socket.recv(decode=False), "agent")
+            frame = frames.parse(await talk.socket.recv(decode=False), "agent")
             answer = self.answer(talk, frame)
             if answer is not None:
                 await talk.say(answer)

@@ -14,7 +14,7 @@ from relay.client.outbox.queue import (
     Outbox,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Rejection,
     Submitted,
 )

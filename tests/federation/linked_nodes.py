@@ -17,7 +17,7 @@ from relay.inbox.ports import Store
 from relay.peering.links import Links
 from relay.peering.model.membership import Roster
 from relay.peering.ports import PeerLink
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
     Failed,
     Ready,
@@ -25,8 +25,9 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import Frame
+from relay.protocol.frames import (
+    Frame,
+)
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -129,12 +130,12 @@ class Peer:
     ready: Ready
 
     async def say(self, frame: Frame) -> None:
-        await self.socket.send(codec.encode(frame).decode())
+        await self.socket.send(frames.encode(frame).decode())
 
     async def hear(self, *kinds: type) -> Any:
         async with asyncio.timeout(8):
             while True:
-                frame = codec.parse((await self.socket.recv()).encode(), "relay")
+                frame = frames.parse((await self.socket.recv()).encode(), "relay")
                 if not kinds or isinstance(frame, kinds):
                     return frame
 
@@ -153,10 +154,10 @@ async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIter
 async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
     async with asyncio.timeout(8):
         while True:
-            frame = codec.parse((await socket.recv()).encode(), "relay")
+            frame = frames.parse((await socket.recv()).encode(), "relay")
             for effect in session.receive(frame, Timestamp(time.time())):
                 if isinstance(effect, Send):
-                    await socket.send(codec.encode(effect.frame).decode())
+                    await socket.send(frames.encode(effect.frame).decode())
                 if isinstance(effect, Failed):
                     raise effect.error
                 if isinstance(effect, Ready):

@@ -26,7 +26,9 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
 )
-from relay.protocol.frames.frames import SUBPROTOCOL
+from relay.protocol.frames import (
+    SUBPROTOCOL,
+)
 from tests.federation.loopback_servers import (
     HERE,
     INSIDE,

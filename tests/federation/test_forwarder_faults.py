@@ -20,7 +20,7 @@ from relay.protocol.errors import (
     ErrorCode,
     Refusal,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Bye,
     Deliver,
 )

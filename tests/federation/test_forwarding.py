@@ -22,7 +22,7 @@ from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Deliver,
     Resolve,

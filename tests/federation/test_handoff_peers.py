@@ -29,6 +29,7 @@ from relay.peering.link import (
 from relay.peering.links import Links
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import (
@@ -41,14 +42,15 @@ from relay.protocol.errors import (
     RejectedError,
     RelayError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Bye,
     Digest,
     Digests,
     Error,
     Frame,
     Gossip,
+    Migrate,
+    Migrated,
     Resolve,
     Resolved,
     Status,
@@ -56,10 +58,6 @@ from relay.protocol.frames.frames import (
     Submit,
     Submitted,
     Want,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
 )
 from relay.protocol.ids import (
     Did,
@@ -475,15 +473,15 @@ class Answering:
 
     async def send(self, data: bytes, *, text: bool) -> None:
         assert text
-        submit = codec.parse(data, "agent")
+        submit = frames.parse(data, "agent")
         assert isinstance(submit, Submit)
         items = [
-            ReceiptItem(eid_of(codec.jose.dumps(one)), self._key.did, Epoch("e"), "p", 1)
+            ReceiptItem(eid_of(frames.jose.dumps(one)), self._key.did, Epoch("e"), "p", 1)
             for one in submit.envelopes
         ]
         at = Timestamp(time.time())
         receipt = sign_receipt(self._key, items, durability="fsync", now=at, handoff=self._handoff)
-        self._said.put_nowait(codec.encode(Submitted((submit.ref,), receipt)))
+        self._said.put_nowait(frames.encode(Submitted((submit.ref,), receipt)))
 
     async def recv(self, *, decode: bool) -> bytes:
         assert not decode

@@ -11,14 +11,14 @@ from relay.peering import link as link_module
 from relay.peering import links as links_module
 from relay.peering.link import log_in
 from relay.peering.links import Links
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     RejectedError,
     RelayError,
     UnavailableError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Bye,
     Error,
@@ -134,7 +134,7 @@ async def test_an_agent_that_says_what_a_peer_says_is_told_so_and_cut_off(frame)
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 async def test_envelopes_that_were_here_or_at_too_many_relays_go_no_further(count):
-    wire = codec.jose.loads(make_envelope(new_key(), new_key().did).wire)
+    wire = frames.jose.loads(make_envelope(new_key(), new_key().did).wire)
     async with (
         running_node(federation="open") as node,
         peer(node.url, node.built.node.key.did) as there,
@@ -339,7 +339,7 @@ class Flooding:
 
 
 async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeypatch):
-    frame = codec.encode(Gossip(("x",) * 500))
+    frame = frames.encode(Gossip(("x",) * 500))
     monkeypatch.setattr(link_module, "UNASKED_PER_S", 10 * len(frame))
     async with running_node(federation="open") as node:
         socket = await dial(node.url)

@@ -15,7 +15,7 @@ from relay import metrics
 from relay.directory.model.index import TOP_BITS
 from relay.peering import link as link_module
 from relay.protocol.errors import RelayError
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Digest,
     Publish,
     Resolve,

@@ -35,13 +35,13 @@ from relay.protocol.endpoint_record import (
     LeftHome,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Error,
+    Migrated,
     Ruled,
     Rules,
     Submitted,
 )
-from relay.protocol.frames.frames_migrate import Migrated
 from relay.protocol.ids import (
     Did,
     Timestamp,

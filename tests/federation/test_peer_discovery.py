@@ -24,7 +24,7 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Gossip,
     Want,
 )

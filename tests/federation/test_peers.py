@@ -27,7 +27,9 @@ from relay.protocol.errors import (
     ProtocolError,
     RelayError,
 )
-from relay.protocol.frames.frames import View
+from relay.protocol.frames import (
+    View,
+)
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,

@@ -25,7 +25,7 @@ from relay.protocol.did import (
     SigningKey,
     parse_did,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Digest,
     Gossip,
     Want,

@@ -48,7 +48,7 @@ from relay.protocol.errors import (
     RelayError,
     error,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Gossip,
     Rejection,
 )

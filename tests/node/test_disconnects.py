@@ -18,10 +18,9 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.inbox.submit import Submissions
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,
@@ -183,7 +182,7 @@ async def hung_up_after(url: str, count: int, say: Saying, other: Did, last: typ
     # so many look-ups from one address meet a limit, which is an answer, too
     answer = asyncio.ensure_future(me.hear(last, Error))
     for frame in say(me, other):
-        await socket.send(codec.encode(frame).decode())
+        await socket.send(frames.encode(frame).decode())
     await turns(count)
     was_answered = answer.done()
     socket.transport.abort()

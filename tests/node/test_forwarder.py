@@ -22,7 +22,9 @@ from relay.protocol.errors import (
     ErrorCode,
     error,
 )
-from relay.protocol.frames.frames import Rejection
+from relay.protocol.frames import (
+    Rejection,
+)
 from relay.reference.memory_store import MemoryStore
 from tests.node.scripted_peers import (
     Far,

@@ -16,7 +16,7 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Bye,
     Submit,
     Submitted,

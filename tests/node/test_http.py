@@ -22,7 +22,7 @@ from relay.protocol import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Bye,
     Deliver,
     DeliverItem,

@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,

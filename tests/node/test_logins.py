@@ -21,6 +21,7 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.protocol import (
+    frames,
     handshake,
     jws,
 )
@@ -30,8 +31,9 @@ from relay.protocol.errors import (
     RelayError,
     error,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import Auth
+from relay.protocol.frames import (
+    Auth,
+)
 from relay.protocol.handshake import Claims
 from relay.protocol.ids import (
     Did,
@@ -75,7 +77,7 @@ async def test_a_refused_login_is_logged_with_who_and_from_where():
                 socket = await dial(node.url)
                 await socket.recv()
                 auth = auth_of(node, claimed, spoilt=spoilt)
-                await socket.send(codec.encode(Auth(auth)).decode())
+                await socket.send(frames.encode(Auth(auth)).decode())
                 await socket.wait_closed()
                 assert socket.close_code == CLOSE_CODE[ErrorCode.BAD_SIGNATURE]
     assert refused(lines) == [

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Bye,

@@ -21,7 +21,7 @@ from relay.node.serve import (
     listen,
 )
 from relay.protocol.dial_allowlist import Networks
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Submit,
     Submitted,
 )

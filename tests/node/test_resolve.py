@@ -31,7 +31,7 @@ from relay.protocol.errors import (
     RelayError,
     UnavailableError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Resolve,
     Resolved,
 )

@@ -28,7 +28,7 @@ from relay.protocol.errors import (
     Refusal,
     UnavailableError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Error,
     Ruled,
     Rules,

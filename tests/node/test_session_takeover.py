@@ -10,7 +10,7 @@ from relay.inbox.model.types import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Bye,
     Deliver,
     Submit,

@@ -30,7 +30,7 @@ from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Digest,
     Digests,
     Gossip,

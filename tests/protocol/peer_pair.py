@@ -15,7 +15,7 @@ from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
-from relay.protocol import client_session, handshake
+from relay.protocol import client_session, frames, handshake
 from relay.protocol.client_session import (
     Failed,
     Ready,
@@ -30,8 +30,7 @@ from relay.protocol.errors import (
     ProtocolError,
     RejectedError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Error,
     Frame,
     Gossip,
@@ -40,7 +39,9 @@ from relay.protocol.frames.frames import (
     Submitted,
     Welcome,
 )
-from relay.protocol.frames.frames import WelcomePending as Pending
+from relay.protocol.frames import (
+    WelcomePending as Pending,
+)
 from relay.protocol.ids import (
     Seq,
     Timestamp,
@@ -94,11 +95,11 @@ class PeerPair:
 
     def say(self, frame: Frame) -> None:
         """The dialler says something."""
-        self.to_dialled.append(codec.encode(frame))
+        self.to_dialled.append(frames.encode(frame))
 
     def answer(self, frame: Frame) -> None:
         """The dialled relay says something."""
-        self.to_dialler.append(codec.encode(frame))
+        self.to_dialler.append(frames.encode(frame))
 
     def settle(self) -> PeerPair:
         """Move everything that is under way."""
@@ -111,7 +112,7 @@ class PeerPair:
 
     def hear(self, data: bytes) -> None:
         """The dialler takes a frame."""
-        for effect in self.dialler.receive(codec.parse(data, "relay"), NOW):
+        for effect in self.dialler.receive(frames.parse(data, "relay"), NOW):
             match effect:
                 case client_session.Send(frame):
                     self.say(frame)
@@ -126,7 +127,7 @@ class PeerPair:
 
     def tell(self, data: bytes) -> None:
         """The dialled relay takes a frame."""
-        frame = codec.parse(data, "agent")
+        frame = frames.parse(data, "agent")
         self._carry(self.dialled.receive(frame, Timestamp(1), is_partner=self.partner))
 
     def _carry(self, done: list[effects.Effect]) -> None:

@@ -34,6 +34,7 @@ from relay.inbox.model.types import (
 from relay.inbox.model.types import (
     Acked as InboxAcked,
 )
+from relay.protocol import frames as frames_
 from relay.protocol import handshake
 from relay.protocol.client_session import (
     AgentSession,
@@ -50,8 +51,7 @@ from relay.protocol.errors import (
     Refusal,
     error,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Deliver,
@@ -182,7 +182,7 @@ class World:
                 if isinstance(effect.frame, Deliver):
                     self._handed_over(pair, effect.frame)
                 if pair.is_up:
-                    pair.to_agent.append(codec.encode(effect.frame))
+                    pair.to_agent.append(frames_.encode(effect.frame))
             elif not isinstance(effect, session.Close):
                 pair.todo.append(effect)
 
@@ -190,7 +190,7 @@ class World:
         """The agent takes the next frame."""
         if not pair.to_agent:
             return
-        frame = codec.parse(pair.to_agent.popleft(), "relay")
+        frame = frames_.parse(pair.to_agent.popleft(), "relay")
         for effect in pair.agent.receive(frame, Timestamp(self.now)):
             if isinstance(effect, Send):
                 self.say(pair, effect.frame)
@@ -203,12 +203,12 @@ class World:
 
     def say(self, pair: SessionPair, frame: Frame) -> None:
         if pair.is_up:
-            pair.to_relay.append(codec.encode(frame))
+            pair.to_relay.append(frames_.encode(frame))
 
     def tell(self, pair: SessionPair) -> None:
         """The relay takes the next frame."""
         if pair.to_relay:
-            frame = codec.parse(pair.to_relay.popleft(), "agent")
+            frame = frames_.parse(pair.to_relay.popleft(), "agent")
             self.carry(pair, pair.relay.receive(frame, Timestamp(self.now)))
 
     def _heard(self, pair: SessionPair, frame: Frame) -> None:

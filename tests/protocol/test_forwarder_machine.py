@@ -58,8 +58,10 @@ from relay.protocol.errors import (
     ErrorCode,
     Refusal,
 )
-from relay.protocol.frames.frames import Ack as AckFrame
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
+    Ack as AckFrame,
+)
+from relay.protocol.frames import (
     Deliver,
     Hello,
     Rejection,

@@ -18,8 +18,8 @@ from relay.directory.model.rumors import (
     FIRST_FANOUT,
 )
 from relay.peering.model.membership import MAX_BACKOFF_S
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol import frames
+from relay.protocol.frames import (
     Digest,
     Gossip,
     Want,
@@ -199,7 +199,7 @@ def test_a_frame_is_taken_for_about_as_long_as_it_is():
         Gossip(tuple(record.text for record in records[:100])),
         Want("q1", agents=tuple(record.agent for record in records[:100])),
     ):  # fmt: skip
-        assert size_of(frame) == pytest.approx(len(codec.encode(frame)), rel=0.05, abs=40)
+        assert size_of(frame) == pytest.approx(len(frames.encode(frame)), rel=0.05, abs=40)
 
 
 @pytest.mark.parametrize("trouble", scenes.TROUBLES)

@@ -14,14 +14,14 @@ from relay.inbox.model.permissions import (
     objection,
 )
 from relay.inbox.model.session import Phase
+from relay.protocol import frames
 from relay.protocol.client_session import Phase as DiallerPhase
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     MAX_HOPS,
     Ack,
     Auth,
@@ -32,6 +32,8 @@ from relay.protocol.frames.frames import (
     Error,
     Frame,
     Gossip,
+    Migrate,
+    Migrated,
     Publish,
     Resolve,
     Rules,
@@ -40,10 +42,6 @@ from relay.protocol.frames.frames import (
     Submit,
     Submitted,
     Want,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
 )
 from relay.protocol.jws import b64encode
 from tests.protocol.peer_pair import DIALLED, DIALLER, PeerPair
@@ -292,4 +290,4 @@ def test_an_answer_to_a_question_is_heard_under_its_name():
     pair.answer(Error(ErrorCode.BAD_FRAME, "", None, "w"))
     pair.settle()
     assert [frame.ref for frame in pair.heard] == ["d", "w"]
-    assert codec.encode(pair.heard[0])
+    assert frames.encode(pair.heard[0])

@@ -28,6 +28,7 @@ from relay.inbox.model.types import (
     Page,
     PageItem,
 )
+from relay.protocol import frames
 from relay.protocol.client_session import (
     AgentSession,
     Login,
@@ -40,10 +41,8 @@ from relay.protocol.errors import (
     error,
 )
 from relay.protocol.frames import (
-    codec,
-    frames,
+    Frame,
 )
-from relay.protocol.frames.frames import Frame
 from relay.protocol.ids import (
     Eid,
     Epoch,
@@ -363,7 +362,7 @@ def check_said(effects: Sequence[Any]) -> None:
     """What one end says, the other can read; and an end is said once."""
     for effect in effects:
         if isinstance(effect, Send):
-            codec.parse(codec.encode(effect.frame), "relay")
+            frames.parse(frames.encode(effect.frame), "relay")
     assert sum(isinstance(effect, session.Close) for effect in effects) <= 1
 
 

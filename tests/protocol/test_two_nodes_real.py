@@ -36,7 +36,7 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import Did
 from relay.protocol.errors import Refusal
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Auth,

@@ -43,6 +43,7 @@ from relay.protocol import (
     migration_statement,
     relay_info,
 )
+from relay.protocol import frames as frames_
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -53,8 +54,7 @@ from relay.protocol.envelope import (
     SignedEnvelope,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Acked,
     Auth,
@@ -67,6 +67,8 @@ from relay.protocol.frames.frames import (
     Gap,
     Gossip,
     Hello,
+    Migrate,
+    Migrated,
     Publish,
     Published,
     Rejection,
@@ -84,10 +86,6 @@ from relay.protocol.frames.frames import (
     Want,
     Welcome,
     WelcomePending,
-)
-from relay.protocol.frames.frames_migrate import (
-    Migrate,
-    Migrated,
 )
 from relay.protocol.handshake import (
     Claims,
@@ -326,7 +324,7 @@ def as_text(*lines: str) -> str:
 
 
 def frame(value: Frame) -> str:
-    return as_json(json.loads(codec.encode(value)))
+    return as_json(json.loads(frames_.encode(value)))
 
 
 def frames() -> dict[str, str]:
@@ -409,15 +407,17 @@ def identity(name: str) -> list[str]:
 
 def over_http() -> dict[str, str]:
     wire = json.loads(PLAIN.wire)
-    members = codec.welcome_members(welcome())
+    members = frames_.to_members(welcome())
     no = Rejection("http", 1, ErrorCode.UNKNOWN_INBOX, "no", "no inbox of this recipient is here")
-    range_ = codec.encode_range(Range(Seq(42), Seq(42), Reason.EXPIRED))
+    range_ = frames_.to_members(Range(Seq(42), Seq(42), Reason.EXPIRED))
     return {
         "http-nonce": as_json({"relay": RELAY.did, "url": URL, "nonce": NONCE, "limits": LIMITS}),
-        "http-session-request": as_json(codec.plain(Auth(handshake.sign_auth(BOB, CLAIMS, NOW)))),
+        "http-session-request": as_json(
+            frames_.to_members(Auth(handshake.sign_auth(BOB, CLAIMS, NOW)))
+        ),
         "http-session": as_json({"token": TOKEN, **members}),
         "http-envelopes-request": as_json({"envelopes": [wire]}),
-        "http-envelopes": as_json({"receipt": receipt(), "rejected": [codec.plain(no)]}),
+        "http-envelopes": as_json({"receipt": receipt(), "rejected": [frames_.to_members(no)]}),
         "http-inbox": as_json(
             {
                 "epoch": EPOCH,
@@ -436,7 +436,7 @@ def over_http() -> dict[str, str]:
         "http-rules": as_json(
             {"first_contact": "accept", "allow": [], "deny": [ALICE.did], "contacts": 12}
         ),
-        "http-status": as_json(codec.plain(StatusAnswer(BOB.did, PLAIN.id, "acked"))),
+        "http-status": as_json(frames_.to_members(StatusAnswer(BOB.did, PLAIN.id, "acked"))),
         "http-info": as_json({"jws": information()}),
         "http-error": as_json(
             {"error": "rate_limited", "detail": "this sender is too fast", "retry_after": 2}

@@ -28,7 +28,7 @@ from relay.node.serve import (
     operators_side,
     serve,
 )
-from relay.protocol import envelope
+from relay.protocol import envelope, frames
 from relay.protocol.client_session import (
     AgentSession,
     Failed,
@@ -39,8 +39,7 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     SUBPROTOCOL,
     Frame,
 )
@@ -125,13 +124,13 @@ class Speaker:
     heard: list[Frame] = field(default_factory=list)
 
     async def say(self, frame: Frame) -> None:
-        await self.socket.send(codec.encode(frame).decode())
+        await self.socket.send(frames.encode(frame).decode())
 
     async def hear(self, *kinds: type) -> Any:
         """The next frame of one of ``kinds``; others are kept in ``heard``."""
         async with asyncio.timeout(8):
             while True:
-                frame = codec.parse((await self.socket.recv()).encode(), "relay")
+                frame = frames.parse((await self.socket.recv()).encode(), "relay")
                 self.heard.append(frame)
                 if not kinds or isinstance(frame, kinds):
                     return frame
@@ -169,10 +168,10 @@ async def log_in(
     session = AgentSession(key, Login(url, record=record), os.urandom)
     async with asyncio.timeout(8):
         while True:
-            frame = codec.parse((await socket.recv()).encode(), "relay")
+            frame = frames.parse((await socket.recv()).encode(), "relay")
             for effect in session.receive(frame, Timestamp(time.time())):
                 if isinstance(effect, Send):
-                    await socket.send(codec.encode(effect.frame).decode())
+                    await socket.send(frames.encode(effect.frame).decode())
                 if isinstance(effect, Failed):
                     raise effect.error
                 if isinstance(effect, Ready):

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    frames,
-    frames_migrate,
-)
 from relay.protocol.jws import (
     MAX_SAFE_INTEGER,
     b64encode,
@@ -85,14 +82,14 @@ from_agent = st.one_of(
         st.just("") | names,
     ),
     st.builds(
-        frames_migrate.Migrate,
+        frames.Migrate,
         ref=refs,
         agent=names,
         handoff=names,
         evidence=names,
         whole=wholes,
         number=st.just(0),
-        total=st.integers(1, frames_migrate.MAX_DIGEST_PAGES),
+        total=st.integers(1, frames.MAX_DIGEST_PAGES),
         missing=_listed(names, 0),
         floor=st.integers(-1, 2**32),
         doubts=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=36 * n, max_size=36 * n)),
@@ -124,7 +121,7 @@ from_agent = st.one_of(
 )
 from_relay = st.one_of(
     gossips,
-    st.builds(frames_migrate.Migrated, refs, names, wholes, st.integers(0, 64)),
+    st.builds(frames.Migrated, refs, names, wholes, st.integers(0, 64)),
     st.builds(
         frames.Digests,
         refs,

@@ -27,15 +27,12 @@ from relay.directory.model.anti_entropy import (
     answer,
 )
 from relay.directory.model.index import place
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
 from relay.protocol.frames import (
-    codec,
-    frames,
-)
-from relay.protocol.frames.frames import (
     BucketDigest,
     Digest,
     Digests,
@@ -105,7 +102,7 @@ class Exchange:
         """Answer one of the open questions."""
         self.most_open = max(self.most_open, len(self.open))
         self.open.rotate(-(at % len(self.open)))
-        question = codec.parse(codec.encode(self.open.popleft()), "agent")
+        question = frames.parse(frames.encode(self.open.popleft()), "agent")
         assert isinstance(question, Digest | Want)
         self.asked.append(question)
         self.open.extend(self.pull.receive(self.said(question)))
@@ -118,7 +115,7 @@ class Exchange:
                 if order:
                     self.here.put(agent, order)
             return Gossip(tuple(agent for agent, order in held if order), ref=question.ref)
-        found = codec.parse(codec.encode(answer(self.there, question)), "relay")
+        found = frames.parse(frames.encode(answer(self.there, question)), "relay")
         assert isinstance(found, Digests | Have)
         return found
 
@@ -570,7 +567,7 @@ def test_whatever_a_peer_says_nothing_is_raised_and_little_is_asked(store, said)
         asked = pull.receive(frame)
         assert len(asked) <= anti_entropy.MAX_OUTSTANDING
         for question in asked:
-            assert codec.parse(codec.encode(question), "agent") == question
+            assert frames.parse(frames.encode(question), "agent") == question
     assert pull.error is None or pull.is_done
 
 
@@ -580,7 +577,7 @@ def test_a_hostile_question_gets_the_named_error_or_an_answer(store, bits, bucke
     for question in (Digest("r", bits, tuple(buckets)), Want("r", bits=bits, bucket=len(buckets))):
         with contextlib.suppress(ProtocolError):
             said = answer(index, question)
-            assert codec.parse(codec.encode(said), "relay") == said
+            assert frames.parse(frames.encode(said), "relay") == said
 
 
 def test_a_hundred_thousand_records_fit_into_20_mb():

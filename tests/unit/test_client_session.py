@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from relay.protocol import handshake
+from relay.protocol import frames, handshake
 from relay.protocol.client_session import (
     AgentSession,
     Close,
@@ -17,8 +17,7 @@ from relay.protocol.client_session import (
     Send,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import frames
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Auth,
     Bye,
     Error,

@@ -8,22 +8,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
 from relay.protocol.frames import (
-    codec,
-    frames,
-)
-from relay.protocol.frames.frames import Frame
-from relay.protocol.frames.frames_migrate import (
     MAX_DOUBTS,
     MAX_KNOWN,
     MAX_MISSING,
+    Frame,
     Migrate,
+    quick_submit,
 )
-from relay.protocol.frames.submits import quick_submit
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
@@ -43,14 +40,14 @@ sides = st.sampled_from(sorted(SIDES))
 def refused(data: bytes | dict[str, Any], side: Any) -> ErrorCode:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
     with pytest.raises(ProtocolError) as caught:
-        codec.parse(raw, side)
+        frames.parse(raw, side)
     return caught.value.code
 
 
 def outcome(data: bytes, side: Any) -> ErrorCode | None:
     """Its refusal; None where it is read. Anything but a ProtocolError goes through."""
     try:
-        codec.parse(data, side)
+        frames.parse(data, side)
     except ProtocolError as exc:
         return exc.code
     return None
@@ -58,33 +55,33 @@ def outcome(data: bytes, side: Any) -> ErrorCode | None:
 
 @given(from_agent)
 def test_every_frame_of_an_agent_round_trips(frame: Frame):
-    assert codec.parse(codec.encode(frame), "agent") == frame
+    assert frames.parse(frames.encode(frame), "agent") == frame
 
 
 @given(from_relay)
 def test_every_frame_of_a_relay_round_trips(frame: Frame):
-    assert codec.parse(codec.encode(frame), "relay") == frame
+    assert frames.parse(frames.encode(frame), "relay") == frame
 
 
 def test_every_frame_can_be_written_and_is_read_on_one_side_or_both():
     kinds = {kind.__name__.lower() for kind in get_args(Frame)}
-    assert {kind.__name__.lower() for kind in codec._ENCODE} == kinds
-    assert set(codec._PARSE["agent"]) | set(codec._PARSE["relay"]) == kinds
-    assert set(codec._PARSE["agent"]) & set(codec._PARSE["relay"]) == {"error", "bye", "gossip"}
+    assert {kind.__name__.lower() for kind in frames.WRITERS} == kinds
+    assert set(frames.BY_SIDE["agent"]) | set(frames.BY_SIDE["relay"]) == kinds
+    assert set(frames.BY_SIDE["agent"]) & set(frames.BY_SIDE["relay"]) == {"error", "bye", "gossip"}
 
 
 @given(from_agent, from_relay)
 def test_what_the_other_side_alone_may_say_is_unsupported(agent: Frame, relay: Frame):
     for frame, side in ((agent, "relay"), (relay, "agent")):
         if not isinstance(frame, frames.Error | frames.Bye | frames.Gossip):
-            assert refused(codec.encode(frame), side) == ErrorCode.UNSUPPORTED
+            assert refused(frames.encode(frame), side) == ErrorCode.UNSUPPORTED
 
 
 def test_wire_bytes_go_out_as_they_are():
     wire = b'{"jws":"a.b.c","body":""}'
     item = frames.DeliverItem(1, False, wire)
-    assert wire in codec.encode(frames.Deliver("e", (item,)))
-    assert wire in codec.encode(frames.Submit("r", [wire]))
+    assert wire in frames.encode(frames.Deliver("e", (item,)))
+    assert wire in frames.encode(frames.Submit("r", [wire]))
 
 
 # ---------------------------------------------------------------- garbage
@@ -102,7 +99,7 @@ def test_no_bytes_raise_anything_but_a_protocol_error(data: bytes, side: str):
 def test_a_frame_with_bytes_changed_raises_nothing_but_a_protocol_error(
     data: st.DataObject, side: str
 ):
-    raw = bytearray(codec.encode(data.draw(SIDES[side])))
+    raw = bytearray(frames.encode(data.draw(SIDES[side])))
     for _ in range(data.draw(st.integers(1, 4))):
         at = data.draw(st.integers(0, len(raw) - 1))
         raw[at : at + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=3))
@@ -122,7 +119,7 @@ JUNK = st.recursive(
 def test_a_frame_with_any_member_replaced_raises_nothing_but_a_protocol_error(
     data: st.DataObject, side: str, junk: object
 ):
-    value = json.loads(codec.encode(data.draw(SIDES[side])))
+    value = json.loads(frames.encode(data.draw(SIDES[side])))
     holder: Any = value
     while True:
         where = data.draw(st.sampled_from(sorted(holder) if isinstance(holder, dict)
@@ -161,7 +158,7 @@ def test_what_is_no_frame_is_a_bad_frame(data: bytes):
 
 
 def test_a_code_that_a_newer_relay_invented_is_taken_as_internal():
-    assert codec.parse(b'{"t":"bye","error":"tired"}', "relay").error is ErrorCode.INTERNAL
+    assert frames.parse(b'{"t":"bye","error":"tired"}', "relay").error is ErrorCode.INTERNAL
 
 
 @pytest.mark.parametrize("kind", ["migration", "AUTH", "__x"])
@@ -295,8 +292,8 @@ def test_every_member_of_a_frame_has_bounds(side: str, frame: dict[str, Any]):
 
 
 def test_an_ack_may_leave_out_what_it_does_not_need():
-    assert codec.parse(b'{"t":"ack","epoch":"e"}', "agent") == frames.Ack("e")
-    assert codec.parse(
+    assert frames.parse(b'{"t":"ack","epoch":"e"}', "agent") == frames.Ack("e")
+    assert frames.parse(
         b'{"t":"ack","epoch":"e","upto":null,"seqs":null,"refuse":null}', "agent"
     ) == frames.Ack("e")
 
@@ -311,9 +308,9 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
     known = Known("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
     doubts = bytes(DOUBT_BYTES) * MAX_DOUBTS
     page = replace(PAGE, missing=(RELAY.did,) * MAX_MISSING, doubts=doubts, known=known)
-    data = codec.encode(page)
+    data = frames.encode(page)
     assert len(data) < frames.MAX_FRAME_BYTES
-    assert codec.parse(data, "agent") == page
+    assert frames.parse(data, "agent") == page
 
 
 @pytest.mark.parametrize(
@@ -326,12 +323,12 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
     ids=["doubts", "contacts", "missing"],
 )
 def test_a_larger_page_of_a_digest_is_refused(page: Migrate):
-    assert refused(codec.encode(page), "agent") == ErrorCode.BAD_FRAME
+    assert refused(frames.encode(page), "agent") == ErrorCode.BAD_FRAME
 
 
 def test_a_submit_of_a_hand_off_is_never_taken_for_one_of_none():
     submit = frames.Submit("r", [OBJECT], handoff="h")
-    data = codec.encode(submit)
+    data = frames.encode(submit)
     assert quick_submit(data) is None
-    assert codec.parse(data, "agent") == submit
-    assert "handoff" not in json.loads(codec.encode(replace(submit, handoff="")))
+    assert frames.parse(data, "agent") == submit
+    assert "handoff" not in json.loads(frames.encode(replace(submit, handoff="")))

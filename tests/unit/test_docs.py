@@ -27,6 +27,7 @@ from relay.protocol import (
     did,
     endpoint_record,
     envelope,
+    frames,
     handshake,
     jws,
     migration_order,
@@ -38,7 +39,6 @@ from relay.protocol.errors import (
     OUTCOME_UNKNOWN,
     ErrorCode,
 )
-from relay.protocol.frames import codec
 from relay.settings import Settings
 from relay.ws.errors import CLOSE_CODE
 from tests.federation.linked_nodes import (
@@ -107,11 +107,11 @@ def test_every_json_frame_in_the_protocol_parses_and_every_frame_is_shown():
     shown = {"relay": set(), "agent": set()}
     for body in fenced(DOCS / "PROTOCOL.md", "json"):
         kind = json.loads(body).get("t")
-        for side in [side for side in ("relay", "agent") if kind in codec._PARSE[side]]:
-            codec.parse(body.encode(), side)
+        for side in [side for side in ("relay", "agent") if kind in frames.BY_SIDE[side]]:
+            frames.parse(body.encode(), side)
             shown[side].add(kind)
         assert kind is None or any(kind in kinds for kinds in shown.values()), kind
-    assert shown == {side: set(codec._PARSE[side]) for side in shown}
+    assert shown == {side: set(frames.BY_SIDE[side]) for side in shown}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -136,7 +136,7 @@ def test_the_examples_convince_the_code_that_judges_them():
     relay, bob = did.parse_did(RELAY.did), did.parse_did(BOB.did)
     auth = handshake.parse_auth(shown("auth")["jws"])
     assert handshake.verify_auth(auth, bob, relay=RELAY.did, url=URL, now=NOW) == CLAIMS
-    welcome = codec.parse(json.dumps(shown("welcome")).encode(), "relay")
+    welcome = frames.parse(json.dumps(shown("welcome")).encode(), "relay")
     standing = handshake.Standing(welcome.epoch, welcome.cursor, welcome.head)
     handshake.verify_proof(welcome.proof, CLAIMS, standing)
     receipt = receipts.verify_receipt(shown("submitted")["receipt"], RELAY.did)

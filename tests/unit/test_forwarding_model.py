@@ -16,7 +16,7 @@ from relay.protocol.errors import (
     ErrorCode,
     Refusal,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     DeliverItem,
     Rejection,
 )

@@ -5,8 +5,10 @@ from typing import get_args
 
 import pytest
 
-from relay.protocol.frames import frames
-from relay.protocol.frames.frames import Frame
+from relay.protocol import frames
+from relay.protocol.frames import (
+    Frame,
+)
 
 
 @pytest.mark.parametrize("kind", get_args(Frame), ids=lambda kind: kind.__name__)

@@ -20,14 +20,13 @@ from relay.peering.model.reputation import (
     StrikeCounter,
     is_strike,
 )
-from relay.protocol import jws
+from relay.protocol import frames, jws
 from relay.protocol.endpoint_record import (
     Home,
     sign,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     MAX_GOSSIP_BYTES,
     MAX_RECORDS,
 )
@@ -135,7 +134,7 @@ def test_frames_hold_all_in_order_and_stay_within_bounds(sizes, ref):
     assert [compact for frame in made for compact in frame.records] == records
     for frame in made:
         assert len(frame.records) <= MAX_RECORDS
-        assert len(codec.encode(frame)) <= MAX_GOSSIP_BYTES
+        assert len(frames.encode(frame)) <= MAX_GOSSIP_BYTES
         assert frame.ref == ref
 
 

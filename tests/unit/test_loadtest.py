@@ -20,9 +20,10 @@ from loadtest.phases import Closed, Idle, Open, Reading, Slice
 from loadtest.posts import Stock, checksum
 from loadtest.probes import MachineTime, Verifier
 from loadtest.schedule import Schedule, ticking
-from relay.protocol import envelope
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import Submit
+from relay.protocol import envelope, frames
+from relay.protocol.frames import (
+    Submit,
+)
 from relay.protocol.ids import Eid
 from tests.unit.builders import ALICE, BOB, MALLORY
 
@@ -203,7 +204,7 @@ async def test_posts_are_valid_envelopes_to_each_recipient_in_turn():
     await stock.fill(4)
     assert [post.recipient for post in stock.posts] == [1, 2, 0, 1]
     for number, post in enumerate(stock.posts):
-        frame = codec.parse(post.frame, "agent")
+        frame = frames.parse(post.frame, "agent")
         assert isinstance(frame, Submit)
         assert frame.ref == str(number)
         parsed = envelope.parse(frame.envelopes[0])
@@ -218,7 +219,7 @@ async def test_refs_go_on_after_what_was_sent_is_dropped():
     await stock.fill(3)
     stock.drop(2)
     await stock.fill(2)
-    refs = [codec.parse(post.frame, "agent") for post in stock.posts]
+    refs = [frames.parse(post.frame, "agent") for post in stock.posts]
     assert [one.ref for one in refs if isinstance(one, Submit)] == ["2", "3"]
     assert stock.first == 2
 

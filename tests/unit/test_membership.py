@@ -18,7 +18,7 @@ from relay.peering.model.membership import (
     Roster,
     backoff_s,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Membership,
     View,
 )

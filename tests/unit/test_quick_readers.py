@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 
 from relay.protocol import (
     envelope,
+    frames,
     jws,
 )
 from relay.protocol.errors import ProtocolError
-from relay.protocol.frames import codec
-from relay.protocol.frames.submits import quick_submit
+from relay.protocol.frames import (
+    quick_submit,
+)
 from tests.unit.builders import signed
 
 VECTORS = Path(__file__).parent.parent / "vectors"
@@ -32,8 +34,8 @@ ODD = st.one_of(
 def careful(data: bytes) -> object:
     """What the careful reader makes of a frame, or its code."""
     try:
-        members = codec.jose.Members(codec.jose.loads(data))
-        return codec._PARSE["agent"][members.text("t", most=32)](members)
+        members = frames.jose.Members(frames.jose.loads(data))
+        return frames.BY_SIDE["agent"][members.text("t", most=32)](members)
     except (ValueError, KeyError, ProtocolError):
         return None
 

@@ -28,6 +28,7 @@ from relay.inbox.model.types import (
     Page,
     PageItem,
 )
+from relay.protocol import frames
 from relay.protocol.client_session import (
     Close,
     Send,
@@ -37,8 +38,7 @@ from relay.protocol.errors import (
     Refusal,
     error,
 )
-from relay.protocol.frames import frames
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Ack,
     Auth,
     Bye,

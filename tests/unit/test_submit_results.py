@@ -6,7 +6,7 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.frames.frames import (
+from relay.protocol.frames import (
     Rejection,
     Submitted,
 )

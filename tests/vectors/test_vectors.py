@@ -20,6 +20,7 @@ from relay.inbox.model.admission import (
 from relay.protocol import (
     endpoint_record,
     envelope,
+    frames,
     handshake,
     migration_order,
     migration_statement,
@@ -37,7 +38,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
 )
-from relay.protocol.frames import codec
 from relay.protocol.handshake import (
     Claims,
     Standing,
@@ -192,7 +192,7 @@ def read_frame(given: Any, _file: Found, _: Found) -> Found:
     if "base64url" in given:
         text = given["base64url"]
         said = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-    return {"frame": json.loads(codec.encode(codec.parse(said, given["from"])))}
+    return {"frame": json.loads(frames.encode(frames.parse(said, given["from"])))}
 
 
 READERS: dict[str, Callable[[Any, Found, Found], Found]] = {

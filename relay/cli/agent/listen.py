@@ -31,9 +31,9 @@ from relay.cli.writer import Writer
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
 from relay.client._util import beside
 from relay.client.errors import typed
+from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import Welcome
 from relay.protocol.ids import Did
 
 OPEN_S: Final = 5.0
@@ -176,7 +176,7 @@ async def _take(me: Agent, count: int) -> tuple[list[Message], InboxResetError |
     return messages, reset
 
 
-def _tell_inbox(did: Did, welcome: Welcome, messages: list[Message]) -> None:
+def _tell_inbox(did: Did, welcome: frames.Welcome, messages: list[Message]) -> None:
     pending = welcome.pending
     for message in messages:
         first = message.body.decode(errors="replace").partition("\n")[0]

@@ -15,8 +15,8 @@ from relay.cli.exit_codes import (
 from relay.cli.output import notify, sync, write_json
 from relay.client import SignedEnvelope
 from relay.client.outbox.outcomes import OutcomeValues
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import State
 
 Answer = tuple[Literal["yes", "no", "unknown"], ErrorCode | None]
 """Whether it was stored, and why not."""
@@ -24,7 +24,7 @@ Answer = tuple[Literal["yes", "no", "unknown"], ErrorCode | None]
 LASTING: Final = frozenset({"stored", "forwarded", "moved"})
 """States that may still become another one."""
 
-WORDS: Final[dict[State, str]] = {
+WORDS: Final[dict[frames.State, str]] = {
     "stored": "It waits in the recipient's inbox; it is not acked yet.",
     "forwarded": "It is on its way to another relay; it is not acked yet.",
     "moved": "The recipient's inbox has moved; it is not acked yet.",
@@ -35,7 +35,7 @@ WORDS: Final[dict[State, str]] = {
     "unknown": "Not known here: never stored, not yours, or so old that it was forgotten.",
 }
 
-EXIT_OF: Final[dict[State, Exit]] = {
+EXIT_OF: Final[dict[frames.State, Exit]] = {
     "stored": Exit.WAITING,
     "forwarded": Exit.WAITING,
     "moved": Exit.WAITING,

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.session import visiting
 from relay.cli.output import write, write_json
-from relay.protocol.frames.frames import Ruled
+from relay.protocol import frames
 from relay.protocol.types import FirstContact
 
 Action = Literal["show", "allow", "deny", "forget", "first-contact"]
@@ -52,7 +52,7 @@ def _first_contact(values: Sequence[str]) -> FirstContact:
     raise ValueError("first-contact takes accept or refuse")
 
 
-def _tell(ruled: Ruled) -> None:
+def _tell(ruled: frames.Ruled) -> None:
     strangers = "may write" if ruled.first_contact == "accept" else "are refused"
     write(f"first contact  {ruled.first_contact}: agents that you do not know {strangers}")
     for name, dids in (("allow", ruled.allow), ("deny", ruled.deny)):

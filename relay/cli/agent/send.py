@@ -48,8 +48,8 @@ from relay.client.outbox.outcomes import (
 )
 from relay.client.outbox.post import post
 from relay.client.state import agent_state as states
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import State
 
 PATIENCE_S: Final = 2.0
 MOST_EARLIER: Final = 200
@@ -228,7 +228,7 @@ async def _tell_outcomes(desk: _Desk) -> None:
         await item.done()
 
 
-def _tell_sent(sent: Sent, state: State, *, as_json: bool) -> None:
+def _tell_sent(sent: Sent, state: frames.State, *, as_json: bool) -> None:
     if as_json:
         names = ("id", "eid", "to", "relay", "at", "durability", "custody", "expires_at", "dup")
         members = {name: getattr(sent, name) for name in names}
@@ -263,10 +263,10 @@ async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
     return EXIT_OF[state]
 
 
-async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progress) -> State:
+async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progress) -> frames.State:
     """Ask until it has ended; no failure of a question may look like a failure of the send."""
     visit: Visit | None = None
-    state: State = "stored"
+    state: frames.State = "stored"
     pause = FIRST_LOOK_S
     while True:
         left = until - clock.monotonic()

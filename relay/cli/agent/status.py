@@ -36,7 +36,7 @@ from relay.client.http.session import (
     resolve,
 )
 from relay.client.state import agent_state as states
-from relay.protocol.frames.frames import Welcome
+from relay.protocol import frames
 from relay.protocol.ids import Did
 
 DURABILITY: Final = {
@@ -65,7 +65,7 @@ class Standing:
     failure: AgentError | None = None
 
     @property
-    def welcome(self) -> Welcome | None:
+    def welcome(self) -> frames.Welcome | None:
         """Where the inbox stands, if that was asked and is here."""
         return self.visit.welcome if self.visit is not None and self.visit.welcome.inbox else None
 
@@ -220,7 +220,7 @@ def _members(standing: Standing) -> dict[str, Any]:
     }
 
 
-def _inbox_members(welcome: Welcome) -> dict[str, Any]:
+def _inbox_members(welcome: frames.Welcome) -> dict[str, Any]:
     pending = welcome.pending
     return {
         "epoch": welcome.epoch,

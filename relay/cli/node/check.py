@@ -29,10 +29,10 @@ from relay.client.http.transport import (
     exchange,
 )
 from relay.client.session.connection import dial
+from relay.protocol import frames
 from relay.protocol.client_session import Login
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.errors import RelayError
-from relay.protocol.frames.frames import Hello
 from relay.protocol.handshake import SKEW_S
 
 STEP_S: Final = 10.0
@@ -82,7 +82,7 @@ class Examination:
     key: SigningKey = field(default_factory=lambda: SigningKey(clock.entropy(KEY_BYTES)))
     origin: Origin | None = None
     information: Information | None = None
-    hello: Hello | None = None
+    hello: frames.Hello | None = None
 
     def find(self, name: str, level: Level, detail: str, ms: int | None = None) -> None:
         """Note a finding, and say it."""

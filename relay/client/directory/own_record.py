@@ -17,7 +17,7 @@ from typing import Final
 
 from relay.client.errors import AgentError, typed
 from relay.client.state.agent_state import State
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -29,10 +29,6 @@ from relay.protocol.endpoint_record import (
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
-)
-from relay.protocol.frames.frames import (
-    Published,
-    Resolved,
 )
 from relay.protocol.ids import (
     Did,
@@ -72,7 +68,7 @@ class Homes:
         """A relay has proved itself at ``url``."""
         self._members[relay] = url
 
-    def learn(self, relay: Did, answer: Resolved, *, has_inbox: bool) -> None:
+    def learn(self, relay: Did, answer: frames.Resolved, *, has_inbox: bool) -> None:
         """Take a relay's answer about the own record.
 
         Args:
@@ -95,7 +91,7 @@ class Homes:
         """Take a record that came with a relay's word that the agent has moved."""
         self._keep(self._read(record))
 
-    def published(self, relay: Did, record: str, answer: Published) -> None:
+    def published(self, relay: Did, record: str, answer: frames.Published) -> None:
         """Take the answer to a publish; another record than ours is newer.
 
         Raises:

@@ -7,17 +7,12 @@ from dataclasses import dataclass
 from relay import clock
 from relay.client.errors import typed
 from relay.client.session.requests import Answer
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    Resolution,
-    Resolved,
-    Ruled,
 )
 from relay.protocol.ids import (
     Did,
@@ -38,7 +33,7 @@ class Found:
         why: of a handle: why it leads nowhere.
     """
 
-    state: Resolution
+    state: frames.Resolution
     record: EndpointRecord | None = None
     stale: bool = False
     did: Did | None = None
@@ -52,7 +47,7 @@ def found(answer: Answer, did: str, *, is_own: bool = False) -> Found:
     Raises:
         ProtocolError: it answers something else.
     """
-    if not isinstance(answer, Resolved):
+    if not isinstance(answer, frames.Resolved):
         raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
     if answer.record is None:
         return Found(answer.state)
@@ -82,12 +77,12 @@ def verified(compact: str, did: str, *, is_own: bool = False) -> EndpointRecord 
     return record if record.did == did and no is None else None
 
 
-def ruled(answer: Answer) -> Ruled:
+def ruled(answer: Answer) -> frames.Ruled:
     """The rules of an inbox: first contact, allow, deny and how many contacts.
 
     Raises:
         ProtocolError: the relay answered another question.
     """
-    if not isinstance(answer, Ruled):
+    if not isinstance(answer, frames.Ruled):
         raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
     return answer

@@ -24,8 +24,8 @@ from relay.client.http.transport import (
     ask,
 )
 from relay.client.state.agent_state import State as AgentState
+from relay.protocol import frames, relay_info
 from relay.protocol import jws as jose
-from relay.protocol import relay_info
 from relay.protocol.client_session import (
     AgentSession,
     Failed,
@@ -35,25 +35,11 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    codec,
-    codec_rules,
-)
-from relay.protocol.frames.frames import (
-    Auth,
-    Frame,
-    Hello,
-    Resolution,
-    Resolved,
-    Ruled,
-    State,
-    Welcome,
-)
 from relay.protocol.ids import Did
 from relay.protocol.types import FirstContact
 
-_STATES: Final = frozenset(get_args(State))
-_RESOLUTIONS: Final = frozenset(get_args(Resolution))
+_STATES: Final = frozenset(get_args(frames.State))
+_RESOLUTIONS: Final = frozenset(get_args(frames.Resolution))
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +48,12 @@ class Visit:
 
     origin: Origin
     relay: Did
-    welcome: Welcome
+    welcome: frames.Welcome
     token: str
 
-    async def status(self, to: str, message_id: str, *, seconds: float = EXCHANGE_S) -> State:
+    async def status(
+        self, to: str, message_id: str, *, seconds: float = EXCHANGE_S
+    ) -> frames.State:
         """What became of an envelope that this agent sent to ``to``.
 
         Raises:
@@ -73,7 +61,7 @@ class Visit:
         """
         path = f"/v1/agents/{to}/envelopes/{quote(message_id, safe='')}"
         answer = await ask(self.origin, "GET", path, token=self.token, seconds=seconds)
-        return cast("State", _one_of(answer, "state", _STATES))
+        return cast("frames.State", _one_of(answer, "state", _STATES))
 
     async def rules(
         self,
@@ -82,7 +70,7 @@ class Visit:
         allow: Sequence[str] = (),
         deny: Sequence[str] = (),
         forget: Sequence[str] = (),
-    ) -> Ruled:
+    ) -> frames.Ruled:
         """As :meth:`Agent.rules`.
 
         Raises:
@@ -96,7 +84,7 @@ class Visit:
         path = "/v1/inbox/rules"
         answer = await ask(self.origin, method, path, body=body, token=self.token)
         try:
-            return codec_rules.read_ruled(answer, ref="http")
+            return frames.read(frames.Ruled, answer, ref="http")
         except ValueError as exc:
             raise _wrong(exc) from exc
 
@@ -129,12 +117,12 @@ async def log_in(
     if is_pinned and hello.url == str(origin) and expected not in {None, hello.relay}:
         raise state.other_relay(hello.url, hello.relay)
     auth = _next(session, hello, Send).frame
-    if not isinstance(auth, Auth):
+    if not isinstance(auth, frames.Auth):
         raise typed(ErrorCode.BAD_FRAME, "a login begins with auth")
-    body = {name: value for name, value in codec.plain(auth).items() if name != "t"}
+    body = {name: value for name, value in frames.to_members(auth).items() if name != "t"}
     answer = await ask(origin, "POST", "/v1/session", body=body, seconds=seconds)
     try:
-        token, welcome = answer.text("token", most=512), codec.read_welcome(answer)
+        token, welcome = answer.text("token", most=512), frames.read(frames.Welcome, answer)
     except ValueError as exc:
         raise _wrong(exc) from exc
     ready = _next(session, welcome, Ready)
@@ -153,7 +141,7 @@ async def resolve(origin: Origin, did: str, *, is_own: bool = False) -> Found:
     return found(await ask_record(origin, did), did, is_own=is_own)
 
 
-async def ask_record(origin: Origin, did: str) -> Resolved:
+async def ask_record(origin: Origin, did: str) -> frames.Resolved:
     """As :func:`resolve`, but the signature is not checked yet.
 
     Raises:
@@ -165,12 +153,12 @@ async def ask_record(origin: Origin, did: str) -> Resolved:
         record, stale = answer.optional_text("record", most=4096), answer.boolean("stale")
     except ValueError as exc:
         raise _wrong(exc) from exc
-    return Resolved("http", state, record, stale)
+    return frames.Resolved("http", state, record, stale)
 
 
-def _hello(greeting: jose.Members) -> Hello:
+def _hello(greeting: jose.Members) -> frames.Hello:
     try:
-        return Hello(
+        return frames.Hello(
             relay=Did(greeting.text("relay", most=512)),
             url=greeting.text("url", most=512),
             nonce=greeting.text("nonce", most=64),
@@ -181,7 +169,7 @@ def _hello(greeting: jose.Members) -> Hello:
         raise _wrong(exc) from exc
 
 
-def _next(session: AgentSession, frame: Frame, kind: type[Any]) -> Any:
+def _next(session: AgentSession, frame: frames.Frame, kind: type[Any]) -> Any:
     for effect in session.receive(frame, clock.now()):
         if isinstance(effect, Failed):
             raise of(effect.error, record=effect.record)

@@ -15,21 +15,15 @@ from relay.client.http.transport import (
     read,
     unnoticed,
 )
+from relay.protocol import frames, receipts
 from relay.protocol import jws as jose
-from relay.protocol import receipts
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
-    Rejection,
-    Submit,
-    Submitted,
-)
 
 PATH: Final = "/v1/envelopes"
 
 
 async def submit_over_http(
-    origin: Origin, submit: Submit, seconds: float, begin: Callable[[], None] = unnoticed
-) -> Submitted | AgentError:
+    origin: Origin, submit: frames.Submit, seconds: float, begin: Callable[[], None] = unnoticed
+) -> frames.Submitted | AgentError:
     """Submit once; gives the relay's answer, not verified yet, or its error for all of it.
 
     Args:
@@ -53,13 +47,13 @@ async def submit_over_http(
         raise not_a_relay(origin, status) from exc
 
 
-def _submitted(members: jose.Members, ref: str) -> Submitted:
-    rejected = [codec.read_rejection(item) for item in members.array("rejected", most=256)]
-    return Submitted(
+def _submitted(members: jose.Members, ref: str) -> frames.Submitted:
+    rejected = [frames.read(frames.Rejection, item) for item in members.array("rejected", most=256)]
+    return frames.Submitted(
         refs=(ref,),
         receipt=members.optional_text("receipt", most=receipts.MAX_RECEIPT_BYTES),
         rejected=tuple(
-            Rejection(ref, no.i, no.error, no.stored, no.detail, no.retry_after, no.record)
+            frames.Rejection(ref, no.i, no.error, no.stored, no.detail, no.retry_after, no.record)
             for no in rejected
         ),
     )

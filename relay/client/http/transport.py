@@ -20,12 +20,12 @@ from relay.client.http import (
 )
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
+from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.errors import (
     ErrorCode,
     Stored,
 )
-from relay.protocol.frames.frames import MAX_FRAME_BYTES
 
 EXCHANGE_S: Final = 10.0
 SHORTEST_S: Final = 0.1
@@ -103,7 +103,7 @@ async def exchange(
             # not drained: a relay may answer before it has read everything
             writer.write(said)
             answer = await http1.read_head(reader)
-            return answer.status, await http1.read_body(reader, answer, MAX_FRAME_BYTES)
+            return answer.status, await http1.read_body(reader, answer, frames.MAX_FRAME_BYTES)
     except (OSError, EOFError, ValueError, HTTPException) as exc:
         # ValueError: also a host whose labels no DNS can have; a stranger's record may name one
         detail = f"{route}: {network.reason(exc)}"

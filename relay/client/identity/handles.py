@@ -22,8 +22,8 @@ from relay import clock
 from relay.client.directory.resolve import Found
 from relay.client.errors import AgentError, HandleChangedError, typed
 from relay.client.state.peers import Knowledge
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import Resolution
 from relay.protocol.ids import Did
 
 DID: Final = "did:"
@@ -38,7 +38,7 @@ class Heard(Protocol):
     """What the sources of a handle say."""
 
     @property
-    def state(self) -> Resolution:
+    def state(self) -> frames.Resolution:
         """Which of three answers it is."""
         ...
 

@@ -27,19 +27,11 @@ from relay.client.inbox.unverified import (
     Doubts,
 )
 from relay.client.state.journal import Known
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    MAX_SEQS,
-    Ack,
-    Acked,
-    Deliver,
-    DeliverItem,
-    Gap,
-    Welcome,
 )
 from relay.protocol.ids import (
     Did,
@@ -84,7 +76,7 @@ class HomeInbox:
 
     # ------------------------------------------------------------ connections
 
-    def opened(self, relay: Did, welcome: Welcome, *, was_reset: bool) -> None:
+    def opened(self, relay: Did, welcome: frames.Welcome, *, was_reset: bool) -> None:
         """A login holds.
 
         Args:
@@ -174,7 +166,7 @@ class HomeInbox:
 
     # ------------------------------------------------------------ delivered
 
-    async def deliver(self, frame: Deliver) -> None:
+    async def deliver(self, frame: frames.Deliver) -> None:
         """Take what the relay hands over.
 
         Raises:
@@ -199,7 +191,7 @@ class HomeInbox:
         return place is not None and place.here
 
     def _take(
-        self, item: DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
+        self, item: frames.DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
     ) -> None:
         self._head = Seq(max(self._head, item.seq))
         if isinstance(opened, RelayError):
@@ -246,7 +238,7 @@ class HomeInbox:
             if over is not None:
                 await self._inbox.give_up(over)
 
-    def gap(self, frame: Gap) -> None:
+    def gap(self, frame: frames.Gap) -> None:
         """Take the relay's word on seqs that hold nothing any more.
 
         Raises:
@@ -274,11 +266,11 @@ class HomeInbox:
         self._unsaid.append(place)
         self._wake()
 
-    def next_ack(self, now: Timestamp) -> Ack | None:
+    def next_ack(self, now: Timestamp) -> frames.Ack | None:
         """The next ``ack`` frame, if there is something to say; ``now`` is monotonic seconds."""
         if self._epoch is None or now < self._say_at:
             return None
-        batch, self._unsaid = self._unsaid[:MAX_SEQS], self._unsaid[MAX_SEQS:]
+        batch, self._unsaid = self._unsaid[: frames.MAX_SEQS], self._unsaid[frames.MAX_SEQS :]
         for place in batch:
             place.said, place.said_at = True, now
             # a refusal is passed only when it is durable: a cumulative ack must not overtake it
@@ -288,7 +280,7 @@ class HomeInbox:
             return None
         upto = self._progress.take()
         refused = [(place.seq, place.entry.unsaid_code) for place in batch]
-        return Ack(
+        return frames.Ack(
             self._epoch,
             upto,
             tuple(seq for seq, code in refused if code is None and seq > upto),
@@ -313,7 +305,7 @@ class HomeInbox:
     def _first_said(self) -> list[Place]:
         return list(islice((place for place in self._places.values() if place.said), 1))
 
-    def acked(self, frame: Acked) -> None:
+    def acked(self, frame: frames.Acked) -> None:
         """Take the relay's word on what is durable."""
         if frame.epoch != self._epoch:
             return

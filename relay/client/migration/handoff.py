@@ -21,12 +21,11 @@ from relay.client.migration.state import (
     asked,
     read_waiting,
 )
-from relay.protocol import migration_statement
+from relay.protocol import frames, migration_statement
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
 )
-from relay.protocol.frames.frames import State
 from relay.protocol.ids import Did
 from relay.protocol.jws import Members
 from relay.protocol.migration_statement import Statement
@@ -38,7 +37,7 @@ MOST_LISTED: Final = 1_000_000
 """Whoever lists more than any inbox holds goes on for ever."""
 FREEZE_S: Final = 15.0
 """A source answers once the target has its digest, or after 10 s."""
-_STATES: Final = frozenset(get_args(State))
+_STATES: Final = frozenset(get_args(frames.State))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,13 +144,13 @@ class Office:
             items += page
         return items
 
-    async def find(self, items: Sequence[Waiting]) -> list[State]:
+    async def find(self, items: Sequence[Waiting]) -> list[frames.State]:
         """What became of envelopes there, each.
 
         Raises:
             AgentError: its no, or no answer, or one that cannot be.
         """
-        states: list[State] = []
+        states: list[frames.State] = []
         for at in range(0, len(items), PAGE):
             page = items[at : at + PAGE]
             answer = await self._ask("find", {"items": [asked(one) for one in page]})

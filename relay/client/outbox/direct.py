@@ -35,6 +35,7 @@ from relay.client.outbox.queue import (
 )
 from relay.client.outbox.submission import Waiting
 from relay.client.session.requests import Answer
+from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import (
     EndpointRecord,
@@ -45,11 +46,6 @@ from relay.protocol.errors import (
     ProtocolError,
     RelayError,
     Stored,
-)
-from relay.protocol.frames.frames import (
-    Rejection,
-    Resolve,
-    Resolved,
 )
 from relay.protocol.ids import Did
 
@@ -70,7 +66,7 @@ _log: Final = logging.getLogger("relay.client")
 class Asks(Protocol):
     """Puts questions to a relay of ours."""
 
-    async def ask(self, make: Callable[[str], Resolve]) -> Answer:
+    async def ask(self, make: Callable[[str], frames.Resolve]) -> Answer:
         """Ask; ``make`` is given the ref.
 
         Raises:
@@ -233,10 +229,10 @@ class Detours:
         answer: Answer | None = None
         try:
             async with asyncio.timeout(RESOLVE_S):
-                answer = await self.company.asking.ask(lambda ref: Resolve(ref, to))
+                answer = await self.company.asking.ask(lambda ref: frames.Resolve(ref, to))
         except (AgentError, TimeoutError) as exc:
             _log.info("no relay of ours tells where %s lives: %s", to, exc)
-        compact = answer.record if isinstance(answer, Resolved) else None
+        compact = answer.record if isinstance(answer, frames.Resolved) else None
         return self.company.correspondents.learn(to, compact)
 
     # ------------------------------------------------------------ one home
@@ -273,7 +269,7 @@ class Detours:
         self.company.outbox.land(ref, maybe_stored=exc.stored != "no")
         for item in items:
             stored: Stored = "unknown" if item.maybe_stored else "no"
-            item.last = Rejection(ref, 0, ErrorCode.PEER_UNREACHABLE, stored, exc.detail)
+            item.last = frames.Rejection(ref, 0, ErrorCode.PEER_UNREACHABLE, stored, exc.detail)
         pause = self._breaks.setdefault(_key(home), _Break())
         pause.failures += 1
         longest = doubling_pause_s(pause.failures, FIRST_BREAK_S, LONGEST_BREAK_S)

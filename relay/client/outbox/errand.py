@@ -34,11 +34,10 @@ from relay.client.outbox.direct import Detours
 from relay.client.outbox.queue import Outbox
 from relay.client.session.requests import Answer
 from relay.client.state.agent_state import State
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import Resolve
 from relay.protocol.ids import (
     Did,
     MessageId,
@@ -53,7 +52,7 @@ class _OverHttp:
 
     origin: Origin
 
-    async def ask(self, make: Callable[[str], Resolve]) -> Answer:
+    async def ask(self, make: Callable[[str], frames.Resolve]) -> Answer:
         """See :class:`relay.client.outbox.direct.Asks`."""
         return await ask_record(self.origin, make(REF).did or "")
 

@@ -26,17 +26,13 @@ from relay.client.outbox.queue import Outbox
 from relay.client.outbox.signing import damage
 from relay.client.outbox.submission import Waiting
 from relay.client.state.agent_state import State
+from relay.protocol import frames, receipts
 from relay.protocol import jws as jose
-from relay.protocol import receipts
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
     Stored,
-)
-from relay.protocol.frames.frames import (
-    Submit,
-    Submitted,
 )
 from relay.protocol.ids import Did
 
@@ -189,7 +185,7 @@ class _Posting:
                 raise typed(exc.code, exc.detail, stored=stored, envelope=waiting.envelope) from exc
             self.errand.heard(answer=False)
 
-    async def _exchange(self, submit: Submit, seconds: float) -> None:
+    async def _exchange(self, submit: frames.Submit, seconds: float) -> None:
         origin = self.errand.origin
         answer = await submit_over_http(origin, submit, seconds)
         self.errand.heard(answer=True)
@@ -202,7 +198,7 @@ class _Posting:
             raise typed(ErrorCode.PEER_UNREACHABLE, f"{origin} gave no receipt") from exc
         self._answered(answer, signer)
 
-    def _answered(self, frame: Submitted, signer: Did) -> None:
+    def _answered(self, frame: frames.Submitted, signer: Did) -> None:
         origin, state = self.errand.origin, self.errand.state
         relay = state.relay_at(str(origin)) or signer
         if frame.receipt is not None and signer != relay:
@@ -215,7 +211,7 @@ class _Posting:
             state.pin(str(origin), relay)
 
 
-def _signer(frame: Submitted) -> Did:
+def _signer(frame: frames.Submitted) -> Did:
     """On first contact: who signed the receipt; the signature itself is checked after this."""
     if frame.receipt is None:
         return Did("")

@@ -34,6 +34,7 @@ from relay.client.outbox.submission import (
     sent_of,
     take,
 )
+from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import (
@@ -42,12 +43,6 @@ from relay.protocol.errors import (
     Refusal,
     RelayError,
     UnavailableError,
-)
-from relay.protocol.frames.frames import (
-    MAX_ENVELOPES,
-    Rejection,
-    Submit,
-    Submitted,
 )
 from relay.protocol.ids import (
     Did,
@@ -126,8 +121,8 @@ class Outbox:
             waiting.answer.exception()
 
     def next_submit(
-        self, now: Timestamp, most: int = MAX_ENVELOPES, *, line: str = ""
-    ) -> Submit | None:
+        self, now: Timestamp, most: int = frames.MAX_ENVELOPES, *, line: str = ""
+    ) -> frames.Submit | None:
         """The next frame for ``line``, if anything may be submitted now.
 
         Args:
@@ -136,21 +131,23 @@ class Outbox:
             line: who is asked, and alone may answer.
         """
         self._ripen(now)
-        batch = list(take(self._ready, min(most, MAX_ENVELOPES, MAX_IN_FLIGHT - self._in_flight)))
+        batch = list(
+            take(self._ready, min(most, frames.MAX_ENVELOPES, MAX_IN_FLIGHT - self._in_flight))
+        )
         return self._fly(_Flight(now, batch, line)) if batch else None
 
     def _ripen(self, now: Timestamp) -> None:
         while self._later and self._later[0][0] <= now:
             self._ready.append(heapq.heappop(self._later)[2])
 
-    def _fly(self, flight: _Flight) -> Submit:
+    def _fly(self, flight: _Flight) -> frames.Submit:
         for item in flight.items:
             item.in_flight = True
         self._count += 1
         ref = str(self._count)
         self._flights[ref] = flight
         self._in_flight += len(flight.items)
-        return Submit(ref, [item.envelope.wire for item in flight.items])
+        return frames.Submit(ref, [item.envelope.wire for item in flight.items])
 
     def next_timer(self, line: str = "", *, sends: bool = True) -> Timestamp | None:
         """When :meth:`next_submit` or :meth:`check_answers` has work, monotonic seconds."""
@@ -180,7 +177,7 @@ class Outbox:
             self._stray(waiting, None, "")
         self._ready = deque(one for one in self._ready if one.astray_at > now)
 
-    def _stray(self, waiting: Waiting, no: Rejection | None, at: str) -> None:
+    def _stray(self, waiting: Waiting, no: frames.Rejection | None, at: str) -> None:
         waiting.not_carried, waiting.at = no, at
         self._strays.setdefault(waiting.envelope.to, deque()).append(waiting)
 
@@ -191,14 +188,14 @@ class Outbox:
     def hold_strays(self, to: Did) -> list[Waiting]:
         """Take what strays for ``to``, as much as one submit holds; to be released."""
         queue = self._strays.get(to, deque())
-        batch = list(take(queue, MAX_ENVELOPES))
+        batch = list(take(queue, frames.MAX_ENVELOPES))
         if not queue:
             self._strays.pop(to, None)
         for waiting in batch:
             waiting.held = True
         return batch
 
-    def submit_direct(self, items: list[Waiting], now: Timestamp, line: str) -> Submit:
+    def submit_direct(self, items: list[Waiting], now: Timestamp, line: str) -> frames.Submit:
         """A submit of held strays to another relay than ours; answered, failed or landed."""
         return self._fly(_Flight(now, items, line, is_direct=True))
 
@@ -228,7 +225,7 @@ class Outbox:
 
     # ------------------------------------------------------------ answers
 
-    def answered(self, frame: Submitted, relay: Did, now: Timestamp, line: str = "") -> None:
+    def answered(self, frame: frames.Submitted, relay: Did, now: Timestamp, line: str = "") -> None:
         """Take the answer of ``line`` to one or more submits.
 
         Raises:
@@ -244,7 +241,7 @@ class Outbox:
         ]
         for waiting, ref, i in landed:
             outcome = outcomes[ref][i]
-            if isinstance(outcome, Rejection):
+            if isinstance(outcome, frames.Rejection):
                 self._refused(waiting, outcome, now, line)
             elif receipt is not None and frame.receipt is not None:
                 self._receipted(waiting, sent_of(waiting.envelope, outcome, receipt, frame.receipt))
@@ -264,7 +261,7 @@ class Outbox:
         if not waiting.answer.done():
             waiting.answer.set_result(sent)
 
-    def _refused(self, waiting: Waiting, no: Rejection, now: Timestamp, at: str) -> None:
+    def _refused(self, waiting: Waiting, no: frames.Rejection, now: Timestamp, at: str) -> None:
         waiting.last = no
         waiting.maybe_stored = waiting.maybe_stored or no.stored == "unknown"
         if waiting.answer.done():
@@ -278,7 +275,7 @@ class Outbox:
         waiting.held = False
         self._decide(waiting, no, now)
 
-    def _decide(self, waiting: Waiting, no: Rejection, now: Timestamp) -> None:
+    def _decide(self, waiting: Waiting, no: frames.Rejection, now: Timestamp) -> None:
         not_definite = waiting.maybe_stored and no.error in _ASKED_BEFORE_DEDUPE
         if no.error in _RETRIED or not_definite:
             self._postpone(waiting, now, no.retry_after)
@@ -301,7 +298,7 @@ class Outbox:
             return False
         stored = Refusal.of(exc).stored
         for i, waiting in enumerate(self._land(ref)):
-            no = Rejection(ref, i, exc.code, stored, exc.detail, exc.retry_after)
+            no = frames.Rejection(ref, i, exc.code, stored, exc.detail, exc.retry_after)
             self._refused(waiting, no, now, line)
         return True
 
@@ -347,12 +344,12 @@ class Outbox:
             waiting.answer.set_exception(failure)
 
 
-def is_passing(no: Rejection) -> bool:
+def is_passing(no: frames.Rejection) -> bool:
     """Whether it says only that it cannot be done now."""
     return no.error in _RETRIED
 
 
-def _is_astray(waiting: Waiting, no: Rejection) -> bool:
+def _is_astray(waiting: Waiting, no: frames.Rejection) -> bool:
     """Whether what a relay says keeps no other one from taking it."""
     is_tried = waiting.held or waiting.tries >= PATIENT_TRIES
     return no.error in NOT_CARRIED or (is_passing(no) and is_tried)

@@ -32,13 +32,13 @@ from relay.client.outbox.queue import (
 from relay.client.outbox.signing import damage
 from relay.client.outbox.submission import Waiting
 from relay.client.session.pool import Sessions
+from relay.protocol import frames
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import State
 from relay.protocol.ids import Eid
 
 Wait = Literal["stored", "acked"]
-Ask = Callable[[str, str], Awaitable[State]]
+Ask = Callable[[str, str], Awaitable[frames.State]]
 
 FIRST_LOOK_S: Final = 0.05
 LONGEST_LOOK_S: Final = 2.0

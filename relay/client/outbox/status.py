@@ -27,19 +27,12 @@ from relay.client.session.request_router import Asking
 from relay.client.session.requests import Answer
 from relay.client.state.agent_state import State as AgentState
 from relay.client.state.peers import Holding
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
     error,
-)
-from relay.protocol.frames.frames import (
-    State,
-    Status,
-    StatusAnswer,
-    Statuses,
-    StatusItem,
 )
 from relay.protocol.ids import (
     Did,
@@ -78,17 +71,17 @@ class Following:
 
     # ------------------------------------------------------------ status
 
-    async def status(self, to: Did, message_id: MessageId) -> State:
+    async def status(self, to: Did, message_id: MessageId) -> frames.State:
         """What became of an envelope; see :meth:`Agent.status`."""
         holding = await self.company.custody.recall_id(to, message_id)
         if holding is None:
-            return await self._status_anywhere(StatusItem(to, message_id))
+            return await self._status_anywhere(frames.StatusItem(to, message_id))
         return await self._status_of(holding)
 
-    async def _status_of(self, holding: Holding) -> State:
+    async def _status_of(self, holding: Holding) -> frames.State:
         relay = holding.relays[0]
-        item = StatusItem(holding.to, holding.id)
-        asking = self.company.asking.ask_at(relay, lambda ref: Status(ref, (item,)))
+        item = frames.StatusItem(holding.to, holding.id)
+        asking = self.company.asking.ask_at(relay, lambda ref: frames.Status(ref, (item,)))
         if asking is None:
             return await self._visit(relay, holding)
         answer = _only(await asking)
@@ -96,17 +89,17 @@ class Following:
             self.company.custody.passed_on(holding, answer.peer)
         return answer.state
 
-    async def _status_anywhere(self, item: StatusItem) -> State:
+    async def _status_anywhere(self, item: frames.StatusItem) -> frames.State:
         """No receipt is remembered: whoever of ours knows it tells."""
-        state = _only(await self.company.asking.ask(lambda ref: Status(ref, (item,)))).state
+        state = _only(await self.company.asking.ask(lambda ref: frames.Status(ref, (item,)))).state
         for relay in self.company.asking.others():
-            asking = self.company.asking.ask_at(relay, lambda ref: Status(ref, (item,)))
+            asking = self.company.asking.ask_at(relay, lambda ref: frames.Status(ref, (item,)))
             if state != "unknown" or asking is None:
                 break
             state = _only(await asking).state
         return state
 
-    async def _visit(self, relay: Did, holding: Holding) -> State:
+    async def _visit(self, relay: Did, holding: Holding) -> frames.State:
         """Ask the recipient's own home, which has it straight from us."""
         visit = self._visits.get(relay) or await self._log_in(relay, holding.to)
         try:
@@ -191,7 +184,7 @@ class Following:
         return is_named
 
 
-def _only(answer: Answer) -> StatusAnswer:
-    if not isinstance(answer, Statuses) or len(answer.items) != 1:
+def _only(answer: Answer) -> frames.StatusAnswer:
+    if not isinstance(answer, frames.Statuses) or len(answer.items) != 1:
         raise typed(ErrorCode.BAD_FRAME, "one question has one answer")
     return answer.items[0]

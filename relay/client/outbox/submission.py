@@ -11,9 +11,9 @@ from typing import Final
 from relay import clock
 from relay.client.errors import AgentError, OutcomeUnknownError, typed
 from relay.client.message import Sent
+from relay.protocol import frames
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import Rejection
 from relay.protocol.ids import Timestamp
 from relay.protocol.receipts import (
     Receipt,
@@ -40,8 +40,8 @@ class Waiting:
     maybe_stored: bool = False
     in_flight: bool = False
     cut_short: bool = False
-    last: Rejection | None = None
-    not_carried: Rejection | None = None
+    last: frames.Rejection | None = None
+    not_carried: frames.Rejection | None = None
     at: str = ""
     astray_at: Timestamp = Timestamp(0)
     held: bool = False
@@ -85,7 +85,7 @@ def take(queue: deque[Waiting], most: int) -> Iterator[Waiting]:
         yield queue.popleft()
 
 
-def refusal_of(waiting: Waiting, no: Rejection) -> AgentError:
+def refusal_of(waiting: Waiting, no: frames.Rejection) -> AgentError:
     """The error of a definite no."""
     detail = no.detail
     if no.error is ErrorCode.EXPIRED and clock.now() < waiting.envelope.expires_at:

@@ -47,27 +47,12 @@ from relay.client.session.requests import (
     Questions,
 )
 from relay.client.state.agent_state import State
+from relay.protocol import frames
 from relay.protocol.client_session import Login
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    MAX_ENVELOPES,
-    Acked,
-    Deliver,
-    Error,
-    Frame,
-    Gap,
-    Publish,
-    Published,
-    Resolve,
-    Resolved,
-    Ruled,
-    Statuses,
-    Submitted,
-    Welcome,
 )
 from relay.protocol.ids import (
     Did,
@@ -132,7 +117,7 @@ class Conversation:
     gate: Gate = field(default_factory=Gate)
     inbox: HomeInbox = field(init=False)
     origin: Origin = field(init=False)
-    welcome: Welcome | None = field(default=None, init=False)
+    welcome: frames.Welcome | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
     has_asked: bool = field(default=False, init=False)
     is_settled: bool = field(default=False, init=False)
@@ -315,20 +300,20 @@ class Conversation:
 
     async def _hear(self, frame: Said, line: Line) -> None:
         match frame:
-            case Submitted():
+            case frames.Submitted():
                 self.company.outbox.answered(frame, line.relay, clock.monotonic(), self._name)
-            case Deliver():
+            case frames.Deliver():
                 await self.inbox.deliver(frame)
-            case Gap():
+            case frames.Gap():
                 self.inbox.gap(frame)
-            case Acked():
+            case frames.Acked():
                 self.inbox.acked(frame)
-            case Statuses() | Resolved() | Published() | Ruled():
+            case frames.Statuses() | frames.Resolved() | frames.Published() | frames.Ruled():
                 self.questions.answered(frame)
-            case Error():
+            case frames.Error():
                 self._hear_error(frame)
 
-    def _hear_error(self, frame: Error) -> None:
+    def _hear_error(self, frame: frames.Error) -> None:
         exc = typed(frame.error, frame.detail, retry_after=frame.retry_after)
         now = clock.monotonic()
         if frame.ref is not None:
@@ -355,14 +340,14 @@ class Conversation:
             self.inbox.check_answers(now)
             self.questions.check_answers(now)
 
-    def _next_frame(self) -> Frame | None:
+    def _next_frame(self) -> frames.Frame | None:
         now = clock.monotonic()
         return self.inbox.next_ack(now) or self.questions.next(now) or self._next_submit(now)
 
-    def _next_submit(self, now: Timestamp) -> Frame | None:
+    def _next_submit(self, now: Timestamp) -> frames.Frame | None:
         if not self.company.is_sender(self):
             return None
-        most = self.limits.get("envelopes", MAX_ENVELOPES)
+        most = self.limits.get("envelopes", frames.MAX_ENVELOPES)
         return self.company.outbox.next_submit(now, max(most, 1), line=self._name)
 
     async def _wait_for_work(self) -> None:
@@ -397,16 +382,16 @@ class Conversation:
                 await self._learn_record(line)
 
     async def _learn_record(self, line: Line) -> None:
-        answer = await self.ask(lambda ref: Resolve(ref, self.company.key.did))
-        if isinstance(answer, Resolved):
+        answer = await self.ask(lambda ref: frames.Resolve(ref, self.company.key.did))
+        if isinstance(answer, frames.Resolved):
             self.company.homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
 
     async def _publish(self, relay: Did) -> None:
         homes = self.company.homes
         while (record := homes.next_record(relay, clock.now())) is not None:
             await self.company.state.noted()
-            answer = await self.ask(partial(Publish, record=record))
-            if isinstance(answer, Published):
+            answer = await self.ask(partial(frames.Publish, record=record))
+            if isinstance(answer, frames.Published):
                 homes.published(relay, record, answer)
                 self.company.line_changed()
 

@@ -25,6 +25,7 @@ from relay.client.errors import CLOSE_CODES, WrongRelayError, of, typed
 from relay.client.http import network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
+from relay.protocol import frames
 from relay.protocol.client_session import (
     AgentSession,
     Effect,
@@ -39,22 +40,6 @@ from relay.protocol.errors import (
     ErrorCode,
     RelayError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
-    MAX_FRAME_BYTES,
-    SUBPROTOCOL,
-    Acked,
-    Deliver,
-    Error,
-    Frame,
-    Gap,
-    Hello,
-    Published,
-    Resolved,
-    Ruled,
-    Statuses,
-    Submitted,
-)
 from relay.protocol.ids import Did
 
 CONNECT_S: Final = 10.0
@@ -66,7 +51,17 @@ PONG_S: Final = 25.0
 MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 
-Said = Submitted | Deliver | Gap | Acked | Statuses | Resolved | Published | Ruled | Error
+Said = (
+    frames.Submitted
+    | frames.Deliver
+    | frames.Gap
+    | frames.Acked
+    | frames.Statuses
+    | frames.Resolved
+    | frames.Published
+    | frames.Ruled
+    | frames.Error
+)
 
 
 class _Connect(connect):
@@ -92,7 +87,7 @@ class Line:
         """Who is at the other end."""
         return self.ready.relay
 
-    async def send(self, frame: Frame) -> None:
+    async def send(self, frame: frames.Frame) -> None:
         """Write a frame.
 
         Raises:
@@ -108,7 +103,7 @@ class Line:
         """
         data = await _receive(self._socket)
         try:
-            frame = codec.parse(data, "relay")
+            frame = frames.parse(data, "relay")
         except RelayError as exc:
             # not by its own code: one frame that is not understood must not end the agent
             detail = f"the relay said what cannot be: {exc.detail}"
@@ -122,9 +117,9 @@ def _whoever(_: Did) -> None:
     return
 
 
-def _found(frame: Frame, login: Login) -> Did | None:
+def _found(frame: frames.Frame, login: Login) -> Did | None:
     """Who says that it is at the address that was dialled."""
-    return frame.relay if isinstance(frame, Hello) and frame.url == login.url else None
+    return frame.relay if isinstance(frame, frames.Hello) and frame.url == login.url else None
 
 
 def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
@@ -177,9 +172,9 @@ async def _connected(route: Route) -> ClientConnection:
     try:
         return await _Connect(
             route.origin.websocket,
-            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
             compression=None,
-            max_size=MAX_FRAME_BYTES + MARGIN_BYTES,
+            max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
             max_queue=QUEUED_FRAMES,
             open_timeout=None,
             ping_interval=PING_S,
@@ -204,7 +199,7 @@ async def _log_in(
                 frame = await _read(socket)
                 effects = session.receive(frame, clock.now())
                 _raise_failure(effects, _found(frame, login))
-                if isinstance(frame, Hello):
+                if isinstance(frame, frames.Hello):
                     meet(frame.relay)
                 for effect in effects:
                     if isinstance(effect, Ready):
@@ -220,18 +215,18 @@ async def _receive(socket: ClientConnection) -> bytes:
         return await socket.recv(decode=False)
 
 
-async def _read(socket: ClientConnection) -> Frame:
+async def _read(socket: ClientConnection) -> frames.Frame:
     data = await _receive(socket)
     try:
-        return codec.parse(data, "relay")
+        return frames.parse(data, "relay")
     except RelayError as exc:
         raise of(exc) from exc
 
 
-async def _write(socket: ClientConnection, frame: Frame) -> None:
+async def _write(socket: ClientConnection, frame: frames.Frame) -> None:
     with translated():
         async with asyncio.timeout(WRITE_S):
-            await socket.send(codec.encode(frame), text=True)
+            await socket.send(frames.encode(frame), text=True)
 
 
 @contextmanager

@@ -28,16 +28,12 @@ from relay.client.session.requests import (
     Answer,
     Question,
 )
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    Resolve,
-    Ruled,
-    Rules,
 )
 from relay.protocol.ids import Did
 
@@ -86,7 +82,7 @@ class Asking:
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        answer = await self.ask(lambda ref: Resolve(ref, Did(did)))
+        answer = await self.ask(lambda ref: frames.Resolve(ref, Did(did)))
         seen = found(answer, did)
         if seen.record is not None:
             self.company.correspondents.learn(Did(did), seen.record.jws.compact)
@@ -107,17 +103,17 @@ class Asking:
         except TimeoutError as exc:
             raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from a relay in time") from exc
 
-    async def rules(self, make: Callable[[str], Rules]) -> Ruled:
+    async def rules(self, make: Callable[[str], frames.Rules]) -> frames.Ruled:
         """See :meth:`relay.client.Agent.rules`."""
         said = ruled(await self.ask(make))
-        if make("") != Rules(""):
+        if make("") != frames.Rules(""):
             for one in [
                 one for one in self.company.conversations if one is not self.company.sender
             ]:
                 await self._rule_at(one, make)
         return said
 
-    async def _rule_at(self, one: Conversation, make: Callable[[str], Rules]) -> None:
+    async def _rule_at(self, one: Conversation, make: Callable[[str], frames.Rules]) -> None:
         """Each home judges for itself whom its inbox takes envelopes from."""
         if one.welcome is None or not one.welcome.inbox:
             return

@@ -13,26 +13,16 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay.client.errors import AgentError, again, of, typed
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
     RelayError,
 )
-from relay.protocol.frames import codec
-from relay.protocol.frames.frames import (
-    Publish,
-    Published,
-    Resolve,
-    Resolved,
-    Ruled,
-    Rules,
-    Status,
-    Statuses,
-)
 from relay.protocol.ids import Timestamp
 
-Question = Status | Resolve | Publish | Rules
-Answer = Statuses | Resolved | Published | Ruled
+Question = frames.Status | frames.Resolve | frames.Publish | frames.Rules
+Answer = frames.Statuses | frames.Resolved | frames.Published | frames.Ruled
 
 MOST_AT_ONCE: Final = 8
 ANSWER_S: Final = 60.0
@@ -149,7 +139,7 @@ def _refuse_unreadable(question: Question) -> None:
         ProtocolError: it cannot be read.
     """
     try:
-        codec.parse(codec.encode(question), "agent")
+        frames.parse(frames.encode(question), "agent")
     except RelayError as exc:
         raise of(exc) from exc
     except TypeError as exc:
@@ -158,8 +148,8 @@ def _refuse_unreadable(question: Question) -> None:
 
 
 _ANSWER: Final[dict[type[Question], type[Answer]]] = {
-    Status: Statuses,
-    Resolve: Resolved,
-    Publish: Published,
-    Rules: Ruled,
+    frames.Status: frames.Statuses,
+    frames.Resolve: frames.Resolved,
+    frames.Publish: frames.Published,
+    frames.Rules: frames.Ruled,
 }

@@ -36,9 +36,9 @@ from relay.client.message import MessageValues
 from relay.client.outbox import outcomes as endings
 from relay.client.outbox.outcomes import OutcomeValues
 from relay.client.sync.loop import LoopThread
+from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames.frames import Welcome
 from relay.protocol.ids import Did
 from relay.protocol.receipts import BounceItem
 
@@ -179,7 +179,7 @@ class Agent:
         return self._agent.relay
 
     @property
-    def welcome(self) -> Welcome | None:
+    def welcome(self) -> frames.Welcome | None:
         """Where the inbox stood at the latest login there."""
         return self._agent.welcome
 

@@ -24,15 +24,8 @@ from relay.directory.model.index import (
     place,
     wrong,
 )
+from relay.protocol import frames
 from relay.protocol.errors import ProtocolError
-from relay.protocol.frames.frames import (
-    MAX_BUCKETS,
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    Want,
-)
 from relay.protocol.ids import AgentKey
 
 __all__ = ["Index", "Order", "Pull", "Question", "answer", "differing"]
@@ -46,29 +39,29 @@ MOST_VAIN: Final = 512
 """Records asked for that were no news, where they are more than the news: enough."""
 
 
-def answer(index: Index, question: Digest | Want) -> Digests | Have:
+def answer(index: Index, question: frames.Digest | frames.Want) -> frames.Digests | frames.Have:
     """What a relay says to a ``digest``, or to a ``want`` that names a bucket.
 
     Raises:
         ProtocolError: ``bad_frame``: no such depth, too many top buckets, or another wish.
     """
     match question:
-        case Digest(ref, bits, buckets):
-            return Digests(ref, bits, index.digests(bits, buckets))
-        case Want(ref=ref, bits=int(bits), bucket=int(bucket), after=after):
+        case frames.Digest(ref, bits, buckets):
+            return frames.Digests(ref, bits, index.digests(bits, buckets))
+        case frames.Want(ref=ref, bits=int(bits), bucket=int(bucket), after=after):
             items, more = index.have(bits, bucket, after or "")
-            return Have(ref, bits, bucket, items, more)
+            return frames.Have(ref, bits, bucket, items, more)
         case _:
             raise wrong("this wish names no bucket")
 
 
-def differing(index: Index, said: Digests) -> list[int]:
+def differing(index: Index, said: frames.Digests) -> list[int]:
     """The buckets in which the other side holds anything, and not the same as is held here."""
     ours = {item.bucket: item for item in index.digests(said.bits)}
     return [item.bucket for item in said.items if item.records and item != ours.get(item.bucket)]
 
 
-Question = Digest | Want
+Question = frames.Digest | frames.Want
 
 
 class Pull:
@@ -112,15 +105,17 @@ class Pull:
 
     def start(self) -> list[Question]:
         """The first question."""
-        self._waiting.append(Digest("", TOP_BITS))
+        self._waiting.append(frames.Digest("", TOP_BITS))
         return self._next()
 
     def agents_asked(self, ref: str | None) -> tuple[AgentKey, ...]:
         """Whose records this answer may bring; look before :meth:`receive`."""
         asked = self._asked.get(ref or "")
-        return asked.agents if isinstance(asked, Want) else ()
+        return asked.agents if isinstance(asked, frames.Want) else ()
 
-    def receive(self, frame: Digests | Have | Gossip, *, kept: int | None = None) -> list[Question]:
+    def receive(
+        self, frame: frames.Digests | frames.Have | frames.Gossip, *, kept: int | None = None
+    ) -> list[Question]:
         """Take an answer; gives the next questions. A wrong one ends it: :attr:`error`.
 
         Args:
@@ -147,20 +142,22 @@ class Pull:
         self._asked.pop(ref, None)
         return self._next()
 
-    def _take(self, frame: Digests | Have | Gossip, asked: Question | None) -> None:
+    def _take(
+        self, frame: frames.Digests | frames.Have | frames.Gossip, asked: Question | None
+    ) -> None:
         match asked, frame:
-            case Digest() as question, Digests() if question.bits == frame.bits:
+            case frames.Digest() as question, frames.Digests() if question.bits == frame.bits:
                 self._compare(question, frame)
-            case Want(bucket=int()) as wish, Have() if _is_about(wish, frame):
+            case frames.Want(bucket=int()) as wish, frames.Have() if _is_about(wish, frame):
                 self._read(wish, frame)
-            case Want(agents=(_, *_) as agents), Gossip(records):
+            case frames.Want(agents=(_, *_) as agents), frames.Gossip(records):
                 if len(records) > len(agents):
                     raise wrong("more records than were asked for")
                 self.received += len(records)
             case _:
                 raise wrong("an answer to nothing that was asked")
 
-    def _compare(self, asked: Digest, said: Digests) -> None:
+    def _compare(self, asked: frames.Digest, said: frames.Digests) -> None:
         theirs = {item.bucket: item for item in said.items}
         if len(theirs) != len(said.items) or (asked.buckets and theirs.keys() - set(asked.buckets)):
             raise wrong("a bucket that was not asked about, or twice")
@@ -177,7 +174,7 @@ class Pull:
             if most > SPLIT_ABOVE and asked.bits < DEPTHS[-1]:
                 full.append(bucket)
             else:
-                self._waiting.append(Want("", bits=asked.bits, bucket=bucket))
+                self._waiting.append(frames.Want("", bits=asked.bits, bucket=bucket))
         self._split(full, asked.bits)
 
     def _turn(self, bucket: int) -> int:
@@ -186,16 +183,16 @@ class Pull:
 
     def _split(self, buckets: list[int], bits: int) -> None:
         many = 2**STEP_BITS
-        at_once = MAX_BUCKETS // many
+        at_once = frames.MAX_BUCKETS // many
         for start in range(0, len(buckets), at_once):
             parts = tuple(
                 bucket * many + part
                 for bucket in buckets[start : start + at_once]
                 for part in range(many)
             )
-            self._waiting.append(Digest("", bits + STEP_BITS, parts))
+            self._waiting.append(frames.Digest("", bits + STEP_BITS, parts))
 
-    def _read(self, asked: Want, said: Have) -> None:
+    def _read(self, asked: frames.Want, said: frames.Have) -> None:
         keys = [item.agent for item in said.items]
         behind = [asked.after or "", *keys]
         if any(one >= other for one, other in zip(behind, keys, strict=False)):
@@ -209,7 +206,7 @@ class Pull:
         if not keys or pages >= MAX_PAGES:
             raise wrong("a list that does not end")
         self._pages[said.bits, said.bucket] = pages
-        self._waiting.append(Want("", bits=said.bits, bucket=said.bucket, after=keys[-1]))
+        self._waiting.append(frames.Want("", bits=said.bits, bucket=said.bucket, after=keys[-1]))
 
     def _next(self) -> list[Question]:
         said: list[Question] = []
@@ -227,19 +224,19 @@ class Pull:
             agents = tuple(self._lacking[: self._want_most])
             del self._lacking[: self._want_most]
             self.wanted += len(agents)
-            return Want("", agents=agents)
+            return frames.Want("", agents=agents)
         if not self._waiting:
             return None
         self._questions += 1
         return self._waiting.pop()
 
 
-def _is_about(wish: Want, said: Have) -> bool:
+def _is_about(wish: frames.Want, said: frames.Have) -> bool:
     return (wish.bits, wish.bucket) == (said.bits, said.bucket)
 
 
 def _may_bring_more(question: Question) -> bool:
-    return not (isinstance(question, Want) and question.agents)
+    return not (isinstance(question, frames.Want) and question.agents)
 
 
 def _named(question: Question, ref: str) -> Question:

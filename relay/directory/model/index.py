@@ -15,14 +15,10 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
-)
-from relay.protocol.frames.frames import (
-    MAX_HAVE,
-    BucketDigest,
-    HaveItem,
 )
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import (
@@ -53,18 +49,18 @@ def place(key: bytes, bits: int) -> int:
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> (_WORD_BITS - bits)
 
 
-def _summary(bucket: int, rows: list[bytes]) -> BucketDigest:
+def _summary(bucket: int, rows: list[bytes]) -> frames.BucketDigest:
     digest = hashlib.sha256(b"".join(rows)).digest()[:HASH_BYTES]
-    return BucketDigest(bucket, len(rows), b64encode(digest))
+    return frames.BucketDigest(bucket, len(rows), b64encode(digest))
 
 
 def _key(row: bytes) -> bytes:
     return row[: -_TAIL.size - 1]
 
 
-def _item(row: bytes) -> HaveItem:
+def _item(row: bytes) -> frames.HaveItem:
     kv, seq, digest = _TAIL.unpack_from(row, len(row) - _TAIL.size)
-    return HaveItem(AgentKey(_key(row).decode()), kv, seq, b64encode(digest))
+    return frames.HaveItem(AgentKey(_key(row).decode()), kv, seq, b64encode(digest))
 
 
 class Index:
@@ -75,8 +71,8 @@ class Index:
 
     def __init__(self) -> None:
         self._rows: list[list[bytes]] = [[] for _ in range(2**TOP_BITS)]
-        self._digests: dict[int, BucketDigest] = {}
-        self._parts: dict[tuple[int, int], dict[int, BucketDigest]] = {}
+        self._digests: dict[int, frames.BucketDigest] = {}
+        self._parts: dict[tuple[int, int], dict[int, frames.BucketDigest]] = {}
         self._split: dict[tuple[int, int], dict[int, list[bytes]]] = {}
         self._size = 0
 
@@ -141,7 +137,7 @@ class Index:
         kv, seq, digest = _TAIL.unpack_from(rows[at], len(prefix))
         return kv, seq, digest
 
-    def digests(self, bits: int, buckets: Sequence[int] = ()) -> tuple[BucketDigest, ...]:
+    def digests(self, bits: int, buckets: Sequence[int] = ()) -> tuple[frames.BucketDigest, ...]:
         """Digests of those that are not empty; no ``buckets`` means all, at the top only.
 
         Raises:
@@ -175,8 +171,8 @@ class Index:
             yield
 
     def have(
-        self, bits: int, bucket: int, after: str = "", most: int = MAX_HAVE
-    ) -> tuple[tuple[HaveItem, ...], bool]:
+        self, bits: int, bucket: int, after: str = "", most: int = frames.MAX_HAVE
+    ) -> tuple[tuple[frames.HaveItem, ...], bool]:
         """The orders in a bucket behind the agent key ``after``, and whether there are more.
 
         Raises:
@@ -188,21 +184,21 @@ class Index:
         rows = rows[bisect_left(rows, after.encode() + b"\1") if after else 0 :]
         return tuple(map(_item, rows[:most])), len(rows) > most
 
-    def newer(self, items: Iterable[HaveItem]) -> list[AgentKey]:
+    def newer(self, items: Iterable[frames.HaveItem]) -> list[AgentKey]:
         """Of which agents the other side holds a record that is unknown here, or greater."""
         return [item.agent for item in items if self._lacks(item)]
 
-    def _lacks(self, item: HaveItem) -> bool:
+    def _lacks(self, item: frames.HaveItem) -> bool:
         held = self.order(item.agent)
         return held is None or held < (item.kv, item.seq, b64decode(item.hash))
 
-    def _top(self, top: int) -> BucketDigest:
+    def _top(self, top: int) -> frames.BucketDigest:
         found = self._digests.get(top)
         if found is None:
             found = self._digests[top] = _summary(top, self._rows[top])
         return found
 
-    def _parts_of(self, top: int, bits: int) -> dict[int, BucketDigest]:
+    def _parts_of(self, top: int, bits: int) -> dict[int, frames.BucketDigest]:
         found = self._parts.get((top, bits))
         if found is None:
             rows = self._rows_of(top, bits)

@@ -12,7 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from relay.protocol.frames.frames import MAX_GOSSIP_BYTES, MAX_RECORDS, Gossip
+from relay.protocol.frames import (
+    MAX_GOSSIP_BYTES,
+    MAX_RECORDS,
+    Gossip,
+)
 from relay.protocol.ids import AgentKey, Did
 
 FANOUT: Final = 3

@@ -11,19 +11,8 @@ from dataclasses import dataclass
 from relay.inbox.model.types import (
     Ack as InboxAck,
 )
+from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
-from relay.protocol.frames.frames import (
-    Auth,
-    Digest,
-    Gossip,
-    Publish,
-    Resolve,
-    Rules,
-    Status,
-    Submit,
-    Want,
-)
-from relay.protocol.frames.frames_migrate import Migrate
 from relay.protocol.ids import (
     AgentKey,
     Fence,
@@ -31,7 +20,15 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import Window
 
-Question = Status | Resolve | Publish | Rules | Digest | Want | Migrate
+Question = (
+    frames.Status
+    | frames.Resolve
+    | frames.Publish
+    | frames.Rules
+    | frames.Digest
+    | frames.Want
+    | frames.Migrate
+)
 """What a dialler asks; each has its own answer, under its ``ref``."""
 
 
@@ -39,7 +36,7 @@ Question = Status | Resolve | Publish | Rules | Digest | Want | Migrate
 class Login:
     """Check this ``auth``, open the inbox, then call :meth:`RelaySession.opened` or ``refused``."""
 
-    auth: Auth
+    auth: frames.Auth
     nonce: str
 
 
@@ -47,7 +44,7 @@ class Login:
 class Store:
     """Verify, admit and store; the answer is a ``submitted`` frame of its own."""
 
-    submit: Submit
+    submit: frames.Submit
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +76,7 @@ class Ask:
 class Hear:
     """A peer passes on what it has heard; there is no answer."""
 
-    gossip: Gossip
+    gossip: frames.Gossip
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames.frames import (
-    MAX_HOPS,
-    Ack,
-    Digest,
-    Error,
-    Frame,
-    Gossip,
-    Publish,
-    Resolve,
-    Rules,
-    Status,
-    Submit,
-    Want,
-)
-from relay.protocol.frames.frames_migrate import Migrate
 from relay.protocol.handshake import Role
 from relay.protocol.ids import (
     AgentKey,
@@ -41,9 +27,30 @@ CLOSES: Final = frozenset({
 })  # fmt: skip
 """Codes that a ``bye`` may carry, since each has a close code (PROTOCOL.md §5.5)."""
 
-SAYS: Final[dict[Role, frozenset[type[Frame]]]] = {
-    "agent": frozenset({Submit, Ack, Status, Resolve, Publish, Rules, Error}),
-    "peer": frozenset({Submit, Status, Resolve, Gossip, Digest, Want, Migrate, Error}),
+SAYS: Final[dict[Role, frozenset[type[frames.Frame]]]] = {
+    "agent": frozenset(
+        {
+            frames.Submit,
+            frames.Ack,
+            frames.Status,
+            frames.Resolve,
+            frames.Publish,
+            frames.Rules,
+            frames.Error,
+        }
+    ),
+    "peer": frozenset(
+        {
+            frames.Submit,
+            frames.Status,
+            frames.Resolve,
+            frames.Gossip,
+            frames.Digest,
+            frames.Want,
+            frames.Migrate,
+            frames.Error,
+        }
+    ),
 }
 """What a dialler may say once its login holds; ``auth`` and ``bye`` aside."""
 
@@ -58,12 +65,12 @@ class Identity:
     role: Role = "agent"
 
 
-def objection(frame: Frame, role: Role) -> str | None:
+def objection(frame: frames.Frame, role: Role) -> str | None:
     """Why a dialler of this role may not say this, in words; None: it may."""
     if type(frame) not in SAYS[role]:
         said = any(type(frame) in kinds for kinds in SAYS.values())
         return f"{_a(role)} does not say that" if said else "a relay says that, not a dialler"
-    if isinstance(frame, Gossip) and frame.ref is not None:
+    if isinstance(frame, frames.Gossip) and frame.ref is not None:
         return "nothing was asked: the side that dialled asks"
     if role == "agent" and _speaks_for_others(frame):
         return "only a peer says hops, marked, handoff and from"
@@ -74,27 +81,29 @@ def _a(role: Role) -> str:
     return "an agent" if role == "agent" else "a peer"
 
 
-def _speaks_for_others(frame: Frame) -> bool:
+def _speaks_for_others(frame: frames.Frame) -> bool:
     match frame:
-        case Submit(hops=hops, marked=marked, handoff=handoff):
+        case frames.Submit(hops=hops, marked=marked, handoff=handoff):
             return bool(hops or marked or handoff)
-        case Status(items=items):
+        case frames.Status(items=items):
             return any(item.sender is not None for item in items)
         case _:
             return False
 
 
-def no_to_partner(frame: Frame) -> Error | None:
+def no_to_partner(frame: frames.Frame) -> frames.Error | None:
     """The no to a relay that is dealt with for a hand-off alone (§5.12); None: it may say this.
 
     Without a ``ref``, where nobody waits for an answer, it is the end of the conversation.
     """
-    if isinstance(frame, Migrate | Error) or (isinstance(frame, Submit) and frame.handoff):
+    if isinstance(frame, frames.Migrate | frames.Error) or (
+        isinstance(frame, frames.Submit) and frame.handoff
+    ):
         return None
     detail = "this relay deals with that one for a hand-off alone"
-    return Error(ErrorCode.NOT_FEDERATED, detail, None, getattr(frame, "ref", None))
+    return frames.Error(ErrorCode.NOT_FEDERATED, detail, None, getattr(frame, "ref", None))
 
 
-def is_too_far(submit: Submit, relay: Did) -> bool:
+def is_too_far(submit: frames.Submit, relay: Did) -> bool:
     """Whether its envelopes have gone in a circle, or over too many relays (PROTOCOL.md §5.10)."""
-    return len(submit.hops) > MAX_HOPS or relay in submit.hops
+    return len(submit.hops) > frames.MAX_HOPS or relay in submit.hops

@@ -43,6 +43,7 @@ from relay.inbox.model.types import (
     Page,
     PageItem,
 )
+from relay.protocol import frames
 from relay.protocol.client_session import (
     Close,
     Send,
@@ -51,23 +52,6 @@ from relay.protocol.errors import (
     ErrorCode,
     Refusal,
     RelayError,
-)
-from relay.protocol.frames.frames import (
-    MAX_SEQS,
-    Ack,
-    Acked,
-    Auth,
-    Bye,
-    Deliver,
-    DeliverItem,
-    Error,
-    Frame,
-    Gap,
-    Gossip,
-    Hello,
-    Rules,
-    Submit,
-    Welcome,
 )
 from relay.protocol.ids import (
     Epoch,
@@ -106,7 +90,7 @@ class RelaySession:
         now: monotonic seconds; the auth deadline runs from here.
     """
 
-    def __init__(self, hello: Hello, window: Window, now: Timestamp) -> None:
+    def __init__(self, hello: frames.Hello, window: Window, now: Timestamp) -> None:
         self.phase = Phase.HELLO
         self.who: Identity | None = None
         self._hello = hello
@@ -128,14 +112,16 @@ class RelaySession:
         """Say hello."""
         return [Send(self._hello)]
 
-    def receive(self, frame: Frame, now: Timestamp, *, is_partner: bool = False) -> list[Effect]:
+    def receive(
+        self, frame: frames.Frame, now: Timestamp, *, is_partner: bool = False
+    ) -> list[Effect]:
         """Take one frame from the dialler; a partner is dealt with for a hand-off alone."""
         del now
         if self.phase is Phase.CLOSED:
             return []
-        if isinstance(frame, Bye):
+        if isinstance(frame, frames.Bye):
             return self._end(None)
-        if isinstance(frame, Auth):
+        if isinstance(frame, frames.Auth):
             return self._auth(frame)
         if self.phase is not Phase.OPEN or self.who is None:
             return self.fail(ErrorCode.AUTH_REQUIRED, "auth comes first")
@@ -144,38 +130,38 @@ class RelaySession:
             return self.fail(ErrorCode.BAD_FRAME, detail)
         return self._speak(frame, permissions.no_to_partner(frame) if is_partner else None)
 
-    def _speak(self, frame: Frame, no: Error | None) -> list[Effect]:
+    def _speak(self, frame: frames.Frame, no: frames.Error | None) -> list[Effect]:
         if no is not None:
             return [Send(no)] if no.ref else self.fail(no.error, no.detail)
         match frame:
-            case Submit():
+            case frames.Submit():
                 return self._submit(frame)
-            case Ack():
+            case frames.Ack():
                 return self._ack(frame)
-            case Gossip():
+            case frames.Gossip():
                 return [Hear(frame)]
             case _:
                 return self._ask(frame) if isinstance(frame, Question) else []
 
-    def _submit(self, submit: Submit) -> list[Effect]:
+    def _submit(self, submit: frames.Submit) -> list[Effect]:
         if permissions.is_too_far(submit, self._hello.relay):
             detail = "these envelopes have been here, or at too many relays"
-            return [Send(Error(ErrorCode.TOO_MANY_HOPS, detail, None, submit.ref))]
+            return [Send(frames.Error(ErrorCode.TOO_MANY_HOPS, detail, None, submit.ref))]
         return [Store(submit)]
 
     def _ask(self, question: Question) -> list[Effect]:
-        if isinstance(question, Rules) and (self.who is None or self.who.fence is None):
+        if isinstance(question, frames.Rules) and (self.who is None or self.who.fence is None):
             detail = "a send-only session has no inbox here"
-            return [Send(Error(ErrorCode.UNKNOWN_INBOX, detail, None, question.ref))]
+            return [Send(frames.Error(ErrorCode.UNKNOWN_INBOX, detail, None, question.ref))]
         return [Ask(question)]
 
-    def _auth(self, frame: Auth) -> list[Effect]:
+    def _auth(self, frame: frames.Auth) -> list[Effect]:
         if self.phase is not Phase.HELLO:
             return self.fail(ErrorCode.BAD_FRAME, "auth is said once")
         self.phase = Phase.OPENING
         return [Login(frame, self._hello.nonce)]
 
-    def opened(self, who: Identity, welcome: Welcome) -> list[Effect]:
+    def opened(self, who: Identity, welcome: frames.Welcome) -> list[Effect]:
         """The login holds."""
         if self.phase is not Phase.OPENING:
             return [CloseInbox(who.inbox, who.fence, Seq(0))] if who.fence else []
@@ -234,8 +220,11 @@ class RelaySession:
             if kind is PageItem:
                 effects += self._hand_over(part)
             else:
-                cuts = range(0, len(part), MAX_SEQS)
-                effects += [Send(Gap(self._epoch, tuple(part[at : at + MAX_SEQS]))) for at in cuts]
+                cuts = range(0, len(part), frames.MAX_SEQS)
+                effects += [
+                    Send(frames.Gap(self._epoch, tuple(part[at : at + frames.MAX_SEQS])))
+                    for at in cuts
+                ]
         return effects
 
     def _nothing_new(self, page: Page, now: Timestamp) -> list[Effect]:
@@ -263,8 +252,8 @@ class RelaySession:
             self._outstanding[item.seq] = len(item.wire)
             self._room -= len(item.wire)
         self._handed = items[-1].seq
-        entries = tuple(DeliverItem(item.seq, item.redelivered, item.wire) for item in items)
-        return [Send(Deliver(self._epoch, entries))]
+        entries = tuple(frames.DeliverItem(item.seq, item.redelivered, item.wire) for item in items)
+        return [Send(frames.Deliver(self._epoch, entries))]
 
     def _read_failed(self, no: Refusal, now: Timestamp) -> list[Effect]:
         if no.code is ErrorCode.STORAGE_UNAVAILABLE:
@@ -274,7 +263,7 @@ class RelaySession:
     def _store_ended(self, no: Refusal) -> list[Effect]:
         if no.code is ErrorCode.INBOX_RESET:
             # no close code of its own: told as an error; logging in again shows the new epoch
-            reset = Send(Error(no.code, no.detail))
+            reset = Send(frames.Error(no.code, no.detail))
             return [reset, *self.fail(ErrorCode.STORAGE_UNAVAILABLE, "log in again")]
         return self.fail(no.code, no.detail)
 
@@ -333,13 +322,13 @@ class RelaySession:
 
     # ------------------------------------------------------------ ack
 
-    def _ack(self, frame: Ack) -> list[Effect]:
+    def _ack(self, frame: frames.Ack) -> list[Effect]:
         who = self.who
         if who is None or who.fence is None:
             return self.fail(ErrorCode.BAD_FRAME, "a send-only session has nothing to ack")
         if frame.epoch != self._epoch:
             detail = "this ack is of another epoch; nothing changed"
-            return [Send(Error(ErrorCode.INBOX_RESET, detail))]
+            return [Send(frames.Error(ErrorCode.INBOX_RESET, detail))]
         if frame.upto > self._position:
             return self.fail(ErrorCode.BAD_FRAME, "upto covers what was never handed over")
         covered = [seq for seq in self._outstanding if seq <= frame.upto]
@@ -358,7 +347,7 @@ class RelaySession:
             return []
         if isinstance(result, Refusal):
             if result.code is ErrorCode.STORAGE_UNAVAILABLE:
-                return [Send(Error(result.code, "ack again", result.retry_after))]
+                return [Send(frames.Error(result.code, "ack again", result.retry_after))]
             return self._store_ended(result)
         ended = {*result.seqs, *result.refused}
         for seq in ended:
@@ -368,7 +357,7 @@ class RelaySession:
         if self._reading:
             self._ended_while_reading |= ended
         explicit = tuple(seq for seq in asked.seqs if seq > result.cursor)
-        answer = Acked(asked.epoch, result.cursor, explicit, result.refused)
+        answer = frames.Acked(asked.epoch, result.cursor, explicit, result.refused)
         return [Send(answer), *self._pump()]
 
     # ------------------------------------------------------------ ends
@@ -379,9 +368,9 @@ class RelaySession:
             return []
         if code not in permissions.CLOSES:
             # said in full, closed under the nearest code that has a number
-            said = [Send(Error(code, detail, retry_after))]
+            said = [Send(frames.Error(code, detail, retry_after))]
             return [*said, *self.fail(ErrorCode.AUTH_REQUIRED, detail)]
-        return [Send(Bye(code, detail, retry_after)), *self._end(code)]
+        return [Send(frames.Bye(code, detail, retry_after)), *self._end(code)]
 
     def lost(self) -> list[Effect]:
         """The socket is gone."""

@@ -24,11 +24,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
-from relay.protocol.frames.frames import (
-    Membership,
-    View,
-)
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -51,7 +48,7 @@ GONE_AFTER: Final = 10
 
 Event = Literal["reached", "missed", "missed_often", "heard", "seen"]
 
-TRANSITIONS: Final[dict[tuple[Membership, Event], Membership]] = {
+TRANSITIONS: Final[dict[tuple[frames.Membership, Event], frames.Membership]] = {
     ("alive", "reached"): "alive",
     ("alive", "missed"): "suspect",
     ("alive", "missed_often"): "suspect",
@@ -86,7 +83,7 @@ class Peer:
     """
 
     did: Did
-    state: Membership = "suspect"
+    state: frames.Membership = "suspect"
     since: int = 0
     misses: int = 0
     dial_at: Timestamp = Timestamp(0)
@@ -281,10 +278,10 @@ class Roster:
 
     def view_of(
         self, did: Did, ref: str, *, strikes: int = 0, retry_after: int | None = None
-    ) -> View:
+    ) -> frames.View:
         """What a peer hears that asks how it is seen; one that is not known was never dialled."""
         peer = self._peers.get(did) or Peer(did)
-        return View(ref, peer.state, peer.since, strikes, retry_after, peer.reason)
+        return frames.View(ref, peer.state, peer.since, strikes, retry_after, peer.reason)
 
     def _rank(self, did: Did, salt: str) -> bytes:
         return hashlib.sha256(f"{salt}\0{self._own}\0{did}".encode()).digest()
