@@ -28,7 +28,7 @@ from tests.chaos.killable_agent import Orders
 from tests.chaos.ledger import Ledger
 from tests.chaos.restarting_relay import REPOSITORY
 from tests.chaos.traffic_plan import POISON
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 LOOK_S = 0.01
 END_S = 60.0

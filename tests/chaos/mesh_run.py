@@ -37,7 +37,7 @@ from tests.chaos.traffic_plan import (
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.namespaces import Namespaces
 from tests.support.nodes import new_key
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 KNOWN_S = 30.0
 HEALED_S = 60.0

@@ -45,7 +45,7 @@ from tests.chaos.steady_senders import (
 )
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.nodes import new_key, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 ENDS_S = 60.0
 """From a cut until all is over and nobody did anything: the longest back-off (GUARANTEES.md §3)."""

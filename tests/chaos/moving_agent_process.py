@@ -25,7 +25,7 @@ from tests.chaos.moving_agent_files import (
 )
 from tests.chaos.restarting_relay import REPOSITORY
 from tests.support.nodes import new_key
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 LOOK_S = 0.01
 

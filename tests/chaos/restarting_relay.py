@@ -22,7 +22,12 @@ from redis.exceptions import RedisError
 
 from relay.protocol.jws import loads
 from relay.store.embedded.process import dying_with_us
-from tests.support.servers import client, free_port, is_alive, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
+from tests.support.servers import (
+    client,
+    is_alive,
+)
 
 REPOSITORY = Path(__file__).parents[2]
 SERVE = ("-m", "relay", "serve")

@@ -25,7 +25,7 @@ from tests.chaos.restarting_relay import (
     RelayProcess,
 )
 from tests.support.nodes import new_key, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

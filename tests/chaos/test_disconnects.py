@@ -30,7 +30,7 @@ from tests.chaos.traffic_plan import (
     Letter,
 )
 from tests.support.nodes import new_key, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 SENDERS = 24
 """One envelope in flight each, again and again, until the last client has hung up."""
@@ -139,7 +139,7 @@ class Run:
                 hanging.cancel()
                 ended.cancel()
                 if self.relay.runs:
-                    async with asyncio.timeout(30):
+                    async with within(30):
                         await self.ledger.until(lambda: self.ledger.is_over(1))
             finally:
                 for agent in agents:

@@ -30,7 +30,7 @@ from tests.chaos.restarting_relay import (
 )
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.nodes import new_key
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 T = TypeVar("T")
 RATE = 60.0

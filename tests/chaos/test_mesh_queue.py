@@ -6,7 +6,6 @@ it is within reach again.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +21,7 @@ from relay.protocol.errors import ErrorCode
 from tests.chaos.restarting_relay import SERVE
 from tests.support.mesh import Mesh, knows, mesh
 from tests.support.nodes import new_key
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -93,7 +92,7 @@ async def queue_behind_poison(two: Pair) -> tuple[float, list[Bounce]]:
                     break
             took = time.monotonic() - linked
         assert arrived == list(range(BEHIND))
-        async with asyncio.timeout(20):
+        async with within(20):
             told = await anext(alice.inbox())
         assert isinstance(told, Bounce)
         await told.ack()
@@ -123,7 +122,7 @@ async def test_a_courier_that_tries_for_ever_is_found_to_block_the_queue(tmp_pat
     mutant = ("-m", "tests.chaos.mesh_mutants", "tries-for-ever")
     async with pair(tmp_path, mutant) as two:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(25):
+            async with within(25):
                 await queue_behind_poison(two)
 
 
@@ -150,7 +149,7 @@ async def test_an_outbox_takes_its_share_and_no_more_and_all_it_took_arrives(
         assert {stored for _, stored in said} == {"no"}
         assert await two.mesh.waiting() == SHARE
         two.join()
-        async with Agent.open(two.bob, two.mesh[1].url) as bob, asyncio.timeout(60):
+        async with Agent.open(two.bob, two.mesh[1].url) as bob, within(60):
             inbox = bob.inbox()
             for number in range(SHARE):
                 message = await anext(inbox)

@@ -55,7 +55,7 @@ from tests.federation.linked_nodes import (
 from tests.support.mesh import mesh
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

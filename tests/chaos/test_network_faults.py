@@ -16,7 +16,7 @@ import pytest
 from tests.support.fault_proxy import OUTSIDER, FaultProxy, owner_of
 from tests.support.link_faults import Faults
 from tests.support.namespaces import Namespaces, why_missing
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(30)
 QUIET_S = 0.4

@@ -34,6 +34,7 @@ from relay.protocol.ids import Timestamp
 from tests.support.mesh import MeshRelay, mesh
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import Speaker, make_envelope, new_key, speaker
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(120)
 Rollback = Literal["as it is now", "restored, too", "lost"]
@@ -78,7 +79,7 @@ async def logins_from_the_first_moment(at: MeshRelay, agent: SigningKey) -> list
     It brings no record: it is an old copy of the agent.
     """
     opened: list[bool] = []
-    async with asyncio.timeout(30):
+    async with within(30):
         while len(opened) < 3:
             try:
                 async with speaker(at.url, agent) as one:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support.patience import within
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -56,7 +58,7 @@ class Terminal:
     async def run(self, *words: str, text: bytes | None = None, **more: str) -> Done:
         process = await self.start(*words, stdin=text is not None, **more)
         try:
-            async with asyncio.timeout(25):
+            async with within(25):
                 out, err = await process.communicate(text)
         finally:
             if process.returncode is None:
@@ -102,7 +104,7 @@ class Stalling:
         writer.close()
 
     async def was_asked(self) -> None:
-        async with asyncio.timeout(15):
+        async with within(15):
             await self.asked.acquire()
 
 
@@ -122,7 +124,7 @@ async def stalling(answer: bytes = b"") -> AsyncIterator[Stalling]:
 async def line_with(stream: asyncio.StreamReader | None, words: str) -> str:
     """Read on until a line has ``words`` in it."""
     assert stream is not None
-    async with asyncio.timeout(15):
+    async with within(15):
         while line := (await stream.readline()).decode():
             if words in line:
                 return line

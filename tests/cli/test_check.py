@@ -24,8 +24,8 @@ from tests.cli.terminal import (
     stalling,
 )
 from tests.support.nodes import running_node
+from tests.support.ports import free_port
 from tests.support.relay_process import relay_process
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(60)
 

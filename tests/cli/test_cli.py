@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import stat
@@ -24,6 +23,7 @@ from tests.cli.terminal import (
     stalling,
 )
 from tests.support.nodes import running_node
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -172,7 +172,7 @@ async def test_what_a_broken_pipe_swallowed_is_not_acked(terminal):
     # head -0: the reader is gone before the first line
     listening.stdout._transport.close()
     await terminal.run("send", did, "nobody reads this")
-    async with asyncio.timeout(15):
+    async with within(15):
         _, err = await listening.communicate()
     assert b"Traceback" not in err
     assert (await terminal.run("inbox", "--json")).json["pending"] == 1

@@ -15,7 +15,8 @@ from tests.cli.terminal import (
     Terminal,
     line_with,
 )
-from tests.support.servers import is_alive, wait_until
+from tests.support.patience import wait_until
+from tests.support.servers import is_alive
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -24,7 +24,7 @@ from tests.cli.terminal import (
     Terminal,
 )
 from tests.support.nodes import RunningNode, new_key, running_node
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -15,7 +15,8 @@ from tests.cli.terminal import (
     line_with,
 )
 from tests.cli.test_demo import SABOTAGE, started_below
-from tests.support.servers import is_alive, wait_until
+from tests.support.patience import wait_until
+from tests.support.servers import is_alive
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 from collections.abc import AsyncIterator
@@ -29,6 +28,7 @@ from tests.federation.linked_nodes import (
     relay_at,
 )
 from tests.support.nodes import RunningNode
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -226,7 +226,7 @@ async def test_relay_listen_goes_on_where_another_command_takes_the_agent_elsewh
         moved = await house.terminal.run("migrate", "--to", house.two.url, "--take", "--json")
         assert (moved.code, moved.json["complete"]) == (0, True)
         await house.gets("after")
-        async with asyncio.timeout(30):
+        async with within(30):
             while json.loads(read[-1])["text"] != "after":
                 read.append(await process.stdout.readline())
                 assert read[-1], "it has ended"
@@ -273,7 +273,7 @@ async def test_a_program_that_has_the_agent_is_left_alone(house: House):
         assert (taken.code, taken.json["complete"]) == (0, True)
         # the program finds out by itself where it lives now
         await house.gets("found you")
-        async with asyncio.timeout(20):
+        async with within(20):
             message = await anext(me.inbox())
             assert message.text() == "found you"
             await message.ack()

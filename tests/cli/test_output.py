@@ -35,7 +35,7 @@ from tests.cli.terminal import (
     stalling,
 )
 from tests.support.nodes import new_key, running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(60)
 either_way = pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
@@ -66,7 +66,7 @@ class Home(Terminal):
         """What is not acked."""
         async with Agent.open(self.key, self.url) as me:
             assert me.welcome is not None
-            async with asyncio.timeout(10):
+            async with within(10):
                 return [await anext(me.inbox()) for _ in range(me.welcome.pending.count)]
 
     async def texts(self) -> list[str]:
@@ -112,7 +112,7 @@ async def in_shell(terminal: Terminal, words: str, **more: str) -> Done:
 
 async def ended(process: asyncio.subprocess.Process) -> Done:
     try:
-        async with asyncio.timeout(25):
+        async with within(25):
             _, err = await process.communicate()
     finally:
         if process.returncode is None:
@@ -251,7 +251,7 @@ async def test_a_bounce_that_nobody_could_read_comes_again(terminal: Home):
     async with (
         Agent.open(new_key(), terminal.url) as friend,
         Agent.open(terminal.key, terminal.url) as me,
-        asyncio.timeout(10),
+        within(10),
     ):
         await me.send(friend.did, "no")
         await (await anext(friend.inbox())).refuse("busy")
@@ -340,7 +340,7 @@ async def test_a_node_goes_on_without_its_log_and_not_without_its_one_line(tmp_p
     with opened("/dev/full") as full:
         serving = await spawn(here, *serve, out=asyncio.subprocess.PIPE, err=full)
     assert serving.stdout is not None
-    async with asyncio.timeout(20):
+    async with within(20):
         assert json.loads(await serving.stdout.readline())["did"].startswith("did:key:")
     serving.send_signal(signal.SIGTERM)
     assert (await ended(serving)).code == 0

@@ -27,7 +27,7 @@ from tests.client.scripted_relay import (
     new_key,
 )
 from tests.support.nodes import running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

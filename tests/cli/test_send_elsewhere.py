@@ -31,6 +31,7 @@ from tests.federation.linked_nodes import (
     until_held,
 )
 from tests.support.nodes import RunningNode, running_node
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(90)
 
@@ -75,7 +76,7 @@ def lines(text: str) -> list[dict[str, object]]:
 
 
 async def take(bob: Agent) -> str:
-    async with asyncio.timeout(10):
+    async with within(10):
         message = await anext(bob.inbox())
     await message.ack()
     return message.text()

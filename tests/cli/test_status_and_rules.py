@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -16,6 +15,7 @@ from tests.cli.terminal import (
     stalling,
 )
 from tests.support.nodes import new_key, running_node
+from tests.support.patience import within
 from tests.support.relay_process import relay_process
 
 pytestmark = pytest.mark.timeout(60)
@@ -110,7 +110,7 @@ async def test_an_agent_with_the_sdk_keeps_its_inbox_while_others_ask(terminal, 
         ):  # fmt: skip
             assert (await terminal.run(*words, *mine)).code == Exit.REFUSED, words
         assert (await terminal.run("send", me.did, "sending takes nothing", *mine)).code == 0
-        async with asyncio.timeout(10):
+        async with within(10):
             assert (await anext(me.inbox())).text() == "sending takes nothing"
     after = await terminal.run("status", *mine)
     assert (after.json["listens_here"], after.json["inbox"]["pending"]) == (False, 1)

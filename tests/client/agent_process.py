@@ -13,6 +13,7 @@ from pathlib import Path
 from relay.client import Agent, SigningKey
 from relay.protocol.ids import Did
 from relay.store.embedded.process import dying_with_us
+from tests.support.patience import within
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("agent_program.py")
@@ -26,7 +27,7 @@ class Mortal:
 
     async def says(self) -> list[str]:
         assert self.process.stdout is not None
-        async with asyncio.timeout(20):
+        async with within(20):
             line = await self.process.stdout.readline()
         return line.decode().split()
 

@@ -20,7 +20,7 @@ import trustme
 
 from tests.client import proxies
 from tests.client.proxies import HERE
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 DAY = timedelta(days=1)
 AT_ONCE = struct.pack("ii", 1, 0)

@@ -43,6 +43,7 @@ from tests.federation.linked_nodes import (
     until,
 )
 from tests.support.nodes import RunningNode, running_node
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -57,7 +58,7 @@ def did(node: RunningNode) -> str:
 
 
 async def take(me: Agent) -> str:
-    async with asyncio.timeout(10):
+    async with within(10):
         message = await anext(me.inbox())
         await message.ack()
     return message.text()

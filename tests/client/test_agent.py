@@ -26,7 +26,7 @@ from relay.protocol.sealing import CONTENT_TYPE
 from relay.reference.memory_store import MemoryStore
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import RunningNode, running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 
 @pytest.fixture

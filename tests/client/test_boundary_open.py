@@ -63,7 +63,7 @@ from tests.client.scripted_relay import (
     lying_relay,
     new_key,
 )
-from tests.support.servers import free_port
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(40)
 

@@ -22,7 +22,7 @@ from tests.client.scripted_relay import (
     welcome,
 )
 from tests.support.nodes import RunningNode, running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -118,7 +118,7 @@ async def test_an_ack_is_in_the_journal_before_the_relay_hears_of_it(homes, bob)
 
     async with lying_relay(script) as relay, bob.alive(relay.url, "ack-unsaid") as agent:
         assert await agent.says() == ["shown", "half", "False"]
-        async with asyncio.timeout(10):
+        async with within(10):
             await heard.wait()
     await settle(one, bob)
     await put(one, envelope, alice)
@@ -141,11 +141,11 @@ async def test_what_was_sent_and_not_answered_is_submitted_again_the_same_bytes(
 
     carol = new_key()
     async with lying_relay(script) as relay:
-        async with bob.alive(relay.url, "send", carol.did, "hello") as agent, asyncio.timeout(10):
+        async with bob.alive(relay.url, "send", carol.did, "hello") as agent, within(10):
             _, eid = await agent.says()
             await heard.wait()
         heard.clear()
-        async with bob.alive(relay.url, "show"), asyncio.timeout(10):
+        async with bob.alive(relay.url, "show"), within(10):
             await heard.wait()
     assert seen[0] == seen[1]
     # the relay that answers at last has it once, and it is submitted no more

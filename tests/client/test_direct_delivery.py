@@ -42,7 +42,8 @@ from tests.client.scripted_relay import (
     new_key,
 )
 from tests.support.nodes import RunningNode, running_node
-from tests.support.servers import free_port, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(40)
 

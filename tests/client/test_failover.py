@@ -28,7 +28,7 @@ from tests.client.scripted_relay import (
     welcome,
 )
 from tests.support.nodes import RunningNode, running_node, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -38,7 +38,7 @@ def did(node: RunningNode) -> str:
 
 
 async def take(me: Agent, *, wait: bool = True) -> str:
-    async with asyncio.timeout(10):
+    async with within(10):
         message = await anext(me.inbox())
         await message.ack(wait=wait)
     return message.text()

@@ -9,10 +9,10 @@ from relay.client.identity import handle_lookup
 from relay.protocol.handles import Heard
 from tests.federation.loopback_servers import (
     INSIDE,
-    free_port,
     said,
     web,
 )
+from tests.support.ports import free_port
 from tests.unit.builders import ALICE, BOB
 
 

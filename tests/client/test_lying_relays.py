@@ -64,7 +64,7 @@ from tests.client.scripted_relay import (
     new_key,
     welcome,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 
 async def silent(talk: Talk) -> None:

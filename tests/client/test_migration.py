@@ -38,6 +38,7 @@ from tests.federation.linked_nodes import (
     relay_at,
 )
 from tests.support.nodes import RunningNode
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -79,7 +80,7 @@ class Reader:
             await message.ack()
 
     async def has(self, count: int) -> None:
-        async with asyncio.timeout(20):
+        async with within(20):
             while len(self.texts) < count:  # noqa: ASYNC110  what was read
                 await asyncio.sleep(0.01)
 
@@ -132,7 +133,7 @@ async def test_what_waits_and_what_is_in_hand_follows(tmp_path: Path):
         texts = [f"{n:03}" for n in range(count)]
         for text in texts:
             await alice.send(me.did, text)
-        async with asyncio.timeout(30):
+        async with within(30):
             in_hand = await anext(me.inbox())
             let_go = [(await anext(me.inbox())).text() for _ in range(3)]
             acked = await anext(me.inbox())
@@ -191,7 +192,7 @@ async def test_handlers_and_sends_go_on_while_it_moves(tmp_path: Path):
         stop.set()
         near_count, far_count, mine = await asyncio.gather(*writing)
         expected = {f"n{n:04}" for n in range(near_count)} | {f"f{n:04}" for n in range(far_count)}
-        async with asyncio.timeout(20):
+        async with within(20):
             while not {*done} >= expected:  # noqa: ASYNC110  what was handled
                 await asyncio.sleep(0.02)
         assert not serving.done()
@@ -261,7 +262,7 @@ async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path
                 me.migrate(two.url, on_progress=lambda at: seen.append(at.stage), deadline_s=20)
             )
             seen: list[Stage] = []
-            async with asyncio.timeout(10):
+            async with within(10):
                 while Stage.FREEZING not in seen:  # noqa: ASYNC110  what was told
                     await asyncio.sleep(0)
             moving.cancel()

@@ -24,6 +24,7 @@ from tests.client.test_migration import (
     homes_of,
     relays,
 )
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -106,7 +107,7 @@ async def test_lives_that_end_at_any_moment_and_lead_to_and_fro_lose_nothing(tmp
             reader = Reader(me)
             async with reader.reading():
                 left = {*texts} - {text for text, _ in shown}
-                async with asyncio.timeout(30):
+                async with within(30):
                     while not {*reader.texts} >= left:  # noqa: ASYNC110  what was read
                         await asyncio.sleep(0.02)
                     while me._sessions.migrations.pending is not None:  # noqa: ASYNC110  by itself

@@ -60,7 +60,8 @@ from tests.client.scripted_relay import (
     new_key,
 )
 from tests.support.nodes import running_node
-from tests.support.servers import free_port, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 from tests.support.silent_port import mute_port
 
 pytestmark = pytest.mark.timeout(30)

@@ -71,7 +71,7 @@ from tests.client.test_direct_delivery import (
     relay_key,
 )
 from tests.support.nodes import running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -331,7 +331,7 @@ async def test_a_damaged_envelope_in_the_outbox_ends_as_an_outcome_and_holds_up_
         await go_on(talk)
 
     async with lying_relay(script) as relay, Agent.open(key, relay.url, state=state) as me:
-        async with asyncio.timeout(10):
+        async with within(10):
             outcomes = me.outcomes()
             ended = {one.eid: one for one in [await anext(outcomes), await anext(outcomes)]}
         assert (ended[damaged.eid].code, ended[damaged.eid].stored) == ("corrupt", "unknown")

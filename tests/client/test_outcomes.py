@@ -42,7 +42,7 @@ from tests.client.scripted_relay import (
     new_key,
 )
 from tests.support.nodes import running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("kill_at_each_line.py")
@@ -56,7 +56,7 @@ def bob(tmp_path) -> Identity:
 
 
 async def first(me: Agent) -> outcomes.Outcome:
-    async with asyncio.timeout(10):
+    async with within(10):
         return await anext(me.outcomes())
 
 
@@ -259,7 +259,7 @@ async def test_closing_while_a_send_waits_for_the_ack_does_not_deny_its_receipt(
             sending = asyncio.ensure_future(me.send(carol.did, "x", wait="acked"))
             message = await anext(carol.inbox())
             await wait_until(lambda: me.unanswered == 0, 10, "the receipt")
-        async with asyncio.timeout(10):
+        async with within(10):
             sent = await sending
         assert (sent.eid, sent.state) == (message.eid, "stored")
 

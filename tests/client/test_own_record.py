@@ -49,7 +49,7 @@ from tests.client.scripted_relay import (
     welcome,
 )
 from tests.support.nodes import RunningNode, running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(40)
 

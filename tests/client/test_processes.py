@@ -16,6 +16,7 @@ from relay.client.errors import CLASS_OF, typed
 from relay.client.message import Message
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(40)
 
@@ -29,7 +30,7 @@ async def test_in_a_forked_child_each_call_is_refused_and_the_parent_goes_on(kin
             sys.executable, "-W", "ignore", "-m", "tests.client.forking_program", kind, node.url,
             os.urandom(32).hex(), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
-        async with asyncio.timeout(30):
+        async with within(30):
             out, err = await program.communicate()
     child, parent = out.decode().splitlines()
     assert parent == "parent: after", err.decode()

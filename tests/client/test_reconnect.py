@@ -17,8 +17,9 @@ from tests.client.scripted_relay import (
     wire,
 )
 from tests.support.nodes import running_node
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 from tests.support.relay_process import relay_process
-from tests.support.servers import free_port, wait_until
 
 
 @pytest.fixture

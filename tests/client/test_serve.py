@@ -17,7 +17,7 @@ from relay.client.inbox import inbox
 from relay.client.inbox.attempts import MOST_FAILURES
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import datetime as dt
 import enum
@@ -39,6 +38,7 @@ from relay.protocol.receipts import BOUNCE_CONTENT_TYPE
 from relay.protocol.sealing import CONTENT_TYPE
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
+from tests.support.patience import within
 
 ALICE, BOB = new_key(), new_key()
 MONTH_S = 30 * 24 * 3600
@@ -219,6 +219,6 @@ async def test_a_reason_that_the_relay_could_not_read_is_refused_and_ends_nothin
         for reason in ("", "a" * 65, "\ud800"):
             with pytest.raises(ValueError, match=r"reason|surrogates"):
                 await message.refuse(reason)
-        async with asyncio.timeout(10):
+        async with within(10):
             await message.refuse("é" * 64)
         assert await me.status(me.did, sent.id) == "refused"

@@ -53,7 +53,7 @@ from tests.client.scripted_relay import (
     new_key,
     welcome,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -140,7 +140,7 @@ async def bounced(script: Forwarding, signer: SigningKey, to: Did = BOB.did, **o
         script.seq += 1
         await script.talk.say(deliver((script.seq, honest.wire)))
         taken = []
-        async with asyncio.timeout(10):
+        async with within(10):
             while len(taken) + me.refused < 2:
                 looking = asyncio.ensure_future(anext(me.inbox()))
                 refusing = asyncio.ensure_future(wait_until(lambda: me.refused, 10, "refused"))
@@ -185,14 +185,14 @@ async def test_who_took_it_over_is_known_after_a_restart_too(tmp_path):
         async with Agent.open(key, own.url, state=state) as me:
             item = BounceItem(sent.eid, BOB.did, "expired", maybe_delivered=False)
             await script.bounce(PEER, me.did, item)
-            async with asyncio.timeout(10):
+            async with within(10):
                 message = await anext(me.inbox())
             assert isinstance(message, Bounce)
             assert message.items == (item,)
 
 
 async def message_of(me: Agent):
-    async with asyncio.timeout(10):
+    async with within(10):
         return await anext(me.inbox())
 
 

@@ -26,8 +26,10 @@ from tests.client.scripted_relay import (
     lying_relay,
     new_key,
 )
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 from tests.support.relay_process import relay_process
-from tests.support.servers import free_port, redis_server, wait_until
+from tests.support.servers import redis_server
 
 pytestmark = pytest.mark.timeout(60)
 

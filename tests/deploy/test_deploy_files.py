@@ -24,7 +24,11 @@ from ruamel.yaml import YAML
 
 import relay
 from relay.store.embedded.binary import find_server_binary
-from tests.support.servers import SAFE_SETTINGS, client, wait_until
+from tests.support.patience import wait_until
+from tests.support.servers import (
+    SAFE_SETTINGS,
+    client,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -34,6 +34,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.peer_session import PeerSession
 from tests.support.nodes import RunningNode, dial, new_key, running_node
+from tests.support.patience import within
 
 
 class Everybody:
@@ -116,7 +117,7 @@ async def running_links(links: Links, chooser: Chooser | None = None) -> AsyncIt
 
 async def until(condition: Callable[[], object], seconds: float = 8) -> None:
     """Wait for a condition; a deadline makes it a failure."""
-    async with asyncio.timeout(seconds):
+    async with within(seconds):
         while not condition():  # noqa: ASYNC110  any condition
             await asyncio.sleep(0.01)
 
@@ -133,7 +134,7 @@ class Peer:
         await self.socket.send(frames.encode(frame).decode())
 
     async def hear(self, *kinds: type) -> Any:
-        async with asyncio.timeout(8):
+        async with within(8):
             while True:
                 frame = frames.parse((await self.socket.recv()).encode(), "relay")
                 if not kinds or isinstance(frame, kinds):
@@ -152,7 +153,7 @@ async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIter
 
 
 async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
-    async with asyncio.timeout(8):
+    async with within(8):
         while True:
             frame = frames.parse((await socket.recv()).encode(), "relay")
             for effect in session.receive(frame, Timestamp(time.time())):
@@ -225,6 +226,6 @@ async def held(node: RunningNode, agent: SigningKey) -> str | None:
 
 
 async def until_held(node: RunningNode, agent: SigningKey, record: str, seconds: float = 8) -> None:
-    async with asyncio.timeout(seconds):
+    async with within(seconds):
         while await held(node, agent) != record:  # noqa: ASYNC110  any node
             await asyncio.sleep(0.02)

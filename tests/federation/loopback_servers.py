@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -236,11 +234,3 @@ def watched() -> Iterator[list[str]]:
         yield seen
     finally:
         _watching.remove(seen)
-
-
-def free_port(host: str) -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as sock:
-        sock.bind((str(ipaddress.ip_address(host)), 0))
-        port: int = sock.getsockname()[1]
-        return port

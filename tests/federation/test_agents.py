@@ -16,13 +16,13 @@ from tests.federation.linked_nodes import (
     until_held,
 )
 from tests.support.nodes import RunningNode
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(60)
 
 
 async def take(me: Agent) -> str:
-    async with asyncio.timeout(10):
+    async with within(10):
         message = await anext(me.inbox())
     await message.ack()
     return message.text()
@@ -60,10 +60,10 @@ async def test_a_refusal_at_the_other_relay_comes_back_as_one_bounce():
         await until_known(at_a, bob)
         await until_known(at_c, alice)
         sent = await alice.send(bob.did, "no, thank you")
-        async with asyncio.timeout(10):
+        async with within(10):
             message = await anext(bob.inbox())
         await message.refuse("unsupported")
-        async with asyncio.timeout(20):
+        async with within(20):
             bounce = await anext(alice.inbox())
         assert isinstance(bounce, Bounce)
         assert [(item.eid, item.reason) for item in bounce.items] == [(sent.eid, "unsupported")]

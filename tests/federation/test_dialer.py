@@ -36,11 +36,11 @@ from tests.federation.loopback_servers import (
     Table,
     canary,
     dns_server,
-    free_port,
     said,
     watched,
     web,
 )
+from tests.support.ports import free_port
 from tests.support.silent_port import mute_port
 
 NAME = "relay.example"

@@ -51,6 +51,7 @@ from tests.federation.linked_nodes import (
     until_held,
 )
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -94,7 +95,7 @@ async def take(one: Speaker, count: int) -> list[tuple[bytes, bool]]:
 
 
 async def until_state(one: Speaker, envelope: SignedEnvelope, state: str) -> StatusAnswer:
-    async with asyncio.timeout(10):
+    async with within(10):
         while True:
             await one.say(Status("q", (StatusItem(envelope.to, envelope.id),)))
             answer = (await one.hear(Statuses)).items[0]

@@ -89,6 +89,7 @@ from tests.federation.test_pull import (
 )
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, dial, make_envelope, new_key, running_node, speaker
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -388,7 +389,7 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
             assert (await sender.hear(Submitted)).receipt
         way = Traveller(agent, Home(a.did, a.url), Home(b.did, b.url), newest)
         await way.move()
-        async with asyncio.timeout(20):
+        async with within(20):
             while (await way.state(way.source)).tally.waiting:  # noqa: ASYNC110  a relay's word
                 await asyncio.sleep(0.05)
         link = at_a.built.links.to(b.did)

@@ -42,6 +42,7 @@ from tests.federation.linked_nodes import (
 )
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 CLOSES_MIGRATING = 4002
@@ -114,7 +115,7 @@ def _eid(raw: object) -> Eid:
 
 
 async def until_empty(traveller: Traveller) -> None:
-    async with asyncio.timeout(20):
+    async with within(20):
         while (await traveller.state(traveller.source)).tally.waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
@@ -315,6 +316,6 @@ async def test_a_relay_without_peers_takes_part_in_no_move():
 
 
 async def until_known(move: Traveller) -> None:
-    async with asyncio.timeout(20):
+    async with within(20):
         while (await move.state(move.target)).missing:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

@@ -69,6 +69,7 @@ from tests.federation.test_migration import (
 )
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, make_envelope, new_key, speaker
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -100,7 +101,7 @@ async def test_a_first_record_that_says_what_was_left_lets_that_relay_hand_over(
         left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
         record = endpoint_record.sign(agent, [_home(world.b)], now=now(), drain=[left])
         async with speaker(world.b.url, agent, record=record) as one:
-            async with asyncio.timeout(20):
+            async with within(20):
                 while await missing_at(world.at_b, agent):  # noqa: ASYNC110  any node
                     await asyncio.sleep(0.02)
             await world.submit(world.b, [seen])

@@ -44,6 +44,7 @@ from tests.federation.linked_nodes import (
     until,
 )
 from tests.support.nodes import new_key
+from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -144,7 +145,7 @@ async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_
     for _ in range(3):
         other.add()
     bugs = metrics.INTERNAL._value.get()
-    async with pulling(broken, other) as (mesh, turn), asyncio.timeout(8):
+    async with pulling(broken, other) as (mesh, turn), within(8):
         await turn
         assert len(mesh.following.index) == 3
         asked = other.asked
@@ -156,7 +157,7 @@ async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_
 async def test_a_peer_that_always_has_more_gives_way_to_the_others(monkeypatch):
     monkeypatch.setattr(meshing, "REPEAT_S", 0.3)
     endless = Other(is_endless=True)
-    async with pulling(endless) as (mesh, turn), asyncio.timeout(8):
+    async with pulling(endless) as (mesh, turn), within(8):
         await turn
         assert len(mesh.following.index) > 1
 

@@ -29,7 +29,7 @@ from tests.federation.loopback_servers import (
     said,
     web,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 from tests.unit.builders import ALICE, BOB
 
 HOST = "agent.example"

@@ -31,7 +31,8 @@ from tests.support.embedded_stores import (
     serving,
     supervised,
 )
-from tests.support.servers import client, wait_until
+from tests.support.patience import wait_until
+from tests.support.servers import client
 
 OK, REFUSE, RELEASED = DiskState.OK, DiskState.REFUSE_SUBMITS, DiskState.BALLAST_RELEASED
 RULES = DiskRules(floor_bytes=1000, ballast_bytes=100)  # reserve 500, reopens at 1250

@@ -40,7 +40,12 @@ from tests.support.embedded_stores import (
     write,
     write_until_it_ends,
 )
-from tests.support.servers import RedisServer, client, is_alive, wait_until
+from tests.support.patience import wait_until
+from tests.support.servers import (
+    RedisServer,
+    client,
+    is_alive,
+)
 
 
 @pytest.fixture(params=BINARIES)

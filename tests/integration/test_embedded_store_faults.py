@@ -24,7 +24,10 @@ from tests.support.embedded_stores import (
     run_command,
     serving,
 )
-from tests.support.servers import client, is_alive
+from tests.support.servers import (
+    client,
+    is_alive,
+)
 
 
 @pytest.fixture(params=BINARIES)

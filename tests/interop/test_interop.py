@@ -26,6 +26,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from tests.support.nodes import new_key, running_node, speaker
+from tests.support.patience import within
 from tests.support.relay_process import relay_process
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ async def test_a_client_written_from_the_document_alone_works(tmp_path):
             stderr=asyncio.subprocess.STDOUT,
         )
         try:
-            async with asyncio.timeout(90):
+            async with within(90):
                 said, _ = await process.communicate()
         finally:
             if process.returncode is None:

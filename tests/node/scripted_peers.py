@@ -76,6 +76,7 @@ from relay.protocol.types import (
 )
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
+from tests.support.patience import within
 
 Answering = Callable[["Far", Sequence[bytes]], Awaitable[Taken]]
 
@@ -282,7 +283,7 @@ class Here:
         return len(self.store._inboxes[(of or self.bob).agent_key].live)
 
     async def until_empty(self, seconds: float = 8, of: SigningKey | None = None) -> None:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             while await self.waiting(of):  # noqa: ASYNC110  any store
                 await asyncio.sleep(0.01)
 
@@ -332,6 +333,6 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
 
 
 async def until(condition: Callable[[], object], seconds: float = 8) -> None:
-    async with asyncio.timeout(seconds):
+    async with within(seconds):
         while not condition():  # noqa: ASYNC110  any condition
             await asyncio.sleep(0.01)

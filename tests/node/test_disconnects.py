@@ -52,7 +52,7 @@ from tests.support.nodes import (
     running_node,
     speaker,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 TURNS = {"append": 16, "ack": 16}
 """Of the event loop, for a call of the store: commits outlast the end of a connection."""

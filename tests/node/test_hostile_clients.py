@@ -25,7 +25,7 @@ from relay.reference.memory_store import MemoryStore
 from relay.ws import protocol
 from relay.ws.errors import CLOSE_CODE
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 
 def test_both_error_tables_are_total():

@@ -50,7 +50,7 @@ from tests.support.nodes import (
     running_node,
     speaker,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 
 @dataclass

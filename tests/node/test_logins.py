@@ -43,7 +43,7 @@ from relay.reference.memory_store import MemoryStore
 from relay.ws.errors import CLOSE_CODE
 from tests.node.test_http import client
 from tests.support.nodes import RunningNode, dial, new_key, running_node, speaker
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(30)
 

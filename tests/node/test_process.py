@@ -24,11 +24,12 @@ from relay.protocol.frames import (
 from relay.protocol.ids import Seq
 from relay.protocol.receipts import verify_receipt
 from tests.support.nodes import get, make_envelope, new_key, speaker
+from tests.support.patience import wait_until, within
 from tests.support.relay_process import (
     relay_process,
     start_relay,
 )
-from tests.support.servers import is_alive, wait_until
+from tests.support.servers import is_alive
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -175,7 +176,7 @@ async def hang_up(url: str, first_line: str, *, is_reset: bool) -> None:
     upgrade = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
     more = upgrade if "/v1/ws" in first_line else "Content-Length: 9\r\nExpect: 100-continue\r\n"
     writer.write(f"{first_line}\r\nHost: x\r\n{more}\r\n{{".encode())
-    async with asyncio.timeout(8):
+    async with within(8):
         await reader.read(1)
     if is_reset:
         raw = writer.get_extra_info("socket")

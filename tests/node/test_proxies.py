@@ -26,8 +26,9 @@ from relay.protocol.frames import (
     Submitted,
 )
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
+from tests.support.patience import within
+from tests.support.ports import free_port
 from tests.support.relay_process import relay_process
-from tests.support.servers import free_port
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -160,7 +161,7 @@ async def test_hostile_variables_change_nothing(tmp_path: Path):
             assert status == 200
             assert "relay_envelopes_accepted_total 1.0" in said
             # dialled with TLS, past all proxies
-            async with asyncio.timeout(20):
+            async with within(20):
                 assert (await greeted)[:1] == b"\x16"
     assert b'{"name": "RELAY_PORT_8080_TCP", "event": "unknown_variable"' in relay.said
     assert list(metrics.iterdir()) == []

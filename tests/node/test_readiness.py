@@ -45,13 +45,18 @@ from relay.store.embedded import find_server_binary
 from tests.node.test_hostile_clients import get
 from tests.support.embedded_stores import linux_only
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
+from tests.support.patience import wait_until, within
+from tests.support.ports import free_port
 from tests.support.relay_process import (
     NO_LIMITS,
     ROOT,
     RelayProcess,
     relay_process,
 )
-from tests.support.servers import RedisServer, client, free_port, wait_until
+from tests.support.servers import (
+    RedisServer,
+    client,
+)
 
 pytestmark = pytest.mark.timeout(60)
 BINARY = str(find_server_binary().path)
@@ -131,7 +136,7 @@ async def post(origin: str, path: str) -> tuple[int, Any]:
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     writer.write(head.encode())
-    async with asyncio.timeout(8):
+    async with within(8):
         answer = (await reader.read()).decode()
     writer.close()
     return int(answer.split()[1]), json.loads(answer.partition("\r\n\r\n")[2])
@@ -161,7 +166,7 @@ class Starting:
     async def end(self, number: int = signal.SIGTERM) -> tuple[int, list[dict[str, Any]]]:
         """End it; gives its exit code and its log."""
         self.process.send_signal(number)
-        async with asyncio.timeout(20):
+        async with within(20):
             _, said = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, [json.loads(line) for line in said.splitlines()]

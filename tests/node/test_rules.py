@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,7 @@ from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client, log_in, submit
 from tests.store.worlds import entry
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
+from tests.support.patience import within
 from tests.support.relay_process import relay_process
 
 pytestmark = pytest.mark.timeout(120)
@@ -234,7 +234,7 @@ async def friend_is_served(data: Path, **knobs: str) -> None:
             assert no.value.code is ErrorCode.SENDER_QUOTA
         async with Agent.open(bob, relay.url) as me:
             found = set()
-            async with asyncio.timeout(60):
+            async with within(60):
                 async for message in me.inbox():
                     found.add(message.eid)
                     await message.ack()

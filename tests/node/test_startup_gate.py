@@ -53,6 +53,7 @@ from tests.federation.linked_nodes import (
     until,
 )
 from tests.support.nodes import new_key
+from tests.support.patience import within
 
 NODE = NodeId("a")
 
@@ -273,7 +274,7 @@ async def test_the_wait_has_an_end_and_the_asking_goes_on():
         assert await world.is_home(agent)
         world.links.standing.append(late)
         await until(lambda: late.asked)
-        async with asyncio.timeout(8):
+        async with within(8):
             while await world.is_home(agent):  # noqa: ASYNC110  what the store says
                 await asyncio.sleep(0.01)
 

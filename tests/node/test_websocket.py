@@ -40,6 +40,7 @@ from relay.protocol.ids import (
 from relay.protocol.receipts import verify_receipt
 from relay.ws import connection
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
+from tests.support.patience import within
 
 
 async def test_an_envelope_travels_from_agent_to_agent_with_a_receipt_that_verifies():
@@ -264,7 +265,7 @@ async def test_frames_before_the_login_end_the_conversation():
         socket = await dial(node.url)
         await socket.recv()
         await socket.send(b'{"t":"submit","ref":"r","envelopes":[{}]}'.decode())
-        async with asyncio.timeout(8):
+        async with within(8):
             await socket.wait_closed()
         assert socket.close_code == 4003
 

@@ -17,7 +17,12 @@ import pytest
 
 from relay.store.embedded import find_server_binary
 from tests.store.worlds import ASK_TIME, READ_TIME, Backend, World
-from tests.support.servers import RedisCluster, RedisServer, free_port, why_missing
+from tests.support.ports import free_port
+from tests.support.servers import (
+    RedisCluster,
+    RedisServer,
+    why_missing,
+)
 from tests.support.store_user import (
     make_user,
     url_of,

@@ -37,7 +37,7 @@ from tests.store.worlds import (
     opened,
     wire,
 )
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

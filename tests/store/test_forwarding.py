@@ -59,7 +59,7 @@ from tests.store.worlds import (
     request,
     ruled,
 )  # fmt: skip
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 PEER, PEER2 = AgentKey("key:peer"), AgentKey("key:peer2")

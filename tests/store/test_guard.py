@@ -24,7 +24,9 @@ from relay.store.redis.client import Client, Primary, parse_info, translated
 from relay.store.redis.facts import _too_old
 from relay.store.redis.guard import Guard
 from tests.store.worlds import NODE, RELAY, World
-from tests.support.servers import RedisServer, free_port, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
+from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(60)
 

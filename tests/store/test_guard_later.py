@@ -36,7 +36,12 @@ from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.facts import _ahead_s
 from tests.store.worlds import ME, NODE, RELAY, code, fresh, opened
-from tests.support.servers import RedisServer, free_port, redis_server, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
+from tests.support.servers import (
+    RedisServer,
+    redis_server,
+)
 
 pytestmark = pytest.mark.timeout(60)
 BINARY = str(find_server_binary().path)

@@ -28,7 +28,7 @@ from relay.protocol.types import (
     Window,
 )
 from tests.store.worlds import ME, NODE, OTHER, RELAY, World, entry, opened
-from tests.support.servers import wait_until
+from tests.support.patience import wait_until
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -44,7 +44,12 @@ from tests.store.worlds import (
     opened,
     request,
 )
-from tests.support.servers import RedisServer, redis_cluster, wait_until, why_missing
+from tests.support.patience import wait_until
+from tests.support.servers import (
+    RedisServer,
+    redis_cluster,
+    why_missing,
+)
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -23,8 +23,9 @@ from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed
 from tests.store.worlds import ME, NODE, RELAY, code, entry, opened
+from tests.support.patience import wait_until
 from tests.support.relay_process import start_relay
-from tests.support.servers import RedisServer, wait_until
+from tests.support.servers import RedisServer
 from tests.support.store_user import (
     documented,
     make_user,

@@ -21,7 +21,10 @@ from relay.store.embedded import find_server_binary
 from relay.store.redis.lineage import RollbackFile
 from tests.store.test_outages import Node, backup, restore
 from tests.store.worlds import ALL, ME, fresh, opened
-from tests.support.servers import RedisServer, redis_server
+from tests.support.servers import (
+    RedisServer,
+    redis_server,
+)
 
 pytestmark = pytest.mark.timeout(60)
 

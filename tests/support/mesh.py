@@ -42,7 +42,8 @@ from tests.chaos.restarting_relay import (
 from tests.support.fault_proxy import FaultProxy
 from tests.support.link_faults import Faults
 from tests.support.namespaces import Namespaces
-from tests.support.servers import free_port, wait_until
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 
 LOOPBACK = "127.0.0.0/8"
 

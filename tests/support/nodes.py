@@ -51,6 +51,7 @@ from relay.protocol.ids import (
 )
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings, load
+from tests.support.patience import within
 
 
 @dataclass
@@ -128,7 +129,7 @@ class Speaker:
 
     async def hear(self, *kinds: type) -> Any:
         """The next frame of one of ``kinds``; others are kept in ``heard``."""
-        async with asyncio.timeout(8):
+        async with within(8):
             while True:
                 frame = frames.parse((await self.socket.recv()).encode(), "relay")
                 self.heard.append(frame)
@@ -137,7 +138,7 @@ class Speaker:
 
     async def closed(self) -> int:
         """Read on to the end; gives the close code."""
-        async with asyncio.timeout(15):
+        async with within(15):
             await self.socket.wait_closed()
         return self.socket.close_code or 0
 
@@ -166,7 +167,7 @@ async def log_in(
     socket: ClientConnection, url: str, key: SigningKey, *, record: str | None = None
 ) -> Ready:
     session = AgentSession(key, Login(url, record=record), os.urandom)
-    async with asyncio.timeout(8):
+    async with within(8):
         while True:
             frame = frames.parse((await socket.recv()).encode(), "relay")
             for effect in session.receive(frame, Timestamp(time.time())):
@@ -199,7 +200,7 @@ async def get(origin: str, path: str) -> tuple[int, str]:
     host, _, port = origin.removeprefix("http://").rpartition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-    async with asyncio.timeout(8):
+    async with within(8):
         answer = (await reader.read()).decode()
     writer.close()
     return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from relay.store.embedded.process import dying_with_us
-from tests.support.servers import free_port
+from tests.support.patience import within
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 NO_LIMITS = {
@@ -49,7 +50,7 @@ class RelayProcess:
         """SIGTERM, and the exit code after the drain."""
         if self.process.returncode is None:
             self.process.terminate()
-        async with asyncio.timeout(20):
+        async with within(20):
             return await self.process.wait()
 
 
@@ -78,7 +79,7 @@ async def start_relay(
     )
     assert process.stdout is not None
     assert process.stderr is not None
-    async with asyncio.timeout(20):
+    async with within(20):
         line = await process.stdout.readline()
     if not line:
         said = (await process.stderr.read()).decode()

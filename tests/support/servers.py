@@ -1,17 +1,14 @@
 """Real Redis and Valkey servers for tests, each in a directory of its own, on loopback only.
 
 Rules: a server that a test started is ended by the pid of its own child, however the test ends; on
-Linux it also dies with the test process. Nothing sleeps to let something happen: :func:`wait_until`
-waits for a condition and says at its deadline what did not come true.
+Linux it also dies with the test process. Nothing sleeps to let something happen: ``wait_until``
+waits for a condition.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import inspect
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -22,9 +19,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from relay.store.embedded.process import dying_with_us
+from tests.support.patience import wait_until
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
 T = TypeVar("T")
 
@@ -40,37 +39,6 @@ SAFE_SETTINGS = {
 
 DEBIAN = "redis-server"
 SLOTS = 16384
-_given_ports: set[int] = set()
-
-
-async def wait_until(condition: Callable[[], T | Awaitable[T]], deadline_s: float, what: str) -> T:
-    """Poll ``condition`` until it is true and return its value.
-
-    Raises:
-        AssertionError: it was not within ``deadline_s`` seconds; the text is ``what``.
-    """
-    loop = asyncio.get_running_loop()
-    deadline, pause_s = loop.time() + deadline_s, 0.002
-    while True:
-        found = condition()
-        value = await found if inspect.isawaitable(found) else found
-        if value:
-            return value
-        if loop.time() >= deadline:
-            raise AssertionError(f"not within {deadline_s} s: {what}")
-        await asyncio.sleep(pause_s)
-        pause_s = min(pause_s * 1.5, 0.05)
-
-
-def free_port() -> int:
-    """A TCP port of 127.0.0.1 that is free now and was not given out by this function before."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port not in _given_ports:
-            _given_ports.add(port)
-            return port
 
 
 def why_missing(binary: str = DEBIAN) -> str | None:

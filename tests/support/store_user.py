@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.support.servers import RedisServer, client
+from tests.support.servers import (
+    RedisServer,
+    client,
+)
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 NAME, PASSWORD = "relay", "secret"

@@ -48,6 +48,7 @@ from tests.federation.linked_nodes import (
 from tests.support import doc_examples
 from tests.support.doc_examples import BLOCK, BOB, CLAIMS, NOW, RELAY, URL
 from tests.support.nodes import make_envelope, new_key, running_node
+from tests.support.patience import within
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -176,7 +177,7 @@ async def test_the_readme_examples_run_as_they_are_printed():
         seed = os.urandom(32)
         myself = did.SigningKey(seed).did
         running = asyncio.create_task(example["main"](seed, myself))
-        async with asyncio.timeout(10):
+        async with within(10):
             assert (await said.get())[2] == "memory"
             sender, question, redelivered = await said.get()
         running.cancel()
@@ -200,7 +201,7 @@ async def test_the_readme_example_of_a_move_moves():
             await me.send(me.did, "waits")
         example: dict[str, Any] = {"print": lambda *words: said.append(words)}
         exec(source.replace(URL, one.url).replace(OTHER_URL, two.url), example)  # noqa: S102  our own page
-        async with asyncio.timeout(20):
+        async with within(20):
             await example["move"](seed)
     assert said == [(1, "moved,", 0, "still wait,", 0, "are missing")]
 
