@@ -46,6 +46,7 @@ from relay.inbox.model.session import (
     Phase,
     RelaySession,
 )
+from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Acked,
     Forwarded,
@@ -83,7 +84,6 @@ from relay.protocol.receipts import (
 from relay.protocol.types import (
     Window,
 )
-from relay.reference.forwarding import LEASE_S
 
 IDLE_S: Final = 10.0
 SHORT_S: Final = 3.0

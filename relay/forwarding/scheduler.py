@@ -23,6 +23,7 @@ from relay.forwarding.forwarder import (
 from relay.forwarding.peer_submitter import Carrier
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
+from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Acked,
 )
@@ -47,7 +48,6 @@ from relay.protocol.ids import (
 from relay.protocol.types import (
     Window,
 )
-from relay.reference.forwarding import LEASE_S
 
 LOOK_S: Final = 1.0
 MOST_COURIERS: Final = 1_024

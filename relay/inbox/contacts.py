@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from relay import clock
+from relay.inbox.model.store_contract import CONTACT_FRESH_S
 from relay.inbox.model.types import (
     Accepted,
 )
@@ -22,7 +23,6 @@ from relay.protocol.errors import (
     RelayError,
 )
 from relay.protocol.ids import AgentKey
-from relay.reference.rules import FRESH_S
 
 ABSENT_S: Final = 60
 """A sender without an inbox here may make one; then its contacts count from so soon on."""
@@ -63,7 +63,7 @@ class Contacts:
             return _unknown(items, results, new, exc)
         for pair, is_kept in zip(pairs, kept, strict=True):
             self._until.pop(pair, None)
-            self._until[pair] = now + (FRESH_S if is_kept else ABSENT_S)
+            self._until[pair] = now + (CONTACT_FRESH_S if is_kept else ABSENT_S)
         while len(self._until) > self._max_pairs:
             del self._until[next(iter(self._until))]
         return results

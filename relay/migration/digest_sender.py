@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
+from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Holding,
 )
@@ -66,7 +67,6 @@ from relay.protocol.types import (
     Known,
     Mode,
 )
-from relay.reference.forwarding import LEASE_S
 
 PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)
 ASKS: Final = 4

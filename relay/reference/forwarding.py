@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Final
 
+from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
     OutboxLimits,
 )
@@ -30,12 +30,6 @@ from relay.protocol.ids import (
     Fence,
     Timestamp,
 )
-
-LEASE_S: Final = 15
-"""A courier that gives no sign of life for so long loses what was lent to it."""
-RETRY_S: Final = 60
-"""When a full outbox may have room again."""
-MOVING: Final = Refusal(ErrorCode.MIGRATING, "this inbox is being moved", 5)
 
 
 @dataclass(slots=True)
@@ -60,13 +54,12 @@ class Outbox:
     ) -> Refusal | None:
         """Why one more envelope has no room; ``waiting`` is what waits for its recipient (R7)."""
         if self.count >= limits.count or self.bytes + item.size > limits.bytes:
-            return Refusal(ErrorCode.OVERLOADED, "too much waits for the recipient's relay",
-                           RETRY_S)  # fmt: skip
+            return REFUSALS["outbox_full"]
         share = (max(1, limits.count // limits.shares), limits.bytes // limits.shares)
         if _is_over(self.senders.get(item.sender, (0, 0)), item.size, share):
-            return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits for that relay")
+            return REFUSALS["outbox_sender"]
         if _is_over(waiting, item.size, share):
-            return Refusal(ErrorCode.INBOX_FULL, "too much waits here for this recipient")
+            return REFUSALS["outbox_inbox"]
         return None
 
 

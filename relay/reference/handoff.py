@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 from relay.inbox.model.types import (
     Disposition,
     Holding,
-    InboxLimits,
 )
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.ids import (
@@ -119,11 +118,6 @@ def floor(box: Inbox) -> int:
     """Hours up to this one are forgotten here, or where it came from; -1 = none."""
     marked = -((BOUNCE_GRACE_S - box.mark_before) // HOUR_S) - 1
     return max(box.dedupe.floor, marked if box.mark_before else -1)
-
-
-def most_ids(limits: InboxLimits) -> int:
-    """So many an inbox remembers when it is told some: strangers fill half, and must have room."""
-    return limits.dedupe_entries * 3 // 8
 
 
 def learn_doubts(box: Inbox, doubts: bytes, most: int) -> None:

@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from relay.inbox.model.store_contract import LEASE_S, REFUSALS
 from relay.inbox.model.types import (
     Accepted,
     Ack,
@@ -51,8 +52,6 @@ from relay.protocol.types import (
 )
 from relay.reference.dedupe import Seen
 from relay.reference.forwarding import (
-    LEASE_S,
-    MOVING,
     Away,
     Outbox,
     Outboxes,
@@ -256,13 +255,13 @@ class Inbox(Holdings):
     def _fenced(self, fence: Fence) -> Refusal | None:
         # its agent must begin anew; told "superseded" it would stop for good
         if fence < self.reset_fence:
-            return Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch")
+            return REFUSALS["inbox_reset"]
         if fence != self.fence or self.session is None:
             if self.held:
-                return MOVING
+                return REFUSALS["migrating"]
             if fence < self.away.left_fence:
                 return Refusal(ErrorCode.MOVED, "the agent's record names other homes")
-            return Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox")
+            return REFUSALS["superseded"]
         return None
 
     def _page(
@@ -344,7 +343,7 @@ class Inbox(Holdings):
         if is_current and (
             ack.upto > max(self.taken, self.cursor) or any(seq > self.last for seq in named)
         ):
-            return Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given")
+            return REFUSALS["bad_frame"]
         refused = {seq for seq, _ in ack.refuse}
         covered = tuple(seq for seq in self.live if seq <= ack.upto and seq not in refused)
         return self.ack(replace(ack, seqs=(*ack.seqs, *covered)), now, taken=True)

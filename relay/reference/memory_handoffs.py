@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from relay.clock import entropy
+from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     Doubts,
     InboxLimits,
@@ -128,7 +129,7 @@ class MemoryHandoffs(MemoryDirectory):
             inbox_handoff.mark_present(box)
         inbox_handoff.learn_floor(box, change.floor)
         spare = self._dedupe_total - sum(len(one.dedupe) for one in self._inboxes.values())
-        most = min(inbox_handoff.most_ids(self._limits), len(box.dedupe) + spare)
+        most = min(max_imported_ids(self._limits), len(box.dedupe) + spare)
         ids = len(box.dedupe)
         inbox_handoff.learn_doubts(box, change.doubts, most)
         self._ids_at_most += len(box.dedupe) - ids

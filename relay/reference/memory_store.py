@@ -13,6 +13,7 @@ from typing import Final
 
 from relay import clock
 from relay.health import Health
+from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
@@ -61,7 +62,6 @@ from relay.protocol.types import (
     Window,
 )
 from relay.reference.forwarding import (
-    MOVING,
     Outboxes,
 )
 from relay.reference.inbox import (
@@ -170,9 +170,9 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
     def _elsewhere(self, row: RecordRow | None, inbox: Inbox | None) -> Refusal:
         if inbox is not None and (row is None or row.names_us):
             # its agent is coming home, and a step of the hand-off says so in a moment
-            return MOVING
+            return REFUSALS["migrating"]
         if row is None or row.names_us:
-            return Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here")
+            return REFUSALS["unknown_inbox"]
         return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere", record=row.compact)
 
     def _make_room(self, is_stranger: bool) -> bool:  # noqa: FBT001  a fact, no switch
@@ -225,14 +225,14 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     def _locked_out(self, request: OpenRequest, inbox: Inbox | None) -> Refusal | None:
         if inbox is not None and inbox.held:
-            return MOVING
+            return REFUSALS["migrating"]
         row = self._records.get(request.inbox)
         if row is not None and not row.names_us:
             return Refusal(ErrorCode.UNKNOWN_INBOX, "the newest record names other homes")
         if inbox is None and not request.create:
             return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
         if inbox is not None and not inbox.home:
-            return MOVING
+            return REFUSALS["migrating"]
         return None
 
     async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:

@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from relay.inbox.model.store_contract import LEASE_S, REFUSALS
 from relay.inbox.model.types import (
-    CLOCK_IN_DOUBT,
-    TOO_LATE,
     Accepted,
     Disposition,
     Holding,
@@ -39,7 +38,6 @@ from relay.protocol.types import (
 )
 from relay.reference.dedupe import Dedupe
 from relay.reference.forwarding import (
-    LEASE_S,
     Away,
     Outbox,
     Outboxes,
@@ -113,7 +111,7 @@ class Holdings:
             return None
         if not seen.is_of(item.eid) and seen.fate is not Disposition.DOUBTFUL:
             # another relay's word on an id turns nothing away
-            return Refusal(ErrorCode.REPLAYED, "this id was used for another envelope")
+            return REFUSALS["replayed"]
         if seen.fate is Disposition.DOUBTFUL or (self.home and seen.fate is Disposition.FORWARDED):
             return None
         if item.via is not None and self.has_gone(seen.fate):
@@ -152,17 +150,17 @@ class Holdings:
             return None
         no = self.rules.objection(item.sender)
         if no is None and item.barred and self.is_strange(item):
-            no = Refusal(ErrorCode.RATE_LIMITED, "too much of strangers comes from this address")
+            no = REFUSALS["rate_limited"]
         return no
 
     def _over_quota(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
         if len(self.live) >= limits.max_count or self.bytes + item.size > limits.max_bytes:
-            return Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full")
+            return REFUSALS["inbox_full"]
         count, size = self.senders.get(item.sender, (0, 0))
         if count >= limits.sender_count or size + item.size > limits.sender_bytes:
-            return Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox")
+            return REFUSALS["sender_quota"]
         if self.home and self.is_strange(item) and self._is_over_share(item, limits):
-            return Refusal(ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox")
+            return REFUSALS["stranger_quota"]
         return None
 
     def _over_twice(self, item: StoredEnvelope, limits: InboxLimits) -> Refusal | None:
@@ -204,10 +202,10 @@ class Holdings:
         if item.expires_at <= now:
             # a clock that is in doubt must never say "expired" (GUARANTEES.md §2, clocks)
             if not clock_ok:
-                return CLOCK_IN_DOUBT
-            return TOO_LATE
+                return REFUSALS["clock_in_doubt"]
+            return REFUSALS["expired"]
         if item.hour <= self.dedupe.floor and not item.moving:
-            return Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old")
+            return REFUSALS["stale_id"]
         return None
 
     def _no_room(
@@ -233,7 +231,7 @@ class Holdings:
         most = limits.dedupe_entries // (2 if is_strange and self.home else 1)
         while len(self.dedupe) >= most:
             if not self.dedupe.can_shed():
-                return Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full")
+                return REFUSALS["overloaded"]
             self.dedupe.shed()
         if not make_room(is_strange):
             return Refusal(ErrorCode.OVERLOADED, "the relay's memory of ids is full")

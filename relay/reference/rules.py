@@ -12,15 +12,19 @@ word; a contact is one that it has written to, noted by its relay, and never tak
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
+from relay.inbox.model.store_contract import (
+    CONTACT_EVICTION_SHARE,
+    CONTACT_FRESH_S,
+    REFUSALS,
+    too_many_rules,
+)
 from relay.inbox.model.types import (
     InboxLimits,
     RulesNow,
     RulesPatch,
 )
 from relay.protocol.errors import (
-    ErrorCode,
     Refusal,
 )
 from relay.protocol.ids import (
@@ -30,16 +34,6 @@ from relay.protocol.ids import (
 from relay.protocol.types import (
     FirstContact,
     Known,
-)
-
-FRESH_S: Final = 600
-"""A contact noted so lately is not noted anew."""
-GIVE_WAY: Final = 10
-"""Of too many contacts one in so many goes, the oldest: not each new one costs a search."""
-
-BLOCKED: Final = Refusal(ErrorCode.BLOCKED, "the recipient takes nothing of this sender")
-NOT_ADMITTED: Final = Refusal(
-    ErrorCode.NOT_ADMITTED, "the recipient takes envelopes only of those it knows"
 )
 
 
@@ -59,9 +53,9 @@ class Rules:
     def objection(self, sender: AgentKey) -> Refusal | None:
         """Why nothing is taken of a sender."""
         if sender in self.deny:
-            return BLOCKED
+            return REFUSALS["blocked"]
         if self.first_contact == "refuse" and not self.knows(sender):
-            return NOT_ADMITTED
+            return REFUSALS["not_admitted"]
         return None
 
     def change(self, patch: RulesPatch, limits: InboxLimits) -> RulesNow | Refusal:
@@ -69,7 +63,7 @@ class Rules:
         named = {*patch.allow, *patch.deny, *patch.forget}
         allow, deny = (self.allow - named) | {*patch.allow}, (self.deny - named) | {*patch.deny}
         if len(allow) > limits.rules or len(deny) > limits.rules:
-            return too_many(limits)
+            return too_many_rules(limits)
         self.allow, self.deny = allow, deny
         for one in named:
             self.contacts.pop(one, None)
@@ -84,9 +78,9 @@ class Rules:
         noted = self.contacts.get(other)
         if noted is None and len(self.contacts) >= limits.contacts:
             oldest = sorted(self.contacts, key=lambda one: (self.contacts[one], one))
-            for one in oldest[: max(1, limits.contacts // GIVE_WAY)]:
+            for one in oldest[: max(1, limits.contacts // CONTACT_EVICTION_SHARE)]:
                 del self.contacts[one]
-        if noted is None or now - noted >= FRESH_S:
+        if noted is None or now - noted >= CONTACT_FRESH_S:
             self.contacts[other] = int(now)
 
     def known(self) -> Known:
@@ -110,11 +104,6 @@ class Rules:
         for age, other in enumerate(reversed(known.contacts)):
             is_listed = other in self.allow or other in self.deny or other in self.contacts
             if not is_listed and len(self.contacts) < limits.contacts:
-                self.contacts[other] = max(int(now) - FRESH_S - age, 0)
+                self.contacts[other] = max(int(now) - CONTACT_FRESH_S - age, 0)
         if self.first_contact == "accept":
             self.first_contact = known.first_contact
-
-
-def too_many(limits: InboxLimits) -> Refusal:
-    """The no to a patch."""
-    return Refusal(ErrorCode.TOO_LARGE, f"at most {limits.rules} allowed and as many denied")

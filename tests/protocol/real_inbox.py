@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
@@ -64,7 +65,7 @@ NODE = NodeId("node")
 WINDOW = Window(1, 1_000)
 """A session is handed one at a time, so that the marks are as few as they can be."""
 LIMITS = InboxLimits()
-MOST_IDS = handoff.most_ids(LIMITS)
+MOST_IDS = max_imported_ids(LIMITS)
 EARLY = Timestamp(HOUR * 3600.0)
 EXPIRES = HOUR * 3600 + 60
 LATE_AT = Timestamp(EXPIRES + 1_000.0)

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Accepted,
     Ack,
@@ -40,7 +41,6 @@ from relay.protocol.types import (
     Reason,
     Window,
 )
-from relay.reference.forwarding import LEASE_S
 from tests.store.test_nodes_and_clock import Heard
 from tests.store.worlds import (
     ALICE,

@@ -10,10 +10,6 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
 from relay.protocol.ids import (
     AgentKey,
     Eid,
@@ -48,15 +44,6 @@ class Forwarded(NamedTuple):
 
     peer: AgentKey
     receipt: bytes
-
-
-TOO_LATE: Final = Refusal(
-    ErrorCode.EXPIRED, "expires_time has passed by the clock of the relay's store"
-)
-
-
-CLOCK_IN_DOUBT: Final = Refusal(ErrorCode.STORAGE_UNAVAILABLE, "the relay's clock is in doubt")
-"""Instead of the former: a clock that is in doubt must never say "expired" (GUARANTEES.md §2)."""
 
 
 @dataclass(frozen=True, slots=True)

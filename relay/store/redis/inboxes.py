@@ -11,9 +11,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any, Final
 
+from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
-    CLOCK_IN_DOUBT,
-    TOO_LATE,
     Accepted,
     Acked,
     InboxLimits,
@@ -50,14 +49,6 @@ from relay.protocol.types import (
     Reason,
     Window,
 )
-from relay.reference.forwarding import (
-    MOVING,
-    RETRY_S,
-)
-from relay.reference.rules import (
-    BLOCKED,
-    NOT_ADMITTED,
-)
 from relay.store.redis import entries
 from relay.store.redis.forwarding import (
     proof_of,
@@ -72,35 +63,7 @@ _MOST_IDS: Final = 1024
 _MOST_ROUNDS: Final = 200
 """Expired runs are concluded 256 at a time: enough for a full inbox, an end for a broken one."""
 
-_REFUSALS: Final = {
-    b"replayed": Refusal(ErrorCode.REPLAYED, "this id was used for another envelope"),
-    b"expired": TOO_LATE,
-    b"clock_in_doubt": CLOCK_IN_DOUBT,
-    b"stale_id": Refusal(ErrorCode.STALE_ID, "the inbox no longer remembers ids this old"),
-    b"inbox_full": Refusal(ErrorCode.INBOX_FULL, "the recipient's inbox is full"),
-    b"sender_quota": Refusal(ErrorCode.SENDER_QUOTA, "too much of this sender waits in the inbox"),
-    b"stranger_quota": Refusal(
-        ErrorCode.STRANGER_QUOTA, "too much of strangers waits in the inbox"
-    ),
-    b"blocked": BLOCKED,
-    b"not_admitted": NOT_ADMITTED,
-    b"rate_limited": Refusal(
-        ErrorCode.RATE_LIMITED, "too much of strangers comes from this address"
-    ),
-    b"overloaded": Refusal(ErrorCode.OVERLOADED, "the inbox's memory of ids is full"),
-    b"unknown_inbox": Refusal(ErrorCode.UNKNOWN_INBOX, "no inbox of this recipient is here"),
-    b"outbox_full": Refusal(
-        ErrorCode.OVERLOADED, "too much waits for the recipient's relay", RETRY_S
-    ),
-    b"outbox_sender": Refusal(
-        ErrorCode.SENDER_QUOTA, "too much of this sender waits for that relay"
-    ),
-    b"outbox_inbox": Refusal(ErrorCode.INBOX_FULL, "too much waits here for this recipient"),
-    b"migrating": MOVING,
-    b"superseded": Refusal(ErrorCode.SUPERSEDED, "a newer session has this inbox"),
-    b"inbox_reset": Refusal(ErrorCode.INBOX_RESET, "this inbox began a new epoch"),
-    b"bad_frame": Refusal(ErrorCode.BAD_FRAME, "the ack names what was never given"),
-}
+_REFUSALS: Final = {word.encode(): refusal for word, refusal in REFUSALS.items()}
 _FATE_OF: Final = {Reason.EXPIRED: "E", Reason.CORRUPT: "C"}
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     Doubts,
     Holding,
@@ -35,7 +36,6 @@ from relay.protocol.types import (
     Question,
     Waiting,
 )
-from relay.reference import handoff as inbox_handoff
 from relay.store.redis import entries
 from relay.store.redis.guard import Guard
 from relay.store.redis.partitions import Partitions
@@ -111,7 +111,7 @@ class Handoffs:
             change.holding,
             *map(int, flags),
             change.floor,
-            inbox_handoff.most_ids(self._limits),
+            max_imported_ids(self._limits),
             self._guard.ids_per_partition,
             change.doubts,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import Any
 
+from relay.inbox.model.store_contract import too_many_rules
 from relay.inbox.model.types import (
     InboxLimits,
     RulesNow,
@@ -21,7 +22,6 @@ from relay.protocol.ids import (
     Fence,
     Partition,
 )
-from relay.reference.rules import too_many
 from relay.store.redis.inboxes import broken, refusal_of
 from relay.store.redis.partitions import Partitions
 
@@ -47,7 +47,7 @@ class Rules:
         if reply[0] != inbox.encode():
             return broken("rules")
         if reply[1] == b"too_many":
-            return too_many(self._limits)
+            return too_many_rules(self._limits)
         return _ruled(reply) if reply[1] == b"ruled" else refusal_of(reply)
 
     async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
