@@ -33,14 +33,14 @@ def checked_admin(url: str) -> str:
     Raises:
         BadParameter: it is none.
     """
-    return _checked(url, plain_networks=EVERYWHERE)
+    return _checked(url, insecure_networks=EVERYWHERE)
 
 
-def _checked(url: str, plain_networks: Sequence[str] = ()) -> str:
+def _checked(url: str, insecure_networks: Sequence[str] = ()) -> str:
     from relay.client.http import origin  # noqa: PLC0415  a quarter of a second, for who dials only
 
     try:
-        origin.parse(url, plain_networks=plain_networks)
+        origin.parse(url, insecure_networks=insecure_networks)
     except ValueError as exc:
         raise typer.BadParameter(str(exc)) from exc
     return url

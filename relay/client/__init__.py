@@ -2,7 +2,7 @@
 
 from relay.client.agent import Agent
 from relay.client.directory.accept import accept_relay
-from relay.client.directory.resolve import Found
+from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import (
     AgentError,
     AuthRequiredError,
@@ -74,7 +74,6 @@ __all__ = [
     "CorruptError",
     "DrainingError",
     "ExpiredError",
-    "Found",
     "HandleChangedError",
     "IdentityUnavailableError",
     "InboxFullError",
@@ -99,6 +98,7 @@ __all__ = [
     "RateLimitedError",
     "RejectedError",
     "ReplayedError",
+    "ResolveResult",
     "SenderQuotaError",
     "Sent",
     "SignedEnvelope",

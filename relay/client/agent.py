@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
-from relay.client.directory.resolve import Found
+from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import AgentError
 from relay.client.identity.handles import DID
 from relay.client.inbox.serve import (
@@ -62,7 +62,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import FirstContact
 
-__all__ = ["Agent", "Found", "sign"]
+__all__ = ["Agent", "ResolveResult", "sign"]
 
 OPEN_S: Final = 10.0
 SEND_S: Final = 30.0
@@ -98,7 +98,7 @@ class Agent:
         *,
         state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
-        plain_networks: Sequence[str] = (),
+        insecure_networks: Sequence[str] = (),
     ) -> AsyncIterator[Agent]:
         """Log in and stay in conversation until the end of the block.
 
@@ -114,14 +114,14 @@ class Agent:
             open_timeout_s: seconds until the first login must hold; later ones have no limit. An
                 agent that is in the midst of a :meth:`migrate` goes on with that, and may open
                 without a login.
-            plain_networks: CIDRs that may be dialled without TLS; loopback always may.
+            insecure_networks: CIDRs that may be dialled without TLS; loopback always may.
 
         Raises:
             AgentError: the first login does not hold.
             KeyFileError: ``key`` cannot be used.
             ValueError: no relay, or not an origin.
         """
-        async with living(key, relays, state, plain_networks, open_timeout_s) as parts:
+        async with living(key, relays, state, insecure_networks, open_timeout_s) as parts:
             yield cls(*parts)
 
     @property
@@ -332,7 +332,7 @@ class Agent:
         """
         return await self._sessions.following.status(Did(to), MessageId(message_id))
 
-    async def resolve(self, name: str) -> Found:
+    async def resolve(self, name: str) -> ResolveResult:
         """Where an agent lives, as the relay knows it; the signature is checked here.
 
         Args:

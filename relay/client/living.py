@@ -44,7 +44,7 @@ async def living(
     key: SigningKey | Path | str,
     relays: str | Sequence[str],
     state: str | os.PathLike[str] | None,
-    plain_networks: Sequence[str],
+    insecure_networks: Sequence[str],
     seconds: float,
 ) -> AsyncIterator[tuple[Sessions, Submissions]]:
     """The life of an agent; arguments and errors as for :meth:`relay.client.Agent.open`."""
@@ -52,11 +52,11 @@ async def living(
     named = [relays] if isinstance(relays, str) else list(relays)
     if not named:
         raise ValueError("name at least one relay")
-    origins = [parse(url, plain_networks=plain_networks) for url in named]
+    origins = [parse(url, insecure_networks=insecure_networks) for url in named]
     failure: BaseException | None = None
     path = None if state is None else Path(state)
     async with remembering(path, signing.did) as kept, asyncio.TaskGroup() as tasks:
-        sessions = Sessions(signing, origins, kept, plain_networks)
+        sessions = Sessions(signing, origins, kept, insecure_networks)
         submissions = Submissions(sessions)
         await submissions.resume()
         runner = tasks.create_task(sessions.run(), name=f"conversations of {signing.did}")

@@ -169,7 +169,7 @@ class MeshRun:
         for number, (key, relay) in enumerate(keys.items()):
             # what says who holds what they sent must outlive their short lives
             agent = SdkAgent(
-                key, relay, self.ledger, self._fork(), letters, plain_networks=plain,
+                key, relay, self.ledger, self._fork(), letters, insecure_networks=plain,
                 state=self.directory / f"agent{number}.state", life=plan.life,
             )  # fmt: skip
             self.agents.append(agent)

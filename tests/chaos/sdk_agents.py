@@ -56,7 +56,7 @@ class SdkAgent:
         rng: Random,
         letters: Iterator[Letter],
         *,
-        plain_networks: Sequence[str] = (),
+        insecure_networks: Sequence[str] = (),
         state: Path | None = None,
         life: Life | None = None,
     ) -> None:
@@ -65,7 +65,7 @@ class SdkAgent:
         self.lives = 0
         self.resumed_after: list[float] = []
         self._me: Sdk | None = None
-        self._plain_networks = plain_networks
+        self._insecure_networks = insecure_networks
         self._state = state
         self._ledger = ledger
         self._rng = rng
@@ -77,7 +77,7 @@ class SdkAgent:
         """Open it."""
         return Sdk.open(
             self.key, self.relay.url, state=self._state, open_timeout_s=PATIENCE_S,
-            plain_networks=self._plain_networks,
+            insecure_networks=self._insecure_networks,
         )  # fmt: skip
 
     async def run(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 
 from relay.client.http import origin as origins
-from relay.client.http.transport import ask
+from relay.client.http.transport import request_json
 from relay.protocol import (
     endpoint_record,
     envelope,
@@ -114,7 +114,7 @@ async def publish(key: SigningKey, relay: RelayProcess) -> None:
         key, [Home(Did(relay.did), relay.url)], now=Timestamp(time.time())
     )
     origin = origins.parse(relay.url)
-    await ask(origin, "PUT", f"/v1/agents/{key.did}", body={"record": record})
+    await request_json(origin, "PUT", f"/v1/agents/{key.did}", body={"record": record})
 
 
 async def repeat_elsewhere(
@@ -131,7 +131,9 @@ async def repeat_elsewhere(
     if not some:
         return 0
     wires = [json.loads(sent.envelope.wire) for sent in some]
-    answer = await ask(origins.parse(relay.url), "POST", "/v1/envelopes", body={"envelopes": wires})
+    answer = await request_json(
+        origins.parse(relay.url), "POST", "/v1/envelopes", body={"envelopes": wires}
+    )
     if not answer.has("receipt"):
         return 0
     receipt = verify_receipt(answer.text("receipt", most=2**20), Did(relay.did))

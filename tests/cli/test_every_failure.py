@@ -86,7 +86,7 @@ STATES = ("a directory", "no database", "a newer version", "somebody else's", "d
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     for module, names in {
-        transport: ("EXCHANGE_S", "SHORTEST_S"),
+        transport: ("REQUEST_TIMEOUT_S", "MIN_TIMEOUT_S"),
         connection: ("CONNECT_S", "LOGIN_S", "CLOSE_S"),
         listen: ("OPEN_S", "LOOK_S", "PATIENCE_S"),
         check: ("STEP_S",),

@@ -15,17 +15,10 @@ from typing import Any
 import pytest
 
 from relay.client import Agent, sync
-from relay.client.directory import (
-    accept,
-    publish,
-)
+from relay.client.directory import accept, publish, resolve
 from relay.client.http import origin as origins
-from relay.client.http import (
-    relay_info,
-    session,
-    submit,
-    transport,
-)
+from relay.client.http import transport
+from relay.client.http.relay_api import RelayApi
 from relay.client.identity import handle_lookup
 from relay.client.outbox import post
 from relay.client.outbox.errand import Errand
@@ -55,7 +48,7 @@ SHORT_S = 0.3
 
 @pytest.fixture(autouse=True)
 def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
-    for name in ("EXCHANGE_S", "SHORTEST_S"):
+    for name in ("REQUEST_TIMEOUT_S", "MIN_TIMEOUT_S"):
         monkeypatch.setattr(transport, name, SHORT_S)
     for name in ("CONNECT_S", "LOGIN_S", "CLOSE_S"):
         monkeypatch.setattr(connection, name, SHORT_S)
@@ -65,13 +58,13 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     return World(monkeypatch, tmp_path)
 
 
-def public(module: ModuleType) -> set[str]:
+def public(module: ModuleType | type) -> set[str]:
     """Its public calls that wait for the network: coroutines, and blocks that are entered."""
     found = inspect.getmembers(module, inspect.isfunction)
     return {
         f"{module.__name__.rpartition('.')[2]}.{name}"
         for name, one in found
-        if one.__module__ == module.__name__
+        if one.__module__ in {module.__name__, module.__dict__.get("__module__")}
         and not name.startswith("_")
         and (inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(inspect.unwrap(one)))
     }
@@ -114,8 +107,8 @@ async def _forward(url: str) -> None:
     await handle_lookup.forward(f"name@{url.partition('://')[2]}", plain=True)
 
 
-def _request() -> transport.Request:
-    return transport.Request("GET", "/")
+def _request() -> transport.HttpRequest:
+    return transport.HttpRequest("GET", "/")
 
 
 def _submit() -> Submit:
@@ -126,35 +119,36 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
     "Agent.open": _open,
     "sync.Agent.open": _open_sync,
     "connection.dial": _dial,
-    "exchange.ask": lambda url: transport.ask(origins.parse(url), "GET", "/"),
-    "exchange.certified_until": lambda url: transport.certified_until(origins.parse(url), SHORT_S),
-    "exchange.exchange": lambda url: transport.exchange(origins.parse(url), _request(), SHORT_S),
-    "accepting.accept": lambda url: accept.accept(
+    "transport.request_json": lambda url: transport.request_json(origins.parse(url), "GET", "/"),
+    "transport.certificate_expiry": lambda url: transport.certificate_expiry(
+        origins.parse(url), SHORT_S
+    ),
+    "transport.request": lambda url: transport.request(origins.parse(url), _request(), SHORT_S),
+    "accept.accept": lambda url: accept.accept(
         new_key(), origins.parse(url), new_key().did, in_memory()
     ),
-    "accepting.accept_relay": lambda url: accept.accept_relay(new_key(), url, new_key().did),
+    "accept.accept_relay": lambda url: accept.accept_relay(new_key(), url, new_key().did),
     "sync.accept_relay": lambda url: asyncio.to_thread(
         sync.accept_relay, new_key(), url, new_key().did
     ),
-    "information.information": lambda url: relay_info.information(origins.parse(url)),
-    "naming.forward": _forward,
+    "handle_lookup.forward": _forward,
     "post.post": _post,
-    "publishing.home_at": lambda url: publish.home_at(origins.parse(url), in_memory()),
-    "publishing.publish": lambda url: publish.publish(new_key(), origins.parse(url), in_memory()),
-    "publishing.put": _put,
-    "submitting.submit_over_http": lambda url: submit.submit_over_http(
-        origins.parse(url), _submit(), SHORT_S
-    ),
-    "visit.ask_record": lambda url: session.ask_record(origins.parse(url), new_key().did),
-    "visit.log_in": lambda url: session.log_in(new_key(), origins.parse(url), in_memory()),
-    "visit.resolve": lambda url: session.resolve(origins.parse(url), new_key().did),
+    "publish.home_at": lambda url: publish.home_at(origins.parse(url), in_memory()),
+    "publish.publish": lambda url: publish.publish(new_key(), origins.parse(url), in_memory()),
+    "publish.put": _put,
+    "resolve.resolve_at": lambda url: resolve.resolve_at(origins.parse(url), new_key().did),
+    "RelayApi.info": lambda url: RelayApi(origins.parse(url)).info(),
+    "RelayApi.login": lambda url: RelayApi(origins.parse(url)).login(new_key(), in_memory()),
+    "RelayApi.publish": lambda url: RelayApi(origins.parse(url)).publish(new_key().did, "record"),
+    "RelayApi.resolve": lambda url: RelayApi(origins.parse(url)).resolve(new_key().did),
+    "RelayApi.submit": lambda url: RelayApi(origins.parse(url), SHORT_S).submit(_submit()),
 }
 """What is asked of a relay with which nobody converses yet."""
 
 
 def test_every_call_that_reaches_for_a_relay_has_a_case():
     modules = (
-        accept, connection, transport, relay_info, handle_lookup, post, publish, submit, session,
+        accept, connection, transport, RelayApi, handle_lookup, post, publish, resolve,
     )  # fmt: skip
     found: Iterable[set[str]] = map(public, modules)
     assert set(AT) == {"Agent.open", "sync.Agent.open", "sync.accept_relay"}.union(*found)

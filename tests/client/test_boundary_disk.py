@@ -63,7 +63,11 @@ ME = new_key()
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.client.state.database.BUSY_S", 0.05)
-    for name in ("conversation.QUESTION_S", "asking.QUESTION_S", "exchange.EXCHANGE_S"):
+    for name in (
+        "session.channel.QUESTION_S",
+        "session.request_router.QUESTION_S",
+        "http.transport.REQUEST_TIMEOUT_S",
+    ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
 
 

@@ -75,11 +75,20 @@ Lie = Callable[[Talk, Frame], Awaitable[None]]
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("conversation.QUESTION_S", "asking.QUESTION_S", "exchange.EXCHANGE_S"):
+    for name in (
+        "session.channel.QUESTION_S",
+        "session.request_router.QUESTION_S",
+        "http.transport.REQUEST_TIMEOUT_S",
+    ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
-    for name in ("connection.LOGIN_S", "connection.CLOSE_S", "detour.RESOLVE_S", "living.FLUSH_S"):
+    for name in (
+        "session.connection.LOGIN_S",
+        "session.connection.CLOSE_S",
+        "outbox.direct.RESOLVE_S",
+        "living.FLUSH_S",
+    ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
-    monkeypatch.setattr(transport, "SHORTEST_S", SHORT_S)
+    monkeypatch.setattr(transport, "MIN_TIMEOUT_S", SHORT_S)
 
 
 # ---------------------------------------------------------------- what a relay may do

@@ -13,10 +13,7 @@ from relay.cli.node import peers
 from relay.client import UnreachableError
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.transport import (
-    Request,
-    exchange,
-)
+from relay.client.http.transport import HttpRequest, request
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -55,7 +52,7 @@ async def test_a_relay_that_goes_on_saying_a_little_does_not_keep_the_thread(sai
     async with dripping(said, drop) as url:
         began = time.monotonic()
         with pytest.raises(UnreachableError):
-            await exchange(origins.parse(url), Request("GET", "/"), 0.5)
+            await request(origins.parse(url), HttpRequest("GET", "/"), 0.5)
         assert time.monotonic() - began < 3
 
 
@@ -72,7 +69,7 @@ async def test_who_is_cancelled_leaves_no_thread_that_waits_for_an_answer():
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         here = origins.parse(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        asking = asyncio.ensure_future(exchange(here, Request("GET", "/"), 5.0))
+        asking = asyncio.ensure_future(request(here, HttpRequest("GET", "/"), 5.0))
         await asyncio.wait_for(asked.wait(), 5)
         assert not closed.is_set()
         asking.cancel()
@@ -81,22 +78,22 @@ async def test_who_is_cancelled_leaves_no_thread_that_waits_for_an_answer():
 
 async def test_a_slow_answer_within_its_time_is_read_to_its_end():
     async with dripping(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n", b"a") as url:
-        status, body = await exchange(origins.parse(url), Request("GET", "/"), 5.0)
+        status, body = await request(origins.parse(url), HttpRequest("GET", "/"), 5.0)
         assert (status, body) == (200, b"aaaaa")
 
 
 async def test_an_operators_request_has_the_time_that_the_node_needs_to_dial(monkeypatch):
-    monkeypatch.setattr("relay.client.http.transport.EXCHANGE_S", 0.2)
+    monkeypatch.setattr("relay.client.http.transport.REQUEST_TIMEOUT_S", 0.2)
     body = b'{"peers":[]}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (len(body) + 20)
     async with dripping(answer + body, b" ") as url:
         await peers.list_peers(url, as_json=True)
         with pytest.raises(UnreachableError):
-            await exchange(origins.parse(url), Request("GET", "/"), 5.0)
+            await request(origins.parse(url), HttpRequest("GET", "/"), 5.0)
 
 
-@pytest.mark.parametrize("is_strangers", [True, False])
-async def test_a_strangers_name_that_leads_inside_is_not_dialled(is_strangers):
+@pytest.mark.parametrize("public_only", [True, False])
+async def test_a_strangers_name_that_leads_inside_is_not_dialled(public_only):
     calls: list[object] = []
 
     async def handle(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,11 +103,11 @@ async def test_a_strangers_name_that_leads_inside_is_not_dialled(is_strangers):
     server = await asyncio.start_server(handle, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        named = Origin("https", "localhost", port, is_strangers)
+        named = Origin("https", "localhost", port, public_only)
         with pytest.raises(UnreachableError) as caught:
-            await exchange(named, Request("GET", "/"), 2.0)
-        assert bool(calls) is not is_strangers
-        assert ("inside" in caught.value.detail) is is_strangers
+            await request(named, HttpRequest("GET", "/"), 2.0)
+        assert bool(calls) is not public_only
+        assert ("inside" in caught.value.detail) is public_only
         assert caught.value.stored == "no"
 
 
@@ -123,12 +120,12 @@ INSIDE = [
 
 @pytest.mark.parametrize("host", INSIDE)
 def test_what_a_stranger_may_not_name_is_known_by_its_spelling(host):
-    assert origins.parse(f"https://{host}").for_stranger() is None
+    assert origins.parse(f"https://{host}").as_public() is None
 
 
 @pytest.mark.parametrize("host", ["relay.example", "1.1.1.1", "[2606:4700::1111]"])
 def test_what_a_stranger_names_outside_is_dialled_with_care(host):
     named = origins.parse(f"https://{host}")
-    outside = named.for_stranger()
+    outside = named.as_public()
     assert outside is not None
-    assert (outside.is_strangers, str(outside)) == (True, str(named))
+    assert (outside.public_only, str(outside)) == (True, str(named))

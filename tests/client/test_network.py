@@ -31,10 +31,10 @@ from relay.client.http import network
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.proxies import proxy_for
-from relay.client.http.relay_info import information
+from relay.client.http.relay_api import RelayApi
 from relay.client.http.transport import (
-    Request,
-    exchange,
+    HttpRequest,
+    request,
 )
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.post import post
@@ -108,7 +108,7 @@ async def use_both_ways() -> None:
     """A conversation, and a plain request."""
     async with Agent.open(new_key(), URL, open_timeout_s=5) as me:
         await me.send(me.did, "hello")
-    assert (await information(origins.parse(URL))).url == URL
+    assert (await RelayApi(origins.parse(URL)).info()).said.url == URL
 
 
 async def failures() -> tuple[AgentError, AgentError]:
@@ -117,7 +117,7 @@ async def failures() -> tuple[AgentError, AgentError]:
         async with Agent.open(new_key(), URL, open_timeout_s=0.5):
             raise AssertionError("it opened")
     with pytest.raises(AgentError) as asking:
-        await information(origins.parse(URL))
+        await RelayApi(origins.parse(URL)).info()
     return opening.value, asking.value
 
 
@@ -207,7 +207,7 @@ async def test_a_relay_on_this_machine_is_never_reached_by_a_proxy(environment):
         environment.setenv(name, "http://127.0.0.1:9")
     async with running_node() as node, Agent.open(new_key(), node.url) as me:
         await me.send(me.did, "hello")
-        assert (await information(origins.parse(node.url))).did == me.relay
+        assert (await RelayApi(origins.parse(node.url)).info()).did == me.relay
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ async def test_what_a_stranger_names_goes_through_a_proxy_by_the_address_that_wa
         environment.setenv("HTTPS_PROXY", proxy.url)
         for name in names:
             with pytest.raises(UnreachableError):
-                await exchange(Origin("https", name, 443, is_strangers=True), GET, 2.0)
+                await request(Origin("https", name, 443, public_only=True), GET, 2.0)
         assert proxy.targets == ["CONNECT 198.41.0.4:443 HTTP/1.1"]
 
 
 # ---------------------------------------------------------------- threads and names
 
-GET = Request("GET", "/")
+GET = HttpRequest("GET", "/")
 EXPIRED = ErrorCode.EXPIRED
 
 
@@ -292,8 +292,8 @@ async def test_names_that_strangers_give_hold_up_neither_ours_nor_the_programs_t
     async with running_node(listen=f"127.0.0.1:{port}", public_url=f"http://localhost:{port}"):
         async with asyncio.TaskGroup() as tasks:
             homes = [
-                Origin("https", f"home{number}.silent.test", 443, is_strangers=True)
-                for number in range(network.MOST_STRANGERS + 1)
+                Origin("https", f"home{number}.silent.test", 443, public_only=True)
+                for number in range(network.MAX_PUBLIC_LOOKUPS + 1)
             ]
             asking = [tasks.create_task(failing(home)) for home in homes]
             done, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
@@ -302,12 +302,14 @@ async def test_names_that_strangers_give_hold_up_neither_ours_nor_the_programs_t
                 await me.send(me.did, "hello")
             assert await asyncio.to_thread(real, "localhost", port)
             over.set()
-        assert sum("no answer" in one.result().detail for one in asking) == network.MOST_STRANGERS
+        assert (
+            sum("no answer" in one.result().detail for one in asking) == network.MAX_PUBLIC_LOOKUPS
+        )
 
 
 async def failing(origin: Origin) -> AgentError:
     with pytest.raises(UnreachableError) as caught:
-        await exchange(origin, GET, 10.0)
+        await request(origin, GET, 10.0)
     assert caught.value.stored == "no"
     return caught.value
 
@@ -325,7 +327,7 @@ async def test_the_next_address_of_a_name_is_dialled_where_the_first(monkeypatch
         if first == "is silent":
             stack.enter_context(mute_port("127.0.0.3", port))
         async with running_node(listen=f"{here}:{port}", public_url=url):
-            assert (await information(origins.parse(url))).url == url
+            assert (await RelayApi(origins.parse(url)).info()).said.url == url
             async with Agent.open(new_key(), url, open_timeout_s=5) as me:
                 await me.send(me.did, "hello")
 
@@ -398,4 +400,4 @@ async def test_a_certificate_that_is_not_valid_now_is_a_question_of_the_clock(
         authority.issue_cert("127.0.0.1", not_after=past).configure_cert(tls)
         async with proxies.listening(lambda r, _: r.read(), tls) as (host, port):
             with pytest.raises(UnreachableError, match="is the clock of this machine right"):
-                await information(origins.parse(f"https://{host}:{port}"))
+                await RelayApi(origins.parse(f"https://{host}:{port}")).info()

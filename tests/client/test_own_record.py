@@ -26,9 +26,9 @@ from relay.client.directory.own_record import (
     Homes,
 )
 from relay.client.directory.publish import publish
+from relay.client.directory.resolve import resolve_at
 from relay.client.http import origin as origins
 from relay.client.http import (
-    session,
     transport,
 )
 from relay.client.state.agent_state import State
@@ -59,7 +59,7 @@ URL, OTHER_URL = "https://one.example", "https://two.example"
 
 
 async def held_by(node: RunningNode, did: str) -> EndpointRecord | None:
-    return (await session.resolve(origins.parse(node.url), did)).record
+    return (await resolve_at(origins.parse(node.url), did)).record
 
 
 async def test_every_home_holds_the_same_record_and_its_handles(tmp_path):
@@ -215,7 +215,9 @@ async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_pat
             homes = me._sessions.homes.newest.relays
         ahead = endpoint_record.sign(key, homes, now=Timestamp(time.time() + 60))
         body = {"record": ahead}
-        await transport.ask(origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body)
+        await transport.request_json(
+            origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body
+        )
         done = await publish(key, origins.parse(one.url), State())
         assert done.missed == ()
         assert done.record.seq > endpoint_record.parse(ahead).seq
@@ -234,11 +236,11 @@ async def test_after_clocks_were_set_back_the_next_record_is_above_the_one_held(
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + ahead_s))
             first = (await publish(key, here, State(), change=lambda _: ("me@r.example",))).record
         # of another agent it would not be taken before its time
-        assert (await session.resolve(here, key.did)).state == "unreadable"
+        assert (await resolve_at(here, key.did)).state == "unreadable"
         done = await publish(key, here, State())
         assert done.record.seq > first.seq
         assert done.record.handles == first.handles
-        assert (await session.resolve(here, key.did, is_own=True)).record == done.record
+        assert (await resolve_at(here, key.did, is_own=True)).record == done.record
 
 
 async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the_clocks(

@@ -204,11 +204,11 @@ def test_plain_text_is_refused_beyond_loopback(url):
 
 
 def test_a_plain_network_is_dialled_only_if_it_was_named():
-    assert origin.parse("http://10.1.2.3", plain_networks=["10.0.0.0/8"]).is_plain
+    assert origin.parse("http://10.1.2.3", insecure_networks=["10.0.0.0/8"]).is_insecure
     with pytest.raises(ProtocolError):
-        origin.parse("http://11.1.2.3", plain_networks=["10.0.0.0/8"])
+        origin.parse("http://11.1.2.3", insecure_networks=["10.0.0.0/8"])
     with pytest.raises(ProtocolError):
-        origin.parse("http://relay.lan", plain_networks=["0.0.0.0/0"])
+        origin.parse("http://relay.lan", insecure_networks=["0.0.0.0/0"])
 
 
 def test_every_code_has_a_class_of_its_own_family():

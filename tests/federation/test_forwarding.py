@@ -11,7 +11,7 @@ import pytest
 
 from relay import clock
 from relay.client.http import origin as origins
-from relay.client.http.session import log_in
+from relay.client.http.relay_api import RelayApi
 from relay.client.state import agent_state as states
 from relay.inbox.model.types import (
     InboxLimits,
@@ -354,7 +354,7 @@ async def test_status_over_http_follows_to_the_home_too(tmp_path):
                 await until_state(sender, made, "acked")
             with states.opened(tmp_path / "state", alice.did) as state:
                 state.keep_record(record_of_last(alice))
-                visit = await log_in(alice, origins.parse(a.url), state)
+                visit = await RelayApi(origins.parse(a.url)).login(alice, state)
                 assert await visit.status(carol.did, made.id) == "acked"
                 [here] = await at_a.built.node.status(alice.did, [StatusItem(carol.did, made.id)])
                 assert here.state == "forwarded", "it is the home that knows of the ack"

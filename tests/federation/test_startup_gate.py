@@ -14,7 +14,7 @@ import pytest
 
 from relay import clock, metrics
 from relay.client.http import origin as origins
-from relay.client.http import session as visit
+from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.state import agent_state as states
 from relay.directory import startup_gate
 from relay.inbox.model.types import (
@@ -212,7 +212,7 @@ async def test_a_token_from_before_takes_nothing(tmp_path, monkeypatch):
             pass
         await world.send(node)
         with states.opened(tmp_path / "state", world.agent.did) as state:
-            session = await visit.log_in(world.agent, origins.parse(node.url), state)
+            session = await RelayApi(origins.parse(node.url)).login(world.agent, state)
     later = int(time.time() * 1000) + 60_000
     async with world.relay_b(), logged_in(world.b, world.agent, seq=later):
         pass
@@ -231,7 +231,7 @@ async def code_of(asking) -> ErrorCode:
     return caught.value.code
 
 
-async def polled(node: RunningNode, session: visit.Visit) -> tuple[int, str]:
+async def polled(node: RunningNode, session: HttpSession) -> tuple[int, str]:
     """What the inbox says to an earlier token."""
 
     def get() -> tuple[int, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay.client.http import origin as origins
-from relay.client.http.transport import ask
+from relay.client.http.transport import request_json
 from relay.protocol import (
     endpoint_record,
     migration_order,
@@ -83,7 +83,7 @@ class Traveller:
     async def publish(self, at: Home, record: str = "") -> Any:
         """Publish the record that ends the move, or another one."""
         body = {"record": record or self.record}
-        return await ask(_origin(at), "PUT", f"/v1/agents/{self.key.did}", body=body)
+        return await request_json(_origin(at), "PUT", f"/v1/agents/{self.key.did}", body=body)
 
     async def inventory(self) -> list[list[Any]]:
         """All that waits at the source: [seq, eid, hour, key, size, expires] each."""
@@ -117,7 +117,7 @@ class Traveller:
 
     async def step(self, at: Home, name: str, members: Mapping[str, Any]) -> Any:
         body = {"order": self.order, "step": name, **members}
-        return await ask(_origin(at), "POST", "/v1/migrations", body=body, seconds=20)
+        return await request_json(_origin(at), "POST", "/v1/migrations", body=body, timeout_s=20)
 
     async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> Statement:
         answer = await self.step(at, name, members)

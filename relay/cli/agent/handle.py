@@ -13,16 +13,16 @@ from typing import Any, Final, Literal
 from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
 from relay.cli.output import clock_time, printable, say, write, write_json
-from relay.client import Found, SigningKey
+from relay.client import ResolveResult, SigningKey
 from relay.client.directory.publish import (
     Change,
     Publication,
 )
 from relay.client.directory.publish import publish as publish_record
+from relay.client.directory.resolve import resolve_at
 from relay.client.errors import typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.session import resolve as ask_record
 from relay.client.identity import handle_lookup as names
 from relay.client.identity.handle_lookup import Naming
 from relay.client.state import agent_state as states
@@ -56,7 +56,7 @@ class Resolved:
 
     asked: str
     heard: Heard
-    found: Found | None = None
+    found: ResolveResult | None = None
     verified: bool | None = None
 
     @property
@@ -90,12 +90,12 @@ async def check(asked: str, url: str, *, as_json: bool) -> Exit:
 async def _resolve(asked: str, origin: Origin) -> Resolved:
     if asked.startswith("did:"):
         heard = Heard("found", Did(asked))
-        return Resolved(asked, heard, await ask_record(origin, asked))
+        return Resolved(asked, heard, await resolve_at(origin, asked))
     handle = names.parse(asked)
     heard = await names.forward(handle, plain=origin.is_loopback)
     if heard.did is None:
         return Resolved(str(handle), heard)
-    asking = Naming(partial(ask_record, origin), _no_matter, origin.is_loopback)
+    asking = Naming(partial(resolve_at, origin), _no_matter, origin.is_loopback)
     found = await asking.record(str(handle), heard.did)
     listed = found.record.handles if found.record is not None else ()
     return Resolved(str(handle), heard, found, handles.is_listed(handle, listed))
@@ -220,7 +220,7 @@ async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) 
 def _tell_published(done: Publication, *, as_json: bool, heard: Heard | None = None) -> None:
     record = done.record
     # what one has just signed oneself is found, whatever others say
-    shown = Resolved(record.did, Heard("found", record.did), Found("found", record))
+    shown = Resolved(record.did, Heard("found", record.did), ResolveResult("found", record))
     if as_json:
         missed = [{"url": url, "detail": why} for url, why in done.missed]
         leads_to = {} if heard is None else {"leads": heard.state, "leads_to": heard.did}

@@ -28,10 +28,10 @@ from relay.client import (
     MoveProgress,
     SigningKey,
 )
+from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.session import resolve
 from relay.client.migration import orders
 from relay.client.migration.dry_run import (
     Drill,
@@ -113,7 +113,7 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
 async def _learn(state: states.State, did: Did, url: str) -> None:
     """Ask the relay of the command line, which may know more than the file; or it is not there."""
     try:
-        found = await resolve(origins.parse(url), did, is_own=True)
+        found = await resolve_at(origins.parse(url), did, is_own=True)
     except AgentError:
         return
     if found.record is not None:

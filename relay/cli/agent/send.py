@@ -39,7 +39,7 @@ from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownIn
 from relay.client.agent import sign
 from relay.client.errors import AuthRequiredError, TooLargeError, UnavailableError, closed, typed
 from relay.client.http import origin as origins
-from relay.client.http.session import Visit
+from relay.client.http.relay_api import HttpSession
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.outcomes import (
     MOST_KEPT,
@@ -265,14 +265,14 @@ async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
 
 async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progress) -> frames.State:
     """Ask until it has ended; no failure of a question may look like a failure of the send."""
-    visit: Visit | None = None
+    visit: HttpSession | None = None
     state: frames.State = "stored"
     pause = FIRST_LOOK_S
     while True:
         left = until - clock.monotonic()
         try:
             visit = visit or await desk.errand.visit(desk.key, sent.to, sent.id, seconds=left)
-            state = await visit.status(sent.to, sent.id, seconds=left)
+            state = await visit.status(sent.to, sent.id, timeout_s=left)
             progress.tell(f"It waits for {sent.to}")
         except UnavailableError as exc:
             progress.tell(f"No answer about it: {exc.detail}")

@@ -10,10 +10,7 @@ from relay.cli.agent.key import KeyFile
 from relay.cli.agent.outcome_text import refuse_if_listening
 from relay.client import SigningKey
 from relay.client.http import origin as origins
-from relay.client.http.session import (
-    Visit,
-    log_in,
-)
+from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.outbox.errand import Errand
 from relay.client.state import agent_state as states
 
@@ -21,7 +18,7 @@ from relay.client.state import agent_state as states
 @asynccontextmanager
 async def visiting(
     file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[Visit, states.State]]:
+) -> AsyncIterator[tuple[HttpSession, states.State]]:
     """Log in with a key file, and open its state; arguments as for :func:`asking`.
 
     Raises:
@@ -29,7 +26,7 @@ async def visiting(
         AgentError: unreachable, or the login does not hold.
     """
     async with asking(file, url, take=take) as (key, errand):
-        yield await log_in(key, errand.origin, errand.state), errand.state
+        yield await RelayApi(errand.origin).login(key, errand.state), errand.state
 
 
 @asynccontextmanager

@@ -23,21 +23,15 @@ from relay.cli.exit_codes import (
     exit_of,
 )
 from relay.cli.output import fail, printable, say, write, write_json
-from relay.client import AgentError, Found, SignedEnvelope, SigningKey
+from relay.client import AgentError, SignedEnvelope, SigningKey
+from relay.client.directory.resolve import ResolveResult, resolve_at
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.relay_info import (
-    Information,
-    information,
-)
-from relay.client.http.session import (
-    Visit,
-    log_in,
-    resolve,
-)
+from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.state import agent_state as states
 from relay.protocol import frames
 from relay.protocol.ids import Did
+from relay.protocol.relay_info import RelayInfo
 
 DURABILITY: Final = {
     "fsync": "fsync: on disk before a receipt is signed",
@@ -58,10 +52,10 @@ class Standing:
     untold: int = 0
     moving_to: str | None = None
     listens_here: bool = False
-    information: Information | None = None
+    information: RelayInfo | None = None
     answered_ms: int | None = None
-    found: Found | None = None
-    visit: Visit | None = None
+    found: ResolveResult | None = None
+    visit: HttpSession | None = None
     failure: AgentError | None = None
 
     @property
@@ -114,22 +108,22 @@ async def _ask(
     standing: Standing, key: SigningKey, state: states.State, *, may_log_in: bool
 ) -> None:
     began = clock.monotonic()
-    standing.information = await information(standing.origin)
+    standing.information = await RelayApi(standing.origin).info()
     standing.answered_ms = round((clock.monotonic() - began) * 1000)
-    standing.found = await resolve(standing.origin, key.did, is_own=True)
+    standing.found = await resolve_at(standing.origin, key.did, is_own=True)
     if may_log_in:
-        standing.visit = await log_in(key, standing.origin, state)
+        standing.visit = await RelayApi(standing.origin).login(key, state)
 
 
 def _rows(standing: Standing) -> list[tuple[str, str]]:
-    said = standing.information
+    info = standing.information
     rows: list[tuple[str, str]] = [("agent", standing.did)]
-    if said is None:
+    if info is None:
         rows.append(("relay", f"{standing.origin}: not known"))
     else:
-        what = f"{said.software} {said.version}, answered in {standing.answered_ms} ms"
-        rows.append(("relay", f"{said.did} at {standing.origin} ({what})"))
-        rows.append(("durability", DURABILITY.get(said.durability, said.durability)))
+        what = f"{info.said.software} {info.said.version}, answered in {standing.answered_ms} ms"
+        rows.append(("relay", f"{info.did} at {standing.origin} ({what})"))
+        rows.append(("durability", DURABILITY.get(info.said.durability, info.said.durability)))
     rows.append(("inbox", _inbox(standing)))
     if standing.welcome is not None:
         pending = standing.welcome.pending
@@ -196,15 +190,15 @@ def _ago(seconds: int) -> str:
 
 
 def _members(standing: Standing) -> dict[str, Any]:
-    said, found, welcome = standing.information, standing.found, standing.welcome
+    info, found, welcome = standing.information, standing.found, standing.welcome
     record = found.record if found is not None else None
     return {
         "did": standing.did,
         "url": str(standing.origin),
         "relay": standing.relay,
-        "version": said.version if said else None,
+        "version": info.said.version if info else None,
         "answered_ms": standing.answered_ms,
-        "durability": said.durability if said else None,
+        "durability": info.said.durability if info else None,
         "listens_here": standing.listens_here,
         "inbox": _inbox_members(welcome) if welcome is not None else None,
         "record": found.state if found else None,

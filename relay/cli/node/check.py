@@ -19,21 +19,15 @@ from relay.client import Agent, Message, Sent, SigningKey
 from relay.client.errors import NotAdmittedError, UnavailableError
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.relay_info import (
-    Information,
-    information,
-)
-from relay.client.http.transport import (
-    Request,
-    certified_until,
-    exchange,
-)
+from relay.client.http.relay_api import RelayApi
+from relay.client.http.transport import HttpRequest, certificate_expiry, request
 from relay.client.session.connection import dial
 from relay.protocol import frames
 from relay.protocol.client_session import Login
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.errors import RelayError
 from relay.protocol.handshake import SKEW_S
+from relay.protocol.relay_info import RelayInfo
 
 STEP_S: Final = 10.0
 CLOCK_WARN_S: Final = 5.0
@@ -81,7 +75,7 @@ class Examination:
     is_unreachable: bool = False
     key: SigningKey = field(default_factory=lambda: SigningKey(clock.entropy(KEY_BYTES)))
     origin: Origin | None = None
-    information: Information | None = None
+    information: RelayInfo | None = None
     hello: frames.Hello | None = None
 
     def find(self, name: str, level: Level, detail: str, ms: int | None = None) -> None:
@@ -147,21 +141,21 @@ async def _examine(run: Examination, *, send: bool) -> None:
 
 async def _address(run: Examination) -> None:
     run.origin = origins.parse(run.url)
-    where = "plain text, which never leaves this machine" if run.origin.is_plain else "TLS"
+    where = "plain text, which never leaves this machine" if run.origin.is_insecure else "TLS"
     run.find("address", "ok", f"{run.origin}: {where}")
 
 
 async def _information(run: Examination) -> None:
     began = clock.monotonic()
-    said = run.information = await information(_dialled(run))
-    detail = f"signed by {said.did}, {said.software} {said.version}"
+    info = run.information = await RelayApi(_dialled(run)).info()
+    detail = f"signed by {info.did}, {info.said.software} {info.said.version}"
     run.find("information", "ok", detail, _ms(began))
 
 
 async def _certificate(run: Examination) -> None:
-    if _dialled(run).is_plain:
+    if _dialled(run).is_insecure:
         return
-    days = (await certified_until(_dialled(run)) - clock.now()) / 86_400
+    days = (await certificate_expiry(_dialled(run)) - clock.now()) / 86_400
     level: Level = "ok" if days > CERTIFICATE_WARN_DAYS else "warn"
     run.find("certificate", level, f"good for {days:.0f} days more")
 
@@ -169,14 +163,14 @@ async def _certificate(run: Examination) -> None:
 async def _operators_side(run: Examination) -> None:
     """The admin bind has no login: it must not be reachable where agents are."""
     for path in OPERATORS:
-        status, _ = await exchange(_dialled(run), Request("GET", path), STEP_S)
+        status, _ = await request(_dialled(run), HttpRequest("GET", path), STEP_S)
         if status == OK:
             raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
     run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
 
 
 async def _origin(run: Examination) -> None:
-    said, dialled = _informed(run).url, str(_dialled(run))
+    said, dialled = _informed(run).said.url, str(_dialled(run))
     if said != dialled:
         raise _FailedError(
             f"it says that agents dial it at {said} (RELAY_PUBLIC_URL), not at {dialled}: none "
@@ -186,7 +180,7 @@ async def _origin(run: Examination) -> None:
 
 
 def _say_more(run: Examination) -> None:
-    said = _informed(run)
+    said = _informed(run).said
     level: Level = "ok" if said.durability == "fsync" else "warn"
     run.find("durability", level, DURABILITY.get(said.durability, said.durability))
     who = "every agent gets" if said.registration == "open" else "agents that it knows get"
@@ -205,7 +199,7 @@ async def _login(run: Examination) -> None:
             took = _ms(began)
             run.hello = line.ready.hello
     except NotAdmittedError as exc:
-        if _informed(run).registration == "open":
+        if _informed(run).said.registration == "open":
             raise
         run.find("login", "warn", f"not admitted, as is to be expected ({exc.detail}); ends here")
         return
@@ -213,12 +207,12 @@ async def _login(run: Examination) -> None:
 
 
 async def _same_relay(run: Examination) -> None:
-    said = _informed(run)
-    if run.hello is None or run.hello.relay != said.did:
+    info = _informed(run)
+    if run.hello is None or run.hello.relay != info.did:
         found = run.hello.relay if run.hello else "nobody"
-        raise _FailedError(f"{found} greets over the WebSocket, {said.did} over HTTP")
-    if run.hello.limits != said.limits:
-        raise _FailedError(f"limits differ: {run.hello.limits} there, {said.limits} over HTTP")
+        raise _FailedError(f"{found} greets over the WebSocket, {info.did} over HTTP")
+    if run.hello.limits != info.said.limits:
+        raise _FailedError(f"limits differ: {run.hello.limits} there, {info.said.limits} over HTTP")
     run.find("same relay", "ok", "the WebSocket and HTTP say the same of it")
 
 
@@ -253,11 +247,11 @@ async def _round_trip(run: Examination) -> None:
 
 
 def _check_receipt(run: Examination, sent: Sent) -> None:
-    said = _informed(run)
-    if sent.relay != said.did:
+    info = _informed(run)
+    if sent.relay != info.did:
         raise _FailedError(f"the receipt is of {sent.relay}")
-    if sent.durability != said.durability:
-        raise _FailedError(f"the receipt promises {sent.durability}, not {said.durability}")
+    if sent.durability != info.said.durability:
+        raise _FailedError(f"the receipt promises {sent.durability}, not {info.said.durability}")
     if sent.dup:
         raise _FailedError("a new envelope is said to have been stored before")
 
@@ -278,7 +272,7 @@ def _dialled(run: Examination) -> Origin:
     return run.origin
 
 
-def _informed(run: Examination) -> Information:
+def _informed(run: Examination) -> RelayInfo:
     if run.information is None:
         raise RuntimeError("looked before the information was read")
     return run.information
@@ -289,11 +283,11 @@ def _ms(began: float) -> int:
 
 
 def _members(run: Examination) -> dict[str, Any]:
-    said = run.information
+    info = run.information
     return {
         "url": run.url,
-        "relay": said.did if said else None,
-        "version": said.version if said else None,
+        "relay": info.did if info else None,
+        "version": info.said.version if info else None,
         "ok": run.exit_code is Exit.OK,
         "findings": [
             {"name": item.name, "level": item.level, "detail": item.detail, "ms": item.ms}

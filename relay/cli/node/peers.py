@@ -11,11 +11,7 @@ from relay.cli.options import EVERYWHERE
 from relay.cli.output import clock_time, printable, write, write_json
 from relay.client.errors import ProtocolError, typed
 from relay.client.http import origin as origins
-from relay.client.http.transport import (
-    Request,
-    error_of,
-    exchange,
-)
+from relay.client.http.transport import HttpRequest, error_of, request
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode
 
@@ -98,9 +94,9 @@ async def join(admin: str, url: str, *, as_json: bool) -> Exit:
 
 async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
     """One request to the admin side, which speaks plain HTTP on loopback or a private network."""
-    origin = origins.parse(admin, plain_networks=EVERYWHERE)
-    request = Request(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
-    status, answer = await exchange(origin, request, ASK_S, longest=ASK_S)
+    origin = origins.parse(admin, insecure_networks=EVERYWHERE)
+    made = HttpRequest(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
+    status, answer = await request(origin, made, ASK_S, max_s=ASK_S)
     try:
         said = jose.loads(answer)
         members = jose.Members(said)

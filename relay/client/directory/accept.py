@@ -21,9 +21,9 @@ from relay.client.directory.publish import (
     home_at,
     publish,
 )
+from relay.client.directory.resolve import resolve_at
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.session import resolve
 from relay.client.identity import key_file
 from relay.client.living import remembering
 from relay.client.migration import orders
@@ -42,7 +42,7 @@ async def accept_relay(
     relay: str,
     *,
     state: str | os.PathLike[str] | None = None,
-    plain_networks: Sequence[str] = (),
+    insecure_networks: Sequence[str] = (),
 ) -> EndpointRecord | None:
     """Accept that another relay is at an address than the one that is pinned there.
 
@@ -54,7 +54,7 @@ async def accept_relay(
         url: the relay's origin.
         relay: the DID that is there from now on, as its operator says.
         state: the agent's state file; None: the pin of this process is changed.
-        plain_networks: as for :meth:`relay.client.Agent.open`.
+        insecure_networks: as for :meth:`relay.client.Agent.open`.
 
     Returns:
         The endpoint record that now names it; None: the agent has other homes, and it is pinned.
@@ -65,7 +65,7 @@ async def accept_relay(
         ValueError: ``url`` is no origin, or ``relay`` no DID.
     """
     signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
-    origin = origins.parse(url, plain_networks=plain_networks)
+    origin = origins.parse(url, insecure_networks=insecure_networks)
     path = None if state is None else Path(state)
     async with remembering(path, signing.did) as kept:
         done = await accept(signing, origin, parse_did(relay).did, kept)
@@ -78,21 +78,23 @@ def accept_relay_at_once(
     relay: str,
     *,
     state: str | os.PathLike[str] | None = None,
-    plain_networks: Sequence[str] = (),
+    insecure_networks: Sequence[str] = (),
 ) -> EndpointRecord | None:
     """As :func:`accept_relay`, for a program without an event loop.
 
     Raises:
         RuntimeError: called inside a running event loop.
     """
-    return asyncio.run(accept_relay(key, url, relay, state=state, plain_networks=plain_networks))
+    return asyncio.run(
+        accept_relay(key, url, relay, state=state, insecure_networks=insecure_networks)
+    )
 
 
 async def accept(key: SigningKey, origin: Origin, relay: Did, state: State) -> Publication | None:
     """As :func:`accept_relay`, with the agent's state."""
     state.moves.refuse_if_bound()
     here = await home_at(origin, state, relay)
-    found = await resolve(origin, key.did, is_own=True)
+    found = await resolve_at(origin, key.did, is_own=True)
     if found.record is not None:
         state.keep_record(found.record.jws.compact)
     record = orders.newest(state)

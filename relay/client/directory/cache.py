@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from typing import Final
 
 from relay import clock
-from relay.client.directory.resolve import verified
+from relay.client.directory.resolve import verify
 from relay.client.state.peers import Knowledge
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import EndpointRecord
@@ -43,7 +43,7 @@ class Correspondents:
         Gives the newest one that is known in this life; :meth:`get` knows those before, too.
         """
         held = self._found.get(did)
-        record = verified(compact, did) if compact is not None else None
+        record = verify(compact, did) if compact is not None else None
         if record is None or (held is not None and held.order >= record.order):
             return held
         self._hold(did, record)

@@ -12,13 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay import clock
-from relay.client.directory import resolve as finding
+from relay.client.directory.resolve import resolve_at, verify
 from relay.client.errors import AgentError, typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.relay_info import information
-from relay.client.http.session import resolve
-from relay.client.http.transport import ask
+from relay.client.http.relay_api import RelayApi
 from relay.client.state.agent_state import State
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
@@ -91,12 +89,13 @@ async def home_at(origin: Origin, state: State, accepted: Did | None = None) -> 
     Raises:
         AgentError: unreachable; ``wrong_relay``: another relay than is pinned, or was accepted.
     """
-    said = await information(origin)
-    if said.url != str(origin):
-        raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {said.did}, which calls itself {said.url}")
-    if (accepted or state.relay_at(said.url)) not in {None, said.did}:
-        raise state.other_relay(said.url, said.did, accepted)
-    return Home(said.did, said.url)
+    info = await RelayApi(origin).info()
+    url = info.said.url
+    if url != str(origin):
+        raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {info.did}, which calls itself {url}")
+    if (accepted or state.relay_at(url)) not in {None, info.did}:
+        raise state.other_relay(url, info.did, accepted)
+    return Home(info.did, url)
 
 
 async def _next(
@@ -108,7 +107,7 @@ async def _next(
     *,
     is_accepted: bool,
 ) -> EndpointRecord:
-    found = await resolve(origin, key.did, is_own=True)
+    found = await resolve_at(origin, key.did, is_own=True)
     if found.state == "unreadable":
         detail = f"{origin} cannot say which record it holds"
         raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
@@ -148,17 +147,12 @@ async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
     Raises:
         AgentError: the relay's no, or no answer; ``bad_frame``: it neither takes it nor has one.
     """
-    body = {"record": record.jws.compact}
-    answer = await ask(origin, "PUT", f"/v1/agents/{record.did}", body=body)
-    try:
-        if answer.boolean("stored"):
-            return None
-        newer = endpoint_record.parse(answer.text("record", most=endpoint_record.MAX_BYTES))
-    except ValueError as exc:
-        raise typed(ErrorCode.BAD_FRAME, f"{origin} said what cannot be: {exc}") from exc
+    held = await RelayApi(origin).publish(record.did, record.jws.compact)
+    if held is None:
+        return None
     # not signed by this agent, it must not be kept: the next one would be signed after its words
-    is_ours = finding.verified(newer.jws.compact, record.did, is_own=True) is not None
-    if not is_ours or newer.order <= record.order:
+    newer = verify(held, record.did, is_own=True)
+    if newer is None or newer.order <= record.order:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
     return newer
 

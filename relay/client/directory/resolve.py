@@ -1,36 +1,34 @@
-"""What an agent finds out by asking its relay; a record's signature is checked here."""
+"""The endpoint record of another agent, as a relay resolves it; the signature is verified here.
+
+A relay can withhold a record, but it cannot make one: a record that its agent did not sign counts
+as unreadable.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from relay import clock
-from relay.client.errors import typed
-from relay.client.session.requests import Answer
+from relay.client.http.origin import Origin
+from relay.client.http.relay_api import RelayApi
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.errors import RelayError
+from relay.protocol.ids import Did, Timestamp
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What resolving came to: found, absent and unreadable are three answers.
+class ResolveResult:
+    """The result of resolving a DID or a handle.
 
     Args:
-        state: which of them.
+        state: ``found``, ``absent`` and ``unreadable`` are three different answers.
         record: verified, with ``found``.
         stale: past its ``exp``: good for routing, shown as stale.
-        did: of a handle: where it leads.
+        did: of a handle: the agent that it names.
         verified: of a handle: the record lists it, too.
-        why: of a handle: why it leads nowhere.
+        reason: of a handle: why it names no agent.
     """
 
     state: frames.Resolution
@@ -38,51 +36,42 @@ class Found:
     stale: bool = False
     did: Did | None = None
     verified: bool = False
-    why: str = ""
+    reason: str = ""
 
 
-def found(answer: Answer, did: str, *, is_own: bool = False) -> Found:
-    """Read the answer to a question about ``did``; ``is_own`` as for :func:`verified`.
+async def resolve_at(origin: Origin, did: str, *, is_own: bool = False) -> ResolveResult:
+    """Ask the relay at ``origin`` for a record, without a login; ``is_own`` as for :func:`verify`.
 
     Raises:
-        ProtocolError: it answers something else.
+        AgentError: the relay's refusal, or no answer.
     """
-    if not isinstance(answer, frames.Resolved):
-        raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+    return read_resolved(await RelayApi(origin).resolve(did), did, is_own=is_own)
+
+
+def read_resolved(answer: frames.Resolved, did: str, *, is_own: bool = False) -> ResolveResult:
+    """Verify the answer to a question about ``did``; ``is_own`` as for :func:`verify`."""
     if answer.record is None:
-        return Found(answer.state)
-    record = verified(answer.record, did, is_own=is_own)
+        return ResolveResult(answer.state)
+    record = verify(answer.record, did, is_own=is_own)
     if record is None:
-        # a relay can withhold a record, but not make one: what it shows here is none
-        return Found("unreadable")
-    return Found(answer.state, record, stale=answer.stale)
+        return ResolveResult("unreadable")
+    return ResolveResult(answer.state, record, stale=answer.stale)
 
 
-def verified(compact: str, did: str, *, is_own: bool = False) -> EndpointRecord | None:
-    """A record as ``did`` has signed it; None: it has not.
+def verify(compact: str, did: str, *, is_own: bool = False) -> EndpointRecord | None:
+    """Return a record if ``did`` has signed it; None: it has not.
 
     Args:
         compact: the record.
-        did: whose it should be.
-        is_own: the caller signs for ``did``. A record from the future counts too: the clock was
-            set back, and the next record must be above it.
+        did: the agent.
+        is_own: the caller signs for ``did``. A record from the future is valid too: the clock was
+            set back, and the version of the next record must be above it.
     """
     now = clock.now()
     try:
         record = endpoint_record.parse(compact)
         judged_at = Timestamp(max(now, record.issued_at)) if is_own else now
-        no = endpoint_record.verify(record, parse_did(did), judged_at)
+        refusal = endpoint_record.verify(record, parse_did(did), judged_at)
     except RelayError:
         return None
-    return record if record.did == did and no is None else None
-
-
-def ruled(answer: Answer) -> frames.Ruled:
-    """The rules of an inbox: first contact, allow, deny and how many contacts.
-
-    Raises:
-        ProtocolError: the relay answered another question.
-    """
-    if not isinstance(answer, frames.Ruled):
-        raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
-    return answer
+    return record if record.did == did and refusal is None else None

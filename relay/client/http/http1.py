@@ -1,7 +1,7 @@
-"""HTTP/1.1 over a stream: one request, one answer; the heads are read by the standard library.
+"""HTTP/1.1 over a stream: one request and one answer; the standard library parses the heads.
 
-Rules of the file: what is read has bounds, the caller has the deadline. The connection is not used
-again, so whatever follows the answer is not read.
+Invariants: each read has a bound, and the caller has the deadline. A connection is used once, so
+bytes after the answer are not read.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _CHUNK: Final = 64 * 1024
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})[ \t]*(?:;[^\r\n]*)?\r\n")
 
 
-class _Said:
-    """What :class:`HTTPResponse` needs of a socket: the bytes that came."""
+class _ReceivedHead:
+    """The part of a socket that :class:`HTTPResponse` uses: the received bytes."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -30,19 +30,19 @@ class _Said:
         return io.BytesIO(self._data)
 
 
-def head(lines: Sequence[str]) -> bytes:
-    """The head of a request.
+def encode_head(lines: Sequence[str]) -> bytes:
+    """Encode the head of a request.
 
     Raises:
-        ValueError: a line has what no line may have.
+        ValueError: a line is not printable ASCII.
     """
     if any(not (line.isascii() and line.isprintable()) for line in lines):
-        raise ValueError("a line of a request is printable ASCII")
+        raise ValueError("a line of a request must be printable ASCII")
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
 async def read_head(reader: asyncio.StreamReader) -> HTTPResponse:
-    """The head of the answer; its body is left to :func:`read_body`.
+    """Read the head of the answer; :func:`read_body` reads the body.
 
     Raises:
         OSError: of the network; EOFError: the answer ends too early.
@@ -51,51 +51,51 @@ async def read_head(reader: asyncio.StreamReader) -> HTTPResponse:
     while True:
         start = await reader.readexactly(len(_START))
         if start != _START:
-            raise ValueError("what answers there does not speak HTTP")
+            raise ValueError("the server there does not speak HTTP")
         data = start + await _until(reader, b"\r\n\r\n")
         if _INTERIM.match(data) is None:
             break
-    answer = HTTPResponse(cast("Any", _Said(data)))
+    answer = HTTPResponse(cast("Any", _ReceivedHead(data)))
     answer.begin()
     return answer
 
 
-async def read_body(reader: asyncio.StreamReader, answer: HTTPResponse, most: int) -> bytes:
-    """The body of an answer, at most so many bytes.
+async def read_body(reader: asyncio.StreamReader, answer: HTTPResponse, max_bytes: int) -> bytes:
+    """Read the body of an answer, at most ``max_bytes``.
 
     Raises:
         OSError, EOFError, ValueError: as :func:`read_head`.
     """
     if answer.chunked:
-        return await _read_chunks(reader, most)
+        return await _read_chunks(reader, max_bytes)
     if answer.length is not None:
-        return await reader.readexactly(_bounded(answer.length, most))
+        return await reader.readexactly(_bounded(answer.length, max_bytes))
     body = bytearray()
     while data := await reader.read(_CHUNK):
         body += data
-        _bounded(len(body), most)
+        _bounded(len(body), max_bytes)
     return bytes(body)
 
 
-async def _read_chunks(reader: asyncio.StreamReader, most: int) -> bytes:
+async def _read_chunks(reader: asyncio.StreamReader, max_bytes: int) -> bytes:
     body = bytearray()
-    while size := _size(await _until(reader, b"\r\n")):
-        _bounded(len(body) + size, most)
+    while size := _chunk_size(await _until(reader, b"\r\n")):
+        _bounded(len(body) + size, max_bytes)
         body += await reader.readexactly(size)
         if await reader.readexactly(2) != b"\r\n":
-            raise ValueError("a chunk of the answer is longer than it says")
+            raise ValueError("a chunk of the answer is longer than its size")
     return bytes(body)
 
 
-def _size(line: bytes) -> int:
+def _chunk_size(line: bytes) -> int:
     found = _CHUNK_SIZE.match(line)
     if found is None:
         raise ValueError("the answer has a chunk without a size")
     return int(found[1], 16)
 
 
-def _bounded(size: int, most: int) -> int:
-    if size > most:
+def _bounded(size: int, max_bytes: int) -> int:
+    if size > max_bytes:
         raise ValueError("the answer is too long")
     return size
 

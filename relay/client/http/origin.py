@@ -1,4 +1,4 @@
-"""Where a relay is dialled: origins, and where plain text may travel (PROTOCOL.md §5.4)."""
+"""The address of a relay, and where it may be dialled without TLS (PROTOCOL.md §5.4)."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """``http(s)://host[:port]`` as a relay says it in ``hello.url``; made by :func:`parse`.
+    """``http(s)://host[:port]`` as in ``hello.url``; made by :func:`parse`.
 
-    ``is_strangers``: whoever named it must not make this machine call inside: only public addresses
-    are dialled, whatever its name leads to.
+    ``public_only``: a stranger named it, and must not make this machine dial a private network.
+    Only public addresses are dialled, whatever the host name resolves to.
     """
 
     scheme: str
     host: str
     port: int
-    is_strangers: bool = False
+    public_only: bool = False
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -41,50 +41,50 @@ class Origin:
 
     @property
     def websocket(self) -> str:
-        """The URL of the conversation."""
+        """The URL of the WebSocket."""
         return f"ws{str(self).removeprefix('http')}{PATH}"
 
     @property
-    def is_plain(self) -> bool:
-        """Whether everybody on the way can read along."""
+    def is_insecure(self) -> bool:
+        """True without TLS: everybody on the way can read the traffic."""
         return self.scheme == "http"
 
     @property
     def is_loopback(self) -> bool:
-        """Whether it stays on this machine."""
+        """True if it is on this machine."""
         address = _address(self.host)
         return self.host == "localhost" if address is None else address.is_loopback
 
     @property
-    def is_inside(self) -> bool:
-        """Whether it is this machine, or an address that only its own network can reach."""
+    def is_private_network(self) -> bool:
+        """True for this machine, and for an address that only its own network can reach."""
         address = _address(self.host)
         return self.is_loopback or (address is not None and not dial_allowlist.is_public(address))
 
-    def for_stranger(self) -> Origin | None:
-        """As named by a stranger; None: inside, or so spelled that it may be read as that.
+    def as_public(self) -> Origin | None:
+        """Return the origin as ``public_only``; None: it may be read as a private address.
 
-        Some readers take ``127.1``, ``0x7f000001`` or ``localhost.`` for this machine.
+        Some resolvers take ``127.1``, ``0x7f000001`` or ``localhost.`` for this machine.
         """
         try:
             host = hosts.normal(self.host)
         except ValueError:
             return None
-        if self.is_inside or hosts.is_loopback(host):
+        if self.is_private_network or hosts.is_loopback(host):
             return None
-        return replace(self, is_strangers=True)
+        return replace(self, public_only=True)
 
 
-def parse(url: str, *, plain_networks: Sequence[str] = ()) -> Origin:
-    """Read the address of a relay; http(s) and ws(s) mean the same.
+def parse(url: str, *, insecure_networks: Sequence[str] = ()) -> Origin:
+    """Parse the address of a relay; http(s) and ws(s) mean the same.
 
     Args:
-        url: ``https://host[:port]``; ``http://`` only on loopback or in ``plain_networks``.
-        plain_networks: CIDRs of literal addresses that may be dialled without TLS.
+        url: ``https://host[:port]``; ``http://`` only on loopback or in ``insecure_networks``.
+        insecure_networks: CIDRs of literal addresses that may be dialled without TLS.
 
     Raises:
         ValueError: not the origin of a relay.
-        ProtocolError: ``unsupported``: plain text beyond loopback.
+        ProtocolError: ``unsupported``: no TLS, and not on loopback.
     """
     parts = urlsplit(url)
     scheme = _SCHEMES.get(parts.scheme)
@@ -93,7 +93,7 @@ def parse(url: str, *, plain_networks: Sequence[str] = ()) -> Origin:
     if parts.path.rstrip("/") not in {"", PATH} or parts.query or parts.fragment:
         raise ValueError(f"{url!r} must be an origin, without a path")
     origin = Origin(scheme, parts.hostname, parts.port or _DEFAULT_PORTS[scheme])
-    if origin.is_plain and not origin.is_loopback and not _is_in(origin.host, plain_networks):
+    if origin.is_insecure and not origin.is_loopback and not _is_in(origin.host, insecure_networks):
         detail = f"{origin}: without TLS only loopback is dialled; use https://"
         raise typed(ErrorCode.UNSUPPORTED, detail)
     return origin

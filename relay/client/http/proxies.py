@@ -1,7 +1,7 @@
-"""Which proxy leads to a relay: what the environment says, or the system's settings (macOS).
+"""The proxy for a relay, from the environment or the system's settings (macOS).
 
-Rules of the file: HTTP and the WebSocket go by the same proxy. A relay on this machine, and one
-that ``NO_PROXY`` names, is dialled without. No text shows the user or password of a proxy.
+Entry point: :func:`proxy_for`. Invariants: HTTP and the WebSocket use the same proxy. A relay on
+this machine, and one that ``NO_PROXY`` names, needs none. No text shows the login of a proxy.
 
 ::
 
@@ -31,7 +31,7 @@ _FORMS: Final = "http://, https:// or socks5:// and host:port"
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """A proxy; its text is without the name and password of who may use it."""
+    """A proxy; ``str()`` shows neither user nor password."""
 
     scheme: str
     host: str
@@ -44,12 +44,12 @@ class Proxy:
 
     @property
     def is_socks(self) -> bool:
-        """Whether it speaks SOCKS, not HTTP."""
+        """True for SOCKS, False for HTTP."""
         return self.scheme.startswith("socks")
 
     @property
     def url(self) -> str:
-        """With user and password: for the library that connects, never to be shown."""
+        """The URL with user and password: for the library that connects, never to be shown."""
         if self.name is None:
             return str(self)
         login = f"{quote(self.name, safe='')}:{quote(self.password, safe='')}"
@@ -57,7 +57,7 @@ class Proxy:
 
     @property
     def authorization(self) -> str | None:
-        """The value of ``Proxy-Authorization``; None: it wants none."""
+        """The value of ``Proxy-Authorization``; None: it requires none."""
         if self.name is None:
             return None
         login = f"{self.name}:{self.password}".encode()
@@ -65,19 +65,19 @@ class Proxy:
 
 
 def proxy_for(origin: Origin) -> Proxy | None:
-    """The proxy that leads there; None: it is dialled directly.
+    """Return the proxy for an origin; None: it is dialled directly.
 
     Raises:
-        UnsupportedError: what is set is not the address of a proxy.
+        UnsupportedError: the setting is not the address of a proxy.
     """
     settings = urllib.request.getproxies()
     name = next((one for one in (origin.scheme, "socks", "all") if settings.get(one)), None)
-    is_here = origin.is_loopback or hosts.is_loopback(origin.host)
-    if name is None or is_here or _is_exempt(origin, settings):
+    is_local = origin.is_loopback or hosts.is_loopback(origin.host)
+    if name is None or is_local or _is_exempt(origin, settings):
         return None
     text = settings[name]
     if name == "socks":
-        # a system's setting says http:// of a SOCKS proxy
+        # a system's setting has http:// for a SOCKS proxy
         text = f"socks5h://{text.rpartition('://')[2]}"
     try:
         return _parse(text if "://" in text else f"http://{text}")
@@ -102,8 +102,7 @@ def _parse(text: str) -> Proxy:
 
 
 def _is_exempt(origin: Origin, settings: Mapping[str, str]) -> bool:
-    where = f"{hosts.bracketed(origin.host)}:{origin.port}"
-    if urllib.request.proxy_bypass(where):
+    if urllib.request.proxy_bypass(f"{hosts.bracketed(origin.host)}:{origin.port}"):
         return True
     # the library compares text alone: an address may also be named by its network
     address = hosts.literal(origin.host)

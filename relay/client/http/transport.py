@@ -1,7 +1,8 @@
 """One HTTP request to a relay and its answer (PROTOCOL.md §6).
 
-Rules of the file: where no connection came about, the error says ``stored`` ``no``: nothing was
-said. Any later failure says nothing of what the relay did.
+Entry points: :func:`request` returns status and body, :func:`request_json` the members of a JSON
+answer. Invariant: an error that happens before the connection stands has ``stored`` ``no``, since
+nothing was sent. A later error tells nothing about what the relay did.
 """
 
 from __future__ import annotations
@@ -14,78 +15,72 @@ from http.client import HTTPException
 from typing import Final
 
 from relay.client.errors import AgentError, typed
-from relay.client.http import (
-    http1,
-    network,
-)
+from relay.client.http import http1, network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
 from relay.protocol import frames
 from relay.protocol import jws as jose
-from relay.protocol.errors import (
-    ErrorCode,
-    Stored,
-)
+from relay.protocol.errors import ErrorCode, Stored
 
-EXCHANGE_S: Final = 10.0
-SHORTEST_S: Final = 0.1
+REQUEST_TIMEOUT_S: Final = 10.0
+MIN_TIMEOUT_S: Final = 0.1
 
 
-def unnoticed() -> None:
-    """For who need not know when something is said."""
+def no_op() -> None:
+    """Do nothing: for a caller that does not need to know when a request is sent."""
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
-    """What is asked of a relay.
+class HttpRequest:
+    """A request to a relay.
 
     Args:
         method: GET, POST, PUT or PATCH.
         path: path and query.
         body: JSON, or None.
         token: of a login, or None.
-        begin: is called when there is a connection, just before anything is said.
+        on_connected: called once the connection stands, before anything is sent.
     """
 
     method: str
     path: str
     body: bytes | None = None
     token: str | None = field(default=None, repr=False)
-    begin: Callable[[], None] = unnoticed
+    on_connected: Callable[[], None] = no_op
 
 
-async def ask(
+async def request_json(
     origin: Origin,
     method: str,
     path: str,
     *,
     body: object = None,
     token: str | None = None,
-    seconds: float = EXCHANGE_S,
+    timeout_s: float = REQUEST_TIMEOUT_S,
 ) -> jose.Members:
-    """Make one request; gives the members of the answer.
+    """Make one request, and return the members of the answer.
 
     Raises:
-        AgentError: the relay's no; or ``peer_unreachable``.
+        AgentError: the relay's refusal; or ``peer_unreachable``.
     """
-    request = Request(method, path, None if body is None else jose.dumps(body), token)
-    status, answer = await exchange(origin, request, seconds)
-    members = read(origin, status, answer)
+    made = HttpRequest(method, path, None if body is None else jose.dumps(body), token)
+    status, answer = await request(origin, made, timeout_s)
+    members = read_members(origin, status, answer)
     if members.has("error"):
         raise error_of(origin, status, members)
     return members
 
 
-async def exchange(
-    origin: Origin, request: Request, seconds: float, *, longest: float | None = None
+async def request(
+    origin: Origin, made: HttpRequest, timeout_s: float, *, max_s: float | None = None
 ) -> tuple[int, bytes]:
-    """Make one request; gives status and body.
+    """Make one request, and return status and body.
 
     Args:
-        origin: of whom.
-        request: what is asked.
-        seconds: what is left for it.
-        longest: however much is left; None: 10 s.
+        origin: of the relay.
+        made: the request.
+        timeout_s: the time that the caller has left.
+        max_s: the longest wait, however much is left; None: 10 s.
 
     Raises:
         AgentError: ``peer_unreachable``; ``unsupported``: a proxy that cannot be used.
@@ -94,62 +89,62 @@ async def exchange(
     stored: Stored | None = "no"
     try:
         async with (
-            asyncio.timeout(max(SHORTEST_S, min(seconds, longest or EXCHANGE_S))),
+            asyncio.timeout(max(MIN_TIMEOUT_S, min(timeout_s, max_s or REQUEST_TIMEOUT_S))),
             network.stream(route) as (reader, writer),
         ):
-            said = _written(origin, request)
+            data = _encode(origin, made)
             stored = None
-            request.begin()
+            made.on_connected()
             # not drained: a relay may answer before it has read everything
-            writer.write(said)
+            writer.write(data)
             answer = await http1.read_head(reader)
             return answer.status, await http1.read_body(reader, answer, frames.MAX_FRAME_BYTES)
     except (OSError, EOFError, ValueError, HTTPException) as exc:
-        # ValueError: also a host whose labels no DNS can have; a stranger's record may name one
+        # ValueError: also a host name that DNS does not allow; the record of a stranger may have it
         detail = f"{route}: {network.reason(exc)}"
         raise typed(ErrorCode.PEER_UNREACHABLE, detail, stored=stored) from exc
 
 
-async def certified_until(origin: Origin, seconds: float = EXCHANGE_S) -> int:
-    """When the certificate of a relay ends, Unix seconds; it is good today.
+async def certificate_expiry(origin: Origin, timeout_s: float = REQUEST_TIMEOUT_S) -> int:
+    """Return when the certificate of a relay expires, Unix seconds; today it is valid.
 
     Raises:
         AgentError: ``peer_unreachable``; ``unsupported``: a proxy that cannot be used.
     """
     route = Route.to(origin)
     try:
-        async with asyncio.timeout(seconds), network.stream(route) as (_, writer):
-            said = writer.get_extra_info("peercert")
-            if not said:
+        async with asyncio.timeout(timeout_s), network.stream(route) as (_, writer):
+            certificate = writer.get_extra_info("peercert")
+            if not certificate:
                 raise ValueError("it has no certificate")
-            return int(ssl.cert_time_to_seconds(said["notAfter"]))
+            return int(ssl.cert_time_to_seconds(certificate["notAfter"]))
     except (OSError, EOFError, ValueError, HTTPException) as exc:
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{route}: {network.reason(exc)}") from exc
 
 
-def _written(origin: Origin, request: Request) -> bytes:
-    here = replace(origin, host=origin.host.encode("idna").decode())
+def _encode(origin: Origin, made: HttpRequest) -> bytes:
+    host = replace(origin, host=origin.host.encode("idna").decode())
     lines = [
-        f"{request.method} {request.path} HTTP/1.1",
-        f"Host: {str(here).partition('://')[2]}",
+        f"{made.method} {made.path} HTTP/1.1",
+        f"Host: {str(host).partition('://')[2]}",
         "Accept-Encoding: identity",
         "Connection: close",
     ]
-    if request.token is not None:
-        lines.append(f"Authorization: Bearer {request.token}")
-    if request.body is not None:
+    if made.token is not None:
+        lines.append(f"Authorization: Bearer {made.token}")
+    if made.body is not None:
         lines.append("Content-Type: application/json")
-    body = request.body or b""
-    if request.method != "GET":
+    body = made.body or b""
+    if made.method != "GET":
         lines.append(f"Content-Length: {len(body)}")
-    return http1.head(lines) + body
+    return http1.encode_head(lines) + body
 
 
-def read(origin: Origin, status: int, answer: bytes) -> jose.Members:
-    """The answer as members.
+def read_members(origin: Origin, status: int, answer: bytes) -> jose.Members:
+    """Return the members of a JSON answer.
 
     Raises:
-        UnavailableError: it is not what a relay says.
+        UnavailableError: it is not the answer of a relay.
     """
     try:
         return jose.Members(jose.loads(answer))
@@ -158,13 +153,13 @@ def read(origin: Origin, status: int, answer: bytes) -> jose.Members:
 
 
 def not_a_relay(origin: Origin, status: int) -> AgentError:
-    """Somebody answers there, but it cannot be understood."""
+    """Return the error for an answer that no relay gives."""
     detail = f"{origin} answered HTTP {status}, but not as a relay does"
     return typed(ErrorCode.PEER_UNREACHABLE, detail)
 
 
 def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
-    """The error that a relay names in its answer."""
+    """Return the error that a relay names in its answer."""
     try:
         return typed(
             ErrorCode(members.text("error", most=64)),

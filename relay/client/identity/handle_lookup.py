@@ -13,15 +13,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.client.directory.resolve import Found
+from relay.client.directory.resolve import ResolveResult, resolve_at
 from relay.client.errors import AgentError, typed
 from relay.client.http import origin as origins
-from relay.client.http.session import resolve
-from relay.client.http.transport import (
-    EXCHANGE_S,
-    Request,
-    exchange,
-)
+from relay.client.http.transport import REQUEST_TIMEOUT_S, HttpRequest, request
 from relay.protocol import (
     handles,
     hosts,
@@ -59,7 +54,7 @@ class Naming:
         plain: as for :func:`forward`.
     """
 
-    find: Callable[[str], Awaitable[Found]]
+    find: Callable[[str], Awaitable[ResolveResult]]
     learn: Callable[[Did, str | None], object]
     plain: bool
 
@@ -67,7 +62,7 @@ class Naming:
         """As :func:`forward`."""
         return await forward(handle, plain=self.plain)
 
-    async def record(self, handle: str, did: str) -> Found:
+    async def record(self, handle: str, did: str) -> ResolveResult:
         """The record of a DID from an own relay, else from the one that the name is under.
 
         Raises:
@@ -80,7 +75,7 @@ class Naming:
         is_plain = self.plain and hosts.is_loopback(asked.host)
         try:
             there = origins.parse(f"{'http' if is_plain else 'https'}://{asked.authority}")
-            elsewhere = await resolve(there, did)
+            elsewhere = await resolve_at(there, did)
         except AgentError:
             return found
         if elsewhere.record is not None:
@@ -89,7 +84,7 @@ class Naming:
 
 
 async def forward(
-    handle: str | Handle, *, plain: bool = False, seconds: float = EXCHANGE_S
+    handle: str | Handle, *, plain: bool = False, seconds: float = REQUEST_TIMEOUT_S
 ) -> Heard:
     """Ask where a handle leads: found (its DID), absent or unreadable.
 
@@ -116,7 +111,7 @@ async def _web(handle: Handle, seconds: float) -> Heard:
     source = "agent-did" if handle.name is None else "WebFinger"
     try:
         origin = origins.parse(f"{scheme}://{handle.authority}")
-        status, body = await exchange(origin, Request("GET", handle.path), seconds)
+        status, body = await request(origin, HttpRequest("GET", handle.path), seconds)
     except AgentError as exc:
         return Heard("unreadable", why=f"{source}: {exc.detail}")
     if len(body) > MAX_BODY_BYTES:

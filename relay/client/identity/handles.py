@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from relay import clock
-from relay.client.directory.resolve import Found
+from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import AgentError, HandleChangedError, typed
 from relay.client.state.peers import Knowledge
 from relay.protocol import frames
@@ -54,7 +54,7 @@ class Heard(Protocol):
 
 
 Forward = Callable[[str], Awaitable[Heard]]
-Find = Callable[[str, str], Awaitable[Found]]
+Find = Callable[[str, str], Awaitable[ResolveResult]]
 """From a handle and the DID to which it leads, to the record of that."""
 
 
@@ -83,7 +83,7 @@ class Handles:
     _pins: dict[str, Did] = field(default_factory=dict)
     _checked_at: dict[str, float] = field(default_factory=dict)
 
-    async def resolve(self, handle: str) -> Found:
+    async def resolve(self, handle: str) -> ResolveResult:
         """Where the agent of a handle lives; ``verified``: its record lists the handle.
 
         Raises:
@@ -91,7 +91,7 @@ class Handles:
         """
         heard = await self.forward(handle)
         if heard.state != "found" or heard.did is None:
-            return Found(heard.state, why=heard.why)
+            return ResolveResult(heard.state, reason=heard.why)
         found = await self.find(handle, heard.did)
         listed = {one.casefold() for one in found.record.handles} if found.record else set()
         return replace(found, did=Did(heard.did), verified=handle.casefold() in listed)
@@ -178,13 +178,13 @@ def _changed(detail: str) -> HandleChangedError:
     return changed
 
 
-def _verified(handle: str, found: Found) -> Did:
+def _verified(handle: str, found: ResolveResult) -> Did:
     """The DID of a handle that nobody was written to before."""
     if found.did is None:
         code = ErrorCode.UNKNOWN_INBOX
         if found.state == "unreadable":
             code = ErrorCode.IDENTITY_UNAVAILABLE
-        raise typed(code, f"{handle}: {found.why or found.state}", stored="no")
+        raise typed(code, f"{handle}: {found.reason or found.state}", stored="no")
     if not found.verified:
         detail = f"{handle} leads to {found.did}, whose record does not list it"
         raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no")

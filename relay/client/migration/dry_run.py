@@ -15,7 +15,7 @@ from relay.client.directory.publish import (
     put,
 )
 from relay.client.errors import AgentError
-from relay.client.http.relay_info import information
+from relay.client.http.relay_api import RelayApi
 from relay.client.migration import orders as ordering
 from relay.client.migration.handoff import (
     Office,
@@ -89,7 +89,7 @@ async def _look(agency: Agency, order: MigrationOrder) -> Drill:
         waiting = tuple(await source.inventory())
     except AgentError as exc:
         no = exc
-    limits = (await information(target.origin)).limits
+    limits = (await RelayApi(target.origin).info()).said.limits
     lost = _lost(waiting or (), limits.get("body"))
     refused: AgentError | None = None
     try:

@@ -13,10 +13,7 @@ from typing import Any, Final, NamedTuple, get_args
 
 from relay.client.errors import of, typed
 from relay.client.http.origin import Origin
-from relay.client.http.transport import (
-    EXCHANGE_S,
-    ask,
-)
+from relay.client.http.transport import REQUEST_TIMEOUT_S, request_json
 from relay.client.migration.state import (
     asked,
     read_waiting,
@@ -78,7 +75,7 @@ class Office:
     relay: Did
     did: Did
     order: str
-    seconds: float = EXCHANGE_S
+    seconds: float = REQUEST_TIMEOUT_S
 
     async def offer(self, room: Room) -> Said:
         """Ask the target whether it would take this; changes nothing.
@@ -167,7 +164,9 @@ class Office:
 
     async def _ask(self, step: str, more: dict[str, Any], seconds: float | None = None) -> Members:
         body = {"order": self.order, "step": step, **more}
-        return await ask(self.origin, "POST", PATH, body=body, seconds=seconds or self.seconds)
+        return await request_json(
+            self.origin, "POST", PATH, body=body, timeout_s=seconds or self.seconds
+        )
 
     def _read(self, answer: Members) -> Said:
         try:

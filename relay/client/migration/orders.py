@@ -13,9 +13,9 @@ from typing import Final
 
 from relay import clock
 from relay.client.directory.publish import home_at
+from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError, of, typed
 from relay.client.http.origin import Origin
-from relay.client.http.session import resolve
 from relay.client.migration.state import (
     Move,
     Moved,
@@ -95,7 +95,7 @@ async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
 async def _learn(did: Did, state: State, at: Origin) -> None:
     """Ask a relay for the newest record of this agent; who cannot say is not waited for."""
     try:
-        found = await resolve(at, did, is_own=True)
+        found = await resolve_at(at, did, is_own=True)
     except AgentError:
         return
     if found.record is not None:

@@ -49,7 +49,7 @@ class Company(Protocol):
 
     key: SigningKey
     state: State
-    plain_networks: Sequence[str]
+    insecure_networks: Sequence[str]
     conversations: list[Conversation]
     homes: Homes
     inbox: Inbox
@@ -195,7 +195,7 @@ class Migrations:
 
     def origin(self, url: str) -> Origin:
         """See :class:`relay.client.migration.runner.Agency`."""
-        return origins.parse(url, plain_networks=self._company.plain_networks)
+        return origins.parse(url, insecure_networks=self._company.insecure_networks)
 
     async def leave(self, source: Did) -> None:
         """See :class:`relay.client.migration.runner.Agency`."""

@@ -28,7 +28,7 @@ from relay.client.directory.cache import Correspondents
 from relay.client.errors import AgentError, bug_of, of
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.submit import submit_over_http
+from relay.client.http.relay_api import RelayApi
 from relay.client.outbox.queue import (
     Outbox,
     is_passing,
@@ -80,7 +80,7 @@ class Company(Protocol):
 
     outbox: Outbox
     correspondents: Correspondents
-    plain_networks: Sequence[str]
+    insecure_networks: Sequence[str]
 
     @property
     def asking(self) -> Asks:
@@ -98,7 +98,7 @@ class Company(Protocol):
         ...
 
     @property
-    def is_inside(self) -> bool:
+    def is_private_network(self) -> bool:
         """Whether a relay of this agent has an address that is not public."""
         ...
 
@@ -249,7 +249,7 @@ class Detours:
         submit = self.company.outbox.submit_direct(items, clock.monotonic(), line)
         said = asyncio.Event()
         try:
-            answer = await submit_over_http(origin, submit, POST_S, said.set)
+            answer = await RelayApi(origin, POST_S).submit(submit, said.set)
             now = clock.monotonic()
             if isinstance(answer, AgentError):
                 self.company.outbox.failed(submit.ref, answer, now, line)
@@ -281,13 +281,13 @@ class Detours:
     def origin_of(self, url: str) -> Origin | None:
         """Where that is; None: a stranger's record must not make this agent call there."""
         try:
-            origin = origins.parse(url, plain_networks=self.company.plain_networks)
+            origin = origins.parse(url, insecure_networks=self.company.insecure_networks)
         except (ValueError, AgentError) as exc:
             _log.warning("the recipient's record names a home that cannot be dialled: %s", exc)
             return None
-        if self.company.is_inside:
+        if self.company.is_private_network:
             return origin
-        outside = origin.for_stranger()
+        outside = origin.as_public()
         if outside is None:
             _log.warning("the recipient's record names an address inside of here: %s", origin)
         return outside

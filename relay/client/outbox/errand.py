@@ -15,18 +15,11 @@ from typing import Final
 from relay import clock
 from relay.client.directory.cache import Correspondents
 from relay.client.directory.publish import publish
-from relay.client.directory.resolve import (
-    Found,
-    found,
-)
+from relay.client.directory.resolve import ResolveResult, read_resolved
 from relay.client.errors import AgentError, typed
 from relay.client.http.origin import Origin
-from relay.client.http.session import (
-    Visit,
-    ask_record,
-    log_in,
-)
-from relay.client.http.transport import EXCHANGE_S
+from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.transport import REQUEST_TIMEOUT_S
 from relay.client.identity.handle_lookup import Naming
 from relay.client.identity.handles import Handles
 from relay.client.outbox.custody import Custody
@@ -54,7 +47,7 @@ class _OverHttp:
 
     async def ask(self, make: Callable[[str], frames.Resolve]) -> Answer:
         """See :class:`relay.client.outbox.direct.Asks`."""
-        return await ask_record(self.origin, make(REF).did or "")
+        return await RelayApi(self.origin).resolve(make(REF).did or "")
 
 
 class Errand:
@@ -69,7 +62,7 @@ class Errand:
         knowledge = state.journal.knowledge if state.journal is not None else None
         self.origin = origin
         self.state = state
-        self.plain_networks: Sequence[str] = ()
+        self.insecure_networks: Sequence[str] = ()
         self.ended: AgentError | None = None
         self.alone_since: float | None = None
         self.asking = _OverHttp(origin)
@@ -84,9 +77,9 @@ class Errand:
         return relay == self.state.relay_at(str(self.origin))
 
     @property
-    def is_inside(self) -> bool:
+    def is_private_network(self) -> bool:
         """Whether the relay has an address that is not public."""
-        return self.origin.is_inside
+        return self.origin.is_private_network
 
     def heard(self, *, answer: bool) -> None:
         """The relay has answered, or it has not."""
@@ -98,13 +91,13 @@ class Errand:
         # each time: what was in flight waits again now
         self.detours.wake()
 
-    async def find(self, did: str) -> Found:
+    async def find(self, did: str) -> ResolveResult:
         """Where an agent lives, as the relay knows it; the signature is checked here.
 
         Raises:
             AgentError: the relay's no, or no answer.
         """
-        seen = found(await ask_record(self.origin, did), did)
+        seen = read_resolved(await RelayApi(self.origin).resolve(did), did)
         if seen.record is not None:
             self.correspondents.learn(Did(did), seen.record.jws.compact)
         return seen
@@ -112,8 +105,8 @@ class Errand:
     # ------------------------------------------------------------ what became of it
 
     async def visit(
-        self, key: SigningKey, to: str, message_id: str, *, seconds: float = EXCHANGE_S
-    ) -> Visit:
+        self, key: SigningKey, to: str, message_id: str, *, seconds: float = REQUEST_TIMEOUT_S
+    ) -> HttpSession:
         """Log in where the receipt of an envelope came from, to ask what became of it.
 
         At another relay than the own one that opens no inbox: the login shows the agent's record,
@@ -125,7 +118,7 @@ class Errand:
         """
         holding = await self.custody.recall_id(Did(to), MessageId(message_id))
         if holding is None or self._is_ours(holding.relays[0]):
-            return await log_in(key, self.origin, self.state, seconds=seconds)
+            return await RelayApi(self.origin, seconds).login(key, self.state)
         relay = holding.relays[0]
         origin = await self._origin_of(relay, holding.to)
         if origin is None:
@@ -133,7 +126,7 @@ class Errand:
             raise typed(ErrorCode.NOT_ADMITTED, detail)
         if self.state.record is None:
             await publish(key, self.origin, self.state)
-        return await log_in(key, origin, self.state, expected=relay, seconds=seconds)
+        return await RelayApi(origin, seconds).login(key, self.state, expected=relay)
 
     async def _origin_of(self, relay: Did, to: Did) -> Origin | None:
         theirs = await self.correspondents.get(to)

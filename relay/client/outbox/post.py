@@ -18,7 +18,7 @@ from typing import Final
 from relay import clock
 from relay.client._util import beside
 from relay.client.errors import AgentError, of, typed
-from relay.client.http.submit import submit_over_http
+from relay.client.http.relay_api import RelayApi
 from relay.client.inbox.delivery import log_failure
 from relay.client.message import Sent
 from relay.client.outbox.errand import Errand
@@ -187,7 +187,7 @@ class _Posting:
 
     async def _exchange(self, submit: frames.Submit, seconds: float) -> None:
         origin = self.errand.origin
-        answer = await submit_over_http(origin, submit, seconds)
+        answer = await RelayApi(origin, seconds).submit(submit)
         self.errand.heard(answer=True)
         if isinstance(answer, AgentError):
             self.box.failed(submit.ref, answer, clock.monotonic())

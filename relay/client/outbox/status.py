@@ -17,10 +17,7 @@ from typing import Final, Protocol
 from relay.client.directory.cache import Correspondents
 from relay.client.errors import AgentError, typed
 from relay.client.http.origin import Origin
-from relay.client.http.session import (
-    Visit,
-    log_in,
-)
+from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.inbox.opener import Opened
 from relay.client.outbox.custody import Custody
 from relay.client.session.request_router import Asking
@@ -67,7 +64,7 @@ class Following:
     """
 
     company: Company
-    _visits: OrderedDict[Did, Visit] = field(default_factory=OrderedDict)
+    _visits: OrderedDict[Did, HttpSession] = field(default_factory=OrderedDict)
 
     # ------------------------------------------------------------ status
 
@@ -110,7 +107,7 @@ class Following:
         # its token is used up
         return await (await self._log_in(relay, holding.to)).status(holding.to, holding.id)
 
-    async def _log_in(self, relay: Did, to: Did) -> Visit:
+    async def _log_in(self, relay: Did, to: Did) -> HttpSession:
         self._visits.pop(relay, None)
         record = await self.company.correspondents.get(to)
         urls = [home.url for home in record.relays if home.did == relay] if record else []
@@ -118,7 +115,7 @@ class Following:
         if origin is None or self.company.state.record is None:
             detail = f"{relay} keeps it, and cannot be asked what became of it"
             raise typed(ErrorCode.NOT_ADMITTED, detail)
-        visit = await log_in(self.company.key, origin, self.company.state, expected=relay)
+        visit = await RelayApi(origin).login(self.company.key, self.company.state, expected=relay)
         self._visits[relay] = visit
         while len(self._visits) > MOST_VISITS:
             self._visits.popitem(last=False)

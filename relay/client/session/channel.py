@@ -22,9 +22,9 @@ from typing import Final, Protocol
 from relay import clock
 from relay.client._util import task_group
 from relay.client.directory.own_record import Homes
+from relay.client.directory.resolve import resolve_at
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
 from relay.client.http.origin import Origin
-from relay.client.http.session import resolve
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.relay_inbox import HomeInbox
 from relay.client.outbox.queue import Outbox
@@ -212,7 +212,7 @@ class Conversation:
         if exc.code not in {ErrorCode.MOVED, ErrorCode.MIGRATING} or exc.record is not None:
             return exc
         try:
-            found = await resolve(self.origin, self.company.key.did, is_own=True)
+            found = await resolve_at(self.origin, self.company.key.did, is_own=True)
             if found.record is not None:
                 exc.record = found.record.jws.compact
                 self.company.homes.told(exc.record)

@@ -161,7 +161,7 @@ async def dial(
 
 
 async def _connected(route: Route) -> ClientConnection:
-    context = None if route.origin.is_plain else await network.tls()
+    context = None if route.origin.is_insecure else await network.tls()
     way: dict[str, Any] = {"proxy": None}
     if route.tunnel is None:
         way["sock"] = await network.connect(route)

@@ -60,7 +60,7 @@ class Sessions:
         key: the agent.
         named: the relays that the program names, best first.
         state: pins, record and epochs.
-        plain_networks: CIDRs that may be dialled without TLS.
+        insecure_networks: CIDRs that may be dialled without TLS.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class Sessions:
         key: SigningKey,
         named: Sequence[Origin],
         state: State,
-        plain_networks: Sequence[str] = (),
+        insecure_networks: Sequence[str] = (),
     ) -> None:
         self.key = key
         self.state = state
-        self.plain_networks = plain_networks
+        self.insecure_networks = insecure_networks
         self.warnings: deque[AgentError] = deque(maxlen=WARNINGS)
         knowledge = state.journal.knowledge if state.journal is not None else None
         self.custody = Custody(knowledge, self.is_ours)
@@ -209,7 +209,7 @@ class Sessions:
 
     def _add_home(self, home: Home) -> None:
         try:
-            origin = origins.parse(home.url, plain_networks=self.plain_networks)
+            origin = origins.parse(home.url, insecure_networks=self.insecure_networks)
         except (ValueError, AgentError) as exc:
             _log.warning("the record names a home that cannot be dialled: %s", exc)
             return
@@ -299,9 +299,9 @@ class Sessions:
         self.warnings.append(warning)
 
     @property
-    def is_inside(self) -> bool:
+    def is_private_network(self) -> bool:
         """Whether a relay that the program names has an address that is not public."""
-        return any(one.is_inside for one in self._named)
+        return any(one.is_private_network for one in self._named)
 
     def _may_be_ours(self, eid: Eid) -> bool:
         """Whether this agent may have sent it: a journal knows more than this process does."""

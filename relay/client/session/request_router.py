@@ -14,11 +14,7 @@ from typing import Protocol
 from relay import clock
 from relay.client.directory.cache import Correspondents
 from relay.client.directory.own_record import Homes
-from relay.client.directory.resolve import (
-    Found,
-    found,
-    ruled,
-)
+from relay.client.directory.resolve import ResolveResult, read_resolved
 from relay.client.errors import AgentError, again, of, typed
 from relay.client.session.channel import (
     QUESTION_S,
@@ -34,6 +30,12 @@ from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
+)
+from relay.protocol.frames.frames import (
+    Resolve,
+    Resolved,
+    Ruled,
+    Rules,
 )
 from relay.protocol.ids import Did
 
@@ -76,14 +78,16 @@ class Asking:
         connected = [one for one in self.company.conversations if one.line is not None]
         return [one.relay for one in connected if one is not self.company.sender and one.relay]
 
-    async def find(self, did: str) -> Found:
+    async def find(self, did: str) -> ResolveResult:
         """Where an agent lives, as the relay that is sent through knows it.
 
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        answer = await self.ask(lambda ref: frames.Resolve(ref, Did(did)))
-        seen = found(answer, did)
+        answer = await self.ask(lambda ref: Resolve(ref, Did(did)))
+        if not isinstance(answer, Resolved):
+            raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+        seen = read_resolved(answer, did)
         if seen.record is not None:
             self.company.correspondents.learn(Did(did), seen.record.jws.compact)
         return seen
@@ -105,8 +109,8 @@ class Asking:
 
     async def rules(self, make: Callable[[str], frames.Rules]) -> frames.Ruled:
         """See :meth:`relay.client.Agent.rules`."""
-        said = ruled(await self.ask(make))
-        if make("") != frames.Rules(""):
+        said = _ruled(await self.ask(make))
+        if make("") != Rules(""):
             for one in [
                 one for one in self.company.conversations if one is not self.company.sender
             ]:
@@ -120,7 +124,7 @@ class Asking:
         try:
             if one.line is None:
                 raise typed(ErrorCode.PEER_UNREACHABLE, "not connected")
-            ruled(await one.ask(make))
+            _ruled(await one.ask(make))
         except AgentError as exc:
             self.company.warn(
                 typed(exc.code, f"the rules are not changed at {one.relay}: {exc.detail}")
@@ -185,3 +189,9 @@ class Asking:
         finally:
             asking.cancel()
             losing.cancel()
+
+
+def _ruled(answer: Answer) -> Ruled:
+    if not isinstance(answer, Ruled):
+        raise typed(ErrorCode.BAD_FRAME, "an answer to another question")
+    return answer

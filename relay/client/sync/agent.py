@@ -146,7 +146,7 @@ class Agent:
         *,
         state: str | os.PathLike[str] | None = None,
         open_timeout_s: float = OPEN_S,
-        plain_networks: Sequence[str] = (),
+        insecure_networks: Sequence[str] = (),
     ) -> Iterator[Agent]:
         """As :meth:`relay.client.Agent.open`, with a thread for its event loop.
 
@@ -160,7 +160,7 @@ class Agent:
                 relays,
                 state=state,
                 open_timeout_s=open_timeout_s,
-                plain_networks=plain_networks,
+                insecure_networks=insecure_networks,
             )
         )
         try:

@@ -26,7 +26,7 @@ from relay.cli.dev.demo.relays import (
 )
 from relay.client import Agent, Message, Sent, SigningKey
 from relay.client.http.origin import parse as parse_origin
-from relay.client.http.transport import ask
+from relay.client.http.transport import request_json
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.ids import Did
 from relay.protocol.receipts import verify_receipt
@@ -187,7 +187,7 @@ async def _until_known(relay: RelayProcess, did: Did) -> float:
     origin, began = parse_origin(relay.url), clock.monotonic()
     async with asyncio.timeout(STEP_S):
         while True:
-            answer = await ask(origin, "GET", f"/v1/agents/{did}")
+            answer = await request_json(origin, "GET", f"/v1/agents/{did}")
             if answer.text("state", most=16) == "found":
                 return clock.monotonic() - began
             await asyncio.sleep(LOOK_S)

@@ -1,0 +1,258 @@
+"""The HTTP endpoints of one relay (PROTOCOL.md §6, §8), without a connection that stays.
+
+Entry points: :class:`RelayApi`, and :class:`HttpSession`, which :meth:`RelayApi.login` returns.
+Invariants: the login uses the same state machine as a WebSocket. It receives no envelope; but like
+any login it takes the inbox from an older session of the same agent. Since this session has no
+clean end, the relay marks what waits as possibly delivered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, cast, get_args
+from urllib.parse import quote
+
+from relay import clock
+from relay.client.errors import AgentError, of, typed
+from relay.client.http import transport
+from relay.client.http.origin import Origin
+from relay.client.state.agent_state import State as AgentState
+from relay.protocol import client_session, endpoint_record, frames, receipts, relay_info
+from relay.protocol import jws as jose
+from relay.protocol.did import SigningKey
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Did, Timestamp
+from relay.protocol.types import FirstContact
+
+INFO_PATH: Final = "/.well-known/agent-relay.json"
+REF: Final = "http"
+"""Frames have a ref, an HTTP answer needs none."""
+MAX_REJECTIONS: Final = 256
+_STATES: Final = frozenset(get_args(frames.State))
+_RESOLUTIONS: Final = frozenset(get_args(frames.Resolution))
+
+
+@dataclass(frozen=True, slots=True)
+class RelayApi:
+    """The requests that need no login, and the login.
+
+    Args:
+        origin: of the relay.
+        timeout_s: for each request.
+    """
+
+    origin: Origin
+    timeout_s: float = transport.REQUEST_TIMEOUT_S
+
+    async def info(self) -> relay_info.RelayInfo:
+        """Ask the relay for its information, and verify its signature.
+
+        Raises:
+            AgentError: unreachable; ``bad_frame`` or ``bad_signature``: not signed as it must be.
+        """
+        answer = await self._request("GET", INFO_PATH)
+        try:
+            info = relay_info.parse(answer.text("jws", most=relay_info.MAX_BYTES))
+        except ProtocolError as exc:
+            raise typed(exc.code, exc.detail) from exc
+        except ValueError as exc:
+            raise typed(ErrorCode.BAD_FRAME, f"relay information: {exc}") from exc
+        # the relay has just sent it, so its own clock decides; relay check compares the clocks
+        refusal = relay_info.verify(info, Timestamp(info.issued_at))
+        if refusal is not None:
+            raise typed(refusal.code, refusal.detail)
+        return info
+
+    async def resolve(self, did: str) -> frames.Resolved:
+        """Ask for the record of an agent; its signature is not verified yet.
+
+        Raises:
+            AgentError: the relay's refusal, or no answer.
+        """
+        answer = await self._request("GET", f"/v1/agents/{did}")
+        state = _one_of(answer, "state", _RESOLUTIONS)
+        try:
+            record = answer.optional_text("record", most=endpoint_record.MAX_BYTES)
+            return frames.Resolved(REF, state, record, answer.boolean("stale"))
+        except ValueError as exc:
+            raise _bad_answer(exc) from exc
+
+    async def publish(self, did: Did, record: str) -> str | None:
+        """Publish the record of an agent, and return the record that the relay has instead.
+
+        Returns:
+            That record, not verified yet; None: the relay has stored this one.
+
+        Raises:
+            AgentError: the relay's refusal, or no answer.
+        """
+        answer = await self._request("PUT", f"/v1/agents/{did}", body={"record": record})
+        try:
+            if answer.boolean("stored"):
+                return None
+            return answer.text("record", most=endpoint_record.MAX_BYTES)
+        except ValueError as exc:
+            raise typed(ErrorCode.BAD_FRAME, f"{self.origin} sent a wrong answer: {exc}") from exc
+
+    async def submit(
+        self, submit: frames.Submit, on_connected: Callable[[], None] = transport.no_op
+    ) -> frames.Submitted | AgentError:
+        """Submit once, without a login: the envelope is its own proof.
+
+        Args:
+            submit: the envelopes.
+            on_connected: called just before anything is sent.
+
+        Returns:
+            The relay's answer, not verified yet, or its error for all of it.
+
+        Raises:
+            AgentError: no answer, or none of a relay; ``stored`` tells what is known.
+        """
+        items = b",".join(cast("list[bytes]", list(submit.envelopes)))
+        body = b'{"envelopes":[%b]}' % items
+        made = transport.HttpRequest("POST", "/v1/envelopes", body, on_connected=on_connected)
+        status, data = await transport.request(self.origin, made, self.timeout_s)
+        answer = transport.read_members(self.origin, status, data)
+        if answer.has("error"):
+            return transport.error_of(self.origin, status, answer)
+        try:
+            return _submitted(answer, submit.ref)
+        except ValueError as exc:
+            raise transport.not_a_relay(self.origin, status) from exc
+
+    async def login(
+        self, key: SigningKey, state: AgentState, *, expected: Did | None = None
+    ) -> HttpSession:
+        """Log in; the relay is pinned at first contact.
+
+        Args:
+            key: of the agent.
+            state: knows the expected relay, and remembers it.
+            expected: the relay that must answer, as a signed record says.
+
+        Raises:
+            AgentError: unreachable, or the login fails.
+        """
+        url, is_pinned = str(self.origin), expected is None
+        expected = expected or state.relay_at(url)
+        login = client_session.Login(url, expected, state.record if expected else None)
+        session = client_session.AgentSession(key, login, clock.entropy)
+        hello = _hello(await self._request("POST", "/v1/session/nonce"))
+        if is_pinned and hello.url == url and expected not in {None, hello.relay}:
+            raise state.other_relay(hello.url, hello.relay)
+        auth = _next_effect(session, hello, client_session.Send).frame
+        if not isinstance(auth, frames.Auth):
+            raise typed(ErrorCode.BAD_FRAME, "a login begins with auth")
+        body = {name: value for name, value in frames.to_members(auth).items() if name != "t"}
+        answer = await self._request("POST", "/v1/session", body=body)
+        try:
+            token, welcome = answer.text("token", most=512), frames.read(frames.Welcome, answer)
+        except ValueError as exc:
+            raise _bad_answer(exc) from exc
+        ready = _next_effect(session, welcome, client_session.Ready)
+        state.pin(url, ready.relay)
+        return HttpSession(self.origin, ready.relay, welcome, token)
+
+    async def _request(self, method: str, path: str, *, body: object = None) -> jose.Members:
+        return await transport.request_json(
+            self.origin, method, path, body=body, timeout_s=self.timeout_s
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class HttpSession:
+    """A session over HTTP; made by :meth:`RelayApi.login`."""
+
+    origin: Origin
+    relay: Did
+    welcome: frames.Welcome
+    token: str
+
+    async def status(
+        self, to: str, message_id: str, *, timeout_s: float = transport.REQUEST_TIMEOUT_S
+    ) -> frames.State:
+        """Return the state of an envelope that this agent sent to ``to``.
+
+        Raises:
+            AgentError: the relay's refusal, or no answer.
+        """
+        path = f"/v1/agents/{to}/envelopes/{quote(message_id, safe='')}"
+        answer = await transport.request_json(
+            self.origin, "GET", path, token=self.token, timeout_s=timeout_s
+        )
+        return cast("frames.State", _one_of(answer, "state", _STATES))
+
+    async def rules(
+        self,
+        *,
+        first_contact: FirstContact | None = None,
+        allow: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        forget: Sequence[str] = (),
+    ) -> frames.Ruled:
+        """Return the rules of the inbox, changed before as for :meth:`Agent.rules`.
+
+        Raises:
+            AgentError: the relay's refusal (then nothing is changed), or no answer.
+        """
+        changes: dict[str, object] = {
+            name: list(dids)
+            for name, dids in (("allow", allow), ("deny", deny), ("forget", forget))
+            if dids
+        }
+        if first_contact is not None:
+            changes["first_contact"] = first_contact
+        method, body = ("PATCH", changes) if changes else ("GET", None)
+        answer = await transport.request_json(
+            self.origin, method, "/v1/inbox/rules", body=body, token=self.token
+        )
+        try:
+            return frames.read(frames.Ruled, answer, ref=REF)
+        except ValueError as exc:
+            raise _bad_answer(exc) from exc
+
+
+def _submitted(answer: jose.Members, ref: str) -> frames.Submitted:
+    rejected = [
+        frames.read(frames.Rejection, one) for one in answer.array("rejected", most=MAX_REJECTIONS)
+    ]
+    return frames.Submitted(
+        refs=(ref,),
+        receipt=answer.optional_text("receipt", most=receipts.MAX_RECEIPT_BYTES),
+        rejected=tuple(replace(one, ref=ref) for one in rejected),
+    )
+
+
+def _hello(answer: jose.Members) -> frames.Hello:
+    try:
+        return frames.Hello(
+            relay=Did(answer.text("relay", most=512)),
+            url=answer.text("url", most=512),
+            nonce=answer.text("nonce", most=64),
+            limits=relay_info.read_limits(answer),
+            time=int(clock.now()),
+        )
+    except ValueError as exc:
+        raise _bad_answer(exc) from exc
+
+
+def _next_effect(session: client_session.AgentSession, frame: frames.Frame, kind: type[Any]) -> Any:
+    for effect in session.receive(frame, clock.now()):
+        if isinstance(effect, client_session.Failed):
+            raise of(effect.error, record=effect.record)
+        if isinstance(effect, kind):
+            return effect
+    raise typed(ErrorCode.BAD_FRAME, "the login does not go on")
+
+
+def _one_of(answer: jose.Members, name: str, allowed: frozenset[str]) -> Any:
+    try:
+        return answer.one_of(name, allowed)
+    except ValueError as exc:
+        raise _bad_answer(exc) from exc
+
+
+def _bad_answer(exc: ValueError) -> AgentError:
+    return typed(ErrorCode.BAD_FRAME, f"the relay sent a wrong answer: {exc}")
