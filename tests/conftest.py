@@ -1,10 +1,12 @@
-"""What every test run has in common: how Hypothesis searches."""
+"""Settings of every test run: how Hypothesis searches, lanes of workers, the matrix of rules."""
 
 from __future__ import annotations
 
 import os
 
 from hypothesis import settings
+
+pytest_plugins = ["tests.support.broken_rules", "tests.support.lanes"]
 
 # No deadline: a busy machine is no bug. Not derandomised: each run looks somewhere else, and prints
 # how to repeat what it found.

@@ -46,6 +46,7 @@ from tests.chaos.traffic_plan import (
     Letter,
 )
 from tests.support.nodes import dial, log_in
+from tests.support.patience import within
 
 TOLD_S = 20.0
 NO_LETTERS: tuple[Letter, ...] = ()
@@ -158,7 +159,7 @@ class Agent:
     async def _hear_out(self, socket: ClientConnection, session: int) -> None:
         """Read an older connection to its end: the relay must say that it is superseded."""
         try:
-            async with asyncio.timeout(TOLD_S):
+            async with within(TOLD_S):
                 while True:
                     frame = frames.parse(await socket.recv(decode=False), "relay")
                     if isinstance(frame, Deliver):

@@ -41,6 +41,7 @@ from tests.chaos.traffic_plan import (
     Letter,
 )
 from tests.support.nodes import new_key, speaker
+from tests.support.patience import SLOWNESS, within
 
 
 @dataclass(slots=True)
@@ -168,11 +169,11 @@ class Run:
 
     async def _until_settled(self, killers: Sequence[asyncio.Task[None]]) -> None:
         """Until all is over; or nothing has happened for a while, which the verdict will tell."""
-        deadline = time.monotonic() + self.plan.deadline_s
+        deadline = time.monotonic() + self.plan.deadline_s * SLOWNESS
         before = -1
         while time.monotonic() < deadline:
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(self.plan.stall_s):
+                async with within(self.plan.stall_s):
                     await self.ledger.until(lambda: self.ledger.is_over(self.plan.envelopes))
                     await asyncio.wait(killers)
                     return

@@ -28,7 +28,7 @@ from tests.chaos.killable_agent import Orders
 from tests.chaos.ledger import Ledger
 from tests.chaos.restarting_relay import REPOSITORY
 from tests.chaos.traffic_plan import POISON
-from tests.support.patience import wait_until
+from tests.support.patience import wait_until, within
 
 LOOK_S = 0.01
 END_S = 60.0
@@ -127,7 +127,7 @@ class MortalAgent:
         if self._child.returncode is None:
             self._child.terminate()
         try:
-            async with asyncio.timeout(END_S):
+            async with within(END_S):
                 await self._child.wait()
         except TimeoutError:
             self._ledger.surprise(f"{self.key.did} does not come to rest")

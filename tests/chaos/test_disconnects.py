@@ -146,6 +146,7 @@ class Run:
                     agent.cancel()
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 async def test_thousands_of_clients_that_hang_up_end_nothing_and_disturb_nobody(tmp_path):
     run = Run(tmp_path, 3_000, seed())

@@ -189,6 +189,7 @@ async def flooded(
     return found
 
 
+@pytest.mark.alone
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", ["forged", "stale"])
 async def test_of_20_000_lies_none_is_kept_and_honest_agents_go_on(

@@ -105,6 +105,7 @@ async def _link(two: Pair) -> float | None:
     return time.monotonic() if all(one["linked"] for one in peers) else None
 
 
+@pytest.mark.alone
 async def test_a_queue_behind_a_poison_envelope_drains_and_its_sender_is_told(
     tmp_path: Path,
 ) -> None:

@@ -26,7 +26,7 @@ from tests.client.migration_relays import world
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.timeout(30), pytest.mark.alone]
 
 
 @contextmanager

@@ -43,6 +43,7 @@ async def dripping(said: bytes, drop: bytes) -> AsyncIterator[str]:
         server.close()
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(
     ("said", "drop"),
     [(HEAD, b"X-A: a\r\n"), (b"HTTP/1.1 200 ", b"a"), (HEAD + b"\r\n", b"a")],

@@ -187,6 +187,7 @@ async def test_a_target_that_says_no_is_no_home_and_its_order_is_overtaken(code:
         assert here.source.side.mode is Mode.ACTIVE
 
 
+@pytest.mark.alone
 async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_done():
     async with world() as here:
         here.source.lies = lambda step, _: (

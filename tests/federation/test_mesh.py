@@ -208,6 +208,7 @@ async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_heard_meanwhile()
         assert len(node.built.node.mesh.following.index) < 700
 
 
+@pytest.mark.alone
 async def test_a_peer_that_floods_is_read_more_slowly_and_its_questions_wait():
     [a] = places(1)
     async with relay_at(a, **OPEN), peer(a.url, a.did) as bad, peer(a.url, a.did) as good:
@@ -222,6 +223,7 @@ async def test_a_peer_that_floods_is_read_more_slowly_and_its_questions_wait():
         assert clock.monotonic() - began > 0.4
 
 
+@pytest.mark.alone
 async def test_a_peer_that_asks_without_end_is_answered_at_a_rate():
     [a] = places(1)
     async with relay_at(a, **OPEN), peer(a.url, a.did) as there:

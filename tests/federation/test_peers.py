@@ -190,6 +190,7 @@ async def test_what_was_spent_is_paid_back_by_resting():
     assert budget.spent_s >= spent
 
 
+@pytest.mark.alone
 async def test_fetched_records_cost_a_quarter_of_a_core_at_most():
     store, home = memory(), Place(new_key(), 1)
     directory = Directory(new_key().did, store, DidKeys())

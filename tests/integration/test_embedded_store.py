@@ -152,6 +152,7 @@ async def test_the_server_holds_its_own_lock_and_not_the_relays(directory, binar
     assert directory / "relay.lock" not in opened
 
 
+@pytest.mark.alone
 async def test_after_kill_9_of_the_relay_the_next_start_has_every_acknowledged_write(
     directory, binary
 ):
@@ -201,6 +202,7 @@ def leave_orphan(directory: Path, binary: str) -> RedisServer:
     return orphan
 
 
+@pytest.mark.alone
 @linux_only
 @pytest.mark.parametrize("frozen", [False, True], ids=["healthy", "frozen"])
 async def test_an_orphan_is_ended_and_its_acknowledged_writes_are_kept(directory, binary, frozen):
@@ -326,6 +328,7 @@ async def test_a_crash_loop_is_named_and_slowed_and_heals_when_its_cause_is_gone
     assert pauses[-1] <= 5
 
 
+@pytest.mark.alone
 async def test_stop_is_heard_while_the_server_is_down(tmp_path, directory, binary):
     gone = tmp_path / "gone"
     sick = executable(tmp_path / "server", f'[ -e "{gone}" ] && exit 7; exec "{binary}" "$@"')

@@ -255,6 +255,7 @@ async def test_an_unknown_must_member_is_unsupported():
         assert (answer.status_code, answer.json()["error"]) == (400, "unsupported")
 
 
+@pytest.mark.alone
 async def test_a_login_over_http_is_told_to_the_socket_at_once():
     async with running_node() as node, client(node.url) as http:
         bob = new_key()

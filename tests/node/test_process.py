@@ -58,6 +58,7 @@ async def test_an_accepted_envelope_survives_kill_9_of_the_relay(tmp_path):
             assert (await me.hear(Acked)).upto == 1
 
 
+@pytest.mark.alone
 async def test_a_killed_store_is_told_as_unavailable_and_comes_back_by_itself(tmp_path):
     async with (
         relay_process(tmp_path / "data") as relay,

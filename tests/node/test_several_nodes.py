@@ -56,6 +56,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[RunningNode, RunningNode]]
         await embedded.stop()
 
 
+@pytest.mark.alone
 async def test_an_agent_at_one_node_gets_at_once_what_the_other_accepted(tmp_path):
     async with (
         pair(tmp_path) as (one, two),

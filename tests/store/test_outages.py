@@ -88,6 +88,7 @@ class Node:
         await self.store.stop()
 
 
+@pytest.mark.alone
 async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
     server: RedisServer, tmp_path: Path
 ) -> None:
@@ -110,6 +111,7 @@ async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
         assert not store.health.has(ProblemReason.STORE_AWAY)
 
 
+@pytest.mark.alone
 async def test_a_store_that_hangs_says_so_within_2_seconds(
     server: RedisServer, tmp_path: Path
 ) -> None:
