@@ -1,4 +1,4 @@
-"""The ``relay`` command. Without the packages of an extra it says which one to install."""
+"""The ``relay`` command. It names the extra to install if a package is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CLI = frozenset({"typer", "click"})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; gives the exit code (see :mod:`relay.cli.exit_codes`)."""
+    """Run the command line and return an exit code of :mod:`relay.cli.exit_codes`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     streams.install()
     try:

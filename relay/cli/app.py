@@ -1,8 +1,7 @@
-"""The commands and their options; what they do is in the modules beside this one.
+"""The ``relay`` application: all commands, and the boundary for errors.
 
-Rules of the file: an expected failure is one sentence on stderr and an exit code of
-:mod:`relay.cli.exit_codes`, never a traceback. What a command needs is imported when it runs: the
-packages of a node come with another extra, and those of an agent take a quarter of a second.
+An expected failure is one sentence on stderr and an exit code of :mod:`relay.cli.exit_codes`,
+never a traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from relay.cli.options import Json
 _EPILOG: Final = "Exit codes: " + "; ".join(f"{code.value} {MEANING[code]}" for code in Exit) + "."
 
 UsageError: Final[Any] = typer.BadParameter.__bases__[0]
-"""Wrong arguments. Typer has it of click or of its own copy of that, and exports the subclass."""
+"""Wrong arguments. Typer takes it from click or its own copy, and exports only the subclass."""
 
 app = typer.Typer(
     name="relay",
@@ -68,7 +67,7 @@ app.add_typer(node_commands.peers_app, name="peers")
 
 
 def run(words: Sequence[str]) -> int:
-    """Run one command; gives its exit code."""
+    """Run one command and return its exit code."""
     as_json = "--json" in words
     try:
         code = app(list(words), prog_name="relay", standalone_mode=False)
@@ -81,7 +80,7 @@ def run(words: Sequence[str]) -> int:
     except typer.Abort:
         return Exit.INTERRUPTED
     except ModuleNotFoundError:
-        # an extra is missing, or it is a bug: the caller knows which
+        # an extra is missing, or it is a bug: the caller can tell
         raise
     except Exception as exc:  # noqa: BLE001  the boundary: no traceback for whoever runs a command
         return output.end_with(exc, as_json=as_json)

@@ -14,7 +14,7 @@ from relay.protocol.errors import (
 
 
 class Exit(IntEnum):
-    """How a command ended."""
+    """The exit codes."""
 
     OK = 0
     FAILED = 1
@@ -40,11 +40,11 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.LOCKED: "the key is encrypted, and its passphrase is missing or wrong",
     Exit.INTERRUPTED: "interrupted",
 }
-"""What each says to a script."""
+"""The meaning of each, for ``--help``."""
 
 
 class LocalError(StateError):
-    """Something here, not at a relay: a key file, a passphrase.
+    """A local failure, for example of a key file or a passphrase.
 
     Args:
         detail: one plain sentence.
@@ -57,7 +57,7 @@ class LocalError(StateError):
 
 
 def exit_of(exc: RelayError) -> Exit:
-    """The exit code of an error."""
+    """Return the exit code of an error."""
     if isinstance(exc, LocalError):
         return exc.ends
     if getattr(exc, "stored", None) == "unknown":

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a command that waits is run."""
+"""Options of several commands, and the runner for asynchronous commands."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
-"""All networks: the admin side has no TLS, and is on loopback or a private network."""
+"""All networks: the admin side has no TLS and is on loopback or a private network."""
 
 
 def checked(url: str) -> str:
-    """Refuse what is no origin of a relay.
+    """Return ``url`` if it is the origin of a relay.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: it is not.
     """
     return _checked(url)
 
 
 def checked_admin(url: str) -> str:
-    """Refuse what is no address of a node's admin side, which speaks plain HTTP.
+    """Return ``url`` if it can be a node's admin side, which speaks plain HTTP.
 
     Raises:
-        BadParameter: it is none.
+        BadParameter: it cannot.
     """
     return _checked(url, insecure_networks=EVERYWHERE)
 
 
 def _checked(url: str, insecure_networks: Sequence[str] = ()) -> str:
-    from relay.client.http import origin  # noqa: PLC0415  a quarter of a second, for who dials only
+    from relay.client.http import origin  # noqa: PLC0415  takes a quarter of a second to import
 
     try:
         origin.parse(url, insecure_networks=insecure_networks)
@@ -75,7 +75,7 @@ Take = Annotated[
 
 
 def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run until it is done or interrupted; SIGTERM ends it as Ctrl-C does."""
+    """Run ``work`` until it ends or is interrupted; SIGTERM acts as Ctrl-C."""
     import asyncio  # noqa: PLC0415  a script that asks for the version asks often
 
     async def guarded() -> T:
@@ -87,5 +87,5 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(guarded())
     except (KeyboardInterrupt, asyncio.CancelledError):
-        # before typer sees it: that would say "Aborted!" to somebody who has just pressed Ctrl-C
+        # typer would print "Aborted!" after Ctrl-C
         raise typer.Exit(Exit.INTERRUPTED) from None

@@ -1,8 +1,8 @@
-"""What commands write: data to stdout, words for a person to stderr, and nothing else anywhere.
+"""Output of commands: data to stdout, sentences for a person to stderr.
 
-Rules of the file: what came from a stranger never reaches a terminal raw: control characters are
-written out, since a body could otherwise move the cursor and repaint what was said before. What is
-written to stdout is written whole, or :class:`OutputError` is raised; see ``streams.py``.
+Text from a stranger never reaches a terminal raw. Control characters are escaped: a body could
+otherwise move the cursor and repaint earlier lines. A line on stdout is written whole, or
+:class:`OutputError` is raised; see ``streams.py``.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ _TERMINAL_OBEYS: Final = frozenset({"Cc", "Cf"})
 
 
 def say(words: str) -> None:
-    """A sentence for a person; dropped where stderr does not take it."""
+    """Write a sentence for a person; drop it if stderr fails."""
     sys.stderr.write(f"{words}\n")
     sys.stderr.flush()
 
 
 def notify(words: str) -> None:
-    """A sentence for a person that must be written: what it tells of is acked afterwards.
+    """Write a sentence for a person that must not be dropped: an ack follows.
 
     Raises:
-        OutputError: stderr did not take all of it.
+        OutputError: stderr failed.
     """
     raw = sys.stderr.buffer
     if isinstance(raw, Output):
@@ -49,35 +49,35 @@ def notify(words: str) -> None:
 
 
 def write(line: str) -> None:
-    """A line of data.
+    """Write a line of data.
 
     Raises:
-        OutputError: stdout did not take all of it.
+        OutputError: stdout failed.
     """
     write_text(f"{line}\n")
 
 
 def write_text(text: str) -> None:
-    """Lines of data.
+    """Write lines of data.
 
     Raises:
-        OutputError: stdout did not take all of it.
+        OutputError: stdout failed.
     """
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def write_json(value: object) -> None:
-    """One line of JSON.
+    """Write one line of JSON.
 
     Raises:
-        OutputError: stdout did not take all of it.
+        OutputError: stdout failed.
     """
     _json(sys.stdout, value)
 
 
 def say_json(value: object) -> None:
-    """One line of JSON that is not the data asked for; dropped where stderr does not take it."""
+    """Write one line of JSON to stderr; drop it if stderr fails."""
     _json(sys.stderr, value)
 
 
@@ -92,10 +92,10 @@ def _json(stream: TextIO, value: object) -> None:
 
 
 def write_body(body: bytes) -> None:
-    """A body: as it is into a pipe or a file, made harmless for a terminal.
+    """Write a body: raw to a pipe or a file, escaped to a terminal.
 
     Raises:
-        OutputError: stdout did not take all of it.
+        OutputError: stdout failed.
     """
     if sys.stdout.isatty():
         write(printable(body.decode(errors="backslashreplace")))
@@ -110,7 +110,7 @@ def _bytes(stream: TextIO, data: bytes) -> None:
 
 
 def sync() -> None:
-    """Put on the disk what was written, where stdout or stderr is a file.
+    """Sync stdout and stderr to the disk if they are files.
 
     Raises:
         OutputError: the disk fails.
@@ -120,7 +120,7 @@ def sync() -> None:
 
 
 def begin_line() -> None:
-    """Begin a line where stdout is a file that ends in the midst of one.
+    """Begin a new line if stdout is a file that ends within one.
 
     Raises:
         OutputError: that could not be written.
@@ -134,7 +134,7 @@ def _raw() -> list[Output]:
 
 
 def printable(text: str) -> str:
-    """The text without anything that a terminal would obey; JSON stays the same JSON."""
+    """Escape all that a terminal would interpret; JSON stays equal JSON."""
     return "".join(
         char
         if char in "\n\t" or unicodedata.category(char) not in _TERMINAL_OBEYS
@@ -170,9 +170,9 @@ def fail(exc: RelayError, *, as_json: bool, stored: str | None = None) -> None:
 
 
 def end_with(exc: Exception, *, as_json: bool) -> Exit:
-    """Say how a command ends by an exception, whosever it is; gives the exit code.
+    """Report the exception that ended a command, and return the exit code.
 
-    In Python's development mode (``python -X dev -m relay``) a bug shows where it is.
+    In Python's development mode (``python -X dev -m relay``) a bug prints its traceback.
     """
     exc = first_of(exc)
     if isinstance(exc, RelayError):
@@ -189,7 +189,7 @@ def end_with(exc: Exception, *, as_json: bool) -> Exit:
 
 
 def first_of(exc: Exception) -> Exception:
-    """The first of several exceptions that a task group gives as one."""
+    """Return the first exception of a group."""
     while isinstance(exc, ExceptionGroup):
         exc = exc.exceptions[0]
     return exc

@@ -1,4 +1,4 @@
-"""What a command that waits says meanwhile: on a terminal one line that changes, else sentences."""
+"""Progress of a command that waits: one changing line on a terminal, else sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BAR: Final = 24
 
 
 def _is_on_terminal() -> bool:
-    # the stream of now, not that of the import
+    # the current stream, not that of the import
     return sys.stderr.isatty()
 
 
@@ -22,7 +22,7 @@ class Progress:
     """Progress on stderr.
 
     Args:
-        quiet: say nothing.
+        quiet: print nothing.
     """
 
     quiet: bool
@@ -31,7 +31,7 @@ class Progress:
     _on_terminal: bool = field(default_factory=_is_on_terminal)
 
     def tell(self, words: str) -> None:
-        """Where it stands; a sentence without its full stop. Saying it again updates the time."""
+        """Show the current step, a sentence without full stop; a repetition updates the time."""
         if self.quiet:
             return
         if self._on_terminal:
@@ -43,7 +43,7 @@ class Progress:
         self._last = words
 
     def count(self, words: str, done: int, total: int) -> None:
-        """As :meth:`tell`, with a bar on a terminal; elsewhere the words are said once."""
+        """Show the step with a bar on a terminal; elsewhere print the words once."""
         if not self._on_terminal:
             self.tell(words)
             return
@@ -51,7 +51,7 @@ class Progress:
         self.tell(f"{words} [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,}")
 
     def end(self) -> None:
-        """Leave the line."""
+        """Clear the line."""
         if self._on_terminal and self._last:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

@@ -1,6 +1,6 @@
-"""Where a passphrase comes from: a file, a variable, or a person at a terminal; never an argument.
+"""Passphrases: from a file, a variable or a terminal, never from an argument.
 
-Rules of the file: a passphrase is never written anywhere, and typed only where it is not shown.
+A passphrase is never written or echoed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _INSTEAD: Final = f"--passphrase-file, or set {FILE_VARIABLE}"
 
 
 def given(named: Path | None) -> str | None:
-    """What a file or a variable says; an empty variable says nothing.
+    """Return the passphrase of a file or a variable, or None; an empty variable counts as unset.
 
     Args:
-        named: the file of an option; it goes before both variables.
+        named: the file of an option; it overrides both variables.
 
     Raises:
         LocalError: the file cannot be read, or is not one line of UTF-8.
@@ -45,7 +45,7 @@ def given(named: Path | None) -> str | None:
 
 
 def of_file(file: Path) -> str:
-    """The one line in a file or a pipe.
+    """Return the one line of a file or a pipe.
 
     Raises:
         LocalError: it cannot be read, or is not one line of UTF-8.
@@ -56,7 +56,7 @@ def of_file(file: Path) -> str:
     except OSError as exc:
         detail = f"cannot read the passphrase in {file}: {exc.strerror}"
         raise LocalError(detail, Exit.LOCKED) from exc
-    # what is not UTF-8 is refused where it is used; a UnicodeError would hold what was read
+    # the caller refuses what is not UTF-8; a UnicodeError would contain the passphrase
     text = content.decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
     if not text or "\n" in text or len(content) > _MAX_BYTES:
         raise LocalError(f"{file} must hold one line, the passphrase", Exit.LOCKED)
@@ -64,19 +64,19 @@ def of_file(file: Path) -> str:
 
 
 def ask(prompt: str, instead: str = _INSTEAD) -> str:
-    """Ask a person; what they type is not shown.
+    """Ask a person without echo.
 
     Args:
-        prompt: what they see.
-        instead: what to name where nobody is there.
+        prompt: the text to show.
+        instead: the alternative to name if there is no terminal.
 
     Raises:
-        LocalError: nobody is there, or nothing was typed.
+        LocalError: there is no terminal, or the input is empty.
         Exit: interrupted.
     """
     try:
         with _interruptible(), warnings.catch_warnings():
-            # it would go on and show what is typed
+            # getpass would continue and echo the input
             warnings.simplefilter("error", getpass.GetPassWarning)
             typed = getpass.getpass(prompt)
     except (getpass.GetPassWarning, EOFError):
@@ -96,7 +96,7 @@ def ask_new(instead: str = _INSTEAD) -> str:
         instead: as for :func:`ask`.
 
     Raises:
-        LocalError: they differ, or as :func:`ask`.
+        LocalError: the two differ, or as :func:`ask`.
     """
     chosen = ask("New passphrase: ", instead)
     if ask("The same again: ", instead) != chosen:
@@ -106,9 +106,9 @@ def ask_new(instead: str = _INSTEAD) -> str:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end a prompt at once, also one that an event loop waits for."""
+    """Let Ctrl-C and SIGTERM end a prompt at once, even under an event loop."""
     ours = (signal.SIGINT, signal.SIGTERM)
-    # the loop's own handlers cancel a task, which a read from a terminal does not notice
+    # the loop's handlers cancel a task, but a terminal read ignores that
     before = [signal.signal(number, signal.default_int_handler) for number in ours]
     try:
         yield

@@ -1,9 +1,8 @@
 """Stdout and stderr of this process: a write is whole, or it fails.
 
-Rules of the file: Python's own streams are replaced, whatever ``PYTHONUNBUFFERED`` says. Theirs
-drop the rest of a short write, or fail in mid-line where a pipe is full and non-blocking. What
-cannot be written to stdout raises. What cannot be written to stderr is dropped, since it is said
-about something that was done: a full disk under a log must not stop what is logged.
+This module replaces Python's own streams, whatever ``PYTHONUNBUFFERED`` is. Those drop the rest
+of a short write, or fail within a line if a pipe is full and non-blocking. A failed write to
+stdout raises. A failed write to stderr is dropped: a full disk under a log must not stop the work.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class OutputError(LocalError):
-    """Stdout or stderr did not take all of what was to be written."""
+    """A write to stdout or stderr failed."""
 
 
 class Output(io.RawIOBase):
-    """A descriptor that is written to whole.
+    """A stream over a descriptor that writes all or raises.
 
     Args:
-        descriptor: where to; None: it was closed before this process began.
+        descriptor: None if it was closed before this process began.
         name: of the stream, for errors.
-        may_drop: drop what cannot be written, except in :meth:`put`.
+        may_drop: drop data that cannot be written, except in :meth:`put`.
     """
 
     def __init__(self, descriptor: int | None, name: str, *, may_drop: bool = False) -> None:
@@ -43,11 +42,11 @@ class Output(io.RawIOBase):
         self._may_drop = may_drop
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def fileno(self) -> int:
-        """The descriptor.
+        """Return the descriptor.
 
         Raises:
             UnsupportedOperation: it was closed before this process began.
@@ -57,14 +56,14 @@ class Output(io.RawIOBase):
         return self._descriptor
 
     def isatty(self) -> bool:
-        """Whether a person sees it."""
+        """Return True if it is a terminal."""
         return self._descriptor is not None and os.isatty(self._descriptor)
 
     def write(self, data: Buffer, /) -> int:
-        """Write all of it; gives its size in bytes.
+        """Write all of it and return its size in bytes.
 
         Raises:
-            OutputError: not all of it could be written, and it may not be dropped.
+            OutputError: the write failed, and data may not be dropped.
         """
         try:
             self.put(data)
@@ -74,10 +73,10 @@ class Output(io.RawIOBase):
         return memoryview(data).nbytes
 
     def put(self, data: Buffer) -> None:
-        """Write all of it. Waits as long as a pipe is full.
+        """Write all of it; block while a pipe is full.
 
         Raises:
-            OutputError: not all of it could be written.
+            OutputError: the write failed.
         """
         left = memoryview(data).cast("B")
         try:
@@ -90,7 +89,7 @@ class Output(io.RawIOBase):
         try:
             written = os.write(self.fileno(), data)
         except BlockingIOError:
-            # somebody made this pipe non-blocking, perhaps for a use of their own
+            # another process made this pipe non-blocking
             ready = select.poll()
             ready.register(self.fileno(), select.POLLOUT)
             ready.poll()
@@ -100,7 +99,7 @@ class Output(io.RawIOBase):
         return written
 
     def sync(self) -> None:
-        """Put what was written on the disk, where this is a file.
+        """Sync to the disk if this is a file.
 
         Raises:
             OutputError: the disk fails.
@@ -113,10 +112,10 @@ class Output(io.RawIOBase):
             raise self._failed(exc) from exc
 
     def begin_line(self) -> None:
-        """Begin a line where a file ends in the midst of one: an earlier process was cut off.
+        """Begin a new line if a file ends within one: an earlier process was killed.
 
         Raises:
-            OutputError: that could not be written.
+            OutputError: the write failed.
         """
         if self._is_file() and self._last_byte() not in {b"", b"\n"}:
             self.put(b"\n")
@@ -125,10 +124,10 @@ class Output(io.RawIOBase):
         return self._descriptor is not None and stat.S_ISREG(os.fstat(self._descriptor).st_mode)
 
     def _last_byte(self) -> bytes:
-        """The byte before the next one; empty at the start, or where it cannot be read."""
+        """Return the last byte; empty at the start, or if it cannot be read."""
         file = self.fileno()
         try:
-            # opened again: this descriptor may be for writing alone
+            # open it again: this descriptor may be write-only
             reading = os.open(f"/dev/fd/{file}", os.O_RDONLY)
         except OSError:
             return b""
@@ -145,12 +144,12 @@ class Output(io.RawIOBase):
 
 
 def install() -> None:
-    """Replace the streams of this process, unless a program that runs inside has done so."""
+    """Replace the streams of this process, unless a caller has replaced them already."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            # else the next file or socket would get this number, and what is printed
+            # otherwise the next file or socket gets this number, and our output
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is sys.__stdout__:
         sys.stdout = _wrapped(sys.__stdout__, "stdout", may_drop=False)
@@ -162,7 +161,7 @@ def _wrapped(stream: TextIO | None, name: str, *, may_drop: bool) -> TextIO:
     descriptor = None if stream is None else stream.fileno()
     encoding = "utf-8" if stream is None else stream.encoding
     raw = Output(descriptor, name, may_drop=may_drop)
-    # whatever a terminal cannot show is written out; a raw stream is as good as a buffered one here
+    # characters that a terminal cannot show are escaped
     return io.TextIOWrapper(
         cast("io.BytesIO", raw), encoding, "backslashreplace", newline="\n", write_through=True
     )

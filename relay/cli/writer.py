@@ -1,7 +1,7 @@
-"""Writing while the event loop goes on: a reader that is slow must not cost a session.
+"""Write from a thread: a slow reader must not cost the session.
 
-Rules of the file: one thread writes, one thing after the other, so lines stay whole. The thread is
-a daemon: a pipe that nobody reads keeps no interrupted command from ending.
+One thread runs all writes in order, so lines stay whole. It is a daemon: a full pipe cannot keep
+an interrupted command from ending.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from queue import SimpleQueue
 
 
 class Writer:
-    """Runs functions that write, in order."""
+    """Run functions that write, in order."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
         threading.Thread(target=self._run, name="writer", daemon=True).start()
 
     async def run(self, write: Callable[[], None]) -> None:
-        """Run ``write`` after all that were given before; raises what it raises.
+        """Run ``write`` after all earlier ones; raise what it raises.
 
-        Cancelled before its turn it is not run. Cancelled later it goes on, unobserved.
+        A cancelled call that has not begun is not run. One that has begun goes on.
         """
         done: Future[None] = Future()
         self._jobs.put((write, done))
@@ -36,7 +36,7 @@ class Writer:
                 continue
             try:
                 write()
-            except Exception as exc:  # noqa: BLE001  whoever waits for it gets it
+            except Exception as exc:  # noqa: BLE001  the caller of run gets it
                 done.set_exception(exc)
             else:
                 done.set_result(None)

@@ -1,6 +1,6 @@
-"""``relay accept``: the user says who is at an address, or behind a handle, from now on.
+"""``relay accept``: the user confirms a relay's new key, or a handle's new DID.
 
-Rules of the file: only the DID that is named is accepted. Nothing that the agent remembers is lost.
+The command accepts only the named DID. It keeps all of the agent's state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from relay.protocol.ids import Did
 
 
 async def relay(file: KeyFile, url: str, did: str, *, as_json: bool) -> Exit:
-    """Accept that a relay has a new key; gives the exit code."""
+    """Accept a relay's new key and return the exit code."""
     key, origin = file.load(), origins.parse(url)
     with states.opened(file.state, key.did) as state:
         await accept_and_tell(key, origin, Did(did), state, as_json=as_json)
@@ -31,7 +31,7 @@ async def relay(file: KeyFile, url: str, did: str, *, as_json: bool) -> Exit:
 async def accept_and_tell(
     key: SigningKey, origin: Origin, did: Did, state: states.State, *, as_json: bool
 ) -> bool:
-    """Accept a relay, and say so; gives whether it is a home of this agent."""
+    """Accept a relay, report it, and return True if it is a home of this agent."""
     done = await accept(key, origin, did, state)
     unanswered = [] if state.journal is None else await state.journal.unanswered()
     if as_json:
@@ -57,7 +57,7 @@ async def accept_and_tell(
 
 
 async def handle(file: KeyFile, url: str, text: str, did: str, *, as_json: bool) -> Exit:
-    """Accept that a handle leads to another agent; gives the exit code."""
+    """Accept the DID that a handle resolves to now, and return the exit code."""
     try:
         name = str(names.parse(text))
     except ValueError as exc:

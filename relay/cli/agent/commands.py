@@ -166,9 +166,9 @@ def _send(
 
     check_recipient(to, "TO")
     body, default_type = _body(text, file)
-    letter = send.Letter(to, body, content_type or default_type, not plain, kind, thread, lifetime)
-    wish = send.Wish(wait, timeout, take=take, as_json=json)
-    raise typer.Exit(run_async(send.send(_file(key, passphrase_file), relay, letter, wish)))
+    draft = send.Draft(to, body, content_type or default_type, not plain, kind, thread, lifetime)
+    options = send.SendOptions(wait, timeout, take=take, as_json=json)
+    raise typer.Exit(run_async(send.send(_file(key, passphrase_file), relay, draft, options)))
 
 
 def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
@@ -430,13 +430,15 @@ def _migrate(
         )
 
     file = _file(key, passphrase_file)
-    wish = migrate.Options(take=take, dead_source=dead_source, deadline_s=timeout, as_json=json)
+    options = migrate.MoveOptions(
+        take=take, dead_source=dead_source, deadline_s=timeout, as_json=json
+    )
     if to is None:
-        work = migrate.cancel(file, relay, wish)
+        work = migrate.cancel(file, relay, options)
     elif dry_run:
-        work = migrate.dry_run(file, relay, to, wish)
+        work = migrate.dry_run(file, relay, to, options)
     else:
-        work = migrate.migrate(file, relay, to, wish)
+        work = migrate.migrate(file, relay, to, options)
     raise typer.Exit(run_async(work))
 
 

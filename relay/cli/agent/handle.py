@@ -1,7 +1,7 @@
-"""``relay publish``, ``relay resolve`` and ``relay handle``: where agents live, and their names.
+"""``relay publish``, ``relay resolve`` and ``relay handle``: homes of agents, and their names.
 
-Rules of the file: where a handle leads is asked by this command itself; no relay's word counts. A
-handle is verified where it leads to a DID whose own record lists it, and only then.
+The command resolves a handle itself and trusts no relay for it. A handle is verified only if it
+resolves to a DID whose record lists it.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ class Resolved:
 
     Args:
         asked: a handle or a DID, as given.
-        heard: where it leads.
-        found: the record of that DID; None where it leads nowhere.
-        verified: the record lists the handle; None where no handle was given.
+        lookup: the result of resolving the handle.
+        found: the record of that DID; None if the handle does not resolve.
+        verified: the record lists the handle; None if the caller passed a DID.
     """
 
     asked: str
-    heard: Heard
+    lookup: Heard
     found: ResolveResult | None = None
     verified: bool | None = None
 
     @property
     def state(self) -> str:
-        """Found, absent or unreadable, as a whole."""
-        return self.found.state if self.found is not None else self.heard.state
+        """Found, absent or unreadable: of the whole lookup."""
+        return self.found.state if self.found is not None else self.lookup.state
 
     @property
     def record(self) -> EndpointRecord | None:
@@ -74,14 +74,14 @@ class Resolved:
 
 
 async def resolve(asked: str, url: str, *, as_json: bool) -> Exit:
-    """Show where an agent lives; gives the exit code."""
+    """Show the homes of an agent and return the exit code."""
     done = await _resolve(asked, origins.parse(url))
     _tell(done, as_json=as_json)
     return _EXIT[done.state]
 
 
 async def check(asked: str, url: str, *, as_json: bool) -> Exit:
-    """Say whether a handle is verified, both ways; gives the exit code."""
+    """Verify a handle both ways and return the exit code."""
     done = await _resolve(str(names.parse(asked)), origins.parse(url))
     _tell(done, as_json=as_json)
     return _EXIT[done.state] if done.state != "found" or done.verified else Exit.REFUSED
@@ -89,20 +89,20 @@ async def check(asked: str, url: str, *, as_json: bool) -> Exit:
 
 async def _resolve(asked: str, origin: Origin) -> Resolved:
     if asked.startswith("did:"):
-        heard = Heard("found", Did(asked))
-        return Resolved(asked, heard, await resolve_at(origin, asked))
+        lookup = Heard("found", Did(asked))
+        return Resolved(asked, lookup, await resolve_at(origin, asked))
     handle = names.parse(asked)
-    heard = await names.forward(handle, plain=origin.is_loopback)
-    if heard.did is None:
-        return Resolved(str(handle), heard)
+    lookup = await names.forward(handle, plain=origin.is_loopback)
+    if lookup.did is None:
+        return Resolved(str(handle), lookup)
     asking = Naming(partial(resolve_at, origin), _no_matter, origin.is_loopback)
-    found = await asking.record(str(handle), heard.did)
+    found = await asking.record(str(handle), lookup.did)
     listed = found.record.handles if found.record is not None else ()
-    return Resolved(str(handle), heard, found, handles.is_listed(handle, listed))
+    return Resolved(str(handle), lookup, found, handles.is_listed(handle, listed))
 
 
 def _no_matter(_: Did, __: str | None) -> None:
-    """Nothing is kept: this only looks."""
+    """Store nothing: this lookup is read-only."""
 
 
 def _tell(done: Resolved, *, as_json: bool) -> None:
@@ -111,18 +111,18 @@ def _tell(done: Resolved, *, as_json: bool) -> None:
         return
     for name, words in _rows(done):
         write(f"{name:<8}  {printable(words)}")
-    if done.heard.did is None:
-        say(f"{done.asked} is {done.state}: {done.heard.why or 'nothing more is known'}.")
+    if done.lookup.did is None:
+        say(f"{done.asked} is {done.state}: {done.lookup.why or 'nothing more is known'}.")
     elif done.record is None:
-        say(f"{done.heard.did} is {done.state}: no endpoint record of it was found.")
+        say(f"{done.lookup.did} is {done.state}: no endpoint record of it was found.")
     elif done.verified is False:
         say(f"Not verified: the record of that agent does not list {done.asked}.")
 
 
 def _rows(done: Resolved) -> list[tuple[str, str]]:
-    if done.heard.did is None:
+    if done.lookup.did is None:
         return []
-    rows = [("agent", str(done.heard.did))]
+    rows = [("agent", str(done.lookup.did))]
     if done.verified is not None:
         sure = "verified, both ways" if done.verified else "NOT verified"
         rows.insert(0, ("handle", f"{done.asked}: {sure}"))
@@ -140,7 +140,7 @@ def _members(done: Resolved) -> dict[str, Any]:
     return {
         "asked": done.asked,
         "state": done.state,
-        "did": done.heard.did,
+        "did": done.lookup.did,
         "verified": done.verified,
         "homes": [{"did": h.did, "url": h.url, "prio": h.prio} for h in record.relays]
         if record
@@ -150,7 +150,7 @@ def _members(done: Resolved) -> dict[str, Any]:
         "seq": record.seq if record else None,
         "expires_at": record.expires_at if record else None,
         "stale": done.found.stale if done.found else False,
-        "detail": done.heard.why,
+        "detail": done.lookup.why,
     }
 
 
@@ -165,7 +165,7 @@ async def publish(file: KeyFile, url: str, *, as_json: bool) -> Exit:
 
 
 async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json: bool) -> Exit:
-    """Put a handle into this agent's record, or take it out; gives the exit code."""
+    """Add a handle to this agent's record or remove it, and return the exit code."""
     origin = origins.parse(url)
     handle = wanted(text, origin)
     key = file.load()
@@ -176,21 +176,21 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
     if handle.name in handles.RESERVED:
         detail = f"{handle} is the operator's: a relay gives that name to nobody who asks"
         raise typed(ErrorCode.NOT_ADMITTED, detail)
-    heard = await names.forward(handle, plain=origin.is_loopback)
-    if heard.did not in {None, key.did}:
-        raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {heard.did}")
+    lookup = await names.forward(handle, plain=origin.is_loopback)
+    if lookup.did not in {None, key.did}:
+        raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {lookup.did}")
     done = await _publish(key, file, origin, lambda old: _with(old, handle))
-    heard = await names.forward(handle, plain=origin.is_loopback)
-    _tell_published(done, as_json=as_json, heard=heard)
-    if heard.did == key.did:
+    lookup = await names.forward(handle, plain=origin.is_loopback)
+    _tell_published(done, as_json=as_json, lookup=lookup)
+    if lookup.did == key.did:
         return Exit.OK
     if not as_json:
-        _advise(handle, key.did, heard)
-    return Exit.REFUSED if heard.state != "unreadable" else Exit.UNAVAILABLE
+        _advise(handle, key.did, lookup)
+    return Exit.REFUSED if lookup.state != "unreadable" else Exit.UNAVAILABLE
 
 
 def wanted(text: str, origin: Origin) -> Handle:
-    """The handle that a person means: ``name`` alone is one under their relay.
+    """Return the handle that a person means: ``name`` alone is one under their relay.
 
     Raises:
         ProtocolError: not a handle.
@@ -217,13 +217,13 @@ async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) 
         return await publish_record(key, origin, state, change=new)
 
 
-def _tell_published(done: Publication, *, as_json: bool, heard: Heard | None = None) -> None:
+def _tell_published(done: Publication, *, as_json: bool, lookup: Heard | None = None) -> None:
     record = done.record
-    # what one has just signed oneself is found, whatever others say
+    # the record that this command has just signed is found by definition
     shown = Resolved(record.did, Heard("found", record.did), ResolveResult("found", record))
     if as_json:
         missed = [{"url": url, "detail": why} for url, why in done.missed]
-        leads_to = {} if heard is None else {"leads": heard.state, "leads_to": heard.did}
+        leads_to = {} if lookup is None else {"leads": lookup.state, "leads_to": lookup.did}
         write_json({**_members(shown), **leads_to, "missed": missed})
         return
     _tell(shown, as_json=False)
@@ -231,12 +231,12 @@ def _tell_published(done: Publication, *, as_json: bool, heard: Heard | None = N
         say(f"{url} did not take the record: {why}. It is published again by relay listen.")
 
 
-def _advise(handle: Handle, did: Did, heard: Heard) -> None:
+def _advise(handle: Handle, did: Did, lookup: Heard) -> None:
     if handle.name is not None:
-        say(f"Your record lists {handle}, but it does not lead to you: {heard.why}.")
+        say(f"Your record lists {handle}, but it does not lead to you: {lookup.why}.")
         say("Only the relay behind the @ gives the name, to agents whose home it is.")
         return
-    say(f"Your record lists {handle}, but it does not lead to you yet: {heard.why}.")
+    say(f"Your record lists {handle}, but it does not lead to you yet: {lookup.why}.")
     if handle.text_name is not None:
         say(f'Publish the DNS record   {handle.text_name}. TXT "did={did}"')
     say(f"or serve the DID as text at   https://{handle.authority}{handles.WELL_KNOWN}")

@@ -1,6 +1,6 @@
-"""Which key a command acts with, and ``relay id``: making it, carrying it, its passphrase.
+"""The key of a command, and ``relay id``: create, export, import, change the passphrase.
 
-The key is in the named file, else in the default one, which is made on first use.
+The key is in the named file, or else in the default file, which is created on first use.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class KeyFile:
 
     @property
     def state(self) -> Path:
-        """Where the agent of this key keeps what it must remember."""
+        """The state file of this key's agent."""
         return self.path.with_name(f"{self.path.name}.state")
 
     def load(self) -> SigningKey:
-        """The key; the default one is made on first use. May ask a person for the passphrase.
+        """Load the key, or create the default one. May ask a person for the passphrase.
 
         Raises:
             LocalError: a named one is not there, or it cannot be used or opened.
@@ -77,7 +77,7 @@ class KeyFile:
         return self.unlock()[0]
 
     def make(self, *, encrypt: bool) -> SigningKey:
-        """A new key in a new file, encrypted where a passphrase is given or asked for.
+        """Create a key in a new file, encrypted if there is a passphrase.
 
         Raises:
             LocalError: the file is there already, or cannot be written.
@@ -87,13 +87,13 @@ class KeyFile:
             return key_file.new(self.path, chosen)
 
     def chosen(self, *, ask: bool) -> str | None:
-        """The passphrase for a key that has none yet."""
+        """Return the passphrase for a key that has none yet."""
         if (found := passphrases.given(self.passphrase_file)) is not None:
             return found
         return passphrases.ask_new() if ask else None
 
     def read(self) -> SigningKey | Locked:
-        """What is in the file, without asking anybody.
+        """Read the file without a passphrase.
 
         Raises:
             LocalError: it is not there, or not a key.
@@ -102,7 +102,7 @@ class KeyFile:
             return key_file.read(self.path)
 
     def unlock(self) -> tuple[SigningKey, str | None]:
-        """The key that is there, and the passphrase that opened it.
+        """Return the key in the file, and the passphrase that opened it.
 
         Raises:
             LocalError: as :meth:`load`.
@@ -113,12 +113,12 @@ class KeyFile:
         return self.open(found, f"{self.path}")
 
     def open(self, locked: Locked, name: str) -> tuple[SigningKey, str]:
-        """The key and its passphrase, which is asked for where none is given."""
-        said = passphrases.given(self.passphrase_file)
-        if said is None:
-            said = passphrases.ask(f"Passphrase of {name}: ")
+        """Return the key and its passphrase; ask for a missing one."""
+        passphrase = passphrases.given(self.passphrase_file)
+        if passphrase is None:
+            passphrase = passphrases.ask(f"Passphrase of {name}: ")
         with _explained(f"{name}: "):
-            return locked.open(said), said
+            return locked.open(passphrase), passphrase
 
 
 def _home() -> Path:
@@ -146,7 +146,7 @@ def new(file: KeyFile, *, encrypt: bool, as_json: bool) -> None:
 
 
 def show(file: KeyFile, *, as_json: bool) -> None:
-    """Say which DID a key file holds; never the key, so nobody need open it."""
+    """Show the DID of a key file, which needs no passphrase."""
     found = file.read()
     encrypted = isinstance(found, Locked)
     if as_json:
@@ -162,13 +162,13 @@ def show(file: KeyFile, *, as_json: bool) -> None:
 def export(
     file: KeyFile, to: Path | None, new_passphrase: Path | None, *, plain: bool, as_json: bool
 ) -> None:
-    """Write the key as a block: encrypted, unless it is to be ``plain``.
+    """Write the key as a text block, encrypted unless ``plain``.
 
     Args:
         file: the key.
         to: a new file; None is stdout.
-        new_passphrase: the file with the block's; without it the block has the key's own.
-        plain: anybody who reads the block is this agent.
+        new_passphrase: the file with the block's passphrase; default: that of the key.
+        plain: do not encrypt; whoever reads the block has the key.
         as_json: as one JSON object.
     """
     key, opened_with = file.unlock()
@@ -180,24 +180,24 @@ def export(
         block = key_format.block(key, chosen)
         if to is not None:
             key_file.write_new(to, block.encode())
-    told = {"did": key.did, "encrypted": not plain}
+    members = {"did": key.did, "encrypted": not plain}
     if to is None and as_json:
-        write_json({**told, "block": block})
+        write_json({**members, "block": block})
     elif to is None:
         write_text(block)
     elif as_json:
-        write_json({**told, "file": str(to)})
+        write_json({**members, "file": str(to)})
     else:
         say(f"The key of {key.did} is in {to}{'' if plain else ', encrypted'}.")
 
 
 def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool) -> None:
-    """Keep the key of a block in a new key file, encrypted if the block is.
+    """Write the key of a block to a new key file, encrypted if the block is.
 
     Args:
         file: the new key file.
         source: the file with the block; None is stdin.
-        encrypt: ask for a passphrase if the block has none.
+        encrypt: ask for a passphrase if the block is not encrypted.
         as_json: as one JSON object.
     """
     if file.path.exists():
@@ -218,12 +218,12 @@ def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool)
 
 
 def _text(source: Path | None) -> str:
-    most = key_format.MAX_BLOCK_BYTES + 1
+    limit = key_format.MAX_BLOCK_BYTES + 1
     if source is None:
-        return sys.stdin.buffer.read(most).decode("latin-1")
+        return sys.stdin.buffer.read(limit).decode("latin-1")
     try:
         with source.open("rb") as stream:
-            return stream.read(most).decode("latin-1")
+            return stream.read(limit).decode("latin-1")
     except OSError as exc:
         raise LocalError(f"cannot read {source}: {exc.strerror}") from exc
 
@@ -233,8 +233,8 @@ def passwd(file: KeyFile, new_passphrase: Path | None, *, remove: bool, as_json:
 
     Args:
         file: the key file.
-        new_passphrase: the file with the new one; without it a person is asked, twice.
-        remove: it is to have none.
+        new_passphrase: the file with the new one; default: ask a person twice.
+        remove: decrypt the key file.
         as_json: as one JSON object.
     """
     key, opened_with = file.unlock()

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.locks import Place
+from relay.cli.agent.locks import Lock
 from relay.cli.agent.outcome_text import tell_earlier
 from relay.cli.output import (
     begin_line,
@@ -40,8 +40,10 @@ OPEN_S: Final = 5.0
 PATIENCE_S: Final = 2.0
 LOOK_S: Final = 5.0
 PREVIEW: Final = 60
-NOTED: Final = frozenset({ErrorCode.INBOX_RESET, ErrorCode.MOVED, ErrorCode.PEER_UNREACHABLE})
-"""No relay has heard of that ack; it is noted here, so it is said when the envelope comes again."""
+RECORDED_ONLY: Final = frozenset(
+    {ErrorCode.INBOX_RESET, ErrorCode.MOVED, ErrorCode.PEER_UNREACHABLE}
+)
+"""No relay has received that ack. The state file has it; the SDK repeats it at redelivery."""
 MOVING: Final = (
     "this agent changes relays just now; relay status says where to, relay migrate --to goes on "
     "with it, relay migrate --cancel takes it back"
@@ -53,31 +55,31 @@ MOVING: Final = (
 async def _agent(
     file: KeyFile, url: str, key: SigningKey, *, listens: bool = False
 ) -> AsyncIterator[Agent]:
-    """This agent, online; what an earlier command left in its outbox is submitted."""
+    """Open the agent; it submits what an earlier command left in its outbox."""
     with locks.opened(file.state) as mine:
-        if not await locks.wait_for(lambda: mine.alone(Place.SENDING), PATIENCE_S):
-            mine.share(Place.RESENDING)
+        if not await locks.wait_for(lambda: mine.exclusive(Lock.SENDING), PATIENCE_S):
+            mine.shared(Lock.RESENDING)
         async with Agent.open(key, url, state=file.state, open_timeout_s=OPEN_S) as me:
-            mine.let_go(Place.SENDING)
+            mine.release(Lock.SENDING)
             if listens:
-                await locks.wait_for(lambda: mine.share(Place.LISTENING), PATIENCE_S)
+                await locks.wait_for(lambda: mine.shared(Lock.LISTENING), PATIENCE_S)
             yield me
 
 
 async def _tell_outcomes(me: Agent, writer: Writer, *, as_json: bool) -> None:
-    """Say what became of what earlier commands had left unanswered."""
+    """Report the outcomes of envelopes that earlier commands left unanswered."""
     try:
         async for item in me.outcomes():
             answer = (item.stored, item.code)
             await writer.run(partial(tell_earlier, item, answer, as_json=as_json))
             await item.done()
     except AgentError:
-        # the inbox says the same of the agent; what was not told is shown again
+        # the inbox raises the same error; unreported outcomes are shown at the next run
         return
 
 
 async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -> None:
-    """Print what is delivered; each envelope is acked once it is written."""
+    """Print each delivered envelope, then ack it."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
     begin_line()
@@ -105,14 +107,14 @@ async def _ack(message: Message, *, as_json: bool) -> None:
     try:
         await message.ack()
     except AgentError as exc:
-        if exc.code not in NOTED:
+        if exc.code not in RECORDED_ONLY:
             raise
-        # an agent that is over says so where the next one is awaited
+        # a closed agent raises at the next message
         fail(exc, as_json=as_json)
 
 
 def _print(message: Message, *, as_json: bool) -> None:
-    """Show a message, all of it; where it goes to a file, it is on the disk afterwards."""
+    """Write the whole message; if stdout is a file, sync it to the disk."""
     if as_json:
         write_json(message_members(message))
     elif isinstance(message, Bounce):
@@ -128,7 +130,7 @@ def _print(message: Message, *, as_json: bool) -> None:
 
 
 async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
-    """Show what waits and ack nothing."""
+    """Show waiting messages and ack none."""
     key = file.load()
     async with _agent(file, url, key) as me:
         welcome = me.welcome
@@ -159,11 +161,11 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
 
 
 async def _take(me: Agent, count: int) -> tuple[list[Message], InboxResetError | None]:
-    """The first messages, and whether the inbox is another one than at the last look."""
+    """Return the first messages, and the error if the inbox was reset."""
     messages: list[Message] = []
     reset: InboxResetError | None = None
     try:
-        # with nothing to wait for, too: the inbox may have something to say of itself
+        # also if nothing waits: the inbox may report its reset
         async with asyncio.timeout(LOOK_S if count else 0):
             while len(messages) < max(count, 1):
                 try:
@@ -171,7 +173,7 @@ async def _take(me: Agent, count: int) -> tuple[list[Message], InboxResetError |
                 except InboxResetError as exc:
                     reset = exc
     except TimeoutError:
-        # fewer than were announced: the window is full, or some have expired meanwhile
+        # fewer than announced: the window is full, or some have expired
         return messages, reset
     return messages, reset
 
@@ -191,7 +193,7 @@ def _tell_inbox(did: Did, welcome: frames.Welcome, messages: list[Message]) -> N
 
 
 def message_members(message: Message) -> dict[str, Any]:
-    """A message as JSON members; ``text`` where the body is UTF-8, else ``base64url``."""
+    """Return a message as JSON members: ``text`` if the body is UTF-8, else ``base64url``."""
     members: dict[str, Any] = {
         "kind": "bounce" if isinstance(message, Bounce) else "message",
         "id": message.id,

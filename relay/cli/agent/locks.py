@@ -1,13 +1,13 @@
-"""Which command on this machine does what with one agent's state: locks that die with their holder.
+"""Locks on one agent's state between commands on this machine; they die with their holder.
 
-Rules of the file: a definite "no" may be told only where nobody else submits the same bytes. So who
-takes up the outbox waits until no ``relay send`` has an envelope under way; where one has for too
-long, that one can see it, and tells no "no".
+A command may report a definite refusal only if no other command submits the same bytes. So a
+command that resumes the outbox waits until no ``relay send`` is submitting. If that takes too
+long, the other command sees it and reports an unknown outcome.
 
 ::
 
-    SENDING     shared: my envelope is under way            alone: I read what lies in the outbox
-    RESENDING   shared: I submit what may be somebody's     alone: nobody does
+    SENDING     shared: I submit my envelope                exclusive: I read the outbox
+    RESENDING   shared: I submit others' envelopes          exclusive: nobody does
     LISTENING   shared: this agent's inbox is mine
 """
 
@@ -29,11 +29,11 @@ from relay import clock
 MODE: Final = 0o600
 LOOK_S: Final = 0.05
 BRIEFLY_S: Final = 0.3
-"""A command that is just ending is no agent."""
+"""A command that is just ending is not a running agent."""
 
 
-class Place(IntEnum):
-    """A byte of the lock file."""
+class Lock(IntEnum):
+    """One lock: a byte of the lock file."""
 
     SENDING = 0
     RESENDING = 1
@@ -41,62 +41,62 @@ class Place(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
-    """Locks of this process on one agent; made by :func:`opened`.
+class AgentLocks:
+    """The locks of this process on one agent; made by :func:`opened`.
 
     Args:
         descriptor: of the lock file.
-        has_agent: another program had the state open before, as far as that was asked.
+        has_agent: another program had the state open before, if :func:`opened` looked.
     """
 
     descriptor: int
     has_agent: bool = False
 
-    def share(self, place: Place) -> bool:
-        """Hold it together with others; False: somebody has it alone."""
-        return self._lock(fcntl.LOCK_SH, place)
+    def shared(self, lock: Lock) -> bool:
+        """Acquire it together with others; False: another process holds it exclusively."""
+        return self._lock(fcntl.LOCK_SH, lock)
 
-    def alone(self, place: Place) -> bool:
-        """Hold it alone; False: somebody has it."""
-        return self._lock(fcntl.LOCK_EX, place)
+    def exclusive(self, lock: Lock) -> bool:
+        """Acquire it exclusively; False: another process holds it."""
+        return self._lock(fcntl.LOCK_EX, lock)
 
-    def let_go(self, place: Place) -> None:
-        """Hold it no more."""
-        fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, place)
+    def release(self, lock: Lock) -> None:
+        """Release it."""
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, lock)
 
-    def _lock(self, kind: int, place: Place) -> bool:
+    def _lock(self, kind: int, lock: Lock) -> bool:
         try:
-            # byte ranges, not flock: from alone to shared in one step
-            fcntl.lockf(self.descriptor, kind | fcntl.LOCK_NB, 1, place)
+            # byte ranges, not flock: they change from exclusive to shared in one step
+            fcntl.lockf(self.descriptor, kind | fcntl.LOCK_NB, 1, lock)
         except BlockingIOError:
             return False
         except PermissionError:
-            # what some systems say instead
+            # some systems raise this instead
             return False
         return True
 
 
 @contextmanager
-def opened(state: Path, *, look: bool = False) -> Iterator[Claims]:
-    """The locks beside a state file; all are let go at the end of the block.
+def opened(state: Path, *, look: bool = False) -> Iterator[AgentLocks]:
+    """Open the locks beside a state file; release all at the end of the block.
 
     Args:
         state: the file; not yet open in this process.
-        look: see whether another program has it open.
+        look: check whether another program has the state open.
     """
     has_agent = look and _is_open(state)
     state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(state.with_name(f"{state.name}.lock"), os.O_RDWR | os.O_CREAT, MODE)
     try:
-        yield Claims(descriptor, has_agent)
+        yield AgentLocks(descriptor, has_agent)
     finally:
         os.close(descriptor)
 
 
 def _is_open(state: Path) -> bool:
-    """Whether any program has this state open: SQLite's own locks know, and die with their holder.
+    """Return True if any program has this state open, by SQLite's own locks.
 
-    Whoever has a database in WAL mode open shares a lock on it, busy or not.
+    A program with a database in WAL mode open shares a lock on it, busy or idle.
     """
     try:
         uri = f"{state.absolute().as_uri()}?mode=rw"
@@ -108,13 +108,13 @@ def _is_open(state: Path) -> bool:
     except sqlite3.OperationalError:
         return state.exists()
     except sqlite3.DatabaseError:
-        # no state at all: who opens it says so
+        # not a state file: opening it raises the error
         return False
     return False
 
 
 async def wait_for(attempt: Callable[[], bool], seconds: float) -> bool:
-    """Attempt it until it holds, or for so long."""
+    """Retry until ``attempt`` succeeds, or for ``seconds``."""
     until = clock.monotonic() + seconds
     while not attempt():
         if clock.monotonic() >= until:

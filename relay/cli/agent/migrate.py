@@ -1,7 +1,7 @@
-"""``relay migrate``: to another relay, losing nothing, and saying in the end what that came to.
+"""``relay migrate``: move to another relay without loss, and report the result.
 
-Rules of the file: it takes no inbox: the signed order is the proof. What it is doing lies in the
-state file before it is done, so the same command goes on after Ctrl-C, a crash or a dead network.
+The command opens no session: the signed order is the proof. It writes each step to the state file
+first. So the same command resumes after Ctrl-C, a crash or a network failure.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ WORDS: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """How ``relay migrate`` is asked to do it."""
+class MoveOptions:
+    """MoveOptions of ``relay migrate``."""
 
     take: bool
     dead_source: bool
@@ -76,25 +76,25 @@ class _Alone:
     state: states.State
 
     def origin(self, url: str) -> Origin:
-        """Where a relay is dialled."""
+        """Return the origin of a relay."""
         return origins.parse(url)
 
     async def leave(self, source: Did) -> None:
-        """There is no session."""
+        """Do nothing: there is no session."""
 
     def stay(self) -> None:
-        """There is no session."""
+        """Do nothing: there is no session."""
 
     async def arrive(self) -> None:
-        """There is no session."""
+        """Do nothing: there is no session."""
 
     def expect(self, coming: frozenset[Eid] | None) -> None:
-        """Nothing is in hand."""
+        """Do nothing: no message is in progress."""
 
 
 @asynccontextmanager
 async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone]:
-    """Open a key file and its state, and learn where the agent lives.
+    """Open a key file and its state, and look up the agent's home.
 
     Raises:
         LocalError: a program on this machine has the agent.
@@ -111,7 +111,7 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
 
 
 async def _learn(state: states.State, did: Did, url: str) -> None:
-    """Ask the relay of the command line, which may know more than the file; or it is not there."""
+    """Ask the named relay for a newer record; ignore it if it is unreachable."""
     try:
         found = await resolve_at(origins.parse(url), did, is_own=True)
     except AgentError:
@@ -123,17 +123,19 @@ async def _learn(state: states.State, did: Did, url: str) -> None:
 # ---------------------------------------------------------------- moving
 
 
-async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
-    """Move to ``to``, or go on with that; gives the exit code."""
-    progress = Progress(quiet=wish.as_json)
+async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
+    """Start or resume a migration to ``to``, and return the exit code."""
+    progress = Progress(quiet=options.as_json)
     try:
-        async with _alone(file, url, take=wish.take) as me:
-            if wish.dead_source and await _is_back_with_a_new_key(me, to, as_json=wish.as_json):
+        async with _alone(file, url, take=options.take) as me:
+            if options.dead_source and await _is_back_with_a_new_key(
+                me, to, as_json=options.as_json
+            ):
                 return Exit.OK
-            moved = await _migration(me, wish, progress).to(to)
+            moved = await _migration(me, options, progress).to(to)
     except asyncio.CancelledError:
         progress.end()
-        if not wish.as_json:
+        if not options.as_json:
             say(
                 f"Interrupted. relay migrate --to {to} goes on where it was; relay migrate --cancel"
             )
@@ -141,20 +143,20 @@ async def migrate(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
         raise
     except MigrationStalledError as exc:
         progress.end()
-        fail(exc, as_json=wish.as_json)
-        if not wish.as_json:
+        fail(exc, as_json=options.as_json)
+        if not options.as_json:
             say(f"relay migrate --to {to} goes on; --cancel takes it back; --dead-source goes on")
             say("without the old relay.")
         return exit_of(exc)
     finally:
         progress.end()
-    return _tell(moved, as_json=wish.as_json)
+    return _tell(moved, as_json=options.as_json)
 
 
 async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool:
-    """Accept a home that has a new key where the user gives up the one before.
+    """Accept a home's new key if the user abandons the old one.
 
-    Only who was shown in an error before is accepted: that DID the user could ask about.
+    It accepts only the DID that an earlier error showed: the user could check that one.
     """
     origin = me.origin(to)
     shown = me.state.found.get(str(origin))
@@ -164,7 +166,7 @@ async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool
     return await accept_and_tell(me.key, origin, Did(shown), me.state, as_json=as_json)
 
 
-def _migration(me: _Alone, wish: Options, progress: Progress) -> Migration:
+def _migration(me: _Alone, options: MoveOptions, progress: Progress) -> Migration:
     def tell(at: MoveProgress) -> None:
         words = WORDS.get(at.stage)
         if words is None:
@@ -176,7 +178,9 @@ def _migration(me: _Alone, wish: Options, progress: Progress) -> Migration:
         else:
             progress.tell(words)
 
-    return Migration(me, Wish(tell, without_source=wish.dead_source, deadline_s=wish.deadline_s))
+    return Migration(
+        me, Wish(tell, without_source=options.dead_source, deadline_s=options.deadline_s)
+    )
 
 
 def _tell(moved: Moved, *, as_json: bool) -> Exit:
@@ -230,35 +234,35 @@ def _conclusion(moved: Moved) -> str:
 
 
 def exit_code(moved: Moved) -> Exit:
-    """What a report means for a script."""
+    """Return the exit code of a report."""
     if moved.missing or moved.complaints:
         return Exit.FAILED
     return Exit.OK if moved.waiting == 0 else Exit.WAITING
 
 
-async def cancel(file: KeyFile, url: str, wish: Options) -> Exit:
-    """Take a move back; gives the exit code."""
-    progress = Progress(quiet=wish.as_json)
+async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
+    """Cancel a migration and return the exit code."""
+    progress = Progress(quiet=options.as_json)
     try:
-        async with _alone(file, url, take=wish.take) as me:
-            done = await _migration(me, wish, progress).back()
+        async with _alone(file, url, take=options.take) as me:
+            done = await _migration(me, options, progress).back()
     finally:
         progress.end()
-    if wish.as_json:
+    if options.as_json:
         write_json({"id": done.id, "cancelled": True, "home": done.source.url})
     else:
         say(f"You live at {done.source.url}, as before.")
     return Exit.OK
 
 
-# ---------------------------------------------------------------- the exit drill
+# ---------------------------------------------------------------- dry run
 
 
-async def dry_run(file: KeyFile, url: str, to: str, wish: Options) -> Exit:
-    """Say what moving would lose right now; gives the exit code."""
+async def dry_run(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
+    """Report what a migration would lose right now, and return the exit code."""
     async with _alone(file, url, take=True) as me:
         found = await drill(me, to)
-    if wish.as_json:
+    if options.as_json:
         write_json(_members(found))
     else:
         _tell_drill(found)

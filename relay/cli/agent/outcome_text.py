@@ -1,12 +1,12 @@
-"""What became of an envelope, in words and as exit codes; and who may ask without harm."""
+"""Outcomes of an envelope as words and exit codes; the check for a running agent."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
 from relay.cli.agent.locks import (
-    Claims,
-    Place,
+    AgentLocks,
+    Lock,
 )
 from relay.cli.exit_codes import (
     Exit,
@@ -19,10 +19,10 @@ from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
 
 Answer = tuple[Literal["yes", "no", "unknown"], ErrorCode | None]
-"""Whether it was stored, and why not."""
+"""The answer to "was it stored?", and the error code if not."""
 
 LASTING: Final = frozenset({"stored", "forwarded", "moved"})
-"""States that may still become another one."""
+"""States that are not final."""
 
 WORDS: Final[dict[frames.State, str]] = {
     "stored": "It waits in the recipient's inbox; it is not acked yet.",
@@ -48,7 +48,7 @@ EXIT_OF: Final[dict[frames.State, Exit]] = {
 
 
 def tell_earlier(item: SignedEnvelope | OutcomeValues, answer: Answer, *, as_json: bool) -> None:
-    """Say what became of an envelope whose own command could not say it; it may be forgotten then.
+    """Report the outcome of an envelope whose own command could not; it may be deleted then.
 
     Raises:
         OutputError: that could not be written.
@@ -66,28 +66,28 @@ def _outcome(answer: Answer) -> str:
     stored, error = answer
     outcome = "the relay has it"
     if error is not None:
-        kept = "it was not stored" if stored == "no" else "it may have been stored"
-        outcome = f"{error}; {kept}"
+        stored_text = "it was not stored" if stored == "no" else "it may have been stored"
+        outcome = f"{error}; {stored_text}"
     return outcome
 
 
-def is_listening(mine: Claims) -> bool:
-    """Whether an agent on this machine has the inbox: ``relay listen``, or one with the SDK."""
-    if mine.has_agent or not mine.alone(Place.LISTENING):
+def is_listening(mine: AgentLocks) -> bool:
+    """Return True if an agent on this machine has the inbox: ``relay listen`` or an SDK program."""
+    if mine.has_agent or not mine.exclusive(Lock.LISTENING):
         return True
-    mine.let_go(Place.LISTENING)
+    mine.release(Lock.LISTENING)
     return False
 
 
-def refuse_if_listening(mine: Claims, *, hint: str = "") -> None:
-    """Who logs in takes the inbox: leave it to who listens.
+def refuse_if_listening(mine: AgentLocks, *, hint: str = "") -> None:
+    """Refuse to supersede the session of a running agent.
 
     Args:
-        mine: says whether somebody does.
-        hint: a sentence on what else can be done.
+        mine: the locks, which show a running agent.
+        hint: a sentence with an alternative.
 
     Raises:
-        LocalError: somebody does.
+        LocalError: an agent is running.
     """
     if is_listening(mine):
         detail = "this agent runs on this machine (relay listen?), and its session would end. "

@@ -1,4 +1,4 @@
-"""``relay rules``: whom this agent's inbox takes envelopes from."""
+"""``relay rules``: from whom this agent's inbox accepts envelopes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Action = Literal["show", "allow", "deny", "forget", "first-contact"]
 async def rule(
     file: KeyFile, url: str, patch: dict[str, Any], *, take: bool, as_json: bool
 ) -> None:
-    """Change what ``patch`` names, and show all of it."""
+    """Apply ``patch`` and show all rules."""
     async with visiting(file, url, take=take) as (visit, _):
         ruled = await visit.rules(**patch)
     if as_json:
@@ -28,10 +28,10 @@ async def rule(
 
 
 def patch_of(action: Action, values: Sequence[str]) -> dict[str, Any]:
-    """What an action changes.
+    """Return the change that an action makes.
 
     Raises:
-        ValueError: the values do not fit it.
+        ValueError: the values do not fit the action.
     """
     if action == "show":
         if values:

@@ -1,7 +1,7 @@
-"""``relay send``: into the outbox, to the relay, and with ``--wait acked`` until it has ended.
+"""``relay send``: submit an envelope; with ``--wait acked`` wait until it has ended.
 
-Rules of the file: what may be stored and is not definitely answered stays in the agent's outbox,
-and its sender is told so with the id. What an earlier command left there goes first.
+An envelope without a definite answer stays in the agent's outbox, and the command prints its id.
+Envelopes that an earlier command left there are submitted first.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from relay.cli import output
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.locks import (
-    Claims,
-    Place,
+    AgentLocks,
+    Lock,
 )
 from relay.cli.agent.outcome_text import (
     EXIT_OF,
@@ -52,17 +52,17 @@ from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
 
 PATIENCE_S: Final = 2.0
-MOST_EARLIER: Final = 200
+MAX_EARLIER: Final = 200
 FIRST_LOOK_S: Final = 0.05
 LONGEST_LOOK_S: Final = 2.0
-MOST_BODY_BYTES: Final = 1024 * 1024
+MAX_BODY_BYTES: Final = 1024 * 1024
 """What an operator may set at most (PROTOCOL.md §3.4)."""
 SEALING: Final = "sealing makes a body a third larger, and --plain does not"
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
-    """What ``relay send`` is asked to send."""
+class Draft:
+    """The content of an envelope to send."""
 
     to: str
     body: bytes
@@ -74,8 +74,8 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How ``relay send`` is asked to do it."""
+class SendOptions:
+    """The options of ``relay send``."""
 
     wait: Literal["stored", "acked"]
     deadline_s: float
@@ -84,79 +84,79 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class _Desk:
-    """What one run works with."""
+class SendContext:
+    """The key, state and locks of one run."""
 
     key: SigningKey
     errand: Errand
     state: states.State
-    mine: Claims
-    wish: Wish
+    mine: AgentLocks
+    options: SendOptions
 
 
-async def send(file: KeyFile, url: str, letter: Letter, wish: Wish) -> Exit:
-    """Send one envelope and show the receipt; gives the exit code."""
+async def send(file: KeyFile, url: str, draft: Draft, options: SendOptions) -> Exit:
+    """Send one envelope, show the receipt, and return the exit code."""
     key = file.load()
-    _show_warnings(as_json=wish.as_json)
-    look = wish.wait == "acked" and not wish.take
+    _show_warnings(as_json=options.as_json)
+    look = options.wait == "acked" and not options.take
     with (
         locks.opened(file.state, look=look) as mine,
         states.opened(file.state, key.did) as state,
     ):
         if look:
             refuse_if_listening(mine)
-        desk = _Desk(key, Errand(origins.parse(url), state), state, mine, wish)
-        await _tell_outcomes(desk)
-        until = clock.monotonic() + wish.deadline_s
-        to = await desk.errand.handles.did_of(letter.to, wish.deadline_s)
-        sent = await _submit(desk, _signed(key, to, letter), until)
+        context = SendContext(key, Errand(origins.parse(url), state), state, mine, options)
+        await _tell_outcomes(context)
+        until = clock.monotonic() + options.deadline_s
+        to = await context.errand.handles.did_of(draft.to, options.deadline_s)
+        sent = await _submit(context, _signed(key, to, draft), until)
         if isinstance(sent, Exit):
             return sent
         try:
-            if wish.wait == "acked":
-                return await _see_through(desk, sent, until)
-            _tell_sent(sent, "stored", as_json=wish.as_json)
+            if options.wait == "acked":
+                return await _send_until_acked(context, sent, until)
+            _tell_sent(sent, "stored", as_json=options.as_json)
         except OutputError as exc:
             exc.detail = f"{exc.detail}; {sent.id} is stored, only that could not be written"
-            output.fail(exc, as_json=wish.as_json, stored="yes")
+            output.fail(exc, as_json=options.as_json, stored="yes")
             return exc.ends
         return Exit.OK
 
 
 def _show_warnings(*, as_json: bool) -> None:
-    """Why a home of the recipient is not dialled, or does not answer; never among JSON lines."""
+    """Show why a home of the recipient cannot be reached; never among JSON lines."""
     if as_json:
         logging.getLogger("relay.client").addHandler(logging.NullHandler())
     else:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="relay: %(message)s")
 
 
-def _signed(key: SigningKey, to: str, letter: Letter) -> SignedEnvelope:
+def _signed(key: SigningKey, to: str, draft: Draft) -> SignedEnvelope:
     try:
         return sign(
             key,
             to,
-            letter.body,
-            sealed=letter.seal,
-            content_type=letter.content_type,
-            type=letter.type,
-            thid=letter.thid,
-            lifetime_s=letter.lifetime_s,
-            # each relay has a limit of its own, and says so where this is over it
-            max_body_bytes=MOST_BODY_BYTES,
+            draft.body,
+            sealed=draft.seal,
+            content_type=draft.content_type,
+            type=draft.type,
+            thid=draft.thid,
+            lifetime_s=draft.lifetime_s,
+            # each relay has a limit of its own and reports it
+            max_body_bytes=MAX_BODY_BYTES,
         )
     except TooLargeError as exc:
-        exc.detail = f"no relay takes a body of more than {MOST_BODY_BYTES} bytes; {SEALING}"
+        exc.detail = f"no relay takes a body of more than {MAX_BODY_BYTES} bytes; {SEALING}"
         raise
 
 
-async def _submit(desk: _Desk, envelope: SignedEnvelope, until: float) -> Sent | Exit:
-    as_json = desk.wish.as_json
-    is_ours, earlier = await _earlier(desk)
+async def _submit(context: SendContext, envelope: SignedEnvelope, until: float) -> Sent | Exit:
+    as_json = context.options.as_json
+    is_ours, earlier = await _earlier(context)
     try:
         return await post(
             envelope,
-            desk.errand,
+            context.errand,
             deadline_s=max(0.0, until - clock.monotonic()),
             earlier=earlier,
             tell=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
@@ -164,22 +164,22 @@ async def _submit(desk: _Desk, envelope: SignedEnvelope, until: float) -> Sent |
     except AgentError as exc:
         if isinstance(exc, UnknownInboxError) and not as_json:
             say("An agent gets its inbox when it first logs in: relay listen, or relay inbox.")
-        if exc.stored == "no" and not (is_ours and desk.mine.alone(Place.RESENDING)):
-            # another command took it up meanwhile, and may submit it after this answer
+        if exc.stored == "no" and not (is_ours and context.mine.exclusive(Lock.RESENDING)):
+            # another command has claimed it and may still submit it
             exc.stored = "unknown"
         _explain(exc, envelope)
         output.fail(exc, as_json=as_json)
-        await _tell_if_kept(desk, envelope)
+        await _report_if_queued(context, envelope)
         return exit_of(exc)
     except asyncio.CancelledError:
-        await _tell_if_kept(desk, envelope)
+        await _report_if_queued(context, envelope)
         raise
     finally:
-        desk.mine.let_go(Place.SENDING)
+        context.mine.release(Lock.SENDING)
 
 
 def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
-    """Add to a refusal what this machine knows, and the relay does not."""
+    """Add local knowledge to a refusal: the clock, and the cost of sealing."""
     is_over = envelope.expires_at <= clock.now()
     if exc.code is ErrorCode.NOT_YET_VALID or (exc.code is ErrorCode.EXPIRED and not is_over):
         exc.detail += "; by this machine's clock that is not so: check both clocks"
@@ -187,24 +187,24 @@ def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
         exc.detail += f"; {SEALING}"
 
 
-async def _earlier(desk: _Desk) -> tuple[bool, Sequence[SignedEnvelope]]:
-    """What lies in the outbox and belongs to nobody; False: ours may be taken for such."""
-    is_alone = desk.mine.alone(Place.SENDING)
-    left = await desk.state.journal.unanswered() if desk.state.journal is not None else []
+async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]]:
+    """Return unclaimed envelopes of the outbox; False: another command may claim ours."""
+    is_alone = context.mine.exclusive(Lock.SENDING)
+    left = await context.state.journal.unanswered() if context.state.journal is not None else []
     if len(left) >= MOST_KEPT:
         detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
         raise typed(ErrorCode.OVERLOADED, detail, stored="no")
-    earlier = left[:MOST_EARLIER] if is_alone else []
-    is_ours = await locks.wait_for(lambda: desk.mine.share(Place.SENDING), PATIENCE_S)
+    earlier = left[:MAX_EARLIER] if is_alone else []
+    is_ours = await locks.wait_for(lambda: context.mine.shared(Lock.SENDING), PATIENCE_S)
     return is_ours, earlier
 
 
-async def _tell_if_kept(desk: _Desk, envelope: SignedEnvelope) -> None:
-    if desk.state.journal is None:
+async def _report_if_queued(context: SendContext, envelope: SignedEnvelope) -> None:
+    if context.state.journal is None:
         return
-    if envelope.eid not in {item.eid for item in await desk.state.journal.unanswered()}:
+    if envelope.eid not in {item.eid for item in await context.state.journal.unanswered()}:
         return
-    if desk.wish.as_json:
+    if context.options.as_json:
         members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}
         output.say_json({"kind": "kept", **members, "expires_at": envelope.expires_at})
         return
@@ -218,13 +218,13 @@ def _tell_earlier(envelope: SignedEnvelope, answer: Sent | AgentError, *, as_jso
         tell_earlier(envelope, ("yes", None), as_json=as_json)
 
 
-async def _tell_outcomes(desk: _Desk) -> None:
-    """What a listener, or a program, has found out and told nobody yet."""
-    kept = Outcomes(desk.state.journal)
-    # nothing more will come: the iteration ends with what is there
-    kept.end(closed())
-    async for item in Telling(kept):
-        tell_earlier(item, (item.stored, item.code), as_json=desk.wish.as_json)
+async def _tell_outcomes(context: SendContext) -> None:
+    """Report outcomes that a listener or a program has recorded and nobody has read."""
+    recorded = Outcomes(context.state.journal)
+    # nothing more will come: the iteration ends with the present items
+    recorded.end(closed())
+    async for item in Telling(recorded):
+        tell_earlier(item, (item.stored, item.code), as_json=context.options.as_json)
         await item.done()
 
 
@@ -242,15 +242,15 @@ def _tell_sent(sent: Sent, state: frames.State, *, as_json: bool) -> None:
 # ---------------------------------------------------------------- until it is acked
 
 
-async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
-    as_json = desk.wish.as_json
+async def _send_until_acked(context: SendContext, sent: Sent, until: float) -> Exit:
+    as_json = context.options.as_json
     if not as_json:
         _tell_sent(sent, "stored", as_json=False)
     progress = Progress(quiet=as_json)
     try:
-        state = await _until_it_ends(desk, sent, until, progress)
+        state = await _until_it_ends(context, sent, until, progress)
     except asyncio.CancelledError:
-        # it has left the outbox: nobody else says that there is a receipt, and of what
+        # it has left the outbox: only this command can report the receipt
         if as_json:
             _tell_sent(sent, "stored", as_json=True)
         raise
@@ -263,15 +263,17 @@ async def _see_through(desk: _Desk, sent: Sent, until: float) -> Exit:
     return EXIT_OF[state]
 
 
-async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progress) -> frames.State:
-    """Ask until it has ended; no failure of a question may look like a failure of the send."""
+async def _until_it_ends(
+    context: SendContext, sent: Sent, until: float, progress: Progress
+) -> frames.State:
+    """Poll until it has ended; a failed query must not look like a failed send."""
     visit: HttpSession | None = None
     state: frames.State = "stored"
     pause = FIRST_LOOK_S
     while True:
         left = until - clock.monotonic()
         try:
-            visit = visit or await desk.errand.visit(desk.key, sent.to, sent.id, seconds=left)
+            visit = visit or await context.errand.visit(context.key, sent.to, sent.id, seconds=left)
             state = await visit.status(sent.to, sent.id, timeout_s=left)
             progress.tell(f"It waits for {sent.to}")
         except UnavailableError as exc:
@@ -282,7 +284,7 @@ async def _until_it_ends(desk: _Desk, sent: Sent, until: float, progress: Progre
         except AgentError as exc:
             progress.end()
             exc.detail = f"what became of it cannot be asked: {exc.detail}"
-            output.fail(exc, as_json=desk.wish.as_json, stored="yes")
+            output.fail(exc, as_json=context.options.as_json, stored="yes")
             return state
         left = until - clock.monotonic()
         if state not in LASTING or left <= 0:

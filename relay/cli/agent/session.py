@@ -1,4 +1,4 @@
-"""How a command asks its relay: over HTTP, unless an agent of this machine has the inbox."""
+"""Sessions of a command over HTTP, unless an agent on this machine has the inbox."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ async def visiting(
 async def asking(
     file: KeyFile, url: str, *, take: bool
 ) -> AsyncIterator[tuple[SigningKey, Errand]]:
-    """Open a key file and its state, to log in where that turns out to be needed.
+    """Open a key file and its state, for a login on demand.
 
     Args:
         file: whose inbox.
         url: the relay.
-        take: also where an agent that runs on this machine loses its session by it.
+        take: also if this supersedes an agent that runs on this machine.
 
     Raises:
-        LocalError: such an agent runs.
+        LocalError: such an agent is running.
     """
     key = file.load()
     with (

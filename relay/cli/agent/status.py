@@ -1,6 +1,6 @@
 """``relay status``: how reliable this agent's inbox is just now, or what became of one envelope.
 
-Rules of the file: what could not be asked is said to be unknown, never left out. Asking takes the
+Rules of the file: what could not be asked is info to be unknown, never left out. Asking takes the
 inbox, so an agent that runs on this machine is left alone unless the user says otherwise.
 """
 
@@ -39,12 +39,12 @@ DURABILITY: Final = {
     "memory": "memory: gone with the relay's process",
 }
 _UNITS: Final = ((86_400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
-_LEAST: Final = 2
+MIN_UNITS: Final = 2
 
 
 @dataclass(slots=True)
-class Standing:
-    """What is known; None: not known."""
+class InboxStatus:
+    """The status of an agent's inbox; None: not known."""
 
     did: Did
     origin: Origin
@@ -60,93 +60,93 @@ class Standing:
 
     @property
     def welcome(self) -> frames.Welcome | None:
-        """Where the inbox stands, if that was asked and is here."""
+        """The login answer, if there is one and the inbox is here."""
         return self.visit.welcome if self.visit is not None and self.visit.welcome.inbox else None
 
     @property
     def relay(self) -> Did | None:
-        """Who is there; it has proved itself."""
+        """The DID that the relay has proved."""
         return self.information.did if self.information is not None else None
 
     @property
     def is_home(self) -> bool | None:
-        """Whether senders find this agent here; None: not known."""
+        """True if the record names this relay; None: not known."""
         if self.relay is None or self.found is None or self.found.state == "unreadable":
             return None
         return self.found.record is not None and self.found.record.names(self.relay)
 
 
 async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
-    """Show how the inbox stands; gives the exit code."""
+    """Show the status of the inbox and return the exit code."""
     key = file.load()
     with (
         locks.opened(file.state, look=not take) as mine,
         states.opened(file.state, key.did) as state,
     ):
-        standing = Standing(key.did, origins.parse(url), listens_here=is_listening(mine))
+        status = InboxStatus(key.did, origins.parse(url), listens_here=is_listening(mine))
         if state.moves.pending is not None:
-            standing.moving_to = state.moves.pending.said.target.url
+            status.moving_to = state.moves.pending.said.target.url
         if state.journal is not None:
-            standing.unanswered = await state.journal.unanswered()
-            standing.untold = await state.journal.count_outcomes()
+            status.unanswered = await state.journal.unanswered()
+            status.untold = await state.journal.count_outcomes()
         try:
-            await _ask(standing, key, state, may_log_in=take or not standing.listens_here)
+            await _ask(status, key, state, may_log_in=take or not status.listens_here)
         except AgentError as exc:
-            standing.failure = exc
+            status.failure = exc
     if as_json:
-        write_json(_members(standing))
+        write_json(_members(status))
     else:
-        for name, words in _rows(standing):
+        for name, words in _rows(status):
             write(f"{name:<12}  {printable(words)}")
-    if standing.failure is not None:
-        fail(standing.failure, as_json=as_json)
-        return exit_of(standing.failure)
+    if status.failure is not None:
+        fail(status.failure, as_json=as_json)
+        return exit_of(status.failure)
     return Exit.OK
 
 
 async def _ask(
-    standing: Standing, key: SigningKey, state: states.State, *, may_log_in: bool
+    status: InboxStatus, key: SigningKey, state: states.State, *, may_log_in: bool
 ) -> None:
     began = clock.monotonic()
-    standing.information = await RelayApi(standing.origin).info()
-    standing.answered_ms = round((clock.monotonic() - began) * 1000)
-    standing.found = await resolve_at(standing.origin, key.did, is_own=True)
+    status.information = await RelayApi(status.origin).info()
+    status.answered_ms = round((clock.monotonic() - began) * 1000)
+    status.found = await resolve_at(status.origin, key.did, is_own=True)
     if may_log_in:
-        standing.visit = await RelayApi(standing.origin).login(key, state)
+        status.visit = await RelayApi(status.origin).login(key, state)
 
 
-def _rows(standing: Standing) -> list[tuple[str, str]]:
-    info = standing.information
-    rows: list[tuple[str, str]] = [("agent", standing.did)]
+def _rows(status: InboxStatus) -> list[tuple[str, str]]:
+    info = status.information
+    rows: list[tuple[str, str]] = [("agent", status.did)]
     if info is None:
-        rows.append(("relay", f"{standing.origin}: not known"))
+        rows.append(("relay", f"{status.origin}: not known"))
     else:
-        what = f"{info.said.software} {info.said.version}, answered in {standing.answered_ms} ms"
-        rows.append(("relay", f"{info.did} at {standing.origin} ({what})"))
-        rows.append(("durability", DURABILITY.get(info.said.durability, info.said.durability)))
-    rows.append(("inbox", _inbox(standing)))
-    if standing.welcome is not None:
-        pending = standing.welcome.pending
-        rows.append(("turned away", _turned_away(pending.refused_count, pending.refused_last_at)))
-    rows.append(("homes", _homes(standing)))
-    if standing.moving_to is not None:
-        words = f"a move to {standing.moving_to} is under way; relay migrate --to goes on with it"
+        what = f"{info.info.software} {info.info.version}, answered in {status.answered_ms} ms"
+        rows.append(("relay", f"{info.did} at {status.origin} ({what})"))
+        rows.append(("durability", DURABILITY.get(info.info.durability, info.info.durability)))
+    rows.append(("inbox", _inbox(status)))
+    if status.welcome is not None:
+        pending = status.welcome.pending
+        rows.append(("turned away", _rejected(pending.refused_count, pending.refused_last_at)))
+    rows.append(("homes", _homes(status)))
+    if status.moving_to is not None:
+        words = f"a move to {status.moving_to} is under way; relay migrate --to goes on with it"
         rows.append(("moving", words))
-    rows.append(("unanswered", _unanswered(standing.unanswered)))
-    if standing.untold:
-        words = f"{standing.untold} answered meanwhile; relay send or relay listen says how"
+    rows.append(("unanswered", _unanswered(status.unanswered)))
+    if status.untold:
+        words = f"{status.untold} answered meanwhile; relay send or relay listen says how"
         rows.append(("outcomes", words))
     return rows
 
 
-def _inbox(standing: Standing) -> str:
-    if standing.welcome is None:
-        if standing.visit is not None:
+def _inbox(status: InboxStatus) -> str:
+    if status.welcome is None:
+        if status.visit is not None:
             return "none here: the endpoint record names another home"
-        if standing.listens_here:
+        if status.listens_here:
             return "this agent runs on this machine and has it; --take asks, and ends that session"
         return "not known"
-    welcome = standing.welcome
+    welcome = status.welcome
     pending = welcome.pending
     if pending.count == 0:
         return f"nothing waits; all up to seq {welcome.head} was acked or has ended"
@@ -154,22 +154,22 @@ def _inbox(standing: Standing) -> str:
     return f"{pending.count} not acked ({pending.bytes} bytes){oldest}"
 
 
-def _turned_away(count: int, last_at: int | None) -> str:
+def _rejected(count: int, last_at: int | None) -> str:
     if count == 0 or last_at is None:
         return "none"
     last = _ago(max(0, int(clock.now()) - last_at))
     return f"{count} for want of room, the last one {last} ago"
 
 
-def _homes(standing: Standing) -> str:
-    found = standing.found
+def _homes(status: InboxStatus) -> str:
+    found = status.found
     if found is None or found.state == "unreadable":
         return "not known"
     if found.record is None:
         return "no endpoint record: relay listen, or relay inbox, publishes one"
     names = ", ".join(home.url for home in found.record.relays)
     stale = "; the record is stale: relay listen renews it" if found.stale else ""
-    missing = "" if standing.is_home else "; this relay is none of them"
+    missing = "" if status.is_home else "; this relay is none of them"
     return f"{names}{missing}{stale}"
 
 
@@ -182,35 +182,35 @@ def _unanswered(left: list[SignedEnvelope]) -> str:
 
 
 def _ago(seconds: int) -> str:
-    """A span in its largest fitting unit."""
+    """Return a time span in its largest fitting unit."""
     for size, unit in _UNITS:
-        if seconds >= _LEAST * size:
+        if seconds >= MIN_UNITS * size:
             return f"{seconds // size} {unit}"
     return "a moment"
 
 
-def _members(standing: Standing) -> dict[str, Any]:
-    info, found, welcome = standing.information, standing.found, standing.welcome
+def _members(status: InboxStatus) -> dict[str, Any]:
+    info, found, welcome = status.information, status.found, status.welcome
     record = found.record if found is not None else None
     return {
-        "did": standing.did,
-        "url": str(standing.origin),
-        "relay": standing.relay,
-        "version": info.said.version if info else None,
-        "answered_ms": standing.answered_ms,
-        "durability": info.said.durability if info else None,
-        "listens_here": standing.listens_here,
+        "did": status.did,
+        "url": str(status.origin),
+        "relay": status.relay,
+        "version": info.info.version if info else None,
+        "answered_ms": status.answered_ms,
+        "durability": info.info.durability if info else None,
+        "listens_here": status.listens_here,
         "inbox": _inbox_members(welcome) if welcome is not None else None,
         "record": found.state if found else None,
         "stale": found.stale if found else None,
-        "is_home": standing.is_home,
+        "is_home": status.is_home,
         "homes": [{"did": home.did, "url": home.url} for home in record.relays] if record else [],
-        "moving_to": standing.moving_to,
+        "moving_to": status.moving_to,
         "unanswered": [
             {"id": item.id, "eid": item.eid, "to": item.to, "expires_at": item.expires_at}
-            for item in standing.unanswered
+            for item in status.unanswered
         ],
-        "outcomes": standing.untold,
+        "outcomes": status.untold,
     }
 
 
@@ -234,19 +234,19 @@ def _inbox_members(welcome: frames.Welcome) -> dict[str, Any]:
 async def trace(
     file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
 ) -> Exit:
-    """Say what became of one envelope that this agent sent; gives the exit code."""
+    """Show the state of one envelope that this agent sent, and return the exit code."""
     async with asking(file, url, take=take) as (key, errand):
         journal = errand.state.journal
         left = await journal.unanswered() if journal is not None else []
         to = await errand.handles.did_of(to)
         visit = await errand.visit(key, to, message_id)
         found = await visit.status(to, message_id)
-    is_kept = any((item.id, item.to) == (message_id, to) for item in left)
+    is_queued = any((item.id, item.to) == (message_id, to) for item in left)
     if as_json:
-        write_json({"to": to, "id": message_id, "state": found, "unanswered": is_kept})
+        write_json({"to": to, "id": message_id, "state": found, "unanswered": is_queued})
     else:
         write(found)
         say(WORDS[found])
-        if is_kept:
+        if is_queued:
             say("It lies in the outbox: the next relay send or relay listen submits it again.")
     return EXIT_OF[found]

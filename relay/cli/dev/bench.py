@@ -1,4 +1,4 @@
-"""``relay bench``: the load driver, where it is: in a checkout, but not in a wheel."""
+"""``relay bench``: the load driver, which only a checkout has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT: Final = Path(__file__).parents[3]
 
 
 def bench(words: Sequence[str]) -> int:
-    """Run it with these words; gives its exit code."""
+    """Run it with these words and return its exit code."""
     if not (ROOT / "loadtest" / "__main__.py").is_file():
         say("relay: the load driver is not installed: it comes with a checkout. There: ./run bench")
         return Exit.FAILED

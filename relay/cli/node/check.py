@@ -1,7 +1,7 @@
-"""``relay check``: what a developer of agents, or an operator, should know of a relay from outside.
+"""``relay check``: examine a relay from outside, as an agent sees it.
 
-Rules of the file: a finding is said as soon as it is known, with its reason. Whatever an agent
-would check is checked the same way, by the SDK; the key is made for this and thrown away.
+The command prints each finding at once, with its reason. It uses the SDK for every check. Its key
+is temporary.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Level = Literal["ok", "warn", "FAIL"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one look has found.
+    """The result of one check.
 
     Args:
-        name: what was looked at.
-        level: ``warn``: it works, but one should know; ``FAIL``: agents will not get along.
+        name: the subject of the check.
+        level: ``warn``: it works, with a reservation; ``FAIL``: agents cannot use this relay.
         detail: the reason, one sentence.
-        ms: how long it took, where that says something.
+        ms: the duration in milliseconds, if it matters.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Finding:
 
 
 class _FailedError(Exception):
-    """A look that found something wrong; the text says what."""
+    """A check failed; the text is the reason."""
 
 
 @dataclass(slots=True)
@@ -65,8 +65,8 @@ class Examination:
     """One run over one relay.
 
     Args:
-        url: as the user gave it.
-        quiet: collect the findings without saying them.
+        url: as the user typed it.
+        quiet: collect the findings and print none.
     """
 
     url: str
@@ -79,14 +79,14 @@ class Examination:
     hello: frames.Hello | None = None
 
     def find(self, name: str, level: Level, detail: str, ms: int | None = None) -> None:
-        """Note a finding, and say it."""
+        """Record a finding and print it."""
         self.findings.append(Finding(name, level, detail, ms))
         if not self.quiet:
             took = "" if ms is None else f" ({ms} ms)"
             write(f"{level:<4}  {name:<12}  {printable(detail)}{took}")
 
     async def step(self, name: str, look: Callable[[], Awaitable[None]]) -> bool:
-        """Look at something; False: it failed."""
+        """Run one check; False: it failed."""
         try:
             async with asyncio.timeout(STEP_S):
                 await look()
@@ -104,14 +104,14 @@ class Examination:
 
     @property
     def exit_code(self) -> Exit:
-        """How the command ends."""
+        """The exit code of the command."""
         if all(finding.level != "FAIL" for finding in self.findings):
             return Exit.OK
         return Exit.UNAVAILABLE if self.is_unreachable else Exit.REFUSED
 
 
 async def check(url: str, *, send: bool, as_json: bool) -> Exit:
-    """Examine a relay and show the findings; gives the exit code."""
+    """Examine a relay, show the findings, and return the exit code."""
     run = Examination(url, quiet=as_json)
     await _examine(run, send=send)
     if as_json:
@@ -148,7 +148,7 @@ async def _address(run: Examination) -> None:
 async def _information(run: Examination) -> None:
     began = clock.monotonic()
     info = run.information = await RelayApi(_dialled(run)).info()
-    detail = f"signed by {info.did}, {info.said.software} {info.said.version}"
+    detail = f"signed by {info.did}, {info.info.software} {info.info.version}"
     run.find("information", "ok", detail, _ms(began))
 
 
@@ -170,25 +170,25 @@ async def _operators_side(run: Examination) -> None:
 
 
 async def _origin(run: Examination) -> None:
-    said, dialled = _informed(run).said.url, str(_dialled(run))
-    if said != dialled:
+    info, dialled = _informed(run).info.url, str(_dialled(run))
+    if info != dialled:
         raise _FailedError(
-            f"it says that agents dial it at {said} (RELAY_PUBLIC_URL), not at {dialled}: none "
+            f"it says that agents dial it at {info} (RELAY_PUBLIC_URL), not at {dialled}: none "
             "will log in here"
         )
-    run.find("origin", "ok", f"it says that agents dial it at {said}")
+    run.find("origin", "ok", f"it says that agents dial it at {info}")
 
 
 def _say_more(run: Examination) -> None:
-    said = _informed(run).said
-    level: Level = "ok" if said.durability == "fsync" else "warn"
-    run.find("durability", level, DURABILITY.get(said.durability, said.durability))
-    who = "every agent gets" if said.registration == "open" else "agents that it knows get"
-    run.find("registration", "ok", f"{said.registration}: {who} an inbox")
-    if said.contact is None:
+    info = _informed(run).info
+    level: Level = "ok" if info.durability == "fsync" else "warn"
+    run.find("durability", level, DURABILITY.get(info.durability, info.durability))
+    who = "every agent gets" if info.registration == "open" else "agents that it knows get"
+    run.find("registration", "ok", f"{info.registration}: {who} an inbox")
+    if info.contact is None:
         run.find("contact", "warn", "the operator names none (RELAY_CONTACT)")
     else:
-        run.find("contact", "ok", said.contact)
+        run.find("contact", "ok", info.contact)
 
 
 async def _login(run: Examination) -> None:
@@ -199,7 +199,7 @@ async def _login(run: Examination) -> None:
             took = _ms(began)
             run.hello = line.ready.hello
     except NotAdmittedError as exc:
-        if _informed(run).said.registration == "open":
+        if _informed(run).info.registration == "open":
             raise
         run.find("login", "warn", f"not admitted, as is to be expected ({exc.detail}); ends here")
         return
@@ -211,13 +211,13 @@ async def _same_relay(run: Examination) -> None:
     if run.hello is None or run.hello.relay != info.did:
         found = run.hello.relay if run.hello else "nobody"
         raise _FailedError(f"{found} greets over the WebSocket, {info.did} over HTTP")
-    if run.hello.limits != info.said.limits:
-        raise _FailedError(f"limits differ: {run.hello.limits} there, {info.said.limits} over HTTP")
+    if run.hello.limits != info.info.limits:
+        raise _FailedError(f"limits differ: {run.hello.limits} there, {info.info.limits} over HTTP")
     run.find("same relay", "ok", "the WebSocket and HTTP say the same of it")
 
 
 def clock_finding(ahead: float) -> tuple[Level, str]:
-    """What to say of a relay whose clock is so many seconds ahead of this machine's."""
+    """Return the finding for a clock that is ``ahead`` seconds ahead of this machine's."""
     off = abs(ahead)
     way = "ahead of" if ahead > 0 else "behind"
     if off <= CLOCK_WARN_S:
@@ -250,17 +250,17 @@ def _check_receipt(run: Examination, sent: Sent) -> None:
     info = _informed(run)
     if sent.relay != info.did:
         raise _FailedError(f"the receipt is of {sent.relay}")
-    if sent.durability != info.said.durability:
-        raise _FailedError(f"the receipt promises {sent.durability}, not {info.said.durability}")
+    if sent.durability != info.info.durability:
+        raise _FailedError(f"the receipt promises {sent.durability}, not {info.info.durability}")
     if sent.dup:
-        raise _FailedError("a new envelope is said to have been stored before")
+        raise _FailedError("a new envelope is info to have been stored before")
 
 
 def _check_message(message: Message, sent: Sent) -> None:
     if message.eid != sent.eid or message.body != BODY:
         raise _FailedError("another envelope was delivered to a key made just now")
     if message.redelivered:
-        raise _FailedError("it is said to have been handed over before")
+        raise _FailedError("it is info to have been handed over before")
 
 
 # ---------------------------------------------------------------- pieces
@@ -287,7 +287,7 @@ def _members(run: Examination) -> dict[str, Any]:
     return {
         "url": run.url,
         "relay": info.did if info else None,
-        "version": info.said.version if info else None,
+        "version": info.info.version if info else None,
         "ok": run.exit_code is Exit.OK,
         "findings": [
             {"name": item.name, "level": item.level, "detail": item.detail, "ms": item.ms}

@@ -55,16 +55,16 @@ async def add(admin: str, url: str, did: str | None, *, as_json: bool) -> None:
 
 
 async def remove(admin: str, did: str, *, as_json: bool) -> None:
-    """Deal with it no more."""
-    said = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}")
+    """Remove a peer."""
+    answer = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}")
     if as_json:
-        write_json(said)
+        write_json(answer)
     else:
-        write(f"removed  {said['removed']}")
+        write(f"removed  {answer['removed']}")
 
 
 async def block(admin: str, did: str, *, as_json: bool) -> None:
-    """Refuse it, both ways."""
+    """Refuse a relay, inbound and outbound."""
     peer = await _ask(admin, "POST", f"/peers/{quote(did, safe='')}/block", {})
     if as_json:
         write_json(peer)
@@ -73,33 +73,33 @@ async def block(admin: str, did: str, *, as_json: bool) -> None:
 
 
 async def unblock(admin: str, did: str, *, as_json: bool) -> None:
-    """Refuse it no more."""
-    said = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}/block")
+    """Stop refusing a relay."""
+    answer = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}/block")
     if as_json:
-        write_json(said)
+        write_json(answer)
     else:
-        write(f"unblocked  {said['unblocked']}")
+        write(f"unblocked  {answer['unblocked']}")
 
 
 async def join(admin: str, url: str, *, as_json: bool) -> Exit:
     """Join a mesh by one of its relays."""
-    said = await _ask(admin, "POST", "/join", {"url": url})
+    answer = await _ask(admin, "POST", "/join", {"url": url})
     if as_json:
-        write_json(said)
+        write_json(answer)
     else:
-        write(_line(said["peer"]))
-        write(f"It told of {len(said['known'])} other relays; relay peers list shows all.")
-    return Exit.OK if said["peer"]["linked"] else Exit.UNAVAILABLE
+        write(_line(answer["peer"]))
+        write(f"It told of {len(answer['known'])} other relays; relay peers list shows all.")
+    return Exit.OK if answer["peer"]["linked"] else Exit.UNAVAILABLE
 
 
 async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
-    """One request to the admin side, which speaks plain HTTP on loopback or a private network."""
+    """Send one request to the admin side: plain HTTP on loopback or a private network."""
     origin = origins.parse(admin, insecure_networks=EVERYWHERE)
     made = HttpRequest(method, f"{PATH}{path}", None if body is None else jose.dumps(body))
     status, answer = await request(origin, made, ASK_S, max_s=ASK_S)
     try:
-        said = jose.loads(answer)
-        members = jose.Members(said)
+        answer = jose.loads(answer)
+        members = jose.Members(answer)
     except ValueError as exc:
         detail = f"{origin} answered HTTP {status}, but not as a relay's admin side does"
         raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
@@ -107,7 +107,7 @@ async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
         if status == NOT_FOUND:
             raise ProtocolError(ErrorCode.UNSUPPORTED, members.text("detail", most=1024))
         raise error_of(origin, status, members)
-    return said
+    return answer
 
 
 def _line(peer: dict[str, Any]) -> str:

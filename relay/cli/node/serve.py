@@ -19,7 +19,7 @@ _HIDDEN: Final = "(set, not shown)"
 
 
 def serve(overrides: dict[str, Any]) -> int:
-    """Run a node until a signal; gives its exit code."""
+    """Run a node until a signal, and return its exit code."""
     # imported here: no other command needs the packages of a node
     from relay import log, settings  # noqa: PLC0415
 
@@ -31,7 +31,7 @@ def serve(overrides: dict[str, Any]) -> int:
         return run(loaded)
     except Exception as exc:
         if not isinstance(first_of(exc), RelayError | OSError):
-            # whoever runs a node looks for a bug in its log
+            # an operator looks for a bug in the log
             log.internal_error("node")
         raise
 
@@ -57,10 +57,10 @@ def show_config(overrides: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _load(overrides: Mapping[str, Any]) -> Settings:
-    """The settings of a node.
+    """Load the settings of a node.
 
     Raises:
-        LocalError: they are wrong; no relay has said no.
+        LocalError: a setting is wrong.
     """
     from relay import settings  # noqa: PLC0415  as above
 

@@ -1,7 +1,7 @@
-"""What ``relay demo mesh`` tells: a handle, three relays, and one of them that is killed.
+"""``relay demo mesh``: a handle, three relays, and one of them is killed.
 
-Rules of the file: as in ``story.py``. A knows nobody, B was told of A, C of B: the rest they tell
-each other. Only a relay's own store is asked what it knows, so that no answer is fetched meanwhile.
+A has no peers, B starts with A, C with B; gossip does the rest. The demo asks only the relay's
+own store for a record, so that no relay fetches it for the answer.
 
 ::
 
@@ -38,10 +38,10 @@ OPEN: Final = {"RELAY_FEDERATION": "open", "RELAY_DIAL_NETWORKS": "127.0.0.0/8"}
 
 
 async def tell(story: Story) -> int:
-    """Tell it; gives how many envelopes were accepted and arrived.
+    """Run it and return the number of envelopes that were accepted and arrived.
 
     Raises:
-        DemoError: something is not as it is told.
+        DemoError: a claim does not hold.
         RelayError: an agent could not do its part.
         TimeoutError: a step took longer than 15 s.
     """
@@ -94,7 +94,7 @@ async def _ready(
     return await starting.ready()
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- steps
 
 
 async def _first_envelope(

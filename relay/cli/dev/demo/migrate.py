@@ -1,7 +1,7 @@
-"""What ``relay demo migrate`` tells: 2,000 waiting envelopes, three busy senders, a killed relay.
+"""``relay demo migrate``: 2,000 waiting envelopes, three busy senders, a killed relay.
 
-Rules of the file: as in ``story.py``. The senders are never told that anybody moves. Every envelope
-that a relay signed for is looked for, by its eid, at the end.
+The senders do not know of the migration. At the end the demo checks every envelope that has a
+receipt, by its eid.
 
 ::
 
@@ -56,7 +56,7 @@ SETTINGS: Final = {
 
 @dataclass(slots=True)
 class Accounts:
-    """What relays signed for, and what arrived."""
+    """Envelopes with a receipt, and envelopes that arrived."""
 
     accepted: set[Eid] = field(default_factory=set)
     arrived: Counter[Eid] = field(default_factory=Counter)
@@ -64,7 +64,7 @@ class Accounts:
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def all_arrived(self) -> None:
-        """Wait until nothing that was accepted is missing."""
+        """Wait until every accepted envelope has arrived."""
         while self.accepted - self.arrived.keys():
             self.news.clear()
             await self.news.wait()
@@ -72,7 +72,7 @@ class Accounts:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """Who plays: two relays, and those who write."""
+    """The participants: two relays and the senders."""
 
     story: Story
     a: RelayProcess
@@ -83,7 +83,7 @@ class Scene:
 
 @dataclass(slots=True)
 class Journey:
-    """How far the move is, as the SDK tells it."""
+    """The progress of the migration, as the SDK reports it."""
 
     began: float
     stages: dict[Stage, float] = field(default_factory=dict)
@@ -91,7 +91,7 @@ class Journey:
     copied: Progress = field(default_factory=lambda: Progress(Stage.PREPARING))
 
     def __call__(self, progress: Progress) -> None:
-        """The SDK's word."""
+        """Record one progress report."""
         self.stages.setdefault(progress.stage, clock.monotonic())
         if progress.stage is Stage.COPYING and progress.done and not self.half.is_set():
             self.copied = progress
@@ -99,10 +99,10 @@ class Journey:
 
 
 async def tell(story: Story) -> int:
-    """Tell it; gives how many envelopes were accepted and arrived.
+    """Run it and return the number of envelopes that were accepted and arrived.
 
     Raises:
-        DemoError: something is not as it is told.
+        DemoError: a claim does not hold.
         RelayError: an agent could not do its part.
         TimeoutError: a step took longer than 25 s.
     """
@@ -113,7 +113,7 @@ async def tell(story: Story) -> int:
 
 
 def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """What a person is told of several that went wrong at once."""
+    """Return the first error of a group."""
     found = group.exceptions[0]
     return _first(found) if isinstance(found, ExceptionGroup) else found
 
@@ -185,10 +185,10 @@ async def _write(
 
 
 async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
-    """Move while they write and A dies."""
+    """Migrate while the senders write and A is killed."""
     story, a, b, accounts = scene.story, scene.a, scene.b, scene.accounts
     state = story.home / "maria.state"
-    async with Agent.open(maria, a.url, state=state) as mover, asyncio.TaskGroup() as tasks:
+    async with Agent.open(maria, a.url, state=state) as moving, asyncio.TaskGroup() as tasks:
         story.tell("Maria comes online and asks to move to B. The three go on writing to A.")
         stop = asyncio.Event()
         before = len(accounts.accepted)
@@ -197,15 +197,15 @@ async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
             for agent in scene.senders
         ]
         journey = Journey(clock.monotonic())
-        moving = tasks.create_task(mover.migrate(b.url, on_progress=journey))
+        migration = tasks.create_task(moving.migrate(b.url, on_progress=journey))
         await journey.half.wait()
         await a.kill()
         _tell_half(story, journey)
-        reading = [tasks.create_task(_read(mover, accounts)) for _ in range(LANES)]
+        reading = [tasks.create_task(_read(moving, accounts)) for _ in range(LANES)]
         again = await _start(story, stack, "A", listen=a.url.removeprefix("http://"))
         _check(again.did == a.did, "another relay came back")
         story.tell(f"A was started again (process {again.process.pid}) and goes on by itself.")
-        moved = await moving
+        moved = await migration
         _tell_moved(story, moved)
         stop.set()
         await asyncio.wait(lanes)
@@ -236,7 +236,7 @@ async def _read(agent: Agent, accounts: Accounts) -> None:
         accounts.news.set()
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- report
 
 
 def _tell_half(story: Story, journey: Journey) -> None:

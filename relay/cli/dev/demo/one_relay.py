@@ -1,6 +1,6 @@
-"""What the demo tells: two agents, one envelope, a relay that dies in between.
+"""``relay demo``: two agents, one envelope, and a relay that is killed in between.
 
-Rules of the file: each sentence is said after it was checked; one that does not hold ends the demo.
+The demo checks each claim before it prints it. A claim that does not hold ends the demo.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ TEXT: Final = "The train leaves at 9. Bring the map."
 
 
 async def tell(story: Story, first: RelayProcess) -> None:
-    """Tell it, from a relay that has just been started.
+    """Run it on a relay that has just started.
 
     Raises:
-        DemoError: something is not as it is told.
+        DemoError: a claim does not hold.
         RelayError: an agent could not do its part.
         TimeoutError: a step took longer than 15 s.
     """

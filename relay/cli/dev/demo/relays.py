@@ -1,4 +1,4 @@
-"""What the demo plays on: a clock, and a relay as a child process that is never left behind."""
+"""A relay as a child process that ends with the demo, and a clock for the report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STOP_S: Final = 10.0
 
 
 class Story:
-    """Says what happened, and how long after the start.
+    """Print each step with the time since the start.
 
     Args:
         home: directory of the relay's data and log.
@@ -33,7 +33,7 @@ class Story:
         self._began = clock.monotonic()
 
     def tell(self, sentence: str) -> None:
-        """One line."""
+        """Print one line."""
         write(f"{clock.monotonic() - self._began:6.2f} s  {sentence}")
 
 

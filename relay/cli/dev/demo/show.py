@@ -1,9 +1,7 @@
-"""``relay demo``: stories that are true when they are told.
+"""``relay demo``: run a demonstration and report it.
 
-Rules of the file: nothing is simulated. Relays are processes of their own with their own stores,
-agents speak to them over real sockets, a kill is SIGKILL; a sentence is said after it was checked.
-What is told is in ``story.py``, ``mesh_story.py`` and ``migrate_story.py``; the processes are in
-``stage.py``.
+Nothing is simulated. Each relay is a process with its own store, agents use real sockets, and a
+kill is SIGKILL. The demo checks each claim before it prints it.
 """
 
 from __future__ import annotations
@@ -25,23 +23,23 @@ from relay.protocol.errors import RelayError
 LOG_TAIL: Final = 1_500
 
 Tell = Callable[[Story], Awaitable[int]]
-"""Tells a story; gives how many envelopes were accepted, and delivered."""
+"""Run a demonstration and return the number of envelopes accepted and delivered."""
 
 
 async def demo() -> int:
-    """An envelope survives an offline recipient and a relay that is killed; gives the exit code."""
+    """An envelope survives an offline recipient and a killed relay; return the exit code."""
     return await _show(_one_relay)
 
 
 async def mesh() -> int:
-    """Three relays find each other, and an envelope finds its way across; gives the exit code."""
+    """Three relays find each other and forward an envelope; return the exit code."""
     from relay.cli.dev.demo import mesh as mesh_story  # noqa: PLC0415  an agent's packages, only where they are used
 
     return await _show(mesh_story.tell)
 
 
 async def migrate() -> int:
-    """An agent with a full inbox moves house, and loses nothing; gives the exit code."""
+    """An agent with a full inbox migrates and loses nothing; return the exit code."""
     from relay.cli.dev.demo import migrate as migrate_story  # noqa: PLC0415  as above
 
     return await _show(migrate_story.tell)
@@ -49,10 +47,10 @@ async def migrate() -> int:
 
 async def _one_relay(story: Story) -> int:
     async with relay_process(story.home, "127.0.0.1:0") as starting:
-        # loads the SDK while the relay starts: half a second that nobody has to wait for
-        from relay.cli.dev.demo import one_relay as told  # noqa: PLC0415
+        # load the SDK while the relay starts: it saves half a second
+        from relay.cli.dev.demo import one_relay  # noqa: PLC0415
 
-        await told.tell(story, await starting.ready())
+        await one_relay.tell(story, await starting.ready())
     return 1
 
 
@@ -76,7 +74,7 @@ async def _show(tell: Tell) -> int:
 
 
 def _show_log(path: Path) -> None:
-    """The end of what a relay logged, for a person who has to find out why."""
+    """Show the end of a relay's log, for diagnosis."""
     try:
         tail = path.read_text(errors="replace")[-LOG_TAIL:]
     except OSError:
