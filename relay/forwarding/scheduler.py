@@ -71,6 +71,7 @@ class Forwarding:
         links: other relays.
         learn: verifies and keeps a record that a relay told.
         mover: says first what has to be said of an inbox that changes relays.
+        due: set by whoever adds mail to forward, so that the next look is now.
     """
 
     me: Did
@@ -82,17 +83,13 @@ class Forwarding:
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
     mover: Mover
+    due: asyncio.Event = field(default_factory=asyncio.Event)
     _carriers: dict[tuple[Did, str, str, str], Carrier] = field(default_factory=dict)
     _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
     _again: dict[AgentKey, AgentKey | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
-    _due: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: asyncio.TaskGroup | None = None
-
-    def wake(self) -> None:
-        """Something waits in an away inbox that nobody carries."""
-        self._due.set()
 
     async def run(self) -> None:
         """Carry until cancelled; couriers then close their inboxes."""
@@ -105,12 +102,12 @@ class Forwarding:
 
     async def _carry_for_ever(self) -> None:
         while True:
-            self._due.clear()
+            self.due.clear()
             with isolated("forward"):
                 await self._look()
             try:
                 async with asyncio.timeout(LOOK_S):
-                    await self._due.wait()
+                    await self.due.wait()
             except TimeoutError:
                 continue
 
@@ -138,7 +135,7 @@ class Forwarding:
             else:
                 self._begin(one.inbox, one.peer)
         if len(due) == room:
-            self._due.set()
+            self.due.set()
 
     def _begin(self, inbox: AgentKey, peer: AgentKey | None) -> None:
         self._couriers[inbox] = None
@@ -165,7 +162,7 @@ class Forwarding:
             del self._couriers[inbox]
             self._left.set()
             if was_full:
-                self._due.set()
+                self.due.set()
         if inbox in self._again and not self._is_draining:
             self._begin(inbox, self._again.pop(inbox))
 

@@ -57,7 +57,7 @@ def _session_routes(api: APIRouter, node: Node, polling: Polling) -> None:
         return bodies.answer(
             {
                 "relay": node.key.did,
-                "url": node.settings.url,
+                "url": node.url,
                 "nonce": await polling.nonce(),
                 "limits": node.limits(),
             }
@@ -166,7 +166,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
 
 
 def _peer(node: Node, request: Request) -> str:
-    return peer_of(request.scope, node.settings.trusted_proxies)
+    return peer_of(request.scope, node.trusted_proxies)
 
 
 async def submit_once(node: Node, items: list[Any], network: str) -> frames.Submitted:

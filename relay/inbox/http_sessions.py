@@ -202,7 +202,7 @@ class Polling:
         return session.inbox_fence()
 
     async def _take(self, inbox: AgentKey, live: LiveSession) -> Page:
-        page = await self.node.store.take(inbox, live, self.node.settings.window)
+        page = await self.node.store.take(inbox, live, self.node.window)
         if isinstance(page, Refusal):
             raise page.to_error()
         return page

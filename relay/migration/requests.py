@@ -6,9 +6,8 @@ relay while an inbox moves. Every step may be repeated, and says again what it s
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from relay import clock, log
@@ -102,7 +101,6 @@ class Migrations:
         peers: which relays may be dealt with.
         limits: of an inbox.
         max_body_bytes: largest body.
-        wake: a mover has something to do.
     """
 
     key: SigningKey
@@ -115,12 +113,6 @@ class Migrations:
     peers: Peers
     limits: InboxLimits
     max_body_bytes: int
-    wake: Callable[[], None]
-    _pulse: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def changed(self) -> None:
-        """A step was taken at this node."""
-        self._pulse.set()
 
     # ------------------------------------------------------------ at the target
 
@@ -205,21 +197,12 @@ class Migrations:
             owner, Freeze(OrderRef.of(order)), order=order.jws.compact
         )
         log.event("handoff", step="frozen", did=order.did, handoff=order.id, peer=order.target.did)
-        self.wake()
+        self.handoffs.wake_forwarders()
         until = clock.monotonic() + FREEZE_S
         while not kept.side.handed and (left := until - clock.monotonic()) > 0:
-            await self._look(min(left, LOOK_S))
+            await self.handoffs.wait_for_change(min(left, LOOK_S))
             kept = self.handoffs.kept(await self.store.handoff(owner))
         return await self._statement(owner)
-
-    async def _look(self, seconds: float) -> None:
-        """Until this node takes a step, or another may have."""
-        self._pulse.clear()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._pulse.wait()
-        except TimeoutError:
-            return
 
     async def inventory(
         self, order: MigrationOrder, after: Seq, most: int = MOST_ITEMS

@@ -9,6 +9,7 @@ newest record held is acted upon. Every step may be repeated.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -74,6 +75,10 @@ _AT_ONCE: Final = 64
 _AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
 
 
+def _nothing(*_: object) -> None:
+    """Notify nobody."""
+
+
 @dataclass(slots=True)
 class Handoffs:
     """The hand-offs of one relay, as one node takes part in them.
@@ -82,21 +87,22 @@ class Handoffs:
         me: this relay.
         store: takes the steps.
         keys: which keys may act for a DID.
-        changed: called when a step was taken, or others may have taken some.
-        work: called when a mover, or a courier, has something to do.
-        ended: called with an inbox whose session is over, where it is one of this node's.
+        wake_forwarders: called when a digest, or mail, is to be sent.
+        on_session_end: called with an inbox whose session a step ended.
+        on_handoff_peers: called with :attr:`partners` when they may have changed.
     """
 
     me: Did
     store: HandoffStore
     keys: Keys
-    changed: list[Callable[[], None]] = field(default_factory=list)
-    work: list[Callable[[], None]] = field(default_factory=list)
-    ended: list[Callable[[AgentKey], None]] = field(default_factory=list)
+    wake_forwarders: Callable[[], None] = _nothing
+    on_session_end: Callable[[AgentKey], None] = _nothing
+    on_handoff_peers: Callable[[frozenset[Did]], None] = _nothing
     partners: frozenset[Did] = frozenset()
     """Relays that may talk with this one about some hand-off, whatever the federation."""
     _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
     _noted: set[AgentKey] = field(default_factory=set)
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     # ------------------------------------------------------------ steps
 
@@ -147,8 +153,8 @@ class Handoffs:
                 is_done = True
             if await self.store.change_handoff(owner, row, change):
                 self._note(owner, kept.side, is_open=change.is_open)
-                for listener in self.ended if change.ends_session else ():
-                    listener(owner)
+                if change.ends_session:
+                    self.on_session_end(owner)
                 return kept, taken
         detail = "other nodes change this hand-off all the time"
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail, retry_after=1)
@@ -168,13 +174,19 @@ class Handoffs:
             self._open.pop(owner, None)
         self._tell()
         if side.mode is Mode.FROZEN:
-            for listener in self.work:
-                listener()
+            self.wake_forwarders()
 
     def _tell(self) -> None:
         self.partners = frozenset(did for dids in self._open.values() for did in dids)
-        for listener in self.changed:
-            listener()
+        self.on_handoff_peers(self.partners)
+        self._changed.set()
+
+    async def wait_for_change(self, seconds: float) -> None:
+        """Return when this node takes a step or looks at those of others, or after so long."""
+        self._changed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
 
     def is_full(self, owner: AgentKey) -> bool:
         """Whether one more inbox has no room on its way here."""

@@ -1,7 +1,8 @@
-"""One node: what its edges share. Built by ``relay.node``, the only place that knows it all."""
+"""One node: its use cases, its settings and its store, wired by :mod:`relay.node.build`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from relay import clock
@@ -14,13 +15,12 @@ from relay.directory.resolve import (
 )
 from relay.directory.startup_gate import Returning
 from relay.forwarding.scheduler import Forwarding
+from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import Accounts
-from relay.inbox.model.types import (
-    Acked,
-)
+from relay.inbox.model.types import Acked
 from relay.inbox.ports import (
     AckRequest,
     Store,
@@ -30,43 +30,41 @@ from relay.inbox.status import StatusOf
 from relay.inbox.submit import Intake
 from relay.migration.requests import Migrations
 from relay.migration.steps import Handoffs
+from relay.node.housekeeping import Housekeeping
+from relay.node.open_store import OpenedStore
+from relay.peering.admin import Operating
+from relay.peering.links import Links
 from relay.peering.peers import Peers
 from relay.peering.ports import Names
 from relay.protocol import envelope, frames
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
+from relay.protocol.errors import RelayError
 from relay.protocol.ids import NodeId
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.types import Window
+from relay.settings import Settings
 
 NONCE_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class NodeSettings:
-    """What the edges need of the settings; see ``relay.settings`` for meanings and units."""
+class Node:
+    """Use cases and shared state of one node.
 
+    Args:
+        settings: of this process.
+        url: the relay's origin.
+        window: of every session.
+        trusted_proxies: networks whose forwarding headers count.
+        opened: the store with the processes behind it.
+    """
+
+    settings: Settings
     url: str
     window: Window
-    max_body_bytes: int
-    max_connections: int
-    max_connections_per_ip: int
     trusted_proxies: Networks
-    write_timeout_s: float
-    registration: str
-    contact: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """Use cases and shared state of one node."""
-
-    node_id: NodeId
-    key: SigningKey
-    settings: NodeSettings
-    store: Store
+    opened: OpenedStore
     intake: Intake
     acks: GroupCommit[AckRequest, Acked]
     accounts: Accounts
@@ -75,6 +73,7 @@ class Node:
     rules: RulesOf
     delivery: Delivery
     peers: Peers
+    links: Links
     mesh: Mesh
     resolving: Resolving
     routing: Routing
@@ -85,9 +84,26 @@ class Node:
     returning: Returning
     handoffs: Handoffs
     migrations: Migrations
+    operating: Operating
+    housekeeping: Housekeeping
+
+    @property
+    def key(self) -> SigningKey:
+        """The relay's key."""
+        return self.opened.key
+
+    @property
+    def node_id(self) -> NodeId:
+        """The random name of this process among the nodes of the relay."""
+        return self.opened.node_id
+
+    @property
+    def store(self) -> Store:
+        """The store of the relay."""
+        return self.opened.store
 
     def limits(self) -> dict[str, int]:
-        """``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""
+        """Return ``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""
         return {
             "jws": envelope.MAX_JWS_BYTES,
             "body": self.settings.max_body_bytes,
@@ -96,16 +112,43 @@ class Node:
         }
 
     def hello(self) -> frames.Hello:
-        """The first frame of a conversation, with a fresh nonce."""
+        """Return the first frame of a conversation, with a fresh nonce."""
         return frames.Hello(
             relay=self.key.did,
-            url=self.settings.url,
+            url=self.url,
             nonce=new_nonce(),
             limits=self.limits(),
             time=int(clock.now()),
         )
 
+    def phase(self) -> Mapping[ProblemReason, str]:
+        """Return what the node itself does that keeps agents away: it asks peers, or drains."""
+        found: dict[ProblemReason, str] = {}
+        if not self.returning.is_over:
+            found[ProblemReason.RETURNING] = "other relays are asked where its agents live now"
+        if self.intake.draining:
+            found[ProblemReason.DRAINING] = "the node is shutting down"
+        return found
+
+    async def check_disk(self) -> None:
+        """Refuse submits before a full disk can end the embedded store."""
+        disk, health = self.opened.disk, self.store.health
+        if disk is None:
+            return
+        try:
+            disk.check()
+        except RelayError as exc:
+            health.found(ProblemReason.DISK_FAILS, exc.detail)
+            raise
+        health.found(ProblemReason.DISK_FAILS, None)
+        refusal = disk.refusal
+        health.found(ProblemReason.DISK_FULL, disk.summary if refusal else None)
+        self.store.refuse_appends(refusal.detail if refusal else None)
+        if refusal is not None and self.opened.embedded is not None:
+            # acks only make the append-only file grow; a rewrite of it frees the space
+            await self.opened.embedded.compact(disk.spare_bytes)
+
 
 def new_nonce() -> str:
-    """32 random bytes, base64url."""
+    """Return 32 random bytes, base64url."""
     return b64encode(clock.entropy(NONCE_BYTES))

@@ -27,29 +27,10 @@ from relay import log
 from relay.files import allow_files
 from relay.health import Health, ProblemReason
 from relay.http.app import add_node_routes, admin_app, public_app
-from relay.node.build import (
-    Built,
-    StoppedError,
-    build,
-    open_store,
-)
-from relay.node.loops import (
-    BOUNCE_S,
-    DISK_S,
-    FILES_S,
-    FOLLOW_S,
-    HANDOFFS_S,
-    MEASURE_S,
-    MEET_S,
-    PEERS_S,
-    POLL_S,
-    PULL_REST_S,
-    PUSH_S,
-    RESTART_S,
-    RETURN_REST_S,
-    SWEEP_S,
-    every,
-)
+from relay.node.build import build
+from relay.node.loops import every, loops_of
+from relay.node.node import Node
+from relay.node.open_store import StoppedError, open_store
 from relay.protocol import hosts
 from relay.protocol.errors import (
     ErrorCode,
@@ -122,9 +103,9 @@ async def _run(
         async with open_store(settings, operators.health, stop) as opened:
             _look_at_files(settings, operators.health)
             listen(public)
-            built = await build(settings, opened, _origin(settings, public))
+            node = await build(settings, opened, _origin(settings, public))
             _spare_the_collector()
-            await serve(built, public, operators, stop, _say)
+            await serve(node, public, operators, stop, _say)
     except StoppedError:
         pass
     except RelayError as exc:
@@ -221,7 +202,7 @@ def _origin(settings: Settings, bound: socket.socket) -> str:
 
 
 async def serve(
-    built: Built,
+    node: Node,
     public: socket.socket,
     operators: OperatorsSide,
     stop: asyncio.Event,
@@ -230,72 +211,41 @@ async def serve(
     """Serve an opened node on a bound socket until ``stop``, then drain.
 
     Args:
-        built: the node.
+        node: the node.
         public: where agents come.
         operators: where the operator comes.
         stop: set to end.
         announce: told DID and addresses once everything listens.
     """
-    node, settings = built.node, built.settings
+    settings = node.settings
     endpoint = Endpoint(node)
     server = _server(public_app(node, endpoint), settings)
-    add_node_routes(operators.app, node, built.operating)
+    add_node_routes(operators.app, node, node.operating)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(server.serve(sockets=[public]))
-        background = [tasks.create_task(work) for work in _work(built)]
+        background = [tasks.create_task(every(*loop)) for loop in loops_of(node)]
         await server.listening.wait()
-        operators.health.phase = built.phase
+        operators.health.phase = node.phase
         log.event(
             "node_started",
             did=node.key.did,
-            url=node.settings.url,
+            url=node.url,
             durability=node.store.durability,
         )
         announce(
             {
                 "did": node.key.did,
-                "url": node.settings.url,
+                "url": node.url,
                 "admin": operators.address,
                 "listen": _address(public),
             }
         )
         await stop.wait()
-        await _drain(built, endpoint)
+        await _drain(node, endpoint)
         server.should_exit = True
         await asyncio.wait([running])
         for task in background:
             task.cancel()
-
-
-def _work(built: Built) -> list[Any]:
-    node, house = built.node, built.housekeeping
-    return [
-        every("commits", RESTART_S, node.intake.commits.run),
-        every("acks", RESTART_S, node.acks.run),
-        *(every("store", RESTART_S, component.run) for component in built.components),
-        every("poll", POLL_S, house.poll),
-        every("sweep", SWEEP_S, house.sweep),
-        every("bounce", BOUNCE_S, house.bounce),
-        every("disk", DISK_S, built.check_disk),
-        every("files", FILES_S, house.files),
-        every("follow", FOLLOW_S, node.mesh.following),
-        *([] if node.peers.federation == "off" else _mesh_work(built)),
-    ]
-
-
-def _mesh_work(built: Built) -> list[Any]:
-    mesh = built.node.mesh
-    return [
-        every("links", RESTART_S, lambda: built.links.run(mesh)),
-        every("peers", PEERS_S, built.node.peers.refresh),
-        every("handoffs", HANDOFFS_S, built.housekeeping.handoffs),
-        every("forwarding", RESTART_S, built.node.forwarding.run),
-        every("push", PUSH_S, mesh.push),
-        every("measure", MEASURE_S, built.housekeeping.measure),
-        every("return", RETURN_REST_S, built.node.returning),
-        every("pull", PULL_REST_S, mesh.pull),
-        every("meet", MEET_S, mesh.meet),
-    ]
 
 
 def _say(line: dict[str, str]) -> None:
@@ -304,28 +254,27 @@ def _say(line: dict[str, str]) -> None:
     sys.stdout.buffer.flush()
 
 
-async def _drain(built: Built, endpoint: Endpoint) -> None:
+async def _drain(node: Node, endpoint: Endpoint) -> None:
     """Take nothing new, finish what was taken, say goodbye, and only then close."""
-    node = built.node
     node.intake.draining = True
     log.event("draining", connections=endpoint.count)
     try:
-        async with asyncio.timeout(built.settings.drain_s):
+        async with asyncio.timeout(node.settings.drain_s):
             await node.intake.commits.idle()
-            await _leave_outboxes(built)
+            await _leave_outboxes(node)
             await node.acks.idle()
-            await side_by_side([built.links.drain(), endpoint.drain()])
+            await side_by_side([node.links.drain(), endpoint.drain()])
     except TimeoutError:
         log.loop_failed("drain", ErrorCode.DRAINING)
     with contextlib.suppress(RelayError):
         await node.store.leave(node.node_id)
 
 
-async def _leave_outboxes(built: Built) -> None:
+async def _leave_outboxes(node: Node) -> None:
     """Couriers end cleanly, but a relay that does not answer keeps no agent from its goodbye."""
     try:
-        async with asyncio.timeout(built.settings.drain_s / 2):
-            await built.node.forwarding.drain()
+        async with asyncio.timeout(node.settings.drain_s / 2):
+            await node.forwarding.drain()
     except TimeoutError:
         log.loop_failed("forward", ErrorCode.DRAINING)
 

@@ -78,6 +78,10 @@ class Peers:
         self._invited: Counter[Did] = Counter()
         self._proved: set[Did] = set()
 
+    def set_handoff_peers(self, dids: frozenset[Did]) -> None:
+        """Deal with these relays about inboxes that move, and with no others."""
+        self.partners = dids
+
     # ------------------------------------------------------------ policy
 
     def admit(self, did: Did) -> None:

@@ -13,7 +13,7 @@ from relay.protocol import (
 def relay_information(node: Node) -> str:
     """The signed self-description."""
     said = relay_info.Description(
-        url=node.settings.url,
+        url=node.url,
         software="did-relay",
         version=__version__,
         limits=node.limits(),

@@ -79,7 +79,7 @@ class Connection(Follower):
         self._address = address
         self._socket = socket
         self._send = send
-        session = RelaySession(node.hello(), node.settings.window, clock.monotonic())
+        session = RelaySession(node.hello(), node.window, clock.monotonic())
         super().__init__(session, node.store)
         self._submissions = Submissions(node.intake, self._answer, strangers_network(address))
         self._room = asyncio.Event()

@@ -30,7 +30,7 @@ class Endpoint:
         """Serve one WebSocket."""
         socket = scope["extensions"].get(EXTENSION)
         await receive()  # websocket.connect
-        peer = peer_of(scope, self._node.settings.trusted_proxies)
+        peer = peer_of(scope, self._node.trusted_proxies)
         address = network_of(peer, v4=32, v6=64)
         status = self._objection(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):

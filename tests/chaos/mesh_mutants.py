@@ -29,7 +29,7 @@ from relay.inbox.model.types import (
     OutboxLimits,
 )
 from relay.node import (
-    build,
+    open_store,
     serve,
 )
 from relay.protocol import endpoint_record
@@ -91,7 +91,7 @@ def tries_for_ever() -> None:
 
 def no_bound() -> None:
     """An outbox takes whatever comes."""
-    build.OutboxLimits = lambda *_: OutboxLimits(10**9, 10**12, 1)  # type: ignore[assignment,misc]
+    open_store.OutboxLimits = lambda *_: OutboxLimits(10**9, 10**12, 1)  # type: ignore[assignment,misc]
 
 
 def no_marks() -> None:
@@ -108,7 +108,7 @@ class MisfiledAtHome(Misfiled):
 
 def misfiled() -> None:
     """Envelopes are put into another agent's inbox, at the end of their way."""
-    build.RedisStore = MisfiledAtHome  # type: ignore[misc]
+    open_store.RedisStore = MisfiledAtHome  # type: ignore[misc]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

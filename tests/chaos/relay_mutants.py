@@ -21,7 +21,7 @@ from relay.inbox.ports import AckRequest
 from relay.inbox.submit import Submissions
 from relay.isolation import isolated
 from relay.node import (
-    build,
+    open_store,
     serve,
 )
 from relay.protocol.envelope import StoredEnvelope
@@ -198,5 +198,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "not-isolated":
         isolate_nothing()
     else:
-        build.RedisStore = MUTANTS[sys.argv[1]]
+        open_store.RedisStore = MUTANTS[sys.argv[1]]
     sys.exit(serve(load()))

@@ -84,7 +84,7 @@ async def test_what_waits_moves_and_the_report_adds_up(house: House):
         0,
     )
     for name, node in (("source", house.one), ("target", house.two)):
-        relay = node.built.node.key.did
+        relay = node.parts.key.did
         assert report[name]["did"] == relay
         said = migration_statement.verify(report[f"{name}_said"], relay)
         assert (said.did, said.tally.is_balanced or name == "target") == (house.did, True)
@@ -179,7 +179,7 @@ async def test_a_source_that_is_gone_is_said_to_hold_what_nobody_knows(tmp_path:
 
 async def test_it_is_cut_off_by_ctrl_c_or_kill_and_the_same_command_goes_on(house: House):
     await house.gets("a", "b")
-    pinned = house.two.built.node.key.did
+    pinned = house.two.parts.key.did
     # a target that answers nothing: there is time to interrupt
     async with (
         stalling() as quiet,

@@ -54,7 +54,7 @@ def at(place: Place, key: SigningKey | None = None, **values):
 
 
 def did(node: RunningNode) -> str:
-    return node.built.node.key.did
+    return node.parts.key.did
 
 
 async def take(me: Agent) -> str:
@@ -186,7 +186,7 @@ async def test_one_that_has_lost_its_pin_is_told_the_same_where_others_bring_its
     homes = [Home(place.did, place.url), Home(other.did, other.url)]
     old = endpoint_record.sign(key, homes, now=now())
     async with at(place, new_key()) as node:
-        await node.built.node.directory.keep([old], new_key().did)
+        await node.parts.directory.keep([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
             with pytest.raises(MovedError) as caught:
                 await anext(me.inbox())
@@ -202,7 +202,7 @@ async def test_one_that_has_taken_the_new_key_for_a_further_home_names_it_once(t
     key, state = new_key(), tmp_path / "state"
     old = endpoint_record.sign(key, [Home(place.did, place.url)], now=now())
     async with at(place, new_key()) as node:
-        await node.built.node.directory.keep([old], new_key().did)
+        await node.parts.directory.keep([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
             await until(lambda: any(isinstance(one, WrongRelayError) for one in me.warnings))
         record = await accept_relay(key, place.url, did(node), state=state)
@@ -220,7 +220,7 @@ async def test_a_crash_between_the_record_and_the_pin_leads_to_the_new_relay(tmp
         assert newest is not None
         half = endpoint_record.sign(
             key,
-            [Home(node.built.node.key.did, place.url)],
+            [Home(node.parts.key.did, place.url)],
             now=Timestamp(now() + 1),
             newest_seq=endpoint_record.parse(newest).seq,
         )

@@ -40,7 +40,7 @@ def agent(node: RunningNode, key: SigningKey | None = None, **options):
 
 
 def wires(node: RunningNode, did: str) -> list[bytes]:
-    store = node.built.node.store
+    store = node.parts.store
     assert isinstance(store, MemoryStore)
     inbox = store._inboxes[parse_did(did).agent_key]
     return [item.wire for item in inbox.live.values()]
@@ -139,7 +139,7 @@ async def test_a_refused_message_comes_back_to_its_sender_as_a_bounce(node):
         sent = await alice.send(bob.did, "poison")
         await (await anext(bob.inbox())).refuse("unsupported")
         assert await alice.status(bob.did, sent.id) == "refused"
-        await node.built.housekeeping.bounce()
+        await node.parts.housekeeping.bounces()
         bounce = await anext(alice.inbox())
         assert isinstance(bounce, Bounce)
         [item] = bounce.items
@@ -289,4 +289,4 @@ async def test_no_relay_there_is_said_in_time():
 
 async def test_the_first_relay_that_answers_is_taken(node):
     async with Agent.open(new_key(), ["http://127.0.0.1:1", node.url]) as me:
-        assert me.relay == node.built.node.key.did
+        assert me.relay == node.parts.key.did

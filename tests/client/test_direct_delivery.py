@@ -90,7 +90,7 @@ async def bob_at_home() -> AsyncIterator[tuple[RunningNode, Agent]]:
 
 
 def relay_key(node: RunningNode) -> SigningKey:
-    return node.built.node.key
+    return node.parts.key
 
 
 async def take(bob: Agent) -> str:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.timeout(40)
 
 
 def did(node: RunningNode) -> str:
-    return node.built.node.key.did
+    return node.parts.key.did
 
 
 async def take(me: Agent, *, wait: bool = True) -> str:

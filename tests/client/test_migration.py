@@ -86,7 +86,7 @@ class Reader:
 
 
 def did(node: RunningNode) -> Did:
-    return node.built.node.key.did
+    return node.parts.key.did
 
 
 async def homes_of(me: Agent) -> list[str]:

@@ -67,7 +67,7 @@ async def test_a_poison_envelope_is_tried_5_times_then_refused_and_blocks_nobody
         assert (sent.state, await alice.status(bob.did, good.id)) == ("refused", "acked")
         marks = [again for text, again in seen if text == "poison"]
         assert marks == [False, True, True, True, True]
-        await node.built.housekeeping.bounce()
+        await node.parts.housekeeping.bounces()
         bounce = await anext(alice.inbox())
         assert isinstance(bounce, Bounce)
         assert bounce.items[0].reason == "poison"
@@ -153,7 +153,7 @@ async def is_bounced(node, bob: Agent, alice: Agent) -> None:
     sent = await alice.send(bob.did, "no")
     await (await anext(bob.inbox())).refuse("unsupported")
     assert await alice.status(bob.did, sent.id) == "refused"
-    await node.built.housekeeping.bounce()
+    await node.parts.housekeeping.bounces()
 
 
 async def test_a_bounce_is_logged_and_acked_and_never_given_to_the_handler_of_messages(

@@ -143,7 +143,7 @@ async def test_its_bounces_go_to_their_own_handler_and_come_again_where_that_fai
 
     async with running_node() as node:
         loop = asyncio.get_running_loop()
-        made = node.built.housekeeping.bounce
+        made = node.parts.housekeeping.bounces
         await in_thread(
             program, node.url, lambda: asyncio.run_coroutine_threadsafe(made(), loop).result(10)
         )

@@ -222,7 +222,7 @@ def now() -> Timestamp:
 
 async def held(node: RunningNode, agent: SigningKey) -> str | None:
     """The record of an agent that a relay holds."""
-    return (await node.built.node.directory.resolve(agent.did)).record
+    return (await node.parts.directory.resolve(agent.did)).record
 
 
 async def until_held(node: RunningNode, agent: SigningKey, record: str, seconds: float = 8) -> None:

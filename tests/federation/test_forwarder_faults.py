@@ -79,7 +79,7 @@ async def test_a_drain_waits_until_what_went_on_is_written_down():
         await submit(sender, make_envelope(alice, bob.did))
         await receiver.hear(Deliver)
         await store.asked.wait()
-        draining = asyncio.create_task(at_a.built.node.forwarding.drain())
+        draining = asyncio.create_task(at_a.parts.forwarding.drain())
         done, _ = await asyncio.wait({draining}, timeout=0.05)
         assert not done
         store.may_ack.set()

@@ -211,7 +211,7 @@ async def test_poison_is_dead_lettered_with_its_reason_and_blocks_nobody():
 async def test_nobody_knows_the_recipient_is_said_at_once():
     alice = new_key()
     async with two_relays() as (a, at_a, _, _), at_home(a, alice) as sender:
-        await until(at_a.built.links.live)
+        await until(at_a.parts.links.live)
         answer = await submit(sender, make_envelope(alice, new_key().did))
         assert code_of(answer) is ErrorCode.UNKNOWN_INBOX
 
@@ -276,7 +276,7 @@ async def test_what_a_peer_brings_for_nobody_here_goes_no_further():
         at_home(d, bob),
     ):
         await until_held(at_c, bob, record_of_last(bob))
-        link = await at_a.built.links.reach(c.did, c.url)
+        link = await at_a.parts.links.reach(c.did, c.url)
         taken = await link.submit([make_envelope(alice, bob.did).wire], hops=(a.did,))
         [no] = taken.outcomes
         assert (no.error, no.record) == (ErrorCode.MOVED, record_of_last(bob))
@@ -330,10 +330,10 @@ async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around(
     alice, bob = new_key(), new_key()
     a, c = places(2)
     async with relay_at(a, [c]) as at_a, relay_at(c, [a]) as at_c, at_home(a, alice) as asker:
-        await until(at_a.built.links.live)
+        await until(at_a.parts.links.live)
         record = record_of(bob, c)
         # kept there without a word to anybody
-        await at_c.built.node.store.merge_record(bob.agent_key, row_of(record))
+        await at_c.parts.store.merge_record(bob.agent_key, row_of(record))
         await asker.say(Resolve("r", bob.did))
         assert (await asker.hear(Resolved)).record == record
 
@@ -356,5 +356,5 @@ async def test_status_over_http_follows_to_the_home_too(tmp_path):
                 state.keep_record(record_of_last(alice))
                 visit = await RelayApi(origins.parse(a.url)).login(alice, state)
                 assert await visit.status(carol.did, made.id) == "acked"
-                [here] = await at_a.built.node.status(alice.did, [StatusItem(carol.did, made.id)])
+                [here] = await at_a.parts.status(alice.did, [StatusItem(carol.did, made.id)])
                 assert here.state == "forwarded", "it is the home that knows of the ack"

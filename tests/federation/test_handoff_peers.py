@@ -105,7 +105,7 @@ class Move:
 
     @property
     def did(self) -> Did:
-        return self.target.built.node.key.did
+        return self.target.parts.key.did
 
     @contextlib.asynccontextmanager
     async def log_in(self, key: SigningKey | None = None) -> AsyncIterator[Peer]:
@@ -164,7 +164,7 @@ async def test_only_the_agents_order_lets_a_relay_in_that_nobody_added():
 )
 async def test_no_order_lets_a_relay_in_that_the_operator_wants_nothing_of(values, code):
     async with moving(is_prepared=False, **values) as move:
-        peers = move.target.built.node.peers
+        peers = move.target.parts.peers
         if code is ErrorCode.BLOCKED:
             await peers.block(move.source.did)
         with pytest.raises(AgentError) as caught:
@@ -179,7 +179,7 @@ async def test_no_order_lets_a_relay_in_that_the_operator_wants_nothing_of(value
 
 async def test_a_partner_is_dismissed_once_nothing_more_is_handed_over():
     async with moving() as move, move.log_in() as there:
-        peers = move.target.built.node.peers
+        peers = move.target.parts.peers
         await until(lambda: peers.inbound)
         peers.partners = frozenset()
         await peers.refresh()
@@ -216,7 +216,7 @@ async def test_gossip_of_a_partner_is_not_heard_and_ends_the_conversation():
         assert (await there.hear()).error is ErrorCode.NOT_FEDERATED
         await there.socket.wait_closed()
         assert there.socket.close_code == 4008
-        found = await move.target.built.node.directory.resolve(stranger.did)
+        found = await move.target.parts.directory.resolve(stranger.did)
         assert found.state == "absent"
 
 
@@ -247,7 +247,7 @@ RATES = {"sender_rate": 1, "stranger_rate": 1, "peer_stranger_rate": 1}
 async def test_without_a_hand_off_the_same_meets_the_rates():
     """The negative control of what follows."""
     async with moving(**RATES) as move:
-        await move.target.built.node.peers.add(move.source.did, move.source.url)
+        await move.target.parts.peers.add(move.source.did, move.source.url)
         async with move.log_in() as there:
             await there.say(move.submit(to(move.agent, 40), handoff=""))
             answer = await there.hear(Submitted)
@@ -271,7 +271,7 @@ async def test_what_is_handed_over_is_past_rates_and_its_receipt_names_the_hand_
 @pytest.mark.parametrize("is_added", [False, True], ids=["partner", "added"])
 async def test_nothing_is_taken_under_a_hand_off_of_another_inbox(is_added):
     async with moving() as move:
-        node = move.target.built.node
+        node = move.target.parts
         if is_added:
             await node.peers.add(move.source.did, move.source.url)
         other = new_key()
@@ -313,7 +313,7 @@ async def test_what_cannot_be_read_is_rejected_one_by_one_and_nothing_is_stored(
 async def test_a_receipt_is_of_one_hand_off_or_of_none():
     async with moving() as move:
         other = new_key()
-        await move.target.built.node.peers.add(move.source.did, move.source.url)
+        await move.target.parts.peers.add(move.source.did, move.source.url)
         async with speaker(move.target.url, other), move.log_in() as there:
             for n, made in enumerate([to(move.agent), to(other), to(move.agent), to(move.agent)]):
                 handoff = "" if n == 1 else None
@@ -384,7 +384,7 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
     async with relay_at(a) as at_a, relay_at(b) as at_b:
         newest = record_of(agent, a)
         async with speaker(a.url, agent, record=newest), speaker(a.url) as sender:
-            await at_a.built.node.directory.publish(record_of(other, a), only=other.did)
+            await at_a.parts.directory.publish(record_of(other, a), only=other.did)
             await sender.say(Submit("s", [one.wire for one in to(agent, 5)]))
             assert (await sender.hear(Submitted)).receipt
         way = Traveller(agent, Home(a.did, a.url), Home(b.did, b.url), newest)
@@ -392,11 +392,11 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
         async with within(20):
             while (await way.state(way.source)).tally.waiting:  # noqa: ASYNC110  a relay's word
                 await asyncio.sleep(0.05)
-        link = at_a.built.links.to(b.did)
+        link = at_a.parts.links.to(b.did)
         assert link is not None
-        assert list(at_a.built.links.live()) == []
-        await at_a.built.node.mesh.push()
-        await at_a.built.node.mesh.meet()
+        assert list(at_a.parts.links.live()) == []
+        await at_a.parts.mesh.push()
+        await at_a.parts.mesh.meet()
         # what was pushed before this answer has been heard by now
         with pytest.raises(RelayError):
             await link.ask(lambda ref: Resolve(ref, other.did))
@@ -500,7 +500,7 @@ class Answering:
 )
 async def test_a_receipt_of_another_hand_off_is_no_receipt_and_ends_the_link(asked, named):
     async with running_node(federation="open") as node:
-        key = node.built.node.key
+        key = node.parts.key
         socket = await dial(node.url)
         link: Link = await log_in(socket, new_key(), node.url, key.did)
         link._socket = Answering(key, named)

@@ -56,12 +56,12 @@ async def test_a_relay_that_the_operator_added_logs_in_and_gets_no_inbox():
     key = new_key()
     async with (
         running_node(peers=(f"{key.did}@http://127.0.0.1:1",)) as node,
-        peer(node.url, node.built.node.key.did, key) as there,
+        peer(node.url, node.parts.key.did, key) as there,
     ):
         assert there.ready.welcome.inbox is False
-        assert node.built.node.peers.inbound == {key.did: 1}
+        assert node.parts.peers.inbound == {key.did: 1}
         await there.socket.close()
-        await until(lambda: not node.built.node.peers.inbound)
+        await until(lambda: not node.parts.peers.inbound)
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ async def test_a_relay_that_this_one_does_not_deal_with_is_refused_by_name(mode,
     deny = (key.did,) if denied else ()
     async with running_node(federation=mode, deny=deny) as node:
         with pytest.raises(RelayError) as caught:
-            async with peer(node.url, node.built.node.key.did, key):
+            async with peer(node.url, node.parts.key.did, key):
                 pass
         assert caught.value.code is code
 
@@ -85,7 +85,7 @@ async def test_a_relay_that_this_one_does_not_deal_with_is_refused_by_name(mode,
 async def test_open_federation_takes_a_relay_that_nobody_has_blocked():
     async with (
         running_node(federation="open") as node,
-        peer(node.url, node.built.node.key.did) as there,
+        peer(node.url, node.parts.key.did) as there,
     ):
         assert there.ready.welcome.session is None
 
@@ -96,7 +96,7 @@ async def test_a_dialler_that_expects_another_relay_there_goes_no_further():
             async with peer(node.url, new_key().did):
                 pass
         assert caught.value.code is ErrorCode.WRONG_RELAY
-        assert not node.built.node.peers.inbound
+        assert not node.parts.peers.inbound
 
 
 # ---------------------------------------------------------------- who may say what
@@ -110,7 +110,7 @@ async def test_a_dialler_that_expects_another_relay_there_goes_no_further():
 async def test_a_peer_that_says_what_an_agent_says_is_told_so_and_cut_off(frame):
     async with (
         running_node(federation="open") as node,
-        peer(node.url, node.built.node.key.did) as there,
+        peer(node.url, node.parts.key.did) as there,
     ):
         await there.say(frame)
         assert (await there.hear(Bye)).error is ErrorCode.BAD_FRAME
@@ -137,10 +137,10 @@ async def test_envelopes_that_were_here_or_at_too_many_relays_go_no_further(coun
     wire = frames.jose.loads(make_envelope(new_key(), new_key().did).wire)
     async with (
         running_node(federation="open") as node,
-        peer(node.url, node.built.node.key.did) as there,
+        peer(node.url, node.parts.key.did) as there,
     ):
         hops = tuple(new_key().did for _ in range(count))
-        here = (*hops[1:], node.built.node.key.did)
+        here = (*hops[1:], node.parts.key.did)
         await there.say(Submit("circle", [wire], here))
         assert (await there.hear(Error)).ref == "circle"
         await there.say(Submit("far", [wire], hops))
@@ -161,7 +161,7 @@ async def test_a_link_carries_submits_and_questions_and_tells_answers_apart():
         speaker(node.url, bob),
         running_links(Links(new_key(), Dialler(), Everybody())) as links,
     ):
-        link = await links.reach(node.built.node.key.did, node.url)
+        link = await links.reach(node.parts.key.did, node.url)
         wires = [make_envelope(alice, to.did).wire for to in (bob, nobody)]
         good, bad, found = await asyncio.gather(
             link.submit(wires[:1]),
@@ -181,7 +181,7 @@ async def test_many_who_want_one_relay_share_one_dial():
         running_node(federation="open") as node,
         running_links(Links(new_key(), dialler, Everybody())) as links,
     ):
-        did = node.built.node.key.did
+        did = node.parts.key.did
         found = await asyncio.gather(*(links.reach(did, node.url) for _ in range(20)))
         assert len(set(map(id, found))) == 1
         assert dialler.dialled == [node.url]
@@ -199,7 +199,7 @@ async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_di
                 await links.reach(wrong, node.url)
             assert caught.value.retry_after
         assert len(dialler.dialled) == 1, "and is itself not dialled again at once"
-        assert await links.reach(node.built.node.key.did, node.url)
+        assert await links.reach(node.parts.key.did, node.url)
 
 
 class Slow(Dialler):
@@ -227,7 +227,7 @@ async def test_dials_that_records_ask_for_leave_room_for_the_relays_that_are_cho
         with pytest.raises(UnavailableError) as caught:
             await links.reach(new_key().did, "https://slow.example")
         assert "too many" in caught.value.detail
-        chooser.wanted = [(node.built.node.key.did, node.url)]
+        chooser.wanted = [(node.parts.key.did, node.url)]
         await until(links.live)
         for task in slow:
             task.cancel()
@@ -258,7 +258,7 @@ async def test_a_peers_refusal_is_told_as_one():
         running_links(Links(new_key(), Dialler(), Everybody())) as links,
     ):
         with pytest.raises(RejectedError) as caught:
-            await links.reach(node.built.node.key.did, node.url)
+            await links.reach(node.parts.key.did, node.url)
         assert caught.value.code is ErrorCode.NOT_FEDERATED
 
 
@@ -284,7 +284,7 @@ async def test_who_pushes_too_much_is_told_that_it_was_dropped():
         running_node(federation="open") as node,
         running_links(Links(new_key(), Dialler(), Everybody())) as links,
     ):
-        link = await links.reach(node.built.node.key.did, node.url)
+        link = await links.reach(node.parts.key.did, node.url)
         taken = [link.push(Gossip(("x",))) for _ in range(100)]
         assert taken[0]
         assert not taken[-1]
@@ -295,9 +295,9 @@ async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
     async with running_node(federation="open") as node:
         for _ in range(10):
             async with running_links(Links(new_key(), Dialler(), Everybody())) as links:
-                await links.reach(node.built.node.key.did, node.url)
+                await links.reach(node.parts.key.did, node.url)
                 await links.drain()
-        await until(lambda: not node.built.node.peers.inbound)
+        await until(lambda: not node.parts.peers.inbound)
     assert metrics.INTERNAL._value.get() == before
 
 
@@ -308,7 +308,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
         speaker(node.url, bob),
         running_links(Links(new_key(), Dialler(), Everybody())) as links,
     ):
-        link = await links.reach(node.built.node.key.did, node.url)
+        link = await links.reach(node.parts.key.did, node.url)
         async with asyncio.TaskGroup() as tasks:
             given_up = tasks.create_task(link.submit([make_envelope(alice, bob.did).wire]))
             await asyncio.sleep(0)
@@ -343,7 +343,7 @@ async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeyp
     monkeypatch.setattr(link_module, "UNASKED_PER_S", 10 * len(frame))
     async with running_node(federation="open") as node:
         socket = await dial(node.url)
-        link = await log_in(socket, new_key(), node.url, node.built.node.key.did)
+        link = await log_in(socket, new_key(), node.url, node.parts.key.did)
         flood = link._socket = Flooding(frame)
         began = clock.monotonic()
         running = asyncio.create_task(link.run())

@@ -146,7 +146,7 @@ async def met(*relays: LyingRelay) -> AsyncIterator[tuple[RunningNode, RunningNo
     liars = [Place(one.key, int(one.url.rpartition(":")[2])) for one in relays]
     async with relay_at(b, [a]) as honest, relay_at(a, [b, *liars]) as node:
         await until(lambda: all(one.talks for one in relays), 20)
-        await until(lambda: node.built.links.to(b.did), 20)
+        await until(lambda: node.parts.links.to(b.did), 20)
         yield node, honest, b
 
 
@@ -154,9 +154,9 @@ async def goes_on(node: RunningNode, honest: RunningNode, b: Place) -> None:
     """Whatever a node does with its peers, it still does with the honest one."""
     agent = new_key()
     record = record_of(agent, b)
-    await node.built.node.mesh.meet()
-    await node.built.node.peers.refresh()
-    await honest.built.node.directory.publish(record, only=agent.did)
+    await node.parts.mesh.meet()
+    await node.parts.peers.refresh()
+    await honest.parts.directory.publish(record, only=agent.did)
     await until_held(node, agent, record, 20)
     async with speaker(honest.url, agent), speaker(node.url) as sender:
         await sender.say(Publish("p", record_of(sender.key, node_place(node))))
@@ -165,7 +165,7 @@ async def goes_on(node: RunningNode, honest: RunningNode, b: Place) -> None:
 
 
 def node_place(node: RunningNode) -> Place:
-    return Place(node.built.node.key, int(node.url.rpartition(":")[2]))
+    return Place(node.parts.key, int(node.url.rpartition(":")[2]))
 
 
 async def everything_asked(node: RunningNode, relay: LyingRelay) -> None:
@@ -179,9 +179,9 @@ async def everything_asked(node: RunningNode, relay: LyingRelay) -> None:
     )
     for make in ask:
         with contextlib.suppress(RelayError):
-            await (await node.built.links.reach(relay.key.did, relay.url)).ask(make)
+            await (await node.parts.links.reach(relay.key.did, relay.url)).ask(make)
     with contextlib.suppress(RelayError):
-        link = await node.built.links.reach(relay.key.did, relay.url)
+        link = await node.parts.links.reach(relay.key.did, relay.url)
         await link.submit([make_envelope(new_key(), new_key().did).wire])
 
 

@@ -87,8 +87,8 @@ async def test_a_record_published_at_one_relay_is_held_by_the_others_at_once():
         relay_at(b, [a, c]) as middle,
         relay_at(c, [b]) as last,
     ):
-        await until(lambda: len(middle.built.links.live()) == 2)
-        await until(first.built.links.live)
+        await until(lambda: len(middle.parts.links.live()) == 2)
+        await until(first.parts.links.live)
         record = record_of(agent, a)
         async with speaker(first.url, agent, record=record):
             # c is no peer of a: b has checked it, kept it, and passed it on
@@ -105,7 +105,7 @@ async def test_a_relay_that_was_away_pulls_what_it_missed_and_is_asked_for_what_
         async with relay_at(b, [a], store, federation="off") as second:
             for n, agent in enumerate(agents):
                 node = first if n % 2 else second
-                await node.built.node.directory.publish(made[agent.did], only=agent.did)
+                await node.parts.directory.publish(made[agent.did], only=agent.did)
         assert await held(first, agents[0]) is None, "nothing can have been pushed"
         async with relay_at(b, [a], store) as second:
             for agent in agents:
@@ -124,10 +124,10 @@ async def test_without_pulls_what_was_published_during_a_partition_stays_unknown
     agent = new_key()
     async with relay_at(a, [b]) as first:
         record = record_of(agent, a)
-        await first.built.node.directory.publish(record, only=agent.did)
-        first.built.node.mesh.hearing.rumors.pop_frames([new_key().did], lambda peers, _: peers)
+        await first.parts.directory.publish(record, only=agent.did)
+        first.parts.mesh.hearing.rumors.pop_frames([new_key().did], lambda peers, _: peers)
         async with relay_at(b, [a]) as second:
-            await until(lambda: first.built.links.live() and second.built.links.live())
+            await until(lambda: first.parts.links.live() and second.parts.links.live())
             with pytest.raises(TimeoutError):
                 await until_held(second, agent, record, 2)
 
@@ -156,7 +156,7 @@ async def test_three_forged_records_and_a_peer_is_out_and_only_it():
         await until_held(node, agent, record)
         await good.say(Want("w", view=True))
         assert (await good.hear(View)).strikes == 0
-        assert len(node.built.node.mesh.following.index) == 1, "no lie is held"
+        assert len(node.parts.mesh.following.index) == 1, "no lie is held"
 
 
 async def test_without_the_signature_check_a_lie_is_held(monkeypatch):
@@ -205,7 +205,7 @@ async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_heard_meanwhile()
         await until_held(node, agent, record, 4)
         await bad.say(Want("w", view=True))
         await bad.hear(View)
-        assert len(node.built.node.mesh.following.index) < 700
+        assert len(node.parts.mesh.following.index) < 700
 
 
 @pytest.mark.alone
@@ -242,7 +242,7 @@ async def test_a_peer_that_asks_for_long_answers_without_end_pays_for_their_leng
     owners = tuple(parse_did(agent.did).agent_key for agent in agents)
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         for agent in agents:
-            await node.built.node.directory.publish(record_of(agent, a), owner=agent.did)
+            await node.parts.directory.publish(record_of(agent, a), owner=agent.did)
         began = clock.monotonic()
         for n in range(100):
             await there.say(Want(f"w{n}", agents=owners))
@@ -262,7 +262,7 @@ async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):
         await bad.say(Gossip(tuple(flood)))
         await bad.say(Want("w", view=True))
         await bad.hear(View)
-        assert len(node.built.node.mesh.following.index) == 800
+        assert len(node.parts.mesh.following.index) == 800
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ async def test_a_peer_is_told_digests_lists_records_and_where_agents_live():
     agent = new_key()
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         record = record_of(agent, a)
-        await node.built.node.directory.publish(record, only=agent.did)
+        await node.parts.directory.publish(record, only=agent.did)
         bucket = place(agent.agent_key.encode(), TOP_BITS)
         await there.say(Digest("d", TOP_BITS))
         [one] = (await there.hear(Digests)).items
@@ -356,7 +356,7 @@ async def test_in_an_open_mesh_one_live_relay_is_enough_to_be_linked_to_all():
     ):
 
         def linked(node, place):
-            return place.did in {link.peer for link in node.built.links.live()}
+            return place.did in {link.peer for link in node.parts.links.live()}
 
         await until(lambda: linked(third, b) and linked(second, c), 30)
 
@@ -368,11 +368,11 @@ async def test_in_closed_federation_a_relay_that_was_told_of_is_known_and_not_di
         relay_at(b, [a]),
         relay_at(c, [a]) as third,
     ):
-        peers = third.built.node.peers
+        peers = third.parts.peers
         await until(lambda: b.did in peers.rows, 30)
         assert peers.rows[b.did].standing == "learned"
         assert b.did not in peers.roster
-        assert len(first.built.node.peers.roster) == 2
+        assert len(first.parts.peers.roster) == 2
 
 
 async def test_forged_relay_information_is_a_lie_like_any_other():
@@ -384,15 +384,15 @@ async def test_forged_relay_information_is_a_lie_like_any_other():
             await bad.say(Gossip(relays=(lie,)))
         await bad.say(Want("w", view=True))
         assert (await bad.hear(Bye, View)).error is ErrorCode.BLOCKED
-        assert node.built.node.peers.rows == {}
+        assert node.parts.peers.rows == {}
 
 
 async def test_an_agent_that_lives_elsewhere_is_resolved_from_what_was_gossiped():
     a, b = places(2)
     agent = new_key()
     async with relay_at(a, [b]) as first, relay_at(b, [a]) as second:
-        await until(lambda: first.built.links.live() and second.built.links.live())
+        await until(lambda: first.parts.links.live() and second.parts.links.live())
         async with speaker(first.url, agent, record=record_of(agent, a)):
             record = record_of(agent, a, seq=int(now() * 1000) + 1)
-            await first.built.node.directory.publish(record, owner=agent.did)
+            await first.parts.directory.publish(record, owner=agent.did)
             await until_held(second, agent, record)

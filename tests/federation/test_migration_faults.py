@@ -110,7 +110,7 @@ async def test_a_first_record_that_says_what_was_left_lets_that_relay_hand_over(
 
 async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
     """Whose digests a relay waits for."""
-    here = node.built.node.handoffs
+    here = node.parts.handoffs
     row = await here.store.handoff(parse_did(agent.did).agent_key)
     return here.kept(row).side.missing
 
@@ -160,17 +160,17 @@ async def test_two_relays_are_done_with_each_other_after_a_week(monkeypatch):
             await take_all(one, 2)
         await until_empty(move)
         for node, other in ((world.at_a, world.b), (world.at_b, world.a)):
-            open_now = node.built.node.handoffs
+            open_now = node.parts.handoffs
             await open_now.refresh()
             assert open_now.partners == {other.did}
         later = time.time() + GRACE_S + 60
         monkeypatch.setattr("relay.clock.now", lambda: Timestamp(later))
         for node in (world.at_a, world.at_b):
-            doubts = node.built.node.handoffs
+            doubts = node.parts.handoffs
             await doubts.refresh(clock_ok=False)
             assert doubts.partners
         for node in (world.at_a, world.at_b):
-            done = node.built.node.handoffs
+            done = node.parts.handoffs
             await done.refresh()
             assert done.partners == frozenset()
             assert await done.store.handoffs() == []

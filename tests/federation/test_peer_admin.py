@@ -37,15 +37,15 @@ async def test_two_relays_whose_operators_add_each_other_are_linked_both_ways():
         # the DID is taken from what the relay there has signed
         status, added = await ask(first.admin, "POST", "/peers", json={"url": b.url})
         assert (status, added["did"], added["standing"]) == (200, b.did, "added")
-        await until(lambda: b.did in first.built.node.peers.refusals)
+        await until(lambda: b.did in first.parts.peers.refusals)
         _, shown = await ask(first.admin, "GET", f"/peers/{b.did}")
         assert shown["refused"]["error"] == ErrorCode.NOT_FEDERATED
         assert shown["back_off"]["wait_s"] >= 0
         assert not shown["linked"]
         await ask(second.admin, "POST", "/peers", json={"url": a.url, "did": a.did})
         # the other one's login tells that it is worth another dial
-        await until(lambda: first.built.links.live() and second.built.links.live())
-        await until(lambda: b.did in first.built.node.peers.views)
+        await until(lambda: first.parts.links.live() and second.parts.links.live())
+        await until(lambda: b.did in first.parts.peers.views)
         _, listed = await ask(first.admin, "GET", "/peers")
         [one] = listed["peers"]
         assert (one["linked"], one["inbound"], one["state"]) == (True, 1, "alive")
@@ -54,13 +54,13 @@ async def test_two_relays_whose_operators_add_each_other_are_linked_both_ways():
         assert one["sees_us"]["state"] in {"alive", "suspect"}
         status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}")
         assert status == 200
-        await until(lambda: not first.built.links.live())
+        await until(lambda: not first.parts.links.live())
         assert await ask(first.admin, "GET", f"/peers/{b.did}") == (
             404,
             {"error": "unsupported", "detail": "no such relay is known", "retry_after": None},
         )
         # whoever was removed is cut off
-        await until(lambda: not first.built.node.peers.inbound)
+        await until(lambda: not first.parts.peers.inbound)
 
 
 @pytest.mark.parametrize(
@@ -108,23 +108,23 @@ async def test_a_relay_that_is_added_once_is_known_to_the_other_node_of_the_stor
     a, b = places(2)
     [other_port] = places(1)
     async with relay_at(b, [a]), relay_at(a, public_url=a.url) as first:
-        store = first.built.node.store
+        store = first.parts.store
         async with relay_at(a, store=store, listen=f"127.0.0.1:{other_port.port}",
                             public_url=a.url) as second:  # fmt: skip
             await ask(first.admin, "POST", "/peers", json={"url": b.url})
-            await until(lambda: first.built.links.live() and second.built.links.live(), 20)
-            assert second.built.node.peers.rows[b.did].standing == "added"
+            await until(lambda: first.parts.links.live() and second.parts.links.live(), 20)
+            assert second.parts.peers.rows[b.did].standing == "added"
 
 
 async def test_settings_and_what_the_operator_added_are_both_known_after_a_restart():
     a, b = places(2)
     key = new_key()
     async with relay_at(a, [b]) as node:
-        store = node.built.node.store
+        store = node.parts.store
         body = {"url": "https://relay.example", "did": key.did}
         await ask(node.admin, "POST", "/peers", json=body)
     async with relay_at(a, [b], store) as node:
-        assert node.built.node.peers.rows.keys() == {b.did, key.did}
+        assert node.parts.peers.rows.keys() == {b.did, key.did}
         async with peer(a.url, a.did, key) as there:
             assert there.ready.relay == a.did
 
@@ -134,19 +134,19 @@ async def test_a_relay_that_is_back_with_a_new_key_is_added_anew_and_its_old_sel
     renewed = Place(new_key(), b.port)
     async with relay_at(a, [b]) as first:
         async with relay_at(b, [a]):
-            await until(first.built.links.live)
+            await until(first.parts.links.live)
         async with relay_at(renewed, [a]):
-            refusals = first.built.node.peers.refusals
+            refusals = first.parts.peers.refusals
             await until(
                 lambda: b.did in refusals and refusals[b.did].code is ErrorCode.WRONG_RELAY, 20
             )
             _, shown = await ask(first.admin, "GET", f"/peers/{b.did}")
             assert f"found {renewed.did}" in shown["refused"]["detail"]
-            assert renewed.did not in first.built.node.peers.rows, "nobody is added on hearsay"
+            assert renewed.did not in first.parts.peers.rows, "nobody is added on hearsay"
             _, added = await ask(first.admin, "POST", "/peers", json={"url": b.url})
             assert added["did"] == renewed.did
             await ask(first.admin, "DELETE", f"/peers/{b.did}")
-            await until(lambda: [link.peer for link in first.built.links.live()] == [renewed.did])
+            await until(lambda: [link.peer for link in first.parts.links.live()] == [renewed.did])
 
 
 # ---------------------------------------------------------------- commands
@@ -163,7 +163,7 @@ async def test_the_commands_of_an_operator(tmp_path):
         here = ("--admin", third.admin)
         assert "no other relay" in (await terminal.run("peers", "list", *here)).out
         # of a relay that it has not reached itself it would not tell
-        await until(lambda: first.built.node.peers.is_proved(b.did))
+        await until(lambda: first.parts.peers.is_proved(b.did))
         joined = await terminal.run("join", a.url, *here, "--json")
         assert (joined.code, joined.json["peer"]["linked"]) == (Exit.OK, True)
         assert joined.json["known"] == [b.did], "one live relay is enough"
@@ -189,14 +189,14 @@ async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tm
     terminal = Terminal(tmp_path)
     async with relay_at(a, [b]) as node:
         here = ("--admin", node.admin)
-        await until(lambda: node.built.links.waits(b.did, b.url))
+        await until(lambda: node.parts.links.waits(b.did, b.url))
         record = record_of(carol, b)
-        await node.built.node.directory.keep([record], b.did)
+        await node.parts.directory.keep([record], b.did)
         async with Agent.open(new_key(), node.url) as alice:
             sent = await alice.send(carol.did, b"for later")
             assert sent.custody == "outbox"
         # whichever moment of the back-off it is: half a second is no whole number of them
-        await until(lambda: (node.built.links.waits(b.did, b.url) or (0.0,))[0] % 1 > 0.05)
+        await until(lambda: (node.parts.links.waits(b.did, b.url) or (0.0,))[0] % 1 > 0.05)
         shown = await terminal.run("peers", "show", b.did, *here)
         assert shown.code == Exit.OK, shown.err
         assert "outbox      1 envelopes wait for it" in shown.out
@@ -206,7 +206,7 @@ async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tm
         assert waits is None or isinstance(waits["wait_s"], int)
         listed = await terminal.run("peers", "list", *here)
         assert "  1 wait (" in listed.out
-        await node.built.housekeeping.measure()
+        await node.parts.housekeeping.measure()
         async with httpx2.AsyncClient(base_url=node.admin) as http:
             figures = (await http.get("/metrics")).text.splitlines()
         assert "relay_outbox_envelopes 1.0" in figures
@@ -219,7 +219,7 @@ async def test_what_waits_for_a_relay_that_was_removed_is_seen_too(tmp_path):
     a, b = places(2)
     carol = new_key()
     async with relay_at(a, [b]) as node:
-        await node.built.node.directory.keep([record_of(carol, b)], b.did)
+        await node.parts.directory.keep([record_of(carol, b)], b.did)
         async with Agent.open(new_key(), node.url) as alice:
             await alice.send(carol.did, b"for later")
         await ask(node.admin, "DELETE", f"/peers/{b.did}")
@@ -233,25 +233,25 @@ async def test_what_waits_for_a_relay_that_was_removed_is_seen_too(tmp_path):
 async def test_a_relay_that_is_blocked_is_cut_off_both_ways_and_stays_so_over_a_restart():
     a, b = places(2)
     async with relay_at(a, [b]) as first, relay_at(b, [a]) as second:
-        store = first.built.node.store
-        peers = first.built.node.peers
-        await until(lambda: first.built.links.live() and peers.inbound.get(b.did))
+        store = first.parts.store
+        peers = first.parts.peers
+        await until(lambda: first.parts.links.live() and peers.inbound.get(b.did))
         status, said = await ask(first.admin, "POST", f"/peers/{b.did}/block", json={})
         assert (status, said["standing"], said["linked"]) == (200, "blocked", said["linked"])
-        await until(lambda: not first.built.links.live() and not peers.inbound)
+        await until(lambda: not first.parts.links.live() and not peers.inbound)
         with pytest.raises(RelayError) as caught:
             async with peer(a.url, a.did, b.key):
                 pass
         assert caught.value.code is ErrorCode.BLOCKED
         with pytest.raises(RelayError) as caught:
-            await first.built.links.reach(b.did, b.url)
+            await first.parts.links.reach(b.did, b.url)
         assert caught.value.code is ErrorCode.BLOCKED
-        assert a.did in second.built.node.peers.rows
+        assert a.did in second.parts.peers.rows
     async with relay_at(a, [b], store) as first:
-        assert first.built.node.peers.rows[b.did].standing == "blocked", "settings do not lift it"
+        assert first.parts.peers.rows[b.did].standing == "blocked", "settings do not lift it"
         status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}/block")
         assert status == 200
-        assert first.built.node.peers.rows[b.did].standing == "learned"
+        assert first.parts.peers.rows[b.did].standing == "learned"
         status, _ = await ask(first.admin, "DELETE", f"/peers/{b.did}/block")
         assert status == 404
         await ask(first.admin, "POST", "/peers", json={"url": b.url, "did": b.did})
@@ -276,7 +276,7 @@ async def test_a_relay_that_nobody_knows_yet_is_blocked_and_unblocked_by_command
         assert (shown.code, "blocked since" in shown.out) == (Exit.OK, True)
         free = await terminal.run("peers", "unblock", stranger.did, *here)
         assert free.out.split() == ["unblocked", stranger.did]
-        assert node.built.node.peers.rows == {}
+        assert node.parts.peers.rows == {}
         async with peer(a.url, a.did, stranger) as there:
             assert there.ready.relay == a.did
         again = await terminal.run("peers", "unblock", stranger.did, *here)
@@ -292,7 +292,7 @@ async def test_a_page_in_a_browser_blocks_nobody():
         path = f"/peers/{b.did}/block"
         _, said = await ask(node.admin, "POST", path, headers=headers, content=b"{}")
         assert said["error"] == ErrorCode.UNSUPPORTED
-        assert node.built.node.peers.rows[b.did].standing == "added"
+        assert node.parts.peers.rows[b.did].standing == "added"
 
 
 @pytest.mark.parametrize("path", ["/peers", "/clock"])
@@ -303,6 +303,6 @@ async def test_a_page_under_a_name_that_leads_to_this_machine_changes_nothing(pa
         headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
         status, said = await ask(node.admin, "POST", path, headers=headers, json=body)
         assert (status, said["error"]) == (403, ErrorCode.NOT_ADMITTED)
-        assert node.built.node.peers.rows == {}
+        assert node.parts.peers.rows == {}
         status, _ = await ask(node.admin, "POST", path, json=body)
         assert status == 200

@@ -123,7 +123,7 @@ async def test_a_dial_to_where_only_a_record_says_that_a_peer_is_tells_nothing_o
 
 async def give_up(node: RunningNode, others: Sequence[Place]) -> None:
     """A relay knows the others, and has missed them often."""
-    peers = node.built.node.peers
+    peers = node.parts.peers
     for there in others:
         await peers.heard_of(info(there))
         for _ in range(membership.GONE_AFTER):
@@ -155,13 +155,13 @@ async def test_two_halves_of_a_mesh_that_have_given_each_other_up_find_each_othe
             await stack.enter_async_context(relay_at(here, **OPEN)) for here in (*half, *other)
         ]
         for node, there in zip(nodes, (*half[::-1], *other[::-1]), strict=True):
-            await node.built.node.peers.heard_of(info(there))
-        await until(lambda: all(node.built.links.live() for node in nodes))
+            await node.parts.peers.heard_of(info(there))
+        await until(lambda: all(node.parts.links.live() for node in nodes))
         for node, others in zip(nodes, (other, other, half, half), strict=True):
             await give_up(node, others)
 
         def across() -> set[Did]:
-            linked = {link.peer for node in nodes[:2] for link in node.built.links.live()}
+            linked = {link.peer for node in nodes[:2] for link in node.parts.links.live()}
             return linked & {there.did for there in other}
 
         await until(across, 20)
@@ -188,8 +188,8 @@ async def test_a_dead_host_has_a_rest_however_many_relays_are_said_to_be_there(m
         chooser.wanted = [(new_key().did, dead) for _ in range(10)]
         for node in (first, second):
             await until(lambda: dead in dialler.dialled)
-            chooser.wanted = [*chooser.wanted, (node.built.node.key.did, node.url)]
-            await until(lambda did=node.built.node.key.did: links.to(did))
+            chooser.wanted = [*chooser.wanted, (node.parts.key.did, node.url)]
+            await until(lambda did=node.parts.key.did: links.to(did))
         assert dialler.dialled.count(dead) == 1
 
 
@@ -200,7 +200,7 @@ async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alon
         running_node(federation="open") as node,
         running_links(Links(new_key(), dialler, Everybody()), chooser) as links,
     ):
-        there = node.built.node.key.did
+        there = node.parts.key.did
         chooser.wanted = [(there, node.url)]
         await until(lambda: links.to(there))
         gone = UnavailableError(ErrorCode.PEER_UNREACHABLE, "nobody is there")
@@ -229,7 +229,7 @@ async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
         running_node(federation="open") as node,
         running_links(Links(new_key(), Dialler(), Everybody()), chooser) as links,
     ):
-        there = node.built.node.key.did
+        there = node.parts.key.did
         chooser.wanted = [(there, node.url)]
         await until(lambda: links.to(there))
         link = links.to(there)
@@ -255,17 +255,17 @@ async def test_a_join_that_fails_leaves_nothing_behind_and_tells_nobody(federati
         relay_at(a, [b], federation=federation) as node,
         relay_at(b, [a], federation=federation),
     ):
-        peers = node.built.node.peers
-        await until(node.built.links.live)
+        peers = node.parts.peers
+        await until(node.parts.links.live)
         before = peers.rows
         status, answer = await ask(node.admin, "POST", "/join", json={"url": dead.url})
         assert (status, answer["error"]) == (502, ErrorCode.PEER_UNREACHABLE)
         assert "not added" in answer["detail"]
         assert dead.did not in peers.rows
         assert dead.did not in peers.roster
-        assert [row.did for row in await node.built.node.store.peers()] == [*before]
+        assert [row.did for row in await node.parts.store.peers()] == [*before]
         assert not peers.is_admitted(dead.did) or federation == "open"
-        news = map(relay_info.parse, node.built.node.mesh.hearing.relays)
+        news = map(relay_info.parse, node.parts.mesh.hearing.relays)
         assert dead.did not in {one.did for one in news}
 
 
@@ -275,29 +275,29 @@ async def test_a_join_that_the_other_relay_refuses_says_so_and_leaves_nothing_be
         status, answer = await ask(node.admin, "POST", "/join", json={"url": b.url})
         assert (status, answer["error"]) == (403, ErrorCode.NOT_FEDERATED)
         assert "peers add" in answer["detail"]
-        assert node.built.node.peers.rows == {}
+        assert node.parts.peers.rows == {}
         await ask(other.admin, "POST", "/peers", json={"url": a.url, "did": a.did})
         status, answer = await ask(node.admin, "POST", "/join", json={"url": b.url})
         assert (status, answer["peer"]["linked"], answer["peer"]["state"]) == (200, True, "alive")
-        assert node.built.node.peers.rows[b.did].standing == "added"
+        assert node.parts.peers.rows[b.did].standing == "added"
 
 
 async def test_a_join_that_is_interrupted_leaves_nothing_behind(monkeypatch):
     [a] = places(1)
     async with web_page(silent=True) as dead, relay_at(a) as node:
-        dials = node.built.links._dials
-        joining = asyncio.create_task(node.built.operating.join(dead.url))
+        dials = node.parts.links._dials
+        joining = asyncio.create_task(node.parts.operating.join(dead.url))
         await until(lambda: dead.url in dials)
         joining.cancel()
         await asyncio.wait([joining])
-        assert node.built.node.peers.rows == {}
-        assert not node.built.node.peers.is_admitted(dead.did)
+        assert node.parts.peers.rows == {}
+        assert not node.parts.peers.is_admitted(dead.did)
         monkeypatch.setattr(admin, "JOIN_S", 0.05)
         with pytest.raises(RelayError) as caught:
-            await node.built.operating.join(dead.url)
+            await node.parts.operating.join(dead.url)
         assert caught.value.code is ErrorCode.PEER_UNREACHABLE
-        assert node.built.node.peers.rows == {}
-        assert not node.built.node.peers.is_admitted(dead.did)
+        assert node.parts.peers.rows == {}
+        assert not node.parts.peers.is_admitted(dead.did)
 
 
 async def test_a_join_of_a_relay_that_is_blocked_is_refused():
@@ -306,7 +306,7 @@ async def test_a_join_of_a_relay_that_is_blocked_is_refused():
         await ask(node.admin, "POST", f"/peers/{b.did}/block", json={})
         _, answer = await ask(node.admin, "POST", "/join", json={"url": b.url})
         assert answer["error"] == ErrorCode.BLOCKED
-        assert node.built.node.peers.rows[b.did].standing == "blocked"
+        assert node.parts.peers.rows[b.did].standing == "blocked"
 
 
 # ---------------------------------------------------------------- of whom others are told
@@ -317,9 +317,9 @@ async def test_a_relay_that_was_added_and_never_answered_is_told_of_to_nobody():
     async with web_page() as dead, relay_at(a, **OPEN) as node:
         status, _ = await ask(node.admin, "POST", "/peers", json={"url": dead.url})
         assert status == 200
-        peers = node.built.node.peers
+        peers = node.parts.peers
         assert peers.rows[dead.did].info
-        await until(lambda: node.built.links.waits(dead.did, dead.url))
+        await until(lambda: node.parts.links.waits(dead.did, dead.url))
         assert await told_of(a) == {a.did}
         # it stays added here, and its own word is no proof that anybody can reach it
         async with peer(a.url, a.did, dead.key) as there:
@@ -335,15 +335,15 @@ async def test_a_relay_that_others_told_of_is_passed_on_only_once_it_was_reached
     async with relay_at(a, **OPEN) as node:
         async with peer(a.url, a.did) as there:
             await there.say(Gossip(relays=(info(b, ago=100),)))
-            await until(lambda: b.did in node.built.node.peers.rows)
+            await until(lambda: b.did in node.parts.peers.rows)
         assert await told_of(a) == {a.did}
-        assert node.built.node.mesh.hearing.relays == []
+        assert node.parts.mesh.hearing.relays == []
         async with relay_at(b, **OPEN):
             # it knows nobody: the other relay dials it by itself
-            await until(lambda: node.built.node.peers.is_proved(b.did), 20)
+            await until(lambda: node.parts.peers.is_proved(b.did), 20)
             assert await told_of(a) == {a.did, b.did}
         for _ in range(2 * membership.GONE_AFTER):
-            node.built.node.peers.missed(b.did, NOBODY)
+            node.parts.peers.missed(b.did, NOBODY)
         assert await told_of(a) == {a.did}, "it is gone"
         # the negative control: it is the proof that is missing, nothing else
         monkeypatch.setattr(Peers, "is_proved", lambda _self, did: bool(did))
@@ -353,7 +353,7 @@ async def test_a_relay_that_others_told_of_is_passed_on_only_once_it_was_reached
 async def test_a_relay_with_another_address_is_told_of_once_it_was_reached_there():
     a, b, elsewhere = places(3)
     async with relay_at(a, **OPEN) as node, relay_at(b, **OPEN):
-        peers = node.built.node.peers
+        peers = node.parts.peers
         assert await peers.heard_of(info(b, ago=100))
         await until(lambda: peers.is_proved(b.did))
         moved = Place(b.key, elsewhere.port)

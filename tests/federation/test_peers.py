@@ -225,7 +225,7 @@ async def test_a_bug_about_one_relay_ends_no_link_to_another():
         running_links(Links(new_key(), Broken(), Everybody()), chooser) as links,
     ):
         wrong = new_key().did
-        chooser.wanted = [(wrong, "http://127.0.0.1:1"), (node.built.node.key.did, node.url)]
+        chooser.wanted = [(wrong, "http://127.0.0.1:1"), (node.parts.key.did, node.url)]
         await until(lambda: ("missed", wrong, ErrorCode.INTERNAL) in chooser.notes)
         await until(links.live)
 
@@ -242,6 +242,6 @@ async def test_a_relay_that_takes_connections_and_says_nothing_holds_up_no_other
         agent = new_key()
         async with relay_at(a, [silent, b]) as first, relay_at(b, [silent, a]) as second:
             record = record_of(agent, a)
-            await first.built.node.directory.publish(record, only=agent.did)
+            await first.parts.directory.publish(record, only=agent.did)
             await until_held(second, agent, record)
-            assert silent.did not in {link.peer for link in first.built.links.live()}
+            assert silent.did not in {link.peer for link in first.parts.links.live()}

@@ -154,7 +154,7 @@ async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatc
         status, _ = await asyncio.to_thread(ask, f"{back.url}/v1/envelopes", said)
         assert status == 200
         async with world.relay_b() as home:
-            await until(lambda: back.built.node.returning.is_over)
+            await until(lambda: back.parts.returning.is_over)
             assert (await asyncio.to_thread(ask, f"{back.admin}/readyz"))[0] == 200
             async with speaker(back.url, world.agent) as one:
                 assert not one.ready.welcome.inbox
@@ -198,7 +198,7 @@ async def test_an_agent_that_brings_its_newest_record_is_believed_before_its_inb
     later = int(time.time() * 1000) + 120_000
     record = record_of(world.agent, world.b, seq=later)
     async with world.relay_a(return_wait_s=0.0) as back:
-        await until(lambda: back.built.node.returning.is_over)
+        await until(lambda: back.parts.returning.is_over)
         async with speaker(back.url, world.agent, record=record) as one:
             assert not one.ready.welcome.inbox
         assert await inbox_of(back, world.agent) is False
@@ -220,7 +220,7 @@ async def test_a_token_from_before_takes_nothing(tmp_path, monkeypatch):
         assert await code_of(session.rules()) is ErrorCode.DRAINING
         assert await polled(back, session) == (503, "draining")
         async with world.relay_b() as home:
-            await until(lambda: back.built.node.returning.is_over)
+            await until(lambda: back.parts.returning.is_over)
             assert await polled(back, session) == (410, "moved")
             assert await world.takes_at_b(home) == world.sent()
 
@@ -254,15 +254,15 @@ async def polled(node: RunningNode, session: HttpSession) -> tuple[int, str]:
 async def test_a_relay_without_peers_or_without_inboxes_serves_at_once():
     (a, b), agent, store = places(2), new_key(), new_store()
     async with relay_at(a, [b]) as fresh:
-        assert fresh.built.node.returning.is_over
+        assert fresh.parts.returning.is_over
     async with relay_at(a, store=store), logged_in(a, agent):
         pass
     async with relay_at(a, store=store) as alone:
-        assert alone.built.node.returning.is_over
+        assert alone.parts.returning.is_over
     async with relay_at(a, [b], store=store, federation="off") as off:
-        assert off.built.node.returning.is_over
+        assert off.parts.returning.is_over
     async with relay_at(a, [b], store=store) as asking:
-        assert not asking.built.node.returning.is_over
+        assert not asking.parts.returning.is_over
 
 
 async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_told():
@@ -285,11 +285,11 @@ async def test_the_store_goes_back_in_time_under_a_node_that_runs(monkeypatch):
     async with relay_at(a, [b], store) as node:
         async with logged_in(a, agent):
             pass
-        assert node.built.node.returning.is_over
-        node.built.node.returning.renewed()
+        assert node.parts.returning.is_over
+        node.parts.returning.renewed()
         assert await refused_at(node.url, agent) is ErrorCode.DRAINING
         async with relay_at(b, [a]):
-            await until(lambda: node.built.node.returning.is_over)
+            await until(lambda: node.parts.returning.is_over)
             assert await inbox_of(node, agent)
 
 
@@ -308,7 +308,7 @@ async def test_each_node_of_a_relay_asks_for_itself():
         world.relay_a(public_url=world.a.url) as one,
         relay_at(beside, [world.b], world.at_a, public_url=world.a.url) as two,
     ):
-        gates = [node.built.node.returning for node in (one, two)]
+        gates = [node.parts.returning for node in (one, two)]
         assert not any(gate.is_over for gate in gates)
         async with world.relay_b() as home:
             await until(lambda: all(gate.is_over for gate in gates))

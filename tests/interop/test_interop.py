@@ -76,7 +76,7 @@ async def test_joserfc_makes_an_envelope_that_is_accepted_and_checks_its_receipt
         async with httpx2.AsyncClient(base_url=node.url, timeout=8) as http:
             answer = (await http.post("/v1/envelopes", json={"envelopes": [envelope]})).json()
         assert answer["rejected"] == []
-        relay = node.built.node.key
+        relay = node.parts.key
         public = OKPKey.import_key(
             {
                 "kty": "OKP",

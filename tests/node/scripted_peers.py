@@ -264,7 +264,7 @@ class Here:
         made = [make_envelope(sender, to.did, body) for body in bodies]
         results = await self.delivery.append(self.store, [self.stored(one) for one in made])
         assert not any(isinstance(one, Refusal) for one in results), results
-        self.forwarding.wake()
+        self.forwarding.due.set()
         return [one.eid for one in made]
 
     def stored(self, made: SignedEnvelope) -> StoredEnvelope:
@@ -303,8 +303,8 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     store = store or MemoryStore(InboxLimits(), clock.now)
     links = FarLinks()
     keys = DidKeys()
-    directory, handoffs = Directory(me.did, store, keys), Handoffs(me.did, store, keys)
-    directory.movers.append(handoffs.settle)
+    handoffs = Handoffs(me.did, store, keys)
+    directory = Directory(me.did, store, keys, movers=[handoffs.settle])
 
     async def learn(compact: str, peer: Did) -> object:
         return await directory.keep([compact], peer)

@@ -90,7 +90,7 @@ async def watched_node() -> AsyncIterator[RunningNode]:
     async with running_node(SlowStore(InboxLimits(), clock.now)) as node:
         yield node
         # nobody is left behind, and whoever comes now is served
-        delivery = node.built.node.delivery
+        delivery = node.parts.delivery
         await wait_until(lambda: not delivery._listeners, 5, "nobody listens any more")
         async with speaker(node.url) as alice, speaker(node.url) as bob:
             envelope = make_envelope(alice.key, bob.key.did, b"still there?")

@@ -47,7 +47,7 @@ def authority(node: RunningNode) -> str:
 
 
 async def publish(node: RunningNode, key: SigningKey, *listed: str) -> None:
-    home = Home(node.built.node.key.did, node.url)
+    home = Home(node.parts.key.did, node.url)
     now = Timestamp(time.time())
     record = endpoint_record.sign(key, [home], now=now, handles=listed)
     async with client(node) as http:
@@ -106,7 +106,7 @@ async def test_names_of_the_operator_and_of_others_are_not_given():
         await publish(node, alice, admin, elsewhere, "not a handle", "agent.example")
         assert (await finger(node, admin)).status_code == 404
         assert (await finger(node, elsewhere)).status_code == 404
-        assert await node.built.node.store.handles() == []
+        assert await node.parts.store.handles() == []
 
 
 @pytest.mark.parametrize("resource", ["", "acct:", "acct:x", "https://x/", "acct:a b@x", "a" * 400])

@@ -104,9 +104,7 @@ async def test_an_envelope_is_submitted_taken_and_acked_over_http():
         alice, bob = new_key(), await log_in(http, new_key())
         envelope = make_envelope(alice, bob.key.did)
         answer = await submit(http, envelope.wire)
-        assert verify_receipt(answer["receipt"], node.built.node.key.did).items[0].eid == (
-            envelope.eid
-        )
+        assert verify_receipt(answer["receipt"], node.parts.key.did).items[0].eid == (envelope.eid)
         page = await bob.inbox()
         assert [(i["seq"], i["redelivered"]) for i in page["items"]] == [(1, False)]
         assert jws.dumps(page["items"][0]["envelope"]) == envelope.wire
@@ -128,7 +126,7 @@ async def test_a_long_poll_ends_when_mail_comes():
     async with running_node() as node, client(node.url) as http:
         alice, bob = new_key(), await log_in(http, new_key())
         waiting = asyncio.ensure_future(bob.inbox(wait=5))
-        await wait_until(lambda: node.built.node.delivery._listeners, 8, "the poll to wait")
+        await wait_until(lambda: node.parts.delivery._listeners, 8, "the poll to wait")
         await submit(http, make_envelope(alice, bob.key.did).wire)
         assert len((await waiting)["items"]) == 1
 
@@ -136,7 +134,7 @@ async def test_a_long_poll_ends_when_mail_comes():
 async def waiting_poll(node: RunningNode, bob: Poller) -> tuple[asyncio.Future[Any], Any]:
     """A poll that has looked and found nothing, and what waits in it."""
     request = bob.http.get("/v1/inbox?wait=8", headers=bob.bearer)
-    answer, found = asyncio.ensure_future(request), node.built.node.delivery._listeners
+    answer, found = asyncio.ensure_future(request), node.parts.delivery._listeners
     await wait_until(lambda: found, 8, "the poll to wait")
     [waiter] = found.values()
     await wait_until(lambda: waiter.seen is not None, 8, "its first look")
@@ -155,10 +153,10 @@ async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
         bob = await log_in(http, new_key())
         answer, waiter = await waiting_poll(node, bob)
         for _ in range(3):
-            await node.built.node.delivery.poll(store)
+            await node.parts.delivery.poll(store)
             assert not waiter.news.is_set()
         await submit(elsewhere, make_envelope(new_key(), bob.key.did).wire)
-        await node.built.node.delivery.poll(store)
+        await node.parts.delivery.poll(store)
         assert len((await answer).json()["items"]) == 1
 
 
@@ -173,7 +171,7 @@ async def test_a_waiting_poll_that_was_superseded_elsewhere_is_told():
         bob = await log_in(http, new_key())
         answer, _ = await waiting_poll(node, bob)
         await log_in(elsewhere, bob.key)
-        await node.built.node.delivery.poll(store)
+        await node.parts.delivery.poll(store)
         assert (await answer).json()["error"] == "superseded"
 
 
@@ -285,7 +283,7 @@ async def test_records_are_published_and_resolved_over_http():
         absent = await http.get(f"/v1/agents/{key.did}")
         assert (absent.status_code, absent.json()["state"]) == (404, "absent")
         now = Timestamp(time.time())
-        record = endpoint_record.sign(key, [Home(node.built.node.key.did, node.url)], now=now)
+        record = endpoint_record.sign(key, [Home(node.parts.key.did, node.url)], now=now)
         published = await http.put(f"/v1/agents/{key.did}", json={"record": record})
         assert published.json()["stored"]
         found = (await http.get(f"/v1/agents/{key.did}")).json()
@@ -321,7 +319,7 @@ async def test_the_relays_information_is_signed_and_true():
     async with running_node(contact="ops@example.org") as node, client(node.url) as http:
         compact = (await http.get("/.well-known/agent-relay.json")).json()["jws"]
         parsed = jws.parse(compact, typ="agent-relay-info+jws", max_bytes=8192)
-        key = node.built.node.key
+        key = node.parts.key
         assert jws.is_signed_by(parsed, key.public_key)
         info = jws.loads(parsed.payload)
         assert (info["did"], info["url"]) == (key.did, node.url)

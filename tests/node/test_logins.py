@@ -50,9 +50,9 @@ pytestmark = pytest.mark.timeout(30)
 
 def auth_of(node: RunningNode, key: SigningKey, *, spoilt: bool = False) -> str:
     """A login with a nonce that the relay never gave; ``spoilt``: nor does its signature hold."""
-    here = node.built.node
+    here = node.parts
     nonce, cnonce = jws.b64encode(os.urandom(32)), jws.b64encode(os.urandom(32))
-    claims = Claims(key.did, Did(here.key.did), here.settings.url, nonce, cnonce, "agent")
+    claims = Claims(key.did, Did(here.key.did), here.url, nonce, cnonce, "agent")
     head, payload, signature = handshake.sign_auth(key, claims, Timestamp(time.time())).split(".")
     return ".".join((head, payload, jws.b64encode(os.urandom(64)) if spoilt else signature))
 
@@ -156,14 +156,14 @@ async def test_a_login_that_outlasts_its_connection_opens_nothing(monkeypatch):
             assert store.asked == 1
             store.gate.set()
             await wait_until(lambda: refused(lines), 8, "the late login to be over")
-            assert node.built.node.delivery._listeners == {}
+            assert node.parts.delivery._listeners == {}
             inbox = store._inboxes[key.agent_key]
             await wait_until(lambda: inbox.session is None, 8, "its inbox session to be closed")
             assert metrics.LOGINS.labels("ok")._value.get() == before
             assert not [line for line in lines if line["event"] == "session_opened"]
             async with speaker(node.url, key) as again:
                 assert again.ready.welcome.inbox
-                assert list(node.built.node.delivery._listeners) == [key.agent_key]
+                assert list(node.parts.delivery._listeners) == [key.agent_key]
     assert refused(lines) == [("storage_unavailable", key.did, True, "127.0.0.1")]
 
 

@@ -83,10 +83,10 @@ async def gauges(admin: str) -> dict[str, float]:
 async def test_each_reason_has_a_gauge_that_says_what_readyz_says():
     async with running_node() as node:
         assert (await readiness(node.admin))[0] == 200
-        health = node.built.node.store.health
+        health = node.parts.store.health
         health.found(ProblemReason.DISK_FULL, "no room")
         health.found(ProblemReason.STORE_UNVERIFIED, "a replica is attached")
-        node.built.node.intake.draining = True
+        node.parts.intake.draining = True
         status, reasons = await readiness(node.admin)
         assert status == 503
         wanted = {"draining": True, "disk_full": True, "store_unverified": False}
@@ -99,7 +99,7 @@ async def test_each_reason_has_a_gauge_that_says_what_readyz_says():
 
 async def test_what_an_operator_should_only_know_keeps_a_node_ready():
     async with running_node() as node:
-        node.built.node.store.health.found(ProblemReason.STORE_UNVERIFIED, "a replica is attached")
+        node.parts.store.health.found(ProblemReason.STORE_UNVERIFIED, "a replica is attached")
         assert (await readiness(node.admin))[0] == 200
 
 
@@ -124,7 +124,7 @@ async def test_clocks_that_differ_are_named_and_expire_nothing(ahead_s: int):
         # one of the two is wrong whatever an operator says, until it was set
         assert (await post(node.admin, "/v1/admin/clock"))[1]["ok"] is False
         ahead[0] = 0
-        await node.built.housekeeping.sweep()
+        await node.parts.housekeeping.sweep()
         assert "clocks_differ" not in (await readiness(node.admin))[1]
         # the store's clock was set: that was a step, and now a word is enough
         assert (await post(node.admin, "/v1/admin/clock"))[1]["ok"] is True

@@ -48,7 +48,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[tuple[RunningNode, RunningNode]]
             running_node(RedisStore(embedded.url, InboxLimits()), key=key) as two,
             asyncio.TaskGroup() as tasks,
         ):
-            runners = [tasks.create_task(node.built.node.store.run()) for node in (one, two)]
+            runners = [tasks.create_task(node.parts.store.run()) for node in (one, two)]
             yield one, two
             for runner in runners:
                 runner.cancel()
@@ -117,7 +117,7 @@ async def test_envelopes_of_two_nodes_arrive_in_seq_order(tmp_path):
 
 async def test_a_node_with_another_key_is_refused_at_start(tmp_path):
     async with pair(tmp_path) as (one, _):
-        url = one.built.node.store._client._url
+        url = one.parts.store._client._url
         stranger = RedisStore(url, InboxLimits())
         with pytest.raises(StateError) as refused:
             await stranger.start(relay=new_key().did, node=NodeId("stranger"))

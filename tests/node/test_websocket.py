@@ -151,8 +151,8 @@ async def test_an_ack_of_another_epoch_changes_nothing():
         await me.hear(Deliver)
         await me.say(Ack(Epoch("another"), upto=Seq(1)))
         assert (await me.hear(Error)).error is ErrorCode.INBOX_RESET
-        page = await node.built.node.store.read(
-            bob.agent_key, me.ready.welcome.session, Seq(0), node.built.node.settings.window
+        page = await node.parts.store.read(
+            bob.agent_key, me.ready.welcome.session, Seq(0), node.parts.window
         )
         assert len(page.items) == 1
 
@@ -298,7 +298,7 @@ async def test_a_drain_says_goodbye_and_what_was_accepted_is_there_for_the_next_
             node.stop.set()
             assert (await me.hear(Bye)).error is ErrorCode.DRAINING
             assert await me.closed() == 4011
-        store = node.built.node.store
+        store = node.parts.store
     async with running_node(store, key=key) as node, speaker(node.url, bob) as me:
         assert (await me.hear(Deliver)).items[0].redelivered
 

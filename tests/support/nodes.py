@@ -18,11 +18,9 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.inbox.ports import Store
-from relay.node.build import (
-    Built,
-    OpenedStore,
-    build,
-)
+from relay.node.build import build
+from relay.node.node import Node
+from relay.node.open_store import OpenedStore
 from relay.node.serve import (
     bind,
     operators_side,
@@ -58,7 +56,7 @@ from tests.support.patience import within
 class RunningNode:
     """A node that listens."""
 
-    built: Built
+    parts: Node
     url: str
     admin: str
     stop: asyncio.Event
@@ -101,15 +99,15 @@ async def running_node(
     with bind(made.listen) as public, bind(made.admin) as admin:
         host, port = public.getsockname()
         opened = OpenedStore(key, node_id, store, None, None)
-        built = await build(made, opened, made.public_url or f"http://{host}:{port}")
+        node = await build(made, opened, made.public_url or f"http://{host}:{port}")
         async with (
             operators_side(admin, made, store.health) as operators,
             asyncio.TaskGroup() as tasks,
         ):
-            tasks.create_task(serve(built, public, operators, stop, said.set_result))
+            tasks.create_task(serve(node, public, operators, stop, said.set_result))
             try:
                 line = await said
-                yield RunningNode(built, line["url"], line["admin"], stop)
+                yield RunningNode(node, line["url"], line["admin"], stop)
             finally:
                 stop.set()
     await store.stop()

@@ -262,7 +262,7 @@ async def test_a_step_of_a_move_is_answered_as_the_protocol_page_shows():
     )
     bob, now = new_key(), time.time()
     async with running_node() as node, httpx2.AsyncClient(base_url=node.url) as http:
-        source = endpoint_record.Home(node.built.node.key.did, node.url)
+        source = endpoint_record.Home(node.parts.key.did, node.url)
         target = endpoint_record.Home(doc_examples.PEER.did, "http://127.0.0.1:8081")
         following = endpoint_record.sign(bob, [target], now=now)
         order = migration_order.sign(bob, source, target, following, now=now, entropy=os.urandom)
