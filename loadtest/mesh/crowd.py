@@ -48,7 +48,7 @@ def row_of(compact: str) -> tuple[AgentKey, RecordRow]:
     """As a store keeps it, of an agent that lives elsewhere."""
     record = endpoint_record.parse(compact)
     agent = record.jws.header.kid.rpartition("#")[2]
-    row = RecordRow(record.order, compact, names_us=False, expires_at=record.expires_at)
+    row = RecordRow(record.version, compact, names_us=False, expires_at=record.expires_at)
     return AgentKey(f"key:{agent}"), row
 
 

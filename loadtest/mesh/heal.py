@@ -21,7 +21,7 @@ from loadtest import probes
 from loadtest.mesh import crowd, relays
 from loadtest.mesh.relays import Place
 from loadtest.process import RelayProcess
-from relay.peering.ports import Order
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 from relay.store.redis import RedisStore
 from relay.tasks import side_by_side
@@ -69,7 +69,7 @@ class View:
     """The orders in one store, kept up to date by its changes."""
 
     store: RedisStore
-    orders: dict[AgentKey, Order] = field(default_factory=dict)
+    orders: dict[AgentKey, RecordVersion] = field(default_factory=dict)
     _cursor: str = ""
 
     async def update(self) -> None:

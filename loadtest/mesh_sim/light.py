@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import singledispatch
 from typing import Final
 
-from relay.directory.model.anti_entropy import Order
 from relay.protocol import frames
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 
 RECORD_CHARS: Final = 708
@@ -27,7 +27,7 @@ class Light:
     """One record: whose, which order, and the text that stands for it."""
 
     agent: AgentKey
-    order: Order
+    order: RecordVersion
     text: str
 
 
@@ -40,7 +40,7 @@ def light(number: int, seq: int) -> Light:
     """The record of an agent with this ``seq``."""
     digest = hashlib.sha256(f"{number}:{seq}".encode()).digest()[:16]
     text = f"{number}:{seq}:".ljust(RECORD_CHARS, ".")
-    return Light(agent_of(number), (1, seq, digest), text)
+    return Light(agent_of(number), RecordVersion(1, seq, digest), text)
 
 
 @dataclass(slots=True)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from loadtest.mesh_sim.light import Light
 from relay.directory.model.anti_entropy import (
     Index,
-    Order,
     Pull,
     answer,
 )
@@ -29,6 +28,7 @@ from relay.peering.model.reputation import (
     is_strike,
 )
 from relay.protocol import frames
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     Did,
@@ -232,12 +232,12 @@ class Relay:
     ) -> list[frames.Digests | frames.Have | frames.Gossip]:
         """What is said to a question; one frame, or none where a frame would be too large."""
         if isinstance(question, frames.Want) and question.agents:
-            held = map(self.index.order, question.agents)
+            held = map(self.index.version, question.agents)
             texts = [self.text_of(order) for order in held if order]
             return [*pack_records(texts, question.ref)[:1]] or [frames.Gossip(ref=question.ref)]
         return [answer(self.index, question)]
 
-    def text_of(self, order: Order) -> str:
+    def text_of(self, order: RecordVersion) -> str:
         """The record of an order that is held."""
         return self.world.catalogue.by_order[order[2]].text
 

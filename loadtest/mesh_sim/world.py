@@ -100,7 +100,7 @@ class World:
             newest = self.catalogue.newest[agent]
             if newest is not before[agent]:
                 held = sum(
-                    relay.index.order(agent) == before[agent].order
+                    relay.index.version(agent) == before[agent].order
                     for relay in self.relays
                     if before[agent] and relay.did in self._honest
                 )

@@ -1,4 +1,4 @@
-"""Following the directory: this node's index of orders, kept up to date from the change log.
+"""Following the directory: this node's index of versions, kept up to date from the change log.
 
 Rules of the file: the store decides what is held; the index only repeats it, so it may be late,
 and begins anew where the store does.
@@ -12,12 +12,12 @@ from typing import Final
 from relay import metrics
 from relay.directory.model.anti_entropy import (
     Index,
-    Order,
 )
 from relay.peering.ports import (
     GONE,
     RecordStore,
 )
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 
 PAGE: Final = 1_000
@@ -41,14 +41,14 @@ class Following:
             if changes.anew:
                 self.index.clear()
                 self.is_current = False
-            for owner, order in changes.items:
-                self._put(owner, order)
+            for owner, version in changes.items:
+                self._put(owner, version)
             self._cursor, more = changes.cursor, changes.more
         self.is_current = True
         metrics.RECORDS.set(len(self.index))
 
-    def _put(self, owner: AgentKey, order: Order) -> None:
-        if order == GONE:
+    def _put(self, owner: AgentKey, version: RecordVersion) -> None:
+        if version == GONE:
             self.index.remove(owner)
         else:
-            self.index.set(owner, order)
+            self.index.set(owner, version)

@@ -59,7 +59,7 @@ class Hearing:
 
     Args:
         directory: keeps records.
-        index: the orders held.
+        index: the versions held.
         peers: who told.
     """
 
@@ -74,7 +74,7 @@ class Hearing:
 
     def published(self, owner: AgentKey, row: RecordRow) -> None:
         """An agent published a record here."""
-        self.index.put(owner, row.order)
+        self.index.put(owner, row.version)
         self.rumors.add(owner, row.compact)
 
     async def pushed(self, peer: Did, gossip: frames.Gossip) -> None:
@@ -153,9 +153,9 @@ class Hearing:
             metrics.GOSSIP.labels("in", _outcome(one)).inc()
             if one.is_strike and not _is_edge_case(one):
                 self.peers.strike(peer)
-            if one.is_news and one.owner is not None and one.order is not None:
+            if one.is_news and one.owner is not None and one.version is not None:
                 self.peers.introduced[peer] += 1
-                self.index.put(one.owner, one.order)
+                self.index.put(one.owner, one.version)
 
     def _pass_on(self, peer: Did, kept: Sequence[Kept]) -> None:
         for one in kept:

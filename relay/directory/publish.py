@@ -19,13 +19,12 @@ from relay.peering.model.reputation import is_strike
 from relay.peering.ports import (
     Merged,
     MergeOutcome,
-    Order,
     RecordRow,
     RecordStore,
 )
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import parse_did
-from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -63,14 +62,14 @@ class Kept:
         outcome: what merging it came to; or why it was not merged: ``bad_signature`` (forged),
             ``bad_frame`` (malformed), ``unsupported``, ``expired``, ``not_yet_valid``.
         owner: whose it is; None where that cannot be read.
-        order: of the record of that agent that is held now, if one is.
+        version: of the current record of that agent, if there is one.
         is_news: it is held now, and was not before: to be passed on.
     """
 
     compact: str
     outcome: MergeOutcome | Refusal
     owner: AgentKey | None = None
-    order: Order | None = None
+    version: RecordVersion | None = None
     is_news: bool = False
 
     @property
@@ -140,8 +139,8 @@ class Directory:
             for listener in self.listeners:
                 listener(key.agent_key, row)
         kept = merged.held or row
-        kv, seq, _ = kept.order
-        stored = kept.order == record.order
+        kv, seq, _ = kept.version
+        stored = kept.version == record.version
         if stored and kept.names_us and self.names is not None:
             await self.names.claim(record)
         return frames.Published(ref, stored, kv, seq, None if stored else kept.compact)
@@ -175,8 +174,8 @@ class Directory:
         merged = await self.store.merge_records(rows)
         for (owner, row), one in zip(rows, merged, strict=True):
             await self._tell(owner, row, one)
-            order = one.held.order if one.held else None
-            kept = Kept(row.compact, one.outcome, owner, order, _is_news(row, one))
+            version = one.held.version if one.held else None
+            kept = Kept(row.compact, one.outcome, owner, version, _is_news(row, one))
             results[row.compact] = kept
         await self._move([owner for (owner, _), one in zip(rows, merged, strict=True) if one.moves])
         return [results[compact] for compact in compacts]
@@ -203,14 +202,14 @@ class Directory:
         for number, ((owner, record), row) in enumerate(zip(given, held, strict=True), 1):
             await _turn(number, budget)
             compact, now = record.jws.compact, clock.now()
-            order = row.order if row else None
-            verdict = endpoint_record.judge(order, record.order, now)
+            version = row.version if row else None
+            verdict = endpoint_record.compare_versions(version, record.version, now)
             if verdict in {"same", "older"}:
-                results[compact] = Kept(compact, verdict, owner, order)
+                results[compact] = Kept(compact, verdict, owner, version)
                 continue
             no = await self._objection(record, budget)
             if no is not None:
-                results[compact] = Kept(compact, no, owner, order)
+                results[compact] = Kept(compact, no, owner, version)
                 continue
             names_us = record.names(self.relay) and record.status == "active"
             rows.append((owner, _row(record, names_us=names_us, introducer=introducer)))
@@ -265,7 +264,7 @@ def _row(
     record: EndpointRecord, *, names_us: bool, introducer: AgentKey | None = None
 ) -> RecordRow:
     return RecordRow(
-        order=record.order,
+        version=record.version,
         compact=record.jws.compact,
         names_us=names_us,
         introducer=introducer,
@@ -275,7 +274,7 @@ def _row(
 
 
 def _is_news(row: RecordRow, merged: Merged) -> bool:
-    is_kept = merged.held is not None and merged.held.order == row.order
+    is_kept = merged.held is not None and merged.held.version == row.version
     return is_kept and merged.outcome in {"newer", "equivocal"}
 
 

@@ -153,7 +153,7 @@ class Migrations:
         [kept] = await self.directory.keep([newest], self.key.did)
         if isinstance(kept.outcome, Refusal):
             raise kept.outcome.to_error()
-        if kept.order is None:
+        if kept.version is None:
             detail = "the directory takes no unknown agents just now"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         await self.handoffs.take(owner, Prepare(OrderRef.of(order)), order=order.jws.compact)

@@ -49,7 +49,7 @@ from relay.protocol.did import (
     VerificationKey,
     parse_did,
 )
-from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -284,7 +284,7 @@ class Handoffs:
         newest = endpoint_record.parse(row.record.compact)
         named = migration_order.is_named(peer, evidence, newest)
         if isinstance(evidence, MigrationOrder) and evidence.id == said.handoff:
-            is_its_end = evidence.record.order == newest.order
+            is_its_end = evidence.record.version == newest.version
             return (RecordRef.of(newest).handoff if is_its_end else said.handoff), named
         return said.handoff, named
 
@@ -307,7 +307,7 @@ def _learn(side: Side, row: HandoffRow) -> Step:
     record = _ref(row.record.compact if row.record else None)
     if record is None:
         return Step(side)
-    if side.record is not None and side.record.order > record.order:
+    if side.record is not None and side.record.version > record.version:
         # one whose seq no right clock can have given had to give way in the store
         side = side._replace(record=None)
     done = machine.step(side, Learned(record, _former(row), _fork(row, record)), clock.now())
@@ -325,8 +325,8 @@ def _former(row: HandoffRow) -> RecordRef | None:
     ]
     if not left:
         return before
-    order, homes = (before.order, before.homes) if before else ((0, 0, b""), ())
-    return RecordRef(order, tuple(dict.fromkeys((*homes, *left))))
+    version, homes = (before.version, before.homes) if before else (RecordVersion(0, 0, b""), ())
+    return RecordRef(version, tuple(dict.fromkeys((*homes, *left))))
 
 
 def _next(learned: Step, said: Input) -> Step:
@@ -347,11 +347,11 @@ def _ref(compact: str | None) -> RecordRef | None:
 def _fork(row: HandoffRow, record: RecordRef) -> RecordRef | None:
     """What else the agent signed under one seq: all homes that such records name."""
     refs = [_ref(one) for one in row.evidence or ()]
-    others = [ref for ref in refs if ref is not None and ref.order != record.order]
+    others = [ref for ref in refs if ref is not None and ref.version != record.version]
     if not others:
         return None
     homes = dict.fromkeys(home for ref in others for home in ref.homes)
-    return RecordRef(max(ref.order for ref in others), tuple(homes))
+    return RecordRef(max(ref.version for ref in others), tuple(homes))
 
 
 def _change(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
-from relay.protocol import endpoint_record as records
 from relay.protocol import frames
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     Refusal,
     RelayError,
@@ -31,10 +31,9 @@ from relay.protocol.receipts import (
     ReceiptItem,
 )
 
-Order = records.Order
 """(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
-GONE: Final[Order] = (0, 0, b"")
-"""The order of a record that is not held any more: it was purged."""
+GONE: Final = RecordVersion(0, 0, b"")
+"""The version of a record that is not held any more: it was purged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +41,7 @@ class RecordRow:
     """An agent's endpoint record as it is kept beside its inbox (PROTOCOL.md §7.4).
 
     Args:
-        order: (kv, seq, SHA-256 of the signing input); greater wins.
+        version: the greater wins.
         compact: the signed record.
         names_us: whether this relay is one of its homes; decides whether there is an inbox here.
         introducer: the peer that was first to tell of this agent; None: the agent itself did.
@@ -51,7 +50,7 @@ class RecordRow:
             counts where neither is. Not kept itself: what is held has the mode that was decided.
     """
 
-    order: Order
+    version: RecordVersion
     compact: str
     names_us: bool
     introducer: AgentKey | None = None
@@ -99,7 +98,7 @@ class Changes(NamedTuple):
         anew: the place asked from is of another lineage: these are from the very beginning.
     """
 
-    items: tuple[tuple[AgentKey, Order], ...]
+    items: tuple[tuple[AgentKey, RecordVersion], ...]
     cursor: str
     more: bool
     anew: bool = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol.did import (
@@ -41,11 +41,33 @@ DEFAULT_TTL_S: Final = 300
 MAX_AHEAD_S: Final = SKEW_S + SEQ_SLACK_S
 """How far a ``seq`` may be ahead of the clock of whoever judges it; beyond, it is void."""
 
-Status = Literal["active", "parked"]
-Order = tuple[int, int, bytes]
-"""(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
-Verdict = Literal["newer", "same", "older", "equivocal"]
-"""A record against the one held; ``equivocal``: the same kv and seq, and other bytes."""
+RecordStatus = Literal["active", "parked"]
+Comparison = Literal["newer", "same", "older", "equivocal"]
+"""A record compared with the current one; ``equivocal``: the same kv and seq, and other bytes."""
+
+
+class RecordVersion(NamedTuple):
+    """The version of a record; of two records of one agent the greater wins (PROTOCOL.md §7.2).
+
+    ``digest`` is SHA-256 of the signing input.
+    """
+
+    kv: int
+    seq: int
+    digest: bytes
+
+    @property
+    def handoff_id(self) -> str:
+        """The id under which a relay hands mail over because of this record, without an order."""
+        return f"record:{self.kv}:{self.seq}:{self.digest.hex()}"
+
+    def rank(self, now: Timestamp) -> tuple[bool, int, int, bytes]:
+        """Return the value that versions are compared by.
+
+        A ``seq`` that no correct clock can have produced ranks below all others: a record made
+        while a clock was wrong does not lock its agent out (PROTOCOL.md §7.2).
+        """
+        return (self.seq <= (now + MAX_AHEAD_S) * 1000, *self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +98,16 @@ class EndpointRecord:
     seq: int
     issued_at: int
     expires_at: int
-    status: Status
+    status: RecordStatus
     relays: tuple[Home, ...]
     handles: tuple[str, ...]
     enc: bytes | None
     drain: tuple[LeftHome, ...] = ()
 
     @property
-    def order(self) -> Order:
-        """(kv, seq, SHA-256 of the signing input): greater wins."""
-        return (self.kv, self.seq, hashlib.sha256(self.jws.signing_input).digest())
+    def version(self) -> RecordVersion:
+        """The version; the greater of two wins."""
+        return RecordVersion(self.kv, self.seq, hashlib.sha256(self.jws.signing_input).digest())
 
     def names(self, relay: Did) -> bool:
         """Whether ``relay`` is one of the agent's homes."""
@@ -171,46 +193,34 @@ def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refu
     return None
 
 
-def handoff_id(order: Order) -> str:
-    """Return the id under which a relay hands over because of this record, without an order."""
-    kv, seq, digest = order
-    return f"record:{kv}:{seq}:{digest.hex()}"
-
-
-def rank(order: Order, now: Timestamp) -> tuple[bool, int, int, bytes]:
-    """What records are compared by: a seq that no right clock can have given is below all others.
-
-    So a record from a time when a clock was wrong does not lock its agent out (PROTOCOL.md §7.2).
-    """
-    return (order[1] <= (now + MAX_AHEAD_S) * 1000, *order)
-
-
-def judge(held: Order | None, other: Order, now: Timestamp) -> Verdict:
-    """What a record is beside the one held."""
-    if held is None:
+def compare_versions(
+    current: RecordVersion | None, other: RecordVersion, now: Timestamp
+) -> Comparison:
+    """Compare the version of a record with that of the current one."""
+    if current is None:
         return "newer"
-    if held == other:
+    if current == other:
         return "same"
-    if held[:2] == other[:2]:
+    if current[:2] == other[:2]:
         return "equivocal"
-    return "newer" if rank(other, now) > rank(held, now) else "older"
+    return "newer" if other.rank(now) > current.rank(now) else "older"
 
 
 def merge(
-    held: EndpointRecord | None, other: EndpointRecord, now: Timestamp | None = None
+    current: EndpointRecord | None, other: EndpointRecord, now: Timestamp | None = None
 ) -> EndpointRecord:
-    """The newer of two records of one agent: commutative, associative, idempotent.
+    """Return the newer of two records of one agent: commutative, associative, idempotent.
 
     Args:
-        held: what was there.
-        other: what came.
-        now: voids what is too far ahead; None: nothing is.
+        current: the record held, if any.
+        other: the record that came.
+        now: voids versions too far ahead; None voids none.
     """
-    if held is None:
+    if current is None:
         return other
     if now is None:
-        return other if other.order > held.order else held
-    return other if rank(other.order, now) > rank(held.order, now) else held
+        return other if other.version > current.version else current
+    return other if other.version.rank(now) > current.version.rank(now) else current
 
 
 def is_stale(record: EndpointRecord, now: Timestamp) -> bool:
@@ -230,7 +240,7 @@ def sign(
     now: Timestamp,
     newest_seq: int = 0,
     handles: Sequence[str] = (),
-    status: Status = "active",
+    status: RecordStatus = "active",
     drain: Sequence[LeftHome] = (),
     enc: bytes | None = None,
 ) -> str:

@@ -147,7 +147,7 @@ def is_named(relay: Did, evidence: MigrationOrder | EndpointRecord, newest: Endp
         return evidence.concerns(relay)
     if any(left.did == relay for left in newest.drain):
         return True
-    return evidence.names(relay) and evidence.order < newest.order
+    return evidence.names(relay) and evidence.version < newest.version
 
 
 def sign(

@@ -20,9 +20,9 @@ from relay.migration.ports import (
 )
 from relay.peering.ports import (
     DirectoryLimits,
-    Order,
     RecordRow,
 )
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import (
     AgentKey,
     Epoch,
@@ -117,7 +117,7 @@ class MemoryHandoffs(MemoryDirectory):
     ) -> bool:
         """Take a step, if nobody else took one meanwhile and no newer record came."""
         now = self._row(inbox)
-        if seen.text != now.text or _order(seen.record) != _order(now.record):
+        if seen.text != now.text or _version(seen.record) != _version(now.record):
             return False
         box = self._inboxes.get(inbox)
         if box is None:
@@ -177,5 +177,5 @@ def new_epoch() -> Epoch:
     return Epoch(b64encode(entropy(12)))
 
 
-def _order(row: RecordRow | None) -> Order | None:
-    return row.order if row else None
+def _version(row: RecordRow | None) -> RecordVersion | None:
+    return row.version if row else None

@@ -19,11 +19,11 @@ from relay.peering.ports import (
     DirectoryLimits,
     HandleRow,
     Merged,
-    Order,
     PeerRow,
     RecordRow,
 )
 from relay.protocol import endpoint_record as records
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import (
     AgentKey,
     Did,
@@ -84,14 +84,16 @@ class MemoryDirectory:
 
     def _merge(self, owner: AgentKey, row: RecordRow) -> Merged:
         held = self._records.get(owner)
-        verdict = records.judge(held.order if held else None, row.order, self._clock())
+        verdict = records.compare_versions(
+            held.version if held else None, row.version, self._clock()
+        )
         if held is None:
             return self._take_in(owner, row)
         moves = False
         if verdict == "equivocal" and owner not in self._evidence:
             self._evidence[owner] = (held.compact, row.compact)
             moves = self.is_forked(owner)
-        if verdict == "newer" or (verdict == "equivocal" and row.order > held.order):
+        if verdict == "newer" or (verdict == "equivocal" and row.version > held.version):
             moves = self._put(owner, row, held) or moves
         elif verdict == "same" and row.introducer is None:
             self._records[owner] = replace(held, introducer=self._introducer(row, held))
@@ -155,13 +157,13 @@ class MemoryDirectory:
         place = int(after or 0)
         newer = ((owner, change) for owner, change in self._changed.items() if change > place)
         found = list(islice(newer, most + 1))
-        items = tuple((owner, self._order(owner)) for owner, _ in found[:most])
+        items = tuple((owner, self._version(owner)) for owner, _ in found[:most])
         place = found[:most][-1][1] if items else place
         return Changes(items, str(place), more=len(found) > most)
 
-    def _order(self, owner: AgentKey) -> Order:
+    def _version(self, owner: AgentKey) -> RecordVersion:
         row = self._records.get(owner)
-        return row.order if row and owner not in self._over else GONE
+        return row.version if row and owner not in self._over else GONE
 
     async def purge_records(self) -> int:
         """Forget some records that are stale for more than 90 days; gives how many."""

@@ -34,7 +34,7 @@ from relay.node import (
 )
 from relay.protocol import endpoint_record
 from relay.protocol.did import parse_did
-from relay.protocol.endpoint_record import Home
+from relay.protocol.endpoint_record import Home, RecordVersion
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     Refusal,
@@ -60,11 +60,13 @@ def any_order() -> None:
 
     def as_newest(record: Any, **values: Any) -> Any:
         row = row_of(record, **values)
-        kv, seq, digest = row.order
-        return type(row)((kv, seq + 120_000 + next(count), digest), row.compact, row.names_us)
+        kv, seq, digest = row.version
+        return type(row)(
+            RecordVersion(kv, seq + 120_000 + next(count), digest), row.compact, row.names_us
+        )
 
     publish._row = as_newest  # type: ignore[assignment]
-    endpoint_record.judge = lambda *_: "newer"  # type: ignore[assignment]
+    endpoint_record.compare_versions = lambda *_: "newer"  # type: ignore[assignment]
 
 
 def ack_before_receipt() -> None:

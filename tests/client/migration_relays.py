@@ -166,7 +166,7 @@ class Relay:
     def publish(self, said: dict[str, Any]) -> dict[str, Any]:
         record = endpoint_record.parse(said["record"])
         held = endpoint_record.parse(self.record) if self.record else None
-        if held is not None and held.order > record.order:
+        if held is not None and held.version > record.version:
             return {"stored": False, "kv": 1, "seq": held.seq, "record": self.record}
         self.learn(said["record"])
         if self.other is not None and not self.other.is_down:

@@ -182,7 +182,7 @@ async def test_a_target_that_says_no_is_no_home_and_its_order_is_overtaken(code:
         assert "freeze" not in here.source.asked
         # whoever keeps the order could publish its record: a newer one stands in the way
         record = endpoint_record.parse(here.source.record or "")
-        assert record.order > move.said.record.order
+        assert record.version > move.said.record.version
         assert record.names(here.source.key.did)
         assert here.source.side.mode is Mode.ACTIVE
 

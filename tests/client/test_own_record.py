@@ -134,7 +134,7 @@ async def test_a_second_copy_of_the_agent_is_told_of_and_gone_above():
             other = endpoint_record.parse(
                 endpoint_record.sign(key, [home], now=at, newest_seq=mine.seq - 1)
             )
-            if other.order > mine.order and other.seq == mine.seq:
+            if other.version > mine.version and other.seq == mine.seq:
                 return other.jws.compact
         raise AssertionError("a coin that falls on one side a thousand times")
 

@@ -339,7 +339,7 @@ async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around(
 
 
 def row_of(compact: str) -> RecordRow:
-    return RecordRow(endpoint_record.parse(compact).order, compact, names_us=True)
+    return RecordRow(endpoint_record.parse(compact).version, compact, names_us=True)
 
 
 async def test_status_over_http_follows_to_the_home_too(tmp_path):

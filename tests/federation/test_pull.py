@@ -74,7 +74,7 @@ class Other:
         )
         owner = parse_did(agent.did).agent_key
         self._held[owner] = compact
-        self._index.put(owner, endpoint_record.parse(compact).order)
+        self._index.put(owner, endpoint_record.parse(compact).version)
 
     def push(self, gossip: Gossip) -> bool:
         return bool(gossip)

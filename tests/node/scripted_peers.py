@@ -251,7 +251,7 @@ class Here:
         now = Timestamp(time.time())
         newest = int(now * 1000) + self.seq
         compact = endpoint_record.sign(agent, named, now=now, newest_seq=newest)
-        order = endpoint_record.parse(compact).order
+        order = endpoint_record.parse(compact).version
         row = RecordRow(order, compact, names_us=not homes)
         await self.store.merge_records([(agent.agent_key, row)])
         return compact

@@ -153,7 +153,7 @@ class World:
         home = home or self.us
         compact = endpoint_record.sign(key, [Home(home, ORIGIN)], now=self.now, handles=listed)
         record = endpoint_record.parse(compact)
-        row = RecordRow(record.order, compact, home == self.us)
+        row = RecordRow(record.version, compact, home == self.us)
         owner = endpoint_record.parse_did(key.did).agent_key
         [merged] = await self.store.merge_records([(owner, row)])
         assert merged.outcome == "newer"

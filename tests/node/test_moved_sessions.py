@@ -14,6 +14,7 @@ from relay.inbox.ports import (
     OpenRequest,
 )
 from relay.peering.ports import RecordRow
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import (
     AgentKey,
     Epoch,
@@ -61,7 +62,9 @@ def new_store() -> MemoryStore:
 
 
 async def move(store: MemoryStore, seq: int, *, home: bool) -> None:
-    await store.merge_record(ME, RecordRow((1, seq, b"h" * 32), "record", names_us=home))
+    await store.merge_record(
+        ME, RecordRow(RecordVersion(1, seq, b"h" * 32), "record", names_us=home)
+    )
 
 
 async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:

@@ -78,7 +78,7 @@ class Peer:
 
     def learn(self, agent: SigningKey, compact: str) -> None:
         self.knows[agent.agent_key] = compact
-        self.index.put(agent.agent_key, endpoint_record.parse(compact).order)
+        self.index.put(agent.agent_key, endpoint_record.parse(compact).version)
 
     async def ask(self, make: Callable[[str], Question]) -> Answer:
         question = make("ref")
@@ -256,7 +256,7 @@ async def test_a_record_that_nobody_signed_moves_nobody():
     head, payload, _ = moved(agent, liar).split(".")
     forged = f"{head}.{payload}.{moved(new_key(), liar).split('.')[2]}"
     liar.knows[agent.agent_key] = forged
-    liar.index.put(agent.agent_key, endpoint_record.parse(forged).order)
+    liar.index.put(agent.agent_key, endpoint_record.parse(forged).version)
     async with started(liar, agents=[agent]) as world:
         await until(lambda: world.gate.is_over)
         assert await world.is_home(agent)

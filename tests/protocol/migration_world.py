@@ -40,6 +40,7 @@ from relay.migration.model.state import (
     Step,
     Ticked,
 )
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import (
     Did,
@@ -207,7 +208,7 @@ def number(relay: Did) -> int:
 
 
 def record(seq: int, relay: int) -> RecordRef:
-    return RecordRef((1, seq, b""), (name(relay),))
+    return RecordRef(RecordVersion(1, seq, b""), (name(relay),))
 
 
 def start(rules: Rules) -> World:
@@ -509,7 +510,7 @@ class Moves:
         """The record is held; without a side it decides the mode at once."""
         relay = world.relays[place]
         assert relay is not None
-        if relay.held is None or newest.order > relay.held.order:
+        if relay.held is None or newest.version > relay.held.version:
             world = self.put(world, place, self._merge(place, relay, newest))
         return self.settled(world, place) if settle else world
 

@@ -84,7 +84,7 @@ def test_a_change_made_while_another_is_under_way_wins_everywhere():
     publish(world, 50, seq=2)
     assert world.run(HOUR_S) is not None
     agents = [light(number, 2).agent for number in range(50)]
-    assert all(relay.index.order(agent)[1] == 2 for relay in world.relays for agent in agents)
+    assert all(relay.index.version(agent)[1] == 2 for relay in world.relays for agent in agents)
     assert holes(world) == 0
 
 

@@ -26,6 +26,7 @@ from relay.inbox.ports import (
     RecordRow,
 )
 from relay.peering.ports import DueOutbox
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -70,7 +71,7 @@ FORWARDED = Forwarded(PEER, RECEIPT)
 
 async def moves(store: Any, seq: int, *, home: bool, owner: AgentKey = ME) -> None:
     """A newer record of the agent."""
-    row = RecordRow((1, seq, bytes([seq]) * 32), f"record{seq}", names_us=home)
+    row = RecordRow(RecordVersion(1, seq, bytes([seq]) * 32), f"record{seq}", names_us=home)
     await store.merge_record(owner, row)
 
 

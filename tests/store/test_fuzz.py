@@ -43,6 +43,7 @@ from relay.inbox.ports import (
     RecordRow,
 )
 from relay.migration.ports import HandoffChange
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -466,7 +467,9 @@ class Machine(RuleBasedStateMachine):
         names_us=st.sampled_from([1] * 7 + [0]),
     )
     def merge_record(self, owner, seq, names_us) -> None:
-        row = RecordRow((1, seq, bytes([seq]) * 32), f"record{seq}", names_us=bool(names_us))
+        row = RecordRow(
+            RecordVersion(1, seq, bytes([seq]) * 32), f"record{seq}", names_us=bool(names_us)
+        )
         self.both("merge_record", owner, (owner, owner), (row, row))
 
     # ------------------------------------------------------------ elsewhere
@@ -476,14 +479,16 @@ class Machine(RuleBasedStateMachine):
         """A record that is newer than all before."""
         self.moves += 1
         digest = self.moves.to_bytes(2, "big") * 16
-        row = RecordRow((1, self.moves, digest), f"record{self.moves}", names_us=home)
+        row = RecordRow(RecordVersion(1, self.moves, digest), f"record{self.moves}", names_us=home)
         self.has_lost = True
         self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
 
     @rule(owner=st.sampled_from(INBOXES), home=st.booleans(), byte=st.integers(0, 255))
     def fork(self, owner, home, byte) -> None:
         """Another record of the newest one's seq."""
-        row = RecordRow((1, self.moves, bytes([byte]) * 32), f"fork{byte}", names_us=home)
+        row = RecordRow(
+            RecordVersion(1, self.moves, bytes([byte]) * 32), f"fork{byte}", names_us=home
+        )
         self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
 
     # ------------------------------------------------------------ hand-offs
@@ -505,7 +510,9 @@ class Machine(RuleBasedStateMachine):
         if stale == "text":
             seen = dataclasses.replace(seen, text="another")
         if stale == "record":
-            seen = dataclasses.replace(seen, record=RecordRow((1, 0, bytes(32)), "", names_us=True))
+            seen = dataclasses.replace(
+                seen, record=RecordRow(RecordVersion(1, 0, bytes(32)), "", names_us=True)
+            )
         done, _ = self.both("change_handoff", inbox, (inbox, inbox), (seen, seen), (wanted, wanted))
         if done and wanted.is_new:
             self.counted.add(inbox)

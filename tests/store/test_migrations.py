@@ -30,6 +30,7 @@ from relay.migration.ports import (
     HandoffRow,
 )
 from relay.peering.ports import DueOutbox
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.errors import (
     ErrorCode,
@@ -76,7 +77,7 @@ FORWARDED = Forwarded(PEER, bytes(range(32)))
 
 
 def record(seq: int, *, home: bool) -> RecordRow:
-    return RecordRow((1, seq, bytes([seq]) * 32), f"record{seq}", names_us=home)
+    return RecordRow(RecordVersion(1, seq, bytes([seq]) * 32), f"record{seq}", names_us=home)
 
 
 async def merged(store: Any, seq: int, *, home: bool, owner: AgentKey = ME) -> bool:
@@ -427,7 +428,7 @@ async def test_two_records_of_one_seq_call_a_mover(world: World) -> None:
     await merged(world.store, 1, home=True)
     await change(world.store, Holding.HOME, "settled")
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == []
-    other = RecordRow((1, 1, bytes(32)), "other", names_us=False)
+    other = RecordRow(RecordVersion(1, 1, bytes(32)), "other", names_us=False)
     (forked,) = await world.store.merge_records([(ME, other)])
     assert (forked.outcome, forked.moves) == ("equivocal", True)
     assert (await world.store.handoff(ME)).evidence == ("record1", "other")
@@ -438,7 +439,7 @@ async def test_two_records_of_one_seq_call_a_mover(world: World) -> None:
 
 async def test_a_fork_of_an_agent_without_an_inbox_moves_nothing(world: World) -> None:
     await merged(world.store, 1, home=False)
-    other = RecordRow((1, 1, bytes(32)), "other", names_us=True)
+    other = RecordRow(RecordVersion(1, 1, bytes(32)), "other", names_us=True)
     (forked,) = await world.store.merge_records([(ME, other)])
     assert (forked.outcome, forked.moves) == ("equivocal", False)
 

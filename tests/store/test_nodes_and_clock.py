@@ -13,6 +13,7 @@ from relay.inbox.model.types import (
     Accepted,
 )
 from relay.inbox.ports import RecordRow
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.timeout(60)
 
 def row(kv: int, seq: int, digest: int = 0, *, names_us: bool = True) -> RecordRow:
     order = (kv, seq, bytes([digest]) * 32)
-    return RecordRow(order, f"record.{kv}.{seq}.{digest}", names_us=names_us)
+    return RecordRow(RecordVersion(*order), f"record.{kv}.{seq}.{digest}", names_us=names_us)
 
 
 async def test_the_newest_record_is_kept_whatever_the_order_of_arrival(world: World) -> None:
@@ -46,7 +47,7 @@ async def test_the_newest_record_is_kept_whatever_the_order_of_arrival(world: Wo
         owner = AgentKey(f"key:owner{number}")
         for index, one in enumerate(order):
             kept = await world.store.merge_record(owner, one)
-            assert kept == max(order[: index + 1], key=lambda r: r.order)
+            assert kept == max(order[: index + 1], key=lambda r: r.version)
         assert await world.store.record(owner) == row(2, 1, 128)
     assert await world.store.record(ME) is None
 

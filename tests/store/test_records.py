@@ -17,7 +17,7 @@ from relay.peering.ports import (
     DirectoryLimits,
     RecordRow,
 )
-from relay.protocol.endpoint_record import STALE_SERVED_S
+from relay.protocol.endpoint_record import STALE_SERVED_S, RecordVersion
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import AgentKey
 from relay.reference.memory_store import MemoryStore
@@ -34,7 +34,7 @@ def row(seq: int = 1, digest: int = 0, **changes: Any) -> RecordRow:
     """A record of an agent that lives elsewhere, as a peer brings it."""
     given: dict[str, Any] = {"introducer": PEER, "names_us": False, "expires_at": NOW + 1_000}
     order = (1, seq, bytes([digest]) * 32)
-    return RecordRow(order, f"record.{seq}.{digest}", **{**given, **changes})
+    return RecordRow(RecordVersion(*order), f"record.{seq}.{digest}", **{**given, **changes})
 
 
 def beside(world: World, count: int, name: str = "agent") -> list[AgentKey]:
@@ -213,13 +213,13 @@ async def test_changes_come_oldest_first_and_an_agent_once_by_its_newest(world: 
     given = [(one, row(1)), (two, row(1)), (three, row(1)), (one, row(2, 5)), (two, row(0))]
     await world.store.merge_records(given)
     items, page = await changes_of(world)
-    assert items == [(two, row(1).order), (three, row(1).order), (one, row(2, 5).order)]
+    assert items == [(two, row(1).version), (three, row(1).version), (one, row(2, 5).version)]
     assert not page.anew
     again = await world.store.record_changes(page.cursor, 1_000)
     assert (again.items, again.more, again.cursor) == ((), False, page.cursor)
     await world.store.merge_records([(three, row(1)), (two, row(1, 8)), (one, row(2, 4))])
     items, _ = await changes_of(world, after=page.cursor)
-    assert items == [(two, row(1, 8).order)]
+    assert items == [(two, row(1, 8).version)]
 
 
 @pytest.mark.parametrize("most", [1, 3, 40])
@@ -240,7 +240,7 @@ async def test_reading_changes_in_pages_skips_none_while_more_are_made(
         held.update(page.items)
         after, more = page.cursor, page.more
     rows = await world.store.records(owners)
-    assert held == {owner: one.order for owner, one in zip(owners, rows, strict=True)}
+    assert held == {owner: one.version for owner, one in zip(owners, rows, strict=True)}
 
 
 async def test_after_a_rollback_changes_are_read_anew(server_world: World) -> None:
@@ -253,7 +253,7 @@ async def test_after_a_rollback_changes_are_read_anew(server_world: World) -> No
     await store.merge_records([(ME, row(3))])
     anew = await store.record_changes(page.cursor, 1_000)
     assert anew.anew
-    assert anew.items == ((ME, row(3).order),)
+    assert anew.items == ((ME, row(3).version),)
     after = await store.record_changes(anew.cursor, 1_000)
     assert (after.anew, after.items) == (False, ())
 
@@ -261,7 +261,7 @@ async def test_after_a_rollback_changes_are_read_anew(server_world: World) -> No
 async def test_a_place_that_cannot_be_read_means_from_the_beginning(server_world: World) -> None:
     store = await server_world.node()
     await store.merge_records([(ME, row(3))])
-    assert (await store.record_changes("what", 10)).items == ((ME, row(3).order),)
+    assert (await store.record_changes("what", 10)).items == ((ME, row(3).version),)
 
 
 # ---------------------------------------------------------------- purge
@@ -282,7 +282,7 @@ async def test_what_is_stale_for_90_days_is_purged_and_readers_are_told(world: W
     assert items == [(over, GONE)]
     assert await merged(world, over, row(1)) == "newer"
     items, _ = await changes_of(world, after=page.cursor)
-    assert items == [(over, row(1).order)]
+    assert items == [(over, row(1).version)]
 
 
 async def test_an_agent_with_an_inbox_here_keeps_its_record_for_ever(world: World) -> None:
@@ -306,7 +306,7 @@ async def test_what_is_over_and_kept_for_its_inbox_is_told_to_no_reader_until_it
     assert await changes_of(world) == ([(ME, GONE)], ANY)
     assert await world.store.record(ME) == row(1, names_us=True, expires_at=OVER)
     assert await merged(world, ME, row(2, names_us=True)) == "newer"
-    assert await changes_of(world, after=page.cursor) == ([(ME, row(2).order)], ANY)
+    assert await changes_of(world, after=page.cursor) == ([(ME, row(2).version)], ANY)
 
 
 async def test_what_was_purged_makes_room_and_takes_its_evidence_along(
@@ -430,7 +430,7 @@ async def test_records_of_an_earlier_version_are_written_anew_once(server_world:
         await world.raw.hset(f"relay:{{{part}}}:record:{owner}", mapping=fields)
     await world.raw.hdel(f"relay:{{{part}}}:state", "records")
     store = await world.restart()
-    expected = RecordRow((1, SEQ, b"\xab" * 32), "a.b.c", names_us=True)
+    expected = RecordRow(RecordVersion(1, SEQ, b"\xab" * 32), "a.b.c", names_us=True)
     assert await store.records([old, away]) == [expected, replace(expected, names_us=False)]
     assert (await opened(store, old)).head == 0
     assert {owner for owner, _ in (await store.record_changes("", 1_000)).items} == {old, away}

@@ -18,6 +18,7 @@ from relay.inbox.ports import (
     Head,
     RecordRow,
 )
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -84,7 +85,7 @@ async def test_an_inbox_is_not_made_where_that_was_not_allowed(world: World) -> 
 async def test_an_agent_whose_record_names_other_homes_has_no_inbox_here(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1)])
-    away = RecordRow((1, 5, b"\x01" * 32), "their.record.jws", names_us=False)
+    away = RecordRow(RecordVersion(1, 5, b"\x01" * 32), "their.record.jws", names_us=False)
     await world.store.merge_record(ME, away)
     assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
     known, new = await world.store.append([entry(1), entry(2)])
@@ -94,7 +95,7 @@ async def test_an_agent_whose_record_names_other_homes_has_no_inbox_here(world: 
     await world.store.merge_record(stranger, away)
     (other,) = await world.store.append([entry(3, inbox=stranger)])
     assert (other.code, other.record) == (ErrorCode.MOVED, "their.record.jws")
-    back = RecordRow((1, 6, b"\x00" * 32), "our.record.jws", names_us=True)
+    back = RecordRow(RecordVersion(1, 6, b"\x00" * 32), "our.record.jws", names_us=True)
     await world.store.merge_record(ME, back)
     session = await opened(world.store)
     assert [item.seq for item in (await read(world.store, session)).items] == [1]

@@ -225,7 +225,7 @@ def information() -> str:
 def between_relays() -> dict[str, str]:
     """What a relay says to one that it dialled, and is told."""
     index = Index()
-    order = endpoint_record.parse(record()).order
+    order = endpoint_record.parse(record()).version
     index.put(BOB.agent_key, order)
     bucket = place(BOB.agent_key.encode(), TOP_BITS)
     digest, lists = Digest("p-1", TOP_BITS), Want("p-2", bits=TOP_BITS, bucket=bucket)

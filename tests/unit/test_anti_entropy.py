@@ -22,12 +22,12 @@ from relay.directory.model import (
 )
 from relay.directory.model.anti_entropy import (
     Index,
-    Order,
     Pull,
     answer,
 )
 from relay.directory.model.index import place
 from relay.protocol import frames
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -44,7 +44,7 @@ from relay.protocol.frames import (
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
 
-Store = dict[AgentKey, Order]
+Store = dict[AgentKey, RecordVersion]
 AGENTS = [AgentKey(f"key:z6Mk{n:044d}") for n in range(60)]
 agents = st.sampled_from(AGENTS)
 orders = st.tuples(st.just(1), st.integers(0, 3), st.binary(min_size=16, max_size=16))
@@ -65,7 +65,7 @@ def contents(index: Index) -> Store:
         while more:
             page, more = index.have(10, item.bucket, after)
             after = page[-1].agent
-            found.update({it.agent: index.order(it.agent) or (0, 0, b"") for it in page})
+            found.update({it.agent: index.version(it.agent) or (0, 0, b"") for it in page})
     return found
 
 
@@ -110,7 +110,7 @@ class Exchange:
     def said(self, question: Digest | Want) -> Digests | Have | Gossip:
         if isinstance(question, Want) and question.agents:
             assert self.pull.agents_asked(question.ref) == question.agents
-            held = [(agent, self.there.order(agent)) for agent in question.agents]
+            held = [(agent, self.there.version(agent)) for agent in question.agents]
             for agent, order in held:
                 if order:
                     self.here.put(agent, order)
@@ -129,17 +129,17 @@ class Exchange:
 def test_an_index_follows_its_store_to_a_lower_order_only_when_the_store_says_so() -> None:
     agent, void, held = AGENTS[0], (1, 9, b"v" * 16), (1, 5, b"h" * 16)
     index = index_of({agent: void})
-    assert not index.put(agent, held)
-    assert index.order(agent) == void
-    assert index.set(agent, held)
-    assert not index.set(agent, held)
-    assert index.order(agent) == held
+    assert not index.put(agent, RecordVersion(*held))
+    assert index.version(agent) == void
+    assert index.set(agent, RecordVersion(*held))
+    assert not index.set(agent, RecordVersion(*held))
+    assert index.version(agent) == held
     assert index.digests(10) == index_of({agent: held}).digests(10)
 
 
 def test_however_much_is_asked_deep_down_only_some_of_it_is_kept(monkeypatch) -> None:
     monkeypatch.setattr(record_index, "KEPT_PARTS", 5)
-    index = index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16)))
+    index = index_of(dict.fromkeys(AGENTS, RecordVersion(1, 1, b"h" * 16)))
     places = [(bits, place(agent.encode(), bits)) for agent in AGENTS for bits in (16, 22, 28)]
     for bits, bucket in places:
         steps = sum(1 for _ in index.prepare(bits, (bucket,)))
@@ -149,9 +149,11 @@ def test_however_much_is_asked_deep_down_only_some_of_it_is_kept(monkeypatch) ->
 
 
 def test_all_of_the_top_is_computed_in_steps() -> None:
-    index = index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16)))
+    index = index_of(dict.fromkeys(AGENTS, RecordVersion(1, 1, b"h" * 16)))
     assert sum(1 for _ in index.prepare(10)) == 32
-    assert index.digests(10) == index_of(dict.fromkeys(AGENTS, (1, 1, b"h" * 16))).digests(10)
+    assert index.digests(10) == index_of(
+        dict.fromkeys(AGENTS, RecordVersion(1, 1, b"h" * 16))
+    ).digests(10)
     with pytest.raises(ProtocolError):
         next(index.prepare(16, range(0, 2**16, 64)))
 
@@ -176,7 +178,7 @@ def test_what_is_removed_is_gone_and_the_rest_stays(store, gone):
     for agent in gone:
         assert index.remove(agent) is (agent in store)
         store.pop(agent, None)
-        assert index.order(agent) is None
+        assert index.version(agent) is None
     assert contents(index) == store
     assert index.digests(10) == index_of(store).digests(10)
 
@@ -235,7 +237,7 @@ def test_parts_of_a_bucket_hold_together_what_it_holds():
 def test_a_key_with_a_zero_byte_is_not_taken_for_another():
     index = index_of({AGENTS[0]: (1, 7, bytes(16))})
     strange = [AgentKey(AGENTS[0] + "\0" * n) for n in (1, 8, 33)]
-    assert [index.order(agent) for agent in strange] == [None] * 3
+    assert [index.version(agent) for agent in strange] == [None] * 3
 
 
 @pytest.mark.parametrize(
@@ -588,7 +590,7 @@ def test_a_hundred_thousand_records_fit_into_20_mb():
     try:
         index = Index()
         for n in range(20_000):
-            index.put(AgentKey(f"key:z6Mk{n:044d}"), (1, n, chance.randbytes(32)))
+            index.put(AgentKey(f"key:z6Mk{n:044d}"), RecordVersion(1, n, chance.randbytes(32)))
         index.digests(10)
         held, _ = tracemalloc.get_traced_memory()
     finally:

@@ -101,7 +101,7 @@ async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Mad
     assert [one.compact for one in kept] == given
     assert [one.is_strike for one in kept] == [False, True, True] + [False] * 5
     assert [one.is_news for one in kept] == [True] + [False] * 5 + [True] * 2
-    assert (kept[0].owner, kept[0].order) == (ALICES, endpoint_record.parse(good).order)
+    assert (kept[0].owner, kept[0].version) == (ALICES, endpoint_record.parse(good).version)
     assert (await made.directory.resolve(ALICE.did)).record == good
     assert (await made.directory.resolve(BOB.did)).record == other
 
@@ -122,7 +122,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     kept = await made.keep(new, old, resigned(old, MALLORY), new)
     assert codes(kept) == ["same", "older", "older", "same"]
     assert not any(one.is_strike or one.is_news for one in kept)
-    assert {one.order for one in kept} == {endpoint_record.parse(new).order}
+    assert {one.version for one in kept} == {endpoint_record.parse(new).version}
     assert made.checks == 0
     # the negative control: what is newer is looked at, and refused
     forged = resigned(new, MALLORY, seq=endpoint_record.parse(new).seq + 1)
@@ -134,7 +134,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
 async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_news(made: Made):
     seq = int(clock.now() * 1000)
     two = sorted((resigned(record(), ALICE, seq=seq, ttl=ttl) for ttl in (300, 301)),
-                 key=lambda one: endpoint_record.parse(one).order)  # fmt: skip
+                 key=lambda one: endpoint_record.parse(one).version)  # fmt: skip
     assert await made.directory.evidence(ALICE.did) is None
     outcomes = [(await made.keep(one))[0] for one in (two[0], two[1], two[0])]
     assert codes(outcomes) == ["newer", "equivocal", "equivocal"]

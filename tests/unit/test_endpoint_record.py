@@ -15,7 +15,7 @@ from relay.protocol.endpoint_record import (
     EndpointRecord,
     Home,
     LeftHome,
-    judge,
+    compare_versions,
     merge,
 )
 from relay.protocol.errors import (
@@ -85,7 +85,7 @@ def test_the_next_record_is_above_every_seq_that_was_seen():
 def test_the_order_is_key_version_then_seq_then_the_hash_of_what_was_signed():
     read = endpoint_record.parse(record())
     digest = hashlib.sha256(read.jws.signing_input).digest()
-    assert read.order == (1, int(NOW) * 1000, digest)
+    assert read.version == (1, int(NOW) * 1000, digest)
 
 
 def variants() -> list[EndpointRecord]:
@@ -105,7 +105,7 @@ def test_merge_is_a_join(a: EndpointRecord, b: EndpointRecord, c: EndpointRecord
     assert merge(merge(a, b), c) == merge(a, merge(b, c))
     assert merge(a, a) == a
     assert merge(None, a) == a
-    assert merge(a, b).order == max(a.order, b.order)
+    assert merge(a, b).version == max(a.version, b.version)
 
 
 def test_every_order_of_arrival_ends_with_the_same_record():
@@ -116,7 +116,7 @@ def test_every_order_of_arrival_ends_with_the_same_record():
             held = merge(held, one)
         assert held is not None
         ends.add(held.jws.compact)
-    assert ends == {max(VARIANTS, key=lambda one: one.order).jws.compact}
+    assert ends == {max(VARIANTS, key=lambda one: one.version).jws.compact}
 
 
 def test_a_rule_that_keeps_the_first_of_equal_seqs_would_depend_on_arrival():
@@ -188,7 +188,7 @@ def test_no_record_from_a_wrong_clock_outranks_one_from_a_right_one(given: list[
     held = folded(given)
     right = [one for one in given if one.seq <= AHEAD]
     if right:
-        assert held == max(right, key=lambda one: one.order)
+        assert held == max(right, key=lambda one: one.version)
 
 
 @given(any_hostile)
@@ -197,9 +197,9 @@ def test_what_merge_holds_is_what_judge_calls_newer_or_the_greater_of_equivocal_
 ):
     held: EndpointRecord | None = None
     for one in given:
-        verdict = judge(held.order if held else None, one.order, NOW)
+        verdict = compare_versions(held.version if held else None, one.version, NOW)
         takes = verdict == "newer" or (
-            verdict == "equivocal" and held is not None and one.order > held.order
+            verdict == "equivocal" and held is not None and one.version > held.version
         )
         merged = merge(held, one, NOW)
         assert merged == (one if takes else held)

@@ -26,6 +26,7 @@ from relay.migration.model.state import (
     Step,
     Ticked,
 )
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -47,7 +48,7 @@ NOBODY: frozenset[Did] = frozenset()
 
 
 def record(seq: int, *homes: Did, digest: bytes = b"") -> RecordRef:
-    return RecordRef((1, seq, digest), homes)
+    return RecordRef(RecordVersion(1, seq, digest), homes)
 
 
 def order(seq: int = 5, source: Did = A, target: Did = B, **changes: Any) -> OrderRef:
@@ -316,7 +317,7 @@ def test_of_two_records_of_one_seq_the_losers_home_is_missing():
     mine, theirs = record(5, B, digest=b"2"), record(5, C, digest=b"1")
     active = published(incoming())._replace(record=mine)
     wins = took(active, Learned(mine, fork=theirs)).side
-    assert (wins.record, wins.missing, wins.forked) == (mine, {A, C}, theirs.order)
+    assert (wins.record, wins.missing, wins.forked) == (mine, {A, C}, theirs.version)
     told = wins._replace(missing=NOBODY)
     assert took(told, Learned(mine, fork=theirs)).side == told
     loses = took(home(me=C, record=theirs), Learned(mine, fork=theirs)).side

@@ -16,6 +16,7 @@ from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import (
     Home,
     LeftHome,
+    RecordVersion,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -85,7 +86,7 @@ def test_the_first_home_is_the_one_with_the_lowest_prio():
     text = next_record(Home(RELAY.did, HERE.url, 5), Home(MALLORY.did, THERE.url, 1))
     assert RecordRef.of(endpoint_record.parse(text)).homes == (MALLORY.did, RELAY.did)
     assert RecordRef.of(endpoint_record.parse(text)).home == MALLORY.did
-    assert RecordRef((1, 1, b""), ()).home is None
+    assert RecordRef(RecordVersion(1, 1, b""), ()).home is None
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from relay.migration.model.state_json import (
 )
 from relay.protocol import jws as jose
 from relay.protocol import migration_statement
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -108,17 +109,17 @@ def test_every_field_of_a_side_is_in_its_text():
     full = Side(
         me=ME,
         mode=Mode.FROZEN,
-        record=RecordRef((1, 2, b"h"), (ME,)),
+        record=RecordRef(RecordVersion(1, 2, b"h"), (ME,)),
         order_seq=3,
         handoff=Handoff("mig", ALICE.did),
-        pending=RecordRef((1, 4, b"p"), ()),
+        pending=RecordRef(RecordVersion(1, 4, b"p"), ()),
         since=5,
         missing=frozenset({ALICE.did}),
         digested=True,
         collecting=Collecting(b"w", 6),
         sources=frozenset({BOB.did}),
         handed=True,
-        forked=(1, 7, b"f"),
+        forked=RecordVersion(1, 7, b"f"),
     )
     for name in set(Side._fields) - {"me"}:
         one = plain._replace(**{name: getattr(full, name)})

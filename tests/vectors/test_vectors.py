@@ -149,7 +149,7 @@ def read_receipt(given: Any, file: Found, _: Found) -> Found:
 def read_record(given: Any, file: Found, _: Found) -> Found:
     read = endpoint_record.parse(given["record"])
     check(endpoint_record.verify(read, parse_did(read.did), Timestamp(file["context"]["now"])))
-    kv, seq, digest = read.order
+    kv, seq, digest = read.version
     return {
         "did": read.did,
         "seq": read.seq,

@@ -44,7 +44,7 @@ class Correspondents:
         """
         held = self._found.get(did)
         record = verify(compact, did) if compact is not None else None
-        if record is None or (held is not None and held.order >= record.order):
+        if record is None or (held is not None and held.version >= record.version):
             return held
         self._hold(did, record)
         if self._knowledge is not None:

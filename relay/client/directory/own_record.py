@@ -101,7 +101,7 @@ class Homes:
             self._hold(relay, record)
             return
         held = self._read(answer.record or "")
-        if held.order > endpoint_record.parse(record).order:
+        if held.version > endpoint_record.parse(record).version:
             self._hold(relay, held.jws.compact)
         else:
             raise ProtocolError(ErrorCode.BAD_FRAME, "the relay took no record and has none newer")
@@ -122,8 +122,8 @@ class Homes:
 
     def _keep(self, record: EndpointRecord) -> None:
         newest = self.newest
-        is_seq_of_ours = newest is not None and newest.order[:2] == record.order[:2]
-        if newest is not None and is_seq_of_ours and newest.order != record.order:
+        is_seq_of_ours = newest is not None and newest.version[:2] == record.version[:2]
+        if newest is not None and is_seq_of_ours and newest.version != record.version:
             self.warn(typed(ErrorCode.STALE_RECORD, FORKED))
         self.state.keep_record(record.jws.compact)
         if self.newest != newest:
@@ -165,7 +165,7 @@ class Homes:
     def is_published(self, relay: Did) -> bool:
         """Whether ``relay`` is known to hold the newest record."""
         held, newest = self._held.get(relay), self.newest
-        return held is not None and newest is not None and held.order >= newest.order
+        return held is not None and newest is not None and held.version >= newest.version
 
     def rank(self, relay: Did, url: str) -> tuple[int, int]:
         """Where ``relay`` stands among those to send through; lower is better."""

@@ -152,7 +152,7 @@ async def put(origin: Origin, record: EndpointRecord) -> EndpointRecord | None:
         return None
     # not signed by this agent, it must not be kept: the next one would be signed after its words
     newer = verify(held, record.did, is_own=True)
-    if newer is None or newer.order <= record.order:
+    if newer is None or newer.version <= record.version:
         raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
     return newer
 

@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, NamedTuple, Self
 
-from relay.protocol import endpoint_record, migration_order
 from relay.protocol import jws as jose
+from relay.protocol import migration_order
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import (
     ErrorCode,
@@ -110,7 +110,7 @@ class Move:
     def handoffs(self) -> frozenset[str]:
         """Ids under which the source may hand over: the order's, or that of its record."""
         order = self.said
-        return frozenset({order.id, endpoint_record.handoff_id(order.record.order)})
+        return frozenset({order.id, order.record.version.handoff_id})
 
     def encode(self) -> str:
         """As text."""

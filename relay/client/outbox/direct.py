@@ -202,7 +202,7 @@ class Detours:
                 if left:
                     again = await self._submit(home, left) or again
             newer = self._learn(to, items)
-            if record is None or newer is None or newer.order <= record.order:
+            if record is None or newer is None or newer.version <= record.version:
                 break
             record = newer
         return again

@@ -125,7 +125,7 @@ class State:
         """Remember the newest of the own records."""
         if (
             self.record is None
-            or endpoint_record.parse(compact).order > endpoint_record.parse(self.record).order
+            or endpoint_record.parse(compact).version > endpoint_record.parse(self.record).version
         ):
             self.record = compact
             if self.journal is not None:

@@ -20,7 +20,6 @@ from relay.directory.model.index import (
     STEP_BITS,
     TOP_BITS,
     Index,
-    Order,
     place,
     wrong,
 )
@@ -28,7 +27,7 @@ from relay.protocol import frames
 from relay.protocol.errors import ProtocolError
 from relay.protocol.ids import AgentKey
 
-__all__ = ["Index", "Order", "Pull", "Question", "answer", "differing"]
+__all__ = ["Index", "Pull", "Question", "answer", "differing"]
 
 SPLIT_ABOVE: Final = 512
 """A bucket with more records on either side is asked about by its parts."""

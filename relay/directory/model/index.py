@@ -1,6 +1,6 @@
-"""The index of a directory: orders of all records held, by buckets that can be compared.
+"""The index of a directory: versions of all records held, by buckets that can be compared.
 
-Rules of the file: an index is a copy of orders, never the truth: a store decides what is held.
+Rules of the file: an index is a copy of versions, never the truth: a store decides what is held.
 
 A bucket is the agents whose SHA-256 of the agent key begins with the same ``bits`` bits. Its digest
 is the first 16 bytes of SHA-256 over its rows by agent key; a row is the agent key, a zero byte,
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from relay.protocol import frames
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -40,9 +41,6 @@ HASH_BYTES: Final = 16
 _TAIL: Final = struct.Struct(f">QQ{HASH_BYTES}s")
 _WORD_BITS: Final = 32
 
-Order = tuple[int, int, bytes]
-"""(kv, seq, SHA-256 of the signing input, or its first 16 bytes): greater wins."""
-
 
 def place(key: bytes, bits: int) -> int:
     """The bucket of an agent: the first ``bits`` bits of SHA-256(agent key)."""
@@ -64,7 +62,7 @@ def _item(row: bytes) -> frames.HaveItem:
 
 
 class Index:
-    """The orders of all records held: some 150 bytes each, sorted within 1,024 buckets.
+    """The versions of all records held: some 150 bytes each, sorted within 1,024 buckets.
 
     A change spoils the digest of its own bucket only; the others are not computed again.
     """
@@ -79,19 +77,19 @@ class Index:
     def __len__(self) -> int:
         return self._size
 
-    def put(self, agent: AgentKey, order: Order) -> bool:
-        """Take the greater of the order held and this one; True if that changed anything."""
-        return self._take(agent, order, lower=False)
+    def put(self, agent: AgentKey, version: RecordVersion) -> bool:
+        """Take the greater of the current version and this one; True if that changed anything."""
+        return self._take(agent, version, lower=False)
 
-    def set(self, agent: AgentKey, order: Order) -> bool:
-        """Take this order, as the store says, also where it is lower; True if that is a change.
+    def set(self, agent: AgentKey, version: RecordVersion) -> bool:
+        """Take this version, as the store says, also where it is lower; True if that is a change.
 
-        A store gives up an order that is void by its clock for a lower one (PROTOCOL.md §7.2).
+        A store gives up a version that is void by its clock for a lower one (PROTOCOL.md §7.2).
         """
-        return self._take(agent, order, lower=True)
+        return self._take(agent, version, lower=True)
 
-    def _take(self, agent: AgentKey, order: Order, *, lower: bool) -> bool:
-        kv, seq, digest = order
+    def _take(self, agent: AgentKey, version: RecordVersion, *, lower: bool) -> bool:
+        kv, seq, digest = version
         prefix = agent.encode() + b"\0"
         row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
         top = place(prefix[:-1], TOP_BITS)
@@ -102,7 +100,7 @@ class Index:
             self._size += 1
         elif rows[at] < row or (
             lower and rows[at] != row
-        ):  # the tails are big-endian: they compare as the orders do
+        ):  # the tails are big-endian: they compare as the versions do
             rows[at] = row
         else:
             return False
@@ -127,15 +125,15 @@ class Index:
         self._rows = [[] for _ in range(2**TOP_BITS)]
         self._digests, self._parts, self._split, self._size = {}, {}, {}, 0
 
-    def order(self, agent: AgentKey) -> Order | None:
-        """(kv, seq, first 16 bytes of the hash) of the record held."""
+    def version(self, agent: AgentKey) -> RecordVersion | None:
+        """Return the version of the current record, with the first 16 bytes of its digest."""
         prefix = agent.encode() + b"\0"
         rows = self._rows[place(prefix[:-1], TOP_BITS)]
         at = bisect_left(rows, prefix)
         if not _is_of(rows, at, prefix):
             return None
         kv, seq, digest = _TAIL.unpack_from(rows[at], len(prefix))
-        return kv, seq, digest
+        return RecordVersion(kv, seq, digest)
 
     def digests(self, bits: int, buckets: Sequence[int] = ()) -> tuple[frames.BucketDigest, ...]:
         """Digests of those that are not empty; no ``buckets`` means all, at the top only.
@@ -173,7 +171,7 @@ class Index:
     def have(
         self, bits: int, bucket: int, after: str = "", most: int = frames.MAX_HAVE
     ) -> tuple[tuple[frames.HaveItem, ...], bool]:
-        """The orders in a bucket behind the agent key ``after``, and whether there are more.
+        """The versions in a bucket behind the agent key ``after``, and whether there are more.
 
         Raises:
             ProtocolError: ``bad_frame``: no such depth.
@@ -189,7 +187,7 @@ class Index:
         return [item.agent for item in items if self._lacks(item)]
 
     def _lacks(self, item: frames.HaveItem) -> bool:
-        held = self.order(item.agent)
+        held = self.version(item.agent)
         return held is None or held < (item.kv, item.seq, b64decode(item.hash))
 
     def _top(self, top: int) -> frames.BucketDigest:

@@ -128,7 +128,7 @@ _MAY_PREPARE: Final = frozenset({Mode.NONE, Mode.FROZEN, Mode.INCOMING})
 def _overtaken(side: Side, order: OrderRef, now: Timestamp) -> Refusal | None:
     if order.seq <= side.order_seq:
         return Refusal(ErrorCode.STALE_RECORD, "a newer order of this agent is known")
-    if side.record is not None and order.record.order <= side.record.order:
+    if side.record is not None and order.record.version <= side.record.version:
         return Refusal(ErrorCode.STALE_RECORD, "the order's record is not newer than the last one")
     if order.expires_at <= now:
         return Refusal(ErrorCode.EXPIRED, "the order has expired")
@@ -219,7 +219,7 @@ def _towards(side: Side, handoff: Handoff, now: Timestamp) -> Side:
 def _learn(side: Side, said: Learned, now: Timestamp) -> Result:
     record, held = said.record, side.record
     side = _forked(side, said)
-    if held is not None and record.order <= held.order:
+    if held is not None and record.version <= held.version:
         return Step(side)
     if not record.homes:
         return Step(side._replace(record=record))
@@ -230,10 +230,10 @@ def _forked(side: Side, said: Learned) -> Side:
     """Two records of one seq: the loser's home may have handed something over, too."""
     if said.fork is None or side.mode is Mode.NONE:
         return side
-    if side.forked is not None and said.fork.order <= side.forked:
+    if side.forked is not None and said.fork.version <= side.forked:
         return side
     others = frozenset(said.fork.homes) - {*said.record.homes, side.me}
-    return side._replace(forked=said.fork.order, missing=side.missing | others)
+    return side._replace(forked=said.fork.version, missing=side.missing | others)
 
 
 def _hold(side: Side, said: Learned, _: Timestamp) -> Step:
@@ -280,7 +280,7 @@ def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
 
 def _turn_if_overtaken(side: Side, said: Learned, now: Timestamp) -> Step:
     """INCOMING waits for its own record; one that is newer than that decides otherwise."""
-    if side.pending is not None and said.record.order < side.pending.order:
+    if side.pending is not None and said.record.version < side.pending.version:
         return _hold(side, said, now)
     return _turn(side, said, now)
 

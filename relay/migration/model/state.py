@@ -11,8 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple, Self
 
 from relay.inbox.model.types import Holding
-from relay.protocol import endpoint_record
-from relay.protocol.endpoint_record import EndpointRecord
+from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.ids import Did
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.types import DOUBT_BYTES, Mode
@@ -22,18 +21,18 @@ class RecordRef(NamedTuple):
     """What a hand-off needs of an endpoint record: where it stands, and whom it names.
 
     Args:
-        order: (kv, seq, hash): greater wins.
+        version: the greater wins.
         homes: the relays that it names, the first one tried first.
     """
 
-    order: tuple[int, int, bytes]
+    version: RecordVersion
     homes: tuple[Did, ...]
 
     @classmethod
     def of(cls, record: EndpointRecord) -> Self:
         """Of a record that was verified."""
         ranked = sorted(record.relays, key=lambda home: home.prio)
-        return cls(record.order, tuple(home.did for home in ranked))
+        return cls(record.version, tuple(home.did for home in ranked))
 
     @property
     def home(self) -> Did | None:
@@ -43,7 +42,7 @@ class RecordRef(NamedTuple):
     @property
     def handoff(self) -> str:
         """The id under which a relay hands over because of this record, without an order."""
-        return endpoint_record.handoff_id(self.order)
+        return self.version.handoff_id
 
 
 class OrderRef(NamedTuple):
@@ -115,7 +114,7 @@ class Side(NamedTuple):
     collecting: Collecting | None = None
     sources: frozenset[Did] = frozenset()
     handed: bool = False
-    forked: tuple[int, int, bytes] | None = None
+    forked: RecordVersion | None = None
 
     @property
     def home(self) -> Did | None:

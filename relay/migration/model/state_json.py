@@ -11,6 +11,7 @@ from relay.migration.model.state import (
     Side,
 )
 from relay.protocol import jws as jose
+from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import Did
 from relay.protocol.types import (
     Mode,
@@ -42,7 +43,7 @@ def encode(side: Side, order: str = "") -> str:
         ),
         "sources": sorted(side.sources),
         "handed": side.handed,
-        "forked": _order(side.forked) if side.forked else None,
+        "forked": _version(side.forked) if side.forked else None,
     }
     return jose.dumps({name: value for name, value in said.items() if value}).decode()
 
@@ -77,27 +78,27 @@ def _decode(me: Did, said: dict[str, Any]) -> Kept:
         ),
         sources=frozenset(map(Did, said.get("sources", ()))),
         handed=said.get("handed", False),
-        forked=_read_order(said["forked"]) if said.get("forked") else None,
+        forked=_read_version(said["forked"]) if said.get("forked") else None,
     )
     return Kept(side, said.get("order", ""))
 
 
-def _order(order: tuple[int, int, bytes]) -> list[Any]:
-    kv, seq, digest = order
+def _version(version: RecordVersion) -> list[Any]:
+    kv, seq, digest = version
     return [kv, seq, digest.hex()]
 
 
-def _read_order(value: list[Any]) -> tuple[int, int, bytes]:
+def _read_version(value: list[Any]) -> RecordVersion:
     kv, seq, digest = value
-    return kv, seq, bytes.fromhex(digest)
+    return RecordVersion(kv, seq, bytes.fromhex(digest))
 
 
 def _ref(ref: RecordRef | None) -> list[Any] | None:
-    return None if ref is None else [*_order(ref.order), list(ref.homes)]
+    return None if ref is None else [*_version(ref.version), list(ref.homes)]
 
 
 def _read_ref(value: list[Any] | None) -> RecordRef | None:
     if value is None:
         return None
-    *order, homes = value
-    return RecordRef(_read_order(order), tuple(map(Did, homes)))
+    *version, homes = value
+    return RecordRef(_read_version(version), tuple(map(Did, homes)))

@@ -106,7 +106,7 @@ class Handoffs:
             "change_handoff",
             inbox,
             seen.text,
-            _order(seen.record),
+            _version(seen.record),
             change.text,
             change.holding,
             *map(int, flags),
@@ -211,10 +211,10 @@ def _key(raw: bytes) -> AgentKey:
     return AgentKey(raw.decode())
 
 
-def _order(row: RecordRow | None) -> str:
+def _version(row: RecordRow | None) -> str:
     if row is None:
         return ""
-    kv, seq, digest = row.order
+    kv, seq, digest = row.version
     return f"{kv} {seq} {digest.hex()}"
 
 

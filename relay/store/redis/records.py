@@ -19,7 +19,7 @@ from relay.peering.ports import (
     Merged,
     RecordRow,
 )
-from relay.protocol.endpoint_record import STALE_SERVED_S
+from relay.protocol.endpoint_record import STALE_SERVED_S, RecordVersion
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,
@@ -174,7 +174,7 @@ class Records:
 
 
 def _packed(owner: AgentKey, row: RecordRow) -> bytes:
-    kv, seq, digest = row.order
+    kv, seq, digest = row.version
     introducer = row.introducer or _NO_ONE
     head = f"{row.names_us:d} {kv} {seq} {digest.hex()} {row.expires_at} {introducer} "
     name, text = owner.encode(), (head + row.compact).encode()
@@ -185,7 +185,7 @@ def row_of(text: bytes) -> RecordRow:
     """A record as it is kept."""
     home, kv, seq, digest, expires, introducer, compact = text.decode().split(" ", 6)
     return RecordRow(
-        order=(int(kv), int(seq), bytes.fromhex(digest)),
+        version=RecordVersion(int(kv), int(seq), bytes.fromhex(digest)),
         compact=compact,
         names_us=home == "1",
         introducer=None if introducer == _NO_ONE else AgentKey(introducer),
@@ -225,8 +225,8 @@ def _changes(places: Sequence[_Place], replies: Sequence[Any], most: int, *, ane
     return Changes(tuple(_item(found) for found in items), " ".join(cursor), more, anew)
 
 
-def _item(found: Sequence[Any]) -> tuple[AgentKey, tuple[int, int, bytes]]:
+def _item(found: Sequence[Any]) -> tuple[AgentKey, RecordVersion]:
     owner = AgentKey(found[0].decode())
-    if len(found) == 2:  # noqa: PLR2004  the owner and the change, and no order
+    if len(found) == 2:  # noqa: PLR2004  the owner and the change, and no version
         return owner, GONE
-    return owner, (int(found[2]), int(found[3]), bytes.fromhex(found[4].decode()))
+    return owner, RecordVersion(int(found[2]), int(found[3]), bytes.fromhex(found[4].decode()))
