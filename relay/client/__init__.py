@@ -55,9 +55,9 @@ from relay.client.identity.key_format import (
     PassphraseError,
 )
 from relay.client.message import Bounce, Message, Sent
-from relay.client.migration.state import Moved
-from relay.client.migration.state import Progress as MoveProgress
+from relay.client.migration.retry import MigrationProgress
 from relay.client.outbox.outcomes import Outcome
+from relay.client.state.migration_log import MigrationReport
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
 
@@ -82,9 +82,9 @@ __all__ = [
     "KeyFileError",
     "Message",
     "MigratingError",
+    "MigrationProgress",
+    "MigrationReport",
     "MigrationStalledError",
-    "MoveProgress",
-    "Moved",
     "MovedError",
     "NoRelayingError",
     "NotAdmittedError",

@@ -27,13 +27,12 @@ from relay.client.inbox.serve import (
 )
 from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
-from relay.client.migration.patience import Tell
+from relay.client.migration.retry import Tell
 from relay.client.migration.runner import (
     DEADLINE_S,
     Wish,
     silent,
 )
-from relay.client.migration.state import Moved
 from relay.client.outbox.outcomes import (
     Outcome,
     Telling,
@@ -48,6 +47,7 @@ from relay.client.outbox.signing import (
 )
 from relay.client.process import Owner, not_pickled
 from relay.client.session.pool import Sessions
+from relay.client.state.migration_log import MigrationReport
 from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
@@ -368,7 +368,7 @@ class Agent:
         on_progress: Tell = silent,
         dead_source: bool = False,
         deadline_s: float = DEADLINE_S,
-    ) -> Moved:
+    ) -> MigrationReport:
         """Change relays: what waits, and whoever writes meanwhile, follows; nothing is lost.
 
         Iterators of the inbox, handlers and sends go on over it. Called again, with a state file

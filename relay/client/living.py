@@ -73,7 +73,7 @@ async def living(
 
 
 @asynccontextmanager
-async def remembering(path: Path | None, did: Did) -> AsyncIterator[states.State]:
+async def remembering(path: Path | None, did: Did) -> AsyncIterator[states.AgentState]:
     """The state of an agent; a file is opened and closed in a thread, since both touch the disk."""
     if path is None:
         yield states.in_memory()

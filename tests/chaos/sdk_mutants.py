@@ -25,7 +25,7 @@ def _outbox_keeps_nothing() -> None:
         done.set_result(None)
         return done
 
-    Journal.keep = keep  # type: ignore[method-assign]
+    Journal.add_outgoing = keep  # type: ignore[method-assign]
 
 
 def _outbox_is_not_resumed() -> None:

@@ -248,7 +248,7 @@ async def test_a_record_can_be_published_after_the_clock_was_set_back(terminal: 
         here = json.loads((await terminal.run("check", terminal.url, "--no-send", "--json")).out)
         then = Timestamp(clock.now() + ahead_s)
         state.keep_record(endpoint_record.sign(key, [Home(here["relay"], terminal.url)], now=then))
-        await state.noted()
+        await state.flush_record()
     done = await terminal.run("handle", "set", "alice", "--key", "agent.key", "--json")
     assert done.code == 0, done.err
     assert done.json["seq"] > then * 1000 - 1

@@ -194,7 +194,7 @@ async def test_it_is_cut_off_by_ctrl_c_or_kill_and_the_same_command_goes_on(hous
             await line_with(process.stderr, "Asking the old relay")
             process.kill()
     with states.opened(house.key_file.with_name("agent.key.state"), house.did) as state:
-        assert state.moves.move is not None
+        assert state.migration.state is not None
     done = await house.terminal.run("migrate", "--to", house.two.url, "--json")
     assert (done.code, done.json["complete"]) == (0, True)
     assert done.json["target"]["did"] == pinned

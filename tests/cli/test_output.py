@@ -21,12 +21,7 @@ import pytest
 
 from relay.cli.exit_codes import Exit
 from relay.cli.output import printable
-from relay.client import (
-    Agent,
-    Bounce,
-    Message,
-    SigningKey,
-)
+from relay.client import Agent, Bounce, Message, SigningKey
 from relay.client.identity import key_file
 from tests.cli.terminal import (
     ROOT,

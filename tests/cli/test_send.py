@@ -112,7 +112,7 @@ async def test_an_outcome_that_nobody_was_told_is_told_by_the_next_send(terminal
     state = tmp_path / ".config" / "did-relay" / "agent.key.state"
     left = envelope_of(new_key(), did)
     journal = Journal.open(state, did)
-    await journal.conclude(left, typed(ErrorCode.EXPIRED, "late", stored="unknown"))
+    await journal.save_outcome(left, typed(ErrorCode.EXPIRED, "late", stored="unknown"))
     journal.close()
     assert "1 answered meanwhile" in (await terminal.run("status")).out
     told = await terminal.run("send", did, "x")

@@ -116,7 +116,7 @@ async def test_a_handle_that_leads_to_somebody_else_than_it_did_gets_nothing(wor
     before = new_key().did
     state = world.terminal.home / ".config" / "did-relay" / "agent.key.state"
     journal = Journal.open(state, did)
-    await journal.knowledge.pin_handle(world.handle, before)
+    await journal.peers.pin_handle(world.handle, before)
     journal.close()
     async with world.bob() as bob:
         await bob.publish(handles=[world.handle])
@@ -127,7 +127,7 @@ async def test_a_handle_that_leads_to_somebody_else_than_it_did_gets_nothing(wor
         assert f"was {before}, and now leads to {bob.did}" in str(said["detail"])
     # the control: without the pin it goes there
     journal = Journal.open(state, did)
-    await asyncio.wrap_future(journal._disk.do(lambda db: db.execute("DELETE FROM handles")))
+    await asyncio.wrap_future(journal._database.run(lambda db: db.execute("DELETE FROM handles")))
     journal.close()
     assert (await world.terminal.run("send", world.handle, "hello")).code == Exit.OK
 
@@ -140,7 +140,7 @@ async def test_a_pinned_handle_whose_source_is_silent_is_sent_to_within_the_dead
     async with stalling() as silent:
         handle = f"me@{silent.url.removeprefix('http://')}"
         journal = Journal.open(state, did)
-        await journal.knowledge.pin_handle(handle, did)
+        await journal.peers.pin_handle(handle, did)
         journal.close()
         sent = await world.terminal.run("send", handle, "hi", "--timeout", "3", "--json")
         assert (sent.code, sent.json["to"]) == (Exit.OK, did), sent.err
@@ -152,7 +152,7 @@ async def test_the_look_up_of_a_handle_is_part_of_the_deadline_of_the_command(wo
     async with stalling() as source, stalling() as quiet:
         handle = f"me@{source.url.removeprefix('http://')}"
         journal = Journal.open(state, did)
-        await journal.knowledge.pin_handle(handle, did)
+        await journal.peers.pin_handle(handle, did)
         journal.close()
         words = ("send", handle, "hi", "--timeout", "5", "--relay", quiet.url, "--json")
         async with world.terminal.running(*words) as sending:

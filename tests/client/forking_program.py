@@ -11,12 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from relay.client import (
-    Agent,
-    SigningKey,
-    WrongStateError,
-    sync,
-)
+from relay.client import Agent, SigningKey, WrongStateError, sync
 
 WAIT_S = 20
 

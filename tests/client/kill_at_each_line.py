@@ -1,6 +1,6 @@
 """Lives that end by kill -9 at the nth line of the SDK's own code, one for each n.
 
-python kill_at_each_line.py outcomes STEP DIRECTORY SEED URL | takeover STEP DIRECTORY DID JSON
+python kill_at_each_line.py STEP DIRECTORY SEED URL
 
 Each life begins with the same files. After it, what must not be lost is looked for in them; the
 first life that reaches its end is the last, and how many there were is said on stdout.
@@ -23,10 +23,7 @@ from types import FrameType
 from typing import Any
 
 from relay.client import Agent, SigningKey
-from relay.client.state import agent_state as states
 from relay.client.state.journal import Journal
-from relay.protocol import jws as jose
-from relay.protocol.ids import Did
 from tests.client.scripted_relay import (
     envelope_of,
     new_key,
@@ -104,7 +101,7 @@ def outcomes(step: int, directory: Path, seed: str, url: str) -> int:
 
     async def prepare(path: Path) -> None:
         journal = Journal.open(path, key.did)
-        await journal.keep(envelope)
+        await journal.add_outgoing(envelope)
         journal.close()
 
     async def converse(path: Path, say: Say) -> None:
@@ -143,34 +140,6 @@ def outcomes(step: int, directory: Path, seed: str, url: str) -> int:
     )
 
 
-# ---------------------------------------------------------------- takeover
-
-
-def takeover(step: int, directory: Path, did: str, content: str) -> int:
-    """A state file of the first form: it is there, or all that it says is in the journal."""
-    expected = jose.loads(content)
-
-    def life(path: Path, say: Say) -> None:
-        states.load(path, Did(did)).close()
-        say("opened")
-
-    def check(path: Path, said: str) -> None:
-        old = path.with_name("state.old")
-        if path.read_bytes() != content.encode():
-            assert old.read_text() == content, said
-        with states.opened(path, Did(did)) as kept:
-            found = {"relays": kept.relays, "epochs": kept.epochs, "record": kept.record}
-        assert found == {name: expected[name] for name in found}, said
-        assert old.read_text() == content
-        assert {file.name for file in path.parent.iterdir()} == {"state", "state.old"}
-
-    prepared = directory / "prepared"
-    prepared.mkdir()
-    (prepared / "state").write_text(content)
-    files = ("client/state/takeover.py", "client/state/journal.py", "client/state/database.py")
-    return fall_at_every_line(life, check, prepared, files, step)
-
-
 if __name__ == "__main__":
-    made = {"outcomes": outcomes, "takeover": takeover}[sys.argv[1]]
-    sys.stdout.write(f"{made(int(sys.argv[2]), Path(sys.argv[3]), *sys.argv[4:])}\n")
+    lives = outcomes(int(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
+    sys.stdout.write(f"{lives}\n")

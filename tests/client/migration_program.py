@@ -13,8 +13,7 @@ import sys
 from pathlib import Path
 
 from relay.client import Agent, SigningKey
-from relay.client.migration.log import MoveLog
-from relay.client.migration.state import Move
+from relay.client.state.migration_log import MigrationLog, MigrationState
 
 
 def say(*words: object) -> None:
@@ -23,9 +22,9 @@ def say(*words: object) -> None:
 
 
 def stop_at(stage: str, when: str) -> None:
-    keep = MoveLog.keep
+    keep = MigrationLog.save
 
-    async def stopping(self: MoveLog, move: Move) -> None:
+    async def stopping(self: MigrationLog, move: MigrationState) -> None:
         if when == "after":
             await keep(self, move)
         if str(move.stage) == stage:
@@ -34,7 +33,7 @@ def stop_at(stage: str, when: str) -> None:
         if when == "before":
             await keep(self, move)
 
-    MoveLog.keep = stopping  # type: ignore[method-assign]  # this process is there to be killed
+    MigrationLog.save = stopping  # type: ignore[method-assign]  # this process is there to be killed
 
 
 async def live(source: str, seed: str, state: str, target: str, *stop: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from relay.client.http.origin import Origin
 from relay.client.http.origin import parse as parse_origin
 from relay.client.migration.runner import Wish
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.migration.model import machine
 from relay.migration.model.state import (
     DigestPage,
@@ -290,7 +290,7 @@ class Alone:
     """An agent without a session."""
 
     key: SigningKey
-    state: State
+    state: AgentState
     did_what: list[str] = field(default_factory=list)
 
     def origin(self, url: str) -> Origin:
@@ -317,9 +317,9 @@ class World:
     source: Relay
     target: Relay
 
-    def alone(self, state: State | None = None) -> Alone:
+    def alone(self, state: AgentState | None = None) -> Alone:
         """The agent, as a new process would find it."""
-        state = state or State()
+        state = state or AgentState()
         if state.record is None:
             state.keep_record(self.source.record or "")
         return Alone(self.agent, state)

@@ -81,7 +81,7 @@ async def test_an_agent_accepts_its_relays_new_key_and_keeps_its_outbox_and_its_
         assert await take(me) == "seen"
     # what a crash leaves: in the outbox, and perhaps submitted
     journal = Journal.open(state)
-    await journal.keep(left)
+    await journal.add_outgoing(left)
     journal.close()
     async with at(place, new_key()) as node, Agent.open(alice, _new(node)) as other:
         for _ in range(2):
@@ -141,7 +141,7 @@ async def test_what_is_no_did_is_never_shown_in_a_command(tmp_path):
     async with lying_relay(script) as relay:
         state = tmp_path / "state"
         journal = Journal.open(state)
-        journal.pin(relay.url, new_key().did).result()
+        journal.pin_relay(relay.url, new_key().did).result()
         journal.close()
         with pytest.raises(WrongRelayError) as caught:
             async with Agent.open(new_key(), relay.url, state=state):
@@ -216,7 +216,7 @@ async def test_a_crash_between_the_record_and_the_pin_leads_to_the_new_relay(tmp
     await settled(place, key, state)
     async with at(place, new_key()) as node:
         journal = Journal.open(state)
-        newest = journal.remembered().record
+        newest = journal.load().record
         assert newest is not None
         half = endpoint_record.sign(
             key,
@@ -224,7 +224,7 @@ async def test_a_crash_between_the_record_and_the_pin_leads_to_the_new_relay(tmp
             now=Timestamp(now() + 1),
             newest_seq=endpoint_record.parse(newest).seq,
         )
-        journal.keep_record(half).result()
+        journal.save_record(half).result()
         journal.close()
         async with Agent.open(key, place.url, state=state) as me:
             assert me.relay == did(node)
@@ -258,7 +258,7 @@ async def test_a_relay_that_is_no_home_is_pinned_and_nothing_is_published(tmp_pa
     await settled(home, key, state)
     async with at(home), at(other, new_key()) as node:
         assert await accept_relay(key, other.url, did(node), state=state) is None
-    assert Journal.open(state).remembered().relays[other.url] == did(node)
+    assert Journal.open(state).load().relays[other.url] == did(node)
 
 
 # ---------------------------------------------------------------- by command

@@ -17,12 +17,7 @@ from typing import Any
 
 import pytest
 
-from relay.client import (
-    Agent,
-    Message,
-    Outcome,
-    sync,
-)
+from relay.client import Agent, Message, Outcome, sync
 from relay.client.errors import typed
 from relay.client.identity import key_file
 from relay.client.identity.key_format import Cost
@@ -96,7 +91,7 @@ def locked(path: Path) -> Iterator[None]:
 def made(path: Path, *statements: str) -> None:
     """A journal that holds something, and then these statements."""
     journal = Journal.open(path, ME.did)
-    journal.keep_record(
+    journal.save_record(
         endpoint_record.sign(ME, [Home(new_key().did, "https://r.test")], now=1.8e9)
     )
     journal.close()
@@ -131,7 +126,7 @@ FILES: dict[str, Prepare] = {
     "a directory": Path.mkdir,
     "no database": partial(text, said="hello, this is a text"),
     "one byte": partial(text, said="x"),
-    "half a state of the first form": partial(text, said='{"v":1,"relays":'),
+    "half a JSON object": partial(text, said='{"v":1,"relays":'),
     "another database": lambda path: made(path, "DROP TABLE facts", "CREATE TABLE facts (x)"),
     "a newer version": lambda path: made(path, "UPDATE facts SET value = '99' WHERE name = 'v'"),
     "somebody else's": lambda path: made(path, "UPDATE facts SET value = 'x' WHERE name = 'did'"),
@@ -195,8 +190,8 @@ async def opens_or_says_why(path: Path) -> None:
 
 @contextmanager
 def statement(me: Agent, _: Path, said: str) -> Iterator[None]:
-    disk = me._sessions.state.journal._disk
-    disk.do(lambda database: database.execute(said)).result()
+    disk = me._sessions.state.journal._database
+    disk.run(lambda database: database.execute(said)).result()
     yield
 
 
@@ -229,7 +224,7 @@ def fills(_: Agent, __: Path) -> Iterator[None]:
 
 @contextmanager
 def closes(me: Agent, _: Path) -> Iterator[None]:
-    me._sessions.state.journal._disk._database.close()
+    me._sessions.state.journal._database._connection.close()
     yield
 
 
@@ -288,7 +283,7 @@ async def use(path: Path, url: str, broken: Break) -> None:
 async def left_behind(me: Agent) -> Outcome:
     """An outcome that an earlier life of this agent has left."""
     journal = me._sessions.state.journal
-    await journal.conclude(envelope_of(ME, ME.did), typed(ErrorCode.INBOX_FULL, "no"))
+    await journal.save_outcome(envelope_of(ME, ME.did), typed(ErrorCode.INBOX_FULL, "no"))
     me._sessions.outcomes._tell()
     return await anext(me.outcomes())
 

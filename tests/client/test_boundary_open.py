@@ -17,13 +17,7 @@ from typing import Any
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from relay.client import (
-    Agent,
-    Bounce,
-    Message,
-    Outcome,
-    sync,
-)
+from relay.client import Agent, Bounce, Message, Outcome, sync
 from relay.client.http import transport
 from relay.client.message import MessageValues
 from relay.protocol import frames as frames_

@@ -155,7 +155,7 @@ async def test_what_was_sent_and_not_answered_is_submitted_again_the_same_bytes(
             assert (message.text(), message.eid) == ("hello", eid)
             await wait_until(lambda: me.unanswered == 0, 10, "the late answer")
         journal = Journal.open(bob.state, bob.did)
-        assert await journal.unanswered() == []
+        assert await journal.outgoing() == []
         journal.close()
 
 
@@ -166,7 +166,7 @@ async def test_a_definite_no_is_never_submitted_again(homes, bob):
         with pytest.raises(UnknownInboxError):
             await me.send(stranger.did, "too early")
         journal = Journal.open(bob.state, bob.did)
-        assert await journal.unanswered() == []
+        assert await journal.outgoing() == []
         journal.close()
     await settle(one, Identity(stranger, bob.state))
     async with Agent.open(bob.key, one.url, state=bob.state) as me:

@@ -9,13 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from relay.client import (
-    Agent,
-    IdentityUnavailableError,
-    MigratingError,
-    UnreachableError,
-    sync,
-)
+from relay.client import Agent, IdentityUnavailableError, MigratingError, UnreachableError, sync
 from relay.client.http.transport import REQUEST_TIMEOUT_S
 from relay.client.migration.runner import (
     Migration,
@@ -85,7 +79,7 @@ async def test_a_target_that_is_silent_holds_up_a_move_no_longer_than_its_deadli
             pytest.raises(UnreachableError, match="Nothing was changed"),
         ):
             await Migration(me, Wish(deadline_s=0.3)).to(silent.url)
-        assert me.state.moves.pending is None
+        assert me.state.migration.pending is None
 
 
 async def test_who_waits_for_another_move_to_end_waits_no_longer_than_its_own_deadline():

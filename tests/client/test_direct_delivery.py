@@ -9,12 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from relay.client import (
-    Agent,
-    AgentError,
-    OutcomeUnknownError,
-    UnknownInboxError,
-)
+from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError
 from relay.client.http import origin as origins
 from relay.client.outbox import direct
 from relay.client.session.pool import Sessions

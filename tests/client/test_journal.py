@@ -9,20 +9,14 @@ import threading
 import pytest
 
 from relay import clock
-from relay.client import (
-    ClosedError,
-    InternalError,
-)
+from relay.client import ClosedError, InternalError
 from relay.client.errors import typed
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import Opener
 from relay.client.inbox.relay_inbox import HomeInbox
 from relay.client.state import journal
 from relay.client.state.journal import Journal
-from relay.client.state.peers import (
-    KEPT_AFTER_EXPIRY_S,
-    Holding,
-)
+from relay.client.state.peers import KEPT_AFTER_EXPIRY_S, CustodyRecord
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     Acked,
@@ -61,25 +55,25 @@ def box_of(kept: Journal | None, relay=ONE, head: int = 1) -> HomeInbox:
 
 async def noted(kept: Journal) -> None:
     """All that was asked for before is in the file, and its futures are done."""
-    await kept.unanswered()
+    await kept.outgoing()
     await asyncio.sleep(0)
 
 
 async def test_all_that_is_asked_for_at_once_is_few_commits(kept):
-    before = kept._disk._database.total_changes
+    before = kept._database._connection.total_changes
     commits: list[str] = []
-    kept._disk.do(lambda database: database.set_trace_callback(commits.append)).result()
-    await asyncio.gather(*(kept.finish(Eid(f"e{n}"), LATER, None) for n in range(500)))
-    kept._disk.do(lambda database: database.set_trace_callback(None)).result()
-    assert kept._disk._database.total_changes - before >= 500
+    kept._database.run(lambda database: database.set_trace_callback(commits.append)).result()
+    await asyncio.gather(*(kept.record_settled(Eid(f"e{n}"), LATER, None) for n in range(500)))
+    kept._database.run(lambda database: database.set_trace_callback(None)).result()
+    assert kept._database._connection.total_changes - before >= 500
     assert 1 <= commits.count("COMMIT") < 100
-    known = await kept.take([(Eid("e0"), LATER), (Eid("new"), LATER)])
+    known = await kept.record_delivered([(Eid("e0"), LATER), (Eid("new"), LATER)])
     assert known[Eid("e0")].is_done
     assert Eid("new") not in known
 
 
 async def test_every_commit_is_synced(kept):
-    pragmas = kept._disk.do(
+    pragmas = kept._database.run(
         lambda database: [
             database.execute(f"PRAGMA {name}").fetchone()[0]
             for name in ("journal_mode", "synchronous")
@@ -92,22 +86,22 @@ async def test_eids_are_forgotten_a_day_after_they_expired(tmp_path):
     kept = Journal.open(tmp_path / "state", ME.did)
     now = int(clock.now())
     young, old = Eid("young"), Eid("old")
-    await kept.finish(young, now - journal.KEPT_AFTER_EXPIRY_S + 600, None)
-    await kept.finish(old, now - journal.KEPT_AFTER_EXPIRY_S - 600, None)
+    await kept.record_settled(young, now - KEPT_AFTER_EXPIRY_S + 600, None)
+    await kept.record_settled(old, now - KEPT_AFTER_EXPIRY_S - 600, None)
     kept.close()
     kept = Journal.open(tmp_path / "state", ME.did)
-    assert set(await kept.take([(young, now), (old, now)])) == {young}
+    assert set(await kept.record_delivered([(young, now), (old, now)])) == {young}
     kept.close()
 
 
 async def test_over_the_limit_those_that_expire_first_are_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "MOST_EIDS", 200)
+    monkeypatch.setattr(journal, "MAX_EIDS", 200)
     kept = Journal.open(tmp_path / "state", ME.did)
     eids = [Eid(f"e{n}") for n in range(250)]
-    await asyncio.gather(*(kept.finish(eid, LATER + n, None) for n, eid in enumerate(eids)))
+    await asyncio.gather(*(kept.record_settled(eid, LATER + n, None) for n, eid in enumerate(eids)))
     kept.close()
     kept = Journal.open(tmp_path / "state", ME.did)
-    assert set(await kept.take((eid, LATER) for eid in eids)) == set(eids[52:])
+    assert set(await kept.record_delivered((eid, LATER) for eid in eids)) == set(eids[52:])
     kept.close()
 
 
@@ -135,7 +129,7 @@ async def test_an_answer_is_said_only_when_it_is_noted(kept):
     await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
     message = await box._inbox.next()
     go_on = threading.Event()
-    kept._disk.do(lambda _: go_on.wait(5))
+    kept._database.run(lambda _: go_on.wait(5))
     await message.ack(wait=False)
     assert box.next_ack(NOW) is None
     go_on.set()
@@ -200,11 +194,11 @@ async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
     box = box_of(kept)
     await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
     message = await box._inbox.next()
-    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    kept._database.run(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError, match="cannot write"):
         await message.ack()
     assert box.next_ack(NOW) is None
-    kept._disk._database.execute("PRAGMA query_only = 0")
+    kept._database._connection.execute("PRAGMA query_only = 0")
     await message.ack(wait=False)
     await noted(kept)
     assert box.next_ack(NOW).upto == 1
@@ -212,7 +206,7 @@ async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
 
 async def test_nothing_is_shown_that_cannot_be_noted(kept):
     box = box_of(kept)
-    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    kept._database.run(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError):
         await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
     assert box._inbox._next_shown() is None
@@ -226,14 +220,14 @@ async def test_a_processed_one_is_noted_although_the_agent_was_superseded(kept):
     box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     with pytest.raises(Exception, match="superseded"):
         await message.ack()
-    known = await kept.take([(envelope.eid, LATER)])
+    known = await kept.record_delivered([(envelope.eid, LATER)])
     assert known[envelope.eid].is_done
 
 
 async def test_another_process_may_write_the_same_file(kept, tmp_path):
     other = sqlite3.connect(tmp_path / "state", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    noting = kept.finish(Eid("e"), LATER, None)
+    noting = kept.record_settled(Eid("e"), LATER, None)
     other.execute("COMMIT")
     other.close()
     await noting
@@ -244,21 +238,21 @@ async def test_a_closed_journal_says_so(tmp_path):
     kept.close()
     kept.close()
     with pytest.raises(ClosedError):
-        await kept.unanswered()
+        await kept.outgoing()
 
 
 async def test_a_file_of_an_earlier_version_gets_what_it_lacks(tmp_path):
     kept = Journal.open(tmp_path / "state", ME.did)
-    await kept.finish(Eid("e"), LATER, None)
+    await kept.record_settled(Eid("e"), LATER, None)
     kept.close()
     earlier = sqlite3.connect(tmp_path / "state", isolation_level=None)
     for table in ("found", "handles", "holdings"):
         earlier.execute(f"DROP TABLE {table}")
     earlier.close()
     kept = Journal.open(tmp_path / "state", ME.did)
-    assert (await kept.take([(Eid("e"), LATER)]))[Eid("e")].is_done
-    assert await kept.knowledge.pin_handle("bob@relay.example", ONE.did) == ONE.did
-    assert await kept.knowledge.pin_handle("bob@relay.example", TWO.did) == ONE.did
+    assert (await kept.record_delivered([(Eid("e"), LATER)]))[Eid("e")].is_done
+    assert await kept.peers.pin_handle("bob@relay.example", ONE.did) == ONE.did
+    assert await kept.peers.pin_handle("bob@relay.example", TWO.did) == ONE.did
     kept.close()
 
 
@@ -266,30 +260,32 @@ async def test_who_holds_an_envelope_is_forgotten_a_day_after_it_expired(tmp_pat
     kept = Journal.open(tmp_path / "state", ME.did)
     now = int(clock.now())
     young, old = (
-        Holding(Eid(eid), MessageId(eid), ONE.did, now - KEPT_AFTER_EXPIRY_S + left, (TWO.did,))
+        CustodyRecord(
+            Eid(eid), MessageId(eid), ONE.did, now - KEPT_AFTER_EXPIRY_S + left, (TWO.did,)
+        )
         for eid, left in (("young", 600), ("old", -600))
     )
     for one in (young, old):
-        await kept.knowledge.keep_holding(one)
+        await kept.peers.save_custody(one)
     kept.close()
     kept = Journal.open(tmp_path / "state", ME.did)
-    assert await kept.knowledge.holding(young.eid) == young
-    assert await kept.knowledge.holding_by_id(young.id) == young
-    assert await kept.knowledge.holding(old.eid) is None
+    assert await kept.peers.custody(young.eid) == young
+    assert await kept.peers.custody_by_id(young.id) == young
+    assert await kept.peers.custody(old.eid) is None
     kept.close()
 
 
 def test_whatever_nobody_waits_for_is_logged_where_the_disk_is_full(kept, caplog):
-    kept._disk.do(lambda database: database.execute("PRAGMA query_only = 1")).result()
+    kept._database.run(lambda database: database.execute("PRAGMA query_only = 1")).result()
     for note in (
-        lambda: kept.pin("https://one.example", ONE.did),
-        lambda: kept.note_found("https://one.example", TWO.did),
-        lambda: kept.see_epoch(ONE.did, Epoch("e1")),
-        lambda: kept.keep_record("a record"),
+        lambda: kept.pin_relay("https://one.example", ONE.did),
+        lambda: kept.save_found_relay("https://one.example", TWO.did),
+        lambda: kept.save_epoch(ONE.did, Epoch("e1")),
+        lambda: kept.save_record("a record"),
     ):
         caplog.clear()
         with pytest.raises(InternalError):
             note().result()
         # the disk's thread logs it before it does the next job
-        assert kept._disk.do(lambda _: None).exception() is not None
-        assert "could not be noted" in caplog.text
+        assert kept._database.run(lambda _: None).exception() is not None
+        assert "the state file was not written" in caplog.text

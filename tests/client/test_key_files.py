@@ -14,10 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import (
-    KeyFileError,
-    PassphraseError,
-)
+from relay.client import KeyFileError, PassphraseError
 from relay.client.identity import (
     key_file,
     key_format,
@@ -176,7 +173,8 @@ def test_altered_bytes_or_another_did_never_give_a_key(tmp_path):
 def test_too_little_memory_is_said_and_is_not_a_wrong_passphrase():
     script = (
         "import resource\n"
-        "from relay.client import KeyFileError, PassphraseError, keytext\n"
+        "from relay.client import KeyFileError, PassphraseError\n"
+        "from relay.client.identity import key_format as keytext\n"
         "from relay.protocol.did import SigningKey\n"
         "resource.setrlimit(resource.RLIMIT_AS, (200 * 2**20,) * 2)\n"
         "try:\n"
@@ -255,7 +253,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 
-from relay.client import KeyFileError, keystore, keytext
+from relay.client import KeyFileError
+from relay.client.identity import key_file as keystore, key_format as keytext
 
 path, old, new = Path(sys.argv[1]), sys.argv[2] or None, sys.argv[3] or None
 key = keystore.new(path, old, cost=keytext.LEAST)

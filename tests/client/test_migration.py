@@ -16,15 +16,15 @@ from relay import clock
 from relay.client import (
     Agent,
     AgentError,
+    MigrationProgress,
+    MigrationReport,
     MigrationStalledError,
-    Moved,
-    MoveProgress,
     WrongStateError,
     sync,
 )
 from relay.client.migration.runner import Migration
-from relay.client.migration.state import Stage
 from relay.client.state import agent_state as states
+from relay.client.state.migration_log import MigrationStage
 from relay.inbox.model.types import (
     InboxLimits,
 )
@@ -102,7 +102,7 @@ async def test_the_program_goes_on_over_a_move_and_back(tmp_path: Path):
         Agent.open(new_key(), two.url) as alice,
     ):
         reader = Reader(me)
-        told: list[MoveProgress] = []
+        told: list[MigrationProgress] = []
         async with reader.reading():
             await alice.send(me.did, "before")
             await reader.has(1)
@@ -120,7 +120,7 @@ async def test_the_program_goes_on_over_a_move_and_back(tmp_path: Path):
             assert me.relay == did(one)
         assert reader.texts == ["before", "after", "back again"]
         assert reader.marked == []
-        assert told[-1].stage is Stage.DONE
+        assert told[-1].stage is MigrationStage.DONE
 
 
 async def test_what_waits_and_what_is_in_hand_follows(tmp_path: Path):
@@ -140,7 +140,7 @@ async def test_what_waits_and_what_is_in_hand_follows(tmp_path: Path):
             await acked.ack()
             moved = await me.migrate(two.url, deadline_s=20)
             assert moved.is_complete, moved
-            assert (moved.was, moved.kept, moved.listed) == (count - 1, count - 1, count - 1)
+            assert moved.initial == moved.new_at_target == moved.inventory_count == count - 1
             # answered only now: it is said where it came again, and it never comes a second time
             await in_hand.ack()
             got = []
@@ -186,7 +186,7 @@ async def test_handlers_and_sends_go_on_while_it_moves(tmp_path: Path):
         ]
         moved = await me.migrate(two.url, deadline_s=20)
         assert moved.missing == ()
-        assert moved.complaints == ()
+        assert moved.discrepancies == ()
         back = await me.migrate(one.url, deadline_s=20)
         assert back.missing == ()
         stop.set()
@@ -244,7 +244,7 @@ async def test_to_one_of_its_own_homes_the_others_are_left(tmp_path: Path):
     ):
         await alice.send(me.did, "at the first")
         moved = await me.migrate(two.url, deadline_s=20)
-        assert (moved.missing, moved.complaints, moved.waiting) == ((), (), 0), moved
+        assert (moved.missing, moved.discrepancies, moved.waiting) == ((), (), 0), moved
         assert await homes_of(me) == [two.url]
         reader = Reader(me)
         async with reader.reading():
@@ -261,18 +261,18 @@ async def test_a_life_that_begins_in_the_middle_goes_on_by_itself(tmp_path: Path
             moving = asyncio.ensure_future(
                 me.migrate(two.url, on_progress=lambda at: seen.append(at.stage), deadline_s=20)
             )
-            seen: list[Stage] = []
+            seen: list[MigrationStage] = []
             async with within(10):
-                while Stage.FREEZING not in seen:  # noqa: ASYNC110  what was told
+                while MigrationStage.FREEZING not in seen:  # noqa: ASYNC110  what was told
                     await asyncio.sleep(0)
             moving.cancel()
         with states.opened(state, key.did) as left:
-            assert left.moves.pending is not None
+            assert left.migration.pending is not None
         async with Agent.open(key, one.url, state=state) as me:
             reader = Reader(me)
             async with reader.reading():
                 await reader.has(1)
-            again: Moved = await me.migrate(two.url, deadline_s=20)
+            again: MigrationReport = await me.migrate(two.url, deadline_s=20)
             assert again.is_complete
             assert await homes_of(me) == [two.url]
 
@@ -388,7 +388,7 @@ async def test_two_programs_that_go_on_with_one_move_do_not_stop_each_other(tmp_
             done = await asyncio.gather(
                 Migration(Alone(key, state)).resume(), Migration(Alone(key, copy)).resume()
             )
-        assert [(moved.is_complete, moved.kept) for moved in done] == [(True, 1)] * 2
+        assert [(moved.is_complete, moved.new_at_target) for moved in done] == [(True, 1)] * 2
         async with Agent.open(key, two.url, state=tmp_path / "state") as me:
             reader = Reader(me)
             async with reader.reading():
@@ -402,9 +402,9 @@ def test_the_twin_moves_too(tmp_path: Path):
 
     def program(source: str, target: str) -> None:
         with sync.Agent.open(new_key(), source, state=tmp_path / "state") as me:
-            told: list[MoveProgress] = []
+            told: list[MigrationProgress] = []
             assert me.migrate(target, on_progress=told.append).is_complete
-            assert told[-1].stage is Stage.DONE
+            assert told[-1].stage is MigrationStage.DONE
             me.send(me.did, "there")
             assert next(me.inbox(timeout=5)).text() == "there"
             with pytest.raises(WrongStateError):

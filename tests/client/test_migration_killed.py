@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from relay.client import Agent
-from relay.client.migration.state import Stage
+from relay.client.state.migration_log import MigrationStage
 from tests.client.agent_process import (
     ROOT,
     Identity,
@@ -29,14 +29,16 @@ from tests.support.patience import within
 pytestmark = pytest.mark.timeout(60)
 
 PROGRAM = Path(__file__).with_name("migration_program.py")
-KILLED_AT = [one for one in Stage if one not in {Stage.CANCELLING, Stage.DROPPED}]
+KILLED_AT = [
+    one for one in MigrationStage if one not in {MigrationStage.CANCELLING, MigrationStage.DROPPED}
+]
 COUNT = 40
 
 
 @pytest.mark.parametrize("stage", KILLED_AT)
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_an_agent_that_is_killed_at_any_stage_moves_in_its_next_life(
-    tmp_path: Path, stage: Stage, when: str
+    tmp_path: Path, stage: MigrationStage, when: str
 ):
     bob = Identity(new_key(), tmp_path / "state")
     async with relays() as (one, two), Agent.open(new_key(), one.url) as alice:
@@ -54,7 +56,7 @@ async def test_an_agent_that_is_killed_at_any_stage_moves_in_its_next_life(
                 expected = {*(f"{n:03}" for n in range(COUNT)), "since"}
                 await reader.has(len(expected - {*shown}))
             assert moved.missing == ()
-            assert moved.complaints == ()
+            assert moved.discrepancies == ()
             assert moved.waiting == 0
             assert await homes_of(me) == [two.url]
         # acked by the first life, or by the second; never shown by both without a mark
@@ -64,7 +66,9 @@ async def test_an_agent_that_is_killed_at_any_stage_moves_in_its_next_life(
         assert len(reader.texts) == len({*reader.texts})
 
 
-async def _killed(bob: Identity, source: str, target: str, stage: Stage, when: str) -> list[str]:
+async def _killed(
+    bob: Identity, source: str, target: str, stage: MigrationStage, when: str
+) -> list[str]:
     """What the first life was shown."""
     words = (source, bob.key.seed.hex(), str(bob.state), target, str(stage), when)
     process = await asyncio.create_subprocess_exec(

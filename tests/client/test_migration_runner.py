@@ -18,20 +18,20 @@ from relay.client import (
     WrongStateError,
 )
 from relay.client.migration.dry_run import drill
-from relay.client.migration.log import MoveLog
+from relay.client.migration.handoff import parse_inventory_item
 from relay.client.migration.orders import newest
+from relay.client.migration.retry import MigrationProgress
 from relay.client.migration.runner import (
     Migration,
     Wish,
 )
-from relay.client.migration.state import (
-    Move,
-    Moved,
-    Progress,
-    Stage,
-    read_waiting,
-)
 from relay.client.state import agent_state as states
+from relay.client.state.migration_log import (
+    MigrationLog,
+    MigrationReport,
+    MigrationStage,
+    MigrationState,
+)
 from relay.protocol import (
     endpoint_record,
     migration_order,
@@ -65,18 +65,19 @@ class Killed(BaseException):
     """The process is gone: nothing of it runs any more."""
 
 
-def stages(told: list[Progress]) -> list[str]:
+def stages(told: list[MigrationProgress]) -> list[str]:
     return list(dict.fromkeys(str(one.stage) for one in told))
 
 
 async def test_all_that_waited_is_there_and_the_report_says_so():
     async with world(12) as here:
-        told: list[Progress] = []
+        told: list[MigrationProgress] = []
         items = list(here.source.items)
         me = here.alone()
         moved = await Migration(me, Wish(told.append)).to(here.target.url)
         assert moved.is_complete
-        assert (moved.was, moved.moved, moved.kept, moved.waiting, moved.listed) == (
+        counts = (moved.initial, moved.moved, moved.new_at_target)
+        assert (*counts, moved.waiting, moved.inventory_count) == (
             12,
             12,
             12,
@@ -86,10 +87,15 @@ async def test_all_that_waited_is_there_and_the_report_says_so():
         assert moved.digest == digest_of(one.eid for one in items)
         assert {*here.target.has} == {one.eid for one in items}
         assert stages(told) == IN_ORDER
-        counts = [(one.done, one.total) for one in told if one.stage is Stage.COPYING and one.total]
+        counts = [
+            (one.done, one.total)
+            for one in told
+            if one.stage is MigrationStage.COPYING and one.total
+        ]
         assert counts == sorted(counts)
         assert {total for _, total in counts} == {12}
-        for compact, relay in ((moved.source_said, here.source), (moved.target_said, here.target)):
+        statements = (moved.source_statement, here.source), (moved.target_statement, here.target)
+        for compact, relay in statements:
             assert migration_statement.verify(compact or "", relay.key.did).did == me.key.did
         # the session is closed before the source stops, and opened once the record is out
         assert me.did_what[0].startswith("leave")
@@ -103,14 +109,14 @@ async def test_all_that_waited_is_there_and_the_report_says_so():
         assert await Migration(me, SHORT).to(here.target.url) == moved
 
 
-@pytest.mark.parametrize("stage", [one for one in Stage if str(one) in IN_ORDER])
+@pytest.mark.parametrize("stage", [one for one in MigrationStage if str(one) in IN_ORDER])
 @pytest.mark.parametrize("when", ["before it is noted", "once it is noted"])
 async def test_a_life_that_ends_at_any_stage_is_gone_on_with(
-    tmp_path, monkeypatch, stage: Stage, when: str
+    tmp_path, monkeypatch, stage: MigrationStage, when: str
 ):
-    keep = MoveLog.keep
+    keep = MigrationLog.save
 
-    async def dying(self: MoveLog, move: Move) -> None:
+    async def dying(self: MigrationLog, move: MigrationState) -> None:
         if when == "before it is noted" and move.stage is stage:
             raise Killed
         await keep(self, move)
@@ -121,14 +127,14 @@ async def test_a_life_that_ends_at_any_stage_is_gone_on_with(
     async with world(9) as here:
         items = {one.eid for one in here.source.items}
         with states.opened(path, here.agent.did) as state, monkeypatch.context() as patch:
-            patch.setattr(MoveLog, "keep", dying)
+            patch.setattr(MigrationLog, "save", dying)
             with pytest.raises(Killed):
                 await Migration(here.alone(state), SHORT).to(here.target.url)
         with states.opened(path, here.agent.did) as state:
             moved = await Migration(here.alone(state), SHORT).to(here.target.url)
         assert moved.is_complete
         assert {*here.target.has} == items
-        assert (moved.was, moved.kept) == (9, 9)
+        assert (moved.initial, moved.new_at_target) == (9, 9)
 
 
 async def test_it_leads_elsewhere_when_asked_for_another_relay():
@@ -140,18 +146,18 @@ async def test_it_leads_elsewhere_when_asked_for_another_relay():
         here.source.other = None
         with pytest.raises(MigrationStalledError):
             await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
-        first = me.state.moves.move
+        first = me.state.migration.state
         assert first is not None
-        assert first.is_held
+        assert first.source_frozen
         here.source.other, third.other = third, here.source
         moved = await Migration(me, SHORT).to(third.url)
         assert moved.is_complete
         assert moved.target.url == third.url
-        second = me.state.moves.move
+        second = me.state.migration.state
         assert second is not None
-        assert second.said.seq > first.said.seq
-        assert second.said.record.seq > first.said.record.seq
-        assert second.left_at == first.left_at
+        assert second.parsed_order.seq > first.parsed_order.seq
+        assert second.parsed_order.record.seq > first.parsed_order.record.seq
+        assert second.delivery_stopped_at == first.delivery_stopped_at
 
 
 # ---------------------------------------------------------------- it does not go on
@@ -164,7 +170,7 @@ async def test_where_the_target_does_not_answer_nothing_is_changed():
         with pytest.raises(AgentError) as caught:
             await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
         assert caught.value.code is ErrorCode.PEER_UNREACHABLE
-        assert me.state.moves.pending is None
+        assert me.state.migration.pending is None
         assert here.source.side.mode is Mode.ACTIVE
 
 
@@ -176,13 +182,13 @@ async def test_a_target_that_says_no_is_no_home_and_its_order_is_overtaken(code:
         with pytest.raises(AgentError) as caught:
             await Migration(me, SHORT).to(here.target.url)
         assert caught.value.code is code
-        move = me.state.moves.move
+        move = me.state.migration.state
         assert move is not None
-        assert move.stage is Stage.DROPPED
+        assert move.stage is MigrationStage.DROPPED
         assert "freeze" not in here.source.asked
         # whoever keeps the order could publish its record: a newer one stands in the way
         record = endpoint_record.parse(here.source.record or "")
-        assert record.version > move.said.record.version
+        assert record.version > move.parsed_order.record.version
         assert record.names(here.source.key.did)
         assert here.source.side.mode is Mode.ACTIVE
 
@@ -205,7 +211,7 @@ async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_d
         for words in ("the link is down", "Nothing is lost", "cancel", "dead_source"):
             assert words in caught.value.detail
         assert "publish" not in here.target.asked, "published before the digest"
-        move = me.state.moves.pending
+        move = me.state.migration.pending
         assert move is not None
         # it can be gone on with
         here.source.lies = lambda _, __: None
@@ -213,7 +219,7 @@ async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_d
 
 
 def _id(me) -> str:
-    return me.state.moves.move.said.id
+    return me.state.migration.move.said.id
 
 
 async def test_a_target_that_claims_to_be_ready_and_never_learns_the_digest_is_not_published():
@@ -228,7 +234,7 @@ async def test_a_target_that_claims_to_be_ready_and_never_learns_the_digest_is_n
         assert here.source.side.mode is Mode.FROZEN
         await Migration(me, SHORT).back()
         assert here.source.side.mode is Mode.ACTIVE
-        assert me.state.moves.pending is None
+        assert me.state.migration.pending is None
         assert me.did_what[-1] == "stay"
         assert len(here.source.items) == 12
 
@@ -301,7 +307,8 @@ async def test_what_a_source_lists_and_never_hands_over_is_named():
         moved = await Migration(here.alone(), SHORT).to(here.target.url)
         assert not moved.is_complete
         assert moved.missing == (kept_back.eid,)
-        assert any("12 were taken over, the new one has got 11" in one for one in moved.complaints)
+        words = "12 were taken over, the new one has got 11"
+        assert any(words in one for one in moved.discrepancies)
 
 
 async def test_what_ended_with_a_bounce_at_the_source_is_not_missing():
@@ -341,11 +348,11 @@ async def test_counts_that_do_not_fit_are_told(tally: Tally, words: str):
         here.source.lies = lie
         moved = await Migration(here.alone(), SHORT).to(here.target.url)
         assert not moved.is_complete
-        assert any(words in one for one in moved.complaints), moved.complaints
+        assert any(words in one for one in moved.discrepancies), moved.discrepancies
 
 
 async def test_however_much_a_source_says_waits_a_bar_can_be_drawn():
-    told: list[Progress] = []
+    told: list[MigrationProgress] = []
     async with world(2) as here:
         here.source.lies = lambda step, _: (
             here.source.signing(tally=Tally(was=1, waiting=2**50)) if step == "state" else None
@@ -375,9 +382,9 @@ async def test_what_still_waits_at_the_deadline_is_said_and_the_same_call_looks_
         )
         me = here.alone()
         moved = await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
-        assert (moved.waiting, moved.missing, moved.complaints) == (12, (), ())
+        assert (moved.waiting, moved.missing, moved.discrepancies) == (12, (), ())
         assert not moved.is_complete
-        assert me.state.moves.pending is not None
+        assert me.state.migration.pending is not None
         here.source.lies = lambda _, __: None
         assert (await Migration(me, SHORT).to(here.target.url)).is_complete
 
@@ -387,9 +394,9 @@ async def test_what_still_waits_at_the_deadline_is_said_and_the_same_call_looks_
 )
 def test_an_inventory_that_lists_what_is_no_envelope_is_not_believed(at: int, value: object):
     good: list[object] = [1, "e" * 43, 7, "A" * 22, 10, 2_000_000_000]
-    assert read_waiting(good).eid == "e" * 43
+    assert parse_inventory_item(good).eid == "e" * 43
     with pytest.raises(ProtocolError):
-        read_waiting([value if n == at else one for n, one in enumerate(good)])
+        parse_inventory_item([value if n == at else one for n, one in enumerate(good)])
 
 
 async def test_an_inventory_without_an_end_is_not_read_for_ever():
@@ -426,7 +433,7 @@ async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: st
         assert not moved.is_complete
         assert here.target.side.mode is Mode.ACTIVE
         assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
-        assert me.state.moves.pending is None
+        assert me.state.migration.pending is None
         assert here.source.items
         here.source.is_down, here.source.other = False, here.target
         looked = await Migration(me, SHORT).to(here.target.url)
@@ -492,9 +499,9 @@ async def test_a_taking_back_that_the_source_did_not_hear_is_gone_on_with(tmp_pa
         here.source.is_down = False
         with states.opened(tmp_path / "state", here.agent.did) as state:
             me = here.alone(state)
-            assert me.state.moves.pending is not None
+            assert me.state.migration.pending is not None
             await Migration(me, SHORT).back()
-            assert me.state.moves.pending is None
+            assert me.state.migration.pending is None
         assert here.source.side.mode is Mode.ACTIVE
 
 
@@ -512,8 +519,8 @@ async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_b
         assert moved.waiting is None
         assert here.target.side.mode is Mode.ACTIVE
         assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
-        assert me.state.moves.move is not None
-        assert me.state.moves.move.is_held, "the source has stopped delivering"
+        assert me.state.migration.state is not None
+        assert me.state.migration.state.source_frozen, "the source has stopped delivering"
 
 
 async def test_an_agent_that_has_published_meanwhile_signs_a_newer_order():
@@ -555,7 +562,7 @@ async def test_the_drill_moves_nothing_and_its_order_is_good_for_nothing_afterwa
         assert found.is_safe
         assert found.waiting is not None
         assert (len(found.waiting), found.lost) == (12, ())
-        assert me.state.moves.move is None
+        assert me.state.migration.state is None
         assert (here.source.side.mode, here.target.side.mode) == (Mode.ACTIVE, Mode.NONE)
         order = next(one for one in shown if one)
         assert not here.source.freeze({"order": order, "step": "freeze"}) or (
@@ -589,11 +596,11 @@ async def test_the_drill_names_what_is_too_large_or_over():
 
 
 def test_a_report_and_a_move_are_read_as_they_were_written():
-    moved = Moved(
+    moved = MigrationReport(
         "id",
         endpoint_record.Home(new_key().did, "http://a"),
         endpoint_record.Home(new_key().did, "http://b"),
     )
-    full = replace(moved, waiting=0, seconds=1.5, complaints=("one",), digest="x")
-    assert Moved.decode(full.encode()) == full
-    assert Moved.decode(moved.encode()) == moved
+    full = replace(moved, waiting=0, seconds=1.5, discrepancies=("one",), digest="x")
+    assert MigrationReport.decode(full.encode()) == full
+    assert MigrationReport.decode(moved.encode()) == moved

@@ -11,13 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.client import (
-    Agent,
-    AgentError,
-    BadFrameError,
-    CorruptError,
-    InternalError,
-)
+from relay.client import Agent, AgentError, BadFrameError, CorruptError, InternalError
 from relay.client.http import origin as origins
 from relay.client.inbox.opener import Opener
 from relay.client.inbox.relay_inbox import HomeInbox
@@ -25,11 +19,9 @@ from relay.client.outbox import direct as detour
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.post import post
 from relay.client.state import agent_state as states
-from relay.client.state.database import Disk
-from relay.client.state.peers import (
-    TABLES,
-    Knowledge,
-)
+from relay.client.state.database import Database
+from relay.client.state.peers import PeerStore
+from relay.client.state.schema import TABLES
 from relay.protocol import endpoint_record, frames
 from relay.protocol import envelope as envelopes
 from relay.protocol.errors import ErrorCode
@@ -248,17 +240,19 @@ def test_a_job_that_fails_fails_alone_and_the_thread_of_the_disk_goes_on(tmp_pat
     def count(database: sqlite3.Connection) -> int:
         return database.execute("SELECT count(*) FROM notes").fetchone()[0]
 
-    disk = Disk.open(tmp_path / "state", lambda it: it.execute("CREATE TABLE notes (n INTEGER)"))
+    disk = Database.open(
+        tmp_path / "state", lambda it: it.execute("CREATE TABLE notes (n INTEGER)")
+    )
     try:
         # enough for some to be in one commit with others
-        done = [disk.do(partial(note, n)) for n in range(50)]
-        bad = [disk.do(broken), disk.do(partial(note, 2**70)), disk.do(partial(note, object()))]
-        done += [disk.do(partial(note, n)) for n in range(50)]
+        done = [disk.run(partial(note, n)) for n in range(50)]
+        bad = [disk.run(broken), disk.run(partial(note, 2**70)), disk.run(partial(note, object()))]
+        done += [disk.run(partial(note, n)) for n in range(50)]
         for one in bad:
             with pytest.raises(InternalError):
                 one.result(5)
         assert [one.result(5) for one in done] == [None] * 100
-        assert disk.do(count).result(5) == 100
+        assert disk.run(count).result(5) == 100
     finally:
         disk.close()
 
@@ -272,8 +266,8 @@ async def test_a_damaged_record_of_another_agent_is_passed_over(tmp_path):
     state = tmp_path / "state"
     async with bob_at_home() as (node, bob):
         shown = record_of(bob._sessions.key, node.url, relay_key(node))
-        disk = Disk.open(state, lambda it: [it.execute(one) for one in TABLES])
-        Knowledge(disk).keep_record(bob.did, shown)
+        disk = Database.open(state, lambda it: [it.execute(one) for one in TABLES])
+        PeerStore(disk).save_record(bob.did, shown)
         disk.close()
         spoil(state, "UPDATE found SET record = 'x'")
         script = refuses(ErrorCode.NO_RELAYING, shown=shown)
@@ -282,7 +276,7 @@ async def test_a_damaged_record_of_another_agent_is_passed_over(tmp_path):
             Agent.open(new_key(), own.url, state=state) as alice,
         ):
             assert (await alice.send(bob.did, "y", deadline_s=5)).relay == relay_key(node).did
-            found = await alice._sessions.state.journal.knowledge.record_of(bob.did)
+            found = await alice._sessions.state.journal.peers.record(bob.did)
             assert found == shown
 
 
@@ -314,7 +308,9 @@ async def test_what_cannot_be_noted_of_another_agent_is_logged(tmp_path, caplog)
         bob = new_key()
         compact = record_of(bob, "https://relay.example", new_key())
         me._sessions.correspondents.learn(bob.did, compact)
-        await wait_until(lambda: "could not be noted" in caplog.text, 5, "it was logged")
+        await wait_until(
+            lambda: "the state file was not written" in caplog.text, 5, "it was logged"
+        )
 
 
 async def test_a_damaged_envelope_in_the_outbox_ends_as_an_outcome_and_holds_up_no_other(tmp_path):
@@ -322,7 +318,7 @@ async def test_a_damaged_envelope_in_the_outbox_ends_as_an_outcome_and_holds_up_
     kept = states.load(state, key.did)
     damaged, whole = [envelope_of(key, key.did, body) for body in (b"damaged", b"whole")]
     for one in (damaged, whole):
-        await kept.journal.keep(one)
+        await kept.journal.add_outgoing(one)
     kept.close()
     spoil(state, "UPDATE outbox SET wire = 'x' WHERE place = 1")
 
@@ -345,9 +341,9 @@ async def test_nor_does_it_where_a_program_without_a_session_submits_what_is_lef
         kept = states.load(state, key.did)
         damaged, whole, new = [envelope_of(key, key.did, bytes([n])) for n in range(3)]
         for one in (damaged, whole):
-            await kept.journal.keep(one)
+            await kept.journal.add_outgoing(one)
         spoil(state, "UPDATE outbox SET wire = 'x' WHERE place = 1")
-        earlier = await kept.journal.unanswered()
+        earlier = await kept.journal.outgoing()
         told: dict[str, object] = {}
         errand = Errand(origins.parse(node.url), kept)
         sent = await post(
@@ -360,5 +356,5 @@ async def test_nor_does_it_where_a_program_without_a_session_submits_what_is_lef
         assert sent.eid == new.eid
         assert isinstance(told[damaged.eid], CorruptError)
         assert told[whole.eid].relay == sent.relay
-        assert await kept.journal.unanswered() == []
+        assert await kept.journal.outgoing() == []
         kept.close()

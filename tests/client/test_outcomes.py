@@ -64,7 +64,7 @@ async def none_is_left(me: Agent) -> None:
     """The file is asked; an iteration would wait."""
     journal = me._sessions.state.journal
     assert await journal.next_outcome(0) is None
-    assert await journal.unanswered() == []
+    assert await journal.outgoing() == []
 
 
 async def give_up(me: Agent, to: Did | None = None) -> SignedEnvelope:
@@ -76,7 +76,7 @@ async def give_up(me: Agent, to: Did | None = None) -> SignedEnvelope:
 async def keep(who: Identity, envelope: SignedEnvelope) -> None:
     """As a life that ended when it had submitted this and heard nothing."""
     journal = Journal.open(who.state, who.did)
-    await journal.keep(envelope)
+    await journal.add_outgoing(envelope)
     journal.close()
 
 
@@ -221,12 +221,12 @@ async def test_a_refusal_that_is_cancelled_before_it_is_told_leaves_an_outcome(b
         await talk.until_closed()
 
     async with lying_relay(script) as relay, bob.opened(relay.url) as me:
-        disk = me._sessions.state.journal._disk
+        disk = me._sessions.state.journal._database
         envelope = me.sign(new_key().did, "x")
         sending = asyncio.ensure_future(me.submit(envelope))
         await wait_until(lambda: me.unanswered == 1, 10, "the submit")
         answer = me._submissions.unanswered[envelope.eid].answer
-        answer.add_done_callback(lambda _: disk.do(lambda _: go_on.wait(10)))
+        answer.add_done_callback(lambda _: disk.run(lambda _: go_on.wait(10)))
         let_go.set()
         await wait_until(lambda: me.unanswered == 0, 10, "the refusal")
         sending.cancel()
@@ -312,7 +312,7 @@ async def test_no_line_is_a_bad_one_to_be_killed_at(tmp_path, step):
         await talk.until_closed()
 
     async with lying_relay(script) as relay:
-        lives = await falls("outcomes", str(step), str(tmp_path), new_key().seed.hex(), relay.url)
+        lives = await falls(str(step), str(tmp_path), new_key().seed.hex(), relay.url)
     assert lives * step > 150
 
 
@@ -320,7 +320,7 @@ async def test_without_the_note_the_outcome_is_lost(bob, monkeypatch):
     """Negative control: it is the file that keeps it."""
 
     def conclude(me: outcomes.Outcomes, envelope: SignedEnvelope, _: object) -> None:
-        me._journal.drop(envelope.eid)
+        me._journal.withdraw_outgoing(envelope.eid)
 
     monkeypatch.setattr(outcomes.Outcomes, "conclude", conclude)
     slow = Slow()
@@ -361,7 +361,7 @@ async def test_another_process_that_takes_outcomes_makes_room(bob, monkeypatch):
         slow.let_go.set()
         outcome = await first(me)
         other = Journal.open(bob.state, bob.did)
-        assert await other.forget_outcome(outcome.place) == 1
+        assert await other.delete_outcome(outcome.place) == 1
         other.close()
         await me.send(new_key().did, "room")
 
@@ -411,11 +411,11 @@ async def test_a_noted_receipt_is_not_replaced_by_a_later_error_but_an_error_is(
     journal = Journal.open(bob.state, bob.did)
     one, other = envelope_of(bob.key, sent.to), envelope_of(bob.key, sent.to)
     same = SignedEnvelope(sent.eid, sent.id, sent.to, sent.expires_at, b"")
-    await journal.conclude(same, outcomes.expired(same))
+    await journal.save_outcome(same, outcomes.expired(same))
     assert (await journal.next_outcome(0)).code is None
-    await journal.conclude(one, outcomes.expired(one))
-    await journal.conclude(other, outcomes.expired(other))
-    await journal.conclude(one, typed(ErrorCode.BLOCKED, "no", stored="no", envelope=one))
+    await journal.save_outcome(one, outcomes.expired(one))
+    await journal.save_outcome(other, outcomes.expired(other))
+    await journal.save_outcome(one, typed(ErrorCode.BLOCKED, "no", stored="no", envelope=one))
     rows = [await journal.next_outcome(0)]
     while (row := await journal.next_outcome(rows[-1].place)) is not None:
         rows.append(row)
@@ -441,8 +441,8 @@ async def test_what_cannot_be_noted_stays_in_the_outbox_for_the_next_life(bob):
     async with lying_relay(slow) as relay:
         async with bob.opened(relay.url) as me:
             envelope = await give_up(me)
-            disk = me._sessions.state.journal._disk
-            disk.do(lambda file: file.execute("PRAGMA query_only = 1")).result()
+            disk = me._sessions.state.journal._database
+            disk.run(lambda file: file.execute("PRAGMA query_only = 1")).result()
             slow.let_go.set()
             await wait_until(lambda: me.unanswered == 0, 10, "the late answer")
         async with bob.opened(relay.url) as me:

@@ -31,7 +31,7 @@ from relay.client.http import origin as origins
 from relay.client.http import (
     transport,
 )
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.frames import (
@@ -191,13 +191,13 @@ async def test_what_another_program_of_the_agent_has_published_is_kept_by_a_rene
     async with running_node() as node:
         here = origins.parse(node.url)
         async with Agent.open(key, node.url, state=tmp_path / "state") as me:
-            await publish(key, here, State(), change=lambda _: ("me@relay.example",))
+            await publish(key, here, AgentState(), change=lambda _: ("me@relay.example",))
             record = await me.publish()
             assert record.handles == ("me@relay.example",)
         monkeypatch.setattr("relay.client.directory.own_record.RENEW_AFTER_S", 0.2)
         monkeypatch.setattr(Homes, "renew_in", lambda *_: 0.2)
         async with Agent.open(key, node.url, state=tmp_path / "state") as me:
-            done = await publish(key, here, State(), change=lambda _: ("other@relay.example",))
+            done = await publish(key, here, AgentState(), change=lambda _: ("other@relay.example",))
 
             def is_renewed() -> bool:
                 newest = me._sessions.homes.newest
@@ -218,7 +218,7 @@ async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_pat
         await transport.request_json(
             origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body
         )
-        done = await publish(key, origins.parse(one.url), State())
+        done = await publish(key, origins.parse(one.url), AgentState())
         assert done.missed == ()
         assert done.record.seq > endpoint_record.parse(ahead).seq
         for node in (one, two):
@@ -234,10 +234,12 @@ async def test_after_clocks_were_set_back_the_next_record_is_above_the_one_held(
         here = origins.parse(node.url)
         with monkeypatch.context() as ahead:
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + ahead_s))
-            first = (await publish(key, here, State(), change=lambda _: ("me@r.example",))).record
+            first = (
+                await publish(key, here, AgentState(), change=lambda _: ("me@r.example",))
+            ).record
         # of another agent it would not be taken before its time
         assert (await resolve_at(here, key.did)).state == "unreadable"
-        done = await publish(key, here, State())
+        done = await publish(key, here, AgentState())
         assert done.record.seq > first.seq
         assert done.record.handles == first.handles
         assert (await resolve_at(here, key.did, is_own=True)).record == done.record
@@ -251,9 +253,9 @@ async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the
         here = origins.parse(node.url)
         with monkeypatch.context() as ahead:
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + 1500))
-            await publish(key, here, State())
+            await publish(key, here, AgentState())
         with pytest.raises(NotYetValidError, match="clock"):
-            await publish(key, here, State())
+            await publish(key, here, AgentState())
 
 
 @pytest.mark.parametrize("signer", ["the agent", "a liar"])
@@ -282,7 +284,7 @@ async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
 
 
 def homes(share: float = 0.0, **values) -> Homes:
-    made = Homes(KEY, State(**values), [URL], share, lambda _: None)
+    made = Homes(KEY, AgentState(**values), [URL], share, lambda _: None)
     made.joined(RELAY.did, URL)
     return made
 

@@ -11,7 +11,7 @@ from relay.client.agent import sign
 from relay.client.http.origin import parse
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.post import post
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from tests.client.scripted_relay import (
     new_key,
     wire,
@@ -71,7 +71,7 @@ async def test_what_is_in_the_programs_hands_is_not_shown_twice_over_a_cut(cutta
 async def test_a_lost_http_answer_is_asked_for_with_the_same_bytes(cuttable):
     async with Agent.open(new_key(), cuttable.url) as bob:
         alice = new_key()
-        envelope, state = sign(alice, bob.did, "by post"), State()
+        envelope, state = sign(alice, bob.did, "by post"), AgentState()
         cuttable.deaf = True
         sent = await post(envelope, Errand(parse(cuttable.url), state), deadline_s=5)
         assert (sent.dup, sent.eid) == (True, envelope.eid)

@@ -32,7 +32,7 @@ async def seen(file: Path, *shown: EndpointRecord) -> EndpointRecord | None:
     """What one life knows at its end, after it was shown so much."""
     with states.opened(file, ME.did) as state:
         assert state.journal is not None
-        known = Correspondents(state.journal.knowledge)
+        known = Correspondents(state.journal.peers)
         for one in shown:
             known.learn(KEY.did, one.jws.compact)
         return await known.get(KEY.did)
@@ -52,7 +52,7 @@ async def test_what_is_forgotten_for_want_of_room_is_still_in_the_file(tmp_path,
     others = endpoint_record.sign(other, [], now=Timestamp(time.time()))
     with states.opened(tmp_path / "state", ME.did) as state:
         assert state.journal is not None
-        known = Correspondents(state.journal.knowledge)
+        known = Correspondents(state.journal.peers)
         known.learn(KEY.did, NEW.jws.compact)
         assert await known.get(KEY.did) == NEW
         known.learn(other.did, others)

@@ -8,11 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from relay.client import (
-    Agent,
-    Bounce,
-    SupersededError,
-)
+from relay.client import Agent, Bounce, SupersededError
 from relay.client.inbox import inbox
 from relay.client.inbox.attempts import MOST_FAILURES
 from tests.client.scripted_relay import new_key

@@ -13,12 +13,7 @@ from decimal import Decimal
 
 import pytest
 
-from relay.client import (
-    Agent,
-    BadEnvelopeError,
-    BadFrameError,
-    TooLargeError,
-)
+from relay.client import Agent, BadEnvelopeError, BadFrameError, TooLargeError
 from relay.client.inbox.opener import (
     MAX_BODY_BYTES,
     Opened,
@@ -29,7 +24,7 @@ from relay.client.outbox.signing import (
     check,
     sign,
 )
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import Timestamp
@@ -204,7 +199,7 @@ def test_an_order_to_move_that_no_relay_could_read_is_not_made():
     )
     # the longest record that there is; that of the order names the homes that it leaves, too
     full = list(itertools.takewhile(is_record, made))[-1]
-    state = State(record=full)
+    state = AgentState(record=full)
     with pytest.raises(BadFrameError):
         orders.sign(ALICE, state, homes[0], there)
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import stat
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from relay import client
-from relay.client import (
-    CorruptError,
-    StateError,
-    errors,
-)
+from relay.client import StateError, errors
 from relay.client.errors import AgentError, ProtocolError
 from relay.client.http import origin
 from relay.client.state import agent_state
@@ -33,7 +25,6 @@ from relay.protocol.ids import (
     Epoch,
     Timestamp,
 )
-from relay.protocol.jws import dumps
 from relay.ws.errors import CLOSE_CODE
 from tests.client.scripted_relay import new_key
 
@@ -70,15 +61,12 @@ def test_the_state_of_another_agent_is_refused(tmp_path):
 
 
 def test_an_older_record_never_replaces_a_newer_one():
-    me, kept = new_key(), agent_state.State()
+    me, kept = new_key(), agent_state.AgentState()
     homes = [Home(new_key().did, "https://r.example")]
     newer = sign(me, homes, now=NOW, newest_seq=int(NOW * 1000) + 5)
     kept.keep_record(newer)
     kept.keep_record(sign(me, homes, now=NOW))
     assert kept.record == newer
-
-
-OLD_FORM = b'{"v":1,"relays":{},"epochs":{},"record":null}'
 
 
 @pytest.mark.parametrize(
@@ -96,78 +84,6 @@ def test_a_state_file_that_cannot_be_read_is_not_thrown_away(tmp_path, content):
         agent_state.load(path)
     assert path.read_text() == content
     assert names(tmp_path) == ["state"]
-
-
-def old_form(me, relay) -> tuple[bytes, str]:
-    record = sign(me, [Home(relay, "https://r.example")], now=NOW)
-    members = {"v": 1, "relays": {"https://r.example": relay}, "epochs": {relay: "a"}}
-    return dumps({**members, "record": record}), record
-
-
-def test_a_state_file_of_the_first_form_is_taken_over_and_kept(tmp_path):
-    path, me, relay = tmp_path / "state", new_key(), new_key().did
-    content, record = old_form(me, relay)
-    path.write_bytes(content)
-    for _ in range(2):
-        with agent_state.opened(path, me.did) as kept:
-            assert kept.relay_at("https://r.example") == relay
-            assert (kept.record, kept.epochs) == (record, {relay: "a"})
-    assert (tmp_path / "state.old").read_bytes() == content
-    assert sorted(names(tmp_path)) == ["state", "state.old"]
-    assert {stat.S_IMODE(file.stat().st_mode) for file in tmp_path.iterdir()} == {0o600}
-
-
-def test_two_that_take_over_at_once_share_one_journal(tmp_path):
-    path, me, relay = tmp_path / "state", new_key(), new_key().did
-    path.write_bytes(old_form(me, relay)[0])
-    with ThreadPoolExecutor(4) as threads:
-        kept = list(threads.map(lambda _: agent_state.load(path, me.did), range(4)))
-    for number, one in enumerate(kept):
-        one.pin(f"https://{number}.example", relay)
-        one.close()
-    with agent_state.opened(path, me.did) as again:
-        assert len(again.relays) == 5
-
-
-def test_the_first_form_of_another_agent_is_refused_and_untouched(tmp_path):
-    path = tmp_path / "state"
-    content, _ = old_form(new_key(), new_key().did)
-    path.write_bytes(content)
-    with pytest.raises(CorruptError, match="belongs to"):
-        agent_state.load(path, new_key().did)
-    assert path.read_bytes() == content
-    assert names(tmp_path) == ["state"]
-
-
-def test_a_kept_file_is_never_overwritten_and_a_foreign_log_is_never_read(tmp_path):
-    path, old, log = (tmp_path / name for name in ("state", "state.old", "state-wal"))
-    path.write_bytes(OLD_FORM)
-    old.write_bytes(b"mine")
-    with pytest.raises(AgentError, match="in the way"):
-        agent_state.load(path)
-    assert (path.read_bytes(), old.read_bytes()) == (OLD_FORM, b"mine")
-    old.unlink()
-    log.write_bytes(b"log")
-    with pytest.raises(CorruptError):
-        agent_state.load(path)
-    assert path.read_bytes() == OLD_FORM
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
-def test_no_line_of_the_takeover_is_a_bad_one_to_be_killed_at(tmp_path, step):
-    me, relay = new_key(), new_key().did
-    content, _ = old_form(me, relay)
-    program = Path(__file__).with_name("kill_at_each_line.py")
-    done = subprocess.run(  # noqa: S603
-        [sys.executable, program, "takeover", str(step), tmp_path, me.did, content.decode()],
-        env={**os.environ, "PYTHONPATH": str(program.parents[2])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert int(done.stdout) * step > 150
 
 
 @pytest.mark.parametrize(

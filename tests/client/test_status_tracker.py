@@ -8,10 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from relay.client import (
-    Agent,
-    Bounce,
-)
+from relay.client import Agent, Bounce
 from relay.client.inbox import unverified
 from relay.protocol import (
     endpoint_record,

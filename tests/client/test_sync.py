@@ -302,7 +302,9 @@ async def test_with_a_state_file_the_twin_remembers_and_tells_late_outcomes(tmp_
     async with running_node() as node:
         await in_thread(acks, node.url)
     known = Journal.open(path, key.did)
-    assert known._disk.do(lambda file: file.execute("SELECT is_done FROM eids").fetchall()).result()
+    assert known._database.run(
+        lambda file: file.execute("SELECT is_done FROM eids").fetchall()
+    ).result()
     known.close()
 
 

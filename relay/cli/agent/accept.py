@@ -29,11 +29,11 @@ async def relay(file: KeyFile, url: str, did: str, *, as_json: bool) -> Exit:
 
 
 async def accept_and_tell(
-    key: SigningKey, origin: Origin, did: Did, state: states.State, *, as_json: bool
+    key: SigningKey, origin: Origin, did: Did, state: states.AgentState, *, as_json: bool
 ) -> bool:
     """Accept a relay, report it, and return True if it is a home of this agent."""
     done = await accept(key, origin, did, state)
-    unanswered = [] if state.journal is None else await state.journal.unanswered()
+    unanswered = [] if state.journal is None else await state.journal.outgoing()
     if as_json:
         write_json(
             {

@@ -19,11 +19,7 @@ from relay.cli.exit_codes import (
     LocalError,
 )
 from relay.cli.output import say, write, write_json, write_text
-from relay.client import (
-    KeyFileError,
-    PassphraseError,
-    SigningKey,
-)
+from relay.client import KeyFileError, PassphraseError, SigningKey
 from relay.client.identity import (
     key_file,
     key_format,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from relay.cli.agent import locks
@@ -22,12 +22,7 @@ from relay.cli.exit_codes import (
 )
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.progress import Progress
-from relay.client import (
-    MigrationStalledError,
-    Moved,
-    MoveProgress,
-    SigningKey,
-)
+from relay.client import MigrationProgress, MigrationReport, MigrationStalledError, SigningKey
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError
 from relay.client.http import origin as origins
@@ -41,20 +36,20 @@ from relay.client.migration.runner import (
     Migration,
     Wish,
 )
-from relay.client.migration.state import Stage
 from relay.client.state import agent_state as states
+from relay.client.state.migration_log import MigrationStage
 from relay.protocol.ids import (
     Did,
     Eid,
 )
 
 WORDS: Final = {
-    Stage.PREPARING: "Asking the new relay to get ready",
-    Stage.FREEZING: "Asking the old relay to stop delivering",
-    Stage.DIGEST: "The old relay tells the new one what was seen",
-    Stage.PUBLISHING: "Publishing where you live now",
-    Stage.COPYING: "What waits follows",
-    Stage.CANCELLING: "Taking it back",
+    MigrationStage.PREPARING: "Asking the new relay to get ready",
+    MigrationStage.FREEZING: "Asking the old relay to stop delivering",
+    MigrationStage.DIGEST: "The old relay tells the new one what was seen",
+    MigrationStage.PUBLISHING: "Publishing where you live now",
+    MigrationStage.COPYING: "What waits follows",
+    MigrationStage.CANCELLING: "Taking it back",
 }
 
 
@@ -73,7 +68,7 @@ class _Alone:
     """An agent without a session; see :class:`relay.client.migration.runner.Agency`."""
 
     key: SigningKey
-    state: states.State
+    state: states.AgentState
 
     def origin(self, url: str) -> Origin:
         """Return the origin of a relay."""
@@ -110,7 +105,7 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
         yield _Alone(key, state)
 
 
-async def _learn(state: states.State, did: Did, url: str) -> None:
+async def _learn(state: states.AgentState, did: Did, url: str) -> None:
     """Ask the named relay for a newer record; ignore it if it is unreachable."""
     try:
         found = await resolve_at(origins.parse(url), did, is_own=True)
@@ -167,7 +162,7 @@ async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool
 
 
 def _migration(me: _Alone, options: MoveOptions, progress: Progress) -> Migration:
-    def tell(at: MoveProgress) -> None:
+    def tell(at: MigrationProgress) -> None:
         words = WORDS.get(at.stage)
         if words is None:
             return
@@ -183,40 +178,41 @@ def _migration(me: _Alone, options: MoveOptions, progress: Progress) -> Migratio
     )
 
 
-def _tell(moved: Moved, *, as_json: bool) -> Exit:
+def _tell(moved: MigrationReport, *, as_json: bool) -> Exit:
     code = exit_code(moved)
     if as_json:
-        write_json({**asdict(moved), "complete": moved.is_complete})
+        write_json({**moved.to_json(), "complete": moved.is_complete})
         return code
     write(moved.target.url)
     for name, value in _rows(moved):
         say(f"{name:<18}  {printable(value)}")
     for eid in moved.missing:
         say(f"relay: missing: {eid}")
-    for complaint in moved.complaints:
+    for complaint in moved.discrepancies:
         say(f"relay: {printable(complaint)}.")
     say(_conclusion(moved))
     return code
 
 
-def _rows(moved: Moved) -> list[tuple[str, str]]:
+def _rows(moved: MigrationReport) -> list[tuple[str, str]]:
     rows = [("from", moved.source.url), ("to", moved.target.url), ("hand-off", moved.id)]
     if moved.waiting is not None:
         ended = f"acked {moved.acked}, expired {moved.expired}, refused {moved.refused}"
+        there = f"{moved.new_at_target} new there, {moved.duplicates} there already"
         rows += [
-            ("was there", f"{moved.was}, and {moved.late} came since"),
-            ("moved", f"{moved.moved}: {moved.kept} new there, {moved.dups} there already"),
+            ("was there", f"{moved.initial}, and {moved.late} came since"),
+            ("moved", f"{moved.moved}: {there}"),
             ("ended", f"{ended}, damaged {moved.corrupt}"),
             ("still waits", str(moved.waiting)),
         ]
     if moved.digest is not None:
-        rows.append(("digest", f"{moved.digest} over {moved.listed} envelopes"))
-    without = f", {moved.without_delivery_s:.2f} s without delivery" if moved.listed else ""
+        rows.append(("digest", f"{moved.digest} over {moved.inventory_count} envelopes"))
+    without = f", {moved.downtime_s:.2f} s without delivery" if moved.inventory_count else ""
     return [*rows, ("took", f"{moved.seconds:.1f} s{without}")]
 
 
-def _conclusion(moved: Moved) -> str:
-    if moved.missing or moved.complaints:
+def _conclusion(moved: MigrationReport) -> str:
+    if moved.missing or moved.discrepancies:
         return (
             "You live there now, but not all of it fits; keep this report (--json has it signed)."
         )
@@ -233,9 +229,9 @@ def _conclusion(moved: Moved) -> str:
     return "You live there now, and all that was there is there or has ended, with a bounce."
 
 
-def exit_code(moved: Moved) -> Exit:
+def exit_code(moved: MigrationReport) -> Exit:
     """Return the exit code of a report."""
-    if moved.missing or moved.complaints:
+    if moved.missing or moved.discrepancies:
         return Exit.FAILED
     return Exit.OK if moved.waiting == 0 else Exit.WAITING
 

@@ -89,7 +89,7 @@ class SendContext:
 
     key: SigningKey
     errand: Errand
-    state: states.State
+    state: states.AgentState
     mine: AgentLocks
     options: SendOptions
 
@@ -190,7 +190,7 @@ def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
 async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]]:
     """Return unclaimed envelopes of the outbox; False: another command may claim ours."""
     is_alone = context.mine.exclusive(Lock.SENDING)
-    left = await context.state.journal.unanswered() if context.state.journal is not None else []
+    left = await context.state.journal.outgoing() if context.state.journal is not None else []
     if len(left) >= MOST_KEPT:
         detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
         raise typed(ErrorCode.OVERLOADED, detail, stored="no")
@@ -202,7 +202,7 @@ async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]
 async def _report_if_queued(context: SendContext, envelope: SignedEnvelope) -> None:
     if context.state.journal is None:
         return
-    if envelope.eid not in {item.eid for item in await context.state.journal.unanswered()}:
+    if envelope.eid not in {item.eid for item in await context.state.journal.outgoing()}:
         return
     if context.options.as_json:
         members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}

@@ -18,7 +18,7 @@ from relay.client.state import agent_state as states
 @asynccontextmanager
 async def visiting(
     file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[HttpSession, states.State]]:
+) -> AsyncIterator[tuple[HttpSession, states.AgentState]]:
     """Log in with a key file, and open its state; arguments as for :func:`asking`.
 
     Raises:

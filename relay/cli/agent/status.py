@@ -84,10 +84,10 @@ async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
         states.opened(file.state, key.did) as state,
     ):
         status = InboxStatus(key.did, origins.parse(url), listens_here=is_listening(mine))
-        if state.moves.pending is not None:
-            status.moving_to = state.moves.pending.said.target.url
+        if state.migration.pending is not None:
+            status.moving_to = state.migration.pending.parsed_order.target.url
         if state.journal is not None:
-            status.unanswered = await state.journal.unanswered()
+            status.unanswered = await state.journal.outgoing()
             status.untold = await state.journal.count_outcomes()
         try:
             await _ask(status, key, state, may_log_in=take or not status.listens_here)
@@ -105,7 +105,7 @@ async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
 
 
 async def _ask(
-    status: InboxStatus, key: SigningKey, state: states.State, *, may_log_in: bool
+    status: InboxStatus, key: SigningKey, state: states.AgentState, *, may_log_in: bool
 ) -> None:
     began = clock.monotonic()
     status.information = await RelayApi(status.origin).info()
@@ -237,7 +237,7 @@ async def trace(
     """Show the state of one envelope that this agent sent, and return the exit code."""
     async with asking(file, url, take=take) as (key, errand):
         journal = errand.state.journal
-        left = await journal.unanswered() if journal is not None else []
+        left = await journal.outgoing() if journal is not None else []
         to = await errand.handles.did_of(to)
         visit = await errand.visit(key, to, message_id)
         found = await visit.status(to, message_id)

@@ -27,7 +27,7 @@ from relay.client.http.origin import Origin
 from relay.client.identity import key_file
 from relay.client.living import remembering
 from relay.client.migration import orders
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -90,9 +90,11 @@ def accept_relay_at_once(
     )
 
 
-async def accept(key: SigningKey, origin: Origin, relay: Did, state: State) -> Publication | None:
+async def accept(
+    key: SigningKey, origin: Origin, relay: Did, state: AgentState
+) -> Publication | None:
     """As :func:`accept_relay`, with the agent's state."""
-    state.moves.refuse_if_bound()
+    state.migration.ensure_record_unlocked()
     here = await home_at(origin, state, relay)
     found = await resolve_at(origin, key.did, is_own=True)
     if found.record is not None:

@@ -12,7 +12,7 @@ from typing import Final
 
 from relay import clock
 from relay.client.directory.resolve import verify
-from relay.client.state.peers import Knowledge
+from relay.client.state.peers import PeerStore
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import RelayError
@@ -30,7 +30,7 @@ class Correspondents:
         knowledge: keeps them over a restart.
     """
 
-    def __init__(self, knowledge: Knowledge | None = None) -> None:
+    def __init__(self, knowledge: PeerStore | None = None) -> None:
         self._knowledge = knowledge
         self._found: OrderedDict[Did, EndpointRecord] = OrderedDict()
         self._recalled: set[Did] = set()
@@ -48,7 +48,7 @@ class Correspondents:
             return held
         self._hold(did, record)
         if self._knowledge is not None:
-            self._knowledge.keep_record(did, record.jws.compact)
+            self._knowledge.save_record(did, record.jws.compact)
         return record
 
     def _hold(self, did: Did, record: EndpointRecord) -> None:
@@ -65,7 +65,7 @@ class Correspondents:
         """
         if self._knowledge is not None and did not in self._recalled:
             # what a relay has shown in this life may be older than what an earlier one has seen
-            compact = await self._knowledge.record_of(did)
+            compact = await self._knowledge.record(did)
             if compact is not None:
                 # of a file that is damaged nothing is taken
                 with contextlib.suppress(RelayError):

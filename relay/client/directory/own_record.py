@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay.client.errors import AgentError, typed
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import (
     SigningKey,
@@ -54,7 +54,7 @@ class Homes:
     """
 
     key: SigningKey
-    state: State
+    state: AgentState
     named: Sequence[str]
     share: float
     warn: Callable[[AgentError], None]
@@ -159,7 +159,7 @@ class Homes:
         detail = f"{relay} holds no inbox of this agent: its record names another home"
         for home in newest.relays if newest else ():
             if home.url == url:
-                detail = self.state.other_relay(url, relay, home.did).detail
+                detail = self.state.wrong_relay(url, relay, home.did).detail
         return typed(ErrorCode.MOVED, detail, record=self.state.record)
 
     def is_published(self, relay: Did) -> bool:
@@ -187,7 +187,7 @@ class Homes:
     def next_record(self, relay: Did, now: Timestamp) -> str | None:
         """What to publish at ``relay`` now; None where it holds the right one or is no home."""
         newest = self.newest
-        if self.state.moves.binds:
+        if self.state.migration.locks_record:
             return None
         if newest is None:
             return self._sign((), (), now)
@@ -210,7 +210,7 @@ class Homes:
             ProtocolError: these handles make no record.
             MigratingError: another record is signed already, since the agent changes relays.
         """
-        self.state.moves.refuse_if_bound()
+        self.state.migration.ensure_record_unlocked()
         newest = self.newest
         before = newest.handles if newest else ()
         self._sign(newest.relays if newest else (), handles if handles is not None else before, now)

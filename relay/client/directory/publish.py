@@ -17,7 +17,7 @@ from relay.client.errors import AgentError, typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import (
@@ -45,7 +45,7 @@ class Publication:
 async def publish(
     key: SigningKey,
     origin: Origin,
-    state: State,
+    state: AgentState,
     *,
     change: Change = tuple,
     accepted: Did | None = None,
@@ -65,12 +65,12 @@ async def publish(
             is no home of this agent (``not_admitted``), or does not take the record; ``migrating``:
             another one is signed already, since the agent changes relays.
     """
-    state.moves.refuse_if_bound()
+    state.migration.ensure_record_unlocked()
     here = await home_at(origin, state, accepted)
     for _ in range(TRIES):
         record = await _next(key, origin, here, state, change, is_accepted=accepted is not None)
         state.keep_record(record.jws.compact)
-        await state.noted()
+        await state.flush_record()
         if accepted is not None:
             await state.accept(here.url, accepted)
         newer = await put(origin, record)
@@ -83,7 +83,7 @@ async def publish(
     raise typed(ErrorCode.STALE_RECORD, "another program of this agent keeps publishing newer ones")
 
 
-async def home_at(origin: Origin, state: State, accepted: Did | None = None) -> Home:
+async def home_at(origin: Origin, state: AgentState, accepted: Did | None = None) -> Home:
     """Who is there, as it signs itself.
 
     Raises:
@@ -94,7 +94,7 @@ async def home_at(origin: Origin, state: State, accepted: Did | None = None) -> 
     if url != str(origin):
         raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {info.did}, which calls itself {url}")
     if (accepted or state.relay_at(url)) not in {None, info.did}:
-        raise state.other_relay(url, info.did, accepted)
+        raise state.wrong_relay(url, info.did, accepted)
     return Home(info.did, url)
 
 
@@ -102,7 +102,7 @@ async def _next(
     key: SigningKey,
     origin: Origin,
     here: Home,
-    state: State,
+    state: AgentState,
     change: Change,
     *,
     is_accepted: bool,

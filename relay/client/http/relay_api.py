@@ -17,7 +17,7 @@ from relay import clock
 from relay.client.errors import AgentError, of, typed
 from relay.client.http import transport
 from relay.client.http.origin import Origin
-from relay.client.state.agent_state import State as AgentState
+from relay.client.state.agent_state import AgentState
 from relay.protocol import client_session, endpoint_record, frames, receipts, relay_info
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
@@ -141,7 +141,7 @@ class RelayApi:
         session = client_session.AgentSession(key, login, clock.entropy)
         hello = _hello(await self._request("POST", "/v1/session/nonce"))
         if is_pinned and hello.url == url and expected not in {None, hello.relay}:
-            raise state.other_relay(hello.url, hello.relay)
+            raise state.wrong_relay(hello.url, hello.relay)
         auth = _next_effect(session, hello, client_session.Send).frame
         if not isinstance(auth, frames.Auth):
             raise typed(ErrorCode.BAD_FRAME, "a login begins with auth")

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from relay import clock
 from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import AgentError, HandleChangedError, typed
-from relay.client.state.peers import Knowledge
+from relay.client.state.peers import PeerStore
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Did
@@ -79,7 +79,7 @@ class Handles:
 
     find: Find
     forward: Forward = nowhere
-    knowledge: Knowledge | None = None
+    knowledge: PeerStore | None = None
     _pins: dict[str, Did] = field(default_factory=dict)
     _checked_at: dict[str, float] = field(default_factory=dict)
 

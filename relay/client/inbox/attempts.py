@@ -34,7 +34,7 @@ class Failures:
             AgentError: the journal cannot be written.
         """
         if self._journal is not None:
-            return await self._journal.fail(eid)
+            return await self._journal.count_attempt(eid)
         count = self._counts.pop(eid, 0) + 1
         self._counts[eid] = count
         while len(self._counts) > _REMEMBERED:

@@ -45,10 +45,7 @@ from relay.client.inbox.opener import (
 from relay.client.inbox.unverified import Doubt
 from relay.client.message import Bounce, Message
 from relay.client.process import Owner
-from relay.client.state.journal import (
-    Journal,
-    Known,
-)
+from relay.client.state.journal import Journal, SeenEnvelope
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.errors import (
     ErrorCode,
@@ -160,7 +157,7 @@ class Inbox:
         if self._journal is None:
             self._noted(entry)
             return
-        noting = self._journal.finish(eid, entry.expires_at, entry.refuse_code)
+        noting = self._journal.record_settled(eid, entry.expires_at, entry.refuse_code)
         noting.add_done_callback(partial(self._noted, entry))
 
     def _noted(self, entry: Entry, noting: asyncio.Future[None] | None = None) -> None:
@@ -181,7 +178,7 @@ class Inbox:
         entry = self._by_eid.pop(eid, None)
         if self._journal is not None and entry is not None:
             # to be said to nobody, so nothing waits for it
-            noting = self._journal.finish(eid, entry.expires_at, None)
+            noting = self._journal.record_settled(eid, entry.expires_at, None)
             noting.add_done_callback(log_failure)
         detail = "it is no longer where it was; if it comes again, it is acked unseen"
         raise typed(ErrorCode.INBOX_RESET, detail)
@@ -245,7 +242,7 @@ class Inbox:
         """Whether another home than this one is connected."""
         return any(other.is_open for other in self.homes if other is not home)
 
-    async def take(self, items: Iterable[Opened]) -> dict[Eid, Known]:
+    async def take(self, items: Iterable[Opened]) -> dict[Eid, SeenEnvelope]:
         """Note envelopes that are about to be shown; gives what was known of them before.
 
         Raises:
@@ -253,11 +250,11 @@ class Inbox:
         """
         if self._journal is None:
             return {}
-        return await self._journal.take(
+        return await self._journal.record_delivered(
             (one.envelope.eid, one.envelope.expires_at) for one in items
         )
 
-    def admit(self, opened: Opened, before: Known | None, *, redelivered: bool) -> Entry:
+    def admit(self, opened: Opened, before: SeenEnvelope | None, *, redelivered: bool) -> Entry:
         """What is known of an envelope that is delivered, perhaps again; it may be shown now."""
         eid = opened.envelope.eid
         if eid in self._done:
@@ -335,7 +332,7 @@ class Inbox:
         # a refusal that was not durable is said again, or its sender would never be told
         _add(self._done, eid, None if is_durable else refuse_code)
         if self._journal is not None and refuse_code is not None and is_durable:
-            self._journal.told(eid).add_done_callback(log_failure)
+            self._journal.clear_refusal(eid).add_done_callback(log_failure)
 
     def expect(self, coming: Container[Eid], failure: AgentError | None) -> None:
         """After a move: what lay at the old home and will not come to the new one is over.

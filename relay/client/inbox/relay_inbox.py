@@ -26,7 +26,7 @@ from relay.client.inbox.unverified import (
     Doubt,
     Doubts,
 )
-from relay.client.state.journal import Known
+from relay.client.state.journal import SeenEnvelope
 from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
@@ -191,7 +191,7 @@ class HomeInbox:
         return place is not None and place.here
 
     def _take(
-        self, item: frames.DeliverItem, opened: Opened | RelayError, known: dict[Eid, Known]
+        self, item: frames.DeliverItem, opened: Opened | RelayError, known: dict[Eid, SeenEnvelope]
     ) -> None:
         self._head = Seq(max(self._head, item.seq))
         if isinstance(opened, RelayError):

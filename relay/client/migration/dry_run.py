@@ -21,7 +21,7 @@ from relay.client.migration.handoff import (
     Office,
     Room,
 )
-from relay.client.migration.patience import leniently
+from relay.client.migration.retry import leniently
 from relay.client.migration.runner import Agency
 from relay.protocol import migration_order
 from relay.protocol.endpoint_record import Home
@@ -65,7 +65,7 @@ async def drill(agency: Agency, url: str) -> Drill:
             ``migrating``: it is on its way already.
         ValueError: ``url`` is no origin.
     """
-    agency.state.moves.refuse_if_bound()
+    agency.state.migration.ensure_record_unlocked()
     state, key, target = agency.state, agency.key, agency.origin(url)
     there = await home_at(target, state)
     here = await ordering.source(key.did, state, target, agency.origin)

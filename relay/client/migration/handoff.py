@@ -6,6 +6,7 @@ where the relay that the order names has signed it, and where it speaks of this 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -14,19 +15,17 @@ from typing import Any, Final, NamedTuple, get_args
 from relay.client.errors import of, typed
 from relay.client.http.origin import Origin
 from relay.client.http.transport import REQUEST_TIMEOUT_S, request_json
-from relay.client.migration.state import (
-    asked,
-    read_waiting,
-)
 from relay.protocol import frames, migration_statement
+from relay.protocol import jws as jose
 from relay.protocol.errors import (
     ErrorCode,
+    ProtocolError,
     RelayError,
 )
-from relay.protocol.ids import Did
+from relay.protocol.ids import Did, Eid, Seq
 from relay.protocol.jws import Members
 from relay.protocol.migration_statement import Statement
-from relay.protocol.types import Waiting
+from relay.protocol.types import Question, Waiting
 
 PATH: Final = "/v1/migrations"
 PAGE: Final = 1024
@@ -34,6 +33,8 @@ MOST_LISTED: Final = 1_000_000
 """Whoever lists more than any inbox holds goes on for ever."""
 FREEZE_S: Final = 15.0
 """A source answers once the target has its digest, or after 10 s."""
+KEY_BYTES: Final = 16
+_EID: Final = re.compile(r"[A-Za-z0-9_-]{43}")
 _STATES: Final = frozenset(get_args(frames.State))
 
 
@@ -125,7 +126,7 @@ class Office:
             after = items[-1].seq if items else 0
             answer = await self._ask("inventory", {"after": after})
             try:
-                page = [read_waiting(one) for one in answer.array("items", most=PAGE)]
+                page = [parse_inventory_item(one) for one in answer.array("items", most=PAGE)]
                 more = answer.boolean("more")
             except RelayError as exc:
                 raise of(exc) from exc
@@ -150,7 +151,7 @@ class Office:
         states: list[frames.State] = []
         for at in range(0, len(items), PAGE):
             page = items[at : at + PAGE]
-            answer = await self._ask("find", {"items": [asked(one) for one in page]})
+            answer = await self._ask("find", {"items": [_question(one) for one in page]})
             try:
                 found = answer.array("states", least=len(page), most=len(page))
             except ValueError as exc:
@@ -182,3 +183,38 @@ class Office:
 
     def _wrong(self, why: str) -> RelayError:
         return typed(ErrorCode.BAD_FRAME, f"{self.origin} said what cannot be: {why}")
+
+
+# ---------------------------------------------------------------- what waits, on the wire
+
+
+def parse_inventory_item(value: object) -> Waiting:
+    """One item of an inventory: [seq, eid, hour, key, size, expires].
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    match value:
+        case [int(seq), str(eid), int(hour), str(key), int(size), int(expires_at)]:
+            if seq < 1 or size < 0 or not _EID.fullmatch(eid):
+                # an eid is shown to a person at a terminal
+                raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory names what is no envelope")
+            question = Question(_key(key), hour)
+            return Waiting(Seq(seq), Eid(eid), question, size, expires_at)
+        case _:
+            raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory says what cannot be")
+
+
+def _key(text: str) -> bytes:
+    try:
+        key = jose.b64decode(text)
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, f"an inventory: {exc}") from exc
+    if len(key) != KEY_BYTES:
+        raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory names a key of a wrong length")
+    return key
+
+
+def _question(item: Waiting) -> list[Any]:
+    """One item of a ``find``: [hour, key, eid]."""
+    return [item.question.hour, jose.b64encode(item.question.dedupe_key), item.eid]

@@ -16,12 +16,8 @@ from relay.client.directory.publish import home_at
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError, of, typed
 from relay.client.http.origin import Origin
-from relay.client.migration.state import (
-    Move,
-    Moved,
-    Stage,
-)
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
+from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
 from relay.protocol import (
     endpoint_record,
     migration_order,
@@ -49,28 +45,28 @@ LEFT_S: Final = MAX_LIFETIME_S
 """No envelope lives longer: until then a home that was left may hold mail."""
 
 
-def newest(state: State) -> EndpointRecord | None:
+def newest(state: AgentState) -> EndpointRecord | None:
     """The newest record that is known of this agent."""
     return endpoint_record.parse(state.record) if state.record else None
 
 
-def known(state: State, target: Origin) -> Moved | None:
+def known(state: AgentState, target: Origin) -> MigrationReport | None:
     """What the last migration came to, where that led to ``target`` and the agent is there."""
-    record, log = newest(state), state.moves
+    record, log = newest(state), state.migration
     if record is None or [home.url for home in record.relays] != [str(target)]:
         return None
-    if log.moved is not None and log.moved.target.url == str(target):
-        return log.moved
+    if log.report is not None and log.report.target.url == str(target):
+        return log.report
     raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
 
 
-def is_home_already(state: State, move: Move) -> bool:
+def is_home_already(state: AgentState, move: MigrationState) -> bool:
     """Whether the target is one of several homes: then the others are just left."""
     record = newest(state)
-    return record is not None and record.names(move.said.target.did)
+    return record is not None and record.names(move.parsed_order.target.did)
 
 
-async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
+async def source(did: Did, state: AgentState, target: Origin, dial: Dial) -> Home:
     """Where the agent lives now: its best home but for ``target``.
 
     Raises:
@@ -92,7 +88,7 @@ async def source(did: Did, state: State, target: Origin, dial: Dial) -> Home:
     return others[0]
 
 
-async def _learn(did: Did, state: State, at: Origin) -> None:
+async def _learn(did: Did, state: AgentState, at: Origin) -> None:
     """Ask a relay for the newest record of this agent; who cannot say is not waited for."""
     try:
         found = await resolve_at(at, did, is_own=True)
@@ -102,7 +98,7 @@ async def _learn(did: Did, state: State, at: Origin) -> None:
         state.keep_record(found.record.jws.compact)
 
 
-async def meet(did: Did, state: State, here: Home, target: Origin, *, dial: Dial) -> Home:
+async def meet(did: Did, state: AgentState, here: Home, target: Origin, *, dial: Dial) -> Home:
     """Who is at the target; both ends were asked for the newest record of this agent then.
 
     Raises:
@@ -115,8 +111,8 @@ async def meet(did: Did, state: State, here: Home, target: Origin, *, dial: Dial
 
 
 async def order(
-    key: SigningKey, state: State, here: Home, there: Home, *, without_source: bool = False
-) -> Move:
+    key: SigningKey, state: AgentState, here: Home, there: Home, *, without_source: bool = False
+) -> MigrationState:
     """Sign the order to move, and the record that it ends with; both are noted.
 
     Args:
@@ -129,22 +125,22 @@ async def order(
     Raises:
         AgentError: it cannot be ordered, or the state file cannot be written.
     """
-    now, held = clock.now(), state.moves.pending
+    now, held = clock.now(), state.migration.pending
     # also by an order that is being taken back, of which the source has not heard
-    is_held = held is not None and held.is_held and held.stage is not Stage.COPYING
-    move = Move(
+    is_held = held is not None and held.source_frozen and held.stage is not MigrationStage.COPYING
+    move = MigrationState(
         sign(key, state, here, there),
-        Stage.PREPARING,
+        MigrationStage.PREPARING,
         float(now),
-        left_at=held.left_at if held is not None and is_held else 0.0,
-        is_held=is_held,
-        without_source=without_source,
+        delivery_stopped_at=held.delivery_stopped_at if held is not None and is_held else 0.0,
+        source_frozen=is_held,
+        source_abandoned=without_source,
     )
-    await state.moves.keep(move)
+    await state.migration.save(move)
     return move
 
 
-def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
+def sign(key: SigningKey, state: AgentState, here: Home, there: Home) -> str:
     """Sign an order to move, and the record in it, above all that was signed before.
 
     Raises:
@@ -164,7 +160,13 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
         enc=before.enc if before else None,
     )
     made = migration_order.sign(
-        key, here, there, signed, now=now, entropy=clock.entropy, newest_seq=state.moves.order_seq
+        key,
+        here,
+        there,
+        signed,
+        now=now,
+        entropy=clock.entropy,
+        newest_seq=state.migration.order_seq,
     )
     try:
         # as both relays will read it: one that they refuse must not be noted
@@ -174,19 +176,19 @@ def sign(key: SigningKey, state: State, here: Home, there: Home) -> str:
     return made
 
 
-async def take_back(key: SigningKey, state: State, move: Move) -> Move:
+async def take_back(key: SigningKey, state: AgentState, move: MigrationState) -> MigrationState:
     """Sign the record that overtakes the order's own: the agent lives where it did.
 
     Raises:
         AgentError: the state file cannot be written.
     """
-    cancelling = replace(move, stage=Stage.CANCELLING)
-    await state.moves.keep(cancelling)
-    await overtake(key, state, move.said)
+    cancelling = replace(move, stage=MigrationStage.CANCELLING)
+    await state.migration.save(cancelling)
+    await overtake(key, state, move.parsed_order)
     return cancelling
 
 
-async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> EndpointRecord:
+async def overtake(key: SigningKey, state: AgentState, order: MigrationOrder) -> EndpointRecord:
     """Sign a record above that of an order, which whoever has seen the order could publish.
 
     It says what the newest one does; it is noted, and still to be published.
@@ -205,14 +207,13 @@ async def overtake(key: SigningKey, state: State, order: MigrationOrder) -> Endp
         enc=before.enc if before else None,
     )
     state.keep_record(signed)
-    await state.noted()
+    await state.flush_record()
     return endpoint_record.parse(signed)
 
 
-def _newest_seq(state: State) -> int:
+def _newest_seq(state: AgentState) -> int:
     """Above all that was signed: an order's record counts, though it may never be published."""
-    ordered = state.moves.move.said.record.seq if state.moves.move is not None else 0
-    return max(state.record_seq, ordered)
+    return max(state.record_seq, state.migration.record_seq)
 
 
 def _left(before: EndpointRecord | None, there: Home, now: Timestamp) -> list[LeftHome]:

@@ -19,27 +19,14 @@ from relay import clock
 from relay.client.directory.publish import put
 from relay.client.errors import AgentError, typed
 from relay.client.http.origin import Origin
-from relay.client.migration import (
-    orders,
-    verify,
-)
+from relay.client.migration import orders, verify
 from relay.client.migration.handoff import (
     Office,
     Room,
 )
-from relay.client.migration.patience import (
-    Patience,
-    Tell,
-    expect,
-    leniently,
-)
-from relay.client.migration.state import (
-    Move,
-    Moved,
-    Progress,
-    Stage,
-)
-from relay.client.state.agent_state import State
+from relay.client.migration.retry import MigrationProgress, Patience, Tell, expect, leniently
+from relay.client.state.agent_state import AgentState
+from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import (
     EndpointRecord,
@@ -75,7 +62,7 @@ class Agency(Protocol):
         ...
 
     @property
-    def state(self) -> State:
+    def state(self) -> AgentState:
         """What it remembers."""
         ...
 
@@ -105,7 +92,7 @@ class Agency(Protocol):
         ...
 
 
-def silent(_: Progress) -> None:
+def silent(_: MigrationProgress) -> None:
     """Nobody is told."""
 
 
@@ -142,7 +129,7 @@ class Migration:
 
     # ------------------------------------------------------------ beginning
 
-    async def to(self, url: str) -> Moved:
+    async def to(self, url: str) -> MigrationReport:
         """Move to ``url``, or go on moving there.
 
         Raises:
@@ -151,9 +138,9 @@ class Migration:
         """
         target = self.agency.origin(url)
         pending = self._pending
-        if pending is not None and pending.stage is Stage.CANCELLING:
+        if pending is not None and pending.stage is MigrationStage.CANCELLING:
             # a source that is given up need not hear it: the next order overtakes this one, too
-            if not self.wish.without_source or str(target) == pending.said.source.url:
+            if not self.wish.without_source or str(target) == pending.parsed_order.source.url:
                 await self._undo(pending)
             pending = None
         if pending is None:
@@ -161,16 +148,16 @@ class Migration:
             if known is not None:
                 return known if known.waiting == 0 else await self._copy(self._move)
             await self._plan(target)
-        elif str(target) == pending.said.target.url:
-            if self.wish.without_source and not pending.without_source:
-                await self._keep(pending, without_source=True)
-        elif pending.binds and str(target) == pending.said.source.url:
+        elif str(target) == pending.parsed_order.target.url:
+            if self.wish.without_source and not pending.source_abandoned:
+                await self._keep(pending, source_abandoned=True)
+        elif pending.locks_record and str(target) == pending.parsed_order.source.url:
             return await self.back()
         else:
             await self._plan(target)
         return await self.resume()
 
-    async def resume(self) -> Moved:
+    async def resume(self) -> MigrationReport:
         """Go on with the one that is under way.
 
         Raises:
@@ -181,12 +168,12 @@ class Migration:
                 return await self._drive()
             except AgentError as exc:
                 move = self._move
-                if exc.code not in _OVERTAKEN or not move.binds or n == TRIES - 1:
+                if exc.code not in _OVERTAKEN or not move.locks_record or n == TRIES - 1:
                     raise
-                await self._plan(self.agency.origin(move.said.target.url))
+                await self._plan(self.agency.origin(move.parsed_order.target.url))
         raise AssertionError
 
-    async def back(self) -> Moved:
+    async def back(self) -> MigrationReport:
         """Take it back: the agent stays where it is.
 
         Raises:
@@ -196,40 +183,41 @@ class Migration:
         move = self._pending
         if move is None:
             raise typed(ErrorCode.WRONG_STATE, "this agent does not change relays just now")
-        if move.stage is Stage.COPYING:
-            detail = f"it lives at {move.said.target.url} already; it can move back from there"
+        if move.stage is MigrationStage.COPYING:
+            url = move.parsed_order.target.url
+            detail = f"it lives at {url} already; it can move back from there"
             raise typed(ErrorCode.WRONG_STATE, detail)
-        if move.stage is not Stage.CANCELLING:
+        if move.stage is not MigrationStage.CANCELLING:
             move = await orders.take_back(self.agency.key, self.agency.state, move)
         await self._undo(move)
-        order = move.said
-        return Moved(order.id, order.source, order.source, waiting=0)
+        order = move.parsed_order
+        return MigrationReport(order.id, order.source, order.source, waiting=0)
 
     # ------------------------------------------------------------ stages
 
-    async def _drive(self) -> Moved:
-        stages: dict[Stage, Callable[[Move], Awaitable[None]]] = {
-            Stage.PREPARING: self._prepare,
-            Stage.FREEZING: self._freeze,
-            Stage.DIGEST: self._digest,
-            Stage.PUBLISHING: self._publish,
+    async def _drive(self) -> MigrationReport:
+        stages: dict[MigrationStage, Callable[[MigrationState], Awaitable[None]]] = {
+            MigrationStage.PREPARING: self._prepare,
+            MigrationStage.FREEZING: self._freeze,
+            MigrationStage.DIGEST: self._digest,
+            MigrationStage.PUBLISHING: self._publish,
         }
         while (move := self._move).stage in stages:
-            self.wish.tell(Progress(move.stage))
+            self.wish.tell(MigrationProgress(move.stage))
             try:
                 await stages[move.stage](move)
             except AgentError as exc:
-                if move.stage is Stage.PREPARING and exc.code not in _OVERTAKEN:
+                if move.stage is MigrationStage.PREPARING and exc.code not in _OVERTAKEN:
                     await self._give_up(move)
                 raise
-        if move.stage is Stage.CANCELLING:
+        if move.stage is MigrationStage.CANCELLING:
             return await self.back()
         return await self._copy(move)
 
-    async def _prepare(self, move: Move) -> None:
+    async def _prepare(self, move: MigrationState) -> None:
         if orders.is_home_already(self.agency.state, move):
             # nothing is prepared where it is at home: the others hand over by the record alone
-            await self._keep(move, stage=Stage.PUBLISHING)
+            await self._keep(move, stage=MigrationStage.PUBLISHING)
             return
         source, target = self._offices(move)
         items = await self._of_source(move, source.inventory)
@@ -239,36 +227,36 @@ class Migration:
         said = await self._patience(move).insist(lambda: target.prepare(room, newest))
         expect(target, said, move, *READY)
         if items is None:
-            step: dict[str, Any] = {"stage": Stage.PUBLISHING, "without_source": True}
+            step: dict[str, Any] = {"stage": MigrationStage.PUBLISHING, "source_abandoned": True}
         else:
             # noted before it is asked: from here on the source may have stopped delivering
-            step = {"stage": Stage.FREEZING, "is_held": True}
-            step["left_at"] = move.left_at or float(clock.now())
-        await self._keep(move, target_said=said.compact, **step)
+            step = {"stage": MigrationStage.FREEZING, "source_frozen": True}
+            step["delivery_stopped_at"] = move.delivery_stopped_at or float(clock.now())
+        await self._keep(move, target_statement=said.compact, **step)
 
-    async def _freeze(self, move: Move) -> None:
+    async def _freeze(self, move: MigrationState) -> None:
         source, _ = self._offices(move)
         await self.agency.leave(source.relay)
         said = await self._of_source(move, source.freeze)
         if said is None:
-            await self._keep(move, stage=Stage.PUBLISHING, without_source=True)
+            await self._keep(move, stage=MigrationStage.PUBLISHING, source_abandoned=True)
             return
         expect(source, said, move, Mode.FROZEN)
-        await self._keep(move, stage=Stage.DIGEST, source_said=said.compact)
+        await self._keep(move, stage=MigrationStage.DIGEST, source_statement=said.compact)
 
-    async def _digest(self, move: Move) -> None:
+    async def _digest(self, move: MigrationState) -> None:
         source, target = self._offices(move)
         await self.agency.leave(source.relay)
-        if not move.is_listed:
+        if not move.inventory_saved:
             items = await self._of_source(move, source.inventory)
             if items is not None:
-                await self.agency.state.moves.keep_waited(items)
-                move = await self._keep(move, is_listed=True)
+                await self.agency.state.migration.save_inventory(items)
+                move = await self._keep(move, inventory_saved=True)
         if await self._of_source(move, lambda: self._handed(move, source, target)) is None:
-            move = await self._keep(move, without_source=True)
-        await self._keep(move, stage=Stage.PUBLISHING)
+            move = await self._keep(move, source_abandoned=True)
+        await self._keep(move, stage=MigrationStage.PUBLISHING)
 
-    async def _handed(self, move: Move, source: Office, target: Office) -> bool:
+    async def _handed(self, move: MigrationState, source: Office, target: Office) -> bool:
         """Both say that the target has the digest.
 
         Raises:
@@ -291,59 +279,61 @@ class Migration:
             )
         return True
 
-    async def _publish(self, move: Move) -> None:
-        record = move.said.record
+    async def _publish(self, move: MigrationState) -> None:
+        record = move.parsed_order.record
         _, target = self._offices(move)
         newer = await self._patience(move).insist(lambda: put(target.origin, record))
         if newer is not None:
             self.agency.state.keep_record(newer.jws.compact)
             raise typed(ErrorCode.STALE_RECORD, "another program of this agent has published")
         self.agency.state.keep_record(record.jws.compact)
-        await self.agency.state.noted()
-        move = await self._keep(move, stage=Stage.COPYING)
+        await self.agency.state.flush_record()
+        move = await self._keep(move, stage=MigrationStage.COPYING)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(self._left_s, 0.0)):
                 await self.agency.arrive()
-        await self._keep(move, arrived_at=float(clock.now()))
+        await self._keep(move, delivery_resumed_at=float(clock.now()))
         self.agency.expect(await self._coming(move, ()))
 
-    async def _copy(self, move: Move) -> Moved:
+    async def _copy(self, move: MigrationState) -> MigrationReport:
         source, target = self._offices(move)
-        watch = verify.Watch(self.agency.state.moves, source, target, self.wish.tell)
-        patience_s = BRIEFLY_S if move.without_source else self._left_s
+        watch = verify.Watch(self.agency.state.migration, source, target, self.wish.tell)
+        patience_s = BRIEFLY_S if move.source_abandoned else self._left_s
         moved = await watch.until_empty(move, clock.monotonic() + patience_s)
         self.agency.expect(await self._coming(move, moved.missing))
-        if moved.waiting == 0 or move.without_source:
-            await self.agency.state.moves.keep_moved(moved)
-            await self._keep(self._move, stage=Stage.DONE)
-            self.wish.tell(Progress(Stage.DONE))
+        if moved.waiting == 0 or move.source_abandoned:
+            await self.agency.state.migration.save_report(moved)
+            await self._keep(self._move, stage=MigrationStage.DONE)
+            self.wish.tell(MigrationProgress(MigrationStage.DONE))
         return moved
 
-    async def _coming(self, move: Move, missing: Collection[Eid]) -> frozenset[Eid] | None:
-        if not move.is_listed:
+    async def _coming(
+        self, move: MigrationState, missing: Collection[Eid]
+    ) -> frozenset[Eid] | None:
+        if not move.inventory_saved:
             return None
-        now, items = clock.now(), await self.agency.state.moves.waited()
+        now, items = clock.now(), await self.agency.state.migration.inventory()
         return frozenset(one.eid for one in items if one.expires_at > now) - frozenset(missing)
 
     # ------------------------------------------------------------ endings
 
-    async def _give_up(self, move: Move) -> None:
+    async def _give_up(self, move: MigrationState) -> None:
         """Nobody has stopped anything yet: as if it had never been asked for."""
-        if not move.is_held:
+        if not move.source_frozen:
             await self._undo(await orders.take_back(self.agency.key, self.agency.state, move))
 
-    async def _undo(self, move: Move) -> None:
+    async def _undo(self, move: MigrationState) -> None:
         """Let both relays know the record that overtakes the order's own."""
         record = orders.newest(self.agency.state)
         source, target = self._offices(move)
-        if record is not None and move.is_held:
+        if record is not None and move.source_frozen:
             await self._patience(move).insist(lambda: self._give(source, record))
         if record is not None:
             # also after the deadline: whoever has the order must not publish it
             seconds = max(self._left_s, BRIEFLY_S) / 2
             await leniently(lambda: put(source.origin, record), seconds)
             await leniently(lambda: put(target.origin, record), seconds)
-        await self._keep(move, stage=Stage.DROPPED)
+        await self._keep(move, stage=MigrationStage.DROPPED)
         self.agency.stay()
 
     async def _give(self, office: Office, record: EndpointRecord) -> None:
@@ -358,19 +348,19 @@ class Migration:
         return self.until - clock.monotonic()
 
     @property
-    def _pending(self) -> Move | None:
-        return self.agency.state.moves.pending
+    def _pending(self) -> MigrationState | None:
+        return self.agency.state.migration.pending
 
     @property
-    def _move(self) -> Move:
-        move = self.agency.state.moves.move
+    def _move(self) -> MigrationState:
+        move = self.agency.state.migration.state
         if move is None:
             raise typed(ErrorCode.WRONG_STATE, "this agent does not change relays just now")
         return move
 
-    async def _keep(self, move: Move, **values: Any) -> Move:
+    async def _keep(self, move: MigrationState, **values: Any) -> MigrationState:
         kept = replace(move, **values)
-        await self.agency.state.moves.keep(kept)
+        await self.agency.state.migration.save(kept)
         return kept
 
     async def _plan(self, target: Origin) -> None:
@@ -388,24 +378,24 @@ class Migration:
             agency.key, agency.state, source, there, without_source=self.wish.without_source
         )
 
-    async def _source(self, pending: Move | None, target: Origin) -> Home:
-        if pending is not None and pending.binds:
-            return pending.said.source
+    async def _source(self, pending: MigrationState | None, target: Origin) -> Home:
+        if pending is not None and pending.locks_record:
+            return pending.parsed_order.source
         return await orders.source(
             self.agency.key.did, self.agency.state, target, self.agency.origin
         )
 
-    def _offices(self, move: Move) -> tuple[Office, Office]:
-        order = move.said
+    def _offices(self, move: MigrationState) -> tuple[Office, Office]:
+        order = move.parsed_order
         source, target = [
             Office(self.agency.origin(home.url), home.did, order.did, move.order)
             for home in (order.source, order.target)
         ]
         return source, target
 
-    async def _of_source(self, move: Move, ask: Callable[[], Awaitable[T]]) -> T | None:
+    async def _of_source(self, move: MigrationState, ask: Callable[[], Awaitable[T]]) -> T | None:
         """Ask the source; None: the program has given it up, and it does not answer."""
-        if not (move.without_source or self.wish.without_source):
+        if not (move.source_abandoned or self.wish.without_source):
             return await self._patience(move).insist(ask)
         try:
             until = min(self.until, clock.monotonic() + BRIEFLY_S)
@@ -415,5 +405,5 @@ class Migration:
                 raise
             return None
 
-    def _patience(self, move: Move) -> Patience:
+    def _patience(self, move: MigrationState) -> Patience:
         return Patience(move, self.until, self.wish.tell)

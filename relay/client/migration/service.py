@@ -22,12 +22,9 @@ from relay.client.migration.runner import (
     Migration,
     Wish,
 )
-from relay.client.migration.state import (
-    Move,
-    Moved,
-)
 from relay.client.session.channel import Conversation
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
+from relay.client.state.migration_log import MigrationReport, MigrationState
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -48,7 +45,7 @@ class Company(Protocol):
     """What a migration needs of the agent."""
 
     key: SigningKey
-    state: State
+    state: AgentState
     insecure_networks: Sequence[str]
     conversations: list[Conversation]
     homes: Homes
@@ -85,21 +82,21 @@ class Migrations:
         self._own: asyncio.Task[None] | None = None
 
     @property
-    def pending(self) -> Move | None:
+    def pending(self) -> MigrationState | None:
         """The one that is under way."""
-        return self.state.moves.pending
+        return self.state.migration.pending
 
     def rests(self, relay: Did | None, origin: Origin) -> bool:
         """Whether there is to be no session at a relay just now."""
         move = self.pending
-        if move is None or not move.rests:
+        if move is None or not move.pauses_source:
             return False
-        source = move.said.source
+        source = move.parsed_order.source
         return relay == source.did or (relay is None and str(origin) == source.url)
 
     # ------------------------------------------------------------ for the program
 
-    async def migrate(self, url: str, wish: Wish) -> Moved:
+    async def migrate(self, url: str, wish: Wish) -> MigrationReport:
         """See :meth:`relay.client.Agent.migrate`."""
         migration = Migration(self, wish)
         return await self._in_turn(lambda: migration.to(url), wish.deadline_s)
@@ -110,8 +107,8 @@ class Migrations:
         await self._in_turn(migration.back, wish.deadline_s)
 
     async def _in_turn(
-        self, work: Callable[[], Coroutine[Any, Any, Moved]], seconds: float
-    ) -> Moved:
+        self, work: Callable[[], Coroutine[Any, Any, MigrationReport]], seconds: float
+    ) -> MigrationReport:
         if self._company.ended is not None:
             raise again(self._company.ended)
         self._asked += 1
@@ -156,9 +153,9 @@ class Migrations:
 
         It may know no other relay that could tell it, and hands nothing over before.
         """
-        moves = self.state.moves
-        while not self._due.is_set() and moves.moved is not None and moves.moved.waiting is None:
-            if await self._is_told(moves.moved.source.url):
+        moves = self.state.migration
+        while not self._due.is_set() and moves.report is not None and moves.report.waiting is None:
+            if await self._is_told(moves.report.source.url):
                 return
             await self._pause(REMIND_S)
 

@@ -19,12 +19,12 @@ from relay.client.migration.handoff import (
     Office,
     Said,
 )
-from relay.client.migration.log import MoveLog
-from relay.client.migration.state import (
-    Move,
-    Moved,
-    Progress,
-    Stage,
+from relay.client.migration.retry import MigrationProgress
+from relay.client.state.migration_log import (
+    MigrationLog,
+    MigrationReport,
+    MigrationStage,
+    MigrationState,
 )
 from relay.protocol import migration_statement
 from relay.protocol.errors import (
@@ -59,12 +59,12 @@ class Watch:
         tell: is told how it goes.
     """
 
-    log: MoveLog
+    log: MigrationLog
     source: Office
     target: Office
-    tell: Callable[[Progress], None]
+    tell: Callable[[MigrationProgress], None]
 
-    async def until_empty(self, move: Move, until: float) -> Moved:
+    async def until_empty(self, move: MigrationState, until: float) -> MigrationReport:
         """Look until nothing waits at the source, or until then (monotonic seconds); and report."""
         why: tuple[str, ...] = ()
         pause = FIRST_PAUSE_S
@@ -72,8 +72,8 @@ class Watch:
             try:
                 await self._publish(move)
                 said = await self.source.state()
-                move = replace(move, source_said=said.compact)
-                await self.log.keep(move)
+                move = replace(move, source_statement=said.compact)
+                await self.log.save(move)
                 why = _objections(move, said.statement)
                 if self._is_empty(said.statement) or why:
                     break
@@ -88,11 +88,11 @@ class Watch:
             pause = min(pause * 2, LONGEST_PAUSE_S)
         return await self._report(move, why)
 
-    async def _publish(self, move: Move) -> None:
+    async def _publish(self, move: MigrationState) -> None:
         """See that the source has the record: without it, it lets nothing go."""
-        said = self._read(move.source_said, self.source)
+        said = self._read(move.source_statement, self.source)
         if said is None or not _has_heard(said):
-            await put(self.source.origin, move.said.record)
+            await put(self.source.origin, move.parsed_order.record)
 
     @staticmethod
     def _is_empty(said: Statement) -> bool:
@@ -100,41 +100,41 @@ class Watch:
             return said.tally.waiting == 0
         return said.mode is Mode.FROZEN and said.named and said.tally.waiting == 0
 
-    def _tell(self, move: Move, waits_for: str) -> None:
-        said = self._read(move.source_said, self.source)
+    def _tell(self, move: MigrationState, waits_for: str) -> None:
+        said = self._read(move.source_statement, self.source)
         tally = said.tally if said is not None else Tally()
         total = tally.was + tally.late
         # whatever a source states, nobody draws a bar of that length
         done = max(total - tally.waiting, 0)
-        self.tell(Progress(Stage.COPYING, done, total, waits_for))
+        self.tell(MigrationProgress(MigrationStage.COPYING, done, total, waits_for))
 
     # ------------------------------------------------------------ the report
 
-    async def _report(self, move: Move, why: tuple[str, ...]) -> Moved:
+    async def _report(self, move: MigrationState, why: tuple[str, ...]) -> MigrationReport:
         told = await self._ask_target()
         if told is not None:
-            move = replace(move, target_said=told.compact)
-            await self.log.keep(move)
-        source = self._read(move.source_said, self.source)
-        target = self._read(move.target_said, self.target)
+            move = replace(move, target_statement=told.compact)
+            await self.log.save(move)
+        source = self._read(move.source_statement, self.source)
+        target = self._read(move.target_statement, self.target)
         if source is not None and not _has_heard(source):
             source = None
-        items = await self.log.waited() if move.is_listed else []
-        order = move.said
-        moved = Moved(
+        items = await self.log.inventory() if move.inventory_saved else []
+        order = move.parsed_order
+        moved = MigrationReport(
             order.id,
             order.source,
             order.target,
-            digest=digest_of(one.eid for one in items) if move.is_listed else None,
-            listed=len(items),
+            digest=digest_of(one.eid for one in items) if move.inventory_saved else None,
+            inventory_count=len(items),
             seconds=max(0.0, clock.now() - move.began_at),
-            without_delivery_s=max(0.0, move.arrived_at - move.left_at) if move.left_at else 0.0,
-            source_said=move.source_said,
-            target_said=move.target_said,
-        ).counting(source.tally if source else None, target.tally if target else None)
+            downtime_s=move.downtime_s,
+            source_statement=move.source_statement,
+            target_statement=move.target_statement,
+        ).with_counts(source.tally if source else None, target.tally if target else None)
         missing, more = await self._missing(moved, items)
-        doubts = (*why, *_complaints(moved, source, target, is_listed=move.is_listed), *more)
-        return replace(moved, missing=missing, complaints=doubts)
+        doubts = (*why, *_complaints(moved, source, target, is_listed=move.inventory_saved), *more)
+        return replace(moved, missing=missing, discrepancies=doubts)
 
     async def _ask_target(self) -> Said | None:
         try:
@@ -143,7 +143,7 @@ class Watch:
             return None
 
     async def _missing(
-        self, moved: Moved, items: Sequence[Waiting]
+        self, moved: MigrationReport, items: Sequence[Waiting]
     ) -> tuple[tuple[Eid, ...], tuple[str, ...]]:
         """The eids that are nowhere, and what kept us from finding out."""
         try:
@@ -181,7 +181,7 @@ class Watch:
             return None
 
 
-def _objections(move: Move, said: Statement) -> tuple[str, ...]:
+def _objections(move: MigrationState, said: Statement) -> tuple[str, ...]:
     """What makes further looking useless."""
     is_anothers = said.mode is Mode.FROZEN and said.handoff not in move.handoffs
     if is_anothers or said.mode is Mode.INCOMING:
@@ -195,7 +195,7 @@ def _has_heard(said: Statement) -> bool:
 
 
 def _complaints(
-    moved: Moved, source: Statement | None, target: Statement | None, *, is_listed: bool
+    moved: MigrationReport, source: Statement | None, target: Statement | None, *, is_listed: bool
 ) -> list[str]:
     """What does not fit together."""
     found: list[str] = []
@@ -204,15 +204,16 @@ def _complaints(
         ended = tally.acked + tally.expired + tally.refused + tally.corrupt
         if not tally.is_balanced:
             found.append("the counts of the old relay do not add up")
-        if is_listed and not tally.was - ended <= moved.listed <= tally.was + tally.late:
+        if is_listed and not tally.was - ended <= moved.inventory_count <= tally.was + tally.late:
             found.append(
-                f"the old relay listed {moved.listed} envelopes, and states that {tally.was} waited"
+                f"the old relay listed {moved.inventory_count} envelopes, "
+                f"and states that {tally.was} waited"
             )
     is_counted = target is not None and target.handoff == moved.id
-    if source is not None and is_counted and moved.kept + moved.dups < moved.moved:
+    if source is not None and is_counted and moved.new_at_target + moved.duplicates < moved.moved:
         found.append(
             f"the old relay states that {moved.moved} were taken over, the new one has got "
-            f"{moved.kept + moved.dups}"
+            f"{moved.new_at_target + moved.duplicates}"
         )
     if target is None:
         found.append(f"the new relay states nothing ({ErrorCode.PEER_UNREACHABLE})")

@@ -14,10 +14,7 @@ from typing import Final
 
 from relay.client.inbox.delivery import log_failure
 from relay.client.message import Sent
-from relay.client.state.peers import (
-    Holding,
-    Knowledge,
-)
+from relay.client.state.peers import CustodyRecord, PeerStore
 from relay.protocol.ids import (
     Did,
     Eid,
@@ -41,26 +38,28 @@ class Custody:
     """
 
     def __init__(
-        self, knowledge: Knowledge | None = None, is_ours: Callable[[Did], bool] = _is_ours
+        self, knowledge: PeerStore | None = None, is_ours: Callable[[Did], bool] = _is_ours
     ) -> None:
         self._knowledge = knowledge
         self._is_ours = is_ours
-        self._by_eid: OrderedDict[Eid, Holding] = OrderedDict()
+        self._by_eid: OrderedDict[Eid, CustodyRecord] = OrderedDict()
         self._eids: dict[MessageId, Eid] = {}
 
     def note(self, sent: Sent) -> None:
         """A relay has given its receipt."""
         before = self._by_eid.get(sent.eid)
-        relays = before.relays if before is not None else ()
-        holding = Holding(sent.eid, sent.id, sent.to, sent.expires_at, _with(relays, sent.relay))
+        relays = before.chain if before is not None else ()
+        holding = CustodyRecord(
+            sent.eid, sent.id, sent.to, sent.expires_at, _with(relays, sent.relay)
+        )
         self._keep(holding, lasting=sent.custody == "outbox" or not self._is_ours(sent.relay))
 
-    def passed_on(self, holding: Holding, peer: Did) -> None:
+    def passed_on(self, holding: CustodyRecord, peer: Did) -> None:
         """A relay of the chain says that ``peer`` has taken it over."""
-        if peer not in holding.relays:
-            self._keep(replace(holding, relays=_with(holding.relays, peer)), lasting=True)
+        if peer not in holding.chain:
+            self._keep(replace(holding, chain=_with(holding.chain, peer)), lasting=True)
 
-    def _keep(self, holding: Holding, *, lasting: bool) -> None:
+    def _keep(self, holding: CustodyRecord, *, lasting: bool) -> None:
         self._by_eid[holding.eid] = holding
         self._by_eid.move_to_end(holding.eid)
         self._eids[holding.id] = holding.eid
@@ -68,18 +67,18 @@ class Custody:
             _, old = self._by_eid.popitem(last=False)
             self._eids.pop(old.id, None)
         if lasting and self._knowledge is not None:
-            self._knowledge.keep_holding(holding).add_done_callback(log_failure)
+            self._knowledge.save_custody(holding).add_done_callback(log_failure)
 
     def relay_of(self, eid: Eid) -> Did | None:
         """Which relay gave the first receipt, as far as this process remembers."""
         holding = self._by_eid.get(eid)
-        return holding.relays[0] if holding else None
+        return holding.chain[0] if holding else None
 
-    def get(self, eid: Eid) -> Holding | None:
+    def get(self, eid: Eid) -> CustodyRecord | None:
         """The chain of an envelope, as far as this process remembers."""
         return self._by_eid.get(eid)
 
-    async def recall(self, eid: Eid) -> Holding | None:
+    async def recall(self, eid: Eid) -> CustodyRecord | None:
         """The chain of an envelope, also of one that an earlier life has sent.
 
         Raises:
@@ -87,15 +86,15 @@ class Custody:
         """
         found = self._by_eid.get(eid)
         if found is None and self._knowledge is not None:
-            found = await self._knowledge.holding(eid)
+            found = await self._knowledge.custody(eid)
         return found
 
-    async def recall_id(self, to: Did, message_id: MessageId) -> Holding | None:
+    async def recall_id(self, to: Did, message_id: MessageId) -> CustodyRecord | None:
         """As :meth:`recall`, by recipient and the sender's own id."""
         eid = self._eids.get(message_id)
         found = self._by_eid.get(eid) if eid else None
         if found is None and self._knowledge is not None:
-            found = await self._knowledge.holding_by_id(message_id)
+            found = await self._knowledge.custody_by_id(message_id)
         return found if found is not None and found.to == to else None
 
 

@@ -26,7 +26,7 @@ from relay.client.outbox.custody import Custody
 from relay.client.outbox.direct import Detours
 from relay.client.outbox.queue import Outbox
 from relay.client.session.requests import Answer
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
@@ -58,8 +58,8 @@ class Errand:
         state: knows which relay is expected there; keeps records, handles, and who holds what.
     """
 
-    def __init__(self, origin: Origin, state: State) -> None:
-        knowledge = state.journal.knowledge if state.journal is not None else None
+    def __init__(self, origin: Origin, state: AgentState) -> None:
+        knowledge = state.journal.peers if state.journal is not None else None
         self.origin = origin
         self.state = state
         self.insecure_networks: Sequence[str] = ()
@@ -117,9 +117,9 @@ class Errand:
                 nobody's record, so its address is not known.
         """
         holding = await self.custody.recall_id(Did(to), MessageId(message_id))
-        if holding is None or self._is_ours(holding.relays[0]):
+        if holding is None or self._is_ours(holding.chain[0]):
             return await RelayApi(self.origin, seconds).login(key, self.state)
-        relay = holding.relays[0]
+        relay = holding.chain[0]
         origin = await self._origin_of(relay, holding.to)
         if origin is None:
             detail = f"{relay} keeps it, and cannot be asked what became of it"

@@ -19,10 +19,7 @@ from typing import Final, Literal
 from relay.client.errors import AgentError, ClosedError, again, typed
 from relay.client.message import Sent
 from relay.client.process import Owner, not_pickled
-from relay.client.state.journal import (
-    Ended,
-    Journal,
-)
+from relay.client.state.journal import Journal, OutcomeRow
 from relay.protocol import jws as jose
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
@@ -138,7 +135,7 @@ class Outcomes:
             _log.log(level, "%s, which no send waits for any more: %s", envelope.eid, said)
             # it counts from now on, not only when it is written: else a send slips in between
             self._noting += 1
-            self._journal.conclude(envelope, answer).add_done_callback(self._concluded)
+            self._journal.save_outcome(envelope, answer).add_done_callback(self._concluded)
 
     def _concluded(self, noting: asyncio.Future[None]) -> None:
         self._noting -= 1
@@ -178,14 +175,14 @@ class Outcomes:
         """The program has made use of it; see :meth:`Outcome.done`."""
         self._owner.check()
         if self._journal is not None:
-            self._count -= await self._journal.forget_outcome(place)
+            self._count -= await self._journal.delete_outcome(place)
 
     def _tell(self) -> None:
         # each wait has its own event: one that is cleared could be missed by a second iteration
         self._news.set()
         self._news = asyncio.Event()
 
-    def _outcome(self, row: Ended) -> Outcome:
+    def _outcome(self, row: OutcomeRow) -> Outcome:
         sent, error = _read(row)
         envelope = row.envelope
         return Outcome(
@@ -225,7 +222,7 @@ def expired(envelope: SignedEnvelope) -> AgentError:
     return typed(ErrorCode.EXPIRED, detail, stored="unknown", envelope=envelope)
 
 
-def _read(row: Ended) -> tuple[Sent | None, AgentError | None]:
+def _read(row: OutcomeRow) -> tuple[Sent | None, AgentError | None]:
     try:
         members = jose.loads(row.answer.encode())
         if row.code is None:

@@ -25,7 +25,7 @@ from relay.client.outbox.errand import Errand
 from relay.client.outbox.queue import Outbox
 from relay.client.outbox.signing import damage
 from relay.client.outbox.submission import Waiting
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import frames, receipts
 from relay.protocol import jws as jose
 from relay.protocol.envelope import SignedEnvelope
@@ -75,7 +75,7 @@ async def post(
     ]
     waiting = errand.outbox.add(envelope)
     if state.journal is not None:
-        await state.journal.keep(envelope)
+        await state.journal.add_outgoing(envelope)
     is_kept = False
     try:
         try:
@@ -95,7 +95,7 @@ async def post(
         raise
 
 
-async def _is_damaged(envelope: SignedEnvelope, state: State, tell: Tell | None) -> bool:
+async def _is_damaged(envelope: SignedEnvelope, state: AgentState, tell: Tell | None) -> bool:
     failure = damage(envelope)
     if failure is None:
         return False
@@ -105,17 +105,17 @@ async def _is_damaged(envelope: SignedEnvelope, state: State, tell: Tell | None)
     return True
 
 
-def _conclude(waiting: Waiting, state: State) -> None:
+def _conclude(waiting: Waiting, state: AgentState) -> None:
     """Its sender was interrupted, perhaps after the answer: that is an outcome, told later."""
     if state.journal is None or not waiting.answer.done() or waiting.answer.cancelled():
         return
     failure = waiting.answer.exception()
     if failure is None or isinstance(failure, AgentError):
         answer = failure or waiting.answer.result()
-        state.journal.conclude(waiting.envelope, answer).add_done_callback(log_failure)
+        state.journal.save_outcome(waiting.envelope, answer).add_done_callback(log_failure)
 
 
-async def _settle(waiting: Waiting, state: State, tell: Tell | None) -> None:
+async def _settle(waiting: Waiting, state: AgentState, tell: Tell | None) -> None:
     if not waiting.answer.done():
         return
     failure = waiting.answer.exception()
@@ -126,12 +126,12 @@ async def _settle(waiting: Waiting, state: State, tell: Tell | None) -> None:
     await _dropped(waiting.envelope, state)
 
 
-async def _dropped(envelope: SignedEnvelope, state: State) -> bool:
+async def _dropped(envelope: SignedEnvelope, state: AgentState) -> bool:
     if state.journal is None:
         return True
     try:
         # with what an earlier life may have noted of it: its sender is told now
-        await state.journal.tell(envelope.eid)
+        await state.journal.remove_outgoing(envelope.eid)
     except AgentError:
         return False
     return True
@@ -202,7 +202,7 @@ class _Posting:
         origin, state = self.errand.origin, self.errand.state
         relay = state.relay_at(str(origin)) or signer
         if frame.receipt is not None and signer != relay:
-            raise state.other_relay(str(origin), signer)
+            raise state.wrong_relay(str(origin), signer)
         try:
             self.box.answered(frame, relay, clock.monotonic())
         except RelayError as exc:

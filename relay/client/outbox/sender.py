@@ -66,7 +66,7 @@ class Submissions:
         if self._journal is None:
             return
         await self._outcomes.recount()
-        for envelope in await self._journal.unanswered():
+        for envelope in await self._journal.outgoing():
             if envelope.expires_at <= clock.now():
                 self._outcomes.conclude(envelope, expired(envelope))
             elif (failure := damage(envelope)) is not None:
@@ -161,7 +161,7 @@ class Submissions:
             detail = "too many envelopes without an answer, and outcomes that nobody has taken"
             raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope)
         try:
-            await self._journal.keep(envelope)
+            await self._journal.add_outgoing(envelope)
             self._refuse_if_ended(envelope)
         except (asyncio.CancelledError, ClosedError):
             await self._drop(envelope.eid)
@@ -212,12 +212,13 @@ class Submissions:
     def _told(self, eid: Eid) -> None:
         if self._journal is not None:
             # not waited for: after a crash now, the relay answers that it is a duplicate
-            self._journal.tell(eid).add_done_callback(_seen)
+            self._journal.remove_outgoing(eid).add_done_callback(_seen)
 
     async def _drop(self, eid: Eid, *, is_told: bool = False) -> bool:
         if self._journal is None:
             return True
-        dropping = self._journal.tell(eid) if is_told else self._journal.drop(eid)
+        remove = self._journal.remove_outgoing if is_told else self._journal.withdraw_outgoing
+        dropping = remove(eid)
         dropping.add_done_callback(_seen)
         await asyncio.wait([dropping])
         return dropping.exception() is None

@@ -22,8 +22,8 @@ from relay.client.inbox.opener import Opened
 from relay.client.outbox.custody import Custody
 from relay.client.session.request_router import Asking
 from relay.client.session.requests import Answer
-from relay.client.state.agent_state import State as AgentState
-from relay.client.state.peers import Holding
+from relay.client.state.agent_state import AgentState
+from relay.client.state.peers import CustodyRecord
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
@@ -75,8 +75,8 @@ class Following:
             return await self._status_anywhere(frames.StatusItem(to, message_id))
         return await self._status_of(holding)
 
-    async def _status_of(self, holding: Holding) -> frames.State:
-        relay = holding.relays[0]
+    async def _status_of(self, holding: CustodyRecord) -> frames.State:
+        relay = holding.chain[0]
         item = frames.StatusItem(holding.to, holding.id)
         asking = self.company.asking.ask_at(relay, lambda ref: frames.Status(ref, (item,)))
         if asking is None:
@@ -96,7 +96,7 @@ class Following:
             state = _only(await asking).state
         return state
 
-    async def _visit(self, relay: Did, holding: Holding) -> frames.State:
+    async def _visit(self, relay: Did, holding: CustodyRecord) -> frames.State:
         """Ask the recipient's own home, which has it straight from us."""
         visit = self._visits.get(relay) or await self._log_in(relay, holding.to)
         try:
@@ -153,14 +153,14 @@ class Following:
         if holding.to != item.to:
             return False
         failure: RelayError | TimeoutError | None = None
-        if relay not in holding.relays:
+        if relay not in holding.chain:
             try:
                 async with asyncio.timeout(JUDGE_S / 2):
                     await self._status_of(holding)
             except (RelayError, TimeoutError) as exc:
                 failure = exc
             holding = self.company.custody.get(item.eid) or holding
-        if relay in holding.relays or await self._is_home_of(relay, holding.to):
+        if relay in holding.chain or await self._is_home_of(relay, holding.to):
             return True
         if failure is not None:
             # only who holds it could have said no

@@ -46,7 +46,7 @@ from relay.client.session.requests import (
     Question,
     Questions,
 )
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol import frames
 from relay.protocol.client_session import Login
 from relay.protocol.did import SigningKey
@@ -70,7 +70,7 @@ class Company(Protocol):
     """What the conversations of one agent share; see :mod:`relay.client.session.pool`."""
 
     key: SigningKey
-    state: State
+    state: AgentState
     outbox: Outbox
     inbox: Inbox
     homes: Homes
@@ -185,7 +185,7 @@ class Conversation:
         try:
             await self._converse(origin)
         except AgentError as said:
-            clear = self.company.state.explained(said, str(self.origin), self.relay)
+            clear = self.company.state.explain(said, str(self.origin), self.relay)
             exc = await self._with_record(self._credible(clear))
             _log.info("%s", exc)
         except Folded:
@@ -389,7 +389,7 @@ class Conversation:
     async def _publish(self, relay: Did) -> None:
         homes = self.company.homes
         while (record := homes.next_record(relay, clock.now())) is not None:
-            await self.company.state.noted()
+            await self.company.state.flush_record()
             answer = await self.ask(partial(frames.Publish, record=record))
             if isinstance(answer, frames.Published):
                 homes.published(relay, record, answer)

@@ -37,7 +37,7 @@ from relay.client.outbox.queue import Outbox
 from relay.client.outbox.status import Following
 from relay.client.session.channel import Conversation
 from relay.client.session.request_router import Asking
-from relay.client.state.agent_state import State
+from relay.client.state.agent_state import AgentState
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import RelayError
@@ -67,14 +67,14 @@ class Sessions:
         self,
         key: SigningKey,
         named: Sequence[Origin],
-        state: State,
+        state: AgentState,
         insecure_networks: Sequence[str] = (),
     ) -> None:
         self.key = key
         self.state = state
         self.insecure_networks = insecure_networks
         self.warnings: deque[AgentError] = deque(maxlen=WARNINGS)
-        knowledge = state.journal.knowledge if state.journal is not None else None
+        knowledge = state.journal.peers if state.journal is not None else None
         self.custody = Custody(knowledge, self.is_ours)
         self.correspondents = Correspondents(knowledge)
         self.following = Following(self)

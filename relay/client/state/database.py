@@ -1,14 +1,14 @@
-"""A thread that owns one SQLite file: what is asked of it is done in batches, each one commit.
+"""A SQLite file and the one thread that uses it; transactions run in batches, one commit each.
 
-Rules of the file: no SQL of a caller runs on the event loop; jobs are done in the order in which
-they were given; a future is done only after the commit, which is an fsync of the log. A job that
-fails, whatever it raises, fails alone.
+Entry point: :meth:`Database.open`. Invariants: no SQL runs on the event loop. Transactions run in
+the order of the calls. A future is done after the commit, which is an fsync of SQLite's log. A
+transaction that raises fails alone: the others of its batch are committed.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import logging
 import os
 import queue
 import sqlite3
@@ -18,47 +18,46 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from relay.client._util import log_failure
 from relay.client.errors import AgentError, bug_of, closed, typed
 from relay.files import set_mode
 from relay.protocol.errors import ErrorCode
 
 T = TypeVar("T")
-Work = Callable[[sqlite3.Connection], T]
+Transaction = Callable[[sqlite3.Connection], T]
 
 MODE: Final = 0o600
-MOST_IN_A_COMMIT: Final = 512
-BUSY_S: Final = 5.0
-"""Another process of the same agent may be writing: ``relay send`` beside ``relay listen``."""
+MAX_BATCH: Final = 512
+BUSY_TIMEOUT_S: Final = 5.0
+"""Another process of the same agent may write: ``relay send`` beside ``relay listen``."""
 
-_HEAD: Final = b"SQLite format 3\0"
-_log: Final = logging.getLogger("relay.client")
-
-_Job = tuple[Work[Any], Future[Any]]
+_HEADER: Final = b"SQLite format 3\0"
+_Job = tuple[Transaction[Any], Future[Any]]
 
 
-class Disk:
-    """One SQLite file and the thread that alone touches it; made by :meth:`open`."""
+class Database:
+    """One SQLite file and its thread; made by :meth:`open`."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
-        self._database = database
+        self._connection = connection
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._closing = threading.Lock()
         self._closed = False
-        # a program that forgets to close must be able to end all the same
-        self._thread = threading.Thread(target=self._run, name=f"journal {path}", daemon=True)
+        # a daemon: a program that forgets to close can end all the same
+        self._thread = threading.Thread(target=self._serve, name=f"journal {path}", daemon=True)
         self._thread.start()
 
     @classmethod
-    def open(cls, path: Path, prepare: Work[None]) -> Disk:
-        """Open or make the file, for its owner's eyes only; blocks.
+    def open(cls, path: Path, prepare: Transaction[None]) -> Database:
+        """Open or create the file, readable by its owner only; blocks.
 
         Args:
-            path: the file; two more of its name, ``-wal`` and ``-shm``, lie beside it.
-            prepare: makes the tables, in the first commit.
+            path: the file; SQLite creates ``-wal`` and ``-shm`` files beside it.
+            prepare: creates the tables, in the first commit.
 
         Raises:
-            AgentError: ``corrupt``: it is there, but is no journal; ``internal``: no access to it.
+            AgentError: ``corrupt``: the file is no journal; ``internal``: no access to it.
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -66,99 +65,103 @@ class Disk:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, MODE)
             with open(descriptor, "rb") as file:  # noqa: PTH123  a Path cannot open a descriptor
                 set_mode(descriptor, MODE)
-                head = file.read(len(_HEAD))
-            # the connection is made here and used in the thread alone from then on
-            database = sqlite3.connect(
-                path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+                header = file.read(len(_HEADER))
+            # only the thread uses the connection that is made here
+            connection = sqlite3.connect(
+                path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as exc:
             raise typed(ErrorCode.INTERNAL, f"cannot open {path}: {_reason(exc)}") from exc
         try:
-            if head not in {b"", _HEAD}:
-                # SQLite itself takes a short file of anything for an empty one, and overwrites it
+            if header not in {b"", _HEADER}:
+                # SQLite itself takes any short file for an empty one, and overwrites it
                 raise ValueError("not a journal")
-            database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
-            _commit(database, [prepare])
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")
+            _commit(connection, [prepare])
         except sqlite3.OperationalError as exc:
-            database.close()
+            connection.close()
             raise typed(ErrorCode.INTERNAL, f"cannot open {path}: {exc}") from exc
         except (sqlite3.Error, ValueError) as exc:
-            database.close()
+            connection.close()
             detail = f"{path} cannot be read ({exc}); move it away to begin anew"
             raise typed(ErrorCode.CORRUPT, detail) from exc
-        return cls(path, database)
+        return cls(path, connection)
 
-    def do(self, work: Work[T]) -> Future[T]:
-        """Do ``work`` in the next commit; done when that is durable.
+    def run(self, transaction: Transaction[T]) -> Future[T]:
+        """Run a transaction in the next commit; the future is done when that is durable.
 
-        The future fails with an AgentError: ``internal`` where the file cannot be written, a
-        :class:`ClosedError` after :meth:`close`. Cancelling it does not undo the work.
+        The future fails with an AgentError: ``internal`` if the file cannot be written, or a
+        :class:`ClosedError` after :meth:`close`. Cancelling it does not undo the transaction.
         """
         future: Future[T] = Future()
         with self._closing:
             if self._closed:
                 future.set_exception(closed(f"{self.path} is closed"))
             else:
-                self._jobs.put((work, future))
+                self._jobs.put((transaction, future))
         return future
 
-    def note(self, work: Work[T]) -> Future[T]:
-        """As :meth:`do`, for what nobody need wait for: a failure is logged, too."""
-        noting = self.do(work)
-        noting.add_done_callback(_log_failure)
-        return noting
+    def call(self, transaction: Transaction[T]) -> asyncio.Future[T]:
+        """Run a transaction, as :meth:`run`, for a caller on the event loop."""
+        return asyncio.wrap_future(self.run(transaction))
+
+    def run_logged(self, transaction: Transaction[T]) -> Future[T]:
+        """Run a transaction that no caller needs to wait for; log its failure."""
+        future = self.run(transaction)
+        future.add_done_callback(log_failure("the state file was not written"))
+        return future
 
     def close(self) -> None:
-        """Do what was asked for, then close; blocks. Closing again changes nothing."""
+        """Run what was asked for, then close; blocks. A second call changes nothing."""
         with self._closing:
             if not self._closed:
                 self._closed = True
                 self._jobs.put(None)
         self._thread.join()
 
-    # ------------------------------------------------------------ the thread
+    # ------------------------------------------------------------ in the thread
 
-    def _run(self) -> None:
+    def _serve(self) -> None:
         try:
             while (first := self._jobs.get()) is not None:
-                batch, goes_on = self._batch(first)
-                self._do(batch)
-                if not goes_on:
+                batch, is_last = self._next_batch(first)
+                self._run_batch(batch)
+                if is_last:
                     return
         finally:
-            self._database.close()
+            self._connection.close()
 
-    def _batch(self, first: _Job) -> tuple[list[_Job], bool]:
-        """All that came while the last commit was under way; False: it is the last batch."""
+    def _next_batch(self, first: _Job) -> tuple[list[_Job], bool]:
+        """Collect what arrived during the last commit; True: the database is to be closed."""
         batch = [first]
         with contextlib.suppress(queue.Empty):
-            while len(batch) < MOST_IN_A_COMMIT:
+            while len(batch) < MAX_BATCH:
                 job = self._jobs.get_nowait()
                 if job is None:
-                    return batch, False
+                    return batch, True
                 batch.append(job)
-        return batch, True
+        return batch, False
 
-    def _do(self, batch: list[_Job]) -> None:
+    def _run_batch(self, batch: list[_Job]) -> None:
         try:
-            results = _commit(self._database, [work for work, _ in batch])
+            results = _commit(self._connection, [transaction for transaction, _ in batch])
         except (sqlite3.OperationalError, OSError) as exc:
-            # of the file, so of all of them
-            self._failed(batch, exc)
+            # the file failed, so every transaction fails
+            self._fail(batch, exc)
             return
-        except Exception as exc:  # noqa: BLE001  of one of them: the others are done without it
+        except Exception as exc:  # noqa: BLE001  one transaction failed: the others run without it
             if len(batch) == 1:
-                self._failed(batch, exc)
+                self._fail(batch, exc)
                 return
             for job in batch:
-                self._do([job])
+                self._run_batch([job])
             return
         for (_, future), result in zip(batch, results, strict=True):
             if future.set_running_or_notify_cancel():
                 future.set_result(result)
 
-    def _failed(self, batch: list[_Job], exc: Exception) -> None:
+    def _fail(self, batch: list[_Job], exc: Exception) -> None:
         for _, future in batch:
             if future.set_running_or_notify_cancel():
                 future.set_exception(self._failure(exc))
@@ -167,28 +170,31 @@ class Disk:
         if isinstance(exc, (sqlite3.Error, OSError)):
             failure = typed(ErrorCode.INTERNAL, f"cannot write {self.path}: {_reason(exc)}")
         else:
-            failure = bug_of(exc, f"what was to be noted in {self.path}")
+            failure = bug_of(exc, f"a transaction in {self.path}")
         failure.__cause__ = exc
         return failure
 
 
-def _commit(database: sqlite3.Connection, works: list[Work[Any]]) -> list[Any]:
-    # at once for writing: to begin by reading could fail in the middle for another process
-    database.execute("BEGIN IMMEDIATE")
+def statement(sql: str, *values: object) -> Transaction[None]:
+    """Return a transaction that executes one statement."""
+
+    def execute(connection: sqlite3.Connection) -> None:
+        connection.execute(sql, values)
+
+    return execute
+
+
+def _commit(connection: sqlite3.Connection, transactions: list[Transaction[Any]]) -> list[Any]:
+    # IMMEDIATE: a transaction that begins by reading could fail halfway for another process
+    connection.execute("BEGIN IMMEDIATE")
     try:
-        results = [work(database) for work in works]
-        database.execute("COMMIT")
+        results = [transaction(connection) for transaction in transactions]
+        connection.execute("COMMIT")
     except BaseException:
-        if database.in_transaction:
-            database.execute("ROLLBACK")
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
         raise
     return results
-
-
-def _log_failure(noting: Future[Any]) -> None:
-    failure = None if noting.cancelled() else noting.exception()
-    if failure is not None:
-        _log.warning("it could not be noted: %s", failure)
 
 
 def _reason(exc: Exception) -> str:

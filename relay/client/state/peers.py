@@ -1,9 +1,7 @@
-"""What an agent keeps of others in its state file: records, handles, and who holds what it sent.
+"""Tables of the state file about other agents: records, handles, and custody of sent envelopes.
 
-Rules of the file: as in :mod:`relay.client.state.journal`, whose file it shares. A handle is
-pinned once,
-and changed by the agent's user alone; who holds an envelope is forgotten a day after that expired,
-since no relay may tell of its end any more.
+Invariants: a handle is pinned once, and only the agent's user changes a pin. Custody is deleted a
+day after the envelope expired, when no relay may report its end any more.
 """
 
 from __future__ import annotations
@@ -16,147 +14,124 @@ from functools import partial
 from typing import Final
 
 from relay import clock
-from relay.client.state.database import Disk
+from relay.client.state.database import Database, statement
 from relay.protocol import endpoint_record
 from relay.protocol.errors import RelayError
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    MessageId,
-)
+from relay.protocol.ids import Did, Eid, MessageId
 
 KEPT_AFTER_EXPIRY_S: Final = 24 * 3600
-MOST_RECORDS: Final = 10_000
-"""Some 10 MB. Over it the record that was found first is forgotten; a relay finds it again."""
-
-TABLES: Final = (
-    (
-        "CREATE TABLE IF NOT EXISTS found (did TEXT PRIMARY KEY, record TEXT NOT NULL, "
-        "at INTEGER NOT NULL) WITHOUT ROWID"
-    ),
-    "CREATE TABLE IF NOT EXISTS handles (handle TEXT PRIMARY KEY, did TEXT NOT NULL) WITHOUT ROWID",
-    (
-        "CREATE TABLE IF NOT EXISTS holdings (eid TEXT PRIMARY KEY, id TEXT NOT NULL, "
-        "recipient TEXT NOT NULL, relays TEXT NOT NULL, expires_at INTEGER NOT NULL) WITHOUT ROWID"
-    ),
-    "CREATE INDEX IF NOT EXISTS holdings_by_id ON holdings (id)",
-)
-_HOLDING: Final = "SELECT eid, id, recipient, relays, expires_at FROM holdings"
+MAX_RECORDS: Final = 10_000
+"""About 10 MB. Above it the record that was found first is deleted; a relay finds it again."""
 
 
 @dataclass(frozen=True, slots=True)
-class Holding:
-    """One envelope that this agent sent, and who holds it.
+class CustodyRecord:
+    """One envelope that this agent sent, and the relays that hold it.
 
     Args:
-        eid: which envelope.
+        eid: of the envelope.
         id: the sender's own id.
         to: its recipient.
         expires_at: Unix seconds.
-        relays: who gave a receipt, the first one first; then whom that one names.
+        chain: the relay that gave the first receipt, and those that it was forwarded to.
     """
 
     eid: Eid
     id: MessageId
     to: Did
     expires_at: int
-    relays: tuple[Did, ...]
+    chain: tuple[Did, ...]
 
 
-class Knowledge:
-    """The tables about others; every method is noted in the order of the calls."""
+_CUSTODY: Final = "SELECT eid, id, recipient, relays, expires_at FROM holdings"
 
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
 
-    def keep_record(self, did: Did, record: str) -> None:
-        """Note a record that was found of another agent; an older one than is noted is not."""
-        self._disk.note(partial(_keep_record, did, record))
+class PeerStore:
+    """The tables about other agents; its methods take effect in the order of the calls."""
 
-    def record_of(self, did: Did) -> asyncio.Future[str | None]:
-        """The record that was found of another agent."""
-        return asyncio.wrap_future(self._disk.do(partial(_record_of, did)))
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def save_record(self, did: Did, record: str) -> None:
+        """Save another agent's record, unless a newer one is saved."""
+        self._database.run_logged(partial(_save_record, did, record))
+
+    def record(self, did: Did) -> asyncio.Future[str | None]:
+        """Read the saved record of another agent."""
+        return self._database.call(partial(_record, did))
 
     def pin_handle(self, handle: str, did: Did) -> asyncio.Future[Did]:
-        """Note whose a handle is, if nothing is noted; gives what is noted then."""
-        return asyncio.wrap_future(self._disk.do(partial(_pin_handle, handle, did)))
+        """Pin a handle to a DID unless it is pinned; return its pin."""
+        return self._database.call(partial(_pin_handle, handle, did))
 
     def accept_handle(self, handle: str, did: Did) -> asyncio.Future[None]:
-        """Note whose a handle is from now on, by the word of the agent's user."""
-        return asyncio.wrap_future(self._disk.do(partial(_accept_handle, handle, did)))
+        """Pin a handle to another DID, which the agent's user has accepted."""
+        return self._database.call(statement("REPLACE INTO handles VALUES (?, ?)", handle, did))
 
     def handle(self, handle: str) -> asyncio.Future[Did | None]:
-        """Whose a handle is, as it is noted."""
-        return asyncio.wrap_future(self._disk.do(partial(_handle, handle)))
+        """Read the pin of a handle."""
+        return self._database.call(partial(_handle, handle))
 
-    def keep_holding(self, holding: Holding) -> asyncio.Future[None]:
-        """Note who holds an envelope."""
-        return asyncio.wrap_future(self._disk.do(partial(_keep_holding, holding)))
+    def save_custody(self, custody: CustodyRecord) -> asyncio.Future[None]:
+        """Save the relays that hold an envelope."""
+        chain = " ".join(custody.chain)
+        row = (custody.eid, custody.id, custody.to, chain, custody.expires_at)
+        return self._database.call(statement("REPLACE INTO holdings VALUES (?, ?, ?, ?, ?)", *row))
 
-    def holding(self, eid: Eid) -> asyncio.Future[Holding | None]:
-        """Who holds an envelope."""
-        return asyncio.wrap_future(self._disk.do(partial(_holding, "eid", eid)))
+    def custody(self, eid: Eid) -> asyncio.Future[CustodyRecord | None]:
+        """Read the relays that hold an envelope."""
+        return self._database.call(partial(_custody, "eid", eid))
 
-    def holding_by_id(self, message_id: MessageId) -> asyncio.Future[Holding | None]:
-        """Who holds an envelope, by the sender's own id."""
-        return asyncio.wrap_future(self._disk.do(partial(_holding, "id", message_id)))
+    def custody_by_id(self, message_id: MessageId) -> asyncio.Future[CustodyRecord | None]:
+        """Read the relays that hold an envelope, by the sender's own id."""
+        return self._database.call(partial(_custody, "id", message_id))
 
 
 # ---------------------------------------------------------------- in the thread
 
 
-def sweep(database: sqlite3.Connection) -> None:
-    """Forget what is of no use any more."""
+def sweep(connection: sqlite3.Connection) -> None:
+    """Delete what is of no use any more."""
     before = int(clock.now()) - KEPT_AFTER_EXPIRY_S
-    database.execute("DELETE FROM holdings WHERE expires_at < ?", (before,))
-    [count] = database.execute("SELECT count(*) FROM found").fetchone()
-    if count > MOST_RECORDS:
-        database.execute(
+    connection.execute("DELETE FROM holdings WHERE expires_at < ?", (before,))
+    [count] = connection.execute("SELECT count(*) FROM found").fetchone()
+    if count > MAX_RECORDS:
+        connection.execute(
             "DELETE FROM found WHERE did IN (SELECT did FROM found ORDER BY at LIMIT ?)",
-            (count - MOST_RECORDS,),
+            (count - MAX_RECORDS,),
         )
 
 
-def _keep_record(did: Did, record: str, database: sqlite3.Connection) -> None:
-    noted = _record_of(did, database)
-    if noted is not None:
-        # what is noted may be damaged: then the new one takes its place
+def _save_record(did: Did, record: str, connection: sqlite3.Connection) -> None:
+    saved = _record(did, connection)
+    if saved is not None:
+        # a damaged one is replaced by the new one
         with contextlib.suppress(RelayError):
-            held = endpoint_record.parse(noted)
             record = endpoint_record.merge(
-                held, endpoint_record.parse(record), clock.now()
+                endpoint_record.parse(saved), endpoint_record.parse(record), clock.now()
             ).jws.compact
-    database.execute("REPLACE INTO found VALUES (?, ?, ?)", (did, record, int(clock.now())))
+    connection.execute("REPLACE INTO found VALUES (?, ?, ?)", (did, record, int(clock.now())))
 
 
-def _record_of(did: Did, database: sqlite3.Connection) -> str | None:
-    row = database.execute("SELECT record FROM found WHERE did = ?", (did,)).fetchone()
+def _record(did: Did, connection: sqlite3.Connection) -> str | None:
+    row = connection.execute("SELECT record FROM found WHERE did = ?", (did,)).fetchone()
     return row[0] if row else None
 
 
-def _pin_handle(handle: str, did: Did, database: sqlite3.Connection) -> Did:
-    database.execute("INSERT INTO handles VALUES (?, ?) ON CONFLICT DO NOTHING", (handle, did))
-    return _handle(handle, database) or did
+def _pin_handle(handle: str, did: Did, connection: sqlite3.Connection) -> Did:
+    connection.execute("INSERT INTO handles VALUES (?, ?) ON CONFLICT DO NOTHING", (handle, did))
+    return _handle(handle, connection) or did
 
 
-def _accept_handle(handle: str, did: Did, database: sqlite3.Connection) -> None:
-    database.execute("REPLACE INTO handles VALUES (?, ?)", (handle, did))
-
-
-def _handle(handle: str, database: sqlite3.Connection) -> Did | None:
-    row = database.execute("SELECT did FROM handles WHERE handle = ?", (handle,)).fetchone()
+def _handle(handle: str, connection: sqlite3.Connection) -> Did | None:
+    row = connection.execute("SELECT did FROM handles WHERE handle = ?", (handle,)).fetchone()
     return Did(row[0]) if row else None
 
 
-def _keep_holding(holding: Holding, database: sqlite3.Connection) -> None:
-    relays = " ".join(holding.relays)
-    row = (holding.eid, holding.id, holding.to, relays, holding.expires_at)
-    database.execute("REPLACE INTO holdings VALUES (?, ?, ?, ?, ?)", row)
-
-
-def _holding(column: str, value: str, database: sqlite3.Connection) -> Holding | None:
-    row = database.execute(f"{_HOLDING} WHERE {column} = ?", (value,)).fetchone()
+def _custody(column: str, value: str, connection: sqlite3.Connection) -> CustodyRecord | None:
+    row = connection.execute(f"{_CUSTODY} WHERE {column} = ?", (value,)).fetchone()
     if row is None:
         return None
     eid, id_, to, relays, expires_at = row
-    return Holding(Eid(eid), MessageId(id_), Did(to), expires_at, tuple(map(Did, relays.split())))
+    chain = tuple(map(Did, relays.split()))
+    return CustodyRecord(Eid(eid), MessageId(id_), Did(to), expires_at, chain)

@@ -27,11 +27,8 @@ from relay.cli.dev.demo.relays import (
     relay_process,
 )
 from relay.client import Agent, SigningKey
-from relay.client.migration.state import (
-    Moved,
-    Progress,
-    Stage,
-)
+from relay.client.migration.retry import MigrationProgress
+from relay.client.state.migration_log import MigrationReport, MigrationStage
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.ids import (
     Did,
@@ -86,14 +83,16 @@ class Journey:
     """The progress of the migration, as the SDK reports it."""
 
     began: float
-    stages: dict[Stage, float] = field(default_factory=dict)
+    stages: dict[MigrationStage, float] = field(default_factory=dict)
     half: asyncio.Event = field(default_factory=asyncio.Event)
-    copied: Progress = field(default_factory=lambda: Progress(Stage.PREPARING))
+    copied: MigrationProgress = field(
+        default_factory=lambda: MigrationProgress(MigrationStage.PREPARING)
+    )
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: MigrationProgress) -> None:
         """Record one progress report."""
         self.stages.setdefault(progress.stage, clock.monotonic())
-        if progress.stage is Stage.COPYING and progress.done and not self.half.is_set():
+        if progress.stage is MigrationStage.COPYING and progress.done and not self.half.is_set():
             self.copied = progress
             self.half.set()
 
@@ -240,7 +239,7 @@ async def _read(agent: Agent, accounts: Accounts) -> None:
 
 
 def _tell_half(story: Story, journey: Journey) -> None:
-    published = journey.stages[Stage.COPYING] - journey.began
+    published = journey.stages[MigrationStage.COPYING] - journey.began
     copied = journey.copied
     _check(copied.done < copied.total, "all was at B before A could be killed")
     story.tell(
@@ -249,16 +248,17 @@ def _tell_half(story: Story, journey: Journey) -> None:
     )
 
 
-def _tell_moved(story: Story, moved: Moved) -> None:
-    _check(not moved.complaints, "; ".join(moved.complaints))
+def _tell_moved(story: Story, moved: MigrationReport) -> None:
+    _check(not moved.discrepancies, "; ".join(moved.discrepancies))
     _check(not moved.missing, f"{len(moved.missing)} envelopes are nowhere")
     _check(moved.waiting == 0, f"{moved.waiting} still wait at A")
     ended = moved.moved + moved.acked + moved.expired + moved.refused + moved.corrupt
-    _check(moved.was + moved.late == ended, "A does not account for all that it had")
+    _check(moved.initial + moved.late == ended, "A does not account for all that it had")
     story.tell(
-        f"Moved in {moved.seconds:.1f} s, without delivery for {moved.without_delivery_s:.1f} s. "
-        f"A signed: {moved.was:,} waited, {moved.late} came late, {moved.moved:,} handed over, "
-        f"{moved.waiting} wait; and of {moved.listed:,} eids that she noted none is missing."
+        f"Moved in {moved.seconds:.1f} s, without delivery for {moved.downtime_s:.1f} s. "
+        f"A signed: {moved.initial:,} waited, {moved.late} came late, {moved.moved:,} handed over, "
+        f"{moved.waiting} wait; and of {moved.inventory_count:,} eids that she "
+        "noted none is missing."
     )
 
 

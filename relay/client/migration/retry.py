@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from relay import clock
 from relay.client.errors import AgentError, MigrationStalledError, typed
@@ -17,11 +17,7 @@ from relay.client.migration.handoff import (
     Office,
     Said,
 )
-from relay.client.migration.state import (
-    Move,
-    Progress,
-    Stage,
-)
+from relay.client.state.migration_log import MigrationStage, MigrationState
 from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
@@ -30,8 +26,25 @@ from relay.protocol.types import (
     Mode,
 )
 
+
+class MigrationProgress(NamedTuple):
+    """Where a migration stands.
+
+    Args:
+        stage: what is being done.
+        done: of ``copying``: envelopes that the target has taken over, or that have ended.
+        total: of those; 0: it is not counted.
+        detail: what it waits for, for a person; "" = nothing special.
+    """
+
+    stage: MigrationStage
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+
+
 T = TypeVar("T")
-Tell = Callable[[Progress], None]
+Tell = Callable[[MigrationProgress], None]
 
 FIRST_PAUSE_S: Final = 0.1
 LONGEST_PAUSE_S: Final = 5.0
@@ -55,7 +68,7 @@ class Patience:
         tell: is told what is waited for.
     """
 
-    move: Move
+    move: MigrationState
     until: float
     tell: Tell
 
@@ -82,7 +95,7 @@ class Patience:
                 wait = max(clock.jitter(pause), exc.retry_after or 0)
                 if clock.monotonic() + wait > self.until:
                     raise _stalled(self.move, exc) from exc
-                self.tell(Progress(self.move.stage, detail=exc.detail))
+                self.tell(MigrationProgress(self.move.stage, detail=exc.detail))
                 await asyncio.sleep(wait)
                 pause = min(pause * 2, LONGEST_PAUSE_S)
 
@@ -92,21 +105,21 @@ def is_passing(exc: AgentError) -> bool:
     return isinstance(exc, UnavailableError) or exc.code in _AGAIN
 
 
-def expect(office: Office, said: Said, move: Move, *modes: Mode) -> None:
+def expect(office: Office, said: Said, move: MigrationState, *modes: Mode) -> None:
     """What was asked for is what is said.
 
     Raises:
         ProtocolError: it is not.
     """
     found = said.statement
-    if found.mode not in modes or found.handoff != move.said.id:
+    if found.mode not in modes or found.handoff != move.parsed_order.id:
         detail = f"{office.origin} says {found.mode} of hand-off {found.handoff or 'none'}"
         raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {modes[0]}")
 
 
-def _stalled(move: Move, exc: AgentError) -> AgentError:
-    order = move.said
-    if not move.is_held and move.stage is Stage.PREPARING:
+def _stalled(move: MigrationState, exc: AgentError) -> AgentError:
+    order = move.parsed_order
+    if not move.source_frozen and move.stage is MigrationStage.PREPARING:
         return typed(exc.code, f"{exc.detail}. Nothing was changed", retry_after=exc.retry_after)
     detail = STALLED.format(why=exc.detail, source=order.source.url, target=order.target.url)
     return MigrationStalledError(ErrorCode.MIGRATING, detail, retry_after=exc.retry_after)
