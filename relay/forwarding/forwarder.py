@@ -23,14 +23,14 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.forwarding.model import (
     LONGEST_ASKED_S,
-    Answer,
-    Carried,
-    Load,
+    ForwardItem,
+    ForwardResult,
+    ForwardWindow,
 )
 from relay.forwarding.peer_submitter import (
     MOST_BYTES,
-    Carrier,
     NotSentError,
+    PeerSubmitter,
     Spawn,
 )
 from relay.inbox.consumer import Follower
@@ -102,7 +102,7 @@ _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class ForwarderDeps:
     """What couriers need of their node.
 
     Args:
@@ -123,14 +123,14 @@ class Needs:
     acks: GroupCommit[AckRequest, Acked]
     delivery: Delivery
     homes: Callable[[Did], Awaitable[Sequence[Home]]]
-    carrier: Callable[[Home], Carrier]
+    carrier: Callable[[Home], PeerSubmitter]
     learn: Callable[[str, Did], Awaitable[object]]
     spawn: Spawn
     batch: tuple[int, int] = BATCH
     forgotten: Callable[[], Awaitable[None]] | None = None
 
 
-class Rest(NamedTuple):
+class ForwarderExit(NamedTuple):
     """How a courier leaves its inbox: when to go on, for which relay it waits, what is told."""
 
     wait_s: float = 0.0
@@ -138,7 +138,7 @@ class Rest(NamedTuple):
     closed: Refusal | None = None
 
 
-class Courier(Follower):
+class InboxForwarder(Follower):
     """The consumer of one away inbox.
 
     Args:
@@ -149,7 +149,7 @@ class Courier(Follower):
     """
 
     def __init__(
-        self, needs: Needs, inbox: AgentKey, opened: Opened, peer: AgentKey | None = None
+        self, needs: ForwarderDeps, inbox: AgentKey, opened: Opened, peer: AgentKey | None = None
     ) -> None:
         session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
         session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
@@ -158,7 +158,7 @@ class Courier(Follower):
         self._inbox = inbox
         self._to = did_of(inbox)
         self._opened = opened
-        self._load = Load(needs.store.promised)
+        self._load = ForwardWindow(needs.store.promised)
         self._work = asyncio.Event()
         self._has_ended = False
         self._forwarded: Forwarded | None = None
@@ -199,7 +199,7 @@ class Courier(Follower):
 
     # ------------------------------------------------------------ carry
 
-    async def _carry_all(self) -> Rest:
+    async def _carry_all(self) -> ForwarderExit:
         while not self._has_ended:
             await self._keep_lease()
             items = self._load.take(*self._needs.batch)
@@ -209,17 +209,17 @@ class Courier(Follower):
                     return rest
             elif not await self._wait(IDLE_S) and not self._unacked:
                 break
-        return Rest()
+        return ForwarderExit()
 
-    async def _carry(self, items: Sequence[Carried]) -> Rest | None:
+    async def _carry(self, items: Sequence[ForwardItem]) -> ForwarderExit | None:
         """One batch; gives how to leave the inbox where that is better than to go on."""
         try:
             homes = await self._homes()
         except RelayError:
-            return Rest(self._load.unsent())
+            return ForwarderExit(self._load.unsent())
         if not homes:
             no = Refusal(ErrorCode.NOT_FEDERATED, "no home of the recipient may be dialled")
-            return Rest(max(self._load.unsent(), NOWHERE_S), closed=no)
+            return ForwarderExit(max(self._load.unsent(), NOWHERE_S), closed=no)
         home = next((one for one in homes if _key(one) == self._peer), homes[0])
         answer = await self._submit(home, items, homes)
         self._conclude(answer)
@@ -228,7 +228,7 @@ class Courier(Follower):
             self._known_until = 0.0
         wait_s = answer.wait_s or 0.0
         if answer.is_anew or wait_s > SHORT_S or answer.closed is not None:
-            return Rest(wait_s, self._peer, answer.closed)
+            return ForwarderExit(wait_s, self._peer, answer.closed)
         await self._pause(wait_s)
         return None
 
@@ -240,20 +240,22 @@ class Courier(Follower):
             self._known_until = now + HOMES_S
         return self._known
 
-    async def _submit(self, home: Home, items: Sequence[Carried], homes: Sequence[Home]) -> Answer:
+    async def _submit(
+        self, home: Home, items: Sequence[ForwardItem], homes: Sequence[Home]
+    ) -> ForwardResult:
         load, self._peer = self._load, _key(home)
         try:
             taken = await self._answer(self._needs.carrier(home).submit(items))
         except NotSentError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
-            failed = Answer((), (), max(load.unsent(), _asked_s(exc)))
+            failed = ForwardResult((), (), max(load.unsent(), _asked_s(exc)))
             return self._turn(home, homes, failed)
         except RelayError as exc:
             metrics.FORWARD_FAILURES.labels(exc.code).inc()
             if exc.code in _UNKNOWN_THERE and self._needs.forgotten is not None:
                 await self._needs.forgotten()
-                return Answer((), (), load.unsent(), is_anew=True)
-            failed = Answer((), (), max(load.lost(home.did), _asked_s(exc)))
+                return ForwardResult((), (), load.unsent(), is_anew=True)
+            failed = ForwardResult((), (), max(load.lost(home.did), _asked_s(exc)))
             return self._turn(home, homes, failed)
         self._forwarded = _proof(home, taken)
         load.durability = self._needs.store.promised
@@ -278,7 +280,7 @@ class Courier(Follower):
             answer.cancel()
         return answer.result()
 
-    def _turn(self, home: Home, homes: Sequence[Home], no: Answer) -> Answer:
+    def _turn(self, home: Home, homes: Sequence[Home], no: ForwardResult) -> ForwardResult:
         """From a home that takes nothing to the next at once; a pause once none does."""
         self._known_until = 0.0
         self._peer = _key(homes[(homes.index(home) + 1) % len(homes)])
@@ -289,7 +291,7 @@ class Courier(Follower):
         self._waits.clear()
         return replace(no, wait_s=wait_s)
 
-    def _conclude(self, answer: Answer) -> None:
+    def _conclude(self, answer: ForwardResult) -> None:
         if not answer.taken and not answer.refused:
             return
         for _, code in answer.refused:

@@ -61,7 +61,7 @@ LONGEST_ASKED_S: Final = 300
 _RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
 
 
-class Carried(NamedTuple):
+class ForwardItem(NamedTuple):
     """One envelope in a courier's hands; ``maybe_at`` are relays that may have it already."""
 
     seq: Seq
@@ -71,7 +71,7 @@ class Carried(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ForwardResult:
     """What a relay's answer came to.
 
     Args:
@@ -92,7 +92,7 @@ class Answer:
 
 
 @dataclass(slots=True)
-class Load:
+class ForwardWindow:
     """What one courier has in hand, in seq order for each sender.
 
     Args:
@@ -102,9 +102,9 @@ class Load:
 
     durability: Durability
     sender_of: Callable[[bytes], Hashable] = signer_of
-    _ready: deque[Carried] = field(default_factory=deque)
-    _under_way: list[Carried] = field(default_factory=list)
-    _held: list[Carried] = field(default_factory=list)
+    _ready: deque[ForwardItem] = field(default_factory=deque)
+    _under_way: list[ForwardItem] = field(default_factory=list)
+    _held: list[ForwardItem] = field(default_factory=list)
     _held_senders: set[Hashable] = field(default_factory=set)
     _asked: int = 0
     _ended: set[Seq] = field(default_factory=set)
@@ -116,13 +116,13 @@ class Load:
             wire = item.envelope
             if not isinstance(wire, bytes):
                 raise TypeError("a courier carries wire bytes")
-            self._ready.append(Carried(item.seq, wire, item.redelivered))
+            self._ready.append(ForwardItem(item.seq, wire, item.redelivered))
 
     def __len__(self) -> int:
         """How many envelopes are in hand."""
         return len(self._ready) + len(self._under_way) + len(self._held)
 
-    def take(self, most: int, most_bytes: int) -> list[Carried]:
+    def take(self, most: int, most_bytes: int) -> list[ForwardItem]:
         """The next batch; nothing while one is under way."""
         if self._under_way:
             return []
@@ -143,7 +143,7 @@ class Load:
         while self._held and self._ready and self._sender(self._ready[0]) in self._held_senders:
             self._held.append(self._ready.popleft())
 
-    def _sender(self, item: Carried) -> Hashable:
+    def _sender(self, item: ForwardItem) -> Hashable:
         return self.sender_of(item.wire)
 
     def doubtful(self) -> Seq:
@@ -163,11 +163,11 @@ class Load:
         relay: Did,
         receipt: Receipt | None,
         outcomes: Sequence[ReceiptItem | frames.Rejection],
-    ) -> Answer:
+    ) -> ForwardResult:
         """Take a relay's answer to the batch under way, item by item, in its order."""
         taken: list[Seq] = []
         refused: list[tuple[Seq, str]] = []
-        left: list[Carried] = []
+        left: list[ForwardItem] = []
         noes: list[frames.Rejection] = []
         is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
         for item, outcome in zip(self._under_way, outcomes, strict=True):
@@ -185,27 +185,27 @@ class Load:
         return self._after(tuple(taken), tuple(refused), left, noes)
 
     def _after(
-        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], left: list[Carried],
+        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], left: list[ForwardItem],
         noes: list[frames.Rejection],
-    ) -> Answer:  # fmt: skip
+    ) -> ForwardResult:  # fmt: skip
         """What is left is tried again later; of refused senders after all others'."""
         if taken:
             self._failures = 0
         if len(noes) == len(left) and all(no.error in OF_SENDER for no in noes):
             self._hold(left, noes)
             if self._ready:
-                return Answer(taken, refused)
+                return ForwardResult(taken, refused)
             self._release()
             if not self._ready:
                 self._failures = 0
-                return Answer(taken, refused)
+                return ForwardResult(taken, refused)
         else:
             self._put_back(left)
         if any(no.error in PERMANENT for no in noes):
-            return Answer(taken, refused, 0.0, is_anew=True)
+            return ForwardResult(taken, refused, 0.0, is_anew=True)
         return self._later(taken, refused, noes)
 
-    def _hold(self, items: Sequence[Carried], noes: Sequence[frames.Rejection]) -> None:
+    def _hold(self, items: Sequence[ForwardItem], noes: Sequence[frames.Rejection]) -> None:
         self._under_way = []
         self._held += items
         self._held_senders.update(map(self._sender, items))
@@ -222,13 +222,13 @@ class Load:
         taken: tuple[Seq, ...],
         refused: tuple[tuple[Seq, str], ...],
         noes: list[frames.Rejection],
-    ) -> Answer:
+    ) -> ForwardResult:
         record = next((no.record for no in noes if no.record is not None), None)
         if record is not None:
             # at once, but once only: the record may be no news, then this is a circle
             wait_s = self._pause() if self._failures else 0.0
             self._failures = max(self._failures, 1)
-            return Answer(taken, refused, wait_s, record=record)
+            return ForwardResult(taken, refused, wait_s, record=record)
         asked = min(max((self._asked, *(no.retry_after or 0 for no in noes))), LONGEST_ASKED_S)
         self._asked = 0
         shut = next((no for no in noes if no.error in CLOSING), None)
@@ -237,7 +237,7 @@ class Load:
             # tried again no sooner than admitted again: each try costs its senders' rates there
             wait_s = max(wait_s, CLOSED_S)
             closed = Refusal(shut.error, shut.detail, retry_after=ceil(wait_s))
-        return Answer(taken, refused, wait_s, closed)
+        return ForwardResult(taken, refused, wait_s, closed)
 
     def lost(self, relay: Did) -> float:
         """No answer: it may have them; gives the seconds until they are tried again."""
@@ -249,7 +249,7 @@ class Load:
         self._put_back(self._under_way)
         return self._pause()
 
-    def _put_back(self, items: Sequence[Carried]) -> None:
+    def _put_back(self, items: Sequence[ForwardItem]) -> None:
         self._under_way = []
         self._ready.extendleft(reversed(items))
 
@@ -259,7 +259,7 @@ class Load:
         return pause
 
 
-def is_marked(item: Carried, relay: Did) -> bool:
+def is_marked(item: ForwardItem, relay: Did) -> bool:
     """Whether its agent may have been handed it before, as seen by ``relay``.
 
     What that relay itself may have stored needs no mark: it knows the id.
@@ -267,10 +267,10 @@ def is_marked(item: Carried, relay: Did) -> bool:
     return item.redelivered or bool(item.maybe_at - {relay})
 
 
-def _is_untold(item: Carried) -> bool:
+def _is_untold(item: ForwardItem) -> bool:
     """Whether a relay may have had it and no durable mark says so, by which its bounce would go."""
     return bool(item.maybe_at) and not item.redelivered
 
 
-def _maybe(item: Carried, relay: Did) -> Carried:
+def _maybe(item: ForwardItem, relay: Did) -> ForwardItem:
     return item._replace(maybe_at=item.maybe_at | {relay})

@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 
 from relay import clock
 from relay.forwarding.model import (
-    Carried,
+    ForwardItem,
     is_marked,
 )
 from relay.isolation import isolated
@@ -54,10 +54,10 @@ class NotSentError(UnavailableError):
 
 
 @dataclass(slots=True, eq=False)
-class _Parcel:
+class _Batch:
     """The batch of one courier, and where its answer goes."""
 
-    items: Sequence[Carried]
+    items: Sequence[ForwardItem]
     answer: asyncio.Future[Taken]
 
     @property
@@ -65,7 +65,7 @@ class _Parcel:
         return sum(len(item.wire) for item in self.items)
 
 
-class Carrier:
+class PeerSubmitter:
     """Takes parcels to one relay.
 
     Args:
@@ -84,7 +84,7 @@ class Carrier:
         self._links = links
         self._spawn = spawn
         self._handoff = handoff
-        self._waiting: deque[_Parcel] = deque()
+        self._waiting: deque[_Batch] = deque()
         self._under_way = 0
         self._is_due = False
         self._losses = 0
@@ -100,7 +100,7 @@ class Carrier:
     def _is_busy(self) -> bool:
         return bool(self._waiting or self._under_way or self._is_due)
 
-    def submit(self, items: Sequence[Carried]) -> asyncio.Future[Taken]:
+    def submit(self, items: Sequence[ForwardItem]) -> asyncio.Future[Taken]:
         """Submit a batch, at most 256; perhaps together with others'. Awaited, it may raise.
 
         Raises:
@@ -113,7 +113,7 @@ class Carrier:
         if self._losses > 1 and (hold_s > 0 or self._is_busy):
             raise _silent(max(hold_s, FIRST_HOLD_S))
         answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
-        self._waiting.append(_Parcel(items, answer))
+        self._waiting.append(_Batch(items, answer))
         self._soon()
         return answer
 
@@ -131,8 +131,8 @@ class Carrier:
             self._spawn(self._carry(parcels))
         self._soon()
 
-    def _take(self) -> list[_Parcel]:
-        taken: list[_Parcel] = []
+    def _take(self) -> list[_Batch]:
+        taken: list[_Batch] = []
         count = size = 0
         while self._waiting:
             first = self._waiting[0]
@@ -142,7 +142,7 @@ class Carrier:
             taken.append(self._waiting.popleft())
         return [parcel for parcel in taken if not parcel.answer.done()]
 
-    async def _carry(self, parcels: list[_Parcel]) -> None:
+    async def _carry(self, parcels: list[_Batch]) -> None:
         try:
             with isolated("carrier"):
                 try:
@@ -157,7 +157,7 @@ class Carrier:
             self._under_way -= 1
             self._soon()
 
-    async def _submit(self, items: Sequence[Carried]) -> Taken:
+    async def _submit(self, items: Sequence[ForwardItem]) -> Taken:
         home = self._home
         try:
             link = await self._links.reach(home.did, home.url, handoff=bool(self._handoff))
@@ -193,7 +193,7 @@ def _silent(seconds: float) -> NotSentError:
     return NotSentError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=ceil(seconds))
 
 
-def _hand_out(parcels: Sequence[_Parcel], taken: Taken) -> None:
+def _hand_out(parcels: Sequence[_Batch], taken: Taken) -> None:
     at = 0
     for parcel in parcels:
         until = at + len(parcel.items)
@@ -203,7 +203,7 @@ def _hand_out(parcels: Sequence[_Parcel], taken: Taken) -> None:
         at = until
 
 
-def _fail(parcels: Sequence[_Parcel], exc: RelayError) -> None:
+def _fail(parcels: Sequence[_Batch], exc: RelayError) -> None:
     for parcel in parcels:
         if not parcel.answer.done():
             parcel.answer.set_exception(_again(exc))

@@ -17,10 +17,12 @@ from relay.directory.resolve import Routing
 from relay.forwarding.forwarder import (
     BATCH,
     HANDOFF_BATCH,
-    Courier,
-    Needs,
+    ForwarderDeps,
+    InboxForwarder,
 )
-from relay.forwarding.peer_submitter import Carrier
+from relay.forwarding.peer_submitter import (
+    PeerSubmitter,
+)
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
@@ -36,7 +38,9 @@ from relay.isolation import (
     guarded,
     isolated,
 )
-from relay.migration.digest_sender import Mover
+from relay.migration.digest_sender import (
+    DigestSender,
+)
 from relay.peering.ports import PeerLinks
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import Refusal
@@ -58,7 +62,7 @@ HANDOFF_WINDOW: Final = Window(2 * HANDOFF_BATCH[0], 4 * 1024 * 1024)
 
 
 @dataclass(slots=True)
-class Forwarding:
+class ForwardScheduler:
     """The couriers and carriers of one node.
 
     Args:
@@ -82,10 +86,10 @@ class Forwarding:
     routing: Routing
     links: PeerLinks
     learn: Callable[[str, Did], Awaitable[object]]
-    mover: Mover
+    mover: DigestSender
     due: asyncio.Event = field(default_factory=asyncio.Event)
-    _carriers: dict[tuple[Did, str, str, str], Carrier] = field(default_factory=dict)
-    _couriers: dict[AgentKey, Courier | None] = field(default_factory=dict)
+    _carriers: dict[tuple[Did, str, str, str], PeerSubmitter] = field(default_factory=dict)
+    _couriers: dict[AgentKey, InboxForwarder | None] = field(default_factory=dict)
     _again: dict[AgentKey, AgentKey | None] = field(default_factory=dict)
     _is_draining: bool = False
     _left: asyncio.Event = field(default_factory=asyncio.Event)
@@ -174,16 +178,16 @@ class Forwarding:
         if isinstance(opened, Refusal):
             return
         needs = self._needs_of(inbox, handoff)
-        courier = self._couriers[inbox] = Courier(needs, inbox, opened, peer)
+        courier = self._couriers[inbox] = InboxForwarder(needs, inbox, opened, peer)
         if self._is_draining:
             courier.stop()
         await courier.run()
 
-    def _needs_of(self, inbox: AgentKey, handoff: str) -> Needs:
+    def _needs_of(self, inbox: AgentKey, handoff: str) -> ForwarderDeps:
         async def target(_: Did) -> Sequence[Home]:
             return await self.mover.homes(inbox, handoff)
 
-        return Needs(
+        return ForwarderDeps(
             window=HANDOFF_WINDOW if handoff else WINDOW,
             store=self.store,
             acks=self.acks,
@@ -197,14 +201,16 @@ class Forwarding:
             forgotten=(lambda: self.mover.forgotten(inbox, handoff)) if handoff else None,
         )
 
-    def _carrier(self, home: Home, handoff: str, inbox: str) -> Carrier:
+    def _carrier(self, home: Home, handoff: str, inbox: str) -> PeerSubmitter:
         key = (home.did, home.url, handoff, inbox)
         found = self._carriers.get(key)
         if found is None:
             idle = [other for other, one in self._carriers.items() if one.is_idle]
             for other in idle:
                 del self._carriers[other]
-            found = self._carriers[key] = Carrier(self.me, home, self.links, self._spawn, handoff)
+            found = self._carriers[key] = PeerSubmitter(
+                self.me, home, self.links, self._spawn, handoff
+            )
         return found
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

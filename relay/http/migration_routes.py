@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from relay.http import bodies
 from relay.migration.requests import (
     MOST_ITEMS,
-    Migrations,
+    MigrationRequests,
     Room,
 )
 from relay.node.node import Node
@@ -30,7 +30,7 @@ from relay.protocol.types import Question
 KEY_BYTES: Final = 16
 EID_CHARS: Final = 43
 
-Answer = Callable[[Migrations, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
+Answer = Callable[[MigrationRequests, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
 
 
 def migration_router(node: Node) -> APIRouter:
@@ -54,25 +54,31 @@ def _room(asked: jose.Members) -> Room:
     return Room(asked.integer("count"), asked.integer("bytes"), asked.integer("largest"))
 
 
-async def _offer(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+async def _offer(
+    here: MigrationRequests, order: MigrationOrder, asked: jose.Members
+) -> dict[str, Any]:
     return {"statement": await here.offer(order, _room(asked))}
 
 
-async def _prepare(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+async def _prepare(
+    here: MigrationRequests, order: MigrationOrder, asked: jose.Members
+) -> dict[str, Any]:
     newest = asked.text("newest", most=4096)
     return {"statement": await here.prepare(order, _room(asked), newest)}
 
 
-async def _freeze(here: Migrations, order: MigrationOrder, _: jose.Members) -> dict[str, Any]:
+async def _freeze(
+    here: MigrationRequests, order: MigrationOrder, _: jose.Members
+) -> dict[str, Any]:
     return {"statement": await here.freeze(order)}
 
 
-async def _state(here: Migrations, order: MigrationOrder, _: jose.Members) -> dict[str, Any]:
+async def _state(here: MigrationRequests, order: MigrationOrder, _: jose.Members) -> dict[str, Any]:
     return {"statement": await here.state(order)}
 
 
 async def _inventory(
-    here: Migrations, order: MigrationOrder, asked: jose.Members
+    here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
     after = Seq(asked.integer("after"))
     found = await here.inventory(order, after, MOST_ITEMS + 1)
@@ -90,7 +96,9 @@ async def _inventory(
     return {"items": items, "more": len(found) > MOST_ITEMS}
 
 
-async def _find(here: Migrations, order: MigrationOrder, asked: jose.Members) -> dict[str, Any]:
+async def _find(
+    here: MigrationRequests, order: MigrationOrder, asked: jose.Members
+) -> dict[str, Any]:
     items = [_item(value) for value in asked.array("items", most=MOST_ITEMS)]
     return {"states": list(await here.find(order, items))}
 

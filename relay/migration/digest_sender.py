@@ -27,19 +27,21 @@ from relay.inbox.model.types import (
 )
 from relay.migration.model import machine
 from relay.migration.model.state import (
+    DigestForgotten,
     DigestReceipt,
-    Doubted,
-    Heard,
-    Side,
+    MigrationSide,
+    PeerMessage,
 )
 from relay.migration.model.state_json import (
-    Kept,
+    MigrationRecord,
 )
 from relay.migration.ports import (
-    HandoffRow,
     HandoffStore,
+    MigrationRow,
 )
-from relay.migration.steps import Handoffs
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.peering.ports import (
     PeerLink,
     PeerLinks,
@@ -76,7 +78,7 @@ HAND_S: Final = 30.0
 """A target that takes its time gives way: the inbox may be for another one by then."""
 
 
-class Lead(NamedTuple):
+class ForwardDecision(NamedTuple):
     """How a courier is to go on: not at all, freely, or as part of a hand-off."""
 
     may_carry: bool
@@ -84,7 +86,7 @@ class Lead(NamedTuple):
 
 
 @dataclass(slots=True)
-class Mover:
+class DigestSender:
     """Says digests.
 
     Args:
@@ -93,13 +95,13 @@ class Mover:
         links: other relays.
     """
 
-    handoffs: Handoffs
+    handoffs: MigrationSteps
     store: HandoffStore
     links: PeerLinks
     why: dict[AgentKey, str] = field(default_factory=dict)
     """What keeps a mover of this node from going on, for a person."""
 
-    async def lead(self, inbox: AgentKey) -> Lead:
+    async def lead(self, inbox: AgentKey) -> ForwardDecision:
         """Act upon the record, say the digest if it is due; whether a courier may go then."""
         kept = await self.handoffs.settle(inbox, anew=True)
         until = clock.monotonic() + LEASE_S * 0.6
@@ -114,15 +116,15 @@ class Mover:
             except RelayError as exc:
                 self._failed(inbox, exc)
                 if pause_s is None or clock.monotonic() + pause_s > until:
-                    return Lead(may_carry=False)
+                    return ForwardDecision(may_carry=False)
                 await asyncio.sleep(pause_s)
                 kept = await self.handoffs.settle(inbox)
         side = kept.side
         if side.mode is not Mode.FROZEN or side.handoff is None:
-            return Lead(may_carry=side.holding is Holding.AWAY)
+            return ForwardDecision(may_carry=side.holding is Holding.AWAY)
         may_carry = side.holding is Holding.AWAY and side.is_named
         is_shown = may_carry and _evidence(side, kept, await self.store.handoff(inbox))
-        return Lead(may_carry, side.handoff.id if is_shown else "")
+        return ForwardDecision(may_carry, side.handoff.id if is_shown else "")
 
     def _failed(self, inbox: AgentKey, exc: RelayError) -> None:
         metrics.DIGEST_FAILURES.labels(exc.code).inc()
@@ -144,11 +146,11 @@ class Mover:
     async def forgotten(self, inbox: AgentKey, handoff: str) -> None:
         """The target refuses mail of a hand-off that it does not know: say the digest again."""
         with contextlib.suppress(RelayError):
-            await self.handoffs.take(inbox, Doubted(handoff))
+            await self.handoffs.take(inbox, DigestForgotten(handoff))
 
     # ------------------------------------------------------------ the digest
 
-    async def _hand_soon(self, inbox: AgentKey, kept: Kept) -> Kept:
+    async def _hand_soon(self, inbox: AgentKey, kept: MigrationRecord) -> MigrationRecord:
         try:
             async with asyncio.timeout(HAND_S):
                 return await self._hand(inbox, kept)
@@ -156,7 +158,7 @@ class Mover:
             detail = "the target takes too long to take in a digest"
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail) from exc
 
-    async def _hand(self, inbox: AgentKey, kept: Kept) -> Kept:
+    async def _hand(self, inbox: AgentKey, kept: MigrationRecord) -> MigrationRecord:
         """Say all of it, then write down that it was heard.
 
         Raises:
@@ -168,16 +170,18 @@ class Mover:
         if not evidence:
             # the target cannot take it for a hand-off: what waits goes there like any other mail
             nothing = DigestReceipt(side.handoff.id, b"", 0)
-            return (await self.handoffs.take(inbox, Heard(target.did, nothing)))[0]
+            return (await self.handoffs.take(inbox, PeerMessage(target.did, nothing)))[0]
         link = await self.links.reach(target.did, target.url, handoff=True)
         pages = await self._pages(inbox, side, evidence)
         receipt = await _say(link, pages)
         log.event(
             "handoff", step="handed", did=did_of(inbox), handoff=side.handoff.id, peer=target.did
         )
-        return (await self.handoffs.take(inbox, Heard(target.did, receipt)))[0]
+        return (await self.handoffs.take(inbox, PeerMessage(target.did, receipt)))[0]
 
-    async def _pages(self, inbox: AgentKey, side: Side, evidence: str) -> list[frames.Migrate]:
+    async def _pages(
+        self, inbox: AgentKey, side: MigrationSide, evidence: str
+    ) -> list[frames.Migrate]:
         assert side.handoff is not None  # noqa: S101  as above
         ids, floor = await self._doubts(inbox)
         known = await self.store.known(inbox)
@@ -252,7 +256,7 @@ def _asking(page: frames.Migrate) -> Callable[[str], frames.Migrate]:
     return lambda ref: replace(page, ref=ref)
 
 
-def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:
+def _target(side: MigrationSide, kept: MigrationRecord, row: MigrationRow) -> Home:
     """Where the target is: as the record says, or else as the order does.
 
     Raises:
@@ -271,7 +275,7 @@ def _target(side: Side, kept: Kept, row: HandoffRow) -> Home:
     raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "nobody says where the target is")
 
 
-def _evidence(side: Side, kept: Kept, row: HandoffRow) -> str:
+def _evidence(side: MigrationSide, kept: MigrationRecord, row: MigrationRow) -> str:
     """What shows that the agent's mail lay here: an earlier record, an order, or the newest record.
 
     "" where nothing does: it lived here without a record.

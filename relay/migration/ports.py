@@ -22,7 +22,7 @@ from relay.protocol.types import (
 
 
 @dataclass(frozen=True, slots=True)
-class HandoffRow:
+class MigrationRow:
     """What a store holds of an inbox and of its changing relays.
 
     Args:
@@ -46,7 +46,7 @@ class HandoffRow:
 
 
 @dataclass(frozen=True, slots=True)
-class HandoffChange:
+class MigrationChange:
     """A step of a hand-off, and what it does to its inbox: one commit.
 
     Args:
@@ -81,12 +81,12 @@ class HandoffStore(Protocol):
     each in one commit, if nobody else took one meanwhile.
     """
 
-    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+    async def handoff(self, inbox: AgentKey) -> MigrationRow:
         """All that a step is judged by."""
         ...
 
     async def change_handoff(
-        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
         """Take a step; False, and nothing is done, where ``seen`` is not how things stand.
 

@@ -21,16 +21,20 @@ from relay.inbox.ports import (
     Keys,
 )
 from relay.inbox.status import STATES
-from relay.migration.digest_sender import Mover
+from relay.migration.digest_sender import (
+    DigestSender,
+)
 from relay.migration.model import machine
 from relay.migration.model.state import (
     Freeze,
+    MigrationSide,
     OrderRef,
     Prepare,
-    Side,
 )
 from relay.migration.ports import HandoffStore
-from relay.migration.steps import Handoffs
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.peering.peers import Peers
 from relay.protocol import (
     endpoint_record,
@@ -87,7 +91,7 @@ class MigrationStore(InboxStore, HandoffStore, Protocol):
 
 
 @dataclass(slots=True)
-class Migrations:
+class MigrationRequests:
     """Answers agents that move.
 
     Args:
@@ -106,8 +110,8 @@ class Migrations:
     key: SigningKey
     store: MigrationStore
     keys: Keys
-    handoffs: Handoffs
-    mover: Mover
+    handoffs: MigrationSteps
+    mover: DigestSender
     directory: Directory
     registration: Registration
     peers: Peers
@@ -273,5 +277,5 @@ class Migrations:
         )
 
 
-def _is_named(side: Side) -> bool:
+def _is_named(side: MigrationSide) -> bool:
     return side.is_named if side.mode is Mode.FROZEN else side.is_home

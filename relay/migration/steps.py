@@ -23,21 +23,21 @@ from relay.isolation import guarded
 from relay.migration.model import machine, state_json
 from relay.migration.model.state import (
     DigestPage,
-    Heard,
-    Input,
-    Learned,
+    Event,
+    MigrationSide,
+    PeerMessage,
+    RecordObserved,
     RecordRef,
-    Side,
-    Step,
-    Ticked,
+    TimePassed,
+    Transition,
 )
 from relay.migration.model.state_json import (
-    Kept,
+    MigrationRecord,
 )
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
     HandoffStore,
+    MigrationChange,
+    MigrationRow,
 )
 from relay.protocol import (
     endpoint_record,
@@ -80,7 +80,7 @@ def _nothing(*_: object) -> None:
 
 
 @dataclass(slots=True)
-class Handoffs:
+class MigrationSteps:
     """The hand-offs of one relay, as one node takes part in them.
 
     Args:
@@ -106,7 +106,7 @@ class Handoffs:
 
     # ------------------------------------------------------------ steps
 
-    async def settle(self, owner: AgentKey, *, anew: bool = False) -> Kept:
+    async def settle(self, owner: AgentKey, *, anew: bool = False) -> MigrationRecord:
         """Act upon the newest record held of an agent, if an inbox here is concerned.
 
         Args:
@@ -118,13 +118,13 @@ class Handoffs:
     async def take(
         self,
         owner: AgentKey,
-        said: Input | None,
+        said: Event | None,
         *,
         order: str = "",
         anew: bool = False,
         closes: bool = False,
         first: Callable[[], Awaitable[object]] | None = None,
-    ) -> tuple[Kept, Step]:
+    ) -> tuple[MigrationRecord, Transition]:
         """Act upon the newest record, then take one step; both in one commit.
 
         Args:
@@ -144,7 +144,7 @@ class Handoffs:
             before = self.kept(row)
             learned = _learn(before.side, row)
             taken = learned if said is None else _next(learned, said)
-            kept = Kept(taken.side, order or before.order)
+            kept = MigrationRecord(taken.side, order or before.order)
             change = _change(row, before, kept, taken, anew=anew, closes=closes)
             if change is None:
                 return kept, taken
@@ -159,14 +159,16 @@ class Handoffs:
         detail = "other nodes change this hand-off all the time"
         raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, detail, retry_after=1)
 
-    def kept(self, row: HandoffRow) -> Kept:
+    def kept(self, row: MigrationRow) -> MigrationRecord:
         """A side as its store has it; what was never written down follows from the inbox."""
         if row.text:
             return state_json.decode(self.me, row.text)
         former = _ref(row.former)
-        return Kept(machine.begin(self.me, row.holding, former, has_left=row.has_left))
+        return MigrationRecord(
+            machine.initial_side(self.me, row.holding, former, has_left=row.has_left)
+        )
 
-    def _note(self, owner: AgentKey, side: Side, *, is_open: bool) -> None:
+    def _note(self, owner: AgentKey, side: MigrationSide, *, is_open: bool) -> None:
         self._noted.add(owner)
         if is_open:
             self._open[owner] = side.partners
@@ -213,9 +215,9 @@ class Handoffs:
                 metrics.INTERNAL.inc()
                 continue
             known[owner] = side.partners
-            ticked = machine.step(side, Ticked(), now)
+            ticked = machine.step(side, TimePassed(), now)
             is_over = not machine.is_open(side, now, 0)
-            if is_over or (isinstance(ticked, Step) and ticked.side != side):
+            if is_over or (isinstance(ticked, Transition) and ticked.side != side):
                 due.append(owner)
         metrics.HANDOFFS.set(len(known))
         # what was noted while the store was asked is newer than its answer
@@ -224,7 +226,7 @@ class Handoffs:
         self._open |= {owner: dids for owner, dids in noted.items() if dids is not None}
         self._tell()
         for owner in due if clock_ok else ():
-            tick = self.take(owner, Ticked(), closes=True)
+            tick = self.take(owner, TimePassed(), closes=True)
             # a store that is away is away for all of them
             await guarded("handoffs", tick, but=(UnavailableError,))
 
@@ -260,14 +262,16 @@ class Handoffs:
             if known is not None:
                 await self.store.learn_known(owner, known)
 
-        _, step = await self.take(owner, Heard(peer, page, named), first=learn)
+        _, step = await self.take(owner, PeerMessage(peer, page, named), first=learn)
         if step.answer is None:
             raise ProtocolError(ErrorCode.BAD_FRAME, "that is no page of a digest")
         if step.answer.next == said.total:
             log.event("handoff", step="digested", did=said.agent, handoff=said.handoff, peer=peer)
         return frames.Migrated(said.ref, said.handoff, said.whole, step.answer.next)
 
-    async def _evidence(self, peer: Did, said: frames.Migrate, row: HandoffRow) -> tuple[str, bool]:
+    async def _evidence(
+        self, peer: Did, said: frames.Migrate, row: MigrationRow
+    ) -> tuple[str, bool]:
         """Which hand-off it is here, and whether the agent itself has said that mail lay there.
 
         An order and the record that it ended in are one hand-off: a relay that has lost what it
@@ -289,7 +293,7 @@ class Handoffs:
         return said.handoff, named
 
     async def may_bring(self, peer: Did, agent: AgentKey) -> bool:
-        """Whether what this relay brings is part of a hand-off: :meth:`Side.takes_from`."""
+        """Return whether a relay's mail for an agent belongs to a hand-off."""
         return self.kept(await self.store.handoff(agent)).side.takes_from(peer)
 
 
@@ -302,19 +306,19 @@ def _agent(said: frames.Migrate) -> AgentKey:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"migrate: {exc}") from exc
 
 
-def _learn(side: Side, row: HandoffRow) -> Step:
+def _learn(side: MigrationSide, row: MigrationRow) -> Transition:
     """What the newest record makes of a side."""
     record = _ref(row.record.compact if row.record else None)
     if record is None:
-        return Step(side)
+        return Transition(side)
     if side.record is not None and side.record.version > record.version:
         # one whose seq no right clock can have given had to give way in the store
         side = side._replace(record=None)
-    done = machine.step(side, Learned(record, _former(row), _fork(row, record)), clock.now())
+    done = machine.step(side, RecordObserved(record, _former(row), _fork(row, record)), clock.now())
     return _taken(done)
 
 
-def _former(row: HandoffRow) -> RecordRef | None:
+def _former(row: MigrationRow) -> RecordRef | None:
     """Where the agent lived before: as the record before says, and the newest itself."""
     before = _ref(row.former)
     assert row.record is not None  # noqa: S101  it is what is learned
@@ -329,12 +333,12 @@ def _former(row: HandoffRow) -> RecordRef | None:
     return RecordRef(version, tuple(dict.fromkeys((*homes, *left))))
 
 
-def _next(learned: Step, said: Input) -> Step:
+def _next(learned: Transition, said: Event) -> Transition:
     done = _taken(machine.step(learned.side, said, clock.now()))
     return done._replace(mark_present=done.mark_present or learned.mark_present)
 
 
-def _taken(done: Step | Refusal) -> Step:
+def _taken(done: Transition | Refusal) -> Transition:
     if isinstance(done, Refusal):
         raise done.to_error()
     return done
@@ -344,7 +348,7 @@ def _ref(compact: str | None) -> RecordRef | None:
     return None if compact is None else RecordRef.of(endpoint_record.parse(compact))
 
 
-def _fork(row: HandoffRow, record: RecordRef) -> RecordRef | None:
+def _fork(row: MigrationRow, record: RecordRef) -> RecordRef | None:
     """What else the agent signed under one seq: all homes that such records name."""
     refs = [_ref(one) for one in row.evidence or ()]
     others = [ref for ref in refs if ref is not None and ref.version != record.version]
@@ -355,8 +359,14 @@ def _fork(row: HandoffRow, record: RecordRef) -> RecordRef | None:
 
 
 def _change(
-    row: HandoffRow, before: Kept, kept: Kept, step: Step, *, anew: bool, closes: bool
-) -> HandoffChange | None:
+    row: MigrationRow,
+    before: MigrationRecord,
+    kept: MigrationRecord,
+    step: Transition,
+    *,
+    anew: bool,
+    closes: bool,
+) -> MigrationChange | None:
     """What a step does to the store; None: nothing at all."""
     side = kept.side
     if not row.text and not step.imports and _is_plain(side, row):
@@ -370,7 +380,7 @@ def _change(
     hands_over = side.mode is Mode.FROZEN and side.handoff != before.side.handoff
     was = before.side.mode
     begins = side.mode is not was and (side.mode is not Mode.ACTIVE or was is Mode.NONE)
-    return HandoffChange(
+    return MigrationChange(
         text=state_json.encode(*kept),
         holding=side.holding,
         ends_session=turns or hands_over,
@@ -383,7 +393,7 @@ def _change(
     )
 
 
-def _is_plain(side: Side, row: HandoffRow) -> bool:
+def _is_plain(side: MigrationSide, row: MigrationRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
     if side.mode is Mode.NONE:
         return True

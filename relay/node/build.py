@@ -20,7 +20,9 @@ from relay.directory.resolve import (
     Routing,
 )
 from relay.directory.startup_gate import Returning
-from relay.forwarding.scheduler import Forwarding
+from relay.forwarding.scheduler import (
+    ForwardScheduler,
+)
 from relay.inbox import submit as submitting
 from relay.inbox.accept import BatchAcceptor
 from relay.inbox.bounces import BouncePump
@@ -42,9 +44,15 @@ from relay.inbox.submit import (
     RelayIdentity,
 )
 from relay.limits import TokenBuckets
-from relay.migration.digest_sender import Mover
-from relay.migration.requests import Migrations
-from relay.migration.steps import Handoffs
+from relay.migration.digest_sender import (
+    DigestSender,
+)
+from relay.migration.requests import (
+    MigrationRequests,
+)
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.node.housekeeping import (
     Housekeeping,
     look_at_clocks,
@@ -169,10 +177,10 @@ async def build_peering(base: _Base) -> tuple[Peers, Dialer, Links]:
     return peers, dialer, Links(opened.key, dialer, peers)
 
 
-def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[Handoffs, Mover]:
+def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[MigrationSteps, DigestSender]:
     """Make the steps of inboxes that move, and the sender of their digests."""
     store = base.opened.store
-    handoffs = Handoffs(
+    handoffs = MigrationSteps(
         base.opened.key.did,
         store,
         base.keys,
@@ -180,14 +188,14 @@ def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[Handoffs, 
         on_session_end=lambda inbox: base.delivery.wake([inbox]),
         on_handoff_peers=peers.set_handoff_peers,
     )
-    return handoffs, Mover(handoffs, store, links)
+    return handoffs, DigestSender(handoffs, store, links)
 
 
 def build_requests(
-    base: _Base, directory: Directory, peers: Peers, handoffs: Handoffs, mover: Mover
-) -> Migrations:
+    base: _Base, directory: Directory, peers: Peers, handoffs: MigrationSteps, mover: DigestSender
+) -> MigrationRequests:
     """Make what answers agents that move."""
-    return Migrations(
+    return MigrationRequests(
         key=base.opened.key,
         store=base.opened.store,
         keys=base.keys,
@@ -211,11 +219,11 @@ async def build_startup_gate(base: _Base, mesh: Mesh) -> Returning:
 
 
 def build_forwarding(
-    base: _Base, links: Links, mesh: Mesh, routing: Routing, mover: Mover
-) -> Forwarding:
+    base: _Base, links: Links, mesh: Mesh, routing: Routing, mover: DigestSender
+) -> ForwardScheduler:
     """Make the forwarders of inboxes whose agents live elsewhere."""
     opened = base.opened
-    return Forwarding(
+    return ForwardScheduler(
         me=opened.key.did,
         node=opened.node_id,
         store=opened.store,
@@ -229,7 +237,7 @@ def build_forwarding(
     )
 
 
-def build_intake(base: _Base, contacts: Contacts, handoffs: Handoffs) -> Intake:
+def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> Intake:
     """Make what accepts envelopes."""
     settings, store, key = base.settings, base.opened.store, base.opened.key
     acceptor = BatchAcceptor(store, base.delivery, contacts, base.due.set)
@@ -248,7 +256,7 @@ def build_intake(base: _Base, contacts: Contacts, handoffs: Handoffs) -> Intake:
 
 
 def build_accounts(
-    base: _Base, directory: Directory, peers: Peers, returning: Returning, handoffs: Handoffs
+    base: _Base, directory: Directory, peers: Peers, returning: Returning, handoffs: MigrationSteps
 ) -> Accounts:
     """Make what logs agents and peers in."""
     return Accounts(

@@ -13,7 +13,9 @@ from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
 from relay.inbox.ports import Store
-from relay.migration.steps import Handoffs
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.node.open_store import OpenedStore
 from relay.protocol.ids import NodeId
 
@@ -55,7 +57,7 @@ class Housekeeping:
     delivery: Delivery
     clock_guard: ClockGuard
     returning: Returning
-    handoffs: Handoffs
+    handoffs: MigrationSteps
     bounces: BouncePump
     _live: frozenset[NodeId] = field(default=frozenset())
 

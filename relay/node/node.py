@@ -14,7 +14,9 @@ from relay.directory.resolve import (
     Routing,
 )
 from relay.directory.startup_gate import Returning
-from relay.forwarding.scheduler import Forwarding
+from relay.forwarding.scheduler import (
+    ForwardScheduler,
+)
 from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
@@ -28,8 +30,12 @@ from relay.inbox.ports import (
 from relay.inbox.rules import RulesOf
 from relay.inbox.status import StatusOf
 from relay.inbox.submit import Intake
-from relay.migration.requests import Migrations
-from relay.migration.steps import Handoffs
+from relay.migration.requests import (
+    MigrationRequests,
+)
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.node.housekeeping import Housekeeping
 from relay.node.open_store import OpenedStore
 from relay.peering.admin import Operating
@@ -77,13 +83,13 @@ class Node:
     mesh: Mesh
     resolving: Resolving
     routing: Routing
-    forwarding: Forwarding
+    forwarding: ForwardScheduler
     clock_guard: ClockGuard
     handles: OwnHandles
     names: Names
     returning: Returning
-    handoffs: Handoffs
-    migrations: Migrations
+    handoffs: MigrationSteps
+    migrations: MigrationRequests
     operating: Operating
     housekeeping: Housekeeping
 

@@ -15,8 +15,8 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
+    MigrationChange,
+    MigrationRow,
 )
 from relay.peering.ports import (
     DirectoryLimits,
@@ -91,13 +91,13 @@ class MemoryHandoffs(MemoryDirectory):
 
     # ------------------------------------------------------------ steps
 
-    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+    async def handoff(self, inbox: AgentKey) -> MigrationRow:
         """All that a step is judged by."""
         return self._row(inbox)
 
-    def _row(self, inbox: AgentKey) -> HandoffRow:
+    def _row(self, inbox: AgentKey) -> MigrationRow:
         box = self._inboxes.get(inbox)
-        row = HandoffRow(
+        row = MigrationRow(
             record=self._records.get(inbox),
             former=self._former.get(inbox),
             evidence=self._evidence.get(inbox),
@@ -113,7 +113,7 @@ class MemoryHandoffs(MemoryDirectory):
         )
 
     async def change_handoff(
-        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
         """Take a step, if nobody else took one meanwhile and no newer record came."""
         now = self._row(inbox)

@@ -17,10 +17,12 @@ from relay.inbox.model.types import (
     Holding,
 )
 from relay.migration.model import machine, state_json
-from relay.migration.model.state import Side
+from relay.migration.model.state import (
+    MigrationSide,
+)
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
+    MigrationChange,
+    MigrationRow,
 )
 from relay.node import serve
 from relay.peering.link import Link
@@ -42,7 +44,7 @@ TARGET = ("prepare", "import", "named", "keep")
 """What happens at either, in its order; each has a point before and one after."""
 
 
-def change_names(seen: HandoffRow, change: HandoffChange) -> Iterable[str]:
+def change_names(seen: MigrationRow, change: MigrationChange) -> Iterable[str]:
     """Which steps a change is, by what becomes of the side."""
     before, after = _side(seen.text), _side(change.text)
     is_frozen = after.mode is Mode.FROZEN
@@ -60,11 +62,11 @@ def change_names(seen: HandoffRow, change: HandoffChange) -> Iterable[str]:
         yield "named"
 
 
-def _side(text: str) -> Side:
-    return state_json.decode(Did(""), text).side if text else Side(Did(""))
+def _side(text: str) -> MigrationSide:
+    return state_json.decode(Did(""), text).side if text else MigrationSide(Did(""))
 
 
-def _change(_: object, seen: HandoffRow, wanted: HandoffChange) -> Iterable[str]:
+def _change(_: object, seen: MigrationRow, wanted: MigrationChange) -> Iterable[str]:
     return change_names(seen, wanted)
 
 

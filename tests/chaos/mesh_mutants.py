@@ -19,10 +19,12 @@ from relay.forwarding import (
     model,
     peer_submitter,
 )
-from relay.forwarding.forwarder import Courier
+from relay.forwarding.forwarder import (
+    InboxForwarder,
+)
 from relay.forwarding.model import (
-    Answer,
-    Carried,
+    ForwardItem,
+    ForwardResult,
 )
 from relay.inbox.model.types import (
     Forwarded,
@@ -72,7 +74,9 @@ def any_order() -> None:
 def ack_before_receipt() -> None:
     """A courier hands over and acks as if it had the receipt, before it is there."""
 
-    async def believe(self: Courier, home: Home, items: Sequence[Carried], _: object) -> Answer:
+    async def believe(
+        self: InboxForwarder, home: Home, items: Sequence[ForwardItem], _: object
+    ) -> ForwardResult:
         async def send() -> None:
             with contextlib.suppress(RelayError):
                 await self._needs.carrier(home).submit(items)
@@ -80,9 +84,9 @@ def ack_before_receipt() -> None:
         self._needs.spawn(send())
         self._load._under_way = []
         self._forwarded = Forwarded(parse_did(home.did).agent_key, bytes(32))
-        return Answer(tuple(item.seq for item in items))
+        return ForwardResult(tuple(item.seq for item in items))
 
-    Courier._submit = believe  # type: ignore[method-assign]
+    InboxForwarder._submit = believe  # type: ignore[method-assign]
 
 
 def tries_for_ever() -> None:

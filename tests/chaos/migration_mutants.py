@@ -22,10 +22,12 @@ from relay.inbox.model.types import (
     Holding,
 )
 from relay.migration import digest_sender
-from relay.migration.digest_sender import Mover
+from relay.migration.digest_sender import (
+    DigestSender,
+)
 from relay.migration.model.state import (
     DigestReceipt,
-    Side,
+    MigrationSide,
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
@@ -83,16 +85,16 @@ def drops_the_digest() -> None:
 
 def never_doubts() -> None:
     """A target marks nothing for want of a digest."""
-    honest: Any = Side.holding
+    honest: Any = MigrationSide.holding
     assert isinstance(honest, property)
     assert honest.fget is not None
     holding = honest.fget
 
-    def sure(self: Side) -> Holding:
+    def sure(self: MigrationSide) -> Holding:
         found: Holding = holding(self)
         return Holding.HOME if found is Holding.DOUBTFUL else found
 
-    Side.holding = property(sure)  # type: ignore[method-assign,assignment]
+    MigrationSide.holding = property(sure)  # type: ignore[method-assign,assignment]
 
 
 def publishes_before_the_digest() -> None:
@@ -115,7 +117,7 @@ def says_no_digest() -> None:
     async def never(*_: object) -> None:
         raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "it is not said")
 
-    Mover._hand = never  # type: ignore[assignment,method-assign]
+    DigestSender._hand = never  # type: ignore[assignment,method-assign]
 
 
 def _lying(lie: Callable[..., str]) -> Callable[[], None]:

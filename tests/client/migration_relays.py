@@ -25,13 +25,13 @@ from relay.migration.model.state import (
     DigestPage,
     DigestReceipt,
     Freeze,
-    Heard,
-    Learned,
+    MigrationSide,
     OrderRef,
+    PeerMessage,
     Prepare,
+    RecordObserved,
     RecordRef,
-    Side,
-    Step,
+    Transition,
 )
 from relay.protocol import (
     endpoint_record,
@@ -104,7 +104,7 @@ class Relay:
     lies: Lie = lambda _, __: None
     url: str = ""
     limits: dict[str, int] = field(default_factory=lambda: {"body": 262_144})
-    side: Side = field(init=False)
+    side: MigrationSide = field(init=False)
     other: Relay | None = None
     items: list[Waiting] = field(default_factory=list)
     has: dict[Eid, str] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class Relay:
     is_down: bool = False
 
     def __post_init__(self) -> None:
-        self.side = Side(self.key.did)
+        self.side = MigrationSide(self.key.did)
 
     @property
     def home(self) -> Home:
@@ -177,7 +177,7 @@ class Relay:
         self.record = record
         ref = RecordRef.of(endpoint_record.parse(record))
         before = self.side
-        self._take(machine.step(before, Learned(ref), now()))
+        self._take(machine.step(before, RecordObserved(ref), now()))
         if self.side.mode is Mode.FROZEN and before.mode is not Mode.FROZEN:
             self.tally = Tally(was=len(self.items), waiting=len(self.items))
 
@@ -206,10 +206,10 @@ class Relay:
             return
         whole = hashlib.sha256(self.side.handoff.id.encode()).digest()
         page = DigestPage(self.side.handoff.id, whole, 0, 1)
-        done = machine.step(other.side, Heard(self.key.did, page), now())
+        done = machine.step(other.side, PeerMessage(self.key.did, page), now())
         if other._take(done) is None:
             receipt = DigestReceipt(page.handoff, whole, 1)
-            self._take(machine.step(self.side, Heard(other.key.did, receipt), now()))
+            self._take(machine.step(self.side, PeerMessage(other.key.did, receipt), now()))
 
     def state(self, _: dict[str, Any]) -> dict[str, Any]:
         if self.other is not None and not self.other.is_down and self.side.is_named:
@@ -265,7 +265,7 @@ class Relay:
     def _order(said: dict[str, Any]) -> OrderRef:
         return OrderRef.of(migration_order.parse(said["order"]))
 
-    def _take(self, done: Step | Refusal) -> Refusal | None:
+    def _take(self, done: Transition | Refusal) -> Refusal | None:
         if isinstance(done, Refusal):
             return done
         self.side = done.side

@@ -15,7 +15,9 @@ from relay.directory.resolve import (
     Resolving,
     Routing,
 )
-from relay.forwarding.scheduler import Forwarding
+from relay.forwarding.scheduler import (
+    ForwardScheduler,
+)
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
@@ -24,8 +26,12 @@ from relay.inbox.model.types import (
     InboxLimits,
     Remembered,
 )
-from relay.migration.digest_sender import Mover
-from relay.migration.steps import Handoffs
+from relay.migration.digest_sender import (
+    DigestSender,
+)
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.peering.ports import (
     PeerLink,
     RecordRow,
@@ -233,7 +239,7 @@ class Here:
     links: FarLinks
     directory: Directory
     delivery: Delivery
-    forwarding: Forwarding
+    forwarding: ForwardScheduler
     alice: SigningKey = field(default_factory=new_key)
     bob: SigningKey = field(default_factory=new_key)
     seq: int = 0
@@ -303,7 +309,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     store = store or MemoryStore(InboxLimits(), clock.now)
     links = FarLinks()
     keys = DidKeys()
-    handoffs = Handoffs(me.did, store, keys)
+    handoffs = MigrationSteps(me.did, store, keys)
     directory = Directory(me.did, store, keys, movers=[handoffs.settle])
 
     async def learn(compact: str, peer: Did) -> object:
@@ -312,7 +318,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     delivery = Delivery(node)
     resolving = Resolving(me.did, directory, links, learn, Nameless())
     acks = GroupCommit(store.ack, lambda _: 64)
-    forwarding = Forwarding(
+    forwarding = ForwardScheduler(
         me=me.did,
         node=node,
         store=store,
@@ -321,7 +327,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
         routing=Routing(resolving, links),
         links=links,
         learn=learn,
-        mover=Mover(handoffs, store, links),
+        mover=DigestSender(handoffs, store, links),
     )
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(acks.run()), tasks.create_task(forwarding.run())]

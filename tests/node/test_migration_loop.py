@@ -12,10 +12,12 @@ from relay.inbox.model.types import (
 )
 from relay.migration.model import machine, state_json
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
+    MigrationChange,
+    MigrationRow,
 )
-from relay.migration.steps import Handoffs
+from relay.migration.steps import (
+    MigrationSteps,
+)
 from relay.protocol.errors import (
     ErrorCode,
     StateError,
@@ -33,7 +35,7 @@ class Store(MemoryStore):
         super().__init__(InboxLimits(), clock.now)
         self.noes: dict[AgentKey, Exception] = {}
 
-    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+    async def handoff(self, inbox: AgentKey) -> MigrationRow:
         if inbox in self.noes:
             raise self.noes[inbox]
         return await super().handoff(inbox)
@@ -42,15 +44,15 @@ class Store(MemoryStore):
 async def begun(store: Store, text: str | None = None) -> AgentKey:
     """An inbox whose hand-off is open, and over as soon as somebody looks."""
     owner = new_key().agent_key
-    side = machine.begin(new_key().did, Holding.HOME, None)
-    change = HandoffChange(text or state_json.encode(side), Holding.HOME)
-    assert await store.change_handoff(owner, HandoffRow(), change)
+    side = machine.initial_side(new_key().did, Holding.HOME, None)
+    change = MigrationChange(text or state_json.encode(side), Holding.HOME)
+    assert await store.change_handoff(owner, MigrationRow(), change)
     return owner
 
 
 async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
     store = Store()
-    hands = Handoffs(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store, DidKeys())
     damaged = await begun(store, '{"mode": "no such mode"}')
     refused, broken = await begun(store), await begun(store)
     store.noes = {
@@ -66,7 +68,7 @@ async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
 
 async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
     store = Store()
-    hands = Handoffs(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store, DidKeys())
     owner, done = await begun(store), []
 
     async def first() -> None:
@@ -80,7 +82,7 @@ async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
 
 async def test_a_store_that_is_away_is_asked_once_a_turn():
     store = Store()
-    hands = Handoffs(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store, DidKeys())
     away = UnavailableError(ErrorCode.STORAGE_UNAVAILABLE)
     store.noes = dict.fromkeys([await begun(store) for _ in range(3)], away)
     with pytest.raises(UnavailableError):

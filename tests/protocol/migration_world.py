@@ -29,16 +29,16 @@ from relay.migration.model import machine
 from relay.migration.model.state import (
     DigestPage,
     DigestReceipt,
+    Event,
     Freeze,
-    Heard,
-    Input,
-    Learned,
+    MigrationSide,
     OrderRef,
+    PeerMessage,
     Prepare,
+    RecordObserved,
     RecordRef,
-    Side,
-    Step,
-    Ticked,
+    TimePassed,
+    Transition,
 )
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import Refusal
@@ -124,7 +124,7 @@ class Relay(NamedTuple):
     """
 
     box: Box | RealBox
-    side: Side | None = None
+    side: MigrationSide | None = None
     held: RecordRef | None = None
     former: RecordRef | None = None
     has_left: bool = False
@@ -270,7 +270,7 @@ class Moves:
     def __init__(self, rules: Rules) -> None:
         self.rules = rules
         self.eids = [Eid(f"m{n}") for n in range(rules.envelopes)]
-        self.taken: dict[tuple[Any, ...], Step | Refusal] = {}
+        self.taken: dict[tuple[Any, ...], Transition | Refusal] = {}
 
     def __call__(self, world: World) -> Iterator[Move]:
         for what, then, broken in self._all(world):
@@ -309,7 +309,7 @@ class Moves:
 
     # ------------------------------------------------------------ one step of a relay
 
-    def take(self, side: Side, said: Input, now: float = NOW) -> Step | Refusal:
+    def take(self, side: MigrationSide, said: Event, now: float = NOW) -> Transition | Refusal:
         """A step; the same question has the same answer, so it is asked once."""
         asked = (side, type(said), said, now)
         if asked not in self.taken:
@@ -335,20 +335,20 @@ class Moves:
                 packets.add((source, target, said))
         return world._replace(net=frozenset(packets))
 
-    def side_of(self, place: int, relay: Relay) -> Side:
+    def side_of(self, place: int, relay: Relay) -> MigrationSide:
         """As it is written, or as an inbox begins and acts upon its record."""
         if relay.side is not None:
             return relay.side
         side = _begin(place, relay)
         if relay.held is None:
             return side
-        step = self.take(side, Learned(relay.held, relay.former))
-        assert isinstance(step, Step)
+        step = self.take(side, RecordObserved(relay.held, relay.former))
+        assert isinstance(step, Transition)
         return step.side._replace(since=0)
 
     def apply(
-        self, world: World, place: int, said: Input, now: float = NOW
-    ) -> tuple[World, Step] | None:
+        self, world: World, place: int, said: Event, now: float = NOW
+    ) -> tuple[World, Transition] | None:
         """The durable part of a step, and the step; None where it is refused."""
         world = self.settled(world, place, always=True)
         relay = world.relays[place]
@@ -359,7 +359,7 @@ class Moves:
             return None
         return self.put(world, place, self.written(relay, side, step)), step
 
-    def written(self, relay: Relay, side: Side, step: Step) -> Relay:
+    def written(self, relay: Relay, side: MigrationSide, step: Transition) -> Relay:
         changed = step.side._replace(since=0)
         if self.is_mutant("publish before digest") and changed.mode is Mode.ACTIVE:
             changed = changed._replace(missing=frozenset())
@@ -371,7 +371,7 @@ class Moves:
             return relay
         return relay._replace(side=changed, box=box)
 
-    def _change(self, box: Box | RealBox, before: Side, step: Step) -> Box | RealBox:
+    def _change(self, box: Box | RealBox, before: MigrationSide, step: Transition) -> Box | RealBox:
         if not self.rules.mutant or isinstance(box, RealBox):
             return box.change(before, step)
         freezes = step.side.mode is Mode.FROZEN
@@ -391,7 +391,7 @@ class Moves:
         return box.change(before, step)
 
     def one(
-        self, world: World, place: int, said: Input, what: str, now: float = NOW
+        self, world: World, place: int, said: Event, what: str, now: float = NOW
     ) -> Iterator[Move]:
         """A step without anything to say, if it changes anything."""
         done = self.apply(world, place, said, now)
@@ -539,8 +539,8 @@ class Moves:
         queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
         if relay.side is None and queue and not always:
             return world
-        step = self.take(side, Learned(relay.held, relay.former))
-        assert isinstance(step, Step)
+        step = self.take(side, RecordObserved(relay.held, relay.former))
+        assert isinstance(step, Transition)
         return self.put(world, place, self.written(relay, side, step))
 
     def records(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
@@ -694,7 +694,7 @@ class Moves:
         if self.is_mutant("any hand-off will do") and side.handoff is not None:
             message = message._replace(handoff=side.handoff.id)
         # between relays that the agent never named there is no link in this world
-        done = self.apply(world, target, Heard(name(source), message, named=True))
+        done = self.apply(world, target, PeerMessage(name(source), message, named=True))
         if done is None:
             return
         then, step = done
@@ -768,7 +768,7 @@ class Moves:
         waited = spent(world, "waits")
         if waited is not None and relay.side and relay.side.mode is Mode.INCOMING:
             what = f"R{place} was not named for 24 h"
-            yield from self.one(waited, place, Ticked(), what, machine.UNNAMED_S)
+            yield from self.one(waited, place, TimePassed(), what, machine.UNNAMED_S)
         forgot = spent(world, "forgets")
         if forgot is not None and relay.box.fates:
             then = self.put(forgot, place, relay._replace(box=relay.box.forget()))
@@ -798,12 +798,12 @@ class Moves:
             yield f"R{place} is gone for good", then, None
 
 
-def _begin(place: int, relay: Relay) -> Side:
+def _begin(place: int, relay: Relay) -> MigrationSide:
     holding, former = relay.box.holding, relay.former
-    return machine.begin(name(place), holding, former, has_left=relay.has_left)
+    return machine.initial_side(name(place), holding, former, has_left=relay.has_left)
 
 
-def digest(side: Side, box: Box | RealBox) -> tuple[DigestPage, ...]:
+def digest(side: MigrationSide, box: Box | RealBox) -> tuple[DigestPage, ...]:
     """What a mover says, an id a page."""
     assert side.handoff is not None
     ids, floor = box.doubts()

@@ -16,8 +16,8 @@ from relay.inbox.model.types import (
 )
 from relay.migration.model.state import (
     DigestPage,
-    Side,
-    Step,
+    MigrationSide,
+    Transition,
 )
 from relay.protocol.ids import Eid
 from relay.protocol.jws import b64encode
@@ -143,7 +143,7 @@ class Box(NamedTuple):
         """What a record alone does to an inbox that no side is written of."""
         return self if self.holding is holding else self.close()._replace(holding=holding)
 
-    def change(self, before: Side, step: Step) -> Box:
+    def change(self, before: MigrationSide, step: Transition) -> Box:
         """Carry out a step."""
         box = self.close() if ends_session(self.holding, before, step) else self
         if step.mark_present:
@@ -170,7 +170,7 @@ class Box(NamedTuple):
         return ids, HOUR if self.floor or self.doubt else -1
 
 
-def ends_session(holding: Holding | None, before: Side, step: Step) -> bool:
+def ends_session(holding: Holding | None, before: MigrationSide, step: Transition) -> bool:
     """A step after which another may read the inbox than before, or under another hand-off."""
     now = step.side.holding
     hands_over = step.side.mode is Mode.FROZEN and before.handoff != step.side.handoff

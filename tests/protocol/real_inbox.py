@@ -23,8 +23,8 @@ from relay.inbox.model.types import (
     Page,
 )
 from relay.migration.model.state import (
-    Side,
-    Step,
+    MigrationSide,
+    Transition,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -236,7 +236,7 @@ class RealBox:
             return RealBox(box, self.session, self.given, floor=self.floor)
         return RealBox(box, floor=self.floor)
 
-    def change(self, before: Side, step: Step) -> RealBox:
+    def change(self, before: MigrationSide, step: Transition) -> RealBox:
         """As ``change_handoff`` of a store."""
 
         def by(box: Inbox) -> RealBox:

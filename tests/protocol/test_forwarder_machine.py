@@ -20,9 +20,9 @@ from hypothesis.stateful import (
 )
 
 from relay.forwarding.model import (
-    Answer,
-    Carried,
-    Load,
+    ForwardItem,
+    ForwardResult,
+    ForwardWindow,
     is_marked,
 )
 from relay.inbox.model.effects import (
@@ -118,10 +118,10 @@ class Courier:
     """One courier: as ``forwarding/forwarder.py``, but each of its steps is the test's to take."""
 
     session: RelaySession
-    load: Load
+    load: ForwardWindow
     reads: list[Read] = field(default_factory=list)
     acks: list[InboxAck] = field(default_factory=list)
-    batch: list[Carried] = field(default_factory=list)
+    batch: list[ForwardItem] = field(default_factory=list)
     to: Did = RELAYS[0]
     handed: set[Seq] = field(default_factory=set)
     must_leave: bool = False
@@ -131,7 +131,7 @@ class CourierWorld:
     """One away inbox, its courier, two relays."""
 
     waits_for_acks = True
-    load_type = Load
+    load_type = ForwardWindow
 
     def __init__(self) -> None:
         self.inbox = Inbox(ME, Epoch("e1"), Holding.AWAY)
@@ -218,7 +218,7 @@ class CourierWorld:
         self.conclude(one, answer, batch)
 
     def outcome(
-        self, relay: Relay, item: Carried, eid: Eid, kind: str, *, weak: bool
+        self, relay: Relay, item: ForwardItem, eid: Eid, kind: str, *, weak: bool
     ) -> ReceiptItem | Rejection:
         no = {
             "permanent": ErrorCode.BLOCKED,
@@ -237,7 +237,7 @@ class CourierWorld:
             relay.receipted.add(eid)
         return ReceiptItem(eid, ALICE.did, Epoch("x"), "p", 1, custody=custody)
 
-    def arrive(self, relay: Relay, item: Carried, eid: Eid) -> None:
+    def arrive(self, relay: Relay, item: ForwardItem, eid: Eid) -> None:
         """It is stored there; if not marked, no other relay may have it."""
         if eid in relay.has:
             return
@@ -247,7 +247,7 @@ class CourierWorld:
             raise BrokenPromiseError(f"{item.seq} is at {others} and comes unmarked to another")
         relay.has[eid] = marked
 
-    def conclude(self, one: Courier, answer: Answer, batch: list[Carried]) -> None:
+    def conclude(self, one: Courier, answer: ForwardResult, batch: list[ForwardItem]) -> None:
         assert {*answer.taken, *(seq for seq, _ in answer.refused)} <= {i.seq for i in batch}
         if answer.is_anew:
             one.must_leave = True
@@ -497,7 +497,7 @@ TestCourier = CourierMachine.TestCase
 # ---------------------------------------------------------------- negative controls
 
 
-class Credulous(Load):
+class Credulous(ForwardWindow):
     """Takes any receipt for the end of its custody."""
 
     def answered(self, relay, receipt, outcomes):
@@ -508,7 +508,7 @@ class Credulous(Load):
         return super().answered(relay, receipt and replace(receipt, durability="fsync"), strong)
 
 
-class Forgetful(Load):
+class Forgetful(ForwardWindow):
     """Does not note who may have what it lost sight of."""
 
     def lost(self, relay):
@@ -516,14 +516,14 @@ class Forgetful(Load):
         return self.unsent()
 
 
-class Sure(Load):
+class Sure(ForwardWindow):
     """Has no doubts when it leaves."""
 
     def doubtful(self):
         return Seq(0)
 
 
-class Quick(Load):
+class Quick(ForwardWindow):
     """Believes that what it has said is written down."""
 
     def answered(self, relay, receipt, outcomes):
@@ -532,7 +532,7 @@ class Quick(Load):
         return answer
 
 
-class Blunt(Load):
+class Blunt(ForwardWindow):
     """Refuses for good what a relay may have had, as if it had never left."""
 
     def answered(self, relay, receipt, outcomes):
@@ -540,7 +540,7 @@ class Blunt(Load):
         return super().answered(relay, receipt, outcomes)
 
 
-class Jumbled(Load):
+class Jumbled(ForwardWindow):
     """What is left goes behind what is ready."""
 
     def _put_back(self, items):
@@ -548,7 +548,7 @@ class Jumbled(Load):
         self._ready.extend(items)
 
 
-class Dropping(Load):
+class Dropping(ForwardWindow):
     """Forgets what a relay refused for now."""
 
     def _put_back(self, items):

@@ -15,7 +15,7 @@ import pytest
 
 from relay.migration.model import machine
 from relay.migration.model.state import (
-    Step,
+    Transition,
 )
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import Timestamp
@@ -254,5 +254,5 @@ def test_every_step_may_be_taken_twice(rules: Rules):
         if isinstance(step, Refusal):
             continue
         again = machine.step(step.side._replace(since=side.since), said, Timestamp(now))
-        if isinstance(again, Step):
+        if isinstance(again, Transition):
             assert again.side._replace(since=0) == step.side._replace(since=0), said

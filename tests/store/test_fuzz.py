@@ -42,7 +42,7 @@ from relay.inbox.ports import (
     OpenRequest,
     RecordRow,
 )
-from relay.migration.ports import HandoffChange
+from relay.migration.ports import MigrationChange
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -132,7 +132,7 @@ class Machine(RuleBasedStateMachine):
         return self.loop.run_until_complete(work)
 
     @initialize()
-    def begin(self) -> None:
+    def initial_side(self) -> None:
         directory = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
         # patient: a busy machine must not look like a difference
         options = {"timeout_s": 30, "outbox": OUTBOX, "dedupe_total": ALL_IDS}
@@ -505,7 +505,7 @@ class Machine(RuleBasedStateMachine):
         self.count += 1
         self.has_lost = True
         doubts = b"".join(self.doubt(inbox, n) for n in sorted(named, key=lambda n: n % 4))
-        wanted = HandoffChange(f"side{self.count}", holding, *flags, doubts, floor)
+        wanted = MigrationChange(f"side{self.count}", holding, *flags, doubts, floor)
         seen = self.run(self.memory.handoff(inbox))
         if stale == "text":
             seen = dataclasses.replace(seen, text="another")

@@ -21,7 +21,9 @@ from relay.inbox.model.types import (
     Holding,
     InboxLimits,
 )
-from relay.migration.ports import HandoffChange
+from relay.migration.ports import (
+    MigrationChange,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -126,7 +128,7 @@ async def test_a_setting_that_becomes_unsafe_ends_receipts_until_it_is_mended(
         assert code(await numbers.append(store)) is ErrorCode.STORAGE_UNAVAILABLE
         seen = await store.handoff(ME)
         with pytest.raises(UnavailableError, match="cannot be relied on"):
-            await store.change_handoff(ME, seen, HandoffChange("signed for", Holding.HELD))
+            await store.change_handoff(ME, seen, MigrationChange("signed for", Holding.HELD))
         with pytest.raises(UnavailableError, match="cannot be relied on"):
             await store.learn_known(ME, Known())
         assert await store.handoff(ME) == seen

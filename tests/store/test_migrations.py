@@ -26,8 +26,8 @@ from relay.inbox.ports import (
     RecordRow,
 )
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
+    MigrationChange,
+    MigrationRow,
 )
 from relay.peering.ports import DueOutbox
 from relay.protocol.endpoint_record import RecordVersion
@@ -91,7 +91,7 @@ async def change(
 ) -> bool:
     """A step that follows upon how things stand."""
     seen = await store.handoff(inbox)
-    return bool(await store.change_handoff(inbox, seen, HandoffChange(text, holding, **more)))
+    return bool(await store.change_handoff(inbox, seen, MigrationChange(text, holding, **more)))
 
 
 def taken(results: list[Any]) -> list[Accepted]:
@@ -149,16 +149,18 @@ async def fates(store: Any, *numbers: int) -> list[Disposition | None]:
 
 
 async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: World) -> None:
-    assert await world.store.handoff(ME) == HandoffRow()
+    assert await world.store.handoff(ME) == MigrationRow()
     await opened(world.store)
     await world.store.append([entry(1)])
-    assert await world.store.handoff(ME) == HandoffRow(holding=Holding.HOME, tally=Tally(waiting=1))
+    assert await world.store.handoff(ME) == MigrationRow(
+        holding=Holding.HOME, tally=Tally(waiting=1)
+    )
     assert await world.store.handoffs() == []
 
 
 async def test_a_step_is_written_with_what_it_does_to_the_inbox(world: World) -> None:
     assert await change(world.store, Holding.HELD, "incoming", is_new=True)
-    assert await world.store.handoff(ME) == HandoffRow("incoming", Holding.HELD)
+    assert await world.store.handoff(ME) == MigrationRow("incoming", Holding.HELD)
     assert await world.store.handoffs() == [(ME, "incoming")]
     assert await change(world.store, Holding.HOME, "active", is_open=False)
     row = await world.store.handoff(ME)
@@ -169,7 +171,7 @@ async def test_a_step_is_written_with_what_it_does_to_the_inbox(world: World) ->
 async def test_of_two_steps_that_saw_the_same_only_one_is_taken(world: World) -> None:
     await opened(world.store)
     seen = await world.store.handoff(ME)
-    first = HandoffChange("first", Holding.HELD, has_work=True)
+    first = MigrationChange("first", Holding.HELD, has_work=True)
     assert await world.store.change_handoff(ME, seen, first)
     assert not await world.store.change_handoff(ME, seen, first)
     assert not await world.store.change_handoff(ME, seen, replace(first, text="second"))
@@ -182,7 +184,7 @@ async def test_a_step_that_did_not_see_the_newest_record_is_not_taken(world: Wor
     seen = await world.store.handoff(ME)
     assert seen.record == record(1, home=True)
     await merged(world.store, 2, home=True)
-    step = HandoffChange("late", Holding.HELD)
+    step = MigrationChange("late", Holding.HELD)
     assert not await world.store.change_handoff(ME, seen, step)
     assert not await world.store.change_handoff(ME, replace(seen, record=None), step)
     assert await world.store.handoff(ME) == replace(seen, record=record(2, home=True))
@@ -191,7 +193,7 @@ async def test_a_step_that_did_not_see_the_newest_record_is_not_taken(world: Wor
 async def test_a_step_of_an_agent_without_a_record_is_compared_too(world: World) -> None:
     seen = await world.store.handoff(ME)
     await merged(world.store, 1, home=False)
-    assert not await world.store.change_handoff(ME, seen, HandoffChange("x", Holding.HELD))
+    assert not await world.store.change_handoff(ME, seen, MigrationChange("x", Holding.HELD))
     assert (await world.store.handoff(ME)).holding is None
 
 
@@ -451,7 +453,7 @@ async def test_the_former_record_goes_with_the_newest(world: World) -> None:
     assert (await world.store.handoff(ME)).former == "record1"
     await world.advance(91 * 24 * 3600)
     assert await world.store.purge_records() == 1
-    assert await world.store.handoff(ME) == HandoffRow()
+    assert await world.store.handoff(ME) == MigrationRow()
 
 
 # ---------------------------------------------------------------- movers

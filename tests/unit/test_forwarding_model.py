@@ -8,8 +8,8 @@ from relay.forwarding.model import (
     FIRST_PAUSE_S,
     LONGEST_ASKED_S,
     LONGEST_PAUSE_S,
-    Carried,
-    Load,
+    ForwardItem,
+    ForwardWindow,
     is_marked,
 )
 from relay.protocol.errors import (
@@ -34,8 +34,8 @@ from tests.unit.builders import ALICE, BOB, RELAY
 HERE, THERE = RELAY.did, BOB.did
 
 
-def loaded(*seqs: int, marked: bool = False, durability: str = "fsync") -> Load:
-    load = Load(durability, sender_of=lambda wire: int(wire) % 2)
+def loaded(*seqs: int, marked: bool = False, durability: str = "fsync") -> ForwardWindow:
+    load = ForwardWindow(durability, sender_of=lambda wire: int(wire) % 2)
     load.hand([DeliverItem(Seq(seq), marked, b"%d" % seq) for seq in seqs])
     return load
 
@@ -52,7 +52,7 @@ def no(code: ErrorCode, **values) -> Rejection:
     return Rejection("r", 0, code, Refusal(code).stored, **values)
 
 
-def seqs(items: list[Carried]) -> list[int]:
+def seqs(items: list[ForwardItem]) -> list[int]:
     return [one.seq for one in items]
 
 
@@ -65,7 +65,7 @@ def test_one_batch_is_under_way_at_a_time_in_order():
 
 
 def test_a_batch_is_bounded_in_bytes_and_one_envelope_always_fits():
-    load = Load("fsync")
+    load = ForwardWindow("fsync")
     load.hand([DeliverItem(Seq(n), False, bytes(100)) for n in (1, 2, 3)])
     assert seqs(load.take(9, 250)) == [1, 2]
     load.answered(HERE, receipt(), [item(), item()])

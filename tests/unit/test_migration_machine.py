@@ -11,20 +11,20 @@ from relay.inbox.model.types import (
 )
 from relay.migration.model import machine
 from relay.migration.model.state import (
-    Collecting,
     DigestPage,
     DigestReceipt,
+    Event,
     Freeze,
     Handoff,
-    Heard,
-    Input,
-    Learned,
+    MigrationSide,
     OrderRef,
+    PartialDigest,
+    PeerMessage,
     Prepare,
+    RecordObserved,
     RecordRef,
-    Side,
-    Step,
-    Ticked,
+    TimePassed,
+    Transition,
 )
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
@@ -56,36 +56,36 @@ def order(seq: int = 5, source: Did = A, target: Did = B, **changes: Any) -> Ord
     return made._replace(**changes)
 
 
-def home(**changes: Any) -> Side:
-    return Side(A, Mode.ACTIVE, record(1, A))._replace(**changes)
+def home(**changes: Any) -> MigrationSide:
+    return MigrationSide(A, Mode.ACTIVE, record(1, A))._replace(**changes)
 
 
-def frozen(**changes: Any) -> Side:
+def frozen(**changes: Any) -> MigrationSide:
     side = home(mode=Mode.FROZEN, handoff=Handoff("mig5", B), order_seq=5, since=NOW)
     return side._replace(pending=order().record)._replace(**changes)
 
 
-def incoming(**changes: Any) -> Side:
-    side = took(Side(B, record=record(1, A)), Prepare(order())).side
+def incoming(**changes: Any) -> MigrationSide:
+    side = took(MigrationSide(B, record=record(1, A)), Prepare(order())).side
     return side._replace(**changes)
 
 
-def published(side: Side) -> Side:
+def published(side: MigrationSide) -> MigrationSide:
     """The record of the order is known."""
-    return took(side, Learned(order().record)).side
+    return took(side, RecordObserved(order().record)).side
 
 
 def page(number: int = 0, total: int = 1, **changes: Any) -> DigestPage:
     return DigestPage("mig5", WHOLE, number, total)._replace(**changes)
 
 
-def took(side: Side, said: Input, now: float = NOW) -> Step:
+def took(side: MigrationSide, said: Event, now: float = NOW) -> Transition:
     step = machine.step(side, said, Timestamp(now))
-    assert isinstance(step, Step), step
+    assert isinstance(step, Transition), step
     return step
 
 
-def refused(side: Side, said: Input, now: float = NOW) -> ErrorCode:
+def refused(side: MigrationSide, said: Event, now: float = NOW) -> ErrorCode:
     no = machine.step(side, said, Timestamp(now))
     assert isinstance(no, Refusal), no
     return no.code
@@ -97,7 +97,7 @@ def refused(side: Side, said: Input, now: float = NOW) -> ErrorCode:
 @pytest.mark.parametrize(
     ("side", "holding"),
     [
-        (Side(A), Holding.AWAY),
+        (MigrationSide(A), Holding.AWAY),
         (home(), Holding.HOME),
         (home(missing=frozenset({B})), Holding.DOUBTFUL),
         (home(record=record(2)), Holding.HOME),
@@ -107,42 +107,42 @@ def refused(side: Side, said: Input, now: float = NOW) -> ErrorCode:
         (frozen(record=order().record), Holding.AWAY),
     ],
 )
-def test_what_a_side_is_says_what_becomes_of_its_inbox(side: Side, holding: Holding):
+def test_what_a_side_is_says_what_becomes_of_its_inbox(side: MigrationSide, holding: Holding):
     assert side.holding is holding
 
 
 @pytest.mark.parametrize(
     ("holding", "has_left", "begins"),
     [
-        (None, False, Side(A, Mode.NONE, record(1, B))),
-        (Holding.AWAY, False, Side(A, Mode.NONE, record(1, B))),
-        (Holding.AWAY, True, Side(A, Mode.ACTIVE, record(1, B))),
-        (Holding.HOME, False, Side(A, Mode.ACTIVE)),
-        (Holding.HELD, False, Side(A, Mode.ACTIVE)),
-        (Holding.DOUBTFUL, False, Side(A, Mode.NONE, record(1, B))),
+        (None, False, MigrationSide(A, Mode.NONE, record(1, B))),
+        (Holding.AWAY, False, MigrationSide(A, Mode.NONE, record(1, B))),
+        (Holding.AWAY, True, MigrationSide(A, Mode.ACTIVE, record(1, B))),
+        (Holding.HOME, False, MigrationSide(A, Mode.ACTIVE)),
+        (Holding.HELD, False, MigrationSide(A, Mode.ACTIVE)),
+        (Holding.DOUBTFUL, False, MigrationSide(A, Mode.NONE, record(1, B))),
     ],
 )
 def test_a_side_that_was_never_written_follows_from_the_inbox(
-    holding: Holding | None, has_left: Any, begins: Side
+    holding: Holding | None, has_left: Any, begins: MigrationSide
 ):
-    assert machine.begin(A, holding, record(1, B), has_left=has_left) == begins
+    assert machine.initial_side(A, holding, record(1, B), has_left=has_left) == begins
 
 
 def test_a_home_that_was_never_moved_does_not_miss_itself():
-    side = machine.begin(A, Holding.HOME, None)
-    assert took(side, Learned(record(3, A))).side.holding is Holding.HOME
-    assert took(side, Learned(record(3, A), record(2, B))).side.missing == NOBODY
+    side = machine.initial_side(A, Holding.HOME, None)
+    assert took(side, RecordObserved(record(3, A))).side.holding is Holding.HOME
+    assert took(side, RecordObserved(record(3, A), record(2, B))).side.missing == NOBODY
 
 
 def test_a_home_since_its_record_misses_the_homes_before():
-    side = machine.begin(A, Holding.DOUBTFUL, record(2, B, C))
-    step = took(side, Learned(record(3, A, C), record(2, B, C)))
+    side = machine.initial_side(A, Holding.DOUBTFUL, record(2, B, C))
+    step = took(side, RecordObserved(record(3, A, C), record(2, B, C)))
     assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
 
 
 def test_a_home_that_left_before_any_side_was_written_hands_over():
-    side = machine.begin(A, Holding.AWAY, record(1, A), has_left=True)
-    step = took(side, Learned(record(2, B), record(1, A)))
+    side = machine.initial_side(A, Holding.AWAY, record(1, A), has_left=True)
+    step = took(side, RecordObserved(record(2, B), record(1, A)))
     assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
     assert step.side.handoff == Handoff(record(2, B).handoff, B)
     assert machine.has_work(step.side)
@@ -183,31 +183,31 @@ def test_a_source_that_freezes_delivers_nothing_and_has_a_digest_to_say():
 @pytest.mark.parametrize(
     ("side", "said", "code"),
     [
-        (Side(C), Prepare(order()), ErrorCode.WRONG_RELAY),
+        (MigrationSide(C), Prepare(order()), ErrorCode.WRONG_RELAY),
         (home()._replace(me=C), Freeze(order()), ErrorCode.WRONG_RELAY),
         (home(me=B, record=record(1, B)), Prepare(order()), ErrorCode.WRONG_STATE),
-        (Side(A), Freeze(order()), ErrorCode.WRONG_STATE),
+        (MigrationSide(A), Freeze(order()), ErrorCode.WRONG_STATE),
         (incoming(me=A), Freeze(order()), ErrorCode.WRONG_STATE),
         (frozen(record=record(2, C)), Freeze(order(6)), ErrorCode.WRONG_STATE),
-        (Side(B, order_seq=6), Prepare(order(5)), ErrorCode.STALE_RECORD),
-        (Side(B, order_seq=5), Prepare(order(5)), ErrorCode.STALE_RECORD),
+        (MigrationSide(B, order_seq=6), Prepare(order(5)), ErrorCode.STALE_RECORD),
+        (MigrationSide(B, order_seq=5), Prepare(order(5)), ErrorCode.STALE_RECORD),
         (home(order_seq=6), Freeze(order(5)), ErrorCode.STALE_RECORD),
-        (Side(B, record=record(5, A)), Prepare(order(5)), ErrorCode.STALE_RECORD),
-        (Side(B), Prepare(order(expires_at=NOW)), ErrorCode.EXPIRED),
+        (MigrationSide(B, record=record(5, A)), Prepare(order(5)), ErrorCode.STALE_RECORD),
+        (MigrationSide(B), Prepare(order(expires_at=NOW)), ErrorCode.EXPIRED),
         (home(), Freeze(order(expires_at=NOW)), ErrorCode.EXPIRED),
     ],
 )
 def test_an_order_that_is_not_for_this_side_now_changes_nothing(
-    side: Side, said: Input, code: ErrorCode
+    side: MigrationSide, said: Event, code: ErrorCode
 ):
     assert refused(side, said) is code
 
 
 def test_an_order_may_be_repeated_even_when_it_has_expired():
     late = NOW + 2 * DAY
-    assert took(incoming(), Prepare(order()), late) == Step(incoming())
-    assert took(published(incoming()), Prepare(order()), late) == Step(published(incoming()))
-    assert took(frozen(), Freeze(order()), late) == Step(frozen())
+    assert took(incoming(), Prepare(order()), late) == Transition(incoming())
+    assert took(published(incoming()), Prepare(order()), late) == Transition(published(incoming()))
+    assert took(frozen(), Freeze(order()), late) == Transition(frozen())
 
 
 def test_a_newer_order_turns_the_source_and_it_goes_on_missing_the_old_target():
@@ -218,7 +218,7 @@ def test_a_newer_order_turns_the_source_and_it_goes_on_missing_the_old_target():
 
 
 def test_a_target_that_gets_ready_for_another_source_asks_that_one():
-    learned = took(incoming(digested=True), Learned(record(4, C))).side
+    learned = took(incoming(digested=True), RecordObserved(record(4, C))).side
     side = took(learned._replace(mode=Mode.INCOMING), Prepare(order(6, source=C))).side
     assert (side.missing, side.digested) == ({C}, False)
     back = frozen(missing=frozenset({C}), record=record(2, B))
@@ -227,9 +227,9 @@ def test_a_target_that_gets_ready_for_another_source_asks_that_one():
 
 
 def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
-    side = took(Side(B, record=record(1, A, C, B)), Prepare(order())).side
+    side = took(MigrationSide(B, record=record(1, A, C, B)), Prepare(order())).side
     assert side.missing == {A, C}
-    told = took(side, Heard(A, page())).side
+    told = took(side, PeerMessage(A, page())).side
     assert (told.digested, published(told).holding) == (True, Holding.DOUBTFUL)
 
 
@@ -237,8 +237,8 @@ def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
 
 
 def test_its_own_record_makes_a_target_the_home():
-    told = took(incoming(), Heard(A, page())).side
-    side = took(told, Learned(order().record)).side
+    told = took(incoming(), PeerMessage(A, page())).side
+    side = took(told, RecordObserved(order().record)).side
     assert (side.mode, side.missing, side.holding) == (Mode.ACTIVE, NOBODY, Holding.HOME)
 
 
@@ -246,134 +246,138 @@ def test_a_home_without_the_digest_marks_everything_until_it_comes():
     side = published(incoming())
     assert (side.missing, side.holding) == ({A}, Holding.DOUBTFUL)
     late = page(handoff=order().record.handoff)
-    assert took(side, Heard(A, late, named=True)).side.holding is Holding.HOME
+    assert took(side, PeerMessage(A, late, named=True)).side.holding is Holding.HOME
 
 
 @pytest.mark.parametrize(
     ("side", "former", "missing"),
     [
-        (Side(B), None, set()),
-        (Side(B), record(2, C), {C}),
-        (Side(B), record(2, C, B), {C}),
-        (Side(B, record=record(1, A)), None, {A}),
-        (Side(B, Mode.INCOMING, record(1, A), handoff=Handoff("x", C)), None, {A, C}),
+        (MigrationSide(B), None, set()),
+        (MigrationSide(B), record(2, C), {C}),
+        (MigrationSide(B), record(2, C, B), {C}),
+        (MigrationSide(B, record=record(1, A)), None, {A}),
+        (MigrationSide(B, Mode.INCOMING, record(1, A), handoff=Handoff("x", C)), None, {A, C}),
     ],
 )
 def test_a_record_without_its_order_is_a_dead_source_publish(
-    side: Side, former: RecordRef | None, missing: set[Did]
+    side: MigrationSide, former: RecordRef | None, missing: set[Did]
 ):
-    step = took(side, Learned(record(9, B), former))
+    step = took(side, RecordObserved(record(9, B), former))
     assert step.side.mode is Mode.ACTIVE
     assert step.side.missing == missing
 
 
 def test_who_is_a_home_beside_this_one_hands_nothing_over():
-    step = took(Side(B, record=record(1, A)), Learned(record(9, A, B), record(1, A)))
+    step = took(
+        MigrationSide(B, record=record(1, A)), RecordObserved(record(9, A, B), record(1, A))
+    )
     assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, NOBODY)
-    alone = took(step.side, Learned(record(10, B), record(1, A))).side
+    alone = took(step.side, RecordObserved(record(10, B), record(1, A))).side
     assert (alone.mode, alone.missing) == (Mode.ACTIVE, NOBODY)
 
 
 def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
-    step = took(home(), Learned(record(2, C)))
+    step = took(home(), RecordObserved(record(2, C)))
     assert step.side.handoff == Handoff(record(2, C).handoff, C)
     assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
 
 
 def test_what_was_said_to_a_target_holds_while_records_name_it():
-    side = took(frozen(handed=True), Learned(order().record)).side
+    side = took(frozen(handed=True), RecordObserved(order().record)).side
     assert (side.handoff, side.handed) == (Handoff("mig5", B), True)
     assert (side.holding, side.is_named) == (Holding.AWAY, True)
-    renewed = took(side, Learned(record(6, B))).side
+    renewed = took(side, RecordObserved(record(6, B))).side
     assert (renewed.handoff, renewed.handed) == (Handoff("mig5", B), True)
-    unheard = took(frozen(), Learned(record(6, B))).side
+    unheard = took(frozen(), RecordObserved(record(6, B))).side
     assert (unheard.handoff, unheard.handed) == (Handoff(record(6, B).handoff, B), False)
-    elsewhere = took(frozen(handed=True), Learned(record(6, C))).side
+    elsewhere = took(frozen(handed=True), RecordObserved(record(6, C))).side
     assert (elsewhere.handoff, elsewhere.handed) == (Handoff(record(6, C).handoff, C), False)
 
 
 def test_the_way_back_marks_everything_and_misses_the_target():
-    step = took(frozen(), Learned(record(9, A)))
+    step = took(frozen(), RecordObserved(record(9, A)))
     assert step.mark_present
     assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
 
 
 def test_a_target_waits_for_its_own_record_and_gives_way_to_a_newer_one():
-    waits = took(incoming(), Learned(record(4, A))).side
+    waits = took(incoming(), RecordObserved(record(4, A))).side
     assert (waits.mode, waits.record) == (Mode.INCOMING, record(4, A))
-    gives_way = took(incoming(), Learned(record(6, C))).side
+    gives_way = took(incoming(), RecordObserved(record(6, C))).side
     assert (gives_way.mode, gives_way.handoff) == (Mode.FROZEN, Handoff(record(6, C).handoff, C))
 
 
 def test_an_older_record_and_one_that_names_nobody_move_nothing():
-    assert took(home(), Learned(record(0, C))) == Step(home())
-    parked = took(home(), Learned(record(2))).side
+    assert took(home(), RecordObserved(record(0, C))) == Transition(home())
+    parked = took(home(), RecordObserved(record(2))).side
     assert (parked.mode, parked.record) == (Mode.ACTIVE, record(2))
-    assert took(home(), Learned(record(2, A))).side.mode is Mode.ACTIVE
-    assert took(Side(C), Learned(record(2, A))).side == Side(C, record=record(2, A))
+    assert took(home(), RecordObserved(record(2, A))).side.mode is Mode.ACTIVE
+    assert took(MigrationSide(C), RecordObserved(record(2, A))).side == MigrationSide(
+        C, record=record(2, A)
+    )
 
 
 def test_of_two_records_of_one_seq_the_losers_home_is_missing():
     mine, theirs = record(5, B, digest=b"2"), record(5, C, digest=b"1")
     active = published(incoming())._replace(record=mine)
-    wins = took(active, Learned(mine, fork=theirs)).side
+    wins = took(active, RecordObserved(mine, fork=theirs)).side
     assert (wins.record, wins.missing, wins.forked) == (mine, {A, C}, theirs.version)
     told = wins._replace(missing=NOBODY)
-    assert took(told, Learned(mine, fork=theirs)).side == told
-    loses = took(home(me=C, record=theirs), Learned(mine, fork=theirs)).side
+    assert took(told, RecordObserved(mine, fork=theirs)).side == told
+    loses = took(home(me=C, record=theirs), RecordObserved(mine, fork=theirs)).side
     assert (loses.mode, loses.missing) == (Mode.FROZEN, NOBODY)
-    assert took(Side(A), Learned(mine, fork=theirs)).side.missing == NOBODY
+    assert took(MigrationSide(A), RecordObserved(mine, fork=theirs)).side.missing == NOBODY
 
 
 # ---------------------------------------------------------------- the digest
 
 
 def test_pages_are_taken_in_order_and_each_answer_says_which_comes_next():
-    step = took(incoming(), Heard(A, page(0, 3)))
+    step = took(incoming(), PeerMessage(A, page(0, 3)))
     assert (step.answer, step.imports) == (DigestReceipt("mig5", WHOLE, 1), page(0, 3))
-    assert step.side.collecting == Collecting(WHOLE, 1)
+    assert step.side.collecting == PartialDigest(WHOLE, 1)
     for number in (0, 2):
-        again = took(step.side, Heard(A, page(number, 3)))
-        assert again == Step(step.side, answer=DigestReceipt("mig5", WHOLE, 1))
-    side = took(step.side, Heard(A, page(1, 3))).side
+        again = took(step.side, PeerMessage(A, page(number, 3)))
+        assert again == Transition(step.side, answer=DigestReceipt("mig5", WHOLE, 1))
+    side = took(step.side, PeerMessage(A, page(1, 3))).side
     assert (side.digested, side.missing) == (False, {A})
-    last = took(side, Heard(A, page(2, 3)))
+    last = took(side, PeerMessage(A, page(2, 3)))
     assert last.answer == DigestReceipt("mig5", WHOLE, 3)
     assert (last.side.digested, last.side.missing, last.side.sources) == (True, NOBODY, {A})
     assert last.side.collecting is None
 
 
 def test_pages_of_two_digests_are_never_one():
-    side = took(incoming(), Heard(A, page(0, 2))).side
+    side = took(incoming(), PeerMessage(A, page(0, 2))).side
     other = page(1, 2, whole=b"x" * 32)
-    step = took(side, Heard(A, other))
+    step = took(side, PeerMessage(A, other))
     assert (step.imports, step.answer) == (None, DigestReceipt("mig5", other.whole, 0))
-    assert took(side, Heard(A, other._replace(number=0))).side.collecting == Collecting(
+    assert took(side, PeerMessage(A, other._replace(number=0))).side.collecting == PartialDigest(
         other.whole, 1
     )
 
 
 def test_a_digest_adds_those_whom_its_source_still_misses():
-    step = took(incoming(), Heard(A, page(missing=frozenset({C, B}))))
+    step = took(incoming(), PeerMessage(A, page(missing=frozenset({C, B}))))
     assert step.side.missing == {C}
 
 
 def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
     many = frozenset(Did(str(n)) for n in range(machine.MOST_MISSING + 1))
-    step = took(incoming(), Heard(A, page(missing=many)))
+    step = took(incoming(), PeerMessage(A, page(missing=many)))
     assert (step.side.missing, step.side.digested) == ({A}, True)
 
 
 def test_what_a_relay_has_forgotten_is_not_of_the_future():
-    step = took(incoming(), Heard(A, page(floor=2**31)))
+    step = took(incoming(), PeerMessage(A, page(floor=2**31)))
     assert step.imports == page(floor=NOW // 3600)
-    assert took(incoming(), Heard(A, page(floor=3))).imports == page(floor=3)
+    assert took(incoming(), PeerMessage(A, page(floor=3))).imports == page(floor=3)
 
 
 def test_what_comes_to_a_frozen_source_is_to_be_said_on():
     told = frozen(handed=True, missing=frozenset({C}))
     late = page(handoff=record(1, A).handoff)
-    side = took(told, Heard(C, late, named=True)).side
+    side = took(told, PeerMessage(C, late, named=True)).side
     assert (side.handed, side.missing, side.digested) == (False, NOBODY, False)
 
 
@@ -388,37 +392,37 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
     ],
 )
 def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):
-    assert refused(incoming(), Heard(A, page(**change))) is code
+    assert refused(incoming(), PeerMessage(A, page(**change))) is code
 
 
 @pytest.mark.parametrize(
     ("side", "heard", "code"),
     [
-        (incoming(), Heard(C, page()), ErrorCode.WRONG_STATE),
-        (incoming(), Heard(A, page(handoff="mig4")), ErrorCode.WRONG_STATE),
-        (home(), Heard(B, page(handoff=record(1, A).handoff)), ErrorCode.WRONG_STATE),
-        (frozen(), Heard(B, page()), ErrorCode.WRONG_STATE),
-        (frozen(record=record(5, B)), Heard(B, page()), ErrorCode.MOVED),
-        (Side(A), Heard(B, page()), ErrorCode.WRONG_STATE),
-        (frozen(), Heard(C, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
-        (frozen(), Heard(B, DigestReceipt("mig4", WHOLE, 1)), ErrorCode.WRONG_STATE),
-        (home(), Heard(B, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
+        (incoming(), PeerMessage(C, page()), ErrorCode.WRONG_STATE),
+        (incoming(), PeerMessage(A, page(handoff="mig4")), ErrorCode.WRONG_STATE),
+        (home(), PeerMessage(B, page(handoff=record(1, A).handoff)), ErrorCode.WRONG_STATE),
+        (frozen(), PeerMessage(B, page()), ErrorCode.WRONG_STATE),
+        (frozen(record=record(5, B)), PeerMessage(B, page()), ErrorCode.MOVED),
+        (MigrationSide(A), PeerMessage(B, page()), ErrorCode.WRONG_STATE),
+        (frozen(), PeerMessage(C, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
+        (frozen(), PeerMessage(B, DigestReceipt("mig4", WHOLE, 1)), ErrorCode.WRONG_STATE),
+        (home(), PeerMessage(B, DigestReceipt("mig5", WHOLE, 1)), ErrorCode.WRONG_STATE),
     ],
 )
 def test_what_is_not_of_the_current_hand_off_changes_nothing(
-    side: Side, heard: Heard, code: ErrorCode
+    side: MigrationSide, heard: PeerMessage, code: ErrorCode
 ):
     assert refused(side, heard) is code
 
 
 def test_a_source_notes_that_its_digest_was_heard():
-    side = took(frozen(), Heard(B, DigestReceipt("mig5", WHOLE, 1))).side
+    side = took(frozen(), PeerMessage(B, DigestReceipt("mig5", WHOLE, 1))).side
     assert side.handed
     assert not machine.has_work(side)
 
 
 def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
-    heard = Heard(B, page(handoff=record(1, A).handoff), named=True)
+    heard = PeerMessage(B, page(handoff=record(1, A).handoff), named=True)
     assert took(home(missing=frozenset({B})), heard).side.sources == {B}
     assert took(frozen(), heard).side.sources == {B}
 
@@ -428,26 +432,26 @@ def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
 
 def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_lives():
     end = NOW + machine.UNNAMED_S
-    assert took(incoming(), Ticked(), end - 1).side.mode is Mode.INCOMING
-    side = took(incoming(), Ticked(), end).side
+    assert took(incoming(), TimePassed(), end - 1).side.mode is Mode.INCOMING
+    side = took(incoming(), TimePassed(), end).side
     assert (side.mode, side.order_seq) == (Mode.FROZEN, 5)
     assert side.handoff == Handoff(record(1, A).handoff, A)
     unsure = incoming(record=None)
-    assert took(unsure, Ticked(), end).side == unsure
+    assert took(unsure, TimePassed(), end).side == unsure
 
 
 def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     side = home(missing=frozenset({B}), since=NOW)
     end = NOW + machine.MISSING_S
-    assert took(side, Ticked(), end - 1).side == side
-    assert took(side, Ticked(), end).side.holding is Holding.HOME
-    assert took(home(), Ticked(), end) == Step(home())
+    assert took(side, TimePassed(), end - 1).side == side
+    assert took(side, TimePassed(), end).side.holding is Holding.HOME
+    assert took(home(), TimePassed(), end) == Transition(home())
 
 
 @pytest.mark.parametrize(
     ("side", "waiting", "is_young", "is_old"),
     [
-        (Side(A), 3, False, False),
+        (MigrationSide(A), 3, False, False),
         (home(since=NOW), 3, False, False),
         (home(since=NOW, missing=frozenset({B})), 0, True, True),
         (home(since=NOW, sources=frozenset({B})), 0, True, False),
@@ -460,7 +464,7 @@ def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     ],
 )
 def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
-    side: Side, waiting: int, is_young: Any, is_old: Any
+    side: MigrationSide, waiting: int, is_young: Any, is_old: Any
 ):
     week = Timestamp(NOW + machine.GRACE_S)
     assert machine.is_open(side, Timestamp(week - 1), waiting) is is_young
@@ -471,7 +475,7 @@ def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
     ("side", "has"),
     [(frozen(), True), (frozen(handed=True), False), (home(), False), (incoming(), False)],
 )
-def test_only_a_source_that_has_not_told_its_digest_has_work(side: Side, has: Any):
+def test_only_a_source_that_has_not_told_its_digest_has_work(side: MigrationSide, has: Any):
     assert machine.has_work(side) is has
 
 
@@ -482,7 +486,7 @@ def test_ids_of_hours_to_come_are_not_taken():
     """They would never be forgotten, and crowd out those of now."""
     hour = NOW // 3600
     ids = [at.to_bytes(4, "big") + bytes(32) for at in (2**32 - 1, hour + 2, hour + 1, hour)]
-    assert took(incoming(), Heard(A, page(doubts=b"".join(ids)))).imports == page(
+    assert took(incoming(), PeerMessage(A, page(doubts=b"".join(ids)))).imports == page(
         doubts=b"".join(ids[2:])
     )
 
@@ -490,7 +494,7 @@ def test_ids_of_hours_to_come_are_not_taken():
 def test_of_relays_that_records_name_no_more_are_kept_than_fit():
     side, many = home(), machine.MOST_MISSING + 9
     for seq in range(2, many):
-        side = took(side, Learned(record(seq, Did(f"R{seq:03}")))).side
+        side = took(side, RecordObserved(record(seq, Did(f"R{seq:03}")))).side
     assert len(side.missing) == machine.MOST_MISSING
     # those that were there first
     assert Did("R002") in side.missing
@@ -498,8 +502,8 @@ def test_of_relays_that_records_name_no_more_are_kept_than_fit():
 
 def test_a_source_that_nobody_answers_is_done_when_nothing_lives_that_was_seen_there():
     end = Timestamp(NOW + machine.MISSING_S)
-    assert took(frozen(), Ticked(), end - 1).side == frozen()
-    side = took(frozen(), Ticked(), end).side
+    assert took(frozen(), TimePassed(), end - 1).side == frozen()
+    side = took(frozen(), TimePassed(), end).side
     assert (machine.has_work(side), machine.is_open(side, end, 0)) == (False, False)
     assert machine.is_open(side, end, 1)
     assert not machine.is_open(incoming(record=None), end, 0)

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from relay.migration.model import state_json
 from relay.migration.model.state import (
-    Collecting,
     Handoff,
+    MigrationSide,
+    PartialDigest,
     RecordRef,
-    Side,
 )
 from relay.migration.model.state_json import (
-    Kept,
+    MigrationRecord,
 )
 from relay.protocol import jws as jose
 from relay.protocol import migration_statement
@@ -42,7 +42,7 @@ COUNTS = st.integers(0, 2**53 - 1)
 ORDERS = st.tuples(st.integers(1, 9), COUNTS, st.binary(min_size=32, max_size=32))
 RECORDS = st.builds(RecordRef, ORDERS, st.lists(DIDS, max_size=3).map(tuple))
 SIDES = st.builds(
-    Side,
+    MigrationSide,
     me=st.just(ME),
     mode=st.sampled_from(Mode),
     record=st.none() | RECORDS,
@@ -52,7 +52,7 @@ SIDES = st.builds(
     since=COUNTS,
     missing=st.frozensets(DIDS, max_size=3),
     digested=st.booleans(),
-    collecting=st.none() | st.builds(Collecting, st.binary(max_size=32), st.integers(0, 64)),
+    collecting=st.none() | st.builds(PartialDigest, st.binary(max_size=32), st.integers(0, 64)),
     sources=st.frozensets(DIDS, max_size=3),
     handed=st.booleans(),
     forked=st.none() | ORDERS,
@@ -92,21 +92,21 @@ def signed(typ: str = migration_statement.TYP, **changes: Any) -> str:
 
 
 @given(SIDES, st.text(max_size=20))
-def test_a_side_is_read_back_as_it_was_written(side: Side, order: str):
+def test_a_side_is_read_back_as_it_was_written(side: MigrationSide, order: str):
     text = state_json.encode(side, order)
-    assert state_json.decode(ME, text) == Kept(side, order)
+    assert state_json.decode(ME, text) == MigrationRecord(side, order)
     assert "\n" not in text
     assert text == state_json.encode(*state_json.decode(ME, text))
 
 
 @given(SIDES, SIDES)
-def test_two_sides_are_never_one_text(one: Side, other: Side):
+def test_two_sides_are_never_one_text(one: MigrationSide, other: MigrationSide):
     assert (state_json.encode(one) == state_json.encode(other)) is (one == other)
 
 
 def test_every_field_of_a_side_is_in_its_text():
-    plain = Side(ME)
-    full = Side(
+    plain = MigrationSide(ME)
+    full = MigrationSide(
         me=ME,
         mode=Mode.FROZEN,
         record=RecordRef(RecordVersion(1, 2, b"h"), (ME,)),
@@ -116,12 +116,12 @@ def test_every_field_of_a_side_is_in_its_text():
         since=5,
         missing=frozenset({ALICE.did}),
         digested=True,
-        collecting=Collecting(b"w", 6),
+        collecting=PartialDigest(b"w", 6),
         sources=frozenset({BOB.did}),
         handed=True,
         forked=RecordVersion(1, 7, b"f"),
     )
-    for name in set(Side._fields) - {"me"}:
+    for name in set(MigrationSide._fields) - {"me"}:
         one = plain._replace(**{name: getattr(full, name)})
         assert one != plain, name
         assert state_json.decode(ME, state_json.encode(one)).side == one, name

@@ -8,9 +8,9 @@
     target:  NONE ──prepare──▶ INCOMING ──its record──▶ ACTIVE
                                   │ a newer record names another: FROZEN towards that one
 
-Rules of the file: :func:`step` is one durable step of the store: the new :class:`Side` and what the
-step does to the inbox are written together or not at all, and repeating a step is harmless. What is
-said afterwards may be swallowed by a crash; then the other side asks again.
+Rules of the file: :func:`step` is one durable step of the store: the new :class:`MigrationSide`
+and what the step does to the inbox are written together or not at all, and repeating a step is
+harmless. What is said afterwards may be swallowed by a crash; then the other side asks again.
 
 A FROZEN side says first what its agent has seen (the digest), and lets go of envelopes only once
 the newest record names the target, one by one, for the target's signed receipt. Whatever a relay
@@ -28,21 +28,21 @@ from relay.inbox.model.types import (
     Holding,
 )
 from relay.migration.model.state import (
-    Collecting,
+    DigestForgotten,
     DigestPage,
     DigestReceipt,
-    Doubted,
+    Event,
     Freeze,
     Handoff,
-    Heard,
-    Input,
-    Learned,
+    MigrationSide,
     OrderRef,
+    PartialDigest,
+    PeerMessage,
     Prepare,
+    RecordObserved,
     RecordRef,
-    Side,
-    Step,
-    Ticked,
+    TimePassed,
+    Transition,
 )
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.errors import (
@@ -72,10 +72,10 @@ HOUR_S: Final = 3600
 GRACE_S: Final = 7 * 24 * 3600
 """So long two relays may go on talking about an inbox when all that is known has been said."""
 
-Result = Step | Refusal
+Result = Transition | Refusal
 
 
-def step(side: Side, said: Input, now: Timestamp) -> Result:
+def step(side: MigrationSide, said: Event, now: Timestamp) -> Result:
     """What becomes of a side that hears ``said``; a refusal changes nothing."""
     done = _step(side, said, now)
     if isinstance(done, Refusal) or len(done.side.missing) <= MOST_MISSING:
@@ -85,25 +85,25 @@ def step(side: Side, said: Input, now: Timestamp) -> Result:
     return done._replace(side=done.side._replace(missing=frozenset(first[:MOST_MISSING])))
 
 
-def _step(side: Side, said: Input, now: Timestamp) -> Result:
+def _step(side: MigrationSide, said: Event, now: Timestamp) -> Result:
     match said:
         case Prepare():
             return _prepare(side, said.order, now)
         case Freeze():
             return _freeze(side, said.order, now)
-        case Learned():
+        case RecordObserved():
             return _learn(side, said, now)
-        case Heard():
+        case PeerMessage():
             return _hear(side, said, now)
-        case Doubted():
+        case DigestForgotten():
             return _doubt(side, said)
-        case Ticked():
+        case TimePassed():
             return _tick(side, now)
 
 
-def begin(
+def initial_side(
     me: Did, holding: Holding | None, former: RecordRef | None, *, has_left: bool = False
-) -> Side:
+) -> MigrationSide:
     """The side of an inbox of which none was ever written; it has its newest record to learn yet.
 
     Args:
@@ -113,11 +113,11 @@ def begin(
         has_left: it was a home here, and then its record named others.
     """
     if holding is Holding.AWAY and has_left:
-        return Side(me, Mode.ACTIVE, former)
+        return MigrationSide(me, Mode.ACTIVE, former)
     if holding in {Holding.HOME, Holding.HELD}:
-        return Side(me, Mode.ACTIVE)
+        return MigrationSide(me, Mode.ACTIVE)
     # there is none, or a queue for others, or a home since the newest record only
-    return Side(me, Mode.NONE, former)
+    return MigrationSide(me, Mode.NONE, former)
 
 
 # ---------------------------------------------------------------- orders
@@ -125,7 +125,7 @@ def begin(
 _MAY_PREPARE: Final = frozenset({Mode.NONE, Mode.FROZEN, Mode.INCOMING})
 
 
-def _overtaken(side: Side, order: OrderRef, now: Timestamp) -> Refusal | None:
+def _overtaken(side: MigrationSide, order: OrderRef, now: Timestamp) -> Refusal | None:
     if order.seq <= side.order_seq:
         return Refusal(ErrorCode.STALE_RECORD, "a newer order of this agent is known")
     if side.record is not None and order.record.version <= side.record.version:
@@ -135,11 +135,11 @@ def _overtaken(side: Side, order: OrderRef, now: Timestamp) -> Refusal | None:
     return None
 
 
-def _prepare(side: Side, order: OrderRef, now: Timestamp) -> Result:
+def _prepare(side: MigrationSide, order: OrderRef, now: Timestamp) -> Result:
     """The target gets ready: it takes mail, and delivers nothing."""
     handoff = Handoff(order.id, order.source)
     if side.handoff == handoff and side.mode in {Mode.INCOMING, Mode.ACTIVE}:
-        return Step(side)
+        return Transition(side)
     if order.target != side.me:
         return Refusal(ErrorCode.WRONG_RELAY, "the order names another target")
     if side.mode not in _MAY_PREPARE:
@@ -159,15 +159,15 @@ def _prepare(side: Side, order: OrderRef, now: Timestamp) -> Result:
         sources=frozenset(),
         handed=False,
     )
-    return Step(prepared)
+    return Transition(prepared)
 
 
-def _beside(side: Side) -> frozenset[Did]:
+def _beside(side: MigrationSide) -> frozenset[Did]:
     """The homes of now: each of them may have shown what it has, not the source alone."""
     return frozenset(side.record.homes) if side.record is not None else frozenset()
 
 
-def _still_missing(side: Side) -> frozenset[Did]:
+def _still_missing(side: MigrationSide) -> frozenset[Did]:
     """What a side goes on missing when it gets ready anew.
 
     A source that this side was getting ready for handed over nothing since an agent's later order
@@ -180,11 +180,11 @@ def _still_missing(side: Side) -> frozenset[Did]:
     return frozenset()
 
 
-def _freeze(side: Side, order: OrderRef, now: Timestamp) -> Result:
+def _freeze(side: MigrationSide, order: OrderRef, now: Timestamp) -> Result:
     """The source stops delivering, for good or until a record names it again."""
     handoff = Handoff(order.id, order.target)
     if side.handoff == handoff and side.mode is Mode.FROZEN:
-        return Step(side)
+        return Transition(side)
     if order.source != side.me:
         return Refusal(ErrorCode.WRONG_RELAY, "the order names another source")
     if side.mode not in {Mode.ACTIVE, Mode.FROZEN} or not side.is_home:
@@ -193,10 +193,10 @@ def _freeze(side: Side, order: OrderRef, now: Timestamp) -> Result:
     if no is not None:
         return no
     frozen = _towards(side, handoff, now)
-    return Step(frozen._replace(order_seq=order.seq, pending=order.record))
+    return Transition(frozen._replace(order_seq=order.seq, pending=order.record))
 
 
-def _towards(side: Side, handoff: Handoff, now: Timestamp) -> Side:
+def _towards(side: MigrationSide, handoff: Handoff, now: Timestamp) -> MigrationSide:
     """Frozen towards another relay than before: the old target may have delivered meanwhile."""
     turned = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer != handoff.peer
     old = {side.handoff.peer} if turned and side.handoff else set[Did]()
@@ -216,17 +216,17 @@ def _towards(side: Side, handoff: Handoff, now: Timestamp) -> Side:
 # ---------------------------------------------------------------- records
 
 
-def _learn(side: Side, said: Learned, now: Timestamp) -> Result:
+def _learn(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Result:
     record, held = said.record, side.record
     side = _forked(side, said)
     if held is not None and record.version <= held.version:
-        return Step(side)
+        return Transition(side)
     if not record.homes:
-        return Step(side._replace(record=record))
+        return Transition(side._replace(record=record))
     return _ON_RECORD[side.mode, side.me in record.homes](side, said, now)
 
 
-def _forked(side: Side, said: Learned) -> Side:
+def _forked(side: MigrationSide, said: RecordObserved) -> MigrationSide:
     """Two records of one seq: the loser's home may have handed something over, too."""
     if said.fork is None or side.mode is Mode.NONE:
         return side
@@ -236,11 +236,11 @@ def _forked(side: Side, said: Learned) -> Side:
     return side._replace(forked=said.fork.version, missing=side.missing | others)
 
 
-def _hold(side: Side, said: Learned, _: Timestamp) -> Step:
-    return Step(side._replace(record=said.record))
+def _hold(side: MigrationSide, said: RecordObserved, _: Timestamp) -> Transition:
+    return Transition(side._replace(record=said.record))
 
 
-def _take_home(side: Side, said: Learned, now: Timestamp) -> Step:
+def _take_home(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """Deliver. Without the order's own record it is a dead-source publish: everybody is missing."""
     expected = side.mode is Mode.INCOMING and side.pending == said.record
     missing = set(side.missing)
@@ -260,32 +260,34 @@ def _take_home(side: Side, said: Learned, now: Timestamp) -> Step:
         sources=side.sources if side.mode is Mode.INCOMING else frozenset(),
         handed=False,
     )
-    return Step(active)
+    return Transition(active)
 
 
-def _come_back(side: Side, said: Learned, now: Timestamp) -> Step:
+def _come_back(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """The way back. Whether the target was named in between cannot be known here."""
     return _take_home(side, said, now)._replace(mark_present=True)
 
 
-def _turn(side: Side, said: Learned, now: Timestamp) -> Step:
+def _turn(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """The agent lives elsewhere: never deliver again, hand over what is here."""
     is_there = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer == said.record.home
     if is_there and (side.handed or side.pending == said.record):
         # what was said before holds: it was said to this very target, which knows it still
-        return Step(side._replace(record=said.record, pending=None))
+        return Transition(side._replace(record=said.record, pending=None))
     turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
-    return Step(turned._replace(record=said.record))
+    return Transition(turned._replace(record=said.record))
 
 
-def _turn_if_overtaken(side: Side, said: Learned, now: Timestamp) -> Step:
+def _turn_if_overtaken(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """INCOMING waits for its own record; one that is newer than that decides otherwise."""
     if side.pending is not None and said.record.version < side.pending.version:
         return _hold(side, said, now)
     return _turn(side, said, now)
 
 
-_ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], Step]]] = {
+_ON_RECORD: Final[
+    dict[tuple[Mode, bool], Callable[[MigrationSide, RecordObserved, Timestamp], Transition]]
+] = {
     (Mode.NONE, True): _take_home,
     (Mode.NONE, False): _hold,
     (Mode.INCOMING, True): _take_home,
@@ -300,11 +302,11 @@ _ON_RECORD: Final[dict[tuple[Mode, bool], Callable[[Side, Learned, Timestamp], S
 # ---------------------------------------------------------------- peers
 
 
-def _hear(side: Side, heard: Heard, now: Timestamp) -> Result:
+def _hear(side: MigrationSide, heard: PeerMessage, now: Timestamp) -> Result:
     message = heard.message
     if isinstance(message, DigestReceipt):
         return _handed(side, heard, message)
-    no = _form(message) or not_from(side, heard.peer, message.handoff, named=heard.named)
+    no = _form(message) or refuse_source(side, heard.peer, message.handoff, named=heard.named)
     if no is not None:
         return no
     # what has not been sent yet can neither be forgotten nor have been seen
@@ -319,7 +321,7 @@ def _form(page: DigestPage) -> Refusal | None:
     return None
 
 
-def not_from(side: Side, peer: Did, handoff: str, *, named: bool) -> Refusal | None:
+def refuse_source(side: MigrationSide, peer: Did, handoff: str, *, named: bool) -> Refusal | None:
     """Why ``peer`` may hand nothing over here under that id; None: it may, both ids and mail.
 
     A source is the one that the order names, or one that an earlier record named (``named``).
@@ -335,16 +337,16 @@ def not_from(side: Side, peer: Did, handoff: str, *, named: bool) -> Refusal | N
     return Refusal(ErrorCode.WRONG_STATE, "nothing is handed over here under that id by that relay")
 
 
-def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
+def _collect(side: MigrationSide, heard: PeerMessage, page: DigestPage) -> Transition:
     """Take the next page in order; any other is answered with which one that is."""
     known = side.collecting
     have = known.pages if known is not None and known.whole == page.whole else 0
     if page.number != have:
-        return Step(side, answer=DigestReceipt(page.handoff, page.whole, have))
+        return Transition(side, answer=DigestReceipt(page.handoff, page.whole, have))
     answer = DigestReceipt(page.handoff, page.whole, have + 1)
     if have + 1 < page.total:
-        part = side._replace(collecting=Collecting(page.whole, have + 1))
-        return Step(part, imports=page, answer=answer)
+        part = side._replace(collecting=PartialDigest(page.whole, have + 1))
+        return Transition(part, imports=page, answer=answer)
     current = side.handoff is not None and side.handoff.peer == heard.peer
     missing = (side.missing - {heard.peer}) | (page.missing - {side.me})
     whole = side._replace(
@@ -356,38 +358,38 @@ def _collect(side: Side, heard: Heard, page: DigestPage) -> Step:
         # what it has said to its own target is not all any more
         handed=False,
     )
-    return Step(whole, imports=page, answer=answer)
+    return Transition(whole, imports=page, answer=answer)
 
 
-def _handed(side: Side, heard: Heard, receipt: DigestReceipt) -> Result:
+def _handed(side: MigrationSide, heard: PeerMessage, receipt: DigestReceipt) -> Result:
     if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
-    return Step(side._replace(handed=True))
+    return Transition(side._replace(handed=True))
 
 
-def _doubt(side: Side, said: Doubted) -> Result:
+def _doubt(side: MigrationSide, said: DigestForgotten) -> Result:
     if side.handoff is None or side.handoff.id != said.handoff:
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
-    return Step(side._replace(handed=False))
+    return Transition(side._replace(handed=False))
 
 
 # ---------------------------------------------------------------- long waits
 
 
-def _tick(side: Side, now: Timestamp) -> Step:
+def _tick(side: MigrationSide, now: Timestamp) -> Transition:
     record = side.record
     if side.mode is Mode.INCOMING and record and record.home and now >= side.since + UNNAMED_S:
         # nobody was named in time; what came meanwhile goes to where the agent lives
-        return Step(_towards(side, Handoff(record.handoff, record.home), now))
+        return Transition(_towards(side, Handoff(record.handoff, record.home), now))
     if side.mode is Mode.ACTIVE and side.missing and now >= side.since + MISSING_S:
-        return Step(side._replace(missing=frozenset()))
+        return Transition(side._replace(missing=frozenset()))
     if side.mode is Mode.FROZEN and not side.handed and now >= side.since + MISSING_S:
         # nothing that its agent has seen here lives: there is no more to say
-        return Step(side._replace(handed=True))
-    return Step(side)
+        return Transition(side._replace(handed=True))
+    return Transition(side)
 
 
-def is_open(side: Side, now: Timestamp, waiting: int) -> bool:
+def is_open(side: MigrationSide, now: Timestamp, waiting: int) -> bool:
     """Whether two relays still may have something to say to each other about it."""
     is_young, is_past = now < side.since + GRACE_S, now >= side.since + MISSING_S
     match side.mode:
@@ -402,6 +404,6 @@ def is_open(side: Side, now: Timestamp, waiting: int) -> bool:
             return False
 
 
-def has_work(side: Side) -> bool:
+def has_work(side: MigrationSide) -> bool:
     """Whether a mover has something to say that does not wait in the inbox."""
     return side.mode is Mode.FROZEN and side.handoff is not None and not side.handed

@@ -75,14 +75,14 @@ class Handoff(NamedTuple):
     peer: Did
 
 
-class Collecting(NamedTuple):
+class PartialDigest(NamedTuple):
     """How many pages of a digest have come, in their order; ``whole`` names that one digest."""
 
     whole: bytes
     pages: int
 
 
-class Side(NamedTuple):
+class MigrationSide(NamedTuple):
     """One inbox at one relay, as its store keeps it. Changes only by :func:`migration.step`.
 
     Args:
@@ -111,7 +111,7 @@ class Side(NamedTuple):
     since: int = 0
     missing: frozenset[Did] = frozenset()
     digested: bool = False
-    collecting: Collecting | None = None
+    collecting: PartialDigest | None = None
     sources: frozenset[Did] = frozenset()
     handed: bool = False
     forked: RecordVersion | None = None
@@ -221,7 +221,7 @@ class Freeze(NamedTuple):
     order: OrderRef
 
 
-class Learned(NamedTuple):
+class RecordObserved(NamedTuple):
     """A record came, by whatever way, and was verified.
 
     Args:
@@ -235,7 +235,7 @@ class Learned(NamedTuple):
     fork: RecordRef | None = None
 
 
-class Heard(NamedTuple):
+class PeerMessage(NamedTuple):
     """A message of another relay, over a link on which that relay has proven itself.
 
     Args:
@@ -249,32 +249,32 @@ class Heard(NamedTuple):
     named: bool = False
 
 
-class Doubted(NamedTuple):
+class DigestForgotten(NamedTuple):
     """The target of this hand-off knows nothing of it: what was said has to be said again."""
 
     handoff: str
 
 
-class Ticked(NamedTuple):
+class TimePassed(NamedTuple):
     """Time has passed."""
 
 
-Input = Prepare | Freeze | Learned | Heard | Doubted | Ticked
+Event = Prepare | Freeze | RecordObserved | PeerMessage | DigestForgotten | TimePassed
 
 
-class Step(NamedTuple):
+class Transition(NamedTuple):
     """What a side becomes, in one piece with what that does to the inbox.
 
     Args:
-        side: the next state. Where :attr:`Side.holding` changes, or the hand-off, no session goes
-            on: what it may have handed over is marked.
+        side: the next state. Where :attr:`MigrationSide.holding` changes, or the hand-off, no
+            session goes on: what it may have handed over is marked.
         mark_present: mark all that waits.
         imports: remember these ids as doubtful: whatever comes under one of them is marked, and so
             is what waits under one.
         answer: to be said to the peer that was heard, once all else is durable.
     """
 
-    side: Side
+    side: MigrationSide
     mark_present: bool = False
     imports: DigestPage | None = None
     answer: DigestReceipt | None = None

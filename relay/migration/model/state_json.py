@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from relay.migration.model.state import (
-    Collecting,
     Handoff,
+    MigrationSide,
+    PartialDigest,
     RecordRef,
-    Side,
 )
 from relay.protocol import jws as jose
 from relay.protocol.endpoint_record import RecordVersion
@@ -18,14 +18,14 @@ from relay.protocol.types import (
 )
 
 
-class Kept(NamedTuple):
+class MigrationRecord(NamedTuple):
     """A side and the order that it acts upon, as signed; "" = none."""
 
-    side: Side
+    side: MigrationSide
     order: str = ""
 
 
-def encode(side: Side, order: str = "") -> str:
+def encode(side: MigrationSide, order: str = "") -> str:
     """One line of JSON."""
     record, pending = _ref(side.record), _ref(side.pending)
     said: dict[str, Any] = {
@@ -48,7 +48,7 @@ def encode(side: Side, order: str = "") -> str:
     return jose.dumps({name: value for name, value in said.items() if value}).decode()
 
 
-def decode(me: Did, text: str) -> Kept:
+def decode(me: Did, text: str) -> MigrationRecord:
     """What :func:`encode` wrote.
 
     Raises:
@@ -60,10 +60,10 @@ def decode(me: Did, text: str) -> Kept:
         raise ValueError("this text is no side of a hand-off") from exc
 
 
-def _decode(me: Did, said: dict[str, Any]) -> Kept:
+def _decode(me: Did, said: dict[str, Any]) -> MigrationRecord:
     collecting = said.get("collecting")
     handoff = said.get("handoff")
-    side = Side(
+    side = MigrationSide(
         me=me,
         mode=Mode(said["mode"]),
         record=_read_ref(said.get("record")),
@@ -74,13 +74,13 @@ def _decode(me: Did, said: dict[str, Any]) -> Kept:
         missing=frozenset(map(Did, said.get("missing", ()))),
         digested=said.get("digested", False),
         collecting=(
-            Collecting(bytes.fromhex(collecting[0]), collecting[1]) if collecting else None
+            PartialDigest(bytes.fromhex(collecting[0]), collecting[1]) if collecting else None
         ),
         sources=frozenset(map(Did, said.get("sources", ()))),
         handed=said.get("handed", False),
         forked=_read_version(said["forked"]) if said.get("forked") else None,
     )
-    return Kept(side, said.get("order", ""))
+    return MigrationRecord(side, said.get("order", ""))
 
 
 def _version(version: RecordVersion) -> list[Any]:

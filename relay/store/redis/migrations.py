@@ -16,8 +16,8 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.migration.ports import (
-    HandoffChange,
-    HandoffRow,
+    MigrationChange,
+    MigrationRow,
 )
 from relay.peering.ports import RecordRow
 from relay.protocol.errors import (
@@ -72,11 +72,11 @@ class Handoffs:
 
     # ------------------------------------------------------------ steps
 
-    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+    async def handoff(self, inbox: AgentKey) -> MigrationRow:
         """All that a step is judged by."""
         reply = await self._call("handoff", inbox)
         _, text, holding, has_left, record, former, tally, last, count, evidence = reply
-        return HandoffRow(
+        return MigrationRow(
             text=text.decode(),
             holding=Holding(holding.decode()) if holding else None,
             has_left=has_left == 1,
@@ -87,7 +87,7 @@ class Handoffs:
         )
 
     async def change_handoff(
-        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
         """Take a step, if nobody else took one meanwhile and no newer record came.
 
@@ -176,12 +176,12 @@ class HandoffCalls:
 
     _handoffs: Handoffs
 
-    async def handoff(self, inbox: AgentKey) -> HandoffRow:
+    async def handoff(self, inbox: AgentKey) -> MigrationRow:
         """See :meth:`relay.migration.ports.HandoffStore.handoff`."""
         return await self._handoffs.handoff(inbox)
 
     async def change_handoff(
-        self, inbox: AgentKey, seen: HandoffRow, change: HandoffChange
+        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
         """See :meth:`relay.migration.ports.HandoffStore.change_handoff`."""
         return await self._handoffs.change_handoff(inbox, seen, change)
