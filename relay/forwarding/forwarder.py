@@ -1,7 +1,7 @@
 """Couriers: each takes what waits in one away inbox to the relay where its agent lives.
 
 Rules of the file: a courier is the consumer of an inbox in the place of its agent, by the same
-conversation (``inbox/model/session.py``): backfill, cutover, streaming, window, fence. It acks as
+delivery (``inbox/model/delivery.py``): backfill, cutover, streaming, window, fence. It acks as
 forwarded what another relay gave its receipt for, refuses what that relay never will take, and
 leaves the rest where it is. Killed at any instruction, another one goes on.
 
@@ -33,35 +33,25 @@ from relay.forwarding.peer_submitter import (
     PeerSubmitter,
     Spawn,
 )
-from relay.inbox.consumer import Follower
+from relay.inbox.consumer import InboxConsumer
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
-from relay.inbox.model.effects import (
-    AckInbox,
-    Effect,
-    Read,
-)
-from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
+from relay.inbox.model.delivery import InboxDelivery
+from relay.inbox.model.effects import Effect, EndSession, Read
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
+    Ack,
     Acked,
+    AckRequest,
     Forwarded,
     Opened,
 )
 from relay.inbox.ports import (
-    AckRequest,
     Store,
 )
 from relay.peering.ports import Taken
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    Close,
-    Send,
-)
+from relay.protocol.client_session import Send
 from relay.protocol.did import (
     did_of,
     parse_did,
@@ -95,7 +85,6 @@ BATCH: Final = (64, MOST_BYTES)
 HANDOFF_BATCH: Final = (256, 1024 * 1024)
 """Envelopes and wire bytes of one submit; one envelope always fits."""
 _BUSY: Final = float("inf")
-_NO_HELLO: Final = frames.Hello(Did(""), "", "", {}, 0)
 _UNKNOWN_THERE: Final = frozenset({ErrorCode.WRONG_STATE, ErrorCode.NOT_FEDERATED})
 """A relay that was reached knows nothing of a hand-off: so it says to a peer, so to a partner."""
 _AGAIN: Final = frozenset({ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.INTERNAL})
@@ -138,7 +127,7 @@ class ForwarderExit(NamedTuple):
     closed: Refusal | None = None
 
 
-class InboxForwarder(Follower):
+class InboxForwarder(InboxConsumer):
     """The consumer of one away inbox.
 
     Args:
@@ -151,9 +140,8 @@ class InboxForwarder(Follower):
     def __init__(
         self, needs: ForwarderDeps, inbox: AgentKey, opened: Opened, peer: AgentKey | None = None
     ) -> None:
-        session = RelaySession(_NO_HELLO, needs.window, clock.monotonic())
-        session.phase = Phase.OPENING  # nobody has to prove anything: it is this node's own
-        super().__init__(session, needs.store)
+        delivery = InboxDelivery(needs.window)
+        super().__init__(delivery, delivery, needs.store)
         self._needs = needs
         self._inbox = inbox
         self._to = did_of(inbox)
@@ -175,16 +163,20 @@ class InboxForwarder(Follower):
         needs = self._needs
         needs.delivery.attach(self._inbox, self, courier=True)
         try:
-            who = Identity(self._to, self._inbox, self._opened.fence)
-            self._perform(self._session.opened(who, _welcome(self._opened, needs.window)))
-            # what was stored between opening and attaching had nobody to tell
-            self.woken()
+            opened = self._opened
+            self._perform(
+                self._delivery.open(
+                    self._inbox, opened.fence, opened.epoch, opened.cursor, opened.head
+                )
+            )
+            # no hint came for what was stored between opening and attaching
+            self.on_wakeup()
             rest = await self._carry_all()
             # once it is closed, an ack that is on its way comes too late
             await self._acked()
         finally:
             needs.delivery.detach(self._inbox, self)
-            self._session.lost()
+            self._delivery.close()
             self._stop_timer()
         fence = self._opened.fence
         if await needs.store.defer_outbox(
@@ -292,13 +284,14 @@ class InboxForwarder(Follower):
         return replace(no, wait_s=wait_s)
 
     def _conclude(self, answer: ForwardResult) -> None:
-        if not answer.taken and not answer.refused:
+        if not (answer.taken or answer.refused) or not self._delivery.is_open:
             return
         for _, code in answer.refused:
             metrics.DEAD_LETTERS.labels(code).inc()
             log.event("dead_letter", code=code)
-        ack = frames.Ack(self._session.epoch, Seq(0), answer.taken, answer.refused)
-        self._perform(self._session.receive(ack, clock.monotonic()))
+        ack = Ack(self.fence, self.epoch, answer.taken, Seq(0), answer.refused, self._forwarded)
+        self._unacked += 1
+        self._needs.acks.put(self, [AckRequest(self._inbox, ack)])
 
     # ------------------------------------------------------------ wait
 
@@ -342,27 +335,23 @@ class InboxForwarder(Follower):
 
     # ------------------------------------------------------------ effects
 
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
+    def _perform(self, wanted: Sequence[Effect]) -> None:
+        for effect in wanted:
             match effect:
                 case Send(frames.Deliver() as frame):
                     self._load.hand(frame.items)
                     self._work.set()
-                case AckInbox(inbox, ack):
-                    self._unacked += 1
-                    request = AckRequest(inbox, replace(ack, forwarded=self._forwarded))
-                    self._needs.acks.put(self, [request])
                 case Read():
-                    self._needs.spawn(self._read(effect))
-                case Close():
+                    self._needs.spawn(self.read(effect))
+                case EndSession():
+                    self._delivery.close()
                     self.stop()
                 case _:
-                    # welcome and gaps are no news, a failed ack is said again, and how the session
-                    # closes is said in run: it knows what some relay may have
+                    # gaps are no news, a failed ack is repeated, and run() closes the inbox
                     pass
         self._set_timer()
 
-    def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+    def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
         """One commit decided these acks; one that may not be durable is said again."""
         loop = asyncio.get_running_loop()
         for request, result in results:
@@ -372,22 +361,8 @@ class InboxForwarder(Follower):
             self._unacked -= 1
             if not isinstance(result, Refusal):
                 self._load.concluded((*request.ack.seqs, *(seq for seq, _ in request.ack.refuse)))
-        super().decided(results)
+        super().on_committed(results)
         self._work.set()
-
-
-def _welcome(opened: Opened, window: Window) -> frames.Welcome:
-    return frames.Welcome(
-        inbox=True,
-        session=opened.fence,
-        epoch=opened.epoch,
-        cursor=opened.cursor,
-        head=opened.head,
-        pending=frames.WelcomePending(),
-        window_count=window.count,
-        window_bytes=window.bytes,
-        proof="",
-    )
 
 
 def _log_page(did: Did, receipt: Receipt) -> None:

@@ -28,9 +28,9 @@ from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Acked,
+    AckRequest,
 )
 from relay.inbox.ports import (
-    AckRequest,
     OpenRequest,
     Store,
 )

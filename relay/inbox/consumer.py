@@ -1,105 +1,102 @@
-"""Follower: what every consumer of an inbox on this node does, an agent's socket or a courier.
+"""The base of every consumer of an inbox on this node: an agent's connection or a forwarder.
 
-Rules of the file: it is a listener of the node's deliveries and a source of its acks; the session
-decides, the follower carries out; what is said to whom is left to who it is.
+It is a listener of the dispatcher, a source of the group commit of acks, and owns the timer. The
+delivery decides; a subclass carries out the effects.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Protocol
 
 from relay import clock
-from relay.inbox.model.effects import (
-    Effect,
-    Read,
-)
-from relay.inbox.model.session import RelaySession
-from relay.inbox.model.types import (
-    Acked,
-    Page,
-    PageItem,
-)
-from relay.inbox.ports import (
-    AckRequest,
-    Head,
-    InboxStore,
-)
-from relay.protocol.errors import (
-    Refusal,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Epoch,
-    Fence,
-)
+from relay.inbox.model.delivery import InboxDelivery
+from relay.inbox.model.effects import Effect, Read
+from relay.inbox.model.types import Acked, AckRequest, Page, PageItem
+from relay.inbox.ports import Head, InboxStore
+from relay.protocol.errors import Refusal, RelayError
+from relay.protocol.ids import Epoch, Fence, Timestamp
 
 
-class Follower:
-    """A session of an inbox, its timer and its news.
+class Timed(Protocol):
+    """A state machine with a timer: a delivery, or the conversation that it belongs to."""
+
+    def next_timer(self) -> Timestamp | None:
+        """Return when to call :meth:`on_timer`, monotonic seconds."""
+        ...
+
+    def on_timer(self, now: Timestamp) -> list[Effect]:
+        """Do what is due."""
+        ...
+
+
+class InboxConsumer:
+    """A delivery, its timer, and the hints for it.
 
     Args:
-        session: decides.
+        delivery: decides what to read and to deliver.
+        timed: has the timer.
         store: inboxes.
     """
 
-    def __init__(self, session: RelaySession, store: InboxStore) -> None:
-        self._session = session
+    def __init__(self, delivery: InboxDelivery, timed: Timed, store: InboxStore) -> None:
+        self._delivery = delivery
+        self._timed = timed
         self._inboxes = store
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at: float | None = None
 
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        """Carry out effects, in order; ends with :meth:`_set_timer`."""
+    def _perform(self, wanted: Sequence[Effect]) -> None:
+        """Carry out effects, in order; end with :meth:`_set_timer`."""
         raise NotImplementedError
 
-    async def _read(self, effect: Read) -> None:
+    async def read(self, effect: Read) -> None:
+        """Read a page and deliver it."""
         page: Page | Refusal
         try:
             page = await self._inboxes.read(effect.inbox, effect.fence, effect.after, effect.window)
         except RelayError as exc:
             page = Refusal.of(exc)
-        self._perform(self._session.page(page, clock.monotonic()))
+        self._perform(self._delivery.on_page(page, clock.monotonic()))
 
-    def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
-        """One commit decided these acks."""
-        now = clock.monotonic()
+    def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+        """Take what one commit decided about acks."""
         for request, result in results:
-            self._perform(self._session.acked(request.ack, result, now))
+            self._perform(self._delivery.on_acked(request.ack, result))
 
-    # ------------------------------------------------------------ news
+    # ------------------------------------------------------------ listener
 
     @property
     def fence(self) -> Fence:
         """The fence of its inbox session."""
-        who = self._session.who
-        return Fence(0) if who is None or who.fence is None else who.fence
+        return self._delivery.fence
 
     @property
     def epoch(self) -> Epoch:
         """The epoch of its inbox."""
-        return self._session.epoch
+        return self._delivery.epoch
 
     def is_current(self, head: Head) -> bool:
-        """Whether the session knows all that the store has."""
-        return self._session.is_current(head.fence, head.head)
+        """Return True if it knows all that the store has."""
+        return self._delivery.is_current(head.fence, head.head)
 
-    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
-        """This node stored these for this inbox."""
-        self._perform(self._session.committed(fence, items))
+    def on_stored(self, fence: Fence, items: Sequence[PageItem]) -> None:
+        """Deliver what this node stored for this inbox."""
+        self._perform(self._delivery.on_stored(fence, items))
 
-    def superseded(self) -> None:
-        """A newer session has the inbox."""
-        self._perform(self._session.superseded())
+    def on_superseded(self) -> None:
+        """End: a newer session has the inbox."""
+        self._perform(self._delivery.on_superseded())
 
-    def woken(self) -> None:
-        """A hint."""
-        self._perform(self._session.woken())
+    def on_wakeup(self) -> None:
+        """Look at the inbox."""
+        self._perform(self._delivery.on_wakeup())
 
     # ------------------------------------------------------------ timer
 
     def _set_timer(self) -> None:
-        at = self._session.next_timer()
+        at = self._timed.next_timer()
         if at == self._timer_at:
             return
         self._stop_timer()
@@ -110,7 +107,7 @@ class Follower:
 
     def _on_timer(self) -> None:
         self._timer = self._timer_at = None
-        self._perform(self._session.on_timer(clock.monotonic()))
+        self._perform(self._timed.on_timer(clock.monotonic()))
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -47,15 +47,15 @@ class Listener(Protocol):
         """Whether it has seen all that the store has, under the newest fence."""
         ...
 
-    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
+    def on_stored(self, fence: Fence, items: Sequence[PageItem]) -> None:
         """This node stored these for its inbox."""
         ...
 
-    def superseded(self) -> None:
+    def on_superseded(self) -> None:
         """A newer session has the inbox."""
         ...
 
-    def woken(self) -> None:
+    def on_wakeup(self) -> None:
         """The inbox may have news, or a newer session."""
         ...
 
@@ -75,15 +75,15 @@ class Delivery:
         """
         other = self._listeners.get(inbox)
         if other is not None and other.fence > listener.fence:
-            listener.superseded()
+            listener.on_superseded()
             return
         self._listeners[inbox] = listener
         if other is None or other is listener:
             return
         if other.fence < listener.fence and not courier:
-            other.superseded()
+            other.on_superseded()
         else:
-            other.woken()
+            other.on_wakeup()
 
     def detach(self, inbox: AgentKey, listener: Listener) -> None:
         """Stop listening, unless somebody else has taken over."""
@@ -108,7 +108,7 @@ class Delivery:
             listener = self._listeners.get(inbox)
             if listener is not None:
                 with isolated("listener"):
-                    listener.committed(fence, entries)
+                    listener.on_stored(fence, entries)
         # what may have been handed over before is read back with its mark; and nobody else tells
         if marked:
             self.wake(marked)
@@ -119,7 +119,7 @@ class Delivery:
             listener = self._listeners.get(inbox)
             if listener is not None:
                 with isolated("listener"):
-                    listener.woken()
+                    listener.on_wakeup()
 
     async def append(
         self, store: InboxStore, items: Sequence[StoredEnvelope]
@@ -143,6 +143,6 @@ class Delivery:
             # the agent's own record may have ended it: reading tells, or its next ack
             with isolated("listener"):
                 if is_over and head and not head.away:
-                    listener.superseded()
+                    listener.on_superseded()
                 else:
-                    listener.woken()
+                    listener.on_wakeup()

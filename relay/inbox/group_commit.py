@@ -37,7 +37,9 @@ _Result_contra = TypeVar("_Result_contra", contravariant=True)
 class Source(Protocol[_Item_contra, _Result_contra]):
     """Somebody whose items are committed: a connection, a request, a pump."""
 
-    def decided(self, results: Sequence[tuple[_Item_contra, _Result_contra | Refusal]]) -> None:
+    def on_committed(
+        self, results: Sequence[tuple[_Item_contra, _Result_contra | Refusal]]
+    ) -> None:
         """Hear what one commit decided, in the order the items were put."""
         ...
 
@@ -143,7 +145,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
             decided.setdefault(source, []).append((item, result))
         for source, pairs in decided.items():
             with isolated("decided"):
-                source.decided(pairs)
+                source.on_committed(pairs)
 
     async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Refusal]:
         """One result for each item, whatever the commit raises."""

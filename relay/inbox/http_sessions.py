@@ -16,12 +16,12 @@ from relay import clock, metrics
 from relay.inbox.model.types import (
     Ack,
     Acked,
+    AckRequest,
     LiveSession,
     Page,
     PageItem,
 )
 from relay.inbox.ports import (
-    AckRequest,
     Head,
 )
 from relay.node.node import (
@@ -91,15 +91,15 @@ class _Waiter:
         """Whether the inbox is as the last read found it."""
         return (head.fence, head.epoch, head.head) == (self.fence, self.epoch, self.seen)
 
-    def committed(self, fence: Fence, items: Sequence[PageItem]) -> None:
+    def on_stored(self, fence: Fence, items: Sequence[PageItem]) -> None:
         del fence, items
         self.news.set()
 
-    def superseded(self) -> None:
+    def on_superseded(self) -> None:
         """The waiting read looks, and is refused."""
-        self.woken()
+        self.on_wakeup()
 
-    def woken(self) -> None:
+    def on_wakeup(self) -> None:
         self.news.set()
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 from relay.health import Health
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
     Acked,
+    AckRequest,
     BounceIntent,
     LiveSession,
     Opened,
@@ -70,15 +70,6 @@ class OpenRequest:
     until: int = 0
     create: bool = True
     courier: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AckRequest:
-    """An ack of one inbox's session; ``taken`` for a session without a connection."""
-
-    inbox: AgentKey
-    ack: Ack
-    taken: bool = False
 
 
 @dataclass(frozen=True, slots=True)

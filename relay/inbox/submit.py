@@ -173,7 +173,7 @@ class Submissions:
         self.in_flight = 0
         self.in_flight_bytes = 0
 
-    def say_who(self, source: Local | Peer) -> None:
+    def bind_source(self, source: Local | Peer) -> None:
         """It is known now whose submits these are."""
         self._source = source
         if isinstance(source, Peer):
@@ -272,7 +272,7 @@ class Submissions:
         )
         return admission.admit(verified, admission.with_wait(facts, wait_s))
 
-    def decided(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
+    def on_committed(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
         """One commit decided some of this connection's envelopes."""
         secret = self._intake.identity.position_secret
         accepted = dups = strangers = 0

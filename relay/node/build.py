@@ -35,8 +35,7 @@ from relay.inbox.login import (
     Accounts,
     Registration,
 )
-from relay.inbox.model.types import Acked
-from relay.inbox.ports import AckRequest
+from relay.inbox.model.types import Acked, AckRequest
 from relay.inbox.rules import RulesOf
 from relay.inbox.status import StatusOf
 from relay.inbox.submit import (

@@ -22,9 +22,8 @@ from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import Accounts
-from relay.inbox.model.types import Acked
+from relay.inbox.model.types import Acked, AckRequest
 from relay.inbox.ports import (
-    AckRequest,
     Store,
 )
 from relay.inbox.rules import RulesOf

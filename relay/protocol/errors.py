@@ -9,7 +9,8 @@
     └── UnavailableError   nobody's fault, retry
     (a bug is none of these: it is ``internal``, logged with its traceback, its text not shown)
 
-Neither class nor code knows HTTP or WebSocket; ``http/errors.py`` and ``ws/errors.py`` map them.
+Neither class nor code knows HTTP or WebSocket; ``http/errors.py`` and
+``inbox/model/close_codes.py`` map them.
 A code, once published, is never renamed.
 """
 

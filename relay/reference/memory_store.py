@@ -18,6 +18,7 @@ from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
     Acked,
+    AckRequest,
     Holding,
     InboxLimits,
     LiveSession,
@@ -29,7 +30,6 @@ from relay.inbox.model.types import (
     RulesPatch,
 )
 from relay.inbox.ports import (
-    AckRequest,
     BounceBatch,
     Head,
     Inboxes,

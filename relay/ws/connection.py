@@ -1,7 +1,7 @@
-"""One WebSocket connection: carries out the effects of a ``core.session`` (ARCHITECTURE.md §10).
+"""One WebSocket connection: carry out the effects of a conversation (ARCHITECTURE.md §10).
 
-Rules of the file: no decision is taken here. The reader is one task; reads of the inbox, questions
-and closings run in the same task group; every write is direct and never waits.
+No decision is taken here. ``_EFFECTS`` says who carries out which effect, and how. The reader
+is one task; spawned work runs in the same task group; every write is direct and never waits.
 """
 
 from __future__ import annotations
@@ -9,39 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final
+from enum import Enum, auto
+from typing import Any, ClassVar, Final
 
 from relay import clock, log, metrics
 from relay.inbox.client_ip import strangers_network
-from relay.inbox.consumer import Follower
-from relay.inbox.model.effects import (
-    AckInbox,
-    Ask,
-    CloseInbox,
-    Effect,
-    Hear,
-    Login,
-    Question,
-    Read,
-    Store,
-)
+from relay.inbox.consumer import InboxConsumer
+from relay.inbox.model import effects
+from relay.inbox.model.close_codes import close_code
+from relay.inbox.model.conversation import Conversation
+from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import RelaySession
-from relay.inbox.model.types import (
-    Acked,
-)
-from relay.inbox.ports import AckRequest
-from relay.inbox.submit import (
-    Local,
-    Peer,
-    Submissions,
-)
+from relay.inbox.model.types import Acked, AckRequest
+from relay.inbox.submit import Local, Peer, Submissions
 from relay.node.node import Node
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    Close,
-    Send,
-)
+from relay.protocol.client_session import Close, Send
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -51,21 +34,31 @@ from relay.protocol.errors import (
     error,
 )
 from relay.protocol.ids import Fence
-from relay.ws.errors import close_code
 from relay.ws.protocol import RelaySocket
 
 MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
-MAX_QUESTIONS: Final = 16
-MAX_ASKED: Final = 256
-"""Questions that wait or are looked into; an agent that asks more is refused at once."""
+MAX_QUESTIONS_IN_WORK: Final = 16
+MAX_QUESTIONS: Final = 256
+"""Questions in work and in the queue; the next one is refused at once."""
 
 AsgiSend = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
 
-class Connection(Follower):
-    """A socket and its session.
+class Way(Enum):
+    """How an effect is carried out."""
+
+    INLINE = auto()
+    """At once, without waiting."""
+    IN_TURN = auto()
+    """By the reader, before it reads the next frame (back-pressure)."""
+    SPAWNED = auto()
+    """In a task of its own."""
+
+
+class Connection(InboxConsumer):
+    """A socket and its conversation.
 
     Args:
         node: what the edges share.
@@ -79,23 +72,25 @@ class Connection(Follower):
         self._address = address
         self._socket = socket
         self._send = send
-        session = RelaySession(node.hello(), node.window, clock.monotonic())
-        super().__init__(session, node.store)
-        self._submissions = Submissions(node.intake, self._answer, strangers_network(address))
+        delivery = InboxDelivery(node.window)
+        self._conversation = Conversation(node.hello(), delivery, clock.monotonic())
+        super().__init__(delivery, self._conversation, node.store)
+        self._submissions = Submissions(node.intake, self._on_submitted, strangers_network(address))
+        self._in_turn: list[Coroutine[Any, Any, None]] = []
         self._room = asyncio.Event()
-        self._questions = asyncio.Semaphore(MAX_QUESTIONS)
-        self._asked = 0
+        self._questions = asyncio.Semaphore(MAX_QUESTIONS_IN_WORK)
+        self._question_count = 0
         self._closed = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
-        socket.on_slow = self._too_slow
+        socket.on_slow = self._on_slow_reader
 
     # ------------------------------------------------------------ life
 
     async def run(self, receive: AsgiReceive) -> None:
-        """Converse until the socket or the session ends."""
+        """Converse until the socket or the conversation ends."""
         try:
             await self._converse(receive)
-        except* Exception:  # noqa: BLE001  a bug must not take its text to the other side
+        except* Exception:  # noqa: BLE001  a bug must not send its text to the other side
             log.internal_error("connection")
             metrics.INTERNAL.inc()
             self._write(frames.Bye(ErrorCode.INTERNAL))
@@ -105,132 +100,112 @@ class Connection(Follower):
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             try:
-                self._perform(self._session.start())
+                self._perform(self._conversation.start())
                 reader = tasks.create_task(self._read_all(receive))
-                # however it ends: nobody is served by a connection that is not read
+                # however the reader ends: a connection that is not read serves nobody
                 reader.add_done_callback(lambda _: self._closed.set())
                 await self._closed.wait()
             finally:
                 self._end()
 
     def _end(self) -> None:
-        """Hear of nothing more and begin nothing more; what is under way goes on to its end."""
+        """Take no more hints and begin nothing more; work in progress goes on to its end."""
         self._tasks = None
-        self._session.lost()
+        self._conversation.lost()
         self._submissions.close()
         self._stop_timer()
         self._detach()
+
+    def _detach(self) -> None:
+        who = self._conversation.who
+        if who is None:
+            return
+        metrics.SESSIONS.dec()
+        self._node.delivery.detach(who.inbox, self)
+        if who.role == "peer":
+            self._node.peers.left(who.did, self._dismiss)
+
+    def drain(self) -> None:
+        """End: the node shuts down."""
+        self._perform(self._conversation.drain())
+
+    def _on_slow_reader(self) -> None:
+        metrics.SESSION_ENDS.labels(ErrorCode.SLOW_READER).inc()
+
+    # ------------------------------------------------------------ reader
 
     async def _read_all(self, receive: AsgiReceive) -> None:
         while True:
             message = await receive()
             if message["type"] == "websocket.disconnect":
-                await self._perform_all(self._session.lost())
+                self._perform(self._conversation.lost())
                 return
             if message["type"] == "websocket.receive":
-                await self._take(message)
+                self._perform(self._on_message(message))
+                while self._in_turn:
+                    await self._in_turn.pop(0)
+                await self._wait_for_room()
 
-    async def _take(self, message: dict[str, Any]) -> None:
+    def _on_message(self, message: dict[str, Any]) -> Sequence[effects.Effect]:
         data = message.get("bytes")
         if data is None or "text" not in message:
-            self._perform(self._session.fail(ErrorCode.UNSUPPORTED, "frames are text"))
-            return
+            return self._conversation.fail(ErrorCode.UNSUPPORTED, "frames are text")
         try:
             frame = frames.parse(data, "agent")
         except RelayError as exc:
-            self._perform(self._session.fail(exc.code, exc.detail))
-            return
-        if self._is_peer and (no := self._refusal()) is not None:
-            self._perform(self._session.refused(no))
-            return
-        now = clock.monotonic()
-        await self._perform_all(
-            self._session.receive(frame, now, is_partner=self._is_peer and not self._is_full())
-        )
-        while self._is_crowded:
+            return self._conversation.fail(exc.code, exc.detail)
+        if not self._is_peer:
+            return self._conversation.receive(frame)
+        refusal = self._peer_refusal()
+        if refusal is not None:
+            return self._conversation.refused(refusal)
+        return self._conversation.receive(frame, is_handoff_peer=not self._is_federated())
+
+    async def _wait_for_room(self) -> None:
+        """Stop reading where too much is undecided, or the other side does not read."""
+        pending = self._submissions
+        while pending.in_flight > MAX_IN_FLIGHT or pending.in_flight_bytes > MAX_IN_FLIGHT_BYTES:
             self._room.clear()
             await self._room.wait()
         if not self._socket.writable.is_set():
-            # who does not read our answers is not read either
             await self._socket.writable.wait()
+
+    # ------------------------------------------------------------ peers
 
     @property
     def _is_peer(self) -> bool:
-        return self._session.who is not None and self._session.who.role == "peer"
+        return self._conversation.who is not None and self._conversation.who.role == "peer"
 
-    def _is_full(self) -> bool:
-        """Whether a peer is dealt with in all things, and not for a hand-off alone."""
-        who = self._session.who
+    def _is_federated(self) -> bool:
+        """Return True if this relay federates with the peer, beyond a hand-off."""
+        who = self._conversation.who
         return who is not None and self._node.peers.is_full(who.did)
 
     def _dismiss(self) -> None:
-        no = self._refusal()
-        if no is not None:
-            self._perform(self._session.refused(no))
+        refusal = self._peer_refusal()
+        if refusal is not None:
+            self._perform(self._conversation.refused(refusal))
 
-    def _refusal(self) -> RelayError | None:
-        """Why a peer that was let in is not dealt with any more."""
-        assert self._session.who is not None  # noqa: S101  only a peer is asked about
+    def _peer_refusal(self) -> RelayError | None:
+        """Return why a peer that was let in is now refused."""
+        assert self._conversation.who is not None  # noqa: S101  only a peer is asked about
         try:
-            self._node.peers.admit_login(self._session.who.did)
+            self._node.peers.admit_login(self._conversation.who.did)
         except RejectedError as exc:
             return exc
         return None
 
-    @property
-    def _is_crowded(self) -> bool:
-        """Too much of this connection is undecided: back-pressure by TCP."""
-        pending = self._submissions
-        return pending.in_flight > MAX_IN_FLIGHT or pending.in_flight_bytes > MAX_IN_FLIGHT_BYTES
-
-    def drain(self) -> None:
-        """The node shuts down."""
-        self._perform(self._session.drain())
-
-    def _too_slow(self) -> None:
-        metrics.SESSION_ENDS.labels(ErrorCode.SLOW_READER).inc()
-
     # ------------------------------------------------------------ effects
 
-    async def _perform_all(self, effects: Sequence[Effect]) -> None:
-        """Carry out effects; submits and logins in the reader's own time (back-pressure).
-
-        So is all that a peer says: one that floods is read no faster than it is answered.
-        """
-        for effect in effects:
-            if isinstance(effect, Store):
-                await self._store(effect.submit)
-            elif isinstance(effect, Login):
-                await self._log_in(effect)
-            elif isinstance(effect, Hear):
-                await self._hear(effect)
-            elif isinstance(effect, Ask) and self._is_peer:
-                await self._ask(effect.question)
-            else:
-                self._perform([effect])
-
-    def _perform(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Send):
-                self._write(effect.frame)
-            elif isinstance(effect, AckInbox):
-                self._node.acks.put(self, [AckRequest(effect.inbox, effect.ack)])
-            else:
-                self._spawn(self._carry_out(effect))
+    def _perform(self, wanted: Sequence[effects.Effect]) -> None:
+        for effect in wanted:
+            carry_out, way = self._EFFECTS[type(effect)]
+            work = carry_out(self, effect)
+            if way is Way.SPAWNED:
+                self._spawn(work)
+            elif way is Way.IN_TURN:
+                self._in_turn.append(work)
         self._set_timer()
-
-    async def _carry_out(self, effect: Effect) -> None:
-        match effect:
-            case Read():
-                await self._read(effect)
-            case Ask(question):
-                await self._ask(question)
-            case CloseInbox():
-                await self._close_inbox(effect)
-            case Close(code):
-                await self._close(code)
-            case _:
-                await self._perform_all([effect])
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:
@@ -239,14 +214,31 @@ class Connection(Follower):
             return
         self._tasks.create_task(work)
 
+    def _on_send(self, effect: Send) -> None:
+        self._write(effect.frame)
+
     def _write(self, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Deliver):
-            again = sum(item.redelivered for item in frame.items)
-            metrics.DELIVERED_FIRST.inc(len(frame.items) - again)
-            metrics.DELIVERED_AGAIN.inc(again)
+            redelivered = sum(item.redelivered for item in frame.items)
+            metrics.DELIVERED_FIRST.inc(len(frame.items) - redelivered)
+            metrics.DELIVERED_AGAIN.inc(redelivered)
         self._socket.write_text(frames.encode(frame))
 
-    async def _log_in(self, effect: Login) -> None:
+    def _on_ack(self, effect: AckRequest) -> None:
+        self._node.acks.put(self, [effect])
+
+    def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+        """Take what one commit decided about acks."""
+        for _, result in results:
+            if isinstance(result, Acked):
+                metrics.ACKED.inc(len(result.seqs))
+                metrics.REFUSED.inc(len(result.refused))
+        super().on_committed(results)
+
+    def _on_end_session(self, effect: effects.EndSession) -> None:
+        self._perform(self._conversation.fail(effect.refusal.code, effect.refusal.detail))
+
+    async def _log_in(self, effect: effects.Login) -> None:
         accounts, proven = self._node.accounts, None
         try:
             key, claims = await accounts.authenticate(effect.auth)
@@ -256,49 +248,84 @@ class Connection(Follower):
             who, welcome = await accounts.open(effect.auth, key, claims)
         except RelayError as exc:
             accounts.refused.note(exc, effect.auth, proven, self._address)
-            self._perform(self._session.refused(exc))
+            self._perform(self._conversation.refused(exc))
             return
-        effects = self._session.opened(who, welcome)
-        if self._session.who is None:
-            # it took longer than the session lasted: the inbox is closed, and nobody is let in
+        opened = self._conversation.opened(who, welcome)
+        if self._conversation.who is None:
+            # the conversation ended meanwhile: the inbox is closed again, and nobody is let in
             late = error(ErrorCode.STORAGE_UNAVAILABLE, "the login took too long here")
             accounts.refused.note(late, effect.auth, proven, self._address)
-            self._perform(effects)
+            self._perform(opened)
             return
         metrics.LOGINS.labels("ok").inc()
         metrics.SESSIONS.inc()
         log.event("session_opened", did=who.did, fence=who.fence, role=who.role)
         if who.role == "peer":
-            self._submissions.say_who(Peer(who.inbox, who.did, self._is_full))
+            self._submissions.bind_source(Peer(who.inbox, who.did, self._is_federated))
             self._node.mesh.arrived(who.did, self._dismiss)
         elif who.fence is not None:
-            self._submissions.say_who(Local(who.inbox, self._node.routing, self._spawn))
-        self._perform(effects)
+            self._submissions.bind_source(Local(who.inbox, self._node.routing, self._spawn))
+        self._perform(opened)
         if who.fence is not None:
             self._node.delivery.attach(who.inbox, self)
-            # what was stored between opening and attaching had nobody to tell
-            self.woken()
+            # no hint came for what was stored between opening and attaching
+            self.on_wakeup()
 
-    async def _store(self, submit: frames.Submit) -> None:
-        said = submit.ref, submit.envelopes, submit.marked, submit.handoff
+    async def _store(self, effect: effects.StoreEnvelopes) -> None:
+        submit = effect.submit
         try:
-            await self._submissions.submit(*said)
+            await self._submissions.submit(
+                submit.ref, submit.envelopes, submit.marked, submit.handoff
+            )
         except RelayError as exc:
             self._write(frames.Error(exc.code, exc.detail, exc.retry_after, submit.ref))
 
-    async def _hear(self, effect: Hear) -> None:
-        who = self._session.who
-        assert who is not None  # noqa: S101  the session hears only after a login
+    def _on_submitted(self, frame: frames.Submitted) -> None:
+        self._room.set()
+        self._write(frame)
+
+    async def _handle_gossip(self, effect: effects.HandleGossip) -> None:
+        who = self._conversation.who
+        assert who is not None  # noqa: S101  gossip comes only after a login
         try:
             await self._node.mesh.hear(who.did, effect.gossip)
         except UnavailableError as exc:
-            # whatever was not kept comes again with the next pull
+            # what was not stored comes again with the next pull
             log.loop_failed("hear", exc.code)
 
-    async def _ask(self, question: Question) -> None:
-        self._asked += 1
+    async def _close_inbox(self, effect: effects.CloseInbox) -> None:
         try:
-            if self._asked > MAX_ASKED:
+            await self._node.store.close(effect.inbox, effect.fence, effect.delivered_upto)
+        except RelayError as exc:
+            # the next opening then assumes an unclean end, which only flags more as redelivered
+            log.loop_failed("close_inbox", exc.code)
+
+    async def _close(self, effect: Close) -> None:
+        code = effect.code
+        metrics.SESSION_ENDS.labels(code or "normal").inc()
+        who = self._conversation.who
+        log.event("session_ended", did=who.did if who else None, code=code)
+        await self._hang_up(code)
+
+    async def _hang_up(self, code: ErrorCode | None) -> None:
+        message = {"type": "websocket.close", "code": close_code(code), "reason": code or ""}
+        # the other side may have hung up first, a moment ago
+        with contextlib.suppress(OSError):
+            await self._send(message)
+
+    # ------------------------------------------------------------ questions
+
+    async def _on_question(self, effect: effects.AnswerQuestion) -> None:
+        """Answer a peer in turn, so that one that floods is read no faster than it is answered."""
+        if self._is_peer:
+            await self._answer(effect.question)
+        else:
+            self._spawn(self._answer(effect.question))
+
+    async def _answer(self, question: effects.Question) -> None:
+        self._question_count += 1
+        try:
+            if self._question_count > MAX_QUESTIONS:
                 raise error(ErrorCode.OVERLOADED, "too many questions at once", retry_after=1)
             async with self._questions:
                 if self._closed.is_set():
@@ -307,12 +334,12 @@ class Connection(Follower):
         except RelayError as exc:
             frame = frames.Error(exc.code, exc.detail, exc.retry_after, question.ref)
         finally:
-            self._asked -= 1
+            self._question_count -= 1
         self._write(frame)
 
-    async def _reply(self, question: Question) -> frames.Frame:
-        who = self._session.who
-        assert who is not None  # noqa: S101  the session asks only after a login
+    async def _reply(self, question: effects.Question) -> frames.Frame:
+        who = self._conversation.who
+        assert who is not None  # noqa: S101  a question comes only after a login
         node = self._node
         match question:
             case frames.Status(ref, items):
@@ -349,45 +376,17 @@ class Connection(Follower):
             return await self._node.status(None, items)
         return await self._node.status.follow(who.did, items)
 
-    async def _close_inbox(self, effect: CloseInbox) -> None:
-        try:
-            await self._node.store.close(effect.inbox, effect.fence, effect.last_handed)
-        except RelayError as exc:
-            # the next opening then assumes an unclean end, which only marks more
-            log.loop_failed("close_inbox", exc.code)
+    # ------------------------------------------------------------ the table
 
-    async def _close(self, code: ErrorCode | None) -> None:
-        metrics.SESSION_ENDS.labels(code or "normal").inc()
-        log.event(
-            "session_ended", did=self._session.who.did if self._session.who else None, code=code
-        )
-        await self._hang_up(code)
-
-    async def _hang_up(self, code: ErrorCode | None) -> None:
-        message = {"type": "websocket.close", "code": close_code(code), "reason": code or ""}
-        # the other side may have hung up first, a moment ago
-        with contextlib.suppress(OSError):
-            await self._send(message)
-
-    # ------------------------------------------------------------ results
-
-    def _answer(self, frame: frames.Submitted) -> None:
-        self._room.set()
-        self._write(frame)
-
-    def decided(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
-        """One commit decided these acks."""
-        for _, result in results:
-            if isinstance(result, Acked):
-                metrics.ACKED.inc(len(result.seqs))
-                metrics.REFUSED.inc(len(result.refused))
-        super().decided(results)
-
-    def _detach(self) -> None:
-        who = self._session.who
-        if who is None:
-            return
-        metrics.SESSIONS.dec()
-        self._node.delivery.detach(who.inbox, self)
-        if who.role == "peer":
-            self._node.peers.left(who.did, self._dismiss)
+    _EFFECTS: ClassVar[dict[type, tuple[Callable[[Any, Any], Any], Way]]] = {
+        Send: (_on_send, Way.INLINE),
+        AckRequest: (_on_ack, Way.INLINE),
+        effects.EndSession: (_on_end_session, Way.INLINE),
+        effects.Login: (_log_in, Way.IN_TURN),
+        effects.StoreEnvelopes: (_store, Way.IN_TURN),
+        effects.HandleGossip: (_handle_gossip, Way.IN_TURN),
+        effects.AnswerQuestion: (_on_question, Way.IN_TURN),
+        effects.Read: (InboxConsumer.read, Way.SPAWNED),
+        effects.CloseInbox: (_close_inbox, Way.SPAWNED),
+        Close: (_close, Way.SPAWNED),
+    }

@@ -15,9 +15,9 @@ from typing import Any, Generic, TypeVar
 from relay.inbox.model.types import (
     Accepted,
     Acked,
+    AckRequest,
     Page,
 )
-from relay.inbox.ports import AckRequest
 from relay.inbox.submit import Submissions
 from relay.isolation import isolated
 from relay.node import (

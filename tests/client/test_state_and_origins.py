@@ -12,6 +12,7 @@ from relay.client import StateError, errors
 from relay.client.errors import AgentError, ProtocolError
 from relay.client.http import origin
 from relay.client.state import agent_state
+from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.protocol.endpoint_record import (
     Home,
     parse,
@@ -25,7 +26,6 @@ from relay.protocol.ids import (
     Epoch,
     Timestamp,
 )
-from relay.ws.errors import CLOSE_CODE
 from tests.client.scripted_relay import new_key
 
 NOW = Timestamp(1_800_000_000)

@@ -12,9 +12,9 @@ from relay import clock
 from relay.inbox.model.types import (
     Accepted,
     Acked,
+    AckRequest,
     InboxLimits,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
     ErrorCode,

@@ -11,7 +11,8 @@ from websockets.frames import Frame, Opcode
 
 from relay import clock
 from relay.http.errors import STATUS
-from relay.inbox.model.session import AUTH_DEADLINE_S
+from relay.inbox.model.close_codes import CLOSE_CODE
+from relay.inbox.model.conversation import AUTH_DEADLINE_S
 from relay.inbox.model.types import (
     InboxLimits,
 )
@@ -23,7 +24,6 @@ from relay.protocol.frames import (
 )
 from relay.reference.memory_store import MemoryStore
 from relay.ws import protocol
-from relay.ws.errors import CLOSE_CODE
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
 from tests.support.patience import wait_until
 

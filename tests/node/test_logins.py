@@ -16,7 +16,8 @@ from relay.inbox.login import (
     MOST_LINES_EACH,
     RefusedLogins,
 )
-from relay.inbox.model import session
+from relay.inbox.model import conversation
+from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.inbox.model.types import (
     InboxLimits,
 )
@@ -40,7 +41,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.reference.memory_store import MemoryStore
-from relay.ws.errors import CLOSE_CODE
 from tests.node.test_http import client
 from tests.support.nodes import RunningNode, dial, new_key, running_node, speaker
 from tests.support.patience import wait_until
@@ -144,7 +144,7 @@ class GatedStore(MemoryStore):
 
 
 async def test_a_login_that_outlasts_its_connection_opens_nothing(monkeypatch):
-    monkeypatch.setattr(session, "AUTH_DEADLINE_S", 0.2)
+    monkeypatch.setattr(conversation, "AUTH_DEADLINE_S", 0.2)
     key, store = new_key(), GatedStore()
     before = metrics.LOGINS.labels("ok")._value.get()
     with capture_logs() as lines:

@@ -41,13 +41,13 @@ class Listening:
     def is_current(self, head: Head) -> bool:
         return head.fence == self.fence
 
-    def committed(self, fence: Fence, items: object) -> None:
+    def on_stored(self, fence: Fence, items: object) -> None:
         self.heard.append(f"committed {fence} {items}")
 
-    def superseded(self) -> None:
+    def on_superseded(self) -> None:
         self.heard.append("superseded")
 
-    def woken(self) -> None:
+    def on_wakeup(self) -> None:
         self.heard.append("woken")
 
 

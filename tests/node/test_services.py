@@ -59,7 +59,7 @@ class Collector:
         self.calls: list[list[tuple[int, object]]] = []
         self.news = asyncio.Event()
 
-    def decided(self, results):
+    def on_committed(self, results):
         self.calls.append(list(results))
         self.news.set()
 
@@ -143,8 +143,8 @@ async def test_a_bug_in_a_commit_is_answered_and_the_next_commit_goes_on():
 
 async def test_a_source_that_fails_while_it_hears_takes_nothing_from_the_others():
     class Broken(Collector):
-        def decided(self, results):
-            super().decided(results)
+        def on_committed(self, results):
+            super().on_committed(results)
             raise RuntimeError("its connection is over")
 
     broken, sound = Broken(), Collector()
@@ -182,10 +182,10 @@ class Listening:
         self.fence = fence
         self.told: list[str] = []
 
-    def committed(self, fence, items):
+    def on_stored(self, fence, items):
         self.tell(f"committed {len(items)} under {fence}")
 
-    def woken(self):
+    def on_wakeup(self):
         self.tell("woken")
 
     def tell(self, what: str) -> None:

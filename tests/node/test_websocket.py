@@ -320,7 +320,7 @@ async def test_a_rate_limited_sender_is_told_when_to_come_back():
 async def test_an_agent_that_asks_without_end_is_refused_and_its_questions_do_not_pile_up(
     monkeypatch,
 ):
-    monkeypatch.setattr(connection, "MAX_ASKED", 20)
+    monkeypatch.setattr(connection, "MAX_QUESTIONS", 20)
     monkeypatch.setattr(dialer, "DIAL_S", 1.0)
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -350,7 +350,7 @@ async def test_what_an_agent_that_has_left_still_asked_is_not_looked_into(monkey
 
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.append(writer)
-        if len(came) == connection.MAX_QUESTIONS:
+        if len(came) == connection.MAX_QUESTIONS_IN_WORK:
             all_under_way.set()
         await reader.read(-1)
         writer.close()
@@ -365,4 +365,4 @@ async def test_what_an_agent_that_has_left_still_asked_is_not_looked_into(monkey
         for n, place in enumerate(places):
             await agent.say(Resolve(f"q{n}", handle=f"name@{place}"))
         await all_under_way.wait()
-    assert len(came) == connection.MAX_QUESTIONS
+    assert len(came) == connection.MAX_QUESTIONS_IN_WORK

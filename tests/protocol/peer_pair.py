@@ -10,11 +10,8 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from relay.inbox.model import effects
+from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
 from relay.protocol import client_session, frames, handshake
 from relay.protocol.client_session import (
     Failed,
@@ -52,6 +49,7 @@ from relay.protocol.peer_session import (
     PeerSession,
 )
 from relay.protocol.types import Window
+from tests.support.relay_side import RelaySide
 from tests.unit.builders import numbered_entropy
 
 DIALLER, DIALLED = SigningKey(b"3" * 32), SigningKey(b"4" * 32)
@@ -85,7 +83,7 @@ class PeerPair:
     def __post_init__(self) -> None:
         hello = Hello(DIALLED.did, URL, b64encode(b"n" * 32), {}, int(NOW))
         self.dialler = PeerSession(DIALLER, URL, self.expected.did, numbered_entropy())
-        self.dialled = RelaySession(hello, WINDOW, Timestamp(0))
+        self.dialled = RelaySide(hello, WINDOW, Timestamp(0))
         self._carry(self.dialled.start())
 
     @property
@@ -128,7 +126,7 @@ class PeerPair:
     def tell(self, data: bytes) -> None:
         """The dialled relay takes a frame."""
         frame = frames.parse(data, "agent")
-        self._carry(self.dialled.receive(frame, Timestamp(1), is_partner=self.partner))
+        self._carry(self.dialled.receive(frame, Timestamp(1), is_handoff_peer=self.partner))
 
     def _carry(self, done: list[effects.Effect]) -> None:
         for effect in done:
@@ -137,12 +135,12 @@ class PeerPair:
                     self.answer(frame)
                 case effects.Login():
                     self._log_in(effect)
-                case effects.Hear(gossip):
+                case effects.HandleGossip(gossip):
                     self.gossip.append(gossip)
-                case effects.Store(submit):
+                case effects.StoreEnvelopes(submit):
                     self.stored.append(submit)
                     self.answer(Submitted((submit.ref,), None))
-                case effects.Ask(question):
+                case effects.AnswerQuestion(question):
                     self.asked.append(question)
                     self.answer(Error(ErrorCode.UNSUPPORTED, "", None, question.ref))
                 case client_session.Close():

@@ -7,7 +7,7 @@ Whatever the relay hands over is compared with the promises R1, R2 and R4 at tha
 
 ::
 
-    AgentSession ──frames── link ──frames── RelaySession ──todo──▶ Inbox
+    AgentSession ──frames── link ──frames── RelaySide ──todo──▶ Inbox
                                                  ▲◀──results──────────┘
                                                  └────hints (commits, wake-ups)
 """
@@ -20,12 +20,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.inbox.model import session
+from relay.inbox.model import effects as effects_
+from relay.inbox.model.conversation import ConversationPhase as Phase
+from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
 from relay.inbox.model.types import (
     Accepted,
     InboxLimits,
@@ -73,6 +71,7 @@ from relay.protocol.types import (
     Window,
 )
 from relay.reference.inbox import Inbox
+from tests.support.relay_side import RelaySide
 from tests.unit.builders import entry, numbered_entropy
 
 ME, HOME = SigningKey(b"1" * 32), SigningKey(b"2" * 32)
@@ -91,12 +90,12 @@ class SessionPair:
     """One conversation: its two ends and all that is under way between them."""
 
     node: NodeId
-    relay: RelaySession
+    relay: RelaySide
     agent: AgentSession
     to_agent: deque[bytes] = field(default_factory=deque)
     to_relay: deque[bytes] = field(default_factory=deque)
-    todo: list[session.Effect] = field(default_factory=list)
-    results: list[Callable[[], list[session.Effect]]] = field(default_factory=list)
+    todo: list[effects_.Effect] = field(default_factory=list)
+    results: list[Callable[[], list[effects_.Effect]]] = field(default_factory=list)
     is_up: bool = True
     fence: int = 0
     handed: dict[int, bool] = field(default_factory=dict)
@@ -114,7 +113,7 @@ class SessionPair:
 class World:
     """One inbox, two nodes, one agent that follows its newest conversation."""
 
-    relay_class: type[RelaySession] = RelaySession
+    delivery_class: type[InboxDelivery] = InboxDelivery
     inbox_class: type[Inbox] = Inbox
     watched: str | None = None
     """Only this promise counts; None: all do."""
@@ -163,7 +162,7 @@ class World:
     def open(self, node: int) -> SessionPair:
         """The agent dials; what it had before, it no longer hears."""
         hello = Hello(HOME.did, URL, b64encode(self.entropy(32)), {}, self.now)
-        relay = self.relay_class(hello, WINDOW, Timestamp(self.now))
+        relay = RelaySide(hello, WINDOW, Timestamp(self.now), self.delivery_class)
         agent = AgentSession(ME, AgentLogin(URL, HOME.did), self.entropy)
         pair = SessionPair(self.nodes[node], relay, agent)
         if self.mine:
@@ -176,14 +175,14 @@ class World:
             self.tell(pair)
         return pair
 
-    def carry(self, pair: SessionPair, effects: Sequence[session.Effect]) -> None:
+    def carry(self, pair: SessionPair, effects: Sequence[effects_.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Send):
                 if isinstance(effect.frame, Deliver):
                     self._handed_over(pair, effect.frame)
                 if pair.is_up:
                     pair.to_agent.append(frames_.encode(effect.frame))
-            elif not isinstance(effect, session.Close):
+            elif not isinstance(effect, effects_.Close):
                 pair.todo.append(effect)
 
     def hear(self, pair: SessionPair) -> None:
@@ -233,17 +232,21 @@ class World:
     def execute(self, pair: SessionPair, which: int, fault: str = "") -> None:
         """Carry out an effect. ``lost``: it never happens; ``unknown``: it does, unheard."""
         effect = pair.todo.pop(which)
-        if isinstance(effect, session.CloseInbox):
+        if isinstance(effect, effects_.CloseInbox):
             if not fault:
-                self.inbox.close_session(effect.fence, effect.last_handed)
+                self.inbox.close_session(effect.fence, effect.delivered_upto)
             return
-        step = {session.Login: self._log_in, session.Read: self._read, session.AckInbox: self._ack}
+        step = {
+            effects_.Login: self._log_in,
+            effects_.Read: self._read,
+            effects_.AckRequest: self._ack,
+        }
         if type(effect) not in step:
             return
         answer, failed = step[type(effect)](pair, effect, happens=fault != "lost")
         pair.results.append(failed if fault else answer)
 
-    def _log_in(self, pair: SessionPair, _: session.Login, *, happens: bool) -> tuple[Any, Any]:
+    def _log_in(self, pair: SessionPair, _: effects_.Login, *, happens: bool) -> tuple[Any, Any]:
         unavailable = error(ErrorCode.STORAGE_UNAVAILABLE)
         failed = lambda: pair.relay.refused(unavailable)  # noqa: E731
         if not happens:
@@ -269,9 +272,9 @@ class World:
         who = Identity(ME.did, ME.agent_key, opened.fence)
         return (lambda: pair.relay.opened(who, welcome)), failed
 
-    def _read(self, pair: SessionPair, read: session.Read, *, happens: bool) -> tuple[Any, Any]:
+    def _read(self, pair: SessionPair, read: effects_.Read, *, happens: bool) -> tuple[Any, Any]:
         now = Timestamp(self.now)
-        failed = lambda: pair.relay.page(UNKNOWN, Timestamp(self.now))  # noqa: E731
+        failed = lambda: pair.relay.on_page(UNKNOWN, Timestamp(self.now))  # noqa: E731
         if not happens:
             return failed, failed
         page = self.inbox.read(read.fence, read.after, read.window, now)
@@ -280,11 +283,11 @@ class World:
             page = self.inbox.read(read.fence, read.after, read.window, now)
         if isinstance(page, Refusal):
             self.promise("R5 no false alarm", page.code is ErrorCode.SUPERSEDED, page)
-        return (lambda: pair.relay.page(page, Timestamp(self.now))), failed
+        return (lambda: pair.relay.on_page(page, Timestamp(self.now))), failed
 
-    def _ack(self, pair: SessionPair, effect: session.AckInbox, *, happens: bool) -> tuple:
+    def _ack(self, pair: SessionPair, effect: effects_.AckRequest, *, happens: bool) -> tuple:
         ack, now = effect.ack, Timestamp(self.now)
-        failed = lambda: pair.relay.acked(ack, UNKNOWN, Timestamp(self.now))  # noqa: E731
+        failed = lambda: pair.relay.on_acked(ack, UNKNOWN, Timestamp(self.now))  # noqa: E731
         if not happens:
             return failed, failed
         before = set(self.inbox.live)
@@ -299,10 +302,10 @@ class World:
             self.ended[seq] = Reason.REFUSED if seq in refused else Reason.ACKED
         result = done if isinstance(done, Refusal) else done[0]
 
-        def answer() -> list[session.Effect]:
+        def answer() -> list[effects_.Effect]:
             if isinstance(result, InboxAcked):
                 pair.ended |= {*result.seqs, *result.refused}
-            return pair.relay.acked(ack, result, Timestamp(self.now))
+            return pair.relay.on_acked(ack, result, Timestamp(self.now))
 
         return answer, failed
 
@@ -402,9 +405,9 @@ class World:
         node, fence, news = self.hints.pop(which)
         for pair in [pair for pair in self.pairs if pair.node == node]:
             if news is None:
-                self.carry(pair, pair.relay.woken())
+                self.carry(pair, pair.relay.on_wakeup())
             else:
-                self.carry(pair, pair.relay.committed(fence, [news]))
+                self.carry(pair, pair.relay.on_stored(fence, [news]))
 
     def drop_hint(self, which: int) -> None:
         del self.hints[which]
@@ -414,7 +417,7 @@ class World:
         for pair in list(self.pairs):
             is_current = pair.relay.is_current(self.inbox.fence, self.inbox.last)
             if pair.relay.phase is Phase.OPEN and not is_current:
-                self.carry(pair, pair.relay.woken())
+                self.carry(pair, pair.relay.on_wakeup())
         self.may_be_behind = False
 
     def fire_timers(self) -> None:
@@ -474,7 +477,7 @@ class World:
     def _nothing_is_stuck(self, pair: SessionPair) -> None:
         waiting = [seq for seq in self.inbox.live if seq not in pair.handed]
         # an ack whose answer was lost is for the agent to repeat; a failed read waits for its timer
-        unsure = [seq for seq in pair.relay._outstanding if seq not in self.inbox.live]
+        unsure = [seq for seq in pair.relay.delivery._outstanding if seq not in self.inbox.live]
         if not waiting or pair.relay.next_timer() is not None or unsure:
             return
         held = [len(self.wire[seq]) for seq in pair.handed if seq in self.inbox.live]

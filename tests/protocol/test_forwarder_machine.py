@@ -25,15 +25,11 @@ from relay.forwarding.model import (
     ForwardWindow,
     is_marked,
 )
+from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import (
-    AckInbox,
     Effect,
+    EndSession,
     Read,
-)
-from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
 )
 from relay.inbox.model.types import (
     Accepted,
@@ -48,10 +44,7 @@ from relay.inbox.model.types import (
 from relay.inbox.model.types import (
     Ack as InboxAck,
 )
-from relay.protocol.client_session import (
-    Close,
-    Send,
-)
+from relay.protocol.client_session import Send
 from relay.protocol.did import parse_did
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -59,14 +52,8 @@ from relay.protocol.errors import (
     Refusal,
 )
 from relay.protocol.frames import (
-    Ack as AckFrame,
-)
-from relay.protocol.frames import (
     Deliver,
-    Hello,
     Rejection,
-    Welcome,
-    WelcomePending,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -117,7 +104,7 @@ class Relay:
 class Courier:
     """One courier: as ``forwarding/forwarder.py``, but each of its steps is the test's to take."""
 
-    session: RelaySession
+    delivery: InboxDelivery
     load: ForwardWindow
     reads: list[Read] = field(default_factory=list)
     acks: list[InboxAck] = field(default_factory=list)
@@ -155,24 +142,17 @@ class CourierWorld:
         self.items[item.eid] = item
         self.by_seq[result.seq] = item.eid
         if self.courier is not None:
-            self.perform(self.courier.session.woken())
+            self.perform(self.courier.delivery.on_wakeup())
 
     def open(self) -> None:
         opened = self.inbox.open_session(NODE, WINDOW)
-        session = RelaySession(Hello(Did(""), "", "", {}, 0), WINDOW, Timestamp(0))
-        session.phase = Phase.OPENING
+        delivery = InboxDelivery(WINDOW)
         self.courier = Courier(
-            session, self.load_type("fsync", len)
+            delivery, self.load_type("fsync", len)
         )  # a sender is known by the size of what it sends
-        who = Identity(ALICE.did, ME, opened.fence)
-        welcome = Welcome(
-            inbox=True, session=opened.fence, epoch=opened.epoch, cursor=opened.cursor,
-            head=opened.head, pending=WelcomePending(), window_count=WINDOW.count,
-            window_bytes=WINDOW.bytes, proof="",
-        )  # fmt: skip
-        self.perform(session.opened(who, welcome))
+        self.perform(delivery.open(ME, opened.fence, opened.epoch, opened.cursor, opened.head))
         if self.courier is not None:
-            self.perform(session.woken())
+            self.perform(delivery.on_wakeup())
 
     def perform(self, effects: list[Effect]) -> None:
         one = self.courier
@@ -184,9 +164,7 @@ class CourierWorld:
                     one.load.hand(frame.items)
                 case Read():
                     one.reads.append(effect)
-                case AckInbox(_, ack):
-                    one.acks.append(ack)
-                case Close():
+                case EndSession():
                     self.courier = None
 
     def read(self) -> None:
@@ -194,7 +172,7 @@ class CourierWorld:
         assert one is not None
         effect = one.reads.pop(0)
         page = self.inbox.read(effect.fence, effect.after, effect.window, Timestamp(1))
-        self.perform(one.session.page(page, Timestamp(1)))
+        self.perform(one.delivery.on_page(page, Timestamp(1)))
 
     def carry(self, most: int) -> None:
         one = self.courier
@@ -252,11 +230,9 @@ class CourierWorld:
         if answer.is_anew:
             one.must_leave = True
         if answer.taken or answer.refused:
-            frame = AckFrame(one.session.epoch, Seq(0), answer.taken, answer.refused)
-            before = len(one.acks)
-            self.perform(one.session.receive(frame, Timestamp(1)))
             proof = Forwarded(parse_did(one.to).agent_key, bytes(32))
-            one.acks[before:] = [_with_proof(ack, proof) for ack in one.acks[before:]]
+            fence, epoch = one.delivery.fence, one.delivery.epoch
+            one.acks.append(InboxAck(fence, epoch, answer.taken, Seq(0), answer.refused, proof))
 
     def lose(self, arrives: list[bool]) -> None:
         """The answer is lost; perhaps they are there."""
@@ -283,15 +259,15 @@ class CourierWorld:
         if is_stored:
             result = self.store_ack(asked)
         if not is_told:
-            self.perform(one.session.acked(asked, Refusal(ErrorCode.STORAGE_UNAVAILABLE),
-                                           Timestamp(1)))  # fmt: skip
+            unknown = Refusal(ErrorCode.STORAGE_UNAVAILABLE)
+            self.perform(one.delivery.on_acked(asked, unknown))
             return
         one.acks.pop(0)
         if isinstance(result, Acked):
             one.load.concluded((*asked.seqs, *(seq for seq, _ in asked.refuse)))
         else:
             one.acks.insert(0, asked)
-        self.perform(one.session.acked(asked, result, Timestamp(1)))
+        self.perform(one.delivery.on_acked(asked, result))
 
     def store_ack(self, asked: InboxAck) -> Acked | Refusal:
         result = self.inbox.ack(asked, Timestamp(1))
@@ -312,9 +288,7 @@ class CourierWorld:
         if one.batch:
             return
         doubt = one.load.doubtful()
-        fence = one.session.who.fence if one.session.who else None
-        assert fence is not None
-        self.inbox.close_session(fence, doubt)
+        self.inbox.close_session(one.delivery.fence, doubt)
         self.courier = None
 
     def crash(self) -> None:
@@ -327,7 +301,7 @@ class CourierWorld:
             self.inbox.set_home(home=True, now=Timestamp(1))
         self.inbox.set_home(home=False, now=Timestamp(1))
         if through_here and self.courier is not None:
-            self.perform(self.courier.session.woken())
+            self.perform(self.courier.delivery.on_wakeup())
 
     # ------------------------------------------------------------ promises
 
@@ -369,10 +343,6 @@ class CourierWorld:
             lost = {seq for seq in one.handed if seq in self.inbox.live} - in_hand - asked
             if lost:
                 raise BrokenPromiseError(f"{lost} were handed over and are in nobody's hands")
-
-
-def _with_proof(ack: InboxAck, proof: Forwarded) -> InboxAck:
-    return InboxAck(ack.fence, ack.epoch, ack.seqs, ack.upto, ack.refuse, proof)
 
 
 def _named(ack: InboxAck) -> tuple[Seq, ...]:

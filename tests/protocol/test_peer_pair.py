@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.permissions import (
-    SAYS,
-    is_too_far,
-    objection,
+    ALLOWED_FRAMES,
+    exceeds_hops,
+    why_forbidden,
 )
-from relay.inbox.model.session import Phase
 from relay.protocol import frames
 from relay.protocol.client_session import Phase as DiallerPhase
 from relay.protocol.did import SigningKey
@@ -178,7 +178,7 @@ def test_what_does_not_belong_between_relays_ends_it_for_the_dialler(frame: Fram
 def test_a_circle_or_a_long_way_is_refused_and_the_conversation_goes_on(hops, is_far):
     pair = open_pair()
     submit = Submit("s", [WIRE], hops)
-    assert is_too_far(submit, DIALLED.did) is is_far
+    assert exceeds_hops(submit, DIALLED.did) is is_far
     pair.say(submit)
     pair.settle()
     assert pair.is_open
@@ -196,9 +196,11 @@ def test_no_word_of_a_peer_makes_a_relay_do_what_only_agents_may(said: list[Fram
         pair.say(frame)
     pair.settle()
     for submit in pair.stored:
-        assert not is_too_far(submit, DIALLED.did)
-    assert all(type(question) in SAYS["peer"] for question in pair.asked)
-    rude = [frame for frame in said if objection(frame, "peer") or isinstance(frame, Auth | Bye)]
+        assert not exceeds_hops(submit, DIALLED.did)
+    assert all(type(question) in ALLOWED_FRAMES["peer"] for question in pair.asked)
+    rude = [
+        frame for frame in said if why_forbidden(frame, "peer") or isinstance(frame, Auth | Bye)
+    ]
     assert pair.is_open or rude
 
 
@@ -217,13 +219,15 @@ def test_an_agent_never_speaks_for_others(frame: Frame):
     """Whatever the tables say, hops, marked, handoff and from are a peer's alone."""
     match frame:
         case Submit(hops=hops, marked=marked, handoff=handoff) if hops or marked or handoff:
-            assert objection(frame, "agent")
+            assert why_forbidden(frame, "agent")
         case Status(items=items) if any(item.sender for item in items):
-            assert objection(frame, "agent")
+            assert why_forbidden(frame, "agent")
         case Gossip() | Digest() | Want() | Migrate():
-            assert objection(frame, "agent")
+            assert why_forbidden(frame, "agent")
         case _:
-            assert objection(frame, "agent") is None or type(frame) not in SAYS["agent"]
+            assert (
+                why_forbidden(frame, "agent") is None or type(frame) not in ALLOWED_FRAMES["agent"]
+            )
 
 
 # ---------------------------------------------------------------- a hand-off alone

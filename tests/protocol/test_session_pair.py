@@ -12,12 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
-from relay.inbox.model import session
+from relay.inbox.model import effects as effects_
+from relay.inbox.model.conversation import ConversationPhase as Phase
+from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
 from relay.inbox.model.types import (
     Ack as InboxAck,
 )
@@ -59,6 +57,7 @@ from tests.protocol.session_pair import (
     SessionPair,
     World,
 )
+from tests.support.relay_side import RelaySide
 from tests.unit.frame_strategies import (
     from_agent,
     from_relay,
@@ -167,31 +166,31 @@ def test_the_promises_hold_on_long_walks():
 # ---------------------------------------------------------------- negative controls
 
 
-class AnyOrder(RelaySession):
+class AnyOrder(InboxDelivery):
     """From memory whatever comes."""
 
     def _next_in_line(self, items):
         return [item for item in self._fitting(items) if item.seq > self._position]
 
 
-class AnyFence(RelaySession):
+class AnyFence(InboxDelivery):
     """From memory to whatever session is here."""
 
-    def committed(self, fence, items):
-        return super().committed(self.who.fence if self.who else fence, items)
+    def on_stored(self, fence, items):
+        return super().on_stored(self.fence if self.is_open else fence, items)
 
 
-class Restless(RelaySession):
+class Restless(InboxDelivery):
     """From memory while a page is under way."""
 
-    def committed(self, fence, items):
+    def on_stored(self, fence, items):
         was, self._reading = self._reading, False
-        effects = super().committed(fence, items)
+        effects = super().on_stored(fence, items)
         self._reading = self._reading or was
         return effects
 
 
-class Endless(RelaySession):
+class Endless(InboxDelivery):
     """No window."""
 
     def _pump(self):
@@ -205,67 +204,67 @@ class Endless(RelaySession):
         return list(items)
 
 
-class Eager(RelaySession):
+class Eager(InboxDelivery):
     """The window opens when an ack is asked for, not when it is durable."""
 
-    def _ack(self, frame):
-        effects = super()._ack(frame)
+    def ack(self, frame):
+        effects = super().ack(frame)
         for effect in effects:
-            if isinstance(effect, session.AckInbox):
+            if isinstance(effect, effects_.AckRequest):
                 for seq in effect.ack.seqs:
                     self._room += self._outstanding.pop(seq, 0)
         return [*effects, *self._pump()]
 
 
-class Deaf(RelaySession):
+class Deaf(InboxDelivery):
     """A hint that comes during a read is forgotten."""
 
-    def woken(self):
-        return [] if self._reading else super().woken()
+    def on_wakeup(self):
+        return [] if self._reading else super().on_wakeup()
 
     def _nothing_new(self, page, now):
         return self._retry(now) if page.head > page.upto else []
 
 
-class Repeating(RelaySession):
+class Repeating(InboxDelivery):
     """Hands over what was acked while it was being read."""
 
-    def page(self, page, now):
+    def on_page(self, page, now):
         self._ended_while_reading = set()
-        return super().page(page, now)
+        return super().on_page(page, now)
 
 
-class Trusting(RelaySession):
+class Trusting(InboxDelivery):
     """A cumulative ack covers all that is below, handed over or not."""
 
     def _next_in_line(self, items):
         return [item for item in self._fitting(items) if item.seq > self._position]
 
-    def _ack(self, frame):
-        effects = super()._ack(frame)
+    def ack(self, frame):
+        effects = super().ack(frame)
         for at, effect in enumerate(effects):
-            if isinstance(effect, session.AckInbox):
+            if isinstance(effect, effects_.AckRequest):
                 ack = effect.ack
                 all_below = tuple(Seq(n) for n in range(1, ack.upto + 1))
                 wide = type(ack)(ack.fence, ack.epoch, (*ack.seqs, *all_below), ack.upto)
-                effects[at] = session.AckInbox(effect.inbox, wide)
+                effects[at] = effects_.AckRequest(effect.inbox, wide)
         return effects
 
 
-class Vague(RelaySession):
+class Vague(InboxDelivery):
     """Does not say at its end what it had handed over."""
 
-    def _end(self, code):
-        self._handed = Seq(0)
-        return super()._end(code)
+    def close(self):
+        self._delivered_upto = Seq(0)
+        return super().close()
 
 
-class Stubborn(RelaySession):
+class Stubborn(InboxDelivery):
     """Stays where it is when the cursor moves on."""
 
-    def acked(self, asked, result, now):
+    def on_acked(self, asked, result):
         position = self._position
-        effects = super().acked(asked, result, now)
+        effects = super().on_acked(asked, result)
         self._position = position
         return effects
 
@@ -311,7 +310,7 @@ MUTANTS: list[tuple[type, str, int]] = [
 
 
 def breaks(mutant: type, promise: str, first: int) -> bool:
-    kind = "relay_class" if issubclass(mutant, RelaySession) else "inbox_class"
+    kind = "delivery_class" if issubclass(mutant, InboxDelivery) else "inbox_class"
     mutated = type("Mutated", (World,), {kind: mutant, "watched": promise})
     for seed in range(first, first + 500):
         try:
@@ -339,10 +338,10 @@ def at_phase(phase: str) -> tuple[World, SessionPair]:
     for _ in range(5 if phase == "full" else 1):
         world.commit(0)
     if phase in {"hello", "start"}:
-        hello = frames.Hello(world.open(0).relay._hello.relay, "u", "n", {}, 0)
+        hello = frames.Hello(world.open(0).relay.conversation._hello.relay, "u", "n", {}, 0)
         pair = SessionPair(
             world.nodes[0],
-            RelaySession(hello, WINDOW, T),
+            RelaySide(hello, WINDOW, T),
             AgentSession(ME, Login(URL), world.entropy),
         )
         return world, pair
@@ -363,7 +362,7 @@ def check_said(effects: Sequence[Any]) -> None:
     for effect in effects:
         if isinstance(effect, Send):
             frames.parse(frames.encode(effect.frame), "relay")
-    assert sum(isinstance(effect, session.Close) for effect in effects) <= 1
+    assert sum(isinstance(effect, effects_.Close) for effect in effects) <= 1
 
 
 @pytest.mark.parametrize("phase", RELAY_PHASES)
@@ -386,24 +385,27 @@ def test_no_frame_at_any_time_makes_the_agents_side_raise(phase: str, frame: Fra
         assert pair.agent.receive(frame, T) == []
 
 
+NOTHING = InboxAck(Fence(1), Epoch("e0"), ())
 INPUTS: list[Any] = [
     lambda relay: relay.opened(Identity(ME.did, ME.agent_key, Fence(9)), WELCOME),
     lambda relay: relay.opened(Identity(ME.did, ME.agent_key, None), WELCOME),
     lambda relay: relay.refused(error(ErrorCode.NOT_ADMITTED)),
-    lambda relay: relay.page(Page((), (), Seq(0), Seq(0)), T),
-    lambda relay: relay.page(Page((ITEM,), (), Seq(7), Seq(9)), T),
-    lambda relay: relay.page(Refusal(ErrorCode.INBOX_RESET), T),
-    lambda relay: relay.page(Refusal(ErrorCode.STORAGE_UNAVAILABLE), T),
-    lambda relay: relay.page(Refusal(ErrorCode.INTERNAL), T),
-    lambda relay: relay.committed(Fence(1), [ITEM]),
-    lambda relay: relay.committed(Fence(2), [ITEM]),
-    lambda relay: relay.woken(),
-    lambda relay: relay.acked(InboxAck(Fence(1), Epoch("e0"), ()), Refusal(ErrorCode.MOVED), T),
-    lambda relay: relay.acked(InboxAck(Fence(1), Epoch("e0"), ()), InboxAcked(Seq(0), (), ()), T),
+    lambda relay: relay.on_page(Page((), (), Seq(0), Seq(0)), T),
+    lambda relay: relay.on_page(Page((ITEM,), (), Seq(7), Seq(9)), T),
+    lambda relay: relay.on_page(Refusal(ErrorCode.INBOX_RESET), T),
+    lambda relay: relay.on_page(Refusal(ErrorCode.STORAGE_UNAVAILABLE), T),
+    lambda relay: relay.on_page(Refusal(ErrorCode.INTERNAL), T),
+    lambda relay: relay.on_stored(Fence(1), [ITEM]),
+    lambda relay: relay.on_stored(Fence(2), [ITEM]),
+    lambda relay: relay.on_wakeup(),
+    lambda relay: relay.on_acked(NOTHING, Refusal(ErrorCode.MOVED)),
+    lambda relay: relay.on_acked(
+        InboxAck(Fence(1), Epoch("e0"), ()), InboxAcked(Seq(0), (), ()), T
+    ),
     lambda relay: relay.on_timer(Timestamp(0)),
     lambda relay: relay.on_timer(Timestamp(10**9)),
-    lambda relay: relay.fail(ErrorCode.SLOW_READER, "too slow"),
-    lambda relay: relay.fail(ErrorCode.STORAGE_FULL, "no number of its own"),
+    lambda relay: relay.conversation.fail(ErrorCode.SLOW_READER, "too slow"),
+    lambda relay: relay.conversation.fail(ErrorCode.STORAGE_FULL, "no number of its own"),
     lambda relay: relay.drain(),
     lambda relay: relay.lost(),
 ]
@@ -430,4 +432,6 @@ def test_no_two_inputs_in_any_order_make_the_relays_side_raise(phase: str):
         check_said(said)
         if relay.phase is Phase.CLOSED:
             assert relay.next_timer() is None
-            assert relay.receive(frames.Ack(Epoch("e0")), T) == relay.woken() == relay.lost() == []
+            assert (
+                relay.receive(frames.Ack(Epoch("e0")), T) == relay.on_wakeup() == relay.lost() == []
+            )

@@ -1,6 +1,6 @@
 """One inbox, two nodes of one relay, sessions with fences: every interleaving, as a model.
 
-The rules are those of ``inbox/model/session.py`` and ``reference/inbox.py`` in their smallest
+The rules are those of ``inbox/model/delivery.py`` and ``reference/inbox.py`` in their smallest
 form, so that
 each can be switched off. The intact rules have no counterexample; without any one of them there is
 one, and its name is written beside the mutant. One transition is one step of the store or one write

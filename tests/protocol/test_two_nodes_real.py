@@ -1,4 +1,4 @@
-"""The same exhaustive search as the model's, over the real ``RelaySession`` and the real ``Inbox``.
+"""The same exhaustive search as the model's, over the real state machines and the real ``Inbox``.
 
 Small, and complete within its size: each step of the store, each answer and each hint is a move of
 its own, and every order of moves is tried. Only the link is simpler than life: what is handed over
@@ -15,17 +15,15 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.conversation import ConversationPhase as Phase
+from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import (
-    AckInbox,
+    AckRequest,
     CloseInbox,
     Effect,
     Read,
 )
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
 from relay.inbox.model.types import (
     Accepted,
     InboxLimits,
@@ -72,6 +70,7 @@ from tests.protocol.test_session_pair import (
     Unmarked,
     Vague,
 )
+from tests.support.relay_side import RelaySide
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -113,7 +112,7 @@ class Scope:
     messages: int = 2
     sessions: int = 2
     window: int = 1
-    relay: type[RelaySession] = RelaySession
+    delivery: type[InboxDelivery] = InboxDelivery
     inbox: type[Inbox] = Inbox
 
 
@@ -121,7 +120,7 @@ class Scope:
 class Talk:
     """A real relay session at a node, and what is under way for it."""
 
-    relay: RelaySession
+    relay: RelaySide
     node: NodeId
     fence: int
     under_way: tuple[Any, ...] = ()
@@ -131,11 +130,12 @@ class Talk:
     told: int = 0
 
     def key(self) -> tuple[Any, ...]:
-        one = self.relay
+        one = self.relay.delivery
         return (
-            one.phase, self.fence, one._position, one._handed, one._head, one._room, one._reading,
-            one._more, one._timer, tuple(one._outstanding), frozenset(one._ended_while_reading),
-            self.under_way, self.handed, self.ended, self.journal_used, self.told,
+            self.relay.phase, self.fence, one._position, one._delivered_upto, one._head, one._room,
+            one._reading, one._more, self.relay.next_timer(), tuple(one._outstanding),
+            frozenset(one._ended_while_reading), self.under_way, self.handed, self.ended,
+            self.journal_used, self.told,
         )  # fmt: skip
 
 
@@ -168,9 +168,11 @@ class World:
         box.senders = dict(self.inbox.senders)
         talks = []
         for talk in self.talks:
-            relay = copy_of(talk.relay)
-            relay._outstanding = dict(relay._outstanding)
-            relay._ended_while_reading = set(relay._ended_while_reading)
+            delivery = copy_of(talk.relay.delivery)
+            delivery._outstanding = dict(delivery._outstanding)
+            delivery._ended_while_reading = set(delivery._ended_while_reading)
+            conversation = copy_of(talk.relay.conversation, delivery=delivery)
+            relay = copy_of(talk.relay, conversation=conversation, delivery=delivery)
             talks.append(copy_of(talk, relay=relay))
         return copy_of(self, inbox=box, talks=talks)
 
@@ -186,7 +188,7 @@ class World:
                     self.hand_over(talk, int(item.seq), marked=item.redelivered)
             elif isinstance(effect, Send) and isinstance(effect.frame, Acked):
                 talk.told = max(talk.told, effect.frame.upto)
-            elif isinstance(effect, Read | AckInbox | CloseInbox):
+            elif isinstance(effect, Read | AckRequest | CloseInbox):
                 talk.under_way = (*talk.under_way, effect)
 
     def hand_over(self, talk: Talk, seq: int, *, marked: bool) -> None:
@@ -223,7 +225,7 @@ class World:
     def open(self, node: int) -> None:
         window = Window(self.scope.window, 1_000)
         opened = self.inbox.open_session(NODES[node], window)
-        relay = self.scope.relay(HELLO, window, T)
+        relay = RelaySide(HELLO, window, T, self.scope.delivery)
         relay.receive(Auth("x"), T)
         talk = Talk(relay, NODES[node], opened.fence, ended=self.acked)
         self.talks.append(talk)
@@ -245,7 +247,9 @@ class World:
         self.hints = (*self.hints[:which], *self.hints[which + 1 :])
         for talk in self.talks:
             if talk.node == node:
-                said = talk.relay.woken() if news is None else talk.relay.committed(fence, [news])
+                said = (
+                    talk.relay.on_wakeup() if news is None else talk.relay.on_stored(fence, [news])
+                )
                 self.carry(talk, said)
 
     def advance(self, at: int, which: int) -> None:
@@ -257,23 +261,23 @@ class World:
             case Read():
                 page = self.inbox.read(one.fence, one.after, one.window, T)
                 talk.under_way = (*talk.under_way, ("page", page))
-            case AckInbox():
+            case AckRequest():
                 talk.under_way = (*talk.under_way, ("acked", one.ack, self.ack_at_store(one)))
             case CloseInbox():
-                if self.inbox.close_session(one.fence, one.last_handed):
+                if self.inbox.close_session(one.fence, one.delivered_upto):
                     self.superseded_changed(talk)
             case ("page", page):
-                self.carry(talk, talk.relay.page(page, T))
+                self.carry(talk, talk.relay.on_page(page, T))
             case ("acked", ack, result):
                 if not isinstance(result, Refusal):
                     talk.ended |= {*result.seqs, *result.refused}
-                self.carry(talk, talk.relay.acked(ack, result, T))
+                self.carry(talk, talk.relay.on_acked(ack, result, T))
 
     def superseded_changed(self, talk: Talk) -> None:
         if talk.fence != self.inbox.fence:
             self.breaks("a superseded session changed the inbox")
 
-    def ack_at_store(self, effect: AckInbox) -> Any:
+    def ack_at_store(self, effect: AckRequest) -> Any:
         before = set(self.inbox.live)
         done = self.inbox.ack(effect.ack, T)
         gone = before - set(self.inbox.live)
@@ -296,7 +300,7 @@ class World:
         talk = self.talks[at]
         self.carry(talk, talk.relay.lost())
         # answers reach nobody; what was asked of the store may still happen
-        left = (one for one in talk.under_way if isinstance(one, AckInbox | CloseInbox))
+        left = (one for one in talk.under_way if isinstance(one, AckRequest | CloseInbox))
         talk.under_way = tuple(left)
 
     def moves(self) -> Iterator[tuple[Any, ...]]:
@@ -318,7 +322,7 @@ class World:
         if talk.relay.phase is not Phase.OPEN:
             return
         yield "lose", at
-        if not any(isinstance(one, AckInbox) or one[0] == "acked" for one in talk.under_way
+        if not any(isinstance(one, AckRequest) or one[0] == "acked" for one in talk.under_way
                    if not isinstance(one, Read | CloseInbox)):  # fmt: skip
             if any(seq in self.inbox.live for seq in talk.handed):
                 yield "say", at, Ack(E0, Seq(max(talk.handed)))
@@ -390,7 +394,7 @@ def test_no_order_of_moves_breaks_a_promise(scope: Scope, at_least: int):
     assert worlds > at_least  # a search that goes nowhere proves nothing
 
 
-class Forgetful(RelaySession):
+class Forgetful(InboxDelivery):
     """What is committed while an empty page is under way is left to the next hint."""
 
     def _nothing_new(self, page, now):
@@ -416,7 +420,7 @@ MUTANTS: list[tuple[type, str, Scope]] = [
 
 @pytest.mark.parametrize(("mutant", "promise", "scope"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(mutant: type, promise: str, scope: Scope):
-    kind = "relay" if issubclass(mutant, RelaySession) else "inbox"
+    kind = "delivery" if issubclass(mutant, InboxDelivery) else "inbox"
     worlds, broken, told = explore(replace(scope, **{kind: mutant}), until=promise)
     assert broken == promise, f"{worlds} worlds and nothing broke"
     assert told

@@ -7,11 +7,11 @@ import pytest
 from relay.inbox.model.types import (
     Accepted,
     Ack,
+    AckRequest,
     Disposition,
     InboxLimits,
     LiveSession,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     AgentKey,

@@ -8,10 +8,10 @@ import pytest
 
 from relay.inbox.model.types import (
     Ack,
+    AckRequest,
     BounceIntent,
     LiveSession,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.ids import (
     AgentKey,
     NodeId,

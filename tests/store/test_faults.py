@@ -9,9 +9,9 @@ import pytest
 
 from relay.inbox.model.types import (
     Ack,
+    AckRequest,
     Disposition,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,

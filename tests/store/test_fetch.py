@@ -7,9 +7,9 @@ import pytest
 from relay.inbox.model.types import (
     Ack,
     Acked,
+    AckRequest,
     LiveSession,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     Epoch,

@@ -11,6 +11,7 @@ from relay.inbox.model.types import (
     Accepted,
     Ack,
     Acked,
+    AckRequest,
     BounceIntent,
     Disposition,
     Forwarded,
@@ -21,7 +22,6 @@ from relay.inbox.model.types import (
     Remembered,
 )
 from relay.inbox.ports import (
-    AckRequest,
     Head,
     RecordRow,
 )

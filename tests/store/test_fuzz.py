@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 
 from relay.inbox.model.types import (
     Ack,
+    AckRequest,
     Forwarded,
     Holding,
     InboxLimits,
@@ -38,7 +39,6 @@ from relay.inbox.model.types import (
     RulesPatch,
 )
 from relay.inbox.ports import (
-    AckRequest,
     OpenRequest,
     RecordRow,
 )

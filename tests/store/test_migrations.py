@@ -12,6 +12,7 @@ from relay.inbox.model.types import (
     Accepted,
     Ack,
     Acked,
+    AckRequest,
     Disposition,
     Forwarded,
     Holding,
@@ -22,7 +23,6 @@ from relay.inbox.model.types import (
     Page,
 )
 from relay.inbox.ports import (
-    AckRequest,
     RecordRow,
 )
 from relay.migration.ports import (

@@ -18,8 +18,8 @@ from redis.asyncio import Redis
 from relay.health import ProblemReason
 from relay.inbox.model.types import (
     Ack,
+    AckRequest,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,

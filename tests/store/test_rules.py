@@ -8,10 +8,10 @@ import pytest
 
 from relay.inbox.model.types import (
     Ack,
+    AckRequest,
     InboxLimits,
     RulesNow,
 )
-from relay.inbox.ports import AckRequest
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     AgentKey,

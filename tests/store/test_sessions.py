@@ -9,12 +9,12 @@ import pytest
 from relay.inbox.model.types import (
     Ack,
     Acked,
+    AckRequest,
     LiveSession,
     Opened,
     Page,
 )
 from relay.inbox.ports import (
-    AckRequest,
     Head,
     RecordRow,
 )

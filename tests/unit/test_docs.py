@@ -23,6 +23,7 @@ from relay.cli.app import app
 from relay.cli.exit_codes import MEANING
 from relay.client import Agent
 from relay.http.errors import STATUS
+from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.protocol import (
     did,
     endpoint_record,
@@ -40,7 +41,6 @@ from relay.protocol.errors import (
     ErrorCode,
 )
 from relay.settings import Settings
-from relay.ws.errors import CLOSE_CODE
 from tests.federation.linked_nodes import (
     places,
     relay_at,

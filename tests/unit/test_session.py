@@ -4,22 +4,17 @@ from typing import Any
 
 import pytest
 
+from relay.inbox.model.close_codes import CLOSES
+from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.effects import (
-    AckInbox,
-    Ask,
+    AckRequest,
+    AnswerQuestion,
     CloseInbox,
     Login,
     Read,
-    Store,
+    StoreEnvelopes,
 )
-from relay.inbox.model.permissions import (
-    CLOSES,
-    Identity,
-)
-from relay.inbox.model.session import (
-    Phase,
-    RelaySession,
-)
+from relay.inbox.model.permissions import Identity
 from relay.inbox.model.types import (
     Ack as InboxAck,
 )
@@ -61,6 +56,7 @@ from relay.protocol.types import (
     Reason,
     Window,
 )
+from tests.support.relay_side import RelaySide
 from tests.unit.builders import ALICE, NOW, RELAY
 
 T = Timestamp(100)
@@ -85,13 +81,13 @@ def welcome(cursor: int = 0, head: int = 0) -> Welcome:
     )
 
 
-def session(window: Window = SMALL) -> RelaySession:
-    one = RelaySession(HELLO, window, T)
+def session(window: Window = SMALL) -> RelaySide:
+    one = RelaySide(HELLO, window, T)
     assert one.start() == [Send(HELLO)]
     return one
 
 
-def opened(cursor: int = 0, head: int = 0, **given: Any) -> RelaySession:
+def opened(cursor: int = 0, head: int = 0, **given: Any) -> RelaySide:
     one = session(**given)
     assert one.receive(Auth("jws"), T) == [Login(Auth("jws"), "n")]
     one.opened(WHO, welcome(cursor, head))
@@ -127,7 +123,7 @@ def bye(effects: list[Any]) -> ErrorCode:
 
 def acks(effects: list[Any]) -> InboxAck:
     (effect,) = effects
-    assert isinstance(effect, AckInbox)
+    assert isinstance(effect, AckRequest)
     return effect.ack
 
 
@@ -152,7 +148,7 @@ def test_nothing_is_read_where_nothing_waits_or_there_is_no_inbox():
     other = session()
     other.receive(Auth("jws"), T)
     assert not reads(other.opened(SEND_ONLY, welcome(0, 9)))
-    assert not reads(other.woken())
+    assert not reads(other.on_wakeup())
 
 
 @pytest.mark.parametrize("frame", [Submit("r", [{}]), Ack(E1), frames.Resolve("r", ALICE.did)])
@@ -208,7 +204,7 @@ def test_a_refused_login_is_told_its_code_and_closes_under_one_that_has_a_number
 def test_a_page_is_said_in_the_order_of_its_seqs_so_that_no_gap_overtakes_an_envelope():
     one = opened(head=4)
     gap = Range(Seq(2), Seq(2), Reason.EXPIRED)
-    effects = one.page(a_page(1, 3, upto=3, head=4, gaps=(gap,)), T)
+    effects = one.on_page(a_page(1, 3, upto=3, head=4, gaps=(gap,)), T)
     assert handed(effects[:1]) == [1]
     assert effects[1] == Send(Gap(E1, (gap,)))
     assert handed(effects[2:3]) == [3]
@@ -217,95 +213,95 @@ def test_a_page_is_said_in_the_order_of_its_seqs_so_that_no_gap_overtakes_an_env
 
 def test_no_more_is_read_than_the_window_has_room_for():
     one = opened(head=9)
-    effects = one.page(a_page(1, 2, 3, head=9), T)
+    effects = one.on_page(a_page(1, 2, 3, head=9), T)
     assert handed(effects) == [1, 2, 3]
     assert not reads(effects)
-    assert not reads(one.woken())
+    assert not reads(one.on_wakeup())
     asked = acks(one.receive(Ack(E1, Seq(2)), T))
     assert asked == InboxAck(Fence(7), E1, (Seq(1), Seq(2)), Seq(2))
-    assert not reads(one.woken())  # only the durable answer opens the window
-    effects = one.acked(asked, Acked(Seq(2), asked.seqs, ()), T)
+    assert not reads(one.on_wakeup())  # only the durable answer opens the window
+    effects = one.on_acked(asked, Acked(Seq(2), asked.seqs, ()), T)
     assert effects[0] == Send(frames.Acked(E1, Seq(2)))
     assert reads(effects) == [Read(ME, Fence(7), Seq(3), Window(2, 90))]
 
 
 def test_the_window_counts_bytes_and_one_envelope_always_fits():
     one = opened(head=3)
-    effects = one.page(a_page(1, 2, upto=2, head=3, size=500), T)
+    effects = one.on_page(a_page(1, 2, upto=2, head=3, size=500), T)
     assert handed(effects) == [1]
     assert not reads(effects)
     asked = acks(one.receive(Ack(E1, Seq(1)), T))
-    effects = one.acked(asked, Acked(Seq(1), asked.seqs, ()), T)
+    effects = one.on_acked(asked, Acked(Seq(1), asked.seqs, ()), T)
     assert reads(effects) == [Read(ME, Fence(7), Seq(1), Window(3, 100))]
 
 
 def test_one_read_is_under_way_at_a_time():
     one = opened(head=5)
-    assert one.woken() == []
-    assert one.committed(Fence(7), [item(6)]) == []
+    assert one.on_wakeup() == []
+    assert one.on_stored(Fence(7), [item(6)]) == []
 
 
 def test_a_hint_during_a_read_is_not_forgotten():
     one = opened(head=1)
-    one.page(a_page(1), T)
-    assert reads(one.woken())
-    one.woken()  # the read under way may have been answered before this news
-    effects = one.page(a_page(upto=1, head=1), T)
+    one.on_page(a_page(1), T)
+    assert reads(one.on_wakeup())
+    one.on_wakeup()  # the read under way may have been answered before this news
+    effects = one.on_page(a_page(upto=1, head=1), T)
     assert reads(effects)
-    assert not reads(one.page(a_page(upto=1, head=1), T))
+    assert not reads(one.on_page(a_page(upto=1, head=1), T))
 
 
 def test_a_commit_during_a_read_that_saw_nothing_is_read_once_more():
     one = opened(cursor=5, head=5)
-    assert reads(one.woken())
-    assert one.committed(Fence(7), [item(6)]) == []
-    effects = one.page(a_page(upto=5, head=5), T)
+    assert reads(one.on_wakeup())
+    assert one.on_stored(Fence(7), [item(6)]) == []
+    effects = one.on_page(a_page(upto=5, head=5), T)
     assert reads(effects) == [Read(ME, Fence(7), Seq(5), Window(3, 100))]
-    assert handed(one.page(a_page(6), T)) == [6]
+    assert handed(one.on_page(a_page(6), T)) == [6]
 
 
 def test_a_store_whose_head_went_back_is_not_read_in_a_circle():
     one = opened(cursor=5, head=5)
-    one.woken()
-    one.committed(Fence(7), [item(6)])
-    assert reads(one.page(a_page(upto=5, head=5), T))
-    assert one.page(a_page(upto=5, head=5), T) == []
+    one.on_wakeup()
+    one.on_stored(Fence(7), [item(6)])
+    assert reads(one.on_page(a_page(upto=5, head=5), T))
+    assert one.on_page(a_page(upto=5, head=5), T) == []
 
 
 def test_a_commit_while_the_login_is_under_way_is_not_forgotten():
     one = session()
     one.receive(Auth("jws"), T)
-    assert one.committed(Fence(7), [item(3)]) == []
+    assert one.on_stored(Fence(7), [item(3)]) == []
     assert reads(one.opened(WHO, welcome(2, 2)))
     other = session()
     other.receive(Auth("jws"), T)
-    assert other.woken() == []
+    assert other.on_wakeup() == []
     assert reads(other.opened(WHO, welcome(2, 2)))
 
 
 def test_a_store_that_cannot_answer_is_asked_again_a_second_later():
     one = opened(head=1)
-    assert one.page(Refusal(ErrorCode.STORAGE_UNAVAILABLE), T) == []
+    assert one.on_page(Refusal(ErrorCode.STORAGE_UNAVAILABLE), T) == []
     assert one.next_timer() == T + 1
     assert reads(one.on_timer(Timestamp(T + 1)))
-    assert one.page(a_page(upto=0, head=1), T) == []  # it cannot read on just now
+    assert one.on_page(a_page(upto=0, head=1), T) == []  # it cannot read on just now
     assert one.next_timer() == T + 1
 
 
 def test_a_new_epoch_is_said_by_name_whether_a_read_or_an_ack_finds_it():
     reset = Refusal(ErrorCode.INBOX_RESET, "new")
     one, other = opened(head=1), opened(head=1)
-    other.page(a_page(1), T)
+    other.on_page(a_page(1), T)
     asked = acks(other.receive(Ack(E1, Seq(1)), T))
-    for effects in (one.page(reset, T), other.acked(asked, reset, T)):
+    for effects in (one.on_page(reset, T), other.on_acked(asked, reset, T)):
         assert effects[0] == Send(frames.Error(ErrorCode.INBOX_RESET, "new"))
         assert bye(effects) == ErrorCode.STORAGE_UNAVAILABLE
 
 
 def test_a_superseded_session_says_so_and_leaves_the_inbox_alone():
     for effects in (
-        opened(head=1).page(Refusal(ErrorCode.SUPERSEDED), T),
-        opened().acked(InboxAck(Fence(7), E1, ()), Refusal(ErrorCode.SUPERSEDED), T),
+        opened(head=1).on_page(Refusal(ErrorCode.SUPERSEDED), T),
+        opened().on_acked(InboxAck(Fence(7), E1, ()), Refusal(ErrorCode.SUPERSEDED), T),
     ):
         assert bye(effects) == ErrorCode.SUPERSEDED
         assert not [effect for effect in effects if isinstance(effect, CloseInbox)]
@@ -316,7 +312,7 @@ def test_many_gaps_are_said_in_frames_that_an_agent_takes():
     gaps = tuple(
         Range(Seq(n), Seq(n), Reason.ACKED if n % 2 else Reason.EXPIRED) for n in range(1, 3000)
     )
-    effects = one.page(a_page(3000, gaps=gaps), T)
+    effects = one.on_page(a_page(3000, gaps=gaps), T)
     told = [effect.frame.ranges for effect in effects
             if isinstance(effect, Send) and isinstance(effect.frame, Gap)]  # fmt: skip
     assert [len(part) for part in told] == [1024, 1024, 951]
@@ -328,7 +324,7 @@ def test_many_gaps_are_said_in_frames_that_an_agent_takes():
 
 def test_a_session_that_has_caught_up_is_handed_a_commit_of_its_node_at_once():
     one = opened(cursor=5, head=5)
-    effects = one.committed(Fence(7), [item(6), item(7)])
+    effects = one.on_stored(Fence(7), [item(6), item(7)])
     assert handed(effects) == [6, 7]
     assert not reads(effects)
 
@@ -346,21 +342,21 @@ def test_a_session_that_has_caught_up_is_handed_a_commit_of_its_node_at_once():
 )
 def test_from_memory_comes_only_what_is_next_in_line_under_the_same_fence(fence, seqs, now):
     one = opened(cursor=5, head=5)
-    effects = one.committed(Fence(fence), [item(seq) for seq in seqs])
+    effects = one.on_stored(Fence(fence), [item(seq) for seq in seqs])
     assert handed(effects) == now
     assert bool(reads(effects)) == (fence == 7 and max(seqs) > 5 and seqs != now and len(now) < 3)
 
 
 def test_from_memory_comes_only_what_fits_the_bytes_of_the_window():
     one = opened(cursor=5, head=5)
-    assert handed(one.committed(Fence(7), [item(6, 60), item(7, 60)])) == [6]
+    assert handed(one.on_stored(Fence(7), [item(6, 60), item(7, 60)])) == [6]
 
 
 def test_a_closed_session_is_handed_nothing():
     one = opened(cursor=5, head=5)
     one.lost()
-    assert one.committed(Fence(7), [item(6)]) == one.woken() == one.page(a_page(6), T) == []
-    assert one.acked(InboxAck(Fence(7), E1, ()), Acked(Seq(0), (), ()), T) == []
+    assert one.on_stored(Fence(7), [item(6)]) == one.on_wakeup() == one.on_page(a_page(6), T) == []
+    assert one.on_acked(InboxAck(Fence(7), E1, ()), Acked(Seq(0), (), ()), T) == []
 
 
 # ---------------------------------------------------------------- ack
@@ -368,7 +364,7 @@ def test_a_closed_session_is_handed_nothing():
 
 def test_a_cumulative_ack_covers_only_what_was_handed_over_or_explained():
     one = opened(head=9)
-    one.page(a_page(1, 2, upto=3, head=9, gaps=(Range(Seq(3), Seq(3), Reason.EXPIRED),)), T)
+    one.on_page(a_page(1, 2, upto=3, head=9, gaps=(Range(Seq(3), Seq(3), Reason.EXPIRED),)), T)
     assert acks(one.receive(Ack(E1, Seq(3)), T)).seqs == (1, 2)
     assert bye(one.receive(Ack(E1, Seq(4)), T)) == ErrorCode.BAD_FRAME
 
@@ -383,7 +379,7 @@ def test_a_selective_ack_may_name_what_was_not_handed_over_but_not_what_never_wa
 
 def test_what_is_refused_is_not_acked_too():
     one = opened(head=3)
-    one.page(a_page(1, 2, 3), T)
+    one.on_page(a_page(1, 2, 3), T)
     asked = acks(one.receive(Ack(E1, Seq(3), (Seq(2),), ((Seq(2), "ugly"),)), T))
     assert (asked.seqs, asked.refuse) == ((1, 3), ((2, "ugly"),))
 
@@ -407,28 +403,28 @@ def test_a_send_only_session_has_nothing_to_ack():
 def test_what_was_acked_while_it_was_being_read_is_not_handed_over():
     one = opened(head=3)
     asked = acks(one.receive(Ack(E1, seqs=(Seq(2),)), T))
-    one.acked(asked, Acked(Seq(0), asked.seqs, ()), T)
-    assert handed(one.page(a_page(1, 2, 3), T)) == [1, 3]
+    one.on_acked(asked, Acked(Seq(0), asked.seqs, ()), T)
+    assert handed(one.on_page(a_page(1, 2, 3), T)) == [1, 3]
 
 
 def test_the_cursor_carries_the_position_along():
     one = opened(head=3)
     asked = acks(one.receive(Ack(E1, seqs=(Seq(1), Seq(2))), T))
-    effects = one.acked(asked, Acked(Seq(2), asked.seqs, ()), T)
+    effects = one.on_acked(asked, Acked(Seq(2), asked.seqs, ()), T)
     assert effects[0] == Send(frames.Acked(E1, Seq(2)))
     # what the relay has called acked may be acked again
     assert acks(one.receive(Ack(E1, Seq(2)), T)).upto == 2
-    assert handed(one.page(a_page(1, 2, 3), T)) == [3]
+    assert handed(one.on_page(a_page(1, 2, 3), T)) == [3]
 
 
 def test_an_ack_whose_outcome_is_unknown_is_asked_for_again_and_opens_no_window():
     one = opened(head=9)
-    one.page(a_page(1, 2, 3, head=9), T)
+    one.on_page(a_page(1, 2, 3, head=9), T)
     asked = acks(one.receive(Ack(E1, Seq(3)), T))
-    (effect,) = one.acked(asked, Refusal(ErrorCode.STORAGE_UNAVAILABLE), T)
+    (effect,) = one.on_acked(asked, Refusal(ErrorCode.STORAGE_UNAVAILABLE), T)
     assert isinstance(effect, Send)
     assert effect.frame.error == ErrorCode.STORAGE_UNAVAILABLE
-    assert not reads(one.woken())
+    assert not reads(one.on_wakeup())
 
 
 # ---------------------------------------------------------------- the rest of a conversation
@@ -437,13 +433,13 @@ def test_an_ack_whose_outcome_is_unknown_is_asked_for_again_and_opens_no_window(
 def test_submits_and_questions_are_passed_to_the_shell():
     one = opened()
     submit = Submit("r", [{}])
-    assert one.receive(submit, T) == [Store(submit)]
+    assert one.receive(submit, T) == [StoreEnvelopes(submit)]
     for question in (
         frames.Status("r", ()),
         frames.Resolve("r", ALICE.did),
         frames.Publish("r", "x"),
     ):
-        assert one.receive(question, T) == [Ask(question)]
+        assert one.receive(question, T) == [AnswerQuestion(question)]
     assert one.receive(frames.Error(ErrorCode.INTERNAL), T) == []
 
 
@@ -454,7 +450,7 @@ def test_a_clean_end_says_exactly_what_was_handed_over():
         (lambda one: one.lost(), [end]),
     ]:
         one = opened(head=9)
-        one.page(a_page(1, 2, upto=3, head=3, gaps=(Range(Seq(3), Seq(3), Reason.ACKED),)), T)
+        one.on_page(a_page(1, 2, upto=3, head=3, gaps=(Range(Seq(3), Seq(3), Reason.ACKED),)), T)
         assert finish(one) == rest
         assert finish(one) == []
     one = opened(cursor=4, head=4)

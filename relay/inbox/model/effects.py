@@ -1,23 +1,17 @@
-"""What a conversation asks its shell to do: the effects of ``inbox/model/session.py``.
+"""The effects of a conversation and of a delivery: what they ask their shell to do, in order.
 
-Rules of the file: an effect is a value, in an order that matters; each names the method of the
-session that wants to hear of its result.
+``relay/ws/connection.py`` has the table of who carries out which.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from relay.inbox.model.types import (
-    Ack as InboxAck,
-)
+from relay.inbox.model.types import AckRequest
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
-from relay.protocol.ids import (
-    AgentKey,
-    Fence,
-    Seq,
-)
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import AgentKey, Fence, Seq
 from relay.protocol.types import Window
 
 Question = (
@@ -29,19 +23,19 @@ Question = (
     | frames.Want
     | frames.Migrate
 )
-"""What a dialler asks; each has its own answer, under its ``ref``."""
+"""The questions of a dialler; each has its own answer, under its ``ref``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Check this ``auth``, open the inbox, then call :meth:`RelaySession.opened` or ``refused``."""
+    """Check this ``auth``, open the inbox, then call ``Conversation.opened`` or ``refused``."""
 
     auth: frames.Auth
     nonce: str
 
 
 @dataclass(frozen=True, slots=True)
-class Store:
+class StoreEnvelopes:
     """Verify, admit and store; the answer is a ``submitted`` frame of its own."""
 
     submit: frames.Submit
@@ -49,7 +43,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the inbox after ``after``, then call :meth:`RelaySession.page`."""
+    """Read the inbox after ``after``, then call ``InboxDelivery.on_page``."""
 
     inbox: AgentKey
     fence: Fence
@@ -58,34 +52,45 @@ class Read:
 
 
 @dataclass(frozen=True, slots=True)
-class AckInbox:
-    """Ack durably, then call :meth:`RelaySession.acked`."""
-
-    inbox: AgentKey
-    ack: InboxAck
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
+class AnswerQuestion:
     """Answer a question with one frame."""
 
     question: Question
 
 
 @dataclass(frozen=True, slots=True)
-class Hear:
-    """A peer passes on what it has heard; there is no answer."""
+class HandleGossip:
+    """Take in what a peer passes on; there is no answer."""
 
     gossip: frames.Gossip
 
 
 @dataclass(frozen=True, slots=True)
 class CloseInbox:
-    """End the inbox session cleanly: exactly this was handed over."""
+    """End the inbox session cleanly: each seq up to this one was delivered."""
 
     inbox: AgentKey
     fence: Fence
-    last_handed: Seq
+    delivered_upto: Seq
 
 
-Effect = Send | Login | Store | Read | AckInbox | Ask | Hear | CloseInbox | Close
+@dataclass(frozen=True, slots=True)
+class EndSession:
+    """End: the store no longer serves this inbox session."""
+
+    refusal: Refusal
+
+
+Effect = (
+    Send
+    | Login
+    | StoreEnvelopes
+    | Read
+    | AckRequest
+    | AnswerQuestion
+    | HandleGossip
+    | CloseInbox
+    | EndSession
+    | Close
+)
+"""An :class:`AckRequest` acks durably; then call ``InboxDelivery.on_acked``."""

@@ -1,7 +1,7 @@
-"""Who may say what to a relay: an agent and a peer, each its own frames (PROTOCOL.md §5.10).
+"""Decide which frames a dialler may send: agents and peers, each their own (PROTOCOL.md §5.10).
 
-Rules of the file: tables and questions about one frame; ``inbox/model/session.py`` acts on the
-answers.
+:data:`ALLOWED_FRAMES` is the table; :mod:`relay.inbox.model.conversation` acts on it. ``auth`` and
+``bye`` are not in it: each dialler may send them.
 """
 
 from __future__ import annotations
@@ -12,52 +12,24 @@ from typing import Final
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
 from relay.protocol.handshake import Role
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Fence,
-)
+from relay.protocol.ids import AgentKey, Did, Fence
 
-CLOSES: Final = frozenset({
-    ErrorCode.INTERNAL, ErrorCode.SUPERSEDED, ErrorCode.MIGRATING, ErrorCode.AUTH_REQUIRED,
-    ErrorCode.BAD_FRAME, ErrorCode.BAD_SIGNATURE, ErrorCode.WRONG_RELAY, ErrorCode.NOT_ADMITTED,
-    ErrorCode.NOT_FEDERATED, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.DRAINING,
-    ErrorCode.STORAGE_UNAVAILABLE, ErrorCode.SLOW_READER, ErrorCode.TOO_LARGE,
-    ErrorCode.UNSUPPORTED, ErrorCode.BLOCKED, ErrorCode.MOVED,
-})  # fmt: skip
-"""Codes that a ``bye`` may carry, since each has a close code (PROTOCOL.md §5.5)."""
-
-SAYS: Final[dict[Role, frozenset[type[frames.Frame]]]] = {
-    "agent": frozenset(
-        {
-            frames.Submit,
-            frames.Ack,
-            frames.Status,
-            frames.Resolve,
-            frames.Publish,
-            frames.Rules,
-            frames.Error,
-        }
-    ),
-    "peer": frozenset(
-        {
-            frames.Submit,
-            frames.Status,
-            frames.Resolve,
-            frames.Gossip,
-            frames.Digest,
-            frames.Want,
-            frames.Migrate,
-            frames.Error,
-        }
-    ),
-}
-"""What a dialler may say once its login holds; ``auth`` and ``bye`` aside."""
+ALLOWED_FRAMES: Final[dict[Role, frozenset[type[frames.Frame]]]] = {
+    "agent": frozenset({
+        frames.Submit, frames.Status, frames.Resolve, frames.Error,
+        frames.Ack, frames.Publish, frames.Rules,
+    }),
+    "peer": frozenset({
+        frames.Submit, frames.Status, frames.Resolve, frames.Error,
+        frames.Gossip, frames.Digest, frames.Want, frames.Migrate,
+    }),
+}  # fmt: skip
+"""The frames that a dialler may send once it has logged in."""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who logged in, and which inbox session it got; no fence for a peer or a send-only session."""
+    """The dialler that logged in, and its inbox session: none for a peer, or to send only."""
 
     did: Did
     inbox: AgentKey
@@ -65,20 +37,17 @@ class Identity:
     role: Role = "agent"
 
 
-def objection(frame: frames.Frame, role: Role) -> str | None:
-    """Why a dialler of this role may not say this, in words; None: it may."""
-    if type(frame) not in SAYS[role]:
-        said = any(type(frame) in kinds for kinds in SAYS.values())
-        return f"{_a(role)} does not say that" if said else "a relay says that, not a dialler"
+def why_forbidden(frame: frames.Frame, role: Role) -> str | None:
+    """Return why a dialler of this role may not send this; None = it may."""
+    if type(frame) not in ALLOWED_FRAMES[role]:
+        is_known = any(type(frame) in allowed for allowed in ALLOWED_FRAMES.values())
+        sender = "an agent" if role == "agent" else "a peer"
+        return f"{sender} does not send that" if is_known else "a relay sends that, not a dialler"
     if isinstance(frame, frames.Gossip) and frame.ref is not None:
         return "nothing was asked: the side that dialled asks"
     if role == "agent" and _speaks_for_others(frame):
-        return "only a peer says hops, marked, handoff and from"
+        return "only a peer sends hops, marked, handoff and from"
     return None
-
-
-def _a(role: Role) -> str:
-    return "an agent" if role == "agent" else "a peer"
 
 
 def _speaks_for_others(frame: frames.Frame) -> bool:
@@ -91,19 +60,19 @@ def _speaks_for_others(frame: frames.Frame) -> bool:
             return False
 
 
-def no_to_partner(frame: frames.Frame) -> frames.Error | None:
-    """The no to a relay that is dealt with for a hand-off alone (§5.12); None: it may say this.
+def refuse_handoff_peer(frame: frames.Frame) -> frames.Error | None:
+    """Return the refusal of what is not part of a hand-off (§5.12); None = it is allowed.
 
-    Without a ``ref``, where nobody waits for an answer, it is the end of the conversation.
+    An error without a ``ref``, where nobody waits for an answer, ends the conversation.
     """
-    if isinstance(frame, frames.Migrate | frames.Error) or (
-        isinstance(frame, frames.Submit) and frame.handoff
-    ):
+    if isinstance(frame, frames.Migrate | frames.Error):
         return None
-    detail = "this relay deals with that one for a hand-off alone"
+    if isinstance(frame, frames.Submit) and frame.handoff:
+        return None
+    detail = "this relay accepts nothing but a hand-off from that one"
     return frames.Error(ErrorCode.NOT_FEDERATED, detail, None, getattr(frame, "ref", None))
 
 
-def is_too_far(submit: frames.Submit, relay: Did) -> bool:
-    """Whether its envelopes have gone in a circle, or over too many relays (PROTOCOL.md §5.10)."""
+def exceeds_hops(submit: frames.Submit, relay: Did) -> bool:
+    """Return True if envelopes went in a circle, or over too many relays (PROTOCOL.md §5.10)."""
     return len(submit.hops) > frames.MAX_HOPS or relay in submit.hops

@@ -259,3 +259,12 @@ class Holding(StrEnum):
     HOME = "1"
     HELD = "2"
     DOUBTFUL = "3"
+
+
+@dataclass(frozen=True, slots=True)
+class AckRequest:
+    """An ack of one inbox's session; ``taken`` for a session without a connection."""
+
+    inbox: AgentKey
+    ack: Ack
+    taken: bool = False

@@ -15,6 +15,7 @@ from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
     Accepted,
     Acked,
+    AckRequest,
     InboxLimits,
     LiveSession,
     Opened,
@@ -25,7 +26,6 @@ from relay.inbox.model.types import (
     Remembered,
 )
 from relay.inbox.ports import (
-    AckRequest,
     Head,
     OpenRequest,
 )

@@ -26,6 +26,7 @@ from relay.health import Health
 from relay.inbox.model.types import (
     Accepted,
     Acked,
+    AckRequest,
     InboxLimits,
     LiveSession,
     Opened,
@@ -36,7 +37,6 @@ from relay.inbox.model.types import (
     RulesPatch,
 )
 from relay.inbox.ports import (
-    AckRequest,
     BounceBatch,
     Head,
     OnWake,

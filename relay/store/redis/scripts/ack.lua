@@ -26,7 +26,7 @@ local function next_request()
   return request
 end
 
--- Only a session without a connection: the node itself looks after the others (inbox/model/session.py).
+-- Only a session without a connection: the node itself looks after the others (inbox/model/delivery.py).
 local function names_unknown(box, request)
   if request.upto > math.max(box.taken, box.cursor) then return true end
   for _, seq in ipairs(request.seqs) do

@@ -27,7 +27,7 @@ CLOSE_CODE: Final[dict[ErrorCode, int | None]] = {
     ErrorCode.UNSUPPORTED: 4015,
     ErrorCode.BLOCKED: 4016,
     ErrorCode.MOVED: 4017,
-    # the rest answers a request and closes nothing
+    # the others answer a request and close nothing
     ErrorCode.BAD_ENVELOPE: None,
     ErrorCode.REPLAYED: None,
     ErrorCode.STALE_ID: None,
@@ -48,9 +48,12 @@ CLOSE_CODE: Final[dict[ErrorCode, int | None]] = {
     ErrorCode.IDENTITY_UNAVAILABLE: None,
 }
 
+CLOSES: Final = frozenset(code for code, number in CLOSE_CODE.items() if number is not None)
+"""Codes that a ``bye`` may carry."""
+
 
 def close_code(code: ErrorCode | None) -> int:
-    """The close code of an ending; None is a normal closure."""
+    """Return the close code of an ending; None is a normal closure."""
     if code is None:
         return NORMAL
     return CLOSE_CODE[code] or NORMAL
