@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.migration.model import machine
 from relay.migration.model.state import (
@@ -121,8 +121,8 @@ class DigestSender:
                 kept = await self.handoffs.settle(inbox)
         side = kept.side
         if side.mode is not Mode.FROZEN or side.handoff is None:
-            return ForwardDecision(may_carry=side.holding is Holding.AWAY)
-        may_carry = side.holding is Holding.AWAY and side.is_named
+            return ForwardDecision(may_carry=side.holding is InboxRole.FORWARDING)
+        may_carry = side.holding is InboxRole.FORWARDING and side.names_target
         is_shown = may_carry and _evidence(side, kept, await self.store.handoff(inbox))
         return ForwardDecision(may_carry, side.handoff.id if is_shown else "")
 
@@ -139,7 +139,7 @@ class DigestSender:
         kept = self.handoffs.kept(row)
         side = kept.side
         current = side.handoff is not None and side.handoff.id == handoff
-        if not current or side.mode is not Mode.FROZEN or not side.is_named:
+        if not current or side.mode is not Mode.FROZEN or not side.names_target:
             return []
         return [_target(side, kept, row)]
 
@@ -185,10 +185,10 @@ class DigestSender:
         assert side.handoff is not None  # noqa: S101  as above
         ids, floor = await self._doubts(inbox)
         known = await self.store.known(inbox)
-        missing = tuple(sorted(side.missing))
-        whole = hashlib.sha256()
-        whole.update(f"{side.handoff.id} {' '.join(missing)}".encode())
-        whole.update(struct.pack(">q", floor) + ids)
+        missing = tuple(sorted(side.awaiting_digests))
+        digest_id = hashlib.sha256()
+        digest_id.update(f"{side.handoff.id} {' '.join(missing)}".encode())
+        digest_id.update(struct.pack(">q", floor) + ids)
         size = machine.DIGEST_PAGE * DOUBT_BYTES
         parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
         return [
@@ -197,7 +197,7 @@ class DigestSender:
                 agent=did_of(inbox),
                 handoff=side.handoff.id,
                 evidence=evidence,
-                whole=b64encode(whole.digest()),
+                whole=b64encode(digest_id.digest()),
                 number=number,
                 total=len(parts),
                 missing=missing,
@@ -243,7 +243,10 @@ async def _say(link: PeerLink, pages: Sequence[frames.Migrate]) -> DigestReceipt
         answer = await link.ask(_asking(page))
         if not isinstance(answer, frames.Migrated):
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer answers another question")
-        if (answer.handoff, answer.whole) != (page.handoff, page.whole) or answer.next > total:
+        if (answer.handoff, answer.whole) != (
+            page.handoff,
+            page.whole,
+        ) or answer.next > total:
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer speaks of another digest")
         if answer.next == total:
             return DigestReceipt(page.handoff, b64decode(page.whole), total)

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from relay.inbox.model.types import (
     Doubts,
-    Holding,
+    InboxRole,
 )
 from relay.peering.ports import RecordRow
 from relay.protocol.ids import (
@@ -37,7 +37,7 @@ class MigrationRow:
     """
 
     text: str = ""
-    holding: Holding | None = None
+    holding: InboxRole | None = None
     has_left: bool = False
     record: RecordRow | None = None
     former: str | None = None
@@ -63,7 +63,7 @@ class MigrationChange:
     """
 
     text: str
-    holding: Holding
+    holding: InboxRole
     ends_session: bool = False
     marks_present: bool = False
     is_new: bool = False

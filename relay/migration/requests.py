@@ -203,7 +203,7 @@ class MigrationRequests:
         log.event("handoff", step="frozen", did=order.did, handoff=order.id, peer=order.target.did)
         self.handoffs.wake_forwarders()
         until = clock.monotonic() + FREEZE_S
-        while not kept.side.handed and (left := until - clock.monotonic()) > 0:
+        while not kept.side.digest_acked and (left := until - clock.monotonic()) > 0:
             await self.handoffs.wait_for_change(min(left, LOOK_S))
             kept = self.handoffs.kept(await self.store.handoff(owner))
         return await self._statement(owner)
@@ -267,10 +267,10 @@ class MigrationRequests:
                 handoff=side.handoff.id if side.handoff else "",
                 mode=side.mode,
                 at=int(clock.now()),
-                digested=side.digested,
-                handed=side.handed,
+                digested=side.digest_received,
+                handed=side.digest_acked,
                 named=_is_named(side),
-                missing=tuple(sorted(side.missing)),
+                missing=tuple(sorted(side.awaiting_digests)),
                 tally=row.tally,
                 why=self.mover.why.get(owner, "")[:512],
             ),
@@ -278,4 +278,4 @@ class MigrationRequests:
 
 
 def _is_named(side: MigrationSide) -> bool:
-    return side.is_named if side.mode is Mode.FROZEN else side.is_home
+    return side.names_target if side.mode is Mode.FROZEN else side.is_home

@@ -16,7 +16,7 @@ from typing import Final
 
 from relay import clock, log, metrics
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.inbox.ports import Keys
 from relay.isolation import guarded
@@ -72,7 +72,7 @@ MOST_OPEN: Final = 10_000
 """Keys are free: so many inboxes are on their way at once, beyond them none begins to come here."""
 _AT_ONCE: Final = 64
 """Texts that are read before everybody else has a turn."""
-_AT_HOME: Final = frozenset({Holding.HOME, Holding.DOUBTFUL})
+_AT_HOME: Final = frozenset({InboxRole.HOME, InboxRole.UNCERTAIN})
 
 
 def _nothing(*_: object) -> None:
@@ -98,7 +98,7 @@ class MigrationSteps:
     wake_forwarders: Callable[[], None] = _nothing
     on_session_end: Callable[[AgentKey], None] = _nothing
     on_handoff_peers: Callable[[frozenset[Did]], None] = _nothing
-    partners: frozenset[Did] = frozenset()
+    handoff_peers: frozenset[Did] = frozenset()
     """Relays that may talk with this one about some hand-off, whatever the federation."""
     _open: dict[AgentKey, frozenset[Did]] = field(default_factory=dict)
     _noted: set[AgentKey] = field(default_factory=set)
@@ -171,7 +171,7 @@ class MigrationSteps:
     def _note(self, owner: AgentKey, side: MigrationSide, *, is_open: bool) -> None:
         self._noted.add(owner)
         if is_open:
-            self._open[owner] = side.partners
+            self._open[owner] = side.handoff_peers
         else:
             self._open.pop(owner, None)
         self._tell()
@@ -179,8 +179,8 @@ class MigrationSteps:
             self.wake_forwarders()
 
     def _tell(self) -> None:
-        self.partners = frozenset(did for dids in self._open.values() for did in dids)
-        self.on_handoff_peers(self.partners)
+        self.handoff_peers = frozenset(did for dids in self._open.values() for did in dids)
+        self.on_handoff_peers(self.handoff_peers)
         self._changed.set()
 
     async def wait_for_change(self, seconds: float) -> None:
@@ -214,7 +214,7 @@ class MigrationSteps:
                 log.internal_error("handoffs")
                 metrics.INTERNAL.inc()
                 continue
-            known[owner] = side.partners
+            known[owner] = side.handoff_peers
             ticked = machine.step(side, TimePassed(), now)
             is_over = not machine.is_open(side, now, 0)
             if is_over or (isinstance(ticked, Transition) and ticked.side != side):
@@ -247,15 +247,15 @@ class MigrationSteps:
         handoff, named = await self._evidence(peer, said, row)
         page = DigestPage(
             handoff=handoff,
-            whole=jose.b64decode(said.whole),
+            digest_id=jose.b64decode(said.whole),
             number=said.number,
             total=said.total,
-            missing=frozenset(said.missing),
+            awaiting_digests=frozenset(said.missing),
             floor=said.floor,
             doubts=said.doubts,
         )
         # once: a relay that was left must not go on writing an agent's rules
-        is_first = peer in self.kept(row).side.missing
+        is_first = peer in self.kept(row).side.awaiting_digests
         known = said.known if is_first else None
 
         async def learn() -> None:
@@ -397,12 +397,17 @@ def _is_plain(side: MigrationSide, row: MigrationRow) -> bool:
     """Whether there is no more to say of it than its inbox and its record do."""
     if side.mode is Mode.NONE:
         return True
-    if row.holding is None and side.mode is Mode.ACTIVE and not side.missing:
+    if row.holding is None and side.mode is Mode.ACTIVE and not side.awaiting_digests:
         return True
     # a digest that came, or a part of one, is to be kept: its relay may bring what it holds
-    has_heard = side.sources or side.collecting is not None
-    is_bare = side.handoff is None and not side.missing and side.forked is None and not has_heard
-    return side.mode is Mode.ACTIVE and is_bare and row.holding is Holding.HOME
+    has_heard = side.digest_sources or side.partial_digest is not None
+    is_bare = (
+        side.handoff is None
+        and not side.awaiting_digests
+        and side.fork_version is None
+        and not has_heard
+    )
+    return side.mode is Mode.ACTIVE and is_bare and row.holding is InboxRole.HOME
 
 
 def _evidence(compact: str, key: VerificationKey) -> MigrationOrder | EndpointRecord:

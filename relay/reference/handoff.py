@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from relay.inbox.model.types import (
     Disposition,
-    Holding,
+    InboxRole,
 )
 from relay.protocol.envelope import MAX_LIFETIME_S
 from relay.protocol.ids import (
@@ -62,17 +62,17 @@ class Doubt(NamedTuple):
 # ---------------------------------------------------------------- a step
 
 
-def hold(box: Inbox, holding: Holding, *, ends_session: bool) -> None:
+def hold(box: Inbox, holding: InboxRole, *, ends_session: bool) -> None:
     """Make this of an inbox; where others than before may read it, no session goes on."""
     if ends_session or _reader(box.holding) is not _reader(holding):
         box.turn(holding)
     box.holding = holding
-    if holding is Holding.AWAY:
+    if holding is InboxRole.FORWARDING:
         box.away.closed, box.away.deferred_until = None, 0
 
 
-def _reader(holding: Holding) -> Holding:
-    return Holding.HOME if holding is Holding.DOUBTFUL else holding
+def _reader(holding: InboxRole) -> InboxRole:
+    return InboxRole.HOME if holding is InboxRole.UNCERTAIN else holding
 
 
 def mark_present(box: Inbox) -> None:
@@ -185,7 +185,7 @@ def doubts(box: Inbox) -> list[bytes]:
 
 def _doubts(box: Inbox) -> Iterator[Doubt]:
     handed = max(box.handed, box.taken)
-    is_all = box.holding is Holding.DOUBTFUL
+    is_all = box.holding is InboxRole.UNCERTAIN
     for hour, bucket in box.dedupe.hours.items():
         for key, seen in bucket.entries.items():
             is_shown = seen.fate is Disposition.STORED and (is_all or seen.seq <= handed)

@@ -25,8 +25,8 @@ from relay.inbox.model.types import (
     BounceIntent,
     Disposition,
     Forwarded,
-    Holding,
     InboxLimits,
+    InboxRole,
     LiveSession,
     Opened,
     Page,
@@ -178,18 +178,18 @@ class Inbox(Holdings):
         home may have shown nobody has said yet: a mover is to ask.
         """
         if home != self.home:
-            self.turn(Holding.DOUBTFUL if home else Holding.AWAY)
+            self.turn(InboxRole.UNCERTAIN if home else InboxRole.FORWARDING)
             self.call_mover(now)
         elif not home:
             self.away.closed, self.away.deferred_until = None, 0
             self.set_due(now)
 
-    def turn(self, holding: Holding) -> None:
+    def turn(self, holding: InboxRole) -> None:
         """Something else becomes of it: no session goes on, and nothing waits for a peer."""
         self.end_session()
-        stays = holding in {Holding.HOME, Holding.DOUBTFUL}
+        stays = holding in {InboxRole.HOME, InboxRole.UNCERTAIN}
         left_fence = self.away.left_fence if stays else self.fence
-        if self.home is not (holding is not Holding.AWAY):
+        if self.home is not (holding is not InboxRole.FORWARDING):
             self._wait_for(None)
             self.away = Away()
         self.away.left_fence = left_fence
@@ -299,7 +299,7 @@ class Inbox(Holdings):
             item.marked
             or seq <= max(self.handed, self.taken)
             or item.created_at < self.mark_before
-            or self.holding is Holding.DOUBTFUL
+            or self.holding is InboxRole.UNCERTAIN
         )
 
     # ------------------------------------------------------------ ends of an entry

@@ -19,8 +19,8 @@ from relay.inbox.model.types import (
     Accepted,
     Acked,
     AckRequest,
-    Holding,
     InboxLimits,
+    InboxRole,
     LiveSession,
     Opened,
     OutboxLimits,
@@ -151,7 +151,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         is_elsewhere = row is not None and not row.names_us
         if found is None and not (is_elsewhere and item.peer is not None):
             return self._elsewhere(row, found)
-        inbox = found or Inbox(item.inbox, new_epoch(), Holding.AWAY)
+        inbox = found or Inbox(item.inbox, new_epoch(), InboxRole.FORWARDING)
         is_new = inbox.dedupe.find(item.hour, item.dedupe_key) is None
         if is_new and not inbox.home and item.peer is None:
             return self._elsewhere(row, inbox)

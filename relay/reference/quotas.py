@@ -14,8 +14,8 @@ from relay.inbox.model.store_contract import LEASE_S, REFUSALS
 from relay.inbox.model.types import (
     Accepted,
     Disposition,
-    Holding,
     InboxLimits,
+    InboxRole,
     LiveSession,
     Pending,
     Refused,
@@ -80,7 +80,7 @@ class Holdings:
 
     key: AgentKey
     epoch: Epoch
-    holding: Holding = Holding.HOME
+    holding: InboxRole = InboxRole.HOME
     live: OrderedDict[Seq, StoredEnvelope] = field(default_factory=OrderedDict)
     bytes: int = 0
     senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
@@ -95,12 +95,12 @@ class Holdings:
     @property
     def home(self) -> bool:
         """Whether it takes mail for its agent, not for a courier."""
-        return self.holding is not Holding.AWAY
+        return self.holding is not InboxRole.FORWARDING
 
     @property
     def held(self) -> bool:
         """Whether it takes mail and nobody may read it."""
-        return self.holding is Holding.HELD
+        return self.holding is InboxRole.PAUSED
 
     # ------------------------------------------------------------ ids
 
@@ -294,7 +294,7 @@ class Holdings:
 
     def doubt(self, now: Timestamp) -> None:
         """Other homes may have shown what comes, and have not said what: a mover is to ask."""
-        self.holding = Holding.DOUBTFUL
+        self.holding = InboxRole.UNCERTAIN
         self.call_mover(now)
 
     def lend(self, now: Timestamp, lease_s: float) -> bool:

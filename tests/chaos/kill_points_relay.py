@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.migration.model import machine, state_json
 from relay.migration.model.state import (
@@ -50,13 +50,15 @@ def change_names(seen: MigrationRow, change: MigrationChange) -> Iterable[str]:
     is_frozen = after.mode is Mode.FROZEN
     if is_frozen and before.mode is not Mode.FROZEN and after.pending is not None:
         yield "freeze"
-    if is_frozen and after.handed and not before.handed:
+    if is_frozen and after.digest_acked and not before.digest_acked:
         yield "handed"
-    if change.holding is Holding.AWAY and seen.holding is not Holding.AWAY:
+    if change.holding is InboxRole.FORWARDING and seen.holding is not InboxRole.FORWARDING:
         yield "turn"
     if after.mode is Mode.INCOMING and before.mode is not Mode.INCOMING:
         yield "prepare"
-    if before.collecting != after.collecting or (after.digested and not before.digested):
+    if before.partial_digest != after.partial_digest or (
+        after.digest_received and not before.digest_received
+    ):
         yield "import"
     if after.mode is Mode.ACTIVE and before.mode is Mode.INCOMING:
         yield "named"

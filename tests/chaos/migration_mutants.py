@@ -19,7 +19,7 @@ from relay.forwarding import (
 )
 from relay.inbox import submit
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.migration import digest_sender
 from relay.migration.digest_sender import (
@@ -90,9 +90,9 @@ def never_doubts() -> None:
     assert honest.fget is not None
     holding = honest.fget
 
-    def sure(self: MigrationSide) -> Holding:
-        found: Holding = holding(self)
-        return Holding.HOME if found is Holding.DOUBTFUL else found
+    def sure(self: MigrationSide) -> InboxRole:
+        found: InboxRole = holding(self)
+        return InboxRole.HOME if found is InboxRole.UNCERTAIN else found
 
     MigrationSide.holding = property(sure)  # type: ignore[method-assign,assignment]
 

@@ -212,7 +212,7 @@ class Relay:
             self._take(machine.step(self.side, PeerMessage(other.key.did, receipt), now()))
 
     def state(self, _: dict[str, Any]) -> dict[str, Any]:
-        if self.other is not None and not self.other.is_down and self.side.is_named:
+        if self.other is not None and not self.other.is_down and self.side.names_target:
             self.copy(self.other)
         return {"statement": migration_statement.sign(self.key, self.statement())}
 
@@ -234,10 +234,10 @@ class Relay:
             handoff=side.handoff.id if side.handoff else "",
             mode=side.mode,
             at=int(now()),
-            digested=side.digested,
-            handed=side.handed,
-            named=side.is_named if side.mode is Mode.FROZEN else side.is_home,
-            missing=tuple(side.missing),
+            digested=side.digest_received,
+            handed=side.digest_acked,
+            named=side.names_target if side.mode is Mode.FROZEN else side.is_home,
+            missing=tuple(side.awaiting_digests),
             tally=self.tally,
         )
 

@@ -297,7 +297,7 @@ async def test_what_a_source_lists_and_never_hands_over_is_named():
         kept_back = here.source.items[3]
 
         def lie(step: str, _: dict[str, object]) -> dict[str, object] | None:
-            if step == "state" and kept_back in here.source.items and here.source.side.is_named:
+            if step == "state" and kept_back in here.source.items and here.source.side.names_target:
                 # it claims to have handed over one that it has thrown away
                 here.source.items.remove(kept_back)
                 here.source.tally = here.source.tally._replace(moved=1)
@@ -316,7 +316,7 @@ async def test_what_ended_with_a_bounce_at_the_source_is_not_missing():
         refused = here.source.items[3]
 
         def lie(step: str, _: dict[str, object]) -> dict[str, object] | None:
-            if step == "state" and refused in here.source.items and here.source.side.is_named:
+            if step == "state" and refused in here.source.items and here.source.side.names_target:
                 here.source.items.remove(refused)
                 here.source.has[refused.eid] = "refused"
                 here.source.tally = here.source.tally._replace(refused=1)
@@ -340,7 +340,7 @@ async def test_counts_that_do_not_fit_are_told(tally: Tally, words: str):
     async with world(12) as here:
 
         def lie(step: str, _: dict[str, object]) -> dict[str, object] | None:
-            if step == "state" and here.source.side.is_named:
+            if step == "state" and here.source.side.names_target:
                 here.source.copy(here.target, 99)
                 return here.source.signing(tally=tally)
             return None
@@ -378,7 +378,7 @@ async def test_a_target_that_says_it_has_what_it_has_not_is_found_out_by_eid():
 async def test_what_still_waits_at_the_deadline_is_said_and_the_same_call_looks_again():
     async with world(12) as here:
         here.source.lies = lambda step, _: (
-            here.source.signing() if step == "state" and here.source.side.is_named else None
+            here.source.signing() if step == "state" and here.source.side.names_target else None
         )
         me = here.alone()
         moved = await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
@@ -432,7 +432,9 @@ async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: st
         assert moved.waiting is None
         assert not moved.is_complete
         assert here.target.side.mode is Mode.ACTIVE
-        assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
+        assert here.source.key.did in here.target.side.awaiting_digests, (
+            "what comes is to be marked"
+        )
         assert me.state.migration.pending is None
         assert here.source.items
         here.source.is_down, here.source.other = False, here.target
@@ -518,7 +520,9 @@ async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_b
         moved = await Migration(me, Wish(without_source=True, deadline_s=5)).to(here.target.url)
         assert moved.waiting is None
         assert here.target.side.mode is Mode.ACTIVE
-        assert here.source.key.did in here.target.side.missing, "what comes is to be marked"
+        assert here.source.key.did in here.target.side.awaiting_digests, (
+            "what comes is to be marked"
+        )
         assert me.state.migration.state is not None
         assert me.state.migration.state.source_frozen, "the source has stopped delivering"
 

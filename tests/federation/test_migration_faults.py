@@ -112,7 +112,7 @@ async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
     """Whose digests a relay waits for."""
     here = node.parts.handoffs
     row = await here.store.handoff(parse_did(agent.did).agent_key)
-    return here.kept(row).side.missing
+    return here.kept(row).side.awaiting_digests
 
 
 async def test_relays_that_a_first_record_says_were_left_are_asked_what_was_seen():
@@ -162,17 +162,17 @@ async def test_two_relays_are_done_with_each_other_after_a_week(monkeypatch):
         for node, other in ((world.at_a, world.b), (world.at_b, world.a)):
             open_now = node.parts.handoffs
             await open_now.refresh()
-            assert open_now.partners == {other.did}
+            assert open_now.handoff_peers == {other.did}
         later = time.time() + GRACE_S + 60
         monkeypatch.setattr("relay.clock.now", lambda: Timestamp(later))
         for node in (world.at_a, world.at_b):
             doubts = node.parts.handoffs
             await doubts.refresh(clock_ok=False)
-            assert doubts.partners
+            assert doubts.handoff_peers
         for node in (world.at_a, world.at_b):
             done = node.parts.handoffs
             await done.refresh()
-            assert done.partners == frozenset()
+            assert done.handoff_peers == frozenset()
             assert await done.store.handoffs() == []
 
 

@@ -7,8 +7,8 @@ import pytest
 from relay import clock
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
-    Holding,
     InboxLimits,
+    InboxRole,
 )
 from relay.migration.model import machine, state_json
 from relay.migration.ports import (
@@ -44,8 +44,8 @@ class Store(MemoryStore):
 async def begun(store: Store, text: str | None = None) -> AgentKey:
     """An inbox whose hand-off is open, and over as soon as somebody looks."""
     owner = new_key().agent_key
-    side = machine.initial_side(new_key().did, Holding.HOME, None)
-    change = MigrationChange(text or state_json.encode(side), Holding.HOME)
+    side = machine.initial_side(new_key().did, InboxRole.HOME, None)
+    change = MigrationChange(text or state_json.encode(side), InboxRole.HOME)
     assert await store.change_handoff(owner, MigrationRow(), change)
     return owner
 

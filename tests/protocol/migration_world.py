@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from relay.inbox.model.types import (
     Disposition,
-    Holding,
+    InboxRole,
 )
 from relay.migration.model import machine
 from relay.migration.model.state import (
@@ -214,7 +214,7 @@ def record(seq: int, relay: int) -> RecordRef:
 def start(rules: Rules) -> World:
     first = record(0, 0)
     none = Relay(RealBox() if rules.is_real else Box())
-    home = Relay(real_inbox.home() if rules.is_real else Box(Holding.HOME), held=first)
+    home = Relay(real_inbox.home() if rules.is_real else Box(InboxRole.HOME), held=first)
     nothing: frozenset[Any] = frozenset()
     return World(
         relays=(home, *((none,) * (rules.relays - 1))),
@@ -362,11 +362,11 @@ class Moves:
     def written(self, relay: Relay, side: MigrationSide, step: Transition) -> Relay:
         changed = step.side._replace(since=0)
         if self.is_mutant("publish before digest") and changed.mode is Mode.ACTIVE:
-            changed = changed._replace(missing=frozenset())
+            changed = changed._replace(awaiting_digests=frozenset())
         before = side if relay.side is not None else side._replace(handoff=None)
         step = step._replace(side=changed)
         box = self._change(relay.box, before, step)
-        is_plain = changed.mode in {Mode.ACTIVE, Mode.NONE} and not changed.missing
+        is_plain = changed.mode in {Mode.ACTIVE, Mode.NONE} and not changed.awaiting_digests
         if relay.side is None and is_plain and box == relay.box and not changed.handoff:
             return relay
         return relay._replace(side=changed, box=box)
@@ -401,7 +401,7 @@ class Moves:
     # ------------------------------------------------------------ senders
 
     def senders(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
-        is_queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
+        is_queue = relay.box.holding in {None, InboxRole.FORWARDING} and not relay.has_left
         if is_queue and relay.side is None and (not self.rules.queues or relay.held is None):
             return
         box = relay.box
@@ -489,7 +489,7 @@ class Moves:
             yield from self.one(self._leave(world), source, Freeze(order), f"R{source} freezes")
         done = world._replace(order=None)
         early = spent(done, "unreachable")
-        if there.digested or self.is_mutant("publish before digest"):
+        if there.digest_received or self.is_mutant("publish before digest"):
             yield from self._publish(done, order.record, target, f"published: R{target}")
         elif early is not None:
             what = f"published, source unreachable: R{target}"
@@ -523,10 +523,10 @@ class Moves:
         if relay.side is not None:
             return relay
         if names_us and relay.box.holding not in HOMES:
-            holding = Holding.DOUBTFUL if relay.former else Holding.HOME
+            holding = InboxRole.UNCERTAIN if relay.former else InboxRole.HOME
             return relay._replace(box=relay.box.hold(holding))
         if not names_us and relay.box.holding in HOMES:
-            return relay._replace(box=relay.box.hold(Holding.AWAY), has_left=True)
+            return relay._replace(box=relay.box.hold(InboxRole.FORWARDING), has_left=True)
         return relay
 
     def settled(self, world: World, place: int, *, always: bool = False) -> World:
@@ -536,7 +536,7 @@ class Moves:
         if relay.held is None:
             return world
         side = relay.side or _begin(place, relay)
-        queue = relay.box.holding in {None, Holding.AWAY} and not relay.has_left
+        queue = relay.box.holding in {None, InboxRole.FORWARDING} and not relay.has_left
         if relay.side is None and queue and not always:
             return world
         step = self.take(side, RecordObserved(relay.held, relay.former))
@@ -612,7 +612,7 @@ class Moves:
         peer = number(side.handoff.peer)
         pages = digest(side, relay.box)
         if self.is_mutant("what is missing is not passed on"):
-            pages = tuple(page._replace(missing=frozenset()) for page in pages)
+            pages = tuple(page._replace(awaiting_digests=frozenset()) for page in pages)
         if self.rules.liar and place == 0:
             everything = b"".join(packed(eid) for eid in self.eids)
             others = b"".join(packed(eid, Eid("another")) for eid in self.eids)
@@ -628,7 +628,7 @@ class Moves:
     def courier(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
         """What waits at a relay that is no home goes to the one that is."""
         box, peer = relay.box, self._goes_to(relay)
-        if box.holding is not Holding.AWAY or peer is None or not box.live:
+        if box.holding is not InboxRole.FORWARDING or peer is None or not box.live:
             return
         if box.session != "courier":
             opened = self.put(world, place, relay._replace(box=box.open("courier")))
@@ -663,7 +663,7 @@ class Moves:
         """A side that is written says so itself, so that all goes under its hand-off."""
         side = relay.side
         if side is not None and side.mode is Mode.FROZEN:
-            return side.handoff.peer if side.handoff and side.is_named else None
+            return side.handoff.peer if side.handoff and side.names_target else None
         return relay.held.home if relay.held else None
 
     def network(self, world: World) -> Iterator[Move]:
@@ -757,7 +757,7 @@ class Moves:
         forgot = relay is not None and relay.box.floor
         broken = TWICE if (place, eid) in world.bounced and not forgot else None
         # one that waits for another's word cannot know; one that is no home is not asked to
-        knows = relay is not None and relay.box.holding is Holding.HOME
+        knows = relay is not None and relay.box.holding is InboxRole.HOME
         if knows and not maybe and eid in world.seen:
             broken = UNTRUE
         return world._replace(bounced=world.bounced | {(place, eid)}), broken
@@ -781,7 +781,7 @@ class Moves:
         for eid in sorted(box.eids & world.receipted):
             if eid not in world.late:
                 yield f"{eid} expires", world._replace(late=world.late | {eid}), None
-            elif box.holding is not Holding.HELD and eid not in box.given:
+            elif box.holding is not InboxRole.PAUSED and eid not in box.given:
                 ended = self.put(
                     world, place, relay._replace(box=box.end(eid, Disposition.EXPIRED))
                 )
@@ -808,10 +808,10 @@ def digest(side: MigrationSide, box: Box | RealBox) -> tuple[DigestPage, ...]:
     assert side.handoff is not None
     ids, floor = box.doubts()
     parts = ids or [b""]
-    about = repr((parts, floor, sorted(side.missing)))
+    about = repr((parts, floor, sorted(side.awaiting_digests)))
     whole = hashlib.sha256(about.encode()).digest()[:4]
     return tuple(
-        DigestPage(side.handoff.id, whole, at, len(parts), side.missing, floor, part)
+        DigestPage(side.handoff.id, whole, at, len(parts), side.awaiting_digests, floor, part)
         for at, part in enumerate(parts)
     )
 
@@ -819,7 +819,7 @@ def digest(side: MigrationSide, box: Box | RealBox) -> tuple[DigestPage, ...]:
 def short(message: Message) -> str:
     match message:
         case DigestPage():
-            lie = f"{message.whole.decode()} " if message.whole.startswith(LIE) else ""
+            lie = f"{message.digest_id.decode()} " if message.digest_id.startswith(LIE) else ""
             return f"{lie}digest {message.number + 1}/{message.total} of {message.handoff}"
         case Copy():
             mark, old = " marked" * message.marked, " of an old session" * (not message.bound)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from relay.inbox.model.types import (
     Disposition,
-    Holding,
+    InboxRole,
 )
 from relay.migration.model.state import (
     DigestPage,
@@ -27,7 +27,7 @@ from relay.protocol.types import (
 )
 
 NO_EIDS: frozenset[Eid] = frozenset()
-HOMES = frozenset({Holding.HOME, Holding.DOUBTFUL})
+HOMES = frozenset({InboxRole.HOME, InboxRole.UNCERTAIN})
 TOLD = frozenset(
     {Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.DOUBTFUL}
 )
@@ -62,7 +62,7 @@ class Box(NamedTuple):
         session: "agent", "courier" or "", and what it was ``given``.
     """
 
-    holding: Holding | None = None
+    holding: InboxRole | None = None
     live: frozenset[tuple[Eid, bool]] = frozenset()
     fates: frozenset[tuple[Eid, Disposition]] = frozenset()
     floor: bool = False
@@ -83,7 +83,7 @@ class Box(NamedTuple):
 
     def is_marked(self, eid: Eid) -> bool:
         """As it would be handed over now."""
-        return self.doubt or self.holding is Holding.DOUBTFUL or (eid, True) in self.live
+        return self.doubt or self.holding is InboxRole.UNCERTAIN or (eid, True) in self.live
 
     def mark(self, eids: frozenset[Eid]) -> Box:
         return self._replace(live=frozenset((eid, old or eid in eids) for eid, old in self.live))
@@ -96,17 +96,17 @@ class Box(NamedTuple):
 
     def queue(self) -> Box:
         """One that is made for mail for elsewhere."""
-        return self._replace(holding=Holding.AWAY)
+        return self._replace(holding=InboxRole.FORWARDING)
 
     def accept(self, item: Item, *, late: bool = False) -> tuple[Box, Outcome] | None:
         """Store it, or say that it was; None: not here."""
-        if self.holding is None or (self.holding is Holding.AWAY and item.via):
+        if self.holding is None or (self.holding is InboxRole.FORWARDING and item.via):
             return None
         fate = self.fate(item.eid)
         if fate is Disposition.STORED:
             brings = item.marked and item.moving
             return (self.mark(frozenset({item.eid})) if brings else self), DUP
-        is_back = fate is Disposition.FORWARDED and self.holding is not Holding.AWAY
+        is_back = fate is Disposition.FORWARDED and self.holding is not InboxRole.FORWARDING
         if not (fate is None or fate is Disposition.DOUBTFUL or is_back):
             return self, DUP
         is_forgotten = self.floor and fate is None
@@ -139,7 +139,7 @@ class Box(NamedTuple):
 
     # ------------------------------------------------------------ hand-offs
 
-    def hold(self, holding: Holding) -> Box:
+    def hold(self, holding: InboxRole) -> Box:
         """What a record alone does to an inbox that no side is written of."""
         return self if self.holding is holding else self.close()._replace(holding=holding)
 
@@ -170,7 +170,7 @@ class Box(NamedTuple):
         return ids, HOUR if self.floor or self.doubt else -1
 
 
-def ends_session(holding: Holding | None, before: MigrationSide, step: Transition) -> bool:
+def ends_session(holding: InboxRole | None, before: MigrationSide, step: Transition) -> bool:
     """A step after which another may read the inbox than before, or under another hand-off."""
     now = step.side.holding
     hands_over = step.side.mode is Mode.FROZEN and before.handoff != step.side.handoff

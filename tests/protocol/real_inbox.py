@@ -18,8 +18,8 @@ from relay.inbox.model.types import (
     Ack,
     Disposition,
     Forwarded,
-    Holding,
     InboxLimits,
+    InboxRole,
     Page,
 )
 from relay.migration.model.state import (
@@ -116,14 +116,16 @@ class RealBox:
         """The same question has the same answer, so it is asked once."""
         asked = (self.key, *about)
         if asked not in _asked:
-            box = copy.deepcopy(self.box) if self.box else Inbox(ME, Epoch("e"), Holding.AWAY)
+            box = (
+                copy.deepcopy(self.box) if self.box else Inbox(ME, Epoch("e"), InboxRole.FORWARDING)
+            )
             _asked[asked] = by(box)
         return _asked[asked]
 
     # ------------------------------------------------------------ questions
 
     @property
-    def holding(self) -> Holding | None:
+    def holding(self) -> InboxRole | None:
         return self.box.holding if self.box else None
 
     @property
@@ -184,7 +186,7 @@ class RealBox:
         return self._step("accept", item, late, by=by)  # type: ignore[no-any-return]
 
     def queue(self) -> RealBox:
-        return home(Holding.AWAY)
+        return home(InboxRole.FORWARDING)
 
     def end(self, eid: Eid, fate: Disposition) -> RealBox:
         def by(box: Inbox) -> RealBox:
@@ -219,13 +221,13 @@ class RealBox:
     def give(self, eid: Eid) -> RealBox:
         return RealBox(self.box, self.session, self.given | {eid}, floor=self.floor)
 
-    def hold(self, holding: Holding) -> RealBox:
+    def hold(self, holding: InboxRole) -> RealBox:
         """What a record alone does to an inbox that no side is written of."""
 
         def by(box: Inbox) -> RealBox:
             if self.box is None:
                 return home(holding)
-            box.set_home(home=holding is not Holding.AWAY, now=EARLY)
+            box.set_home(home=holding is not InboxRole.FORWARDING, now=EARLY)
             return self._after(box)
 
         return self._step("hold", holding, by=by)  # type: ignore[no-any-return]
@@ -261,7 +263,7 @@ class RealBox:
         return handoff.doubts(self.box), handoff.floor(self.box)
 
 
-def home(holding: Holding = Holding.HOME) -> RealBox:
+def home(holding: InboxRole = InboxRole.HOME) -> RealBox:
     """An inbox in which nothing is."""
     return RealBox(Inbox(ME, Epoch("e"), holding))
 

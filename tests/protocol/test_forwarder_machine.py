@@ -37,8 +37,8 @@ from relay.inbox.model.types import (
     BounceIntent,
     Disposition,
     Forwarded,
-    Holding,
     InboxLimits,
+    InboxRole,
     OutboxLimits,
 )
 from relay.inbox.model.types import (
@@ -121,7 +121,7 @@ class CourierWorld:
     load_type = ForwardWindow
 
     def __init__(self) -> None:
-        self.inbox = Inbox(ME, Epoch("e1"), Holding.AWAY)
+        self.inbox = Inbox(ME, Epoch("e1"), InboxRole.FORWARDING)
         self.outboxes = Outboxes(OutboxLimits(100_000, 10**9, 1))
         self.relays = {did: Relay(did) for did in RELAYS}
         self.home = RELAYS[0]

@@ -16,7 +16,7 @@ import pytest
 
 from relay.inbox.model.types import (
     Disposition,
-    Holding,
+    InboxRole,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -206,7 +206,7 @@ def is_never_in_doubt(patch: pytest.MonkeyPatch) -> None:
     was = Inbox.is_marked
 
     def is_marked(self: Inbox, seq: Any, item: Any) -> bool:
-        holding, self.holding = self.holding, Holding.HOME
+        holding, self.holding = self.holding, InboxRole.HOME
         marked = was(self, seq, item)
         self.holding = holding
         return marked

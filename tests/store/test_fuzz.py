@@ -30,8 +30,8 @@ from relay.inbox.model.types import (
     Ack,
     AckRequest,
     Forwarded,
-    Holding,
     InboxLimits,
+    InboxRole,
     LiveSession,
     Opened,
     OutboxLimits,
@@ -495,7 +495,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(
         inbox=st.sampled_from([*INBOXES, *INBOXES, AgentKey("key:new")]),
-        holding=st.sampled_from(Holding),
+        holding=st.sampled_from(InboxRole),
         flags=st.tuples(*[st.booleans()] * 5),
         named=st.lists(st.integers(0, 30), max_size=12),
         floor=st.sampled_from([-1] * 5 + [HOUR - 4, HOUR - 2]),

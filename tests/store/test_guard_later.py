@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 from relay.health import Health, ProblemReason
 from relay.inbox.model.types import (
     Accepted,
-    Holding,
     InboxLimits,
+    InboxRole,
 )
 from relay.migration.ports import (
     MigrationChange,
@@ -128,7 +128,7 @@ async def test_a_setting_that_becomes_unsafe_ends_receipts_until_it_is_mended(
         assert code(await numbers.append(store)) is ErrorCode.STORAGE_UNAVAILABLE
         seen = await store.handoff(ME)
         with pytest.raises(UnavailableError, match="cannot be relied on"):
-            await store.change_handoff(ME, seen, MigrationChange("signed for", Holding.HELD))
+            await store.change_handoff(ME, seen, MigrationChange("signed for", InboxRole.PAUSED))
         with pytest.raises(UnavailableError, match="cannot be relied on"):
             await store.learn_known(ME, Known())
         assert await store.handoff(ME) == seen

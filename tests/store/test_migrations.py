@@ -15,8 +15,8 @@ from relay.inbox.model.types import (
     AckRequest,
     Disposition,
     Forwarded,
-    Holding,
     InboxLimits,
+    InboxRole,
     LiveSession,
     Opened,
     OutboxLimits,
@@ -87,7 +87,7 @@ async def merged(store: Any, seq: int, *, home: bool, owner: AgentKey = ME) -> b
 
 
 async def change(
-    store: Any, holding: Holding, text: str = "side", *, inbox: AgentKey = ME, **more: Any
+    store: Any, holding: InboxRole, text: str = "side", *, inbox: AgentKey = ME, **more: Any
 ) -> bool:
     """A step that follows upon how things stand."""
     seen = await store.handoff(inbox)
@@ -153,25 +153,25 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     await opened(world.store)
     await world.store.append([entry(1)])
     assert await world.store.handoff(ME) == MigrationRow(
-        holding=Holding.HOME, tally=Tally(waiting=1)
+        holding=InboxRole.HOME, tally=Tally(waiting=1)
     )
     assert await world.store.handoffs() == []
 
 
 async def test_a_step_is_written_with_what_it_does_to_the_inbox(world: World) -> None:
-    assert await change(world.store, Holding.HELD, "incoming", is_new=True)
-    assert await world.store.handoff(ME) == MigrationRow("incoming", Holding.HELD)
+    assert await change(world.store, InboxRole.PAUSED, "incoming", is_new=True)
+    assert await world.store.handoff(ME) == MigrationRow("incoming", InboxRole.PAUSED)
     assert await world.store.handoffs() == [(ME, "incoming")]
-    assert await change(world.store, Holding.HOME, "active", is_open=False)
+    assert await change(world.store, InboxRole.HOME, "active", is_open=False)
     row = await world.store.handoff(ME)
-    assert (row.text, row.holding) == ("active", Holding.HOME)
+    assert (row.text, row.holding) == ("active", InboxRole.HOME)
     assert await world.store.handoffs() == []
 
 
 async def test_of_two_steps_that_saw_the_same_only_one_is_taken(world: World) -> None:
     await opened(world.store)
     seen = await world.store.handoff(ME)
-    first = MigrationChange("first", Holding.HELD, has_work=True)
+    first = MigrationChange("first", InboxRole.PAUSED, has_work=True)
     assert await world.store.change_handoff(ME, seen, first)
     assert not await world.store.change_handoff(ME, seen, first)
     assert not await world.store.change_handoff(ME, seen, replace(first, text="second"))
@@ -184,7 +184,7 @@ async def test_a_step_that_did_not_see_the_newest_record_is_not_taken(world: Wor
     seen = await world.store.handoff(ME)
     assert seen.record == record(1, home=True)
     await merged(world.store, 2, home=True)
-    step = MigrationChange("late", Holding.HELD)
+    step = MigrationChange("late", InboxRole.PAUSED)
     assert not await world.store.change_handoff(ME, seen, step)
     assert not await world.store.change_handoff(ME, replace(seen, record=None), step)
     assert await world.store.handoff(ME) == replace(seen, record=record(2, home=True))
@@ -193,14 +193,14 @@ async def test_a_step_that_did_not_see_the_newest_record_is_not_taken(world: Wor
 async def test_a_step_of_an_agent_without_a_record_is_compared_too(world: World) -> None:
     seen = await world.store.handoff(ME)
     await merged(world.store, 1, home=False)
-    assert not await world.store.change_handoff(ME, seen, MigrationChange("x", Holding.HELD))
+    assert not await world.store.change_handoff(ME, seen, MigrationChange("x", InboxRole.PAUSED))
     assert (await world.store.handoff(ME)).holding is None
 
 
 async def test_a_step_is_taken_while_the_store_is_full(world: World) -> None:
     await opened(world.store)
     world.store.refuse_appends("the disk is nearly full")
-    assert await change(world.store, Holding.AWAY, ends_session=True)
+    assert await change(world.store, InboxRole.FORWARDING, ends_session=True)
 
 
 # ---------------------------------------------------------------- held
@@ -209,7 +209,7 @@ async def test_a_step_is_taken_while_the_store_is_full(world: World) -> None:
 async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     session = await opened_to(world.store, ALICE)
     await world.store.append([entry(1)])
-    assert await change(world.store, Holding.HELD, ends_session=True)
+    assert await change(world.store, InboxRole.PAUSED, ends_session=True)
     (first,) = await world.store.append([entry(2)])
     assert first == Accepted(Seq(2), session.epoch, dup=False, session=None)
     (again,) = await world.store.append([entry(2)])
@@ -228,7 +228,7 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
 
 async def test_a_target_takes_mail_although_the_record_names_others(world: World) -> None:
     await merged(world.store, 1, home=False)
-    await change(world.store, Holding.HELD, "incoming")
+    await change(world.store, InboxRole.PAUSED, "incoming")
     (first,) = taken(await world.store.append([entry(1)]))
     assert (first.seq, first.away) == (1, False)
     assert await world.store.outboxes() == []
@@ -237,18 +237,18 @@ async def test_a_target_takes_mail_although_the_record_names_others(world: World
 
 async def test_where_others_read_no_session_goes_on_even_unasked(world: World) -> None:
     session = await opened(world.store)
-    await change(world.store, Holding.HELD)
+    await change(world.store, InboxRole.PAUSED)
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MIGRATING
-    await change(world.store, Holding.AWAY, "away")
+    await change(world.store, InboxRole.FORWARDING, "away")
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MOVED
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MOVED
 
 
 async def test_a_session_that_a_step_ends_leaves_marks_over_its_window(world: World) -> None:
     await opened(world.store, window=Window(2, 10_000))
     await world.store.append([entry(n) for n in (1, 2, 3)])
-    await change(world.store, Holding.AWAY, ends_session=True)
+    await change(world.store, InboxRole.FORWARDING, ends_session=True)
     assert await shown(world.store, await courier(world.store)) == [
         (1, True), (2, True), (3, False),
     ]  # fmt: skip
@@ -257,7 +257,7 @@ async def test_a_session_that_a_step_ends_leaves_marks_over_its_window(world: Wo
 async def test_a_step_may_mark_all_that_waits(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1), entry(2)])
-    await change(world.store, Holding.HOME, marks_present=True)
+    await change(world.store, InboxRole.HOME, marks_present=True)
     (later,) = await world.store.append([entry(3)])
     assert later.session is not None
     assert await shown(world.store, session) == [(1, True), (2, True), (3, False)]
@@ -266,21 +266,21 @@ async def test_a_step_may_mark_all_that_waits(world: World) -> None:
 async def test_what_is_held_does_not_expire(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1, expires_at=NOW + 10)])
-    await change(world.store, Holding.HELD)
+    await change(world.store, InboxRole.PAUSED)
     await world.advance(1_000)
     assert await world.store.sweep(NODE, [NODE]) == 0
     await world.store.conclude(ME, [Seq(1)], Reason.EXPIRED)
     assert (await world.store.handoff(ME)).tally.waiting == 1
-    await change(world.store, Holding.AWAY, "away")
+    await change(world.store, InboxRole.FORWARDING, "away")
     assert await world.store.sweep(NODE, [NODE]) == 1
 
 
 async def test_a_changed_handoff_ends_the_courier_of_the_one_before(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.AWAY, "to B")
+    await change(world.store, InboxRole.FORWARDING, "to B")
     carrier = await courier(world.store)
-    await change(world.store, Holding.AWAY, "to C", ends_session=True)
+    await change(world.store, InboxRole.FORWARDING, "to C", ends_session=True)
     assert code(await end(world.store, carrier, 1, forwarded=FORWARDED)) is ErrorCode.MOVED
     assert (await world.store.handoff(ME)).tally.waiting == 1
 
@@ -291,7 +291,7 @@ async def test_a_node_hears_that_a_step_ended_its_session(server_world: World) -
     async with server_world.running(a):
         await wait_until(lambda: heard.looks, 10, "a listens")
         await opened(a)
-        await change(b, Holding.HELD, ends_session=True)
+        await change(b, InboxRole.PAUSED, ends_session=True)
         await wait_until(lambda: heard.hints == [ME], 5, "the agent's node hears of it")
 
 
@@ -299,9 +299,9 @@ async def test_what_waits_for_a_peer_is_counted_there_while_it_is_away_only(worl
     await merged(world.store, 1, home=False)
     await world.store.append([entry(1, peer=PEER), entry(2, peer=PEER)])
     assert [one[:2] for one in await world.store.outboxes()] == [(PEER, 2)]
-    await change(world.store, Holding.HELD)
+    await change(world.store, InboxRole.PAUSED)
     assert await world.store.outboxes() == []
-    await change(world.store, Holding.AWAY, "away")
+    await change(world.store, InboxRole.FORWARDING, "away")
     assert await world.store.outboxes() == []
     carrier = await courier(world.store)
     await world.store.defer_outbox(ME, carrier.fence, 0, peer=PEER2)
@@ -315,7 +315,7 @@ async def test_what_moves_is_no_outboxs_nor_is_what_comes_meanwhile(world: World
     await opened(store)
     taken(await store.append([entry(n) for n in range(1, 6)]))
     await merged(store, 1, home=False)
-    await change(store, Holding.AWAY, is_new=True)
+    await change(store, InboxRole.FORWARDING, is_new=True)
     carrier = await courier(store)
     await store.defer_outbox(ME, carrier.fence, 0, peer=PEER)
     taken(await store.append([entry(n, peer=PEER) for n in range(6, 9)]))
@@ -339,7 +339,7 @@ async def test_in_a_doubtful_inbox_all_is_marked_and_nothing_handed_over_unread(
 ) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.DOUBTFUL)
+    await change(world.store, InboxRole.UNCERTAIN)
     (new,) = await world.store.append([entry(2)])
     assert new.session is None
     assert await shown(world.store, session) == [(1, True), (2, True)]
@@ -350,9 +350,9 @@ async def test_in_a_doubtful_inbox_all_is_marked_and_nothing_handed_over_unread(
 
 async def test_when_the_doubt_is_over_the_session_goes_on_and_marks_stop(world: World) -> None:
     session = await opened(world.store)
-    await change(world.store, Holding.DOUBTFUL)
+    await change(world.store, InboxRole.UNCERTAIN)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.HOME, "sure")
+    await change(world.store, InboxRole.HOME, "sure")
     (new,) = await world.store.append([entry(2)])
     assert new.session == LiveSession(session.fence, NODE)
     assert await shown(world.store, session) == [(1, False), (2, False)]
@@ -367,12 +367,12 @@ async def test_where_no_step_was_written_a_record_turns_the_inbox_as_ever(world:
     assert not await merged(world.store, 1, home=True)
     assert await merged(world.store, 2, home=False)
     row = await world.store.handoff(ME)
-    assert (row.holding, row.has_left, row.former) == (Holding.AWAY, True, "record1")
+    assert (row.holding, row.has_left, row.former) == (InboxRole.FORWARDING, True, "record1")
     assert not await merged(world.store, 3, home=False)
     assert (await world.store.handoff(ME)).former == "record1"
     assert await merged(world.store, 4, home=True)
     row = await world.store.handoff(ME)
-    assert (row.holding, row.former) == (Holding.DOUBTFUL, "record3")
+    assert (row.holding, row.former) == (InboxRole.UNCERTAIN, "record3")
     assert await shown(world.store, await opened(world.store)) == [(1, True)]
 
 
@@ -384,7 +384,7 @@ async def test_an_inbox_that_turns_without_a_step_calls_a_mover(world: World) ->
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == []
     await world.advance(5)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == [DueOutbox(ME, None)]
-    await change(world.store, Holding.AWAY)
+    await change(world.store, InboxRole.FORWARDING)
     await world.advance(5)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == []
 
@@ -393,7 +393,7 @@ async def test_an_inbox_that_is_made_where_others_were_homes_is_doubtful(world: 
     await merged(world.store, 1, home=False)
     await merged(world.store, 2, home=True)
     session = await opened(world.store)
-    assert (await world.store.handoff(ME)).holding is Holding.DOUBTFUL
+    assert (await world.store.handoff(ME)).holding is InboxRole.UNCERTAIN
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == [DueOutbox(ME, None)]
     await world.store.append([entry(1)])
     assert await shown(world.store, session) == [(1, True)]
@@ -403,9 +403,9 @@ async def test_where_a_step_was_written_a_record_calls_a_mover_and_turns_nothing
     world: World,
 ) -> None:
     session = await opened(world.store)
-    await change(world.store, Holding.HOME)
+    await change(world.store, InboxRole.HOME)
     assert await merged(world.store, 1, home=False)
-    assert (await world.store.handoff(ME)).holding is Holding.HOME
+    assert (await world.store.handoff(ME)).holding is InboxRole.HOME
     assert await shown(world.store, session) == []
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == [DueOutbox(ME, None)]
     assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
@@ -416,7 +416,7 @@ async def test_where_a_step_was_written_a_record_calls_a_mover_and_turns_nothing
 async def test_what_is_away_and_coming_home_is_said_to_be_moving(world: World) -> None:
     await merged(world.store, 1, home=False)
     await world.store.append([entry(1, peer=PEER)])
-    await change(world.store, Holding.AWAY)
+    await change(world.store, InboxRole.FORWARDING)
     assert await merged(world.store, 2, home=True)
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
     (no,) = await world.store.append([entry(2)])
@@ -426,9 +426,9 @@ async def test_what_is_away_and_coming_home_is_said_to_be_moving(world: World) -
 
 async def test_two_records_of_one_seq_call_a_mover(world: World) -> None:
     await opened(world.store)
-    await change(world.store, Holding.HOME)
+    await change(world.store, InboxRole.HOME)
     await merged(world.store, 1, home=True)
-    await change(world.store, Holding.HOME, "settled")
+    await change(world.store, InboxRole.HOME, "settled")
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == []
     other = RecordRow(RecordVersion(1, 1, bytes(32)), "other", names_us=False)
     (forked,) = await world.store.merge_records([(ME, other)])
@@ -462,13 +462,13 @@ async def test_the_former_record_goes_with_the_newest(world: World) -> None:
 async def test_an_inbox_with_work_is_due_though_nothing_waits_and_nobody_may_read(
     world: World,
 ) -> None:
-    await change(world.store, Holding.HELD, has_work=True)
+    await change(world.store, InboxRole.PAUSED, has_work=True)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
     await world.advance(19)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == []
     await world.advance(1)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
-    await change(world.store, Holding.HELD, "done")
+    await change(world.store, InboxRole.PAUSED, "done")
     await world.advance(99)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == []
 
@@ -476,7 +476,7 @@ async def test_an_inbox_with_work_is_due_though_nothing_waits_and_nobody_may_rea
 async def test_a_courier_that_is_done_leaves_work_for_the_mover(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.AWAY, has_work=True)
+    await change(world.store, InboxRole.FORWARDING, has_work=True)
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, forwarded=FORWARDED)
     await world.store.defer_outbox(ME, carrier.fence, 1)
@@ -498,7 +498,7 @@ async def test_what_an_agent_may_have_seen_is_told_page_by_page(world: World) ->
     assert await all_doubts(world.store) == seen
     assert await all_doubts(world.store, most=1) == seen
     assert (await world.store.doubts(ME, "", 9)).floor == -1
-    await change(world.store, Holding.HELD, marks_present=True)
+    await change(world.store, InboxRole.PAUSED, marks_present=True)
     assert len(await all_doubts(world.store, most=3)) == 9
 
 
@@ -527,7 +527,7 @@ async def lose_commits(world: World) -> None:
 
 
 async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World) -> None:
-    await change(world.store, Holding.HELD, doubts=doubt(1) + doubt(2, HOUR - 5))
+    await change(world.store, InboxRole.PAUSED, doubts=doubt(1) + doubt(2, HOUR - 5))
     assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
     (own,) = await world.store.append([entry(1)])
     assert (own.seq, own.dup) == (1, False)
@@ -537,18 +537,18 @@ async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World)
     assert (page.seq, page.dup) == (2, False)
     (plain,) = await world.store.append([entry(3)])
     assert isinstance(plain, Accepted)
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     session = await opened(world.store)
     assert await shown(world.store, session) == [(1, True), (2, True), (3, False)]
     assert await all_doubts(world.store) == {doubt(1), doubt(2, HOUR - 5)}
 
 
 async def test_an_id_that_a_digest_names_of_another_envelope_turns_none_away(world: World) -> None:
-    await change(world.store, Holding.HELD, doubts=doubt(1, of=7) + doubt(2, of=7))
+    await change(world.store, InboxRole.PAUSED, doubts=doubt(1, of=7) + doubt(2, of=7))
     taken(await world.store.append([entry(1)]))
     taken(await bring(world.store, 2))
     assert code((await world.store.append([entry(1, eid=eid(7))]))[0]) is ErrorCode.REPLAYED
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(1, True), (2, True)]
 
 
@@ -557,30 +557,30 @@ async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
 ) -> None:
     await opened(world.store)
     await world.store.append([entry(1), entry(2)])
-    await change(world.store, Holding.AWAY)
+    await change(world.store, InboxRole.FORWARDING)
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
-    await change(world.store, Holding.HELD, "back", doubts=doubt(1))
+    await change(world.store, InboxRole.PAUSED, "back", doubts=doubt(1))
     assert await fates(world.store, 1, 2) == [Disposition.DOUBTFUL, Disposition.FORWARDED]
     taken(await bring(world.store, 1))
     taken(await bring(world.store, 2))
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(3, True), (4, False)]
 
 
 async def test_a_mark_that_is_brought_outlasts_a_doubt_about_all(world: World) -> None:
-    await change(world.store, Holding.DOUBTFUL)
+    await change(world.store, InboxRole.UNCERTAIN)
     await world.store.append([entry(1), entry(2)])
     (again,) = await bring(world.store, 1, marked=True)
     assert isinstance(again, Accepted)
     assert again.dup
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(1, True), (2, False)]
 
 
 async def test_what_is_marked_for_an_id_is_never_handed_over_unread(world: World) -> None:
     session = await opened(world.store)
-    await change(world.store, Holding.HOME, doubts=doubt(1))
+    await change(world.store, InboxRole.HOME, doubts=doubt(1))
     marked, plain = await world.store.append([entry(1), entry(2)])
     assert (marked.session, plain.session) == (None, LiveSession(session.fence, NODE))
 
@@ -589,7 +589,7 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
     session = await opened(world.store)
     await world.store.append([entry(1), entry(2), entry(3)])
     await end(world.store, session, 1)
-    await change(world.store, Holding.HOME, doubts=doubt(1) + doubt(2))
+    await change(world.store, InboxRole.HOME, doubts=doubt(1) + doubt(2))
     assert await fates(world.store, 1, 2, 3) == [
         Disposition.ACKED,
         Disposition.STORED,
@@ -599,7 +599,7 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
 
 
 async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: World) -> None:
-    await change(world.store, Holding.HELD, doubts=doubt(1))
+    await change(world.store, InboxRole.PAUSED, doubts=doubt(1))
     ends_at = (HOUR + 1) * 3600 + MAX_LIFETIME_S
     await world.set_time(ends_at + 600)
     await world.store.sweep(NODE, [NODE])
@@ -612,7 +612,7 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
 async def test_a_digest_without_room_marks_what_is_older(world: World) -> None:
     """LIMITS allow 30 ids, and a digest leaves room for what comes."""
     ids = [doubt(n, HOUR - n // 5) for n in range(20)]
-    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    await change(world.store, InboxRole.PAUSED, doubts=b"".join(ids))
     assert await all_doubts(world.store) == set(ids[:10])
     assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 2
     end_s = (HOUR - 1) * 3600 + 300
@@ -621,7 +621,7 @@ async def test_a_digest_without_room_marks_what_is_older(world: World) -> None:
     ])  # fmt: skip
     taken([old, young])
     taken(await bring(world.store, 17, hour=HOUR - 3, created_at=end_s - 1))
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     session = await opened(world.store)
     assert await shown(world.store, session) == [(1, True), (2, False), (3, True)]
 
@@ -633,7 +633,7 @@ async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(wor
     ])  # fmt: skip
     await end(world.store, session, *range(1, 10))
     ids = [doubt(n) for n in range(100, 130)]
-    await change(world.store, Holding.HOME, doubts=b"".join(ids))
+    await change(world.store, InboxRole.HOME, doubts=b"".join(ids))
     assert await all_doubts(world.store) == {doubt(n, HOUR - 5 - n % 3) for n in range(9)}
     taken(await world.store.append([entry(99, hour=HOUR - 9)]))
     again = await world.store.append([
@@ -643,8 +643,10 @@ async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(wor
 
 
 async def test_what_is_marked_by_its_time_takes_no_room(world: World) -> None:
-    await change(world.store, Holding.HELD, floor=HOUR - 2)
-    await change(world.store, Holding.HELD, "more", doubts=doubt(1, HOUR - 2) + doubt(2, HOUR - 1))
+    await change(world.store, InboxRole.PAUSED, floor=HOUR - 2)
+    await change(
+        world.store, InboxRole.PAUSED, "more", doubts=doubt(1, HOUR - 2) + doubt(2, HOUR - 1)
+    )
     assert await all_doubts(world.store) == {doubt(2, HOUR - 1)}
 
 
@@ -652,20 +654,20 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     world.options["dedupe_total"] = 6
     store = await world.restart()
     ids = [doubt(n, HOUR - n // 4) for n in range(16)]
-    await change(store, Holding.HELD, doubts=b"".join(ids))
+    await change(store, InboxRole.PAUSED, doubts=b"".join(ids))
     assert await all_doubts(store) == set(ids[:4])
     assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
 
 
 async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: World) -> None:
     """LIMITS allow 30 ids, and half of that of strangers; two hours are always kept."""
-    await change(world.store, Holding.HELD)
+    await change(world.store, InboxRole.PAUSED)
     for n, hour in enumerate([*[HOUR - 9] * 13, HOUR - 1, HOUR, HOUR], 1):
         sender = AgentKey(f"key:s{n % 9}")
         await world.store.append([entry(n, hour=hour, created_at=hour * 3600, sender=sender)])
     assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
-    await change(world.store, Holding.HELD, "digested", doubts=doubt(1, HOUR - 9))
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.PAUSED, "digested", doubts=doubt(1, HOUR - 9))
+    await change(world.store, InboxRole.HOME, "home")
     session = await opened(world.store)
     marked = dict(await shown(world.store, session))
     assert (marked[1], marked[13], marked[14], marked[16]) == (True, True, False, False)
@@ -673,7 +675,7 @@ async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: Wo
 
 async def test_the_newest_is_said_first(world: World) -> None:
     ids = [doubt(n, HOUR - n) for n in range(9)]
-    await change(world.store, Holding.HELD, doubts=b"".join(reversed(ids)))
+    await change(world.store, InboxRole.PAUSED, doubts=b"".join(reversed(ids)))
     first = await world.store.doubts(ME, "", 4)
     assert first.ids == b"".join(ids[:4])
     rest = await world.store.doubts(ME, first.after, 9)
@@ -684,27 +686,27 @@ async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_
     world: World,
 ) -> None:
     ids = [doubt(n) for n in range(100, 140)]
-    await change(world.store, Holding.HELD, doubts=b"".join(ids))
+    await change(world.store, InboxRole.PAUSED, doubts=b"".join(ids))
     assert await all_doubts(world.store) == set()
     end_s = (HOUR + 1) * 3600 + 300
     young, old = await world.store.append([
         entry(1, created_at=end_s, expires_at=end_s + 99), entry(2, created_at=end_s - 1),
     ])  # fmt: skip
     assert (young.dup, old.dup) == (False, False)
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     assert await shown(world.store, await opened(world.store)) == [(1, False), (2, True)]
 
 
 async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World) -> None:
-    await change(world.store, Holding.HELD)
+    await change(world.store, InboxRole.PAUSED)
     old = (HOUR - 3) * 3600
     await world.store.append([entry(1, hour=HOUR - 3, created_at=old), entry(2, created_at=NOW)])
-    await change(world.store, Holding.HELD, "digested", floor=HOUR - 3)
+    await change(world.store, InboxRole.PAUSED, "digested", floor=HOUR - 3)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
     taken(await world.store.append([entry(3, hour=HOUR - 3, created_at=old)]))
     taken(await bring(world.store, 4, hour=HOUR - 3, created_at=old))
     taken(await bring(world.store, 5, created_at=NOW))
-    await change(world.store, Holding.HOME, "home", floor=HOUR - 9)
+    await change(world.store, InboxRole.HOME, "home", floor=HOUR - 9)
     session = await opened(world.store)
     assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
     assert await shown(world.store, session) == [
@@ -716,8 +718,8 @@ async def test_a_large_page_is_taken_at_once_and_twice(world: World) -> None:
     world.limits = InboxLimits()
     store = await world.restart()
     ids = b"".join(doubt(n, HOUR - n // 1_000) for n in range(4_096))
-    await change(store, Holding.HELD, "one", doubts=ids, is_new=True)
-    await change(store, Holding.HELD, "two", doubts=ids)
+    await change(store, InboxRole.PAUSED, "one", doubts=ids, is_new=True)
+    await change(store, InboxRole.PAUSED, "two", doubts=ids)
     assert len(await all_doubts(store, most=4_096)) == 4_096
     assert (await store.doubts(ME, "", 99)).floor == -1
 
@@ -730,7 +732,7 @@ async def test_a_page_passes_rules_and_quotas(world: World) -> None:
     store = await world.restart()
     session = await opened(store)
     await ruled(store, session, deny=(ALICE,), first_contact="refuse")
-    await change(store, Holding.HELD)
+    await change(store, InboxRole.PAUSED)
     results = await bring(store, 1, 2, 3, barred=True)
     results += await bring(store, 4, sender=BOB)
     assert [(one.seq, one.stranger) for one in taken(results)] == [
@@ -796,18 +798,18 @@ async def test_a_page_never_takes_a_mark_away_and_always_brings_its_own(world: W
 async def test_what_moved_on_comes_back_with_its_inbox_as_it_is(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(n) for n in (1, 2, 3)])
-    await change(world.store, Holding.AWAY, "away")
-    await change(world.store, Holding.AWAY, "away still")
+    await change(world.store, InboxRole.FORWARDING, "away")
+    await change(world.store, InboxRole.FORWARDING, "away still")
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, 2, 3, forwarded=FORWARDED)
     (gone,) = await bring(world.store, 1)
     assert gone.code is ErrorCode.MIGRATING
-    await change(world.store, Holding.HELD, "incoming")
+    await change(world.store, InboxRole.PAUSED, "incoming")
     assert await fates(world.store, 1, 2, 3) == [Disposition.FORWARDED] * 3
     taken(await bring(world.store, 1))
     taken(await world.store.append([entry(2)]))
     taken(await bring(world.store, 3, marked=True))
-    await change(world.store, Holding.HOME, "home")
+    await change(world.store, InboxRole.HOME, "home")
     session = await opened(world.store)
     assert await shown(world.store, session) == [(4, False), (5, True), (6, True)]
 
@@ -815,9 +817,9 @@ async def test_what_moved_on_comes_back_with_its_inbox_as_it_is(world: World) ->
 async def test_while_the_store_is_full_what_would_be_kept_anew_is_refused(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.AWAY)
+    await change(world.store, InboxRole.FORWARDING)
     await end(world.store, await courier(world.store), 1, forwarded=FORWARDED)
-    await change(world.store, Holding.HELD, "incoming", doubts=doubt(2))
+    await change(world.store, InboxRole.PAUSED, "incoming", doubts=doubt(2))
     await world.store.append([entry(3)])
     world.store.refuse_appends("the disk is nearly full")
     results = await world.store.append([entry(n) for n in (1, 2, 3)])
@@ -841,10 +843,10 @@ async def test_every_envelope_of_a_source_is_accounted_for(world: World) -> None
     await world.store.append([entry(n, expires_at=NOW + 50) for n in (1, 2)])
     await world.store.append([entry(n) for n in (3, 4, 5)])
     size = sum(entry(n).size for n in range(6))
-    await change(world.store, Holding.HELD, "frozen", is_new=True)
+    await change(world.store, InboxRole.PAUSED, "frozen", is_new=True)
     assert await tally(world.store) == Tally(was=6, was_bytes=size, waiting=6)
     await world.store.append([entry(6), entry(7), entry(6)])
-    await change(world.store, Holding.AWAY, "away")
+    await change(world.store, InboxRole.FORWARDING, "away")
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, forwarded=FORWARDED, refuse=((Seq(4), "blocked"),))
     await world.store.conclude(ME, [Seq(5)], Reason.CORRUPT)
@@ -853,17 +855,17 @@ async def test_every_envelope_of_a_source_is_accounted_for(world: World) -> None
     now = await tally(world.store)
     assert now == Tally(6, size, late=2, waiting=3, moved=1, expired=2, refused=1, corrupt=1)
     assert now.is_balanced
-    await change(world.store, Holding.HOME, "back")
+    await change(world.store, InboxRole.HOME, "back")
     session = await opened(world.store)
     await end(world.store, session, 6)
     back = await tally(world.store)
     assert (back.acked, back.waiting, back.is_balanced) == (1, 2, True)
-    await change(world.store, Holding.HELD, "again", is_new=True)
+    await change(world.store, InboxRole.PAUSED, "again", is_new=True)
     assert (await tally(world.store)).was == 2
 
 
 async def test_a_target_counts_what_is_new_and_what_it_had(world: World) -> None:
-    await change(world.store, Holding.HELD, is_new=True)
+    await change(world.store, InboxRole.PAUSED, is_new=True)
     await world.store.append([entry(1)])
     await bring(world.store, 1, 2, 3)
     await bring(world.store, 3)
@@ -874,7 +876,7 @@ async def test_a_target_counts_what_is_new_and_what_it_had(world: World) -> None
 
 async def test_without_a_beginning_nothing_is_counted(world: World) -> None:
     session = await opened(world.store)
-    await change(world.store, Holding.HOME)
+    await change(world.store, InboxRole.HOME)
     await bring(world.store, 1, 1)
     await end(world.store, session, 1)
     assert await tally(world.store) == Tally()
@@ -884,27 +886,27 @@ async def test_what_the_store_lost_counts_as_corrupt(server_world: World) -> Non
     store = await server_world.node()
     await opened(store)
     await store.append([entry(n) for n in (1, 2, 3)])
-    await change(store, Holding.AWAY, is_new=True)
+    await change(store, InboxRole.FORWARDING, is_new=True)
     carrier = await courier(store)
     await server_world.raw.xdel(server_world.key("stream"), "2-0")
     reset = await store.read(ME, carrier.fence, Seq(0), ALL)
     assert code(reset) is ErrorCode.INBOX_RESET
     counted = await tally(store)
     assert (counted.corrupt, counted.waiting, counted.is_balanced) == (1, 2, True)
-    assert (await store.handoff(ME)).holding is Holding.AWAY
+    assert (await store.handoff(ME)).holding is InboxRole.FORWARDING
 
 
 async def test_a_new_epoch_keeps_what_becomes_of_an_inbox(server_world: World) -> None:
     store = await server_world.node()
     before = await opened(store)
     await store.append([entry(1)])
-    await change(store, Holding.HELD, "frozen", is_new=True)
+    await change(store, InboxRole.PAUSED, "frozen", is_new=True)
     await lose_commits(server_world)
     row = await store.handoff(ME)
-    assert (row.text, row.holding, row.tally.waiting) == ("frozen", Holding.HELD, 1)
+    assert (row.text, row.holding, row.tally.waiting) == ("frozen", InboxRole.PAUSED, 1)
     assert code(await store.open(request())) is ErrorCode.MIGRATING
     assert await store.handoffs() == [(ME, "frozen")]
-    await change(store, Holding.HOME, "back")
+    await change(store, InboxRole.HOME, "back")
     session = await opened(store)
     assert session.epoch != before.epoch
     assert await shown(store, session) == [(1, True)]
@@ -947,7 +949,7 @@ async def test_whom_an_agent_knows_moves_with_its_inbox(world: World) -> None:
     there = AgentKey("key:there")
     await world.store.learn_known(there, known)
     assert await world.store.known(there) == Known(), "there is no such inbox"
-    await change(world.store, Holding.HELD, inbox=there)
+    await change(world.store, InboxRole.PAUSED, inbox=there)
     for _ in range(2):
         await world.store.learn_known(there, known)
         assert await world.store.known(there) == known
@@ -1006,7 +1008,7 @@ async def test_what_was_created_before_a_restore_may_have_been_delivered(
     await opened(store)
     await lose_commits(server_world)
     assert code(await store.read(ME, (await opened(store)).fence, Seq(0), ALL)) is None
-    await change(store, Holding.AWAY)
+    await change(store, InboxRole.FORWARDING)
     await store.append([entry(1, peer=PEER, expires_at=NOW + 10)])
     await server_world.advance(400)
     await store.sweep(OTHER, [OTHER])
@@ -1019,14 +1021,14 @@ async def test_who_writes_a_step_down_anew_keeps_what_was_lent(world: World) -> 
     """Else each other node would be lent it, too, and they would fence each other off."""
     await opened(world.store)
     await world.store.append([entry(1)])
-    await change(world.store, Holding.AWAY, "one", has_work=True)
+    await change(world.store, InboxRole.FORWARDING, "one", has_work=True)
     assert await world.store.due_outboxes(NODE, most=9, lease_s=20) == [DueOutbox(ME, None)]
     for text, has_work in (("one", True), ("two", True), ("three", False), ("three", False)):
-        await change(world.store, Holding.AWAY, text, has_work=has_work)
+        await change(world.store, InboxRole.FORWARDING, text, has_work=has_work)
         assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
-    await change(world.store, Holding.AWAY, "four", has_work=True)
+    await change(world.store, InboxRole.FORWARDING, "four", has_work=True)
     assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
-    await change(world.store, Holding.AWAY, "five", has_work=True, ends_session=True)
+    await change(world.store, InboxRole.FORWARDING, "five", has_work=True, ends_session=True)
     assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == [DueOutbox(ME, None)]
     assert await world.store.due_outboxes(OTHER, most=9, lease_s=20) == []
     await world.advance(20)
@@ -1036,7 +1038,7 @@ async def test_who_writes_a_step_down_anew_keeps_what_was_lent(world: World) -> 
 async def test_a_page_fills_an_inbox_twice_at_most(world: World) -> None:
     world.limits = replace(LIMITS, max_count=2, sender_count=1, stranger_count=1)
     store = await world.restart()
-    await change(store, Holding.HELD)
+    await change(store, InboxRole.PAUSED)
     taken(await bring(store, 1, 2, 3, 4))
     (no,) = await bring(store, 5)
     assert code(no) is ErrorCode.INBOX_FULL

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.migration.model import machine
 from relay.migration.model.state import (
@@ -97,17 +97,17 @@ def refused(side: MigrationSide, said: Event, now: float = NOW) -> ErrorCode:
 @pytest.mark.parametrize(
     ("side", "holding"),
     [
-        (MigrationSide(A), Holding.AWAY),
-        (home(), Holding.HOME),
-        (home(missing=frozenset({B})), Holding.DOUBTFUL),
-        (home(record=record(2)), Holding.HOME),
-        (home(record=None), Holding.HOME),
-        (incoming(), Holding.HELD),
-        (frozen(), Holding.HELD),
-        (frozen(record=order().record), Holding.AWAY),
+        (MigrationSide(A), InboxRole.FORWARDING),
+        (home(), InboxRole.HOME),
+        (home(awaiting_digests=frozenset({B})), InboxRole.UNCERTAIN),
+        (home(record=record(2)), InboxRole.HOME),
+        (home(record=None), InboxRole.HOME),
+        (incoming(), InboxRole.PAUSED),
+        (frozen(), InboxRole.PAUSED),
+        (frozen(record=order().record), InboxRole.FORWARDING),
     ],
 )
-def test_what_a_side_is_says_what_becomes_of_its_inbox(side: MigrationSide, holding: Holding):
+def test_what_a_side_is_says_what_becomes_of_its_inbox(side: MigrationSide, holding: InboxRole):
     assert side.holding is holding
 
 
@@ -115,49 +115,53 @@ def test_what_a_side_is_says_what_becomes_of_its_inbox(side: MigrationSide, hold
     ("holding", "has_left", "begins"),
     [
         (None, False, MigrationSide(A, Mode.NONE, record(1, B))),
-        (Holding.AWAY, False, MigrationSide(A, Mode.NONE, record(1, B))),
-        (Holding.AWAY, True, MigrationSide(A, Mode.ACTIVE, record(1, B))),
-        (Holding.HOME, False, MigrationSide(A, Mode.ACTIVE)),
-        (Holding.HELD, False, MigrationSide(A, Mode.ACTIVE)),
-        (Holding.DOUBTFUL, False, MigrationSide(A, Mode.NONE, record(1, B))),
+        (InboxRole.FORWARDING, False, MigrationSide(A, Mode.NONE, record(1, B))),
+        (InboxRole.FORWARDING, True, MigrationSide(A, Mode.ACTIVE, record(1, B))),
+        (InboxRole.HOME, False, MigrationSide(A, Mode.ACTIVE)),
+        (InboxRole.PAUSED, False, MigrationSide(A, Mode.ACTIVE)),
+        (InboxRole.UNCERTAIN, False, MigrationSide(A, Mode.NONE, record(1, B))),
     ],
 )
 def test_a_side_that_was_never_written_follows_from_the_inbox(
-    holding: Holding | None, has_left: Any, begins: MigrationSide
+    holding: InboxRole | None, has_left: Any, begins: MigrationSide
 ):
     assert machine.initial_side(A, holding, record(1, B), has_left=has_left) == begins
 
 
 def test_a_home_that_was_never_moved_does_not_miss_itself():
-    side = machine.initial_side(A, Holding.HOME, None)
-    assert took(side, RecordObserved(record(3, A))).side.holding is Holding.HOME
-    assert took(side, RecordObserved(record(3, A), record(2, B))).side.missing == NOBODY
+    side = machine.initial_side(A, InboxRole.HOME, None)
+    assert took(side, RecordObserved(record(3, A))).side.holding is InboxRole.HOME
+    assert took(side, RecordObserved(record(3, A), record(2, B))).side.awaiting_digests == NOBODY
 
 
 def test_a_home_since_its_record_misses_the_homes_before():
-    side = machine.initial_side(A, Holding.DOUBTFUL, record(2, B, C))
+    side = machine.initial_side(A, InboxRole.UNCERTAIN, record(2, B, C))
     step = took(side, RecordObserved(record(3, A, C), record(2, B, C)))
-    assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
+    assert (step.side.mode, step.side.awaiting_digests) == (Mode.ACTIVE, {B})
 
 
 def test_a_home_that_left_before_any_side_was_written_hands_over():
-    side = machine.initial_side(A, Holding.AWAY, record(1, A), has_left=True)
+    side = machine.initial_side(A, InboxRole.FORWARDING, record(1, A), has_left=True)
     step = took(side, RecordObserved(record(2, B), record(1, A)))
-    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
+    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, InboxRole.FORWARDING)
     assert step.side.handoff == Handoff(record(2, B).handoff, B)
     assert machine.has_work(step.side)
 
 
 def test_partners_are_those_of_this_hand_off_and_never_this_relay():
-    side = home(missing=frozenset({B}), sources=frozenset({C, A}), handoff=Handoff("x", Did("D")))
-    assert side.partners == {B, C, Did("D")}
-    assert home().partners == NOBODY
+    side = home(
+        awaiting_digests=frozenset({B}),
+        digest_sources=frozenset({C, A}),
+        handoff=Handoff("x", Did("D")),
+    )
+    assert side.handoff_peers == {B, C, Did("D")}
+    assert home().handoff_peers == NOBODY
 
 
 def test_mail_is_taken_past_quotas_of_the_source_and_of_who_has_told_its_digest():
-    side = incoming(missing=frozenset({A, C}))
+    side = incoming(awaiting_digests=frozenset({A, C}))
     assert (side.takes_from(A), side.takes_from(C)) == (True, False)
-    assert incoming(sources=frozenset({C})).takes_from(C)
+    assert incoming(digest_sources=frozenset({C})).takes_from(C)
     assert published(incoming()).takes_from(A)
     assert not frozen().takes_from(B)
     assert not home().takes_from(B)
@@ -168,15 +172,19 @@ def test_mail_is_taken_past_quotas_of_the_source_and_of_who_has_told_its_digest(
 
 def test_a_target_that_is_ready_takes_mail_and_delivers_nothing():
     side = incoming()
-    assert (side.mode, side.handoff, side.missing) == (Mode.INCOMING, Handoff("mig5", A), {A})
-    assert side.holding is Holding.HELD
+    assert (side.mode, side.handoff, side.awaiting_digests) == (
+        Mode.INCOMING,
+        Handoff("mig5", A),
+        {A},
+    )
+    assert side.holding is InboxRole.PAUSED
     assert not side.delivers
 
 
 def test_a_source_that_freezes_delivers_nothing_and_has_a_digest_to_say():
     step = took(home(), Freeze(order()))
     assert step.side.handoff == Handoff("mig5", B)
-    assert (step.side.holding, step.side.delivers) == (Holding.HELD, False)
+    assert (step.side.holding, step.side.delivers) == (InboxRole.PAUSED, False)
     assert machine.has_work(step.side)
 
 
@@ -211,26 +219,26 @@ def test_an_order_may_be_repeated_even_when_it_has_expired():
 
 
 def test_a_newer_order_turns_the_source_and_it_goes_on_missing_the_old_target():
-    side = took(frozen(handed=True), Freeze(order(6, target=C)), NOW + 9).side
-    assert (side.handoff, side.missing, side.since) == (Handoff("mig6", C), {B}, NOW)
-    assert not side.handed
-    assert took(side, Freeze(order(7, target=C))).side.missing == {B}
+    side = took(frozen(digest_acked=True), Freeze(order(6, target=C)), NOW + 9).side
+    assert (side.handoff, side.awaiting_digests, side.since) == (Handoff("mig6", C), {B}, NOW)
+    assert not side.digest_acked
+    assert took(side, Freeze(order(7, target=C))).side.awaiting_digests == {B}
 
 
 def test_a_target_that_gets_ready_for_another_source_asks_that_one():
-    learned = took(incoming(digested=True), RecordObserved(record(4, C))).side
+    learned = took(incoming(digest_received=True), RecordObserved(record(4, C))).side
     side = took(learned._replace(mode=Mode.INCOMING), Prepare(order(6, source=C))).side
-    assert (side.missing, side.digested) == ({C}, False)
-    back = frozen(missing=frozenset({C}), record=record(2, B))
+    assert (side.awaiting_digests, side.digest_received) == ({C}, False)
+    back = frozen(awaiting_digests=frozenset({C}), record=record(2, B))
     side = took(back, Prepare(order(6, source=B, target=A))).side
-    assert side.missing == {B, C}
+    assert side.awaiting_digests == {B, C}
 
 
 def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
     side = took(MigrationSide(B, record=record(1, A, C, B)), Prepare(order())).side
-    assert side.missing == {A, C}
+    assert side.awaiting_digests == {A, C}
     told = took(side, PeerMessage(A, page())).side
-    assert (told.digested, published(told).holding) == (True, Holding.DOUBTFUL)
+    assert (told.digest_received, published(told).holding) == (True, InboxRole.UNCERTAIN)
 
 
 # ---------------------------------------------------------------- records
@@ -239,18 +247,18 @@ def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
 def test_its_own_record_makes_a_target_the_home():
     told = took(incoming(), PeerMessage(A, page())).side
     side = took(told, RecordObserved(order().record)).side
-    assert (side.mode, side.missing, side.holding) == (Mode.ACTIVE, NOBODY, Holding.HOME)
+    assert (side.mode, side.awaiting_digests, side.holding) == (Mode.ACTIVE, NOBODY, InboxRole.HOME)
 
 
 def test_a_home_without_the_digest_marks_everything_until_it_comes():
     side = published(incoming())
-    assert (side.missing, side.holding) == ({A}, Holding.DOUBTFUL)
+    assert (side.awaiting_digests, side.holding) == ({A}, InboxRole.UNCERTAIN)
     late = page(handoff=order().record.handoff)
-    assert took(side, PeerMessage(A, late, named=True)).side.holding is Holding.HOME
+    assert took(side, PeerMessage(A, late, named=True)).side.holding is InboxRole.HOME
 
 
 @pytest.mark.parametrize(
-    ("side", "former", "missing"),
+    ("side", "former", "awaiting_digests"),
     [
         (MigrationSide(B), None, set()),
         (MigrationSide(B), record(2, C), {C}),
@@ -260,44 +268,44 @@ def test_a_home_without_the_digest_marks_everything_until_it_comes():
     ],
 )
 def test_a_record_without_its_order_is_a_dead_source_publish(
-    side: MigrationSide, former: RecordRef | None, missing: set[Did]
+    side: MigrationSide, former: RecordRef | None, awaiting_digests: set[Did]
 ):
     step = took(side, RecordObserved(record(9, B), former))
     assert step.side.mode is Mode.ACTIVE
-    assert step.side.missing == missing
+    assert step.side.awaiting_digests == awaiting_digests
 
 
 def test_who_is_a_home_beside_this_one_hands_nothing_over():
     step = took(
         MigrationSide(B, record=record(1, A)), RecordObserved(record(9, A, B), record(1, A))
     )
-    assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, NOBODY)
+    assert (step.side.mode, step.side.awaiting_digests) == (Mode.ACTIVE, NOBODY)
     alone = took(step.side, RecordObserved(record(10, B), record(1, A))).side
-    assert (alone.mode, alone.missing) == (Mode.ACTIVE, NOBODY)
+    assert (alone.mode, alone.awaiting_digests) == (Mode.ACTIVE, NOBODY)
 
 
 def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
     step = took(home(), RecordObserved(record(2, C)))
     assert step.side.handoff == Handoff(record(2, C).handoff, C)
-    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, Holding.AWAY)
+    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, InboxRole.FORWARDING)
 
 
 def test_what_was_said_to_a_target_holds_while_records_name_it():
-    side = took(frozen(handed=True), RecordObserved(order().record)).side
-    assert (side.handoff, side.handed) == (Handoff("mig5", B), True)
-    assert (side.holding, side.is_named) == (Holding.AWAY, True)
+    side = took(frozen(digest_acked=True), RecordObserved(order().record)).side
+    assert (side.handoff, side.digest_acked) == (Handoff("mig5", B), True)
+    assert (side.holding, side.names_target) == (InboxRole.FORWARDING, True)
     renewed = took(side, RecordObserved(record(6, B))).side
-    assert (renewed.handoff, renewed.handed) == (Handoff("mig5", B), True)
+    assert (renewed.handoff, renewed.digest_acked) == (Handoff("mig5", B), True)
     unheard = took(frozen(), RecordObserved(record(6, B))).side
-    assert (unheard.handoff, unheard.handed) == (Handoff(record(6, B).handoff, B), False)
-    elsewhere = took(frozen(handed=True), RecordObserved(record(6, C))).side
-    assert (elsewhere.handoff, elsewhere.handed) == (Handoff(record(6, C).handoff, C), False)
+    assert (unheard.handoff, unheard.digest_acked) == (Handoff(record(6, B).handoff, B), False)
+    elsewhere = took(frozen(digest_acked=True), RecordObserved(record(6, C))).side
+    assert (elsewhere.handoff, elsewhere.digest_acked) == (Handoff(record(6, C).handoff, C), False)
 
 
 def test_the_way_back_marks_everything_and_misses_the_target():
     step = took(frozen(), RecordObserved(record(9, A)))
     assert step.mark_present
-    assert (step.side.mode, step.side.missing) == (Mode.ACTIVE, {B})
+    assert (step.side.mode, step.side.awaiting_digests) == (Mode.ACTIVE, {B})
 
 
 def test_a_target_waits_for_its_own_record_and_gives_way_to_a_newer_one():
@@ -321,12 +329,12 @@ def test_of_two_records_of_one_seq_the_losers_home_is_missing():
     mine, theirs = record(5, B, digest=b"2"), record(5, C, digest=b"1")
     active = published(incoming())._replace(record=mine)
     wins = took(active, RecordObserved(mine, fork=theirs)).side
-    assert (wins.record, wins.missing, wins.forked) == (mine, {A, C}, theirs.version)
-    told = wins._replace(missing=NOBODY)
+    assert (wins.record, wins.awaiting_digests, wins.fork_version) == (mine, {A, C}, theirs.version)
+    told = wins._replace(awaiting_digests=NOBODY)
     assert took(told, RecordObserved(mine, fork=theirs)).side == told
     loses = took(home(me=C, record=theirs), RecordObserved(mine, fork=theirs)).side
-    assert (loses.mode, loses.missing) == (Mode.FROZEN, NOBODY)
-    assert took(MigrationSide(A), RecordObserved(mine, fork=theirs)).side.missing == NOBODY
+    assert (loses.mode, loses.awaiting_digests) == (Mode.FROZEN, NOBODY)
+    assert took(MigrationSide(A), RecordObserved(mine, fork=theirs)).side.awaiting_digests == NOBODY
 
 
 # ---------------------------------------------------------------- the digest
@@ -335,37 +343,41 @@ def test_of_two_records_of_one_seq_the_losers_home_is_missing():
 def test_pages_are_taken_in_order_and_each_answer_says_which_comes_next():
     step = took(incoming(), PeerMessage(A, page(0, 3)))
     assert (step.answer, step.imports) == (DigestReceipt("mig5", WHOLE, 1), page(0, 3))
-    assert step.side.collecting == PartialDigest(WHOLE, 1)
+    assert step.side.partial_digest == PartialDigest(WHOLE, 1)
     for number in (0, 2):
         again = took(step.side, PeerMessage(A, page(number, 3)))
         assert again == Transition(step.side, answer=DigestReceipt("mig5", WHOLE, 1))
     side = took(step.side, PeerMessage(A, page(1, 3))).side
-    assert (side.digested, side.missing) == (False, {A})
+    assert (side.digest_received, side.awaiting_digests) == (False, {A})
     last = took(side, PeerMessage(A, page(2, 3)))
     assert last.answer == DigestReceipt("mig5", WHOLE, 3)
-    assert (last.side.digested, last.side.missing, last.side.sources) == (True, NOBODY, {A})
-    assert last.side.collecting is None
+    assert (last.side.digest_received, last.side.awaiting_digests, last.side.digest_sources) == (
+        True,
+        NOBODY,
+        {A},
+    )
+    assert last.side.partial_digest is None
 
 
 def test_pages_of_two_digests_are_never_one():
     side = took(incoming(), PeerMessage(A, page(0, 2))).side
-    other = page(1, 2, whole=b"x" * 32)
+    other = page(1, 2, digest_id=b"x" * 32)
     step = took(side, PeerMessage(A, other))
-    assert (step.imports, step.answer) == (None, DigestReceipt("mig5", other.whole, 0))
-    assert took(side, PeerMessage(A, other._replace(number=0))).side.collecting == PartialDigest(
-        other.whole, 1
-    )
+    assert (step.imports, step.answer) == (None, DigestReceipt("mig5", other.digest_id, 0))
+    assert took(
+        side, PeerMessage(A, other._replace(number=0))
+    ).side.partial_digest == PartialDigest(other.digest_id, 1)
 
 
 def test_a_digest_adds_those_whom_its_source_still_misses():
-    step = took(incoming(), PeerMessage(A, page(missing=frozenset({C, B}))))
-    assert step.side.missing == {C}
+    step = took(incoming(), PeerMessage(A, page(awaiting_digests=frozenset({C, B}))))
+    assert step.side.awaiting_digests == {C}
 
 
 def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
     many = frozenset(Did(str(n)) for n in range(machine.MOST_MISSING + 1))
-    step = took(incoming(), PeerMessage(A, page(missing=many)))
-    assert (step.side.missing, step.side.digested) == ({A}, True)
+    step = took(incoming(), PeerMessage(A, page(awaiting_digests=many)))
+    assert (step.side.awaiting_digests, step.side.digest_received) == ({A}, True)
 
 
 def test_what_a_relay_has_forgotten_is_not_of_the_future():
@@ -375,10 +387,14 @@ def test_what_a_relay_has_forgotten_is_not_of_the_future():
 
 
 def test_what_comes_to_a_frozen_source_is_to_be_said_on():
-    told = frozen(handed=True, missing=frozenset({C}))
+    told = frozen(digest_acked=True, awaiting_digests=frozenset({C}))
     late = page(handoff=record(1, A).handoff)
     side = took(told, PeerMessage(C, late, named=True)).side
-    assert (side.handed, side.missing, side.digested) == (False, NOBODY, False)
+    assert (side.digest_acked, side.awaiting_digests, side.digest_received) == (
+        False,
+        NOBODY,
+        False,
+    )
 
 
 @pytest.mark.parametrize(
@@ -417,14 +433,14 @@ def test_what_is_not_of_the_current_hand_off_changes_nothing(
 
 def test_a_source_notes_that_its_digest_was_heard():
     side = took(frozen(), PeerMessage(B, DigestReceipt("mig5", WHOLE, 1))).side
-    assert side.handed
+    assert side.digest_acked
     assert not machine.has_work(side)
 
 
 def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
     heard = PeerMessage(B, page(handoff=record(1, A).handoff), named=True)
-    assert took(home(missing=frozenset({B})), heard).side.sources == {B}
-    assert took(frozen(), heard).side.sources == {B}
+    assert took(home(awaiting_digests=frozenset({B})), heard).side.digest_sources == {B}
+    assert took(frozen(), heard).side.digest_sources == {B}
 
 
 # ---------------------------------------------------------------- long waits
@@ -441,10 +457,10 @@ def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_live
 
 
 def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
-    side = home(missing=frozenset({B}), since=NOW)
+    side = home(awaiting_digests=frozenset({B}), since=NOW)
     end = NOW + machine.MISSING_S
     assert took(side, TimePassed(), end - 1).side == side
-    assert took(side, TimePassed(), end).side.holding is Holding.HOME
+    assert took(side, TimePassed(), end).side.holding is InboxRole.HOME
     assert took(home(), TimePassed(), end) == Transition(home())
 
 
@@ -453,13 +469,13 @@ def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     [
         (MigrationSide(A), 3, False, False),
         (home(since=NOW), 3, False, False),
-        (home(since=NOW, missing=frozenset({B})), 0, True, True),
-        (home(since=NOW, sources=frozenset({B})), 0, True, False),
+        (home(since=NOW, awaiting_digests=frozenset({B})), 0, True, True),
+        (home(since=NOW, digest_sources=frozenset({B})), 0, True, False),
         (incoming(), 0, True, True),
         (frozen(), 0, True, True),
-        (frozen(handed=True), 0, True, True),
-        (frozen(handed=True, record=order().record), 0, True, False),
-        (frozen(handed=True, record=order().record), 1, True, True),
+        (frozen(digest_acked=True), 0, True, True),
+        (frozen(digest_acked=True, record=order().record), 0, True, False),
+        (frozen(digest_acked=True, record=order().record), 1, True, True),
         (frozen(record=order().record), 0, True, True),
     ],
 )
@@ -473,7 +489,7 @@ def test_two_relays_go_on_talking_until_all_is_said_and_a_week_longer(
 
 @pytest.mark.parametrize(
     ("side", "has"),
-    [(frozen(), True), (frozen(handed=True), False), (home(), False), (incoming(), False)],
+    [(frozen(), True), (frozen(digest_acked=True), False), (home(), False), (incoming(), False)],
 )
 def test_only_a_source_that_has_not_told_its_digest_has_work(side: MigrationSide, has: Any):
     assert machine.has_work(side) is has
@@ -495,9 +511,9 @@ def test_of_relays_that_records_name_no_more_are_kept_than_fit():
     side, many = home(), machine.MOST_MISSING + 9
     for seq in range(2, many):
         side = took(side, RecordObserved(record(seq, Did(f"R{seq:03}")))).side
-    assert len(side.missing) == machine.MOST_MISSING
+    assert len(side.awaiting_digests) == machine.MOST_MISSING
     # those that were there first
-    assert Did("R002") in side.missing
+    assert Did("R002") in side.awaiting_digests
 
 
 def test_a_source_that_nobody_answers_is_done_when_nothing_lives_that_was_seen_there():

@@ -50,12 +50,12 @@ SIDES = st.builds(
     handoff=st.none() | st.builds(Handoff, st.text(max_size=20), DIDS),
     pending=st.none() | RECORDS,
     since=COUNTS,
-    missing=st.frozensets(DIDS, max_size=3),
-    digested=st.booleans(),
-    collecting=st.none() | st.builds(PartialDigest, st.binary(max_size=32), st.integers(0, 64)),
-    sources=st.frozensets(DIDS, max_size=3),
-    handed=st.booleans(),
-    forked=st.none() | ORDERS,
+    awaiting_digests=st.frozensets(DIDS, max_size=3),
+    digest_received=st.booleans(),
+    partial_digest=st.none() | st.builds(PartialDigest, st.binary(max_size=32), st.integers(0, 64)),
+    digest_sources=st.frozensets(DIDS, max_size=3),
+    digest_acked=st.booleans(),
+    fork_version=st.none() | ORDERS,
 )
 STATEMENTS = st.builds(
     Statement,
@@ -114,12 +114,12 @@ def test_every_field_of_a_side_is_in_its_text():
         handoff=Handoff("mig", ALICE.did),
         pending=RecordRef(RecordVersion(1, 4, b"p"), ()),
         since=5,
-        missing=frozenset({ALICE.did}),
-        digested=True,
-        collecting=PartialDigest(b"w", 6),
-        sources=frozenset({BOB.did}),
-        handed=True,
-        forked=RecordVersion(1, 7, b"f"),
+        awaiting_digests=frozenset({ALICE.did}),
+        digest_received=True,
+        partial_digest=PartialDigest(b"w", 6),
+        digest_sources=frozenset({BOB.did}),
+        digest_acked=True,
+        fork_version=RecordVersion(1, 7, b"f"),
     )
     for name in set(MigrationSide._fields) - {"me"}:
         one = plain._replace(**{name: getattr(full, name)})

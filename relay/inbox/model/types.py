@@ -248,17 +248,20 @@ class Doubts(NamedTuple):
     floor: int
 
 
-class Holding(StrEnum):
-    """What the store does for an inbox; one digit, as it is kept there.
+class InboxRole(StrEnum):
+    """The role of an inbox at this relay; the value is its digit in the store.
 
-    ``away``: a courier has it, its agent lives elsewhere. ``home``: it takes and delivers.
-    ``held``: it takes, and delivers nothing. ``doubtful``: it takes and delivers, all marked.
+    Args:
+        FORWARDING: the agent lives elsewhere; a forwarder reads the inbox.
+        HOME: the inbox accepts and delivers.
+        PAUSED: the inbox accepts and delivers nothing.
+        UNCERTAIN: the inbox accepts and delivers, and everything is flagged as redelivered.
     """
 
-    AWAY = "0"
+    FORWARDING = "0"
     HOME = "1"
-    HELD = "2"
-    DOUBTFUL = "3"
+    PAUSED = "2"
+    UNCERTAIN = "3"
 
 
 @dataclass(frozen=True, slots=True)

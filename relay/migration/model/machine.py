@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Final
 
 from relay.inbox.model.types import (
-    Holding,
+    InboxRole,
 )
 from relay.migration.model.state import (
     DigestForgotten,
@@ -78,11 +78,13 @@ Result = Transition | Refusal
 def step(side: MigrationSide, said: Event, now: Timestamp) -> Result:
     """What becomes of a side that hears ``said``; a refusal changes nothing."""
     done = _step(side, said, now)
-    if isinstance(done, Refusal) or len(done.side.missing) <= MOST_MISSING:
+    if isinstance(done, Refusal) or len(done.side.awaiting_digests) <= MOST_MISSING:
         return done
     # whoever signs record after record fills no store with the relays that they name
-    first = sorted(done.side.missing, key=lambda did: (did not in side.missing, did))
-    return done._replace(side=done.side._replace(missing=frozenset(first[:MOST_MISSING])))
+    first = sorted(
+        done.side.awaiting_digests, key=lambda did: (did not in side.awaiting_digests, did)
+    )
+    return done._replace(side=done.side._replace(awaiting_digests=frozenset(first[:MOST_MISSING])))
 
 
 def _step(side: MigrationSide, said: Event, now: Timestamp) -> Result:
@@ -102,7 +104,7 @@ def _step(side: MigrationSide, said: Event, now: Timestamp) -> Result:
 
 
 def initial_side(
-    me: Did, holding: Holding | None, former: RecordRef | None, *, has_left: bool = False
+    me: Did, holding: InboxRole | None, former: RecordRef | None, *, has_left: bool = False
 ) -> MigrationSide:
     """The side of an inbox of which none was ever written; it has its newest record to learn yet.
 
@@ -112,9 +114,9 @@ def initial_side(
         former: the record before the newest, when last it changed whether this relay is named.
         has_left: it was a home here, and then its record named others.
     """
-    if holding is Holding.AWAY and has_left:
+    if holding is InboxRole.FORWARDING and has_left:
         return MigrationSide(me, Mode.ACTIVE, former)
-    if holding in {Holding.HOME, Holding.HELD}:
+    if holding in {InboxRole.HOME, InboxRole.PAUSED}:
         return MigrationSide(me, Mode.ACTIVE)
     # there is none, or a queue for others, or a home since the newest record only
     return MigrationSide(me, Mode.NONE, former)
@@ -153,11 +155,11 @@ def _prepare(side: MigrationSide, order: OrderRef, now: Timestamp) -> Result:
         pending=order.record,
         order_seq=order.seq,
         since=int(now),
-        missing=(_still_missing(side) | {order.source} | _beside(side)) - {side.me},
-        digested=False,
-        collecting=None,
-        sources=frozenset(),
-        handed=False,
+        awaiting_digests=(_still_missing(side) | {order.source} | _beside(side)) - {side.me},
+        digest_received=False,
+        partial_digest=None,
+        digest_sources=frozenset(),
+        digest_acked=False,
     )
     return Transition(prepared)
 
@@ -174,9 +176,9 @@ def _still_missing(side: MigrationSide) -> frozenset[Did]:
     names another; that other's digest says whether the first one's is missing.
     """
     if side.mode is Mode.FROZEN:
-        return side.missing
+        return side.awaiting_digests
     if side.mode is Mode.INCOMING and side.handoff is not None:
-        return side.missing - {side.handoff.peer}
+        return side.awaiting_digests - {side.handoff.peer}
     return frozenset()
 
 
@@ -205,11 +207,11 @@ def _towards(side: MigrationSide, handoff: Handoff, now: Timestamp) -> Migration
         handoff=handoff,
         pending=None,
         since=side.since if side.mode is Mode.FROZEN else int(now),
-        missing=(side.missing | old) - {side.me},
-        digested=False,
-        collecting=None,
-        sources=side.sources if side.mode is Mode.FROZEN else frozenset(),
-        handed=False,
+        awaiting_digests=(side.awaiting_digests | old) - {side.me},
+        digest_received=False,
+        partial_digest=None,
+        digest_sources=side.digest_sources if side.mode is Mode.FROZEN else frozenset(),
+        digest_acked=False,
     )
 
 
@@ -230,10 +232,12 @@ def _forked(side: MigrationSide, said: RecordObserved) -> MigrationSide:
     """Two records of one seq: the loser's home may have handed something over, too."""
     if said.fork is None or side.mode is Mode.NONE:
         return side
-    if side.forked is not None and said.fork.version <= side.forked:
+    if side.fork_version is not None and said.fork.version <= side.fork_version:
         return side
     others = frozenset(said.fork.homes) - {*said.record.homes, side.me}
-    return side._replace(forked=said.fork.version, missing=side.missing | others)
+    return side._replace(
+        fork_version=said.fork.version, awaiting_digests=side.awaiting_digests | others
+    )
 
 
 def _hold(side: MigrationSide, said: RecordObserved, _: Timestamp) -> Transition:
@@ -243,22 +247,22 @@ def _hold(side: MigrationSide, said: RecordObserved, _: Timestamp) -> Transition
 def _take_home(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """Deliver. Without the order's own record it is a dead-source publish: everybody is missing."""
     expected = side.mode is Mode.INCOMING and side.pending == said.record
-    missing = set(side.missing)
+    awaiting_digests = set(side.awaiting_digests)
     if not expected:
         before = [ref for ref in (side.record, said.former) if ref is not None]
-        missing |= {home for ref in before for home in ref.homes}
-        missing |= {side.handoff.peer} if side.handoff else set()
+        awaiting_digests |= {home for ref in before for home in ref.homes}
+        awaiting_digests |= {side.handoff.peer} if side.handoff else set()
         # who is a home still hands nothing over
-        missing -= {*said.record.homes}
+        awaiting_digests -= {*said.record.homes}
     active = side._replace(
         mode=Mode.ACTIVE,
         record=said.record,
         pending=None,
         since=int(now),
-        missing=frozenset(missing - {side.me}),
+        awaiting_digests=frozenset(awaiting_digests - {side.me}),
         handoff=side.handoff if side.mode is Mode.INCOMING else None,
-        sources=side.sources if side.mode is Mode.INCOMING else frozenset(),
-        handed=False,
+        digest_sources=side.digest_sources if side.mode is Mode.INCOMING else frozenset(),
+        digest_acked=False,
     )
     return Transition(active)
 
@@ -271,7 +275,7 @@ def _come_back(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Tra
 def _turn(side: MigrationSide, said: RecordObserved, now: Timestamp) -> Transition:
     """The agent lives elsewhere: never deliver again, hand over what is here."""
     is_there = side.mode is Mode.FROZEN and side.handoff and side.handoff.peer == said.record.home
-    if is_there and (side.handed or side.pending == said.record):
+    if is_there and (side.digest_acked or side.pending == said.record):
         # what was said before holds: it was said to this very target, which knows it still
         return Transition(side._replace(record=said.record, pending=None))
     turned = _towards(side, Handoff(said.record.handoff, said.record.homes[0]), now)
@@ -339,38 +343,40 @@ def refuse_source(side: MigrationSide, peer: Did, handoff: str, *, named: bool) 
 
 def _collect(side: MigrationSide, heard: PeerMessage, page: DigestPage) -> Transition:
     """Take the next page in order; any other is answered with which one that is."""
-    known = side.collecting
-    have = known.pages if known is not None and known.whole == page.whole else 0
+    known = side.partial_digest
+    have = known.pages if known is not None and known.digest_id == page.digest_id else 0
     if page.number != have:
-        return Transition(side, answer=DigestReceipt(page.handoff, page.whole, have))
-    answer = DigestReceipt(page.handoff, page.whole, have + 1)
+        return Transition(side, answer=DigestReceipt(page.handoff, page.digest_id, have))
+    answer = DigestReceipt(page.handoff, page.digest_id, have + 1)
     if have + 1 < page.total:
-        part = side._replace(collecting=PartialDigest(page.whole, have + 1))
+        part = side._replace(partial_digest=PartialDigest(page.digest_id, have + 1))
         return Transition(part, imports=page, answer=answer)
     current = side.handoff is not None and side.handoff.peer == heard.peer
-    missing = (side.missing - {heard.peer}) | (page.missing - {side.me})
-    whole = side._replace(
-        collecting=None,
-        digested=side.digested or (current and side.mode is not Mode.FROZEN),
+    awaiting_digests = (side.awaiting_digests - {heard.peer}) | (page.awaiting_digests - {side.me})
+    digest_id = side._replace(
+        partial_digest=None,
+        digest_received=side.digest_received or (current and side.mode is not Mode.FROZEN),
         # one that misses more than can be kept goes on being missing itself
-        missing=missing if len(missing) <= MOST_MISSING else side.missing,
-        sources=side.sources | {heard.peer},
+        awaiting_digests=awaiting_digests
+        if len(awaiting_digests) <= MOST_MISSING
+        else side.awaiting_digests,
+        digest_sources=side.digest_sources | {heard.peer},
         # what it has said to its own target is not all any more
-        handed=False,
+        digest_acked=False,
     )
-    return Transition(whole, imports=page, answer=answer)
+    return Transition(digest_id, imports=page, answer=answer)
 
 
 def _handed(side: MigrationSide, heard: PeerMessage, receipt: DigestReceipt) -> Result:
     if side.mode is not Mode.FROZEN or side.handoff != Handoff(receipt.handoff, heard.peer):
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
-    return Transition(side._replace(handed=True))
+    return Transition(side._replace(digest_acked=True))
 
 
 def _doubt(side: MigrationSide, said: DigestForgotten) -> Result:
     if side.handoff is None or side.handoff.id != said.handoff:
         return Refusal(ErrorCode.WRONG_STATE, "that hand-off is not the current one")
-    return Transition(side._replace(handed=False))
+    return Transition(side._replace(digest_acked=False))
 
 
 # ---------------------------------------------------------------- long waits
@@ -381,11 +387,11 @@ def _tick(side: MigrationSide, now: Timestamp) -> Transition:
     if side.mode is Mode.INCOMING and record and record.home and now >= side.since + UNNAMED_S:
         # nobody was named in time; what came meanwhile goes to where the agent lives
         return Transition(_towards(side, Handoff(record.handoff, record.home), now))
-    if side.mode is Mode.ACTIVE and side.missing and now >= side.since + MISSING_S:
-        return Transition(side._replace(missing=frozenset()))
-    if side.mode is Mode.FROZEN and not side.handed and now >= side.since + MISSING_S:
+    if side.mode is Mode.ACTIVE and side.awaiting_digests and now >= side.since + MISSING_S:
+        return Transition(side._replace(awaiting_digests=frozenset()))
+    if side.mode is Mode.FROZEN and not side.digest_acked and now >= side.since + MISSING_S:
         # nothing that its agent has seen here lives: there is no more to say
-        return Transition(side._replace(handed=True))
+        return Transition(side._replace(digest_acked=True))
     return Transition(side)
 
 
@@ -394,16 +400,16 @@ def is_open(side: MigrationSide, now: Timestamp, waiting: int) -> bool:
     is_young, is_past = now < side.since + GRACE_S, now >= side.since + MISSING_S
     match side.mode:
         case Mode.FROZEN:
-            is_done = side.handed and (side.is_named or is_past)
+            is_done = side.digest_acked and (side.names_target or is_past)
             return bool(waiting) or not is_done or is_young
         case Mode.INCOMING:
             return not is_past
         case Mode.ACTIVE:
-            return bool(side.missing) or (bool(side.partners) and is_young)
+            return bool(side.awaiting_digests) or (bool(side.handoff_peers) and is_young)
         case Mode.NONE:
             return False
 
 
 def has_work(side: MigrationSide) -> bool:
     """Whether a mover has something to say that does not wait in the inbox."""
-    return side.mode is Mode.FROZEN and side.handoff is not None and not side.handed
+    return side.mode is Mode.FROZEN and side.handoff is not None and not side.digest_acked

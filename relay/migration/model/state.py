@@ -3,14 +3,14 @@
 Rules of the file: values only, and all of them hashable, so that tests can visit every state there
 is. :mod:`relay.migration.model.machine` says what they mean. Envelopes are not here: what waits
 and what is
-remembered is the inbox's, and a side says only what becomes of all of it (:class:`Holding`).
+remembered is the inbox's, and a side says only what becomes of all of it (:class:`InboxRole`).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple, Self
 
-from relay.inbox.model.types import Holding
+from relay.inbox.model.types import InboxRole
 from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.ids import Did
 from relay.protocol.migration_order import MigrationOrder
@@ -78,7 +78,7 @@ class Handoff(NamedTuple):
 class PartialDigest(NamedTuple):
     """How many pages of a digest have come, in their order; ``whole`` names that one digest."""
 
-    whole: bytes
+    digest_id: bytes
     pages: int
 
 
@@ -109,12 +109,12 @@ class MigrationSide(NamedTuple):
     handoff: Handoff | None = None
     pending: RecordRef | None = None
     since: int = 0
-    missing: frozenset[Did] = frozenset()
-    digested: bool = False
-    collecting: PartialDigest | None = None
-    sources: frozenset[Did] = frozenset()
-    handed: bool = False
-    forked: RecordVersion | None = None
+    awaiting_digests: frozenset[Did] = frozenset()
+    digest_received: bool = False
+    partial_digest: PartialDigest | None = None
+    digest_sources: frozenset[Did] = frozenset()
+    digest_acked: bool = False
+    fork_version: RecordVersion | None = None
 
     @property
     def home(self) -> Did | None:
@@ -132,18 +132,18 @@ class MigrationSide(NamedTuple):
         return self.mode is Mode.ACTIVE and self.is_home
 
     @property
-    def is_named(self) -> bool:
+    def names_target(self) -> bool:
         """FROZEN: whether the newest record names the target, so that mail may be let go."""
         return self.handoff is not None and self.home == self.handoff.peer
 
     @property
-    def holding(self) -> Holding:
+    def holding(self) -> InboxRole:
         """What the store does for this inbox."""
         if self.mode is Mode.INCOMING or (self.mode is Mode.FROZEN and self.is_home):
-            return Holding.HELD
+            return InboxRole.PAUSED
         if not self.delivers:
-            return Holding.AWAY
-        return Holding.DOUBTFUL if self.missing else Holding.HOME
+            return InboxRole.FORWARDING
+        return InboxRole.UNCERTAIN if self.awaiting_digests else InboxRole.HOME
 
     def takes_from(self, peer: Did) -> bool:
         """Whether what this relay brings is part of a hand-off: past rules and quotas.
@@ -152,13 +152,13 @@ class MigrationSide(NamedTuple):
         record that followed. One that is not of the order says its digest first.
         """
         named = self.handoff is not None and self.handoff.peer == peer
-        return self.mode in {Mode.INCOMING, Mode.ACTIVE} and (named or peer in self.sources)
+        return self.mode in {Mode.INCOMING, Mode.ACTIVE} and (named or peer in self.digest_sources)
 
     @property
-    def partners(self) -> frozenset[Did]:
+    def handoff_peers(self) -> frozenset[Did]:
         """Relays that may talk with this one about this inbox, whatever the federation."""
         named = {self.handoff.peer} if self.handoff is not None else set[Did]()
-        return (self.missing | self.sources | named) - {self.me}
+        return (self.awaiting_digests | self.digest_sources | named) - {self.me}
 
 
 # ---------------------------------------------------------------- between relays
@@ -178,10 +178,10 @@ class DigestPage(NamedTuple):
     """
 
     handoff: str
-    whole: bytes
+    digest_id: bytes
     number: int
     total: int
-    missing: frozenset[Did] = frozenset()
+    awaiting_digests: frozenset[Did] = frozenset()
     floor: int = -1
     doubts: bytes = b""
 
@@ -202,7 +202,7 @@ class DigestReceipt(NamedTuple):
     """
 
     handoff: str
-    whole: bytes
+    digest_id: bytes
     next: int
 
 

@@ -36,14 +36,16 @@ def encode(side: MigrationSide, order: str = "") -> str:
         "handoff": list(side.handoff) if side.handoff else None,
         "pending": pending,
         "since": side.since,
-        "missing": sorted(side.missing),
-        "digested": side.digested,
+        "missing": sorted(side.awaiting_digests),
+        "digested": side.digest_received,
         "collecting": (
-            [side.collecting.whole.hex(), side.collecting.pages] if side.collecting else None
+            [side.partial_digest.digest_id.hex(), side.partial_digest.pages]
+            if side.partial_digest
+            else None
         ),
-        "sources": sorted(side.sources),
-        "handed": side.handed,
-        "forked": _version(side.forked) if side.forked else None,
+        "sources": sorted(side.digest_sources),
+        "handed": side.digest_acked,
+        "forked": _version(side.fork_version) if side.fork_version else None,
     }
     return jose.dumps({name: value for name, value in said.items() if value}).decode()
 
@@ -61,7 +63,7 @@ def decode(me: Did, text: str) -> MigrationRecord:
 
 
 def _decode(me: Did, said: dict[str, Any]) -> MigrationRecord:
-    collecting = said.get("collecting")
+    partial_digest = said.get("collecting")
     handoff = said.get("handoff")
     side = MigrationSide(
         me=me,
@@ -71,14 +73,16 @@ def _decode(me: Did, said: dict[str, Any]) -> MigrationRecord:
         handoff=Handoff(handoff[0], Did(handoff[1])) if handoff else None,
         pending=_read_ref(said.get("pending")),
         since=said.get("since", 0),
-        missing=frozenset(map(Did, said.get("missing", ()))),
-        digested=said.get("digested", False),
-        collecting=(
-            PartialDigest(bytes.fromhex(collecting[0]), collecting[1]) if collecting else None
+        awaiting_digests=frozenset(map(Did, said.get("missing", ()))),
+        digest_received=said.get("digested", False),
+        partial_digest=(
+            PartialDigest(bytes.fromhex(partial_digest[0]), partial_digest[1])
+            if partial_digest
+            else None
         ),
-        sources=frozenset(map(Did, said.get("sources", ()))),
-        handed=said.get("handed", False),
-        forked=_read_version(said["forked"]) if said.get("forked") else None,
+        digest_sources=frozenset(map(Did, said.get("sources", ()))),
+        digest_acked=said.get("handed", False),
+        fork_version=_read_version(said["forked"]) if said.get("forked") else None,
     )
     return MigrationRecord(side, said.get("order", ""))
 

@@ -12,8 +12,8 @@ from typing import Any, Final
 from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     Doubts,
-    Holding,
     InboxLimits,
+    InboxRole,
 )
 from relay.migration.ports import (
     MigrationChange,
@@ -78,7 +78,7 @@ class Handoffs:
         _, text, holding, has_left, record, former, tally, last, count, evidence = reply
         return MigrationRow(
             text=text.decode(),
-            holding=Holding(holding.decode()) if holding else None,
+            holding=InboxRole(holding.decode()) if holding else None,
             has_left=has_left == 1,
             record=row_of(record) if record else None,
             former=former.decode() if former else None,

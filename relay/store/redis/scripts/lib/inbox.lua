@@ -75,7 +75,7 @@ local function fence_above(fence)
   return math.max(fence + 1, NOW * 1000 + math.floor(tonumber(clock[2]) / 1000))
 end
 
--- What the store does for an inbox (migration/model/state.py Holding).
+-- What the store does for an inbox (migration/model/state.py InboxRole).
 local function set_holding(box, digit)
   box.holding, box.home = digit, digit ~= '0'
   box.held, box.doubtful = digit == '2', digit == '3'
