@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from loadtest.mesh_sim.light import Light
+from relay.directory.gossip import push_allowance
 from relay.directory.model.anti_entropy import (
     Index,
     Pull,
@@ -21,9 +22,8 @@ from relay.directory.model.rumors import (
     Rumors,
     pack_records,
 )
-from relay.peering.model.membership import Roster
+from relay.peering.model.membership import MemberTable
 from relay.peering.model.reputation import (
-    Allowance,
     StrikeCounter,
     is_strike,
 )
@@ -71,9 +71,9 @@ class Relay:
         self.world = world
         self.habits = habits
         self.index = Index()
-        self.roster = Roster(did)
+        self.members = MemberTable(did)
         self.rumors = Rumors(fanout=habits.fanout)
-        self.allowance = Allowance()
+        self.allowance = push_allowance()
         self.strikes = StrikeCounter()
         self.links: set[Did] = set()
         self.pulls = 0
@@ -123,7 +123,7 @@ class Relay:
     def pushed(self, peer: Did, frame: frames.Gossip) -> None:
         """Take what a peer has pushed, as far as it may push."""
         now = self.now
-        allowed = self.allowance.take(peer, len(frame.records), now)
+        allowed = self.allowance.acquire_up_to(peer, len(frame.records), now)
         if self._is_out(peer):
             return
         for text in frame.records[:allowed]:
@@ -153,21 +153,21 @@ class Relay:
         if planned != self._dial_at:
             return
         self._dial_at = None
-        for did in self.roster.due(self.now, self.links):
+        for did in self.members.due(self.now, self.links):
             if self.world.network.is_parted(self.did, did):
-                self.roster.missed(did, self.now, self.world.chance.random())
+                self.members.on_dial_failed(did, self.now, self.world.chance.random())
             else:
-                self.roster.reached(did, self.now)
+                self.members.on_link_up(did, self.now)
                 self.links.add(did)
                 self.pull_from(did)
                 self.world.relay(did).dialled(self.did)
-        at = self.roster.next_dial_at(self.now, self.links)
+        at = self.members.next_dial_at(self.now, self.links)
         if at is not None:
             self.dial_in(max(0.2, at - self.now))
 
     def dialled(self, by: Did) -> None:
         """A peer has logged in here: it can be reached again, so it is dialled soon."""
-        if by not in self.links and self.roster.seen(by, self.now):
+        if by not in self.links and self.members.on_inbound_login(by, self.now):
             self.dial_in(self.world.chance.uniform(0, 0.2))
 
     # ------------------------------------------------------------ anti-entropy
@@ -179,7 +179,7 @@ class Relay:
     def pull(self) -> None:
         """Ask one partner what is missing here: one with a new link first, else a random one."""
         linked = [did for did in sorted(self.links) if not self._is_out(did)]
-        partners = self._new_links or self.roster.pick(1, self.world.pick, linked)
+        partners = self._new_links or self.world.pick(linked, 1)
         if self._exchange or not self.habits.pulls:
             return
         if not partners:
@@ -220,7 +220,7 @@ class Relay:
         self.world.clock.later(seconds, lambda: planned is self._planned and self.pull())
 
     def _is_out(self, did: Did) -> bool:
-        return self.strikes.reputation(did, self.now).is_blocked
+        return self.strikes.reputation(did, self.now).is_banned
 
     def asked(self, peer: Did, question: frames.Digest | frames.Want) -> None:
         """Answer a peer's question from what is held here."""

@@ -86,7 +86,7 @@ class World:
         """Every relay knows every other, and will dial those it keeps links to."""
         for relay in self.relays:
             for other in self.relays:
-                relay.roster.add(other.did)
+                relay.members.add(other.did)
             relay.dial_in(0)
             relay.start_pulling()
 
@@ -113,7 +113,9 @@ class World:
             for did in sorted(relay.links):
                 if self.network.is_parted(relay.did, did):
                     relay.links.discard(did)
-                    relay.roster.missed(did, Timestamp(self.clock.now), self.chance.random())
+                    relay.members.on_dial_failed(
+                        did, Timestamp(self.clock.now), self.chance.random()
+                    )
             relay.dial_in(0)
 
     def sample(self, into: list[tuple[float, float]], every_s: float = 1.0) -> None:
@@ -131,14 +133,14 @@ class World:
         self.clock.now += 3600
         now = Timestamp(self.clock.now)
         for relay in self.relays:
-            for peer in relay.roster.peers():
+            for peer in relay.members:
                 if self.network.is_parted(relay.did, peer.did):
                     for _ in range(20):
-                        relay.roster.missed(peer.did, now, 0.0)
-            for peer in relay.roster.peers():
+                        relay.members.on_dial_failed(peer.did, now, 0.0)
+            for peer in relay.members:
                 if self.network.is_parted(relay.did, peer.did):
                     # somewhere within its back-off
-                    wait = self.chance.uniform(0, relay.roster.longest_s(peer.did, now))
+                    wait = self.chance.uniform(0, relay.members.max_backoff_s(peer.did, now))
                     peer.dial_at = Timestamp(now + wait)
 
     def heal(self) -> None:

@@ -1,7 +1,9 @@
-"""Following the directory: this node's index of versions, kept up to date from the change log.
+"""Keep this node's index of record versions up to date from the store's change log.
 
-Rules of the file: the store decides what is held; the index only repeats it, so it may be late,
-and begins anew where the store does.
+The store decides which records exist; the index repeats their versions, may lag, and starts again
+when the store's lineage does. All writes to the index pass through :class:`RecordChangeReader`:
+the change log sets a version, also a lower one; :meth:`RecordChangeReader.on_merged` only raises
+one, so that a pull does not ask again for a record that the log has not shown yet.
 """
 
 from __future__ import annotations
@@ -10,13 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import metrics
-from relay.directory.model.anti_entropy import (
-    Index,
-)
-from relay.peering.ports import (
-    GONE,
-    RecordStore,
-)
+from relay.directory.model.index import Index
+from relay.peering.ports import GONE, RecordStore
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 
@@ -24,16 +21,16 @@ PAGE: Final = 1_000
 
 
 @dataclass(slots=True)
-class Following:
-    """The index, and how far the change log was read."""
+class RecordChangeReader:
+    """The index, and the position in the change log."""
 
     store: RecordStore
     index: Index = field(default_factory=Index)
     is_current: bool = False
-    """Whether the log was read to its end, once."""
+    """True once the log was read to its end."""
     _cursor: str = ""
 
-    async def __call__(self) -> None:
+    async def read(self) -> None:
         """Read on to the end of the change log."""
         more = True
         while more:
@@ -42,13 +39,14 @@ class Following:
                 self.index.clear()
                 self.is_current = False
             for owner, version in changes.items:
-                self._put(owner, version)
+                if version == GONE:
+                    self.index.remove(owner)
+                else:
+                    self.index.set(owner, version)
             self._cursor, more = changes.cursor, changes.more
         self.is_current = True
         metrics.RECORDS.set(len(self.index))
 
-    def _put(self, owner: AgentKey, version: RecordVersion) -> None:
-        if version == GONE:
-            self.index.remove(owner)
-        else:
-            self.index.set(owner, version)
+    def on_merged(self, owner: AgentKey, version: RecordVersion) -> None:
+        """Raise the version of an agent's record, which the store has merged just now."""
+        self.index.put(owner, version)

@@ -1,8 +1,8 @@
-"""Names under this relay: ``name@relay`` of the agents that live here (PROTOCOL.md §7.5).
+"""Manage the names under this relay: ``name@relay`` of agents that live here (PROTOCOL.md §7.5).
 
-Rules of the file: an agent asks for a name by listing it in its endpoint record; the first to ask
-gets it. Whether its agent has left is seen from the record, when somebody asks: the name leads to
-it for 30 days more, and is not given to another for a year (the store keeps that rule).
+An agent claims a name by listing it in its endpoint record; the first claim wins. The agent's
+record shows, whenever somebody asks, if the agent has left. Then the name leads to it for 30 more
+days, and no other agent gets it for a year, so that no stranger receives its mail.
 """
 
 from __future__ import annotations
@@ -12,30 +12,34 @@ from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from relay import clock
-from relay.peering.ports import (
-    HandleRow,
-    PeerStore,
-    RecordStore,
-)
-from relay.protocol import (
-    endpoint_record,
-    handles,
-)
+from relay.peering.ports import HandleRow, PeerStore, RecordStore
+from relay.protocol import endpoint_record, handles
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import (
-    RESERVED,
-    Handle,
-    Heard,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.handles import RESERVED, Handle, Heard
+from relay.protocol.ids import Did, Timestamp
 
 SERVED_S: Final = 30 * 24 * 3600
 """How long a name leads to an agent that has left."""
+RESERVED_S: Final = 365 * 24 * 3600
+"""How long no other agent gets a name that was left."""
+
+
+def claimed(current: HandleRow | None, name: str, did: Did, now: int) -> HandleRow:
+    """Return the row after a claim; ``current`` itself if nothing changes. Every store applies it.
+
+    >>> row = claimed(None, "ann", "did:a", 0)
+    >>> claimed(row, "ann", "did:b", 1) is row
+    True
+    """
+    if current is None:
+        return HandleRow(name, did, now)
+    if current.did == did:
+        return current if current.left_at is None else HandleRow(name, did, current.since)
+    if current.left_at is not None and current.left_at + RESERVED_S <= now:
+        return HandleRow(name, did, now)
+    return current
 
 
 class NameStore(RecordStore, PeerStore, Protocol):
@@ -43,14 +47,14 @@ class NameStore(RecordStore, PeerStore, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnHandles:
-    """Names under this relay.
+class LocalHandles:
+    """The names under this relay.
 
     Args:
-        origin: of this relay; what stands behind the ``@`` follows from it.
-        store: who has which name, and where its agent lives.
+        origin: of this relay; the part behind the ``@`` follows from it.
+        store: names, and the records of their agents.
         now: Unix seconds.
-        admits: whether an agent may have an inbox here, and so a name.
+        admits: returns True if an agent may have an inbox here, and so a name.
     """
 
     origin: str
@@ -64,16 +68,16 @@ class OwnHandles:
         return self.origin.partition("://")[2].lower()
 
     def is_ours(self, handle: Handle) -> bool:
-        """Whether the name is under this relay."""
+        """Return True if the name is under this relay."""
         return handle.name is not None and handle.authority == self.authority
 
     async def resolve(self, handle: Handle) -> Heard:
-        """Where a name under this relay leads."""
+        """Return the agent of a name under this relay, absent, or unreadable."""
         try:
             row = await self.store.handle(handle.name or "")
             if row is None:
                 return Heard("absent", why="nobody has this name")
-            row, is_listed = await self._seen(row, handle)
+            row, is_listed = await self._updated(row, handle)
         except RelayError as exc:
             return Heard("unreadable", why=f"the store does not answer: {exc.code}")
         if row.left_at is None and not is_listed:
@@ -85,8 +89,8 @@ class OwnHandles:
     async def claim(self, record: EndpointRecord) -> None:
         """Give an agent that lives here the names under this relay that its record lists.
 
-        One that another has stays with that one: the record then lists a name that leads elsewhere,
-        which whoever checks shows as unverified.
+        A name of another agent stays with that one. The record then lists a name that leads
+        elsewhere, which whoever checks shows as unverified.
 
         Raises:
             UnavailableError: the store does not answer; a repeat does no harm.
@@ -103,18 +107,18 @@ class OwnHandles:
 
     async def _claim(self, handle: Handle, record: EndpointRecord) -> None:
         name = handle.name or ""
-        held = await self.store.handle(name)
-        if held is not None and held.did != record.did:
-            await self._seen(held, handle)
-        if held is None or held.did != record.did or held.left_at is not None:
+        current = await self.store.handle(name)
+        if current is not None and current.did != record.did:
+            await self._updated(current, handle)
+        if current is None or current.did != record.did or current.left_at is not None:
             await self.store.claim_handle(name, record.did, int(self.now()))
 
-    async def _seen(self, row: HandleRow, handle: Handle) -> tuple[HandleRow, bool]:
-        """The row as the agent's record has it now, and whether that record lists the name."""
-        [held] = await self.store.records([parse_did(row.did).agent_key])
-        record = endpoint_record.parse(held.compact) if held else None
+    async def _updated(self, row: HandleRow, handle: Handle) -> tuple[HandleRow, bool]:
+        """Return the row as of the agent's record, and True if that record lists the name."""
+        [stored] = await self.store.records([parse_did(row.did).agent_key])
+        record = endpoint_record.parse(stored.compact) if stored else None
         is_listed = record is not None and handles.is_listed(handle, record.handles)
-        lives_here = held is not None and held.names_us
+        lives_here = stored is not None and stored.names_us
         left_at = row.left_at
         if lives_here and is_listed:
             left_at = None

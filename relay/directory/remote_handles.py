@@ -1,106 +1,92 @@
-"""Handles of anybody: WebFinger, well-known files and DNS, asked through the dialer.
+"""Resolve handles of anybody: WebFinger, well-known files and DNS, asked through the dialer.
 
-Rules of the file: what a source answers is judged in ``protocol/handles.py``; names under this
-relay
-are read from the store, not dialled. Answers are remembered for a while, good ones longer; a host
-that cannot be reached is left alone for all handles that name it; everything kept is bounded.
+``protocol/handles.py`` judges the answers. Names under this relay are read from the store, not
+dialled. Results are cached, good ones longer; a host that cannot be reached is left alone for all
+handles that name it.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Hashable
-from typing import Final, Generic, Protocol, TypeVar
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
 
 from relay import clock
-from relay.peering.dialer import (
-    Dialer,
-    NoAddressError,
-)
-from relay.peering.ports import Names
+from relay.directory.local_handles import LocalHandles
+from relay.limits import BoundedTtl
+from relay.peering.dialer import Dialer, NoAddressError
 from relay.protocol import handles
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import (
-    Handle,
-    Heard,
-)
+from relay.protocol.handles import Handle, Heard
 
+MAX_CACHED: Final = 10_000
+UNREACHABLE_HOST_S: Final = 30.0
+MAX_ASKED: Final = 4
+"""Handles of one host that are looked up at once."""
 FOUND_S: Final = 300.0
 ABSENT_S: Final = 60.0
 UNREADABLE_S: Final = 15.0
-HOST_AWAY_S: Final = 30.0
-REMEMBERED: Final = 10_000
-ASKED_AT_ONCE: Final = 4
-
-_KEPT_S: Final = {"found": FOUND_S, "absent": ABSENT_S, "unreadable": UNREADABLE_S}
-
-K = TypeVar("K", bound=Hashable)
-V = TypeVar("V")
+_CACHED_S: Final = {"found": FOUND_S, "absent": ABSENT_S, "unreadable": UNREADABLE_S}
 
 
-class OwnNames(Names, Protocol):
-    """Names under this relay."""
-
-    @property
-    def authority(self) -> str:
-        """``host[:port]`` that stands behind the ``@`` of such a name."""
-        ...
-
-
-class Naming:
-    """Finds the DID of a handle; meets the port ``Names``."""
+class RemoteHandles:
+    """Finds the DID of a handle."""
 
     def __init__(
         self,
         dialer: Dialer,
-        own: OwnNames | None = None,
+        local: LocalHandles | None = None,
         monotonic: Callable[[], float] = clock.monotonic,
     ) -> None:
         """Ask nothing yet.
 
         Args:
             dialer: the way out.
-            own: names under this relay.
-            monotonic: seconds, for what is remembered.
+            local: names under this relay.
+            monotonic: seconds, for the caches.
         """
         self._dialer = dialer
-        self._own = own
-        self._heard: Memory[Handle, Heard] = Memory(monotonic)
-        self._away: Memory[str, str] = Memory(monotonic)
+        self._local = local
+        self._monotonic = monotonic
+        self._results: BoundedTtl[Handle, Heard] = BoundedTtl(MAX_CACHED)
+        self._unreachable: BoundedTtl[str, str] = BoundedTtl(MAX_CACHED)
         self._asking: Counter[str] = Counter()
 
     async def resolve(self, handle: Handle) -> Heard:
-        """Where a handle leads."""
-        if self._own is not None and handle.name and handle.authority == self._own.authority:
-            return await self._own.resolve(handle)
-        known = self._heard.get(handle)
-        if known is not None:
-            return known
-        if self._asking[handle.authority] >= ASKED_AT_ONCE:
-            why = f"{handle.authority} is being asked about {ASKED_AT_ONCE} other handles"
-            return Heard("unreadable", why=why)
+        """Return the DID of a handle, absent, or unreadable; never raise for the network.
+
+        The caller checks that the record of that DID lists the handle, too (PROTOCOL.md §7.5).
+        """
+        if self._local is not None and self._local.is_ours(handle):
+            return await self._local.resolve(handle)
+        cached = self._results.get(handle, self._monotonic())
+        if cached is not None:
+            return cached
+        if self._asking[handle.authority] >= MAX_ASKED:
+            detail = f"{handle.authority} is being asked about {MAX_ASKED} other handles"
+            return Heard("unreadable", why=detail)
         self._asking[handle.authority] += 1
         try:
-            heard = await self._ask(handle)
+            result = await self._ask(handle)
         finally:
             self._asking[handle.authority] -= 1
-            self._asking += Counter()  # without those at zero
-        self._heard.put(handle, heard, _KEPT_S[heard.state])
-        return heard
+            self._asking += Counter()  # drops those at zero
+        self._results.put(handle, result, self._monotonic() + _CACHED_S[result.state])
+        return result
 
     async def _ask(self, handle: Handle) -> Heard:
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self._web(handle))]
+            asked = [group.create_task(self._ask_web(handle))]
             if handle.text_name is not None:
-                asked.append(group.create_task(self._texts(handle.text_name)))
+                asked.append(group.create_task(self._ask_dns(handle.text_name)))
         return handles.agreed([task.result() for task in asked])
 
-    async def _web(self, handle: Handle) -> Heard:
+    async def _ask_web(self, handle: Handle) -> Heard:
         source = "agent-did" if handle.name is None else "WebFinger"
-        away = self._away.get(handle.authority)
-        if away is not None:
-            return Heard("unreadable", why=away)
+        problem = self._unreachable.get(handle.authority, self._monotonic())
+        if problem is not None:
+            return Heard("unreadable", why=problem)
         accept = "text/plain" if handle.name is None else handles.JRD
         try:
             origin = self._dialer.origin_of(handle.authority)
@@ -108,45 +94,15 @@ class Naming:
         except NoAddressError as exc:
             return Heard("absent", why=f"{source}: {exc.detail}")
         except RelayError as exc:
-            why = f"{source}: {exc.detail}"
-            self._away.put(handle.authority, why, HOST_AWAY_S)
-            return Heard("unreadable", why=why)
+            problem = f"{source}: {exc.detail}"
+            until = self._monotonic() + UNREACHABLE_HOST_S
+            self._unreachable.put(handle.authority, problem, until)
+            return Heard("unreadable", why=problem)
         read = handles.heard_text if handle.name is None else handles.heard_finger
         return read(answer.status, answer.body)
 
-    async def _texts(self, name: str) -> Heard:
+    async def _ask_dns(self, name: str) -> Heard:
         try:
             return handles.heard_records(await self._dialer.texts(name))
         except RelayError as exc:
             return Heard("unreadable", why=f"TXT: {exc.detail}")
-
-
-class Memory(Generic[K, V]):
-    """A bounded dictionary whose entries end; the oldest gives way."""
-
-    def __init__(self, monotonic: Callable[[], float], most: int = REMEMBERED) -> None:
-        """Hold at most ``most`` entries."""
-        self._monotonic = monotonic
-        self._most = most
-        self._entries: OrderedDict[K, tuple[float, V]] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    def get(self, key: K) -> V | None:
-        """The value, while it is good."""
-        entry = self._entries.get(key)
-        if entry is None:
-            return None
-        until, value = entry
-        if until > self._monotonic():
-            return value
-        del self._entries[key]
-        return None
-
-    def put(self, key: K, value: V, seconds: float) -> None:
-        """Remember a value for some seconds."""
-        self._entries[key] = (self._monotonic() + seconds, value)
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._most:
-            self._entries.popitem(last=False)

@@ -1,16 +1,21 @@
-"""Returning: a node that starts asks its peers first where the agents live whose inboxes are here.
+"""Keep agents out after a start until peers have said where these agents live now.
 
-A relay that was away for long, or whose store was restored from an old backup, takes agents for its
-own that have moved. Their newest records say so; peers hold them (GUARANTEES.md §3).
+A relay that was offline for long, or whose store was restored from an old backup, takes agents for
+its own that have moved. Their newest records say so, and peers hold them (GUARANTEES.md §3).
 
 ::
 
-    digest of the directory ─▶ where that differs: want the agents that have an inbox here
-    one peer has told, and two more, or they had their time ─▶ agents are let in
+    closed ── one peer answered, and two more did or had GRACE_S ──▶ open
+    closed ── nobody answered within wait_s ──▶ open, and the gate goes on asking
+    open   ── the store may have gone back in time ──▶ closed
 
-Rules of the file: until a peer has told, no agent gets a session; submits are taken all the while,
-since what is for an agent that has moved follows it. A peer can withhold and be slow, no more: what
-it tells is signed, and the wait has an end. Whoever is let in unasked is asked about later.
+While it is closed no agent gets a session. Submits are accepted: mail for an agent that has moved
+follows it. A peer can only withhold or be slow, since records are signed and the wait is bounded.
+
+Example: a node with 3 inboxes starts and links with one peer. Their top-level digests differ in one
+bucket, which holds 2 of the agents. The node asks for these 2 records; one is newer and names
+another relay. After :data:`GRACE_S` without a second peer the gate opens, and that agent is told to
+go to its new relay.
 """
 
 from __future__ import annotations
@@ -22,116 +27,110 @@ from functools import partial
 from typing import Final
 
 from relay import clock, log, metrics
-from relay.directory.mesh import Mesh
+from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
-from relay.directory.model.index import (
-    TOP_BITS,
-    place,
-)
+from relay.directory.model.index import TOP_BITS, place
 from relay.inbox.ports import Store
 from relay.isolation import guarded
 from relay.peering.ports import PeerLink
 from relay.protocol import frames
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-    UnavailableError,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
+from relay.protocol.ids import AgentKey, Did
 from relay.protocol.peer_session import Answer
 
-ENOUGH: Final = 3
-"""One honest peer is enough, unless it was away, too, or was cut off from the rest."""
+MAX_PEERS_ASKED: Final = 3
+"""One honest peer is enough, unless it was offline, too, or cut off from the rest."""
 GRACE_S: Final = 2.0
-"""So long the others have, once one has told."""
-HOLD_S: Final = 3.0
-"""An agent's login is held for so long: mostly it is over by then."""
-LOOK_S: Final = 0.05
-AGAIN_S: Final = 1.0
-ASKING_S: Final = 60.0
-PER_QUESTION: Final = 250
+"""How long the others have after the first answer."""
+MAX_LOGIN_WAIT_S: Final = 3.0
+"""How long a login waits for the gate; mostly it opens before."""
+POLL_INTERVAL_S: Final = 0.05
+RETRY_S: Final = 1.0
+MAX_ASK_S: Final = 60.0
+RECORDS_PER_QUESTION: Final = 250
 """So many records of the largest size fit into one answer."""
 PAGE: Final = 1_000
 
 
-class Returning:
-    """The gate before agents' sessions, and what opens it.
+class StartupGate:
+    """The gate before agents' sessions.
 
     Args:
-        mesh: the peers.
-        store: whose inboxes are here.
-        wait_s: after so many seconds without an answer agents are let in all the same.
+        gossip: asks peers, and merges their records.
+        store: knows the inboxes that are here.
+        wait_s: without an answer the gate opens after so many seconds.
     """
 
-    def __init__(self, mesh: Mesh, store: Store, wait_s: float) -> None:
-        self._mesh = mesh
+    def __init__(self, gossip: RecordGossip, store: Store, wait_s: float) -> None:
+        self._gossip = gossip
         self._store = store
         self._wait_s = wait_s
         self._is_open = asyncio.Event()
-        self._has_begun = asyncio.Event()
+        self._is_asking = asyncio.Event()
         self._is_open.set()
         self._owners: dict[int, list[AgentKey]] | None = None
-        self._asked: dict[Did, float] = {}
-        self._told: dict[Did, int] = {}
-        self._began_at = self._told_at = 0.0
+        self._busy_until: dict[Did, float] = {}
+        """End of the question under way, or of the pause after a failed one."""
+        self._answered: dict[Did, int] = {}
+        """New records by peer."""
+        self._closed_at = self._answered_at = 0.0
 
     # ------------------------------------------------------------ the gate
 
     @property
-    def is_over(self) -> bool:
-        """Whether agents are let in."""
+    def is_open(self) -> bool:
+        """True while agents may log in."""
         return self._is_open.is_set()
 
     async def admit(self) -> None:
-        """Let an agent in; holds it for a moment.
+        """Wait for the gate for a moment.
 
         Raises:
             UnavailableError: ``draining``.
         """
         try:
-            async with asyncio.timeout(HOLD_S):
+            async with asyncio.timeout(MAX_LOGIN_WAIT_S):
                 await self._is_open.wait()
         except TimeoutError:
             self.check()
 
     def check(self) -> None:
-        """Whether an agent may be let in now.
+        """Raise if the gate is closed.
 
         Raises:
             UnavailableError: ``draining``.
         """
-        if not self.is_over:
+        if not self.is_open:
             detail = "this node has just started and asks other relays where its agents live now"
             raise UnavailableError(ErrorCode.DRAINING, detail, retry_after=1)
 
-    # ------------------------------------------------------------ its beginning
+    # ------------------------------------------------------------ closing
 
     async def begin(self) -> None:
-        """The node starts: nobody is let in where there are inboxes, and peers to be asked.
+        """Close the gate of a starting node if it has inboxes and peers.
 
         Raises:
             UnavailableError: the store.
         """
-        self.renewed()
-        if not self.is_over:
-            await self._look()
+        self.close()
+        if not self.is_open:
+            await self._load_owners()
 
-    def renewed(self) -> None:
-        """The store has gone back in time, perhaps, and what it held of records with it."""
-        if not self._mesh.chosen():
+    def close(self) -> None:
+        """Close the gate if there are peers: the store, and its records, may have gone back."""
+        if not self._peer_count():
             return
-        self._owners, self._asked, self._told = None, {}, {}
-        self._began_at = clock.monotonic()
+        self._owners, self._busy_until, self._answered = None, {}, {}
+        self._closed_at = clock.monotonic()
         self._is_open.clear()
-        self._has_begun.set()
+        self._is_asking.set()
         metrics.RETURNING.set(1)
 
-    async def _look(self) -> None:
-        """Whose inboxes are here, by buckets of the directory."""
+    def _peer_count(self) -> int:
+        return len(self._gossip.exchange.desired_links())
+
+    async def _load_owners(self) -> None:
+        """Read the agents whose inboxes are here, by buckets of the directory."""
         owners: dict[int, list[AgentKey]] = {}
         cursor, is_last = "", False
         while not is_last:
@@ -141,126 +140,122 @@ class Returning:
             cursor, is_last = page.cursor, not page.cursor
         self._owners = owners
         if owners:
-            log.event(
-                "returning", inboxes=sum(map(len, owners.values())), peers=len(self._mesh.chosen())
-            )
+            inboxes = sum(map(len, owners.values()))
+            log.event("returning", inboxes=inboxes, peers=self._peer_count())
         else:
-            self._end()
+            self._finish()
 
     # ------------------------------------------------------------ asking
 
-    async def __call__(self) -> None:
-        """Wait for a beginning; then ask until somebody has told.
+    async def run(self) -> None:
+        """Wait until the gate closes; then ask until a peer has answered.
 
         Raises:
             UnavailableError: the store; to be repeated.
         """
-        await self._has_begun.wait()
+        await self._is_asking.wait()
         if self._owners is None:
-            await self._look()
+            await self._load_owners()
         async with asyncio.TaskGroup() as tasks:
             asking: list[asyncio.Task[None]] = []
-            # another beginning looks anew whose inboxes are here
-            while self._has_begun.is_set() and self._owners is not None:
-                for link in self._to_ask():
-                    self._asked[link.peer] = clock.monotonic() + ASKING_S
+            # a new close() resets the owners, so the next run reads them again
+            while self._is_asking.is_set() and self._owners is not None:
+                for link in self._next_peers():
+                    self._busy_until[link.peer] = clock.monotonic() + MAX_ASK_S
                     asking.append(tasks.create_task(guarded("return", self._ask(link))))
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(POLL_INTERVAL_S)
                 self._decide()
             for task in asking:
-                # who is slower than the others is compared with by the next pull
+                # the next pull compares with the slower peers
                 task.cancel()
 
-    def _to_ask(self) -> list[PeerLink]:
-        """Who has not told yet; one that failed has a rest."""
+    def _next_peers(self) -> list[PeerLink]:
         now = clock.monotonic()
-        able = [
+        free = [
             link
-            for link in self._mesh.able()
-            if link.peer not in self._told and now >= self._asked.get(link.peer, 0.0)
+            for link in self._gossip.partners()
+            if link.peer not in self._answered and now >= self._busy_until.get(link.peer, 0.0)
         ]
-        under_way = sum(at > now for at in self._asked.values())
-        return able[: max(0, ENOUGH - len(self._told) - under_way)]
+        under_way = sum(at > now for at in self._busy_until.values())
+        return free[: max(0, MAX_PEERS_ASKED - len(self._answered) - under_way)]
 
     async def _ask(self, link: PeerLink) -> None:
-        began_at = self._began_at
+        closed_at = self._closed_at
+        code, detail = ErrorCode.PEER_UNREACHABLE, "it took too long"
         try:
-            async with asyncio.timeout(ASKING_S):
-                news = await self._compare(link)
-        except TimeoutError:
-            log.event(
-                "pull_failed",
-                peer=link.peer,
-                code=ErrorCode.PEER_UNREACHABLE,
-                detail="it took too long",
-            )
-        except RelayError as exc:
-            log.event("pull_failed", peer=link.peer, code=exc.code, detail=exc.detail)
+            async with asyncio.timeout(MAX_ASK_S):
+                new = await self._compare(link)
+        except (TimeoutError, RelayError) as exc:
+            if isinstance(exc, RelayError):
+                code, detail = exc.code, exc.detail
+            log.event("pull_failed", peer=link.peer, code=code, detail=detail)
         else:
-            if began_at == self._began_at:
-                self._told_at = self._told_at if self._told else clock.monotonic()
-                self._told[link.peer] = news
+            if closed_at == self._closed_at:
+                self._answered_at = self._answered_at if self._answered else clock.monotonic()
+                self._answered[link.peer] = new
         finally:
-            self._asked[link.peer] = clock.monotonic() + AGAIN_S
+            self._busy_until[link.peer] = clock.monotonic() + RETRY_S
 
     async def _compare(self, link: PeerLink) -> int:
-        """Hear from one peer what it knows of the agents here; gives how much was news.
+        """Fetch what a peer knows of the agents here; return the number of new records.
 
         Raises:
-            RelayError: the link, an answer that is wrong, or the store.
+            RelayError: the link, a wrong answer, or the store.
         """
-        await self._mesh.following()
-        index = self._mesh.following.index
-        said = await link.ask(lambda ref: frames.Digest(ref, TOP_BITS))
-        if not isinstance(said, frames.Digests) or said.bits != TOP_BITS:
+        await self._gossip.changes.read()
+        index = self._gossip.changes.index
+        digests = await link.ask(lambda ref: frames.Digest(ref, TOP_BITS))
+        if not isinstance(digests, frames.Digests) or digests.bits != TOP_BITS:
             raise _wrong()
         for _ in index.prepare(TOP_BITS):
             await asyncio.sleep(0)
-        news = 0
+        new = 0
         concerned = [
-            owner for at in differing(index, said) for owner in (self._owners or {}).get(at, ())
+            owner
+            for bucket in differing(index, digests)
+            for owner in (self._owners or {}).get(bucket, ())
         ]
-        for start in range(0, len(concerned), PER_QUESTION):
-            some = tuple(concerned[start : start + PER_QUESTION])
-            answer = await link.ask(partial(frames.Want, agents=some))
-            news += await self._take(link.peer, answer, some)
-        return news
+        for start in range(0, len(concerned), RECORDS_PER_QUESTION):
+            agents = tuple(concerned[start : start + RECORDS_PER_QUESTION])
+            answer = await link.ask(partial(frames.Want, agents=agents))
+            new += await self._merge(link.peer, answer, agents)
+        return new
 
-    async def _take(self, peer: Did, answer: Answer, asked: Sequence[AgentKey]) -> int:
+    async def _merge(self, peer: Did, answer: Answer, asked: Sequence[AgentKey]) -> int:
         if not isinstance(answer, frames.Gossip) or len(answer.records) > len(asked):
             raise _wrong()
-        # most are known word for word: nothing is to be read in them
-        held = {row.compact for row in await self._store.records(asked) if row is not None}
-        others = tuple(record for record in answer.records if record not in held)
+        # most records are known word for word, and need no parsing
+        rows = await self._store.records(asked)
+        known = {row.compact for row in rows if row is not None}
+        others = tuple(record for record in answer.records if record not in known)
         if not others:
             return 0
-        return await self._mesh.hearing.fetched(peer, replace(answer, records=others), asked)
+        return await self._gossip.merge_fetched(peer, replace(answer, records=others), asked)
 
-    # ------------------------------------------------------------ its end
+    # ------------------------------------------------------------ opening
 
     def _decide(self) -> None:
         now = clock.monotonic()
-        if self._told:
-            enough = min(ENOUGH, max(1, len(self._mesh.chosen())))
-            if len(self._told) >= enough or now >= self._told_at + GRACE_S:
-                self._end()
-        elif not self.is_over and now >= self._began_at + self._wait_s:
-            log.event("let_in_unasked", seconds=now - self._began_at)
+        if self._answered:
+            enough = min(MAX_PEERS_ASKED, max(1, self._peer_count()))
+            if len(self._answered) >= enough or now >= self._answered_at + GRACE_S:
+                self._finish()
+        elif not self.is_open and now >= self._closed_at + self._wait_s:
+            log.event("let_in_unasked", seconds=now - self._closed_at)
             metrics.UNASKED.set(1)
-            self._let_in()
+            self._open()
 
-    def _end(self) -> None:
-        if self._told:
-            took_s = clock.monotonic() - self._began_at
-            log.event(
-                "returned", peers=len(self._told), news=sum(self._told.values()), seconds=took_s
-            )
+    def _finish(self) -> None:
+        if self._answered:
+            peers, news = len(self._answered), sum(self._answered.values())
+            seconds = clock.monotonic() - self._closed_at
+            log.event("returned", peers=peers, news=news, seconds=seconds)
         metrics.UNASKED.set(0)
         self._owners = None
-        self._has_begun.clear()
-        self._let_in()
+        self._is_asking.clear()
+        self._open()
 
-    def _let_in(self) -> None:
+    def _open(self) -> None:
         metrics.RETURNING.set(0)
         self._is_open.set()
 

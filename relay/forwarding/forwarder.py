@@ -49,7 +49,7 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import (
     Store,
 )
-from relay.peering.ports import Taken
+from relay.peering.ports import SubmitResult
 from relay.protocol import frames
 from relay.protocol.client_session import Send
 from relay.protocol.did import (
@@ -260,7 +260,7 @@ class InboxForwarder(InboxConsumer):
         self._waits.clear()
         return answer
 
-    async def _answer(self, answer: asyncio.Future[Taken]) -> Taken:
+    async def _answer(self, answer: asyncio.Future[SubmitResult]) -> SubmitResult:
         """Wait for a relay, which may take its time, and keep what was lent meanwhile."""
         try:
             while not answer.done():
@@ -376,7 +376,7 @@ def _log_page(did: Did, receipt: Receipt) -> None:
     )
 
 
-def _proof(home: Home, taken: Taken) -> Forwarded | None:
+def _proof(home: Home, taken: SubmitResult) -> Forwarded | None:
     if taken.compact is None:
         return None
     digest = hashlib.sha256(taken.compact.encode()).digest()

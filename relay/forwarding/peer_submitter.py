@@ -21,7 +21,7 @@ from relay.forwarding.model import (
 from relay.isolation import isolated
 from relay.peering.ports import (
     PeerLinks,
-    Taken,
+    SubmitResult,
 )
 from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
@@ -58,7 +58,7 @@ class _Batch:
     """The batch of one courier, and where its answer goes."""
 
     items: Sequence[ForwardItem]
-    answer: asyncio.Future[Taken]
+    answer: asyncio.Future[SubmitResult]
 
     @property
     def bytes(self) -> int:
@@ -100,7 +100,7 @@ class PeerSubmitter:
     def _is_busy(self) -> bool:
         return bool(self._waiting or self._under_way or self._is_due)
 
-    def submit(self, items: Sequence[ForwardItem]) -> asyncio.Future[Taken]:
+    def submit(self, items: Sequence[ForwardItem]) -> asyncio.Future[SubmitResult]:
         """Submit a batch, at most 256; perhaps together with others'. Awaited, it may raise.
 
         Raises:
@@ -112,7 +112,7 @@ class PeerSubmitter:
         # who has lost two in a row is tried with one at a time: couriers have others to serve
         if self._losses > 1 and (hold_s > 0 or self._is_busy):
             raise _silent(max(hold_s, FIRST_HOLD_S))
-        answer: asyncio.Future[Taken] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Batch(items, answer))
         self._soon()
         return answer
@@ -157,7 +157,7 @@ class PeerSubmitter:
             self._under_way -= 1
             self._soon()
 
-    async def _submit(self, items: Sequence[ForwardItem]) -> Taken:
+    async def _submit(self, items: Sequence[ForwardItem]) -> SubmitResult:
         home = self._home
         try:
             link = await self._links.reach(home.did, home.url, handoff=bool(self._handoff))
@@ -193,12 +193,12 @@ def _silent(seconds: float) -> NotSentError:
     return NotSentError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=ceil(seconds))
 
 
-def _hand_out(parcels: Sequence[_Batch], taken: Taken) -> None:
+def _hand_out(parcels: Sequence[_Batch], taken: SubmitResult) -> None:
     at = 0
     for parcel in parcels:
         until = at + len(parcel.items)
         if not parcel.answer.done():
-            share = Taken(taken.receipt, taken.compact, taken.outcomes[at:until])
+            share = SubmitResult(taken.receipt, taken.compact, taken.outcomes[at:until])
             parcel.answer.set_result(share)
         at = until
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay import clock, metrics
-from relay.directory.resolve import Routing
 from relay.forwarding.forwarder import (
     BATCH,
     HANDOFF_BATCH,
@@ -23,6 +22,7 @@ from relay.forwarding.forwarder import (
 from relay.forwarding.peer_submitter import (
     PeerSubmitter,
 )
+from relay.forwarding.routing import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S

@@ -10,7 +10,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
-from relay.peering.admin import Operating
+from relay.peering.admin import PeerAdmin
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -21,43 +21,43 @@ from relay.protocol.jws import Members
 MAX_URL = 512
 
 
-def peer_routes(operating: Operating) -> APIRouter:
+def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
     """Routes below ``/v1/admin``."""
     api = APIRouter(prefix="/v1/admin")
 
     @api.get("/peers", summary="All relays that are known, and how it goes")
     async def peers() -> Response:
-        return bodies.answer({"peers": await operating.show()})
+        return bodies.answer({"peers": await peer_admin.show()})
 
     @api.get("/peers/{did}", summary="One of them")
     async def one(did: str) -> Response:
-        shown = await operating.show_one(Did(did))
+        shown = await peer_admin.show_one(Did(did))
         return _unknown() if shown is None else bodies.answer(shown)
 
     @api.post("/peers", summary="Deal with a relay from now on")
     async def add(request: Request) -> Response:
         said = await _members(request)
         url, did = _text(said, "url"), said.optional_text("did", most=MAX_URL)
-        return bodies.answer(await operating.add(url, did))
+        return bodies.answer(await peer_admin.add(url, did))
 
     @api.delete("/peers/{did}", summary="Deal with it no more")
     async def remove(did: str) -> Response:
-        return bodies.answer({"removed": did}) if await operating.remove(did) else _unknown()
+        return bodies.answer({"removed": did}) if await peer_admin.remove(did) else _unknown()
 
     @api.post("/peers/{did}/block", summary="Refuse it, both ways")
     async def block(did: str, request: Request) -> Response:
         # nothing is said, but only as JSON: see above
         _ = await _members(request)
-        return bodies.answer(await operating.block(did))
+        return bodies.answer(await peer_admin.block(did))
 
     @api.delete("/peers/{did}/block", summary="Refuse it no more")
     async def unblock(did: str) -> Response:
-        is_done = await operating.unblock(did)
+        is_done = await peer_admin.unblock(did)
         return bodies.answer({"unblocked": did}) if is_done else _unknown("it is not blocked")
 
     @api.post("/join", summary="Add one live relay, and learn of others from it")
     async def join(request: Request) -> Response:
-        return bodies.answer(await operating.join(_text(await _members(request), "url")))
+        return bodies.answer(await peer_admin.join(_text(await _members(request), "url")))
 
     return api
 

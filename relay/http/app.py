@@ -19,7 +19,7 @@ from relay.http.migration_routes import migration_router
 from relay.http.naming_routes import naming_router
 from relay.http.routes import router
 from relay.node.node import Node
-from relay.peering.admin import Operating
+from relay.peering.admin import PeerAdmin
 from relay.protocol.errors import (
     ErrorCode,
     RejectedError,
@@ -58,9 +58,9 @@ def admin_app(health: Health) -> FastAPI:
     return app
 
 
-def add_node_routes(app: FastAPI, node: Node, operating: Operating) -> None:
+def add_node_routes(app: FastAPI, node: Node, peer_admin: PeerAdmin) -> None:
     """What of the operator's side needs the node."""
-    app.include_router(peer_routes(operating))
+    app.include_router(peer_routes(peer_admin))
 
     @app.get("/v1/admin/clock", summary="Is the clock believed?")
     async def clock() -> Response:

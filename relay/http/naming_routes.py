@@ -59,7 +59,7 @@ def naming_router(node: Node) -> APIRouter:
             heard = await node.handles.resolve(asked)
         else:
             await polling.session(bodies.bearer(request))
-            heard = await node.names.resolve(asked)
+            heard = await node.remote_handles.resolve(asked)
         return bodies.answer(await _whole(node.directory, asked, heard), _STATUS[heard.state])
 
     return api

@@ -25,7 +25,6 @@ from relay.inbox.model.types import (
 )
 from relay.inbox.submit import Submissions
 from relay.node.node import Node
-from relay.peering.relay_info import relay_information
 from relay.protocol import frames
 from relay.protocol.errors import (
     ErrorCode,
@@ -162,7 +161,7 @@ def _agent_routes(api: APIRouter, node: Node, polling: Polling) -> None:
 
     @api.get("/.well-known/agent-relay.json", summary="Who this relay is, signed")
     async def information() -> Response:
-        return bodies.answer({"jws": relay_information(node)})
+        return bodies.answer({"jws": node.exchange.own_info()})
 
 
 def _peer(node: Node, request: Request) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import log, metrics
-from relay.directory.resolve import Routing
+from relay.forwarding.routing import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.model.admission import admit_own
 from relay.inbox.model.types import (

@@ -198,7 +198,7 @@ class Polling:
 
     async def _fence(self, session: Session) -> Fence:
         """Of its inbox session, which may be older than this node."""
-        await self.node.returning.admit()
+        await self.node.startup_gate.admit()
         return session.inbox_fence()
 
     async def _take(self, inbox: AgentKey, live: LiveSession) -> Page:

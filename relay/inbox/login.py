@@ -12,7 +12,7 @@ from typing import Final
 
 from relay import clock, log, metrics
 from relay.directory.publish import Directory
-from relay.directory.startup_gate import Returning
+from relay.directory.startup_gate import StartupGate
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.types import (
@@ -140,7 +140,7 @@ class Accounts:
     directory: Directory
     registration: Registration
     peers: Peers
-    returning: Returning
+    returning: StartupGate
     settle: Callable[[AgentKey], Awaitable[object]]
     refused: RefusedLogins = field(default_factory=RefusedLogins)
 
@@ -191,7 +191,7 @@ class Accounts:
     ) -> tuple[Identity, frames.Welcome]:
         if not is_connected:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "relays converse over a WebSocket")
-        self.peers.admit_login(key.did)
+        self.peers.require_login(key.did)
         who, welcome = self._welcome(key, claims, None)
         return replace(who, role="peer"), welcome
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from relay.directory.resolve import Routing
+from relay.forwarding.routing import Routing
 from relay.inbox.model.types import (
     Disposition,
 )

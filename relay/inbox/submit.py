@@ -14,8 +14,8 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
-from relay.directory.resolve import Routing
 from relay.forwarding.peer_submitter import Spawn
+from relay.forwarding.routing import Routing
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
 from relay.inbox.model.types import (

@@ -154,10 +154,10 @@ class MigrationRequests:
             raise UnavailableError(ErrorCode.OVERLOADED, detail, retry_after=FULL_S)
         if endpoint_record.parse(newest).did != order.did:
             raise ProtocolError(ErrorCode.BAD_FRAME, "newest is another agent's record")
-        [kept] = await self.directory.keep([newest], self.key.did)
-        if isinstance(kept.outcome, Refusal):
-            raise kept.outcome.to_error()
-        if kept.version is None:
+        [merged] = await self.directory.merge_from_peer([newest], self.key.did)
+        if isinstance(merged.outcome, Refusal):
+            raise merged.outcome.to_error()
+        if merged.version is None:
             detail = "the directory takes no unknown agents just now"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         await self.handoffs.take(owner, Prepare(OrderRef.of(order)), order=order.jws.compact)
@@ -174,7 +174,7 @@ class MigrationRequests:
         if not self.registration.admits(order.did):
             detail = "registration is not open to this agent"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
-        self.peers.admit_handoff(order.source.did)
+        self.peers.require_handoff(order.source.did)
         if room.count > self.limits.max_count or room.bytes > self.limits.max_bytes:
             raise RejectedError(ErrorCode.INBOX_FULL, "an inbox here has not so much room")
         if room.largest > self.max_body_bytes + envelope.MAX_JWS_BYTES:
@@ -192,7 +192,7 @@ class MigrationRequests:
         owner = await self._verify(order)
         if order.source.did != self.key.did:
             raise StateError(ErrorCode.WRONG_RELAY, "the order names another source")
-        self.peers.admit_handoff(order.target.did)
+        self.peers.require_handoff(order.target.did)
         if (await self.store.handoff(owner)).holding is None:
             raise StateError(ErrorCode.WRONG_STATE, "this relay is not the agent's home")
         # it is tried at once, whatever another target did

@@ -11,18 +11,17 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.directory.local_handles import OwnHandles
-from relay.directory.mesh import Mesh
+from relay.directory.answers import PeerQuestions
+from relay.directory.change_log import RecordChangeReader
+from relay.directory.gossip import RecordGossip
+from relay.directory.local_handles import LocalHandles
 from relay.directory.publish import Directory
-from relay.directory.remote_handles import Naming
-from relay.directory.resolve import (
-    Resolving,
-    Routing,
-)
-from relay.directory.startup_gate import Returning
-from relay.forwarding.scheduler import (
-    ForwardScheduler,
-)
+from relay.directory.pull import PullLoop
+from relay.directory.remote_handles import RemoteHandles
+from relay.directory.resolve import RecordResolver
+from relay.directory.startup_gate import StartupGate
+from relay.forwarding.routing import Routing
+from relay.forwarding.scheduler import ForwardScheduler
 from relay.inbox import submit as submitting
 from relay.inbox.accept import BatchAcceptor
 from relay.inbox.bounces import BouncePump
@@ -56,14 +55,14 @@ from relay.node.housekeeping import (
     Housekeeping,
     look_at_clocks,
 )
-from relay.node.node import Node
+from relay.node.node import Node, hello_limits
 from relay.node.open_store import OpenedStore, inbox_limits
-from relay.peering.admin import Operating
+from relay.peering.admin import PeerAdmin
 from relay.peering.dialer import Dialer
-from relay.peering.introduce import Introductions
+from relay.peering.exchange import PeerExchange
 from relay.peering.links import Links
 from relay.peering.peers import Peers
-from relay.peering.relay_info import relay_information
+from relay.peering.relay_info import OwnRelayInfo, RelayInfoFetcher
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
 from relay.protocol.ids import Did
@@ -121,14 +120,17 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
     contacts = Contacts(store)
     peers, dialer, links = await build_peering(base)
     handoffs, mover = build_migration(base, peers, links)
-    names = OwnHandles(url, store, admits=base.registration.admits)
-    directory = Directory(key.did, store, base.keys, names, movers=[handoffs.settle])
-    mesh = Mesh(peers, links, store, directory, lambda: relay_information(node))
-    naming = Naming(dialer, names)
-    resolving = Resolving(key.did, directory, links, mesh.hearing.told, naming)
-    routing = Routing(resolving, links)
-    returning = await build_startup_gate(base, mesh)
-    node = Node(
+    handles = LocalHandles(url, store, admits=base.registration.admits)
+    directory = Directory(key.did, store, base.keys, handles, on_record_change=[handoffs.settle])
+    own_info = build_own_info(base, peers)
+    exchange = PeerExchange(peers, links, own_info.sign)
+    gossip = RecordGossip(directory, RecordChangeReader(store), exchange)
+    directory.on_published.append(gossip.on_published)
+    remote_handles = RemoteHandles(dialer, handles)
+    resolver = RecordResolver(key.did, directory, links, gossip.on_record_reply, remote_handles)
+    routing = Routing(resolver, links)
+    startup_gate = await build_startup_gate(base, gossip)
+    return Node(
         settings=settings,
         url=url,
         window=base.window,
@@ -136,34 +138,36 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         opened=opened,
         intake=build_intake(base, contacts, handoffs),
         acks=base.acks,
-        accounts=build_accounts(base, directory, peers, returning, handoffs),
+        accounts=build_accounts(base, directory, peers, startup_gate, handoffs),
         directory=directory,
         status=StatusOf(store, links, routing),
         rules=RulesOf(store, contacts),
         delivery=base.delivery,
         peers=peers,
         links=links,
-        mesh=mesh,
-        resolving=resolving,
+        exchange=exchange,
+        gossip=gossip,
+        pulls=PullLoop(gossip),
+        questions=PeerQuestions(gossip.changes, exchange),
+        resolver=resolver,
         routing=routing,
-        forwarding=build_forwarding(base, links, mesh, routing, mover),
+        forwarding=build_forwarding(base, links, gossip, routing, mover),
         clock_guard=guard,
-        handles=names,
-        names=naming,
-        returning=returning,
+        handles=handles,
+        remote_handles=remote_handles,
+        startup_gate=startup_gate,
         handoffs=handoffs,
         migrations=build_requests(base, directory, peers, handoffs, mover),
-        operating=Operating(peers, links, mesh, store, Introductions(dialer)),
+        peer_admin=PeerAdmin(peers, links, exchange, store.outboxes, RelayInfoFetcher(dialer)),
         housekeeping=Housekeeping(
             opened=opened,
             delivery=base.delivery,
             clock_guard=guard,
-            returning=returning,
+            startup_gate=startup_gate,
             handoffs=handoffs,
             bounces=BouncePump(key, store, base.delivery, routing),
         ),
     )
-    return node
 
 
 async def build_peering(base: _Base) -> tuple[Peers, Dialer, Links]:
@@ -208,17 +212,31 @@ def build_requests(
     )
 
 
-async def build_startup_gate(base: _Base, mesh: Mesh) -> Returning:
+def build_own_info(base: _Base, peers: Peers) -> OwnRelayInfo:
+    """Make what describes this relay to others."""
+    settings, store = base.settings, base.opened.store
+    return OwnRelayInfo(
+        key=base.opened.key,
+        url=base.url,
+        limits=hello_limits(settings),
+        registration=settings.registration,
+        contact=settings.contact,
+        durability=lambda: store.durability,
+        peers=peers,
+    )
+
+
+async def build_startup_gate(base: _Base, gossip: RecordGossip) -> StartupGate:
     """Make the gate that keeps agents out until peers have been asked, and begin."""
     store = base.opened.store
-    returning = Returning(mesh, store, base.settings.return_wait_s)
-    store.on_renewal(returning.renewed)
-    await returning.begin()
-    return returning
+    startup_gate = StartupGate(gossip, store, base.settings.return_wait_s)
+    store.on_renewal(startup_gate.close)
+    await startup_gate.begin()
+    return startup_gate
 
 
 def build_forwarding(
-    base: _Base, links: Links, mesh: Mesh, routing: Routing, mover: DigestSender
+    base: _Base, links: Links, gossip: RecordGossip, routing: Routing, mover: DigestSender
 ) -> ForwardScheduler:
     """Make the forwarders of inboxes whose agents live elsewhere."""
     opened = base.opened
@@ -230,7 +248,7 @@ def build_forwarding(
         delivery=base.delivery,
         routing=routing,
         links=links,
-        learn=mesh.hearing.told,
+        learn=gossip.on_record_reply,
         mover=mover,
         due=base.due,
     )
@@ -255,7 +273,11 @@ def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> I
 
 
 def build_accounts(
-    base: _Base, directory: Directory, peers: Peers, returning: Returning, handoffs: MigrationSteps
+    base: _Base,
+    directory: Directory,
+    peers: Peers,
+    startup_gate: StartupGate,
+    handoffs: MigrationSteps,
 ) -> Accounts:
     """Make what logs agents and peers in."""
     return Accounts(
@@ -268,7 +290,7 @@ def build_accounts(
         directory=directory,
         registration=base.registration,
         peers=peers,
-        returning=returning,
+        returning=startup_gate,
         settle=handoffs.settle,
     )
 

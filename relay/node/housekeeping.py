@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay import clock, log, metrics
-from relay.directory.startup_gate import Returning
+from relay.directory.startup_gate import StartupGate
 from relay.files import is_file_left
 from relay.health import ProblemReason
 from relay.inbox.bounces import BouncePump
@@ -48,7 +48,7 @@ class Housekeeping:
         opened: the store.
         delivery: the sessions of this node.
         clock_guard: whether the store's clock is believed.
-        returning: whether peers have been asked where agents live.
+        startup_gate: whether peers have been asked where agents live.
         handoffs: inboxes that move.
         bounces: sends bounces.
     """
@@ -56,7 +56,7 @@ class Housekeeping:
     opened: OpenedStore
     delivery: Delivery
     clock_guard: ClockGuard
-    returning: Returning
+    startup_gate: StartupGate
     handoffs: MigrationSteps
     bounces: BouncePump
     _live: frozenset[NodeId] = field(default=frozenset())
@@ -76,7 +76,7 @@ class Housekeeping:
         """
         store, guard = self.opened.store, self.clock_guard
         await look_at_clocks(store, guard)
-        if not guard.ok or not self.returning.is_over or not self._live:
+        if not guard.ok or not self.startup_gate.is_open or not self._live:
             return
         ended = await store.sweep(self.opened.node_id, self._live)
         if ended:

@@ -33,23 +33,22 @@ def loops_of(node: Node) -> list[Loop]:
         ("bounce", 1.0, house.bounces),
         ("disk", 0.5, node.check_disk),
         ("files", 1.0, house.files),
-        ("follow", 1.0, node.mesh.following),
+        ("follow", 1.0, node.gossip.changes.read),
     ]
     if embedded is not None:
         loops.append(("store", RESTART_S, embedded.run))
     if node.peers.federation != "off":
-        mesh = node.mesh
         loops += [
-            ("links", RESTART_S, lambda: node.links.run(mesh)),
+            ("links", RESTART_S, lambda: node.links.run(node.exchange)),
             ("peers", 5.0, node.peers.refresh),
             ("handoffs", 5.0, house.refresh_handoffs),
             ("forwarding", RESTART_S, node.forwarding.run),
-            ("push", 0.5, mesh.push),
+            ("push", 0.5, node.gossip.push),
             ("measure", 5.0, house.measure),
-            ("return", 0.2, node.returning),
+            ("return", 0.2, node.startup_gate.run),
             # the step waits for half a minute or for a new link itself
-            ("pull", 1.0, mesh.pull),
-            ("meet", 5.0, mesh.meet),
+            ("pull", 1.0, node.pulls.pull),
+            ("meet", 5.0, node.exchange.exchange_peers),
         ]
     return loops
 

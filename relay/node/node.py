@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from relay import clock
-from relay.directory.local_handles import OwnHandles
-from relay.directory.mesh import Mesh
+from relay.directory.answers import PeerQuestions
+from relay.directory.gossip import RecordGossip
+from relay.directory.local_handles import LocalHandles
 from relay.directory.publish import Directory
-from relay.directory.resolve import (
-    Resolving,
-    Routing,
-)
-from relay.directory.startup_gate import Returning
-from relay.forwarding.scheduler import (
-    ForwardScheduler,
-)
+from relay.directory.pull import PullLoop
+from relay.directory.remote_handles import RemoteHandles
+from relay.directory.resolve import RecordResolver
+from relay.directory.startup_gate import StartupGate
+from relay.forwarding.routing import Routing
+from relay.forwarding.scheduler import ForwardScheduler
 from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
@@ -37,10 +36,10 @@ from relay.migration.steps import (
 )
 from relay.node.housekeeping import Housekeeping
 from relay.node.open_store import OpenedStore
-from relay.peering.admin import Operating
+from relay.peering.admin import PeerAdmin
+from relay.peering.exchange import PeerExchange
 from relay.peering.links import Links
 from relay.peering.peers import Peers
-from relay.peering.ports import Names
 from relay.protocol import envelope, frames
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
@@ -79,17 +78,20 @@ class Node:
     delivery: Delivery
     peers: Peers
     links: Links
-    mesh: Mesh
-    resolving: Resolving
+    exchange: PeerExchange
+    gossip: RecordGossip
+    pulls: PullLoop
+    questions: PeerQuestions
+    resolver: RecordResolver
     routing: Routing
     forwarding: ForwardScheduler
     clock_guard: ClockGuard
-    handles: OwnHandles
-    names: Names
-    returning: Returning
+    handles: LocalHandles
+    remote_handles: RemoteHandles
+    startup_gate: StartupGate
     handoffs: MigrationSteps
     migrations: MigrationRequests
-    operating: Operating
+    peer_admin: PeerAdmin
     housekeeping: Housekeeping
 
     @property
@@ -108,13 +110,8 @@ class Node:
         return self.opened.store
 
     def limits(self) -> dict[str, int]:
-        """Return ``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""
-        return {
-            "jws": envelope.MAX_JWS_BYTES,
-            "body": self.settings.max_body_bytes,
-            "frame": frames.MAX_FRAME_BYTES,
-            "envelopes": frames.MAX_ENVELOPES,
-        }
+        """Return ``hello.limits``."""
+        return hello_limits(self.settings)
 
     def hello(self) -> frames.Hello:
         """Return the first frame of a conversation, with a fresh nonce."""
@@ -129,7 +126,7 @@ class Node:
     def phase(self) -> Mapping[ProblemReason, str]:
         """Return what the node itself does that keeps agents away: it asks peers, or drains."""
         found: dict[ProblemReason, str] = {}
-        if not self.returning.is_over:
+        if not self.startup_gate.is_open:
             found[ProblemReason.RETURNING] = "other relays are asked where its agents live now"
         if self.intake.draining:
             found[ProblemReason.DRAINING] = "the node is shutting down"
@@ -152,6 +149,16 @@ class Node:
         if refusal is not None and self.opened.embedded is not None:
             # acks only make the append-only file grow; a rewrite of it frees the space
             await self.opened.embedded.compact(disk.spare_bytes)
+
+
+def hello_limits(settings: Settings) -> dict[str, int]:
+    """Return ``hello.limits`` (PROTOCOL.md §3.4), bytes and counts."""
+    return {
+        "jws": envelope.MAX_JWS_BYTES,
+        "body": settings.max_body_bytes,
+        "frame": frames.MAX_FRAME_BYTES,
+        "envelopes": frames.MAX_ENVELOPES,
+    }
 
 
 def new_nonce() -> str:

@@ -220,7 +220,7 @@ async def serve(
     settings = node.settings
     endpoint = Endpoint(node)
     server = _server(public_app(node, endpoint), settings)
-    add_node_routes(operators.app, node, node.operating)
+    add_node_routes(operators.app, node, node.peer_admin)
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(server.serve(sockets=[public]))
         background = [tasks.create_task(every(*loop)) for loop in loops_of(node)]

@@ -1,11 +1,10 @@
-"""The links of a node: dialled when needed or due, one dial at a time to a host.
+"""Hold the links of a node: dial relays that are due or needed, one dial at a time per origin.
 
-Rules of the file: a link is found by the DID that its other end has proved, never by an address.
-When a peer is dialled is the listener's schedule (``peering/model/membership.py``), and no
-other. What is
-remembered here is why an address failed, for those who want a relay at once: what the network says
-by host; what a relay says of itself or of us by relay and host. So a record that names a wrong
-relay at a host does not keep the right one from being dialled there.
+The DID that the other end has proved identifies a link, never an address. The listener decides when
+a peer is dialled (``peering/model/membership.py``). This module remembers failures only, so that a
+caller of :meth:`Links.reach` gets the error of the last dial instead of another dial. A network
+failure counts for the origin; a failed login counts for the pair of relay and origin. So a record
+that names a wrong relay at an origin does not keep the right relay from being dialled there.
 """
 
 from __future__ import annotations
@@ -14,154 +13,110 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Final, Protocol
-
-from websockets.asyncio.client import ClientConnection
+from typing import Final
 
 from relay import clock, log, metrics
 from relay.isolation import isolated
-from relay.peering.link import (
-    Link,
-    log_in,
-)
+from relay.peering.dialer import Dialer
+from relay.peering.link import Link, log_in
 from relay.peering.model.membership import (
     FIRST_BACKOFF_S,
-    HURRY_S,
-    KEPT_BACKOFF_S,
+    LOGIN_DIAL_S,
     MAX_BACKOFF_S,
-    STEADY_S,
+    MAX_DESIRED_BACKOFF_S,
+    STABLE_LINK_S,
     backoff_s,
 )
+from relay.peering.peers import Peers
 from relay.peering.ports import LinkListener
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    RejectedError,
-    RelayError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, RejectedError, RelayError, unreachable
 from relay.protocol.ids import Did
 from relay.tasks import side_by_side
 
 REACH_S: Final = 25.0
-TURN_S: Final = 1.0
+RECONCILE_S: Final = 1.0
 IDLE_S: Final = 300.0
-MAX_LINKS: Final = 1_024
-MAX_STRANGE_DIALS: Final = 32
+MAX_NODE_LINKS: Final = 1_024
+MAX_UNKNOWN_DIALS: Final = 32
 """To relays that only records name: half of what the dialer does at once is left for the others."""
-MAX_REMEMBERED: Final = 10_000
+MAX_FAILURES_HELD: Final = 10_000
 REFUSALS: Final = frozenset({ErrorCode.NOT_FEDERATED, ErrorCode.BLOCKED})
-
-
-class Dialling(Protocol):
-    """Opens connections to addresses that may be dialled."""
-
-    async def websocket(self, origin: str) -> ClientConnection:
-        """Connect to a relay's WebSocket.
-
-        Raises:
-            RelayError: ``peer_unreachable``, or ``unsupported``: not to be dialled.
-        """
-        ...
-
-
-class Policy(Protocol):
-    """Which relays this one deals with."""
-
-    def admit(self, did: Did) -> None:
-        """Raise a RejectedError for one that it does not, not even for a hand-off."""
-        ...
-
-    def admit_fully(self, did: Did) -> None:
-        """Raise a RejectedError for one that it does not, or for a hand-off alone."""
-        ...
-
-    def is_admitted(self, did: Did) -> bool:
-        """Whether it is dealt with, and be it for a hand-off alone."""
-        ...
-
-    def is_full(self, did: Did) -> bool:
-        """Whether it is dealt with in all things."""
-        ...
-
-    def is_partner(self, did: Did) -> bool:
-        """Whether some hand-off waits for it."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
 class _Failure:
-    """Why an address is not dialled just now; points in time are monotonic seconds."""
+    """The last failure at an origin, or of a relay there; times are monotonic seconds."""
 
     error: RelayError
-    times: int
+    count: int
     at: float
     until: float
 
 
 class Links:
-    """Meets the port ``PeerLinks``.
+    """Implements the port ``PeerLinks``.
 
     Args:
         key: of this relay.
-        dialler: opens connections.
-        policy: which relays are dealt with.
+        dialer: opens connections.
+        peers: the policy.
     """
 
-    def __init__(self, key: SigningKey, dialler: Dialling, policy: Policy) -> None:
+    def __init__(self, key: SigningKey, dialer: Dialer, peers: Peers) -> None:
         self._key = key
-        self._dialler = dialler
-        self._policy = policy
+        self._dialer = dialer
+        self._peers = peers
         self._live: dict[Did, Link] = {}
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._listener: LinkListener | None = None
-        self._chosen: dict[Did, str] = {}
-        self._hurry = asyncio.Event()
+        self._desired: dict[Did, str] = {}
+        self._wakeup = asyncio.Event()
 
     # ------------------------------------------------------------ life
 
     async def run(self, listener: LinkListener) -> None:
-        """Keep links to those that are chosen, until cancelled."""
+        """Hold the desired links until cancelled."""
         self._listener = listener
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 while True:
                     # a bug about one relay must not end the links to others
                     with isolated("links"):
-                        self._turn(listener)
-                    await self._rest()
+                        self._reconcile(listener)
+                    await self._pause()
         finally:
             self._tasks = None
 
-    async def _rest(self) -> None:
+    async def _pause(self) -> None:
         try:
-            async with asyncio.timeout(TURN_S):
-                await self._hurry.wait()
+            async with asyncio.timeout(RECONCILE_S):
+                await self._wakeup.wait()
         except TimeoutError:
             return
-        self._hurry.clear()
+        self._wakeup.clear()
 
-    def _turn(self, listener: LinkListener) -> None:
-        chosen = self._chosen = dict(listener.chosen())
-        for relay, url in listener.due(self._live.keys()):
-            if url not in self._dials and not self._is_full and not self._rests(url):
+    def _reconcile(self, listener: LinkListener) -> None:
+        self._desired = dict(listener.desired_links())
+        for relay, url in listener.due_dials(self._live.keys()):
+            if url not in self._dials and not self._is_full and not self._is_cooling(url):
                 _ = self._begin(relay, url, is_due=True)
         for relay, link in list(self._live.items()):
-            is_idle = relay not in chosen and clock.monotonic() - link.used_at > IDLE_S
-            if is_idle or not self._policy.is_admitted(relay):
+            is_idle = relay not in self._desired and clock.monotonic() - link.used_at > IDLE_S
+            if is_idle or not self._peers.may_contact(relay):
                 link.close()
         metrics.LINKS.set(len(self._live))
 
-    def _rests(self, url: str) -> bool:
-        """Whether a host that failed has a rest, however many relays are said to be there."""
+    def _is_cooling(self, url: str) -> bool:
+        """Return True shortly after a failure there, however many relays claim that origin."""
         failure = self._failures.get(url)
         if failure is None:
             return False
-        rest_s = doubling_pause_s(failure.times - 1, FIRST_BACKOFF_S, HURRY_S)
-        return clock.monotonic() < failure.at + rest_s
+        pause_s = doubling_pause_s(failure.count - 1, FIRST_BACKOFF_S, LOGIN_DIAL_S)
+        return clock.monotonic() < failure.at + pause_s
 
     async def drain(self) -> None:
         """Say goodbye to all peers."""
@@ -171,68 +126,77 @@ class Links:
     # ------------------------------------------------------------ the port
 
     def live(self) -> Sequence[Link]:
-        """All links that stand, but for those of a hand-off alone."""
+        """See the port."""
         standing = (link for link in self._live.values() if link.ended is None)
-        return [link for link in standing if self._policy.is_full(link.peer)]
+        return [link for link in standing if self._peers.is_federated(link.peer)]
 
     def wanted(self) -> int:
-        """How many links there should be."""
-        return len(self._chosen)
+        """See the port."""
+        return len(self._desired)
 
     def to(self, relay: Did) -> Link | None:
-        """The link to a relay, if it stands."""
+        """Return the link to a relay, also one for a hand-off alone; None if there is none."""
         link = self._live.get(relay)
         return link if link is not None and link.ended is None else None
 
     def allows(self, relay: Did) -> bool:
-        """Whether this relay deals with that one in all things, not for a hand-off alone."""
-        return self._policy.is_full(relay)
+        """See the port."""
+        return self._peers.is_federated(relay)
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
-        """The link to a relay; dialled if there is none. See the port."""
-        (self._policy.admit if handoff else self._policy.admit_fully)(relay)
+        """See the port."""
+        (self._peers.require_contact if handoff else self._peers.require_federated)(relay)
         try:
             async with asyncio.timeout(REACH_S):
                 while (link := self.to(relay)) is None:
                     await self._attempt(relay, url)
         except TimeoutError as exc:
-            raise _unreachable("others are being dialled there", FIRST_BACKOFF_S) from exc
+            detail = "others are being dialled there"
+            raise unreachable(detail, FIRST_BACKOFF_S) from exc
         return link
 
     async def _attempt(self, relay: Did, url: str) -> None:
-        """Wait for the dial that is under way there, whomever it is for, or begin one."""
+        """Wait for the dial under way at this origin, whatever its relay, or begin one."""
         dial = self._dials.get(url)
         if dial is None:
             failure = self._failure(relay, url)
             if failure is not None:
-                raise _as_seen_from_here(failure)
+                raise _to_error(failure)
             dial = self._begin(relay, url)
         await asyncio.wait([dial])
 
-    def retry(self, relay: Did, url: str) -> None:
-        """Forget what failed there. See the port."""
+    def reset_backoff(self, relay: Did, url: str) -> None:
+        """See the port."""
         self._failures.pop(url, None)
-        self._failures.pop(_name(relay, url), None)
-        self._hurry.set()
+        self._failures.pop(_pair(relay, url), None)
+        self._wakeup.set()
 
-    def review(self) -> None:
-        """Look now which links the policy still allows."""
-        self._hurry.set()
+    def reconcile_now(self) -> None:
+        """See the port."""
+        self._wakeup.set()
 
-    # ------------------------------------------------------------ dialling
+    def backoff(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        """See the port."""
+        failure = self._failure(relay, url)
+        if failure is None:
+            return None
+        return max(0.0, failure.until - clock.monotonic()), failure.error
+
+    # ------------------------------------------------------------ dials
 
     @property
     def _is_full(self) -> bool:
-        return len(self._live) + len(self._dials) >= MAX_LINKS
+        return len(self._live) + len(self._dials) >= MAX_NODE_LINKS
 
     def _begin(self, relay: Did, url: str, *, is_due: bool = False) -> asyncio.Task[None]:
         if self._tasks is None:
-            raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "this node dials nobody just now")
+            raise unreachable("this node dials nobody just now")
         if self._is_full:
-            raise _unreachable("this node has too many links", IDLE_S)
-        is_strange = not is_due and relay not in self._chosen
-        if is_strange and len(self._dials) >= MAX_STRANGE_DIALS:
-            raise _unreachable("this node dials too many others just now", FIRST_BACKOFF_S)
+            raise unreachable("this node has too many links", IDLE_S)
+        is_unknown = not is_due and relay not in self._desired
+        if is_unknown and len(self._dials) >= MAX_UNKNOWN_DIALS:
+            detail = "this node dials too many others just now"
+            raise unreachable(detail, FIRST_BACKOFF_S)
         dial = self._dials[url] = self._tasks.create_task(self._dial(relay, url))
         dial.add_done_callback(lambda _: self._dials.pop(url, None))
         return dial
@@ -241,115 +205,106 @@ class Links:
         try:
             await self._connect(relay, url)
         except Exception:  # noqa: BLE001  a bug about one relay must not end the links to others
-            self._failed(relay, url, _name(relay, url), _bug())
+            self._on_dial_failed(relay, url, _pair(relay, url), _internal_error())
 
     async def _connect(self, relay: Did, url: str) -> None:
         try:
-            socket = await self._dialler.websocket(url)
+            socket = await self._dialer.websocket(url)
         except RelayError as exc:
-            self._failed(relay, url, url, exc)
+            self._on_dial_failed(relay, url, url, exc)
             return
         self._failures.pop(url, None)
         try:
             link = await log_in(socket, self._key, url, relay)
         except RelayError as exc:
-            self._failed(relay, url, _name(relay, url), exc)
+            self._on_dial_failed(relay, url, _pair(relay, url), exc)
             return
         metrics.DIALS.labels("ok").inc()
         log.event("link_up", peer=relay)
-        self._stands(link)
+        self._on_link_up(link)
 
-    def _stands(self, link: Link) -> None:
+    def _on_link_up(self, link: Link) -> None:
         if self._tasks is None:
             link.close()
             return
         self._live[link.peer] = link
-        self._tasks.create_task(self._keep(link))
+        self._tasks.create_task(self._run_link(link))
         if self._listener is not None:
-            self._listener.came(link)
+            self._listener.on_link_up(link)
 
-    async def _keep(self, link: Link) -> None:
+    async def _run_link(self, link: Link) -> None:
         began = clock.monotonic()
         try:
-            why = await link.run()
+            exc = await link.run()
         except Exception:  # noqa: BLE001  as above
-            why = _bug()
+            exc = _internal_error()
         finally:
             if self._live.get(link.peer) is link:
                 del self._live[link.peer]
-        log.event("link_down", peer=link.peer, code=why.code, detail=why.detail)
+        log.event("link_down", peer=link.peer, code=exc.code, detail=exc.detail)
         wait_s = None
         if self._listener is not None and self.to(link.peer) is None:
             with isolated("links"):
-                wait_s = self._listener.went(link.peer, why)
-        name = _name(link.peer, link.url)
-        if clock.monotonic() - began < STEADY_S:
-            self._remember(link.peer, link.url, name, why, wait_s)
+                wait_s = self._listener.on_link_down(link.peer, exc)
+        pair = _pair(link.peer, link.url)
+        if clock.monotonic() - began < STABLE_LINK_S:
+            self._put_failure(link.peer, link.url, pair, exc, wait_s)
         else:
-            self._failures.pop(name, None)
+            self._failures.pop(pair, None)
 
-    # ------------------------------------------------------------ what failed
+    # ------------------------------------------------------------ failures
 
     def _failure(self, relay: Did, url: str) -> _Failure | None:
         now = clock.monotonic()
-        for name in (url, _name(relay, url)):
+        for name in (url, _pair(relay, url)):
             failure = self._failures.get(name)
             if failure is not None and failure.until > now:
                 return failure
         return None
 
-    def _failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
+    def _on_dial_failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
         wait_s = None
         if self._listener is not None:
             with isolated("links"):
-                wait_s = self._listener.missed(relay, url, exc)
-        self._remember(relay, url, name, exc, wait_s)
+                wait_s = self._listener.on_dial_failed(relay, url, exc)
+        self._put_failure(relay, url, name, exc, wait_s)
 
-    def _remember(
+    def _put_failure(
         self, relay: Did, url: str, name: str, exc: RelayError, wait_s: float | None = None
     ) -> None:
-        """Note a failure; ``wait_s``: until the relay is due again, None where it is no peer."""
+        """Remember a failure; ``wait_s`` until the relay is due, None if it is no peer."""
         before = self._failures.pop(name, None)
-        times = before.times + 1 if before else 1
+        count = before.count + 1 if before else 1
         if wait_s is None:
-            longest_s = KEPT_BACKOFF_S if self._policy.is_partner(relay) else MAX_BACKOFF_S
-            asked_s = min(float(exc.retry_after or 0), MAX_BACKOFF_S)
-            wait_s = max(backoff_s(times, clock.share(), longest_s), asked_s)
-        if len(self._failures) >= MAX_REMEMBERED:
+            max_s = MAX_BACKOFF_S
+            asked_s = min(float(exc.retry_after or 0), max_s)
+            if self._peers.is_handoff_peer(relay):
+                max_s = MAX_DESIRED_BACKOFF_S
+            wait_s = max(backoff_s(count, clock.share(), max_s), asked_s)
+        if len(self._failures) >= MAX_FAILURES_HELD:
             del self._failures[next(iter(self._failures))]
         now = clock.monotonic()
-        self._failures[name] = _Failure(exc, times, now, now + wait_s)
+        self._failures[name] = _Failure(exc, count, now, now + wait_s)
         metrics.DIALS.labels(exc.code).inc()
-        log.event(
-            "dial_failed", peer=relay, code=exc.code, detail=f"{url}: {exc.detail}", wait_s=wait_s
-        )
-
-    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
-        """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
-        failure = self._failure(relay, url)
-        if failure is None:
-            return None
-        return max(0.0, failure.until - clock.monotonic()), failure.error
+        detail = f"{url}: {exc.detail}"
+        log.event("dial_failed", peer=relay, code=exc.code, detail=detail, wait_s=wait_s)
 
 
-def _bug() -> RelayError:
+def _internal_error() -> RelayError:
     log.internal_error("links")
     metrics.INTERNAL.inc()
     return RelayError(ErrorCode.INTERNAL, "a bug of this relay; it has been logged")
 
 
-def _name(relay: Did, url: str) -> str:
+def _pair(relay: Did, url: str) -> str:
     return f"{relay}@{url}"
 
 
-def _as_seen_from_here(failure: _Failure) -> RelayError:
-    """A peer's refusal stays one; anything else is: not reachable just now."""
+def _to_error(failure: _Failure) -> RelayError:
+    """Return a peer's refusal as such; any other failure as ``peer_unreachable``."""
     wait_s = failure.until - clock.monotonic()
-    if failure.error.code in REFUSALS:
-        no = failure.error
-        return RejectedError(no.code, f"the peer refuses: {no.detail}", retry_after=ceil(wait_s))
-    return _unreachable(failure.error.detail, wait_s)
-
-
-def _unreachable(detail: str, wait_s: float) -> UnavailableError:
-    return UnavailableError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=max(1, ceil(wait_s)))
+    exc = failure.error
+    if exc.code in REFUSALS:
+        detail = f"the peer refuses: {exc.detail}"
+        return RejectedError(exc.code, detail, retry_after=ceil(wait_s))
+    return unreachable(exc.detail, wait_s)

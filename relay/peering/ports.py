@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -258,9 +258,12 @@ class PeerStore(Protocol):
 
 # ---------------------------------------------------------------- other relays
 
+WaitingMail = Callable[[], Awaitable[list[tuple[AgentKey, int, int]]]]
+"""Return (peer, envelopes, wire bytes) of all mail that waits for peers."""
 
-class Taken(NamedTuple):
-    """A peer's answer to one submit: its receipt, and for each envelope its item or its no."""
+
+class SubmitResult(NamedTuple):
+    """The answer of a peer to one submit: its receipt, and an item or rejection per envelope."""
 
     receipt: Receipt | None
     compact: str | None
@@ -268,11 +271,11 @@ class Taken(NamedTuple):
 
 
 class PeerLink(Protocol):
-    """A connection to a peer that this relay dialled and that has proved who it is."""
+    """A connection that this relay dialled to a peer that has proved its identity."""
 
     @property
     def peer(self) -> Did:
-        """Who is at the other end."""
+        """The relay at the other end."""
         ...
 
     @property
@@ -287,23 +290,23 @@ class PeerLink(Protocol):
         hops: Sequence[Did] = (),
         marked: Sequence[int] = (),
         handoff: str = "",
-    ) -> Taken:
-        """Hand wire bytes over, at most 256; several submits may be under way.
+    ) -> SubmitResult:
+        """Submit at most 256 envelopes; several submits may be under way.
 
         Args:
             envelopes: the wire bytes.
-            hops: relays that had them.
-            marked: places of those that their recipient may have been handed before.
+            hops: the relays that they passed.
+            marked: indices of those that may have been delivered before.
             handoff: the hand-off that they are a page of; the receipt must name it, too.
 
         Raises:
-            UnavailableError: ``peer_unreachable``: no answer; it may have them.
+            UnavailableError: ``peer_unreachable``: no answer; the peer may have stored them.
             RelayError: the peer refuses the submit as a whole.
         """
         ...
 
     async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """Ask; ``make`` is given the ref.
+        """Ask the question that ``make`` returns for a ref.
 
         Raises:
             UnavailableError: ``peer_unreachable``.
@@ -312,7 +315,7 @@ class PeerLink(Protocol):
         ...
 
     def push(self, gossip: frames.Gossip) -> bool:
-        """Pass on, at leisure; False: there is too much already, and this was dropped."""
+        """Queue gossip for the peer; return False if the queue is full and it was dropped."""
         ...
 
 
@@ -320,76 +323,63 @@ class PeerLinks(Protocol):
     """The links of this node."""
 
     def allows(self, relay: Did) -> bool:
-        """Whether this relay deals with that one in all things, not for a hand-off alone."""
+        """Return True if this relay deals with that one, not for a hand-off alone."""
         ...
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
-        """The link to a relay; dialled if there is none.
+        """Return the link to a relay; dial it if there is none.
 
         Args:
-            relay: who must prove to be there.
+            relay: the DID that the other end must prove.
             url: its origin.
-            handoff: it is for a hand-off, and for nothing else.
+            handoff: the caller needs the link for a hand-off only.
 
         Raises:
-            RejectedError: ``not_federated`` or ``blocked``: by the policy here or there.
-            UnavailableError: ``peer_unreachable``, with the seconds until it is dialled again.
+            RejectedError: ``not_federated`` or ``blocked``, by the policy here or there.
+            UnavailableError: ``peer_unreachable``, with the seconds until the next dial.
         """
         ...
 
     def live(self) -> Sequence[PeerLink]:
-        """All links that stand, but for those of a hand-off alone."""
+        """Return the links that stand, without those for a hand-off alone."""
         ...
 
     def wanted(self) -> int:
-        """How many links there should be."""
+        """Return the number of links that there should be."""
         ...
 
-    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
-        """Seconds until a relay is dialled again, and why; None: nothing is known against it."""
+    def backoff(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+        """Return the seconds until the next dial and the last error; None without a failure."""
         ...
 
-    def retry(self, relay: Did, url: str) -> None:
-        """Forget what failed there: it is dialled when it is next wanted, or chosen now."""
+    def reset_backoff(self, relay: Did, url: str) -> None:
+        """Forget the failures there, so that the next use dials."""
         ...
 
-    def review(self) -> None:
-        """Look now, not in a second, which links the policy still allows."""
+    def reconcile_now(self) -> None:
+        """Apply the policy to all links now, not within a second."""
         ...
 
 
 class LinkListener(Protocol):
-    """Who decides which links are kept, and hears what becomes of them."""
+    """Decides which links there should be, and learns what becomes of them."""
 
-    def chosen(self) -> Sequence[tuple[Did, str]]:
-        """The relays, with their origins, to which there should be a link."""
+    def desired_links(self) -> Sequence[tuple[Did, str]]:
+        """Return the relays to hold links with, and their origins."""
         ...
 
-    def due(self, linked: Collection[Did]) -> Sequence[tuple[Did, str]]:
-        """Whom to dial now, with their origins; ``linked``: to whom there is a link."""
+    def due_dials(self, linked: Collection[Did]) -> Sequence[tuple[Did, str]]:
+        """Return the relays to dial now, and their origins; ``linked`` have a link already."""
         ...
 
-    def came(self, link: PeerLink) -> None:
-        """A link stands."""
+    def on_link_up(self, link: PeerLink) -> None:
+        """Handle a new link."""
         ...
 
-    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
-        """A dial failed; gives the seconds until it is due again, None: no peer has this origin."""
+    def on_dial_failed(self, relay: Did, url: str, exc: RelayError) -> float | None:
+        """Return the seconds until the next dial; None if no peer has this origin."""
         ...
 
-    def went(self, relay: Did, why: RelayError) -> float | None:
-        """A link has ended; gives the seconds until it is due again, None: it is no peer."""
-        ...
-
-
-class Introducing(Protocol):
-    """Asks an address who is there."""
-
-    async def information(self, url: str) -> str:
-        """What the relay there says of itself, as signed; not verified.
-
-        Raises:
-            UnavailableError: ``peer_unreachable``.
-            ProtocolError: ``unsupported``: not to be dialled; ``bad_frame``: not a relay's answer.
-        """
+    def on_link_down(self, relay: Did, exc: RelayError) -> float | None:
+        """Return the seconds until the next dial; None if the relay is no peer."""
         ...

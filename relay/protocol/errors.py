@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from math import ceil
 from typing import Literal
 
 Stored = Literal["no", "unknown"]
@@ -143,6 +144,12 @@ OUTCOME_UNKNOWN: frozenset[ErrorCode] = frozenset(
 def error(code: ErrorCode, detail: str = "", *, retry_after: int | None = None) -> RelayError:
     """Make the error whose class belongs to ``code``."""
     return ERROR_CLASS[code](code, detail, retry_after=retry_after)
+
+
+def unreachable(detail: str, wait_s: float | None = None) -> UnavailableError:
+    """Return ``peer_unreachable``; ``wait_s`` is rounded up to whole seconds, at least one."""
+    retry_after = None if wait_s is None else max(1, ceil(wait_s))
+    return UnavailableError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=retry_after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Final
 
-from relay.directory.model.claims import claimed
+from relay.directory.local_handles import claimed
 from relay.peering.ports import (
     GONE,
     Changes,

@@ -123,7 +123,7 @@ class Connection(InboxConsumer):
         metrics.SESSIONS.dec()
         self._node.delivery.detach(who.inbox, self)
         if who.role == "peer":
-            self._node.peers.left(who.did, self._dismiss)
+            self._node.peers.on_inbound_closed(who.did, self._dismiss)
 
     def drain(self) -> None:
         """End: the node shuts down."""
@@ -179,7 +179,7 @@ class Connection(InboxConsumer):
     def _is_federated(self) -> bool:
         """Return True if this relay federates with the peer, beyond a hand-off."""
         who = self._conversation.who
-        return who is not None and self._node.peers.is_full(who.did)
+        return who is not None and self._node.peers.is_federated(who.did)
 
     def _dismiss(self) -> None:
         refusal = self._peer_refusal()
@@ -190,7 +190,7 @@ class Connection(InboxConsumer):
         """Return why a peer that was let in is now refused."""
         assert self._conversation.who is not None  # noqa: S101  only a peer is asked about
         try:
-            self._node.peers.admit_login(self._conversation.who.did)
+            self._node.peers.require_login(self._conversation.who.did)
         except RejectedError as exc:
             return exc
         return None
@@ -262,7 +262,7 @@ class Connection(InboxConsumer):
         log.event("session_opened", did=who.did, fence=who.fence, role=who.role)
         if who.role == "peer":
             self._submissions.bind_source(Peer(who.inbox, who.did, self._is_federated))
-            self._node.mesh.arrived(who.did, self._dismiss)
+            self._node.exchange.on_inbound_login(who.did, self._dismiss)
         elif who.fence is not None:
             self._submissions.bind_source(Local(who.inbox, self._node.routing, self._spawn))
         self._perform(opened)
@@ -288,7 +288,7 @@ class Connection(InboxConsumer):
         who = self._conversation.who
         assert who is not None  # noqa: S101  gossip comes only after a login
         try:
-            await self._node.mesh.hear(who.did, effect.gossip)
+            await self._node.gossip.on_push(who.did, effect.gossip)
         except UnavailableError as exc:
             # what was not stored comes again with the next pull
             log.loop_failed("hear", exc.code)
@@ -349,7 +349,7 @@ class Connection(InboxConsumer):
             case frames.Rules():
                 return await node.rules(who.inbox, who.fence or Fence(0), question)
             case frames.Digest() | frames.Want():
-                return await node.mesh.answer(who.did, question)
+                return await node.questions.answer(who.did, question)
             case frames.Migrate():
                 return await node.handoffs.hear(who.did, question)
             case frames.Resolve():
@@ -357,13 +357,13 @@ class Connection(InboxConsumer):
 
     async def _resolve(self, who: Identity, question: frames.Resolve) -> frames.Frame:
         # a peer is answered from the own store, else questions would go in circles
-        around, resolving = who.fence is not None, self._node.resolving
+        around, resolver = who.fence is not None, self._node.resolver
         if question.did is not None:
             # where the asker itself lives is known here, or by the asker
             is_other = around and question.did != who.did
-            found = await resolving(question.did, around=is_other, asker=who.did)
+            found = await resolver.resolve(question.did, around=is_other, asker=who.did)
         elif around:
-            found = await resolving.by_handle(question.handle or "", who.did)
+            found = await resolver.resolve_handle(question.handle or "", who.did)
         else:
             detail = "handles are looked up for the agents of this relay"
             return frames.Error(ErrorCode.NO_RELAYING, detail, None, question.ref)

@@ -52,7 +52,7 @@ def no_signatures() -> None:
     async def believe(*_: Any) -> Refusal | None:
         return None
 
-    Directory._objection = believe  # type: ignore[method-assign]
+    Directory._verify = believe  # type: ignore[method-assign]
 
 
 def any_order() -> None:

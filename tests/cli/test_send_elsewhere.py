@@ -48,7 +48,7 @@ class World:
 
     async def know(self, record: str) -> None:
         """Alice's relay holds a record of Bob."""
-        await self.own.parts.directory.keep([record], self.home.did)
+        await self.own.parts.directory.merge_from_peer([record], self.home.did)
 
     def bob(self, **values) -> contextlib.AbstractAsyncContextManager[Agent]:
         return Agent.open(self.key, self.home.url, **values)

@@ -186,7 +186,7 @@ async def test_one_that_has_lost_its_pin_is_told_the_same_where_others_bring_its
     homes = [Home(place.did, place.url), Home(other.did, other.url)]
     old = endpoint_record.sign(key, homes, now=now())
     async with at(place, new_key()) as node:
-        await node.parts.directory.keep([old], new_key().did)
+        await node.parts.directory.merge_from_peer([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
             with pytest.raises(MovedError) as caught:
                 await anext(me.inbox())
@@ -202,7 +202,7 @@ async def test_one_that_has_taken_the_new_key_for_a_further_home_names_it_once(t
     key, state = new_key(), tmp_path / "state"
     old = endpoint_record.sign(key, [Home(place.did, place.url)], now=now())
     async with at(place, new_key()) as node:
-        await node.parts.directory.keep([old], new_key().did)
+        await node.parts.directory.merge_from_peer([old], new_key().did)
         async with Agent.open(key, _new(node), state=state) as me:
             await until(lambda: any(isinstance(one, WrongRelayError) for one in me.warnings))
         record = await accept_relay(key, place.url, did(node), state=state)

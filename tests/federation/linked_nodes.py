@@ -15,7 +15,7 @@ from websockets.asyncio.client import ClientConnection
 
 from relay.inbox.ports import Store
 from relay.peering.links import Links
-from relay.peering.model.membership import Roster
+from relay.peering.model.membership import MemberTable
 from relay.peering.ports import PeerLink
 from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
@@ -40,19 +40,19 @@ from tests.support.patience import within
 class Everybody:
     """A policy that deals with any relay."""
 
-    def admit(self, did: Did) -> None:
+    def require_contact(self, did: Did) -> None:
         pass
 
-    def admit_fully(self, did: Did) -> None:
+    def require_federated(self, did: Did) -> None:
         pass
 
-    def is_admitted(self, did: Did) -> bool:
+    def may_contact(self, did: Did) -> bool:
         return bool(did)
 
-    def is_full(self, did: Did) -> bool:
+    def is_federated(self, did: Did) -> bool:
         return bool(did)
 
-    def is_partner(self, did: Did) -> bool:
+    def is_handoff_peer(self, did: Did) -> bool:
         return not did
 
 
@@ -73,34 +73,34 @@ class Chooser:
 
     wanted: list[tuple[Did, str]] = field(default_factory=list)
     notes: list[tuple[str, Any]] = field(default_factory=list)
-    roster: Roster = field(default_factory=lambda: Roster(new_key().did))
+    roster: MemberTable = field(default_factory=lambda: MemberTable(new_key().did))
 
-    def chosen(self) -> list[tuple[Did, str]]:
+    def desired_links(self) -> list[tuple[Did, str]]:
         for did, _ in self.wanted:
             self.roster.add(did)
         return self.wanted
 
-    def due(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
+    def due_dials(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
         due = self.roster.due(now(), linked)
         return [(did, url) for did, url in self.wanted if did in due]
 
-    def came(self, link: PeerLink) -> None:
-        self.roster.reached(link.peer, now())
+    def on_link_up(self, link: PeerLink) -> None:
+        self.roster.on_link_up(link.peer, now())
         self.notes.append(("came", link.peer))
 
-    def missed(self, relay: Did, url: str, why: RelayError) -> float | None:
+    def on_dial_failed(self, relay: Did, url: str, why: RelayError) -> float | None:
         if url not in {at for did, at in self.wanted if did == relay}:
             return None
         self.notes.append(("missed", relay, why.code))
         return self._wait(relay)
 
-    def went(self, relay: Did, why: RelayError) -> float | None:
+    def on_link_down(self, relay: Did, why: RelayError) -> float | None:
         self.notes.append(("went", relay, why.code))
         return self._wait(relay)
 
     def _wait(self, relay: Did) -> float | None:
-        self.roster.missed(relay, now(), 0.0)
-        peer = self.roster.peer(relay)
+        self.roster.on_dial_failed(relay, now(), 0.0)
+        peer = self.roster.get(relay)
         return None if peer is None else peer.dial_at - now()
 
 

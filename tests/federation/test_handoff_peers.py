@@ -16,12 +16,10 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
-from relay.directory.mesh import Mesh
-from relay.directory.publish import Directory
-from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
 )
+from relay.peering.exchange import PeerExchange
 from relay.peering.link import (
     Link,
     log_in,
@@ -170,7 +168,7 @@ async def test_no_order_lets_a_relay_in_that_the_operator_wants_nothing_of(value
         with pytest.raises(AgentError) as caught:
             await move.way.prepare()
         assert caught.value.code is code
-        peers.partners = frozenset({move.source.did})
+        peers.handoff_peers = frozenset({move.source.did})
         with pytest.raises(RelayError) as refused:
             async with move.log_in():
                 pass
@@ -181,7 +179,7 @@ async def test_a_partner_is_dismissed_once_nothing_more_is_handed_over():
     async with moving() as move, move.log_in() as there:
         peers = move.target.parts.peers
         await until(lambda: peers.inbound)
-        peers.partners = frozenset()
+        peers.handoff_peers = frozenset()
         await peers.refresh()
         assert (await there.hear(Bye)).error is ErrorCode.NOT_FEDERATED
 
@@ -338,21 +336,21 @@ class Partly:
         self.partner = partner
         self.is_full_now = False
 
-    def admit(self, did: Did) -> None:
-        if not self.is_admitted(did):
+    def require_contact(self, did: Did) -> None:
+        if not self.may_contact(did):
             raise RejectedError(ErrorCode.NOT_FEDERATED)
 
-    def admit_fully(self, did: Did) -> None:
-        if not self.is_full(did):
+    def require_federated(self, did: Did) -> None:
+        if not self.is_federated(did):
             raise RejectedError(ErrorCode.NOT_FEDERATED)
 
-    def is_admitted(self, did: Did) -> bool:
+    def may_contact(self, did: Did) -> bool:
         return did == self.partner
 
-    def is_full(self, did: Did) -> bool:
+    def is_federated(self, did: Did) -> bool:
         return self.is_full_now and did == self.partner
 
-    def is_partner(self, did: Did) -> bool:
+    def is_handoff_peer(self, did: Did) -> bool:
         return did == self.partner
 
 
@@ -395,8 +393,8 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
         link = at_a.parts.links.to(b.did)
         assert link is not None
         assert list(at_a.parts.links.live()) == []
-        await at_a.parts.mesh.push()
-        await at_a.parts.mesh.meet()
+        await at_a.parts.gossip.push()
+        await at_a.parts.exchange.exchange_peers()
         # what was pushed before this answer has been heard by now
         with pytest.raises(RelayError):
             await link.ask(lambda ref: Resolve(ref, other.did))
@@ -411,9 +409,9 @@ async def test_a_partner_that_does_not_answer_is_dialled_again_within_seconds(mo
     links = Links(new_key(), Dialler(), Partly(relay))
     no = RejectedError(ErrorCode.NOT_FEDERATED)
     for _ in range(12):
-        links._remember(relay, url, f"{relay}@{url}", no)
-        links._remember(other, url, f"{other}@{url}", no)
-    waits = [links.waits(did, url) for did in (relay, other)]
+        links._put_failure(relay, url, f"{relay}@{url}", no)
+        links._put_failure(other, url, f"{other}@{url}", no)
+    waits = [links.backoff(did, url) for did in (relay, other)]
     assert all(wait is not None for wait in waits)
     assert waits[0][0] <= 15 < waits[1][0]
 
@@ -422,12 +420,12 @@ async def test_no_gossip_goes_to_a_partner():
     own, store, partner, friend = new_key().did, MemoryStore(InboxLimits(), clock.now), *pair()
     peers = Peers(own, "closed", frozenset(), store)
     await peers.load([(friend.peer, "http://127.0.0.1:1")])
-    peers.partners = frozenset({partner.peer})
-    mesh = Mesh(peers, Linked(), store, Directory(own, store, DidKeys()), lambda: "info")
+    peers.handoff_peers = frozenset({partner.peer})
+    exchange = PeerExchange(peers, Linked(), lambda: "info")
     for link in (partner, friend):
-        mesh.came(link)
+        exchange.on_link_up(link)
     assert (partner.pushed, friend.pushed) == ([], [Gossip(relays=("info",))])
-    assert list(mesh._fresh) == [friend.peer]
+    assert list(exchange.new_links) == [friend.peer]
 
 
 def pair() -> tuple[Told, Told]:
@@ -451,14 +449,14 @@ async def test_a_partner_is_kept_no_link_to_and_is_nobodys_peer():
     store = MemoryStore(InboxLimits(), clock.now)
     await store.put_peer(PeerRow(partner, "http://127.0.0.1:1", "learned", 1))
     peers = Peers(own, "closed", frozenset(), store)
-    peers.partners = frozenset({partner})
+    peers.handoff_peers = frozenset({partner})
     await peers.load()
-    assert peers.is_admitted(partner)
-    assert not peers.is_full(partner)
-    assert (peers.chosen(), list(peers.roster.peers())) == ([], [])
+    assert peers.may_contact(partner)
+    assert not peers.is_federated(partner)
+    assert (peers.desired_links(), list(peers.members)) == ([], [])
     await peers.add(partner, "http://127.0.0.1:1")
-    assert peers.is_full(partner)
-    assert peers.chosen() == [(partner, "http://127.0.0.1:1")]
+    assert peers.is_federated(partner)
+    assert peers.desired_links() == [(partner, "http://127.0.0.1:1")]
 
 
 # ---------------------------------------------------------------- receipts that lie

@@ -212,7 +212,7 @@ class Slow(Dialler):
 
 
 async def test_dials_that_records_ask_for_leave_room_for_the_relays_that_are_chosen(monkeypatch):
-    monkeypatch.setattr(links_module, "MAX_STRANGE_DIALS", 3)
+    monkeypatch.setattr(links_module, "MAX_UNKNOWN_DIALS", 3)
     chooser = Chooser()
     async with (
         running_node(federation="open") as node,
@@ -248,7 +248,7 @@ async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
         await until(lambda: chooser.notes == [("missed", relay, ErrorCode.PEER_UNREACHABLE)])
         with pytest.raises(UnavailableError):
             await links.reach(relay, "http://127.0.0.1:2")
-        assert links.waits(relay, "http://127.0.0.1:2")
+        assert links.backoff(relay, "http://127.0.0.1:2")
         assert len(chooser.notes) == 1
 
 
@@ -340,7 +340,7 @@ class Flooding:
 
 async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeypatch):
     frame = frames.encode(Gossip(("x",) * 500))
-    monkeypatch.setattr(link_module, "UNASKED_PER_S", 10 * len(frame))
+    monkeypatch.setattr(link_module, "MAX_UNASKED_BYTES_PER_S", 10 * len(frame))
     async with running_node(federation="open") as node:
         socket = await dial(node.url)
         link = await log_in(socket, new_key(), node.url, node.parts.key.did)

@@ -154,7 +154,7 @@ async def goes_on(node: RunningNode, honest: RunningNode, b: Place) -> None:
     """Whatever a node does with its peers, it still does with the honest one."""
     agent = new_key()
     record = record_of(agent, b)
-    await node.parts.mesh.meet()
+    await node.parts.exchange.exchange_peers()
     await node.parts.peers.refresh()
     await honest.parts.directory.publish(record, only=agent.did)
     await until_held(node, agent, record, 20)

@@ -10,7 +10,7 @@ import pytest
 from relay import clock
 from relay.directory import (
     gossip,
-    mesh,
+    pull,
 )
 from relay.directory.model.anti_entropy import (
     TOP_BITS,
@@ -116,16 +116,16 @@ async def test_a_relay_that_was_away_pulls_what_it_missed_and_is_asked_for_what_
 async def test_without_pulls_what_was_published_during_a_partition_stays_unknown(monkeypatch):
     """The negative control of the test above: only the pull heals."""
 
-    async def never(_: mesh.Mesh) -> None:
+    async def never(_: pull.PullLoop) -> None:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(mesh.Mesh, "pull", never)
+    monkeypatch.setattr(pull.PullLoop, "pull", never)
     a, b = places(2)
     agent = new_key()
     async with relay_at(a, [b]) as first:
         record = record_of(agent, a)
         await first.parts.directory.publish(record, only=agent.did)
-        first.parts.mesh.hearing.rumors.pop_frames([new_key().did], lambda peers, _: peers)
+        first.parts.gossip.rumors.pop_frames([new_key().did], lambda peers, _: peers)
         async with relay_at(b, [a]) as second:
             await until(lambda: first.parts.links.live() and second.parts.links.live())
             with pytest.raises(TimeoutError):
@@ -156,7 +156,7 @@ async def test_three_forged_records_and_a_peer_is_out_and_only_it():
         await until_held(node, agent, record)
         await good.say(Want("w", view=True))
         assert (await good.hear(View)).strikes == 0
-        assert len(node.parts.mesh.following.index) == 1, "no lie is held"
+        assert len(node.parts.gossip.changes.index) == 1, "no lie is held"
 
 
 async def test_without_the_signature_check_a_lie_is_held(monkeypatch):
@@ -205,7 +205,7 @@ async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_heard_meanwhile()
         await until_held(node, agent, record, 4)
         await bad.say(Want("w", view=True))
         await bad.hear(View)
-        assert len(node.parts.mesh.following.index) < 700
+        assert len(node.parts.gossip.changes.index) < 700
 
 
 @pytest.mark.alone
@@ -255,14 +255,14 @@ async def test_a_peer_that_asks_for_long_answers_without_end_pays_for_their_leng
 
 async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):
     """The negative control."""
-    monkeypatch.setattr(gossip.Allowance, "take", lambda _self, _peer, count, _now: count)
+    monkeypatch.setattr(gossip.TokenBuckets, "acquire_up_to", lambda _s, _peer, count, _now: count)
     [a] = places(1)
     flood = [record_of(new_key(), a) for _ in range(800)]
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as bad:
         await bad.say(Gossip(tuple(flood)))
         await bad.say(Want("w", view=True))
         await bad.hear(View)
-        assert len(node.parts.mesh.following.index) == 800
+        assert len(node.parts.gossip.changes.index) == 800
 
 
 @pytest.mark.parametrize(
@@ -371,8 +371,8 @@ async def test_in_closed_federation_a_relay_that_was_told_of_is_known_and_not_di
         peers = third.parts.peers
         await until(lambda: b.did in peers.rows, 30)
         assert peers.rows[b.did].standing == "learned"
-        assert b.did not in peers.roster
-        assert len(first.parts.peers.roster) == 2
+        assert b.did not in peers.members
+        assert len(first.parts.peers.members) == 2
 
 
 async def test_forged_relay_information_is_a_lie_like_any_other():

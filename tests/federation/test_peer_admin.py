@@ -163,7 +163,7 @@ async def test_the_commands_of_an_operator(tmp_path):
         here = ("--admin", third.admin)
         assert "no other relay" in (await terminal.run("peers", "list", *here)).out
         # of a relay that it has not reached itself it would not tell
-        await until(lambda: first.parts.peers.is_proved(b.did))
+        await until(lambda: first.parts.peers.is_proven(b.did))
         joined = await terminal.run("join", a.url, *here, "--json")
         assert (joined.code, joined.json["peer"]["linked"]) == (Exit.OK, True)
         assert joined.json["known"] == [b.did], "one live relay is enough"
@@ -189,14 +189,14 @@ async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tm
     terminal = Terminal(tmp_path)
     async with relay_at(a, [b]) as node:
         here = ("--admin", node.admin)
-        await until(lambda: node.parts.links.waits(b.did, b.url))
+        await until(lambda: node.parts.links.backoff(b.did, b.url))
         record = record_of(carol, b)
-        await node.parts.directory.keep([record], b.did)
+        await node.parts.directory.merge_from_peer([record], b.did)
         async with Agent.open(new_key(), node.url) as alice:
             sent = await alice.send(carol.did, b"for later")
             assert sent.custody == "outbox"
         # whichever moment of the back-off it is: half a second is no whole number of them
-        await until(lambda: (node.parts.links.waits(b.did, b.url) or (0.0,))[0] % 1 > 0.05)
+        await until(lambda: (node.parts.links.backoff(b.did, b.url) or (0.0,))[0] % 1 > 0.05)
         shown = await terminal.run("peers", "show", b.did, *here)
         assert shown.code == Exit.OK, shown.err
         assert "outbox      1 envelopes wait for it" in shown.out
@@ -219,7 +219,7 @@ async def test_what_waits_for_a_relay_that_was_removed_is_seen_too(tmp_path):
     a, b = places(2)
     carol = new_key()
     async with relay_at(a, [b]) as node:
-        await node.parts.directory.keep([record_of(carol, b)], b.did)
+        await node.parts.directory.merge_from_peer([record_of(carol, b)], b.did)
         async with Agent.open(new_key(), node.url) as alice:
             await alice.send(carol.did, b"for later")
         await ask(node.admin, "DELETE", f"/peers/{b.did}")

@@ -95,40 +95,40 @@ async def test_with_many_relays_alive_those_that_are_gone_are_looked_for_all_the
     mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now))
     alive, gone = places(19), places(20)
     for place in (*alive, *gone):
-        assert await mine.heard_of(info(place))
+        assert await mine.merge_relay_info(info(place))
     for place in alive:
-        mine.reached(place.did)
+        mine.on_link_up(place.did)
     for place in gone:
-        for _ in range(membership.GONE_AFTER):
-            wait_s = mine.missed(place.did, NOBODY, place.url)
+        for _ in range(membership.MAX_FAILURES):
+            wait_s = mine.on_dial_failed(place.did, NOBODY, place.url)
             assert wait_s is not None
             assert 1 <= wait_s <= membership.MAX_BACKOFF_S
-        peer_of = mine.roster.peer(place.did)
+        peer_of = mine.members.get(place.did)
         assert peer_of is not None
         peer_of.dial_at = now()
     linked = {place.did for place in alive}
-    due = dict(mine.due(linked))
-    assert 0 < len(due) <= membership.MAX_LINKS
+    due = dict(mine.due_dials(linked))
+    assert 0 < len(due) <= membership.MAX_DESIRED_LINKS
     assert due.items() <= {place.did: place.url for place in gone}.items()
-    assert linked >= dict(mine.chosen()).keys()
+    assert linked >= dict(mine.desired_links()).keys()
 
 
 async def test_a_dial_to_where_only_a_record_says_that_a_peer_is_tells_nothing_of_it():
     mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now))
     [place] = places(1)
-    await mine.heard_of(info(place))
-    assert mine.missed(place.did, NOBODY, "http://127.0.0.1:1") is None
-    assert mine.due(()) == [(place.did, place.url)]
+    await mine.merge_relay_info(info(place))
+    assert mine.on_dial_failed(place.did, NOBODY, "http://127.0.0.1:1") is None
+    assert mine.due_dials(()) == [(place.did, place.url)]
 
 
 async def give_up(node: RunningNode, others: Sequence[Place]) -> None:
     """A relay knows the others, and has missed them often."""
     peers = node.parts.peers
     for there in others:
-        await peers.heard_of(info(there))
-        for _ in range(membership.GONE_AFTER):
-            peers.missed(there.did, NOBODY, there.url)
-    assert not dict(peers.chosen()).keys() & {there.did for there in others}
+        await peers.merge_relay_info(info(there))
+        for _ in range(membership.MAX_FAILURES):
+            peers.on_dial_failed(there.did, NOBODY, there.url)
+    assert not dict(peers.desired_links()).keys() & {there.did for there in others}
 
 
 def halves() -> tuple[list[Place], list[Place]]:
@@ -139,7 +139,7 @@ def halves() -> tuple[list[Place], list[Place]]:
     while True:
         half, other = places(2), places(2)
         for here in half:
-            made = membership.Roster(here.did)
+            made = membership.MemberTable(here.did)
             for there in (*half, *other):
                 made.add(there.did)
             if dict.fromkeys(made.due(clock.now())).keys() & {there.did for there in other}:
@@ -147,7 +147,7 @@ def halves() -> tuple[list[Place], list[Place]]:
 
 
 async def test_two_halves_of_a_mesh_that_have_given_each_other_up_find_each_other(monkeypatch):
-    for name, value in (("MAX_LINKS", 1), ("ROTATED", 0), ("MAX_BACKOFF_S", 2.0)):
+    for name, value in (("MAX_DESIRED_LINKS", 1), ("ROTATED_LINKS", 0), ("MAX_BACKOFF_S", 2.0)):
         monkeypatch.setattr(membership, name, value)
     half, other = halves()
     async with contextlib.AsyncExitStack() as stack:
@@ -155,7 +155,7 @@ async def test_two_halves_of_a_mesh_that_have_given_each_other_up_find_each_othe
             await stack.enter_async_context(relay_at(here, **OPEN)) for here in (*half, *other)
         ]
         for node, there in zip(nodes, (*half[::-1], *other[::-1]), strict=True):
-            await node.parts.peers.heard_of(info(there))
+            await node.parts.peers.merge_relay_info(info(there))
         await until(lambda: all(node.parts.links.live() for node in nodes))
         for node, others in zip(nodes, (other, other, half, half), strict=True):
             await give_up(node, others)
@@ -168,7 +168,7 @@ async def test_two_halves_of_a_mesh_that_have_given_each_other_up_find_each_othe
 
 
 async def test_a_dead_host_has_a_rest_however_many_relays_are_said_to_be_there(monkeypatch):
-    for name in ("FIRST_BACKOFF_S", "HURRY_S"):
+    for name in ("FIRST_BACKOFF_S", "LOGIN_DIAL_S"):
         monkeypatch.setattr(links_module, name, 60.0)
     dead = "http://127.0.0.1:1"
 
@@ -205,8 +205,8 @@ async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alon
         await until(lambda: links.to(there))
         gone = UnavailableError(ErrorCode.PEER_UNREACHABLE, "nobody is there")
         for _ in range(1_100):
-            links._failed(*dead, dead[1], gone)
-        assert links._rests(dead[1])
+            links._on_dial_failed(*dead, dead[1], gone)
+        assert links._is_cooling(dead[1])
         link = links.to(there)
         assert link is not None
         assert await links.reach(there, node.url) is link
@@ -214,13 +214,13 @@ async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alon
 
 async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
     class Failing(Chooser):
-        def due(self, linked):
+        def due_dials(self, linked):
             if self.fails:
                 raise ZeroDivisionError
-            return super().due(linked)
+            return super().due_dials(linked)
 
-        def missed(self, relay, url, why):
-            super().missed(relay, url, why)
+        def on_dial_failed(self, relay, url, why):
+            super().on_dial_failed(relay, url, why)
             raise ZeroDivisionError
 
     chooser = Failing()
@@ -239,7 +239,7 @@ async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
         missed = metrics.INTERNAL._value.get()
         assert missed > before
         chooser.fails = True
-        links.review()
+        links.reconcile_now()
         await until(lambda: metrics.INTERNAL._value.get() > missed)
         assert links.to(there) is link
 
@@ -262,10 +262,10 @@ async def test_a_join_that_fails_leaves_nothing_behind_and_tells_nobody(federati
         assert (status, answer["error"]) == (502, ErrorCode.PEER_UNREACHABLE)
         assert "not added" in answer["detail"]
         assert dead.did not in peers.rows
-        assert dead.did not in peers.roster
+        assert dead.did not in peers.members
         assert [row.did for row in await node.parts.store.peers()] == [*before]
-        assert not peers.is_admitted(dead.did) or federation == "open"
-        news = map(relay_info.parse, node.parts.mesh.hearing.relays)
+        assert not peers.may_contact(dead.did) or federation == "open"
+        news = map(relay_info.parse, node.parts.exchange.pending)
         assert dead.did not in {one.did for one in news}
 
 
@@ -286,18 +286,18 @@ async def test_a_join_that_is_interrupted_leaves_nothing_behind(monkeypatch):
     [a] = places(1)
     async with web_page(silent=True) as dead, relay_at(a) as node:
         dials = node.parts.links._dials
-        joining = asyncio.create_task(node.parts.operating.join(dead.url))
+        joining = asyncio.create_task(node.parts.peer_admin.join(dead.url))
         await until(lambda: dead.url in dials)
         joining.cancel()
         await asyncio.wait([joining])
         assert node.parts.peers.rows == {}
-        assert not node.parts.peers.is_admitted(dead.did)
+        assert not node.parts.peers.may_contact(dead.did)
         monkeypatch.setattr(admin, "JOIN_S", 0.05)
         with pytest.raises(RelayError) as caught:
-            await node.parts.operating.join(dead.url)
+            await node.parts.peer_admin.join(dead.url)
         assert caught.value.code is ErrorCode.PEER_UNREACHABLE
         assert node.parts.peers.rows == {}
-        assert not node.parts.peers.is_admitted(dead.did)
+        assert not node.parts.peers.may_contact(dead.did)
 
 
 async def test_a_join_of_a_relay_that_is_blocked_is_refused():
@@ -319,7 +319,7 @@ async def test_a_relay_that_was_added_and_never_answered_is_told_of_to_nobody():
         assert status == 200
         peers = node.parts.peers
         assert peers.rows[dead.did].info
-        await until(lambda: node.parts.links.waits(dead.did, dead.url))
+        await until(lambda: node.parts.links.backoff(dead.did, dead.url))
         assert await told_of(a) == {a.did}
         # it stays added here, and its own word is no proof that anybody can reach it
         async with peer(a.url, a.did, dead.key) as there:
@@ -337,16 +337,16 @@ async def test_a_relay_that_others_told_of_is_passed_on_only_once_it_was_reached
             await there.say(Gossip(relays=(info(b, ago=100),)))
             await until(lambda: b.did in node.parts.peers.rows)
         assert await told_of(a) == {a.did}
-        assert node.parts.mesh.hearing.relays == []
+        assert node.parts.exchange.pending == []
         async with relay_at(b, **OPEN):
             # it knows nobody: the other relay dials it by itself
-            await until(lambda: node.parts.peers.is_proved(b.did), 20)
+            await until(lambda: node.parts.peers.is_proven(b.did), 20)
             assert await told_of(a) == {a.did, b.did}
-        for _ in range(2 * membership.GONE_AFTER):
-            node.parts.peers.missed(b.did, NOBODY)
+        for _ in range(2 * membership.MAX_FAILURES):
+            node.parts.peers.on_dial_failed(b.did, NOBODY)
         assert await told_of(a) == {a.did}, "it is gone"
         # the negative control: it is the proof that is missing, nothing else
-        monkeypatch.setattr(Peers, "is_proved", lambda _self, did: bool(did))
+        monkeypatch.setattr(Peers, "is_proven", lambda _self, did: bool(did))
         assert await told_of(a) == {a.did, b.did}
 
 
@@ -354,8 +354,8 @@ async def test_a_relay_with_another_address_is_told_of_once_it_was_reached_there
     a, b, elsewhere = places(3)
     async with relay_at(a, **OPEN) as node, relay_at(b, **OPEN):
         peers = node.parts.peers
-        assert await peers.heard_of(info(b, ago=100))
-        await until(lambda: peers.is_proved(b.did))
+        assert await peers.merge_relay_info(info(b, ago=100))
+        await until(lambda: peers.is_proven(b.did))
         moved = Place(b.key, elsewhere.port)
-        assert await peers.heard_of(info(moved, ago=-61))
-        assert not peers.is_proved(b.did)
+        assert await peers.merge_relay_info(info(moved, ago=-61))
+        assert not peers.is_proven(b.did)

@@ -8,7 +8,7 @@ import pytest
 
 from relay import clock
 from relay.directory.budget import Budget
-from relay.directory.change_log import Following
+from relay.directory.change_log import RecordChangeReader
 from relay.directory.publish import Directory
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
@@ -16,10 +16,10 @@ from relay.inbox.model.types import (
 )
 from relay.peering import peers as peering
 from relay.peering.links import Links
-from relay.peering.model.membership import MAX_LINKS
+from relay.peering.model.membership import MAX_DESIRED_LINKS
 from relay.peering.peers import (
     Peers,
-    SeenBy,
+    ReceivedView,
 )
 from relay.protocol import relay_info
 from relay.protocol.errors import (
@@ -69,25 +69,25 @@ async def known(federation="open", store=None) -> Peers:
 
 async def test_relay_information_is_learned_once_and_its_newer_word_moves_it():
     mine, other = await known(), new_key()
-    assert await mine.heard_of(info(other, ago=100))
-    assert await mine.heard_of(info(other, ago=100)) is None
-    assert await mine.heard_of(info(other, ago=200)) is None
-    assert await mine.heard_of(info(other, url="https://new.example"))
+    assert await mine.merge_relay_info(info(other, ago=100))
+    assert await mine.merge_relay_info(info(other, ago=100)) is None
+    assert await mine.merge_relay_info(info(other, ago=200)) is None
+    assert await mine.merge_relay_info(info(other, url="https://new.example"))
     assert mine.rows[other.did].url == "https://new.example"
     assert mine.rows[other.did].standing == "learned"
-    assert other.did in mine.roster
+    assert other.did in mine.members
 
 
 async def test_who_signs_anew_all_the_time_is_listened_to_once_a_minute():
     mine, other = await known(), new_key()
-    assert await mine.heard_of(info(other, ago=59))
-    assert await mine.heard_of(info(other)) is None
+    assert await mine.merge_relay_info(info(other, ago=59))
+    assert await mine.merge_relay_info(info(other)) is None
 
 
 async def test_the_operators_word_on_where_a_relay_is_stands_over_its_own():
     mine, other = await known(), new_key()
     await mine.add(other.did, "https://added.example")
-    assert await mine.heard_of(info(other, url="https://elsewhere.example"))
+    assert await mine.merge_relay_info(info(other, url="https://elsewhere.example"))
     assert mine.rows[other.did].url == "https://added.example"
     assert mine.rows[other.did].info
 
@@ -99,18 +99,18 @@ async def test_news_of_a_relay_undoes_nothing_that_the_operator_said_at_another_
     await there.add(other.did, "https://added.example", info(other, ago=100))
     await here.refresh()
     await (there.block if standing == "blocked" else there.remove)(other.did)
-    assert await here.heard_of(info(other)) is None
-    assert not here.is_admitted(other.did)
+    assert await here.merge_relay_info(info(other)) is None
+    assert not here.may_contact(other.did)
     await there.refresh()
-    assert not there.is_admitted(other.did)
+    assert not there.may_contact(other.did)
 
 
 async def test_forged_expired_and_own_information_changes_nothing():
     mine, other = await known(), new_key()
     head, payload, _ = info(other).split(".")
     with pytest.raises(ProtocolError):
-        await mine.heard_of(f"{head}.{payload}.{info(new_key()).rpartition('.')[2]}")
-    assert await mine.heard_of(info(other, ago=8 * 24 * 3600)) is None
+        await mine.merge_relay_info(f"{head}.{payload}.{info(new_key()).rpartition('.')[2]}")
+    assert await mine.merge_relay_info(info(other, ago=8 * 24 * 3600)) is None
     assert mine.rows == {}
 
 
@@ -119,12 +119,12 @@ async def test_a_thousand_relays_are_learned_and_one_that_is_gone_makes_room(mon
     mine = await known()
     first = new_key()
     for key in (first, new_key(), new_key()):
-        assert await mine.heard_of(info(key))
+        assert await mine.merge_relay_info(info(key))
     late = new_key()
-    assert await mine.heard_of(info(late)) is None
+    assert await mine.merge_relay_info(info(late)) is None
     for _ in range(10):
-        mine.missed(first.did, RelayError(ErrorCode.PEER_UNREACHABLE))
-    assert await mine.heard_of(info(late))
+        mine.on_dial_failed(first.did, RelayError(ErrorCode.PEER_UNREACHABLE))
+    assert await mine.merge_relay_info(info(late))
     assert first.did not in mine.rows
 
 
@@ -132,11 +132,11 @@ async def test_where_no_room_is_left_a_frame_of_relays_holds_up_nobody(monkeypat
     monkeypatch.setattr(peering, "MAX_LEARNED", 500)
     mine = await known()
     for key in [new_key() for _ in range(500)]:
-        assert await mine.heard_of(info(key))
+        assert await mine.merge_relay_info(info(key))
     late = [info(new_key()) for _ in range(64)]
     began = clock.cpu()
     for compact in late:
-        assert await mine.heard_of(compact) is None
+        assert await mine.merge_relay_info(compact) is None
     # reading all that are known for each of these takes several times as long
     assert clock.cpu() - began < 0.15
 
@@ -146,7 +146,7 @@ async def test_of_relays_that_are_not_written_down_nothing_is_remembered():
     await mine.add(added, "https://added.example")
     for did in [added, *(new_key().did for _ in range(20))]:
         mine.introduced[did] += 1
-        mine.views[did] = SeenBy(View("r", "alive", 0, 0, None), 0)
+        mine.views[did] = ReceivedView(View("r", "alive", 0, 0, None), 0)
     await mine.refresh()
     assert list(mine.introduced) == list(mine.views) == [added]
 
@@ -156,11 +156,11 @@ async def test_added_relays_are_linked_however_many_others_are_told_of():
     added = [new_key().did for _ in range(3)]
     for did in added:
         await mine.add(did, "https://added.example")
-    for _ in range(MAX_LINKS * 3):
-        await mine.heard_of(info(new_key()))
-    chosen = {did for did, _ in mine.chosen()}
+    for _ in range(MAX_DESIRED_LINKS * 3):
+        await mine.merge_relay_info(info(new_key()))
+    chosen = {did for did, _ in mine.desired_links()}
     assert set(added) <= chosen
-    assert len(chosen) <= MAX_LINKS + len(added)
+    assert len(chosen) <= MAX_DESIRED_LINKS + len(added)
 
 
 async def test_a_relay_is_never_a_peer_of_itself():
@@ -168,10 +168,10 @@ async def test_a_relay_is_never_a_peer_of_itself():
     own = new_key()
     mine = Peers(own.did, "open", frozenset(), store)
     await mine.load([(own.did, "https://me.example")])
-    assert await mine.heard_of(info(own)) is None
+    assert await mine.merge_relay_info(info(own)) is None
     assert mine.rows == {}
     with pytest.raises(RelayError) as caught:
-        mine.admit(own.did)
+        mine.require_contact(own.did)
     assert caught.value.code is ErrorCode.NOT_FEDERATED
 
 
@@ -197,15 +197,15 @@ async def test_fetched_records_cost_a_quarter_of_a_core_at_most():
     made = [record_of(new_key(), home) for _ in range(1_500)]
     budget, free = Budget(), Budget(1.0)
     began = clock.monotonic()
-    await directory.keep(made, home.did, budget)
+    await directory.merge_from_peer(made, home.did, budget)
     took = clock.monotonic() - began
     assert budget.spent_s <= 0.25 * took + 0.1
-    following = Following(store)
-    await following()
-    assert len(following.index) == len(made)
+    changes = RecordChangeReader(store)
+    await changes.read()
+    assert len(changes.index) == len(made)
     # the negative control: the same without a budget hardly rests
     other = Directory(new_key().did, memory(), DidKeys())
-    await other.keep(made, home.did, free)
+    await other.merge_from_peer(made, home.did, free)
     assert free.rested_s < budget.rested_s / 2
 
 

@@ -10,15 +10,18 @@ from dataclasses import dataclass, field
 import pytest
 
 from relay import clock, metrics
-from relay.directory import mesh as meshing
-from relay.directory.mesh import Mesh
+from relay.directory import pull
+from relay.directory.change_log import RecordChangeReader
+from relay.directory.gossip import RecordGossip
 from relay.directory.model import anti_entropy
 from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
+from relay.directory.pull import PullLoop
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
 )
+from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.protocol import endpoint_record
 from relay.protocol.did import (
@@ -108,35 +111,37 @@ class Linked:
 
 
 @contextlib.asynccontextmanager
-async def pulling(*others: Other) -> AsyncIterator[tuple[Mesh, asyncio.Task[None]]]:
+async def pulling(*others: Other) -> AsyncIterator[tuple[PullLoop, asyncio.Task[None]]]:
     """One turn of pulls, from these, under way."""
     own, store, links = new_key().did, MemoryStore(InboxLimits(), clock.now), Linked()
     peers = Peers(own, "open", frozenset(), store)
     directory = Directory(own, store, DidKeys())
-    mesh = Mesh(peers, links, store, directory, lambda: "info")  # type: ignore[arg-type]
+    exchange = PeerExchange(peers, links, lambda: "info")  # type: ignore[arg-type]
+    pulls = PullLoop(RecordGossip(directory, RecordChangeReader(store), exchange))
     for other in others:
-        link(mesh, other)
-    turn = asyncio.create_task(mesh.pull())
+        link(pulls, other)
+    turn = asyncio.create_task(pulls.pull())
     try:
-        yield mesh, turn
+        yield pulls, turn
     finally:
         turn.cancel()
         await asyncio.wait([turn])
 
 
-def link(mesh: Mesh, other: Other) -> None:
-    mesh.links.others.append(other)  # type: ignore[attr-defined]
-    mesh.came(other)  # type: ignore[arg-type]
+def link(pulls: PullLoop, other: Other) -> None:
+    exchange = pulls.gossip.exchange
+    exchange.links.others.append(other)  # type: ignore[attr-defined]
+    exchange.on_link_up(other)  # type: ignore[arg-type]
 
 
 async def test_a_peer_that_comes_while_another_lets_a_pull_lie_is_asked_at_once():
     silent, back = Other(is_silent=True), Other()
     for _ in range(3):
         back.add()
-    async with pulling(silent) as (mesh, turn):
+    async with pulling(silent) as (pulls, turn):
         await until(lambda: silent.asked)
-        link(mesh, back)
-        await until(lambda: len(mesh.following.index) == 3)
+        link(pulls, back)
+        await until(lambda: len(pulls.gossip.changes.index) == 3)
         assert not turn.done()
 
 
@@ -145,27 +150,27 @@ async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_
     for _ in range(3):
         other.add()
     bugs = metrics.INTERNAL._value.get()
-    async with pulling(broken, other) as (mesh, turn), within(8):
+    async with pulling(broken, other) as (pulls, turn), within(8):
         await turn
-        assert len(mesh.following.index) == 3
+        assert len(pulls.gossip.changes.index) == 3
         asked = other.asked
-        await mesh.meet()
+        await pulls.gossip.exchange.exchange_peers()
         assert other.asked > asked
     assert metrics.INTERNAL._value.get() == bugs + 2
 
 
 async def test_a_peer_that_always_has_more_gives_way_to_the_others(monkeypatch):
-    monkeypatch.setattr(meshing, "REPEAT_S", 0.3)
+    monkeypatch.setattr(pull, "MAX_REPEAT_S", 0.3)
     endless = Other(is_endless=True)
-    async with pulling(endless) as (mesh, turn), within(8):
+    async with pulling(endless) as (pulls, turn), within(8):
         await turn
-        assert len(mesh.following.index) > 1
+        assert len(pulls.gossip.changes.index) > 1
 
 
 async def test_without_a_bound_it_would_be_asked_for_ever(monkeypatch):
     """The negative control."""
-    monkeypatch.setattr(meshing, "REPEAT_S", 3600.0)
+    monkeypatch.setattr(pull, "MAX_REPEAT_S", 3600.0)
     endless = Other(is_endless=True)
-    async with pulling(endless) as (mesh, turn):
-        await until(lambda: len(mesh.following.index) > 20)
+    async with pulling(endless) as (pulls, turn):
+        await until(lambda: len(pulls.gossip.changes.index) > 20)
         assert not turn.done()

@@ -12,12 +12,12 @@ import pytest
 
 from relay.directory.remote_handles import (
     ABSENT_S,
-    ASKED_AT_ONCE,
     FOUND_S,
-    HOST_AWAY_S,
-    Memory,
-    Naming,
+    MAX_ASKED,
+    UNREACHABLE_HOST_S,
+    RemoteHandles,
 )
+from relay.limits import BoundedTtl
 from relay.peering.dialer import Dialer
 from relay.protocol import handles
 from relay.protocol.handles import Heard
@@ -69,7 +69,7 @@ class Stage:
         self.site: Web = await self._stack.enter_async_context(web(self._answer, tls=tls))
         dialer = Fixed([f"{HERE}/32"], self.table, tls=self.authority.client())
         dialer.port = self.site.port
-        self.naming = Naming(dialer, monotonic=self.clock)
+        self.naming = RemoteHandles(dialer, monotonic=self.clock)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -149,7 +149,7 @@ async def test_a_host_that_is_away_is_left_alone_for_all_its_handles():
         for name in "abcdef":
             assert (await stage.resolve(f"{name}@{HOST}")).state == "unreadable"
         assert len(stage.site.requests) == 1
-        stage.clock.now += HOST_AWAY_S
+        stage.clock.now += UNREACHABLE_HOST_S
         await stage.resolve(f"g@{HOST}")
         assert len(stage.site.requests) == 2
 
@@ -167,22 +167,21 @@ async def test_one_host_is_not_asked_too_much_at_once():
         stage.naming._dialer._resolver = stage.table
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(stage.resolve(f"a{n}@{HOST}")) for n in range(9)]
-            refused = 9 - ASKED_AT_ONCE
+            refused = 9 - MAX_ASKED
             await wait_until(lambda: sum(task.done() for task in asked) == refused, 5, "refused")
             gate.set()
         states = [task.result().state for task in asked]
-        assert states.count("found") == ASKED_AT_ONCE
-        assert len(stage.site.requests) == ASKED_AT_ONCE
+        assert states.count("found") == MAX_ASKED
+        assert len(stage.site.requests) == MAX_ASKED
         assert not stage.naming._asking
 
 
 def test_a_memory_is_bounded_and_forgets():
     now = Clock()
-    memory: Memory[int, str] = Memory(now, most=3)
+    memory: BoundedTtl[int, str] = BoundedTtl(3)
     for number in range(5):
-        memory.put(number, str(number), 10)
+        memory.put(number, str(number), now() + 10)
     assert len(memory) == 3
-    assert [memory.get(number) for number in range(5)] == [None, None, "2", "3", "4"]
+    assert [memory.get(number, now()) for number in range(5)] == [None, None, "2", "3", "4"]
     now.now += 10
-    assert memory.get(4) is None
-    assert len(memory) == 2
+    assert memory.get(4, now()) is None

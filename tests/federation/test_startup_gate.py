@@ -140,7 +140,7 @@ def value(gauge) -> float:
 
 
 async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatch):
-    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "MAX_LOGIN_WAIT_S", 0.2)
     world = await moved_while_a_was_away()
     async with world.relay_a() as back:
         # nobody can tell: no agent is let in, whatever it brings
@@ -154,7 +154,7 @@ async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatc
         status, _ = await asyncio.to_thread(ask, f"{back.url}/v1/envelopes", said)
         assert status == 200
         async with world.relay_b() as home:
-            await until(lambda: back.parts.returning.is_over)
+            await until(lambda: back.parts.startup_gate.is_open)
             assert (await asyncio.to_thread(ask, f"{back.admin}/readyz"))[0] == 200
             async with speaker(back.url, world.agent) as one:
                 assert not one.ready.welcome.inbox
@@ -198,14 +198,14 @@ async def test_an_agent_that_brings_its_newest_record_is_believed_before_its_inb
     later = int(time.time() * 1000) + 120_000
     record = record_of(world.agent, world.b, seq=later)
     async with world.relay_a(return_wait_s=0.0) as back:
-        await until(lambda: back.parts.returning.is_over)
+        await until(lambda: back.parts.startup_gate.is_open)
         async with speaker(back.url, world.agent, record=record) as one:
             assert not one.ready.welcome.inbox
         assert await inbox_of(back, world.agent) is False
 
 
 async def test_a_token_from_before_takes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "MAX_LOGIN_WAIT_S", 0.2)
     world = World(*places(2))
     async with world.relay_a() as node:
         async with logged_in(world.a, world.agent):
@@ -220,7 +220,7 @@ async def test_a_token_from_before_takes_nothing(tmp_path, monkeypatch):
         assert await code_of(session.rules()) is ErrorCode.DRAINING
         assert await polled(back, session) == (503, "draining")
         async with world.relay_b() as home:
-            await until(lambda: back.parts.returning.is_over)
+            await until(lambda: back.parts.startup_gate.is_open)
             assert await polled(back, session) == (410, "moved")
             assert await world.takes_at_b(home) == world.sent()
 
@@ -254,15 +254,15 @@ async def polled(node: RunningNode, session: HttpSession) -> tuple[int, str]:
 async def test_a_relay_without_peers_or_without_inboxes_serves_at_once():
     (a, b), agent, store = places(2), new_key(), new_store()
     async with relay_at(a, [b]) as fresh:
-        assert fresh.parts.returning.is_over
+        assert fresh.parts.startup_gate.is_open
     async with relay_at(a, store=store), logged_in(a, agent):
         pass
     async with relay_at(a, store=store) as alone:
-        assert alone.parts.returning.is_over
+        assert alone.parts.startup_gate.is_open
     async with relay_at(a, [b], store=store, federation="off") as off:
-        assert off.parts.returning.is_over
+        assert off.parts.startup_gate.is_open
     async with relay_at(a, [b], store=store) as asking:
-        assert not asking.parts.returning.is_over
+        assert not asking.parts.startup_gate.is_open
 
 
 async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_told():
@@ -279,17 +279,17 @@ async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_told()
 
 
 async def test_the_store_goes_back_in_time_under_a_node_that_runs(monkeypatch):
-    monkeypatch.setattr(startup_gate, "HOLD_S", 0.2)
+    monkeypatch.setattr(startup_gate, "MAX_LOGIN_WAIT_S", 0.2)
     a, b = places(2)
     agent, store = new_key(), new_store()
     async with relay_at(a, [b], store) as node:
         async with logged_in(a, agent):
             pass
-        assert node.parts.returning.is_over
-        node.parts.returning.renewed()
+        assert node.parts.startup_gate.is_open
+        node.parts.startup_gate.close()
         assert await refused_at(node.url, agent) is ErrorCode.DRAINING
         async with relay_at(b, [a]):
-            await until(lambda: node.parts.returning.is_over)
+            await until(lambda: node.parts.startup_gate.is_open)
             assert await inbox_of(node, agent)
 
 
@@ -308,9 +308,9 @@ async def test_each_node_of_a_relay_asks_for_itself():
         world.relay_a(public_url=world.a.url) as one,
         relay_at(beside, [world.b], world.at_a, public_url=world.a.url) as two,
     ):
-        gates = [node.parts.returning for node in (one, two)]
-        assert not any(gate.is_over for gate in gates)
+        gates = [node.parts.startup_gate for node in (one, two)]
+        assert not any(gate.is_open for gate in gates)
         async with world.relay_b() as home:
-            await until(lambda: all(gate.is_over for gate in gates))
+            await until(lambda: all(gate.is_open for gate in gates))
             assert await inbox_of(one, world.agent) is False
             assert await world.takes_at_b(home) == world.sent()

@@ -12,12 +12,10 @@ from typing import Any
 from relay import clock
 from relay.directory.publish import Directory
 from relay.directory.resolve import (
-    Resolving,
-    Routing,
+    RecordResolver,
 )
-from relay.forwarding.scheduler import (
-    ForwardScheduler,
-)
+from relay.forwarding.routing import Routing
+from relay.forwarding.scheduler import ForwardScheduler
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
@@ -35,7 +33,7 @@ from relay.migration.steps import (
 from relay.peering.ports import (
     PeerLink,
     RecordRow,
-    Taken,
+    SubmitResult,
 )
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
@@ -84,7 +82,7 @@ from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
 from tests.support.patience import within
 
-Answering = Callable[["Far", Sequence[bytes]], Awaitable[Taken]]
+Answering = Callable[["Far", Sequence[bytes]], Awaitable[SubmitResult]]
 
 
 @dataclass
@@ -121,7 +119,7 @@ class Far:
         hops: Sequence[Did] = (),
         marked: Sequence[int] = (),
         handoff: str = "",
-    ) -> Taken:
+    ) -> SubmitResult:
         self.handoffs.append(handoff)
         assert hops
         self.times.append(clock.monotonic())
@@ -160,13 +158,13 @@ class FarLinks:
     def wanted(self) -> int:
         return len(self.relays)
 
-    def waits(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
+    def backoff(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
         raise NotImplementedError(relay, url)
 
-    def retry(self, relay: Did, url: str) -> None:
+    def reset_backoff(self, relay: Did, url: str) -> None:
         raise NotImplementedError(relay, url)
 
-    def review(self) -> None:
+    def reconcile_now(self) -> None:
         raise NotImplementedError
 
 
@@ -192,31 +190,31 @@ def receipt(
 
 
 def takes(**promises: Any) -> Answering:
-    async def answer(far: Far, wires: Sequence[bytes]) -> Taken:
+    async def answer(far: Far, wires: Sequence[bytes]) -> SubmitResult:
         compact, items = receipt(far, wires, **promises)
-        return Taken(verify_receipt(compact, far.peer), compact, items)
+        return SubmitResult(verify_receipt(compact, far.peer), compact, items)
 
     return answer
 
 
 def refuses(code: ErrorCode, **more: Any) -> Answering:
-    async def answer(_: Far, wires: Sequence[bytes]) -> Taken:
+    async def answer(_: Far, wires: Sequence[bytes]) -> SubmitResult:
         stored = Refusal(code).stored
         noes = [Rejection("r", at, code, stored, **more) for at in range(len(wires))]
-        return Taken(None, None, noes)
+        return SubmitResult(None, None, noes)
 
     return answer
 
 
 def fails(exc: BaseException) -> Answering:
-    async def answer(_: Far, __: Sequence[bytes]) -> Taken:
+    async def answer(_: Far, __: Sequence[bytes]) -> SubmitResult:
         raise exc
 
     return answer
 
 
 def hangs(until: asyncio.Event, then: Answering) -> Answering:
-    async def answer(far: Far, wires: Sequence[bytes]) -> Taken:
+    async def answer(far: Far, wires: Sequence[bytes]) -> SubmitResult:
         await until.wait()
         return await then(far, wires)
 
@@ -310,13 +308,13 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     links = FarLinks()
     keys = DidKeys()
     handoffs = MigrationSteps(me.did, store, keys)
-    directory = Directory(me.did, store, keys, movers=[handoffs.settle])
+    directory = Directory(me.did, store, keys, on_record_change=[handoffs.settle])
 
     async def learn(compact: str, peer: Did) -> object:
-        return await directory.keep([compact], peer)
+        return await directory.merge_from_peer([compact], peer)
 
     delivery = Delivery(node)
-    resolving = Resolving(me.did, directory, links, learn, Nameless())
+    resolving = RecordResolver(me.did, directory, links, learn, Nameless())
     acks = GroupCommit(store.ack, lambda _: 64)
     forwarding = ForwardScheduler(
         me=me.did,

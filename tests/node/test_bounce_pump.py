@@ -5,9 +5,9 @@ import asyncio
 from relay import clock
 from relay.directory.publish import Directory
 from relay.directory.resolve import (
-    Resolving,
-    Routing,
+    RecordResolver,
 )
+from relay.forwarding.routing import Routing
 from relay.inbox.bounces import BouncePump
 from relay.inbox.dispatch import Delivery
 from relay.inbox.keys import DidKeys
@@ -56,7 +56,7 @@ def pump_of(now: list[float], links: Links) -> tuple[BouncePump, MemoryStore]:
     async def keep(compact, peer):
         raise NotImplementedError
 
-    resolving = Resolving(ME.did, directory, links, keep, NoNames())
+    resolving = RecordResolver(ME.did, directory, links, keep, NoNames())
     return BouncePump(ME, store, Delivery(NodeId("n")), Routing(resolving, links)), store
 
 

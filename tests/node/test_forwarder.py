@@ -13,7 +13,7 @@ from relay.inbox.model.types import (
     Disposition,
     InboxLimits,
 )
-from relay.peering.ports import Taken
+from relay.peering.ports import SubmitResult
 from relay.protocol.envelope import (
     eid_of,
     signer_of,
@@ -159,11 +159,11 @@ async def test_a_sender_who_is_refused_for_now_keeps_nobody_else_waiting():
     async def of_alice_nothing(far, wires):
         of_alice = [wire for wire in wires if signer_of(wire).startswith(one.alice.did)]
         others = [wire for wire in wires if wire not in of_alice]
-        taken = await takes()(far, others) if others else Taken(None, None, [])
+        taken = await takes()(far, others) if others else SubmitResult(None, None, [])
         items = {item.eid: item for item in taken.outcomes}
         no = Rejection("r", 0, ErrorCode.SENDER_QUOTA, "no")
         outcomes = [items.get(eid_of(wire), no) for wire in wires]
-        return Taken(taken.receipt, taken.compact, outcomes)
+        return SubmitResult(taken.receipt, taken.compact, outcomes)
 
     far = Far([of_alice_nothing])
     async with here() as one:

@@ -9,11 +9,11 @@ import pytest
 
 from relay import clock
 from relay.directory.local_handles import (
+    RESERVED_S,
     SERVED_S,
-    OwnHandles,
+    LocalHandles,
 )
-from relay.directory.model.claims import HELD_BACK_S
-from relay.directory.remote_handles import Naming
+from relay.directory.remote_handles import RemoteHandles
 from relay.inbox.model.types import (
     InboxLimits,
 )
@@ -126,12 +126,14 @@ async def test_one_relay_finds_a_name_of_another_by_webfinger():
     alice = new_key()
     async with running_node() as node:
         handle = handles.parse(f"alice@{authority(node)}")
-        naming = Naming(Dialer(["127.0.0.0/8"]))
+        naming = RemoteHandles(Dialer(["127.0.0.0/8"]))
         assert (await naming.resolve(handle)).state == "absent"
         await publish(node, alice, str(handle))
-        assert (await Naming(Dialer(["127.0.0.0/8"])).resolve(handle)) == Heard("found", alice.did)
+        assert (await RemoteHandles(Dialer(["127.0.0.0/8"])).resolve(handle)) == Heard(
+            "found", alice.did
+        )
         # the same, where nobody has named this machine: nothing is dialled
-        assert (await Naming(Dialer()).resolve(handle)).state == "unreadable"
+        assert (await RemoteHandles(Dialer()).resolve(handle)).state == "unreadable"
 
 
 # ---------------------------------------------------------------- coming and going
@@ -143,7 +145,7 @@ class World:
     def __init__(self) -> None:
         self.now = Timestamp(1_700_000_000.0)
         self.store = MemoryStore(InboxLimits(), clock.now)
-        self.names = OwnHandles(ORIGIN, self.store, lambda: self.now)
+        self.names = LocalHandles(ORIGIN, self.store, lambda: self.now)
         self.us, self.them = new_key().did, new_key().did
 
     async def publish(
@@ -191,7 +193,7 @@ async def test_a_name_that_was_left_is_not_given_to_another_for_a_year():
     await world.publish(alice, str(HANDLE))
     world.now = Timestamp(world.now + DAY)
     await world.publish(alice, home=world.them)
-    world.now = Timestamp(world.now + HELD_BACK_S - 1)
+    world.now = Timestamp(world.now + RESERVED_S - 1)
     await world.publish(bob, str(HANDLE))
     assert await world.whose() is None
     world.now = Timestamp(world.now + 1)
@@ -204,7 +206,7 @@ async def test_a_name_that_nobody_asked_about_is_free_after_a_year_too():
     await world.publish(alice, str(HANDLE))
     world.now = Timestamp(world.now + DAY)
     await world.publish(alice, home=world.them)
-    world.now = Timestamp(world.now + HELD_BACK_S)
+    world.now = Timestamp(world.now + RESERVED_S)
     await world.publish(bob, str(HANDLE))
     assert await world.whose() == bob.did
 

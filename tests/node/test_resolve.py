@@ -8,21 +8,21 @@ import pytest
 from relay import clock
 from relay.directory.publish import (
     Directory,
-    Found,
+    RecordLookup,
 )
-from relay.directory.remote_handles import Naming
+from relay.directory.remote_handles import RemoteHandles
 from relay.directory.resolve import (
-    EACH,
-    EACH_BURST_S,
-    MOST_ASKED,
-    Resolving,
-    Routing,
+    ASKER_BURST,
+    MAX_ASKED,
+    RecordResolver,
 )
+from relay.forwarding.routing import Routing
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.inbox.ports import Store
+from relay.limits import TokenBuckets
 from relay.peering.dialer import Dialer
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import Home
@@ -111,7 +111,7 @@ def found(compact: str) -> Resolved:
 ABSENT, UNREADABLE = Resolved("r", "absent"), Resolved("r", "unreadable")
 
 
-async def resolving(links: Links, *held: str) -> Resolving:
+async def resolving(links: Links, *held: str) -> RecordResolver:
     store: Store = MemoryStore(InboxLimits(), clock.now)
     await store.start(relay=ME.did, node=NodeId("n"))
     directory = Directory(ME.did, store, DidKeys())
@@ -122,38 +122,40 @@ async def resolving(links: Links, *held: str) -> Resolving:
 
     for compact in held:
         await keep(compact, ME.did)
-    return Resolving(ME.did, directory, links, keep, Naming(Dialer()))
+    return RecordResolver(ME.did, directory, links, keep, RemoteHandles(Dialer()))
 
 
 async def test_what_is_held_and_fresh_asks_nobody():
     links = Links(**{OTHER.did: ABSENT})
-    resolve = await resolving(links, record(home(OTHER)))
-    assert (await resolve(AGENT.did, around=True)).state == "found"
+    resolver = await resolving(links, record(home(OTHER)))
+    assert (await resolver.resolve(AGENT.did, around=True)).state == "found"
     assert links.asked == []
 
 
 async def test_who_asks_from_outside_is_answered_from_the_own_store():
     links = Links(**{OTHER.did: found(record(home(OTHER)))})
-    resolve = await resolving(links)
-    assert await resolve(AGENT.did) == Found("absent")
+    resolver = await resolving(links)
+    assert await resolver.resolve(AGENT.did) == RecordLookup("absent")
     assert links.asked == []
 
 
 async def test_a_peer_is_asked_and_its_record_is_kept():
     links = Links(**{OTHER.did: found(record(home(OTHER)))})
-    resolve = await resolving(links)
-    assert (await resolve(AGENT.did, around=True)).state == "found"
-    assert (await resolve(AGENT.did)).state == "found"
+    resolver = await resolving(links)
+    assert (await resolver.resolve(AGENT.did, around=True)).state == "found"
+    assert (await resolver.resolve(AGENT.did)).state == "found"
 
 
 async def test_what_is_not_asked_for_want_of_the_relays_own_rate_costs_its_asker_nothing():
     links = Links(**{OTHER.did: ABSENT})
-    resolve = await resolving(links)
-    resolve._tokens, resolve._at = -1_000_000.0, clock.monotonic()
-    for _ in range(int(EACH * EACH_BURST_S)):
-        assert (await resolve(AGENT.did, around=True, asker=THIRD.did)).state == "unreadable"
-    resolve._tokens = 1.0
-    assert (await resolve(AGENT.did, around=True, asker=THIRD.did)).state == "absent"
+    resolver = await resolving(links)
+    resolver._all = TokenBuckets(1e-9, 0)
+    for _ in range(int(ASKER_BURST)):
+        assert (
+            await resolver.resolve(AGENT.did, around=True, asker=THIRD.did)
+        ).state == "unreadable"
+    resolver._all = TokenBuckets(1e-9, 1)
+    assert (await resolver.resolve(AGENT.did, around=True, asker=THIRD.did)).state == "absent"
     assert links.asked == [OTHER.did]
 
 
@@ -165,15 +167,15 @@ async def test_found_absent_and_unreadable_stay_three_answers():
         ({OTHER.did: None, THIRD.did: ABSENT}, "absent"),
         ({}, "absent"),
     ]:
-        resolve = await resolving(Links(**says))
-        assert (await resolve(AGENT.did, around=True)).state == state, says
+        resolver = await resolving(Links(**says))
+        assert (await resolver.resolve(AGENT.did, around=True)).state == state, says
 
 
 async def test_with_no_link_up_nobody_can_say_that_an_agent_is_nowhere():
     links = Links()
     links.missing = 1
-    resolve = await resolving(links)
-    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+    resolver = await resolving(links)
+    assert (await resolver.resolve(AGENT.did, around=True)).state == "unreadable"
 
 
 async def test_a_stale_record_is_refreshed_at_the_homes_it_names_or_used_as_it_is():
@@ -181,35 +183,35 @@ async def test_a_stale_record_is_refreshed_at_the_homes_it_names_or_used_as_it_i
     new = record(home(THIRD))
     for says, fresh in [({OTHER.did: found(new)}, True), ({OTHER.did: None}, False)]:
         links = Links(**says)
-        resolve = await resolving(links, old)
-        answer = await resolve(AGENT.did, around=True)
+        resolver = await resolving(links, old)
+        answer = await resolver.resolve(AGENT.did, around=True)
         assert (answer.state, answer.stale) == ("found", not fresh)
         assert links.asked == [OTHER.did]
 
 
 async def test_a_record_of_somebody_else_is_no_answer():
     links = Links(**{OTHER.did: found(record(home(OTHER), key=new_key()))})
-    resolve = await resolving(links)
-    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+    resolver = await resolving(links)
+    assert (await resolver.resolve(AGENT.did, around=True)).state == "unreadable"
 
 
 async def test_what_a_full_directory_could_not_keep_is_not_said_to_be_absent():
     links = Links(**{OTHER.did: found(record(home(OTHER)))})
-    resolve = await resolving(links)
+    resolver = await resolving(links)
 
     async def is_full(compact: str, peer: Did) -> None:
         assert compact
         assert peer
 
-    resolve.keep = is_full
-    assert (await resolve(AGENT.did, around=True)).state == "unreadable"
+    resolver.on_record_reply = is_full
+    assert (await resolver.resolve(AGENT.did, around=True)).state == "unreadable"
 
 
 async def test_many_askers_of_one_agent_make_one_question():
     links = Links(**{OTHER.did: ABSENT})
     links.gate = asyncio.Event()
-    resolve = await resolving(links)
-    asking = [asyncio.ensure_future(resolve(AGENT.did, around=True)) for _ in range(20)]
+    resolver = await resolving(links)
+    asking = [asyncio.ensure_future(resolver.resolve(AGENT.did, around=True)) for _ in range(20)]
     await links.was_asked.wait()
     links.gate.set()
     assert {answer.state for answer in await asyncio.gather(*asking)} == {"absent"}
@@ -218,10 +220,10 @@ async def test_many_askers_of_one_agent_make_one_question():
 
 async def test_at_most_three_are_asked_and_an_absent_agent_not_at_once_again():
     links = Links(**{new_key().did: ABSENT for _ in range(9)})
-    resolve = await resolving(links)
+    resolver = await resolving(links)
     for _ in range(3):
-        assert (await resolve(AGENT.did, around=True)).state == "absent"
-    assert len(links.asked) == MOST_ASKED
+        assert (await resolver.resolve(AGENT.did, around=True)).state == "absent"
+    assert len(links.asked) == MAX_ASKED
 
 
 async def test_mail_goes_to_the_preferred_home_of_another_relay():
@@ -254,9 +256,11 @@ async def test_where_mail_cannot_go_has_a_name(held, allowed, says, code):
 
 async def test_an_agent_that_asks_for_anybody_leaves_others_their_questions():
     links = Links(**{OTHER.did: ABSENT})
-    ask = await resolving(links)
-    greedy = [(await ask(new_key().did, around=True, asker=ME.did)).state for _ in range(60)]
+    resolver = await resolving(links)
+    greedy = [
+        (await resolver.resolve(new_key().did, around=True, asker=ME.did)).state for _ in range(60)
+    ]
     assert greedy[:50] == ["absent"] * 50
     assert greedy[-1] == "unreadable"
-    assert (await ask(new_key().did, around=True, asker=AGENT.did)).state == "absent"
-    assert (await ask(new_key().did, around=True)).state == "absent"
+    assert (await resolver.resolve(new_key().did, around=True, asker=AGENT.did)).state == "absent"
+    assert (await resolver.resolve(new_key().did, around=True)).state == "absent"

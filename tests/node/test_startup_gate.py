@@ -11,17 +11,20 @@ import pytest
 
 from relay import clock
 from relay.directory import startup_gate
-from relay.directory.mesh import Mesh
+from relay.directory.answers import PeerQuestions
+from relay.directory.change_log import RecordChangeReader
+from relay.directory.gossip import RecordGossip
 from relay.directory.model import anti_entropy
 from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
-from relay.directory.startup_gate import Returning
+from relay.directory.startup_gate import StartupGate
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
     Opened,
 )
 from relay.inbox.ports import OpenRequest
+from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
 from relay.protocol import endpoint_record
@@ -114,7 +117,7 @@ class World:
     own: SigningKey
     store: MemoryStore
     links: Links
-    gate: Returning
+    gate: StartupGate
 
     async def is_home(self, agent: SigningKey) -> bool:
         request = OpenRequest(agent.agent_key, NODE, Window(), create=False)
@@ -137,12 +140,14 @@ async def started(
     known = Peers(own.did, "closed", frozenset(), store)
     await known.load()
     directory = Directory(own.did, store, DidKeys())
-    mesh = Mesh(known, links, store, directory, lambda: "info")  # type: ignore[arg-type]
-    gate = Returning(mesh, store, wait_s)
+    exchange = PeerExchange(known, links, lambda: "info")  # type: ignore[arg-type]
+    gossip = RecordGossip(directory, RecordChangeReader(store), exchange)
+    directory.on_published.append(gossip.on_published)
+    gate = StartupGate(gossip, store, wait_s)
     await gate.begin()
     if linked:
         links.standing += peers
-    turn = asyncio.create_task(gate())
+    turn = asyncio.create_task(gate.run())
     try:
         yield World(own, store, links, gate)
     finally:
@@ -165,10 +170,10 @@ async def test_where_the_directories_are_the_same_one_question_is_enough():
     record = moved(agent, peer)
     peer.learn(agent, record)
     async with started(peer, agents=[agent], linked=False) as world:
-        held = await world.gate._mesh.hearing.directory.keep([record], peer.peer)
-        assert held[0].is_news
+        held = await world.gate._gossip.directory.merge_from_peer([record], peer.peer)
+        assert held[0].is_new
         world.links.standing.append(peer)
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
     assert [type(question) for question in peer.asked] == [Digest]
 
 
@@ -176,7 +181,7 @@ async def test_a_bug_about_one_peer_does_not_keep_another_from_telling():
     agent, broken, peer = new_key(), Peer(is_broken=True), Peer()
     peer.learn(agent, moved(agent, peer))
     async with started(broken, peer, agents=[agent]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not await world.is_home(agent)
 
 
@@ -185,7 +190,7 @@ async def test_an_agent_without_a_record_here_is_asked_about_and_others_are_not(
     peer.learn(mine, moved(mine, peer))
     peer.learn(other, moved(other, peer))
     async with started(peer, agents=[mine]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not await world.is_home(mine)
         assert await world.store.record(other.agent_key) is None
     wanted = [one.agents for one in peer.asked if isinstance(one, Want)]
@@ -197,7 +202,7 @@ async def test_thousands_are_asked_about_in_questions_that_can_be_answered():
     for agent in agents:
         peer.learn(agent, moved(agent, peer))
     async with started(peer, agents=agents) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not any([await world.is_home(agent) for agent in agents])
     sizes = [len(one.agents) for one in peer.asked if isinstance(one, Want)]
     assert sizes == [250, 250, 100]
@@ -206,7 +211,7 @@ async def test_thousands_are_asked_about_in_questions_that_can_be_answered():
 async def test_no_more_than_three_are_asked():
     agent, peers = new_key(), [Peer() for _ in range(5)]
     async with started(*peers, agents=[agent]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert await world.is_home(agent)
     assert sum(bool(peer.asked) for peer in peers) == 3
 
@@ -221,9 +226,9 @@ async def test_a_peer_that_withholds_does_not_keep_another_from_telling():
         world.links.standing.append(liar)
         await until(lambda: liar.asked)
         await asyncio.sleep(0)
-        assert not world.gate.is_over
+        assert not world.gate.is_open
         world.links.standing.append(honest)
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not await world.is_home(agent)
 
 
@@ -232,21 +237,21 @@ async def test_a_peer_that_says_nothing_holds_up_nobody_for_long(monkeypatch):
     agent, silent, honest = new_key(), Peer(is_silent=True), Peer()
     honest.learn(agent, moved(agent, honest))
     async with started(silent, honest, agents=[agent]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not await world.is_home(agent)
     assert silent.asked
 
 
 async def test_a_peer_that_tells_what_was_not_asked_has_not_told(monkeypatch):
-    monkeypatch.setattr(startup_gate, "AGAIN_S", 0.05)
+    monkeypatch.setattr(startup_gate, "RETRY_S", 0.05)
     agent, other, liar = new_key(), new_key(), Peer()
     liar.learn(agent, moved(agent, liar))
     liar.adds = (moved(other, liar),)
     async with started(liar, agents=[agent]) as world:
         await until(lambda: len(liar.asked) > 4)
-        assert not world.gate.is_over
+        assert not world.gate.is_open
         liar.adds = ()
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert not await world.is_home(agent)
         assert await world.store.record(other.agent_key) is None
 
@@ -258,9 +263,9 @@ async def test_a_record_that_nobody_signed_moves_nobody():
     liar.knows[agent.agent_key] = forged
     liar.index.put(agent.agent_key, endpoint_record.parse(forged).version)
     async with started(liar, agents=[agent]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert await world.is_home(agent)
-        assert world.gate._mesh.peers.reputation(liar.peer).strikes == 1
+        assert world.gate._gossip.exchange.peers.reputation(liar.peer).strikes == 1
 
 
 async def test_the_wait_has_an_end_and_the_asking_goes_on():
@@ -270,7 +275,7 @@ async def test_the_wait_has_an_end_and_the_asking_goes_on():
         with pytest.raises(UnavailableError) as caught:
             world.gate.check()
         assert (caught.value.code, caught.value.retry_after) == (ErrorCode.DRAINING, 1)
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         assert await world.is_home(agent)
         world.links.standing.append(late)
         await until(lambda: late.asked)
@@ -282,12 +287,12 @@ async def test_the_wait_has_an_end_and_the_asking_goes_on():
 async def test_what_was_told_before_the_store_went_back_does_not_count_after():
     agent, peer = new_key(), Peer()
     async with started(peer, agents=[agent]) as world:
-        await until(lambda: world.gate.is_over)
+        await until(lambda: world.gate.is_open)
         peer.learn(agent, moved(agent, peer))
-        world.gate.renewed()
-        assert not world.gate.is_over
-        turn = asyncio.create_task(world.gate())
-        await until(lambda: world.gate.is_over)
+        world.gate.close()
+        assert not world.gate.is_open
+        turn = asyncio.create_task(world.gate.run())
+        await until(lambda: world.gate.is_open)
         await turn
         assert not await world.is_home(agent)
 
@@ -295,9 +300,11 @@ async def test_what_was_told_before_the_store_went_back_does_not_count_after():
 async def test_a_node_that_has_just_started_does_not_say_that_it_holds_nothing():
     agent, peer = new_key(), Peer()
     async with started(peer, linked=False) as world:
-        mesh = world.gate._mesh
-        await mesh.hearing.directory.keep([moved(agent, peer)], peer.peer)
-        assert not mesh.following.is_current
-        answer = await mesh.answer(peer.peer, Digest("r", 10))
+        gossip = world.gate._gossip
+        await gossip.directory.merge_from_peer([moved(agent, peer)], peer.peer)
+        assert not gossip.changes.is_current
+        answer = await PeerQuestions(gossip.changes, gossip.exchange).answer(
+            peer.peer, Digest("r", 10)
+        )
         assert isinstance(answer, Digests)
         assert [item.records for item in answer.items] == [1]

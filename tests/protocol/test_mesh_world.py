@@ -15,7 +15,7 @@ from relay.directory.model.anti_entropy import (
     answer,
 )
 from relay.directory.model.rumors import (
-    FIRST_FANOUT,
+    MAX_DESIRED_LINKS,
 )
 from relay.peering.model.membership import MAX_BACKOFF_S
 from relay.protocol import frames
@@ -73,7 +73,7 @@ def test_without_passing_on_news_goes_no_further_than_the_links_of_where_it_bega
         world.run(5, until_agreed=False)
         return 30 - world.missing
 
-    assert reached(Habits(passes_on=False, pulls=False)) == 1 + FIRST_FANOUT
+    assert reached(Habits(passes_on=False, pulls=False)) == 1 + MAX_DESIRED_LINKS
     assert reached(Habits(pulls=False)) > 25
 
 
@@ -172,7 +172,7 @@ def test_if_all_others_withhold_the_holes_show():
     world.run(5, until_agreed=False)
     for relay, other in ((0, 3), (3, 0)):
         world.relays[relay].links.discard(world.relays[other].did)
-        world.relays[relay].roster.remove(world.relays[other].did)
+        world.relays[relay].members.remove(world.relays[other].did)
     publish(world, 10)
     assert world.run(600) is None
     assert holes(world) == 10

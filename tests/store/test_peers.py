@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from relay.directory.model import claims
-from relay.directory.model.claims import HELD_BACK_S
+from relay.directory import local_handles
+from relay.directory.local_handles import RESERVED_S
 from relay.peering.ports import (
     HandleRow,
     PeerRow,
@@ -69,11 +69,11 @@ async def test_a_name_that_was_left_is_its_agents_for_a_year(world: World) -> No
     await store.claim_handle("alice", ALICE, NOW)
     left = HandleRow("alice", ALICE, NOW, left_at=NOW + 10)
     await store.put_handle(left)
-    assert await store.claim_handle("alice", BOB, NOW + 9 + HELD_BACK_S) == left
+    assert await store.claim_handle("alice", BOB, NOW + 9 + RESERVED_S) == left
     back = HandleRow("alice", ALICE, NOW)
     assert await store.claim_handle("alice", ALICE, NOW + 20) == back
     await store.put_handle(left)
-    later = NOW + 10 + HELD_BACK_S
+    later = NOW + 10 + RESERVED_S
     assert await store.claim_handle("alice", BOB, later) == HandleRow("alice", BOB, later)
     assert await store.handle("alice") == HandleRow("alice", BOB, later)
 
@@ -82,7 +82,7 @@ async def test_without_the_year_a_name_would_go_to_whoever_asks(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The negative control."""
-    monkeypatch.setattr(claims, "HELD_BACK_S", 0)
+    monkeypatch.setattr(local_handles, "RESERVED_S", 0)
     with pytest.raises(AssertionError):
         await test_a_name_that_was_left_is_its_agents_for_a_year(world)
 

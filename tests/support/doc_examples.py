@@ -31,7 +31,6 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import BounceBatch
 from relay.node.build import build
 from relay.node.open_store import OpenedStore
-from relay.peering.relay_info import relay_information
 from relay.protocol import (
     endpoint_record,
     envelope,
@@ -215,7 +214,7 @@ def information() -> str:
         settings = Settings(public_url=URL, contact="mailto:relay@example.org")
         store = MemoryStore(InboxLimits(), lambda: NOW)
         opened = OpenedStore(RELAY, NodeId("n"), store, None, None)
-        return relay_information(await build(settings, opened, URL))
+        return (await build(settings, opened, URL)).exchange.own_info()
 
     payload = payload_of(asyncio.run(described()))
     payload |= {"durability": "fsync", "iat": int(NOW), "exp": int(NOW) + relay_info.MAX_LIFETIME_S}

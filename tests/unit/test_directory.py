@@ -11,7 +11,7 @@ import pytest
 from relay import clock
 from relay.directory.publish import (
     Directory,
-    Kept,
+    RecordMergeResult,
 )
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
@@ -64,8 +64,8 @@ class Made:
 
         monkeypatch.setattr(jose, "is_signed_by", counted)
 
-    async def keep(self, *compacts: str) -> list[Kept]:
-        return await self.directory.keep(compacts, PEER)
+    async def keep(self, *compacts: str) -> list[RecordMergeResult]:
+        return await self.directory.merge_from_peer(compacts, PEER)
 
     async def open_inbox(self) -> None:
         node = NodeId("node")
@@ -83,7 +83,7 @@ def record(key: SigningKey = ALICE, *homes: Home, age: float = 0, **changes: Any
     return endpoint_record.sign(key, homes, now=now, **changes)
 
 
-def codes(kept: list[Kept]) -> list[object]:
+def codes(kept: list[RecordMergeResult]) -> list[object]:
     return [one.outcome.code if isinstance(one.outcome, Refusal) else one.outcome for one in kept]
 
 
@@ -100,7 +100,7 @@ async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Mad
     ]  # fmt: skip
     assert [one.compact for one in kept] == given
     assert [one.is_strike for one in kept] == [False, True, True] + [False] * 5
-    assert [one.is_news for one in kept] == [True] + [False] * 5 + [True] * 2
+    assert [one.is_new for one in kept] == [True] + [False] * 5 + [True] * 2
     assert (kept[0].owner, kept[0].version) == (ALICES, endpoint_record.parse(good).version)
     assert (await made.directory.resolve(ALICE.did)).record == good
     assert (await made.directory.resolve(BOB.did)).record == other
@@ -121,7 +121,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     made.checks = 0
     kept = await made.keep(new, old, resigned(old, MALLORY), new)
     assert codes(kept) == ["same", "older", "older", "same"]
-    assert not any(one.is_strike or one.is_news for one in kept)
+    assert not any(one.is_strike or one.is_new for one in kept)
     assert {one.version for one in kept} == {endpoint_record.parse(new).version}
     assert made.checks == 0
     # the negative control: what is newer is looked at, and refused
@@ -131,14 +131,14 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     assert (await made.directory.resolve(ALICE.did)).record == new
 
 
-async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_news(made: Made):
+async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_new(made: Made):
     seq = int(clock.now() * 1000)
     two = sorted((resigned(record(), ALICE, seq=seq, ttl=ttl) for ttl in (300, 301)),
                  key=lambda one: endpoint_record.parse(one).version)  # fmt: skip
     assert await made.directory.evidence(ALICE.did) is None
     outcomes = [(await made.keep(one))[0] for one in (two[0], two[1], two[0])]
     assert codes(outcomes) == ["newer", "equivocal", "equivocal"]
-    assert [one.is_news for one in outcomes] == [True, True, False]
+    assert [one.is_new for one in outcomes] == [True, True, False]
     assert await made.directory.evidence(ALICE.did) == (two[0], two[1])
     assert (await made.directory.resolve(ALICE.did)).record == two[1]
 
@@ -164,7 +164,7 @@ async def test_a_peer_that_has_told_of_enough_agents_is_answered_full(made: Made
     kept = await made.keep(*(record(key) for key in keys))
     assert codes(kept) == ["newer", "newer", "full"]
     assert not kept[2].is_strike
-    assert not kept[2].is_news
+    assert not kept[2].is_new
 
 
 async def test_who_publishes_without_a_login_shares_the_room_with_all_such(made: Made):

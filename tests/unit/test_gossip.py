@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from relay.directory import gossip
+from relay.directory.gossip import push_allowance
 from relay.directory.model.rumors import (
     Rumors,
     pack_records,
 )
 from relay.peering.model import reputation
 from relay.peering.model.reputation import (
-    Allowance,
     Reputation,
     StrikeCounter,
     is_strike,
@@ -117,12 +118,12 @@ def test_no_more_is_taken_at_once_than_the_other_side_allows():
     rumors = Rumors()
     for n in range(250):
         rumors.add(agent(n), "record")
-    allowance = Allowance()
+    allowance = push_allowance()
     heard = 0
     for turn in range(3):
         for _, frame in rumors.pop_frames(PEERS[:1], pick):
             told = len(frame.records)
-            assert allowance.take(PEERS[0], told, later(turn / 2)) == told
+            assert allowance.acquire_up_to(PEERS[0], told, later(turn / 2)) == told
             heard += told
     assert heard == 250
 
@@ -148,53 +149,54 @@ def test_records_of_the_largest_size_fill_several_frames():
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2000)), max_size=40))
 def test_no_peer_is_listened_to_for_more_than_its_rate_and_one_burst(calls):
-    allowance = Allowance()
+    allowance = push_allowance()
     passed, heard = 0.0, 0
     for wait, count in calls:
         passed += wait
-        allowed = allowance.take(PEERS[0], count, later(passed))
+        allowed = allowance.acquire_up_to(PEERS[0], count, later(passed))
         assert 0 <= allowed <= count
         heard += allowed
     assert heard <= 400 + 200 * passed + 1
 
 
 def test_a_peer_that_floods_leaves_the_others_theirs():
-    allowance = Allowance()
-    assert allowance.take(PEERS[0], 1_000_000, NOW) == 400
-    assert allowance.take(PEERS[0], 1, NOW) == 0
-    assert allowance.take(PEERS[1], 300, NOW) == 300
-    assert allowance.take(PEERS[0], 1_000, later(1)) == 200
+    allowance = push_allowance()
+    assert allowance.acquire_up_to(PEERS[0], 1_000_000, NOW) == 400
+    assert allowance.acquire_up_to(PEERS[0], 1, NOW) == 0
+    assert allowance.acquire_up_to(PEERS[1], 300, NOW) == 300
+    assert allowance.acquire_up_to(PEERS[0], 1_000, later(1)) == 200
 
 
 def test_a_clock_that_goes_back_gives_nothing_away():
-    allowance = Allowance()
-    allowance.take(PEERS[0], 400, NOW)
-    assert allowance.take(PEERS[0], 10, later(-100)) == 0
+    allowance = push_allowance()
+    allowance.acquire_up_to(PEERS[0], 400, NOW)
+    assert allowance.acquire_up_to(PEERS[0], 10, later(-100)) == 0
 
 
 def test_what_is_known_afterwards_is_paid_back_before_anything_is_taken_again():
-    allowance = Allowance()
-    assert allowance.take(PEERS[0], 400, NOW) == 400
+    allowance = push_allowance()
+    assert allowance.acquire_up_to(PEERS[0], 400, NOW) == 400
     allowance.charge(PEERS[0], 100, NOW)
-    assert allowance.take(PEERS[0], 1, later(0.5)) == 0
-    assert allowance.take(PEERS[0], 1_000, later(1)) == 100
+    assert allowance.acquire_up_to(PEERS[0], 1, later(0.5)) == 0
+    assert allowance.acquire_up_to(PEERS[0], 1_000, later(1)) == 100
     allowance.charge(PEERS[0], 1_000_000, later(1))
-    assert allowance.take(PEERS[0], 1_000, later(3)) == 0
-    assert allowance.take(PEERS[0], 1_000, later(4)) == 200
+    assert allowance.acquire_up_to(PEERS[0], 1_000, later(3)) == 0
+    assert allowance.acquire_up_to(PEERS[0], 1_000, later(4)) == 200
 
 
 def test_of_peers_without_end_no_more_is_remembered_than_fits(monkeypatch):
-    monkeypatch.setattr(reputation, "MAX_PEERS", 3)
-    allowance, strikes = Allowance(), StrikeCounter()
+    for module in (reputation, gossip):
+        monkeypatch.setattr(module, "MAX_PEERS", 3)
+    allowance, strikes = push_allowance(), StrikeCounter()
     for n in range(50):
         stranger = Did(f"did:key:z{n}")
-        allowance.take(stranger, 1, later(n))
+        allowance.acquire_up_to(stranger, 1, later(n))
         for _ in range(n % 4):
             strikes.add(stranger, later(n))
     assert len(allowance) == 3
     assert len(strikes) == 6
-    assert allowance.take(Did("did:key:z49"), 1_000, later(49)) == 399
-    assert strikes.reputation(Did("did:key:z47"), later(49)).is_blocked
+    assert allowance.acquire_up_to(Did("did:key:z49"), 1_000, later(49)) == 399
+    assert strikes.reputation(Did("did:key:z47"), later(49)).is_banned
 
 
 # ---------------------------------------------------------------- strikes
@@ -205,8 +207,8 @@ def test_three_strikes_within_an_hour_are_an_hour_out():
     assert strikes.add(PEERS[0], NOW) == Reputation(1)
     assert strikes.add(PEERS[0], later(10)) == Reputation(2)
     out = strikes.add(PEERS[0], later(20))
-    assert (out.strikes, out.is_blocked) == (3, True)
-    assert strikes.reputation(PEERS[0], later(20 + 3599)).is_blocked
+    assert (out.strikes, out.is_banned) == (3, True)
+    assert strikes.reputation(PEERS[0], later(20 + 3599)).is_banned
     assert strikes.reputation(PEERS[1], later(20)) == Reputation()
 
 
@@ -233,7 +235,7 @@ def test_whoever_is_out_comes_back_within_an_hour_of_the_last_strike(waits):
         strikes.add(PEERS[0], later(passed))
     standing = strikes.reputation(PEERS[0], later(passed))
     assert standing.retry_after is None or 0 < standing.retry_after <= 3601
-    assert not strikes.reputation(PEERS[0], later(passed + 3600)).is_blocked
+    assert not strikes.reputation(PEERS[0], later(passed + 3600)).is_banned
 
 
 @pytest.mark.parametrize("code", list(ErrorCode))

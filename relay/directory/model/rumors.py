@@ -12,19 +12,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from relay.protocol.frames import (
-    MAX_GOSSIP_BYTES,
-    MAX_RECORDS,
-    Gossip,
-)
+from relay.peering.model.membership import GOSSIP_FANOUT, MAX_DESIRED_LINKS
+from relay.protocol import frames
 from relay.protocol.ids import AgentKey, Did
 
-FANOUT: Final = 3
-FIRST_FANOUT: Final = 16
-"""For a record published here; equals the links that a relay keeps in a large mesh."""
 MAX_RUMORS: Final = 10_000
+PUSHED_PER_S: Final = 200.0
+"""Unsolicited records that a relay takes from each peer."""
+PUSHED_BURST: Final = 400.0
 MAX_PUSHED_RECORDS: Final = 100
-"""Per push; pushes come every 0.5 s, and peers allow 200 records a second."""
+"""Per push; pushes come every 0.5 s, so no peer exceeds its allowance."""
 _FRAME_BYTES: Final = 64
 _RECORD_BYTES: Final = 3  # two quotes and a comma
 
@@ -45,7 +42,7 @@ class Rumors:
         fanout: number of peers that get a record which another peer sent.
     """
 
-    def __init__(self, limit: int = MAX_RUMORS, fanout: int = FANOUT) -> None:
+    def __init__(self, limit: int = MAX_RUMORS, fanout: int = GOSSIP_FANOUT) -> None:
         self._fanout = fanout
         self._limit = limit
         self._rumors: dict[AgentKey, _Rumor] = {}
@@ -70,7 +67,7 @@ class Rumors:
 
     def pop_frames(
         self, peers: Sequence[Did], sample: Sample, limit: int = MAX_PUSHED_RECORDS
-    ) -> list[tuple[Did, Gossip]]:
+    ) -> list[tuple[Did, frames.Gossip]]:
         """Return the frames to push now, and forget the records in them.
 
         Args:
@@ -84,7 +81,7 @@ class Rumors:
         for agent in list(self._rumors)[:limit]:
             rumor = self._rumors.pop(agent)
             others = [peer for peer in peers if peer != rumor.not_to]
-            fanout = FIRST_FANOUT if rumor.not_to is None else self._fanout
+            fanout = MAX_DESIRED_LINKS if rumor.not_to is None else self._fanout
             for peer in sample(others, min(fanout, len(others))):
                 queues.setdefault(peer, []).append(rumor.compact)
         return [
@@ -92,18 +89,18 @@ class Rumors:
         ]
 
 
-def pack_records(records: Sequence[str], ref: str | None = None) -> list[Gossip]:
+def pack_records(records: Sequence[str], ref: str | None = None) -> list[frames.Gossip]:
     """Return gossip frames that hold the records in order, each within the frame's bounds."""
-    frames: list[Gossip] = []
+    packed: list[frames.Gossip] = []
     part: list[str] = []
     size = _FRAME_BYTES
     for compact in records:
         cost = len(compact) + _RECORD_BYTES
-        if part and (size + cost > MAX_GOSSIP_BYTES or len(part) == MAX_RECORDS):
-            frames.append(Gossip(tuple(part), ref=ref))
+        if part and (size + cost > frames.MAX_GOSSIP_BYTES or len(part) == frames.MAX_RECORDS):
+            packed.append(frames.Gossip(tuple(part), ref=ref))
             part, size = [], _FRAME_BYTES
         part.append(compact)
         size += cost
     if part:
-        frames.append(Gossip(tuple(part), ref=ref))
-    return frames
+        packed.append(frames.Gossip(tuple(part), ref=ref))
+    return packed

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from relay.directory.model.claims import claimed
+from relay.directory.local_handles import claimed
 from relay.peering.ports import (
     HandleRow,
     PeerRow,
