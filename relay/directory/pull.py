@@ -17,11 +17,11 @@ from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import Pull
 from relay.directory.model.index import TOP_BITS
-from relay.isolation import guarded
 from relay.peering.ports import PeerLink
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, unreachable
 from relay.protocol.peer_session import Answer
+from relay.tasks import guarded
 
 PULL_INTERVAL_S: Final = 30.0
 PULL_SPREAD_S: Final = 10.0

@@ -31,12 +31,12 @@ from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
 from relay.directory.model.index import TOP_BITS, place
 from relay.inbox.ports import Store
-from relay.isolation import guarded
 from relay.peering.ports import PeerLink
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
 from relay.protocol.ids import AgentKey, Did
 from relay.protocol.peer_session import Answer
+from relay.tasks import guarded
 
 MAX_PEERS_ASKED: Final = 3
 """One honest peer is enough, unless it was offline, too, or cut off from the rest."""

@@ -18,7 +18,6 @@ from relay.forwarding.model import (
     ForwardItem,
     is_marked,
 )
-from relay.isolation import isolated
 from relay.peering.ports import (
     PeerLinks,
     SubmitResult,
@@ -32,6 +31,7 @@ from relay.protocol.errors import (
     UnavailableError,
 )
 from relay.protocol.ids import Did
+from relay.tasks import isolated
 
 MOST_BYTES: Final = 1_500_000
 """Wire bytes of one submit: well below the 2 MiB of a frame."""

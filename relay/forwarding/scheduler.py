@@ -34,10 +34,6 @@ from relay.inbox.ports import (
     OpenRequest,
     Store,
 )
-from relay.isolation import (
-    guarded,
-    isolated,
-)
 from relay.migration.digest_sender import (
     DigestSender,
 )
@@ -51,6 +47,10 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import (
     Window,
+)
+from relay.tasks import (
+    guarded,
+    isolated,
 )
 
 LOOK_S: Final = 1.0

@@ -19,7 +19,6 @@ from relay.inbox.ports import (
     Head,
     InboxStore,
 )
-from relay.isolation import isolated
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import (
@@ -28,6 +27,7 @@ from relay.protocol.ids import (
     Fence,
     NodeId,
 )
+from relay.tasks import isolated
 
 
 class Listener(Protocol):

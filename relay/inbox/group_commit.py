@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from relay.clock import monotonic
-from relay.isolation import isolated
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
     RelayError,
 )
+from relay.tasks import isolated
 
 MAX_ITEMS: Final = 512
 MAX_BYTES: Final = 2 * 1024 * 1024

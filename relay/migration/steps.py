@@ -19,7 +19,6 @@ from relay.inbox.model.types import (
     InboxRole,
 )
 from relay.inbox.ports import Keys
-from relay.isolation import guarded
 from relay.migration.model import machine, state_json
 from relay.migration.model.state import (
     DigestPage,
@@ -65,6 +64,7 @@ from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.types import (
     Mode,
 )
+from relay.tasks import guarded
 
 TRIES: Final = 32
 """Nodes of one relay that take steps at once take turns; this often none has won."""

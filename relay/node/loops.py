@@ -10,8 +10,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from relay.isolation import isolated
 from relay.node.node import Node
+from relay.tasks import isolated
 
 RESTART_S: Final = 1.0
 """Pause after a step that runs until cancelled: only a defect ends it."""

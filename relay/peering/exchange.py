@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 from relay import clock, log
-from relay.isolation import guarded
 from relay.peering.model.membership import GOSSIP_FANOUT
 from relay.peering.model.reputation import is_strike
 from relay.peering.peers import Peers, ReceivedView
@@ -22,6 +21,7 @@ from relay.peering.ports import PeerLink, PeerLinks
 from relay.protocol import frames, jws, relay_info
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Did
+from relay.tasks import guarded
 
 ASK_INTERVAL_S: Final = 30.0
 ANNOUNCE_INTERVAL_S: Final = 3600.0

@@ -16,7 +16,6 @@ from math import ceil
 from typing import Final
 
 from relay import clock, log, metrics
-from relay.isolation import isolated
 from relay.peering.dialer import Dialer
 from relay.peering.link import Link, log_in
 from relay.peering.model.membership import (
@@ -33,7 +32,7 @@ from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode, RejectedError, RelayError, unreachable
 from relay.protocol.ids import Did
-from relay.tasks import side_by_side
+from relay.tasks import isolated, side_by_side
 
 REACH_S: Final = 25.0
 RECONCILE_S: Final = 1.0

@@ -19,7 +19,6 @@ from relay.inbox.model.types import (
     Page,
 )
 from relay.inbox.submit import Submissions
-from relay.isolation import isolated
 from relay.node import (
     open_store,
     serve,
@@ -37,6 +36,7 @@ from relay.protocol.types import (
 )
 from relay.settings import load
 from relay.store.redis import RedisStore
+from relay.tasks import isolated
 from relay.ws.connection import Connection
 
 T = TypeVar("T")

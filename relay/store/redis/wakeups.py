@@ -22,12 +22,12 @@ from redis.asyncio.client import PubSub
 
 from relay.clock import jitter
 from relay.inbox.ports import OnWake
-from relay.isolation import isolated
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import AgentKey
 from relay.store.redis import keys
 from relay.store.redis.client import translated
 from relay.store.redis.partitions import Partitions
+from relay.tasks import isolated
 
 RESUBSCRIBE_S: Final = 0.5
 _PING_S: Final = 15.0
