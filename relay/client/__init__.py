@@ -1,7 +1,7 @@
 """The SDK that an agent embeds: needs nothing but orjson, pynacl and websockets."""
 
+from relay.client.accept import accept_relay
 from relay.client.agent import Agent
-from relay.client.directory.accept import accept_relay
 from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import (
     AgentError,

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,22 +18,26 @@ from pathlib import Path
 from typing import Final
 
 from relay import clock
+from relay.client._util import beside
 from relay.client.directory.resolve import ResolveResult
-from relay.client.errors import AgentError
+from relay.client.errors import AgentError, again, closed, typed
+from relay.client.http import origin as origins
+from relay.client.identity import key_file
 from relay.client.identity.handles import DID
+from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.serve import (
     BounceHandler,
     Handler,
     serve,
 )
-from relay.client.living import Messages, living
 from relay.client.message import Body, Message, Sent
-from relay.client.migration.retry import Tell
+from relay.client.migration.retry import OnProgress
 from relay.client.migration.runner import (
     DEADLINE_S,
-    Wish,
-    silent,
+    MigrationOptions,
+    ignore_progress,
 )
+from relay.client.migration.service import MigrationService
 from relay.client.outbox.outcomes import (
     Outcome,
     Telling,
@@ -47,6 +52,7 @@ from relay.client.outbox.signing import (
 )
 from relay.client.process import Owner, not_pickled
 from relay.client.session.pool import Sessions
+from relay.client.state.agent_state import opened_async
 from relay.client.state.migration_log import MigrationReport
 from relay.protocol import frames
 from relay.protocol.did import SigningKey
@@ -56,6 +62,7 @@ from relay.protocol.envelope import (
     MAX_BODY_BYTES,
     SignedEnvelope,
 )
+from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import (
     Did,
     MessageId,
@@ -64,8 +71,9 @@ from relay.protocol.types import FirstContact
 
 __all__ = ["Agent", "ResolveResult", "sign"]
 
-OPEN_S: Final = 10.0
-SEND_S: Final = 30.0
+OPEN_TIMEOUT_S: Final = 10.0
+SEND_TIMEOUT_S: Final = 30.0
+FLUSH_TIMEOUT_S: Final = 1.0
 
 
 class Agent:
@@ -75,10 +83,13 @@ class Agent:
     :class:`WrongStateError`.
     """
 
-    def __init__(self, sessions: Sessions, submissions: Submissions) -> None:
+    def __init__(
+        self, sessions: Sessions, submissions: Submissions, migrations: MigrationService
+    ) -> None:
         self._owner = Owner()
         self._kept = sessions
         self._submissions = submissions
+        self._migrations = migrations
 
     __reduce__ = not_pickled("an agent is not pickled: open one in the other process")
 
@@ -97,7 +108,7 @@ class Agent:
         relays: str | Sequence[str],
         *,
         state: str | os.PathLike[str] | None = None,
-        open_timeout_s: float = OPEN_S,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
         insecure_networks: Sequence[str] = (),
     ) -> AsyncIterator[Agent]:
         """Log in and stay in conversation until the end of the block.
@@ -121,8 +132,22 @@ class Agent:
             KeyFileError: ``key`` cannot be used.
             ValueError: no relay, or not an origin.
         """
-        async with living(key, relays, state, insecure_networks, open_timeout_s) as parts:
-            yield cls(*parts)
+        signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
+        named = [relays] if isinstance(relays, str) else list(relays)
+        if not named:
+            raise ValueError("name at least one relay")
+        parsed = [origins.parse(url, insecure_networks=insecure_networks) for url in named]
+        path = None if state is None else Path(state)
+        async with opened_async(path, signing.did) as opened:
+            sessions = Sessions(signing, parsed, opened, insecure_networks)
+            submissions, migrations = Submissions(sessions), MigrationService(sessions)
+            await submissions.resume()
+            async with beside(sessions.run(migrations.run)):
+                try:
+                    await _first_login(sessions, open_timeout_s)
+                    yield cls(sessions, submissions, migrations)
+                finally:
+                    await _close(sessions)
 
     @property
     def did(self) -> Did:
@@ -172,7 +197,7 @@ class Agent:
         pthid: str | None = None,
         lifetime_s: int = DEFAULT_LIFETIME_S,
         wait: Wait = "stored",
-        deadline_s: float = SEND_S,
+        deadline_s: float = SEND_TIMEOUT_S,
     ) -> Sent:
         """Send ``body`` and wait for the relay's receipt, or for the recipient's ack.
 
@@ -239,7 +264,7 @@ class Agent:
             max_body_bytes=self._sessions.current.limits.get("body", MAX_BODY_BYTES),
         )
 
-    async def submit(self, envelope: SignedEnvelope, *, deadline_s: float = SEND_S) -> Sent:
+    async def submit(self, envelope: SignedEnvelope, *, deadline_s: float = SEND_TIMEOUT_S) -> Sent:
         """Submit the same bytes until the relay's answer is definite.
 
         Args:
@@ -297,7 +322,7 @@ class Agent:
             MovedError: this relay is not the agent's home.
             AgentError: the agent ended otherwise.
         """
-        return Messages(self._sessions.inbox)
+        return MessageIterator(self._sessions.inbox)
 
     async def serve(
         self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
@@ -365,7 +390,7 @@ class Agent:
         self,
         url: str,
         *,
-        on_progress: Tell = silent,
+        on_progress: OnProgress = ignore_progress,
         dead_source: bool = False,
         deadline_s: float = DEADLINE_S,
     ) -> MigrationReport:
@@ -389,8 +414,9 @@ class Agent:
             AgentError: one of the two says no; or ``peer_unreachable``: nothing was changed.
             ValueError: ``url`` is not an origin.
         """
-        wish = Wish(on_progress, without_source=dead_source, deadline_s=deadline_s)
-        return await self._sessions.migrations.migrate(url, wish)
+        self._owner.check()
+        options = MigrationOptions(on_progress, abandon_source=dead_source, deadline_s=deadline_s)
+        return await self._migrations.migrate(url, options)
 
     async def cancel_migration(self, *, deadline_s: float = DEADLINE_S) -> None:
         """Take back a migration that is not published yet: this agent lives where it did.
@@ -399,7 +425,8 @@ class Agent:
             WrongStateError: there is none, or it has moved: migrate back.
             AgentError: the old home, which has stopped delivering, cannot be told in time.
         """
-        await self._sessions.migrations.cancel(Wish(deadline_s=deadline_s))
+        self._owner.check()
+        await self._migrations.cancel(MigrationOptions(deadline_s=deadline_s))
 
     async def rules(
         self,
@@ -421,3 +448,44 @@ class Agent:
         return await self._sessions.asking.rules(
             lambda ref: frames.Rules(ref, first_contact, *lists)
         )
+
+
+class MessageIterator(AsyncIterator[Message]):
+    """Iterates an inbox; no generator, which would hold a message that the program has dropped."""
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def __anext__(self) -> Message:
+        message = await self._inbox.next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
+
+
+async def _first_login(sessions: Sessions, timeout_s: float) -> None:
+    """Wait for the first login; an agent that migrates may have none for now.
+
+    Raises:
+        AgentError: no login in time.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            await sessions.opened()
+    except TimeoutError as exc:
+        if sessions.state.migration.pending is not None:
+            return
+        last = sessions.last_failure
+        if last is not None:
+            raise again(last) from exc
+        where = ", ".join(str(one.origin) for one in sessions.conversations)
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}: no answer in time") from exc
+
+
+async def _close(sessions: Sessions) -> None:
+    """Send the acks that are due, then end the agent."""
+    try:
+        if sessions.sender is not None:
+            await sessions.inbox.flush(FLUSH_TIMEOUT_S)
+    finally:
+        sessions.end(closed())

@@ -16,9 +16,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from relay.client.http.origin import Origin
-from relay.client.http.origin import parse as parse_origin
-from relay.client.migration.runner import Wish
+from relay.client.migration.runner import Host, MigrationOptions
 from relay.client.state.agent_state import AgentState
 from relay.migration.model import machine
 from relay.migration.model.state import (
@@ -285,28 +283,23 @@ def refusing(code: ErrorCode, *steps: str) -> Lie:
     return lambda step, _: no if step in steps else None
 
 
-@dataclass
-class Alone:
+@dataclass(eq=False)
+class Alone(Host):
     """An agent without a session."""
 
-    key: SigningKey
-    state: AgentState
     did_what: list[str] = field(default_factory=list)
 
-    def origin(self, url: str) -> Origin:
-        return parse_origin(url)
-
-    async def leave(self, source: Did) -> None:
+    async def on_freeze(self, source: Did) -> None:
         self.did_what.append(f"leave {source[-4:]}")
 
-    def stay(self) -> None:
+    def on_cancelled(self) -> None:
         self.did_what.append("stay")
 
-    async def arrive(self) -> None:
+    async def on_published(self) -> None:
         self.did_what.append("arrive")
 
-    def expect(self, coming: frozenset[Eid] | None) -> None:
-        self.did_what.append("expect" if coming is not None else "expect nothing")
+    def on_manifest(self, eids: frozenset[Eid] | None) -> None:
+        self.did_what.append("expect" if eids is not None else "expect nothing")
 
 
 @dataclass
@@ -342,4 +335,4 @@ async def world(count: int = 12) -> AsyncIterator[World]:
         yield World(agent, source, target)
 
 
-SHORT = Wish(deadline_s=3.0)
+SHORT = MigrationOptions(deadline_s=3.0)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from relay.client import Agent, sync
-from relay.client.directory import accept, publish, resolve
+from relay.client import Agent, accept, sync
+from relay.client.directory import publish, resolve
 from relay.client.http import origin as origins
 from relay.client.http import transport
 from relay.client.http.relay_api import RelayApi

@@ -12,8 +12,8 @@ import pytest
 from relay.client import Agent, IdentityUnavailableError, MigratingError, UnreachableError, sync
 from relay.client.http.transport import REQUEST_TIMEOUT_S
 from relay.client.migration.runner import (
-    Migration,
-    Wish,
+    MigrationOptions,
+    MigrationRunner,
 )
 from tests.cli.terminal import stalling
 from tests.client.migration_relays import world
@@ -78,7 +78,7 @@ async def test_a_target_that_is_silent_holds_up_a_move_no_longer_than_its_deadli
             not_as_long_as_one_request(),
             pytest.raises(UnreachableError, match="Nothing was changed"),
         ):
-            await Migration(me, Wish(deadline_s=0.3)).to(silent.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.3)).start(silent.url)
         assert me.state.migration.pending is None
 
 

@@ -22,7 +22,7 @@ from relay.client import (
     WrongStateError,
     sync,
 )
-from relay.client.migration.runner import Migration
+from relay.client.migration.runner import MigrationRunner
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import MigrationStage
 from relay.inbox.model.types import (
@@ -320,7 +320,7 @@ async def test_in_closed_federation_the_order_lets_two_strangers_hand_over(tmp_p
 
 
 async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 1.0)
+    monkeypatch.setattr("relay.client.migration.runner.DEAD_SOURCE_TIMEOUT_S", 1.0)
     key, state = new_key(), tmp_path / "state"
     here, there = places(2)
     store = MemoryStore(InboxLimits(), clock.now)
@@ -353,8 +353,8 @@ async def test_a_dead_relay_is_left_and_the_program_goes_on(tmp_path: Path, monk
 async def test_a_dead_relay_that_returns_and_knows_no_other_is_told_by_the_agent(
     tmp_path: Path, monkeypatch
 ):
-    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.5)
-    monkeypatch.setattr("relay.client.migration.service.REMIND_S", 0.2)
+    monkeypatch.setattr("relay.client.migration.runner.DEAD_SOURCE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr("relay.client.migration.service.NOTIFY_PAUSE_S", 0.2)
     here, there = places(2)
     store = MemoryStore(InboxLimits(), clock.now)
     async with relay_at(there, federation="closed") as two, contextlib.AsyncExitStack() as stack:
@@ -378,15 +378,16 @@ async def test_two_programs_that_go_on_with_one_move_do_not_stop_each_other(tmp_
         async with Agent.open(key, one.url, state=tmp_path / "state") as me:
             await alice.send(me.did, "once")
         with states.opened(tmp_path / "state", key.did) as state:
-            first = Migration(Alone(key, state))
-            await first._plan(first.agency.origin(two.url))
+            first = MigrationRunner(Alone(key, state))
+            await first._order(first.host.origin(two.url))
         shutil.copy(tmp_path / "state", tmp_path / "copy")
         with (
             states.opened(tmp_path / "state", key.did) as state,
             states.opened(tmp_path / "copy", key.did) as copy,
         ):
             done = await asyncio.gather(
-                Migration(Alone(key, state)).resume(), Migration(Alone(key, copy)).resume()
+                MigrationRunner(Alone(key, state)).resume(),
+                MigrationRunner(Alone(key, copy)).resume(),
             )
         assert [(moved.is_complete, moved.new_at_target) for moved in done] == [(True, 1)] * 2
         async with Agent.open(key, two.url, state=tmp_path / "state") as me:

@@ -17,13 +17,12 @@ from relay.client import (
     WrongRelayError,
     WrongStateError,
 )
-from relay.client.migration.dry_run import drill
+from relay.client.migration.dry_run import dry_run
 from relay.client.migration.handoff import parse_inventory_item
-from relay.client.migration.orders import newest
 from relay.client.migration.retry import MigrationProgress
 from relay.client.migration.runner import (
-    Migration,
-    Wish,
+    MigrationOptions,
+    MigrationRunner,
 )
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import (
@@ -74,7 +73,7 @@ async def test_all_that_waited_is_there_and_the_report_says_so():
         told: list[MigrationProgress] = []
         items = list(here.source.items)
         me = here.alone()
-        moved = await Migration(me, Wish(told.append)).to(here.target.url)
+        moved = await MigrationRunner(me, MigrationOptions(told.append)).start(here.target.url)
         assert moved.is_complete
         counts = (moved.initial, moved.moved, moved.new_at_target)
         assert (*counts, moved.waiting, moved.inventory_count) == (
@@ -100,13 +99,13 @@ async def test_all_that_waited_is_there_and_the_report_says_so():
         # the session is closed before the source stops, and opened once the record is out
         assert me.did_what[0].startswith("leave")
         assert me.did_what.index("arrive") > 0
-        record = newest(me.state)
+        record = me.state.newest_record
         assert record is not None
         assert [home.url for home in record.relays] == [here.target.url]
         assert [left.url for left in record.drain] == [here.source.url]
         assert here.target.side.mode is Mode.ACTIVE
         # asked again it says the same
-        assert await Migration(me, SHORT).to(here.target.url) == moved
+        assert await MigrationRunner(me, SHORT).start(here.target.url) == moved
 
 
 @pytest.mark.parametrize("stage", [one for one in MigrationStage if str(one) in IN_ORDER])
@@ -129,9 +128,9 @@ async def test_a_life_that_ends_at_any_stage_is_gone_on_with(
         with states.opened(path, here.agent.did) as state, monkeypatch.context() as patch:
             patch.setattr(MigrationLog, "save", dying)
             with pytest.raises(Killed):
-                await Migration(here.alone(state), SHORT).to(here.target.url)
+                await MigrationRunner(here.alone(state), SHORT).start(here.target.url)
         with states.opened(path, here.agent.did) as state:
-            moved = await Migration(here.alone(state), SHORT).to(here.target.url)
+            moved = await MigrationRunner(here.alone(state), SHORT).start(here.target.url)
         assert moved.is_complete
         assert {*here.target.has} == items
         assert (moved.initial, moved.new_at_target) == (9, 9)
@@ -145,12 +144,12 @@ async def test_it_leads_elsewhere_when_asked_for_another_relay():
         # the source cannot tell the target what was seen
         here.source.other = None
         with pytest.raises(MigrationStalledError):
-            await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
         first = me.state.migration.state
         assert first is not None
         assert first.source_frozen
         here.source.other, third.other = third, here.source
-        moved = await Migration(me, SHORT).to(third.url)
+        moved = await MigrationRunner(me, SHORT).start(third.url)
         assert moved.is_complete
         assert moved.target.url == third.url
         second = me.state.migration.state
@@ -168,7 +167,7 @@ async def test_where_the_target_does_not_answer_nothing_is_changed():
         here.target.is_down = True
         me = here.alone()
         with pytest.raises(AgentError) as caught:
-            await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
         assert caught.value.code is ErrorCode.PEER_UNREACHABLE
         assert me.state.migration.pending is None
         assert here.source.side.mode is Mode.ACTIVE
@@ -180,7 +179,7 @@ async def test_a_target_that_says_no_is_no_home_and_its_order_is_overtaken(code:
         here.target.lies = refusing(code, "prepare")
         me = here.alone()
         with pytest.raises(AgentError) as caught:
-            await Migration(me, SHORT).to(here.target.url)
+            await MigrationRunner(me, SHORT).start(here.target.url)
         assert caught.value.code is code
         move = me.state.migration.state
         assert move is not None
@@ -206,7 +205,7 @@ async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_d
         me = here.alone()
         began = time.monotonic()
         with pytest.raises(MigrationStalledError) as caught:
-            await Migration(me, Wish(deadline_s=1.0)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=1.0)).start(here.target.url)
         assert time.monotonic() - began < 3
         for words in ("the link is down", "Nothing is lost", "cancel", "dead_source"):
             assert words in caught.value.detail
@@ -215,11 +214,11 @@ async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_d
         assert move is not None
         # it can be gone on with
         here.source.lies = lambda _, __: None
-        assert (await Migration(me, SHORT).to(here.target.url)).is_complete
+        assert (await MigrationRunner(me, SHORT).start(here.target.url)).is_complete
 
 
 def _id(me) -> str:
-    return me.state.migration.move.said.id
+    return me.state.migration.state.parsed_order.id
 
 
 async def test_a_target_that_claims_to_be_ready_and_never_learns_the_digest_is_not_published():
@@ -229,10 +228,10 @@ async def test_a_target_that_claims_to_be_ready_and_never_learns_the_digest_is_n
         )
         me = here.alone()
         with pytest.raises(MigrationStalledError):
-            await Migration(me, Wish(deadline_s=1.0)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=1.0)).start(here.target.url)
         assert "publish" not in here.target.asked
         assert here.source.side.mode is Mode.FROZEN
-        await Migration(me, SHORT).back()
+        await MigrationRunner(me, SHORT).cancel()
         assert here.source.side.mode is Mode.ACTIVE
         assert me.state.migration.pending is None
         assert me.did_what[-1] == "stay"
@@ -257,11 +256,11 @@ async def test_a_statement_that_another_key_has_signed_ends_it(who: str):
         liar.lies = lie
         me = here.alone()
         with pytest.raises(BadSignatureError):
-            await Migration(me, SHORT).to(here.target.url)
+            await MigrationRunner(me, SHORT).start(here.target.url)
         assert "publish" not in [*here.target.asked][: here.target.asked.index("prepare") + 1]
         assert len(here.source.items) == 12
         liar.lies = lambda _, __: None
-        assert (await Migration(me, SHORT).to(here.target.url)).is_complete
+        assert (await MigrationRunner(me, SHORT).start(here.target.url)).is_complete
 
 
 def replace_side(one: Relay, other: Relay):
@@ -276,7 +275,7 @@ async def test_a_statement_of_another_handoff_is_not_taken_for_this_one():
             else None
         )
         with pytest.raises(BadFrameError):
-            await Migration(here.alone(), SHORT).to(here.target.url)
+            await MigrationRunner(here.alone(), SHORT).start(here.target.url)
         assert "freeze" not in here.source.asked
 
 
@@ -285,7 +284,7 @@ async def test_another_relay_at_a_known_address_is_not_moved_to():
         me = here.alone()
         me.state.relays = {here.target.url: new_key().did}
         with pytest.raises(WrongRelayError):
-            await Migration(me, SHORT).to(here.target.url)
+            await MigrationRunner(me, SHORT).start(here.target.url)
         assert "prepare" not in here.target.asked
 
 
@@ -304,7 +303,7 @@ async def test_what_a_source_lists_and_never_hands_over_is_named():
             return None
 
         here.source.lies = lie
-        moved = await Migration(here.alone(), SHORT).to(here.target.url)
+        moved = await MigrationRunner(here.alone(), SHORT).start(here.target.url)
         assert not moved.is_complete
         assert moved.missing == (kept_back.eid,)
         words = "12 were taken over, the new one has got 11"
@@ -323,7 +322,7 @@ async def test_what_ended_with_a_bounce_at_the_source_is_not_missing():
             return None
 
         here.source.lies = lie
-        moved = await Migration(here.alone(), SHORT).to(here.target.url)
+        moved = await MigrationRunner(here.alone(), SHORT).start(here.target.url)
         assert moved.is_complete
         assert (moved.moved, moved.refused, moved.missing) == (11, 1, ())
 
@@ -346,7 +345,7 @@ async def test_counts_that_do_not_fit_are_told(tally: Tally, words: str):
             return None
 
         here.source.lies = lie
-        moved = await Migration(here.alone(), SHORT).to(here.target.url)
+        moved = await MigrationRunner(here.alone(), SHORT).start(here.target.url)
         assert not moved.is_complete
         assert any(words in one for one in moved.discrepancies), moved.discrepancies
 
@@ -357,7 +356,9 @@ async def test_however_much_a_source_says_waits_a_bar_can_be_drawn():
         here.source.lies = lambda step, _: (
             here.source.signing(tally=Tally(was=1, waiting=2**50)) if step == "state" else None
         )
-        await Migration(here.alone(), Wish(told.append, deadline_s=0.5)).to(here.target.url)
+        await MigrationRunner(here.alone(), MigrationOptions(told.append, deadline_s=0.5)).start(
+            here.target.url
+        )
     assert [one for one in told if one.total], "it was counted"
     assert all(0 <= one.done <= one.total for one in told)
 
@@ -370,7 +371,7 @@ async def test_a_target_that_says_it_has_what_it_has_not_is_found_out_by_eid():
             if step == "find"
             else None
         )
-        moved = await Migration(here.alone(), SHORT).to(here.target.url)
+        moved = await MigrationRunner(here.alone(), SHORT).start(here.target.url)
         assert moved.missing == tuple(lost)
         assert not moved.is_complete
 
@@ -381,12 +382,12 @@ async def test_what_still_waits_at_the_deadline_is_said_and_the_same_call_looks_
             here.source.signing() if step == "state" and here.source.side.names_target else None
         )
         me = here.alone()
-        moved = await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
+        moved = await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
         assert (moved.waiting, moved.missing, moved.discrepancies) == (12, (), ())
         assert not moved.is_complete
         assert me.state.migration.pending is not None
         here.source.lies = lambda _, __: None
-        assert (await Migration(me, SHORT).to(here.target.url)).is_complete
+        assert (await MigrationRunner(me, SHORT).start(here.target.url)).is_complete
 
 
 @pytest.mark.parametrize(
@@ -411,7 +412,7 @@ async def test_an_inventory_without_an_end_is_not_read_for_ever():
             else None
         )
         with pytest.raises(BadFrameError):
-            await asyncio.wait_for(Migration(here.alone(), SHORT).to(here.target.url), 5)
+            await asyncio.wait_for(MigrationRunner(here.alone(), SHORT).start(here.target.url), 5)
         assert "freeze" not in here.source.asked
 
 
@@ -420,15 +421,17 @@ async def test_an_inventory_without_an_end_is_not_read_for_ever():
 
 @pytest.mark.parametrize("from_when", ["the beginning", "its freeze"])
 async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: str, monkeypatch):
-    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.3)
+    monkeypatch.setattr("relay.client.migration.runner.DEAD_SOURCE_TIMEOUT_S", 0.3)
     async with world(12) as here:
         me = here.alone()
         if from_when == "its freeze":
             here.source.other = None
             with pytest.raises(MigrationStalledError):
-                await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
+                await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
         here.source.is_down = True
-        moved = await Migration(me, Wish(without_source=True, deadline_s=5)).to(here.target.url)
+        moved = await MigrationRunner(
+            me, MigrationOptions(abandon_source=True, deadline_s=5)
+        ).start(here.target.url)
         assert moved.waiting is None
         assert not moved.is_complete
         assert here.target.side.mode is Mode.ACTIVE
@@ -438,13 +441,13 @@ async def test_a_dead_source_is_left_and_what_it_holds_comes_later(from_when: st
         assert me.state.migration.pending is None
         assert here.source.items
         here.source.is_down, here.source.other = False, here.target
-        looked = await Migration(me, SHORT).to(here.target.url)
+        looked = await MigrationRunner(me, SHORT).start(here.target.url)
         assert (looked.waiting, looked.moved) == (0, 12), "it has returned, and the same call looks"
 
 
 async def test_a_source_that_is_given_up_and_answers_all_the_same_hands_over():
     async with world(12) as here:
-        moved = await Migration(here.alone(), replace(SHORT, without_source=True)).to(
+        moved = await MigrationRunner(here.alone(), replace(SHORT, abandon_source=True)).start(
             here.target.url
         )
         assert moved.is_complete
@@ -458,16 +461,16 @@ async def test_it_can_be_taken_back_until_it_is_published_and_moved_back_after()
     async with world(6) as here:
         me = here.alone()
         with pytest.raises(WrongStateError):
-            await Migration(me, SHORT).back()
-        moved = await Migration(me, SHORT).to(here.target.url)
+            await MigrationRunner(me, SHORT).cancel()
+        moved = await MigrationRunner(me, SHORT).start(here.target.url)
         assert moved.is_complete
         with pytest.raises(WrongStateError):
-            await Migration(me, SHORT).back()
+            await MigrationRunner(me, SHORT).cancel()
         here.target.items, here.target.has = waiting(3), {}
         here.source.tally = Tally()
-        again = await Migration(me, SHORT).to(here.source.url)
+        again = await MigrationRunner(me, SHORT).start(here.source.url)
         assert (again.is_complete, again.moved) == (True, 3)
-        record = newest(me.state)
+        record = me.state.newest_record
         assert record is not None
         assert [home.url for home in record.relays] == [here.source.url]
         assert [left.url for left in record.drain] == [here.target.url]
@@ -480,8 +483,8 @@ async def test_migrating_to_where_it_is_moving_from_takes_it_back():
         )
         me = here.alone()
         with pytest.raises(MigrationStalledError):
-            await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
-        stayed = await Migration(me, SHORT).to(here.source.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
+        stayed = await MigrationRunner(me, SHORT).start(here.source.url)
         assert stayed.target.url == here.source.url
         assert here.source.side.mode is Mode.ACTIVE
 
@@ -494,30 +497,32 @@ async def test_a_taking_back_that_the_source_did_not_hear_is_gone_on_with(tmp_pa
         with states.opened(tmp_path / "state", here.agent.did) as state:
             me = here.alone(state)
             with pytest.raises(MigrationStalledError):
-                await Migration(me, Wish(deadline_s=0.5)).to(here.target.url)
+                await MigrationRunner(me, MigrationOptions(deadline_s=0.5)).start(here.target.url)
             here.source.is_down = True
             with pytest.raises(AgentError):
-                await Migration(me, Wish(deadline_s=0.3)).back()
+                await MigrationRunner(me, MigrationOptions(deadline_s=0.3)).cancel()
         here.source.is_down = False
         with states.opened(tmp_path / "state", here.agent.did) as state:
             me = here.alone(state)
             assert me.state.migration.pending is not None
-            await Migration(me, SHORT).back()
+            await MigrationRunner(me, SHORT).cancel()
             assert me.state.migration.pending is None
         assert here.source.side.mode is Mode.ACTIVE
 
 
 async def test_a_source_that_dies_before_it_hears_of_the_taking_back_can_still_be_left(monkeypatch):
-    monkeypatch.setattr("relay.client.migration.runner.BRIEFLY_S", 0.3)
+    monkeypatch.setattr("relay.client.migration.runner.DEAD_SOURCE_TIMEOUT_S", 0.3)
     async with world(3) as here:
         here.source.other = None
         me = here.alone()
         with pytest.raises(MigrationStalledError):
-            await Migration(me, Wish(deadline_s=0.3)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.3)).start(here.target.url)
         here.source.is_down = True
         with pytest.raises(MigrationStalledError):
-            await Migration(me, Wish(deadline_s=0.3)).back()
-        moved = await Migration(me, Wish(without_source=True, deadline_s=5)).to(here.target.url)
+            await MigrationRunner(me, MigrationOptions(deadline_s=0.3)).cancel()
+        moved = await MigrationRunner(
+            me, MigrationOptions(abandon_source=True, deadline_s=5)
+        ).start(here.target.url)
         assert moved.waiting is None
         assert here.target.side.mode is Mode.ACTIVE
         assert here.source.key.did in here.target.side.awaiting_digests, (
@@ -543,17 +548,17 @@ async def test_an_agent_that_has_published_meanwhile_signs_a_newer_order():
             return None
 
         here.target.lies = lie
-        moved = await Migration(me, SHORT).to(here.target.url)
+        moved = await MigrationRunner(me, SHORT).start(here.target.url)
         assert moved.is_complete
-        record = newest(me.state)
+        record = me.state.newest_record
         assert record is not None
         assert record.seq > endpoint_record.parse(other).seq
 
 
-# ---------------------------------------------------------------- the exit drill
+# ---------------------------------------------------------------- dry run
 
 
-async def test_the_drill_moves_nothing_and_its_order_is_good_for_nothing_afterwards():
+async def test_a_dry_run_moves_nothing_and_its_order_is_void_afterwards():
     async with world(12) as here:
         me = here.alone()
         shown: list[str] = []
@@ -562,7 +567,7 @@ async def test_the_drill_moves_nothing_and_its_order_is_good_for_nothing_afterwa
             shown.append(str(said.get("order", "")))
 
         here.target.lies = look
-        found = await drill(me, here.target.url)
+        found = await dry_run(me, here.target.url)
         assert found.is_safe
         assert found.waiting is not None
         assert (len(found.waiting), found.lost) == (12, ())
@@ -579,22 +584,22 @@ async def test_the_drill_moves_nothing_and_its_order_is_good_for_nothing_afterwa
             is False
         )
         # and a move goes well after it
-        assert (await Migration(me, SHORT).to(here.target.url)).is_complete
+        assert (await MigrationRunner(me, SHORT).start(here.target.url)).is_complete
 
 
-async def test_the_drill_names_what_is_too_large_or_over():
+async def test_a_dry_run_names_what_is_too_large_or_expired():
     async with world(3) as here:
         large, old = waiting(1, size=900_000)[0], waiting(1, lives_s=-5)[0]
         here.source.items += [large._replace(seq=4), old._replace(seq=5)]
-        found = await drill(here.alone(), here.target.url)
+        found = await dry_run(here.alone(), here.target.url)
         assert [eid for eid, _ in found.lost] == [large.eid, old.eid]
         assert not found.is_safe
         here.source.is_down = True
-        dark = await drill(here.alone(), here.target.url)
+        dark = await dry_run(here.alone(), here.target.url)
         assert (dark.waiting, dark.is_safe) == (None, False)
         here.source.is_down = False
         here.target.lies = refusing(ErrorCode.INBOX_FULL, "offer")
-        full = await drill(here.alone(), here.target.url)
+        full = await dry_run(here.alone(), here.target.url)
         assert isinstance(full.target_failure, InboxFullError)
         assert not full.is_safe
 

@@ -201,7 +201,7 @@ def test_an_order_to_move_that_no_relay_could_read_is_not_made():
     full = list(itertools.takewhile(is_record, made))[-1]
     state = AgentState(record=full)
     with pytest.raises(BadFrameError):
-        orders.sign(ALICE, state, homes[0], there)
+        orders.sign_order(ALICE, state, homes[0], there)
 
 
 async def test_a_reason_that_the_relay_could_not_read_is_refused_and_ends_nothing(tmp_path):

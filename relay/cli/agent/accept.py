@@ -9,7 +9,7 @@ from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
 from relay.cli.output import say, write, write_json
 from relay.client import SigningKey
-from relay.client.directory.accept import accept
+from relay.client.accept import accept
 from relay.client.errors import typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin

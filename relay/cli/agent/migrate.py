@@ -22,19 +22,20 @@ from relay.cli.exit_codes import (
 )
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.progress import Progress
-from relay.client import MigrationProgress, MigrationReport, MigrationStalledError, SigningKey
+from relay.client import MigrationProgress, MigrationReport, MigrationStalledError
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError
 from relay.client.http import origin as origins
-from relay.client.http.origin import Origin
-from relay.client.migration import orders
 from relay.client.migration.dry_run import (
-    Drill,
-    drill,
+    DryRun,
+)
+from relay.client.migration.dry_run import (
+    dry_run as look,
 )
 from relay.client.migration.runner import (
-    Migration,
-    Wish,
+    Host,
+    MigrationOptions,
+    MigrationRunner,
 )
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import MigrationStage
@@ -63,32 +64,8 @@ class MoveOptions:
     as_json: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Alone:
-    """An agent without a session; see :class:`relay.client.migration.runner.Agency`."""
-
-    key: SigningKey
-    state: states.AgentState
-
-    def origin(self, url: str) -> Origin:
-        """Return the origin of a relay."""
-        return origins.parse(url)
-
-    async def leave(self, source: Did) -> None:
-        """Do nothing: there is no session."""
-
-    def stay(self) -> None:
-        """Do nothing: there is no session."""
-
-    async def arrive(self) -> None:
-        """Do nothing: there is no session."""
-
-    def expect(self, coming: frozenset[Eid] | None) -> None:
-        """Do nothing: no message is in progress."""
-
-
 @asynccontextmanager
-async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone]:
+async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[Host]:
     """Open a key file and its state, and look up the agent's home.
 
     Raises:
@@ -102,7 +79,7 @@ async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[_Alone
         if not take:
             refuse_if_listening(mine, hint="It can move by itself: Agent.migrate. ")
         await _learn(state, key.did, url)
-        yield _Alone(key, state)
+        yield Host(key, state)
 
 
 async def _learn(state: states.AgentState, did: Did, url: str) -> None:
@@ -127,7 +104,7 @@ async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exi
                 me, to, as_json=options.as_json
             ):
                 return Exit.OK
-            moved = await _migration(me, options, progress).to(to)
+            moved = await _migration(me, options, progress).start(to)
     except asyncio.CancelledError:
         progress.end()
         if not options.as_json:
@@ -148,20 +125,20 @@ async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exi
     return _tell(moved, as_json=options.as_json)
 
 
-async def _is_back_with_a_new_key(me: _Alone, to: str, *, as_json: bool) -> bool:
+async def _is_back_with_a_new_key(me: Host, to: str, *, as_json: bool) -> bool:
     """Accept a home's new key if the user abandons the old one.
 
     It accepts only the DID that an earlier error showed: the user could check that one.
     """
     origin = me.origin(to)
     shown = me.state.found.get(str(origin))
-    record = orders.newest(me.state)
+    record = me.state.newest_record
     if not shown or record is None or [home.url for home in record.relays] != [str(origin)]:
         return False
     return await accept_and_tell(me.key, origin, Did(shown), me.state, as_json=as_json)
 
 
-def _migration(me: _Alone, options: MoveOptions, progress: Progress) -> Migration:
+def _migration(me: Host, options: MoveOptions, progress: Progress) -> MigrationRunner:
     def tell(at: MigrationProgress) -> None:
         words = WORDS.get(at.stage)
         if words is None:
@@ -173,8 +150,9 @@ def _migration(me: _Alone, options: MoveOptions, progress: Progress) -> Migratio
         else:
             progress.tell(words)
 
-    return Migration(
-        me, Wish(tell, without_source=options.dead_source, deadline_s=options.deadline_s)
+    return MigrationRunner(
+        me,
+        MigrationOptions(tell, abandon_source=options.dead_source, deadline_s=options.deadline_s),
     )
 
 
@@ -241,7 +219,7 @@ async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
     progress = Progress(quiet=options.as_json)
     try:
         async with _alone(file, url, take=options.take) as me:
-            done = await _migration(me, options, progress).back()
+            done = await _migration(me, options, progress).cancel()
     finally:
         progress.end()
     if options.as_json:
@@ -257,15 +235,15 @@ async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
 async def dry_run(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
     """Report what a migration would lose right now, and return the exit code."""
     async with _alone(file, url, take=True) as me:
-        found = await drill(me, to)
+        found = await look(me, to)
     if options.as_json:
         write_json(_members(found))
     else:
-        _tell_drill(found)
-    return _drill_exit(found)
+        _print_dry_run(found)
+    return _dry_run_exit(found)
 
 
-def _drill_exit(found: Drill) -> Exit:
+def _dry_run_exit(found: DryRun) -> Exit:
     if found.is_safe:
         return Exit.OK
     if found.lost:
@@ -274,7 +252,7 @@ def _drill_exit(found: Drill) -> Exit:
     return exit_of(failure) if failure is not None else Exit.REFUSED
 
 
-def _members(found: Drill) -> dict[str, Any]:
+def _members(found: DryRun) -> dict[str, Any]:
     refused = found.target_failure
     silent = found.source_failure
     return {
@@ -296,7 +274,7 @@ def _lost(eid: Eid, why: str) -> dict[str, str]:
     return {"eid": eid, "why": why}
 
 
-def _tell_drill(found: Drill) -> None:
+def _print_dry_run(found: DryRun) -> None:
     if found.waiting is None:
         why = found.source_failure.detail if found.source_failure else "no answer"
         write("unknown")

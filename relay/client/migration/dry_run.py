@@ -1,7 +1,7 @@
-"""The exit drill: what a move would lose right now, and what the loss of the old relay would.
+"""A dry run of a migration: what it would lose now, and what the loss of the old relay would.
 
-Rules of the file: nothing moves. The target is shown an order that it could act upon, so at the end
-a newer record, which says what the last one did, overtakes it: it is good for nothing any more.
+Invariants: nothing moves. The target sees an order that it could act upon, so at the end a newer
+record with the same content supersedes it: the order is void.
 """
 
 from __future__ import annotations
@@ -10,19 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay import clock
-from relay.client.directory.publish import (
-    home_at,
-    put,
-)
+from relay.client.directory.publish import home_at, put
 from relay.client.errors import AgentError
 from relay.client.http.relay_api import RelayApi
-from relay.client.migration import orders as ordering
-from relay.client.migration.handoff import (
-    Office,
-    Room,
-)
-from relay.client.migration.retry import leniently
-from relay.client.migration.runner import Agency
+from relay.client.migration import orders
+from relay.client.migration.handoff import Capacity, HandoffClient
+from relay.client.migration.retry import best_effort
+from relay.client.migration.runner import Host
 from relay.protocol import migration_order
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import MAX_JWS_BYTES
@@ -32,16 +26,16 @@ from relay.protocol.types import Waiting
 
 
 @dataclass(frozen=True, slots=True)
-class Drill:
-    """What was found.
+class DryRun:
+    """The result of a dry run.
 
     Args:
-        source: where the agent lives.
-        target: where it would go.
-        waiting: what waits at the source; None: it does not say, so all of it would be lost.
-        lost: what a move would not bring, and why.
-        source_failure: why the source does not say.
-        target_failure: why the target would not take it.
+        source: the present home.
+        target: the new home.
+        waiting: all that waits at the source; None: the source does not say, so it could be lost.
+        lost: eids that a migration would not bring, with the reason.
+        source_failure: the answer of the source, if it does not list what waits.
+        target_failure: the answer of the target, if it would not accept.
     """
 
     source: Home
@@ -53,58 +47,58 @@ class Drill:
 
     @property
     def is_safe(self) -> bool:
-        """Whether a move could begin now, and would lose nothing."""
+        """True if a migration could begin now, and would lose nothing."""
         return self.waiting is not None and not self.lost and self.target_failure is None
 
 
-async def drill(agency: Agency, url: str) -> Drill:
-    """Find out what a move to ``url`` would lose, and do nothing.
+async def dry_run(host: Host, url: str) -> DryRun:
+    """Find out what a migration to ``url`` would lose, without migrating.
 
     Raises:
-        AgentError: it is not known where the agent lives, or the target is out of reach;
-            ``migrating``: it is on its way already.
+        AgentError: no home of the agent is known, or the target is out of reach;
+            ``migrating``: a migration is under way.
         ValueError: ``url`` is no origin.
     """
-    agency.state.migration.ensure_record_unlocked()
-    state, key, target = agency.state, agency.key, agency.origin(url)
-    there = await home_at(target, state)
-    here = await ordering.source(key.did, state, target, agency.origin)
-    order = migration_order.parse(ordering.sign(key, state, here, there))
+    host.state.migration.ensure_record_unlocked()
+    state, key, target = host.state, host.key, host.origin(url)
+    new_home = await home_at(target, state)
+    home = await orders.find_source(key.did, state, target, host.origin)
+    order = migration_order.parse(orders.sign_order(key, state, home, new_home))
     try:
-        return await _look(agency, order)
+        return await _look(host, order)
     finally:
-        record = await ordering.overtake(key, state, order)
-        await leniently(lambda: put(agency.origin(here.url), record))
-        await leniently(lambda: put(target, record))
+        record = await orders.supersede(key, state, order)
+        await best_effort(lambda: put(host.origin(home.url), record))
+        await best_effort(lambda: put(target, record))
 
 
-async def _look(agency: Agency, order: MigrationOrder) -> Drill:
+async def _look(host: Host, order: MigrationOrder) -> DryRun:
     source, target = [
-        Office(agency.origin(home.url), home.did, order.did, order.jws.compact)
+        HandoffClient(host.origin(home.url), home.did, order.did, order.jws.compact)
         for home in (order.source, order.target)
     ]
     waiting: tuple[Waiting, ...] | None = None
-    no: AgentError | None = None
+    source_failure: AgentError | None = None
     try:
         waiting = tuple(await source.inventory())
     except AgentError as exc:
-        no = exc
+        source_failure = exc
     limits = (await RelayApi(target.origin).info()).said.limits
     lost = _lost(waiting or (), limits.get("body"))
-    refused: AgentError | None = None
+    target_failure: AgentError | None = None
     try:
-        gone = {eid for eid, _ in lost}
-        await target.offer(Room.of([one for one in waiting or () if one.eid not in gone]))
+        eids = {eid for eid, _ in lost}
+        await target.offer(Capacity.of([one for one in waiting or () if one.eid not in eids]))
     except AgentError as exc:
-        refused = exc
-    return Drill(order.source, order.target, waiting, lost, no, refused)
+        target_failure = exc
+    return DryRun(order.source, order.target, waiting, lost, source_failure, target_failure)
 
 
-def _lost(waiting: Sequence[Waiting], most_body: int | None) -> tuple[tuple[Eid, str], ...]:
+def _lost(waiting: Sequence[Waiting], max_body: int | None) -> tuple[tuple[Eid, str], ...]:
     found: list[tuple[Eid, str]] = []
     for one in waiting:
         if one.expires_at <= clock.now():
             found.append((one.eid, "it has expired"))
-        elif most_body is not None and one.size > most_body + MAX_JWS_BYTES:
+        elif max_body is not None and one.size > max_body + MAX_JWS_BYTES:
             found.append((one.eid, f"it has {one.size} bytes: too large there"))
     return tuple(found)

@@ -1,8 +1,8 @@
-"""What is signed for a change of relays: the order, the record in it, and the one that undoes it.
+"""Signed documents of a migration: the order, the record in it, and the record that cancels it.
 
-Rules of the file: nothing is signed before the relays that can be reached were asked for the newest
-record; what is signed is noted before anybody sees it. The order carries a record that whoever has
-the order can publish, so an order is taken back only by a record that is newer.
+Invariants: nothing is signed before the reachable relays were asked for the agent's newest record.
+A signed document is saved before it is sent. The order contains a record that any holder of the
+order can publish, so only a newer record cancels an order.
 """
 
 from __future__ import annotations
@@ -18,41 +18,27 @@ from relay.client.errors import AgentError, of, typed
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
 from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-)
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol.did import SigningKey
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    Home,
-    LeftHome,
-)
+from relay.protocol.endpoint_record import EndpointRecord, Home, LeftHome
 from relay.protocol.envelope import MAX_LIFETIME_S
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, RelayError
+from relay.protocol.ids import Did, Timestamp
 from relay.protocol.migration_order import MigrationOrder
 
 Dial = Callable[[str], Origin]
 
-LEFT_S: Final = MAX_LIFETIME_S
-"""No envelope lives longer: until then a home that was left may hold mail."""
+DRAIN_S: Final = MAX_LIFETIME_S
+"""No envelope lives longer: until then a former home may hold some."""
 
 
-def newest(state: AgentState) -> EndpointRecord | None:
-    """The newest record that is known of this agent."""
-    return endpoint_record.parse(state.record) if state.record else None
+def completed_report(state: AgentState, target: Origin) -> MigrationReport | None:
+    """Return the report of the last migration if it led to ``target`` and the agent is there.
 
-
-def known(state: AgentState, target: Origin) -> MigrationReport | None:
-    """What the last migration came to, where that led to ``target`` and the agent is there."""
-    record, log = newest(state), state.migration
+    Raises:
+        WrongStateError: the agent is there without a migration.
+    """
+    record, log = state.newest_record, state.migration
     if record is None or [home.url for home in record.relays] != [str(target)]:
         return None
     if log.report is not None and log.report.target.url == str(target):
@@ -60,25 +46,23 @@ def known(state: AgentState, target: Origin) -> MigrationReport | None:
     raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
 
 
-def is_home_already(state: AgentState, move: MigrationState) -> bool:
-    """Whether the target is one of several homes: then the others are just left."""
-    record = newest(state)
-    return record is not None and record.names(move.parsed_order.target.did)
+def is_home_already(state: AgentState, migration: MigrationState) -> bool:
+    """Return True if the target is one of several homes: the agent only leaves the others."""
+    record = state.newest_record
+    return record is not None and record.names(migration.parsed_order.target.did)
 
 
-async def source(did: Did, state: AgentState, target: Origin, dial: Dial) -> Home:
-    """Where the agent lives now: its best home but for ``target``.
+async def find_source(did: Did, state: AgentState, target: Origin, dial: Dial) -> Home:
+    """Return the best home of the agent other than ``target``.
 
     Raises:
-        AgentError: ``not_admitted``: nowhere, as far as anybody can tell; ``wrong_state``: there.
+        AgentError: ``not_admitted``: no home is known; ``wrong_state``: ``target`` is the only one.
     """
-    await _learn(did, state, target)
-    record = newest(state)
-    for home in sorted(record.relays if record else (), key=lambda home: home.prio):
+    await _refresh_record(did, state, target)
+    for home in _homes(state):
         if home.url != str(target):
-            await _learn(did, state, dial(home.url))
-    record = newest(state)
-    homes = sorted(record.relays if record else (), key=lambda home: home.prio)
+            await _refresh_record(did, state, dial(home.url))
+    homes = _homes(state)
     others = [home for home in homes if home.url != str(target)]
     if homes and not others:
         raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
@@ -88,8 +72,13 @@ async def source(did: Did, state: AgentState, target: Origin, dial: Dial) -> Hom
     return others[0]
 
 
-async def _learn(did: Did, state: AgentState, at: Origin) -> None:
-    """Ask a relay for the newest record of this agent; who cannot say is not waited for."""
+def _homes(state: AgentState) -> list[Home]:
+    record = state.newest_record
+    return sorted(record.relays if record else (), key=lambda home: home.prio)
+
+
+async def _refresh_record(did: Did, state: AgentState, at: Origin) -> None:
+    """Ask a relay for the newest record of this agent; ignore a relay that cannot answer."""
     try:
         found = await resolve_at(at, did, is_own=True)
     except AgentError:
@@ -98,110 +87,123 @@ async def _learn(did: Did, state: AgentState, at: Origin) -> None:
         state.keep_record(found.record.jws.compact)
 
 
-async def meet(did: Did, state: AgentState, here: Home, target: Origin, *, dial: Dial) -> Home:
-    """Who is at the target; both ends were asked for the newest record of this agent then.
+async def resolve_target(
+    did: Did, state: AgentState, source: Home, target: Origin, *, dial: Dial
+) -> Home:
+    """Return the relay at the target, and ask both relays for the agent's newest record.
 
     Raises:
         AgentError: the target cannot be reached, or is another relay than before.
     """
-    there = await home_at(target, state)
-    await _learn(did, state, target)
-    await _learn(did, state, dial(here.url))
-    return there
+    home = await home_at(target, state)
+    await _refresh_record(did, state, target)
+    await _refresh_record(did, state, dial(source.url))
+    return home
 
 
-async def order(
-    key: SigningKey, state: AgentState, here: Home, there: Home, *, without_source: bool = False
+async def issue_order(
+    key: SigningKey,
+    state: AgentState,
+    source: Home,
+    target: Home,
+    *,
+    abandon_source: bool = False,
 ) -> MigrationState:
-    """Sign the order to move, and the record that it ends with; both are noted.
+    """Sign and save the order to move, with the record that it ends with.
 
     Args:
-        key: the agent.
-        state: knows the newest record, and the last order.
-        here: from where.
-        there: to where, as :func:`meet` found it.
-        without_source: go on without it where it does not answer.
+        key: of the agent.
+        state: has the newest record, and the last order.
+        source: the present home.
+        target: the new home, from :func:`resolve_target`.
+        abandon_source: continue without the source if it does not answer.
 
     Raises:
-        AgentError: it cannot be ordered, or the state file cannot be written.
+        AgentError: the order is not possible, or the state file cannot be written.
     """
-    now, held = clock.now(), state.migration.pending
-    # also by an order that is being taken back, of which the source has not heard
-    is_held = held is not None and held.source_frozen and held.stage is not MigrationStage.COPYING
-    move = MigrationState(
-        sign(key, state, here, there),
+    now, pending = clock.now(), state.migration.pending
+    # also by an order that is being cancelled, of which the source has not heard
+    is_frozen = (
+        pending is not None
+        and pending.source_frozen
+        and pending.stage is not MigrationStage.COPYING
+    )
+    migration = MigrationState(
+        sign_order(key, state, source, target),
         MigrationStage.PREPARING,
         float(now),
-        delivery_stopped_at=held.delivery_stopped_at if held is not None and is_held else 0.0,
-        source_frozen=is_held,
-        source_abandoned=without_source,
+        delivery_stopped_at=pending.delivery_stopped_at if pending and is_frozen else 0.0,
+        source_frozen=is_frozen,
+        source_abandoned=abandon_source,
     )
-    await state.migration.save(move)
-    return move
+    await state.migration.save(migration)
+    return migration
 
 
-def sign(key: SigningKey, state: AgentState, here: Home, there: Home) -> str:
-    """Sign an order to move, and the record in it, above all that was signed before.
+def sign_order(key: SigningKey, state: AgentState, source: Home, target: Home) -> str:
+    """Sign an order to move, and the record in it, newer than all that was signed before.
 
     Raises:
         WrongStateError: both are one relay.
         ProtocolError: the order, or the record in it, is too long: list fewer handles.
     """
-    if here.did == there.did:
-        raise typed(ErrorCode.WRONG_STATE, f"{there.url} and {here.url} are one relay")
-    now, before = clock.now(), newest(state)
+    if source.did == target.did:
+        raise typed(ErrorCode.WRONG_STATE, f"{target.url} and {source.url} are one relay")
+    now, before = clock.now(), state.newest_record
     signed = endpoint_record.sign(
         key,
-        [there],
+        [target],
         now=now,
-        newest_seq=_newest_seq(state),
+        newest_seq=max(state.record_seq, state.migration.record_seq),
         handles=before.handles if before else (),
-        drain=_left(before, there, now),
+        drain=_former_homes(before, target, now),
         enc=before.enc if before else None,
     )
-    made = migration_order.sign(
+    order = migration_order.sign(
         key,
-        here,
-        there,
+        source,
+        target,
         signed,
         now=now,
         entropy=clock.entropy,
         newest_seq=state.migration.order_seq,
     )
     try:
-        # as both relays will read it: one that they refuse must not be noted
-        migration_order.parse(made)
+        # parsed as both relays will: an order that they refuse must not be saved
+        migration_order.parse(order)
     except RelayError as exc:
         raise of(exc) from exc
-    return made
+    return order
 
 
-async def take_back(key: SigningKey, state: AgentState, move: MigrationState) -> MigrationState:
-    """Sign the record that overtakes the order's own: the agent lives where it did.
+async def cancel_order(
+    key: SigningKey, state: AgentState, migration: MigrationState
+) -> MigrationState:
+    """Sign the record that cancels the order: the agent stays at its source.
 
     Raises:
         AgentError: the state file cannot be written.
     """
-    cancelling = replace(move, stage=MigrationStage.CANCELLING)
+    cancelling = replace(migration, stage=MigrationStage.CANCELLING)
     await state.migration.save(cancelling)
-    await overtake(key, state, move.parsed_order)
+    await supersede(key, state, migration.parsed_order)
     return cancelling
 
 
-async def overtake(key: SigningKey, state: AgentState, order: MigrationOrder) -> EndpointRecord:
-    """Sign a record above that of an order, which whoever has seen the order could publish.
+async def supersede(key: SigningKey, state: AgentState, order: MigrationOrder) -> EndpointRecord:
+    """Sign a record newer than that of an order, with the content of the agent's newest one.
 
-    It says what the newest one does; it is noted, and still to be published.
+    It is saved; the caller publishes it.
 
     Raises:
         AgentError: the state file cannot be written.
     """
-    before, now = newest(state), clock.now()
+    before, now = state.newest_record, clock.now()
     signed = endpoint_record.sign(
         key,
         before.relays if before is not None and before.relays else (order.source,),
         now=now,
-        newest_seq=max(_newest_seq(state), order.record.seq),
+        newest_seq=max(state.record_seq, state.migration.record_seq, order.record.seq),
         handles=before.handles if before else (),
         drain=before.drain if before else (),
         enc=before.enc if before else None,
@@ -211,14 +213,11 @@ async def overtake(key: SigningKey, state: AgentState, order: MigrationOrder) ->
     return endpoint_record.parse(signed)
 
 
-def _newest_seq(state: AgentState) -> int:
-    """Above all that was signed: an order's record counts, though it may never be published."""
-    return max(state.record_seq, state.migration.record_seq)
-
-
-def _left(before: EndpointRecord | None, there: Home, now: Timestamp) -> list[LeftHome]:
-    """The homes that are left now, and those that were before; the latest first."""
-    until = int(now) + LEFT_S
-    left = [LeftHome(h.did, h.url, until) for h in before.relays] if before else []
-    left += [one for one in before.drain if one.did not in {h.did for h in left}] if before else []
-    return [one for one in left if one.did != there.did][: endpoint_record.MAX_RELAYS]
+def _former_homes(before: EndpointRecord | None, target: Home, now: Timestamp) -> list[LeftHome]:
+    """Return the homes that the agent leaves, and those that it left before; latest first."""
+    if before is None:
+        return []
+    until = int(now) + DRAIN_S
+    left = [LeftHome(home.did, home.url, until) for home in before.relays]
+    left += [one for one in before.drain if one.did not in {home.did for home in left}]
+    return [one for one in left if one.did != target.did][: endpoint_record.MAX_RELAYS]

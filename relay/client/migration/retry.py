@@ -1,7 +1,7 @@
-"""Asking a relay again and again while an agent moves, and what to make of what it says.
+"""Retries of the requests of a migration, and its progress as the program sees it.
 
-Rules of the file: only what may pass is asked again; a definite no, and a statement that says
-something else than was asked for, end it at once. Whoever gives up says what can be done.
+Invariants: only a failure that may pass is retried. A definite refusal ends the call at once. The
+error after the deadline says what the user can do.
 """
 
 from __future__ import annotations
@@ -12,29 +12,33 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from relay import clock
+from relay.client._util import Backoff
 from relay.client.errors import AgentError, MigrationStalledError, typed
-from relay.client.migration.handoff import (
-    Office,
-    Said,
-)
 from relay.client.state.migration_log import MigrationStage, MigrationState
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
-from relay.protocol.types import (
-    Mode,
+from relay.protocol.errors import ErrorCode, UnavailableError
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S: Final = 0.1
+MAX_PAUSE_S: Final = 5.0
+MIN_TIMEOUT_S: Final = 0.1
+_TRANSIENT: Final = frozenset({
+    ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.MIGRATING,
+})  # fmt: skip
+_STALLED: Final = (
+    "{reason}. Nothing is lost: what waits at {source} stays there. Go on by migrating to {target} "
+    "again, cancel it, or give the old relay up (dead_source)"
 )
 
 
 class MigrationProgress(NamedTuple):
-    """Where a migration stands.
+    """The position of a migration.
 
     Args:
-        stage: what is being done.
+        stage: the step that is under way.
         done: of ``copying``: envelopes that the target has taken over, or that have ended.
-        total: of those; 0: it is not counted.
-        detail: what it waits for, for a person; "" = nothing special.
+        total: of those; 0: not counted.
+        detail: the reason for waiting, for a person; "" = nothing special.
     """
 
     stage: MigrationStage
@@ -43,92 +47,72 @@ class MigrationProgress(NamedTuple):
     detail: str = ""
 
 
-T = TypeVar("T")
-Tell = Callable[[MigrationProgress], None]
-
-FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 5.0
-SHORTEST_S: Final = 0.1
-_AGAIN: Final = frozenset({
-    ErrorCode.INTERNAL, ErrorCode.RATE_LIMITED, ErrorCode.OVERLOADED, ErrorCode.MIGRATING,
-})  # fmt: skip
-STALLED: Final = (
-    "{why}. Nothing is lost: what waits at {source} stays there. Go on by migrating to {target} "
-    "again, cancel it, or give the old relay up (dead_source)"
-)
+OnProgress = Callable[[MigrationProgress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
-    """How long to go on.
+class RetryUntil:
+    """Retries requests until a deadline.
 
     Args:
-        move: in which migration.
-        until: monotonic seconds.
-        tell: is told what is waited for.
+        migration: the requests belong to it.
+        until: the deadline, monotonic seconds.
+        on_progress: called before each pause with its reason.
     """
 
-    move: MigrationState
+    migration: MigrationState
     until: float
-    tell: Tell
+    on_progress: OnProgress
 
-    async def insist(self, ask: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer, or for so long.
+    async def call(self, request: Callable[[], Awaitable[T]]) -> T:
+        """Call ``request`` until it succeeds, and return its result.
 
         Raises:
-            AgentError: a definite no.
-            MigrationStalledError: no answer in time.
+            AgentError: a definite refusal.
+            MigrationStalledError: no success before the deadline.
         """
-        pause = FIRST_PAUSE_S
+        backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
         last = typed(ErrorCode.PEER_UNREACHABLE, "no answer in time")
         while True:
             try:
-                # a source takes its time to answer; what it did is seen when it is asked again
-                async with asyncio.timeout(max(self.until - clock.monotonic(), SHORTEST_S)):
-                    return await ask()
+                # a slow source may have acted without an answer: the next request shows it
+                async with asyncio.timeout(max(self.until - clock.monotonic(), MIN_TIMEOUT_S)):
+                    return await request()
             except TimeoutError as exc:
-                raise _stalled(self.move, last) from exc
+                raise self._stalled(last) from exc
             except AgentError as exc:
                 last = exc
-                if not is_passing(exc):
+                if not is_transient(exc):
                     raise
-                wait = max(clock.jitter(pause), exc.retry_after or 0)
-                if clock.monotonic() + wait > self.until:
-                    raise _stalled(self.move, exc) from exc
-                self.tell(MigrationProgress(self.move.stage, detail=exc.detail))
-                await asyncio.sleep(wait)
-                pause = min(pause * 2, LONGEST_PAUSE_S)
+                pause = max(backoff.next_s(), exc.retry_after or 0)
+                if clock.monotonic() + pause > self.until:
+                    raise self._stalled(exc) from exc
+                self.on_progress(MigrationProgress(self.migration.stage, detail=exc.detail))
+                await asyncio.sleep(pause)
+
+    def _stalled(self, exc: AgentError) -> AgentError:
+        migration = self.migration
+        if not migration.source_frozen and migration.stage is MigrationStage.PREPARING:
+            detail = f"{exc.detail}. Nothing was changed"
+            return typed(exc.code, detail, retry_after=exc.retry_after)
+        order = migration.parsed_order
+        detail = _STALLED.format(
+            reason=exc.detail, source=order.source.url, target=order.target.url
+        )
+        return MigrationStalledError(ErrorCode.MIGRATING, detail, retry_after=exc.retry_after)
 
 
-def is_passing(exc: AgentError) -> bool:
-    """Whether it says only that it cannot be done now."""
-    return isinstance(exc, UnavailableError) or exc.code in _AGAIN
+def is_transient(exc: AgentError) -> bool:
+    """Return True if the same request may succeed later."""
+    return isinstance(exc, UnavailableError) or exc.code in _TRANSIENT
 
 
-def expect(office: Office, said: Said, move: MigrationState, *modes: Mode) -> None:
-    """What was asked for is what is said.
-
-    Raises:
-        ProtocolError: it is not.
-    """
-    found = said.statement
-    if found.mode not in modes or found.handoff != move.parsed_order.id:
-        detail = f"{office.origin} says {found.mode} of hand-off {found.handoff or 'none'}"
-        raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {modes[0]}")
-
-
-def _stalled(move: MigrationState, exc: AgentError) -> AgentError:
-    order = move.parsed_order
-    if not move.source_frozen and move.stage is MigrationStage.PREPARING:
-        return typed(exc.code, f"{exc.detail}. Nothing was changed", retry_after=exc.retry_after)
-    detail = STALLED.format(why=exc.detail, source=order.source.url, target=order.target.url)
-    return MigrationStalledError(ErrorCode.MIGRATING, detail, retry_after=exc.retry_after)
-
-
-async def leniently(ask: Callable[[], Awaitable[object]], seconds: float | None = None) -> None:
-    """Ask once, for so long; who does not answer hears it from other relays."""
+async def best_effort(
+    request: Callable[[], Awaitable[object]], timeout_s: float | None = None
+) -> None:
+    """Call ``request`` once; ignore its failure, since other relays forward the record."""
     try:
-        async with asyncio.timeout(seconds):
-            await ask()
+        async with asyncio.timeout(timeout_s):
+            await request()
     except (AgentError, TimeoutError):
         return

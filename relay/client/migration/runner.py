@@ -1,409 +1,418 @@
-"""How an agent changes relays: order, prepare, freeze, digest, publish, and then it looks on.
+"""The stages of a migration: order, prepare, freeze, digest, publish, copy (GUARANTEES.md M1-M4).
 
-Rules of the file: each stage is noted before anything of it is said, and may be said again after a
-crash. Nothing is published before the target has the digest, but where the program gives the source
-up. What two relays say is compared (:mod:`relay.client.migration.verify`), and never believed
-further than
-a signature goes. Without a session: closing and opening those is the :class:`Agency`'s.
+Entry points: :meth:`MigrationRunner.start`, :meth:`~MigrationRunner.resume` and
+:meth:`~MigrationRunner.cancel`. Invariants: each stage is saved before its requests are sent, and
+may be repeated after a crash. Nothing is published before the target has the digest, unless the
+program abandons the source. The statements of the two relays are compared
+(:mod:`relay.client.migration.verify`) and trusted only as far as their signatures go. The states
+are shown in :mod:`relay.client.state.migration_log`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 from relay import clock
 from relay.client.directory.publish import put
 from relay.client.errors import AgentError, typed
+from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.migration import orders, verify
-from relay.client.migration.handoff import (
-    Office,
-    Room,
-)
-from relay.client.migration.retry import MigrationProgress, Patience, Tell, expect, leniently
+from relay.client.migration import orders
+from relay.client.migration.handoff import Capacity, HandoffClient
+from relay.client.migration.retry import MigrationProgress, OnProgress, RetryUntil, best_effort
+from relay.client.migration.verify import MigrationVerifier
 from relay.client.state.agent_state import AgentState
-from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
+from relay.client.state.migration_log import (
+    MigrationLog,
+    MigrationReport,
+    MigrationStage,
+    MigrationState,
+)
 from relay.protocol.did import SigningKey
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    Home,
-)
+from relay.protocol.endpoint_record import EndpointRecord, Home
 from relay.protocol.errors import ErrorCode
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
-from relay.protocol.types import (
-    Mode,
-)
+from relay.protocol.ids import Did, Eid
+from relay.protocol.types import Mode
 
 T = TypeVar("T")
 
 DEADLINE_S: Final = 600.0
-BRIEFLY_S: Final = 5.0
-"""So long a source that the program has given up is asked all the same."""
+DEAD_SOURCE_TIMEOUT_S: Final = 5.0
+"""A source that the program has abandoned is asked all the same, but only for so long."""
 READY: Final = (Mode.INCOMING, Mode.ACTIVE)
-"""A target that got ready; delivering already, where another program of this agent was faster."""
-TRIES: Final = 3
+"""A target that got ready; ACTIVE: another program of this agent has published already."""
+MAX_TRIES: Final = 3
 """Another program of this agent may publish, or order, at the same time."""
-_OVERTAKEN: Final = frozenset({ErrorCode.EXPIRED, ErrorCode.STALE_RECORD})
+_SUPERSEDED: Final = frozenset({ErrorCode.EXPIRED, ErrorCode.STALE_RECORD})
+_NO_MIGRATION: Final = "this agent does not change relays just now"
 
 
-class Agency(Protocol):
-    """Whose migration it is: a running agent, or a command without a session."""
+@dataclass(slots=True, eq=False)
+class Host:
+    """The agent that migrates. This class has no session; a running agent overrides the hooks.
 
-    @property
-    def key(self) -> SigningKey:
-        """The agent's."""
-        ...
+    Args:
+        key: of the agent.
+        state: of the agent.
+        insecure_networks: CIDRs that may be dialled without TLS.
+    """
 
-    @property
-    def state(self) -> AgentState:
-        """What it remembers."""
-        ...
+    key: SigningKey
+    state: AgentState
+    insecure_networks: Sequence[str] = ()
 
     def origin(self, url: str) -> Origin:
-        """Where a relay is dialled.
+        """Parse the origin of a relay.
 
         Raises:
             ValueError: it is no origin.
-            AgentError: it is not to be dialled.
+            AgentError: it must not be dialled.
         """
-        ...
+        return origins.parse(url, insecure_networks=self.insecure_networks)
 
-    async def leave(self, source: Did) -> None:
-        """Close the session there in the clean way, its acks said; there is none until it stays."""
-        ...
+    async def on_freeze(self, source: Did) -> None:
+        """Close the session at the source, after its acks; open none until it is cancelled."""
 
-    def stay(self) -> None:
-        """It is cancelled: there may be a session at the source again."""
-        ...
+    def on_cancelled(self) -> None:
+        """Allow a session at the source again."""
 
-    async def arrive(self) -> None:
-        """The record is published: log in where it says, and nowhere else."""
-        ...
+    async def on_published(self) -> None:
+        """Log in where the published record says, and nowhere else."""
 
-    def expect(self, coming: frozenset[Eid] | None) -> None:
-        """What comes from the old home; None: nobody knows."""
-        ...
+    def on_manifest(self, eids: frozenset[Eid] | None) -> None:
+        """Learn the envelopes that will arrive from the source; None: not known."""
 
 
-def silent(_: MigrationProgress) -> None:
-    """Nobody is told."""
+def ignore_progress(_: MigrationProgress) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How it is to be done.
+class MigrationOptions:
+    """Options of one call.
 
     Args:
-        tell: is told how it goes.
-        without_source: give the source up where it does not answer at once.
+        on_progress: called at each step.
+        abandon_source: continue without the source if it does not answer at once.
         deadline_s: seconds to go on.
     """
 
-    tell: Tell = silent
-    without_source: bool = False
+    on_progress: OnProgress = ignore_progress
+    abandon_source: bool = False
     deadline_s: float = DEADLINE_S
 
 
 @dataclass(slots=True)
-class Migration:
-    """One try at moving an agent; the next one goes on where it ends.
+class MigrationRunner:
+    """One call that moves an agent; the next call continues where it ends.
 
     Args:
-        agency: whose.
-        wish: how.
+        host: the agent.
+        options: of the call.
     """
 
-    agency: Agency
-    wish: Wish = field(default_factory=Wish)
+    host: Host
+    options: MigrationOptions = field(default_factory=MigrationOptions)
     until: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.until = clock.monotonic() + self.wish.deadline_s
+        self.until = clock.monotonic() + self.options.deadline_s
 
-    # ------------------------------------------------------------ beginning
+    # ------------------------------------------------------------ entry points
 
-    async def to(self, url: str) -> MigrationReport:
-        """Move to ``url``, or go on moving there.
+    async def start(self, url: str) -> MigrationReport:
+        """Move to ``url``, or continue a move there.
 
         Raises:
-            AgentError: it does not go on; ``.detail`` says what to do.
+            AgentError: it does not continue; ``.detail`` says what to do.
             ValueError: ``url`` is no origin.
         """
-        target = self.agency.origin(url)
-        pending = self._pending
+        target = self.host.origin(url)
+        pending = self._log.pending
         if pending is not None and pending.stage is MigrationStage.CANCELLING:
-            # a source that is given up need not hear it: the next order overtakes this one, too
-            if not self.wish.without_source or str(target) == pending.parsed_order.source.url:
-                await self._undo(pending)
+            # the next order supersedes this one, so an abandoned source need not learn of it
+            is_source = str(target) == pending.parsed_order.source.url
+            if is_source or not self.options.abandon_source:
+                await self._rollback(pending)
             pending = None
         if pending is None:
-            known = orders.known(self.agency.state, target)
-            if known is not None:
-                return known if known.waiting == 0 else await self._copy(self._move)
-            await self._plan(target)
+            report = orders.completed_report(self.host.state, target)
+            if report is not None:
+                return report if report.waiting == 0 else await self._copy(self._current)
+            await self._order(target)
         elif str(target) == pending.parsed_order.target.url:
-            if self.wish.without_source and not pending.source_abandoned:
-                await self._keep(pending, source_abandoned=True)
+            if self.options.abandon_source and not pending.source_abandoned:
+                await self._save(pending, source_abandoned=True)
         elif pending.locks_record and str(target) == pending.parsed_order.source.url:
-            return await self.back()
+            return await self.cancel()
         else:
-            await self._plan(target)
+            await self._order(target)
         return await self.resume()
 
     async def resume(self) -> MigrationReport:
-        """Go on with the one that is under way.
+        """Continue the pending migration.
 
         Raises:
-            AgentError: as :meth:`to`.
+            AgentError: as :meth:`start`.
         """
-        for n in range(TRIES):
+        for n in range(MAX_TRIES):
             try:
-                return await self._drive()
+                return await self._run_stages()
             except AgentError as exc:
-                move = self._move
-                if exc.code not in _OVERTAKEN or not move.locks_record or n == TRIES - 1:
+                migration = self._current
+                is_last = n == MAX_TRIES - 1
+                if exc.code not in _SUPERSEDED or not migration.locks_record or is_last:
                     raise
-                await self._plan(self.agency.origin(move.parsed_order.target.url))
+                await self._order(self.host.origin(migration.parsed_order.target.url))
         raise AssertionError
 
-    async def back(self) -> MigrationReport:
-        """Take it back: the agent stays where it is.
+    async def cancel(self) -> MigrationReport:
+        """Cancel the migration: the agent stays at its source.
 
         Raises:
-            WrongStateError: there is none, or it is published already.
+            WrongStateError: there is none, or its record is published.
             AgentError: the source, which may have stopped delivering, does not take the record.
         """
-        move = self._pending
-        if move is None:
-            raise typed(ErrorCode.WRONG_STATE, "this agent does not change relays just now")
-        if move.stage is MigrationStage.COPYING:
-            url = move.parsed_order.target.url
-            detail = f"it lives at {url} already; it can move back from there"
+        migration = self._log.pending
+        if migration is None:
+            raise typed(ErrorCode.WRONG_STATE, _NO_MIGRATION)
+        order = migration.parsed_order
+        if migration.stage is MigrationStage.COPYING:
+            detail = f"it lives at {order.target.url} already; it can move back from there"
             raise typed(ErrorCode.WRONG_STATE, detail)
-        if move.stage is not MigrationStage.CANCELLING:
-            move = await orders.take_back(self.agency.key, self.agency.state, move)
-        await self._undo(move)
-        order = move.parsed_order
+        if migration.stage is not MigrationStage.CANCELLING:
+            migration = await orders.cancel_order(self.host.key, self.host.state, migration)
+        await self._rollback(migration)
         return MigrationReport(order.id, order.source, order.source, waiting=0)
 
     # ------------------------------------------------------------ stages
 
-    async def _drive(self) -> MigrationReport:
+    async def _run_stages(self) -> MigrationReport:
         stages: dict[MigrationStage, Callable[[MigrationState], Awaitable[None]]] = {
             MigrationStage.PREPARING: self._prepare,
             MigrationStage.FREEZING: self._freeze,
             MigrationStage.DIGEST: self._digest,
             MigrationStage.PUBLISHING: self._publish,
         }
-        while (move := self._move).stage in stages:
-            self.wish.tell(MigrationProgress(move.stage))
+        while (migration := self._current).stage in stages:
+            self.options.on_progress(MigrationProgress(migration.stage))
             try:
-                await stages[move.stage](move)
+                await stages[migration.stage](migration)
             except AgentError as exc:
-                if move.stage is MigrationStage.PREPARING and exc.code not in _OVERTAKEN:
-                    await self._give_up(move)
+                is_preparing = migration.stage is MigrationStage.PREPARING
+                if is_preparing and exc.code not in _SUPERSEDED:
+                    await self._abort(migration)
                 raise
-        if move.stage is MigrationStage.CANCELLING:
-            return await self.back()
-        return await self._copy(move)
+        if migration.stage is MigrationStage.CANCELLING:
+            return await self.cancel()
+        return await self._copy(migration)
 
-    async def _prepare(self, move: MigrationState) -> None:
-        if orders.is_home_already(self.agency.state, move):
-            # nothing is prepared where it is at home: the others hand over by the record alone
-            await self._keep(move, stage=MigrationStage.PUBLISHING)
+    async def _prepare(self, migration: MigrationState) -> None:
+        if orders.is_home_already(self.host.state, migration):
+            # no hand-off to a home: the other homes forward by the record alone
+            await self._save(migration, stage=MigrationStage.PUBLISHING)
             return
-        source, target = self._offices(move)
-        items = await self._of_source(move, source.inventory)
-        # without the source, too: so the target knows whose digest it lacks, and marks everything
-        newest = self.agency.state.record or ""
-        room = Room.of(items or ())
-        said = await self._patience(move).insist(lambda: target.prepare(room, newest))
-        expect(target, said, move, *READY)
+        source, target = self._clients(migration)
+        items = await self._ask_source(migration, source.inventory)
+        # also without the source: the target learns whose digest it lacks, and marks everything
+        newest = self.host.state.record or ""
+        capacity = Capacity.of(items or ())
+        answer = await self._retry(migration).call(lambda: target.prepare(capacity, newest))
+        target.expect(answer, migration, *READY)
+        step: dict[str, Any] = {"target_statement": answer.compact}
         if items is None:
-            step: dict[str, Any] = {"stage": MigrationStage.PUBLISHING, "source_abandoned": True}
+            step |= {"stage": MigrationStage.PUBLISHING, "source_abandoned": True}
         else:
-            # noted before it is asked: from here on the source may have stopped delivering
-            step = {"stage": MigrationStage.FREEZING, "source_frozen": True}
-            step["delivery_stopped_at"] = move.delivery_stopped_at or float(clock.now())
-        await self._keep(move, target_statement=said.compact, **step)
+            # saved before the request: after it the source may have stopped delivering
+            stopped_at = migration.delivery_stopped_at or float(clock.now())
+            step |= {"stage": MigrationStage.FREEZING, "source_frozen": True}
+            step["delivery_stopped_at"] = stopped_at
+        await self._save(migration, **step)
 
-    async def _freeze(self, move: MigrationState) -> None:
-        source, _ = self._offices(move)
-        await self.agency.leave(source.relay)
-        said = await self._of_source(move, source.freeze)
-        if said is None:
-            await self._keep(move, stage=MigrationStage.PUBLISHING, source_abandoned=True)
+    async def _freeze(self, migration: MigrationState) -> None:
+        source, _ = self._clients(migration)
+        await self.host.on_freeze(source.relay)
+        answer = await self._ask_source(migration, source.freeze)
+        if answer is None:
+            await self._save(migration, stage=MigrationStage.PUBLISHING, source_abandoned=True)
             return
-        expect(source, said, move, Mode.FROZEN)
-        await self._keep(move, stage=MigrationStage.DIGEST, source_statement=said.compact)
+        source.expect(answer, migration, Mode.FROZEN)
+        await self._save(migration, stage=MigrationStage.DIGEST, source_statement=answer.compact)
 
-    async def _digest(self, move: MigrationState) -> None:
-        source, target = self._offices(move)
-        await self.agency.leave(source.relay)
-        if not move.inventory_saved:
-            items = await self._of_source(move, source.inventory)
+    async def _digest(self, migration: MigrationState) -> None:
+        source, target = self._clients(migration)
+        await self.host.on_freeze(source.relay)
+        if not migration.inventory_saved:
+            items = await self._ask_source(migration, source.inventory)
             if items is not None:
-                await self.agency.state.migration.save_inventory(items)
-                move = await self._keep(move, inventory_saved=True)
-        if await self._of_source(move, lambda: self._handed(move, source, target)) is None:
-            move = await self._keep(move, source_abandoned=True)
-        await self._keep(move, stage=MigrationStage.PUBLISHING)
+                await self._log.save_inventory(items)
+                migration = await self._save(migration, inventory_saved=True)
+        sent = await self._ask_source(
+            migration, lambda: self._digest_sent(migration, source, target)
+        )
+        if sent is None:
+            migration = await self._save(migration, source_abandoned=True)
+        await self._save(migration, stage=MigrationStage.PUBLISHING)
 
-    async def _handed(self, move: MigrationState, source: Office, target: Office) -> bool:
-        """Both say that the target has the digest.
+    async def _digest_sent(
+        self, migration: MigrationState, source: HandoffClient, target: HandoffClient
+    ) -> bool:
+        """Return True once both relays state that the target has the digest.
 
         Raises:
             AgentError: ``migrating``: not yet.
         """
-        said = await target.state()
-        expect(target, said, move, *READY)
-        if said.statement.digested:
+        answer = await target.state()
+        target.expect(answer, migration, *READY)
+        if answer.statement.digested:
             return True
-        said = await source.freeze()
-        expect(source, said, move, Mode.FROZEN)
-        if not said.statement.handed:
-            why = said.statement.why or "the old relay has not told the new one what was seen"
-            raise typed(ErrorCode.MIGRATING, why)
-        said = await target.state()
-        expect(target, said, move, *READY)
-        if not said.statement.digested:
-            raise typed(
-                ErrorCode.MIGRATING, "the new relay says that it was not told what was seen"
-            )
+        answer = await source.freeze()
+        source.expect(answer, migration, Mode.FROZEN)
+        if not answer.statement.handed:
+            default = "the old relay has not told the new one what was seen"
+            raise typed(ErrorCode.MIGRATING, answer.statement.why or default)
+        answer = await target.state()
+        target.expect(answer, migration, *READY)
+        if not answer.statement.digested:
+            detail = "the new relay says that it was not told what was seen"
+            raise typed(ErrorCode.MIGRATING, detail)
         return True
 
-    async def _publish(self, move: MigrationState) -> None:
-        record = move.parsed_order.record
-        _, target = self._offices(move)
-        newer = await self._patience(move).insist(lambda: put(target.origin, record))
+    async def _publish(self, migration: MigrationState) -> None:
+        record = migration.parsed_order.record
+        _, target = self._clients(migration)
+        newer = await self._retry(migration).call(lambda: put(target.origin, record))
         if newer is not None:
-            self.agency.state.keep_record(newer.jws.compact)
+            self.host.state.keep_record(newer.jws.compact)
             raise typed(ErrorCode.STALE_RECORD, "another program of this agent has published")
-        self.agency.state.keep_record(record.jws.compact)
-        await self.agency.state.flush_record()
-        move = await self._keep(move, stage=MigrationStage.COPYING)
+        self.host.state.keep_record(record.jws.compact)
+        await self.host.state.flush_record()
+        migration = await self._save(migration, stage=MigrationStage.COPYING)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(max(self._left_s, 0.0)):
-                await self.agency.arrive()
-        await self._keep(move, delivery_resumed_at=float(clock.now()))
-        self.agency.expect(await self._coming(move, ()))
+                await self.host.on_published()
+        await self._save(migration, delivery_resumed_at=float(clock.now()))
+        self.host.on_manifest(await self._manifest(migration, ()))
 
-    async def _copy(self, move: MigrationState) -> MigrationReport:
-        source, target = self._offices(move)
-        watch = verify.Watch(self.agency.state.migration, source, target, self.wish.tell)
-        patience_s = BRIEFLY_S if move.source_abandoned else self._left_s
-        moved = await watch.until_empty(move, clock.monotonic() + patience_s)
-        self.agency.expect(await self._coming(move, moved.missing))
-        if moved.waiting == 0 or move.source_abandoned:
-            await self.agency.state.migration.save_report(moved)
-            await self._keep(self._move, stage=MigrationStage.DONE)
-            self.wish.tell(MigrationProgress(MigrationStage.DONE))
-        return moved
+    async def _copy(self, migration: MigrationState) -> MigrationReport:
+        source, target = self._clients(migration)
+        verifier = MigrationVerifier(self._log, source, target, self.options.on_progress)
+        wait_s = DEAD_SOURCE_TIMEOUT_S if migration.source_abandoned else self._left_s
+        report = await verifier.wait_drained(migration, clock.monotonic() + wait_s)
+        self.host.on_manifest(await self._manifest(migration, report.missing))
+        if report.waiting == 0 or migration.source_abandoned:
+            await self._log.save_report(report)
+            await self._save(self._current, stage=MigrationStage.DONE)
+            self.options.on_progress(MigrationProgress(MigrationStage.DONE))
+        return report
 
-    async def _coming(
-        self, move: MigrationState, missing: Collection[Eid]
+    async def _manifest(
+        self, migration: MigrationState, missing: Collection[Eid]
     ) -> frozenset[Eid] | None:
-        if not move.inventory_saved:
+        """Return the eids that will arrive at the target; None: not known."""
+        if not migration.inventory_saved:
             return None
-        now, items = clock.now(), await self.agency.state.migration.inventory()
+        now, items = clock.now(), await self._log.inventory()
         return frozenset(one.eid for one in items if one.expires_at > now) - frozenset(missing)
 
     # ------------------------------------------------------------ endings
 
-    async def _give_up(self, move: MigrationState) -> None:
-        """Nobody has stopped anything yet: as if it had never been asked for."""
-        if not move.source_frozen:
-            await self._undo(await orders.take_back(self.agency.key, self.agency.state, move))
+    async def _abort(self, migration: MigrationState) -> None:
+        """Cancel an order that no relay has acted upon."""
+        if not migration.source_frozen:
+            await self._rollback(
+                await orders.cancel_order(self.host.key, self.host.state, migration)
+            )
 
-    async def _undo(self, move: MigrationState) -> None:
-        """Let both relays know the record that overtakes the order's own."""
-        record = orders.newest(self.agency.state)
-        source, target = self._offices(move)
-        if record is not None and move.source_frozen:
-            await self._patience(move).insist(lambda: self._give(source, record))
+    async def _rollback(self, migration: MigrationState) -> None:
+        """Publish the record that supersedes the order's own at both relays."""
+        record = self.host.state.newest_record
+        source, target = self._clients(migration)
+        if record is not None and migration.source_frozen:
+            await self._retry(migration).call(lambda: self._put(source, record))
         if record is not None:
-            # also after the deadline: whoever has the order must not publish it
-            seconds = max(self._left_s, BRIEFLY_S) / 2
-            await leniently(lambda: put(source.origin, record), seconds)
-            await leniently(lambda: put(target.origin, record), seconds)
-        await self._keep(move, stage=MigrationStage.DROPPED)
-        self.agency.stay()
+            # also after the deadline: a holder of the order must not be able to publish its record
+            timeout_s = max(self._left_s, DEAD_SOURCE_TIMEOUT_S) / 2
+            await best_effort(lambda: put(source.origin, record), timeout_s)
+            await best_effort(lambda: put(target.origin, record), timeout_s)
+        await self._save(migration, stage=MigrationStage.DROPPED)
+        self.host.on_cancelled()
 
-    async def _give(self, office: Office, record: EndpointRecord) -> None:
-        newer = await put(office.origin, record)
+    async def _put(self, relay: HandoffClient, record: EndpointRecord) -> None:
+        newer = await put(relay.origin, record)
         if newer is not None:
-            self.agency.state.keep_record(newer.jws.compact)
+            self.host.state.keep_record(newer.jws.compact)
 
     # ------------------------------------------------------------ parts
+
+    @property
+    def _log(self) -> MigrationLog:
+        return self.host.state.migration
 
     @property
     def _left_s(self) -> float:
         return self.until - clock.monotonic()
 
     @property
-    def _pending(self) -> MigrationState | None:
-        return self.agency.state.migration.pending
+    def _current(self) -> MigrationState:
+        if self._log.state is None:
+            raise typed(ErrorCode.WRONG_STATE, _NO_MIGRATION)
+        return self._log.state
 
-    @property
-    def _move(self) -> MigrationState:
-        move = self.agency.state.migration.state
-        if move is None:
-            raise typed(ErrorCode.WRONG_STATE, "this agent does not change relays just now")
-        return move
+    async def _save(self, migration: MigrationState, **values: Any) -> MigrationState:
+        changed = replace(migration, **values)
+        await self._log.save(changed)
+        return changed
 
-    async def _keep(self, move: MigrationState, **values: Any) -> MigrationState:
-        kept = replace(move, **values)
-        await self.agency.state.migration.save(kept)
-        return kept
-
-    async def _plan(self, target: Origin) -> None:
-        """Sign the order, and note it."""
-        agency, pending = self.agency, self._pending
-        did, dial = agency.key.did, agency.origin
+    async def _order(self, target: Origin) -> None:
+        """Sign the order, and save it."""
+        host = self.host
         try:
             async with asyncio.timeout(max(self._left_s, 0.0)):
-                source = await self._source(pending, target)
-                there = await orders.meet(did, agency.state, source, target, dial=dial)
+                source = await self._source(target)
+                home = await orders.resolve_target(
+                    host.key.did, host.state, source, target, dial=host.origin
+                )
         except TimeoutError as exc:
             detail = f"{target}, or a home of this agent, did not answer in time"
             raise typed(ErrorCode.PEER_UNREACHABLE, f"{detail}. Nothing was changed") from exc
-        await orders.order(
-            agency.key, agency.state, source, there, without_source=self.wish.without_source
+        await orders.issue_order(
+            host.key, host.state, source, home, abandon_source=self.options.abandon_source
         )
 
-    async def _source(self, pending: MigrationState | None, target: Origin) -> Home:
+    async def _source(self, target: Origin) -> Home:
+        pending = self._log.pending
         if pending is not None and pending.locks_record:
             return pending.parsed_order.source
-        return await orders.source(
-            self.agency.key.did, self.agency.state, target, self.agency.origin
-        )
+        host = self.host
+        return await orders.find_source(host.key.did, host.state, target, host.origin)
 
-    def _offices(self, move: MigrationState) -> tuple[Office, Office]:
-        order = move.parsed_order
+    def _clients(self, migration: MigrationState) -> tuple[HandoffClient, HandoffClient]:
+        """Return the clients of source and target."""
+        order = migration.parsed_order
         source, target = [
-            Office(self.agency.origin(home.url), home.did, order.did, move.order)
+            HandoffClient(self.host.origin(home.url), home.did, order.did, migration.order)
             for home in (order.source, order.target)
         ]
         return source, target
 
-    async def _of_source(self, move: MigrationState, ask: Callable[[], Awaitable[T]]) -> T | None:
-        """Ask the source; None: the program has given it up, and it does not answer."""
-        if not (move.source_abandoned or self.wish.without_source):
-            return await self._patience(move).insist(ask)
+    async def _ask_source(
+        self, migration: MigrationState, request: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """Send a request to the source; None: it is abandoned, and does not answer."""
+        if not (migration.source_abandoned or self.options.abandon_source):
+            return await self._retry(migration).call(request)
+        until = min(self.until, clock.monotonic() + DEAD_SOURCE_TIMEOUT_S)
         try:
-            until = min(self.until, clock.monotonic() + BRIEFLY_S)
-            return await Patience(move, until, self.wish.tell).insist(ask)
+            return await RetryUntil(migration, until, self.options.on_progress).call(request)
         except AgentError as exc:
-            if exc.code in _OVERTAKEN:
+            if exc.code in _SUPERSEDED:
                 raise
             return None
 
-    def _patience(self, move: MigrationState) -> Patience:
-        return Patience(move, self.until, self.wish.tell)
+    def _retry(self, migration: MigrationState) -> RetryUntil:
+        return RetryUntil(migration, self.until, self.options.on_progress)

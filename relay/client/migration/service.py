@@ -1,235 +1,170 @@
-"""A running agent that changes relays: sessions close and open, and its program notices nothing.
+"""The migrations of a running agent: sessions close and open, and its program notices nothing.
 
-Rules of the file: one try at a time; where the program does not wait for one, or its process began
-while one was under way, it goes on by itself. What is done is in
-:mod:`relay.client.migration.runner`.
+Invariants: one runner works at a time. A migration that no caller waits for continues by itself,
+also in a new process. The steps are in :mod:`relay.client.migration.runner`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
 
-from relay.client.directory.own_record import Homes
+from relay.client._util import wait_at_most
 from relay.client.directory.publish import put
-from relay.client.errors import AgentError, again, bug_of, of, typed
-from relay.client.http import origin as origins
-from relay.client.http.origin import Origin
-from relay.client.inbox.inbox import Inbox
-from relay.client.migration import orders
-from relay.client.migration.runner import (
-    Migration,
-    Wish,
-)
-from relay.client.session.channel import Conversation
-from relay.client.state.agent_state import AgentState
-from relay.client.state.migration_log import MigrationReport, MigrationState
-from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
+from relay.client.errors import again, bug_of, of, typed
+from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
+from relay.client.session.pool import Sessions
+from relay.client.state.migration_log import MigrationReport
+from relay.protocol.errors import ErrorCode, RelayError
+from relay.protocol.ids import Did, Eid
 
-FLUSH_S: Final = 1.0
-ARRIVE_S: Final = 10.0
-AGAIN_S: Final = 2.0
-REMIND_S: Final = 60.0
+FLUSH_TIMEOUT_S: Final = 1.0
+LOGIN_TIMEOUT_S: Final = 10.0
+RETRY_PAUSE_S: Final = 2.0
+NOTIFY_PAUSE_S: Final = 60.0
 
 
-class Company(Protocol):
-    """What a migration needs of the agent."""
+class MigrationService(Host):
+    """Migrates one running agent.
 
-    key: SigningKey
-    state: AgentState
-    insecure_networks: Sequence[str]
-    conversations: list[Conversation]
-    homes: Homes
-    inbox: Inbox
+    Args:
+        sessions: of the agent.
+    """
 
-    @property
-    def ended(self) -> AgentError | None:
-        """Why the agent is over."""
-        ...
-
-    async def changed(self) -> None:
-        """Wait until a connection comes or goes, or the agent is over."""
-        ...
-
-    def follow_move(self) -> None:
-        """Converse with the homes that the newest record names, and with none that it left."""
-        ...
-
-    def warn(self, warning: AgentError) -> None:
-        """Tell the program something that does not end the agent."""
-        ...
-
-
-class Migrations:
-    """The migrations of one agent; see :class:`relay.client.migration.runner.Agency`."""
-
-    def __init__(self, company: Company) -> None:
-        self.key = company.key
-        self.state = company.state
-        self._company = company
-        self._turn = asyncio.Lock()
-        self._asked = 0
-        self._due = asyncio.Event()
-        self._own: asyncio.Task[None] | None = None
-
-    @property
-    def pending(self) -> MigrationState | None:
-        """The one that is under way."""
-        return self.state.migration.pending
-
-    def rests(self, relay: Did | None, origin: Origin) -> bool:
-        """Whether there is to be no session at a relay just now."""
-        move = self.pending
-        if move is None or not move.pauses_source:
-            return False
-        source = move.parsed_order.source
-        return relay == source.did or (relay is None and str(origin) == source.url)
+    def __init__(self, sessions: Sessions) -> None:
+        super().__init__(sessions.key, sessions.state, sessions.insecure_networks)
+        self._sessions = sessions
+        self._lock = asyncio.Lock()
+        self._callers = 0
+        self._wake = asyncio.Event()
+        self._own_task: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ for the program
 
-    async def migrate(self, url: str, wish: Wish) -> MigrationReport:
-        """See :meth:`relay.client.Agent.migrate`."""
-        migration = Migration(self, wish)
-        return await self._in_turn(lambda: migration.to(url), wish.deadline_s)
+    async def migrate(self, url: str, options: MigrationOptions) -> MigrationReport:
+        """Migrate to ``url``; see :meth:`relay.client.Agent.migrate`."""
+        runner = MigrationRunner(self, options)
+        return await self._exclusive(lambda: runner.start(url), options.deadline_s)
 
-    async def cancel(self, wish: Wish) -> None:
-        """See :meth:`relay.client.Agent.cancel_migration`."""
-        migration = Migration(self, wish)
-        await self._in_turn(migration.back, wish.deadline_s)
+    async def cancel(self, options: MigrationOptions) -> None:
+        """Cancel the migration; see :meth:`relay.client.Agent.cancel_migration`."""
+        runner = MigrationRunner(self, options)
+        await self._exclusive(runner.cancel, options.deadline_s)
 
-    async def _in_turn(
-        self, work: Callable[[], Coroutine[Any, Any, MigrationReport]], seconds: float
+    async def _exclusive(
+        self, work: Callable[[], Coroutine[Any, Any, MigrationReport]], timeout_s: float
     ) -> MigrationReport:
-        if self._company.ended is not None:
-            raise again(self._company.ended)
-        self._asked += 1
+        if self._sessions.ended is not None:
+            raise again(self._sessions.ended)
+        self._callers += 1
         try:
-            if self._own is not None:
-                self._own.cancel()
+            if self._own_task is not None:
+                self._own_task.cancel()
             try:
-                async with asyncio.timeout(seconds):
-                    await self._turn.acquire()
+                async with asyncio.timeout(timeout_s):
+                    await self._lock.acquire()
             except TimeoutError as exc:
                 detail = "another call of migrate is under way"
                 raise typed(ErrorCode.MIGRATING, detail) from exc
             try:
                 return await work()
             finally:
-                self._turn.release()
+                self._lock.release()
         finally:
-            self._asked -= 1
-            self._due.set()
+            self._callers -= 1
+            self._wake.set()
 
     # ------------------------------------------------------------ by itself
 
     async def run(self) -> None:
-        """Go on with what nobody waits for; until cancelled."""
+        """Continue migrations that no caller waits for; until cancelled."""
         while True:
-            self._due.clear()
-            if self._asked or self.pending is None:
-                await self._remind()
-                await self._due.wait()
+            self._wake.clear()
+            if self._callers or self.state.migration.pending is None:
+                await self._notify_old_home()
+                await self._wake.wait()
                 continue
-            self._own = asyncio.ensure_future(self._go_on())
+            self._own_task = asyncio.ensure_future(self._resume())
             try:
-                await asyncio.wait([self._own])
+                await asyncio.wait([self._own_task])
             finally:
-                self._own.cancel()
-                await asyncio.wait([self._own])
-            self._own = None
-            await self._pause()
+                self._own_task.cancel()
+                await asyncio.wait([self._own_task])
+            self._own_task = None
+            await wait_at_most(self._wake, RETRY_PAUSE_S)
 
-    async def _remind(self) -> None:
-        """Show a relay that was given up where the agent lives, until it has heard it.
+    async def _resume(self) -> None:
+        try:
+            async with self._lock:
+                if self.state.migration.pending is not None:
+                    await MigrationRunner(self).resume()
+        except RelayError as exc:
+            self._sessions.warn(of(exc))
+        except Exception as bug:  # noqa: BLE001  it is retried; the agent continues
+            self._sessions.warn(bug_of(bug, "the migration"))
 
-        It may know no other relay that could tell it, and hands nothing over before.
+    async def _notify_old_home(self) -> None:
+        """Send the record to an abandoned relay until it answers.
+
+        That relay may know no other relay that has the record, and hands nothing over without it.
         """
-        moves = self.state.migration
-        while not self._due.is_set() and moves.report is not None and moves.report.waiting is None:
-            if await self._is_told(moves.report.source.url):
+        log = self.state.migration
+        while not self._wake.is_set() and log.report is not None and log.report.waiting is None:
+            if await self._publish_at(log.report.source.url):
                 return
-            await self._pause(REMIND_S)
+            await wait_at_most(self._wake, NOTIFY_PAUSE_S)
 
-    async def _is_told(self, url: str) -> bool:
-        record = orders.newest(self.state)
+    async def _publish_at(self, url: str) -> bool:
+        record = self.state.newest_record
         try:
             if record is not None:
                 await put(self.origin(url), record)
         except RelayError:
             return False
-        except Exception as bug:  # noqa: BLE001  as above
+        except Exception as bug:  # noqa: BLE001  it is retried; the agent continues
             bug_of(bug, f"telling {url} of the move")
             return False
         return True
 
-    async def _go_on(self) -> None:
-        try:
-            async with self._turn:
-                if self.pending is not None:
-                    await Migration(self).resume()
-        except RelayError as exc:
-            self._company.warn(of(exc))
-        except Exception as bug:  # noqa: BLE001  it is tried again; the agent goes on
-            self._company.warn(bug_of(bug, "the migration"))
+    # ------------------------------------------------------------ hooks of the runner
 
-    async def _pause(self, seconds: float = AGAIN_S) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._due.wait()
-        except TimeoutError:
-            return
-
-    # ------------------------------------------------------------ the agency
-
-    def origin(self, url: str) -> Origin:
-        """See :class:`relay.client.migration.runner.Agency`."""
-        return origins.parse(url, insecure_networks=self._company.insecure_networks)
-
-    async def leave(self, source: Did) -> None:
-        """See :class:`relay.client.migration.runner.Agency`."""
-        there = [one for one in self._company.conversations if one.relay == source]
+    async def on_freeze(self, source: Did) -> None:
+        """Send the acks to the source, and close the session there."""
+        there = [one for one in self._sessions.conversations if one.relay == source]
         if any(one.line is not None for one in there):
-            await self._company.inbox.flush(FLUSH_S)
+            await self._sessions.inbox.flush(FLUSH_TIMEOUT_S)
         for one in there:
             await one.gate.rest()
 
-    def stay(self) -> None:
-        """See :class:`relay.client.migration.runner.Agency`."""
-        for one in self._company.conversations:
+    def on_cancelled(self) -> None:
+        """Log in at the source again."""
+        for one in self._sessions.conversations:
             one.gate.reopen()
-        self._company.homes.announce()
+        self._sessions.homes.announce()
 
-    async def arrive(self) -> None:
-        """See :class:`relay.client.migration.runner.Agency`."""
-        self._company.follow_move()
+    async def on_published(self) -> None:
+        """Wait for the login at the new home."""
+        self._sessions.follow_move()
         try:
-            async with asyncio.timeout(ARRIVE_S):
-                while not self._is_home() and self._company.ended is None:
-                    await self._company.changed()
+            async with asyncio.timeout(LOGIN_TIMEOUT_S):
+                while not self._is_home() and self._sessions.ended is None:
+                    await self._sessions.changed()
         except TimeoutError:
-            # it goes on dialling; what is copied meanwhile waits there
+            # the reconnects continue; what is copied meanwhile waits at the new home
             return
 
     def _is_home(self) -> bool:
         return any(
             one.line is not None and one.line.ready.welcome.inbox
-            for one in self._company.conversations
-            if one.relay is not None and self._company.homes.is_home(one.relay)
+            for one in self._sessions.conversations
+            if one.relay is not None and self._sessions.homes.is_home(one.relay)
         )
 
-    def expect(self, coming: frozenset[Eid] | None) -> None:
-        """See :class:`relay.client.migration.runner.Agency`."""
+    def on_manifest(self, eids: frozenset[Eid] | None) -> None:
+        """Drop what was delivered by the source and will not arrive at the new home."""
         failure = None
-        if coming is None:
+        if eids is None:
             detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
             failure = typed(ErrorCode.PEER_UNREACHABLE, detail)
-        self._company.inbox.expect(coming or frozenset(), failure)
+        self._sessions.inbox.expect(eids or frozenset(), failure)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final
 
 from relay import clock
 from relay.client._util import task_group
@@ -29,7 +29,6 @@ from relay.client.identity.handle_lookup import Naming
 from relay.client.identity.handles import Handles
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import Opener
-from relay.client.migration.service import Migrations
 from relay.client.outbox.custody import Custody
 from relay.client.outbox.direct import Detours
 from relay.client.outbox.outcomes import Outcomes
@@ -89,7 +88,6 @@ class Sessions:
         self.outcomes = Outcomes(state.journal)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
         self.homes = Homes(key, state, [str(one) for one in named], share, self.warn)
-        self.migrations = Migrations(self)
         self._named = tuple(named)
         self.conversations: list[Conversation] = []
         self.sender: Conversation | None = None
@@ -115,7 +113,7 @@ class Sessions:
                 _join(conversation, origin)
                 return
         made = Conversation(self, [origin], relay)
-        if self.migrations.rests(relay, origin):
+        if self.state.migration.is_paused_at(relay, str(origin)):
             made.gate.shut()
         self.conversations.append(made)
         if self._tasks is not None:
@@ -126,22 +124,23 @@ class Sessions:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def run(self) -> None:
+    async def run(self, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Converse until cancelled or told to stop for good; a bug ends the agent, by name.
 
         The program's own task is never cancelled for what goes on in here.
         """
         try:
-            await self._run()
+            await self._run(beside)
         except Exception as bug:  # noqa: BLE001  told to all who wait, and to whoever asks next
             self.end(bug_of(bug, "the agent"))
 
-    async def _run(self) -> None:
+    async def _run(self, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
         async with task_group() as tasks:
             self._tasks = tasks
             self._running.add(tasks.create_task(self._follow_record()))
             self._running.add(tasks.create_task(self.detours.run()))
-            self._running.add(tasks.create_task(self.migrations.run()))
+            for work in beside:
+                self._running.add(tasks.create_task(work()))
             for conversation in list(self.conversations):
                 self._start(tasks, conversation)
             await self._over.wait()

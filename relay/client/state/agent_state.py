@@ -2,24 +2,27 @@
 
 Entry points: :func:`load`, :func:`opened`, :func:`in_memory`. Invariants: an origin is pinned to
 the first relay that proves itself there. Only the agent's user changes a pin
-(:mod:`relay.client.directory.accept`). The version of the own record never decreases. Reads come
+(:mod:`relay.client.accept`). The version of the own record never decreases. Reads come
 from memory; writes go to the journal.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from relay.client._util import in_thread
 from relay.client.errors import AgentError, WrongRelayError, typed
 from relay.client.state.journal import Journal
 from relay.client.state.migration_log import MigrationLog
 from relay.protocol import endpoint_record
 from relay.protocol.did import parse_did
+from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Did, Epoch
 
@@ -112,16 +115,20 @@ class AgentState:
         return before
 
     @property
+    def newest_record(self) -> EndpointRecord | None:
+        """The newest known own record, parsed."""
+        return endpoint_record.parse(self.record) if self.record else None
+
+    @property
     def record_seq(self) -> int:
         """The seq of the newest own record; 0 without one."""
-        return endpoint_record.parse(self.record).seq if self.record else 0
+        newest = self.newest_record
+        return newest.seq if newest is not None else 0
 
     def keep_record(self, compact: str) -> None:
         """Remember an own record unless a newer one is known."""
-        if (
-            self.record is None
-            or endpoint_record.parse(compact).version > endpoint_record.parse(self.record).version
-        ):
+        newest = self.newest_record
+        if newest is None or endpoint_record.parse(compact).version > newest.version:
             self.record = compact
             if self.journal is not None:
                 self.journal.save_record(compact)
@@ -182,3 +189,22 @@ def opened(path: Path, did: Did) -> Iterator[AgentState]:
         yield state
     finally:
         state.close()
+
+
+@asynccontextmanager
+async def opened_async(path: Path | None, did: Did) -> AsyncIterator[AgentState]:
+    """Open a state as :func:`opened` does, in a thread: both ends access the disk.
+
+    Args:
+        path: the file; None: in memory.
+        did: its owner.
+    """
+    if path is None:
+        yield in_memory()
+        return
+    state = await asyncio.wrap_future(in_thread(partial(load, path, did)))
+    try:
+        yield state
+    finally:
+        # everything must be written, also when the program is cancelled
+        await asyncio.shield(asyncio.wrap_future(in_thread(state.close, must_end=True)))

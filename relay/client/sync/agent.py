@@ -26,10 +26,10 @@ from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
 
+from relay.client import accept
 from relay.client import agent as asynchronous
 from relay.client import message as messages
-from relay.client.agent import OPEN_S
-from relay.client.directory import accept
+from relay.client.agent import OPEN_TIMEOUT_S
 from relay.client.errors import AgentError, ClosedError, closed
 from relay.client.inbox.serve import log_bounce
 from relay.client.message import MessageValues
@@ -145,7 +145,7 @@ class Agent:
         relays: str | Sequence[str],
         *,
         state: str | os.PathLike[str] | None = None,
-        open_timeout_s: float = OPEN_S,
+        open_timeout_s: float = OPEN_TIMEOUT_S,
         insecure_networks: Sequence[str] = (),
     ) -> Iterator[Agent]:
         """As :meth:`relay.client.Agent.open`, with a thread for its event loop.

@@ -1,12 +1,12 @@
-"""A relay that is back at its address with a new key: its agents accept it by name, or not at all.
+"""Accept a relay that is back at its address with a new key.
 
-Whoever has taken over an address looks like a relay that has lost its key. So nothing here happens
-by itself: the agent's user asks the operator, and names the new DID. What the agent remembers
-stays: eids, outcomes, handles and the outbox, whose envelopes name no relay and are submitted to
-the new one byte for byte.
+Entry point: :func:`accept_relay`. An attacker who has taken over an address looks like a relay that
+has lost its key. So the agent's user asks the operator, and names the new DID. The agent keeps its
+state: eids, outcomes, handles and the outbox. Its envelopes name no relay, so the same bytes are
+submitted to the new one.
 
-Rules of the file: the record is noted before the pin, so after a crash in between the agent's own
-record leads it to the new relay. What is done again changes nothing.
+Invariants: the record is saved before the pin. After a crash in between the agent's own record
+leads it to the new relay. A repeated call changes nothing.
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ from relay.client.directory.resolve import resolve_at
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import key_file
-from relay.client.living import remembering
-from relay.client.migration import orders
-from relay.client.state.agent_state import AgentState
+from relay.client.state.agent_state import AgentState, opened_async
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -44,30 +42,32 @@ async def accept_relay(
     state: str | os.PathLike[str] | None = None,
     insecure_networks: Sequence[str] = (),
 ) -> EndpointRecord | None:
-    """Accept that another relay is at an address than the one that is pinned there.
+    """Pin an address to another relay than before.
 
-    Ask the relay's operator first: whoever has taken over the address looks the same. No agent
-    with this key may be open. What waited at the relay that is gone is lost with its store.
+    Ask the relay's operator first: an attacker who has taken over the address looks the same. No
+    agent with this key may be open. Envelopes that waited at the former relay are lost with its
+    store.
 
     Args:
         key: the agent's, or the path of its file.
         url: the relay's origin.
-        relay: the DID that is there from now on, as its operator says.
-        state: the agent's state file; None: the pin of this process is changed.
+        relay: the new DID, from its operator.
+        state: the agent's state file; None: the pin of this process changes.
         insecure_networks: as for :meth:`relay.client.Agent.open`.
 
     Returns:
-        The endpoint record that now names it; None: the agent has other homes, and it is pinned.
+        The endpoint record that now names it; None: the agent has other homes, and only the pin
+        changes.
 
     Raises:
-        WrongRelayError: ``relay`` is not there; ``.found`` is.
-        AgentError: it cannot be reached, or takes no record; ``migrating``: the agent moves.
+        WrongRelayError: another relay is there: ``.found``.
+        AgentError: it cannot be reached or takes no record; ``migrating``: a migration is pending.
         ValueError: ``url`` is no origin, or ``relay`` no DID.
     """
     signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
     origin = origins.parse(url, insecure_networks=insecure_networks)
     path = None if state is None else Path(state)
-    async with remembering(path, signing.did) as kept:
+    async with opened_async(path, signing.did) as kept:
         done = await accept(signing, origin, parse_did(relay).did, kept)
     return done.record if done is not None else None
 
@@ -80,7 +80,7 @@ def accept_relay_at_once(
     state: str | os.PathLike[str] | None = None,
     insecure_networks: Sequence[str] = (),
 ) -> EndpointRecord | None:
-    """As :func:`accept_relay`, for a program without an event loop.
+    """Call :func:`accept_relay` from a program without an event loop.
 
     Raises:
         RuntimeError: called inside a running event loop.
@@ -93,13 +93,13 @@ def accept_relay_at_once(
 async def accept(
     key: SigningKey, origin: Origin, relay: Did, state: AgentState
 ) -> Publication | None:
-    """As :func:`accept_relay`, with the agent's state."""
+    """Accept a relay, as :func:`accept_relay`, with an open state."""
     state.migration.ensure_record_unlocked()
     here = await home_at(origin, state, relay)
     found = await resolve_at(origin, key.did, is_own=True)
     if found.record is not None:
         state.keep_record(found.record.jws.compact)
-    record = orders.newest(state)
+    record = state.newest_record
     if record is not None and here.url not in {home.url for home in record.relays}:
         await state.accept(here.url, relay)
         return None
