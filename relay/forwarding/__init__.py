@@ -1,1 +1,1 @@
-"""How envelopes reach agents whose home is another relay."""
+"""Mail for agents that live at another relay."""

@@ -1,276 +1,270 @@
-"""What a courier has in hand and what a relay's answer to it means (GUARANTEES.md S1, §4).
+"""The mail in the hands of one forwarder, and what a relay's answer means (GUARANTEES.md S1, §4).
 
-A courier takes what waits in an inbox whose agent lives elsewhere to the agent's home. Rules of the
-file: nothing awaits; custody ends only by the other relay's signed receipt, a permanent no, or
-expiry; one batch of an inbox is under way at a time, so that its order is kept; whatever may have
-reached another relay than the one it goes to next is marked.
+Nothing here awaits. Custody ends only by the other relay's signed receipt, a permanent refusal, or
+expiry. One batch of an inbox is in flight at a time, so its order stays. An envelope that may have
+reached one relay and goes to another is flagged as redelivered.
 
 ::
 
-    handed ──▶ ready ──take──▶ under way ──receipt──▶ taken over (acked as forwarded)
-                 ▲                │  └──permanent no──▶ refused (one bounce)
-                 └──lost, later───┘
+    added ──▶ ready ──next_batch──▶ in flight ──receipt──▶ forwarded (acked here)
+                ▲                      │  └──permanent refusal──▶ refused (one bounce)
+                └── no answer, later ──┘
+
+Example, with two envelopes of different senders::
+
+    add(1, 2); next_batch()         1 and 2 are in flight
+    on_answer(receipt for 1, rate_limited for 2)
+                                    ForwardResult(forwarded=(1,), wait_s=...)
+    next_batch()                    2 again, after the pause
+    on_no_answer(relay)             the relay may have 2: another relay gets it flagged
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Final, NamedTuple
 
 from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.envelope import signer_of
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    Did,
-    Seq,
-)
-from relay.protocol.receipts import (
-    Durability,
-    Receipt,
-    ReceiptItem,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import Did, Seq
+from relay.protocol.receipts import Durability, Receipt, ReceiptItem
 
 PERMANENT: Final = frozenset({
     ErrorCode.BAD_ENVELOPE, ErrorCode.BAD_SIGNATURE, ErrorCode.REPLAYED, ErrorCode.STALE_ID,
     ErrorCode.TOO_LARGE, ErrorCode.EXPIRED, ErrorCode.UNSUPPORTED, ErrorCode.BLOCKED,
     ErrorCode.NOT_ADMITTED,
 })  # fmt: skip
-"""A home's no after which trying again cannot help: the envelope ends, its sender is told."""
+"""Refusals of an envelope that no retry can change: it ends, and its sender gets a bounce."""
 
 CLOSING: Final = frozenset({ErrorCode.INBOX_FULL, ErrorCode.UNKNOWN_INBOX})
-"""A home's no to all envelopes of this recipient: more of them are refused at once for a while."""
+"""Refusals of all envelopes for this recipient: new ones are refused here for a while."""
 
 OF_SENDER: Final = frozenset({
     ErrorCode.SENDER_QUOTA, ErrorCode.STRANGER_QUOTA, ErrorCode.RATE_LIMITED,
 })  # fmt: skip
-"""A home's no to one sender, for now: what others send goes on meanwhile."""
+"""Refusals of one sender for now: envelopes of other senders go on meanwhile."""
 
 FIRST_PAUSE_S: Final = 0.5
-LONGEST_PAUSE_S: Final = 20.0
+MAX_PAUSE_S: Final = 20.0
 CLOSED_S: Final = 10
-LONGEST_ASKED_S: Final = 300
-"""A relay may ask for so long a pause; it must not hold back for ever what its agents get."""
+MAX_ASKED_PAUSE_S: Final = 300
+"""The longest pause that a relay may ask for: it must not hold back mail for ever."""
 
+Outcome = ReceiptItem | frames.Rejection
 _RANK: Final[dict[Durability, int]] = {"memory": 0, "unverified": 1, "fsync": 2}
 
 
 class ForwardItem(NamedTuple):
-    """One envelope in a courier's hands; ``maybe_at`` are relays that may have it already."""
+    """One envelope; ``maybe_at`` are the relays that may have it already."""
 
     seq: Seq
     wire: bytes
     redelivered: bool
     maybe_at: frozenset[Did] = frozenset()
 
+    def sent_to(self, relay: Did) -> ForwardItem:
+        """Return the item, noting that the relay may have it."""
+        return self._replace(maybe_at=self.maybe_at | {relay})
+
+    @property
+    def is_unflagged(self) -> bool:
+        """True if a relay may have it, and no durable flag tells the bounce so."""
+        return bool(self.maybe_at) and not self.redelivered
+
+
+def is_redelivered(item: ForwardItem, relay: Did) -> bool:
+    """Return True if its agent may have it already, as seen by ``relay``.
+
+    What that relay itself may have stored needs no flag: it knows the id.
+    """
+    return item.redelivered or bool(item.maybe_at - {relay})
+
 
 @dataclass(frozen=True, slots=True)
 class ForwardResult:
-    """What a relay's answer came to.
+    """The meaning of a relay's answer.
 
     Args:
-        taken: it gave its receipt for these.
-        refused: it never will; why.
-        wait_s: seconds until the rest is tried again; None where nothing is left.
-        closed: no more of this recipient's for a while.
+        forwarded: the relay's receipt covers these.
+        refused: the relay refused these for good, with the error codes.
+        wait_s: seconds until the rest is tried again; None if nothing is left.
+        closed: how new envelopes for this recipient are refused for a while.
         record: the recipient's newer record: it lives elsewhere.
-        is_anew: the inbox is to be opened anew before the rest is tried, so that marks are durable.
+        must_reopen: the inbox must be opened again before the next try: that makes flags durable.
     """
 
-    taken: tuple[Seq, ...]
+    forwarded: tuple[Seq, ...]
     refused: tuple[tuple[Seq, str], ...] = ()
     wait_s: float | None = None
     closed: Refusal | None = None
     record: str | None = None
-    is_anew: bool = False
+    must_reopen: bool = False
 
 
 @dataclass(slots=True)
 class ForwardWindow:
-    """What one courier has in hand, in seq order for each sender.
+    """The envelopes of one forwarder, in seq order for each sender.
 
     Args:
-        durability: what our own receipts may have promised; the next relay's are not below it.
-        sender_of: asked only once a home has refused a sender.
+        durability: what our own receipts promised; the next relay's must promise no less.
+        sender_of: called only after a home has refused a sender.
     """
 
     durability: Durability
     sender_of: Callable[[bytes], Hashable] = signer_of
     _ready: deque[ForwardItem] = field(default_factory=deque)
-    _under_way: list[ForwardItem] = field(default_factory=list)
-    _held: list[ForwardItem] = field(default_factory=list)
-    _held_senders: set[Hashable] = field(default_factory=set)
-    _asked: int = 0
+    _in_flight: list[ForwardItem] = field(default_factory=list)
+    _deferred: list[ForwardItem] = field(default_factory=list)
+    _deferred_senders: set[Hashable] = field(default_factory=set)
+    _asked_s: int = 0
     _ended: set[Seq] = field(default_factory=set)
     _failures: int = 0
 
-    def hand(self, items: Sequence[frames.DeliverItem]) -> None:
-        """Take what the inbox hands over."""
+    def add(self, items: Sequence[frames.DeliverItem]) -> None:
+        """Add what the inbox delivers."""
         for item in items:
             wire = item.envelope
             if not isinstance(wire, bytes):
-                raise TypeError("a courier carries wire bytes")
+                raise TypeError("a forwarder needs wire bytes")
             self._ready.append(ForwardItem(item.seq, wire, item.redelivered))
 
     def __len__(self) -> int:
-        """How many envelopes are in hand."""
-        return len(self._ready) + len(self._under_way) + len(self._held)
+        """Return the number of envelopes that have not ended."""
+        return len(self._ready) + len(self._in_flight) + len(self._deferred)
 
-    def take(self, most: int, most_bytes: int) -> list[ForwardItem]:
-        """The next batch; nothing while one is under way."""
-        if self._under_way:
+    def next_batch(self, max_count: int, max_bytes: int) -> list[ForwardItem]:
+        """Put the next batch in flight; return nothing while one is."""
+        if self._in_flight:
             return []
-        self._pass_over_held()
+        self._skip_deferred_senders()
         if not self._ready:
             self._release()
         size = 0
-        while self._ready and len(self._under_way) < most:
+        while self._ready and len(self._in_flight) < max_count:
             size += len(self._ready[0].wire)
-            if self._under_way and size > most_bytes:
+            if self._in_flight and size > max_bytes:
                 break
-            self._under_way.append(self._ready.popleft())
-            self._pass_over_held()
-        return list(self._under_way)
+            self._in_flight.append(self._ready.popleft())
+            self._skip_deferred_senders()
+        return list(self._in_flight)
 
-    def _pass_over_held(self) -> None:
-        """What comes next is of nobody whom the home has refused in this round."""
-        while self._held and self._ready and self._sender(self._ready[0]) in self._held_senders:
-            self._held.append(self._ready.popleft())
+    def _skip_deferred_senders(self) -> None:
+        """Defer envelopes of refused senders until one of another sender is next."""
+        while self._deferred and self._ready and self._sender_is_deferred(self._ready[0]):
+            self._deferred.append(self._ready.popleft())
 
-    def _sender(self, item: ForwardItem) -> Hashable:
-        return self.sender_of(item.wire)
+    def _sender_is_deferred(self, item: ForwardItem) -> bool:
+        return self.sender_of(item.wire) in self._deferred_senders
 
-    def doubtful(self) -> Seq:
-        """The last seq that some relay may have while it still waits here; 0: there is none."""
-        waiting = (*self._held, *self._ready)
-        left = [*self._under_way, *(item for item in waiting if item.maybe_at)]
+    def maybe_sent_upto(self) -> Seq:
+        """Return the last seq that waits here and that some relay may have; 0 if there is none."""
+        waiting = (*self._deferred, *self._ready)
+        left = [*self._in_flight, *(item for item in waiting if item.maybe_at)]
         return max((*self._ended, *(item.seq for item in left)), default=Seq(0))
 
-    def concluded(self, seqs: Iterable[Seq]) -> None:
-        """These ended here, too, durably."""
+    def on_acked(self, seqs: Iterable[Seq]) -> None:
+        """Note that the acks of these are durable here."""
         self._ended.difference_update(seqs)
 
     # ------------------------------------------------------------ answers
 
-    def answered(
+    def on_answer(
         self,
         relay: Did,
         receipt: Receipt | None,
         outcomes: Sequence[ReceiptItem | frames.Rejection],
     ) -> ForwardResult:
-        """Take a relay's answer to the batch under way, item by item, in its order."""
-        taken: list[Seq] = []
+        """Take a relay's answer to the batch in flight, item by item, in its order."""
+        forwarded: list[Seq] = []
         refused: list[tuple[Seq, str]] = []
         left: list[ForwardItem] = []
-        noes: list[frames.Rejection] = []
+        refusals: list[frames.Rejection] = []
         is_enough = receipt is not None and _RANK[receipt.durability] >= _RANK[self.durability]
-        for item, outcome in zip(self._under_way, outcomes, strict=True):
+        for item, outcome in zip(self._in_flight, outcomes, strict=True):
             if isinstance(outcome, ReceiptItem):
                 if is_enough and outcome.custody == "inbox":
-                    taken.append(item.seq)
+                    forwarded.append(item.seq)
                 else:
-                    left.append(_maybe(item, relay))
-            elif outcome.error in PERMANENT and not _is_untold(item):
+                    left.append(item.sent_to(relay))
+            elif outcome.error in PERMANENT and not item.is_unflagged:
                 refused.append((item.seq, outcome.error))
             else:
-                noes.append(outcome)
-                left.append(_maybe(item, relay) if outcome.stored == "unknown" else item)
-        self._ended.update(taken, (seq for seq, _ in refused))
-        return self._after(tuple(taken), tuple(refused), left, noes)
+                refusals.append(outcome)
+                left.append(item.sent_to(relay) if outcome.stored == "unknown" else item)
+        self._ended.update(forwarded, (seq for seq, _ in refused))
+        return self._result(ForwardResult(tuple(forwarded), tuple(refused)), left, refusals)
 
-    def _after(
-        self, taken: tuple[Seq, ...], refused: tuple[tuple[Seq, str], ...], left: list[ForwardItem],
-        noes: list[frames.Rejection],
-    ) -> ForwardResult:  # fmt: skip
-        """What is left is tried again later; of refused senders after all others'."""
-        if taken:
+    def _result(
+        self, done: ForwardResult, left: list[ForwardItem], refusals: list[frames.Rejection]
+    ) -> ForwardResult:
+        """Decide when the rest is tried again; refused senders come after all others."""
+        if done.forwarded:
             self._failures = 0
-        if len(noes) == len(left) and all(no.error in OF_SENDER for no in noes):
-            self._hold(left, noes)
+        if len(refusals) == len(left) and all(one.error in OF_SENDER for one in refusals):
+            self._defer(left, refusals)
             if self._ready:
-                return ForwardResult(taken, refused)
+                return done
             self._release()
             if not self._ready:
                 self._failures = 0
-                return ForwardResult(taken, refused)
+                return done
         else:
             self._put_back(left)
-        if any(no.error in PERMANENT for no in noes):
-            return ForwardResult(taken, refused, 0.0, is_anew=True)
-        return self._later(taken, refused, noes)
+        if any(one.error in PERMANENT for one in refusals):
+            return replace(done, wait_s=0.0, must_reopen=True)
+        return self._retry_later(done, refusals)
 
-    def _hold(self, items: Sequence[ForwardItem], noes: Sequence[frames.Rejection]) -> None:
-        self._under_way = []
-        self._held += items
-        self._held_senders.update(map(self._sender, items))
-        self._asked = max((self._asked, *(no.retry_after or 0 for no in noes)))
-        self._pass_over_held()
+    def _defer(self, items: Sequence[ForwardItem], refusals: Sequence[frames.Rejection]) -> None:
+        self._in_flight = []
+        self._deferred += items
+        self._deferred_senders.update(self.sender_of(item.wire) for item in items)
+        self._asked_s = max((self._asked_s, *(one.retry_after or 0 for one in refusals)))
+        self._skip_deferred_senders()
 
     def _release(self) -> None:
-        """One round is over: all is in order again."""
-        ordered = sorted((*self._held, *self._ready), key=lambda item: item.seq)
-        self._ready, self._held, self._held_senders = deque(ordered), [], set()
+        """End a round: make all deferred envelopes ready again, in order."""
+        ordered = sorted((*self._deferred, *self._ready), key=lambda item: item.seq)
+        self._ready, self._deferred, self._deferred_senders = deque(ordered), [], set()
 
-    def _later(
-        self,
-        taken: tuple[Seq, ...],
-        refused: tuple[tuple[Seq, str], ...],
-        noes: list[frames.Rejection],
+    def _retry_later(
+        self, done: ForwardResult, refusals: Sequence[frames.Rejection]
     ) -> ForwardResult:
-        record = next((no.record for no in noes if no.record is not None), None)
+        record = next((one.record for one in refusals if one.record is not None), None)
         if record is not None:
-            # at once, but once only: the record may be no news, then this is a circle
+            # at once, but once only: a record that is not new here would lead in a circle
             wait_s = self._pause() if self._failures else 0.0
             self._failures = max(self._failures, 1)
-            return ForwardResult(taken, refused, wait_s, record=record)
-        asked = min(max((self._asked, *(no.retry_after or 0 for no in noes))), LONGEST_ASKED_S)
-        self._asked = 0
-        shut = next((no for no in noes if no.error in CLOSING), None)
-        wait_s, closed = max(self._pause(), float(asked)), None
-        if shut is not None:
-            # tried again no sooner than admitted again: each try costs its senders' rates there
+            return replace(done, wait_s=wait_s, record=record)
+        asked_s = max((self._asked_s, *(one.retry_after or 0 for one in refusals)))
+        asked_s, self._asked_s = min(asked_s, MAX_ASKED_PAUSE_S), 0
+        closing = next((one for one in refusals if one.error in CLOSING), None)
+        wait_s, closed = max(self._pause(), float(asked_s)), None
+        if closing is not None:
+            # retry no sooner than new mail is admitted: each try costs its senders' rates there
             wait_s = max(wait_s, CLOSED_S)
-            closed = Refusal(shut.error, shut.detail, retry_after=ceil(wait_s))
-        return ForwardResult(taken, refused, wait_s, closed)
+            closed = Refusal(closing.error, closing.detail, retry_after=ceil(wait_s))
+        return replace(done, wait_s=wait_s, closed=closed)
 
-    def lost(self, relay: Did) -> float:
-        """No answer: it may have them; gives the seconds until they are tried again."""
-        self._put_back([_maybe(item, relay) for item in self._under_way])
+    def on_no_answer(self, relay: Did) -> float:
+        """Note that the relay may have the batch; return the seconds until the next try."""
+        self._put_back([item.sent_to(relay) for item in self._in_flight])
         return self._pause()
 
-    def unsent(self) -> float:
-        """They never left; gives the seconds until they are tried again."""
-        self._put_back(self._under_way)
+    def on_not_sent(self) -> float:
+        """Note that no relay has the batch; return the seconds until the next try."""
+        self._put_back(self._in_flight)
         return self._pause()
 
     def _put_back(self, items: Sequence[ForwardItem]) -> None:
-        self._under_way = []
+        self._in_flight = []
         self._ready.extendleft(reversed(items))
 
     def _pause(self) -> float:
-        pause = doubling_pause_s(self._failures, FIRST_PAUSE_S, LONGEST_PAUSE_S)
+        pause = doubling_pause_s(self._failures, FIRST_PAUSE_S, MAX_PAUSE_S)
         self._failures += 1
         return pause
-
-
-def is_marked(item: ForwardItem, relay: Did) -> bool:
-    """Whether its agent may have been handed it before, as seen by ``relay``.
-
-    What that relay itself may have stored needs no mark: it knows the id.
-    """
-    return item.redelivered or bool(item.maybe_at - {relay})
-
-
-def _is_untold(item: ForwardItem) -> bool:
-    """Whether a relay may have had it and no durable mark says so, by which its bounce would go."""
-    return bool(item.maybe_at) and not item.redelivered
-
-
-def _maybe(item: ForwardItem, relay: Did) -> ForwardItem:
-    return item._replace(maybe_at=item.maybe_at | {relay})

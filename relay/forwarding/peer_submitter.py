@@ -1,61 +1,45 @@
-"""Carriers: what couriers have for one relay goes there together (GUARANTEES.md R7, S1).
+"""Peer submitters: each sends the batches of several forwarders to one relay.
 
-Rules of the file: a courier has one batch under way, a carrier several; those that wait are put
-into one submit, so that a peer with many recipients costs one frame, and one fsync there, for all.
+A forwarder has one batch in flight, a submitter several. It joins waiting batches into one submit:
+a peer with many recipients then costs one frame, and one fsync there, for all. A relay that loses
+two submits in a row opens the circuit breaker: forwarders go on with other homes meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Final, Protocol
+from typing import Final
 
 from relay import clock
-from relay.forwarding.model import (
-    ForwardItem,
-    is_marked,
-)
-from relay.peering.ports import (
-    PeerLinks,
-    SubmitResult,
-)
-from relay.protocol import frames
+from relay.forwarding.model import ForwardItem, is_redelivered
+from relay.peering.ports import PeerLinks, SubmitResult
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
+from relay.protocol.frames import MAX_ENVELOPES
 from relay.protocol.ids import Did
-from relay.tasks import isolated
+from relay.tasks import Spawn, isolated
 
-MOST_BYTES: Final = 1_500_000
+MAX_SUBMIT_BYTES: Final = 1_500_000
 """Wire bytes of one submit: well below the 2 MiB of a frame."""
-AT_ONCE: Final = 4
-FIRST_HOLD_S: Final = 5.0
-LONGEST_HOLD_S: Final = 20.0
-REMEMBERED_S: Final = 60.0
-
-
-class Spawn(Protocol):
-    """Runs work beside; it ends with the node."""
-
-    def __call__(self, work: Coroutine[Any, Any, None]) -> object:
-        """Start it."""
-        ...
+MAX_IN_FLIGHT: Final = 4
+FIRST_BREAK_S: Final = 5.0
+MAX_BREAK_S: Final = 20.0
+REMEMBER_S: Final = 60.0
+"""A submitter remembers lost submits for this long after the breaker has closed."""
 
 
 class NotSentError(UnavailableError):
-    """The relay was not reached: it has none of them."""
+    """The relay was not reached: it has none of the envelopes."""
 
 
 @dataclass(slots=True, eq=False)
 class _Batch:
-    """The batch of one courier, and where its answer goes."""
+    """A batch of one forwarder, and the future of its answer."""
 
     items: Sequence[ForwardItem]
     answer: asyncio.Future[SubmitResult]
@@ -64,16 +48,21 @@ class _Batch:
     def bytes(self) -> int:
         return sum(len(item.wire) for item in self.items)
 
+    def fail(self, exc: RelayError) -> None:
+        if not self.answer.done():
+            # a new exception for each task: one that is raised twice grows its traceback
+            self.answer.set_exception(type(exc)(exc.code, exc.detail, retry_after=exc.retry_after))
+
 
 class PeerSubmitter:
-    """Takes parcels to one relay.
+    """Sends batches to one relay.
 
     Args:
         me: this relay, named in ``hops``.
-        home: where they go.
+        home: the relay that gets them.
         links: dials it.
-        spawn: runs a submit beside the others.
-        handoff: the hand-off that all of them are part of; "" = none.
+        spawn: runs a submit in the background.
+        handoff: the hand-off that all of them belong to; "" = none.
     """
 
     def __init__(
@@ -85,107 +74,140 @@ class PeerSubmitter:
         self._spawn = spawn
         self._handoff = handoff
         self._waiting: deque[_Batch] = deque()
-        self._under_way = 0
+        self._in_flight = 0
         self._is_due = False
         self._losses = 0
-        self._lost_at = self._held_until = float("-inf")
+        self._lost_at = self._open_until = float("-inf")
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has nothing to do, and nothing to remember."""
-        is_past = clock.monotonic() > self._held_until + REMEMBERED_S
+        """True if it has no batch and no lost submit to remember."""
+        is_past = clock.monotonic() > self._open_until + REMEMBER_S
         return not self._is_busy and (not self._losses or is_past)
 
     @property
     def _is_busy(self) -> bool:
-        return bool(self._waiting or self._under_way or self._is_due)
+        return bool(self._waiting or self._in_flight or self._is_due)
 
     def submit(self, items: Sequence[ForwardItem]) -> asyncio.Future[SubmitResult]:
-        """Submit a batch, at most 256; perhaps together with others'. Awaited, it may raise.
+        """Submit a batch of at most 256, perhaps together with others; await the answer.
 
         Raises:
             NotSentError: the relay was not reached.
-            UnavailableError: no answer: it may have them.
-            RelayError: it refused them all.
+            UnavailableError: no answer: the relay may have them.
+            RelayError: the relay refused them all.
         """
-        hold_s = self._held_until - clock.monotonic()
-        # who has lost two in a row is tried with one at a time: couriers have others to serve
-        if self._losses > 1 and (hold_s > 0 or self._is_busy):
-            raise _silent(max(hold_s, FIRST_HOLD_S))
+        left_s = self._open_until - clock.monotonic()
+        # after two losses in a row: one batch at a time, the other forwarders go elsewhere
+        if self._losses > 1 and (left_s > 0 or self._is_busy):
+            raise _silent(max(left_s, FIRST_BREAK_S))
         answer: asyncio.Future[SubmitResult] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Batch(items, answer))
-        self._soon()
+        self._schedule()
         return answer
 
-    def _soon(self) -> None:
-        # one turn of the event loop later: what one commit brought comes together
-        if not self._is_due and self._under_way < AT_ONCE and self._waiting:
+    def _schedule(self) -> None:
+        # one turn of the event loop later: so the batches of one commit are joined
+        if not self._is_due and self._in_flight < MAX_IN_FLIGHT and self._waiting:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._go)
+            asyncio.get_running_loop().call_soon(self._start)
 
-    def _go(self) -> None:
+    def _start(self) -> None:
         self._is_due = False
-        parcels = self._take()
-        if parcels:
-            self._under_way += 1
-            self._spawn(self._carry(parcels))
-        self._soon()
+        batches = self._join()
+        if batches:
+            self._in_flight += 1
+            self._spawn(self._send(batches))
+        self._schedule()
 
-    def _take(self) -> list[_Batch]:
-        taken: list[_Batch] = []
+    def _join(self) -> list[_Batch]:
+        joined: list[_Batch] = []
         count = size = 0
         while self._waiting:
             first = self._waiting[0]
             count, size = count + len(first.items), size + first.bytes
-            if taken and (count > frames.MAX_ENVELOPES or size > MOST_BYTES):
+            if joined and (count > MAX_ENVELOPES or size > MAX_SUBMIT_BYTES):
                 break
-            taken.append(self._waiting.popleft())
-        return [parcel for parcel in taken if not parcel.answer.done()]
+            joined.append(self._waiting.popleft())
+        return [batch for batch in joined if not batch.answer.done()]
 
-    async def _carry(self, parcels: list[_Batch]) -> None:
+    async def _send(self, batches: list[_Batch]) -> None:
+        failure = RelayError(ErrorCode.INTERNAL, "a bug of this relay")
         try:
             with isolated("carrier"):
                 try:
-                    taken = await self._submit([item for one in parcels for item in one.items])
+                    result = await self._submit([item for one in batches for item in one.items])
                 except RelayError as exc:
-                    _fail(parcels, exc)
+                    failure = exc
                 else:
-                    _hand_out(parcels, taken)
+                    _distribute(batches, result)
         finally:
-            # a courier waits for each answer
-            _fail(parcels, RelayError(ErrorCode.INTERNAL, "a bug of this relay"))
-            self._under_way -= 1
-            self._soon()
+            # a forwarder waits for each answer; those that have theirs stay as they are
+            for batch in batches:
+                batch.fail(failure)
+            self._in_flight -= 1
+            self._schedule()
 
     async def _submit(self, items: Sequence[ForwardItem]) -> SubmitResult:
         home = self._home
         try:
             link = await self._links.reach(home.did, home.url, handoff=bool(self._handoff))
         except RelayError as exc:
-            said = NotSentError(exc.code, exc.detail, retry_after=exc.retry_after)
-            raise said from exc
+            raise NotSentError(exc.code, exc.detail, retry_after=exc.retry_after) from exc
         began = clock.monotonic()
-        marked = [at for at, item in enumerate(items) if is_marked(item, home.did)]
+        marked = [at for at, item in enumerate(items) if is_redelivered(item, home.did)]
         wires = [item.wire for item in items]
         try:
-            taken = await link.submit(wires, hops=(self._me,), marked=marked, handoff=self._handoff)
+            result = await link.submit(
+                wires, hops=(self._me,), marked=marked, handoff=self._handoff
+            )
         except UnavailableError:
-            self._lost(began)
+            self._on_loss(began)
             raise
         self._losses = 0
-        return taken
+        return result
 
-    def _lost(self, began: float) -> None:
-        """No answer; several that were under way together are one loss."""
+    def _on_loss(self, began: float) -> None:
+        """Count a lost submit; several that were in flight together are one loss."""
         now = clock.monotonic()
         if began < self._lost_at:
             return
         self._losses, self._lost_at = self._losses + 1, now
         if self._losses > 1:
-            hold_s = doubling_pause_s(self._losses - 2, FIRST_HOLD_S, LONGEST_HOLD_S)
-            self._held_until = now + hold_s
-            _fail(list(self._waiting), _silent(hold_s))
+            break_s = doubling_pause_s(self._losses - 2, FIRST_BREAK_S, MAX_BREAK_S)
+            self._open_until = now + break_s
+            for batch in self._waiting:
+                batch.fail(_silent(break_s))
             self._waiting.clear()
+
+
+@dataclass(slots=True)
+class SubmitterPool:
+    """The submitters of one node; idle ones are dropped when a new one is made.
+
+    Args:
+        me: this relay.
+        links: other relays.
+        spawn: runs a submit in the background.
+    """
+
+    me: Did
+    links: PeerLinks
+    spawn: Spawn
+    _made: dict[tuple[Did, str, str, str], PeerSubmitter] = field(default_factory=dict)
+
+    def get(self, home: Home, handoff: str = "", inbox: str = "") -> PeerSubmitter:
+        """Return the submitter to a home, or for one hand-off of one inbox.
+
+        Agents choose the ids of hand-offs: those of two inboxes are never joined.
+        """
+        key = (home.did, home.url, handoff, inbox if handoff else "")
+        found = self._made.get(key)
+        if found is None:
+            self._made = {other: one for other, one in self._made.items() if not one.is_idle}
+            found = PeerSubmitter(self.me, home, self.links, self.spawn, handoff)
+            self._made[key] = found
+        return found
 
 
 def _silent(seconds: float) -> NotSentError:
@@ -193,22 +215,10 @@ def _silent(seconds: float) -> NotSentError:
     return NotSentError(ErrorCode.PEER_UNREACHABLE, detail, retry_after=ceil(seconds))
 
 
-def _hand_out(parcels: Sequence[_Batch], taken: SubmitResult) -> None:
+def _distribute(batches: Sequence[_Batch], result: SubmitResult) -> None:
     at = 0
-    for parcel in parcels:
-        until = at + len(parcel.items)
-        if not parcel.answer.done():
-            share = SubmitResult(taken.receipt, taken.compact, taken.outcomes[at:until])
-            parcel.answer.set_result(share)
+    for batch in batches:
+        until = at + len(batch.items)
+        if not batch.answer.done():
+            batch.answer.set_result(result._replace(outcomes=result.outcomes[at:until]))
         at = until
-
-
-def _fail(parcels: Sequence[_Batch], exc: RelayError) -> None:
-    for parcel in parcels:
-        if not parcel.answer.done():
-            parcel.answer.set_exception(_again(exc))
-
-
-def _again(exc: RelayError) -> RelayError:
-    """The same error for one more task: an exception that is raised twice grows its traceback."""
-    return type(exc)(exc.code, exc.detail, retry_after=exc.retry_after)

@@ -14,7 +14,6 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
-from relay.forwarding.peer_submitter import Spawn
 from relay.forwarding.routing import Routing
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
@@ -48,7 +47,7 @@ from relay.protocol.receipts import (
     position,
     sign_receipt,
 )
-from relay.tasks import side_by_side
+from relay.tasks import Spawn, side_by_side
 
 YIELD_EVERY: Final = 16
 """Envelopes verified before other connections get a turn; ~1 ms."""

@@ -18,9 +18,10 @@ import hashlib
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from relay import clock, log, metrics
+from relay.forwarding.ports import ForwardDecision
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     InboxRole,
@@ -78,13 +79,6 @@ HAND_S: Final = 30.0
 """A target that takes its time gives way: the inbox may be for another one by then."""
 
 
-class ForwardDecision(NamedTuple):
-    """How a courier is to go on: not at all, freely, or as part of a hand-off."""
-
-    may_carry: bool
-    handoff: str = ""
-
-
 @dataclass(slots=True)
 class DigestSender:
     """Says digests.
@@ -101,7 +95,7 @@ class DigestSender:
     why: dict[AgentKey, str] = field(default_factory=dict)
     """What keeps a mover of this node from going on, for a person."""
 
-    async def lead(self, inbox: AgentKey) -> ForwardDecision:
+    async def prepare_forward(self, inbox: AgentKey) -> ForwardDecision:
         """Act upon the record, say the digest if it is due; whether a courier may go then."""
         kept = await self.handoffs.settle(inbox, anew=True)
         until = clock.monotonic() + LEASE_S * 0.6
@@ -116,12 +110,12 @@ class DigestSender:
             except RelayError as exc:
                 self._failed(inbox, exc)
                 if pause_s is None or clock.monotonic() + pause_s > until:
-                    return ForwardDecision(may_carry=False)
+                    return ForwardDecision(may_forward=False)
                 await asyncio.sleep(pause_s)
                 kept = await self.handoffs.settle(inbox)
         side = kept.side
         if side.mode is not Mode.FROZEN or side.handoff is None:
-            return ForwardDecision(may_carry=side.holding is InboxRole.FORWARDING)
+            return ForwardDecision(may_forward=side.holding is InboxRole.FORWARDING)
         may_carry = side.holding is InboxRole.FORWARDING and side.names_target
         is_shown = may_carry and _evidence(side, kept, await self.store.handoff(inbox))
         return ForwardDecision(may_carry, side.handoff.id if is_shown else "")
@@ -143,7 +137,7 @@ class DigestSender:
             return []
         return [_target(side, kept, row)]
 
-    async def forgotten(self, inbox: AgentKey, handoff: str) -> None:
+    async def on_unknown_handoff(self, inbox: AgentKey, handoff: str) -> None:
         """The target refuses mail of a hand-off that it does not know: say the digest again."""
         with contextlib.suppress(RelayError):
             await self.handoffs.take(inbox, DigestForgotten(handoff))

@@ -248,8 +248,8 @@ def build_forwarding(
         delivery=base.delivery,
         routing=routing,
         links=links,
-        learn=gossip.on_record_reply,
-        mover=mover,
+        merge_record=gossip.on_record_reply,
+        handoffs=mover,
         due=base.due,
     )
 

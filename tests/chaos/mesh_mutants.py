@@ -79,11 +79,11 @@ def ack_before_receipt() -> None:
     ) -> ForwardResult:
         async def send() -> None:
             with contextlib.suppress(RelayError):
-                await self._needs.carrier(home).submit(items)
+                await self._deps.submitters.get(home).submit(items)
 
-        self._needs.spawn(send())
-        self._load._under_way = []
-        self._forwarded = Forwarded(parse_did(home.did).agent_key, bytes(32))
+        self._deps.spawn(send())
+        self._window._in_flight = []
+        self._proof = Forwarded(parse_did(home.did).agent_key, bytes(32))
         return ForwardResult(tuple(item.seq for item in items))
 
     InboxForwarder._submit = believe  # type: ignore[method-assign]
@@ -92,7 +92,7 @@ def ack_before_receipt() -> None:
 def tries_for_ever() -> None:
     """A courier keeps the order strictly, and takes no "never" for an answer."""
     model.PERMANENT = frozenset()  # type: ignore[misc]
-    forwarder.BATCH = 1  # type: ignore[misc]
+    forwarder.BATCH = (1, forwarder.MAX_SUBMIT_BYTES)  # type: ignore[misc]
 
 
 def no_bound() -> None:
@@ -102,7 +102,7 @@ def no_bound() -> None:
 
 def no_marks() -> None:
     """What another relay may have handed over already is passed on as new."""
-    peer_submitter.is_marked = lambda *_: False  # type: ignore[assignment]
+    peer_submitter.is_redelivered = lambda *_: False  # type: ignore[assignment]
 
 
 class MisfiledAtHome(Misfiled):

@@ -324,8 +324,8 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
         delivery=delivery,
         routing=Routing(resolving, links),
         links=links,
-        learn=learn,
-        mover=DigestSender(handoffs, store, links),
+        merge_record=learn,
+        handoffs=DigestSender(handoffs, store, links),
     )
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(acks.run()), tasks.create_task(forwarding.run())]

@@ -177,7 +177,7 @@ async def test_a_sender_who_is_refused_for_now_keeps_nobody_else_waiting():
 
 
 async def test_a_relay_that_never_answers_keeps_no_courier_from_the_others(monkeypatch):
-    monkeypatch.setattr(scheduler, "MOST_COURIERS", 4)
+    monkeypatch.setattr(scheduler, "MAX_FORWARDERS", 4)
 
     async def silence(far, wires):
         assert far.got

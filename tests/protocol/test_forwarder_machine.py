@@ -23,7 +23,7 @@ from relay.forwarding.model import (
     ForwardItem,
     ForwardResult,
     ForwardWindow,
-    is_marked,
+    is_redelivered,
 )
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import (
@@ -161,7 +161,7 @@ class CourierWorld:
             match effect:
                 case Send(Deliver() as frame):
                     one.handed.update(item.seq for item in frame.items)
-                    one.load.hand(frame.items)
+                    one.load.add(frame.items)
                 case Read():
                     one.reads.append(effect)
                 case EndSession():
@@ -177,7 +177,7 @@ class CourierWorld:
     def carry(self, most: int) -> None:
         one = self.courier
         assert one is not None
-        one.batch, one.to = one.load.take(most, 60), self.home
+        one.batch, one.to = one.load.next_batch(most, 60), self.home
         self.check_batch(one)
 
     def answer(self, kinds: list[str]) -> None:
@@ -192,7 +192,7 @@ class CourierWorld:
             outcomes.append(self.outcome(relay, item, eid, kinds[at % len(kinds)], weak=weak))
         receipt = Receipt(relay.did, 1, "unverified" if weak else "fsync", ())
         batch, one.batch = one.batch, []
-        answer = one.load.answered(one.to, receipt, outcomes)
+        answer = one.load.on_answer(one.to, receipt, outcomes)
         self.conclude(one, answer, batch)
 
     def outcome(
@@ -219,20 +219,20 @@ class CourierWorld:
         """It is stored there; if not marked, no other relay may have it."""
         if eid in relay.has:
             return
-        marked = is_marked(item, relay.did)
+        marked = is_redelivered(item, relay.did)
         others = [one.did for one in self.relays.values() if eid in one.has]
         if others and not marked:
             raise BrokenPromiseError(f"{item.seq} is at {others} and comes unmarked to another")
         relay.has[eid] = marked
 
     def conclude(self, one: Courier, answer: ForwardResult, batch: list[ForwardItem]) -> None:
-        assert {*answer.taken, *(seq for seq, _ in answer.refused)} <= {i.seq for i in batch}
-        if answer.is_anew:
+        assert {*answer.forwarded, *(seq for seq, _ in answer.refused)} <= {i.seq for i in batch}
+        if answer.must_reopen:
             one.must_leave = True
-        if answer.taken or answer.refused:
+        if answer.forwarded or answer.refused:
             proof = Forwarded(parse_did(one.to).agent_key, bytes(32))
             fence, epoch = one.delivery.fence, one.delivery.epoch
-            one.acks.append(InboxAck(fence, epoch, answer.taken, Seq(0), answer.refused, proof))
+            one.acks.append(InboxAck(fence, epoch, answer.forwarded, Seq(0), answer.refused, proof))
 
     def lose(self, arrives: list[bool]) -> None:
         """The answer is lost; perhaps they are there."""
@@ -242,13 +242,13 @@ class CourierWorld:
         for at, item in enumerate(batch):
             if arrives[at % len(arrives)]:
                 self.arrive(self.relays[one.to], item, self.by_seq[item.seq])
-        one.load.lost(one.to)
+        one.load.on_no_answer(one.to)
 
     def unsent(self) -> None:
         one = self.courier
         assert one is not None
         one.batch = []
-        one.load.unsent()
+        one.load.on_not_sent()
 
     def ack(self, *, is_stored: bool, is_told: bool) -> None:
         """The store decides the oldest ack, and says so, or not."""
@@ -264,7 +264,7 @@ class CourierWorld:
             return
         one.acks.pop(0)
         if isinstance(result, Acked):
-            one.load.concluded((*asked.seqs, *(seq for seq, _ in asked.refuse)))
+            one.load.on_acked((*asked.seqs, *(seq for seq, _ in asked.refuse)))
         else:
             one.acks.insert(0, asked)
         self.perform(one.delivery.on_acked(asked, result))
@@ -287,7 +287,7 @@ class CourierWorld:
             return
         if one.batch:
             return
-        doubt = one.load.doubtful()
+        doubt = one.load.maybe_sent_upto()
         self.inbox.close_session(one.delivery.fence, doubt)
         self.courier = None
 
@@ -310,7 +310,7 @@ class CourierWorld:
         if seqs != sorted(seqs):
             raise BrokenPromiseError("a later one overtakes an earlier one")
         for item in one.batch:
-            left = (*one.load._ready, *one.load._held)
+            left = (*one.load._ready, *one.load._deferred)
             if any(o.seq < item.seq and len(o.wire) == len(item.wire) for o in left):
                 raise BrokenPromiseError("a later one overtakes an earlier one of its sender")
 
@@ -338,7 +338,7 @@ class CourierWorld:
         one = self.courier
         if one is not None:
             load = one.load
-            in_hand = {i.seq for i in (*load._ready, *load._under_way, *load._held)}
+            in_hand = {i.seq for i in (*load._ready, *load._in_flight, *load._deferred)}
             asked = {seq for ack in one.acks for seq in _named(ack)}
             lost = {seq for seq in one.handed if seq in self.inbox.live} - in_hand - asked
             if lost:
@@ -470,34 +470,34 @@ TestCourier = CourierMachine.TestCase
 class Credulous(ForwardWindow):
     """Takes any receipt for the end of its custody."""
 
-    def answered(self, relay, receipt, outcomes):
+    def on_answer(self, relay, receipt, outcomes):
         strong = [
             one._replace(custody="inbox") if isinstance(one, ReceiptItem) else one
             for one in outcomes
         ]
-        return super().answered(relay, receipt and replace(receipt, durability="fsync"), strong)
+        return super().on_answer(relay, receipt and replace(receipt, durability="fsync"), strong)
 
 
 class Forgetful(ForwardWindow):
     """Does not note who may have what it lost sight of."""
 
-    def lost(self, relay):
+    def on_no_answer(self, relay):
         assert relay
-        return self.unsent()
+        return self.on_not_sent()
 
 
 class Sure(ForwardWindow):
     """Has no doubts when it leaves."""
 
-    def doubtful(self):
+    def maybe_sent_upto(self):
         return Seq(0)
 
 
 class Quick(ForwardWindow):
     """Believes that what it has said is written down."""
 
-    def answered(self, relay, receipt, outcomes):
-        answer = super().answered(relay, receipt, outcomes)
+    def on_answer(self, relay, receipt, outcomes):
+        answer = super().on_answer(relay, receipt, outcomes)
         self._ended.clear()
         return answer
 
@@ -505,16 +505,16 @@ class Quick(ForwardWindow):
 class Blunt(ForwardWindow):
     """Refuses for good what a relay may have had, as if it had never left."""
 
-    def answered(self, relay, receipt, outcomes):
-        self._under_way = [item._replace(maybe_at=frozenset()) for item in self._under_way]
-        return super().answered(relay, receipt, outcomes)
+    def on_answer(self, relay, receipt, outcomes):
+        self._in_flight = [item._replace(maybe_at=frozenset()) for item in self._in_flight]
+        return super().on_answer(relay, receipt, outcomes)
 
 
 class Jumbled(ForwardWindow):
     """What is left goes behind what is ready."""
 
     def _put_back(self, items):
-        self._under_way = []
+        self._in_flight = []
         self._ready.extend(items)
 
 
