@@ -18,9 +18,9 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 from loadtest.posts import Stock
 from relay.protocol import frames
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientSession,
     Failed,
-    Login,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -51,7 +51,7 @@ class Agent(WSListener):
         self.failure: str | None = None
         self.transport: WSTransport | None = None
         self._url = url
-        self._session = AgentSession(key, Login(url, record=record), os.urandom)
+        self._session = ClientSession(key, LoginOptions(url, record=record), os.urandom)
         self._ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self._is_open = False
 

@@ -35,8 +35,8 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.migration_statement import (
-    Statement,
-    Tally,
+    MigrationCounters,
+    MigrationStatement,
 )
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import Speaker, make_envelope, speaker
@@ -83,7 +83,7 @@ class Found:
     lost: int = 0
     doubled: int = 0
     marked: int = 0
-    tally: Tally = field(default_factory=Tally)
+    tally: MigrationCounters = field(default_factory=MigrationCounters)
 
 
 async def measure(directory: Path, waiting: int = WAITING, acked: int = ACKED) -> Found:
@@ -188,7 +188,7 @@ async def _first(relay: RelayProcess, key: SigningKey) -> float:
         return time.perf_counter()
 
 
-async def _until_empty(me: Traveller, began: float) -> Statement:
+async def _until_empty(me: Traveller, began: float) -> MigrationStatement:
     while True:
         said = await me.state(me.source)
         if not said.tally.waiting:

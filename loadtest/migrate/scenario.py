@@ -26,7 +26,9 @@ from loadtest.migrate import move
 from loadtest.migrate.move import Found
 from loadtest.process import RelayFailedError
 from relay.protocol.errors import RelayError
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 MOST_S: Final = 10.0
@@ -143,7 +145,7 @@ def _is_good(found: Sequence[Found]) -> bool:
 
 
 def _run_object(one: Found) -> Object:
-    facts = dataclasses.asdict(dataclasses.replace(one, tally=Tally()))
+    facts = dataclasses.asdict(dataclasses.replace(one, tally=MigrationCounters()))
     return {name: _rounded(value) for name, value in facts.items() if name != "tally"}
 
 

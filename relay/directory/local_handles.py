@@ -17,7 +17,11 @@ from relay.protocol import endpoint_record, handles
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import RESERVED, Handle, Heard
+from relay.protocol.handles import (
+    RESERVED,
+    Handle,
+    LookupResult,
+)
 from relay.protocol.ids import Did, Timestamp
 
 SERVED_S: Final = 30 * 24 * 3600
@@ -71,20 +75,20 @@ class LocalHandles:
         """Return True if the name is under this relay."""
         return handle.name is not None and handle.authority == self.authority
 
-    async def resolve(self, handle: Handle) -> Heard:
+    async def resolve(self, handle: Handle) -> LookupResult:
         """Return the agent of a name under this relay, absent, or unreadable."""
         try:
             row = await self.store.handle(handle.name or "")
             if row is None:
-                return Heard("absent", why="nobody has this name")
+                return LookupResult("absent", why="nobody has this name")
             row, is_listed = await self._updated(row, handle)
         except RelayError as exc:
-            return Heard("unreadable", why=f"the store does not answer: {exc.code}")
+            return LookupResult("unreadable", why=f"the store does not answer: {exc.code}")
         if row.left_at is None and not is_listed:
-            return Heard("absent", why="its agent does not use this name any more")
+            return LookupResult("absent", why="its agent does not use this name any more")
         if row.left_at is not None and self.now() >= row.left_at + SERVED_S:
-            return Heard("absent", why="its agent has left")
-        return Heard("found", row.did)
+            return LookupResult("absent", why="its agent has left")
+        return LookupResult("found", row.did)
 
     async def claim(self, record: EndpointRecord) -> None:
         """Give an agent that lives here the names under this relay that its record lists.

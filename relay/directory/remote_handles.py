@@ -18,7 +18,10 @@ from relay.limits import BoundedTtl
 from relay.peering.dialer import Dialer, NoAddressError
 from relay.protocol import handles
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import Handle, Heard
+from relay.protocol.handles import (
+    Handle,
+    LookupResult,
+)
 
 MAX_CACHED: Final = 10_000
 UNREACHABLE_HOST_S: Final = 30.0
@@ -49,11 +52,11 @@ class RemoteHandles:
         self._dialer = dialer
         self._local = local
         self._monotonic = monotonic
-        self._results: BoundedTtl[Handle, Heard] = BoundedTtl(MAX_CACHED)
+        self._results: BoundedTtl[Handle, LookupResult] = BoundedTtl(MAX_CACHED)
         self._unreachable: BoundedTtl[str, str] = BoundedTtl(MAX_CACHED)
         self._asking: Counter[str] = Counter()
 
-    async def resolve(self, handle: Handle) -> Heard:
+    async def resolve(self, handle: Handle) -> LookupResult:
         """Return the DID of a handle, absent, or unreadable; never raise for the network.
 
         The caller checks that the record of that DID lists the handle, too (PROTOCOL.md §7.5).
@@ -65,7 +68,7 @@ class RemoteHandles:
             return cached
         if self._asking[handle.authority] >= MAX_ASKED:
             detail = f"{handle.authority} is being asked about {MAX_ASKED} other handles"
-            return Heard("unreadable", why=detail)
+            return LookupResult("unreadable", why=detail)
         self._asking[handle.authority] += 1
         try:
             result = await self._ask(handle)
@@ -75,34 +78,34 @@ class RemoteHandles:
         self._results.put(handle, result, self._monotonic() + _CACHED_S[result.state])
         return result
 
-    async def _ask(self, handle: Handle) -> Heard:
+    async def _ask(self, handle: Handle) -> LookupResult:
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._ask_web(handle))]
             if handle.text_name is not None:
                 asked.append(group.create_task(self._ask_dns(handle.text_name)))
-        return handles.agreed([task.result() for task in asked])
+        return handles.combine([task.result() for task in asked])
 
-    async def _ask_web(self, handle: Handle) -> Heard:
+    async def _ask_web(self, handle: Handle) -> LookupResult:
         source = "agent-did" if handle.name is None else "WebFinger"
         problem = self._unreachable.get(handle.authority, self._monotonic())
         if problem is not None:
-            return Heard("unreadable", why=problem)
+            return LookupResult("unreadable", why=problem)
         accept = "text/plain" if handle.name is None else handles.JRD
         try:
             origin = self._dialer.origin_of(handle.authority)
             answer = await self._dialer.get(f"{origin}{handle.path}", accept=accept)
         except NoAddressError as exc:
-            return Heard("absent", why=f"{source}: {exc.detail}")
+            return LookupResult("absent", why=f"{source}: {exc.detail}")
         except RelayError as exc:
             problem = f"{source}: {exc.detail}"
             until = self._monotonic() + UNREACHABLE_HOST_S
             self._unreachable.put(handle.authority, problem, until)
-            return Heard("unreadable", why=problem)
-        read = handles.heard_text if handle.name is None else handles.heard_finger
+            return LookupResult("unreadable", why=problem)
+        read = handles.read_well_known if handle.name is None else handles.read_webfinger
         return read(answer.status, answer.body)
 
-    async def _ask_dns(self, name: str) -> Heard:
+    async def _ask_dns(self, name: str) -> LookupResult:
         try:
-            return handles.heard_records(await self._dialer.texts(name))
+            return handles.read_txt(await self._dialer.texts(name))
         except RelayError as exc:
-            return Heard("unreadable", why=f"TXT: {exc.detail}")
+            return LookupResult("unreadable", why=f"TXT: {exc.detail}")

@@ -25,7 +25,9 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import Question
+from relay.protocol.types import (
+    DedupKey,
+)
 
 KEY_BYTES: Final = 16
 EID_CHARS: Final = 43
@@ -42,7 +44,7 @@ def migration_router(node: Node) -> APIRouter:
         try:
             asked = await bodies.members(request)
             name = asked.one_of("step", frozenset(_STEPS))
-            order = migration_order.parse(asked.text("order", most=migration_order.MAX_BYTES))
+            order = migration_order.parse(asked.text("order", most=migration_order.MAX_ORDER_BYTES))
             return bodies.answer(await _STEPS[name](node.migrations, order, asked))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
@@ -103,7 +105,7 @@ async def _find(
     return {"states": list(await here.find(order, items))}
 
 
-def _item(value: object) -> tuple[Question, Eid]:
+def _item(value: object) -> tuple[DedupKey, Eid]:
     match value:
         case [int(hour), str(key), str(eid)] if (
             type(hour) is int and 0 <= hour < 2**32 and len(eid) == EID_CHARS
@@ -111,7 +113,7 @@ def _item(value: object) -> tuple[Question, Eid]:
             raw = jose.b64decode(key)
             if len(raw) != KEY_BYTES:
                 raise ValueError(f"a key has {KEY_BYTES} bytes")
-            return Question(raw, hour), Eid(eid)
+            return DedupKey(raw, hour), Eid(eid)
         case _:
             raise ValueError("an item is [hour, key, eid]")
 

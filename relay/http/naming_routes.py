@@ -26,13 +26,13 @@ from relay.protocol.errors import (
 )
 from relay.protocol.handles import (
     Handle,
-    Heard,
+    LookupResult,
 )
 
 _ACCT: Final = "acct:"
 _STATUS: Final = {"found": 200, "absent": 404, "unreadable": 503}
 
-Resource = Annotated[str, Query(max_length=handles.MAX_HANDLE + len(_ACCT))]
+Resource = Annotated[str, Query(max_length=handles.MAX_HANDLE_CHARS + len(_ACCT))]
 
 
 def naming_router(node: Node) -> APIRouter:
@@ -78,7 +78,7 @@ def _finger(status: int, jrd: dict[str, Any]) -> Response:
     return Response(jose.dumps(jrd), status, headers, media_type=handles.JRD)
 
 
-async def _whole(directory: Directory, handle: Handle, heard: Heard) -> dict[str, Any]:
+async def _whole(directory: Directory, handle: Handle, heard: LookupResult) -> dict[str, Any]:
     """The answer with the way back: the record, and whether it lists the handle."""
     found = await directory.resolve(heard.did) if heard.did else None
     record = found.record if found else None

@@ -144,7 +144,9 @@ class Accounts:
     settle: Callable[[AgentKey], Awaitable[object]]
     refused: RefusedLogins = field(default_factory=RefusedLogins)
 
-    async def authenticate(self, auth: frames.Auth) -> tuple[VerificationKey, handshake.Claims]:
+    async def authenticate(
+        self, auth: frames.Auth
+    ) -> tuple[VerificationKey, handshake.LoginClaims]:
         """Check who signed a login, and that it is for this relay; the nonce is the caller's.
 
         Raises:
@@ -159,7 +161,12 @@ class Accounts:
         return key, claims
 
     async def open(
-        self, auth: frames.Auth, key: VerificationKey, claims: handshake.Claims, *, until: int = 0
+        self,
+        auth: frames.Auth,
+        key: VerificationKey,
+        claims: handshake.LoginClaims,
+        *,
+        until: int = 0,
     ) -> tuple[Identity, frames.Welcome]:
         """Open the session of an authenticated dialler.
 
@@ -187,7 +194,7 @@ class Accounts:
         return self._welcome(key, claims, opened)
 
     def _open_peer(
-        self, key: VerificationKey, claims: handshake.Claims, *, is_connected: bool
+        self, key: VerificationKey, claims: handshake.LoginClaims, *, is_connected: bool
     ) -> tuple[Identity, frames.Welcome]:
         if not is_connected:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "relays converse over a WebSocket")
@@ -219,12 +226,12 @@ class Accounts:
         return None
 
     def _welcome(
-        self, key: VerificationKey, claims: handshake.Claims, opened: Opened | None
+        self, key: VerificationKey, claims: handshake.LoginClaims, opened: Opened | None
     ) -> tuple[Identity, frames.Welcome]:
         standing = (
-            handshake.Standing(opened.epoch, opened.cursor, opened.head)
+            handshake.InboxPosition(opened.epoch, opened.cursor, opened.head)
             if opened
-            else handshake.Standing(None, 0, 0)
+            else handshake.InboxPosition(None, 0, 0)
         )
         welcome = frames.Welcome(
             inbox=opened is not None,

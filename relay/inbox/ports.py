@@ -45,7 +45,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -173,7 +173,7 @@ class InboxStore(Protocol):
         ...
 
     async def status(
-        self, inbox: AgentKey, questions: Sequence[Question]
+        self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[Remembered | None]:
         """What became of ids; None where it is not known."""
         ...

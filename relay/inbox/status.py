@@ -35,7 +35,9 @@ from relay.protocol.ids import (
     parse_message_id,
 )
 from relay.protocol.jws import b64encode
-from relay.protocol.types import Question
+from relay.protocol.types import (
+    DedupKey,
+)
 from relay.tasks import side_by_side
 
 FOLLOW_S: Final = 3.0
@@ -69,7 +71,7 @@ class StatusOf:
     ) -> list[frames.StatusAnswer]:
         """One answer an item, in order; what cannot be told is ``unknown``; no asker: a peer."""
         answers = [frames.StatusAnswer(item.to, item.id, "unknown") for item in items]
-        asked: dict[AgentKey, dict[int, Question]] = {}
+        asked: dict[AgentKey, dict[int, DedupKey]] = {}
         for place, item in enumerate(items):
             sender = asker or item.sender
             if sender is None:
@@ -79,7 +81,7 @@ class StatusOf:
                 message_id = parse_message_id(item.id)
             except ValueError:
                 continue
-            question = Question(dedupe_key(sender, message_id), message_id_hour(message_id))
+            question = DedupKey(dedupe_key(sender, message_id), message_id_hour(message_id))
             asked.setdefault(inbox, {})[place] = question
         for inbox, questions in asked.items():
             found = await self.store.status(inbox, list(questions.values()))

@@ -66,9 +66,9 @@ from relay.protocol.jws import (
     b64encode,
 )
 from relay.protocol.types import (
-    DOUBT_BYTES,
-    Known,
+    MAYBE_SEEN_ID_BYTES,
     Mode,
+    MovedRules,
 )
 
 PAUSES_S: Final = (0.1, 0.3, 1.0, 2.0, 4.0)
@@ -183,7 +183,7 @@ class DigestSender:
         digest_id = hashlib.sha256()
         digest_id.update(f"{side.handoff.id} {' '.join(missing)}".encode())
         digest_id.update(struct.pack(">q", floor) + ids)
-        size = machine.DIGEST_PAGE * DOUBT_BYTES
+        size = machine.DIGEST_PAGE * MAYBE_SEEN_ID_BYTES
         parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
         return [
             frames.Migrate(
@@ -197,7 +197,7 @@ class DigestSender:
                 missing=missing,
                 floor=floor,
                 doubts=part,
-                known=known if number == 0 and known != Known() else None,
+                known=known if number == 0 and known != MovedRules() else None,
             )
             for number, part in enumerate(parts)
         ]
@@ -208,8 +208,8 @@ class DigestSender:
         while True:
             found = await self.store.doubts(inbox, after, machine.DIGEST_PAGE)
             some = found.ids
-            for at in range(0, len(some), DOUBT_BYTES):
-                ids[some[at : at + DOUBT_BYTES]] = None
+            for at in range(0, len(some), MAYBE_SEEN_ID_BYTES):
+                ids[some[at : at + MAYBE_SEEN_ID_BYTES]] = None
             after, floor = found.after, max(floor, found.floor)
             if not after:
                 # in one order, so that what is said again after a crash is the same digest; the

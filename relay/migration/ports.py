@@ -14,10 +14,12 @@ from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.types import (
-    Known,
-    Waiting,
+    MovedRules,
+    WaitingEnvelope,
 )
 
 
@@ -42,7 +44,7 @@ class MigrationRow:
     record: RecordRow | None = None
     former: str | None = None
     evidence: tuple[str, str] | None = None
-    tally: Tally = field(default_factory=Tally)
+    tally: MigrationCounters = field(default_factory=MigrationCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ class HandoffStore(Protocol):
         """All that are open, with their texts."""
         ...
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
         """What waits behind ``after``, in seq order."""
         ...
 
@@ -109,11 +111,11 @@ class HandoffStore(Protocol):
         """
         ...
 
-    async def known(self, inbox: AgentKey) -> Known:
+    async def known(self, inbox: AgentKey) -> MovedRules:
         """Whom the agent takes envelopes from."""
         ...
 
-    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
         """Add whom the agent took envelopes from elsewhere; what stands here stands.
 
         ``first_contact`` counts where "accept" stands here. What is over a bound is left out.

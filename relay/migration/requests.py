@@ -63,11 +63,13 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_statement import Statement
+from relay.protocol.migration_statement import (
+    MigrationStatement,
+)
 from relay.protocol.types import (
+    DedupKey,
     Mode,
-    Question,
-    Waiting,
+    WaitingEnvelope,
 )
 
 FREEZE_S: Final = 6.0
@@ -210,7 +212,7 @@ class MigrationRequests:
 
     async def inventory(
         self, order: MigrationOrder, after: Seq, most: int = MOST_ITEMS
-    ) -> Sequence[Waiting]:
+    ) -> Sequence[WaitingEnvelope]:
         """What waits here behind ``after``.
 
         Raises:
@@ -230,7 +232,7 @@ class MigrationRequests:
         return await self._statement(await self._verify(order, is_reading=True))
 
     async def find(
-        self, order: MigrationOrder, items: Sequence[tuple[Question, Eid]]
+        self, order: MigrationOrder, items: Sequence[tuple[DedupKey, Eid]]
     ) -> Sequence[frames.State]:
         """What became of these here.
 
@@ -261,7 +263,7 @@ class MigrationRequests:
         side = kept.side
         return handoffs.sign(
             self.key,
-            Statement(
+            MigrationStatement(
                 relay=self.key.did,
                 did=did_of(owner),
                 handoff=side.handoff.id if side.handoff else "",

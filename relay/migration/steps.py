@@ -286,7 +286,7 @@ class MigrationSteps:
         key = await self.keys.resolve(said.agent)
         evidence = _evidence(said.evidence, key)
         newest = endpoint_record.parse(row.record.compact)
-        named = migration_order.is_named(peer, evidence, newest)
+        named = migration_order.authorizes(peer, evidence, newest)
         if isinstance(evidence, MigrationOrder) and evidence.id == said.handoff:
             is_its_end = evidence.record.version == newest.version
             return (RecordRef.of(newest).handoff if is_its_end else said.handoff), named

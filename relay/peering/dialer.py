@@ -39,7 +39,7 @@ from relay.peering.fetch import (
 from relay.peering.urls import Target
 from relay.protocol import frames, hosts
 from relay.protocol.dial_allowlist import (
-    Allowed,
+    DialAllowlist,
     unwrapped,
 )
 from relay.protocol.errors import (
@@ -94,7 +94,7 @@ class Dialer:
         Raises:
             ValueError: one of ``networks`` is not a network.
         """
-        self._allowed = Allowed.of(networks)
+        self._allowed = DialAllowlist.of(networks)
         self._resolver = resolver or Dns()
         self._tls = tls
         self._dials = asyncio.Semaphore(DIALS)

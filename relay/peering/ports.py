@@ -14,7 +14,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.handles import (
     Handle,
-    Heard,
+    LookupResult,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -212,7 +212,7 @@ class Names(Protocol):
     The way back, whether the record of that DID lists the handle, is the caller's to look at.
     """
 
-    async def resolve(self, handle: Handle) -> Heard:
+    async def resolve(self, handle: Handle) -> LookupResult:
         """Found, with the DID; absent; or unreadable, and why. Never raises for the network."""
         ...
 

@@ -42,12 +42,12 @@ class OwnRelayInfo:
 
     def sign(self) -> str:
         """Return the signed description as of now."""
-        description = relay_info.Description(
+        description = relay_info.RelayDescription(
             url=self.url,
             software="did-relay",
             version=__version__,
             limits=self.limits,
-            retention_s=envelope.MAX_LIFETIME_S,
+            retention_s=envelope.MAX_ENVELOPE_LIFETIME_S,
             registration=self.registration,
             federation=self.peers.federation,
             durability=self.durability(),
@@ -74,6 +74,6 @@ class RelayInfoFetcher:
         if answer.status != OK:
             raise unreachable(f"{url}: no relay answers there (HTTP {answer.status})")
         try:
-            return jose.Members(jose.loads(answer.body)).text("jws", most=relay_info.MAX_BYTES)
+            return jose.Members(jose.loads(answer.body)).text("jws", most=relay_info.MAX_INFO_BYTES)
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, f"{url}: {exc}") from exc

@@ -30,7 +30,7 @@ from relay.protocol.jws import b64encode
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class LoginOptions:
     """What the agent brings to a login.
 
     Args:
@@ -56,7 +56,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class FrameReceived:
     """A frame for the application."""
 
     frame: (
@@ -94,10 +94,10 @@ class Close:
     code: ErrorCode | None
 
 
-Effect = Send | Ready | Heard | Failed | Close
+Effect = Send | Ready | FrameReceived | Failed | Close
 
 
-class Phase(Enum):
+class ClientPhase(Enum):
     """Where a conversation stands."""
 
     START = "start"
@@ -106,23 +106,23 @@ class Phase(Enum):
     CLOSED = "closed"
 
 
-class AgentSession:
+class ClientSession:
     """One conversation, as the agent sees it."""
 
     def __init__(
-        self, key: SigningKey, login: Login, entropy: Entropy, role: handshake.Role = "agent"
+        self, key: SigningKey, login: LoginOptions, entropy: Entropy, role: handshake.Role = "agent"
     ) -> None:
-        self.phase = Phase.START
+        self.phase = ClientPhase.START
         self._role = role
         self._key = key
         self._login = login
         self._cnonce = b64encode(entropy(handshake.NONCE_BYTES))
         self._hello: frames.Hello | None = None
-        self._claims: handshake.Claims | None = None
+        self._claims: handshake.LoginClaims | None = None
 
     def receive(self, frame: frames.Frame, now: Timestamp) -> list[Effect]:
         """Take one frame from the relay; ``now`` is the wall clock, Unix seconds."""
-        if self.phase is Phase.CLOSED:
+        if self.phase is ClientPhase.CLOSED:
             return []
         try:
             return self._take(frame, now)
@@ -133,11 +133,11 @@ class AgentSession:
         if isinstance(frame, frames.Bye):
             said = error(frame.error, frame.detail, retry_after=frame.retry_after)
             return self.fail(said, frame.record)
-        if self.phase is Phase.OPEN:
+        if self.phase is ClientPhase.OPEN:
             return self._hear(frame)
-        if isinstance(frame, frames.Hello) and self.phase is Phase.START:
+        if isinstance(frame, frames.Hello) and self.phase is ClientPhase.START:
             return self._answer(frame, now)
-        if isinstance(frame, frames.Welcome) and self.phase is Phase.PROVING:
+        if isinstance(frame, frames.Welcome) and self.phase is ClientPhase.PROVING:
             return self._check(frame)
         if isinstance(frame, frames.Error):
             return self.fail(error(frame.error, frame.detail, retry_after=frame.retry_after))
@@ -152,7 +152,7 @@ class AgentSession:
             detail = f"expected {expected}, found {hello.relay}"
             raise ProtocolError(ErrorCode.WRONG_RELAY, detail)
         self._hello = hello
-        self._claims = handshake.Claims(
+        self._claims = handshake.LoginClaims(
             subject=self._key.did,
             aud=expected,
             url=self._login.url,
@@ -160,16 +160,16 @@ class AgentSession:
             cnonce=self._cnonce,
             role=self._role,
         )
-        self.phase = Phase.PROVING
+        self.phase = ClientPhase.PROVING
         signed = handshake.sign_auth(self._key, self._claims, now)
         return [Send(frames.Auth(signed, self._login.record, self._login.invite))]
 
     def _check(self, welcome: frames.Welcome) -> list[Effect]:
         if self._claims is None or self._hello is None:
             raise ProtocolError(ErrorCode.BAD_FRAME, "welcome before hello")
-        standing = handshake.Standing(welcome.epoch, welcome.cursor, welcome.head)
+        standing = handshake.InboxPosition(welcome.epoch, welcome.cursor, welcome.head)
         handshake.verify_proof(welcome.proof, self._claims, standing)
-        self.phase = Phase.OPEN
+        self.phase = ClientPhase.OPEN
         return [Ready(self._claims.aud, self._hello, welcome)]
 
     @staticmethod
@@ -180,12 +180,12 @@ class AgentSession:
                 | frames.Statuses() | frames.Resolved() | frames.Published() | frames.Ruled()
                 | frames.Error()
             ):  # fmt: skip
-                return [Heard(frame)]
+                return [FrameReceived(frame)]
             case _:
                 detail = f"{type(frame).__name__} does not belong here"
                 raise ProtocolError(ErrorCode.BAD_FRAME, detail)
 
     def fail(self, exc: RelayError, record: str | None = None) -> list[Effect]:
         """End the conversation: what the other side said cannot be gone on with."""
-        self.phase = Phase.CLOSED
+        self.phase = ClientPhase.CLOSED
         return [Failed(exc, record), Close(None)]

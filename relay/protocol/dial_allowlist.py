@@ -92,7 +92,7 @@ def _network(word: str) -> Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
+class DialAllowlist:
     """The addresses that may be dialled.
 
     Args:
@@ -102,7 +102,7 @@ class Allowed:
     named: Networks = Networks()
 
     @classmethod
-    def of(cls, networks: Sequence[str]) -> Allowed:
+    def of(cls, networks: Sequence[str]) -> DialAllowlist:
         """Read networks in CIDR form.
 
         Raises:

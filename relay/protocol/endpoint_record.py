@@ -29,9 +29,9 @@ from relay.protocol.ids import (
 )
 
 TYP: Final = "agent-endpoints+jws"
-MAX_BYTES: Final = 4096
-MAX_LIFETIME_S: Final = 7 * 24 * 3600
-MAX_RELAYS: Final = 5
+MAX_RECORD_BYTES: Final = 4096
+RECORD_LIFETIME_S: Final = 7 * 24 * 3600
+MAX_HOMES: Final = 5
 MAX_HANDLES: Final = 8
 MAX_URL: Final = 512
 SKEW_S: Final = 300
@@ -80,7 +80,7 @@ class Home:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftHome:
+class FormerHome:
     """A relay that the agent has left; it may still hold mail ``until`` then."""
 
     did: Did
@@ -102,7 +102,7 @@ class EndpointRecord:
     relays: tuple[Home, ...]
     handles: tuple[str, ...]
     enc: bytes | None
-    drain: tuple[LeftHome, ...] = ()
+    drain: tuple[FormerHome, ...] = ()
 
     @property
     def version(self) -> RecordVersion:
@@ -124,7 +124,7 @@ def parse(compact: str) -> EndpointRecord:
 
 
 def _parse(compact: str) -> EndpointRecord:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_RECORD_BYTES)
     members = jws.members()
     if members.integer("v") != 1:
         raise jose.UnsupportedError("v must be 1")
@@ -132,8 +132,8 @@ def _parse(compact: str) -> EndpointRecord:
     if jws.header.kid != parse_did(did).kid:
         raise ValueError("kid is not a key of did")
     issued = members.integer("iat")
-    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
-    members.integer("ttl", least=1, most=MAX_LIFETIME_S)
+    expires = members.integer("exp", least=issued + 1, most=issued + RECORD_LIFETIME_S)
+    members.integer("ttl", least=1, most=RECORD_LIFETIME_S)
     status = members.text("status", most=16)
     if status not in {"active", "parked"}:
         raise ValueError("status must be active or parked")
@@ -145,10 +145,10 @@ def _parse(compact: str) -> EndpointRecord:
         issued_at=issued,
         expires_at=expires,
         status=status,  # type: ignore[arg-type]  # checked above
-        relays=tuple(_home(home) for home in members.array("relays", most=MAX_RELAYS)),
+        relays=tuple(_home(home) for home in members.array("relays", most=MAX_HOMES)),
         handles=_handles(members.optional_array("handles", most=MAX_HANDLES)),
         enc=members.base64("enc", size=32) if members.has("enc") else None,
-        drain=tuple(_left(left) for left in members.optional_array("drain", most=MAX_RELAYS)),
+        drain=tuple(_left(left) for left in members.optional_array("drain", most=MAX_HOMES)),
     )
 
 
@@ -157,9 +157,9 @@ def _home(value: object) -> Home:
     return Home(*_relay(members), members.integer("prio", most=1000))
 
 
-def _left(value: object) -> LeftHome:
+def _left(value: object) -> FormerHome:
     members = jose.Members(value)
-    return LeftHome(*_relay(members), members.integer("until"))
+    return FormerHome(*_relay(members), members.integer("until"))
 
 
 def _relay(members: jose.Members) -> tuple[Did, str]:
@@ -186,7 +186,7 @@ def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refu
     if record.issued_at > now + SKEW_S:
         detail = f"the record's iat is in the future: it is {in_utc(now)}"
         return Refusal(ErrorCode.NOT_YET_VALID, detail)
-    if is_over(record.expires_at, now):
+    if is_purgeable(record.expires_at, now):
         return Refusal(ErrorCode.EXPIRED, "the record is stale for more than 90 days")
     if record.jws.header.kid != key.kid or not jose.is_signed_by(record.jws, key.public_key):
         return Refusal(ErrorCode.BAD_SIGNATURE, "the record is not signed by a key of its did")
@@ -228,7 +228,7 @@ def is_stale(record: EndpointRecord, now: Timestamp) -> bool:
     return record.expires_at <= now
 
 
-def is_over(expires_at: int, now: Timestamp) -> bool:
+def is_purgeable(expires_at: int, now: Timestamp) -> bool:
     """Stale for so long that it is not kept any more (PROTOCOL.md §7.3)."""
     return expires_at + STALE_SERVED_S <= now
 
@@ -241,7 +241,7 @@ def sign(
     newest_seq: int = 0,
     handles: Sequence[str] = (),
     status: RecordStatus = "active",
-    drain: Sequence[LeftHome] = (),
+    drain: Sequence[FormerHome] = (),
     enc: bytes | None = None,
 ) -> str:
     """Sign the next record of ``key``'s agent.
@@ -264,7 +264,7 @@ def sign(
         "kv": 1,
         "seq": max(newest_seq + 1, int(now * 1000)),
         "iat": int(now),
-        "exp": int(now) + MAX_LIFETIME_S,
+        "exp": int(now) + RECORD_LIFETIME_S,
         "ttl": DEFAULT_TTL_S,
         "status": status,
         "relays": [{"did": home.did, "url": home.url, "prio": home.prio} for home in relays],

@@ -38,11 +38,11 @@ from relay.protocol.ids import (
 TYP: Final = "agent-envelope+jws"
 MAX_JWS_BYTES: Final = 10 * 1024
 MAX_BODY_BYTES: Final = 256 * 1024
-MAX_LIFETIME_S: Final = 30 * 24 * 3600
+MAX_ENVELOPE_LIFETIME_S: Final = 30 * 24 * 3600
 DEFAULT_LIFETIME_S: Final = 7 * 24 * 3600
 MAX_SKEW_S: Final = 300
-MAX_URI: Final = 256
-MAX_THREAD: Final = 64
+MAX_URI_CHARS: Final = 256
+MAX_THREAD_ID_CHARS: Final = 64
 SHA256_BYTES: Final = 32
 _WIRE_HEAD: Final = b'{"jws":"'
 _SIGNED: Final = frozenset({"v", "id", "from", "to", "created_time", "expires_time", "kv", "body"})
@@ -222,11 +222,11 @@ def _quick(jws: jose.Jws, body_base64: str) -> Envelope | None:
             and signed["v"] == signed["kv"] == 1
             and jws.header.kid == sender.kid
             and UUID7.fullmatch(message_id) is not None
-            and 0 <= created < expires <= created + MAX_LIFETIME_S
+            and 0 <= created < expires <= created + MAX_ENVELOPE_LIFETIME_S
             and abs(message_id_ms(message_id) - created * 1000) <= MAX_SKEW_S * 1000
             and body["len"] == len(raw)
             and len(digest) == SHA256_BYTES
-            and 0 < len(body["cty"]) <= MAX_URI
+            and 0 < len(body["cty"]) <= MAX_URI_CHARS
             and type(body["cty"]) is str
         )
     except (AttributeError, LookupError, TypeError, ValueError):
@@ -251,7 +251,7 @@ def _parse(jws: jose.Jws, body_base64: str) -> Envelope:
     message_id = parse_message_id(members.text("id", most=36))
     created = members.integer("created_time")
     expires = members.integer("expires_time")
-    if not 0 < expires - created <= MAX_LIFETIME_S:
+    if not 0 < expires - created <= MAX_ENVELOPE_LIFETIME_S:
         raise ValueError("lifetime must be more than 0 and at most 30 days")
     if abs(message_id_ms(message_id) - created * 1000) > MAX_SKEW_S * 1000:
         raise ValueError("the time in id is more than 300 s from created_time")
@@ -267,10 +267,10 @@ def _parse(jws: jose.Jws, body_base64: str) -> Envelope:
         recipient=recipient,
         created_at=created,
         expires_at=expires,
-        type=members.optional_text("type", most=MAX_URI),
-        thid=members.optional_text("thid", most=MAX_THREAD),
-        pthid=members.optional_text("pthid", most=MAX_THREAD),
-        content_type=body.text("cty", most=MAX_URI),
+        type=members.optional_text("type", most=MAX_URI_CHARS),
+        thid=members.optional_text("thid", most=MAX_THREAD_ID_CHARS),
+        pthid=members.optional_text("pthid", most=MAX_THREAD_ID_CHARS),
+        content_type=body.text("cty", most=MAX_URI_CHARS),
         body_sha256=body.base64("sha256", size=SHA256_BYTES),
         body=raw,
         body_base64=body_base64,

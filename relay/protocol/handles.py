@@ -25,7 +25,7 @@ from relay.protocol.did import parse_did
 from relay.protocol.ids import Did
 from relay.protocol.jws import UnsupportedError
 
-MAX_HANDLE: Final = 320
+MAX_HANDLE_CHARS: Final = 320
 SELF: Final = "self"
 JRD: Final = "application/jrd+json"
 WEBFINGER: Final = "/.well-known/webfinger"
@@ -43,7 +43,7 @@ _TEXT: Final = "did="
 _OK: Final = 200
 _NOTHING: Final = frozenset({404, 410})
 
-State = Literal["found", "absent", "unreadable"]
+LookupState = Literal["found", "absent", "unreadable"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class LookupResult:
     """What one source says of a handle, or all of them together.
 
     Args:
@@ -95,7 +95,7 @@ class Heard:
         why: one sentence for a person, with the other two.
     """
 
-    state: State
+    state: LookupState
     did: Did | None = None
     why: str = ""
 
@@ -106,7 +106,7 @@ def parse(text: str) -> Handle:
     Raises:
         ValueError: not ``name@host[:port]``, nor a hostname with a dot (or of this machine).
     """
-    if len(text) > MAX_HANDLE or not text.isascii():
+    if len(text) > MAX_HANDLE_CHARS or not text.isascii():
         raise ValueError("a handle is at most 320 ASCII characters")
     name, at, authority = text.lower().rpartition("@")
     if at and _NAME.fullmatch(name) is None:
@@ -136,7 +136,7 @@ def _parsed(text: str) -> Handle | None:
 # ---------------------------------------------------------------- what sources say
 
 
-def heard_finger(status: int, body: bytes) -> Heard:
+def read_webfinger(status: int, body: bytes) -> LookupResult:
     """Read an answer of WebFinger (RFC 7033): every ``self`` link that is a DID."""
     if status != _OK:
         return _without("WebFinger", status)
@@ -144,7 +144,7 @@ def heard_finger(status: int, body: bytes) -> Heard:
         links = jose.Members(jose.loads(body)).optional_array("links", most=MAX_LINKS)
         return _one({link for link in map(_self_link, links) if link}, "WebFinger")
     except ValueError as exc:
-        return Heard("unreadable", why=f"WebFinger: {exc}")
+        return LookupResult("unreadable", why=f"WebFinger: {exc}")
 
 
 def _self_link(link: object) -> str | None:
@@ -155,38 +155,38 @@ def _self_link(link: object) -> str | None:
     return href if href and href.startswith("did:") else None
 
 
-def heard_text(status: int, body: bytes) -> Heard:
+def read_well_known(status: int, body: bytes) -> LookupResult:
     """Read ``/.well-known/agent-did``: one DID, white space around it."""
     if status != _OK:
         return _without("agent-did", status)
     return _one({body.decode("utf-8", errors="replace").strip()}, "agent-did")
 
 
-def heard_records(texts: Sequence[str]) -> Heard:
+def read_txt(texts: Sequence[str]) -> LookupResult:
     """Read TXT records: those that begin with ``did=``."""
     dids = {text.removeprefix(_TEXT).strip() for text in texts if text.startswith(_TEXT)}
     return _one(dids, "TXT")
 
 
-def _without(source: str, status: int) -> Heard:
+def _without(source: str, status: int) -> LookupResult:
     if status in _NOTHING:
-        return Heard("absent", why=f"{source}: there is none")
-    return Heard("unreadable", why=f"{source}: answered HTTP {status}")
+        return LookupResult("absent", why=f"{source}: there is none")
+    return LookupResult("unreadable", why=f"{source}: answered HTTP {status}")
 
 
-def _one(dids: set[str], source: str) -> Heard:
+def _one(dids: set[str], source: str) -> LookupResult:
     if not dids:
-        return Heard("absent", why=f"{source}: names no DID")
+        return LookupResult("absent", why=f"{source}: names no DID")
     if len(dids) > 1:
-        return Heard("unreadable", why=f"{source}: names several DIDs")
+        return LookupResult("unreadable", why=f"{source}: names several DIDs")
     [did] = dids
     try:
-        return Heard("found", parse_did(did).did)
+        return LookupResult("found", parse_did(did).did)
     except (UnsupportedError, ValueError) as exc:
-        return Heard("unreadable", why=f"{source}: {exc}")
+        return LookupResult("unreadable", why=f"{source}: {exc}")
 
 
-def agreed(heard: Sequence[Heard]) -> Heard:
+def combine(heard: Sequence[LookupResult]) -> LookupResult:
     """What the sources say together: those that answer must say the same.
 
     One that cannot be read does not outvote one that answers, but where none says a DID, it may
@@ -195,9 +195,9 @@ def agreed(heard: Sequence[Heard]) -> Heard:
     dids = {one.did for one in heard if one.did is not None}
     why = "; ".join(one.why for one in heard if one.why)
     if len(dids) > 1:
-        return Heard("unreadable", why="its sources name different DIDs")
+        return LookupResult("unreadable", why="its sources name different DIDs")
     if dids:
-        return Heard("found", dids.pop())
+        return LookupResult("found", dids.pop())
     if any(one.state == "unreadable" for one in heard):
-        return Heard("unreadable", why=why)
-    return Heard("absent", why=why)
+        return LookupResult("unreadable", why=why)
+    return LookupResult("absent", why=why)

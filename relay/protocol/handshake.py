@@ -28,7 +28,7 @@ from relay.protocol.ids import (
 AUTH_TYP: Final = "agent-auth+jws"
 PROOF_TYP: Final = "relay-proof+jws"
 MAX_AUTH_BYTES: Final = 8192
-MAX_LIFETIME_S: Final = 60
+LOGIN_LIFETIME_S: Final = 60
 SKEW_S: Final = 300
 NONCE_BYTES: Final = 32
 MAX_URL: Final = 512
@@ -37,7 +37,7 @@ Role = Literal["agent", "peer"]
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class LoginClaims:
     """What a dialler signs to log in. ``aud`` is the relay it expects, ``url`` what it dialled."""
 
     subject: Did
@@ -49,7 +49,7 @@ class Claims:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class InboxPosition:
     """Where an inbox stands, as the relay proves it at login; ``epoch`` None for send-only."""
 
     epoch: str | None
@@ -57,7 +57,7 @@ class Standing:
     head: int
 
 
-def sign_auth(key: SigningKey, claims: Claims, now: Timestamp) -> str:
+def sign_auth(key: SigningKey, claims: LoginClaims, now: Timestamp) -> str:
     """Sign a login, good for 60 s."""
     payload = {
         "aud": claims.aud,
@@ -66,12 +66,12 @@ def sign_auth(key: SigningKey, claims: Claims, now: Timestamp) -> str:
         "cnonce": claims.cnonce,
         "role": claims.role,
         "iat": int(now),
-        "exp": int(now) + MAX_LIFETIME_S,
+        "exp": int(now) + LOGIN_LIFETIME_S,
     }
     return jose.sign(payload, typ=AUTH_TYP, kid=key.kid, key=key.sign)
 
 
-def parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
+def parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
     """Read a login's form; gives the JWS, its claims, iat and exp.
 
     Raises:
@@ -80,14 +80,14 @@ def parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
     return jose.read("auth", _parse_auth, compact)
 
 
-def _parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
+def _parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
     jws = jose.parse(compact, typ=AUTH_TYP, max_bytes=MAX_AUTH_BYTES)
     members = jws.members()
     role = members.text("role", most=8)
     if role not in {"agent", "peer"}:
         raise ValueError("role must be agent or peer")
     issued = members.integer("iat")
-    claims = Claims(
+    claims = LoginClaims(
         subject=parse_did(jws.header.kid.partition("#")[0]).did,
         aud=Did(members.text("aud", most=512)),
         url=members.text("url", most=MAX_URL),
@@ -95,18 +95,18 @@ def _parse_auth(compact: str) -> tuple[jose.Jws, Claims, int, int]:
         cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
         role=role,  # type: ignore[arg-type]  # checked above
     )
-    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
+    expires = members.integer("exp", least=issued + 1, most=issued + LOGIN_LIFETIME_S)
     return jws, claims, issued, expires
 
 
 def verify_auth(
-    parsed: tuple[jose.Jws, Claims, int, int],
+    parsed: tuple[jose.Jws, LoginClaims, int, int],
     key: VerificationKey,
     *,
     relay: Did,
     url: str,
     now: Timestamp,
-) -> Claims:
+) -> LoginClaims:
     """Check a login against who we are; the caller has compared or taken the nonce.
 
     Raises:
@@ -126,7 +126,9 @@ def verify_auth(
     return claims
 
 
-def sign_proof(key: SigningKey, claims: Claims, standing: Standing, now: Timestamp) -> str:
+def sign_proof(
+    key: SigningKey, claims: LoginClaims, standing: InboxPosition, now: Timestamp
+) -> str:
     """Sign the relay's side: same nonces, and where the inbox stands."""
     payload = {
         "sub": claims.subject,
@@ -138,12 +140,12 @@ def sign_proof(key: SigningKey, claims: Claims, standing: Standing, now: Timesta
         "cursor": standing.cursor,
         "head": standing.head,
         "iat": int(now),
-        "exp": int(now) + MAX_LIFETIME_S,
+        "exp": int(now) + LOGIN_LIFETIME_S,
     }
     return jose.sign(payload, typ=PROOF_TYP, kid=key.kid, key=key.sign)
 
 
-def verify_proof(compact: str, claims: Claims, standing: Standing) -> None:
+def verify_proof(compact: str, claims: LoginClaims, standing: InboxPosition) -> None:
     """Check that the relay named in ``claims.aud`` answered this very login.
 
     Raises:
@@ -156,7 +158,7 @@ def verify_proof(compact: str, claims: Claims, standing: Standing) -> None:
             members.text(name, most=MAX_URL) for name in ("sub", "url", "nonce", "cnonce", "role")
         )
         epoch = members.optional_text("epoch", most=64)
-        stands = Standing(epoch, members.integer("cursor"), members.integer("head"))
+        stands = InboxPosition(epoch, members.integer("cursor"), members.integer("head"))
         key = parse_did(claims.aud)
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"proof: {exc}") from exc

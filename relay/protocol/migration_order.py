@@ -36,8 +36,8 @@ from relay.protocol.ids import (
 )
 
 TYP: Final = "agent-migrate+jws"
-MAX_BYTES: Final = 8192
-MAX_LIFETIME_S: Final = 24 * 3600
+MAX_ORDER_BYTES: Final = 8192
+ORDER_LIFETIME_S: Final = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ def parse(compact: str) -> MigrationOrder:
 
 
 def _parse(compact: str) -> MigrationOrder:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_ORDER_BYTES)
     members = jws.members()
     if members.integer("v") != 1:
         raise jose.UnsupportedError("v must be 1")
@@ -95,9 +95,9 @@ def _parse(compact: str) -> MigrationOrder:
         seq=members.integer("seq", most=(issued + endpoint_record.SEQ_SLACK_S) * 1000),
         source=_relay(members.object("from")),
         target=_relay(members.object("to")),
-        record=endpoint_record.parse(members.text("record", most=endpoint_record.MAX_BYTES)),
+        record=endpoint_record.parse(members.text("record", most=endpoint_record.MAX_RECORD_BYTES)),
         issued_at=issued,
-        expires_at=members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S),
+        expires_at=members.integer("exp", least=issued + 1, most=issued + ORDER_LIFETIME_S),
     )
     _check(order)
     return order
@@ -134,7 +134,9 @@ def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refus
     return endpoint_record.verify(order.record, key, now)
 
 
-def is_named(relay: Did, evidence: MigrationOrder | EndpointRecord, newest: EndpointRecord) -> bool:
+def authorizes(
+    relay: Did, evidence: MigrationOrder | EndpointRecord, newest: EndpointRecord
+) -> bool:
     """Whether ``relay`` may hand something over to the home that ``newest`` names.
 
     It may if the agent itself said that mail lay there: an order names it, or an earlier record,
@@ -180,6 +182,6 @@ def sign(
         "to": {"did": target.did, "url": target.url},
         "record": record,
         "iat": int(now),
-        "exp": int(now) + MAX_LIFETIME_S,
+        "exp": int(now) + ORDER_LIFETIME_S,
     }
     return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)

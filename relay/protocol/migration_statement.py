@@ -24,7 +24,7 @@ from relay.protocol.types import (
 )
 
 TYP: Final = "relay-handoff+jws"
-MAX_BYTES: Final = 8192
+MAX_STATEMENT_BYTES: Final = 8192
 
 # ---------------------------------------------------------------- a side as text
 
@@ -32,7 +32,7 @@ MAX_BYTES: Final = 8192
 # ---------------------------------------------------------------- statements
 
 
-class Tally(NamedTuple):
+class MigrationCounters(NamedTuple):
     """What became of the envelopes of a hand-off at one relay.
 
     At the source ``was + late = moved + acked + expired + refused + corrupt + waiting`` always
@@ -72,7 +72,7 @@ class Tally(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Statement:
+class MigrationStatement:
     """What a relay says of one hand-off, signed.
 
     Args:
@@ -98,11 +98,11 @@ class Statement:
     handed: bool = False
     named: bool = False
     missing: tuple[Did, ...] = ()
-    tally: Tally = field(default_factory=Tally)
+    tally: MigrationCounters = field(default_factory=MigrationCounters)
     why: str = ""
 
 
-def sign(key: SigningKey, said: Statement) -> str:
+def sign(key: SigningKey, said: MigrationStatement) -> str:
     """Sign a statement with the relay's key."""
     payload = {
         "v": 1,
@@ -121,14 +121,14 @@ def sign(key: SigningKey, said: Statement) -> str:
     return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)
 
 
-def verify(compact: str, relay: Did) -> Statement:
+def verify(compact: str, relay: Did) -> MigrationStatement:
     """Read a statement and check that ``relay`` signed it.
 
     Raises:
         ProtocolError: ``bad_frame`` for its form, ``bad_signature`` for its signature or signer.
     """
     try:
-        jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+        jws = jose.parse(compact, typ=TYP, max_bytes=MAX_STATEMENT_BYTES)
         members = jws.members()
         statement = _read(members)
         key = parse_did(relay)
@@ -140,11 +140,11 @@ def verify(compact: str, relay: Did) -> Statement:
     return statement
 
 
-def _read(members: jose.Members) -> Statement:
+def _read(members: jose.Members) -> MigrationStatement:
     if members.integer("v") != 1:
         raise jose.UnsupportedError("v must be 1")
     tally = members.object("tally")
-    return Statement(
+    return MigrationStatement(
         relay=Did(members.text("relay", most=512)),
         did=Did(members.text("did", most=512)),
         handoff=members.text("mig_id", least=0, most=128),
@@ -154,7 +154,7 @@ def _read(members: jose.Members) -> Statement:
         handed=members.boolean("handed"),
         named=members.boolean("named"),
         missing=_missing(members),
-        tally=Tally(*(tally.integer(name) for name in Tally._fields)),
+        tally=MigrationCounters(*(tally.integer(name) for name in MigrationCounters._fields)),
         why=members.text("why", least=0, most=512),
     )
 

@@ -16,11 +16,11 @@ from typing import Final
 
 from relay.protocol import client_session, frames
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientPhase,
+    ClientSession,
     Close,
     Failed,
-    Login,
-    Phase,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -84,16 +84,16 @@ class PeerSession:
     """
 
     def __init__(self, key: SigningKey, url: str, peer: Did, entropy: Entropy) -> None:
-        self._login = AgentSession(key, Login(url, peer), entropy, "peer")
+        self._login = ClientSession(key, LoginOptions(url, peer), entropy, "peer")
 
     @property
-    def phase(self) -> Phase:
+    def phase(self) -> ClientPhase:
         """Where the conversation stands."""
         return self._login.phase
 
     def receive(self, frame: frames.Frame, now: Timestamp) -> list[Effect]:
         """Take one frame from the peer; ``now`` is the wall clock, Unix seconds."""
-        if self.phase is Phase.OPEN and not isinstance(frame, frames.Bye):
+        if self.phase is ClientPhase.OPEN and not isinstance(frame, frames.Bye):
             return self._hear(frame)
         return [self._as_ours(effect) for effect in self._login.receive(frame, now)]
 
@@ -105,6 +105,6 @@ class PeerSession:
 
     @staticmethod
     def _as_ours(effect: client_session.Effect) -> Effect:
-        if isinstance(effect, client_session.Heard):
+        if isinstance(effect, client_session.FrameReceived):
             raise TypeError("only what comes before the login holds is left to it")
         return effect

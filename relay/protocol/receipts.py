@@ -21,7 +21,7 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.ids import (
-    MAX_HANDOFF,
+    MAX_HANDOFF_ID_CHARS,
     Did,
     Eid,
     Epoch,
@@ -145,7 +145,7 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
             at=members.integer("at"),
             durability=durability,  # type: ignore[arg-type]  # checked above
             items=tuple(_item(jose.Members(item)) for item in members.array("items", most=4096)),
-            handoff=members.optional_text("mig_id", most=MAX_HANDOFF) or "",
+            handoff=members.optional_text("mig_id", most=MAX_HANDOFF_ID_CHARS) or "",
         )
         if receipt.handoff:
             _check_sums(receipt, members)

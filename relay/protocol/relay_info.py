@@ -28,8 +28,8 @@ from relay.protocol.ids import (
 )
 
 TYP: Final = "agent-relay-info+jws"
-MAX_BYTES: Final = 4096
-MAX_LIFETIME_S: Final = 7 * 24 * 3600
+MAX_INFO_BYTES: Final = 4096
+INFO_LIFETIME_S: Final = 7 * 24 * 3600
 SKEW_S: Final = 300
 MAX_URL: Final = 512
 LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
@@ -40,7 +40,7 @@ _FEDERATION: Final = frozenset(get_args(Federation))
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class RelayDescription:
     """What a relay says of itself, from its live configuration.
 
     Args:
@@ -76,7 +76,7 @@ class RelayInfo:
     key: VerificationKey
     issued_at: int
     expires_at: int
-    said: Description
+    said: RelayDescription
 
     @property
     def did(self) -> Did:
@@ -109,7 +109,7 @@ def parse(compact: str) -> RelayInfo:
 
 
 def _parse(compact: str) -> RelayInfo:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_BYTES)
+    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_INFO_BYTES)
     members = jws.members()
     if members.integer("v") != 1:
         raise jose.UnsupportedError("v must be 1")
@@ -117,15 +117,15 @@ def _parse(compact: str) -> RelayInfo:
     if jws.header.kid != key.kid:
         raise ValueError("kid is not a key of did")
     issued = members.integer("iat")
-    expires = members.integer("exp", least=issued + 1, most=issued + MAX_LIFETIME_S)
+    expires = members.integer("exp", least=issued + 1, most=issued + INFO_LIFETIME_S)
     return RelayInfo(jws, key, issued, expires, _description(members))
 
 
-def _description(members: jose.Members) -> Description:
+def _description(members: jose.Members) -> RelayDescription:
     url = members.text("url", most=MAX_URL)
     if ORIGIN.fullmatch(url) is None:
         raise ValueError("url is an origin: https://host[:port]")
-    return Description(
+    return RelayDescription(
         url=url,
         software=members.text("software", most=64),
         version=members.text("version", most=64),
@@ -156,13 +156,13 @@ def newest(held: RelayInfo | None, other: RelayInfo) -> RelayInfo:
     return other if held is None or other.order > held.order else held
 
 
-def sign(key: SigningKey, said: Description, now: Timestamp) -> str:
+def sign(key: SigningKey, said: RelayDescription, now: Timestamp) -> str:
     """Sign what a relay says of itself; it holds for seven days."""
     payload = {
         "v": 1,
         "did": key.did,
         "iat": int(now),
-        "exp": int(now) + MAX_LIFETIME_S,
+        "exp": int(now) + INFO_LIFETIME_S,
         "url": said.url,
         "software": said.software,
         "version": said.version,

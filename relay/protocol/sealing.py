@@ -18,7 +18,7 @@ from relay.protocol.did import (
     encryption_key,
 )
 from relay.protocol.envelope import (
-    MAX_URI,
+    MAX_URI_CHARS,
     Envelope,
 )
 from relay.protocol.errors import (
@@ -93,7 +93,7 @@ def _read(plain: bytes) -> tuple[tuple[str, ...], Content]:
         members = jose.Members(jose.loads(plain))
         inside = tuple(members.text(name, most=512) for name in ("from", "to", "id"))
         content = Content(
-            members.text("cty", most=MAX_URI),
+            members.text("cty", most=MAX_URI_CHARS),
             jose.b64decode(members.text("body", most=2**31, least=0)),
         )
     except ValueError as exc:

@@ -22,7 +22,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class DedupKey:
     """Which id: what became of it? (``status``)."""
 
     dedupe_key: bytes
@@ -32,7 +32,7 @@ class Question:
 FirstContact = Literal["accept", "refuse"]
 
 
-class Known(NamedTuple):
+class MovedRules(NamedTuple):
     """Whom an agent takes envelopes from, as it moves with its inbox.
 
     ``contacts`` are those that it has written to, the longest known first.
@@ -44,7 +44,7 @@ class Known(NamedTuple):
     contacts: tuple[AgentKey, ...] = ()
 
 
-class Waiting(NamedTuple):
+class WaitingEnvelope(NamedTuple):
     """An envelope that waits in an inbox, without its content.
 
     Args:
@@ -57,7 +57,7 @@ class Waiting(NamedTuple):
 
     seq: Seq
     eid: Eid
-    question: Question
+    question: DedupKey
     size: int
     expires_at: int
 
@@ -90,5 +90,5 @@ class Mode(StrEnum):
     FROZEN = "frozen"
 
 
-DOUBT_BYTES: Final = 36
+MAYBE_SEEN_ID_BYTES: Final = 36
 """Of one id in a digest: hour 4, big-endian; dedupe key 16; first bytes of its eid 16."""

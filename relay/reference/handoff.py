@@ -15,7 +15,9 @@ from relay.inbox.model.types import (
     Disposition,
     InboxRole,
 )
-from relay.protocol.envelope import MAX_LIFETIME_S
+from relay.protocol.envelope import (
+    MAX_ENVELOPE_LIFETIME_S,
+)
 from relay.protocol.ids import (
     Eid,
     Seq,
@@ -25,11 +27,13 @@ from relay.protocol.jws import (
     b64decode,
     b64encode,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.types import (
-    DOUBT_BYTES,
-    Question,
-    Waiting,
+    MAYBE_SEEN_ID_BYTES,
+    DedupKey,
+    WaitingEnvelope,
 )
 from relay.reference.dedupe import Seen
 from relay.reference.inbox import (
@@ -82,7 +86,7 @@ def mark_present(box: Inbox) -> None:
 
 def begin_tally(box: Inbox) -> None:
     """Count anew from here."""
-    box.move.tally = Tally(was=len(box.live), was_bytes=box.bytes)
+    box.move.tally = MigrationCounters(was=len(box.live), was_bytes=box.bytes)
     box.move.last_then = box.last
 
 
@@ -155,25 +159,27 @@ def _is_known(box: Inbox, doubt: Doubt) -> bool:
 def _remember(box: Inbox, doubt: Doubt) -> None:
     """For as long as an envelope under this id can live."""
     seen = Seen(Eid(b64encode(doubt.eid)), Seq(0), Disposition.DOUBTFUL)
-    expires_at = (doubt.hour + 1) * HOUR_S + MAX_LIFETIME_S
+    expires_at = (doubt.hour + 1) * HOUR_S + MAX_ENVELOPE_LIFETIME_S
     box.dedupe.remember(doubt.hour, doubt.key, seen, expires_at)
 
 
 # ---------------------------------------------------------------- questions
 
 
-def tally(box: Inbox) -> Tally:
+def tally(box: Inbox) -> MigrationCounters:
     """What became of its envelopes since it was counted anew."""
-    counted = box.move.tally or Tally()
+    counted = box.move.tally or MigrationCounters()
     late = box.last - box.move.last_then if box.move.tally is not None else 0
     return counted._replace(late=late, waiting=len(box.live))
 
 
-def waiting(box: Inbox, after: Seq, most: int) -> list[Waiting]:
+def waiting(box: Inbox, after: Seq, most: int) -> list[WaitingEnvelope]:
     """What waits behind ``after``, in seq order."""
     later = [(seq, item) for seq, item in box.live.items() if seq > after]
     return [
-        Waiting(seq, item.eid, Question(item.dedupe_key, item.hour), item.size, item.expires_at)
+        WaitingEnvelope(
+            seq, item.eid, DedupKey(item.dedupe_key, item.hour), item.size, item.expires_at
+        )
         for seq, item in later[:most]
     ]
 
@@ -197,4 +203,4 @@ def _doubts(box: Inbox) -> Iterator[Doubt]:
 
 
 def _eid16(eid: Eid) -> bytes:
-    return b64decode(eid)[: (DOUBT_BYTES - 4) // 2]
+    return b64decode(eid)[: (MAYBE_SEEN_ID_BYTES - 4) // 2]

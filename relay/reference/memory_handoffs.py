@@ -31,8 +31,8 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    Known,
-    Waiting,
+    MovedRules,
+    WaitingEnvelope,
 )
 from relay.reference import handoff as inbox_handoff
 from relay.reference.inbox import Inbox
@@ -145,7 +145,7 @@ class MemoryHandoffs(MemoryDirectory):
         """All that are open, with their texts."""
         return [(key, box.move.text) for key, box in self._inboxes.items() if box.move.is_open]
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
         """What waits behind ``after``, in seq order."""
         box = self._inboxes.get(inbox)
         return inbox_handoff.waiting(box, after, most) if box else []
@@ -160,12 +160,12 @@ class MemoryHandoffs(MemoryDirectory):
         last = found[-1].hex() if len(later) > most else ""
         return Doubts(b"".join(found), last, inbox_handoff.floor(box))
 
-    async def known(self, inbox: AgentKey) -> Known:
+    async def known(self, inbox: AgentKey) -> MovedRules:
         """Whom the agent takes envelopes from."""
         box = self._inboxes.get(inbox)
-        return box.rules.known() if box else Known()
+        return box.rules.known() if box else MovedRules()
 
-    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
         """Add whom the agent took envelopes from elsewhere."""
         box = self._inboxes.get(inbox)
         if box is not None:

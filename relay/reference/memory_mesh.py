@@ -189,7 +189,7 @@ class MemoryDirectory:
         row = self._records.get(owner)
         if row is None or row.expires_at == 0 or owner in self._over:
             return False
-        return records.is_over(row.expires_at, self._clock())
+        return records.is_purgeable(row.expires_at, self._clock())
 
 
 class MemoryPeers:

@@ -57,7 +57,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -301,7 +301,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         self._bounces.intend(inbox.conclude(seqs, reason, self._now(), clock_ok=self._clock_ok))
 
     async def status(
-        self, inbox: AgentKey, questions: Sequence[Question]
+        self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[Remembered | None]:
         """What became of ids; of the eid, its first :data:`KNOWN_BY` characters."""
         found = self._inboxes.get(inbox)

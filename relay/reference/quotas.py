@@ -32,9 +32,11 @@ from relay.protocol.ids import (
     Seq,
     Timestamp,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.types import (
-    Question,
+    DedupKey,
 )
 from relay.reference.dedupe import Dedupe
 from relay.reference.forwarding import (
@@ -65,7 +67,7 @@ class Move:
     text: str = ""
     has_work: bool = False
     is_open: bool = False
-    tally: Tally | None = None
+    tally: MigrationCounters | None = None
     last_then: Seq = Seq(0)
 
     def count(self, what: str, by: int = 1) -> None:
@@ -311,7 +313,7 @@ class Holdings:
         oldest = next(iter(self.live.values())).created_at if self.live else None
         return Pending(len(self.live), self.bytes, oldest, self.refused)
 
-    def status(self, questions: Sequence[Question]) -> list[Remembered | None]:
+    def status(self, questions: Sequence[DedupKey]) -> list[Remembered | None]:
         """What became of ids, as far as it is remembered; None where it is not."""
         found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
         return [Remembered(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found]

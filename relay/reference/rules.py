@@ -33,7 +33,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.types import (
     FirstContact,
-    Known,
+    MovedRules,
 )
 
 
@@ -83,13 +83,13 @@ class Rules:
         if noted is None or now - noted >= CONTACT_FRESH_S:
             self.contacts[other] = int(now)
 
-    def known(self) -> Known:
+    def known(self) -> MovedRules:
         """All of it, as it moves with the inbox."""
         contacts = sorted(self.contacts, key=lambda one: (self.contacts[one], one))
         allow, deny = tuple(sorted(self.allow)), tuple(sorted(self.deny))
-        return Known(self.first_contact, allow, deny, tuple(contacts))
+        return MovedRules(self.first_contact, allow, deny, tuple(contacts))
 
-    def learn(self, known: Known, limits: InboxLimits, now: Timestamp) -> None:
+    def learn(self, known: MovedRules, limits: InboxLimits, now: Timestamp) -> None:
         """Add what the agent went by elsewhere; its own word here stands.
 
         What has no room is left out, of contacts the longest known. All of them give way before

@@ -29,8 +29,8 @@ from websockets.uri import parse_uri
 
 from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
-    AgentSession,
-    Login,
+    ClientSession,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -182,7 +182,7 @@ class Client:
         self._protocol.send_request(self._protocol.connect())
         self.stage = "upgrading"
         await self._flush()
-        session = AgentSession(self.key, Login(self.url), os.urandom)
+        session = ClientSession(self.key, LoginOptions(self.url), os.urandom)
         while not await self._log_in(session, await self._hear()):
             pass
         self.stage = "logged in"
@@ -193,7 +193,7 @@ class Client:
             if self.rng.random() < 0.4:
                 await self._hear()
 
-    async def _log_in(self, session: AgentSession, frame: Frame) -> bool:
+    async def _log_in(self, session: ClientSession, frame: Frame) -> bool:
         for effect in session.receive(frame, Timestamp(time.time())):
             if isinstance(effect, Send):
                 self._protocol.send_text(frames.encode(effect.frame))

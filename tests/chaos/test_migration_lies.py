@@ -41,7 +41,9 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.migration_statement import Statement
+from relay.protocol.migration_statement import (
+    MigrationStatement,
+)
 from relay.protocol.types import (
     Mode,
 )
@@ -277,7 +279,7 @@ async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
 
 def test_a_statement_that_another_key_signed_is_no_statement() -> None:
     relay, other, agent = new_key(), new_key(), new_key()
-    said = Statement(relay.did, agent.did, "id", Mode.INCOMING, 1, digested=True)
+    said = MigrationStatement(relay.did, agent.did, "id", Mode.INCOMING, 1, digested=True)
     lie = migration_statement.sign(other, said)
     with pytest.raises(ProtocolError) as caught:
         migration_statement.verify(lie, relay.did)

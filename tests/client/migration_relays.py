@@ -51,14 +51,16 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.migration_statement import (
-    Statement,
-    Tally,
+    MigrationCounters,
+    MigrationStatement,
 )
-from relay.protocol.relay_info import Description
+from relay.protocol.relay_info import (
+    RelayDescription,
+)
 from relay.protocol.types import (
+    DedupKey,
     Mode,
-    Question,
-    Waiting,
+    WaitingEnvelope,
 )
 
 Lie = Callable[[str, dict[str, Any]], dict[str, Any] | None]
@@ -72,13 +74,13 @@ def now() -> Timestamp:
     return Timestamp(time.time())
 
 
-def waiting(count: int, *, size: int = 700, lives_s: int = 3600) -> list[Waiting]:
+def waiting(count: int, *, size: int = 700, lives_s: int = 3600) -> list[WaitingEnvelope]:
     """Envelopes that wait, without their content."""
     return [
-        Waiting(
+        WaitingEnvelope(
             Seq(n + 1),
             Eid(jose.b64encode(os.urandom(32))),
-            Question(os.urandom(16), int(time.time()) // 3600),
+            DedupKey(os.urandom(16), int(time.time()) // 3600),
             size,
             int(time.time()) + lives_s,
         )
@@ -104,9 +106,9 @@ class Relay:
     limits: dict[str, int] = field(default_factory=lambda: {"body": 262_144})
     side: MigrationSide = field(init=False)
     other: Relay | None = None
-    items: list[Waiting] = field(default_factory=list)
+    items: list[WaitingEnvelope] = field(default_factory=list)
     has: dict[Eid, str] = field(default_factory=dict)
-    tally: Tally = field(default_factory=Tally)
+    tally: MigrationCounters = field(default_factory=MigrationCounters)
     record: str | None = None
     asked: list[str] = field(default_factory=list)
     is_down: bool = False
@@ -150,8 +152,8 @@ class Relay:
             return {"error": done.code, "detail": done.detail, "retry_after": None}
         return done
 
-    def _description(self) -> Description:
-        return Description(
+    def _description(self) -> RelayDescription:
+        return RelayDescription(
             self.url, "a liar", "0", self.limits, 1, "open", "open", durability="fsync"
         )
 
@@ -177,7 +179,7 @@ class Relay:
         before = self.side
         self._take(machine.step(before, RecordObserved(ref), now()))
         if self.side.mode is Mode.FROZEN and before.mode is not Mode.FROZEN:
-            self.tally = Tally(was=len(self.items), waiting=len(self.items))
+            self.tally = MigrationCounters(was=len(self.items), waiting=len(self.items))
 
     def offer(self, said: dict[str, Any]) -> dict[str, Any] | Refusal:
         side = self.side
@@ -194,7 +196,7 @@ class Relay:
         was_frozen = self.side.mode is Mode.FROZEN
         no = self._take(machine.step(self.side, Freeze(self._order(said)), now()))
         if no is None and not was_frozen:
-            self.tally = Tally(was=len(self.items), waiting=len(self.items))
+            self.tally = MigrationCounters(was=len(self.items), waiting=len(self.items))
         if no is None and self.other is not None and not self.other.is_down:
             self._tell_digest(self.other)
         return no or self.state(said)
@@ -224,9 +226,9 @@ class Relay:
         )
         other.tally = other.tally._replace(kept=other.tally.kept + len(page))
 
-    def statement(self) -> Statement:
+    def statement(self) -> MigrationStatement:
         side = self.side
-        return Statement(
+        return MigrationStatement(
             relay=self.key.did,
             did=self.agent.did,
             handoff=side.handoff.id if side.handoff else "",
@@ -272,9 +274,13 @@ class Relay:
     def signing(self, **values: Any) -> dict[str, Any]:
         """A statement that says something else than is so."""
         said = self.statement()
-        names = Statement.__slots__
+        names = MigrationStatement.__slots__
         members = {name: getattr(said, name) for name in names}
-        return {"statement": migration_statement.sign(self.key, Statement(**{**members, **values}))}
+        return {
+            "statement": migration_statement.sign(
+                self.key, MigrationStatement(**{**members, **values})
+            )
+        }
 
 
 def refusing(code: ErrorCode, *steps: str) -> Lie:

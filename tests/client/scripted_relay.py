@@ -136,7 +136,7 @@ class Talk:
         auth = await self.hear()
         claims = handshake.parse_auth(auth.jws)[1]
         said = said or welcome()
-        standing = handshake.Standing(said.epoch, said.cursor, said.head)
+        standing = handshake.InboxPosition(said.epoch, said.cursor, said.head)
         proof = handshake.sign_proof(proven_by or key, claims, standing, Timestamp(time.time()))
         await self.say(Welcome(**{**_fields(said), "proof": proof}))
 

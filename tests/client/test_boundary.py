@@ -25,7 +25,9 @@ from relay.client.outbox.errand import Errand
 from relay.client.session import connection
 from relay.client.state.agent_state import in_memory
 from relay.protocol import endpoint_record
-from relay.protocol.client_session import Login
+from relay.protocol.client_session import (
+    LoginOptions,
+)
 from relay.protocol.endpoint_record import Home
 from relay.protocol.frames import (
     Submit,
@@ -88,7 +90,7 @@ async def _open_sync(url: str) -> None:
 
 async def _dial(url: str) -> None:
     origin = origins.parse(url)
-    async with connection.dial(origin, new_key(), Login(str(origin))):
+    async with connection.dial(origin, new_key(), LoginOptions(str(origin))):
         raise AssertionError("it logged in")
 
 

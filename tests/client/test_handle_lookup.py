@@ -6,7 +6,9 @@ import pytest
 
 from relay.client.errors import AgentError
 from relay.client.identity import handle_lookup
-from relay.protocol.handles import Heard
+from relay.protocol.handles import (
+    LookupResult,
+)
 from tests.federation.loopback_servers import (
     INSIDE,
     said,
@@ -23,14 +25,14 @@ def jrd(did: str) -> bytes:
 async def test_a_name_is_asked_of_its_own_relay():
     async with web(jrd(ALICE.did), host=INSIDE) as site:
         handle = f"alice@127.0.0.1:{site.port}"
-        assert await handle_lookup.forward(handle, plain=True) == Heard("found", ALICE.did)
+        assert await handle_lookup.forward(handle, plain=True) == LookupResult("found", ALICE.did)
         assert b"GET /.well-known/webfinger?resource=acct%3Aalice%40" in site.requests[0]
 
 
 async def test_a_hostname_is_asked_for_its_file():
     async with web(said(BOB.did.encode()), host=INSIDE) as site:
         heard = await handle_lookup.forward(f"localhost:{site.port}", plain=True)
-        assert heard == Heard("found", BOB.did)
+        assert heard == LookupResult("found", BOB.did)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,9 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.receipts import digest_of
 from relay.protocol.types import (
     Mode,
@@ -330,12 +332,12 @@ async def test_what_ended_with_a_bounce_at_the_source_is_not_missing():
 @pytest.mark.parametrize(
     ("tally", "words"),
     [
-        (Tally(was=12, moved=11, kept=0), "do not add up"),
-        (Tally(was=40, moved=40), "listed 12 envelopes, and states that 40 waited"),
-        (Tally(was=2, moved=2), "listed 12 envelopes, and states that 2 waited"),
+        (MigrationCounters(was=12, moved=11, kept=0), "do not add up"),
+        (MigrationCounters(was=40, moved=40), "listed 12 envelopes, and states that 40 waited"),
+        (MigrationCounters(was=2, moved=2), "listed 12 envelopes, and states that 2 waited"),
     ],
 )
-async def test_counts_that_do_not_fit_are_told(tally: Tally, words: str):
+async def test_counts_that_do_not_fit_are_told(tally: MigrationCounters, words: str):
     async with world(12) as here:
 
         def lie(step: str, _: dict[str, object]) -> dict[str, object] | None:
@@ -354,7 +356,9 @@ async def test_however_much_a_source_says_waits_a_bar_can_be_drawn():
     told: list[MigrationProgress] = []
     async with world(2) as here:
         here.source.lies = lambda step, _: (
-            here.source.signing(tally=Tally(was=1, waiting=2**50)) if step == "state" else None
+            here.source.signing(tally=MigrationCounters(was=1, waiting=2**50))
+            if step == "state"
+            else None
         )
         await MigrationRunner(here.alone(), MigrationOptions(told.append, deadline_s=0.5)).start(
             here.target.url
@@ -467,7 +471,7 @@ async def test_it_can_be_taken_back_until_it_is_published_and_moved_back_after()
         with pytest.raises(WrongStateError):
             await MigrationRunner(me, SHORT).cancel()
         here.target.items, here.target.has = waiting(3), {}
-        here.source.tally = Tally()
+        here.source.tally = MigrationCounters()
         again = await MigrationRunner(me, SHORT).start(here.source.url)
         assert (again.is_complete, again.moved) == (True, 3)
         record = me.state.newest_record

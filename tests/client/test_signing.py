@@ -193,7 +193,7 @@ def test_an_order_to_move_that_no_relay_could_read_is_not_made():
     homes = [endpoint_record.Home(new_key().did, f"https://{n}.example") for n in "abcde"]
     there = endpoint_record.Home(new_key().did, "https://there.example")
     now = Timestamp(time.time())
-    sizes = range(endpoint_record.MAX_BYTES)
+    sizes = range(endpoint_record.MAX_RECORD_BYTES)
     made = (
         endpoint_record.sign(ALICE, homes, now=now, handles=["h" * (n // 8)] * 8) for n in sizes
     )

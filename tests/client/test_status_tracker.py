@@ -237,7 +237,7 @@ async def test_a_bounce_of_a_home_that_was_left_is_believed_in_another_life(tmp_
     now = int(time.time())
     async with lying_relay(script) as own:
         home = [endpoint_record.Home(own.key.did, own.url)]
-        left = [endpoint_record.LeftHome(PEER.did, "https://left.example", now + 3600)]
+        left = [endpoint_record.FormerHome(PEER.did, "https://left.example", now + 3600)]
         script.own = endpoint_record.sign(key, home, now=Timestamp(now), drain=left)
         async with Agent.open(key, own.url, state=tmp_path / "state") as me:
             sent = envelope_of(key, BOB.did)

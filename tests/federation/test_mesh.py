@@ -290,7 +290,9 @@ async def test_what_is_oversize_ends_the_conversation_that_said_it_and_no_other(
 async def test_a_signature_that_verifiers_judge_differently_is_held_against_nobody():
     [a] = places(1)
     agent = new_key()
-    said = relay_info.Description("https://x.example", "s", "1", {}, 1, "open", "open", "fsync")
+    said = relay_info.RelayDescription(
+        "https://x.example", "s", "1", {}, 1, "open", "open", "fsync"
+    )
     edge, relay = at_the_edge(record_of(agent, a)), relay_info.sign(new_key(), said, now())
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         for _ in range(4):
@@ -377,7 +379,9 @@ async def test_in_closed_federation_a_relay_that_was_told_of_is_known_and_not_di
 
 async def test_forged_relay_information_is_a_lie_like_any_other():
     [a] = places(1)
-    said = relay_info.Description("https://x.example", "s", "1", {}, 1, "open", "open", "fsync")
+    said = relay_info.RelayDescription(
+        "https://x.example", "s", "1", {}, 1, "open", "open", "fsync"
+    )
     lie = forged(relay_info.sign(new_key(), said, now()))
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as bad:
         for _ in range(3):

@@ -31,8 +31,8 @@ from relay.protocol.did import (
     parse_did,
 )
 from relay.protocol.endpoint_record import (
+    FormerHome,
     Home,
-    LeftHome,
 )
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
@@ -48,7 +48,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    Known,
+    MovedRules,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
@@ -98,7 +98,7 @@ async def test_a_first_record_that_says_what_was_left_lets_that_relay_hand_over(
             [seen] = [make_envelope(world.sender, agent.did)]
             await world.submit(world.a, [seen])
             assert await take_all(one, 1) == [(seen.eid, False)]
-        left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
+        left = FormerHome(world.a.did, world.a.url, int(now()) + 3600)
         record = endpoint_record.sign(agent, [_home(world.b)], now=now(), drain=[left])
         async with speaker(world.b.url, agent, record=record) as one:
             async with within(20):
@@ -117,7 +117,7 @@ async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
 
 async def test_relays_that_a_first_record_says_were_left_are_asked_what_was_seen():
     async with two(federated=False) as world:
-        left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
+        left = FormerHome(world.a.did, world.a.url, int(now()) + 3600)
         record = endpoint_record.sign(world.agent, [_home(world.b)], now=now(), drain=[left],
                               newest_seq=endpoint_record.parse(world.record).seq)  # fmt: skip
         async with speaker(world.b.url, world.agent, record=record) as one:
@@ -194,10 +194,10 @@ async def test_a_page_that_makes_no_sense_is_refused_and_the_rest_goes_on():
 async def test_rules_come_with_the_first_digest_alone():
     friend, foe = new_key(), new_key()
     async with moving() as move, move.log_in() as there:
-        await there.say(move.page(known=Known(deny=(foe.agent_key,))))
+        await there.say(move.page(known=MovedRules(deny=(foe.agent_key,))))
         assert isinstance(await there.hear(), Migrated)
         await move.way.publish(move.way.target)
-        later = move.page(known=Known(deny=(friend.agent_key,)), whole=b64encode(b"2" * 32))
+        later = move.page(known=MovedRules(deny=(friend.agent_key,)), whole=b64encode(b"2" * 32))
         await there.say(later)
         assert isinstance(await there.hear(), Migrated)
         async with speaker(move.target.url, move.agent) as one:
@@ -261,7 +261,7 @@ async def test_a_target_that_lost_its_store_is_told_anew_though_nobody_added_it(
         third, agent = places(1)[0], world.agent
         made = await world.write(world.a, 5)
         target = Home(third.did, third.url)
-        left = LeftHome(world.a.did, world.a.url, int(now()) + 3600)
+        left = FormerHome(world.a.did, world.a.url, int(now()) + 3600)
         way = Traveller(agent, _home(world.a), target, world.record)
         way.record = endpoint_record.sign(
             agent,

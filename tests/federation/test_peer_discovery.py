@@ -57,7 +57,7 @@ NOBODY = UnavailableError(ErrorCode.PEER_UNREACHABLE)
 
 
 def info(place: Place, *, ago: float = 0) -> str:
-    words = relay_info.Description(place.url, "s", "1", {}, 1, "open", "open", "fsync")
+    words = relay_info.RelayDescription(place.url, "s", "1", {}, 1, "open", "open", "fsync")
     return relay_info.sign(place.key, words, now() - ago)
 
 

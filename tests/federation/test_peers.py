@@ -54,7 +54,7 @@ def memory() -> MemoryStore:
 
 
 def info(key, *, ago: float = 0, url: str = "https://relay.example") -> str:
-    said = relay_info.Description(url, "s", "1", {}, 1, "open", "open", "fsync")
+    said = relay_info.RelayDescription(url, "s", "1", {}, 1, "open", "open", "fsync")
     return relay_info.sign(key, said, now() - ago)
 
 

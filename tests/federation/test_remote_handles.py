@@ -20,7 +20,9 @@ from relay.directory.remote_handles import (
 from relay.limits import BoundedTtl
 from relay.peering.dialer import Dialer
 from relay.protocol import handles
-from relay.protocol.handles import Heard
+from relay.protocol.handles import (
+    LookupResult,
+)
 from tests.federation.loopback_servers import (
     HERE,
     Authority,
@@ -75,7 +77,7 @@ class Stage:
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    async def resolve(self, text: str = HOST) -> Heard:
+    async def resolve(self, text: str = HOST) -> LookupResult:
         return await self.naming.resolve(handles.parse(text))
 
 
@@ -124,7 +126,7 @@ async def test_a_host_that_does_not_exist_is_absent():
 
 async def test_a_name_at_a_relay_is_asked_of_webfinger_alone():
     async with Stage(jrd(ALICE.did), {f"_agent.{HOST}": [f"did={BOB.did}"]}) as stage:
-        assert await stage.resolve(f"alice@{HOST}") == Heard("found", ALICE.did)
+        assert await stage.resolve(f"alice@{HOST}") == LookupResult("found", ALICE.did)
         [request] = stage.site.requests
         assert request.startswith(
             b"GET /.well-known/webfinger?resource=acct%3Aalice%40agent.example&rel=self HTTP/1.1"

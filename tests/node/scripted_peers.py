@@ -58,7 +58,7 @@ from relay.protocol.frames import (
 )
 from relay.protocol.handles import (
     Handle,
-    Heard,
+    LookupResult,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -76,7 +76,7 @@ from relay.protocol.receipts import (
     verify_receipt,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
@@ -171,8 +171,8 @@ class FarLinks:
 class Nameless:
     """No handle leads anywhere."""
 
-    async def resolve(self, handle: Handle) -> Heard:
-        return Heard("absent", why=str(handle))
+    async def resolve(self, handle: Handle) -> LookupResult:
+        return LookupResult("absent", why=str(handle))
 
 
 # ---------------------------------------------------------------- answers
@@ -278,7 +278,7 @@ class Here:
 
     async def fate(self, wire: bytes) -> Remembered | None:
         stored = envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
-        question = Question(stored.dedupe_key, stored.hour)
+        question = DedupKey(stored.dedupe_key, stored.hour)
         [found] = await self.store.status(stored.inbox, [question])
         return found
 

@@ -25,7 +25,9 @@ from relay.protocol import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.handles import Heard
+from relay.protocol.handles import (
+    LookupResult,
+)
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -129,7 +131,7 @@ async def test_one_relay_finds_a_name_of_another_by_webfinger():
         naming = RemoteHandles(Dialer(["127.0.0.0/8"]))
         assert (await naming.resolve(handle)).state == "absent"
         await publish(node, alice, str(handle))
-        assert (await RemoteHandles(Dialer(["127.0.0.0/8"])).resolve(handle)) == Heard(
+        assert (await RemoteHandles(Dialer(["127.0.0.0/8"])).resolve(handle)) == LookupResult(
             "found", alice.did
         )
         # the same, where nobody has named this machine: nothing is dialled

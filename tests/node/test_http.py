@@ -33,8 +33,8 @@ from relay.protocol.frames import (
     Submitted,
 )
 from relay.protocol.handshake import (
-    Claims,
-    Standing,
+    InboxPosition,
+    LoginClaims,
 )
 from relay.protocol.ids import (
     Did,
@@ -82,12 +82,12 @@ def client(url: str) -> httpx2.AsyncClient:
 async def log_in(http: httpx2.AsyncClient, key: SigningKey) -> Poller:
     said = (await http.post("/v1/session/nonce")).json()
     cnonce = jws.b64encode(os.urandom(32))
-    claims = Claims(key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent")
+    claims = LoginClaims(key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent")
     auth = handshake.sign_auth(key, claims, Timestamp(time.time()))
     answer = await http.post("/v1/session", json={"jws": auth})
     assert answer.status_code == 200, answer.text
     welcome = answer.json()
-    standing = Standing(welcome["epoch"], welcome["cursor"], welcome["head"])
+    standing = InboxPosition(welcome["epoch"], welcome["cursor"], welcome["head"])
     handshake.verify_proof(welcome["proof"], claims, standing)
     return Poller(key, http, welcome)
 
@@ -193,7 +193,9 @@ async def test_a_nonce_is_good_once_and_a_token_is_needed():
         key = new_key()
         said = (await http.post("/v1/session/nonce")).json()
         cnonce = jws.b64encode(os.urandom(32))
-        claims = Claims(key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent")
+        claims = LoginClaims(
+            key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent"
+        )
         auth = handshake.sign_auth(key, claims, Timestamp(time.time()))
         assert (await http.post("/v1/session", json={"jws": auth})).status_code == 200
         again = await http.post("/v1/session", json={"jws": auth})
@@ -208,7 +210,9 @@ async def test_a_login_for_another_origin_is_named_and_does_not_use_up_the_nonce
         key = new_key()
         said = (await http.post("/v1/session/nonce")).json()
         cnonce = jws.b64encode(os.urandom(32))
-        right = Claims(key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent")
+        right = LoginClaims(
+            key.did, Did(said["relay"]), said["url"], said["nonce"], cnonce, "agent"
+        )
         for wrong in (replace(right, url="http://x"), replace(right, aud=key.did)):
             auth = handshake.sign_auth(key, wrong, Timestamp(time.time()))
             answer = await http.post("/v1/session", json={"jws": auth})

@@ -35,7 +35,9 @@ from relay.protocol.errors import (
 from relay.protocol.frames import (
     Auth,
 )
-from relay.protocol.handshake import Claims
+from relay.protocol.handshake import (
+    LoginClaims,
+)
 from relay.protocol.ids import (
     Did,
     Timestamp,
@@ -52,7 +54,7 @@ def auth_of(node: RunningNode, key: SigningKey, *, spoilt: bool = False) -> str:
     """A login with a nonce that the relay never gave; ``spoilt``: nor does its signature hold."""
     here = node.parts
     nonce, cnonce = jws.b64encode(os.urandom(32)), jws.b64encode(os.urandom(32))
-    claims = Claims(key.did, Did(here.key.did), here.url, nonce, cnonce, "agent")
+    claims = LoginClaims(key.did, Did(here.key.did), here.url, nonce, cnonce, "agent")
     head, payload, signature = handshake.sign_auth(key, claims, Timestamp(time.time())).split(".")
     return ".".join((head, payload, jws.b64encode(os.urandom(64)) if spoilt else signature))
 

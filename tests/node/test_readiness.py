@@ -33,7 +33,7 @@ from relay.protocol.frames import (
     Submitted,
 )
 from relay.protocol.handshake import (
-    Claims,
+    LoginClaims,
     parse_auth,
     sign_auth,
     verify_auth,
@@ -146,7 +146,7 @@ async def post(origin: str, path: str) -> tuple[int, Any]:
 def test_a_login_that_is_refused_for_its_time_names_the_relays_clock(off_s: int):
     key, relay = new_key(), new_key()
     nonce = b64encode(bytes(32))
-    claims = Claims(key.did, relay.did, "http://127.0.0.1:1", nonce, nonce, "agent")
+    claims = LoginClaims(key.did, relay.did, "http://127.0.0.1:1", nonce, nonce, "agent")
     now = Timestamp(1_800_000_000.0)
     parsed = parse_auth(sign_auth(key, claims, Timestamp(now + off_s)))
     with pytest.raises(ProtocolError, match="the relay's clock, which says 2027-01-15T08:00:00Z"):

@@ -22,7 +22,7 @@ from relay.migration.model.state import (
 from relay.protocol.ids import Eid
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    DOUBT_BYTES,
+    MAYBE_SEEN_ID_BYTES,
     Mode,
 )
 
@@ -202,5 +202,7 @@ _EIDS = {packed(eid)[:_KEY_ENDS]: eid for eid in (Eid(f"m{n}") for n in range(10
 
 def named(doubts: bytes) -> list[Eid]:
     """The ids of a page."""
-    parts = [doubts[at : at + DOUBT_BYTES] for at in range(0, len(doubts), DOUBT_BYTES)]
+    parts = [
+        doubts[at : at + MAYBE_SEEN_ID_BYTES] for at in range(0, len(doubts), MAYBE_SEEN_ID_BYTES)
+    ]
     return [_EIDS[part[:_KEY_ENDS]] for part in parts]

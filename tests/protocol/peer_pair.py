@@ -14,10 +14,12 @@ from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.permissions import Identity
 from relay.protocol import client_session, frames, handshake
 from relay.protocol.client_session import (
+    ClientPhase as DiallerPhase,
+)
+from relay.protocol.client_session import (
     Failed,
     Ready,
 )
-from relay.protocol.client_session import Phase as DiallerPhase
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -158,7 +160,7 @@ class PeerPair:
         if not self.admitted or claims.role != "peer":
             self._carry(self.dialled.refused(RejectedError(ErrorCode.NOT_FEDERATED)))
             return
-        proof = handshake.sign_proof(DIALLED, claims, handshake.Standing(None, 0, 0), NOW)
+        proof = handshake.sign_proof(DIALLED, claims, handshake.InboxPosition(None, 0, 0), NOW)
         welcome = Welcome(
             inbox=False, session=None, epoch=None, cursor=Seq(0), head=Seq(0), pending=Pending(),
             window_count=WINDOW.count, window_bytes=WINDOW.bytes, proof=proof,

@@ -35,14 +35,18 @@ from relay.inbox.model.types import (
 from relay.protocol import frames as frames_
 from relay.protocol import handshake
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientPhase as AgentPhase,
+)
+from relay.protocol.client_session import (
+    ClientSession,
     Failed,
-    Heard,
+    FrameReceived,
     Ready,
     Send,
 )
-from relay.protocol.client_session import Login as AgentLogin
-from relay.protocol.client_session import Phase as AgentPhase
+from relay.protocol.client_session import (
+    LoginOptions as AgentLogin,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -91,7 +95,7 @@ class SessionPair:
 
     node: NodeId
     relay: RelaySide
-    agent: AgentSession
+    agent: ClientSession
     to_agent: deque[bytes] = field(default_factory=deque)
     to_relay: deque[bytes] = field(default_factory=deque)
     todo: list[effects_.Effect] = field(default_factory=list)
@@ -163,7 +167,7 @@ class World:
         """The agent dials; what it had before, it no longer hears."""
         hello = Hello(HOME.did, URL, b64encode(self.entropy(32)), {}, self.now)
         relay = RelaySide(hello, WINDOW, Timestamp(self.now), self.delivery_class)
-        agent = AgentSession(ME, AgentLogin(URL, HOME.did), self.entropy)
+        agent = ClientSession(ME, AgentLogin(URL, HOME.did), self.entropy)
         pair = SessionPair(self.nodes[node], relay, agent)
         if self.mine:
             self.mine.to_relay.clear()
@@ -193,7 +197,7 @@ class World:
         for effect in pair.agent.receive(frame, Timestamp(self.now)):
             if isinstance(effect, Send):
                 self.say(pair, effect.frame)
-            elif isinstance(effect, Heard) and pair is self.mine:
+            elif isinstance(effect, FrameReceived) and pair is self.mine:
                 self._heard(pair, effect.frame)
             elif isinstance(effect, Ready):
                 pair.heard = effect.welcome.cursor
@@ -257,7 +261,7 @@ class World:
         pair.fence, pair.ended = opened.fence, set(self.ended)
         claims = pair.agent._claims
         assert claims
-        standing = handshake.Standing(opened.epoch, opened.cursor, opened.head)
+        standing = handshake.InboxPosition(opened.epoch, opened.cursor, opened.head)
         welcome = Welcome(
             inbox=True,
             session=opened.fence,

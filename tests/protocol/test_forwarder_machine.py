@@ -69,7 +69,7 @@ from relay.protocol.receipts import (
     ReceiptItem,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Window,
 )
 from relay.reference.forwarding import Outboxes
@@ -321,7 +321,7 @@ class CourierWorld:
 
     def fate(self, eid: Eid) -> Disposition:
         item = self.items[eid]
-        [found] = self.inbox.status([Question(item.dedupe_key, item.hour)])
+        [found] = self.inbox.status([DedupKey(item.dedupe_key, item.hour)])
         assert found is not None
         return found.fate
 

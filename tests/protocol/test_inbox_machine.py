@@ -43,7 +43,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -416,7 +416,7 @@ class InboxMachine(RuleBasedStateMachine):
             Reason.CORRUPT: Disposition.CORRUPT,
         }
         for known in self.known.values():
-            question = Question(known.item.dedupe_key, known.item.hour)
+            question = DedupKey(known.item.dedupe_key, known.item.hour)
             (answer,) = self.inbox.status([question])
             assert answer in {None, Remembered(fates[known.ended], known.item.eid)}
 

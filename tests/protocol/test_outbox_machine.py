@@ -43,7 +43,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -276,7 +276,7 @@ class OutboxMachine(RuleBasedStateMachine):
             box, end = self.boxes[at], self.ends.get(n)
             assert (item in box.live.values()) == (end is None)
             assert self.bounced[item.eid] == (end in {"refused", "expired"})
-            (answer,) = box.status([Question(item.dedupe_key, item.hour)])
+            (answer,) = box.status([DedupKey(item.dedupe_key, item.hour)])
             if answer is not None:
                 assert answer.fate is (ENDS[end] if end else Disposition.STORED)
                 assert (answer.forwarded is not None) == (end == "forwarded")

@@ -15,7 +15,9 @@ from relay.inbox.model.permissions import (
     why_forbidden,
 )
 from relay.protocol import frames
-from relay.protocol.client_session import Phase as DiallerPhase
+from relay.protocol.client_session import (
+    ClientPhase as DiallerPhase,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,

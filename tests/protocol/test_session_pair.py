@@ -28,11 +28,13 @@ from relay.inbox.model.types import (
 )
 from relay.protocol import frames
 from relay.protocol.client_session import (
-    AgentSession,
-    Login,
+    ClientPhase as AgentPhase,
+)
+from relay.protocol.client_session import (
+    ClientSession,
+    LoginOptions,
     Send,
 )
-from relay.protocol.client_session import Phase as AgentPhase
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -342,7 +344,7 @@ def at_phase(phase: str) -> tuple[World, SessionPair]:
         pair = SessionPair(
             world.nodes[0],
             RelaySide(hello, WINDOW, T),
-            AgentSession(ME, Login(URL), world.entropy),
+            ClientSession(ME, LoginOptions(URL), world.entropy),
         )
         return world, pair
     pair = world.open(0)

@@ -18,7 +18,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Window,
 )
 from tests.store.worlds import ALICE, HOUR, ME, NODE, NOW, World, code, entry, opened, opened_to
@@ -242,7 +242,7 @@ async def test_status_tells_what_became_of_an_id(world: World) -> None:
     await world.store.append([entry(n) for n in range(1, 4)])
     ack = Ack(session.fence, session.epoch, (Seq(1),), refuse=((Seq(2), "cannot open"),))
     await world.store.ack([AckRequest(ME, ack)])
-    questions = [Question(entry(n).dedupe_key, HOUR) for n in range(1, 5)]
+    questions = [DedupKey(entry(n).dedupe_key, HOUR) for n in range(1, 5)]
     found = await world.store.status(ME, questions)
     fates = [answer and answer[0] for answer in found]
     assert fates == [Disposition.ACKED, Disposition.REFUSED, Disposition.STORED, None]

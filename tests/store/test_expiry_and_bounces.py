@@ -18,7 +18,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Range,
     Reason,
     Window,
@@ -118,7 +118,7 @@ async def test_ids_are_forgotten_when_all_of_their_hour_has_expired(world: World
     await world.store.append([entry(1), entry(2, hour=HOUR - 1, expires_at=NOW + 5_000)])
     ack = Ack(session.fence, session.epoch, (Seq(1), Seq(2)))
     await world.store.ack([AckRequest(ME, ack)])
-    questions = [Question(entry(1).dedupe_key, HOUR), Question(entry(2).dedupe_key, HOUR - 1)]
+    questions = [DedupKey(entry(1).dedupe_key, HOUR), DedupKey(entry(2).dedupe_key, HOUR - 1)]
     await world.advance(1_600)
     await world.store.sweep(NODE, [NODE])
     assert None not in await world.store.status(ME, questions)

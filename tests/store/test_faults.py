@@ -22,7 +22,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Range,
     Reason,
 )
@@ -131,7 +131,7 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     assert page.gaps == (Range(Seq(2), Seq(2), Reason.CORRUPT),)
     batches = await store.take_bounces()
     assert len(batches) == (0 if damage == "garbage" else 1)
-    (fate,) = await store.status(ME, [Question(entry(2).dedupe_key, HOUR)])
+    (fate,) = await store.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
     assert fate[0] in {Disposition.CORRUPT, Disposition.STORED}
 
 
@@ -148,7 +148,7 @@ async def test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other(
         assert code(broken) is ErrorCode.STORAGE_UNAVAILABLE
         assert not good.dup
         await raw.delete(server_world.key(kind))
-        (fate,) = await store.status(ME, [Question(entry(1).dedupe_key, HOUR)])
+        (fate,) = await store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)])
         assert fate is None
     (result,) = await store.append([entry(1)])
     assert (result.seq, result.dup) == (1, False)

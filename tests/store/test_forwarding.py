@@ -37,7 +37,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Range,
     Reason,
     Window,
@@ -290,7 +290,7 @@ async def test_a_courier_takes_what_waits_and_keeps_the_proof(world: World) -> N
     assert ([item.seq for item in page.items], page.gaps) == (
         [2], (Range(Seq(3), Seq(3), Reason.MOVED),),
     )  # fmt: skip
-    questions = [Question(entry(n).dedupe_key, HOUR) for n in (1, 2, 3)]
+    questions = [DedupKey(entry(n).dedupe_key, HOUR) for n in (1, 2, 3)]
     gone, waiting, last = await world.store.status(ME, questions)
     assert gone == Remembered(Disposition.FORWARDED, eid(1)[:21], FORWARDED)
     assert waiting == Remembered(Disposition.STORED, eid(2)[:21])
@@ -307,7 +307,7 @@ async def test_proofs_are_forgotten_with_the_ids_of_their_hour(world: World) -> 
     await forward(world.store, await courier(world.store), 1)
     await world.advance(1_601)
     await world.store.sweep(NODE, [NODE])
-    assert await world.store.status(ME, [Question(entry(1).dedupe_key, HOUR)]) == [None]
+    assert await world.store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)]) == [None]
 
 
 async def test_what_was_forwarded_stays_so_while_the_agent_lives_elsewhere(world: World) -> None:

@@ -55,8 +55,8 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Known,
-    Question,
+    DedupKey,
+    MovedRules,
     Reason,
     Window,
 )
@@ -427,7 +427,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(inbox=st.sampled_from(INBOXES))
     def status(self, inbox) -> None:
-        asked = [Question(item.dedupe_key, item.hour) for item in self.items.values()]
+        asked = [DedupKey(item.dedupe_key, item.hour) for item in self.items.values()]
         self.both("status", inbox, (inbox, inbox), (asked, asked))
 
     @rule(seconds=st.sampled_from([10, 60, 330, 1_000]))
@@ -531,7 +531,7 @@ class Machine(RuleBasedStateMachine):
         refuses=st.sampled_from(["accept", "accept", "accept", "refuse"]),
     )
     def learn_known(self, inbox, lists, refuses) -> None:
-        known = Known(refuses, *map(tuple, lists))
+        known = MovedRules(refuses, *map(tuple, lists))
         self.both("learn_known", inbox, (inbox, inbox), (known, known))
 
     @rule(

@@ -32,7 +32,7 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.types import (
-    Known,
+    MovedRules,
 )
 from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
@@ -130,7 +130,7 @@ async def test_a_setting_that_becomes_unsafe_ends_receipts_until_it_is_mended(
         with pytest.raises(UnavailableError, match="cannot be relied on"):
             await store.change_handoff(ME, seen, MigrationChange("signed for", InboxRole.PAUSED))
         with pytest.raises(UnavailableError, match="cannot be relied on"):
-            await store.learn_known(ME, Known())
+            await store.learn_known(ME, MovedRules())
         assert await store.handoff(ME) == seen
         assert store.durability == "unverified"
         assert not store.health.is_ready

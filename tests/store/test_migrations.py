@@ -31,7 +31,9 @@ from relay.migration.ports import (
 )
 from relay.peering.ports import DueOutbox
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.envelope import MAX_LIFETIME_S
+from relay.protocol.envelope import (
+    MAX_ENVELOPE_LIFETIME_S,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -40,12 +42,14 @@ from relay.protocol.ids import (
     AgentKey,
     Seq,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.types import (
-    Known,
-    Question,
+    DedupKey,
+    MovedRules,
     Reason,
-    Waiting,
+    WaitingEnvelope,
     Window,
 )
 from relay.store.redis.entries import eid_bytes
@@ -141,7 +145,7 @@ async def all_doubts(store: Any, most: int = 1_000, inbox: AgentKey = ME) -> set
 
 
 async def fates(store: Any, *numbers: int) -> list[Disposition | None]:
-    asked = [Question(entry(n).dedupe_key, HOUR) for n in numbers]
+    asked = [DedupKey(entry(n).dedupe_key, HOUR) for n in numbers]
     return [one and one.fate for one in await store.status(ME, asked)]
 
 
@@ -153,7 +157,7 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     await opened(world.store)
     await world.store.append([entry(1)])
     assert await world.store.handoff(ME) == MigrationRow(
-        holding=InboxRole.HOME, tally=Tally(waiting=1)
+        holding=InboxRole.HOME, tally=MigrationCounters(waiting=1)
     )
     assert await world.store.handoffs() == []
 
@@ -506,7 +510,7 @@ async def test_of_an_inbox_that_is_not_there_nothing_was_seen(world: World) -> N
     some = await world.store.doubts(ME, "", 9)
     assert (some.ids, some.after, some.floor) == (b"", "", -1)
     assert await world.store.waiting(ME, Seq(0), 9) == []
-    assert await world.store.known(ME) == Known()
+    assert await world.store.known(ME) == MovedRules()
 
 
 async def test_what_waits_in_an_old_epoch_is_among_what_may_have_been_seen(
@@ -600,7 +604,7 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
 
 async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: World) -> None:
     await change(world.store, InboxRole.PAUSED, doubts=doubt(1))
-    ends_at = (HOUR + 1) * 3600 + MAX_LIFETIME_S
+    ends_at = (HOUR + 1) * 3600 + MAX_ENVELOPE_LIFETIME_S
     await world.set_time(ends_at + 600)
     await world.store.sweep(NODE, [NODE])
     assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
@@ -831,9 +835,9 @@ async def test_while_the_store_is_full_what_would_be_kept_anew_is_refused(world:
 # ---------------------------------------------------------------- what is counted
 
 
-async def tally(store: Any) -> Tally:
+async def tally(store: Any) -> MigrationCounters:
     found = (await store.handoff(ME)).tally
-    assert isinstance(found, Tally)
+    assert isinstance(found, MigrationCounters)
     return found
 
 
@@ -844,7 +848,7 @@ async def test_every_envelope_of_a_source_is_accounted_for(world: World) -> None
     await world.store.append([entry(n) for n in (3, 4, 5)])
     size = sum(entry(n).size for n in range(6))
     await change(world.store, InboxRole.PAUSED, "frozen", is_new=True)
-    assert await tally(world.store) == Tally(was=6, was_bytes=size, waiting=6)
+    assert await tally(world.store) == MigrationCounters(was=6, was_bytes=size, waiting=6)
     await world.store.append([entry(6), entry(7), entry(6)])
     await change(world.store, InboxRole.FORWARDING, "away")
     carrier = await courier(world.store)
@@ -853,7 +857,9 @@ async def test_every_envelope_of_a_source_is_accounted_for(world: World) -> None
     await world.advance(400)
     await world.store.sweep(OTHER, [OTHER])
     now = await tally(world.store)
-    assert now == Tally(6, size, late=2, waiting=3, moved=1, expired=2, refused=1, corrupt=1)
+    assert now == MigrationCounters(
+        6, size, late=2, waiting=3, moved=1, expired=2, refused=1, corrupt=1
+    )
     assert now.is_balanced
     await change(world.store, InboxRole.HOME, "back")
     session = await opened(world.store)
@@ -879,7 +885,7 @@ async def test_without_a_beginning_nothing_is_counted(world: World) -> None:
     await change(world.store, InboxRole.HOME)
     await bring(world.store, 1, 1)
     await end(world.store, session, 1)
-    assert await tally(world.store) == Tally()
+    assert await tally(world.store) == MigrationCounters()
 
 
 async def test_what_the_store_lost_counts_as_corrupt(server_world: World) -> None:
@@ -919,7 +925,9 @@ async def test_what_waits_is_listed_without_its_content(world: World) -> None:
     await end(world.store, session, 2)
     found = await world.store.waiting(ME, Seq(0), 3)
     assert found == [
-        Waiting(Seq(n), eid(n), Question(entry(n).dedupe_key, HOUR), entry(n).size, NOW + 1_000)
+        WaitingEnvelope(
+            Seq(n), eid(n), DedupKey(entry(n).dedupe_key, HOUR), entry(n).size, NOW + 1_000
+        )
         for n in (1, 3, 4)
     ]
     assert [one.seq for one in await world.store.waiting(ME, Seq(4), 3)] == [5]
@@ -945,10 +953,10 @@ async def test_whom_an_agent_knows_moves_with_its_inbox(world: World) -> None:
     await world.advance(1)
     await world.store.meet([(ME, PEER)])
     known = await world.store.known(ME)
-    assert known == Known("refuse", (BOB,), (ALICE,), (PEER2, PEER))
+    assert known == MovedRules("refuse", (BOB,), (ALICE,), (PEER2, PEER))
     there = AgentKey("key:there")
     await world.store.learn_known(there, known)
-    assert await world.store.known(there) == Known(), "there is no such inbox"
+    assert await world.store.known(there) == MovedRules(), "there is no such inbox"
     await change(world.store, InboxRole.PAUSED, inbox=there)
     for _ in range(2):
         await world.store.learn_known(there, known)
@@ -960,12 +968,14 @@ async def test_what_an_agent_said_here_stands(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, allow=(ALICE,), deny=(BOB,))
     await world.store.meet([(ME, eve), (ME, PEER)])
-    await world.store.learn_known(ME, Known("refuse", (BOB,), (ALICE, eve), (ALICE, PEER, PEER2)))
+    await world.store.learn_known(
+        ME, MovedRules("refuse", (BOB,), (ALICE, eve), (ALICE, PEER, PEER2))
+    )
     known = await world.store.known(ME)
-    assert known == Known("refuse", (ALICE,), (BOB, eve), (PEER2, PEER))
+    assert known == MovedRules("refuse", (ALICE,), (BOB, eve), (PEER2, PEER))
     now = await ruled(world.store, session)
     assert (now.contacts, now.first_contact) == (2, "refuse")
-    await world.store.learn_known(ME, Known())
+    await world.store.learn_known(ME, MovedRules())
     assert await world.store.known(ME) == known
 
 
@@ -974,9 +984,11 @@ async def test_of_what_an_agent_knew_no_more_is_kept_than_fits(world: World) -> 
     store = await world.restart()
     await opened(store)
     some = [AgentKey(f"key:k{n}") for n in range(12)]
-    await store.learn_known(ME, Known("accept", tuple(some[:3]), tuple(some[3:6]), tuple(some[6:])))
+    await store.learn_known(
+        ME, MovedRules("accept", tuple(some[:3]), tuple(some[3:6]), tuple(some[6:]))
+    )
     known = await store.known(ME)
-    assert known == Known("accept", tuple(some[:2]), tuple(some[3:5]), tuple(some[9:]))
+    assert known == MovedRules("accept", tuple(some[:2]), tuple(some[3:5]), tuple(some[9:]))
     await store.meet([(ME, PEER)])
     assert (await store.known(ME)).contacts == (*some[10:], PEER)
 

@@ -85,8 +85,8 @@ from relay.protocol.frames import (
     WelcomePending,
 )
 from relay.protocol.handshake import (
-    Claims,
-    Standing,
+    InboxPosition,
+    LoginClaims,
 )
 from relay.protocol.ids import (
     Epoch,
@@ -97,8 +97,8 @@ from relay.protocol.ids import (
     new_message_id,
 )
 from relay.protocol.migration_statement import (
-    Statement,
-    Tally,
+    MigrationCounters,
+    MigrationStatement,
 )
 from relay.protocol.receipts import (
     BounceItem,
@@ -109,8 +109,8 @@ from relay.protocol.receipts import (
 )
 from relay.protocol.sealing import CONTENT_TYPE
 from relay.protocol.types import (
-    Known,
     Mode,
+    MovedRules,
     Range,
     Reason,
 )
@@ -128,9 +128,9 @@ NONCE, CNONCE = (jws.b64encode(bytes([n]) * 32) for n in (4, 5))
 EPHEMERAL: Final = bytes([6]) * 32
 TOKEN: Final = jws.b64encode(bytes([8]) * 32)
 LIMITS: Final = {"jws": 10240, "body": 262144, "frame": 2097152, "envelopes": 256}
-CLAIMS: Final = Claims(BOB.did, RELAY.did, URL, NONCE, CNONCE, "agent")
+CLAIMS: Final = LoginClaims(BOB.did, RELAY.did, URL, NONCE, CNONCE, "agent")
 CAST: Final = ("alice", "bob", "relay", "peer")
-PEER_CLAIMS: Final = Claims(PEER.did, RELAY.did, URL, NONCE, CNONCE, "peer")
+PEER_CLAIMS: Final = LoginClaims(PEER.did, RELAY.did, URL, NONCE, CNONCE, "peer")
 
 
 # ---------------------------------------------------------------- things
@@ -191,7 +191,7 @@ def bounce() -> BounceBatch:
 
 
 def welcome(*, has_inbox: bool = True) -> Welcome:
-    standing = Standing(EPOCH, 40, 42) if has_inbox else Standing(None, 0, 0)
+    standing = InboxPosition(EPOCH, 40, 42) if has_inbox else InboxPosition(None, 0, 0)
     return Welcome(
         inbox=has_inbox,
         session=Fence(17) if has_inbox else None,
@@ -217,7 +217,11 @@ def information() -> str:
         return (await build(settings, opened, URL)).exchange.own_info()
 
     payload = payload_of(asyncio.run(described()))
-    payload |= {"durability": "fsync", "iat": int(NOW), "exp": int(NOW) + relay_info.MAX_LIFETIME_S}
+    payload |= {
+        "durability": "fsync",
+        "iat": int(NOW),
+        "exp": int(NOW) + relay_info.INFO_LIFETIME_S,
+    }
     return jws.sign(payload, typ=relay_info.TYP, kid=RELAY.kid, key=RELAY.sign)
 
 
@@ -260,8 +264,8 @@ def order() -> str:
 
 
 def statement() -> str:
-    tally = Tally(was=3, was_bytes=2883, late=1, waiting=1, moved=2, expired=1)
-    said = Statement(
+    tally = MigrationCounters(was=3, was_bytes=2883, late=1, waiting=1, moved=2, expired=1)
+    said = MigrationStatement(
         RELAY.did,
         BOB.did,
         migration_order.parse(order()).id,
@@ -280,7 +284,7 @@ def moving() -> dict[str, str]:
     key, eid = envelope.dedupe_key(ALICE.did, PLAIN.id), jws.b64decode(PLAIN.eid)
     doubt = (int(NOW) // 3600).to_bytes(4) + key + eid[:16]
     whole = jws.b64encode(hashlib.sha256(doubt).digest())
-    known = Known("refuse", (ALICE.agent_key,), (), (ALICE.agent_key,))
+    known = MovedRules("refuse", (ALICE.agent_key,), (), (ALICE.agent_key,))
     page = Migrate(
         "p-8", BOB.did, handoff, order(), whole, 0, 1, floor=499_000, doubts=doubt, known=known
     )

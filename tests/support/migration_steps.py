@@ -24,7 +24,9 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.migration_statement import Statement
+from relay.protocol.migration_statement import (
+    MigrationStatement,
+)
 
 
 @dataclass
@@ -67,17 +69,17 @@ class Traveller:
 
     # ------------------------------------------------------------ steps
 
-    async def offer(self, count: int = 0, size: int = 0, largest: int = 0) -> Statement:
+    async def offer(self, count: int = 0, size: int = 0, largest: int = 0) -> MigrationStatement:
         return await self._stated(self.target, "offer", _room(count, size, largest))
 
-    async def prepare(self, count: int = 0, size: int = 0, largest: int = 0) -> Statement:
+    async def prepare(self, count: int = 0, size: int = 0, largest: int = 0) -> MigrationStatement:
         room = {**_room(count, size, largest), "newest": self.newest}
         return await self._stated(self.target, "prepare", room)
 
-    async def freeze(self) -> Statement:
+    async def freeze(self) -> MigrationStatement:
         return await self._stated(self.source, "freeze", {})
 
-    async def state(self, at: Home) -> Statement:
+    async def state(self, at: Home) -> MigrationStatement:
         return await self._stated(at, "state", {})
 
     async def publish(self, at: Home, record: str = "") -> Any:
@@ -104,7 +106,7 @@ class Traveller:
             states += answer.array("states", most=1024)
         return states
 
-    async def move(self) -> Statement:
+    async def move(self) -> MigrationStatement:
         """All steps but logging in; gives the source's word once the target knows."""
         await self.prepare()
         said = await self.freeze()
@@ -119,10 +121,10 @@ class Traveller:
         body = {"order": self.order, "step": name, **members}
         return await request_json(_origin(at), "POST", "/v1/migrations", body=body, timeout_s=20)
 
-    async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> Statement:
+    async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> MigrationStatement:
         answer = await self.step(at, name, members)
         return migration_statement.verify(
-            answer.text("statement", most=migration_statement.MAX_BYTES), Did(at.did)
+            answer.text("statement", most=migration_statement.MAX_STATEMENT_BYTES), Did(at.did)
         )
 
 

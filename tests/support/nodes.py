@@ -28,10 +28,10 @@ from relay.node.serve import (
 )
 from relay.protocol import envelope, frames
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientPhase,
+    ClientSession,
     Failed,
-    Login,
-    Phase,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -164,7 +164,7 @@ async def speaker(
 async def log_in(
     socket: ClientConnection, url: str, key: SigningKey, *, record: str | None = None
 ) -> Ready:
-    session = AgentSession(key, Login(url, record=record), os.urandom)
+    session = ClientSession(key, LoginOptions(url, record=record), os.urandom)
     async with within(8):
         while True:
             frame = frames.parse((await socket.recv()).encode(), "relay")
@@ -174,7 +174,7 @@ async def log_in(
                 if isinstance(effect, Failed):
                     raise effect.error
                 if isinstance(effect, Ready):
-                    assert session.phase is Phase.OPEN
+                    assert session.phase is ClientPhase.OPEN
                     return effect
 
 

@@ -13,7 +13,7 @@ from relay.protocol.jws import (
 from relay.protocol.relay_info import LIMIT_NAMES
 from relay.protocol.types import (
     FirstContact,
-    Known,
+    MovedRules,
     Range,
     Reason,
 )
@@ -94,7 +94,9 @@ from_agent = st.one_of(
         floor=st.integers(-1, 2**32),
         doubts=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=36 * n, max_size=36 * n)),
         known=st.none()
-        | st.builds(Known, first_contacts, _listed(names, 0), _listed(names, 0), _listed(names, 0)),
+        | st.builds(
+            MovedRules, first_contacts, _listed(names, 0), _listed(names, 0), _listed(names, 0)
+        ),
     ),
     gossips,
     st.builds(frames.Digest, refs, bits, _listed(buckets, 0)),

@@ -7,12 +7,12 @@ import pytest
 
 from relay.protocol import frames, handshake
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientPhase,
+    ClientSession,
     Close,
     Failed,
-    Heard,
-    Login,
-    Phase,
+    FrameReceived,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -32,11 +32,11 @@ URL = "https://relay.example"
 HELLO = Hello(RELAY.did, URL, b64encode(b"n" * 32), {}, int(NOW))
 
 
-def session(**login: Any) -> AgentSession:
-    return AgentSession(ALICE, Login(URL, **login), numbered_entropy())
+def session(**login: Any) -> ClientSession:
+    return ClientSession(ALICE, LoginOptions(URL, **login), numbered_entropy())
 
 
-def said_hello(one: AgentSession, hello: Hello = HELLO) -> Auth:
+def said_hello(one: ClientSession, hello: Hello = HELLO) -> Auth:
     (effect,) = one.receive(hello, NOW)
     assert isinstance(effect, Send)
     assert isinstance(effect.frame, Auth)
@@ -45,7 +45,7 @@ def said_hello(one: AgentSession, hello: Hello = HELLO) -> Auth:
 
 def welcome_for(auth: Auth, **changes: Any) -> Welcome:
     claims = handshake.parse_auth(auth.jws)[1]
-    proof = handshake.sign_proof(RELAY, claims, handshake.Standing("e1", 2, 5), NOW)
+    proof = handshake.sign_proof(RELAY, claims, handshake.InboxPosition("e1", 2, 5), NOW)
     made = Welcome(
         inbox=True,
         session=7,
@@ -60,10 +60,10 @@ def welcome_for(auth: Auth, **changes: Any) -> Welcome:
     return replace(made, **changes)
 
 
-def open_session() -> AgentSession:
+def open_session() -> ClientSession:
     one = session()
     one.receive(welcome_for(said_hello(one)), NOW)
-    assert one.phase is Phase.OPEN
+    assert one.phase is ClientPhase.OPEN
     return one
 
 
@@ -84,14 +84,14 @@ def test_hello_auth_welcome_and_the_login_holds():
     )  # fmt: skip
     welcome = welcome_for(auth)
     assert one.receive(welcome, NOW) == [Ready(RELAY.did, HELLO, welcome)]
-    assert one.phase is Phase.OPEN
+    assert one.phase is ClientPhase.OPEN
 
 
 def test_every_login_has_a_nonce_of_its_own():
     entropy = numbered_entropy()
     nonces = set()
     for _ in range(5):
-        auth = said_hello(AgentSession(ALICE, Login(URL), entropy))
+        auth = said_hello(ClientSession(ALICE, LoginOptions(URL), entropy))
         nonces.add(handshake.parse_auth(auth.jws)[1].cnonce)
     assert len(nonces) == 5
 
@@ -115,7 +115,7 @@ def test_a_relay_at_another_origin_or_of_another_name_is_refused_before_anything
 def test_a_welcome_whose_proof_does_not_hold_is_refused(changes: dict, code: ErrorCode):
     one = session()
     assert failure(one.receive(welcome_for(said_hello(one), **changes), NOW)) == code
-    assert one.phase is Phase.CLOSED
+    assert one.phase is ClientPhase.CLOSED
 
 
 def test_a_proof_by_somebody_else_is_refused():
@@ -145,7 +145,7 @@ HEARD = [
 
 @pytest.mark.parametrize("frame", HEARD, ids=lambda frame: type(frame).__name__)
 def test_an_open_session_passes_on_what_it_hears(frame: Any):
-    assert open_session().receive(frame, NOW) == [Heard(frame)]
+    assert open_session().receive(frame, NOW) == [FrameReceived(frame)]
 
 
 @pytest.mark.parametrize(

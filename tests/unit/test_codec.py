@@ -24,8 +24,8 @@ from relay.protocol.frames import (
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
 from relay.protocol.types import (
-    DOUBT_BYTES,
-    Known,
+    MAYBE_SEEN_ID_BYTES,
+    MovedRules,
 )
 from tests.unit.builders import RELAY
 from tests.unit.frame_strategies import (
@@ -305,8 +305,8 @@ PAGE = Migrate("m", RELAY.did, "h" * 128, "e" * 8192, b64encode(bytes(32)), 0, 6
 
 def test_the_largest_page_of_a_digest_fits_into_a_frame():
     keys = tuple(AgentKey(f"{RELAY.agent_key[:-5]}{n:05}") for n in range(MAX_KNOWN))
-    known = Known("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
-    doubts = bytes(DOUBT_BYTES) * MAX_DOUBTS
+    known = MovedRules("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
+    doubts = bytes(MAYBE_SEEN_ID_BYTES) * MAX_DOUBTS
     page = replace(PAGE, missing=(RELAY.did,) * MAX_MISSING, doubts=doubts, known=known)
     data = frames.encode(page)
     assert len(data) < frames.MAX_FRAME_BYTES
@@ -316,8 +316,8 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
 @pytest.mark.parametrize(
     "page",
     [
-        replace(PAGE, doubts=bytes(DOUBT_BYTES) * (MAX_DOUBTS + 1)),
-        replace(PAGE, known=Known(contacts=(RELAY.agent_key,) * (MAX_KNOWN + 1))),
+        replace(PAGE, doubts=bytes(MAYBE_SEEN_ID_BYTES) * (MAX_DOUBTS + 1)),
+        replace(PAGE, known=MovedRules(contacts=(RELAY.agent_key,) * (MAX_KNOWN + 1))),
         replace(PAGE, missing=(RELAY.did,) * (MAX_MISSING + 1)),
     ],
     ids=["doubts", "contacts", "missing"],

@@ -138,7 +138,7 @@ def test_the_examples_convince_the_code_that_judges_them():
     auth = handshake.parse_auth(shown("auth")["jws"])
     assert handshake.verify_auth(auth, bob, relay=RELAY.did, url=URL, now=NOW) == CLAIMS
     welcome = frames.parse(json.dumps(shown("welcome")).encode(), "relay")
-    standing = handshake.Standing(welcome.epoch, welcome.cursor, welcome.head)
+    standing = handshake.InboxPosition(welcome.epoch, welcome.cursor, welcome.head)
     handshake.verify_proof(welcome.proof, CLAIMS, standing)
     receipt = receipts.verify_receipt(shown("submitted")["receipt"], RELAY.did)
     plain, sealed = (envelope.parse(item) for item in shown("submit")["envelopes"])
@@ -227,7 +227,9 @@ async def test_http_answers_have_the_members_that_the_protocol_page_shows():
 
         nonce = await check("http-nonce", "POST", "/v1/session/nonce")
         own = jws.b64encode(os.urandom(32))
-        claims = handshake.Claims(bob.did, nonce["relay"], node.url, nonce["nonce"], own, "agent")
+        claims = handshake.LoginClaims(
+            bob.did, nonce["relay"], node.url, nonce["nonce"], own, "agent"
+        )
         login = {"jws": handshake.sign_auth(bob, claims, time.time())}
         assert login.keys() == shown["http-session-request"].keys()
         opened = await check("http-session", "POST", "/v1/session", json=login)

@@ -13,8 +13,8 @@ from relay.protocol import endpoint_record
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import (
     EndpointRecord,
+    FormerHome,
     Home,
-    LeftHome,
     compare_versions,
     merge,
 )
@@ -64,7 +64,7 @@ def test_a_record_says_what_the_agent_signed():
 
 
 def test_relays_that_were_left_and_a_sealing_key_are_said_where_there_are_any():
-    left = LeftHome(RELAY.did, URL, int(NOW) + 600)
+    left = FormerHome(RELAY.did, URL, int(NOW) + 600)
     read = endpoint_record.parse(record(drain=[left], enc=bytes(range(32))))
     assert (read.drain, read.enc) == ((left,), bytes(range(32)))
     assert outcome(read.jws.compact) is None

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from relay.protocol import handles
 from relay.protocol.handles import (
     Handle,
-    Heard,
-    agreed,
+    LookupResult,
+    combine,
     parse,
 )
 from tests.unit.builders import ALICE, BOB
 
 A, B = ALICE.did, BOB.did
-FOUND_A, FOUND_B = Heard("found", A), Heard("found", B)
-ABSENT, SILENT = Heard("absent", why="none"), Heard("unreadable", why="no answer")
+FOUND_A, FOUND_B = LookupResult("found", A), LookupResult("found", B)
+ABSENT, SILENT = LookupResult("absent", why="none"), LookupResult("unreadable", why="no answer")
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_where_a_handle_is_asked_about():
         assert parse(text).text_name is None
 
 
-def finger(*links: object) -> Heard:
-    return handles.heard_finger(200, json.dumps({"subject": "x", "links": links}).encode())
+def finger(*links: object) -> LookupResult:
+    return handles.read_webfinger(200, json.dumps({"subject": "x", "links": links}).encode())
 
 
 def test_webfinger_says_the_did_of_its_self_link():
@@ -94,24 +94,24 @@ def test_webfinger_says_the_did_of_its_self_link():
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"links":1}', b'{"links":[],"links":[]}'])
 def test_an_answer_that_is_no_jrd_is_unreadable(body: bytes):
-    assert handles.heard_finger(200, body).state == "unreadable"
+    assert handles.read_webfinger(200, body).state == "unreadable"
 
 
 def test_a_well_known_file_holds_one_did():
-    assert handles.heard_text(200, f" {A}\r\n".encode()) == FOUND_A
+    assert handles.read_well_known(200, f" {A}\r\n".encode()) == FOUND_A
     for wrong in (b"", b"<html>", f"{A}\n{B}".encode(), b"\xff", b"did:key:z6Mk"):
-        assert handles.heard_text(200, wrong).state == "unreadable"
+        assert handles.read_well_known(200, wrong).state == "unreadable"
 
 
 def test_texts_are_those_that_begin_with_did():
-    assert handles.heard_records(["v=spf1 -all", f"did={A}"]) == FOUND_A
-    assert handles.heard_records([f"did={A}", f"did={A}"]) == FOUND_A
-    assert handles.heard_records(["v=spf1 -all", f"xdid={A}"]).state == "absent"
-    assert handles.heard_records([f"did={A}", f"did={B}"]).state == "unreadable"
-    assert handles.heard_records(["did=x"]).state == "unreadable"
+    assert handles.read_txt(["v=spf1 -all", f"did={A}"]) == FOUND_A
+    assert handles.read_txt([f"did={A}", f"did={A}"]) == FOUND_A
+    assert handles.read_txt(["v=spf1 -all", f"xdid={A}"]).state == "absent"
+    assert handles.read_txt([f"did={A}", f"did={B}"]).state == "unreadable"
+    assert handles.read_txt(["did=x"]).state == "unreadable"
 
 
-@pytest.mark.parametrize("read", [handles.heard_finger, handles.heard_text])
+@pytest.mark.parametrize("read", [handles.read_webfinger, handles.read_well_known])
 def test_only_not_found_is_absent(read: object):
     assert callable(read)
     states = {status: read(status, b"").state for status in (404, 410, 301, 302, 403, 429, 500)}
@@ -119,18 +119,18 @@ def test_only_not_found_is_absent(read: object):
 
 
 def test_sources_that_answer_must_agree():
-    assert agreed([FOUND_A, FOUND_A]) == FOUND_A
-    assert agreed([FOUND_A, ABSENT]) == FOUND_A
-    assert agreed([FOUND_A, SILENT]) == FOUND_A
-    assert agreed([FOUND_A, FOUND_B]).state == "unreadable"
-    assert agreed([ABSENT, ABSENT]).state == "absent"
-    assert agreed([ABSENT, SILENT]).state == "unreadable"
-    assert agreed([SILENT]).state == "unreadable"
+    assert combine([FOUND_A, FOUND_A]) == FOUND_A
+    assert combine([FOUND_A, ABSENT]) == FOUND_A
+    assert combine([FOUND_A, SILENT]) == FOUND_A
+    assert combine([FOUND_A, FOUND_B]).state == "unreadable"
+    assert combine([ABSENT, ABSENT]).state == "absent"
+    assert combine([ABSENT, SILENT]).state == "unreadable"
+    assert combine([SILENT]).state == "unreadable"
 
 
 def test_the_order_of_sources_changes_nothing():
     for some in itertools.combinations_with_replacement([FOUND_A, FOUND_B, ABSENT, SILENT], 3):
-        said = {(agreed(one).state, agreed(one).did) for one in itertools.permutations(some)}
+        said = {(combine(one).state, combine(one).did) for one in itertools.permutations(some)}
         assert len(said) == 1
 
 

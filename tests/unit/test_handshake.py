@@ -12,8 +12,8 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.handshake import (
-    Claims,
-    Standing,
+    InboxPosition,
+    LoginClaims,
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.jws import b64encode
@@ -29,8 +29,8 @@ from tests.unit.builders import (
 )
 
 URL = "https://relay.example"
-CLAIMS = Claims(ALICE.did, RELAY.did, URL, b64encode(b"n" * 32), b64encode(b"c" * 32), "agent")
-STANDING = Standing("e1", 3, 9)
+CLAIMS = LoginClaims(ALICE.did, RELAY.did, URL, b64encode(b"n" * 32), b64encode(b"c" * 32), "agent")
+STANDING = InboxPosition("e1", 3, 9)
 KEY = parse_did(ALICE.did)
 
 
@@ -42,7 +42,7 @@ def proof(**changes: object) -> str:
     return resigned(handshake.sign_proof(RELAY, CLAIMS, STANDING, NOW), RELAY, **changes)
 
 
-def verified(text: str, **changes: Any) -> Claims:
+def verified(text: str, **changes: Any) -> LoginClaims:
     asked: dict[str, Any] = {"key": KEY, "relay": RELAY.did, "url": URL, "now": NOW, **changes}
     return handshake.verify_auth(handshake.parse_auth(text), asked.pop("key"), **asked)
 
@@ -118,7 +118,7 @@ def test_a_login_holds_for_a_minute_and_what_clocks_may_differ(after: int, code:
 
 def test_a_proof_answers_this_very_login():
     handshake.verify_proof(proof(), CLAIMS, STANDING)
-    handshake.verify_proof(proof(epoch=None), CLAIMS, Standing(None, 3, 9))
+    handshake.verify_proof(proof(epoch=None), CLAIMS, InboxPosition(None, 3, 9))
 
 
 @pytest.mark.parametrize(

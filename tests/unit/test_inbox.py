@@ -28,7 +28,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Range,
     Reason,
     Window,
@@ -508,7 +508,7 @@ def test_status_says_what_became_of_an_id_as_long_as_it_is_remembered():
     opened = box.open_session(A, WIDE)
     box.ack(ack(opened, 1, refuse=((Seq(2), "x"),)), T)
     box.conclude([Seq(3)], Reason.EXPIRED, Timestamp(EXPIRES))
-    asked = [Question(entry(n).dedupe_key, entry(n).hour) for n in (1, 2, 3, 4, 5)]
+    asked = [DedupKey(entry(n).dedupe_key, entry(n).hour) for n in (1, 2, 3, 4, 5)]
     answers = box.status(asked)
     assert [answer[0] if answer else None for answer in answers] == [
         Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.STORED, None,

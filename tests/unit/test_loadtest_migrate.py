@@ -7,14 +7,16 @@ import pytest
 from loadtest.__main__ import main
 from loadtest.migrate import scenario
 from loadtest.migrate.move import Found
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 
 
 def found(**values: object) -> Found:
     facts = {
         "waiting": 10, "acked": 5, "wire_bytes": 1_000, "prepare_s": 0.1, "freeze_s": 0.2,
         "copy_s": 2.0, "move_s": 3.0, "gap_s": 0.5, "plain_s": [0.5, 1.0, 1.5],
-        "tally": Tally(was=10, moved=10),
+        "tally": MigrationCounters(was=10, moved=10),
     }  # fmt: skip
     return Found(**{**facts, **values})
 
@@ -38,8 +40,8 @@ def test_of_several_runs_the_middle_one_is_shown():
     [
         {"lost": 1},
         {"doubled": 1},
-        {"tally": Tally(was=10, moved=9)},
-        {"tally": Tally(was=10, moved=9, expired=1)},
+        {"tally": MigrationCounters(was=10, moved=9)},
+        {"tally": MigrationCounters(was=10, moved=9, expired=1)},
     ],
 )
 def test_one_envelope_that_is_not_accounted_for_makes_it_not_good(wrong: dict[str, object]):

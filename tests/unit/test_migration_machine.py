@@ -36,7 +36,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    DOUBT_BYTES,
+    MAYBE_SEEN_ID_BYTES,
     Mode,
 )
 
@@ -404,7 +404,7 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
         ({"number": -1}, ErrorCode.BAD_FRAME),
         ({"total": 0}, ErrorCode.BAD_FRAME),
         ({"total": machine.DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
-        ({"doubts": bytes(DOUBT_BYTES * (machine.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
+        ({"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
     ],
 )
 def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):

@@ -14,8 +14,8 @@ from relay.protocol import (
 )
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import (
+    FormerHome,
     Home,
-    LeftHome,
     RecordVersion,
 )
 from relay.protocol.errors import (
@@ -147,13 +147,13 @@ def test_who_may_hand_over_is_named_by_an_order_or_an_earlier_record():
     earlier = endpoint_record.parse(endpoint_record.sign(ALICE, [HERE], now=Timestamp(NOW - 10)))
     later = endpoint_record.parse(next_record(HERE, newest=newest.seq))
     theirs = endpoint_record.parse(endpoint_record.sign(BOB, [HERE], now=Timestamp(NOW - 10)))
-    assert migration_order.is_named(RELAY.did, earlier, newest)
-    assert migration_order.is_named(RELAY.did, migration_order.parse(order()), newest)
-    assert not migration_order.is_named(BOB.did, earlier, newest)
-    assert not migration_order.is_named(BOB.did, migration_order.parse(order()), newest)
-    assert not migration_order.is_named(RELAY.did, later, newest)
-    assert not migration_order.is_named(RELAY.did, theirs, newest)
-    left = LeftHome(RELAY.did, "https://one.example", int(NOW) + 99)
+    assert migration_order.authorizes(RELAY.did, earlier, newest)
+    assert migration_order.authorizes(RELAY.did, migration_order.parse(order()), newest)
+    assert not migration_order.authorizes(BOB.did, earlier, newest)
+    assert not migration_order.authorizes(BOB.did, migration_order.parse(order()), newest)
+    assert not migration_order.authorizes(RELAY.did, later, newest)
+    assert not migration_order.authorizes(RELAY.did, theirs, newest)
+    left = FormerHome(RELAY.did, "https://one.example", int(NOW) + 99)
     leaves = endpoint_record.parse(endpoint_record.sign(ALICE, [HERE], now=NOW, drain=[left]))
-    assert migration_order.is_named(RELAY.did, leaves, leaves)
-    assert not migration_order.is_named(BOB.did, leaves, leaves)
+    assert migration_order.authorizes(RELAY.did, leaves, leaves)
+    assert not migration_order.authorizes(BOB.did, leaves, leaves)

@@ -28,8 +28,8 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import Did
 from relay.protocol.migration_statement import (
-    Statement,
-    Tally,
+    MigrationCounters,
+    MigrationStatement,
 )
 from relay.protocol.types import (
     Mode,
@@ -58,7 +58,7 @@ SIDES = st.builds(
     fork_version=st.none() | ORDERS,
 )
 STATEMENTS = st.builds(
-    Statement,
+    MigrationStatement,
     relay=st.just(ME),
     did=st.just(ALICE.did),
     handoff=st.text(max_size=40),
@@ -68,10 +68,12 @@ STATEMENTS = st.builds(
     handed=st.booleans(),
     named=st.booleans(),
     missing=st.lists(st.sampled_from([ALICE.did, BOB.did]), unique=True).map(tuple),
-    tally=st.builds(Tally, *[COUNTS] * len(Tally._fields)),
+    tally=st.builds(MigrationCounters, *[COUNTS] * len(MigrationCounters._fields)),
     why=st.text(max_size=100),
 )
-SAID = Statement(ME, ALICE.did, "mig", Mode.FROZEN, 7, tally=Tally(was=3, moved=1, waiting=2))
+SAID = MigrationStatement(
+    ME, ALICE.did, "mig", Mode.FROZEN, 7, tally=MigrationCounters(was=3, moved=1, waiting=2)
+)
 
 
 def code_of(compact: str, relay: Did = ME) -> ErrorCode:
@@ -140,7 +142,7 @@ def test_a_text_that_was_not_written_here_is_no_side(text: str):
 
 
 @given(STATEMENTS)
-def test_a_statement_is_read_as_it_was_signed(said: Statement):
+def test_a_statement_is_read_as_it_was_signed(said: MigrationStatement):
     assert migration_statement.verify(migration_statement.sign(RELAY, said), ME) == said
 
 
@@ -202,8 +204,8 @@ def test_something_else_that_a_relay_signed_is_no_statement():
 # ---------------------------------------------------------------- counts
 
 
-@given(st.builds(Tally, *[st.integers(0, 5)] * len(Tally._fields)))
-def test_books_are_balanced_where_every_envelope_is_accounted_for(tally: Tally):
+@given(st.builds(MigrationCounters, *[st.integers(0, 5)] * len(MigrationCounters._fields)))
+def test_books_are_balanced_where_every_envelope_is_accounted_for(tally: MigrationCounters):
     ended = tally.moved + tally.acked + tally.expired + tally.refused + tally.corrupt
     assert tally.is_balanced is (ended + tally.waiting - tally.late == tally.was)
     even = tally._replace(was=0, late=ended + tally.waiting)

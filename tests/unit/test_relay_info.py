@@ -13,12 +13,12 @@ from relay.protocol.errors import (
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.relay_info import (
-    Description,
+    RelayDescription,
     RelayInfo,
 )
 from tests.unit.builders import MALLORY, NOW, RELAY, resigned
 
-SAID = Description(
+SAID = RelayDescription(
     url="https://relay.example",
     software="did-relay",
     version="1",

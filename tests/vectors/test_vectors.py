@@ -39,8 +39,8 @@ from relay.protocol.errors import (
     RelayError,
 )
 from relay.protocol.handshake import (
-    Claims,
-    Standing,
+    InboxPosition,
+    LoginClaims,
 )
 from relay.protocol.ids import Timestamp
 from relay.protocol.jws import UnsupportedError
@@ -126,8 +126,8 @@ def read_auth(given: Any, file: Found, _: Found) -> Found:
 
 def read_proof(given: Any, file: Found, _: Found) -> Found:
     auth = dict(file["context"]["auth"])
-    claims = Claims(subject=auth.pop("sub"), **auth)
-    handshake.verify_proof(given["proof"], claims, Standing(**given["welcome"]))
+    claims = LoginClaims(subject=auth.pop("sub"), **auth)
+    handshake.verify_proof(given["proof"], claims, InboxPosition(**given["welcome"]))
     return {}
 
 

@@ -34,7 +34,7 @@ from relay.protocol.endpoint_record import (
 from relay.protocol.errors import ErrorCode
 from relay.protocol.handles import (
     Handle,
-    Heard,
+    LookupResult,
 )
 from relay.protocol.ids import Did
 
@@ -55,7 +55,7 @@ class Resolved:
     """
 
     asked: str
-    lookup: Heard
+    lookup: LookupResult
     found: ResolveResult | None = None
     verified: bool | None = None
 
@@ -89,7 +89,7 @@ async def check(asked: str, url: str, *, as_json: bool) -> Exit:
 
 async def _resolve(asked: str, origin: Origin) -> Resolved:
     if asked.startswith("did:"):
-        lookup = Heard("found", Did(asked))
+        lookup = LookupResult("found", Did(asked))
         return Resolved(asked, lookup, await resolve_at(origin, asked))
     handle = names.parse(asked)
     lookup = await names.forward(handle, plain=origin.is_loopback)
@@ -217,10 +217,12 @@ async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) 
         return await publish_record(key, origin, state, change=new)
 
 
-def _tell_published(done: Publication, *, as_json: bool, lookup: Heard | None = None) -> None:
+def _tell_published(
+    done: Publication, *, as_json: bool, lookup: LookupResult | None = None
+) -> None:
     record = done.record
     # the record that this command has just signed is found by definition
-    shown = Resolved(record.did, Heard("found", record.did), ResolveResult("found", record))
+    shown = Resolved(record.did, LookupResult("found", record.did), ResolveResult("found", record))
     if as_json:
         missed = [{"url": url, "detail": why} for url, why in done.missed]
         leads_to = {} if lookup is None else {"leads": lookup.state, "leads_to": lookup.did}
@@ -231,7 +233,7 @@ def _tell_published(done: Publication, *, as_json: bool, lookup: Heard | None = 
         say(f"{url} did not take the record: {why}. It is published again by relay listen.")
 
 
-def _advise(handle: Handle, did: Did, lookup: Heard) -> None:
+def _advise(handle: Handle, did: Did, lookup: LookupResult) -> None:
     if handle.name is not None:
         say(f"Your record lists {handle}, but it does not lead to you: {lookup.why}.")
         say("Only the relay behind the @ gives the name, to agents whose home it is.")

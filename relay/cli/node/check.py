@@ -23,7 +23,9 @@ from relay.client.http.relay_api import RelayApi
 from relay.client.http.transport import HttpRequest, certificate_expiry, request
 from relay.client.session.connection import dial
 from relay.protocol import frames
-from relay.protocol.client_session import Login
+from relay.protocol.client_session import (
+    LoginOptions,
+)
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.errors import RelayError
 from relay.protocol.handshake import SKEW_S
@@ -195,7 +197,7 @@ async def _login(run: Examination) -> None:
     origin = _dialled(run)
     began = clock.monotonic()
     try:
-        async with dial(origin, run.key, Login(str(origin))) as line:
+        async with dial(origin, run.key, LoginOptions(str(origin))) as line:
             took = _ms(began)
             run.hello = line.ready.hello
     except NotAdmittedError as exc:

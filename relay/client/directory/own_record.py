@@ -35,7 +35,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 
-RENEW_AFTER_S: Final = endpoint_record.MAX_LIFETIME_S / 2
+RENEW_AFTER_S: Final = endpoint_record.RECORD_LIFETIME_S / 2
 JITTER: Final = 0.1
 """Agents that began together do not publish together for ever."""
 FORKED: Final = "two records of one seq are signed with this key: is a second copy of it running?"
@@ -171,7 +171,7 @@ class Homes:
         """Where ``relay`` stands among those to send through; lower is better."""
         newest = self.newest
         prios = [home.prio for home in newest.relays if home.did == relay] if newest else []
-        return (prios[0] if prios else endpoint_record.MAX_RELAYS, self._place(url))
+        return (prios[0] if prios else endpoint_record.MAX_HOMES, self._place(url))
 
     def _is_named(self, relay: Did, url: str) -> bool:
         """Whether the program names it; a home that was left counts no more: it may name it yet."""
@@ -218,7 +218,7 @@ class Homes:
     def _may_join(self, newest: EndpointRecord, relay: Did, url: str) -> bool:
         """Whether a relay is one more home beside the record's, all named by the program."""
         is_one_of_ours = self._is_named(relay, url) and newest.status == "active"
-        has_room = 0 < len(newest.relays) < endpoint_record.MAX_RELAYS
+        has_room = 0 < len(newest.relays) < endpoint_record.MAX_HOMES
         return is_one_of_ours and has_room and {h.url for h in newest.relays} <= {*self.named}
 
     def _sign(self, before: tuple[Home, ...], handles: Sequence[str], now: Timestamp) -> str:
@@ -229,7 +229,7 @@ class Homes:
             if relay in homes or (is_open and self._is_named(relay, url)):
                 homes[relay] = Home(relay, url, self._prio(homes.get(relay), url))
         best = sorted(homes.values(), key=lambda home: home.did not in {h.did for h in before})
-        best = sorted(best[: endpoint_record.MAX_RELAYS], key=lambda home: home.prio)
+        best = sorted(best[: endpoint_record.MAX_HOMES], key=lambda home: home.prio)
         newest = self.newest
         compact = endpoint_record.sign(
             self.key,

@@ -53,7 +53,7 @@ class RelayApi:
         """
         answer = await self._request("GET", INFO_PATH)
         try:
-            info = relay_info.parse(answer.text("jws", most=relay_info.MAX_BYTES))
+            info = relay_info.parse(answer.text("jws", most=relay_info.MAX_INFO_BYTES))
         except ProtocolError as exc:
             raise typed(exc.code, exc.detail) from exc
         except ValueError as exc:
@@ -73,7 +73,7 @@ class RelayApi:
         answer = await self._request("GET", f"/v1/agents/{did}")
         state = _one_of(answer, "state", _RESOLUTIONS)
         try:
-            record = answer.optional_text("record", most=endpoint_record.MAX_BYTES)
+            record = answer.optional_text("record", most=endpoint_record.MAX_RECORD_BYTES)
             return frames.Resolved(REF, state, record, answer.boolean("stale"))
         except ValueError as exc:
             raise _bad_answer(exc) from exc
@@ -91,7 +91,7 @@ class RelayApi:
         try:
             if answer.boolean("stored"):
                 return None
-            return answer.text("record", most=endpoint_record.MAX_BYTES)
+            return answer.text("record", most=endpoint_record.MAX_RECORD_BYTES)
         except ValueError as exc:
             raise typed(ErrorCode.BAD_FRAME, f"{self.origin} sent a wrong answer: {exc}") from exc
 
@@ -137,8 +137,8 @@ class RelayApi:
         """
         url, is_pinned = str(self.origin), expected is None
         expected = expected or state.relay_at(url)
-        login = client_session.Login(url, expected, state.record if expected else None)
-        session = client_session.AgentSession(key, login, clock.entropy)
+        login = client_session.LoginOptions(url, expected, state.record if expected else None)
+        session = client_session.ClientSession(key, login, clock.entropy)
         hello = _hello(await self._request("POST", "/v1/session/nonce"))
         if is_pinned and hello.url == url and expected not in {None, hello.relay}:
             raise state.wrong_relay(hello.url, hello.relay)
@@ -238,7 +238,9 @@ def _hello(answer: jose.Members) -> frames.Hello:
         raise _bad_answer(exc) from exc
 
 
-def _next_effect(session: client_session.AgentSession, frame: frames.Frame, kind: type[Any]) -> Any:
+def _next_effect(
+    session: client_session.ClientSession, frame: frames.Frame, kind: type[Any]
+) -> Any:
     for effect in session.receive(frame, clock.now()):
         if isinstance(effect, client_session.Failed):
             raise of(effect.error, record=effect.record)

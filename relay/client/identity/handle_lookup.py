@@ -24,7 +24,7 @@ from relay.protocol import (
 from relay.protocol.errors import ErrorCode
 from relay.protocol.handles import (
     Handle,
-    Heard,
+    LookupResult,
 )
 from relay.protocol.ids import Did
 
@@ -58,7 +58,7 @@ class Naming:
     learn: Callable[[Did, str | None], object]
     plain: bool
 
-    async def forward(self, handle: str) -> Heard:
+    async def forward(self, handle: str) -> LookupResult:
         """As :func:`forward`."""
         return await forward(handle, plain=self.plain)
 
@@ -85,7 +85,7 @@ class Naming:
 
 async def forward(
     handle: str | Handle, *, plain: bool = False, seconds: float = REQUEST_TIMEOUT_S
-) -> Heard:
+) -> LookupResult:
     """Ask where a handle leads: found (its DID), absent or unreadable.
 
     Args:
@@ -99,28 +99,30 @@ async def forward(
     """
     asked = parse(handle) if isinstance(handle, str) else handle
     if hosts.is_loopback(asked.host) and not plain:
-        return Heard("unreadable", why=f"{asked.authority} is another machine for everybody else")
+        return LookupResult(
+            "unreadable", why=f"{asked.authority} is another machine for everybody else"
+        )
     async with asyncio.TaskGroup() as group:
         web = group.create_task(_web(asked, seconds))
         text = group.create_task(_texts(asked.text_name, seconds))
-    return handles.agreed([web.result(), *text.result()])
+    return handles.combine([web.result(), *text.result()])
 
 
-async def _web(handle: Handle, seconds: float) -> Heard:
+async def _web(handle: Handle, seconds: float) -> LookupResult:
     scheme = "http" if hosts.is_loopback(handle.host) else "https"
     source = "agent-did" if handle.name is None else "WebFinger"
     try:
         origin = origins.parse(f"{scheme}://{handle.authority}")
         status, body = await request(origin, HttpRequest("GET", handle.path), seconds)
     except AgentError as exc:
-        return Heard("unreadable", why=f"{source}: {exc.detail}")
+        return LookupResult("unreadable", why=f"{source}: {exc.detail}")
     if len(body) > MAX_BODY_BYTES:
-        return Heard("unreadable", why=f"{source}: the answer is too long")
-    read = handles.heard_text if handle.name is None else handles.heard_finger
+        return LookupResult("unreadable", why=f"{source}: the answer is too long")
+    read = handles.read_well_known if handle.name is None else handles.read_webfinger
     return read(status, body)
 
 
-async def _texts(name: str | None, seconds: float) -> Sequence[Heard]:
+async def _texts(name: str | None, seconds: float) -> Sequence[LookupResult]:
     """What DNS says; nothing where it is not asked."""
     try:
         resolver: Any = importlib.import_module("dns.asyncresolver")
@@ -136,8 +138,8 @@ async def _texts(name: str | None, seconds: float) -> Sequence[Heard]:
             f"{name}.", "TXT", lifetime=limit, search=False, raise_on_no_answer=False
         )
     except absent.NXDOMAIN:
-        return [handles.heard_records(())]
+        return [handles.read_txt(())]
     except (failures.DNSException, OSError) as exc:
-        return [Heard("unreadable", why=f"TXT: DNS does not say: {type(exc).__name__}")]
+        return [LookupResult("unreadable", why=f"TXT: DNS does not say: {type(exc).__name__}")]
     texts = [b"".join(item.strings).decode("utf-8", errors="replace") for item in answer]
-    return [handles.heard_records(texts)]
+    return [handles.read_txt(texts)]

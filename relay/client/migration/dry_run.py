@@ -22,7 +22,9 @@ from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import MAX_JWS_BYTES
 from relay.protocol.ids import Eid
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import Waiting
+from relay.protocol.types import (
+    WaitingEnvelope,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class DryRun:
 
     source: Home
     target: Home
-    waiting: tuple[Waiting, ...] | None
+    waiting: tuple[WaitingEnvelope, ...] | None
     lost: tuple[tuple[Eid, str], ...] = ()
     source_failure: AgentError | None = None
     target_failure: AgentError | None = None
@@ -77,7 +79,7 @@ async def _look(host: Host, order: MigrationOrder) -> DryRun:
         HandoffClient(host.origin(home.url), home.did, order.did, order.jws.compact)
         for home in (order.source, order.target)
     ]
-    waiting: tuple[Waiting, ...] | None = None
+    waiting: tuple[WaitingEnvelope, ...] | None = None
     source_failure: AgentError | None = None
     try:
         waiting = tuple(await source.inventory())
@@ -94,7 +96,7 @@ async def _look(host: Host, order: MigrationOrder) -> DryRun:
     return DryRun(order.source, order.target, waiting, lost, source_failure, target_failure)
 
 
-def _lost(waiting: Sequence[Waiting], max_body: int | None) -> tuple[tuple[Eid, str], ...]:
+def _lost(waiting: Sequence[WaitingEnvelope], max_body: int | None) -> tuple[tuple[Eid, str], ...]:
     found: list[tuple[Eid, str]] = []
     for one in waiting:
         if one.expires_at <= clock.now():

@@ -20,8 +20,14 @@ from relay.protocol import frames, migration_statement
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Did, Eid, Seq
-from relay.protocol.migration_statement import Statement
-from relay.protocol.types import Mode, Question, Waiting
+from relay.protocol.migration_statement import (
+    MigrationStatement,
+)
+from relay.protocol.types import (
+    DedupKey,
+    Mode,
+    WaitingEnvelope,
+)
 
 PATH: Final = "/v1/migrations"
 PAGE_SIZE: Final = 1024
@@ -43,7 +49,7 @@ class Capacity:
     largest: int
 
     @classmethod
-    def of(cls, items: Sequence[Waiting]) -> Capacity:
+    def of(cls, items: Sequence[WaitingEnvelope]) -> Capacity:
         """Return the size of these envelopes."""
         sizes = [one.size for one in items]
         return cls(len(sizes), sum(sizes), max(sizes, default=0))
@@ -53,7 +59,7 @@ class SignedStatement(NamedTuple):
     """A statement, as it was signed and parsed."""
 
     compact: str
-    statement: Statement
+    statement: MigrationStatement
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +104,9 @@ class HandoffClient:
         """Ask for the state of the hand-off."""
         return await self._statement("state", {})
 
-    async def inventory(self) -> list[Waiting]:
+    async def inventory(self) -> list[WaitingEnvelope]:
         """List all that waits at the source."""
-        items: list[Waiting] = []
+        items: list[WaitingEnvelope] = []
         more = True
         while more:
             after = items[-1].seq if items else 0
@@ -122,7 +128,7 @@ class HandoffClient:
             items += page
         return items
 
-    async def find(self, items: Sequence[Waiting]) -> list[frames.State]:
+    async def find(self, items: Sequence[WaitingEnvelope]) -> list[frames.State]:
         """Ask for the state of each of these envelopes."""
         states: list[frames.State] = []
         for at in range(0, len(items), PAGE_SIZE):
@@ -143,7 +149,7 @@ class HandoffClient:
 
     # ------------------------------------------------------------ statements
 
-    def verified(self, compact: str | None) -> Statement | None:
+    def verified(self, compact: str | None) -> MigrationStatement | None:
         """Parse a saved statement; None: there is none, or another relay signed it."""
         if compact is None:
             return None
@@ -168,7 +174,7 @@ class HandoffClient:
     ) -> SignedStatement:
         answer = await self._request(step, fields, timeout_s)
         try:
-            compact = answer.text("statement", most=migration_statement.MAX_BYTES)
+            compact = answer.text("statement", most=migration_statement.MAX_STATEMENT_BYTES)
             statement = migration_statement.verify(compact, self.relay)
         except RelayError as exc:
             raise typed(exc.code, f"{self.origin}: {exc.detail}") from exc
@@ -189,7 +195,7 @@ class HandoffClient:
         return typed(ErrorCode.BAD_FRAME, f"{self.origin} said what cannot be: {reason}")
 
 
-def parse_inventory_item(value: object) -> Waiting:
+def parse_inventory_item(value: object) -> WaitingEnvelope:
     """Parse one item of an inventory: [seq, eid, hour, key, size, expires].
 
     Raises:
@@ -200,8 +206,8 @@ def parse_inventory_item(value: object) -> Waiting:
             # a person reads an eid at a terminal
             if seq < 1 or size < 0 or not _EID.fullmatch(eid):
                 raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory names what is no envelope")
-            question = Question(_dedupe_key(key), hour)
-            return Waiting(Seq(seq), Eid(eid), question, size, expires_at)
+            question = DedupKey(_dedupe_key(key), hour)
+            return WaitingEnvelope(Seq(seq), Eid(eid), question, size, expires_at)
         case _:
             raise ProtocolError(ErrorCode.BAD_FRAME, "an inventory says what cannot be")
 

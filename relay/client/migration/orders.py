@@ -20,15 +20,21 @@ from relay.client.state.agent_state import AgentState
 from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
 from relay.protocol import endpoint_record, migration_order
 from relay.protocol.did import SigningKey
-from relay.protocol.endpoint_record import EndpointRecord, Home, LeftHome
-from relay.protocol.envelope import MAX_LIFETIME_S
+from relay.protocol.endpoint_record import (
+    EndpointRecord,
+    FormerHome,
+    Home,
+)
+from relay.protocol.envelope import (
+    MAX_ENVELOPE_LIFETIME_S,
+)
 from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Did, Timestamp
 from relay.protocol.migration_order import MigrationOrder
 
 Dial = Callable[[str], Origin]
 
-DRAIN_S: Final = MAX_LIFETIME_S
+DRAIN_S: Final = MAX_ENVELOPE_LIFETIME_S
 """No envelope lives longer: until then a former home may hold some."""
 
 
@@ -213,11 +219,11 @@ async def supersede(key: SigningKey, state: AgentState, order: MigrationOrder) -
     return endpoint_record.parse(signed)
 
 
-def _former_homes(before: EndpointRecord | None, target: Home, now: Timestamp) -> list[LeftHome]:
+def _former_homes(before: EndpointRecord | None, target: Home, now: Timestamp) -> list[FormerHome]:
     """Return the homes that the agent leaves, and those that it left before; latest first."""
     if before is None:
         return []
     until = int(now) + DRAIN_S
-    left = [LeftHome(home.did, home.url, until) for home in before.relays]
+    left = [FormerHome(home.did, home.url, until) for home in before.relays]
     left += [one for one in before.drain if one.did not in {home.did for home in left}]
-    return [one for one in left if one.did != target.did][: endpoint_record.MAX_RELAYS]
+    return [one for one in left if one.did != target.did][: endpoint_record.MAX_HOMES]

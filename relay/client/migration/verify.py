@@ -25,9 +25,15 @@ from relay.client.state.migration_log import (
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Eid
-from relay.protocol.migration_statement import Statement, Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+    MigrationStatement,
+)
 from relay.protocol.receipts import digest_of
-from relay.protocol.types import Mode, Waiting
+from relay.protocol.types import (
+    Mode,
+    WaitingEnvelope,
+)
 
 FIRST_PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 2.0
@@ -84,7 +90,7 @@ class MigrationVerifier:
 
     def _notify(self, migration: MigrationState, waits_for: str) -> None:
         statement = self.source.verified(migration.source_statement)
-        counts = statement.tally if statement is not None else Tally()
+        counts = statement.tally if statement is not None else MigrationCounters()
         total = counts.was + counts.late
         # a source may state any number: a progress bar has no negative length
         done = max(total - counts.waiting, 0)
@@ -122,7 +128,7 @@ class MigrationVerifier:
         return replace(report, missing=missing, discrepancies=(*reasons, *found, *unknown))
 
     async def _missing(
-        self, report: MigrationReport, items: Sequence[Waiting]
+        self, report: MigrationReport, items: Sequence[WaitingEnvelope]
     ) -> tuple[tuple[Eid, ...], tuple[str, ...]]:
         """Return the eids that are nowhere, and the reason if that cannot be found out."""
         try:
@@ -142,7 +148,7 @@ class MigrationVerifier:
             lost = await self._not_ended(lost)
         return tuple(one.eid for one in lost), ()
 
-    async def _not_ended(self, items: Sequence[Waiting]) -> list[Waiting]:
+    async def _not_ended(self, items: Sequence[WaitingEnvelope]) -> list[WaitingEnvelope]:
         """Return those that did not end at the source with a bounce, by its own statement."""
         try:
             states = await self.source.find(items)
@@ -151,16 +157,16 @@ class MigrationVerifier:
         return [one for one, state in zip(items, states, strict=True) if state not in _ENDED]
 
 
-def _is_drained(source: Statement) -> bool:
+def _is_drained(source: MigrationStatement) -> bool:
     return _has_record(source) and source.tally.waiting == 0
 
 
-def _has_record(source: Statement) -> bool:
+def _has_record(source: MigrationStatement) -> bool:
     """Return True if the source has the agent's record: earlier counts are not final."""
     return source.mode is Mode.NONE or (source.mode is Mode.FROZEN and source.named)
 
 
-def _objections(migration: MigrationState, source: Statement) -> tuple[str, ...]:
+def _objections(migration: MigrationState, source: MigrationStatement) -> tuple[str, ...]:
     """Return the reasons why further looks are useless."""
     is_other = source.mode is Mode.FROZEN and source.handoff not in migration.handoffs
     if is_other or source.mode is Mode.INCOMING:
@@ -170,8 +176,8 @@ def _objections(migration: MigrationState, source: Statement) -> tuple[str, ...]
 
 def _discrepancies(
     report: MigrationReport,
-    source: Statement | None,
-    target: Statement | None,
+    source: MigrationStatement | None,
+    target: MigrationStatement | None,
     *,
     has_inventory: bool,
 ) -> list[str]:

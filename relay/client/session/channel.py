@@ -48,7 +48,9 @@ from relay.client.session.requests import (
 )
 from relay.client.state.agent_state import AgentState
 from relay.protocol import frames
-from relay.protocol.client_session import Login
+from relay.protocol.client_session import (
+    LoginOptions,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -237,11 +239,11 @@ class Conversation:
             finally:
                 self._lose()
 
-    def _login(self, origin: Origin) -> Login:
+    def _login(self, origin: Origin) -> LoginOptions:
         state = self.company.state
         expected = self.relay or state.relay_at(str(origin))
         # at first contact a liar could gain a record that names somewhere else: proof comes first
-        return Login(str(origin), expected, state.record if expected else None)
+        return LoginOptions(str(origin), expected, state.record if expected else None)
 
     def _is_mine(self, relay: Did) -> None:
         """Two sessions at one relay would supersede each other: asked before the login."""

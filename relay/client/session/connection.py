@@ -27,11 +27,11 @@ from relay.client.http.network import Route
 from relay.client.http.origin import Origin
 from relay.protocol import frames
 from relay.protocol.client_session import (
-    AgentSession,
+    ClientSession,
     Effect,
     Failed,
-    Heard,
-    Login,
+    FrameReceived,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -75,7 +75,7 @@ class Line:
     """A connection whose other end has proved to be the relay ``ready`` names."""
 
     def __init__(
-        self, socket: ClientConnection, session: AgentSession, login: Login, ready: Ready
+        self, socket: ClientConnection, session: ClientSession, login: LoginOptions, ready: Ready
     ) -> None:
         self.login = login
         self.ready = ready
@@ -110,14 +110,14 @@ class Line:
             raise typed(ErrorCode.BAD_FRAME, detail) from exc
         effects = self._session.receive(frame, clock.now())
         _raise_failure(effects)
-        return [effect.frame for effect in effects if isinstance(effect, Heard)]
+        return [effect.frame for effect in effects if isinstance(effect, FrameReceived)]
 
 
 def _whoever(_: Did) -> None:
     return
 
 
-def _found(frame: frames.Frame, login: Login) -> Did | None:
+def _found(frame: frames.Frame, login: LoginOptions) -> Did | None:
     """Who says that it is at the address that was dialled."""
     return frame.relay if isinstance(frame, frames.Hello) and frame.url == login.url else None
 
@@ -133,7 +133,7 @@ def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
 
 @asynccontextmanager
 async def dial(
-    origin: Origin, key: SigningKey, login: Login, meet: Callable[[Did], None] = _whoever
+    origin: Origin, key: SigningKey, login: LoginOptions, meet: Callable[[Did], None] = _whoever
 ) -> AsyncIterator[Line]:
     """Connect and log in; the connection is closed at the end of the block.
 
@@ -190,9 +190,9 @@ async def _connected(route: Route) -> ClientConnection:
 
 
 async def _log_in(
-    socket: ClientConnection, key: SigningKey, login: Login, meet: Callable[[Did], None]
+    socket: ClientConnection, key: SigningKey, login: LoginOptions, meet: Callable[[Did], None]
 ) -> Line:
-    session = AgentSession(key, login, clock.entropy)
+    session = ClientSession(key, login, clock.entropy)
     try:
         async with asyncio.timeout(LOGIN_S):
             while True:

@@ -31,8 +31,13 @@ from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Did, Eid, Seq
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_statement import Tally
-from relay.protocol.types import Question, Waiting
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
+from relay.protocol.types import (
+    DedupKey,
+    WaitingEnvelope,
+)
 
 _STATE: Final = "move"
 _REPORT: Final = "moved"
@@ -214,9 +219,11 @@ class MigrationReport:
         """True if every envelope is at the target or has ended, and all statements agree."""
         return self.waiting == 0 and not self.missing and not self.discrepancies
 
-    def with_counts(self, source: Tally | None, target: Tally | None) -> Self:
+    def with_counts(
+        self, source: MigrationCounters | None, target: MigrationCounters | None
+    ) -> Self:
         """Return the report with the counts that the two relays state."""
-        counts = source or Tally()
+        counts = source or MigrationCounters()
         report = replace(
             self,
             initial=counts.was,
@@ -262,7 +269,7 @@ class MigrationLog:
     database: Database | None = None
     state: MigrationState | None = None
     report: MigrationReport | None = None
-    _inventory: list[Waiting] = field(default_factory=list)
+    _inventory: list[WaitingEnvelope] = field(default_factory=list)
 
     @property
     def pending(self) -> MigrationState | None:
@@ -331,7 +338,7 @@ class MigrationLog:
             )
         self.report = report
 
-    async def save_inventory(self, items: Sequence[Waiting]) -> None:
+    async def save_inventory(self, items: Sequence[WaitingEnvelope]) -> None:
         """Save all that waited at the source; it replaces the saved inventory.
 
         Raises:
@@ -342,7 +349,7 @@ class MigrationLog:
         else:
             self._inventory = list(items)
 
-    async def inventory(self) -> list[Waiting]:
+    async def inventory(self) -> list[WaitingEnvelope]:
         """Read all that waited at the source, in the order of its seqs.
 
         Raises:
@@ -398,7 +405,7 @@ def _save(state: str, is_new: bool, connection: sqlite3.Connection) -> None:  # 
         connection.execute("DELETE FROM facts WHERE name = ?", (_REPORT,))
 
 
-def _save_inventory(items: list[Waiting], connection: sqlite3.Connection) -> None:
+def _save_inventory(items: list[WaitingEnvelope], connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM waited")
     rows = [
         (one.eid, one.seq, one.question.hour, one.question.dedupe_key, one.size, one.expires_at)
@@ -407,9 +414,9 @@ def _save_inventory(items: list[Waiting], connection: sqlite3.Connection) -> Non
     connection.executemany("REPLACE INTO waited VALUES (?, ?, ?, ?, ?, ?)", rows)
 
 
-def _load_inventory(connection: sqlite3.Connection) -> list[Waiting]:
+def _load_inventory(connection: sqlite3.Connection) -> list[WaitingEnvelope]:
     query = "SELECT eid, seq, hour, key, size, expires_at FROM waited ORDER BY seq"
     return [
-        Waiting(Seq(seq), Eid(eid), Question(key, hour), size, expires_at)
+        WaitingEnvelope(Seq(seq), Eid(eid), DedupKey(key, hour), size, expires_at)
         for eid, seq, hour, key, size, expires_at in connection.execute(query)
     ]

@@ -44,7 +44,9 @@ from relay.migration.model.state import (
     TimePassed,
     Transition,
 )
-from relay.protocol.envelope import MAX_LIFETIME_S
+from relay.protocol.envelope import (
+    MAX_ENVELOPE_LIFETIME_S,
+)
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
@@ -54,7 +56,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.types import (
-    DOUBT_BYTES,
+    MAYBE_SEEN_ID_BYTES,
     Mode,
 )
 
@@ -66,7 +68,7 @@ MOST_MISSING: Final = 64
 """Relays whose digests one side waits for; more are of no agent that only moves now and then."""
 UNNAMED_S: Final = 24 * 3600
 """So long an INCOMING side waits for the record that names it."""
-MISSING_S: Final = MAX_LIFETIME_S + 3600
+MISSING_S: Final = MAX_ENVELOPE_LIFETIME_S + 3600
 """So long after a home began without a digest no envelope lives that another home has shown."""
 HOUR_S: Final = 3600
 GRACE_S: Final = 7 * 24 * 3600
@@ -320,7 +322,7 @@ def _hear(side: MigrationSide, heard: PeerMessage, now: Timestamp) -> Result:
 def _form(page: DigestPage) -> Refusal | None:
     if not 0 <= page.number < page.total:
         return Refusal(ErrorCode.BAD_FRAME, "no such page of a digest")
-    if page.total > DIGEST_PAGES or len(page.doubts) > DIGEST_PAGE * DOUBT_BYTES:
+    if page.total > DIGEST_PAGES or len(page.doubts) > DIGEST_PAGE * MAYBE_SEEN_ID_BYTES:
         return Refusal(ErrorCode.TOO_LARGE, "too many ids in a digest")
     return None
 

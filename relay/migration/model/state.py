@@ -14,7 +14,10 @@ from relay.inbox.model.types import InboxRole
 from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.ids import Did
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import DOUBT_BYTES, Mode
+from relay.protocol.types import (
+    MAYBE_SEEN_ID_BYTES,
+    Mode,
+)
 
 
 class RecordRef(NamedTuple):
@@ -174,7 +177,7 @@ class DigestPage(NamedTuple):
         total: how many pages there are.
         missing: whose digests the source itself still lacks.
         floor: hours up to this one the source has forgotten; -1: none.
-        doubts: ids, :data:`DOUBT_BYTES` each.
+        doubts: ids, :data:`MAYBE_SEEN_ID_BYTES` each.
     """
 
     handoff: str
@@ -187,11 +190,11 @@ class DigestPage(NamedTuple):
 
     def until(self, hour: int) -> Self:
         """The same, but nothing of hours after the next one: that would never be forgotten."""
-        doubts, places = self.doubts, range(0, len(self.doubts), DOUBT_BYTES)
+        doubts, places = self.doubts, range(0, len(self.doubts), MAYBE_SEEN_ID_BYTES)
         hours = [int.from_bytes(doubts[at : at + 4], "big") for at in places]
         if max(hours, default=0) > hour + 1:
             kept = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
-            doubts = b"".join(doubts[at : at + DOUBT_BYTES] for at in kept)
+            doubts = b"".join(doubts[at : at + MAYBE_SEEN_ID_BYTES] for at in kept)
         return self._replace(floor=min(self.floor, hour), doubts=doubts)
 
 
@@ -241,7 +244,7 @@ class PeerMessage(NamedTuple):
     Args:
         peer: that relay.
         message: what it said.
-        named: :func:`orders.is_named`: the agent itself has said that mail lay there.
+        named: :func:`orders.authorizes`: the agent itself has said that mail lay there.
     """
 
     peer: Did

@@ -93,7 +93,7 @@ from relay.protocol.frames.frames_migrate import (
 from relay.protocol.frames.submits import quick_submit
 from relay.protocol.ids import (
     MAX_DID_BYTES,
-    MAX_HANDOFF,
+    MAX_HANDOFF_ID_CHARS,
     Did,
     Epoch,
     Fence,
@@ -283,7 +283,7 @@ def _read_submit(m: jose.Members) -> Submit:
     marked = m.optional_array("marked", most=MAX_ENVELOPES)
     if any(type(place) is not int or not 0 <= place < len(envelopes) for place in marked):
         raise ValueError("marked must be places in envelopes")
-    handoff = m.optional_text("handoff", most=MAX_HANDOFF) or ""
+    handoff = m.optional_text("handoff", most=MAX_HANDOFF_ID_CHARS) or ""
     return Submit(m.text("ref", most=MAX_REF), envelopes, tuple(hops), tuple(marked), handoff)
 
 

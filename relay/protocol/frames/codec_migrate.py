@@ -28,15 +28,17 @@ from relay.protocol.frames.frames_migrate import (
 )
 from relay.protocol.ids import (
     MAX_DID_BYTES,
-    MAX_HANDOFF,
+    MAX_HANDOFF_ID_CHARS,
     AgentKey,
     Did,
 )
-from relay.protocol.migration_order import MAX_BYTES as MAX_EVIDENCE
+from relay.protocol.migration_order import (
+    MAX_ORDER_BYTES as MAX_EVIDENCE,
+)
 from relay.protocol.types import (
-    DOUBT_BYTES,
+    MAYBE_SEEN_ID_BYTES,
     FirstContact,
-    Known,
+    MovedRules,
 )
 
 WHOLE_BYTES: Final = 32
@@ -71,7 +73,7 @@ def read_migrate(m: jose.Members) -> Migrate:
     return Migrate(
         ref=m.text("ref", most=MAX_REF),
         agent=Did(m.text("agent", most=MAX_DID_BYTES)),
-        handoff=m.text("handoff", most=MAX_HANDOFF),
+        handoff=m.text("handoff", most=MAX_HANDOFF_ID_CHARS),
         evidence=m.text("evidence", most=MAX_EVIDENCE),
         whole=_whole(m),
         number=m.integer("number", most=total - 1),
@@ -87,7 +89,7 @@ def read_migrated(m: jose.Members) -> Migrated:
     """Which page is wanted next."""
     return Migrated(
         m.text("ref", most=MAX_REF),
-        m.text("handoff", most=MAX_HANDOFF),
+        m.text("handoff", most=MAX_HANDOFF_ID_CHARS),
         _whole(m),
         m.integer("next", most=MAX_DIGEST_PAGES),
     )
@@ -100,14 +102,14 @@ def _whole(m: jose.Members) -> str:
 def _doubts(m: jose.Members) -> bytes:
     if not m.has("doubts"):
         return b""
-    doubts = jose.b64decode(m.text("doubts", most=MAX_DOUBTS * DOUBT_BYTES * 4 // 3))
-    if len(doubts) % DOUBT_BYTES:
-        raise ValueError(f"doubts are of {DOUBT_BYTES} bytes each")
+    doubts = jose.b64decode(m.text("doubts", most=MAX_DOUBTS * MAYBE_SEEN_ID_BYTES * 4 // 3))
+    if len(doubts) % MAYBE_SEEN_ID_BYTES:
+        raise ValueError(f"doubts are of {MAYBE_SEEN_ID_BYTES} bytes each")
     return doubts
 
 
-def _known(m: jose.Members) -> Known:
-    return Known(
+def _known(m: jose.Members) -> MovedRules:
+    return MovedRules(
         m.one_of("first_contact", _FIRST_CONTACT),
         _agents(m, "allow", MAX_RULES),
         _agents(m, "deny", MAX_RULES),

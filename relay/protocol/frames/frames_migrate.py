@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay.protocol.ids import Did
-from relay.protocol.types import Known
+from relay.protocol.types import (
+    MovedRules,
+)
 
 MAX_DOUBTS: Final = 4_096
 MAX_DIGEST_PAGES: Final = 64
@@ -46,7 +48,7 @@ class Migrate:
     missing: tuple[Did, ...] = ()
     floor: int = -1
     doubts: bytes = b""
-    known: Known | None = None
+    known: MovedRules | None = None
 
 
 @dataclass(frozen=True, slots=True)

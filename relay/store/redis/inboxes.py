@@ -45,7 +45,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -263,7 +263,7 @@ class Inboxes:
     # ------------------------------------------------------------ questions
 
     async def status(
-        self, inbox: AgentKey, questions: Sequence[Question]
+        self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[Remembered | None]:
         """What became of ids; of the eid, its first 21 characters: the store keeps 16 bytes."""
         asked = [(inbox, question.hour, question.dedupe_key) for question in questions]

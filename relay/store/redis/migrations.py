@@ -29,12 +29,14 @@ from relay.protocol.ids import (
     Partition,
     Seq,
 )
-from relay.protocol.migration_statement import Tally
+from relay.protocol.migration_statement import (
+    MigrationCounters,
+)
 from relay.protocol.types import (
+    DedupKey,
     FirstContact,
-    Known,
-    Question,
-    Waiting,
+    MovedRules,
+    WaitingEnvelope,
 )
 from relay.store.redis import entries
 from relay.store.redis.guard import Guard
@@ -133,9 +135,9 @@ class Handoffs:
         replies: list[Any] = await self._partitions.call("handoffs", part, [])
         return replies
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
         """What waits behind ``after``, in seq order."""
-        found: list[Waiting] = []
+        found: list[WaitingEnvelope] = []
         while len(found) < most:
             wanted = min(most - len(found), _MOST_READ)
             _, *items = await self._call("waiting", inbox, after, wanted)
@@ -152,13 +154,13 @@ class Handoffs:
 
     # ------------------------------------------------------------ rules
 
-    async def known(self, inbox: AgentKey) -> Known:
+    async def known(self, inbox: AgentKey) -> MovedRules:
         """Whom the agent takes envelopes from."""
         _, *flat = await self._call("known", inbox)
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return _known({_key(name): value.decode() for name, value in pairs})
 
-    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
         """Add whom the agent took envelopes from elsewhere; what stands here stands.
 
         Raises:
@@ -190,7 +192,7 @@ class HandoffCalls:
         """See :meth:`relay.migration.ports.HandoffStore.handoffs`."""
         return await self._handoffs.handoffs()
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[Waiting]:
+    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
         """See :meth:`relay.migration.ports.HandoffStore.waiting`."""
         return await self._handoffs.waiting(inbox, after, most)
 
@@ -198,11 +200,11 @@ class HandoffCalls:
         """See :meth:`relay.migration.ports.HandoffStore.doubts`."""
         return await self._handoffs.doubts(inbox, after, most)
 
-    async def known(self, inbox: AgentKey) -> Known:
+    async def known(self, inbox: AgentKey) -> MovedRules:
         """See :meth:`relay.migration.ports.HandoffStore.known`."""
         return await self._handoffs.known(inbox)
 
-    async def learn_known(self, inbox: AgentKey, known: Known) -> None:
+    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
         """See :meth:`relay.migration.ports.HandoffStore.learn_known`."""
         await self._handoffs.learn_known(inbox, known)
 
@@ -218,12 +220,12 @@ def _version(row: RecordRow | None) -> str:
     return f"{kv} {seq} {digest.hex()}"
 
 
-def _tally(counted: Sequence[int], last: int, waiting: int) -> Tally:
+def _tally(counted: Sequence[int], last: int, waiting: int) -> MigrationCounters:
     """Its numbers are in the order of scripts/lib/inbox.lua."""
     if not counted:
-        return Tally(waiting=waiting)
+        return MigrationCounters(waiting=waiting)
     last_then, was, was_bytes, moved, acked, expired, refused, corrupt, kept, dups = counted
-    return Tally(
+    return MigrationCounters(
         was=was,
         was_bytes=was_bytes,
         late=last - last_then,
@@ -238,17 +240,17 @@ def _tally(counted: Sequence[int], last: int, waiting: int) -> Tally:
     )
 
 
-def _waiting(item: Sequence[Any]) -> Waiting:
+def _waiting(item: Sequence[Any]) -> WaitingEnvelope:
     seq, eid, hour, key, size, expires_at = item
-    return Waiting(Seq(seq), entries.eid_text(eid), Question(key, hour), size, expires_at)
+    return WaitingEnvelope(Seq(seq), entries.eid_text(eid), DedupKey(key, hour), size, expires_at)
 
 
-def _known(kept: dict[AgentKey, str]) -> Known:
+def _known(kept: dict[AgentKey, str]) -> MovedRules:
     """Fields as scripts/lib/rules.lua names them."""
     first_contact: FirstContact = "refuse" if kept.pop(AgentKey("*"), "") == "refuse" else "accept"
     kept.pop(AgentKey("#"), None)
     noted = sorted((int(how[1:]), one) for one, how in kept.items() if how.startswith("C"))
-    return Known(
+    return MovedRules(
         first_contact=first_contact,
         allow=tuple(sorted(one for one, how in kept.items() if how == "A")),
         deny=tuple(sorted(one for one, how in kept.items() if how == "D")),

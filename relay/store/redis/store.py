@@ -67,7 +67,7 @@ from relay.protocol.ids import (
 )
 from relay.protocol.receipts import Durability
 from relay.protocol.types import (
-    Question,
+    DedupKey,
     Reason,
     Window,
 )
@@ -275,7 +275,7 @@ class RedisStore(HandoffCalls):
         await self._inboxes.conclude(inbox, seqs, reason)
 
     async def status(
-        self, inbox: AgentKey, questions: Sequence[Question]
+        self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[Remembered | None]:
         """See :meth:`relay.inbox.ports.InboxStore.status`."""
         return await self._inboxes.status(inbox, questions)
