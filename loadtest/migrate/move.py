@@ -164,7 +164,7 @@ async def _move(me: Traveller, ends: tuple[RelayProcess, RelayProcess], found: F
         await me.prepare(found.waiting, size, 4 * BODY_BYTES)
         prepared = time.perf_counter()
     left = time.perf_counter()
-    while not (await me.freeze()).handed:
+    while not (await me.freeze()).digest_acked:
         _in_time(began)
     frozen = time.perf_counter()
     await me.publish(me.target)
@@ -177,7 +177,7 @@ async def _move(me: Traveller, ends: tuple[RelayProcess, RelayProcess], found: F
         found.gap_s = await first - left
     found.prepare_s, found.freeze_s = prepared - began, frozen - left
     found.copy_s = found.move_s - (frozen - began)
-    found.cpu_s, found.tally = cpu, said.tally
+    found.cpu_s, found.tally = cpu, said.counters
     found.digest_pages = -(-found.acked // DIGEST_PAGE)
 
 
@@ -191,7 +191,7 @@ async def _first(relay: RelayProcess, key: SigningKey) -> float:
 async def _until_empty(me: Traveller, began: float) -> MigrationStatement:
     while True:
         said = await me.state(me.source)
-        if not said.tally.waiting:
+        if not said.counters.waiting:
             return said
         _in_time(began)
         await asyncio.sleep(LOOK_S)

@@ -88,8 +88,8 @@ async def _inventory(
         [
             one.seq,
             one.eid,
-            one.question.hour,
-            jose.b64encode(one.question.dedupe_key),
+            one.dedup_key.hour,
+            jose.b64encode(one.dedup_key.dedupe_key),
             one.size,
             one.expires_at,
         ]

@@ -269,12 +269,12 @@ class MigrationRequests:
                 handoff=side.handoff.id if side.handoff else "",
                 mode=side.mode,
                 at=int(clock.now()),
-                digested=side.digest_received,
-                handed=side.digest_acked,
-                named=_is_named(side),
-                missing=tuple(sorted(side.awaiting_digests)),
-                tally=row.tally,
-                why=self.mover.why.get(owner, "")[:512],
+                digest_received=side.digest_received,
+                digest_acked=side.digest_acked,
+                record_names_target=_is_named(side),
+                awaiting_digests=tuple(sorted(side.awaiting_digests)),
+                counters=row.tally,
+                reason=self.mover.why.get(owner, "")[:512],
             ),
         )
 

@@ -151,8 +151,8 @@ class PeerAdmin:
         refusal = relay_info.verify(info, clock.now())
         if refusal is not None:
             raise refusal.to_error()
-        if info.said.url != url:
-            detail = f"the relay there says that it is dialled at {info.said.url}"
+        if info.description.url != url:
+            detail = f"the relay there says that it is dialled at {info.description.url}"
             raise ProtocolError(ErrorCode.WRONG_RELAY, detail)
         return info
 

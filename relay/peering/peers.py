@@ -430,7 +430,7 @@ def _times(compact: str) -> tuple[int, int]:
 
 def _with_info(row: PeerRow | None, info: RelayInfo) -> PeerRow:
     """Return the row with newer verified information; the operator's address wins over its own."""
-    compact, url = info.jws.compact, info.said.url
+    compact, url = info.jws.compact, info.description.url
     if row is None:
         return PeerRow(info.did, url, "learned", int(clock.now()), compact)
     is_operators = row.url and row.standing != "learned"

@@ -81,12 +81,12 @@ class MigrationStatement:
         handoff: which hand-off is the current one there; "" = none.
         mode: what the inbox is there.
         at: Unix seconds.
-        digested: at the target: what the agent has seen at the source is known.
-        handed: at the source: the target has said so.
-        named: the newest record held there names the target (at the source), or it (at the target).
-        missing: relays whose digests are awaited there; what is delivered meanwhile is marked.
-        tally: counts of envelopes.
-        why: what keeps the mover from going on, for a person; "" = nothing.
+        digest_received: at the target: what the agent has seen at the source is known.
+        digest_acked: at the source: the target has said so.
+        record_names_target: the newest record there names the target of this hand-off.
+        awaiting_digests: relays whose digests are awaited; until then, deliveries are flagged.
+        counters: counts of envelopes.
+        reason: what keeps the mover from going on, for a person; "" = nothing.
     """
 
     relay: Did
@@ -94,12 +94,12 @@ class MigrationStatement:
     handoff: str
     mode: Mode
     at: int
-    digested: bool = False
-    handed: bool = False
-    named: bool = False
-    missing: tuple[Did, ...] = ()
-    tally: MigrationCounters = field(default_factory=MigrationCounters)
-    why: str = ""
+    digest_received: bool = False
+    digest_acked: bool = False
+    record_names_target: bool = False
+    awaiting_digests: tuple[Did, ...] = ()
+    counters: MigrationCounters = field(default_factory=MigrationCounters)
+    reason: str = ""
 
 
 def sign(key: SigningKey, said: MigrationStatement) -> str:
@@ -111,12 +111,12 @@ def sign(key: SigningKey, said: MigrationStatement) -> str:
         "mig_id": said.handoff,
         "mode": said.mode,
         "at": said.at,
-        "digested": said.digested,
-        "handed": said.handed,
-        "named": said.named,
-        "missing": list(said.missing),
-        "tally": said.tally._asdict(),
-        "why": said.why,
+        "digested": said.digest_received,
+        "handed": said.digest_acked,
+        "named": said.record_names_target,
+        "missing": list(said.awaiting_digests),
+        "tally": said.counters._asdict(),
+        "why": said.reason,
     }
     return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)
 
@@ -150,12 +150,12 @@ def _read(members: jose.Members) -> MigrationStatement:
         handoff=members.text("mig_id", least=0, most=128),
         mode=Mode(members.text("mode", most=16)),
         at=members.integer("at"),
-        digested=members.boolean("digested"),
-        handed=members.boolean("handed"),
-        named=members.boolean("named"),
-        missing=_missing(members),
-        tally=MigrationCounters(*(tally.integer(name) for name in MigrationCounters._fields)),
-        why=members.text("why", least=0, most=512),
+        digest_received=members.boolean("digested"),
+        digest_acked=members.boolean("handed"),
+        record_names_target=members.boolean("named"),
+        awaiting_digests=_missing(members),
+        counters=MigrationCounters(*(tally.integer(name) for name in MigrationCounters._fields)),
+        reason=members.text("why", least=0, most=512),
     )
 
 

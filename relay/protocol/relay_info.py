@@ -76,7 +76,7 @@ class RelayInfo:
     key: VerificationKey
     issued_at: int
     expires_at: int
-    said: RelayDescription
+    description: RelayDescription
 
     @property
     def did(self) -> Did:
@@ -84,7 +84,7 @@ class RelayInfo:
         return self.key.did
 
     @property
-    def order(self) -> tuple[int, bytes]:
+    def version(self) -> tuple[int, bytes]:
         """(iat, SHA-256 of the signing input): greater wins."""
         return (self.issued_at, hashlib.sha256(self.jws.signing_input).digest())
 
@@ -153,7 +153,7 @@ def verify(info: RelayInfo, now: Timestamp) -> Refusal | None:
 
 def newest(held: RelayInfo | None, other: RelayInfo) -> RelayInfo:
     """The newer of two of one relay: commutative, associative, idempotent."""
-    return other if held is None or other.order > held.order else held
+    return other if held is None or other.version > held.version else held
 
 
 def sign(key: SigningKey, said: RelayDescription, now: Timestamp) -> str:

@@ -50,14 +50,14 @@ class WaitingEnvelope(NamedTuple):
     Args:
         seq: where.
         eid: which.
-        question: under which it is remembered, here and where it goes.
+        dedup_key: the key under which relays remember it.
         size: wire bytes.
         expires_at: Unix seconds.
     """
 
     seq: Seq
     eid: Eid
-    question: DedupKey
+    dedup_key: DedupKey
     size: int
     expires_at: int
 

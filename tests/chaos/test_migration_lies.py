@@ -174,12 +174,12 @@ async def test_a_source_whose_digest_never_ends_only_makes_everything_marked() -
             said = await liar.digest([], total=2, whole=os.urandom(32))
             assert isinstance(said, Migrated)
             assert said.next == 1
-        assert not (await liar.me.state(liar.me.target)).digested
+        assert not (await liar.me.state(liar.me.target)).digest_received
         await arrive(liar)
         await send(node, sender, *letters(sender, liar.me.key, b"one"))
         assert list((await take(node, liar.me.key, 1)).values()) == [True]
         told = await liar.me.state(liar.me.target)
-        assert told.missing == (liar.key.did,)
+        assert told.awaiting_digests == (liar.key.did,)
 
 
 async def test_another_relay_than_the_source_can_say_and_bring_nothing() -> None:
@@ -196,7 +196,7 @@ async def test_another_relay_than_the_source_can_say_and_bring_nothing() -> None
             said = await other.digest([], handoff=handoff)
             assert isinstance(said, Error)
             assert said.error is ErrorCode.WRONG_STATE
-        assert not (await liar.me.state(liar.me.target)).digested
+        assert not (await liar.me.state(liar.me.target)).digest_received
 
 
 # ---------------------------------------------------------------- orders without right
@@ -279,7 +279,7 @@ async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
 
 def test_a_statement_that_another_key_signed_is_no_statement() -> None:
     relay, other, agent = new_key(), new_key(), new_key()
-    said = MigrationStatement(relay.did, agent.did, "id", Mode.INCOMING, 1, digested=True)
+    said = MigrationStatement(relay.did, agent.did, "id", Mode.INCOMING, 1, digest_received=True)
     lie = migration_statement.sign(other, said)
     with pytest.raises(ProtocolError) as caught:
         migration_statement.verify(lie, relay.did)
@@ -316,14 +316,14 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
         # the source has heard one, and comes again
         await wait_until(lambda: lines_of(claims) >= 2, 40, "the target claims it again and again")
         told = await me.state(a)
-        assert (told.tally.was, told.tally.waiting, told.tally.moved) == (20, 20, 0)
-        assert told.tally.is_balanced
+        assert (told.counters.was, told.counters.waiting, told.counters.moved) == (20, 20, 0)
+        assert told.counters.is_balanced
         relays[1].kill()
         relays[1].arguments = ("-m", "relay", "serve")
         await relays[1].start()
 
         async def is_empty() -> bool:
-            return (await me.state(a)).tally.waiting == 0
+            return (await me.state(a)).counters.waiting == 0
 
         await wait_until(is_empty, 30, "all has gone over")
         seen: set[str] = set()
@@ -352,8 +352,8 @@ async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
         me = Traveller(key, a, b, newest)
         await me.prepare()
         said = await me.freeze()
-        assert (said.mode, said.handed) == (Mode.FROZEN, False)
-        assert said.why
+        assert (said.mode, said.digest_acked) == (Mode.FROZEN, False)
+        assert said.reason
         back = endpoint_record.sign(
             key, [a], now=now(1), newest_seq=endpoint_record.parse(me.record).seq
         )

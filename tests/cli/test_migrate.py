@@ -87,7 +87,7 @@ async def test_what_waits_moves_and_the_report_adds_up(house: House):
         relay = node.parts.key.did
         assert report[name]["did"] == relay
         said = migration_statement.verify(report[f"{name}_said"], relay)
-        assert (said.did, said.tally.is_balanced or name == "target") == (house.did, True)
+        assert (said.did, said.counters.is_balanced or name == "target") == (house.did, True)
     assert await house.reads(3) == ["a", "b", "c"]
     assert await house.homes() == [house.two.url]
     again = await house.terminal.run("migrate", "--to", house.two.url, "--json")

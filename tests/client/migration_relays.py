@@ -234,11 +234,11 @@ class Relay:
             handoff=side.handoff.id if side.handoff else "",
             mode=side.mode,
             at=int(now()),
-            digested=side.digest_received,
-            handed=side.digest_acked,
-            named=side.names_target if side.mode is Mode.FROZEN else side.is_home,
-            missing=tuple(side.awaiting_digests),
-            tally=self.tally,
+            digest_received=side.digest_received,
+            digest_acked=side.digest_acked,
+            record_names_target=side.names_target if side.mode is Mode.FROZEN else side.is_home,
+            awaiting_digests=tuple(side.awaiting_digests),
+            counters=self.tally,
         )
 
     def inventory(self, said: dict[str, Any]) -> dict[str, Any]:
@@ -247,8 +247,8 @@ class Relay:
             [
                 one.seq,
                 one.eid,
-                one.question.hour,
-                jose.b64encode(one.question.dedupe_key),
+                one.dedup_key.hour,
+                jose.b64encode(one.dedup_key.dedupe_key),
                 one.size,
                 one.expires_at,
             ]

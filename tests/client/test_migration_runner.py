@@ -409,7 +409,7 @@ async def test_an_inventory_without_an_end_is_not_read_for_ever():
         page = waiting(1)[0]
         here.source.lies = lambda step, _: (
             {
-                "items": [[1, page.eid, page.question.hour, "A" * 22, 1, 9]],
+                "items": [[1, page.eid, page.dedup_key.hour, "A" * 22, 1, 9]],
                 "more": True,
             }
             if step == "inventory"

@@ -108,7 +108,7 @@ async def use_both_ways() -> None:
     """A conversation, and a plain request."""
     async with Agent.open(new_key(), URL, open_timeout_s=5) as me:
         await me.send(me.did, "hello")
-    assert (await RelayApi(origins.parse(URL)).info()).said.url == URL
+    assert (await RelayApi(origins.parse(URL)).info()).description.url == URL
 
 
 async def failures() -> tuple[AgentError, AgentError]:
@@ -327,7 +327,7 @@ async def test_the_next_address_of_a_name_is_dialled_where_the_first(monkeypatch
         if first == "is silent":
             stack.enter_context(mute_port("127.0.0.3", port))
         async with running_node(listen=f"{here}:{port}", public_url=url):
-            assert (await RelayApi(origins.parse(url)).info()).said.url == url
+            assert (await RelayApi(origins.parse(url)).info()).description.url == url
             async with Agent.open(new_key(), url, open_timeout_s=5) as me:
                 await me.send(me.did, "hello")
 

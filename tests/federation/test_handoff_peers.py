@@ -388,7 +388,7 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
         way = Traveller(agent, Home(a.did, a.url), Home(b.did, b.url), newest)
         await way.move()
         async with within(20):
-            while (await way.state(way.source)).tally.waiting:  # noqa: ASYNC110  a relay's word
+            while (await way.state(way.source)).counters.waiting:  # noqa: ASYNC110  a relay's word
                 await asyncio.sleep(0.05)
         link = at_a.parts.links.to(b.did)
         assert link is not None
@@ -399,7 +399,7 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
         with pytest.raises(RelayError):
             await link.ask(lambda ref: Resolve(ref, other.did))
         assert await held(at_b, other) is None
-        assert (await way.state(way.target)).tally.kept == 5
+        assert (await way.state(way.target)).counters.kept == 5
 
 
 async def test_a_partner_that_does_not_answer_is_dialled_again_within_seconds(monkeypatch):

@@ -116,7 +116,7 @@ def _eid(raw: object) -> Eid:
 
 async def until_empty(traveller: Traveller) -> None:
     async with within(20):
-        while (await traveller.state(traveller.source)).tally.waiting:  # noqa: ASYNC110
+        while (await traveller.state(traveller.source)).counters.waiting:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 
 
@@ -126,7 +126,7 @@ async def test_what_waits_moves_with_the_agent(federated):
         made = await world.write(world.a, 600 if federated else 5)
         move = world.traveller()
         frozen = await move.move()
-        assert (frozen.mode, frozen.tally.was) == (Mode.FROZEN, len(made))
+        assert (frozen.mode, frozen.counters.was) == (Mode.FROZEN, len(made))
         items = await move.inventory()
         async with speaker(world.b.url, world.agent) as one:
             found = await take_all(one, len(made))
@@ -134,9 +134,13 @@ async def test_what_waits_moves_with_the_agent(federated):
         assert not any(mark for _, mark in found)
         await until_empty(move)
         source, target = await move.state(move.source), await move.state(move.target)
-        assert source.tally.is_balanced
-        assert (source.tally.moved, source.named, source.handed) == (len(made), True, True)
-        assert (target.tally.kept, target.mode) == (len(made), Mode.ACTIVE)
+        assert source.counters.is_balanced
+        assert (source.counters.moved, source.record_names_target, source.digest_acked) == (
+            len(made),
+            True,
+            True,
+        )
+        assert (target.counters.kept, target.mode) == (len(made), Mode.ACTIVE)
         if items:
             assert set(await move.find(items)) <= {"acked", "stored"}
 
@@ -184,7 +188,7 @@ async def test_a_frozen_inbox_takes_mail_and_hands_it_over():
             found = await take_all(one, 4)
         assert sorted(found) == sorted((envelope.eid, False) for envelope in early)
         await until_empty(move)
-        tally = (await move.state(move.source)).tally
+        tally = (await move.state(move.source)).counters
         assert (tally.was, tally.late, tally.moved) == (0, 2, 2)
 
 
@@ -201,7 +205,7 @@ async def test_moving_back_brings_everything_back_unmarked():
         async with speaker(world.a.url, world.agent) as one:
             found = await take_all(one, 25)
         assert found == [(envelope.eid, False) for envelope in (*made, *late)]
-        assert (await back.state(back.source)).tally.is_balanced
+        assert (await back.state(back.source)).counters.is_balanced
 
 
 async def test_who_stays_after_a_freeze_gets_all_of_it_marked():
@@ -317,5 +321,5 @@ async def test_a_relay_without_peers_takes_part_in_no_move():
 
 async def until_known(move: Traveller) -> None:
     async with within(20):
-        while (await move.state(move.target)).missing:  # noqa: ASYNC110
+        while (await move.state(move.target)).awaiting_digests:  # noqa: ASYNC110
             await asyncio.sleep(0.05)

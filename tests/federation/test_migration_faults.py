@@ -188,7 +188,7 @@ async def test_a_page_that_makes_no_sense_is_refused_and_the_rest_goes_on():
             assert said.error is ErrorCode.BAD_FRAME
         await there.say(move.page())
         assert await there.hear() == Migrated("m", move.way.id, b64encode(bytes(32)), 1)
-        assert (await move.way.state(move.way.target)).digested
+        assert (await move.way.state(move.way.target)).digest_received
 
 
 async def test_rules_come_with_the_first_digest_alone():
@@ -229,12 +229,12 @@ async def test_two_agents_that_say_one_id_do_not_hold_each_other_up():
             made = [make_envelope(world.sender, move.key.did, str(n).encode()) for n in range(20)]
             await world.submit(world.a, made)
             await move.prepare()
-            assert (await move.freeze()).handed
+            assert (await move.freeze()).digest_acked
         await asyncio.gather(*(move.publish(move.target) for move in moves))
         await asyncio.gather(*(move.publish(move.source) for move in moves))
         for move in moves:
             await until_empty(move)
-            assert (await move.state(move.source)).tally.moved == 20
+            assert (await move.state(move.source)).counters.moved == 20
 
 
 def as_if(one: Traveller, other: Traveller) -> str:
@@ -275,7 +275,7 @@ async def test_a_target_that_lost_its_store_is_told_anew_though_nobody_added_it(
         )
         async with relay_at(third):
             await way.prepare()
-            assert (await way.freeze()).handed
+            assert (await way.freeze()).digest_acked
         # its link is gone, and what it knew
         async with relay_at(third):
             await way.publish(way.source)

@@ -271,9 +271,9 @@ def statement() -> str:
         migration_order.parse(order()).id,
         Mode.FROZEN,
         int(NOW) + 4,
-        handed=True,
-        named=True,
-        tally=tally,
+        digest_acked=True,
+        record_names_target=True,
+        counters=tally,
     )
     return migration_statement.sign(RELAY, said)
 

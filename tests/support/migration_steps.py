@@ -110,7 +110,7 @@ class Traveller:
         """All steps but logging in; gives the source's word once the target knows."""
         await self.prepare()
         said = await self.freeze()
-        assert said.handed, said.why
+        assert said.digest_acked, said.reason
         await self.publish(self.target)
         await self.publish(self.source)
         return said

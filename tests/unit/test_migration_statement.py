@@ -64,15 +64,15 @@ STATEMENTS = st.builds(
     handoff=st.text(max_size=40),
     mode=st.sampled_from(Mode),
     at=COUNTS,
-    digested=st.booleans(),
-    handed=st.booleans(),
-    named=st.booleans(),
-    missing=st.lists(st.sampled_from([ALICE.did, BOB.did]), unique=True).map(tuple),
-    tally=st.builds(MigrationCounters, *[COUNTS] * len(MigrationCounters._fields)),
-    why=st.text(max_size=100),
+    digest_received=st.booleans(),
+    digest_acked=st.booleans(),
+    record_names_target=st.booleans(),
+    awaiting_digests=st.lists(st.sampled_from([ALICE.did, BOB.did]), unique=True).map(tuple),
+    counters=st.builds(MigrationCounters, *[COUNTS] * len(MigrationCounters._fields)),
+    reason=st.text(max_size=100),
 )
 SAID = MigrationStatement(
-    ME, ALICE.did, "mig", Mode.FROZEN, 7, tally=MigrationCounters(was=3, moved=1, waiting=2)
+    ME, ALICE.did, "mig", Mode.FROZEN, 7, counters=MigrationCounters(was=3, moved=1, waiting=2)
 )
 
 
@@ -171,7 +171,7 @@ def test_a_statement_that_was_altered_is_refused():
 
 def test_what_a_newer_relay_says_besides_is_passed_over():
     assert migration_statement.verify(signed(more={"x": 1}), ME) == SAID
-    tally = SAID.tally._asdict() | {"more": 1}
+    tally = SAID.counters._asdict() | {"more": 1}
     assert migration_statement.verify(signed(tally=tally), ME) == SAID
 
 
@@ -183,7 +183,7 @@ def test_what_a_newer_relay_says_besides_is_passed_over():
         {"mode": ...},
         {"tally": ...},
         {"tally": {"was": 1}},
-        {"tally": SAID.tally._asdict() | {"was": -1}},
+        {"tally": SAID.counters._asdict() | {"was": -1}},
         {"at": "now"},
         {"handed": 1},
         {"mig_id": "x" * 129},

@@ -45,7 +45,7 @@ def outcome(info: RelayInfo, now: float = NOW) -> ErrorCode | None:
 
 def test_it_says_what_the_relay_signed_for_seven_days():
     info = made()
-    assert (info.did, info.said) == (RELAY.did, SAID)
+    assert (info.did, info.description) == (RELAY.did, SAID)
     assert (info.issued_at, info.expires_at) == (NOW, NOW + WEEK)
     assert outcome(info) is None
 
@@ -65,7 +65,7 @@ def test_what_another_signed_is_refused():
 
 def test_the_newer_one_wins_whoever_brings_it_in_whatever_order():
     some = [made(), made(NOW + 1), made(NOW + 1, peers=9), made(NOW - 5)]
-    newest = max(some, key=lambda info: info.order)
+    newest = max(some, key=lambda info: info.version)
     for order in itertools.permutations(some):
         assert functools.reduce(relay_info.newest, order, order[0]) == newest
     assert newest.issued_at == NOW + 1

@@ -162,8 +162,8 @@ def read_record(given: Any, file: Found, _: Found) -> Found:
 def read_info(given: Any, file: Found, _: Found) -> Found:
     read = relay_info.parse(given["info"])
     check(relay_info.verify(read, Timestamp(file["context"]["now"])))
-    issued, digest = read.order
-    said = plain(read.said)
+    issued, digest = read.version
+    said = plain(read.description)
     kept = {name: said[name] for name in ("url", "federation", "peers", "limits")}
     return {"did": read.did, **kept, "order": [issued, digest.hex()]}
 
@@ -181,10 +181,21 @@ def read_order(given: Any, file: Found, _: Found) -> Found:
     }
 
 
+ON_THE_WIRE = {
+    "handoff": "mig_id",
+    "digest_received": "digested",
+    "digest_acked": "handed",
+    "record_names_target": "named",
+    "awaiting_digests": "missing",
+    "counters": "tally",
+    "reason": "why",
+}
+
+
 def read_statement(given: Any, file: Found, _: Found) -> Found:
     said = plain(migration_statement.verify(given["statement"], file["context"]["relay"]))
-    handoff, missing, tally = said.pop("handoff"), said.pop("missing"), said.pop("tally")
-    return {**said, "mig_id": handoff, "missing": list(missing), "tally": tally._asdict()}
+    said = {ON_THE_WIRE.get(name, name): value for name, value in said.items()}
+    return {**said, "missing": list(said["missing"]), "tally": said["tally"]._asdict()}
 
 
 def read_frame(given: Any, _file: Found, _: Found) -> Found:

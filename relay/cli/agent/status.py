@@ -121,9 +121,10 @@ def _rows(status: InboxStatus) -> list[tuple[str, str]]:
     if info is None:
         rows.append(("relay", f"{status.origin}: not known"))
     else:
-        what = f"{info.said.software} {info.said.version}, answered in {status.answered_ms} ms"
+        description = info.description
+        what = f"{description.software} {description.version}, answered in {status.answered_ms} ms"
         rows.append(("relay", f"{info.did} at {status.origin} ({what})"))
-        rows.append(("durability", DURABILITY.get(info.said.durability, info.said.durability)))
+        rows.append(("durability", DURABILITY.get(description.durability, description.durability)))
     rows.append(("inbox", _inbox(status)))
     if status.welcome is not None:
         pending = status.welcome.pending
@@ -196,9 +197,9 @@ def _members(status: InboxStatus) -> dict[str, Any]:
         "did": status.did,
         "url": str(status.origin),
         "relay": status.relay,
-        "version": info.said.version if info else None,
+        "version": info.description.version if info else None,
         "answered_ms": status.answered_ms,
-        "durability": info.said.durability if info else None,
+        "durability": info.description.durability if info else None,
         "listens_here": status.listens_here,
         "inbox": _inbox_members(welcome) if welcome is not None else None,
         "record": found.state if found else None,

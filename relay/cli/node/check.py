@@ -150,7 +150,7 @@ async def _address(run: Examination) -> None:
 async def _information(run: Examination) -> None:
     began = clock.monotonic()
     info = run.information = await RelayApi(_dialled(run)).info()
-    detail = f"signed by {info.did}, {info.said.software} {info.said.version}"
+    detail = f"signed by {info.did}, {info.description.software} {info.description.version}"
     run.find("information", "ok", detail, _ms(began))
 
 
@@ -172,7 +172,7 @@ async def _operators_side(run: Examination) -> None:
 
 
 async def _origin(run: Examination) -> None:
-    info, dialled = _informed(run).said.url, str(_dialled(run))
+    info, dialled = _informed(run).description.url, str(_dialled(run))
     if info != dialled:
         raise _FailedError(
             f"it says that agents dial it at {info} (RELAY_PUBLIC_URL), not at {dialled}: none "
@@ -182,7 +182,7 @@ async def _origin(run: Examination) -> None:
 
 
 def _say_more(run: Examination) -> None:
-    info = _informed(run).said
+    info = _informed(run).description
     level: Level = "ok" if info.durability == "fsync" else "warn"
     run.find("durability", level, DURABILITY.get(info.durability, info.durability))
     who = "every agent gets" if info.registration == "open" else "agents that it knows get"
@@ -201,7 +201,7 @@ async def _login(run: Examination) -> None:
             took = _ms(began)
             run.hello = line.ready.hello
     except NotAdmittedError as exc:
-        if _informed(run).said.registration == "open":
+        if _informed(run).description.registration == "open":
             raise
         run.find("login", "warn", f"not admitted, as is to be expected ({exc.detail}); ends here")
         return
@@ -213,8 +213,10 @@ async def _same_relay(run: Examination) -> None:
     if run.hello is None or run.hello.relay != info.did:
         found = run.hello.relay if run.hello else "nobody"
         raise _FailedError(f"{found} greets over the WebSocket, {info.did} over HTTP")
-    if run.hello.limits != info.said.limits:
-        raise _FailedError(f"limits differ: {run.hello.limits} there, {info.said.limits} over HTTP")
+    if run.hello.limits != info.description.limits:
+        raise _FailedError(
+            f"limits differ: {run.hello.limits} there, {info.description.limits} over HTTP"
+        )
     run.find("same relay", "ok", "the WebSocket and HTTP say the same of it")
 
 
@@ -252,8 +254,10 @@ def _check_receipt(run: Examination, sent: Sent) -> None:
     info = _informed(run)
     if sent.relay != info.did:
         raise _FailedError(f"the receipt is of {sent.relay}")
-    if sent.durability != info.said.durability:
-        raise _FailedError(f"the receipt promises {sent.durability}, not {info.said.durability}")
+    if sent.durability != info.description.durability:
+        raise _FailedError(
+            f"the receipt promises {sent.durability}, not {info.description.durability}"
+        )
     if sent.dup:
         raise _FailedError("a new envelope is info to have been stored before")
 
@@ -289,7 +293,7 @@ def _members(run: Examination) -> dict[str, Any]:
     return {
         "url": run.url,
         "relay": info.did if info else None,
-        "version": info.said.version if info else None,
+        "version": info.description.version if info else None,
         "ok": run.exit_code is Exit.OK,
         "findings": [
             {"name": item.name, "level": item.level, "detail": item.detail, "ms": item.ms}

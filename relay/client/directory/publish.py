@@ -90,7 +90,7 @@ async def home_at(origin: Origin, state: AgentState, accepted: Did | None = None
         AgentError: unreachable; ``wrong_relay``: another relay than is pinned, or was accepted.
     """
     info = await RelayApi(origin).info()
-    url = info.said.url
+    url = info.description.url
     if url != str(origin):
         raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {info.did}, which calls itself {url}")
     if (accepted or state.relay_at(url)) not in {None, info.did}:

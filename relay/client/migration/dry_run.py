@@ -85,7 +85,7 @@ async def _look(host: Host, order: MigrationOrder) -> DryRun:
         waiting = tuple(await source.inventory())
     except AgentError as exc:
         source_failure = exc
-    limits = (await RelayApi(target.origin).info()).said.limits
+    limits = (await RelayApi(target.origin).info()).description.limits
     lost = _lost(waiting or (), limits.get("body"))
     target_failure: AgentError | None = None
     try:

@@ -134,7 +134,7 @@ class HandoffClient:
         for at in range(0, len(items), PAGE_SIZE):
             page = items[at : at + PAGE_SIZE]
             questions = [
-                [one.question.hour, jose.b64encode(one.question.dedupe_key), one.eid]
+                [one.dedup_key.hour, jose.b64encode(one.dedup_key.dedupe_key), one.eid]
                 for one in page
             ]
             answer = await self._request("find", {"items": questions})

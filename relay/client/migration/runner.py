@@ -268,16 +268,16 @@ class MigrationRunner:
         """
         answer = await target.state()
         target.expect(answer, migration, *READY)
-        if answer.statement.digested:
+        if answer.statement.digest_received:
             return True
         answer = await source.freeze()
         source.expect(answer, migration, Mode.FROZEN)
-        if not answer.statement.handed:
+        if not answer.statement.digest_acked:
             default = "the old relay has not told the new one what was seen"
-            raise typed(ErrorCode.MIGRATING, answer.statement.why or default)
+            raise typed(ErrorCode.MIGRATING, answer.statement.reason or default)
         answer = await target.state()
         target.expect(answer, migration, *READY)
-        if not answer.statement.digested:
+        if not answer.statement.digest_received:
             detail = "the new relay says that it was not told what was seen"
             raise typed(ErrorCode.MIGRATING, detail)
         return True

@@ -69,7 +69,7 @@ class MigrationVerifier:
                 reasons = _objections(migration, answer.statement)
                 if _is_drained(answer.statement) or reasons:
                     break
-                waits_for = answer.statement.why
+                waits_for = answer.statement.reason
             except AgentError as exc:
                 waits_for = exc.detail
                 is_invalid = isinstance(exc, ProtocolError)
@@ -90,7 +90,7 @@ class MigrationVerifier:
 
     def _notify(self, migration: MigrationState, waits_for: str) -> None:
         statement = self.source.verified(migration.source_statement)
-        counts = statement.tally if statement is not None else MigrationCounters()
+        counts = statement.counters if statement is not None else MigrationCounters()
         total = counts.was + counts.late
         # a source may state any number: a progress bar has no negative length
         done = max(total - counts.waiting, 0)
@@ -122,7 +122,7 @@ class MigrationVerifier:
             downtime_s=migration.downtime_s,
             source_statement=migration.source_statement,
             target_statement=migration.target_statement,
-        ).with_counts(source.tally if source else None, target.tally if target else None)
+        ).with_counts(source.counters if source else None, target.counters if target else None)
         missing, unknown = await self._missing(report, items)
         found = _discrepancies(report, source, target, has_inventory=migration.inventory_saved)
         return replace(report, missing=missing, discrepancies=(*reasons, *found, *unknown))
@@ -158,12 +158,12 @@ class MigrationVerifier:
 
 
 def _is_drained(source: MigrationStatement) -> bool:
-    return _has_record(source) and source.tally.waiting == 0
+    return _has_record(source) and source.counters.waiting == 0
 
 
 def _has_record(source: MigrationStatement) -> bool:
     """Return True if the source has the agent's record: earlier counts are not final."""
-    return source.mode is Mode.NONE or (source.mode is Mode.FROZEN and source.named)
+    return source.mode is Mode.NONE or (source.mode is Mode.FROZEN and source.record_names_target)
 
 
 def _objections(migration: MigrationState, source: MigrationStatement) -> tuple[str, ...]:
@@ -184,7 +184,7 @@ def _discrepancies(
     found: list[str] = []
     received, listed = report.new_at_target + report.duplicates, report.inventory_count
     if source is not None:
-        counts = source.tally
+        counts = source.counters
         ended = counts.acked + counts.expired + counts.refused + counts.corrupt
         if not counts.is_balanced:
             found.append("the counts of the old relay do not add up")

@@ -408,7 +408,7 @@ def _save(state: str, is_new: bool, connection: sqlite3.Connection) -> None:  # 
 def _save_inventory(items: list[WaitingEnvelope], connection: sqlite3.Connection) -> None:
     connection.execute("DELETE FROM waited")
     rows = [
-        (one.eid, one.seq, one.question.hour, one.question.dedupe_key, one.size, one.expires_at)
+        (one.eid, one.seq, one.dedup_key.hour, one.dedup_key.dedupe_key, one.size, one.expires_at)
         for one in items
     ]
     connection.executemany("REPLACE INTO waited VALUES (?, ?, ?, ?, ?, ?)", rows)
