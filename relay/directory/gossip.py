@@ -23,8 +23,9 @@ from relay.directory.model import rumors
 from relay.directory.publish import Directory, RecordMergeResult
 from relay.limits import TokenBuckets
 from relay.peering.exchange import PeerExchange
+from relay.peering.link import Link
 from relay.peering.model.reputation import MAX_PEERS
-from relay.peering.ports import PeerLink, RecordRow
+from relay.peering.ports import RecordRow
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import AgentKey, Did
@@ -58,7 +59,7 @@ class RecordGossip:
     _fetch_budget: Budget = field(default_factory=Budget)
     _push_budget: Budget = field(default_factory=Budget)
 
-    def partners(self) -> list[PeerLink]:
+    def partners(self) -> list[Link]:
         """Return the links to peers whose records this relay asks for."""
         peers = self.exchange.peers
         live = self.exchange.links.live()

@@ -17,7 +17,7 @@ from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import Pull
 from relay.directory.model.index import TOP_BITS
-from relay.peering.ports import PeerLink
+from relay.peering.link import Link
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, unreachable
 from relay.protocol.peer_session import Answer
@@ -65,14 +65,14 @@ class PullLoop:
                 running = {task for task in running if not task.done()}
                 peers = self._reconnected()
 
-    async def _pull_from(self, link: PeerLink) -> None:
+    async def _pull_from(self, link: Link) -> None:
         began = clock.monotonic()
         while (
             await PullRunner(link, self.gossip).run() and clock.monotonic() - began < MAX_REPEAT_S
         ):
             await self.gossip.changes.read()
 
-    def _reconnected(self) -> list[PeerLink]:
+    def _reconnected(self) -> list[Link]:
         """Return the peers that were not asked since their link came up."""
         exchange = self.gossip.exchange
         exchange.on_new_link.clear()
@@ -83,7 +83,7 @@ class PullLoop:
 class PullRunner:
     """One pull: several questions under way, their answers merged one by one."""
 
-    def __init__(self, link: PeerLink, gossip: RecordGossip) -> None:
+    def __init__(self, link: Link, gossip: RecordGossip) -> None:
         refs = count(1)
         first = int(clock.share() * 2**TOP_BITS)
         self._pull = Pull(gossip.changes.index, lambda: str(next(refs)), first=first)

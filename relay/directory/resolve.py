@@ -16,8 +16,9 @@ from relay import clock
 from relay.directory.publish import Directory, RecordLookup
 from relay.directory.remote_handles import RemoteHandles
 from relay.limits import BoundedTtl, TokenBuckets
+from relay.peering.link import Link
+from relay.peering.links import Links
 from relay.peering.model.reputation import MAX_PEERS
-from relay.peering.ports import PeerLink, PeerLinks
 from relay.protocol import endpoint_record, frames, handles
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode, RelayError, error
@@ -54,7 +55,7 @@ class RecordResolver:
 
     relay: Did
     directory: Directory
-    links: PeerLinks
+    links: Links
     on_record_reply: OnRecordReply
     handles: RemoteHandles
     _all: TokenBuckets[None] = field(
@@ -152,10 +153,10 @@ class RecordResolver:
         self._absent.put(did, result, clock.monotonic() + ABSENT_S)
         return result
 
-    def _sources(self, found: RecordLookup) -> list[Callable[[], Awaitable[PeerLink]]]:
+    def _sources(self, found: RecordLookup) -> list[Callable[[], Awaitable[Link]]]:
         """Return ways to the relays to ask: homes that a stale record names, then linked peers."""
         homes = self.homes(found)[:MAX_ASKED]
-        sources: list[Callable[[], Awaitable[PeerLink]]] = [
+        sources: list[Callable[[], Awaitable[Link]]] = [
             lambda home=home: self.links.reach(home.did, home.url)  # type: ignore[misc]
             for home in homes
         ]
@@ -164,7 +165,7 @@ class RecordResolver:
         some = clock.pick(live, MAX_ASKED - len(sources))
         return sources + [lambda link=link: _ready(link) for link in some]
 
-    async def _ask(self, reach: Callable[[], Awaitable[PeerLink]], did: str) -> bool | None:
+    async def _ask(self, reach: Callable[[], Awaitable[Link]], did: str) -> bool | None:
         """Ask one relay; return True for a record, False if it has none, None for no answer."""
         try:
             async with asyncio.timeout(ASK_S):
@@ -182,5 +183,5 @@ class RecordResolver:
         return True
 
 
-async def _ready(link: PeerLink) -> PeerLink:
+async def _ready(link: Link) -> Link:
     return link

@@ -31,7 +31,7 @@ from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
 from relay.directory.model.index import TOP_BITS, place
 from relay.inbox.ports import Store
-from relay.peering.ports import PeerLink
+from relay.peering.link import Link
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
 from relay.protocol.ids import AgentKey, Did
@@ -127,7 +127,7 @@ class StartupGate:
         metrics.RETURNING.set(1)
 
     def _peer_count(self) -> int:
-        return len(self._gossip.exchange.desired_links())
+        return len(self._gossip.exchange.peers.desired_links())
 
     async def _load_owners(self) -> None:
         """Read the agents whose inboxes are here, by buckets of the directory."""
@@ -169,7 +169,7 @@ class StartupGate:
                 # the next pull compares with the slower peers
                 task.cancel()
 
-    def _next_peers(self) -> list[PeerLink]:
+    def _next_peers(self) -> list[Link]:
         now = clock.monotonic()
         free = [
             link
@@ -179,7 +179,7 @@ class StartupGate:
         under_way = sum(at > now for at in self._busy_until.values())
         return free[: max(0, MAX_PEERS_ASKED - len(self._answered) - under_way)]
 
-    async def _ask(self, link: PeerLink) -> None:
+    async def _ask(self, link: Link) -> None:
         closed_at = self._closed_at
         code, detail = ErrorCode.PEER_UNREACHABLE, "it took too long"
         try:
@@ -196,7 +196,7 @@ class StartupGate:
         finally:
             self._busy_until[link.peer] = clock.monotonic() + RETRY_S
 
-    async def _compare(self, link: PeerLink) -> int:
+    async def _compare(self, link: Link) -> int:
         """Fetch what a peer knows of the agents here; return the number of new records.
 
         Raises:

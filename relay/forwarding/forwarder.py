@@ -38,7 +38,7 @@ from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, EndSession, Read
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.ports import Store
-from relay.peering.ports import SubmitResult
+from relay.peering.link import SubmitResult
 from relay.protocol import frames
 from relay.protocol.client_session import Send
 from relay.protocol.did import did_of, parse_did

@@ -16,7 +16,8 @@ from typing import Final
 
 from relay import clock
 from relay.forwarding.model import ForwardItem, is_redelivered
-from relay.peering.ports import PeerLinks, SubmitResult
+from relay.peering.link import SubmitResult
+from relay.peering.links import Links
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
@@ -65,9 +66,7 @@ class PeerSubmitter:
         handoff: the hand-off that all of them belong to; "" = none.
     """
 
-    def __init__(
-        self, me: Did, home: Home, links: PeerLinks, spawn: Spawn, handoff: str = ""
-    ) -> None:
+    def __init__(self, me: Did, home: Home, links: Links, spawn: Spawn, handoff: str = "") -> None:
         self._me = me
         self._home = home
         self._links = links
@@ -192,7 +191,7 @@ class SubmitterPool:
     """
 
     me: Did
-    links: PeerLinks
+    links: Links
     spawn: Spawn
     _made: dict[tuple[Did, str, str, str], PeerSubmitter] = field(default_factory=dict)
 

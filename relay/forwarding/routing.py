@@ -9,7 +9,7 @@ from typing import Final
 from relay import clock
 from relay.directory.resolve import RecordResolver
 from relay.limits import BoundedTtl
-from relay.peering.ports import PeerLinks
+from relay.peering.links import Links
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode, error
@@ -29,7 +29,7 @@ class Routing:
     """
 
     resolver: RecordResolver
-    links: PeerLinks
+    links: Links
     _cache: BoundedTtl[AgentKey, AgentKey] = field(default_factory=lambda: BoundedTtl(MAX_CACHED))
 
     def known(self, inbox: AgentKey) -> AgentKey | None:

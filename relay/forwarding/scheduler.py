@@ -27,7 +27,7 @@ from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import Acked, AckRequest
 from relay.inbox.ports import OpenRequest, Store
-from relay.peering.ports import PeerLinks
+from relay.peering.links import Links
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Did, NodeId
 from relay.tasks import guarded, isolated
@@ -60,7 +60,7 @@ class ForwardScheduler:
     acks: GroupCommit[AckRequest, Acked]
     delivery: Delivery
     routing: Routing
-    links: PeerLinks
+    links: Links
     merge_record: Callable[[str, Did], Awaitable[object]]
     handoffs: HandoffGate
     due: asyncio.Event = field(default_factory=asyncio.Event)

@@ -17,10 +17,8 @@ from relay.inbox.model.types import (
     Disposition,
 )
 from relay.inbox.ports import InboxStore
-from relay.peering.ports import (
-    PeerLink,
-    PeerLinks,
-)
+from relay.peering.link import Link
+from relay.peering.links import Links
 from relay.protocol import frames
 from relay.protocol.did import (
     did_of,
@@ -63,7 +61,7 @@ class StatusOf:
     """
 
     store: InboxStore
-    links: PeerLinks | None = None
+    links: Links | None = None
     routing: Routing | None = None
 
     async def __call__(
@@ -132,7 +130,7 @@ class StatusOf:
             else []
         )
 
-    async def _link(self, peer: Did, items: Sequence[frames.StatusItem]) -> PeerLink | None:
+    async def _link(self, peer: Did, items: Sequence[frames.StatusItem]) -> Link | None:
         """A link to the peer: one that is up, or one to where a recipient's record says it is."""
         if self.links is None or self.routing is None:
             return None

@@ -43,10 +43,8 @@ from relay.migration.ports import (
 from relay.migration.steps import (
     MigrationSteps,
 )
-from relay.peering.ports import (
-    PeerLink,
-    PeerLinks,
-)
+from relay.peering.link import Link
+from relay.peering.links import Links
 from relay.protocol import (
     endpoint_record,
     frames,
@@ -91,7 +89,7 @@ class DigestSender:
 
     handoffs: MigrationSteps
     store: HandoffStore
-    links: PeerLinks
+    links: Links
     why: dict[AgentKey, str] = field(default_factory=dict)
     """What keeps a mover of this node from going on, for a person."""
 
@@ -225,7 +223,7 @@ def _fitting(ids: Sequence[bytes], floor: int) -> tuple[bytes, int]:
     return b"".join(ids[:most]), floor
 
 
-async def _say(link: PeerLink, pages: Sequence[frames.Migrate]) -> DigestReceipt:
+async def _say(link: Link, pages: Sequence[frames.Migrate]) -> DigestReceipt:
     """Say the pages in order, from where the target wants them.
 
     Raises:

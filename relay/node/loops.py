@@ -39,7 +39,7 @@ def loops_of(node: Node) -> list[Loop]:
         loops.append(("store", RESTART_S, embedded.run))
     if node.peers.federation != "off":
         loops += [
-            ("links", RESTART_S, lambda: node.links.run(node.exchange)),
+            ("links", RESTART_S, lambda: node.links.run(node.exchange.on_link_up)),
             ("peers", 5.0, node.peers.refresh),
             ("handoffs", 5.0, house.refresh_handoffs),
             ("forwarding", RESTART_S, node.forwarding.run),

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from relay import clock
 from relay.peering.exchange import PeerExchange
+from relay.peering.links import Links
 from relay.peering.peers import Peers
-from relay.peering.ports import PeerLinks, PeerRow, WaitingMail
+from relay.peering.ports import PeerRow, WaitingMail
 from relay.peering.relay_info import RelayInfoFetcher
 from relay.protocol import relay_info
 from relay.protocol.did import did_of, parse_did
@@ -48,7 +49,7 @@ class PeerAdmin:
     """
 
     peers: Peers
-    links: PeerLinks
+    links: Links
     exchange: PeerExchange
     waiting: WaitingMail
     fetcher: RelayInfoFetcher

@@ -3,21 +3,22 @@
 A relay names a peer to others only after it has reached that peer itself. Otherwise one lie about
 an address would make the whole mesh dial it.
 
-Entry points: :class:`PeerExchange` implements the port ``LinkListener``; ``relay.node`` repeats
-:meth:`PeerExchange.exchange_peers` and :meth:`PeerExchange.push`.
+Entry points: ``on_link_up`` and ``on_inbound_login`` of :class:`PeerExchange`; ``relay.node``
+repeats ``exchange_peers`` and ``push``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from relay import clock, log
+from relay.peering.link import Link
+from relay.peering.links import Links
 from relay.peering.model.membership import GOSSIP_FANOUT
 from relay.peering.model.reputation import is_strike
 from relay.peering.peers import Peers, ReceivedView
-from relay.peering.ports import PeerLink, PeerLinks
 from relay.protocol import frames, jws, relay_info
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Did
@@ -38,7 +39,7 @@ class PeerExchange:
         own_info: returns this relay's signed information as of now.
     """
 
-    def __init__(self, peers: Peers, links: PeerLinks, own_info: Callable[[], str]) -> None:
+    def __init__(self, peers: Peers, links: Links, own_info: Callable[[], str]) -> None:
         self.peers = peers
         self.links = links
         self.own_info = own_info
@@ -52,30 +53,14 @@ class PeerExchange:
 
     # ------------------------------------------------------------ links
 
-    def desired_links(self) -> list[tuple[Did, str]]:
-        """See the port."""
-        return self.peers.desired_links()
-
-    def due_dials(self, linked: Collection[Did]) -> list[tuple[Did, str]]:
-        """See the port."""
-        return self.peers.due_dials(linked)
-
-    def on_link_up(self, link: PeerLink) -> None:
-        """See the port: tell the peer who this relay is, and have its directory pulled at once."""
+    def on_link_up(self, link: Link) -> None:
+        """Tell the peer who this relay is, and have its directory pulled at once."""
         self.announce(link.peer)
         if not self.peers.is_federated(link.peer):
             return
         link.push(frames.Gossip(relays=(self.own_info(),)))
         self.new_links[link.peer] = None
         self.on_new_link.set()
-
-    def on_dial_failed(self, relay: Did, url: str, exc: RelayError) -> float | None:
-        """See the port."""
-        return self.peers.on_dial_failed(relay, exc, url)
-
-    def on_link_down(self, relay: Did, exc: RelayError) -> float | None:
-        """See the port."""
-        return self.peers.on_dial_failed(relay, exc)
 
     def on_inbound_login(self, relay: Did, disconnect: Callable[[], None]) -> None:
         """Record the login of a relay here, and dial it if the operator added it."""
@@ -85,7 +70,7 @@ class PeerExchange:
         if row is not None and row.standing == "added":
             self.links.reset_backoff(relay, row.url)
 
-    def link_to(self, relay: Did) -> PeerLink | None:
+    def link_to(self, relay: Did) -> Link | None:
         """Return the link to a federated relay; None if there is none."""
         return next((link for link in self.links.live() if link.peer == relay), None)
 
@@ -139,7 +124,7 @@ class PeerExchange:
                     self._asked_at[did] = now
                     tasks.create_task(guarded("meet", self._ask(link)))
 
-    async def _ask(self, link: PeerLink) -> None:
+    async def _ask(self, link: Link) -> None:
         try:
             view = await link.ask(lambda ref: frames.Want(ref, view=True))
             answer = await link.ask(lambda ref: frames.Want(ref, relays=True))

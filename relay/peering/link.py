@@ -12,13 +12,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 
 from relay import clock, metrics
-from relay.peering.ports import SubmitResult
 from relay.protocol import frames
 from relay.protocol.client_session import Failed, Ready, Send
 from relay.protocol.did import SigningKey
@@ -26,7 +25,7 @@ from relay.protocol.envelope import eid_of
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, error, unreachable
 from relay.protocol.ids import Did, Eid
 from relay.protocol.peer_session import Answer, Answered, PeerSession, Question
-from relay.protocol.receipts import verify_receipt
+from relay.protocol.receipts import Receipt, ReceiptItem, verify_receipt
 from relay.protocol.submit_results import match
 from relay.sockets import cut
 
@@ -39,6 +38,14 @@ MAX_SUBMITS: Final = 16
 MAX_QUEUED_PUSHES: Final = 32
 MAX_UNASKED_BYTES_PER_S: Final = 4 * 1024 * 1024
 """Bound of unsolicited data: reading costs, too."""
+
+
+class SubmitResult(NamedTuple):
+    """The answer of a peer to one submit: its receipt, and an item or rejection per envelope."""
+
+    receipt: Receipt | None
+    compact: str | None
+    outcomes: Sequence[ReceiptItem | frames.Rejection]
 
 
 class Link:
@@ -135,7 +142,18 @@ class Link:
         marked: Sequence[int] = (),
         handoff: str = "",
     ) -> SubmitResult:
-        """See the port."""
+        """Submit at most 256 envelopes; several submits may be under way.
+
+        Args:
+            envelopes: the wire bytes.
+            hops: the relays that they passed.
+            marked: indices of those that may have been delivered before.
+            handoff: the hand-off that they are a page of; the receipt must name it, too.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``: no answer; the peer may have stored them.
+            RelayError: the peer refuses the submit as a whole.
+        """
         ref = str(next(self._refs))
         frame = frames.Submit(ref, envelopes, tuple(hops), tuple(marked), handoff)
         async with self._submit_slots:
@@ -153,7 +171,12 @@ class Link:
         return answer
 
     async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """See the port."""
+        """Ask the question that ``make`` returns for a ref.
+
+        Raises:
+            UnavailableError: ``peer_unreachable``.
+            RelayError: the peer's refusal.
+        """
         ref = str(next(self._refs))
         try:
             answer = await self._exchange(make(ref), ref, ASK_S)
@@ -216,7 +239,7 @@ class Link:
     # ------------------------------------------------------------ pushes
 
     def push(self, gossip: frames.Gossip) -> bool:
-        """See the port."""
+        """Queue gossip for the peer; return False if the queue is full and it was dropped."""
         try:
             self._pushes.put_nowait(gossip)
         except asyncio.QueueFull:

@@ -1,16 +1,16 @@
 """Hold the links of a node: dial relays that are due or needed, one dial at a time per origin.
 
-The DID that the other end has proved identifies a link, never an address. The listener decides when
-a peer is dialled (``peering/model/membership.py``). This module remembers failures only, so that a
-caller of :meth:`Links.reach` gets the error of the last dial instead of another dial. A network
-failure counts for the origin; a failed login counts for the pair of relay and origin. So a record
-that names a wrong relay at an origin does not keep the right relay from being dialled there.
+The DID that the other end has proved identifies a link, never an address. A peer is dialled when
+``peering/model/membership.py`` says so. This module only remembers failures, so that a caller of
+:meth:`Links.reach` gets the error of the last dial instead of another dial. A network failure
+counts for the origin; a failed login counts for the pair of relay and origin. So a record that
+names a wrong relay at an origin does not keep the right relay from being dialled there.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Final
@@ -27,7 +27,6 @@ from relay.peering.model.membership import (
     backoff_s,
 )
 from relay.peering.peers import Peers
-from relay.peering.ports import LinkListener
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode, RejectedError, RelayError, unreachable
@@ -55,12 +54,12 @@ class _Failure:
 
 
 class Links:
-    """Implements the port ``PeerLinks``.
+    """The links of this node.
 
     Args:
         key: of this relay.
         dialer: opens connections.
-        peers: the policy.
+        peers: the policy, and the relays that are due.
     """
 
     def __init__(self, key: SigningKey, dialer: Dialer, peers: Peers) -> None:
@@ -71,21 +70,21 @@ class Links:
         self._dials: dict[str, asyncio.Task[None]] = {}
         self._failures: dict[str, _Failure] = {}
         self._tasks: asyncio.TaskGroup | None = None
-        self._listener: LinkListener | None = None
+        self._notify: Callable[[Link], None] = lambda _: None
         self._desired: dict[Did, str] = {}
         self._wakeup = asyncio.Event()
 
     # ------------------------------------------------------------ life
 
-    async def run(self, listener: LinkListener) -> None:
-        """Hold the desired links until cancelled."""
-        self._listener = listener
+    async def run(self, on_link_up: Callable[[Link], None]) -> None:
+        """Hold the desired links until cancelled; call ``on_link_up`` with each new link."""
+        self._notify = on_link_up
         try:
             async with asyncio.TaskGroup() as self._tasks:
                 while True:
                     # a bug about one relay must not end the links to others
                     with isolated("links"):
-                        self._reconcile(listener)
+                        self._reconcile()
                     await self._pause()
         finally:
             self._tasks = None
@@ -98,9 +97,9 @@ class Links:
             return
         self._wakeup.clear()
 
-    def _reconcile(self, listener: LinkListener) -> None:
-        self._desired = dict(listener.desired_links())
-        for relay, url in listener.due_dials(self._live.keys()):
+    def _reconcile(self) -> None:
+        self._desired = dict(self._peers.desired_links())
+        for relay, url in self._peers.due_dials(self._live.keys()):
             if url not in self._dials and not self._is_full and not self._is_cooling(url):
                 _ = self._begin(relay, url, is_due=True)
         for relay, link in list(self._live.items()):
@@ -122,15 +121,15 @@ class Links:
         links = list(self._live.values())
         await side_by_side(link.say_goodbye() for link in links)
 
-    # ------------------------------------------------------------ the port
+    # ------------------------------------------------------------ use
 
     def live(self) -> Sequence[Link]:
-        """See the port."""
+        """Return the links that stand, without those for a hand-off alone."""
         standing = (link for link in self._live.values() if link.ended is None)
         return [link for link in standing if self._peers.is_federated(link.peer)]
 
     def wanted(self) -> int:
-        """See the port."""
+        """Return the number of links that there should be."""
         return len(self._desired)
 
     def to(self, relay: Did) -> Link | None:
@@ -139,11 +138,21 @@ class Links:
         return link if link is not None and link.ended is None else None
 
     def allows(self, relay: Did) -> bool:
-        """See the port."""
+        """Return True if this relay deals with that one, not for a hand-off alone."""
         return self._peers.is_federated(relay)
 
     async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
-        """See the port."""
+        """Return the link to a relay; dial it if there is none.
+
+        Args:
+            relay: the DID that the other end must prove.
+            url: its origin.
+            handoff: the caller needs the link for a hand-off only.
+
+        Raises:
+            RejectedError: ``not_federated`` or ``blocked``, by the policy here or there.
+            UnavailableError: ``peer_unreachable``, with the seconds until the next dial.
+        """
         (self._peers.require_contact if handoff else self._peers.require_federated)(relay)
         try:
             async with asyncio.timeout(REACH_S):
@@ -165,17 +174,17 @@ class Links:
         await asyncio.wait([dial])
 
     def reset_backoff(self, relay: Did, url: str) -> None:
-        """See the port."""
+        """Forget the failures there, so that the next use dials."""
         self._failures.pop(url, None)
         self._failures.pop(_pair(relay, url), None)
         self._wakeup.set()
 
     def reconcile_now(self) -> None:
-        """See the port."""
+        """Apply the policy to all links now, not within a second."""
         self._wakeup.set()
 
     def backoff(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
-        """See the port."""
+        """Return the seconds until the next dial and the last error; None without a failure."""
         failure = self._failure(relay, url)
         if failure is None:
             return None
@@ -228,8 +237,7 @@ class Links:
             return
         self._live[link.peer] = link
         self._tasks.create_task(self._run_link(link))
-        if self._listener is not None:
-            self._listener.on_link_up(link)
+        self._notify(link)
 
     async def _run_link(self, link: Link) -> None:
         began = clock.monotonic()
@@ -242,9 +250,9 @@ class Links:
                 del self._live[link.peer]
         log.event("link_down", peer=link.peer, code=exc.code, detail=exc.detail)
         wait_s = None
-        if self._listener is not None and self.to(link.peer) is None:
+        if self.to(link.peer) is None:
             with isolated("links"):
-                wait_s = self._listener.on_link_down(link.peer, exc)
+                wait_s = self._peers.on_dial_failed(link.peer, exc)
         pair = _pair(link.peer, link.url)
         if clock.monotonic() - began < STABLE_LINK_S:
             self._put_failure(link.peer, link.url, pair, exc, wait_s)
@@ -263,9 +271,8 @@ class Links:
 
     def _on_dial_failed(self, relay: Did, url: str, name: str, exc: RelayError) -> None:
         wait_s = None
-        if self._listener is not None:
-            with isolated("links"):
-                wait_s = self._listener.on_dial_failed(relay, url, exc)
+        with isolated("links"):
+            wait_s = self._peers.on_dial_failed(relay, exc, url)
         self._put_failure(relay, url, name, exc, wait_s)
 
     def _put_failure(

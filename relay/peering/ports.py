@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
-from relay.protocol import frames
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     Refusal,
-    RelayError,
-)
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -22,16 +16,7 @@ from relay.protocol.ids import (
     Fence,
     NodeId,
 )
-from relay.protocol.peer_session import (
-    Answer,
-    Question,
-)
-from relay.protocol.receipts import (
-    Receipt,
-    ReceiptItem,
-)
 
-"""(kv, seq, SHA-256 of the signing input): greater wins (PROTOCOL.md §7.2)."""
 GONE: Final = RecordVersion(0, 0, b"")
 """The version of a record that is not held any more: it was purged."""
 
@@ -206,17 +191,6 @@ class RecordStore(Protocol):
         ...
 
 
-class Names(Protocol):
-    """Where handles lead: the way from a handle to a DID (PROTOCOL.md §7.5).
-
-    The way back, whether the record of that DID lists the handle, is the caller's to look at.
-    """
-
-    async def resolve(self, handle: Handle) -> LookupResult:
-        """Found, with the DID; absent; or unreadable, and why. Never raises for the network."""
-        ...
-
-
 class PeerStore(Protocol):
     """Other relays, and names under this one."""
 
@@ -260,126 +234,3 @@ class PeerStore(Protocol):
 
 WaitingMail = Callable[[], Awaitable[list[tuple[AgentKey, int, int]]]]
 """Return (peer, envelopes, wire bytes) of all mail that waits for peers."""
-
-
-class SubmitResult(NamedTuple):
-    """The answer of a peer to one submit: its receipt, and an item or rejection per envelope."""
-
-    receipt: Receipt | None
-    compact: str | None
-    outcomes: Sequence[ReceiptItem | frames.Rejection]
-
-
-class PeerLink(Protocol):
-    """A connection that this relay dialled to a peer that has proved its identity."""
-
-    @property
-    def peer(self) -> Did:
-        """The relay at the other end."""
-        ...
-
-    @property
-    def url(self) -> str:
-        """The origin that was dialled."""
-        ...
-
-    async def submit(
-        self,
-        envelopes: Sequence[bytes],
-        *,
-        hops: Sequence[Did] = (),
-        marked: Sequence[int] = (),
-        handoff: str = "",
-    ) -> SubmitResult:
-        """Submit at most 256 envelopes; several submits may be under way.
-
-        Args:
-            envelopes: the wire bytes.
-            hops: the relays that they passed.
-            marked: indices of those that may have been delivered before.
-            handoff: the hand-off that they are a page of; the receipt must name it, too.
-
-        Raises:
-            UnavailableError: ``peer_unreachable``: no answer; the peer may have stored them.
-            RelayError: the peer refuses the submit as a whole.
-        """
-        ...
-
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """Ask the question that ``make`` returns for a ref.
-
-        Raises:
-            UnavailableError: ``peer_unreachable``.
-            RelayError: the peer's refusal.
-        """
-        ...
-
-    def push(self, gossip: frames.Gossip) -> bool:
-        """Queue gossip for the peer; return False if the queue is full and it was dropped."""
-        ...
-
-
-class PeerLinks(Protocol):
-    """The links of this node."""
-
-    def allows(self, relay: Did) -> bool:
-        """Return True if this relay deals with that one, not for a hand-off alone."""
-        ...
-
-    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
-        """Return the link to a relay; dial it if there is none.
-
-        Args:
-            relay: the DID that the other end must prove.
-            url: its origin.
-            handoff: the caller needs the link for a hand-off only.
-
-        Raises:
-            RejectedError: ``not_federated`` or ``blocked``, by the policy here or there.
-            UnavailableError: ``peer_unreachable``, with the seconds until the next dial.
-        """
-        ...
-
-    def live(self) -> Sequence[PeerLink]:
-        """Return the links that stand, without those for a hand-off alone."""
-        ...
-
-    def wanted(self) -> int:
-        """Return the number of links that there should be."""
-        ...
-
-    def backoff(self, relay: Did, url: str) -> tuple[float, RelayError] | None:
-        """Return the seconds until the next dial and the last error; None without a failure."""
-        ...
-
-    def reset_backoff(self, relay: Did, url: str) -> None:
-        """Forget the failures there, so that the next use dials."""
-        ...
-
-    def reconcile_now(self) -> None:
-        """Apply the policy to all links now, not within a second."""
-        ...
-
-
-class LinkListener(Protocol):
-    """Decides which links there should be, and learns what becomes of them."""
-
-    def desired_links(self) -> Sequence[tuple[Did, str]]:
-        """Return the relays to hold links with, and their origins."""
-        ...
-
-    def due_dials(self, linked: Collection[Did]) -> Sequence[tuple[Did, str]]:
-        """Return the relays to dial now, and their origins; ``linked`` have a link already."""
-        ...
-
-    def on_link_up(self, link: PeerLink) -> None:
-        """Handle a new link."""
-        ...
-
-    def on_dial_failed(self, relay: Did, url: str, exc: RelayError) -> float | None:
-        """Return the seconds until the next dial; None if no peer has this origin."""
-        ...
-
-    def on_link_down(self, relay: Did, exc: RelayError) -> float | None:
-        """Return the seconds until the next dial; None if the relay is no peer."""
-        ...

@@ -14,9 +14,9 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 
 from relay.inbox.ports import Store
+from relay.peering.link import Link
 from relay.peering.links import Links
 from relay.peering.model.membership import MemberTable
-from relay.peering.ports import PeerLink
 from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
     Failed,
@@ -68,7 +68,7 @@ class Dialler:
 
 
 @dataclass
-class Chooser:
+class Chooser(Everybody):
     """Chooses the links to keep, dials by a roster, and notes what becomes of them."""
 
     wanted: list[tuple[Did, str]] = field(default_factory=list)
@@ -84,21 +84,14 @@ class Chooser:
         due = self.roster.due(now(), linked)
         return [(did, url) for did, url in self.wanted if did in due]
 
-    def on_link_up(self, link: PeerLink) -> None:
+    def on_link_up(self, link: Link) -> None:
         self.roster.on_link_up(link.peer, now())
         self.notes.append(("came", link.peer))
 
-    def on_dial_failed(self, relay: Did, url: str, why: RelayError) -> float | None:
-        if url not in {at for did, at in self.wanted if did == relay}:
+    def on_dial_failed(self, relay: Did, why: RelayError, url: str | None = None) -> float | None:
+        if url is not None and url not in {at for did, at in self.wanted if did == relay}:
             return None
-        self.notes.append(("missed", relay, why.code))
-        return self._wait(relay)
-
-    def on_link_down(self, relay: Did, why: RelayError) -> float | None:
-        self.notes.append(("went", relay, why.code))
-        return self._wait(relay)
-
-    def _wait(self, relay: Did) -> float | None:
+        self.notes.append(("missed" if url else "went", relay, why.code))
         self.roster.on_dial_failed(relay, now(), 0.0)
         peer = self.roster.get(relay)
         return None if peer is None else peer.dial_at - now()
@@ -107,7 +100,7 @@ class Chooser:
 @contextlib.asynccontextmanager
 async def running_links(links: Links, chooser: Chooser | None = None) -> AsyncIterator[Links]:
     async with asyncio.TaskGroup() as tasks:
-        work = tasks.create_task(links.run(chooser or Chooser()))
+        work = tasks.create_task(links.run((chooser or Chooser()).on_link_up))
         await asyncio.sleep(0)
         try:
             yield links

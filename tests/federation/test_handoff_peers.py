@@ -70,6 +70,7 @@ from relay.protocol.receipts import (
 )
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
+    Chooser,
     Dialler,
     Peer,
     Place,
@@ -329,10 +330,11 @@ async def test_a_receipt_is_of_one_hand_off_or_of_none():
 # ---------------------------------------------------------------- the side that dials
 
 
-class Partly:
+class Partly(Chooser):
     """A policy that deals with one relay for a hand-off alone."""
 
     def __init__(self, partner: Did) -> None:
+        super().__init__()
         self.partner = partner
         self.is_full_now = False
 

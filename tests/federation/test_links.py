@@ -37,7 +37,6 @@ from relay.protocol.receipts import ReceiptItem
 from tests.federation.linked_nodes import (
     Chooser,
     Dialler,
-    Everybody,
     peer,
     places,
     relay_at,
@@ -159,7 +158,7 @@ async def test_a_link_carries_submits_and_questions_and_tells_answers_apart():
     async with (
         running_node(federation="open") as node,
         speaker(node.url, bob),
-        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+        running_links(Links(new_key(), Dialler(), Chooser())) as links,
     ):
         link = await links.reach(node.parts.key.did, node.url)
         wires = [make_envelope(alice, to.did).wire for to in (bob, nobody)]
@@ -179,7 +178,7 @@ async def test_many_who_want_one_relay_share_one_dial():
     dialler = Dialler()
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), dialler, Everybody())) as links,
+        running_links(Links(new_key(), dialler, Chooser())) as links,
     ):
         did = node.parts.key.did
         found = await asyncio.gather(*(links.reach(did, node.url) for _ in range(20)))
@@ -191,7 +190,7 @@ async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_di
     dialler = Dialler()
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), dialler, Everybody())) as links,
+        running_links(Links(new_key(), dialler, Chooser())) as links,
     ):
         wrong = new_key().did
         for _ in range(3):
@@ -216,7 +215,7 @@ async def test_dials_that_records_ask_for_leave_room_for_the_relays_that_are_cho
     chooser = Chooser()
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), Slow(), Everybody()), chooser) as links,
+        running_links(Links(new_key(), Slow(), chooser), chooser) as links,
         asyncio.TaskGroup() as tasks,
     ):
         slow = [
@@ -242,7 +241,7 @@ class Nobody(Dialler):
 
 async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
     chooser = Chooser()
-    async with running_links(Links(new_key(), Nobody(), Everybody()), chooser) as links:
+    async with running_links(Links(new_key(), Nobody(), chooser), chooser) as links:
         relay = new_key().did
         chooser.wanted = [(relay, "http://127.0.0.1:1")]
         await until(lambda: chooser.notes == [("missed", relay, ErrorCode.PEER_UNREACHABLE)])
@@ -255,7 +254,7 @@ async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
 async def test_a_peers_refusal_is_told_as_one():
     async with (
         running_node(**CLOSED) as node,
-        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+        running_links(Links(new_key(), Dialler(), Chooser())) as links,
     ):
         with pytest.raises(RejectedError) as caught:
             await links.reach(node.parts.key.did, node.url)
@@ -264,7 +263,7 @@ async def test_a_peers_refusal_is_told_as_one():
 
 async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_back():
     key, chooser = new_key(), Chooser()
-    async with running_links(Links(new_key(), Dialler(), Everybody()), chooser) as links:
+    async with running_links(Links(new_key(), Dialler(), chooser), chooser) as links:
         async with running_node(federation="open", key=key) as node:
             chooser.wanted = [(key.did, node.url)]
             await until(links.live)
@@ -282,7 +281,7 @@ async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_
 async def test_who_pushes_too_much_is_told_that_it_was_dropped():
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+        running_links(Links(new_key(), Dialler(), Chooser())) as links,
     ):
         link = await links.reach(node.parts.key.did, node.url)
         taken = [link.push(Gossip(("x",))) for _ in range(100)]
@@ -294,7 +293,7 @@ async def test_who_says_goodbye_and_hangs_up_at_once_is_no_bug_of_the_relay():
     before = metrics.INTERNAL._value.get()
     async with running_node(federation="open") as node:
         for _ in range(10):
-            async with running_links(Links(new_key(), Dialler(), Everybody())) as links:
+            async with running_links(Links(new_key(), Dialler(), Chooser())) as links:
                 await links.reach(node.parts.key.did, node.url)
                 await links.drain()
         await until(lambda: not node.parts.peers.inbound)
@@ -306,7 +305,7 @@ async def test_an_answer_that_nobody_waits_for_any_more_does_no_harm():
     async with (
         running_node(federation="open") as node,
         speaker(node.url, bob),
-        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+        running_links(Links(new_key(), Dialler(), Chooser())) as links,
     ):
         link = await links.reach(node.parts.key.did, node.url)
         async with asyncio.TaskGroup() as tasks:
@@ -390,7 +389,7 @@ async def test_a_line_on_which_nothing_comes_back_is_given_up_long_before_its_pi
     async with (
         server,
         relay_at(back, federation="open", public_url=way),
-        running_links(Links(new_key(), Dialler(), Everybody())) as links,
+        running_links(Links(new_key(), Dialler(), Chooser())) as links,
     ):
         link = await links.reach(back.did, way)
         stall.stalled.set()

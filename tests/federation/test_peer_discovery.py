@@ -33,7 +33,6 @@ from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,
     Dialler,
-    Everybody,
     Place,
     now,
     peer,
@@ -183,7 +182,7 @@ async def test_a_dead_host_has_a_rest_however_many_relays_are_said_to_be_there(m
     async with (
         running_node(federation="open") as first,
         running_node(federation="open") as second,
-        running_links(Links(new_key(), dialler, Everybody()), chooser) as links,
+        running_links(Links(new_key(), dialler, chooser), chooser) as links,
     ):
         chooser.wanted = [(new_key().did, dead) for _ in range(10)]
         for node in (first, second):
@@ -198,7 +197,7 @@ async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alon
     dead = (new_key().did, "http://127.0.0.1:1")
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), dialler, Everybody()), chooser) as links,
+        running_links(Links(new_key(), dialler, chooser), chooser) as links,
     ):
         there = node.parts.key.did
         chooser.wanted = [(there, node.url)]
@@ -219,15 +218,15 @@ async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
                 raise ZeroDivisionError
             return super().due_dials(linked)
 
-        def on_dial_failed(self, relay, url, why):
-            super().on_dial_failed(relay, url, why)
+        def on_dial_failed(self, relay, why, url=None):
+            super().on_dial_failed(relay, why, url)
             raise ZeroDivisionError
 
     chooser = Failing()
     chooser.fails = False
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), Dialler(), Everybody()), chooser) as links,
+        running_links(Links(new_key(), Dialler(), chooser), chooser) as links,
     ):
         there = node.parts.key.did
         chooser.wanted = [(there, node.url)]

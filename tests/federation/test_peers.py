@@ -34,7 +34,6 @@ from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,
     Dialler,
-    Everybody,
     Place,
     now,
     places,
@@ -222,7 +221,7 @@ async def test_a_bug_about_one_relay_ends_no_link_to_another():
     chooser = Chooser()
     async with (
         running_node(federation="open") as node,
-        running_links(Links(new_key(), Broken(), Everybody()), chooser) as links,
+        running_links(Links(new_key(), Broken(), chooser), chooser) as links,
     ):
         wrong = new_key().did
         chooser.wanted = [(wrong, "http://127.0.0.1:1"), (node.parts.key.did, node.url)]

@@ -30,11 +30,8 @@ from relay.migration.digest_sender import (
 from relay.migration.steps import (
     MigrationSteps,
 )
-from relay.peering.ports import (
-    PeerLink,
-    RecordRow,
-    SubmitResult,
-)
+from relay.peering.link import Link, SubmitResult
+from relay.peering.ports import RecordRow
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import (
@@ -144,7 +141,7 @@ class FarLinks:
     def allows(self, relay: Did) -> bool:
         return relay not in self.barred
 
-    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> PeerLink:
+    async def reach(self, relay: Did, url: str, *, handoff: bool = False) -> Link:
         assert handoff or self.allows(relay)
         far = self.relays[relay]
         assert far.url == url
@@ -152,7 +149,7 @@ class FarLinks:
             raise far.down
         return far
 
-    def live(self) -> Sequence[PeerLink]:
+    def live(self) -> Sequence[Link]:
         return []
 
     def wanted(self) -> int:

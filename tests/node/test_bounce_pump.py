@@ -16,7 +16,7 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.inbox.ports import OpenRequest
-from relay.peering.ports import PeerLink
+from relay.peering.link import Link
 from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
@@ -44,7 +44,7 @@ class NoNames:
 class Mesh(Links):
     """No peer says anything until the gate opens."""
 
-    async def reach(self, relay, url, *, handoff=False) -> PeerLink:
+    async def reach(self, relay, url, *, handoff=False) -> Link:
         assert not handoff
         raise UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{relay} at {url}")
 

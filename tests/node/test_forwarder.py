@@ -13,7 +13,7 @@ from relay.inbox.model.types import (
     Disposition,
     InboxLimits,
 )
-from relay.peering.ports import SubmitResult
+from relay.peering.link import SubmitResult
 from relay.protocol.envelope import (
     eid_of,
     signer_of,
