@@ -17,7 +17,6 @@ from relay.directory.publish import Directory
 from relay.forwarding import (
     forwarder,
     model,
-    peer_submitter,
 )
 from relay.forwarding.forwarder import (
     InboxForwarder,
@@ -100,11 +99,6 @@ def no_bound() -> None:
     open_store.OutboxLimits = lambda *_: OutboxLimits(10**9, 10**12, 1)  # type: ignore[assignment,misc]
 
 
-def no_marks() -> None:
-    """What another relay may have handed over already is passed on as new."""
-    peer_submitter.is_redelivered = lambda *_: False  # type: ignore[assignment]
-
-
 class MisfiledAtHome(Misfiled):
     """Stores every 20th envelope for an agent that lives here in the inbox of another one."""
 
@@ -122,7 +116,6 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "ack-before-receipt": ack_before_receipt,
     "tries-for-ever": tries_for_ever,
     "no-bound": no_bound,
-    "no-marks": no_marks,
     "no-signatures": no_signatures,
     "any-order": any_order,
 }

@@ -37,7 +37,7 @@ from tests.chaos.traffic_plan import (
 from tests.support.mesh import Mesh, MeshRelay, knows, mesh
 from tests.support.namespaces import Namespaces
 from tests.support.nodes import new_key
-from tests.support.patience import wait_until, within
+from tests.support.patience import wait_until
 
 KNOWN_S = 30.0
 HEALED_S = 60.0
@@ -209,7 +209,7 @@ class MeshRun:
             try:
                 # what is missing then is told by the verdict
                 with contextlib.suppress(TimeoutError):
-                    async with within(plan.deadline_s):
+                    async with asyncio.timeout(plan.deadline_s):
                         await self._until_out(playing, killing)
             finally:
                 playing.cancel()
@@ -231,7 +231,7 @@ class MeshRun:
         self.weather.sky.heal()
         began = time.monotonic()
         with contextlib.suppress(TimeoutError):
-            async with within(self.plan.healed_s):
+            async with asyncio.timeout(self.plan.healed_s):
                 await self.ledger.until(lambda: self.ledger.is_over(self.plan.envelopes))
                 await self.relays.drained(self.plan.healed_s)
                 self.healed_s = time.monotonic() - began

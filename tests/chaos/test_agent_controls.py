@@ -24,6 +24,7 @@ from tests.chaos.restarting_relay import (
     SERVE,
     RelayProcess,
 )
+from tests.support.broken_rules import each
 from tests.support.nodes import new_key, speaker
 from tests.support.patience import wait_until
 
@@ -137,7 +138,7 @@ async def test_the_outbox_of_a_killed_agent_is_sent(tmp_path: Path) -> None:
     assert found.kinds == set(), str(found)
 
 
-@pytest.mark.parametrize("mutant", ["outbox-keeps-nothing", "outbox-is-not-resumed"])
+@each("agents under kills", "mutant", ["outbox-keeps-nothing", "outbox-is-not-resumed"])
 async def test_an_outbox_that_forgets_is_found_to_lose_envelopes(
     tmp_path: Path, mutant: str
 ) -> None:
@@ -170,6 +171,7 @@ async def test_what_a_killed_agent_had_in_hand_comes_again_marked(tmp_path: Path
     assert sum(item.redelivered for item in pair.ledger.handed) >= LETTERS
 
 
+@pytest.mark.breaks("agents under kills", "acks-what-it-shows")
 async def test_an_ack_before_the_handler_is_found_to_forget_what_it_had_in_hand(
     tmp_path: Path,
 ) -> None:
@@ -185,6 +187,7 @@ async def test_over_a_relay_that_marks_nothing_the_state_file_marks(tmp_path: Pa
     assert found.kinds == set(), str(found)
 
 
+@pytest.mark.breaks("agents under kills", "marks-without-a-state-file")
 async def test_without_a_state_file_it_is_found_to_come_again_unmarked(tmp_path: Path) -> None:
     pair = Pair(tmp_path, relay="nothing-is-redelivered", bob=SLOW_BOB, remembers=False)
     found = await handlers_that_are_cut_off(pair)
@@ -211,6 +214,7 @@ async def test_what_was_acked_before_a_kill_is_never_shown_again(tmp_path: Path)
     assert found.kinds == set(), str(found)
 
 
+@pytest.mark.breaks("agents under kills", "acks-come-to-nothing")
 async def test_without_a_state_file_it_is_found_to_come_again_after_its_ack(
     tmp_path: Path,
 ) -> None:

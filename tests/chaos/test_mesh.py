@@ -100,6 +100,7 @@ def small(*mutant: str, **values: object) -> MeshPlan:
     return replace(plan, **values)
 
 
+@pytest.mark.breaks("mesh under faults", "ack-before-receipt")
 @pytest.mark.timeout(150)
 async def test_a_courier_that_acks_before_the_receipt_is_found_to_lose_envelopes(
     tmp_path: Path,
@@ -110,6 +111,7 @@ async def test_a_courier_that_acks_before_the_receipt_is_found_to_lose_envelopes
     assert not found.kinds & {"wrong", "phantom", "unmarked", "acked_again"}
 
 
+@pytest.mark.breaks("mesh under faults", "misfiled")
 @pytest.mark.timeout(150)
 async def test_envelopes_in_other_inboxes_are_found(tmp_path: Path) -> None:
     plan = small(

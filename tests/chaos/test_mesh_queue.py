@@ -6,6 +6,7 @@ it is within reach again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -118,12 +119,13 @@ async def test_a_queue_behind_a_poison_envelope_drains_and_its_sender_is_told(
         await two.mesh.drained(10)
 
 
+@pytest.mark.breaks("mesh under faults", "tries-for-ever")
 async def test_a_courier_that_tries_for_ever_is_found_to_block_the_queue(tmp_path: Path) -> None:
     """Negative control."""
     mutant = ("-m", "tests.chaos.mesh_mutants", "tries-for-ever")
     async with pair(tmp_path, mutant) as two:
         with pytest.raises(TimeoutError):
-            async with within(25):
+            async with asyncio.timeout(25):  # five times what the real relay needs
                 await queue_behind_poison(two)
 
 
@@ -159,6 +161,7 @@ async def test_an_outbox_takes_its_share_and_no_more_and_all_it_took_arrives(
         await two.mesh.drained(10)
 
 
+@pytest.mark.breaks("mesh under faults", "no-bound")
 async def test_an_outbox_without_a_bound_is_found_to_grow(tmp_path: Path) -> None:
     """Negative control."""
     mutant = ("-m", "tests.chaos.mesh_mutants", "no-bound")

@@ -138,15 +138,21 @@ FREELY = Round(stops=False)
 
 def small(*mutants: str, rounds: Sequence[Round] = (FREELY,) * 4) -> MovePlan:
     return MovePlan(
-        seed(), rounds, stale=2, others=0, rate=20.0, repeats=30, mutants=mutants, ends_s=12.0,
+        seed(), rounds, stale=2, others=0, rate=20.0, repeats=30, mutants=mutants,
     )  # fmt: skip
 
 
+def losing(*mutants: str, **values: object) -> MovePlan:
+    """The same, of relays after whose lies nobody need wait for the end."""
+    return replace(small(*mutants, **values), ends_s=12.0)
+
+
+@pytest.mark.breaks("migration under kills and lies", "publishes-before-the-digest")
 @pytest.mark.timeout(90)
 async def test_publishing_before_the_digest_is_found_to_show_again_without_a_mark(
     tmp_path: Path,
 ) -> None:
-    _, found = await carried_out(small("publishes-before-the-digest"), tmp_path)
+    _, found = await carried_out(losing("publishes-before-the-digest"), tmp_path)
     assert found.unmarked
     assert not found.kinds & {"lost", "wrong", "phantom"}
 
@@ -167,20 +173,22 @@ async def test_an_agent_that_does_not_wait_for_the_digest_is_shown_nothing_unmar
     assert not found.kinds - ALLOWED, str(found)
 
 
+@pytest.mark.breaks("migration under kills and lies", "ack-before-receipt")
 @pytest.mark.timeout(90)
 async def test_letting_go_before_the_receipt_is_found_to_lose_envelopes(tmp_path: Path) -> None:
     rounds = [Round((Cut(TARGET, "before keep", TARGET),), stops=False), FREELY]
-    _, found = await carried_out(small("ack-before-receipt", *SHORT, rounds=rounds), tmp_path)
+    _, found = await carried_out(losing("ack-before-receipt", *SHORT, rounds=rounds), tmp_path)
     assert found.lost
     assert not found.kinds & {"wrong", "phantom", "unmarked"}
 
 
+@pytest.mark.breaks("migration under kills and lies", "remembers-what-it-handed-over")
 @pytest.mark.timeout(90)
 async def test_a_memory_that_survives_the_hand_off_is_found_to_lose_what_comes_back(
     tmp_path: Path,
 ) -> None:
     # whoever takes nothing on the way brings all of it back
-    plan = replace(small("remembers-what-it-handed-over"), takes=0)
+    plan = replace(losing("remembers-what-it-handed-over"), takes=0)
     _, found = await carried_out(plan, tmp_path)
     assert found.lost
     assert not found.kinds & {"wrong", "phantom", "unmarked"}

@@ -54,6 +54,7 @@ from tests.federation.linked_nodes import (
     places,
     relay_at,
 )
+from tests.support.broken_rules import each
 from tests.support.mesh import mesh
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
@@ -293,7 +294,7 @@ def lines_of(path: Path) -> int:
 LIES = ["signs-with-another-key", "names-another-handoff", "names-no-handoff"]
 
 
-@pytest.mark.parametrize("lie", LIES)
+@each("migration under kills and lies", "lie", LIES)
 async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
     tmp_path: Path, lie: str
 ) -> None:
@@ -333,6 +334,7 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
                 seen |= {item.envelope["body"] for item in frame.items}
 
 
+@pytest.mark.breaks("migration under kills and lies", "says-no-digest")
 async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
     tmp_path: Path,
 ) -> None:

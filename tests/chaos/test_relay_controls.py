@@ -38,6 +38,7 @@ async def verdict_on(mutant: str, directory: Path, **values: object) -> Verdict:
     return verdict
 
 
+@pytest.mark.breaks("relay under kills", "receipt-before-commit")
 async def test_a_receipt_before_the_commit_is_found_to_lose_envelopes(tmp_path: Path) -> None:
     # progress below a half: while receipts are still coming, so that the newest are at risk
     found = await verdict_on("receipt-before-commit", tmp_path, moments=(0.25, 0.45))
@@ -46,6 +47,7 @@ async def test_a_receipt_before_the_commit_is_found_to_lose_envelopes(tmp_path: 
     assert not found.kinds & {"wrong", "phantom", "unmarked", "acked_again"}
 
 
+@pytest.mark.breaks("relay under kills", "nothing-is-redelivered")
 async def test_a_relay_that_forgets_what_it_handed_over_is_found_to_repeat_unmarked(
     tmp_path: Path,
 ) -> None:
@@ -56,6 +58,7 @@ async def test_a_relay_that_forgets_what_it_handed_over_is_found_to_repeat_unmar
     assert found.kinds == {"unmarked"}
 
 
+@pytest.mark.breaks("relay under kills", "acked-before-commit")
 async def test_an_ack_confirmed_before_the_commit_is_found_to_bring_envelopes_back(
     tmp_path: Path,
 ) -> None:
@@ -65,6 +68,7 @@ async def test_an_ack_confirmed_before_the_commit_is_found_to_bring_envelopes_ba
     assert not found.kinds & {"lost", "wrong", "phantom"}
 
 
+@pytest.mark.breaks("relay under kills", "misfiled")
 async def test_an_envelope_in_another_inbox_is_found(tmp_path: Path) -> None:
     found = await verdict_on("misfiled", tmp_path, node_kills=0)
     assert found.wrong
@@ -72,6 +76,7 @@ async def test_an_envelope_in_another_inbox_is_found(tmp_path: Path) -> None:
     assert not found.kinds & {"phantom", "unmarked", "acked_again"}
 
 
+@pytest.mark.breaks("relay under kills", "last-in-first-out")
 async def test_a_wrong_order_is_found(tmp_path: Path) -> None:
     found = await verdict_on(
         "last-in-first-out", tmp_path, node_kills=0, recipients=1, absences=1, windows=(1, 2)

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from relay import clock
-from relay.forwarding import scheduler
+from relay.forwarding import peer_submitter, scheduler
 from relay.forwarding.model import CLOSED_S
 from relay.inbox.model.types import (
     Disposition,
@@ -36,6 +36,7 @@ from tests.node.scripted_peers import (
     takes,
     until,
 )
+from tests.support.broken_rules import node_id
 from tests.support.nodes import new_key
 
 pytestmark = pytest.mark.timeout(30)
@@ -109,6 +110,17 @@ async def test_what_one_relay_may_have_is_marked_for_another():
         await one.until_empty()
         assert [marked for _, marked in second.got] == [True]
         assert not first.got[0][1]
+
+
+@pytest.mark.breaks(
+    "forwarding",
+    "what an agent may have been handed is forwarded with a mark",
+    by=node_id(test_what_one_relay_may_have_is_marked_for_another),
+)
+async def test_without_marks_it_is_found_to_be_forwarded_as_new(monkeypatch):
+    monkeypatch.setattr(peer_submitter, "is_redelivered", lambda *_: False)
+    with pytest.RaisesGroup(AssertionError, allow_unwrapped=True, flatten_subgroups=True):
+        await test_what_one_relay_may_have_is_marked_for_another()
 
 
 async def test_what_was_never_sent_is_marked_for_nobody():

@@ -12,7 +12,7 @@ at the end of a run which rules were broken and found, also under xdist.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import ModuleType
 from typing import NamedTuple
 
@@ -29,9 +29,15 @@ class BrokenRule(NamedTuple):
     found_by: str
 
 
-def test_id(test: Callable[..., object]) -> str:
+def node_id(test: Callable[..., object]) -> str:
     """Return the node id of a test function."""
     return f"{test.__module__.replace('.', '/')}.py::{test.__qualname__}"
+
+
+def each(subject: str, argument: str, rules: Iterable[str]) -> pytest.MarkDecorator:
+    """Parametrize a test by the names of the rules that it breaks, one at a time."""
+    values = [pytest.param(rule, marks=pytest.mark.breaks(subject, rule)) for rule in rules]
+    return pytest.mark.parametrize(argument, values)
 
 
 def broken_rules(module: ModuleType) -> Iterator[tuple[str, str]]:
@@ -59,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Note what the test breaks; its report carries that to the process that prints."""
     for mark in item.iter_markers("breaks"):
-        found_by = mark.kwargs.get("by") or item.nodeid.partition("@")[0]
+        found_by = mark.kwargs.get("by") or item.nodeid
         item.user_properties.append((PROPERTY, [*mark.args, found_by]))
 
 

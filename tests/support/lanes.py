@@ -4,25 +4,30 @@
 
 - All kill tests (tests/chaos) run one after the other on one worker. They mostly wait.
 - A test marked ``alone`` measures, floods or fills. While it runs, no other worker of the run does.
-  Consecutive ones keep the machine, so they are in one group.
-- The other workers share all the rest.
+  Such tests are a lane, too, so that they keep the machine from the first one to the last.
+- The other workers share all the rest, test by test.
 
-``TEST_SLOWNESS`` scales each time limit of a test, as it scales deadlines (``patience.py``).
+``pytest.mark.xdist_group`` puts a test into a lane of another name. The scheduler is our own: that
+of xdist 3.8 finds no groups under pytest 9.2. ``TEST_SLOWNESS`` scales each time limit of a test,
+as it scales deadlines (``patience.py``).
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.support.patience import SLOWNESS
 
-RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+LANES = "lanes.json"
 
 
 class Machine:
@@ -31,11 +36,10 @@ class Machine:
     A worker that waits to be alone holds ``gate``, so that no other worker starts a test before it.
     """
 
-    def __init__(self, run: str) -> None:
-        stem = Path(tempfile.gettempdir()) / f"did-relay-tests-{run}"
+    def __init__(self, directory: Path) -> None:
         flags = os.O_CREAT | os.O_RDWR | os.O_CLOEXEC
-        self._gate = os.open(f"{stem}.gate", flags, 0o600)
-        self._room = os.open(f"{stem}.room", flags, 0o600)
+        self._gate = os.open(directory / "gate", flags, 0o600)
+        self._room = os.open(directory / "room", flags, 0o600)
         self.is_alone = False
 
     def share(self) -> None:
@@ -58,43 +62,102 @@ class Machine:
         fcntl.flock(self._gate, fcntl.LOCK_UN)
 
 
-_machine = Machine(RUN) if RUN and "PYTEST_XDIST_WORKER" in os.environ else None
+class Worker:
+    """The part of a worker: it reports the lanes of its tests, and waits for the machine."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._machine = Machine(directory)
+
+    @pytest.hookimpl(tryfirst=True)  # before xdist reports what was collected
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Write down the lane of each test that has one."""
+        lanes = {item.nodeid: lane for item in session.items if (lane := lane_of(item))}
+        own = self._directory / f"{LANES}.{os.getpid()}"
+        own.write_text(json.dumps(lanes))
+        own.replace(self._directory / LANES)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of the time limit
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Iterator[None]:
+        """Run the test beside others, or alone."""
+        if is_alone(item):
+            self._machine.have_alone()
+        else:
+            self._machine.share()
+        try:
+            return (yield)
+        finally:
+            if not (self._machine.is_alone and is_alone(nextitem)):
+                self._machine.leave()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class Scheduler(LoadScopeScheduling):
+    """Hands out each lane as a whole, the longest first, and then test by test."""
+
+    def __init__(self, config: pytest.Config, log: Any, directory: Path) -> None:
+        super().__init__(config, log)
+        self._file = directory / LANES
+        self._lanes: dict[str, str] | None = None
+
+    def _split_scope(self, nodeid: str) -> str:
+        if self._lanes is None:
+            self._lanes = json.loads(self._file.read_text())
+        return self._lanes.get(nodeid, nodeid)
+
+
+class Controller:
+    """The part of the process that hands out tests."""
+
+    def __init__(self) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="relay-lanes-")
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker where the files of this run are."""
+        node.workerinput["lanes"] = self._directory.name
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Scheduler | None:
+        """Hand out lanes where groups are asked for."""
+        if config.getoption("dist") != "loadgroup":
+            return None
+        return Scheduler(config, log, Path(self._directory.name))
+
+    def pytest_unconfigure(self) -> None:
+        """Remove the files of this run."""
+        self._directory.cleanup()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take part as a worker, or as the process that hands out tests."""
+    worker_input = getattr(config, "workerinput", None)
+    if worker_input is not None:
+        config.pluginmanager.register(Worker(Path(worker_input["lanes"])))
+    elif config.getoption("numprocesses", None):
+        config.pluginmanager.register(Controller())
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put each item into its lane, and scale its time limit."""
-    for item in items:
-        if needs_machine_alone(item):
-            item.add_marker(pytest.mark.xdist_group("alone"))
-        elif item.nodeid.startswith("tests/chaos/"):
-            item.add_marker(pytest.mark.xdist_group("chaos"))
-        if SLOWNESS != 1:
-            item.add_marker(pytest.mark.timeout(limit_s(item) * SLOWNESS), append=False)
+    """Scale the time limit of each test."""
+    if SLOWNESS != 1:
+        for item in items:
+            mark = item.get_closest_marker("timeout")
+            limit_s = float(mark.args[0] if mark else item.config.getini("timeout"))
+            item.add_marker(pytest.mark.timeout(limit_s * SLOWNESS), append=False)
 
 
-def needs_machine_alone(item: pytest.Item | None) -> bool:
+def is_alone(item: pytest.Item | None) -> bool:
     """Return True if no other test may run beside this one."""
     return item is not None and item.get_closest_marker("alone") is not None
 
 
-def limit_s(item: pytest.Item) -> float:
-    """Return the time limit that the test, its module or the configuration names."""
-    mark = item.get_closest_marker("timeout")
-    return float(mark.args[0] if mark else item.config.getini("timeout"))
-
-
-@pytest.hookimpl(wrapper=True, tryfirst=True)  # outside of the time limit
-def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Run the test beside others, or alone."""
-    if _machine is None:
-        return (yield)
-    if needs_machine_alone(item):
-        _machine.have_alone()
-    else:
-        _machine.share()
-    try:
-        return (yield)
-    finally:
-        if not (_machine.is_alone and needs_machine_alone(nextitem)):
-            _machine.leave()
+def lane_of(item: pytest.Item) -> str | None:
+    """Return the lane of a test; None if any worker may have it."""
+    if is_alone(item):
+        return "alone"
+    group = item.get_closest_marker("xdist_group")
+    if group is not None:
+        return str(group.args[0])
+    return "chaos" if item.nodeid.startswith("tests/chaos/") else None

@@ -1,16 +1,16 @@
-"""Each guard of hand-offs, taken out of the scripts: the test that stands for it must fail."""
+"""Each guard of hand-offs, taken out of the scripts: its test must fail."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.store import test_migrations as moving
-from tests.store.test_negative_controls import Test, must_fail, names
+from tests.store.controls import Guard, Test, each, must_fail
 from tests.store.worlds import World
 
 pytestmark = pytest.mark.timeout(60)
 
-GUARDS: list[tuple[str, str, str, Test]] = [
+GUARDS: list[Guard] = [
     (
         "a step saw the text that stands",
         "if (redis.call('HGET', k, 'handoff') or '') ~= ARGV[5] then",
@@ -360,7 +360,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         moving.test_what_an_agent_said_here_stands,
     ),
 ]
-ON_SERVERS: list[tuple[str, str, str, Test]] = [
+ON_SERVERS: list[Guard] = [
     (
         "what was lost counts as corrupt",
         "    count_in(box, 'C')\n",
@@ -406,7 +406,7 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
 ]
 
 
-@pytest.mark.parametrize(("old", "new", "test"), [one[1:] for one in GUARDS], ids=names(GUARDS))
+@each(GUARDS)
 async def test_without_this_guard_its_test_fails(
     embedded_world: World, old: str, new: str, test: Test
 ) -> None:
@@ -414,9 +414,7 @@ async def test_without_this_guard_its_test_fails(
     await must_fail(embedded_world, old, new, test)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "test"), [one[1:] for one in ON_SERVERS], ids=names(ON_SERVERS)
-)
+@each(ON_SERVERS)
 async def test_without_this_guard_of_a_server_its_test_fails(
     embedded_world: World, old: str, new: str, test: Test
 ) -> None:

@@ -1,13 +1,6 @@
-"""Each guard that matters, taken out of the scripts: what it guards against must then happen.
-
-A proof that cannot fail proves nothing. Every case edits the text of a script and runs the very
-test that stands for the guard; that test has to fail.
-"""
+"""Each guard of inboxes and forwarding, taken out of the scripts: its test must fail."""
 
 from __future__ import annotations
-
-from collections.abc import Awaitable, Callable
-from typing import Any
 
 import pytest
 
@@ -22,17 +15,18 @@ from tests.store import (
     test_rules,
     test_sessions,
 )
+from tests.store.controls import SUBJECT, Guard, Test, each, must_fail
 from tests.store.worlds import World
+from tests.support.broken_rules import node_id
 
 pytestmark = pytest.mark.timeout(60)
-Test = Callable[..., Awaitable[None]]
 
 LEAVE_AN_ID = """
     redis.call('HSET', ids_key(box.inbox, item.hour), item.dedupe,
       struct.pack(SEEN, 'A', seq, item.eid16))
     error(failed)"""
 
-GUARDS: list[tuple[str, str, str, Test]] = [
+GUARDS: list[Guard] = [
     (
         "the fence is compared",
         "if fence ~= box.fence or not box.open then return ended_by(box, fence) end",
@@ -304,7 +298,7 @@ GUARDS: list[tuple[str, str, str, Test]] = [
         test_forwarding.test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_have,
     ),
 ]
-ON_SERVERS: list[tuple[str, str, str, Test]] = [
+ON_SERVERS: list[Guard] = [
     (
         "a failed item is undone",
         "    error(failed)",
@@ -332,17 +326,7 @@ ON_SERVERS: list[tuple[str, str, str, Test]] = [
 ]
 
 
-def names(guards: list[tuple[str, str, str, Test]]) -> list[str]:
-    return [guard[0] for guard in guards]
-
-
-async def must_fail(world: World, old: str, new: str, test: Test, **given: Any) -> None:
-    world.mutations.edit(old, new)
-    with pytest.raises(AssertionError):
-        await test(world, **given)
-
-
-@pytest.mark.parametrize(("old", "new", "test"), [one[1:] for one in GUARDS], ids=names(GUARDS))
+@each(GUARDS)
 async def test_without_this_guard_its_test_fails(
     embedded_world: World, old: str, new: str, test: Test
 ) -> None:
@@ -350,15 +334,18 @@ async def test_without_this_guard_its_test_fails(
     await must_fail(embedded_world, old, new, test)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "test"), [one[1:] for one in ON_SERVERS], ids=names(ON_SERVERS)
-)
+@each(ON_SERVERS)
 async def test_without_this_guard_of_a_server_its_test_fails(
     embedded_world: World, old: str, new: str, test: Test
 ) -> None:
     await must_fail(embedded_world, old, new, test)
 
 
+@pytest.mark.breaks(
+    SUBJECT,
+    "what is read is checked",
+    by=node_id(test_faults.test_an_altered_entry_is_told_as_corrupt_and_never_handed_over),
+)
 @pytest.mark.parametrize("damage", ["wire", "other envelope"])
 async def test_without_checking_what_is_read_damage_is_handed_over(
     embedded_world: World, damage: str, monkeypatch: pytest.MonkeyPatch
