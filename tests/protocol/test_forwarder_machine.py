@@ -74,6 +74,7 @@ from relay.protocol.types import (
 )
 from relay.reference.forwarding import Outboxes
 from relay.reference.inbox import Inbox
+from tests.support.broken_rules import each
 from tests.unit.builders import ALICE, BOB, MALLORY, entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -535,7 +536,7 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize(("load_type", "promise"), BROKEN)
+@each("forwarder", ("load_type", "promise"), BROKEN)
 def test_a_courier_that_breaks_a_rule_breaks_a_promise(load_type, promise) -> None:
     world = type("World", (CourierWorld,), {"load_type": load_type})
     _breaks(world, promise)

@@ -52,6 +52,7 @@ from relay.reference.inbox import (
     Inbox,
 )
 from relay.reference.ranges import holes
+from tests.support.broken_rules import each
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -591,7 +592,7 @@ def test_the_inbox_keeps_its_books_on_long_walks():
     walks(Inbox)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+@each("inbox (reference)", "mutant", MUTANTS)
 def test_an_inbox_with_one_rule_broken_is_caught(mutant: type[Inbox]):
     with pytest.raises((AssertionError, KeyError)):
         walks(mutant)

@@ -33,6 +33,7 @@ from tests.protocol.migration_world import (
     Rules,
 )
 from tests.protocol.test_migration_real import LET_GO, SPACES, THERE, search, verdict
+from tests.support.broken_rules import each
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
@@ -233,7 +234,7 @@ CONTROLS: list[tuple[Broken, str, Rules, tuple[str, ...]]] = [
 ]
 
 
-@pytest.mark.parametrize(("broken", "promise", "rules", "told"), CONTROLS)
+@each("hand-off, the real inbox", ("broken", "promise", "rules", "told"), CONTROLS)
 def test_an_inbox_with_one_rule_broken_breaks_a_promise(
     broken: Broken,
     promise: str,

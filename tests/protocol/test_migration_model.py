@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.protocol.exploration import explore
+from tests.support.broken_rules import each
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
@@ -418,7 +419,7 @@ def test_with_all_rules_nothing_is_lost_or_twice_or_stuck(rules: Rules, at_least
     assert found.worlds > at_least  # a model that goes nowhere proves nothing
 
 
-@pytest.mark.parametrize(("off", "promise"), MUTANTS)
+@each("hand-off, the small model", ("off", "promise"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(off: str, promise: str):
     found = search(replace(Rules(moves=2), **dict.fromkeys(off.split(), False)))
     assert (found.broken or (STUCK if found.stuck else None)) == promise, found

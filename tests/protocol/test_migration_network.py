@@ -28,6 +28,7 @@ from tests.protocol.exploration import (
     Found,
     explore,
 )
+from tests.support.broken_rules import each
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
@@ -668,7 +669,7 @@ def test_so_it_is_far_further_out(story: str):
     assert verdict(found) is None, found
 
 
-@pytest.mark.parametrize(("off", "promise", "rules", "told"), MUTANTS)
+@each("hand-off, the model of a network", ("off", "promise", "rules", "told"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(
     off: str, promise: str, rules: Rules, told: tuple[str, ...]
 ):

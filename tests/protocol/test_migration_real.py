@@ -33,6 +33,7 @@ from tests.protocol.migration_world import (
     after,
     start,
 )
+from tests.support.broken_rules import each
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
@@ -169,7 +170,7 @@ def test_so_it_is_far_further_out(story: str):
     assert verdict(found) is None, found
 
 
-@pytest.mark.parametrize(("mutant", "promise", "rules", "told"), MUTANTS)
+@each("hand-off, the real code", ("mutant", "promise", "rules", "told"), MUTANTS)
 def test_broken_on_purpose_a_promise_breaks(
     mutant: str, promise: str, rules: Rules, told: tuple[str, ...]
 ):

@@ -53,6 +53,7 @@ from relay.reference.inbox import (
     Inbox,
 )
 from relay.reference.quotas import Holdings
+from tests.support.broken_rules import each
 from tests.unit.builders import entry
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
@@ -363,7 +364,8 @@ class ConfirmsWhatWentOn(Inbox):
         return super().answer(item)
 
 
-@pytest.mark.parametrize(
+@each(
+    "forwarding inboxes (reference)",
     "broken",
     [
         KeepsSessions,

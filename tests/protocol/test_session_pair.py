@@ -59,6 +59,7 @@ from tests.protocol.session_pair import (
     SessionPair,
     World,
 )
+from tests.support.broken_rules import each
 from tests.support.relay_side import RelaySide
 from tests.unit.frame_strategies import (
     from_agent,
@@ -322,7 +323,7 @@ def breaks(mutant: type, promise: str, first: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize(("mutant", "promise", "first"), MUTANTS)
+@each("session over a bad link", ("mutant", "promise", "first"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(mutant: type, promise: str, first: int):
     assert breaks(mutant, promise, first)
 

@@ -22,6 +22,8 @@ from typing import NamedTuple
 
 import pytest
 
+from tests.support.broken_rules import each
+
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
 
 NODES = (0, 1)
@@ -313,7 +315,7 @@ def test_with_all_rules_no_interleaving_breaks_a_promise(rules: Rules, at_least:
     assert worlds > at_least  # a model that goes nowhere proves nothing
 
 
-@pytest.mark.parametrize(("off", "promise"), MUTANTS)
+@each("two nodes, the model", ("off", "promise"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(off: str, promise: str):
     sessions = 3 if off == "close_fence" else 2
     mutant = replace(Rules(sessions=sessions), **dict.fromkeys(off.split(), False))

@@ -70,6 +70,7 @@ from tests.protocol.test_session_pair import (
     Unmarked,
     Vague,
 )
+from tests.support.broken_rules import each
 from tests.support.relay_side import RelaySide
 from tests.unit.builders import entry
 
@@ -418,7 +419,7 @@ MUTANTS: list[tuple[type, str, Scope]] = [
 ]
 
 
-@pytest.mark.parametrize(("mutant", "promise", "scope"), MUTANTS)
+@each("two nodes, the real code", ("mutant", "promise", "scope"), MUTANTS)
 def test_without_a_rule_a_promise_breaks(mutant: type, promise: str, scope: Scope):
     kind = "delivery" if issubclass(mutant, InboxDelivery) else "inbox"
     worlds, broken, told = explore(replace(scope, **{kind: mutant}), until=promise)

@@ -12,9 +12,9 @@ at the end of a run which rules were broken and found, also under xdist.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -34,10 +34,22 @@ def node_id(test: Callable[..., object]) -> str:
     return f"{test.__module__.replace('.', '/')}.py::{test.__qualname__}"
 
 
-def each(subject: str, argument: str, rules: Iterable[str]) -> pytest.MarkDecorator:
-    """Parametrize a test by the names of the rules that it breaks, one at a time."""
-    values = [pytest.param(rule, marks=pytest.mark.breaks(subject, rule)) for rule in rules]
-    return pytest.mark.parametrize(argument, values)
+def each(subject: str, arguments: str | Sequence[str], rows: Iterable[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by rows, each of which breaks the rule that its first value names."""
+    values = []
+    for row in rows:
+        cells = row if isinstance(row, tuple) else (row,)
+        values.append(pytest.param(*cells, marks=pytest.mark.breaks(subject, rule_of(cells[0]))))
+    return pytest.mark.parametrize(arguments, values)
+
+
+def rule_of(broken: object) -> str:
+    """Return the name of a broken rule; of a class or function, the first line of its docstring."""
+    if isinstance(broken, str):
+        return broken
+    text = (getattr(broken, "__doc__", None) or "").partition("\n")[0].strip()
+    name: str = broken.__name__  # type: ignore[attr-defined]
+    return f"{name}: {text}" if text else name
 
 
 def broken_rules(module: ModuleType) -> Iterator[tuple[str, str]]:
