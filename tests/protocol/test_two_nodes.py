@@ -1,9 +1,15 @@
-"""The same exhaustive search as the model's, over the real state machines and the real ``Inbox``.
+"""One inbox, two nodes of one relay, sessions with fences: every interleaving of the real code.
 
-Small, and complete within its size: each step of the store, each answer and each hint is a move of
-its own, and every order of moves is tried. Only the link is simpler than life: what is handed over
-is received. The names of broken promises are those of the model. What is lost needs no move: a
-hint, an answer or a clean end that never comes is one that stays under way.
+The code is that of ``inbox/model`` and the real ``Inbox`` (relay/reference). The search is
+complete within its size: each step of the store, each answer and each hint is a move of its own,
+and it tries every order of moves. Only the link is simpler than life: the agent receives whatever
+was handed over. A hint, an answer or a clean end that is lost is one that stays under way.
+
+::
+
+    commit ──▶ store ──hint, perhaps from memory──▶ session at a node ──▶ socket ──▶ agent
+                 ▲─────────read, then the page arrives───────┘                         │
+                 └──────────────────────────────ack────────────────────────────────────┘
 """
 
 from __future__ import annotations
@@ -381,8 +387,9 @@ SIZES = [
     (Scope(messages=1), 3_000),
     (Scope(sessions=1), 300),
     (Scope(messages=3, sessions=1, window=2), 2_500),
+    (Scope(), 80_000),
 ]
-LARGER = [(Scope(), 80_000), (Scope(window=2), 100_000)]
+LARGER = [(Scope(window=2), 100_000), (Scope(messages=1, sessions=3), 250_000)]
 
 
 @pytest.mark.parametrize(
@@ -402,6 +409,30 @@ class Forgetful(InboxDelivery):
         return self._retry(now) if page.head > page.upto else []
 
 
+class ReadsForAny(Inbox):
+    """Reads for any session, not for the newest alone."""
+
+    def read(self, fence, *rest, **options):
+        del fence
+        return super().read(self.fence, *rest, **options)
+
+
+class AcksForAny(Inbox):
+    """Takes an ack of any session, not of the newest alone."""
+
+    def ack(self, request, now):
+        return super().ack(replace(request, fence=self.fence), now)
+
+
+class ClosesForAny(Inbox):
+    """Takes a clean end of any session, not of the newest alone."""
+
+    def close_session(self, fence, *rest):
+        del fence
+        return super().close_session(self.fence, *rest)
+
+
+SUPERSEDED = "a superseded session changed the inbox"
 MUTANTS: list[tuple[type, str, Scope]] = [
     (AnyOrder, "out of order", Scope()),
     (AnyFence, "unmarked duplicate", Scope()),
@@ -415,7 +446,10 @@ MUTANTS: list[tuple[type, str, Scope]] = [
     (Vague, "unmarked duplicate", Scope()),
     (Stubborn, "a fair ack was refused", Scope()),
     (Unmarked, "unmarked duplicate", Scope()),
-    (Unfenced, "a superseded session changed the inbox", Scope()),
+    (Unfenced, SUPERSEDED, Scope()),
+    (ReadsForAny, "unmarked duplicate", Scope()),
+    (AcksForAny, SUPERSEDED, Scope()),
+    (ClosesForAny, SUPERSEDED, Scope()),
 ]
 
 
