@@ -30,7 +30,7 @@ from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
 from relay.directory.model.index import TOP_BITS, place
-from relay.inbox.ports import Store
+from relay.directory.ports import GateStore
 from relay.peering.link import Link
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
@@ -61,7 +61,7 @@ class StartupGate:
         wait_s: without an answer the gate opens after so many seconds.
     """
 
-    def __init__(self, gossip: RecordGossip, store: Store, wait_s: float) -> None:
+    def __init__(self, gossip: RecordGossip, store: GateStore, wait_s: float) -> None:
         self._gossip = gossip
         self._store = store
         self._wait_s = wait_s

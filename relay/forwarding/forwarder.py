@@ -28,7 +28,7 @@ from relay.forwarding.model import (
     ForwardWindow,
 )
 from relay.forwarding.peer_submitter import MAX_SUBMIT_BYTES, NotSentError, SubmitterPool
-from relay.forwarding.ports import HandoffGate
+from relay.forwarding.ports import ForwardingStore, HandoffGate
 from relay.forwarding.routing import Routing
 from relay.inbox.consumer import InboxConsumer
 from relay.inbox.dispatch import Delivery
@@ -37,7 +37,6 @@ from relay.inbox.model import types
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, EndSession, Read
 from relay.inbox.model.store_contract import LEASE_S
-from relay.inbox.ports import Store
 from relay.peering.link import SubmitResult
 from relay.protocol import frames
 from relay.protocol.client_session import Send
@@ -83,7 +82,7 @@ class ForwarderDeps:
         spawn: runs work in the background.
     """
 
-    store: Store
+    store: ForwardingStore
     acks: GroupCommit[types.AckRequest, types.Acked]
     delivery: Delivery
     routing: Routing

@@ -1,12 +1,18 @@
-"""The port of forwarding to the migration feature, which lies above it."""
+"""The ports of forwarding: its store, and the migration feature, which lies above it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
+from relay.inbox.ports import InboxStore
+from relay.peering.ports import OutboxStore
 from relay.protocol.endpoint_record import Home
 from relay.protocol.ids import AgentKey
+
+
+class ForwardingStore(InboxStore, OutboxStore, Protocol):
+    """Inboxes, and those whose agents live elsewhere."""
 
 
 class ForwardDecision(NamedTuple):

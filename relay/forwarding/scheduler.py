@@ -20,13 +20,13 @@ from relay.forwarding.forwarder import (
     InboxForwarder,
 )
 from relay.forwarding.peer_submitter import SubmitterPool
-from relay.forwarding.ports import HandoffGate
+from relay.forwarding.ports import ForwardingStore, HandoffGate
 from relay.forwarding.routing import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import Acked, AckRequest
-from relay.inbox.ports import OpenRequest, Store
+from relay.inbox.ports import OpenRequest
 from relay.peering.links import Links
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Did, NodeId
@@ -56,7 +56,7 @@ class ForwardScheduler:
 
     me: Did
     node: NodeId
-    store: Store
+    store: ForwardingStore
     acks: GroupCommit[AckRequest, Acked]
     delivery: Delivery
     routing: Routing

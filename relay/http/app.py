@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import WebSocketRoute
 
-from relay import __version__, log, metrics
+from relay import __version__, metrics
 from relay.health import Health
 from relay.http import bodies
 from relay.http.admin_routes import peer_routes
@@ -18,7 +18,8 @@ from relay.http.errors import on_bug, on_relay_error, on_wrong_parameter, on_wro
 from relay.http.migration_routes import migration_router
 from relay.http.naming_routes import naming_router
 from relay.http.routes import router
-from relay.node.node import Node
+from relay.http.services import HttpServices
+from relay.inbox.clock_guard import ClockGuard
 from relay.peering.admin import PeerAdmin
 from relay.protocol.errors import (
     ErrorCode,
@@ -28,12 +29,12 @@ from relay.protocol.errors import (
 from relay.protocol.jws import dumps
 
 
-def public_app(node: Node, websocket: Callable[..., Any]) -> FastAPI:
+def public_app(services: HttpServices, websocket: Callable[..., Any]) -> FastAPI:
     """Agents' side: REST routes and the raw WebSocket route ``/v1/ws``."""
     app = _app("agent relay")
-    app.include_router(router(node))
-    app.include_router(naming_router(node))
-    app.include_router(migration_router(node))
+    app.include_router(router(services))
+    app.include_router(naming_router(services))
+    app.include_router(migration_router(services.migrations))
     app.router.routes.append(WebSocketRoute("/v1/ws", websocket))
     return app
 
@@ -58,22 +59,20 @@ def admin_app(health: Health) -> FastAPI:
     return app
 
 
-def add_node_routes(app: FastAPI, node: Node, peer_admin: PeerAdmin) -> None:
+def add_node_routes(
+    app: FastAPI, peer_admin: PeerAdmin, guard: ClockGuard, confirm_clock: Callable[[], None]
+) -> None:
     """What of the operator's side needs the node."""
     app.include_router(peer_routes(peer_admin))
 
     @app.get("/v1/admin/clock", summary="Is the clock believed?")
     async def clock() -> Response:
-        return _clock(node)
+        return _clock(guard)
 
     @app.post("/v1/admin/clock", summary="The operator says that the store's clock is right")
-    async def confirm_clock() -> Response:
-        guard = node.clock_guard
-        guard.confirm()
-        node.store.trust_clock(ok=guard.ok)
-        guard.tell(node.store.health)
-        log.event("clock_confirmed")
-        return _clock(node)
+    async def confirm() -> Response:
+        confirm_clock()
+        return _clock(guard)
 
 
 async def _from_no_page(request: Request) -> None:
@@ -101,6 +100,6 @@ def _app(title: str, *checks: Any) -> FastAPI:
     )
 
 
-def _clock(node: Node) -> Response:
-    body = {"ok": node.clock_guard.ok, "doubt": node.clock_guard.doubt}
+def _clock(guard: ClockGuard) -> Response:
+    body = {"ok": guard.ok, "doubt": guard.doubt}
     return Response(dumps(body), media_type="application/json")

@@ -13,7 +13,6 @@ from relay.migration.requests import (
     MigrationRequests,
     Room,
 )
-from relay.node.node import Node
 from relay.protocol import jws as jose
 from relay.protocol import migration_order
 from relay.protocol.errors import (
@@ -25,9 +24,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import (
-    DedupKey,
-)
+from relay.protocol.types import DedupKey
 
 KEY_BYTES: Final = 16
 EID_CHARS: Final = 43
@@ -35,7 +32,7 @@ EID_CHARS: Final = 43
 Answer = Callable[[MigrationRequests, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
 
 
-def migration_router(node: Node) -> APIRouter:
+def migration_router(migrations: MigrationRequests) -> APIRouter:
     """One route: the step is named in the body."""
     api = APIRouter()
 
@@ -45,7 +42,7 @@ def migration_router(node: Node) -> APIRouter:
             asked = await bodies.members(request)
             name = asked.one_of("step", frozenset(_STEPS))
             order = migration_order.parse(asked.text("order", most=migration_order.MAX_ORDER_BYTES))
-            return bodies.answer(await _STEPS[name](node.migrations, order, asked))
+            return bodies.answer(await _STEPS[name](migrations, order, asked))
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 

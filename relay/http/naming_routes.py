@@ -12,8 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from relay.directory.publish import Directory
 from relay.http import bodies
-from relay.inbox.http_sessions import Polling
-from relay.node.node import Node
+from relay.http.services import HttpServices
 from relay.protocol import (
     endpoint_record,
     handles,
@@ -35,17 +34,17 @@ _STATUS: Final = {"found": 200, "absent": 404, "unreadable": 503}
 Resource = Annotated[str, Query(max_length=handles.MAX_HANDLE_CHARS + len(_ACCT))]
 
 
-def naming_router(node: Node) -> APIRouter:
-    """All routes of handles over one node."""
+def naming_router(services: HttpServices) -> APIRouter:
+    """Return the routes of handles."""
     api = APIRouter()
-    polling = Polling(node)
+    local = services.local_handles
 
     @api.get(handles.WEBFINGER, summary="The DID of a name under this relay (RFC 7033)")
     async def webfinger(resource: Resource) -> Response:
         handle = _read(resource.removeprefix(_ACCT))
-        if not node.handles.is_ours(handle):
+        if not local.is_ours(handle):
             return _finger(404, {"subject": resource, "links": []})
-        heard = await node.handles.resolve(handle)
+        heard = await local.resolve(handle)
         if heard.state == "unreadable":
             raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, heard.why)
         links = [{"rel": handles.SELF, "href": heard.did}] if heard.did else []
@@ -55,12 +54,12 @@ def naming_router(node: Node) -> APIRouter:
     @api.get("/v1/handles/{handle}", summary="Where a handle leads: found, absent or unreadable")
     async def resolve(handle: str, request: Request) -> Response:
         asked = _read(handle)
-        if node.handles.is_ours(asked):
-            heard = await node.handles.resolve(asked)
+        if local.is_ours(asked):
+            heard = await local.resolve(asked)
         else:
-            await polling.session(bodies.bearer(request))
-            heard = await node.remote_handles.resolve(asked)
-        return bodies.answer(await _whole(node.directory, asked, heard), _STATUS[heard.state])
+            await services.sessions.session(bodies.bearer(request))
+            heard = await services.remote_handles.resolve(asked)
+        return bodies.answer(await _whole(services.directory, asked, heard), _STATUS[heard.state])
 
     return api
 

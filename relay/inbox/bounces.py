@@ -11,16 +11,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import log, metrics
-from relay.forwarding.routing import Routing
 from relay.inbox.dispatch import Delivery
 from relay.inbox.model.admission import admit_own
 from relay.inbox.model.types import (
     Accepted,
 )
-from relay.inbox.ports import (
-    BounceBatch,
-    Store,
-)
+from relay.inbox.ports import BounceBatch, Router, SessionStore
 from relay.inbox.submit import ELSEWHERE
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import (
@@ -60,9 +56,9 @@ class BouncePump:
     """Turns due intents into envelopes in their senders' inboxes."""
 
     key: SigningKey
-    store: Store
+    store: SessionStore
     delivery: Delivery
-    routing: Routing | None = None
+    router: Router | None = None
 
     async def __call__(self) -> int:
         """Send what is due; gives how many batches ended.
@@ -87,12 +83,12 @@ class BouncePump:
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
         """Into the sender's inbox here, or on its way to the one elsewhere."""
         [result] = await self.delivery.append(self.store, [envelope])
-        if self.routing is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
+        if self.router is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
             return result
         if envelope.expires_at <= await self.store.time():
             return Refusal(ErrorCode.EXPIRED, "where its sender lives was not found in time")
         try:
-            peer = await self.routing.find(did_of(envelope.inbox))
+            peer = await self.router.find(did_of(envelope.inbox))
         except RelayError as exc:
             return Refusal.of(exc)
         [result] = await self.delivery.append(self.store, [envelope._replace(peer=peer)])

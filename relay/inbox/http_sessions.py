@@ -1,7 +1,7 @@
-"""Sessions without a connection: log in, take a page, ack, all over HTTP (PROTOCOL.md §6).
+"""Sessions without a connection: log in, fetch a page, ack, all over HTTP (PROTOCOL.md §6).
 
-Rules of the file: no state on this node: the nonce, the token's hash and how far the inbox was
-handed over are in the store, so the next request may come to another node.
+A node holds no state of them. The nonce, the token's hash and how far the inbox was delivered are
+in the store, so another node may serve the next request.
 """
 
 from __future__ import annotations
@@ -13,43 +13,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, metrics
-from relay.inbox.model.types import (
-    Ack,
-    Acked,
-    AckRequest,
-    LiveSession,
-    Page,
-    PageItem,
-)
-from relay.inbox.ports import (
-    Head,
-)
-from relay.node.node import (
-    Node,
-    new_nonce,
-)
+from relay.inbox.dispatch import Delivery
+from relay.inbox.login import LoginService, new_nonce
+from relay.inbox.model.types import Ack, Acked, AckRequest, LiveSession, Page, PageItem
+from relay.inbox.ports import Head, SessionStore
+from relay.inbox.rules import InboxRules
 from relay.protocol import frames
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    Refusal,
-    RelayError,
-    StateError,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Epoch,
-    Fence,
-    Seq,
-)
-from relay.protocol.jws import (
-    Members,
-    b64decode,
-    b64encode,
-    dumps,
-    loads,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, StateError
+from relay.protocol.ids import AgentKey, Did, Epoch, Fence, Seq
+from relay.protocol.jws import Members, b64decode, b64encode, dumps, loads
 
 NONCE_TTL_S: Final = 60
 SESSION_TTL_S: Final = 15 * 60
@@ -58,8 +30,8 @@ TOKEN_BYTES: Final = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
-    """What a token stands for."""
+class HttpSession:
+    """The session that a token stands for."""
 
     did: Did
     inbox: AgentKey
@@ -68,7 +40,7 @@ class Session:
     until: int
 
     def inbox_fence(self) -> Fence:
-        """The fence of its inbox session.
+        """Return the fence of its inbox session.
 
         Raises:
             StateError: ``unknown_inbox``: it may only send.
@@ -78,68 +50,68 @@ class Session:
         return self.fence
 
 
-class _Waiter:
-    """A long poll, as a listener of the node's deliveries."""
+class _LongPoll:
+    """A request that waits, as a listener of the dispatcher."""
 
     def __init__(self, fence: Fence, epoch: Epoch) -> None:
         self.fence = fence
         self.epoch = epoch
         self.seen: Seq | None = None
-        self.news = asyncio.Event()
+        self.wakeup = asyncio.Event()
 
     def is_current(self, head: Head) -> bool:
-        """Whether the inbox is as the last read found it."""
+        """Return True if the inbox is as the last read found it."""
         return (head.fence, head.epoch, head.head) == (self.fence, self.epoch, self.seen)
 
     def on_stored(self, fence: Fence, items: Sequence[PageItem]) -> None:
         del fence, items
-        self.news.set()
+        self.wakeup.set()
 
     def on_superseded(self) -> None:
-        """The waiting read looks, and is refused."""
-        self.on_wakeup()
+        """Let the waiting read look: the store refuses it."""
+        self.wakeup.set()
 
     def on_wakeup(self) -> None:
-        self.news.set()
+        self.wakeup.set()
 
 
 @dataclass(frozen=True, slots=True)
-class Polling:
-    """The use cases of §6 over a node."""
+class HttpSessions:
+    """The use cases of §6.
 
-    node: Node
+    Args:
+        store: inboxes, nonces and tokens.
+        login: checks logins and opens inboxes.
+        delivery: wakes a request that waits.
+        rules: of inboxes.
+    """
+
+    store: SessionStore
+    login: LoginService
+    delivery: Delivery
+    rules: InboxRules
 
     async def nonce(self) -> str:
-        """A single-use nonce, good for a minute on every node."""
+        """Return a single-use nonce, good for a minute on every node."""
         nonce = new_nonce()
-        await self.node.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
+        await self.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
         return nonce
 
     async def log_in(self, auth: frames.Auth, address: str) -> tuple[str, frames.Welcome]:
-        """Open the inbox session; gives the token and the welcome.
+        """Open the inbox session; return its token and the welcome.
 
         Args:
-            auth: what the agent said.
-            address: where it said so from.
+            auth: the login.
+            address: where the agent is.
 
         Raises:
-            RelayError: as :class:`Accounts`; ``auth_required`` for a nonce used or unknown.
+            RelayError: as :class:`LoginService`; ``auth_required`` for a nonce used or unknown.
         """
-        accounts, proven = self.node.accounts, None
         until = int(clock.now()) + SESSION_TTL_S
-        try:
-            # the nonce is used up only by a login that is right, so nobody can use up another's
-            key, claims = await accounts.authenticate(auth)
-            if await self.node.store.take_once(_nonce_name(claims.nonce)) is None:
-                raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
-            proven = key.did
-            who, welcome = await accounts.open(auth, key, claims, until=until)
-        except RelayError as exc:
-            accounts.refused.note(exc, auth, proven, address)
-            raise
+        who, welcome = await self.login.log_in(auth, address, self._use_nonce, until=until)
         metrics.LOGINS.labels("ok").inc()
-        # a conversation that had this inbox on this node looks, and finds itself superseded
-        self.node.delivery.wake([who.inbox])
+        # a connection that has this inbox on this node looks, and finds itself superseded
+        self.delivery.wake([who.inbox])
         token = clock.entropy(TOKEN_BYTES)
         value = {
             "did": who.did,
@@ -148,20 +120,24 @@ class Polling:
             "epoch": welcome.epoch or "-",
             "until": until,
         }
-        await self.node.store.put_once(token_name(token), dumps(value), SESSION_TTL_S)
+        await self.store.put_once(token_name(token), dumps(value), SESSION_TTL_S)
         return b64encode(token), welcome
 
-    async def session(self, token: bytes) -> Session:
-        """The session of a token.
+    async def _use_nonce(self, nonce: str) -> None:
+        if await self.store.take_once(_nonce_name(nonce)) is None:
+            raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
+
+    async def session(self, token: bytes) -> HttpSession:
+        """Return the session of a token.
 
         Raises:
             StateError: ``auth_required``.
         """
-        value = await self.node.store.get(token_name(token))
+        value = await self.store.get(token_name(token))
         if value is None:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this token is unknown or too old")
         members = Members(loads(value))
-        return Session(
+        return HttpSession(
             Did(members.text("did", most=512)),
             AgentKey(members.text("inbox", most=600)),
             Fence(members.integer("fence")) or None,
@@ -169,61 +145,61 @@ class Polling:
             members.integer("until"),
         )
 
-    async def inbox(self, session: Session, wait_s: int) -> Page:
-        """Take a page; with nothing there, wait up to ``wait_s`` seconds for it.
+    async def fetch(self, session: HttpSession, wait_s: int) -> Page:
+        """Fetch a page; with nothing there, wait up to ``wait_s`` seconds for it.
 
         Raises:
             RelayError: ``superseded``, ``inbox_reset``, ``unknown_inbox``, ``storage_unavailable``.
         """
         fence = await self._fence(session)
-        waiter = _Waiter(fence, session.epoch)
-        live = LiveSession(fence, self.node.node_id, session.until)
+        poll = _LongPoll(fence, session.epoch)
+        live = LiveSession(fence, self.login.node, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
-        self.node.delivery.attach(session.inbox, waiter)
+        self.delivery.attach(session.inbox, poll)
         try:
             while True:
-                waiter.news.clear()
-                page = await self._take(session.inbox, live)
-                waiter.seen = page.head
-                left = deadline - clock.monotonic()
-                if page.items or left <= 0:
+                poll.wakeup.clear()
+                page = await self._fetch(session.inbox, live)
+                poll.seen = page.head
+                left_s = deadline - clock.monotonic()
+                if page.items or left_s <= 0:
                     return page
                 try:
-                    async with asyncio.timeout(left):
-                        await waiter.news.wait()
+                    async with asyncio.timeout(left_s):
+                        await poll.wakeup.wait()
                 except TimeoutError:
                     continue
         finally:
-            self.node.delivery.detach(session.inbox, waiter)
+            self.delivery.detach(session.inbox, poll)
 
-    async def _fence(self, session: Session) -> Fence:
-        """Of its inbox session, which may be older than this node."""
-        await self.node.startup_gate.admit()
+    async def _fence(self, session: HttpSession) -> Fence:
+        """Return the fence of an inbox session, which may be older than this node."""
+        await self.login.gate.admit()
         return session.inbox_fence()
 
-    async def _take(self, inbox: AgentKey, live: LiveSession) -> Page:
-        page = await self.node.store.take(inbox, live, self.node.window)
+    async def _fetch(self, inbox: AgentKey, live: LiveSession) -> Page:
+        page = await self.store.take(inbox, live, self.login.window)
         if isinstance(page, Refusal):
             raise page.to_error()
         return page
 
-    async def rules(self, session: Session, wish: frames.Rules) -> frames.Ruled:
+    async def change_rules(self, session: HttpSession, request: frames.Rules) -> frames.Ruled:
         """Change or read the rules of this session's inbox.
 
         Raises:
-            RelayError: as :class:`relay.inbox.rules.RulesOf`; ``unknown_inbox``.
+            RelayError: as :class:`relay.inbox.rules.InboxRules`; ``unknown_inbox``.
         """
-        return await self.node.rules(session.inbox, await self._fence(session), wish)
+        return await self.rules(session.inbox, await self._fence(session), request)
 
-    async def ack(self, session: Session, ack: Ack) -> Acked:
-        """Ack what this session took.
+    async def ack(self, session: HttpSession, ack: Ack) -> Acked:
+        """Ack what this session fetched.
 
         Raises:
             RelayError: ``inbox_reset``, ``superseded``, ``bad_frame``, ``storage_unavailable``.
         """
         await self._fence(session)
         request = AckRequest(session.inbox, ack, taken=True)
-        [result] = await self.node.store.ack([request])
+        [result] = await self.store.ack([request])
         if isinstance(result, Refusal):
             raise result.to_error()
         return result
@@ -237,5 +213,5 @@ def _nonce_name(nonce: str) -> bytes:
 
 
 def token_name(token: bytes) -> bytes:
-    """Under which name a token's session is kept: only its hash, so the store holds no token."""
+    """Return the name of a token's session: only its hash, so the store holds no token."""
     return b"t:" + hashlib.sha256(token).digest()

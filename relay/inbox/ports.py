@@ -11,7 +11,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from relay.health import Health
 from relay.inbox.model.types import (
     Accepted,
     Acked,
@@ -23,13 +22,6 @@ from relay.inbox.model.types import (
     Remembered,
     RulesNow,
     RulesPatch,
-)
-from relay.migration.ports import HandoffStore
-from relay.peering.ports import (
-    OutboxStore,
-    PeerStore,
-    RecordRow,
-    RecordStore,
 )
 from relay.protocol.did import VerificationKey
 from relay.protocol.envelope import StoredEnvelope
@@ -190,14 +182,6 @@ class InboxStore(Protocol):
         """
         ...
 
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Keep the newer of the held and the given record; gives the one kept."""
-        ...
-
-    async def record(self, owner: AgentKey) -> RecordRow | None:
-        """The newest record held of an agent."""
-        ...
-
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired; gives how many entries ended. Safe on several nodes at once."""
         ...
@@ -250,6 +234,10 @@ class NodeStore(Protocol):
         ...
 
 
+class SessionStore(InboxStore, NodeStore, Protocol):
+    """Inboxes, and what the nodes of a relay share beside them."""
+
+
 OnWake = Callable[[Sequence[AgentKey]], None]
 
 
@@ -289,33 +277,34 @@ class Keys(Protocol):
         ...
 
 
-class Store(
-    InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol
-):
-    """One implementation meets them all: they share a connection, a clock and a lifetime.
+class Router(Protocol):
+    """Finds the relay for which mail may wait here (PROTOCOL.md §5.2)."""
 
-    ``health`` is told what is wrong with the store and around the node.
-    """
-
-    health: Health
-
-    async def run(self) -> None:
-        """Keep connections, subscriptions and guards going until cancelled."""
+    def known(self, inbox: AgentKey) -> AgentKey | None:
+        """Return what :meth:`find` found recently; the store decides whether it still holds."""
         ...
 
-    async def start(self, *, relay: Did, node: NodeId) -> None:
-        """Connect and check: settings, relay DID, partitions, rollback. May be tried again.
+    async def find(self, did: Did) -> AgentKey:
+        """Return the key of the relay to which mail for an agent should go first.
 
         Raises:
-            UnavailableError: not reachable, or not safe for durable mode.
-            StateError: ``wrong_relay``-like: the store belongs to another relay.
+            RelayError: ``unknown_inbox``: nobody knows it; ``peer_unreachable``: nobody can tell
+                now; ``not_federated``: it lives where this relay sends nothing.
         """
         ...
 
-    async def stop(self) -> None:
-        """Close connections; the data stay."""
+
+class LoginGate(Protocol):
+    """Keeps agents out while the relay asks others where they live now."""
+
+    async def admit(self) -> None:
+        """Wait a little for the gate to open.
+
+        Raises:
+            UnavailableError: ``storage_unavailable``: it stays closed; try again.
+        """
         ...
 
-    def refuse_appends(self, reason: str | None) -> None:
-        """Answer every append with ``storage_full`` until told None (disk nearly full)."""
+    def check(self) -> None:
+        """Raise as :meth:`admit` where the gate has closed meanwhile."""
         ...

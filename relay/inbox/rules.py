@@ -30,29 +30,31 @@ from relay.protocol.jws import UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
-class RulesOf:
-    """Changes and reads the rules of the inbox that a session has."""
+class InboxRules:
+    """Changes and reads the rules of an inbox, for its session."""
 
     store: InboxStore
     contacts: Contacts
 
-    async def __call__(self, inbox: AgentKey, fence: Fence, wish: frames.Rules) -> frames.Ruled:
-        """Change what the wish names; gives all rules.
+    async def __call__(self, inbox: AgentKey, fence: Fence, request: frames.Rules) -> frames.Ruled:
+        """Change what the request names; return all rules.
 
         Raises:
             RelayError: ``bad_frame``, ``unsupported`` or ``too_large``: nothing is changed;
                 ``superseded``, ``inbox_reset`` or ``storage_unavailable``.
         """
-        allow, deny, forget = (_keys(dids) for dids in (wish.allow, wish.deny, wish.forget))
+        allow, deny, forget = (
+            _keys(dids) for dids in (request.allow, request.deny, request.forget)
+        )
         if len({*allow, *deny, *forget}) < len(allow) + len(deny) + len(forget):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a DID is named once")
-        patch = RulesPatch(wish.first_contact, allow, deny, forget)
+        patch = RulesPatch(request.first_contact, allow, deny, forget)
         now = await self.store.change_rules(inbox, fence, patch)
         if isinstance(now, Refusal):
             raise now.to_error()
         self.contacts.forget(inbox, {*allow, *deny, *forget})
         return frames.Ruled(
-            wish.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts
+            request.ref, now.first_contact, _dids(now.allow), _dids(now.deny), now.contacts
         )
 
 

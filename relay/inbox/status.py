@@ -1,44 +1,31 @@
 """Status: a sender asks what became of its envelopes (PROTOCOL.md §5 ``status``).
 
-Rules of the file: it answers only the sender, or a peer that knows sender, recipient and id; what
-another relay took over is asked of that relay for a local sender, and where it does not answer in
-time, ``forwarded`` is what is known.
+Only the sender gets an answer, or a peer that names sender, recipient and id. For a local sender
+this relay also asks the peer that took an envelope over. Without an answer in time the state stays
+``forwarded``.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
-from relay.forwarding.routing import Routing
-from relay.inbox.model.types import (
-    Disposition,
-)
+from relay.inbox.model.types import Disposition
 from relay.inbox.ports import InboxStore
-from relay.peering.link import Link
-from relay.peering.links import Links
 from relay.protocol import frames
-from relay.protocol.did import (
-    did_of,
-    parse_did,
-)
+from relay.protocol.did import did_of, parse_did
 from relay.protocol.envelope import dedupe_key
-from relay.protocol.errors import RelayError
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    message_id_hour,
-    parse_message_id,
-)
+from relay.protocol.ids import AgentKey, Did, message_id_hour, parse_message_id
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    DedupKey,
-)
+from relay.protocol.types import DedupKey
 from relay.tasks import side_by_side
 
-FOLLOW_S: Final = 3.0
+QueryPeer = Callable[
+    [Did, Did, Sequence[frames.StatusItem]], Coroutine[Any, Any, Sequence[frames.State]]
+]
+"""Asks a peer for the envelopes of a sender; returns a state for each, or none at all."""
+
 STATES: Final[dict[Disposition, frames.State]] = {
     Disposition.STORED: "stored",
     Disposition.ACKED: "acked",
@@ -53,33 +40,38 @@ _FINAL: Final = frozenset({"acked", "refused", "expired", "corrupt"})
 
 
 @dataclass(frozen=True, slots=True)
-class StatusOf:
-    """Answers only the sender: what is asked is looked up under the asker's own DID.
+class StatusQueries:
+    """Answers status queries.
 
-    A peer asks for the senders whose envelopes it brought: it names them, and the ids, which nobody
-    else can guess.
+    Args:
+        store: inboxes.
+        query_peer: asks the peer that took an envelope over.
     """
 
     store: InboxStore
-    links: Links | None = None
-    routing: Routing | None = None
+    query_peer: QueryPeer | None = None
 
-    async def __call__(
-        self, asker: Did | None, items: Sequence[frames.StatusItem]
+    async def local(
+        self, sender: Did | None, items: Sequence[frames.StatusItem]
     ) -> list[frames.StatusAnswer]:
-        """One answer an item, in order; what cannot be told is ``unknown``; no asker: a peer."""
+        """Return an answer for each item, in order; ``unknown`` where nothing is known.
+
+        Args:
+            sender: who asks; None for a peer, whose items name the senders.
+            items: the envelopes, by recipient and id. Nobody else can guess the ids.
+        """
         answers = [frames.StatusAnswer(item.to, item.id, "unknown") for item in items]
         asked: dict[AgentKey, dict[int, DedupKey]] = {}
         for place, item in enumerate(items):
-            sender = asker or item.sender
-            if sender is None:
+            author = sender or item.sender
+            if author is None:
                 continue
             try:
                 inbox = parse_did(item.to).agent_key
                 message_id = parse_message_id(item.id)
             except ValueError:
                 continue
-            question = DedupKey(dedupe_key(sender, message_id), message_id_hour(message_id))
+            question = DedupKey(dedupe_key(author, message_id), message_id_hour(message_id))
             asked.setdefault(inbox, {})[place] = question
         for inbox, questions in asked.items():
             found = await self.store.status(inbox, list(questions.values()))
@@ -92,53 +84,23 @@ class StatusOf:
                     answers[place] = replace(answers[place], peer=peer, receipt=receipt)
         return answers
 
-    async def follow(
-        self, asker: Did, items: Sequence[frames.StatusItem]
+    async def query_remote(
+        self, sender: Did, items: Sequence[frames.StatusItem]
     ) -> list[frames.StatusAnswer]:
-        """As a call, and what became of those that another relay took over, as that one says."""
-        answers = await self(asker, items)
+        """Return the same for a local sender, with the final states that peers report."""
+        answers = await self.local(sender, items)
+        if self.query_peer is None:
+            return answers
         by_peer: dict[Did, list[int]] = {}
         for place, answer in enumerate(answers):
             if answer.state == "forwarded" and answer.peer is not None:
                 by_peer.setdefault(answer.peer, []).append(place)
-        said = await side_by_side(
-            self._ask(peer, asker, [items[at] for at in places]) for peer, places in by_peer.items()
+        reports = await side_by_side(
+            self.query_peer(peer, sender, [items[at] for at in places])
+            for peer, places in by_peer.items()
         )
-        for places, theirs in zip(by_peer.values(), said, strict=True):
-            for place, state in zip(places, theirs, strict=False):
+        for places, states in zip(by_peer.values(), reports, strict=True):
+            for place, state in zip(places, states, strict=False):
                 if state in _FINAL:
                     answers[place] = replace(answers[place], state=state)
         return answers
-
-    async def _ask(
-        self, peer: Did, asker: Did, items: Sequence[frames.StatusItem]
-    ) -> list[frames.State]:
-        """What a peer says; nothing where it does not, or says it of something else."""
-        named = tuple(frames.StatusItem(item.to, item.id, asker) for item in items)
-        try:
-            async with asyncio.timeout(FOLLOW_S):
-                link = await self._link(peer, items)
-                answer = await link.ask(lambda ref: frames.Status(ref, named)) if link else None
-        except (RelayError, TimeoutError):
-            return []
-        if not isinstance(answer, frames.Statuses):
-            return []
-        pairs = [(one.to, one.id) for one in answer.items]
-        return (
-            [one.state for one in answer.items]
-            if pairs == [(item.to, item.id) for item in items]
-            else []
-        )
-
-    async def _link(self, peer: Did, items: Sequence[frames.StatusItem]) -> Link | None:
-        """A link to the peer: one that is up, or one to where a recipient's record says it is."""
-        if self.links is None or self.routing is None:
-            return None
-        for link in self.links.live():
-            if link.peer == peer:
-                return link
-        for item in items:
-            for home in await self.routing.all(item.to):
-                if home.did == peer:
-                    return await self.links.reach(home.did, home.url)
-        return None

@@ -14,13 +14,12 @@ from math import ceil
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
-from relay.forwarding.routing import Routing
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
 from relay.inbox.model.types import (
     Accepted,
 )
-from relay.inbox.ports import Keys
+from relay.inbox.ports import Keys, Router
 from relay.limits import TokenBuckets
 from relay.protocol import envelope as envelopes
 from relay.protocol import frames
@@ -69,12 +68,12 @@ class Local:
 
     Args:
         sender: only what it signed itself.
-        routing: says for which relay an envelope may wait here.
+        router: says for which relay an envelope may wait here.
         spawn: runs a look-up beside the connection.
     """
 
     sender: AgentKey
-    routing: Routing
+    router: Router
     spawn: Spawn
 
 
@@ -309,7 +308,7 @@ class Submissions:
     async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
         """Find out where these may wait, then try again with that."""
         noes = {item.to: no for item, no in away if item.stored.sender == local.sender}
-        peers = await side_by_side(_find(local.routing, to, noes[to]) for to in noes)
+        peers = await side_by_side(_find(local.router, to, noes[to]) for to in noes)
         found = dict(zip(noes, peers, strict=True))
         again: list[Item] = []
         for item, no in away:
@@ -379,7 +378,7 @@ def _of(
 ) -> StoredEnvelope:
     """What is kept of an envelope beside, for who brought it."""
     if isinstance(source, Local):
-        known = source.routing.known(stored.inbox) if stored.sender == source.sender else None
+        known = source.router.known(stored.inbox) if stored.sender == source.sender else None
         return stored if known is None else stored._replace(peer=known)
     envelope = admitted.envelope
     is_its_word = envelope.sender.did == source.did and envelope.content_type == BOUNCE_CONTENT_TYPE
@@ -387,9 +386,9 @@ def _of(
     return stored._replace(via=source.key, marked=is_marked, bounces=not is_its_word)
 
 
-async def _find(routing: Routing, to: Did, no: Refusal) -> AgentKey | Refusal:
+async def _find(router: Router, to: Did, no: Refusal) -> AgentKey | Refusal:
     try:
-        return await routing.find(to)
+        return await router.find(to)
     except RelayError as exc:
         # the record that it was moved with lets the sender go there itself
         return replace(Refusal.of(exc), record=no.record)

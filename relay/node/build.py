@@ -20,6 +20,7 @@ from relay.directory.pull import PullLoop
 from relay.directory.remote_handles import RemoteHandles
 from relay.directory.resolve import RecordResolver
 from relay.directory.startup_gate import StartupGate
+from relay.forwarding.remote_status import RemoteStatus
 from relay.forwarding.routing import Routing
 from relay.forwarding.scheduler import ForwardScheduler
 from relay.inbox import submit as submitting
@@ -31,12 +32,12 @@ from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
 from relay.inbox.login import (
-    Accounts,
+    LoginService,
     Registration,
 )
 from relay.inbox.model.types import Acked, AckRequest
-from relay.inbox.rules import RulesOf
-from relay.inbox.status import StatusOf
+from relay.inbox.rules import InboxRules
+from relay.inbox.status import StatusQueries
 from relay.inbox.submit import (
     Intake,
     RelayIdentity,
@@ -65,7 +66,7 @@ from relay.peering.peers import Peers
 from relay.peering.relay_info import OwnRelayInfo, RelayInfoFetcher
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
-from relay.protocol.ids import Did
+from relay.protocol.ids import AgentKey, Did
 from relay.protocol.types import Window
 from relay.settings import Settings, split_peer
 
@@ -138,10 +139,10 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         opened=opened,
         intake=build_intake(base, contacts, handoffs),
         acks=base.acks,
-        accounts=build_accounts(base, directory, peers, startup_gate, handoffs),
+        login=build_login(base, directory, peers, startup_gate, handoffs),
         directory=directory,
-        status=StatusOf(store, links, routing),
-        rules=RulesOf(store, contacts),
+        status=StatusQueries(store, RemoteStatus(links, routing)),
+        rules=InboxRules(store, contacts),
         delivery=base.delivery,
         peers=peers,
         links=links,
@@ -272,26 +273,36 @@ def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> I
     )
 
 
-def build_accounts(
+def build_login(
     base: _Base,
     directory: Directory,
     peers: Peers,
     startup_gate: StartupGate,
     handoffs: MigrationSteps,
-) -> Accounts:
+) -> LoginService:
     """Make what logs agents and peers in."""
-    return Accounts(
+    store = base.opened.store
+
+    async def publish(record: str, owner: Did) -> object:
+        return await directory.publish(record, owner=owner)
+
+    async def lives_elsewhere(agent: AgentKey) -> bool:
+        row = await store.record(agent)
+        return row is not None and not row.names_us
+
+    return LoginService(
         key=base.opened.key,
         url=base.url,
         node=base.opened.node_id,
         window=base.window,
         store=base.opened.store,
         keys=base.keys,
-        directory=directory,
+        publish=publish,
         registration=base.registration,
-        peers=peers,
-        returning=startup_gate,
-        settle=handoffs.settle,
+        require_peer=peers.require_login,
+        gate=startup_gate,
+        apply_record=handoffs.settle,
+        lives_elsewhere=lives_elsewhere,
     )
 
 

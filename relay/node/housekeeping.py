@@ -12,12 +12,14 @@ from relay.health import ProblemReason
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
-from relay.inbox.ports import Store
 from relay.migration.steps import (
     MigrationSteps,
 )
 from relay.node.open_store import OpenedStore
 from relay.protocol.ids import NodeId
+from relay.store.ports import (
+    Store,
+)
 
 HEARTBEAT_TTL_S: Final = 15.0
 NO_FILES: Final = (

@@ -20,13 +20,10 @@ from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.dispatch import Delivery
 from relay.inbox.group_commit import GroupCommit
-from relay.inbox.login import Accounts
+from relay.inbox.login import LoginService, new_nonce
 from relay.inbox.model.types import Acked, AckRequest
-from relay.inbox.ports import (
-    Store,
-)
-from relay.inbox.rules import RulesOf
-from relay.inbox.status import StatusOf
+from relay.inbox.rules import InboxRules
+from relay.inbox.status import StatusQueries
 from relay.inbox.submit import Intake
 from relay.migration.requests import (
     MigrationRequests,
@@ -45,11 +42,9 @@ from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import NodeId
-from relay.protocol.jws import b64encode
 from relay.protocol.types import Window
 from relay.settings import Settings
-
-NONCE_BYTES = 32
+from relay.store.ports import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +66,10 @@ class Node:
     opened: OpenedStore
     intake: Intake
     acks: GroupCommit[AckRequest, Acked]
-    accounts: Accounts
+    login: LoginService
     directory: Directory
-    status: StatusOf
-    rules: RulesOf
+    status: StatusQueries
+    rules: InboxRules
     delivery: Delivery
     peers: Peers
     links: Links
@@ -159,8 +154,3 @@ def hello_limits(settings: Settings) -> dict[str, int]:
         "frame": frames.MAX_FRAME_BYTES,
         "envelopes": frames.MAX_ENVELOPES,
     }
-
-
-def new_nonce() -> str:
-    """Return 32 random bytes, base64url."""
-    return b64encode(clock.entropy(NONCE_BYTES))

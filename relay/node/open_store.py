@@ -11,7 +11,6 @@ from typing import Final
 from relay import clock, log
 from relay.health import Health
 from relay.inbox.model.types import InboxLimits, OutboxLimits
-from relay.inbox.ports import Store
 from relay.node import keyfile
 from relay.peering.ports import DirectoryLimits
 from relay.protocol.did import SigningKey
@@ -23,6 +22,9 @@ from relay.protocol.ids import (
 from relay.settings import Settings
 from relay.store.disk import DiskGuard
 from relay.store.embedded import EmbeddedStore
+from relay.store.ports import (
+    Store,
+)
 from relay.store.redis import RedisStore, is_lasting
 
 RETRY_S: Final = 0.5

@@ -28,6 +28,7 @@ from relay.files import allow_files
 from relay.health import Health, ProblemReason
 from relay.http.app import add_node_routes, admin_app, public_app
 from relay.node.build import build
+from relay.node.edges import confirm_clock, http_services, ws_services
 from relay.node.loops import every, loops_of
 from relay.node.node import Node
 from relay.node.open_store import StoppedError, open_store
@@ -218,9 +219,9 @@ async def serve(
         announce: told DID and addresses once everything listens.
     """
     settings = node.settings
-    endpoint = Endpoint(node)
-    server = _server(public_app(node, endpoint), settings)
-    add_node_routes(operators.app, node, node.peer_admin)
+    endpoint = Endpoint(ws_services(node))
+    server = _server(public_app(http_services(node), endpoint), settings)
+    add_node_routes(operators.app, node.peer_admin, node.clock_guard, lambda: confirm_clock(node))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(server.serve(sockets=[public]))
         background = [tasks.create_task(every(*loop)) for loop in loops_of(node)]

@@ -174,6 +174,14 @@ class RecordStore(Protocol):
         """The newest records held."""
         ...
 
+    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
+        """Keep the newer of the held and the given record; gives the one kept."""
+        ...
+
+    async def record(self, owner: AgentKey) -> RecordRow | None:
+        """The newest record held of an agent."""
+        ...
+
     async def record_changes(self, after: str, most: int) -> Changes:
         """What changed after ``after`` ("" = all): how a node keeps its index up to date."""
         ...

@@ -19,10 +19,8 @@ from relay.inbox.model import effects
 from relay.inbox.model.close_codes import close_code
 from relay.inbox.model.conversation import Conversation
 from relay.inbox.model.delivery import InboxDelivery
-from relay.inbox.model.permissions import Identity
 from relay.inbox.model.types import Acked, AckRequest
 from relay.inbox.submit import Local, Peer, Submissions
-from relay.node.node import Node
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
 from relay.protocol.errors import (
@@ -33,8 +31,8 @@ from relay.protocol.errors import (
     UnavailableError,
     error,
 )
-from relay.protocol.ids import Fence
 from relay.ws.protocol import RelaySocket
+from relay.ws.services import WsServices
 
 MAX_IN_FLIGHT: Final = 2048
 MAX_IN_FLIGHT_BYTES: Final = 8 * 1024 * 1024
@@ -61,21 +59,25 @@ class Connection(InboxConsumer):
     """A socket and its conversation.
 
     Args:
-        node: what the edges share.
+        services: the use cases of connections.
         socket: writes directly.
         send: of ASGI, for the close.
         address: where it was dialled from.
     """
 
-    def __init__(self, node: Node, socket: RelaySocket, send: AsgiSend, address: str) -> None:
-        self._node = node
+    def __init__(
+        self, services: WsServices, socket: RelaySocket, send: AsgiSend, address: str
+    ) -> None:
+        self._services = services
         self._address = address
         self._socket = socket
         self._send = send
-        delivery = InboxDelivery(node.window)
-        self._conversation = Conversation(node.hello(), delivery, clock.monotonic())
-        super().__init__(delivery, self._conversation, node.store)
-        self._submissions = Submissions(node.intake, self._on_submitted, strangers_network(address))
+        delivery = InboxDelivery(services.login.window)
+        self._conversation = Conversation(services.hello(), delivery, clock.monotonic())
+        super().__init__(delivery, self._conversation, services.store)
+        self._submissions = Submissions(
+            services.intake, self._on_submitted, strangers_network(address)
+        )
         self._in_turn: list[Coroutine[Any, Any, None]] = []
         self._room = asyncio.Event()
         self._questions = asyncio.Semaphore(MAX_QUESTIONS_IN_WORK)
@@ -121,9 +123,9 @@ class Connection(InboxConsumer):
         if who is None:
             return
         metrics.SESSIONS.dec()
-        self._node.delivery.detach(who.inbox, self)
+        self._services.delivery.detach(who.inbox, self)
         if who.role == "peer":
-            self._node.peers.on_inbound_closed(who.did, self._dismiss)
+            self._services.peers.on_inbound_closed(who.did, self._dismiss)
 
     def drain(self) -> None:
         """End: the node shuts down."""
@@ -179,7 +181,7 @@ class Connection(InboxConsumer):
     def _is_federated(self) -> bool:
         """Return True if this relay federates with the peer, beyond a hand-off."""
         who = self._conversation.who
-        return who is not None and self._node.peers.is_federated(who.did)
+        return who is not None and self._services.peers.is_federated(who.did)
 
     def _dismiss(self) -> None:
         refusal = self._peer_refusal()
@@ -190,7 +192,7 @@ class Connection(InboxConsumer):
         """Return why a peer that was let in is now refused."""
         assert self._conversation.who is not None  # noqa: S101  only a peer is asked about
         try:
-            self._node.peers.require_login(self._conversation.who.did)
+            self._services.peers.require_login(self._conversation.who.did)
         except RejectedError as exc:
             return exc
         return None
@@ -225,7 +227,7 @@ class Connection(InboxConsumer):
         self._socket.write_text(frames.encode(frame))
 
     def _on_ack(self, effect: AckRequest) -> None:
-        self._node.acks.put(self, [effect])
+        self._services.acks.put(self, [effect])
 
     def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
         """Take what one commit decided about acks."""
@@ -239,22 +241,21 @@ class Connection(InboxConsumer):
         self._perform(self._conversation.fail(effect.refusal.code, effect.refusal.detail))
 
     async def _log_in(self, effect: effects.Login) -> None:
-        accounts, proven = self._node.accounts, None
-        try:
-            key, claims = await accounts.authenticate(effect.auth)
-            if claims.nonce != effect.nonce:
+        async def check_nonce(nonce: str) -> None:
+            if nonce != effect.nonce:
                 raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
-            proven = key.did
-            who, welcome = await accounts.open(effect.auth, key, claims)
+
+        login = self._services.login
+        try:
+            who, welcome = await login.log_in(effect.auth, self._address, check_nonce)
         except RelayError as exc:
-            accounts.refused.note(exc, effect.auth, proven, self._address)
             self._perform(self._conversation.refused(exc))
             return
         opened = self._conversation.opened(who, welcome)
         if self._conversation.who is None:
             # the conversation ended meanwhile: the inbox is closed again, and nobody is let in
             late = error(ErrorCode.STORAGE_UNAVAILABLE, "the login took too long here")
-            accounts.refused.note(late, effect.auth, proven, self._address)
+            login.refused.record(late, effect.auth, who.did, self._address)
             self._perform(opened)
             return
         metrics.LOGINS.labels("ok").inc()
@@ -262,12 +263,12 @@ class Connection(InboxConsumer):
         log.event("session_opened", did=who.did, fence=who.fence, role=who.role)
         if who.role == "peer":
             self._submissions.bind_source(Peer(who.inbox, who.did, self._is_federated))
-            self._node.exchange.on_inbound_login(who.did, self._dismiss)
+            self._services.exchange.on_inbound_login(who.did, self._dismiss)
         elif who.fence is not None:
-            self._submissions.bind_source(Local(who.inbox, self._node.routing, self._spawn))
+            self._submissions.bind_source(Local(who.inbox, self._services.router, self._spawn))
         self._perform(opened)
         if who.fence is not None:
-            self._node.delivery.attach(who.inbox, self)
+            self._services.delivery.attach(who.inbox, self)
             # no hint came for what was stored between opening and attaching
             self.on_wakeup()
 
@@ -288,14 +289,14 @@ class Connection(InboxConsumer):
         who = self._conversation.who
         assert who is not None  # noqa: S101  gossip comes only after a login
         try:
-            await self._node.gossip.on_push(who.did, effect.gossip)
+            await self._services.gossip.on_push(who.did, effect.gossip)
         except UnavailableError as exc:
             # what was not stored comes again with the next pull
             log.loop_failed("hear", exc.code)
 
     async def _close_inbox(self, effect: effects.CloseInbox) -> None:
         try:
-            await self._node.store.close(effect.inbox, effect.fence, effect.delivered_upto)
+            await self._services.store.close(effect.inbox, effect.fence, effect.delivered_upto)
         except RelayError as exc:
             # the next opening then assumes an unclean end, which only flags more as redelivered
             log.loop_failed("close_inbox", exc.code)
@@ -323,6 +324,8 @@ class Connection(InboxConsumer):
             self._spawn(self._answer(effect.question))
 
     async def _answer(self, question: effects.Question) -> None:
+        who = self._conversation.who
+        assert who is not None  # noqa: S101  a question comes only after a login
         self._question_count += 1
         try:
             if self._question_count > MAX_QUESTIONS:
@@ -330,51 +333,12 @@ class Connection(InboxConsumer):
             async with self._questions:
                 if self._closed.is_set():
                     return
-                frame = await self._reply(question)
+                frame = await self._services.answer(who, question)
         except RelayError as exc:
             frame = frames.Error(exc.code, exc.detail, exc.retry_after, question.ref)
         finally:
             self._question_count -= 1
         self._write(frame)
-
-    async def _reply(self, question: effects.Question) -> frames.Frame:
-        who = self._conversation.who
-        assert who is not None  # noqa: S101  a question comes only after a login
-        node = self._node
-        match question:
-            case frames.Status(ref, items):
-                return frames.Statuses(ref, tuple(await self._statuses(who, items)))
-            case frames.Publish(ref, record):
-                return await node.directory.publish(record, owner=who.did, ref=ref)
-            case frames.Rules():
-                return await node.rules(who.inbox, who.fence or Fence(0), question)
-            case frames.Digest() | frames.Want():
-                return await node.questions.answer(who.did, question)
-            case frames.Migrate():
-                return await node.handoffs.hear(who.did, question)
-            case frames.Resolve():
-                return await self._resolve(who, question)
-
-    async def _resolve(self, who: Identity, question: frames.Resolve) -> frames.Frame:
-        # a peer is answered from the own store, else questions would go in circles
-        around, resolver = who.fence is not None, self._node.resolver
-        if question.did is not None:
-            # where the asker itself lives is known here, or by the asker
-            is_other = around and question.did != who.did
-            found = await resolver.resolve(question.did, around=is_other, asker=who.did)
-        elif around:
-            found = await resolver.resolve_handle(question.handle or "", who.did)
-        else:
-            detail = "handles are looked up for the agents of this relay"
-            return frames.Error(ErrorCode.NO_RELAYING, detail, None, question.ref)
-        return frames.Resolved(question.ref, found.state, found.record, stale=found.stale)
-
-    async def _statuses(
-        self, who: Identity, items: Sequence[frames.StatusItem]
-    ) -> list[frames.StatusAnswer]:
-        if who.role == "peer":
-            return await self._node.status(None, items)
-        return await self._node.status.follow(who.did, items)
 
     # ------------------------------------------------------------ the table
 

@@ -11,17 +11,17 @@ from relay.inbox.client_ip import (
     network_of,
     peer_of,
 )
-from relay.node.node import Node
 from relay.protocol import frames
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
+from relay.ws.services import WsServices
 
 
 class Endpoint:
     """Counts connections, refuses what cannot be served, runs the rest."""
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
+    def __init__(self, services: WsServices) -> None:
+        self._services = services
         self._connections: set[Connection] = set()
         self._per_address: Counter[str] = Counter()
         self._left = asyncio.Event()
@@ -30,15 +30,15 @@ class Endpoint:
         """Serve one WebSocket."""
         socket = scope["extensions"].get(EXTENSION)
         await receive()  # websocket.connect
-        peer = peer_of(scope, self._node.trusted_proxies)
+        peer = peer_of(scope, self._services.trusted_proxies)
         address = network_of(peer, v4=32, v6=64)
         status = self._objection(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):
             await _refuse(send, status or 500)
             return
-        socket.write_timeout_s = self._node.settings.write_timeout_s
+        socket.write_timeout_s = self._services.settings.write_timeout_s
         await send({"type": "websocket.accept", "subprotocol": frames.SUBPROTOCOL})
-        connection = Connection(self._node, socket, send, peer)
+        connection = Connection(self._services, socket, send, peer)
         self._connections.add(connection)
         self._per_address[address] += 1
         metrics.CONNECTIONS.inc()
@@ -53,10 +53,10 @@ class Endpoint:
                 del self._per_address[address]
 
     def _objection(self, scope: dict[str, Any], address: str) -> int | None:
-        settings = self._node.settings
+        settings = self._services.settings
         if frames.SUBPROTOCOL not in scope.get("subprotocols", ()):
             return 400
-        if self._node.intake.draining:
+        if self._services.intake.draining:
             return 503
         if len(self._connections) >= settings.max_connections:
             return 503

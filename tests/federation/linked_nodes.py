@@ -13,7 +13,6 @@ from typing import Any
 
 from websockets.asyncio.client import ClientConnection
 
-from relay.inbox.ports import Store
 from relay.peering.link import Link
 from relay.peering.links import Links
 from relay.peering.model.membership import MemberTable
@@ -33,6 +32,9 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.peer_session import PeerSession
+from relay.store.ports import (
+    Store,
+)
 from tests.support.nodes import RunningNode, dial, new_key, running_node
 from tests.support.patience import within
 

@@ -154,7 +154,7 @@ async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
         answer, waiter = await waiting_poll(node, bob)
         for _ in range(3):
             await node.parts.delivery.poll(store)
-            assert not waiter.news.is_set()
+            assert not waiter.wakeup.is_set()
         await submit(elsewhere, make_envelope(new_key(), bob.key.did).wire)
         await node.parts.delivery.poll(store)
         assert len((await answer).json()["items"]) == 1

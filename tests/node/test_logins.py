@@ -12,8 +12,8 @@ from structlog.testing import capture_logs
 
 from relay import clock, metrics
 from relay.inbox.login import (
-    MOST_LINES,
-    MOST_LINES_EACH,
+    MAX_LINES_PER_MINUTE,
+    MAX_LINES_PER_NETWORK,
     RefusedLogins,
 )
 from relay.inbox.model import conversation
@@ -113,21 +113,21 @@ def test_a_flood_of_refused_logins_is_a_bounded_number_of_lines_and_hides_nobody
     before = metrics.LOGINS.labels(ErrorCode.BAD_SIGNATURE)._value.get()
     with capture_logs() as lines:
         for n in range(500):
-            logins.note(why, Auth("no login"), None, f"192.0.2.{n % 250}")
-        logins.note(why, Auth("no login"), None, "198.51.100.1")
+            logins.record(why, Auth("no login"), None, f"192.0.2.{n % 250}")
+        logins.record(why, Auth("no login"), None, "198.51.100.1")
     assert [line["address"] for line in lines[-2:]] == ["192.0.2.9", "198.51.100.1"]
-    assert len(lines) == MOST_LINES_EACH + 1
-    assert lines[-1]["unsaid"] == 500 - MOST_LINES_EACH
+    assert len(lines) == MAX_LINES_PER_NETWORK + 1
+    assert lines[-1]["unsaid"] == 500 - MAX_LINES_PER_NETWORK
     assert lines[-1]["did"] is None
     assert len(lines[-1]["detail"]) == 200
     with capture_logs() as lines:
         for n in range(500):
-            logins.note(why, Auth("no login"), None, f"10.0.{n % 250}.1")
-    assert len(lines) == MOST_LINES - MOST_LINES_EACH - 1
+            logins.record(why, Auth("no login"), None, f"10.0.{n % 250}.1")
+    assert len(lines) == MAX_LINES_PER_MINUTE - MAX_LINES_PER_NETWORK - 1
     now[0] += 60
     with capture_logs() as lines:
-        logins.note(why, Auth("no login"), None, "192.0.2.1")
-    assert lines[0]["unsaid"] == 500 - (MOST_LINES - MOST_LINES_EACH - 1)
+        logins.record(why, Auth("no login"), None, "192.0.2.1")
+    assert lines[0]["unsaid"] == 500 - (MAX_LINES_PER_MINUTE - MAX_LINES_PER_NETWORK - 1)
     assert metrics.LOGINS.labels(ErrorCode.BAD_SIGNATURE)._value.get() == before + 1_002
 
 

@@ -21,7 +21,6 @@ from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
 )
-from relay.inbox.ports import Store
 from relay.limits import TokenBuckets
 from relay.peering.dialer import Dialer
 from relay.protocol import endpoint_record
@@ -41,6 +40,7 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.reference.memory_store import MemoryStore
+from relay.store.ports import Store
 from tests.support.nodes import new_key
 
 ME, OTHER, THIRD, AGENT = new_key(), new_key(), new_key(), new_key()

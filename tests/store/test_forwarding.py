@@ -21,11 +21,8 @@ from relay.inbox.model.types import (
     Page,
     Remembered,
 )
-from relay.inbox.ports import (
-    Head,
-    RecordRow,
-)
-from relay.peering.ports import DueOutbox
+from relay.inbox.ports import Head
+from relay.peering.ports import DueOutbox, RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

@@ -38,11 +38,9 @@ from relay.inbox.model.types import (
     Page,
     RulesPatch,
 )
-from relay.inbox.ports import (
-    OpenRequest,
-    RecordRow,
-)
+from relay.inbox.ports import OpenRequest
 from relay.migration.ports import MigrationChange
+from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (

@@ -22,14 +22,11 @@ from relay.inbox.model.types import (
     OutboxLimits,
     Page,
 )
-from relay.inbox.ports import (
-    RecordRow,
-)
 from relay.migration.ports import (
     MigrationChange,
     MigrationRow,
 )
-from relay.peering.ports import DueOutbox
+from relay.peering.ports import DueOutbox, RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import (
     MAX_ENVELOPE_LIFETIME_S,

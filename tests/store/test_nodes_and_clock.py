@@ -12,7 +12,7 @@ import pytest
 from relay.inbox.model.types import (
     Accepted,
 )
-from relay.inbox.ports import RecordRow
+from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

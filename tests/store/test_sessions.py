@@ -14,10 +14,8 @@ from relay.inbox.model.types import (
     Opened,
     Page,
 )
-from relay.inbox.ports import (
-    Head,
-    RecordRow,
-)
+from relay.inbox.ports import Head
+from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

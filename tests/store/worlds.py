@@ -29,7 +29,6 @@ from relay.inbox.model.types import (
 )
 from relay.inbox.ports import (
     OpenRequest,
-    Store,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -48,6 +47,9 @@ from relay.protocol.types import (
     Window,
 )
 from relay.reference.memory_store import MemoryStore
+from relay.store.ports import (
+    Store,
+)
 from relay.store.redis import RedisStore, scripts
 from relay.store.redis import client as client_module
 

@@ -17,7 +17,6 @@ from relay import clock
 from relay.inbox.model.types import (
     InboxLimits,
 )
-from relay.inbox.ports import Store
 from relay.node.build import build
 from relay.node.node import Node
 from relay.node.open_store import OpenedStore
@@ -49,6 +48,9 @@ from relay.protocol.ids import (
 )
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings, load
+from relay.store.ports import (
+    Store,
+)
 from tests.support.patience import within
 
 
