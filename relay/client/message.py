@@ -102,15 +102,15 @@ class Sent:
     state: frames.State = "stored"
 
 
-class Desk(Protocol):
-    """Where a message is answered."""
+class Acknowledger(Protocol):
+    """The inbox that a message came from."""
 
-    async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
-        """The program has durably processed it; or, with a code, it cannot."""
+    async def settle(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
+        """Ack a message that the program has processed; or refuse it, with a code."""
         ...
 
     async def fail(self, message: Message) -> bool:
-        """A handler failed on it: show it again later (False), or refuse it as poison (True)."""
+        """Show a message again after a failure (False), or refuse it as poison (True)."""
         ...
 
 
@@ -174,10 +174,10 @@ class Message(MessageValues):
     comes again after the next reconnect, with ``redelivered``.
 
     Args:
-        desk: where it is answered.
+        acknowledger: takes the ack or refusal.
     """
 
-    desk: Desk
+    acknowledger: Acknowledger
 
     __reduce__ = not_pickled(
         "a message is neither pickled nor copied: hand on its body, or what else is needed of it, "
@@ -198,7 +198,7 @@ class Message(MessageValues):
             ClosedError: the agent was closed.
             InternalError: the state file cannot be written; ack it again.
         """
-        await self.desk.answer(self.eid, None, wait=wait)
+        await self.acknowledger.settle(self.eid, None, wait=wait)
 
     async def __aenter__(self) -> Self:
         """Process it in an ``async with`` block: acked if the block ends well.
@@ -214,7 +214,7 @@ class Message(MessageValues):
             await self.ack()
         elif isinstance(exc, Exception):
             # a cancellation is no failure of the handler: it comes again after the next login
-            await self.desk.fail(self)
+            await self.acknowledger.fail(self)
 
     async def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
         """Say that it cannot be processed: it is removed and its sender gets one bounce.
@@ -232,7 +232,7 @@ class Message(MessageValues):
         # encoded: a lone surrogate is no text
         if not 1 <= len(code.encode().decode()) <= MAX_REASON:
             raise ValueError(f"a reason has 1 to {MAX_REASON} characters")
-        await self.desk.answer(self.eid, code, wait=wait)
+        await self.acknowledger.settle(self.eid, code, wait=wait)
 
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)

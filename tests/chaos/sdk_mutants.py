@@ -45,7 +45,7 @@ def _acks_what_it_shows() -> None:
         message = await honest(self)
         if message is not None:
             with contextlib.suppress(AgentError):
-                await self.answer(message.eid, None, wait=True)
+                await self.settle(message.eid, None, wait=True)
         return message
 
     Inbox.next = next_  # type: ignore[method-assign]

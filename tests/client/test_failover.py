@@ -286,7 +286,7 @@ async def test_a_home_that_answers_no_ack_does_not_hold_up_the_others(monkeypatc
         await talk.say(deliver((1, envelope_of(sender, me_key.did, b"two").wire)))
         await talk.until_closed()
 
-    monkeypatch.setattr("relay.client.inbox.relay_inbox.ANSWER_S", 0.5)
+    monkeypatch.setattr("relay.client.inbox.relay_inbox.ACK_TIMEOUT_S", 0.5)
     sender, me_key, shown = new_key(), new_key(), asyncio.Event()
     first = envelope_of(sender, me_key.did, b"one")
     async with (

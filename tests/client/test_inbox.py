@@ -8,10 +8,10 @@ import pytest
 
 from relay.client.errors import InboxResetError, SupersededError, UnreachableError, typed
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.opener import Opener
+from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.inbox.relay_inbox import (
-    ANSWER_S,
-    HomeInbox,
+    ACK_TIMEOUT_S,
+    RelayInbox,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -42,9 +42,9 @@ NOW = Timestamp(1000.0)
 E1 = Epoch("e1")
 
 
-def opened_inbox(inbox: HomeInbox | None = None, **values) -> HomeInbox:
-    box = HomeInbox(inbox or Inbox(Opener(ME, lambda _: None)), lambda: None)
-    box.opened(RELAY.did, welcome(**values), was_reset=False)
+def opened_inbox(inbox: RelayInbox | None = None, **values) -> RelayInbox:
+    box = RelayInbox(inbox or Inbox(EnvelopeOpener(ME, lambda _: None)), lambda: None)
+    box.connected(RELAY.did, welcome(**values), was_reset=False)
     return box
 
 
@@ -52,11 +52,11 @@ def mail(count: int) -> list[bytes]:
     return [envelope_of(SENDER, ME.did, b"%d" % n).wire for n in range(count)]
 
 
-async def give(box: HomeInbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
-    await box.deliver(deliver(*enumerate(wires, first), epoch=epoch))
+async def give(box: RelayInbox, *wires: bytes, first: int = 1, epoch: str = "e1") -> None:
+    await box.delivered(deliver(*enumerate(wires, first), epoch=epoch))
 
 
-async def shown(box: HomeInbox, count: int):
+async def shown(box: RelayInbox, count: int):
     return [await box._inbox.next() for _ in range(count)]
 
 
@@ -105,8 +105,8 @@ async def test_what_was_not_shown_is_forgotten_with_the_connection():
     box = opened_inbox(head=1)
     [wire] = mail(1)
     await give(box, wire)
-    box.lost()
-    box.opened(RELAY.did, welcome(head=1), was_reset=False)
+    box.disconnected()
+    box.connected(RELAY.did, welcome(head=1), was_reset=False)
     await give(box, wire)
     assert [m.body for m in await shown(box, 1)] == [b"0"]
 
@@ -121,8 +121,8 @@ async def test_the_same_envelope_twice_in_one_session_is_shown_once_and_both_are
     box.next_ack(NOW)
     box.acked(Acked(E1, Seq(1)))
     # the second place is answered when it comes again: its eid is known as done
-    box.lost()
-    box.opened(RELAY.did, welcome(cursor=1, head=2), was_reset=False)
+    box.disconnected()
+    box.connected(RELAY.did, welcome(cursor=1, head=2), was_reset=False)
     await give(box, wire, first=2)
     assert box.next_ack(NOW).upto == 2
 
@@ -161,8 +161,8 @@ async def test_a_reset_ends_the_answers_that_were_not_durable_and_keeps_what_was
     one, two = await shown(box, 2)
     acking = asyncio.ensure_future(one.ack())
     await asyncio.sleep(0)
-    box.lost()
-    box.opened(RELAY.did, welcome(epoch="e2", head=2), was_reset=True)
+    box.disconnected()
+    box.connected(RELAY.did, welcome(epoch="e2", head=2), was_reset=True)
     with pytest.raises(InboxResetError):
         await acking
     with pytest.raises(InboxResetError):
@@ -212,10 +212,10 @@ async def test_a_flush_ends_in_time_and_keeps_no_failure():
 # ---------------------------------------------------------------- several homes
 
 
-async def at_two_homes(*wires: bytes) -> tuple[HomeInbox, HomeInbox]:
+async def at_two_homes(*wires: bytes) -> tuple[RelayInbox, RelayInbox]:
     one = opened_inbox(head=len(wires))
-    two = HomeInbox(one._inbox, lambda: None)
-    two.opened(SENDER.did, welcome(head=len(wires)), was_reset=False)
+    two = RelayInbox(one._inbox, lambda: None)
+    two.connected(SENDER.did, welcome(head=len(wires)), was_reset=False)
     for box in (one, two):
         await give(box, *wires)
     return one, two
@@ -253,7 +253,7 @@ async def test_a_refusal_that_a_lost_home_may_not_have_heard_is_said_at_the_othe
     await message.refuse("unsupported", wait=False)
     if is_said:
         one.next_ack(NOW)
-    one.lost()
+    one.disconnected()
     assert two.next_ack(NOW).refuse == ((1, "unsupported"),)
 
 
@@ -265,20 +265,20 @@ async def test_what_one_home_has_made_durable_is_durable_when_the_other_is_lost(
     await asyncio.sleep(0)
     one.next_ack(NOW)
     one.acked(Acked(E1, Seq(1)))
-    two.lost()
+    two.disconnected()
     await acking
     # it comes again at the lost one, and is acked unseen
-    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    two.connected(SENDER.did, welcome(head=1), was_reset=False)
     await give(two, wire)
     assert one._inbox._next_shown() is None
     assert two.next_ack(NOW).upto == 1
 
 
 async def test_one_that_was_shown_from_one_home_and_let_go_comes_marked_from_the_other():
-    inbox = Inbox(Opener(ME, lambda _: None))
+    inbox = Inbox(EnvelopeOpener(ME, lambda _: None))
     one = opened_inbox(inbox, head=1)
-    two = HomeInbox(inbox, lambda: None)
-    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    two = RelayInbox(inbox, lambda: None)
+    two.connected(SENDER.did, welcome(head=1), was_reset=False)
     [wire] = mail(1)
     await give(one, wire)
     [message] = await shown(one, 1)
@@ -291,19 +291,19 @@ async def test_one_that_was_shown_from_one_home_and_let_go_comes_marked_from_the
 
 async def test_what_still_waits_at_one_home_is_not_lost_with_the_other():
     one, two = await at_two_homes(*mail(2))
-    one.lost()
+    one.disconnected()
     assert [m.body for m in await shown(two, 2)] == [b"0", b"1"]
 
 
 @pytest.mark.parametrize("marked", [(False, True), (True, False), (False, False)])
 async def test_one_that_waits_to_be_shown_has_the_marks_of_every_home(marked):
-    inbox = Inbox(Opener(ME, lambda _: None))
+    inbox = Inbox(EnvelopeOpener(ME, lambda _: None))
     one = opened_inbox(inbox, head=1)
-    two = HomeInbox(inbox, lambda: None)
-    two.opened(SENDER.did, welcome(head=1), was_reset=False)
+    two = RelayInbox(inbox, lambda: None)
+    two.connected(SENDER.did, welcome(head=1), was_reset=False)
     [wire] = mail(1)
     for box, redelivered in zip((one, two), marked, strict=True):
-        await box.deliver(deliver((1, wire), redelivered=redelivered))
+        await box.delivered(deliver((1, wire), redelivered=redelivered))
     [message] = await shown(one, 1)
     assert message.redelivered == any(marked)
 
@@ -315,11 +315,24 @@ async def test_an_ack_without_an_answer_is_noticed_and_one_with_an_answer_is_not
         await message.ack(wait=False)
     assert box.next_timer() is None
     assert box.next_ack(NOW).upto == 2
-    assert box.next_timer() == NOW + ANSWER_S
+    assert box.next_timer() == NOW + ACK_TIMEOUT_S
     box.acked(Acked(E1, Seq(1)))
-    box.check_answers(Timestamp(NOW + ANSWER_S - 0.1))
+    box.check_answers(Timestamp(NOW + ACK_TIMEOUT_S - 0.1))
     with pytest.raises(UnreachableError):
-        box.check_answers(Timestamp(NOW + ANSWER_S))
+        box.check_answers(Timestamp(NOW + ACK_TIMEOUT_S))
     box.acked(Acked(E1, Seq(2)))
-    box.check_answers(Timestamp(NOW + ANSWER_S))
+    box.check_answers(Timestamp(NOW + ACK_TIMEOUT_S))
     assert box.next_timer() is None
+
+
+async def test_a_refusal_at_two_seqs_of_one_relay_is_not_sent_on_its_next_connection():
+    box = opened_inbox(head=2)
+    [wire] = mail(1)
+    await give(box, wire, wire)
+    [message] = await shown(box, 1)
+    await message.refuse("unsupported", wait=False)
+    box.disconnected()
+    box.connected(RELAY.did, welcome(head=2), was_reset=False)
+    assert box.next_ack(NOW) is None
+    await give(box, wire, wire)
+    assert box.next_ack(NOW).refuse == ((1, "unsupported"),)

@@ -12,11 +12,11 @@ from relay import clock
 from relay.client import ClosedError, InternalError
 from relay.client.errors import typed
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.opener import Opener
-from relay.client.inbox.relay_inbox import HomeInbox
+from relay.client.inbox.opener import EnvelopeOpener
+from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.state import journal
 from relay.client.state.journal import Journal
-from relay.client.state.peers import KEPT_AFTER_EXPIRY_S, CustodyRecord
+from relay.client.state.peers import RETENTION_AFTER_EXPIRY_S, CustodyRecord
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     Acked,
@@ -47,9 +47,9 @@ def kept(tmp_path):
     made.close()
 
 
-def box_of(kept: Journal | None, relay=ONE, head: int = 1) -> HomeInbox:
-    box = HomeInbox(Inbox(Opener(ME, lambda _: None), kept), lambda: None)
-    box.opened(relay.did, welcome(head=head), was_reset=False)
+def box_of(kept: Journal | None, relay=ONE, head: int = 1) -> RelayInbox:
+    box = RelayInbox(Inbox(EnvelopeOpener(ME, lambda _: None), kept), lambda: None)
+    box.connected(relay.did, welcome(head=head), was_reset=False)
     return box
 
 
@@ -86,8 +86,8 @@ async def test_eids_are_forgotten_a_day_after_they_expired(tmp_path):
     kept = Journal.open(tmp_path / "state", ME.did)
     now = int(clock.now())
     young, old = Eid("young"), Eid("old")
-    await kept.record_settled(young, now - KEPT_AFTER_EXPIRY_S + 600, None)
-    await kept.record_settled(old, now - KEPT_AFTER_EXPIRY_S - 600, None)
+    await kept.record_settled(young, now - RETENTION_AFTER_EXPIRY_S + 600, None)
+    await kept.record_settled(old, now - RETENTION_AFTER_EXPIRY_S - 600, None)
     kept.close()
     kept = Journal.open(tmp_path / "state", ME.did)
     assert set(await kept.record_delivered([(young, now), (old, now)])) == {young}
@@ -108,13 +108,13 @@ async def test_over_the_limit_those_that_expire_first_are_forgotten(tmp_path, mo
 async def test_while_a_handler_runs_a_second_delivery_is_held_back_even_from_another_home(kept):
     box = box_of(kept)
     envelope = envelope_of(SENDER, ME.did)
-    await box.deliver(deliver((1, envelope.wire)))
+    await box.delivered(deliver((1, envelope.wire)))
     message = await box._inbox.next()
     assert message is not None
-    box.lost()
-    box.opened(TWO.did, welcome(epoch="e2", head=2), was_reset=False)
+    box.disconnected()
+    box.connected(TWO.did, welcome(epoch="e2", head=2), was_reset=False)
     other = envelope_of(SENDER, ME.did, b"other")
-    await box.deliver(deliver((1, envelope.wire), (2, other.wire), epoch="e2"))
+    await box.delivered(deliver((1, envelope.wire), (2, other.wire), epoch="e2"))
     assert (await box._inbox.next()).body == b"other"
     assert box.next_ack(NOW) is None
     acking = asyncio.ensure_future(message.ack())
@@ -126,7 +126,7 @@ async def test_while_a_handler_runs_a_second_delivery_is_held_back_even_from_ano
 
 async def test_an_answer_is_said_only_when_it_is_noted(kept):
     box = box_of(kept)
-    await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+    await box.delivered(deliver((1, envelope_of(SENDER, ME.did).wire)))
     message = await box._inbox.next()
     go_on = threading.Event()
     kept._database.run(lambda _: go_on.wait(5))
@@ -141,7 +141,7 @@ async def one_refused(kept):
     """A box whose first message was refused and noted, and the wire bytes of that."""
     box = box_of(kept)
     wire = envelope_of(SENDER, ME.did).wire
-    await box.deliver(deliver((1, wire)))
+    await box.delivered(deliver((1, wire)))
     await (await box._inbox.next()).refuse("unsupported", wait=False)
     await noted(kept)
     return box, wire
@@ -150,7 +150,7 @@ async def one_refused(kept):
 async def test_a_refusal_is_repeated_with_its_code_after_a_crash(kept):
     _, wire = await one_refused(kept)
     after = box_of(kept, TWO)
-    await after.deliver(deliver((1, wire)))
+    await after.delivered(deliver((1, wire)))
     assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
 
 
@@ -160,9 +160,9 @@ async def test_a_refusal_that_one_home_has_made_durable_is_acked_at_the_next_one
     box.acked(Acked(Epoch("e1"), Seq(0), (), (Seq(1),)))
     for other in (box, box_of(kept, TWO)):  # in this life, and after a crash
         await noted(kept)
-        other.lost()
-        other.opened(TWO.did, welcome(epoch="e2", head=1), was_reset=False)
-        await other.deliver(deliver((1, wire), epoch="e2"))
+        other.disconnected()
+        other.connected(TWO.did, welcome(epoch="e2", head=1), was_reset=False)
+        await other.delivered(deliver((1, wire), epoch="e2"))
         frame = other.next_ack(NOW)
         assert (frame.upto, frame.refuse) == (1, ())
 
@@ -170,29 +170,29 @@ async def test_a_refusal_that_one_home_has_made_durable_is_acked_at_the_next_one
 async def test_a_refusal_that_is_said_again_is_noted_when_it_is_durable(kept):
     _, wire = await one_refused(kept)
     after = box_of(kept, TWO)
-    await after.deliver(deliver((1, wire)))
+    await after.delivered(deliver((1, wire)))
     assert after.next_ack(NOW).refuse == ((1, "unsupported"),)
     after.acked(Acked(Epoch("e1"), Seq(0), (), (Seq(1),)))
     await noted(kept)
     third = box_of(kept, ONE)
-    await third.deliver(deliver((1, wire)))
+    await third.delivered(deliver((1, wire)))
     assert third.next_ack(NOW).refuse == ()
 
 
 async def test_a_refusal_lost_with_its_epoch_is_said_in_the_next_one():
     box = box_of(None)
     wire = envelope_of(SENDER, ME.did).wire
-    await box.deliver(deliver((1, wire)))
+    await box.delivered(deliver((1, wire)))
     await (await box._inbox.next()).refuse("unsupported", wait=False)
-    box.lost()
-    box.opened(ONE.did, welcome(epoch="e2", head=1), was_reset=True)
-    await box.deliver(deliver((1, wire), epoch="e2"))
+    box.disconnected()
+    box.connected(ONE.did, welcome(epoch="e2", head=1), was_reset=True)
+    await box.delivered(deliver((1, wire), epoch="e2"))
     assert box.next_ack(NOW).refuse == ((1, "unsupported"),)
 
 
 async def test_what_cannot_be_noted_is_not_acked_and_can_be_acked_later(kept):
     box = box_of(kept)
-    await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+    await box.delivered(deliver((1, envelope_of(SENDER, ME.did).wire)))
     message = await box._inbox.next()
     kept._database.run(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError, match="cannot write"):
@@ -208,14 +208,14 @@ async def test_nothing_is_shown_that_cannot_be_noted(kept):
     box = box_of(kept)
     kept._database.run(lambda database: database.execute("PRAGMA query_only = 1")).result()
     with pytest.raises(InternalError):
-        await box.deliver(deliver((1, envelope_of(SENDER, ME.did).wire)))
+        await box.delivered(deliver((1, envelope_of(SENDER, ME.did).wire)))
     assert box._inbox._next_shown() is None
 
 
 async def test_a_processed_one_is_noted_although_the_agent_was_superseded(kept):
     box = box_of(kept)
     envelope = envelope_of(SENDER, ME.did)
-    await box.deliver(deliver((1, envelope.wire)))
+    await box.delivered(deliver((1, envelope.wire)))
     message = await box._inbox.next()
     box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
     with pytest.raises(Exception, match="superseded"):
@@ -261,7 +261,7 @@ async def test_who_holds_an_envelope_is_forgotten_a_day_after_it_expired(tmp_pat
     now = int(clock.now())
     young, old = (
         CustodyRecord(
-            Eid(eid), MessageId(eid), ONE.did, now - KEPT_AFTER_EXPIRY_S + left, (TWO.did,)
+            Eid(eid), MessageId(eid), ONE.did, now - RETENTION_AFTER_EXPIRY_S + left, (TWO.did,)
         )
         for eid, left in (("young", 600), ("old", -600))
     )

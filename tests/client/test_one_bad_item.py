@@ -13,8 +13,8 @@ import pytest
 
 from relay.client import Agent, AgentError, BadFrameError, CorruptError, InternalError
 from relay.client.http import origin as origins
-from relay.client.inbox.opener import Opener
-from relay.client.inbox.relay_inbox import HomeInbox
+from relay.client.inbox.opener import EnvelopeOpener
+from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.outbox import direct as detour
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.post import post
@@ -168,7 +168,7 @@ def broken(*_: object, **__: object) -> None:
 async def test_a_bug_in_one_conversation_ends_neither_the_agent_nor_its_program(
     monkeypatch, caplog
 ):
-    monkeypatch.setattr(HomeInbox, "gap", broken)
+    monkeypatch.setattr(RelayInbox, "gap", broken)
 
     async def script(talk: Talk) -> None:
         await talk.log_in()
@@ -226,7 +226,7 @@ def test_a_bug_on_one_envelope_is_told_to_its_sender_and_is_no_exception():
     item = BounceItem(envelope_of(me, new_key().did).eid, me.did, "expired", False)
     body = sign_bounce(relay, [item]).encode()
     bounce = envelope_of(relay, me.did, body, content_type=BOUNCE_CONTENT_TYPE)
-    failure = Opener(me, broken).attempt(raw(bounce))
+    failure = EnvelopeOpener(me, broken).open(raw(bounce))
     assert isinstance(failure, InternalError)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from relay.client import Agent, Bounce, SupersededError
 from relay.client.inbox import inbox
-from relay.client.inbox.attempts import MOST_FAILURES
+from relay.client.inbox.inbox import MAX_ATTEMPTS
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until
@@ -26,7 +26,7 @@ async def node():
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch):
-    monkeypatch.setattr(inbox, "FAILURE_PAUSE_S", 0.001)
+    monkeypatch.setattr(inbox, "RETRY_PAUSE_S", 0.001)
 
 
 async def until(condition, *served: asyncio.Future[None]) -> None:
@@ -59,7 +59,7 @@ async def test_a_poison_envelope_is_tried_5_times_then_refused_and_blocks_nobody
         sent = replace(poison)
         while sent.state == "stored":
             sent = replace(sent, state=await alice.status(bob.did, poison.id))
-        await until(lambda: len(seen) == MOST_FAILURES + 1, serving)
+        await until(lambda: len(seen) == MAX_ATTEMPTS + 1, serving)
         assert (sent.state, await alice.status(bob.did, good.id)) == ("refused", "acked")
         marks = [again for text, again in seen if text == "poison"]
         assert marks == [False, True, True, True, True]
@@ -73,7 +73,7 @@ async def test_failures_are_counted_over_lives_where_there_is_a_state_file(node,
     key, state = new_key(), tmp_path / "state"
     async with Agent.open(key, node.url, state=state) as me:
         sent = await me.send(me.did, "poison")
-    for _ in range(MOST_FAILURES):
+    for _ in range(MAX_ATTEMPTS):
         async with Agent.open(key, node.url, state=state) as me:
             assert await me.status(me.did, sent.id) == "stored"
             message = await anext(me.inbox())
@@ -184,13 +184,13 @@ async def test_a_bounce_whose_handler_fails_comes_again_and_again_and_is_never_r
 
     async def on_bounce(bounce) -> None:
         seen.append(bounce)
-        if len(seen) <= MOST_FAILURES + 1:
+        if len(seen) <= MAX_ATTEMPTS + 1:
             raise ZeroDivisionError
 
     async with Agent.open(new_key(), node.url) as bob, Agent.open(new_key(), node.url) as alice:
         await is_bounced(node, bob, alice)
         serving = asyncio.ensure_future(alice.serve(never, on_bounce))
-        await until(lambda: len(seen) == MOST_FAILURES + 2, serving)
+        await until(lambda: len(seen) == MAX_ATTEMPTS + 2, serving)
         assert {bounce.items for bounce in seen} == {seen[0].items}
         assert seen[0].items[0].reason == "unsupported"
 

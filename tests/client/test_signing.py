@@ -16,8 +16,8 @@ import pytest
 from relay.client import Agent, BadEnvelopeError, BadFrameError, TooLargeError
 from relay.client.inbox.opener import (
     MAX_BODY_BYTES,
+    EnvelopeOpener,
     Opened,
-    Opener,
 )
 from relay.client.migration import orders
 from relay.client.outbox.signing import (
@@ -59,7 +59,9 @@ class Point:
 def opened(body, **values) -> Opened:
     """What the recipient gets of it."""
     envelope = sign(ALICE, BOB.did, body, **values)
-    return Opener(BOB, lambda _: None)(loads(envelope.wire))
+    found = EnvelopeOpener(BOB, lambda _: None).open(loads(envelope.wire))
+    assert isinstance(found, Opened)
+    return found
 
 
 def deep(levels: int) -> list:

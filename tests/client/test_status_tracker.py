@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from relay.client import Agent, Bounce
-from relay.client.inbox import unverified
+from relay.client.inbox import relay_inbox
 from relay.protocol import (
     endpoint_record,
     frames,
@@ -194,8 +194,8 @@ async def message_of(me: Agent):
 
 
 async def test_a_bounce_that_cannot_be_judged_is_kept_until_it_can(monkeypatch):
-    monkeypatch.setattr(unverified, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(unverified, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(relay_inbox, "VERIFY_PAUSE_S", 0.001)
+    monkeypatch.setattr(relay_inbox, "MAX_VERIFY_PAUSE_S", 0.01)
     script = Forwarding("forwarded", peer=PEER.did)
     async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:
         sent = await me.send(BOB.did, "not for long")
@@ -211,8 +211,8 @@ async def test_a_bounce_that_cannot_be_judged_is_kept_until_it_can(monkeypatch):
 
 
 async def test_nobody_stops_an_inbox_by_bounces_that_cannot_be_judged(monkeypatch):
-    monkeypatch.setattr(unverified, "FIRST_PAUSE_S", 0.001)
-    monkeypatch.setattr(unverified, "LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr(relay_inbox, "VERIFY_PAUSE_S", 0.001)
+    monkeypatch.setattr(relay_inbox, "MAX_VERIFY_PAUSE_S", 0.01)
     window, liar = 64, new_key()
     script = Forwarding("forwarded", peer=PEER.did)
     async with lying_relay(script) as own, Agent.open(new_key(), own.url) as me:

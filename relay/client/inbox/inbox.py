@@ -1,16 +1,11 @@
-"""What is delivered to this agent, by however many homes, and its answers (GUARANTEES.md R1-R3).
+"""The inbox of one agent, from all its relays, as its program sees it (GUARANTEES.md R1-R3).
 
-Rules of the file: only :meth:`Inbox.next` and the answers to a message await. What was acked is not
-shown again, by no home, and with a journal not even after a crash; what the program still holds is
-held back when delivered again. With a journal, nothing is shown that is not noted in it, and no
-answer is said that is not. What one home says and hears is in
+Entry points: :meth:`Inbox.next` and :meth:`Inbox.settle`. Invariants: an acked envelope is not
+shown again, from any relay, and with a journal not even after a crash. While the program holds a
+message, a redelivery of it is held back. With a journal, an eid is recorded before its message is
+shown, and an ack or refusal before it is sent. The states of an envelope are in
+:mod:`relay.client.inbox.delivery`; the protocol with one relay is in
 :mod:`relay.client.inbox.relay_inbox`.
-
-::
-
-    deliver ──▶ QUEUED ──next──▶ SHOWN ──ack, refuse──▶ ANSWERED ──acked──▶ done
-                  │                └── let go, delivered again ──▶ QUEUED
-                  └── lost by every home: forgotten, a relay delivers it again
 """
 
 from __future__ import annotations
@@ -18,49 +13,68 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Container, Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
+from relay.client._util import BoundedDict, failure_of, log_failure
 from relay.client.errors import AgentError, ClosedError, MovedError, again, typed
-from relay.client.inbox.attempts import (
-    FAILURE_PAUSE_S,
-    LONGEST_FAILURE_PAUSE_S,
-    MOST_FAILURES,
-    POISON,
-    Failures,
-)
-from relay.client.inbox.delivery import (
-    Entry,
-    HomeSide,
-    Stage,
-    log_failure,
-)
-from relay.client.inbox.opener import (
-    Opened,
-    Opener,
-)
-from relay.client.inbox.unverified import Doubt
+from relay.client.inbox.delivery import Delivery, DeliveryEvent, DeliveryState
+from relay.client.inbox.opener import EnvelopeOpener, Opened
 from relay.client.message import Bounce, Message
 from relay.client.process import Owner
 from relay.client.state.journal import Journal, SeenEnvelope
 from relay.protocol.backoff import doubling_pause_s
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    error,
-)
+from relay.protocol.errors import ErrorCode, RelayError, error
 from relay.protocol.ids import Eid
 
-T = TypeVar("T")
-Judge = Callable[[Opened], Awaitable[Opened | RelayError | None]]
+VerifyBounce = Callable[[Opened], Awaitable[Opened | RelayError | None]]
 
+CACHE_SIZE: Final = 8_192
+"""Eids acked, shown or failed in this process that it still knows."""
+MAX_ATTEMPTS: Final = 5
+POISON: Final = "poison"
+"""The reason that the sender of a poison envelope reads in its bounce."""
+RETRY_PAUSE_S: Final = 0.1
+MAX_RETRY_PAUSE_S: Final = 60.0
+_NOT_SAVED: Final = "an ack or refusal could not be saved"
 _log: Final = logging.getLogger("relay.client")
 
-REMEMBERED: Final = 8_192
-"""Eids acked or shown by this process that it still knows."""
+
+@dataclass(slots=True, eq=False)
+class RelaySide:
+    """The inbox at one relay, as the program's side sees it.
+
+    Args:
+        disconnected: ends the deliveries of the present connection.
+        is_open: there is a session with the inbox.
+        failure: the reason why this relay has no inbox for this agent.
+    """
+
+    disconnected: Callable[[], None]
+    is_open: bool = False
+    failure: AgentError | None = None
+
+
+class AttemptCounter:
+    """Counts failures of the handler by eid; with a journal the count survives a crash."""
+
+    def __init__(self, journal: Journal | None) -> None:
+        self._journal = journal
+        self._counts: BoundedDict[Eid, int] = BoundedDict(CACHE_SIZE)
+
+    async def add(self, eid: Eid) -> int:
+        """Count one more failure; return the number so far.
+
+        Raises:
+            AgentError: the journal cannot be written.
+        """
+        if self._journal is not None:
+            return await self._journal.count_attempt(eid)
+        self._counts[eid] = self._counts.get(eid, 0) + 1
+        return self._counts[eid]
 
 
 class Inbox:
@@ -68,24 +82,27 @@ class Inbox:
 
     Args:
         opener: verifies and opens envelopes.
-        judge: finds out what is in doubt about a bounce; None: it cannot be found out now.
-        journal: remembers eids over a crash; None: they live as long as this process.
+        journal: remembers eids over a crash; None: they end with this process.
+        verify_bounce: decides on an unverified bounce; returns None if it cannot now.
     """
 
     def __init__(
-        self, opener: Opener, journal: Journal | None = None, judge: Judge | None = None
+        self,
+        opener: EnvelopeOpener,
+        journal: Journal | None = None,
+        verify_bounce: VerifyBounce | None = None,
     ) -> None:
         self.refused = 0
         self.opener = opener
-        self.judge = judge or _believe_nothing
-        self.homes: list[HomeSide] = []
+        self.verify_bounce = verify_bounce or _refuse_unverified
+        self.relays: list[RelaySide] = []
         self._journal = journal
-        self._failures = Failures(journal)
-        self._by_eid: dict[Eid, Entry] = {}
+        self._attempts = AttemptCounter(journal)
+        self._by_eid: dict[Eid, Delivery] = {}
         self._queue: deque[Message] = deque()
-        self._done: OrderedDict[Eid, str | None] = OrderedDict()
-        self._seen: OrderedDict[Eid, None] = OrderedDict()
-        self._news: deque[AgentError] = deque(maxlen=1)
+        self._settled: BoundedDict[Eid, str | None] = BoundedDict(CACHE_SIZE)
+        self._seen: BoundedDict[Eid, None] = BoundedDict(CACHE_SIZE)
+        self._notices: deque[AgentError] = deque(maxlen=1)
         self._ended: AgentError | None = None
         self._changed = asyncio.Event()
         self._owner = Owner()
@@ -93,16 +110,16 @@ class Inbox:
     # ------------------------------------------------------------ the program's side
 
     async def next(self) -> Message | None:
-        """The next message; None once the agent is closed.
+        """Return the next message; None once the agent is closed.
 
         Raises:
-            AgentError: the end of this agent; ``inbox_reset``, once a reset; ``moved`` where no
-                relay that can be reached holds the inbox.
+            AgentError: the end of this agent; ``inbox_reset``, once a reset; ``moved`` if no
+                reachable relay has the inbox.
         """
         self._owner.check()
         while True:
-            if self._news:
-                raise self._news.popleft()
+            if self._notices:
+                raise self._notices.popleft()
             message = self._next_shown()
             if message is not None:
                 return message
@@ -117,136 +134,135 @@ class Inbox:
     def _next_shown(self) -> Message | None:
         while self._queue:
             message = self._queue.popleft()
-            entry = self._by_eid.get(message.eid)
-            if entry is not None and entry.stage is Stage.QUEUED:
-                if entry.redelivered and not message.redelivered:
-                    # another home has said so, after the one that gave it
+            delivery = self._by_eid.get(message.eid)
+            if delivery is not None and delivery.apply(DeliveryEvent.SHOWN):
+                if delivery.redelivered and not message.redelivered:
+                    # another relay has marked it since
                     message = replace(message, redelivered=True)
-                entry.stage, entry.shown = Stage.SHOWN, weakref.ref(message)
-                _add(self._seen, message.eid, None)
+                delivery.shown = weakref.ref(message)
+                self._seen[message.eid] = None
                 return message
         return None
 
     def _no_inbox(self) -> AgentError | None:
-        """Why nothing can come from anywhere; ``moved`` before all."""
-        said = [home.no_inbox for home in self.homes if home.no_inbox is not None]
-        if not said or len(said) < len(self.homes):
+        """Return ``moved`` if no relay has the inbox, and one of them says so."""
+        failures = [side.failure for side in self.relays if side.failure is not None]
+        if not failures or len(failures) < len(self.relays):
             return None
-        moved = [failure for failure in said if isinstance(failure, MovedError)]
-        return moved[0] if moved else None
+        return next((one for one in failures if isinstance(one, MovedError)), None)
 
-    async def answer(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
-        """Note that the program has processed it, or cannot, and wait until that is durable."""
+    async def settle(self, eid: Eid, refuse_code: str | None, *, wait: bool) -> None:
+        """Record the program's ack, or its refusal, and wait until that is durable.
+
+        Raises:
+            AgentError: it did not become durable; ``.detail`` says why.
+        """
         self._owner.check()
-        entry = self._by_eid.get(eid)
-        if entry is None or not entry.places:
-            self._answer_adrift(eid)
+        delivery = self._by_eid.get(eid)
+        if delivery is None or not delivery.copies:
+            self._settle_without_copies(eid)
             return
-        if entry.stage is not Stage.ANSWERED:
-            entry.stage, entry.refuse_code, entry.noted = Stage.ANSWERED, refuse_code, False
-            self._note(eid, entry)
+        if delivery.apply(DeliveryEvent.SETTLED):
+            delivery.refuse_code, delivery.is_journaled = refuse_code, False
+            self._journal_settled(eid, delivery)
         if self._ended is not None:
             raise again(self._ended)
         if wait:
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            entry.waiters.append(waiter)
-            await waiter
+            await delivery.wait_durable()
 
-    def _note(self, eid: Eid, entry: Entry) -> None:
-        """The journal first: the relay must not forget what we could still show."""
+    def _journal_settled(self, eid: Eid, delivery: Delivery) -> None:
+        """Record it before it is sent: the relay must not forget what could still be shown."""
         if self._journal is None:
-            self._noted(entry)
+            self._journaled(delivery)
             return
-        noting = self._journal.record_settled(eid, entry.expires_at, entry.refuse_code)
-        noting.add_done_callback(partial(self._noted, entry))
+        saving = self._journal.record_settled(eid, delivery.expires_at, delivery.refuse_code)
+        saving.add_done_callback(partial(self._journaled, delivery))
 
-    def _noted(self, entry: Entry, noting: asyncio.Future[None] | None = None) -> None:
-        failure = log_failure(noting) if noting else None
+    def _journaled(self, delivery: Delivery, saving: asyncio.Future[None] | None = None) -> None:
+        failure = failure_of(saving) if saving else None
+        delivery.is_journaled = True
+        if failure is not None:
+            _log.warning("%s: %s", _NOT_SAVED, failure)
         if isinstance(failure, AgentError):
-            entry.stage, entry.noted = Stage.SHOWN, True
-            entry.settle(failure)
-            return
-        entry.noted = True
-        for place in entry.places:
-            place.home.say(place)
+            delivery.apply(DeliveryEvent.NOT_JOURNALED)
+            delivery.finish(failure)
+        else:
+            delivery.queue_acks()
 
-    def _answer_adrift(self, eid: Eid) -> None:
-        """Answer one whose place is not known any more: processed, but nothing to tell it to."""
-        if eid in self._done:
+    def _settle_without_copies(self, eid: Eid) -> None:
+        """Record the ack of an envelope without a known position: no relay can receive it."""
+        if eid in self._settled:
             return
-        _add(self._done, eid, None)
-        entry = self._by_eid.pop(eid, None)
-        if self._journal is not None and entry is not None:
-            # to be said to nobody, so nothing waits for it
-            noting = self._journal.record_settled(eid, entry.expires_at, None)
-            noting.add_done_callback(log_failure)
+        self._settled[eid] = None
+        delivery = self._by_eid.pop(eid, None)
+        if self._journal is not None and delivery is not None:
+            saving = self._journal.record_settled(eid, delivery.expires_at, None)
+            saving.add_done_callback(log_failure(_NOT_SAVED))
         detail = "it is no longer where it was; if it comes again, it is acked unseen"
         raise typed(ErrorCode.INBOX_RESET, detail)
 
     async def fail(self, message: Message) -> bool:
-        """Note that a handler failed; False: it was shown again, later; True: refused for good."""
-        count = await self._failures.add(message.eid)
-        # the end of a bounce would be told to nobody
-        if count >= MOST_FAILURES and not isinstance(message, Bounce):
-            await self.answer(message.eid, POISON, wait=True)
+        """Count a failure of the handler; return True if the message is refused for good.
+
+        Otherwise it is shown again after a pause.
+        """
+        count = await self._attempts.add(message.eid)
+        # a refused bounce would be reported to no agent
+        if count >= MAX_ATTEMPTS and not isinstance(message, Bounce):
+            await self.settle(message.eid, POISON, wait=True)
             return True
-        # the timer holds the message: until it fires, a second delivery is held back
-        loop = asyncio.get_running_loop()
-        pause = doubling_pause_s(count, FAILURE_PAUSE_S, LONGEST_FAILURE_PAUSE_S)
-        loop.call_later(pause, self._show_again, message)
+        # the timer holds the message: until it fires, a redelivery is held back
+        pause = doubling_pause_s(count, RETRY_PAUSE_S, MAX_RETRY_PAUSE_S)
+        asyncio.get_running_loop().call_later(pause, self._retry, message)
         return False
 
-    def _show_again(self, message: Message) -> None:
-        entry = self._by_eid.get(message.eid)
-        if entry is not None and entry.stage is Stage.SHOWN and self._ended is None:
-            entry.stage = Stage.QUEUED
+    def _retry(self, message: Message) -> None:
+        delivery = self._by_eid.get(message.eid)
+        if delivery is None or self._ended is not None:
+            return
+        if delivery.apply(DeliveryEvent.RETRIED):
             self._queue.append(replace(message, redelivered=True))
             self.changed()
 
-    async def flush(self, seconds: float) -> None:
-        """Wait until all answers are durable, but not longer than ``seconds``."""
-        loop = asyncio.get_running_loop()
-        waiters: list[asyncio.Future[None]] = []
-        for entry in self._by_eid.values():
-            if entry.stage is Stage.ANSWERED and entry.is_here:
-                waiters.append(loop.create_future())
-                entry.waiters.append(waiters[-1])
+    async def flush(self, timeout_s: float) -> None:
+        """Wait until all acks and refusals are durable, but no longer than the timeout."""
+        waiters = [
+            delivery.wait_durable()
+            for delivery in self._by_eid.values()
+            if delivery.is_settling and delivery.is_current
+        ]
         if waiters:
-            await asyncio.wait(waiters, timeout=seconds)
+            await asyncio.wait(waiters, timeout=timeout_s)
         for waiter in waiters:
-            # its failure, if any, is nobody's business any more
+            # retrieved, so that asyncio does not log it
             if not waiter.cancel() and not waiter.cancelled():
                 waiter.exception()
 
     def end(self, failure: AgentError) -> None:
-        """No relay will be dialled again."""
+        """End the inbox: no relay will be dialled again."""
         self._ended = failure
-        for home in self.homes:
-            home.lost()
-        for entry in list(self._by_eid.values()):
-            entry.settle(failure)
+        for side in self.relays:
+            side.disconnected()
+        for delivery in list(self._by_eid.values()):
+            delivery.finish(failure)
         self.changed()
 
-    # ------------------------------------------------------------ the homes' side
+    # ------------------------------------------------------------ the relays' side
 
     def changed(self) -> None:
-        """Whoever waits in :meth:`next` looks again."""
+        """Let :meth:`next` look again."""
         self._changed.set()
 
-    def tell(self, failure: AgentError) -> None:
-        """Raise it once, from the next :meth:`next`."""
-        self._news.append(failure)
+    def raise_once(self, failure: AgentError) -> None:
+        """Raise an error once, from :meth:`next`."""
+        self._notices.append(failure)
         self.changed()
 
-    def is_elsewhere(self, home: HomeSide) -> bool:
-        """Whether another home than this one is connected."""
-        return any(other.is_open for other in self.homes if other is not home)
-
-    async def take(self, items: Iterable[Opened]) -> dict[Eid, SeenEnvelope]:
-        """Note envelopes that are about to be shown; gives what was known of them before.
+    async def record_delivered(self, items: Iterable[Opened]) -> dict[Eid, SeenEnvelope]:
+        """Record envelopes before they are shown; return those recorded before.
 
         Raises:
-            AgentError: the journal cannot be written: nothing is to be shown.
+            AgentError: the journal cannot be written: nothing may be shown.
         """
         if self._journal is None:
             return {}
@@ -254,111 +270,90 @@ class Inbox:
             (one.envelope.eid, one.envelope.expires_at) for one in items
         )
 
-    def admit(self, opened: Opened, before: SeenEnvelope | None, *, redelivered: bool) -> Entry:
-        """What is known of an envelope that is delivered, perhaps again; it may be shown now."""
+    def admit(self, opened: Opened, seen: SeenEnvelope | None, *, redelivered: bool) -> Delivery:
+        """Return the delivery of an envelope, new or known; queue it if it may be shown."""
         eid = opened.envelope.eid
-        if eid in self._done:
-            return self._answered(eid, self._done[eid])
-        entry = self._by_eid.get(eid)
-        if entry is None and before is not None and before.is_done:
-            return self._answered(eid, before.refuse_code)
-        if entry is None:
-            entry = self._by_eid[eid] = Entry(eid, Stage.DOUBTED)
-        elif entry.is_let_go:
-            entry.stage = Stage.DOUBTED
-        entry.expires_at = opened.envelope.expires_at
-        entry.redelivered = entry.redelivered or redelivered
-        if entry.stage is Stage.DOUBTED and not opened.doubts:
-            self.queue(entry, opened, redelivered=redelivered or before is not None)
-        return entry
+        if eid in self._settled:
+            return self._settled_before(eid, self._settled[eid])
+        delivery = self._by_eid.get(eid)
+        if delivery is None and seen is not None and seen.is_done:
+            return self._settled_before(eid, seen.refuse_code)
+        if delivery is None:
+            delivery = Delivery(eid, self.on_removed, DeliveryState.VERIFYING)
+            self._by_eid[eid] = delivery
+        elif delivery.is_dropped:
+            delivery.apply(DeliveryEvent.REDELIVERED)
+        delivery.expires_at = opened.envelope.expires_at
+        delivery.redelivered = delivery.redelivered or redelivered
+        if not opened.unverified:
+            self.show(delivery, opened, redelivered=redelivered or seen is not None)
+        return delivery
 
-    def queue(self, entry: Entry, opened: Opened, *, redelivered: bool) -> None:
-        """Nothing is in doubt about it (any more): it is shown in its turn."""
-        entry.stage = Stage.QUEUED
-        was_shown = redelivered or opened.envelope.eid in self._seen
-        self._queue.append(opened.message(self, redelivered=was_shown))
-        self.changed()
+    def show(self, delivery: Delivery, opened: Opened, *, redelivered: bool) -> None:
+        """Queue a verified envelope for the program, unless it is queued or shown already."""
+        if delivery.apply(DeliveryEvent.VERIFIED):
+            was_shown = redelivered or opened.envelope.eid in self._seen
+            self._queue.append(opened.message(self, redelivered=was_shown))
+            self.changed()
 
-    async def look_at(self, doubt: Doubt) -> bool:
-        """Find out whether a bounce is to be believed; False: it cannot be found out now."""
-        seen = await self.judge(doubt.opened)
-        if doubt.is_over:
-            return True
-        if seen is None:
-            return False
-        if isinstance(seen, Opened):
-            self.queue(doubt.entry, seen, redelivered=doubt.redelivered)
-        else:
-            await self._refuse(doubt, seen)
-        return True
-
-    async def give_up(self, doubt: Doubt) -> None:
-        """Refuse a bounce that nobody could judge, for want of room."""
-        detail = "too many bounces that cannot be judged now"
-        await self._refuse(doubt, error(ErrorCode.OVERLOADED, detail))
-
-    async def _refuse(self, doubt: Doubt, why: RelayError) -> None:
-        envelope = doubt.opened.envelope
-        _log.warning("a bounce of %s is refused: %s", envelope.sender.did, why)
+    async def refuse_bounce(self, opened: Opened, reason: RelayError) -> None:
+        """Refuse a bounce that is not proven."""
+        envelope = opened.envelope
+        _log.warning("a bounce of %s is refused: %s", envelope.sender.did, reason)
         self.refused += 1
-        await self.answer(envelope.eid, str(why.code), wait=False)
+        await self.settle(envelope.eid, str(reason.code), wait=False)
 
-    @staticmethod
-    def _answered(eid: Eid, unsaid: str | None) -> Entry:
-        """One that comes again after its answer; ``unsaid`` is a refusal not known to be durable.
+    def refused_on_arrival(self, code: str) -> Delivery:
+        """Return the delivery of an envelope that could not be opened."""
+        self.refused += 1
+        return Delivery(None, self.on_removed, DeliveryState.SETTLING, code)
 
-        Only that has an eid: when it is durable, this is to be remembered.
+    def _settled_before(self, eid: Eid, unsent: str | None) -> Delivery:
+        """Return the delivery of a settled envelope; ``unsent``: a refusal not known as durable.
+
+        Only with that it has an eid, since its end is to be remembered.
         """
-        return Entry(eid if unsaid is not None else None, Stage.ANSWERED, unsaid)
+        eid_or_none = eid if unsent is not None else None
+        return Delivery(eid_or_none, self.on_removed, DeliveryState.SETTLING, unsent)
 
-    def left(self, entry: Entry, failure: AgentError | None) -> None:
-        """No home has a place for it any more; ``failure`` is why its answer did not count."""
-        if entry.durable:
-            failure = None
-        if entry.eid is not None:
-            self._forget(entry.eid, entry)
-            if entry.stage is Stage.ANSWERED:
-                self._remember(entry.eid, entry.refuse_code, is_durable=failure is None)
-        entry.settle(failure)
-
-    def _forget(self, eid: Eid, entry: Entry) -> None:
-        if self._by_eid.get(eid) is entry:
-            del self._by_eid[eid]
-        if entry.stage is Stage.QUEUED:
-            # should it come again, then with the marks of that time
-            self._queue = deque(message for message in self._queue if message.eid != eid)
+    def on_removed(self, delivery: Delivery, failure: AgentError | None) -> None:
+        """Forget a delivery without copies; ``failure``: its ack or refusal did not count."""
+        eid = delivery.eid
+        if eid is not None:
+            if self._by_eid.get(eid) is delivery:
+                del self._by_eid[eid]
+            if delivery.state is DeliveryState.QUEUED:
+                # a redelivery has marks of its own
+                self._queue = deque(message for message in self._queue if message.eid != eid)
+            if delivery.is_settling:
+                self._remember(eid, delivery.refuse_code, is_durable=failure is None)
+        delivery.finish(failure)
 
     def _remember(self, eid: Eid, refuse_code: str | None, *, is_durable: bool) -> None:
-        # a refusal that was not durable is said again, or its sender would never be told
-        _add(self._done, eid, None if is_durable else refuse_code)
+        # a refusal that was not durable is sent again, or its sender would get no bounce
+        self._settled[eid] = None if is_durable else refuse_code
         if self._journal is not None and refuse_code is not None and is_durable:
-            self._journal.clear_refusal(eid).add_done_callback(log_failure)
+            self._journal.clear_refusal(eid).add_done_callback(log_failure(_NOT_SAVED))
 
-    def expect(self, coming: Container[Eid], failure: AgentError | None) -> None:
-        """After a move: what lay at the old home and will not come to the new one is over.
+    def drop_missing(self, manifest: Container[Eid], failure: AgentError | None) -> None:
+        """Forget deliveries of the old home that will not arrive at the new one.
 
         Args:
-            coming: what will.
-            failure: why an answer to the others did not count; None: the old home had it.
+            manifest: eids that will arrive.
+            failure: of the acks of the others; None: the old home had them.
         """
-        for entry in [one for one in self._by_eid.values() if one.is_adrift]:
-            if entry.eid not in coming:
-                entry.places.clear()
-                if entry.stage is Stage.ANSWERED:
-                    self.left(entry, failure)
+        for delivery in [one for one in self._by_eid.values() if one.is_orphaned]:
+            if delivery.eid not in manifest:
+                delivery.copies.clear()
+                if delivery.is_settling:
+                    self.on_removed(delivery, None if delivery.is_durable else failure)
 
     def sweep(self) -> None:
-        """Forget those of an earlier epoch that the program has let go."""
-        gone = [entry for entry in self._by_eid.values() if entry.is_let_go and not entry.places]
-        for entry in gone:
-            self.left(entry, None)
+        """Forget deliveries of an earlier epoch that the program has dropped."""
+        for delivery in list(self._by_eid.values()):
+            if delivery.is_dropped and not delivery.copies:
+                self.on_removed(delivery, None)
 
 
-async def _believe_nothing(_: Opened) -> RelayError:
+async def _refuse_unverified(_: Opened) -> RelayError:
     return error(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not ours")
-
-
-def _add(memory: OrderedDict[Eid, T], eid: Eid, value: T) -> None:
-    memory[eid] = value
-    while len(memory) > REMEMBERED:
-        memory.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Verify and open what a relay delivered: nothing that it says of an envelope is believed."""
+"""Verification and decryption of delivered envelopes: no claim of a relay about one is trusted."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from relay.client.errors import bug_of
-from relay.client.message import Bounce, Desk, Message
+from relay.client.message import Acknowledger, Bounce, Message
 from relay.protocol import envelope as envelopes
 from relay.protocol import sealing
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import Envelope
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    BounceItem,
-    verify_bounce,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
+from relay.protocol.ids import Did, Eid
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, verify_bounce
 from relay.protocol.sealing import Content
 
 MAX_BODY_BYTES: Final = 1024 * 1024
@@ -33,19 +22,22 @@ MAX_BODY_BYTES: Final = 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An envelope whose signature holds, addressed to us, and its content.
+    """A verified envelope, addressed to this agent, and its content.
 
-    ``bounced`` of a bounce is what is believed of it; ``doubts`` is what its relay may be in the
-    chain of receipts of, which is to be found out before it is shown.
+    Args:
+        envelope: as it was signed.
+        content: decrypted.
+        bounced: items of a bounce that are proven; None: no bounce.
+        unverified: items that are proven once their relay is found in the envelope's custody.
     """
 
     envelope: Envelope
     content: Content
     bounced: tuple[BounceItem, ...] | None
-    doubts: tuple[BounceItem, ...] = ()
+    unverified: tuple[BounceItem, ...] = ()
 
-    def message(self, desk: Desk, *, redelivered: bool) -> Message:
-        """What the program gets of it."""
+    def message(self, acknowledger: Acknowledger, *, redelivered: bool) -> Message:
+        """Return the message for the program."""
         envelope = self.envelope
         message = Message(
             sender=envelope.sender.did,
@@ -60,37 +52,41 @@ class Opened:
             type=envelope.type,
             thid=envelope.thid,
             pthid=envelope.pthid,
-            desk=desk,
+            acknowledger=acknowledger,
         )
         return message if self.bounced is None else Bounce.of(message, self.bounced)
 
 
-def _surely_not(_: Eid) -> bool:
+def _never(_: Eid) -> bool:
     return False
 
 
 @dataclass(slots=True)
-class Opener:
+class EnvelopeOpener:
     """Opens envelopes for one agent.
 
     Args:
-        key: the agent's.
-        receipted_by: which relay gave a receipt for an envelope of ours, None where not known.
-        may_be_ours: whether this agent may have sent what a bounce names; False: surely not.
-        proven: relays that have proved themselves to this agent.
+        key: of the agent.
+        receipted_by: returns the relay that issued the receipt of a sent envelope; None: not known.
+        may_be_ours: returns True if this agent may have sent an envelope that a bounce names.
+        authenticated_relays: relays that have proved themselves to this agent.
     """
 
     key: SigningKey
     receipted_by: Callable[[Eid], Did | None]
-    may_be_ours: Callable[[Eid], bool] = _surely_not
-    proven: set[Did] = field(default_factory=set)
+    may_be_ours: Callable[[Eid], bool] = _never
+    authenticated_relays: set[Did] = field(default_factory=set)
 
-    def __call__(self, item: object) -> Opened:
-        """Verify and open one raw envelope.
+    def open(self, item: object) -> Opened | RelayError:
+        """Verify and open one raw envelope; return its defect, also if that is a bug here."""
+        try:
+            return self._open(item)
+        except RelayError as exc:
+            return exc
+        except Exception as bug:  # noqa: BLE001  its sender gets the code: internal
+            return bug_of(bug, "the opening of an envelope")
 
-        Raises:
-            RelayError: what is wrong with it.
-        """
+    def _open(self, item: object) -> Opened:
         envelope = envelopes.parse(item, max_body_bytes=MAX_BODY_BYTES)
         if envelope.recipient.did != self.key.did:
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, "addressed to somebody else")
@@ -100,27 +96,18 @@ class Opener:
             return Opened(envelope, content, None)
         return Opened(envelope, content, *self._bounced(envelope.sender.did, content.body))
 
-    def attempt(self, item: object) -> Opened | RelayError:
-        """As a call, but what is wrong with it is a value; a bug on one ends nothing else."""
-        try:
-            return self(item)
-        except RelayError as exc:
-            return exc
-        except Exception as bug:  # noqa: BLE001  its sender is told: internal
-            return bug_of(bug, "the opening of an envelope")
-
     def _bounced(self, sender: Did, body: bytes) -> tuple[tuple[BounceItem, ...], ...]:
-        """What is believed of a bounce and what is in doubt (GUARANTEES.md R6).
+        """Return the proven and the unverified items of a bounce (GUARANTEES.md R6).
 
-        A relay that proved itself to us is believed about what it gave us the receipt for.
+        A relay that proved itself to this agent proves items for which it issued the receipt.
         """
         items = verify_bounce(body.decode("ascii", errors="replace"), sender)
-        holders = {None, sender} if sender in self.proven else {sender}
-        believed = tuple(item for item in items if self.receipted_by(item.eid) in holders)
-        doubts = tuple(i for i in items if i not in believed and self.may_be_ours(i.eid))
-        if not believed and not doubts:
-            if sender not in self.proven:
-                detail = "a bounce of a relay that is not ours"
-                raise ProtocolError(ErrorCode.BAD_SIGNATURE, detail)
+        is_ours = sender in self.authenticated_relays
+        holders = {None, sender} if is_ours else {sender}
+        proven = tuple(item for item in items if self.receipted_by(item.eid) in holders)
+        unverified = tuple(i for i in items if i not in proven and self.may_be_ours(i.eid))
+        if proven or unverified:
+            return proven, unverified
+        if is_ours:
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, "a bounce of what another relay keeps")
-        return believed, doubts
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a bounce of a relay that is not ours")

@@ -1,340 +1,399 @@
-"""One home's side of the inbox: its seqs, its epoch, and what is to be acked there (R2, R5).
+"""The inbox at one relay: its seqs, its epoch, and the acks to send there (GUARANTEES.md R2, R5).
 
-Rules of the file: only :meth:`HomeInbox.deliver` and the look at doubtful bounces await. An
-envelope that cannot be verified or opened is refused with its code and counted, never shown. Seqs
-mean something at this home and in this epoch only; what is known of an envelope by its eid is in
-:mod:`relay.client.inbox.inbox`.
+Entry point: :class:`RelayInbox`. It reports ``connected``, ``delivered``, ``gap``, ``acked`` and
+``disconnected`` to the deliveries. Invariants: an envelope that cannot be verified or opened is
+refused with its code and counted, never shown. A seq is valid at this relay and in this epoch only.
+A cumulative ack never passes a refusal that is not durable.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter, deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
+from relay import clock
+from relay.client._util import wait_at_most
 from relay.client.errors import AgentError, typed
-from relay.client.inbox.ack_tracker import Progress
-from relay.client.inbox.delivery import (
-    GONE,
-    Entry,
-    Place,
-    Stage,
-)
-from relay.client.inbox.inbox import Inbox
+from relay.client.inbox.delivery import Delivery, DeliveryCopy, DeliveryState
+from relay.client.inbox.inbox import Inbox, RelaySide
 from relay.client.inbox.opener import Opened
-from relay.client.inbox.unverified import (
-    Doubt,
-    Doubts,
-)
 from relay.client.state.journal import SeenEnvelope
 from relay.protocol import frames
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Epoch,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Reason,
-)
+from relay.protocol.backoff import doubling_pause_s
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, error
+from relay.protocol.ids import Did, Eid, Epoch, Seq, Timestamp
 
 WINDOW_SLACK: Final = 64
-ACK_AGAIN_S: Final = 1
-ANSWER_S: Final = 20.0
+ACK_RETRY_S: Final = 1
+ACK_TIMEOUT_S: Final = 20.0
 """A relay that answers pings but no ack for so long is left for another connection."""
+VERIFY_PAUSE_S: Final = 1.0
+MAX_VERIFY_PAUSE_S: Final = 60.0
+MAX_UNVERIFIED: Final = 32
 
 
-class HomeInbox:
-    """What one home holds for this agent, as far as it has said.
+class AckTracker:
+    """The seq up to which all is settled in one session (PROTOCOL.md §5 ``ack``)."""
+
+    __slots__ = ("_sent", "_spans", "_upto")
+
+    def __init__(self, cursor: Seq) -> None:
+        self._upto = self._sent = cursor
+        self._spans: dict[int, int] = {}
+
+    def add(self, start: Seq, end: Seq) -> None:
+        """Note that seqs ``start`` … ``end`` are settled; a repetition changes nothing."""
+        first = max(start, self._upto + 1)
+        if first > end:
+            return
+        self._spans[first] = max(end, self._spans.get(first, 0))
+        while self._upto + 1 in self._spans:
+            self._upto = Seq(self._spans.pop(self._upto + 1))
+
+    @property
+    def has_moved(self) -> bool:
+        """True if the seq is higher than at the last :meth:`take`."""
+        return self._upto > self._sent
+
+    def take(self) -> Seq:
+        """Return the seq, to be sent to the relay."""
+        self._sent = self._upto
+        return self._upto
+
+
+class RelayInbox:
+    """The inbox of this agent at one relay.
 
     Args:
-        inbox: the agent's, of which this is a part.
-        wake: called when there is something to write to this home.
+        inbox: the agent's inbox, of which this is a part.
+        wake: called when there is a frame to send to this relay.
     """
 
     def __init__(self, inbox: Inbox, wake: Callable[[], None]) -> None:
-        self.is_open = self.has_moved = False
-        self.no_inbox: AgentError | None = None
+        self.side = RelaySide(self.disconnected)
         self._inbox = inbox
         self._wake = wake
         self._relay: Did | None = None
         self._epoch: Epoch | None = None
         self._head = Seq(0)
         self._window = 0
-        self._progress = Progress(Seq(0))
-        self._places: dict[Seq, Place] = {}
-        self._unsaid: list[Place] = []
-        self._say_at = Timestamp(0)
-        self._doubts = Doubts()
-        inbox.homes.append(self)
+        self._tracker = AckTracker(Seq(0))
+        self._copies: dict[Seq, DeliveryCopy] = {}
+        self._ack_queue: list[DeliveryCopy] = []
+        self._ack_at = Timestamp(0)
+        self._unverified = UnverifiedBounces()
+        inbox.relays.append(self.side)
 
     # ------------------------------------------------------------ connections
 
-    def opened(self, relay: Did, welcome: frames.Welcome, *, was_reset: bool) -> None:
-        """A login holds.
+    def connected(self, relay: Did, welcome: frames.Welcome, *, was_reset: bool) -> None:
+        """Begin a session.
 
         Args:
-            relay: who proved itself.
-            welcome: where the inbox stands there.
-            was_reset: whether this agent has known another epoch of it.
+            relay: has proved itself.
+            welcome: the position of the inbox there.
+            was_reset: this agent has known another epoch of it.
         """
-        self._inbox.opener.proven.add(relay)
-        self.no_inbox, self.is_open = None, welcome.inbox
-        same = relay == self._relay and welcome.epoch == self._epoch
-        went_back = same and welcome.head < self._head
-        if not same or went_back:
-            self._set_adrift()
+        self._inbox.opener.authenticated_relays.add(relay)
+        self.side.failure, self.side.is_open = None, welcome.inbox
+        is_same = relay == self._relay and welcome.epoch == self._epoch
+        went_back = is_same and welcome.head < self._head
+        if not is_same or went_back:
+            for copy in self._copies.values():
+                copy.delivery.epoch_reset(copy)
+            self._copies.clear()
         if went_back or was_reset:
             detail = "the relay's store was rolled back or lost; acked envelopes may come again"
-            self._inbox.tell(typed(ErrorCode.INBOX_RESET, detail))
+            self._inbox.raise_once(typed(ErrorCode.INBOX_RESET, detail))
         self._relay, self._epoch, self._head = relay, welcome.epoch, welcome.head
         self._window = welcome.window_count
-        self._progress = Progress(welcome.cursor)
-        for place in [one for seq, one in self._places.items() if seq <= welcome.cursor]:
-            self._conclude(place, None)
-        for place in [one for one in self._places.values() if one.entry.is_let_go]:
-            self.leave(place)
+        self._tracker = AckTracker(welcome.cursor)
+        for copy in [one for seq, one in self._copies.items() if seq <= welcome.cursor]:
+            self._pop(copy).acked(copy)
+        for copy in [one for one in self._copies.values() if one.delivery.is_dropped]:
+            self._pop(copy).remove(copy)
         self._inbox.sweep()
         self._inbox.changed()
 
-    def has_none(self, failure: AgentError) -> None:
-        """This relay holds no inbox of ours, or cannot be asked; whoever waits looks again."""
-        self.no_inbox = failure
+    def on_no_inbox(self, failure: AgentError) -> None:
+        """Note that this relay has no inbox of this agent, or cannot be asked."""
+        self.side.failure = failure
         self._inbox.changed()
 
-    def lost(self) -> None:
-        """The connection is gone; what was not shown yet is forgotten, it will come again."""
-        self.is_open = False
-        self._unsaid.clear()
-        self._say_at = Timestamp(0)
-        self._doubts = Doubts()
-        for place in list(self._places.values()):
-            place.here = place.said = False
-            entry = place.entry
-            if entry.stage in {Stage.QUEUED, Stage.DOUBTED} or entry.eid is None or entry.durable:
-                self.leave(place)
-            else:
-                _pass_on(place)
+    def disconnected(self) -> None:
+        """End the session: what was not shown is forgotten, since the relay redelivers it."""
+        self.side.is_open = False
+        self._ack_at = Timestamp(0)
+        self._unverified = UnverifiedBounces()
+        for copy in list(self._copies.values()):
+            if not copy.delivery.disconnected(copy):
+                self._pop(copy)
+        # at the end: a refusal may have been handed on to another copy here
+        self._ack_queue.clear()
 
     def end(self, failure: AgentError) -> None:
-        """This relay will not be dialled again; the agent goes on with others."""
-        self.lost()
-        self.has_none(failure)
-        for place in list(self._places.values()):
-            self.leave(place, failure)
+        """End it for good: this relay will not be dialled again; the agent goes on with others."""
+        self.disconnected()
+        self.on_no_inbox(failure)
+        for copy in list(self._copies.values()):
+            self._pop(copy).remove(copy, failure)
 
-    def move_on(self) -> None:
-        """The inbox has moved: what the program has in hand is answered where it comes again."""
-        self.lost()
-        self.has_moved = True
-        self._inbox.homes.remove(self)
+    def detach(self) -> None:
+        """End it because the inbox has moved: messages in hand are acked at the new home."""
+        self.disconnected()
+        for copy in self._copies.values():
+            copy.is_detached = True
+        self.close()
+
+    def close(self) -> None:
+        """Take this relay out of the agent's inbox."""
+        self._inbox.relays.remove(self.side)
 
     def unreachable(self) -> None:
-        """It could not be dialled again: an ack must not hold up what other homes deliver."""
-        if not self._inbox.is_elsewhere(self):
+        """Note that a reconnect failed: an ack must not hold up deliveries of other relays."""
+        if not any(side.is_open for side in self._inbox.relays if side is not self.side):
             return
         detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
-        for place in self._places.values():
-            if place.entry.stage is Stage.ANSWERED and not place.entry.is_here:
-                place.entry.settle(typed(ErrorCode.PEER_UNREACHABLE, detail))
+        for copy in self._copies.values():
+            if copy.delivery.is_settling and not copy.delivery.is_current:
+                copy.delivery.finish(typed(ErrorCode.PEER_UNREACHABLE, detail))
 
-    def _set_adrift(self) -> None:
-        """Another epoch: seqs mean nothing any more, eids still do."""
-        for place in list(self._places.values()):
-            if place.entry.stage is Stage.ANSWERED:
-                detail = "the inbox began a new epoch before this answer was durable"
-                self._conclude(place, typed(ErrorCode.INBOX_RESET, detail))
-            else:
-                place.entry.places.remove(place)
-        self._places.clear()
-
-    def leave(self, place: Place, failure: AgentError | None = None) -> None:
-        """An envelope has no place here any more."""
-        if self._places.get(place.seq) is place:
-            del self._places[place.seq]
-        place.entry.places.remove(place)
-        if not place.entry.places:
-            self._inbox.left(place.entry, failure)
-        else:
-            _pass_on(place)
+    def _pop(self, copy: DeliveryCopy) -> Delivery:
+        if self._copies.get(copy.seq) is copy:
+            del self._copies[copy.seq]
+        return copy.delivery
 
     # ------------------------------------------------------------ delivered
 
-    async def deliver(self, frame: frames.Deliver) -> None:
-        """Take what the relay hands over.
+    async def delivered(self, frame: frames.Deliver) -> None:
+        """Process delivered envelopes.
 
         Raises:
             ProtocolError: another epoch than this session's, or far more than its window.
             AgentError: the journal cannot be written: nothing is shown.
         """
-        self._expect(frame.epoch)
-        new = [item for item in frame.items if not self._is_here(item.seq)]
-        opened = [(item, self._inbox.opener.attempt(item.envelope)) for item in new]
-        known = await self._inbox.take([one for _, one in opened if isinstance(one, Opened)])
+        self._check_epoch(frame.epoch)
+        items = [item for item in frame.items if not self._is_current(item.seq)]
+        opened = [(item, self._inbox.opener.open(item.envelope)) for item in items]
+        seen = await self._inbox.record_delivered(
+            [one for _, one in opened if isinstance(one, Opened)]
+        )
         for item, one in opened:
-            self._take(item, one, known)
-        if len(self._places) > 2 * self._window + WINDOW_SLACK:
+            self._delivered(item, one, seen)
+        if len(self._copies) > 2 * self._window + WINDOW_SLACK:
             raise ProtocolError(ErrorCode.BAD_FRAME, "more was delivered than the window allows")
 
-    def _expect(self, epoch: Epoch) -> None:
+    def _check_epoch(self, epoch: Epoch) -> None:
         if epoch != self._epoch:
             raise ProtocolError(ErrorCode.BAD_FRAME, "delivered from another epoch")
 
-    def _is_here(self, seq: Seq) -> bool:
-        place = self._places.get(seq)
-        return place is not None and place.here
+    def _is_current(self, seq: Seq) -> bool:
+        copy = self._copies.get(seq)
+        return copy is not None and copy.is_current
 
-    def _take(
-        self, item: frames.DeliverItem, opened: Opened | RelayError, known: dict[Eid, SeenEnvelope]
+    def _delivered(
+        self, item: frames.DeliverItem, opened: Opened | RelayError, seen: dict[Eid, SeenEnvelope]
     ) -> None:
         self._head = Seq(max(self._head, item.seq))
         if isinstance(opened, RelayError):
-            self._inbox.refused += 1
-            entry = Entry(None, Stage.ANSWERED, str(opened.code))
+            delivery = self._inbox.refused_on_arrival(str(opened.code))
         else:
-            before = known.get(opened.envelope.eid)
-            entry = self._inbox.admit(opened, before, redelivered=item.redelivered)
-        place = self._place(item.seq, entry)
-        if isinstance(opened, Opened) and entry.stage is Stage.DOUBTED:
-            redelivered = item.redelivered or opened.envelope.eid in known
-            self._doubts.add(Doubt(entry, opened, redelivered))
-        if entry.stage is Stage.ANSWERED and entry.noted:
-            self.say(place)
+            before = seen.get(opened.envelope.eid)
+            delivery = self._inbox.admit(opened, before, redelivered=item.redelivered)
+        copy = self._copy(item.seq, delivery)
+        if isinstance(opened, Opened) and delivery.state is DeliveryState.VERIFYING:
+            redelivered = item.redelivered or opened.envelope.eid in seen
+            self._unverified.add(UnverifiedBounce(delivery, opened, redelivered))
+        if delivery.is_settling and delivery.is_journaled:
+            self.queue_ack(copy)
 
-    def _place(self, seq: Seq, entry: Entry) -> Place:
-        """Where it lies now; what was thought to lie there does not."""
-        before = self._places.get(seq)
-        if before is not None and before.entry is entry:
-            before.here, before.said = True, False
+    def _copy(self, seq: Seq, delivery: Delivery) -> DeliveryCopy:
+        """Return the copy at a seq; it replaces a copy of another envelope there."""
+        before = self._copies.get(seq)
+        if before is not None and before.delivery is delivery:
+            before.is_current, before.ack_sent = True, False
             return before
-        place = Place(self, seq, entry)
-        # where it lay before the inbox moved it lies no more
-        entry.places[:] = [other for other in entry.places if not other.home.has_moved]
-        entry.places.append(place)
+        copy = delivery.delivered(seq, self.queue_ack)
         if before is not None:
-            self.leave(before)
-        self._places[seq] = place
-        return place
+            self._pop(before).remove(before)
+        self._copies[seq] = copy
+        return copy
 
-    async def look_at_doubts(self) -> None:
-        """Find out, one after the other, which bounces are to be believed; until cancelled.
-
-        What else is delivered does not wait for it.
+    async def verify_bounces(self) -> None:
+        """Verify unverified bounces, one after the other, beside all else; until cancelled.
 
         Raises:
             AgentError: the journal cannot be written.
         """
         while True:
-            doubt = await self._doubts.next()
-            if await self._inbox.look_at(doubt):
+            bounce = await self._unverified.next()
+            result = await self._inbox.verify_bounce(bounce.opened)
+            if bounce.is_over:
                 continue
-            over = self._doubts.put_back(doubt, self._window)
-            if over is not None:
-                await self._inbox.give_up(over)
+            if isinstance(result, Opened):
+                self._inbox.show(bounce.delivery, result, redelivered=bounce.redelivered)
+            elif result is not None:
+                await self._inbox.refuse_bounce(bounce.opened, result)
+            elif (dropped := self._unverified.put_back(bounce, self._window)) is not None:
+                detail = "too many bounces that cannot be judged now"
+                await self._inbox.refuse_bounce(dropped.opened, error(ErrorCode.OVERLOADED, detail))
 
     def gap(self, frame: frames.Gap) -> None:
-        """Take the relay's word on seqs that hold nothing any more.
+        """Process seqs that hold nothing any more.
 
         Raises:
             ProtocolError: another epoch than this session's.
         """
-        self._expect(frame.epoch)
+        self._check_epoch(frame.epoch)
         for item in frame.ranges:
-            self._progress.add(item.start, item.end)
+            self._tracker.add(item.start, item.end)
             self._head = Seq(max(self._head, item.end))
-            for place in [p for s, p in self._places.items() if item.start <= s <= item.end]:
-                is_ended = item.reason in {Reason.ACKED, Reason.REFUSED}
-                kept = is_ended and place.entry.stage is Stage.ANSWERED
-                detail = f"{item.reason} before the answer was durable"
-                self._conclude(place, None if kept else typed(GONE[item.reason], detail))
+            for copy in [c for s, c in self._copies.items() if item.start <= s <= item.end]:
+                self._pop(copy).ended(copy, item.reason)
 
-    # ------------------------------------------------------------ answered
+    # ------------------------------------------------------------ acks and refusals
 
-    def say(self, place: Place) -> None:
-        """The program's answer is noted: it may be said."""
-        entry = place.entry
-        is_anothers = entry.teller is not None and entry.teller is not place
-        if not place.here or (is_anothers and entry.unsaid_code is not None):
-            return
-        entry.teller = place
-        self._unsaid.append(place)
-        self._wake()
+    def queue_ack(self, copy: DeliveryCopy) -> None:
+        """Queue the ack or refusal of a copy, unless another copy sends the refusal."""
+        if copy.delivery.may_send(copy):
+            self._ack_queue.append(copy)
+            self._wake()
 
     def next_ack(self, now: Timestamp) -> frames.Ack | None:
-        """The next ``ack`` frame, if there is something to say; ``now`` is monotonic seconds."""
-        if self._epoch is None or now < self._say_at:
+        """Return the next ``ack`` frame, if one is due; ``now`` is monotonic seconds."""
+        if self._epoch is None or now < self._ack_at:
             return None
-        batch, self._unsaid = self._unsaid[: frames.MAX_SEQS], self._unsaid[frames.MAX_SEQS :]
-        for place in batch:
-            place.said, place.said_at = True, now
-            # a refusal is passed only when it is durable: a cumulative ack must not overtake it
-            if place.entry.unsaid_code is None:
-                self._progress.add(place.seq, place.seq)
-        if not batch and not self._progress.moved:
+        batch = self._ack_queue[: frames.MAX_SEQS]
+        del self._ack_queue[: frames.MAX_SEQS]
+        for copy in batch:
+            copy.ack_sent, copy.ack_sent_at = True, now
+            # passed only when it is durable: a cumulative ack must not overtake a refusal
+            if copy.delivery.unsent_code is None:
+                self._tracker.add(copy.seq, copy.seq)
+        if not batch and not self._tracker.has_moved:
             return None
-        upto = self._progress.take()
-        refused = [(place.seq, place.entry.unsaid_code) for place in batch]
+        upto = self._tracker.take()
+        codes = [(copy.seq, copy.delivery.unsent_code) for copy in batch]
         return frames.Ack(
             self._epoch,
             upto,
-            tuple(seq for seq, code in refused if code is None and seq > upto),
-            tuple((seq, code) for seq, code in refused if code is not None),
+            tuple(seq for seq, code in codes if code is None and seq > upto),
+            tuple((seq, code) for seq, code in codes if code is not None),
         )
 
     def next_timer(self) -> Timestamp | None:
-        """When :meth:`next_ack` or :meth:`check_answers` has work, monotonic seconds."""
-        due = [self._say_at] if self._unsaid and self._say_at else []
-        due += [Timestamp(place.said_at + ANSWER_S) for place in self._first_said()]
+        """Return when :meth:`next_ack` or :meth:`check_answers` is due, monotonic seconds."""
+        due = [self._ack_at] if self._ack_queue and self._ack_at else []
+        due += [Timestamp(copy.ack_sent_at + ACK_TIMEOUT_S) for copy in self._first_sent()]
         return min(due, default=None)
 
     def check_answers(self, now: Timestamp) -> None:
-        """Notice a relay that no longer answers acks: who waits for one must not wait for ever.
+        """Notice a relay that does not answer acks any more.
 
         Raises:
-            UnavailableError: one has waited for too long.
+            UnavailableError: an ack is unanswered for too long.
         """
-        if any(place.said_at + ANSWER_S <= now for place in self._first_said()):
+        if any(copy.ack_sent_at + ACK_TIMEOUT_S <= now for copy in self._first_sent()):
             raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer acks")
 
-    def _first_said(self) -> list[Place]:
-        return list(islice((place for place in self._places.values() if place.said), 1))
+    def _first_sent(self) -> list[DeliveryCopy]:
+        return list(islice((copy for copy in self._copies.values() if copy.ack_sent), 1))
 
     def acked(self, frame: frames.Acked) -> None:
-        """Take the relay's word on what is durable."""
+        """Process the relay's confirmation that acks and refusals are durable."""
         if frame.epoch != self._epoch:
             return
         named = {*frame.seqs, *frame.refused}
-        for seq, place in list(self._places.items()):
-            if place.said and (seq <= frame.upto or seq in named):
-                self._progress.add(seq, seq)
-                self._conclude(place, None)
+        for seq, copy in list(self._copies.items()):
+            if copy.ack_sent and (seq <= frame.upto or seq in named):
+                self._tracker.add(seq, seq)
+                self._pop(copy).acked(copy)
 
-    def say_again(self, now: Timestamp, retry_after: int | None) -> None:
-        """The store did not take our answers: say them once more, a little later."""
-        self._say_at = Timestamp(now + (retry_after or ACK_AGAIN_S))
-        said = [place for place in self._places.values() if place.said]
-        for place in said:
-            place.said = False
-        self._unsaid += said
-
-    def _conclude(self, place: Place, failure: AgentError | None) -> None:
-        """It is over with this place; ``failure`` is why our answer did not count."""
-        if place.entry.stage is Stage.ANSWERED and failure is None:
-            place.entry.durable = True
-        self.leave(place, failure)
+    def requeue_acks(self, now: Timestamp, retry_after: int | None) -> None:
+        """Send the unconfirmed acks again, a little later: the relay's store has failed."""
+        self._ack_at = Timestamp(now + (retry_after or ACK_RETRY_S))
+        sent = [copy for copy in self._copies.values() if copy.ack_sent]
+        for copy in sent:
+            copy.ack_sent = False
+        self._ack_queue += sent
 
 
-def _pass_on(place: Place) -> None:
-    """This home says the answer no more: another one that has the envelope does."""
-    entry = place.entry
-    if entry.teller is place:
-        entry.teller = None
-        if entry.stage is Stage.ANSWERED and entry.refuse_code is not None and entry.noted:
-            for other in [one for one in entry.places if one is not place and not one.said]:
-                other.home.say(other)
+@dataclass(slots=True, eq=False)
+class UnverifiedBounce:
+    """One bounce that is not shown yet.
+
+    Args:
+        delivery: of the bounce.
+        opened: its content.
+        redelivered: it may have been shown before.
+    """
+
+    delivery: Delivery
+    opened: Opened
+    redelivered: bool
+    tries: int = 0
+    due_at: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """True if there is nothing to verify any more."""
+        return self.delivery.state is not DeliveryState.VERIFYING or not self.delivery.copies
+
+    @property
+    def recipient(self) -> str:
+        """The recipient of an envelope that it names."""
+        return self.opened.unverified[0].to
+
+
+@dataclass(slots=True)
+class UnverifiedBounces:
+    """Bounces of one relay to verify, and when (GUARANTEES.md R6).
+
+    New ones come before those that wait, so no bounce holds up another agent's. At most half of the
+    window waits. Beyond that, the newest one about the recipient with the most bounces is dropped:
+    an attacker with forged bounces loses only those about itself.
+    """
+
+    _new: deque[UnverifiedBounce] = field(default_factory=deque)
+    _waiting: list[UnverifiedBounce] = field(default_factory=list)
+    _added: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def add(self, bounce: UnverifiedBounce) -> None:
+        """Add a new bounce."""
+        self._new.append(bounce)
+        self._added.set()
+
+    async def next(self) -> UnverifiedBounce:
+        """Return the next one to verify; waits for it."""
+        while True:
+            self._added.clear()
+            if self._new:
+                return self._new.popleft()
+            first = min(self._waiting, key=lambda one: one.due_at, default=None)
+            pause = None if first is None else first.due_at - clock.monotonic()
+            if first is not None and pause is not None and pause <= 0:
+                self._waiting.remove(first)
+                return first
+            await wait_at_most(self._added, pause)
+
+    def put_back(self, bounce: UnverifiedBounce, window: int) -> UnverifiedBounce | None:
+        """Verify a bounce again later; return the one that is dropped for it, if any.
+
+        Args:
+            bounce: cannot be verified now.
+            window: the number of envelopes that the relay delivers at once.
+        """
+        pause = doubling_pause_s(bounce.tries, VERIFY_PAUSE_S, MAX_VERIFY_PAUSE_S)
+        bounce.due_at = clock.monotonic() + pause
+        bounce.tries += 1
+        self._waiting = [one for one in [*self._waiting, bounce] if not one.is_over]
+        if len(self._waiting) <= max(1, min(MAX_UNVERIFIED, window // 2)):
+            return None
+        [(recipient, _)] = Counter(one.recipient for one in self._waiting).most_common(1)
+        dropped = next(one for one in reversed(self._waiting) if one.recipient == recipient)
+        self._waiting.remove(dropped)
+        return dropped

@@ -1,7 +1,7 @@
-"""A handler for every message: acked when it returns, shown again when it fails, then refused.
+"""A handler for every message: acked when it returns, retried when it fails, then refused.
 
-Rules of the file: a bounce never reaches the handler of messages, and no failure of a handler
-refuses it: it is the only word on an envelope that was lost.
+Entry point: :func:`serve`. Invariants: a bounce never reaches the handler of messages, and no
+failure of a handler refuses it: it is the only report of a lost envelope.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _log: Final = logging.getLogger("relay.client")
 
 
 def log_bounce(items: Iterable[BounceItem]) -> None:
-    """What is done with a bounce where the program has no handler for it."""
+    """Log a bounce for which the program has no handler."""
     for item in items:
         before = "perhaps after a delivery" if item.maybe_delivered else "undelivered"
         _log.warning("%s to %s ended %s: %s", item.eid, item.to, before, item.reason)
@@ -35,7 +35,7 @@ async def serve(
     *,
     at_once: int,
 ) -> None:
-    """See :meth:`relay.client.Agent.serve`."""
+    """Call the handlers; see :meth:`relay.client.Agent.serve`."""
 
     async def process(message: Message) -> None:
         if not isinstance(message, Bounce):
@@ -45,17 +45,17 @@ async def serve(
         else:
             log_bounce(message.items)
 
-    room = asyncio.Semaphore(at_once)
+    slots = asyncio.Semaphore(at_once)
     failure: AgentError | None = None
     async with asyncio.TaskGroup() as tasks:
         running: set[asyncio.Task[None]] = set()
         try:
-            await room.acquire()
+            await slots.acquire()
             async for message in messages:
-                task = tasks.create_task(_handle(message, process, room))
+                task = tasks.create_task(_handle(message, process, slots))
                 running.add(task)
                 task.add_done_callback(running.discard)
-                await room.acquire()
+                await slots.acquire()
         except AgentError as exc:
             # raised below: from here it would come out wrapped in an exception group
             failure = exc
@@ -65,25 +65,25 @@ async def serve(
         raise failure
 
 
-async def _handle(message: Message, process: Handler, room: asyncio.Semaphore) -> None:
+async def _handle(message: Message, process: Handler, slots: asyncio.Semaphore) -> None:
     try:
         async with message:
             await _uncancelled(process(message))
     except AgentError as exc:
-        # of the ack: the end of the agent is told by the inbox, anything else makes it come again
+        # of the ack: the iterator raises the end of the agent; after anything else it comes again
         _log.warning("%s: %s", message.eid, exc)
     except Exception:  # noqa: BLE001
-        # whatever a program raises is its own; one message must not end the others
+        # the handler may raise anything; one message must not end the others
         _log.exception("the handler failed on %s of %s", message.eid, message.sender)
     finally:
-        room.release()
+        slots.release()
 
 
 async def _uncancelled(work: Awaitable[None]) -> None:
-    """Await ``work``; where a task that it awaits was cancelled, and not this one, it has failed.
+    """Await ``work``.
 
     Raises:
-        RuntimeError: it did.
+        RuntimeError: ``work`` was cancelled, and this task was not.
     """
     try:
         await work

@@ -128,7 +128,7 @@ async def issue_order(
         AgentError: the order is not possible, or the state file cannot be written.
     """
     now, pending = clock.now(), state.migration.pending
-    # also by an order that is being cancelled, of which the source has not heard
+    # also by an order that is being cancelled, which the source does not know
     is_frozen = (
         pending is not None
         and pending.source_frozen

@@ -167,4 +167,4 @@ class MigrationService(Host):
         if eids is None:
             detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
             failure = typed(ErrorCode.PEER_UNREACHABLE, detail)
-        self._sessions.inbox.expect(eids or frozenset(), failure)
+        self._sessions.inbox.drop_missing(eids or frozenset(), failure)

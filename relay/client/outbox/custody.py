@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from relay.client.inbox.delivery import log_failure
+from relay.client._util import log_failure
 from relay.client.message import Sent
 from relay.client.state.peers import CustodyRecord, PeerStore
 from relay.protocol.ids import (
@@ -67,7 +67,9 @@ class Custody:
             _, old = self._by_eid.popitem(last=False)
             self._eids.pop(old.id, None)
         if lasting and self._knowledge is not None:
-            self._knowledge.save_custody(holding).add_done_callback(log_failure)
+            self._knowledge.save_custody(holding).add_done_callback(
+                log_failure("it could not be saved")
+            )
 
     def relay_of(self, eid: Eid) -> Did | None:
         """Which relay gave the first receipt, as far as this process remembers."""

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock
-from relay.client._util import beside
+from relay.client._util import beside, log_failure
 from relay.client.errors import AgentError, of, typed
 from relay.client.http.relay_api import RelayApi
-from relay.client.inbox.delivery import log_failure
 from relay.client.message import Sent
 from relay.client.outbox.errand import Errand
 from relay.client.outbox.queue import Outbox
@@ -112,7 +111,9 @@ def _conclude(waiting: Waiting, state: AgentState) -> None:
     failure = waiting.answer.exception()
     if failure is None or isinstance(failure, AgentError):
         answer = failure or waiting.answer.result()
-        state.journal.save_outcome(waiting.envelope, answer).add_done_callback(log_failure)
+        state.journal.save_outcome(waiting.envelope, answer).add_done_callback(
+            log_failure("it could not be saved")
+        )
 
 
 async def _settle(waiting: Waiting, state: AgentState, tell: Tell | None) -> None:

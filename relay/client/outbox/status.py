@@ -129,13 +129,13 @@ class Following:
         believed = list(opened.bounced or ())
         try:
             async with asyncio.timeout(JUDGE_S):
-                believed += [item for item in opened.doubts if await self._holds(relay, item)]
+                believed += [item for item in opened.unverified if await self._holds(relay, item)]
         except (RelayError, TimeoutError):
             return None
         if not believed:
             detail = "a bounce of a relay that no receipt and no record names"
             return error(ErrorCode.BAD_SIGNATURE, detail)
-        return replace(opened, bounced=tuple(believed), doubts=())
+        return replace(opened, bounced=tuple(believed), unverified=())
 
     async def _holds(self, relay: Did, item: BounceItem) -> bool:
         """Whether ``relay`` may say how an envelope ended.

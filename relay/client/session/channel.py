@@ -26,7 +26,7 @@ from relay.client.directory.resolve import resolve_at
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
 from relay.client.http.origin import Origin
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.relay_inbox import HomeInbox
+from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.outbox.queue import Outbox
 from relay.client.session.connection import (
     Line,
@@ -117,7 +117,7 @@ class Conversation:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     last_failure: AgentError | None = None
     gate: Gate = field(default_factory=Gate)
-    inbox: HomeInbox = field(init=False)
+    inbox: RelayInbox = field(init=False)
     origin: Origin = field(init=False)
     welcome: frames.Welcome | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
@@ -128,7 +128,7 @@ class Conversation:
 
     def __post_init__(self) -> None:
         self.origin = self.origins[0]
-        self.inbox = HomeInbox(self.company.inbox, self.wake)
+        self.inbox = RelayInbox(self.company.inbox, self.wake)
 
     # ------------------------------------------------------------ for the agent
 
@@ -198,7 +198,7 @@ class Conversation:
             return None
         self.last_failure = exc
         if self.welcome is None:
-            self.inbox.has_none(exc)
+            self.inbox.on_no_inbox(exc)
         self.inbox.unreachable()
         self.company.line_changed()
         return exc
@@ -259,14 +259,14 @@ class Conversation:
         self.company.homes.joined(line.relay, str(origin))
         epoch = ready.welcome.epoch
         before = state.see_epoch(line.relay, epoch) if epoch is not None else None
-        self.inbox.opened(line.relay, ready.welcome, was_reset=before is not None)
+        self.inbox.connected(line.relay, ready.welcome, was_reset=before is not None)
         self.company.line_changed()
 
     def _lose(self) -> None:
         self.line = None
         self.has_asked = False
         self.company.outbox.lost(self._name)
-        self.inbox.lost()
+        self.inbox.disconnected()
         self.questions.lost()
         self.lost.set()
         self.company.line_changed()
@@ -282,7 +282,7 @@ class Conversation:
                 tasks.create_task(self._read(line))
                 tasks.create_task(self._write(line))
                 tasks.create_task(self._keep_record(line))
-                tasks.create_task(self.inbox.look_at_doubts())
+                tasks.create_task(self.inbox.verify_bounces())
                 tasks.create_task(self.gate.until_shut())
         except BaseExceptionGroup as group:
             first = first_of(group)
@@ -305,7 +305,7 @@ class Conversation:
             case frames.Submitted():
                 self.company.outbox.answered(frame, line.relay, clock.monotonic(), self._name)
             case frames.Deliver():
-                await self.inbox.deliver(frame)
+                await self.inbox.delivered(frame)
             case frames.Gap():
                 self.inbox.gap(frame)
             case frames.Acked():
@@ -322,7 +322,7 @@ class Conversation:
             if not self.company.outbox.failed(frame.ref, exc, now, self._name):
                 self.questions.failed(frame.ref, exc)
         elif frame.error is ErrorCode.STORAGE_UNAVAILABLE:
-            self.inbox.say_again(now, frame.retry_after)
+            self.inbox.requeue_acks(now, frame.retry_after)
         elif frame.error is ErrorCode.INBOX_RESET:
             # the next login shows which epoch it is now
             raise typed(ErrorCode.STORAGE_UNAVAILABLE, frame.detail)
@@ -403,6 +403,6 @@ class Conversation:
         if not line.ready.welcome.inbox:
             if self.company.homes.is_home(line.relay) and line.login.record != record:
                 raise LogInAgain
-            self.inbox.has_none(self.company.homes.no_home(line.relay, str(self.origin)))
+            self.inbox.on_no_inbox(self.company.homes.no_home(line.relay, str(self.origin)))
         self.is_settled = True
         self.company.line_changed()

@@ -28,7 +28,7 @@ from relay.client.http.origin import Origin
 from relay.client.identity.handle_lookup import Naming
 from relay.client.identity.handles import Handles
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.opener import Opener
+from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.outbox.custody import Custody
 from relay.client.outbox.direct import Detours
 from relay.client.outbox.outcomes import Outcomes
@@ -83,7 +83,7 @@ class Sessions:
         is_here = any(one.is_loopback for one in named)
         naming = Naming(self.asking.find, self.correspondents.learn, is_here)
         self.handles = Handles(naming.record, naming.forward, knowledge)
-        opener = Opener(key, self.custody.relay_of, self._may_be_ours)
+        opener = EnvelopeOpener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, state.journal, self.following.judge)
         self.outcomes = Outcomes(state.journal)
         share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
@@ -152,10 +152,10 @@ class Sessions:
         failure = await conversation.run()
         self.conversations.remove(conversation)
         if failure is None:
-            self.inbox.homes.remove(conversation.inbox)
+            conversation.inbox.close()
             return
         if conversation.gate.has_left:
-            conversation.inbox.move_on()
+            conversation.inbox.detach()
         else:
             conversation.inbox.end(failure)
         if self._ended is None:

@@ -61,7 +61,7 @@ class Database:
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # SQLite gives its log the mode of the file
+            # SQLite creates its log with the mode of the file
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, MODE)
             with open(descriptor, "rb") as file:  # noqa: PTH123  a Path cannot open a descriptor
                 set_mode(descriptor, MODE)

@@ -328,7 +328,7 @@ def _count_attempt(eid: Eid, connection: sqlite3.Connection) -> int:
 
 def _sweep(connection: sqlite3.Connection) -> None:
     peers.sweep(connection)
-    before = int(clock.now()) - peers.KEPT_AFTER_EXPIRY_S
+    before = int(clock.now()) - peers.RETENTION_AFTER_EXPIRY_S
     connection.execute("DELETE FROM eids WHERE expires_at < ?", (before,))
     [count] = connection.execute("SELECT count(*) FROM eids").fetchone()
     if count > MAX_EIDS:

@@ -1,6 +1,6 @@
 """The latest migration of an agent in its state file: order, stage, inventory and report.
 
-Entry point: :class:`MigrationLog`. Invariants: a stage is saved before its request is sent, so a
+Entry point: :class:`MigrationLog`. Invariants: a stage is saved before its request is sent. So a
 life after a crash continues with the same order and the same record, byte for byte. Nothing is
 deleted at the end of a migration: its order's seq must not be used again.
 

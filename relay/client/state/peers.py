@@ -19,7 +19,7 @@ from relay.protocol import endpoint_record
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import Did, Eid, MessageId
 
-KEPT_AFTER_EXPIRY_S: Final = 24 * 3600
+RETENTION_AFTER_EXPIRY_S: Final = 24 * 3600
 MAX_RECORDS: Final = 10_000
 """About 10 MB. Above it the record that was found first is deleted; a relay finds it again."""
 
@@ -33,7 +33,7 @@ class CustodyRecord:
         id: the sender's own id.
         to: its recipient.
         expires_at: Unix seconds.
-        chain: the relay that gave the first receipt, and those that it was forwarded to.
+        chain: the relay that issued the first receipt, and those that it was forwarded to.
     """
 
     eid: Eid
@@ -92,7 +92,7 @@ class PeerStore:
 
 def sweep(connection: sqlite3.Connection) -> None:
     """Delete what is of no use any more."""
-    before = int(clock.now()) - KEPT_AFTER_EXPIRY_S
+    before = int(clock.now()) - RETENTION_AFTER_EXPIRY_S
     connection.execute("DELETE FROM holdings WHERE expires_at < ?", (before,))
     [count] = connection.execute("SELECT count(*) FROM found").fetchone()
     if count > MAX_RECORDS:
