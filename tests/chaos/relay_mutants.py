@@ -43,6 +43,7 @@ T = TypeVar("T")
 LATE_RECEIPTS = 128
 LATE_ACKS = 32
 IDLE_S = 1.0
+NOT_ISOLATED = "not-isolated"
 
 
 class LateCommits(Generic[T]):
@@ -195,7 +196,7 @@ def isolate_nothing() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "not-isolated":
+    if sys.argv[1] == NOT_ISOLATED:
         isolate_nothing()
     else:
         open_store.RedisStore = MUTANTS[sys.argv[1]]

@@ -1,3 +1,5 @@
+"""Bounces whose sender cannot be found: they wait, expire, and hold up no other bounce."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Resolving an agent's record: own store first, then other relays, within a budget."""
+
 from __future__ import annotations
 
 import asyncio

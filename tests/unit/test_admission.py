@@ -1,3 +1,5 @@
+"""Admission: which logins, senders and registrations a relay accepts."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The agent's side of a session: what it sends and accepts in each phase."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Frames as JSON: each survives a round trip, and a malformed one is refused by name."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The memory of envelope ids: what it remembers, forgets and refuses."""
+
 from __future__ import annotations
 
 import itertools

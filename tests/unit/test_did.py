@@ -1,3 +1,5 @@
+"""did:key identifiers and signing keys: parsing, printing, refusing."""
+
 from __future__ import annotations
 
 import copy

@@ -1,3 +1,5 @@
+"""Endpoint records: signing, order, merging, expiry, and refusals by name."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""Envelopes: signing, parsing, and each way in which one is refused."""
+
 from __future__ import annotations
 
 import hashlib

@@ -1,3 +1,5 @@
+"""The error registry: codes, faults and close numbers."""
+
 from __future__ import annotations
 
 import pytest

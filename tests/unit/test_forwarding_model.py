@@ -1,3 +1,5 @@
+"""Single decisions of a forwarder: batches, marks, receipts, retries, refusals."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Frames are frozen values within the limits of the protocol."""
+
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, is_dataclass

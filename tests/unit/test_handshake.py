@@ -1,3 +1,5 @@
+"""The proofs of a login: they bind the relay, the nonce and the purpose."""
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,3 +1,5 @@
+"""Message ids and numbers: order, bounds, refusals."""
+
 from __future__ import annotations
 
 import uuid

@@ -1,3 +1,5 @@
+"""The inbox of the reference: single steps of storing, reading, acking and ending."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""The strict JSON and JWS reader against hostile input and foreign implementations."""
+
 from __future__ import annotations
 
 import base64

@@ -1,3 +1,5 @@
+"""Migration orders: signing, parsing, and refusals by name."""
+
 from __future__ import annotations
 
 from typing import Any

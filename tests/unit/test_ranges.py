@@ -1,3 +1,5 @@
+"""Sets of sequence numbers as ranges, against plain sets."""
+
 from __future__ import annotations
 
 from itertools import pairwise

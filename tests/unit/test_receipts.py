@@ -1,3 +1,5 @@
+"""Receipts: what they prove, and each way in which one is refused."""
+
 from __future__ import annotations
 
 import json

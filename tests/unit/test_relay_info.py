@@ -1,3 +1,5 @@
+"""The signed self-description of a relay."""
+
 from __future__ import annotations
 
 import functools

@@ -1,3 +1,5 @@
+"""Sealed bodies: only the recipient opens them, and altered ones not at all."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""The relay's side of a session: each frame in each phase, and its effects."""
+
 from __future__ import annotations
 
 from typing import Any

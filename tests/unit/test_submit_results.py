@@ -1,3 +1,5 @@
+"""Answers to a submit, matched with what was submitted."""
+
 from __future__ import annotations
 
 import pytest
