@@ -100,7 +100,7 @@ def world(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> World:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("relay.client.state.agent_state._pinned", {})
-    monkeypatch.setattr("relay.client.state.database.BUSY_S", 0.05)
+    monkeypatch.setattr("relay.client.state.database.BUSY_TIMEOUT_S", 0.05)
     return World(monkeypatch, tmp_path)
 
 

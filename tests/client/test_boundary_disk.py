@@ -57,7 +57,7 @@ ME = new_key()
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("relay.client.state.database.BUSY_S", 0.05)
+    monkeypatch.setattr("relay.client.state.database.BUSY_TIMEOUT_S", 0.05)
     for name in (
         "session.channel.QUESTION_S",
         "session.request_router.QUESTION_S",
