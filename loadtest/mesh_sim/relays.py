@@ -288,7 +288,7 @@ class Exchange:
             record = self._relay.judge(self._peer, text)
             if record and record.agent in asked and self._relay.take(record):
                 self._gained.append(record)
-        self._ask(self._pull.receive(frame, kept=len(self._gained) - before))
+        self._ask(self._pull.receive(frame, gained=len(self._gained) - before))
 
     def _ask(self, questions: list[frames.Digest | frames.Want]) -> None:
         for question in questions:

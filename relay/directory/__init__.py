@@ -1,1 +1,1 @@
-"""How endpoint records and handles are published, resolved and gossiped."""
+"""Endpoint records and handles: publishing, resolving, gossip and anti-entropy."""

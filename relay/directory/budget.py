@@ -1,6 +1,6 @@
-"""A budget of processor time: what was spent is paid back by resting (GUARANTEES.md §4).
+"""Bound processor time: whoever spends it rests until it is paid back (GUARANTEES.md §4).
 
-Rules of the file: only time between two awaits counts, so other work of the node is not charged.
+Only time between two awaits counts, so other work of the node is not charged.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import Final
 from relay import clock
 
 SHARE: Final = 0.25
-UNPAID_S: Final = 0.02
-"""So much may be spent at once before a rest is worth its while."""
+MIN_DEBT_S: Final = 0.02
+"""A smaller debt is not worth a rest."""
 
 
 class Budget:
-    """At most a share of one core, over all who spend from it.
+    """A share of one core, for all that spend from it together.
 
     Args:
-        share: of one core.
+        share: 0 … 1.
     """
 
     def __init__(self, share: float = SHARE) -> None:
@@ -33,7 +33,7 @@ class Budget:
 
     @contextlib.contextmanager
     def spending(self) -> Iterator[None]:
-        """Count what is computed in here; nothing may be awaited."""
+        """Count the processor time of the block, which must not await."""
         began = clock.cpu()
         try:
             yield
@@ -43,10 +43,10 @@ class Budget:
             self._debt_s += used
 
     async def rest(self) -> None:
-        """Wait until what was spent is paid back."""
+        """Wait until the debt is paid back."""
         now = clock.monotonic()
         self._debt_s = max(0.0, self._debt_s - (now - self._at) * self._share)
         self._at = now
-        if self._debt_s > UNPAID_S:
+        if self._debt_s > MIN_DEBT_S:
             self.rested_s += self._debt_s / self._share
             await asyncio.sleep(self._debt_s / self._share)

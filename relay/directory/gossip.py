@@ -20,6 +20,7 @@ from relay import clock, metrics
 from relay.directory.budget import Budget
 from relay.directory.change_log import RecordChangeReader
 from relay.directory.model import rumors
+from relay.directory.model.index import bad_frame
 from relay.directory.publish import Directory, RecordMergeResult
 from relay.limits import TokenBuckets
 from relay.peering.exchange import PeerExchange
@@ -27,7 +28,6 @@ from relay.peering.link import Link
 from relay.peering.model.reputation import MAX_PEERS
 from relay.peering.ports import RecordRow
 from relay.protocol import frames
-from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import AgentKey, Did
 
 PAUSE_PER_DROPPED_S: Final = 0.001
@@ -59,8 +59,8 @@ class RecordGossip:
     _fetch_budget: Budget = field(default_factory=Budget)
     _push_budget: Budget = field(default_factory=Budget)
 
-    def partners(self) -> list[Link]:
-        """Return the links to peers whose records this relay asks for."""
+    def trusted_links(self) -> list[Link]:
+        """Return the links to peers that are not banned: this relay asks them for records."""
         peers = self.exchange.peers
         live = self.exchange.links.live()
         return [link for link in live if not peers.reputation(link.peer).is_banned]
@@ -108,12 +108,12 @@ class RecordGossip:
             UnavailableError: the store.
         """
         if len(gossip.records) > len(asked):
-            raise ProtocolError(ErrorCode.BAD_FRAME, "more records than were asked for")
+            raise bad_frame("more records than were asked for")
         results = await self._merge(peer, gossip.records, self._fetch_budget)
         self.exchange.peers.require_unbanned(peer)
         wanted = set(asked)
         if any(one.owner is not None and one.owner not in wanted for one in results):
-            raise ProtocolError(ErrorCode.BAD_FRAME, "records that were not asked for")
+            raise bad_frame("records that were not asked for")
         if len(asked) <= MAX_FRESH_FETCH:
             # the pull was quicker than the push, which then finds nothing new to pass on
             self._pass_on(peer, results)

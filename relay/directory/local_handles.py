@@ -2,7 +2,7 @@
 
 An agent claims a name by listing it in its endpoint record; the first claim wins. The agent's
 record shows, whenever somebody asks, if the agent has left. Then the name leads to it for 30 more
-days, and no other agent gets it for a year, so that no stranger receives its mail.
+days. No other agent gets the name for a year, so that no stranger receives its mail.
 """
 
 from __future__ import annotations

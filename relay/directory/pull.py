@@ -16,10 +16,10 @@ from typing import Final
 from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import Pull
-from relay.directory.model.index import TOP_BITS
+from relay.directory.model.index import TOP_BITS, bad_frame
 from relay.peering.link import Link
 from relay.protocol import frames
-from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, unreachable
+from relay.protocol.errors import ErrorCode, RelayError, unreachable
 from relay.protocol.peer_session import Answer
 from relay.tasks import guarded
 
@@ -54,7 +54,7 @@ class PullLoop:
             pass
         await self.gossip.changes.read()
         async with asyncio.TaskGroup() as tasks:
-            peers = self._reconnected() or clock.pick(self.gossip.partners(), 1)
+            peers = self._reconnected() or clock.pick(self.gossip.trusted_links(), 1)
             running: set[asyncio.Task[None]] = set()
             while peers or running:
                 parts = (guarded("pull", self._pull_from(link)) for link in peers)
@@ -77,7 +77,7 @@ class PullLoop:
         exchange = self.gossip.exchange
         exchange.on_new_link.clear()
         new, exchange.new_links = exchange.new_links, {}
-        return [link for link in self.gossip.partners() if link.peer in new]
+        return [link for link in self.gossip.trusted_links() if link.peer in new]
 
 
 class PullRunner:
@@ -154,7 +154,7 @@ class PullRunner:
                 agents = self._pull.agents_asked(ref)
                 new = await self._gossip.merge_fetched(self._link.peer, answer, agents)
                 self._new += new
-                return self._pull.receive(replace(answer, ref=ref), kept=new)
+                return self._pull.receive(replace(answer, ref=ref), gained=new)
             case frames.Digests(bits=bits, items=[_, *_] as items):
                 for _ in self._pull.index.prepare(bits, [item.bucket for item in items]):
                     await asyncio.sleep(0)
@@ -162,7 +162,7 @@ class PullRunner:
             case frames.Digests() | frames.Have():
                 return self._pull.receive(replace(answer, ref=ref))
             case _:
-                raise ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")
+                raise bad_frame("an answer to another question")
 
     def _on_refusal(self, ref: str, refusal: RelayError) -> list[frames.Digest | frames.Want]:
         """Go on without the answer, a few times."""

@@ -1,7 +1,7 @@
-"""Keep agents out after a start until peers have said where these agents live now.
+"""Keep agents out after a start until peers have answered where these agents live now.
 
 A relay that was offline for long, or whose store was restored from an old backup, takes agents for
-its own that have moved. Their newest records say so, and peers hold them (GUARANTEES.md §3).
+its own that have moved. Their newest records show it, and peers hold them (GUARANTEES.md §3).
 
 ::
 
@@ -14,8 +14,8 @@ follows it. A peer can only withhold or be slow, since records are signed and th
 
 Example: a node with 3 inboxes starts and links with one peer. Their top-level digests differ in one
 bucket, which holds 2 of the agents. The node asks for these 2 records; one is newer and names
-another relay. After :data:`GRACE_S` without a second peer the gate opens, and that agent is told to
-go to its new relay.
+another relay. After :data:`GRACE_S` without a second peer the gate opens, and that agent gets
+``moved`` with its new relay.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Final
 from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
-from relay.directory.model.index import TOP_BITS, place
+from relay.directory.model.index import TOP_BITS, bad_frame, place
 from relay.directory.ports import GateStore
 from relay.peering.link import Link
 from relay.protocol import frames
-from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
+from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
 from relay.protocol.ids import AgentKey, Did
 from relay.protocol.peer_session import Answer
 from relay.tasks import guarded
@@ -173,7 +173,7 @@ class StartupGate:
         now = clock.monotonic()
         free = [
             link
-            for link in self._gossip.partners()
+            for link in self._gossip.trusted_links()
             if link.peer not in self._answered and now >= self._busy_until.get(link.peer, 0.0)
         ]
         under_way = sum(at > now for at in self._busy_until.values())
@@ -206,7 +206,7 @@ class StartupGate:
         index = self._gossip.changes.index
         digests = await link.ask(lambda ref: frames.Digest(ref, TOP_BITS))
         if not isinstance(digests, frames.Digests) or digests.bits != TOP_BITS:
-            raise _wrong()
+            raise bad_frame("an answer to another question")
         for _ in index.prepare(TOP_BITS):
             await asyncio.sleep(0)
         new = 0
@@ -223,7 +223,7 @@ class StartupGate:
 
     async def _merge(self, peer: Did, answer: Answer, asked: Sequence[AgentKey]) -> int:
         if not isinstance(answer, frames.Gossip) or len(answer.records) > len(asked):
-            raise _wrong()
+            raise bad_frame("an answer to another question")
         # most records are known word for word, and need no parsing
         rows = await self._store.records(asked)
         known = {row.compact for row in rows if row is not None}
@@ -258,7 +258,3 @@ class StartupGate:
     def _open(self) -> None:
         metrics.RETURNING.set(0)
         self._is_open.set()
-
-
-def _wrong() -> ProtocolError:
-    return ProtocolError(ErrorCode.BAD_FRAME, "an answer to another question")

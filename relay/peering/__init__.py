@@ -1,1 +1,1 @@
-"""Which relays this node knows, and how it dials them."""
+"""Relays that this node knows, the policy towards them, and the links to them."""

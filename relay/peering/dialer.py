@@ -1,14 +1,16 @@
-"""The one way out: every connection that this relay opens to anybody is dialled here.
+"""Open every outgoing connection of the relay: to peers, and to hosts that strangers name.
 
 ::
 
-    URL ─▶ read strictly ─▶ all its addresses, asked for once ─▶ every one allowed? ─▶ connect to
-    one of these very addresses ─▶ TLS, checked for the name in the URL ─▶ upgrade, or one GET
+    URL ─▶ parse strictly ─▶ resolve all addresses once ─▶ every one allowed? ─▶ connect to one of
+    these very addresses ─▶ TLS, checked for the name in the URL ─▶ upgrade, or one GET
 
-Rules of the file: nothing is sent before the addresses are checked, and a name is never asked
-about twice, so an answer that changes in between changes nothing. No redirects, no proxies of the
-environment, no compression; everything has a bound and a deadline. A URL that may not be dialled is
-``unsupported``, whatever the network does is ``peer_unreachable``.
+Nothing is sent before the addresses are checked. A name is resolved only once, so a DNS answer that
+changes in between has no effect. There are no redirects, no proxies of the environment and no
+compression; everything has a bound and a deadline. A URL that may not be dialled is
+``unsupported``; a failure of the network is ``peer_unreachable``.
+
+Entry points: :meth:`Dialer.websocket`, :meth:`Dialer.get` and :meth:`Dialer.texts`.
 """
 
 from __future__ import annotations
@@ -28,25 +30,15 @@ from websockets.typing import Subprotocol
 
 from relay import sockets
 from relay.peering import urls
-from relay.peering.dns import (
-    Dns,
-    Resolver,
-)
-from relay.peering.fetch import (
-    Answer,
-    fetch,
-)
+from relay.peering.dns import Dns, Resolver
+from relay.peering.fetch import HttpAnswer, fetch
 from relay.peering.urls import Target
 from relay.protocol import frames, hosts
 from relay.protocol.dial_allowlist import (
     DialAllowlist,
     unwrapped,
 )
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, UnavailableError, unreachable
 from relay.protocol.hosts import IpAddress
 from relay.sockets import Address
 
@@ -57,25 +49,25 @@ PING_S: Final = 20.0
 PONG_S: Final = 25.0
 CLOSE_S: Final = 2.0
 MARGIN_BYTES: Final = 64 * 1024
-QUEUED_FRAMES: Final = 4
-DIALS: Final = 64
-GETS: Final = 32
-"""Of their own: agents may ask for any handle, and must not keep relays from being dialled."""
+MAX_QUEUED_FRAMES: Final = 4
+MAX_DIALS: Final = 64
+MAX_GETS: Final = 32
+"""Separate, so that agents who look up handles do not keep relays from being dialled."""
 
 
 class NoAddressError(UnavailableError):
-    """``peer_unreachable``, for as long as DNS says so: there is no such host."""
+    """``peer_unreachable``: DNS says that there is no such host."""
 
 
 class _Connect(connect):
-    """A handshake that takes a redirect for what it is here: not a relay."""
+    """A handshake that treats a redirect as an error: a relay sends none."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 class Dialer:
-    """Opens connections to addresses that strangers name."""
+    """The only way out, with its allowlist and bounds."""
 
     def __init__(
         self,
@@ -87,9 +79,9 @@ class Dialer:
         """Dial nothing yet.
 
         Args:
-            networks: CIDRs that may be dialled although they are not public, also without TLS.
-            resolver: who answers for names; None: the machine's DNS servers.
-            tls: whom to trust; None: the machine's certificate store.
+            networks: CIDRs that may be dialled although they are not public, and without TLS.
+            resolver: None: the machine's DNS servers.
+            tls: None: trust the machine's certificate store.
 
         Raises:
             ValueError: one of ``networks`` is not a network.
@@ -97,11 +89,11 @@ class Dialer:
         self._allowed = DialAllowlist.of(networks)
         self._resolver = resolver or Dns()
         self._tls = tls
-        self._dials = asyncio.Semaphore(DIALS)
-        self._gets = asyncio.Semaphore(GETS)
+        self._dials = asyncio.Semaphore(MAX_DIALS)
+        self._gets = asyncio.Semaphore(MAX_GETS)
 
     async def websocket(self, origin: str) -> ClientConnection:
-        """Open the conversation of a relay; nothing but the upgrade is sent.
+        """Open a WebSocket to a relay; send nothing but the upgrade.
 
         Args:
             origin: ``https://host[:port]`` of a relay.
@@ -122,19 +114,19 @@ class Dialer:
                     compression=None,
                     proxy=None,
                     max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
-                    max_queue=QUEUED_FRAMES,
+                    max_queue=MAX_QUEUED_FRAMES,
                     open_timeout=DIAL_S,
                     ping_interval=PING_S,
                     ping_timeout=PONG_S,
                     close_timeout=CLOSE_S,
                 )
 
-    async def get(self, url: str, *, accept: str = "*/*") -> Answer:
-        """Ask with one GET; a redirect is an answer like any other, and not followed.
+    async def get(self, url: str, *, accept: str = "*/*") -> HttpAnswer:
+        """Send one GET; return a redirect like any other answer, and do not follow it.
 
         Args:
             url: ``https://host[:port]/path``.
-            accept: the media type wished for.
+            accept: the wanted media type.
 
         Raises:
             ProtocolError: ``unsupported``: not to be dialled.
@@ -148,7 +140,7 @@ class Dialer:
                 return await fetch(sock, target, accept, context)
 
     async def texts(self, name: str) -> Sequence[str]:
-        """All TXT records of a name.
+        """Return all TXT records of a name.
 
         Raises:
             UnavailableError: ``peer_unreachable``: DNS does not say.
@@ -156,7 +148,7 @@ class Dialer:
         return await self._resolver.texts(name)
 
     def origin_of(self, authority: str) -> str:
-        """The origin of ``host[:port]``: with TLS, but not on this machine or in a named network.
+        """Return the origin of ``host[:port]``: TLS, but not for this machine or a named network.
 
         Raises:
             ProtocolError: ``unsupported``: not a host and port.
@@ -168,14 +160,14 @@ class Dialer:
 
     @contextlib.asynccontextmanager
     async def _dialling(self, target: Target, room: asyncio.Semaphore) -> AsyncIterator[None]:
-        """Bound it: so many at once, so long each; and name what goes wrong."""
+        """Bound the number and the time of dials, and translate errors."""
         with _translated(target):
             async with asyncio.timeout(DIAL_S):
                 async with room:
                     yield
 
     async def _connected(self, target: Target) -> socket.socket:
-        """A socket connected to one of the target's checked addresses."""
+        """Return a socket connected to one of the target's checked addresses."""
         addresses = await self._checked(target)
         if not addresses:
             detail = f"{target.origin}: the host has no address"
@@ -184,7 +176,7 @@ class Dialer:
             return await sockets.connect([_socket_address(one, target.port) for one in addresses])
 
     async def _checked(self, target: Target) -> list[IpAddress]:
-        """The target's addresses; every one is allowed, or none is dialled."""
+        """Return the target's addresses; raise if one of them is not allowed."""
         addresses = await self._addresses(target.host)
         for address in addresses:
             if not self._allowed.permits(address):
@@ -199,7 +191,7 @@ class Dialer:
         if literal is not None:
             return [unwrapped(literal)]
         if hosts.is_loopback(host):
-            # never asked of DNS, which may say anything (RFC 6761)
+            # DNS may answer anything for it (RFC 6761)
             return [hosts.LOOPBACK]
         found = [hosts.literal(text) for text in await self._resolver.addresses(host)]
         return [unwrapped(address) for address in found if address is not None]
@@ -229,32 +221,30 @@ def _socket_address(address: IpAddress, port: int) -> Address:
 
 @contextlib.contextmanager
 def _closed_on_error(sock: socket.socket) -> Iterator[None]:
-    done = False
     try:
         yield
-        done = True
-    finally:
-        if not done:
-            sock.close()
+    except BaseException:
+        sock.close()
+        raise
 
 
 @contextlib.contextmanager
 def _translated(target: Target) -> Iterator[None]:
-    """Turn what the network and its libraries raise into ``peer_unreachable``."""
+    """Raise ``peer_unreachable`` for errors of the network and its libraries."""
+    cause: Exception
     try:
         yield
     except InvalidStatus as exc:
-        raise _away(target, f"answered HTTP {exc.response.status_code}") from exc
+        detail, cause = f"answered HTTP {exc.response.status_code}", exc
     except WebSocketException as exc:
-        raise _away(target, "no relay answers there") from exc
+        detail, cause = "no relay answers there", exc
     except ssl.SSLError as exc:
-        raise _away(target, f"TLS: {exc.reason or 'failed'}") from exc
+        detail, cause = f"TLS: {exc.reason or 'failed'}", exc
     except TimeoutError as exc:
-        raise _away(target, "no answer in time") from exc
+        detail, cause = "no answer in time", exc
     except OSError as exc:
         # asyncio puts the address into strerror
-        raise _away(target, os.strerror(exc.errno) if exc.errno else str(exc)) from exc
-
-
-def _away(target: Target, detail: str) -> UnavailableError:
-    return UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{target.origin}: {detail}")
+        detail, cause = os.strerror(exc.errno) if exc.errno else str(exc), exc
+    else:
+        return
+    raise unreachable(f"{target.origin}: {detail}") from cause

@@ -1,8 +1,8 @@
-"""Asking DNS, with a deadline: addresses of a host, texts of a name.
+"""Ask DNS, with a deadline: addresses of a host, TXT records of a name.
 
-Rules of the file: a name is asked for as it stands, never with a search domain behind it, and
-``/etc/hosts`` is not read; ``()`` is an answer ("there is none"), anything else that is no answer
-is ``peer_unreachable``. A cancelled question is over: no thread waits on for it.
+A name is resolved as it stands, never with a search domain, and ``/etc/hosts`` is not read. ``()``
+means that there is no record; no answer is ``peer_unreachable``. A cancelled question leaves no
+thread behind.
 """
 
 from __future__ import annotations
@@ -18,54 +18,36 @@ import dns.name
 import dns.rdata
 import dns.resolver
 
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
+from relay.protocol.errors import UnavailableError, unreachable
 
 LOOKUP_S: Final = 5.0
 MAX_ANSWERS: Final = 32
 _BACKEND: Final = dns.asyncbackend.get_backend("asyncio")
-# now, and not with the first answer of each type: by then another version may be installed
+# not on the first answer of each type: by then another version may be installed
 dns.rdata.load_all_types()  # type: ignore[no-untyped-call]  # dnspython
 
 
 class Resolver(Protocol):
-    """What the dialer needs of DNS."""
+    """The questions that the dialer asks; a port for tests."""
 
     async def addresses(self, host: str) -> Sequence[str]:
-        """All IPv4 and IPv6 addresses of a host; ``()``: it has none.
-
-        Raises:
-            UnavailableError: ``peer_unreachable``: DNS does not say.
-        """
+        """Return all IPv4 and IPv6 addresses of a host; raise ``peer_unreachable``."""
         ...
 
     async def texts(self, name: str) -> Sequence[str]:
-        """All TXT records of a name, each joined from its strings; ``()``: it has none.
-
-        Raises:
-            UnavailableError: ``peer_unreachable``: DNS does not say.
-        """
+        """Return all TXT records of a name, each one joined; raise ``peer_unreachable``."""
         ...
 
 
 class Dns:
-    """The machine's own DNS servers, asked over UDP, or TCP where an answer is long."""
+    """Asks the machine's DNS servers over UDP, or over TCP if an answer is long."""
 
     def __init__(self, resolver: dns.asyncresolver.Resolver | None = None) -> None:
-        """Ask nothing yet.
-
-        Args:
-            resolver: another than what the machine is set up with.
-        """
+        """Ask nothing yet; ``resolver`` replaces the one that the machine configures."""
         self._resolver = resolver
 
     async def addresses(self, host: str) -> Sequence[str]:
-        """All IPv4 and IPv6 addresses of a host.
-
-        One family may fail where the other answers: many servers know nothing of IPv6.
-        """
+        """See the port. One family may fail if the other answers: many servers know no IPv6."""
         async with asyncio.TaskGroup() as group:
             asked = [group.create_task(self._ask(host, kind)) for kind in ("A", "AAAA")]
         both = [task.result() for task in asked]
@@ -76,7 +58,7 @@ class Dns:
         return found
 
     async def texts(self, name: str) -> Sequence[str]:
-        """All TXT records of a name."""
+        """See the port."""
         answer = await self._ask(name, "TXT")
         if isinstance(answer, UnavailableError):
             raise answer
@@ -96,9 +78,9 @@ class Dns:
         except dns.resolver.NXDOMAIN:
             return ()
         except (dns.exception.DNSException, OSError) as exc:
-            return _silent(name, type(exc).__name__)
+            return unreachable(f"{name}: DNS does not say: {type(exc).__name__}")
         if len(answer) > MAX_ANSWERS:
-            return _silent(name, f"more than {MAX_ANSWERS} answers")
+            return unreachable(f"{name}: DNS does not say: more than {MAX_ANSWERS} answers")
         return [_text(item) for item in answer]
 
 
@@ -107,7 +89,3 @@ def _text(item: object) -> str:
     if strings is None:
         return str(item)
     return b"".join(strings).decode("utf-8", errors="replace")
-
-
-def _silent(name: str, why: str) -> UnavailableError:
-    return UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{name}: DNS does not say: {why}")

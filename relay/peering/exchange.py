@@ -31,7 +31,7 @@ MAX_PENDING_INFOS: Final = 256
 
 
 class PeerExchange:
-    """Tells peers about relays, and asks them.
+    """Pushes relay information to peers, and asks them for theirs.
 
     Args:
         peers: the relays that are known.

@@ -1,8 +1,7 @@
-"""One GET over a connected socket, read by the parser that also serves: httptools.
+"""Send one GET over a connected socket, and parse the answer with httptools.
 
-Rules of the file: the whole answer has a bound (headers 16 KiB, body 64 KiB), the caller has the
-deadline; what is compressed is refused, so nothing grows after it was counted; the connection is
-closed at the end, whatever happens.
+The answer is bounded: 16 KiB of headers, 64 KiB of body. The caller sets the deadline. A compressed
+answer is refused, so that nothing grows after it was counted. The connection ends in any case.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from typing import Final, NamedTuple
 import httptools
 
 from relay.peering.urls import Target
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
+from relay.protocol.errors import unreachable
 from relay.sockets import cut
 
 MAX_HEADER_BYTES: Final = 16 * 1024
@@ -27,13 +23,13 @@ MAX_WIRE_BYTES: Final = 128 * 1024
 _CHUNK: Final = 4 * 1024
 
 
-class Answer(NamedTuple):
-    """What came back.
+class HttpAnswer(NamedTuple):
+    """The answer to a GET.
 
     Args:
-        status: of HTTP; 3xx is not followed.
+        status: 3xx is not followed.
         body: at most 64 KiB.
-        content_type: the media type without parameters, lower case; "" where none is given.
+        content_type: the media type without parameters, in lower case; "" if there is none.
     """
 
     status: int
@@ -41,15 +37,15 @@ class Answer(NamedTuple):
     content_type: str
 
 
-class _Reading:
-    """Callbacks of the parser: keeps what is asked for, refuses what is too much."""
+class _Response:
+    """Callbacks of the parser: collects the body and the headers that matter."""
 
     def __init__(self) -> None:
         self.body = bytearray()
         self.content_type = ""
         self.headers_done = False
         self.done = False
-        self.is_packed = False
+        self.is_compressed = False
         self.is_framed = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -58,7 +54,7 @@ class _Reading:
                 kind = value.decode("latin-1").partition(";")[0]
                 self.content_type = kind.strip().lower()
             case b"content-encoding":
-                self.is_packed = value.strip().lower() != b"identity"
+                self.is_compressed = value.strip().lower() != b"identity"
             case b"content-length" | b"transfer-encoding":
                 self.is_framed = True
             case _:
@@ -76,8 +72,8 @@ class _Reading:
 
 async def fetch(
     sock: socket.socket, target: Target, accept: str, context: ssl.SSLContext | None
-) -> Answer:
-    """Ask ``target`` over ``sock``, which is connected to a checked address of it.
+) -> HttpAnswer:
+    """Send a GET to ``target`` over ``sock``, which is connected to a checked address of it.
 
     Raises:
         UnavailableError: ``peer_unreachable``: not HTTP, compressed, or beyond the bounds.
@@ -91,7 +87,7 @@ async def fetch(
         await writer.drain()
         return await _answer(reader, target)
     finally:
-        # not close(), which would wait for the other end
+        # close() would wait for the other end
         cut(writer.transport)
 
 
@@ -107,34 +103,30 @@ def _request(target: Target, accept: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
 
 
-async def _answer(reader: asyncio.StreamReader, target: Target) -> Answer:
-    reading = _Reading()
-    parser = httptools.HttpResponseParser(reading)
+async def _answer(reader: asyncio.StreamReader, target: Target) -> HttpAnswer:
+    response = _Response()
+    parser = httptools.HttpResponseParser(response)
     headers = total = 0
-    while not reading.done:
+    while not response.done:
         data = await reader.read(_CHUNK)
         if not data:
             break
         total += len(data)
-        headers = headers if reading.headers_done else total
+        headers = headers if response.headers_done else total
         try:
             parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
-            raise _odd(target, "what answers there is not HTTP") from exc
-        if reading.is_packed or _is_too_much(reading, headers, total):
-            raise _odd(target, "the answer is compressed or too long")
-    if not reading.headers_done or (reading.is_framed and not reading.done):
-        raise _odd(target, "the connection ended early")
-    return Answer(parser.get_status_code(), bytes(reading.body), reading.content_type)
+            raise unreachable(f"{target.origin}: what answers there is not HTTP") from exc
+        if response.is_compressed or _is_too_much(response, headers, total):
+            raise unreachable(f"{target.origin}: the answer is compressed or too long")
+    if not response.headers_done or (response.is_framed and not response.done):
+        raise unreachable(f"{target.origin}: the connection ended early")
+    return HttpAnswer(parser.get_status_code(), bytes(response.body), response.content_type)
 
 
-def _is_too_much(reading: _Reading, headers: int, total: int) -> bool:
+def _is_too_much(response: _Response, headers: int, total: int) -> bool:
     return (
         headers > MAX_HEADER_BYTES + _CHUNK
         or total > MAX_WIRE_BYTES
-        or len(reading.body) > MAX_BODY_BYTES
+        or len(response.body) > MAX_BODY_BYTES
     )
-
-
-def _odd(target: Target, detail: str) -> UnavailableError:
-    return UnavailableError(ErrorCode.PEER_UNREACHABLE, f"{target.origin}: {detail}")

@@ -125,8 +125,8 @@ class Links:
 
     def live(self) -> Sequence[Link]:
         """Return the links that stand, without those for a hand-off alone."""
-        standing = (link for link in self._live.values() if link.ended is None)
-        return [link for link in standing if self._peers.is_federated(link.peer)]
+        links = (link for link in self._live.values() if link.ended is None)
+        return [link for link in links if self._peers.is_federated(link.peer)]
 
     def wanted(self) -> int:
         """Return the number of links that there should be."""

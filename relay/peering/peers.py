@@ -36,7 +36,7 @@ _MAX_CACHED_INFOS: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class ReceivedView:
-    """How a peer sees this relay, and when it said so."""
+    """A peer's view of this relay, and the time when it arrived."""
 
     view: frames.View
     at: int
@@ -110,14 +110,14 @@ class Peers:
 
     def _require(self, did: Did, *, is_handoff_peer: bool) -> None:
         row = self.rows.get(did)
-        standing = row.standing if row else None
+        policy = row.standing if row else None
         if did == self.own:
             raise RejectedError(ErrorCode.NOT_FEDERATED, "that is this relay itself")
         if self.federation == "off":
             raise RejectedError(ErrorCode.NOT_FEDERATED, "this relay has no peers")
-        if did in self._denied or standing == "blocked":
+        if did in self._denied or policy == "blocked":
             raise RejectedError(ErrorCode.BLOCKED, "the operator does not deal with this relay")
-        is_welcome = standing == "added" or did in self._invited or is_handoff_peer
+        is_welcome = policy == "added" or did in self._invited or is_handoff_peer
         if self.federation == "closed" and not is_welcome:
             detail = "this relay deals only with relays that its operator added"
             raise RejectedError(ErrorCode.NOT_FEDERATED, detail)

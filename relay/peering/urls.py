@@ -1,8 +1,8 @@
-"""URLs that this relay may dial, read strictly: every URL of a record is an attacker's input.
+"""Parse the URLs that this relay may dial: every URL of a record is an attacker's input.
 
-Rules of the file: one spelling or none. Python's own readers let through what other programs read
-differently (backslashes, control characters, user info, octal addresses), so nothing is taken
-apart before the whole text has matched.
+A URL has one spelling or none. Python's own parsers accept what other programs read differently:
+backslashes, control characters, user info, octal addresses. So the whole text must match before any
+part is used.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 
 from relay.protocol import hosts
 
-MAX_URL: Final = 2_048
+MAX_URL_CHARS: Final = 2_048
 
 _URL: Final = re.compile(
     r"(?P<scheme>https?|wss?)://(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+)(?::(?P<port>[0-9]+))?"
@@ -25,12 +25,12 @@ _DEFAULT_PORTS: Final = {False: 80, True: 443}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a URL asks to be dialled.
+    """The parts of a URL.
 
     Args:
-        secure: with TLS.
+        secure: True with TLS.
         host: a DNS name or an address, in its one spelling.
-        port: 1 … 65535; any, because relays run on any.
+        port: 1 … 65535; relays run on any.
         path: path and query; empty for an origin.
     """
 
@@ -41,7 +41,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """``host[:port]``, as the Host header says it."""
+        """``host[:port]``, as in the Host header."""
         host = hosts.bracketed(self.host)
         return host if self.port == _DEFAULT_PORTS[self.secure] else f"{host}:{self.port}"
 
@@ -52,12 +52,12 @@ class Target:
 
 
 def parse(url: str) -> Target:
-    """Read a URL.
+    """Parse a URL.
 
     Raises:
         ValueError: anything but http(s) or ws(s), host, port, path and query in plain spelling.
     """
-    found = _URL.fullmatch(url) if len(url) <= MAX_URL else None
+    found = _URL.fullmatch(url) if len(url) <= MAX_URL_CHARS else None
     if found is None:
         raise ValueError("not a plain https:// address")
     secure = found["scheme"] in {"https", "wss"}
@@ -71,7 +71,7 @@ def parse(url: str) -> Target:
 
 
 def parse_origin(url: str) -> Target:
-    """Read the origin of a relay: a URL without a path.
+    """Parse the origin of a relay: a URL without a path.
 
     Raises:
         ValueError: not one.

@@ -195,8 +195,8 @@ async def test_who_keeps_silent_is_left_at_the_deadline(monkeypatch: pytest.Monk
 
 
 async def test_who_keeps_silent_keeps_no_relay_from_being_dialled(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(dialling, "GETS", 2)
-    monkeypatch.setattr(dialling, "DIALS", 2)
+    monkeypatch.setattr(dialling, "MAX_GETS", 2)
+    monkeypatch.setattr(dialling, "MAX_DIALS", 2)
 
     async def talk(socket: websockets.ServerConnection) -> None:
         await socket.send("hello")

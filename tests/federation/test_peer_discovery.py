@@ -213,6 +213,8 @@ async def test_a_relay_that_was_missed_for_hours_leaves_the_links_to_others_alon
 
 async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
     class Failing(Chooser):
+        fails = False
+
         def due_dials(self, linked):
             if self.fails:
                 raise ZeroDivisionError
@@ -223,7 +225,6 @@ async def test_a_bug_about_one_relay_leaves_the_links_to_others_alone():
             raise ZeroDivisionError
 
     chooser = Failing()
-    chooser.fails = False
     async with (
         running_node(federation="open") as node,
         running_links(Links(new_key(), Dialler(), chooser), chooser) as links,

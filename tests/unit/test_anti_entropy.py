@@ -138,7 +138,7 @@ def test_an_index_follows_its_store_to_a_lower_order_only_when_the_store_says_so
 
 
 def test_however_much_is_asked_deep_down_only_some_of_it_is_kept(monkeypatch) -> None:
-    monkeypatch.setattr(record_index, "KEPT_PARTS", 5)
+    monkeypatch.setattr(record_index, "MAX_CACHED_PARTS", 5)
     index = index_of(dict.fromkeys(AGENTS, RecordVersion(1, 1, b"h" * 16)))
     places = [(bits, place(agent.encode(), bits)) for agent in AGENTS for bits in (16, 22, 28)]
     for bits, bucket in places:
@@ -216,7 +216,7 @@ def test_a_bucket_is_read_page_by_page_from_where_the_last_one_ended():
     for item in index.digests(10):
         after, more = "", True
         while more:
-            page, more = index.have(10, item.bucket, after, most=2)
+            page, more = index.have(10, item.bucket, after, limit=2)
             assert 0 < len(page) <= 2
             after = page[-1].agent
             found += page
@@ -352,7 +352,7 @@ def test_a_list_of_several_pages_goes_on_behind_the_last_agent(monkeypatch):
     class Short(Exchange):
         def said(self, question):
             if isinstance(question, Want) and question.bits:
-                items, more = self.there.have(10, question.bucket, question.after or "", most=2)
+                items, more = self.there.have(10, question.bucket, question.after or "", limit=2)
                 return Have(question.ref, 10, question.bucket, items, more)
             return super().said(question)
 
@@ -394,7 +394,7 @@ def test_who_claims_much_and_brings_nothing_new_is_left_alone_for_this_time():
             question = self.open.popleft()
             self.asked.append(question)
             kept = 0 if isinstance(question, Want) and question.agents else None
-            self.open.extend(self.pull.receive(self.said(question), kept=kept))
+            self.open.extend(self.pull.receive(self.said(question), gained=kept))
 
         def said(self, question):
             if isinstance(question, Want) and question.agents:
@@ -414,7 +414,7 @@ def test_who_brings_as_much_news_as_anything_else_is_asked_to_the_end():
             kept = len(question.agents) // 2 if isinstance(question, Want) else None
             said = self.said(question)
             kept = kept if isinstance(said, Gossip) else None
-            self.open.extend(self.pull.receive(said, kept=kept))
+            self.open.extend(self.pull.receive(said, gained=kept))
 
     exchange = Half(Index(), index_of(many(5_000))).run()
     assert (exchange.pull.wanted, exchange.pull.error) == (5_000, None)

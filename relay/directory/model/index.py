@@ -1,10 +1,10 @@
-"""The index of a directory: versions of all records held, by buckets that can be compared.
+"""Index the versions of all records by buckets that two relays can compare (PROTOCOL.md §5.10).
 
-Rules of the file: an index is a copy of versions, never the truth: a store decides what is held.
+The store decides which records exist; the index only repeats their versions.
 
-A bucket is the agents whose SHA-256 of the agent key begins with the same ``bits`` bits. Its digest
-is the first 16 bytes of SHA-256 over its rows by agent key; a row is the agent key, a zero byte,
-kv and seq in 8 bytes each, and the first 16 bytes of the record's hash (PROTOCOL.md §5.10).
+A bucket holds the agents whose SHA-256 of the agent key begins with the same ``bits`` bits. Its
+digest is the first 16 bytes of SHA-256 over its rows, ordered by agent key. A row is the agent key,
+a zero byte, kv and seq in 8 bytes each, and the first 16 bytes of the record's hash.
 """
 
 from __future__ import annotations
@@ -17,24 +17,18 @@ from typing import Final
 
 from relay.protocol import frames
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import AgentKey
-from relay.protocol.jws import (
-    b64decode,
-    b64encode,
-)
+from relay.protocol.jws import b64decode, b64encode
 
 TOP_BITS: Final = 10
 STEP_BITS: Final = 6
 DEPTHS: Final = (10, 16, 22, 28)
 MAX_TOPS: Final = 16
-"""A deep question costs its answerer a look at whole top buckets: so many at most."""
-KEPT_SPLIT: Final = 64
-KEPT_PARTS: Final = 128
-"""Deep down a digest is larger than its row: who asks for all of them must not make all be kept."""
+"""Whole top buckets that one deep question may touch: each costs the answerer time."""
+MAX_CACHED_SPLITS: Final = 64
+MAX_CACHED_PARTS: Final = 128
+"""Deep digests are larger than their rows: a peer that asks for all must not fill the memory."""
 _STEP: Final = 32
 HASH_BYTES: Final = 16
 
@@ -43,7 +37,7 @@ _WORD_BITS: Final = 32
 
 
 def place(key: bytes, bits: int) -> int:
-    """The bucket of an agent: the first ``bits`` bits of SHA-256(agent key)."""
+    """Return the bucket of an agent: the first ``bits`` bits of SHA-256(agent key)."""
     return int.from_bytes(hashlib.sha256(key).digest()[:4], "big") >> (_WORD_BITS - bits)
 
 
@@ -62,9 +56,9 @@ def _item(row: bytes) -> frames.HaveItem:
 
 
 class Index:
-    """The versions of all records held: some 150 bytes each, sorted within 1,024 buckets.
+    """The versions of all stored records: some 150 bytes each, sorted within 1,024 buckets.
 
-    A change spoils the digest of its own bucket only; the others are not computed again.
+    A change invalidates the cached digests of its own bucket only.
     """
 
     def __init__(self) -> None:
@@ -78,17 +72,17 @@ class Index:
         return self._size
 
     def put(self, agent: AgentKey, version: RecordVersion) -> bool:
-        """Take the greater of the current version and this one; True if that changed anything."""
-        return self._take(agent, version, lower=False)
+        """Raise the version of an agent; return True if it changed."""
+        return self._put(agent, version, lower=False)
 
     def set(self, agent: AgentKey, version: RecordVersion) -> bool:
-        """Take this version, as the store says, also where it is lower; True if that is a change.
+        """Set the version of an agent as in the store, also a lower one; return True on a change.
 
-        A store gives up a version that is void by its clock for a lower one (PROTOCOL.md §7.2).
+        A store replaces a version that its clock voids by a lower one (PROTOCOL.md §7.2).
         """
-        return self._take(agent, version, lower=True)
+        return self._put(agent, version, lower=True)
 
-    def _take(self, agent: AgentKey, version: RecordVersion, *, lower: bool) -> bool:
+    def _put(self, agent: AgentKey, version: RecordVersion, *, lower: bool) -> bool:
         kv, seq, digest = version
         prefix = agent.encode() + b"\0"
         row = prefix + _TAIL.pack(kv, seq, digest[:HASH_BYTES])
@@ -104,11 +98,11 @@ class Index:
             rows[at] = row
         else:
             return False
-        self._spoil(top)
+        self._invalidate(top)
         return True
 
     def remove(self, agent: AgentKey) -> bool:
-        """Forget an agent; False if it was not known."""
+        """Forget an agent; return False if it was not known."""
         prefix = agent.encode() + b"\0"
         top = place(prefix[:-1], TOP_BITS)
         rows = self._rows[top]
@@ -117,11 +111,11 @@ class Index:
             return False
         del rows[at]
         self._size -= 1
-        self._spoil(top)
+        self._invalidate(top)
         return True
 
     def clear(self) -> None:
-        """Forget everything: the store's history is another one now."""
+        """Forget everything: the store has another lineage now."""
         self._rows = [[] for _ in range(2**TOP_BITS)]
         self._digests, self._parts, self._split, self._size = {}, {}, {}, 0
 
@@ -136,7 +130,7 @@ class Index:
         return RecordVersion(kv, seq, digest)
 
     def digests(self, bits: int, buckets: Sequence[int] = ()) -> tuple[frames.BucketDigest, ...]:
-        """Digests of those that are not empty; no ``buckets`` means all, at the top only.
+        """Return the digests of buckets that are not empty; no ``buckets`` means all top ones.
 
         Raises:
             ProtocolError: ``bad_frame``: no such depth, or a question that costs too much.
@@ -152,7 +146,7 @@ class Index:
         )
 
     def prepare(self, bits: int, buckets: Sequence[int] = ()) -> Iterator[None]:
-        """Compute what :meth:`digests` tells, bit by bit: others may have a turn at each step.
+        """Compute the digests for :meth:`digests` in steps, so that other tasks run in between.
 
         Raises:
             ProtocolError: as there.
@@ -169,9 +163,9 @@ class Index:
             yield
 
     def have(
-        self, bits: int, bucket: int, after: str = "", most: int = frames.MAX_HAVE
+        self, bits: int, bucket: int, after: str = "", limit: int = frames.MAX_HAVE
     ) -> tuple[tuple[frames.HaveItem, ...], bool]:
-        """The versions in a bucket behind the agent key ``after``, and whether there are more.
+        """Return the versions in a bucket behind the agent key ``after``, and True if more follow.
 
         Raises:
             ProtocolError: ``bad_frame``: no such depth.
@@ -180,10 +174,10 @@ class Index:
         top = bucket >> (bits - TOP_BITS)
         rows = self._rows[top] if bits == TOP_BITS else self._rows_of(top, bits).get(bucket, [])
         rows = rows[bisect_left(rows, after.encode() + b"\1") if after else 0 :]
-        return tuple(map(_item, rows[:most])), len(rows) > most
+        return tuple(map(_item, rows[:limit])), len(rows) > limit
 
     def newer(self, items: Iterable[frames.HaveItem]) -> list[AgentKey]:
-        """Of which agents the other side holds a record that is unknown here, or greater."""
+        """Return the agents whose version on the other side is greater, or unknown here."""
         return [item.agent for item in items if self._lacks(item)]
 
     def _lacks(self, item: frames.HaveItem) -> bool:
@@ -201,24 +195,24 @@ class Index:
         if found is None:
             rows = self._rows_of(top, bits)
             found = {bucket: _summary(bucket, part) for bucket, part in rows.items()}
-            if len(self._parts) >= KEPT_PARTS:
+            if len(self._parts) >= MAX_CACHED_PARTS:
                 del self._parts[next(iter(self._parts))]
             self._parts[top, bits] = found
         return found
 
     def _rows_of(self, top: int, bits: int) -> dict[int, list[bytes]]:
-        """The rows of a top bucket by its parts; kept for a while: their lists are asked next."""
+        """Return the rows of a top bucket by its parts; cached, since their lists come next."""
         found = self._split.get((top, bits))
         if found is None:
             found = {}
             for row in self._rows[top]:
                 found.setdefault(place(_key(row), bits), []).append(row)
-            if len(self._split) >= KEPT_SPLIT:
+            if len(self._split) >= MAX_CACHED_SPLITS:
                 del self._split[next(iter(self._split))]
             self._split[top, bits] = found
         return found
 
-    def _spoil(self, top: int) -> None:
+    def _invalidate(self, top: int) -> None:
         self._digests.pop(top, None)
         if self._parts or self._split:
             for bits in DEPTHS[1:]:
@@ -227,7 +221,7 @@ class Index:
 
 
 def _is_of(rows: list[bytes], at: int, prefix: bytes) -> bool:
-    """Whether the row there is this agent's; the length tells a key with a zero byte in it."""
+    """Return True if that row is of this agent; its length excludes a key with a zero byte."""
     return (
         at < len(rows) and rows[at].startswith(prefix) and len(rows[at]) == len(prefix) + _TAIL.size
     )
@@ -235,15 +229,15 @@ def _is_of(rows: list[bytes], at: int, prefix: bytes) -> bool:
 
 def _check_question(bits: int, buckets: Sequence[int]) -> None:
     if bits not in DEPTHS:
-        raise wrong("bits must be 10, 16, 22 or 28")
+        raise bad_frame("bits must be 10, 16, 22 or 28")
     if any(not 0 <= bucket < 2**bits for bucket in buckets):
-        raise wrong("no such bucket")
+        raise bad_frame("no such bucket")
     if bits > TOP_BITS:
         tops = {bucket >> (bits - TOP_BITS) for bucket in buckets}
         if not 1 <= len(tops) <= MAX_TOPS:
-            raise wrong(f"a question about parts is about 1 to {MAX_TOPS} top buckets")
+            raise bad_frame(f"a question about parts is about 1 to {MAX_TOPS} top buckets")
 
 
-def wrong(detail: str) -> ProtocolError:
-    """Something that was never right to say, as an error."""
+def bad_frame(detail: str) -> ProtocolError:
+    """Return the error for a frame that no correct relay sends."""
     return ProtocolError(ErrorCode.BAD_FRAME, detail)
