@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -141,16 +143,21 @@ async def waiting_poll(node: RunningNode, bob: Poller) -> tuple[asyncio.Future[A
     return answer, waiter
 
 
-async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
+@contextlib.asynccontextmanager
+async def two_nodes() -> AsyncIterator[tuple[RunningNode, Any, Poller, httpx2.AsyncClient]]:
+    """A node over a store that gives no hints, an agent at it, and a client of a second node."""
     key, store = new_key(), MemoryStore(InboxLimits(), clock.now)
-    # two nodes over one store that gives no hints
     async with (
         running_node(store, key=key) as node,
         running_node(store, key=key) as other,
         client(node.url) as http,
         client(other.url) as elsewhere,
     ):
-        bob = await log_in(http, new_key())
+        yield node, store, await log_in(http, new_key()), elsewhere
+
+
+async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
+    async with two_nodes() as (node, store, bob, elsewhere):
         answer, waiter = await waiting_poll(node, bob)
         for _ in range(3):
             await node.parts.delivery.poll(store)
@@ -161,14 +168,7 @@ async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
 
 
 async def test_a_waiting_poll_that_was_superseded_elsewhere_is_told():
-    key, store = new_key(), MemoryStore(InboxLimits(), clock.now)
-    async with (
-        running_node(store, key=key) as node,
-        running_node(store, key=key) as other,
-        client(node.url) as http,
-        client(other.url) as elsewhere,
-    ):
-        bob = await log_in(http, new_key())
+    async with two_nodes() as (node, store, bob, elsewhere):
         answer, _ = await waiting_poll(node, bob)
         await log_in(elsewhere, bob.key)
         await node.parts.delivery.poll(store)

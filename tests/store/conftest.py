@@ -100,6 +100,17 @@ def _backend(servers: Servers, kind: str) -> Backend:
     return servers.get(kind)
 
 
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A server of the test's own, which it may reconfigure, fill or kill."""
+    made = RedisServer(tmp_path / "server", binary=str(find_server_binary().path))
+    await made.start()
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
 @pytest.fixture(params=[pytest.param(kind, marks=_marks(kind)) for kind in KINDS])
 def any_backend(request: pytest.FixtureRequest, servers: Servers) -> Backend:
     """Every kind of store."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -29,16 +28,6 @@ from tests.support.ports import free_port
 from tests.support.servers import RedisServer
 
 pytestmark = pytest.mark.timeout(60)
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    made = RedisServer(tmp_path / "server", binary=str(find_server_binary().path))
-    await made.start()
-    try:
-        yield made
-    finally:
-        made.kill()
 
 
 async def start(url: str, *, allow_unsafe: bool = False) -> str:

@@ -6,7 +6,6 @@ That it is enough is shown by every other test here: their stores are used by th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from relay.protocol.errors import (
     ErrorCode,
     UnavailableError,
 )
-from relay.store.embedded import find_server_binary
 from relay.store.redis import RedisStore
 from relay.store.redis.permissions import needed
 from tests.store.worlds import ME, NODE, RELAY, code, entry, opened
@@ -35,16 +33,6 @@ from tests.support.store_user import (
 pytestmark = pytest.mark.timeout(60)
 NOT_NEEDED = {"config|get"}
 """Without it a store starts, and nothing is verified."""
-
-
-@pytest.fixture
-async def server(tmp_path: Path) -> AsyncIterator[RedisServer]:
-    made = RedisServer(tmp_path / "server", binary=str(find_server_binary().path))
-    await made.start()
-    try:
-        yield made
-    finally:
-        made.kill()
 
 
 async def started(url: str) -> RedisStore:
