@@ -51,7 +51,6 @@ def _shown_on_failure(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "relay.client")
 
 
-@pytest.mark.alone
 @pytest.mark.timeout(150)
 async def test_nothing_is_lost_misdelivered_or_repeated_unmarked_between_relays(
     tmp_path: Path,
