@@ -11,10 +11,7 @@ from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
 from relay.peering.admin import PeerAdmin
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
 from relay.protocol.jws import Members
 

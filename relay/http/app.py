@@ -21,11 +21,7 @@ from relay.http.routes import router
 from relay.http.services import HttpServices
 from relay.inbox.clock_guard import ClockGuard
 from relay.peering.admin import PeerAdmin
-from relay.protocol.errors import (
-    ErrorCode,
-    RejectedError,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RejectedError, RelayError
 from relay.protocol.jws import dumps
 
 

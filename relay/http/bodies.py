@@ -10,11 +10,7 @@ from starlette.requests import ClientDisconnect
 
 from relay.protocol import frames
 from relay.protocol import jws as jose
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    StateError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, StateError
 
 BODY_DEADLINE_S: Final = 15.0
 TOKEN_BYTES: Final = 32

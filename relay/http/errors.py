@@ -9,10 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from relay import log, metrics
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.jws import dumps
 
 STATUS: Final[dict[ErrorCode, int]] = {

@@ -8,21 +8,11 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
-from relay.migration.requests import (
-    MOST_ITEMS,
-    MigrationRequests,
-    Room,
-)
+from relay.migration.requests import MOST_ITEMS, MigrationRequests, Room
 from relay.protocol import jws as jose
 from relay.protocol import migration_order
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    Eid,
-    Seq,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Eid, Seq
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.types import DedupKey
 

@@ -13,20 +13,10 @@ from fastapi import APIRouter, Query, Request, Response
 from relay.directory.publish import Directory
 from relay.http import bodies
 from relay.http.services import HttpServices
-from relay.protocol import (
-    endpoint_record,
-    handles,
-)
+from relay.protocol import endpoint_record, handles
 from relay.protocol import jws as jose
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    UnavailableError,
-)
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, UnavailableError
+from relay.protocol.handles import Handle, LookupResult
 
 _ACCT: Final = "acct:"
 _STATUS: Final = {"found": 200, "absent": 404, "unreadable": 503}

@@ -10,27 +10,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from relay.http import bodies
 from relay.http.services import HttpServices
-from relay.inbox.client_ip import (
-    peer_of,
-    strangers_network,
-)
+from relay.inbox.client_ip import peer_of, strangers_network
 from relay.inbox.http_sessions import MAX_WAIT_S, HttpSessions
-from relay.inbox.model.types import (
-    Ack as InboxAck,
-)
-from relay.inbox.model.types import (
-    Page,
-)
+from relay.inbox.model.types import Ack as InboxAck
+from relay.inbox.model.types import Page
 from relay.inbox.submit import Intake, Submissions
 from relay.protocol import frames
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    Did,
-    Fence,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Did, Fence
 
 Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
 

@@ -13,9 +13,7 @@ from dataclasses import dataclass
 from relay import metrics
 from relay.inbox.contacts import Contacts
 from relay.inbox.dispatch import Delivery
-from relay.inbox.model.types import (
-    Accepted,
-)
+from relay.inbox.model.types import Accepted
 from relay.inbox.ports import InboxStore
 from relay.inbox.submit import Item
 from relay.protocol.errors import Refusal

@@ -13,35 +13,16 @@ from typing import Final
 from relay import log, metrics
 from relay.inbox.dispatch import Delivery
 from relay.inbox.model.admission import admit_own
-from relay.inbox.model.types import (
-    Accepted,
-)
+from relay.inbox.model.types import Accepted
 from relay.inbox.ports import BounceBatch, Router, SessionStore
 from relay.inbox.submit import ELSEWHERE
 from relay.protocol import envelope as envelopes
-from relay.protocol.did import (
-    SigningKey,
-    did_of,
-)
-from relay.protocol.envelope import (
-    Draft,
-    StoredEnvelope,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.did import SigningKey, did_of
+from relay.protocol.envelope import Draft, StoredEnvelope
+from relay.protocol.errors import ErrorCode, Refusal, RelayError
+from relay.protocol.ids import Timestamp, new_message_id
 from relay.protocol.jws import loads
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    BounceItem,
-    sign_bounce,
-)
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
 from relay.tasks import side_by_side
 
 FINAL: Final = frozenset({

@@ -17,14 +17,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-from relay.protocol.dial_allowlist import (
-    Networks,
-    unwrapped,
-)
-from relay.protocol.hosts import (
-    IpAddress,
-    literal,
-)
+from relay.protocol.dial_allowlist import Networks, unwrapped
+from relay.protocol.hosts import IpAddress, literal
 
 _BRACKETED: Final = re.compile(r"\[([^]]*)\](?::[0-9]+)?")
 _V4_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+")

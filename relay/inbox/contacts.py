@@ -12,16 +12,10 @@ from typing import Final
 
 from relay import clock
 from relay.inbox.model.store_contract import CONTACT_FRESH_S
-from relay.inbox.model.types import (
-    Accepted,
-)
+from relay.inbox.model.types import Accepted
 from relay.inbox.ports import InboxStore
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, Refusal, RelayError
 from relay.protocol.ids import AgentKey
 
 ABSENT_S: Final = 60

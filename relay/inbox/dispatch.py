@@ -11,22 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from relay.inbox.model.types import (
-    Accepted,
-    PageItem,
-)
-from relay.inbox.ports import (
-    Head,
-    InboxStore,
-)
+from relay.inbox.model.types import Accepted, PageItem
+from relay.inbox.ports import Head, InboxStore
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import Refusal
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Fence,
-    NodeId,
-)
+from relay.protocol.ids import AgentKey, Epoch, Fence, NodeId
 from relay.tasks import isolated
 
 

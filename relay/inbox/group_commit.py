@@ -15,11 +15,7 @@ from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
 from relay.clock import monotonic
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, Refusal, RelayError
 from relay.tasks import isolated
 
 MAX_ITEMS: Final = 512

@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-from relay.protocol.did import (
-    VerificationKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.did import VerificationKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
 from relay.protocol.jws import UnsupportedError
 

@@ -26,21 +26,9 @@ from relay.inbox.model.types import (
 from relay.protocol.did import VerificationKey
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import Refusal
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Epoch,
-    Fence,
-    NodeId,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.ids import AgentKey, Did, Epoch, Fence, NodeId, Seq, Timestamp
 from relay.protocol.receipts import Durability
-from relay.protocol.types import (
-    DedupKey,
-    Reason,
-    Window,
-)
+from relay.protocol.types import DedupKey, Reason, Window
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,26 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay.inbox.contacts import Contacts
-from relay.inbox.model.types import (
-    RulesPatch,
-)
+from relay.inbox.model.types import RulesPatch
 from relay.inbox.ports import InboxStore
 from relay.protocol import frames
-from relay.protocol.did import (
-    did_of,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    Refusal,
-    error,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Fence,
-)
+from relay.protocol.did import did_of, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, error
+from relay.protocol.ids import AgentKey, Did, Fence
 from relay.protocol.jws import UnsupportedError
 
 

@@ -16,28 +16,15 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import admission
-from relay.inbox.model.types import (
-    Accepted,
-)
+from relay.inbox.model.types import Accepted
 from relay.inbox.ports import Keys, Router
 from relay.limits import TokenBuckets
 from relay.protocol import envelope as envelopes
 from relay.protocol import frames
 from relay.protocol.did import SigningKey
-from relay.protocol.envelope import (
-    AdmittedEnvelope,
-    StoredEnvelope,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RelayError,
-    error,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-)
+from relay.protocol.envelope import AdmittedEnvelope, StoredEnvelope
+from relay.protocol.errors import ErrorCode, Refusal, RelayError, error
+from relay.protocol.ids import AgentKey, Did
 from relay.protocol.receipts import (
     BOUNCE_CONTENT_TYPE,
     Durability,

@@ -7,10 +7,7 @@ from collections import Counter
 from typing import Any
 
 from relay import metrics
-from relay.inbox.client_ip import (
-    network_of,
-    peer_of,
-)
+from relay.inbox.client_ip import network_of, peer_of
 from relay.protocol import frames
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket

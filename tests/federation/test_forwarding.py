@@ -356,5 +356,5 @@ async def test_status_over_http_follows_to_the_home_too(tmp_path):
                 state.keep_record(record_of_last(alice))
                 visit = await RelayApi(origins.parse(a.url)).login(alice, state)
                 assert await visit.status(carol.did, made.id) == "acked"
-                [here] = await at_a.parts.status(alice.did, [StatusItem(carol.did, made.id)])
+                [here] = await at_a.parts.status.local(alice.did, [StatusItem(carol.did, made.id)])
                 assert here.state == "forwarded", "it is the home that knows of the ack"

@@ -11,21 +11,9 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
-from relay.protocol.envelope import (
-    AdmittedEnvelope,
-    Envelope,
-    VerifiedEnvelope,
-    is_too_early,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-    in_utc,
-)
+from relay.protocol.envelope import AdmittedEnvelope, Envelope, VerifiedEnvelope, is_too_early
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import Did, Timestamp, in_utc
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from relay.inbox.model.types import InboxLimits
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
+from relay.protocol.errors import ErrorCode, Refusal
 
 LEASE_S: Final = 15
 """A forwarder that does not renew its lease for so long loses it (visibility timeout)."""

@@ -10,14 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-from relay.protocol.ids import (
-    AgentKey,
-    Eid,
-    Epoch,
-    Fence,
-    NodeId,
-    Seq,
-)
+from relay.protocol.ids import AgentKey, Eid, Epoch, Fence, NodeId, Seq
 from relay.protocol.types import FirstContact, Range
 
 
