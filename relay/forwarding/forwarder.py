@@ -31,7 +31,9 @@ from relay.forwarding.peer_submitter import MAX_SUBMIT_BYTES, NotSentError, Subm
 from relay.forwarding.ports import ForwardingStore, HandoffGate
 from relay.forwarding.routing import Routing
 from relay.inbox.consumer import InboxConsumer
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import types
 from relay.inbox.model.delivery import InboxDelivery
@@ -83,8 +85,8 @@ class ForwarderDeps:
     """
 
     store: ForwardingStore
-    acks: GroupCommit[types.AckRequest, types.Acked]
-    delivery: Delivery
+    acks: GroupCommit[types.AckRequest, types.AckResult]
+    dispatcher: Dispatcher
     routing: Routing
     submitters: SubmitterPool
     handoffs: HandoffGate
@@ -121,7 +123,7 @@ class InboxForwarder(InboxConsumer):
         self,
         deps: ForwarderDeps,
         inbox: AgentKey,
-        opened: types.Opened,
+        opened: types.OpenedSession,
         peer: AgentKey | None = None,
         handoff: str = "",
     ) -> None:
@@ -148,7 +150,7 @@ class InboxForwarder(InboxConsumer):
     async def run(self) -> None:
         """Forward until nothing is left, a long pause is due, or another session has the inbox."""
         deps, opened = self._deps, self._opened
-        deps.delivery.attach(self._inbox, self, courier=True)
+        deps.dispatcher.attach(self._inbox, self, forwards=True)
         try:
             self._perform(
                 self._delivery.open(
@@ -161,7 +163,7 @@ class InboxForwarder(InboxConsumer):
             # an ack that reaches the store after the close has no effect
             await self._wait_for_acks()
         finally:
-            deps.delivery.detach(self._inbox, self)
+            deps.dispatcher.detach(self._inbox, self)
             self._delivery.close()
             self._stop_timer()
         if await deps.store.defer_outbox(
@@ -279,7 +281,7 @@ class InboxForwarder(InboxConsumer):
         for _, code in result.refused:
             metrics.DEAD_LETTERS.labels(code).inc()
             log.event("dead_letter", code=code)
-        ack = types.Ack(
+        ack = types.InboxAck(
             self.fence, self.epoch, result.forwarded, Seq(0), result.refused, self._proof
         )
         self._unacked += 1
@@ -344,7 +346,7 @@ class InboxForwarder(InboxConsumer):
         self._set_timer()
 
     def on_committed(
-        self, results: Sequence[tuple[types.AckRequest, types.Acked | Refusal]]
+        self, results: Sequence[tuple[types.AckRequest, types.AckResult | Refusal]]
     ) -> None:
         """Take the results of acks from one commit; repeat those that may not be durable."""
         loop = asyncio.get_running_loop()

@@ -22,10 +22,15 @@ from relay.forwarding.forwarder import (
 from relay.forwarding.peer_submitter import SubmitterPool
 from relay.forwarding.ports import ForwardingStore, HandoffGate
 from relay.forwarding.routing import Routing
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
-from relay.inbox.model.types import Acked, AckRequest
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+)
 from relay.inbox.ports import OpenRequest
 from relay.peering.links import Links
 from relay.protocol.errors import Refusal
@@ -57,8 +62,8 @@ class ForwardScheduler:
     me: Did
     node: NodeId
     store: ForwardingStore
-    acks: GroupCommit[AckRequest, Acked]
-    delivery: Delivery
+    acks: GroupCommit[AckRequest, AckResult]
+    dispatcher: Dispatcher
     routing: Routing
     links: Links
     merge_record: Callable[[str, Did], Awaitable[object]]
@@ -76,7 +81,7 @@ class ForwardScheduler:
         self._deps = ForwarderDeps(
             self.store,
             self.acks,
-            self.delivery,
+            self.dispatcher,
             self.routing,
             SubmitterPool(self.me, self.links, self._spawn),
             self.handoffs,

@@ -19,7 +19,7 @@ from relay.protocol.types import DedupKey
 KEY_BYTES: Final = 16
 EID_CHARS: Final = 43
 
-Answer = Callable[[MigrationRequests, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
+StepHandler = Callable[[MigrationRequests, MigrationOrder, jose.Members], Awaitable[dict[str, Any]]]
 
 
 def migration_router(migrations: MigrationRequests) -> APIRouter:
@@ -105,7 +105,7 @@ def _item(value: object) -> tuple[DedupKey, Eid]:
             raise ValueError("an item is [hour, key, eid]")
 
 
-_STEPS: Final[dict[str, Answer]] = {
+_STEPS: Final[dict[str, StepHandler]] = {
     "offer": _offer,
     "prepare": _prepare,
     "freeze": _freeze,

@@ -12,14 +12,19 @@ from relay.http import bodies
 from relay.http.services import HttpServices
 from relay.inbox.client_ip import peer_of, strangers_network
 from relay.inbox.http_sessions import MAX_WAIT_S, HttpSessions
-from relay.inbox.model.types import Ack as InboxAck
-from relay.inbox.model.types import Page
-from relay.inbox.submit import Intake, Submissions
+from relay.inbox.model.types import (
+    InboxAck,
+    Page,
+)
+from relay.inbox.submit import (
+    Intake,
+    SubmitStream,
+)
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did, Fence
 
-Wait = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
+WaitSeconds = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
 
 
 def router(services: HttpServices) -> APIRouter:
@@ -58,7 +63,7 @@ def _session_routes(api: APIRouter, services: HttpServices) -> None:
 
 def _inbox_routes(api: APIRouter, sessions: HttpSessions) -> None:
     @api.get("/v1/inbox", summary="Take what waits; waits for news up to 30 s")
-    async def inbox(request: Request, wait: Wait = 0) -> Response:
+    async def inbox(request: Request, wait: WaitSeconds = 0) -> Response:
         session = await sessions.session(bodies.bearer(request))
         page = await sessions.fetch(session, wait)
         return bodies.answer({"epoch": session.epoch, **_page(page)})
@@ -164,7 +169,7 @@ async def submit_once(intake: Intake, items: list[Any], network: str) -> frames.
         if not answered.done():
             answered.set_result(frame)
 
-    await Submissions(intake, answer, network).submit("http", items)
+    await SubmitStream(intake, answer, network).submit("http", items)
     return await answered
 
 

@@ -12,10 +12,14 @@ from dataclasses import dataclass
 
 from relay import metrics
 from relay.inbox.contacts import Contacts
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.model.types import Accepted
 from relay.inbox.ports import InboxStore
-from relay.inbox.submit import Item
+from relay.inbox.submit import (
+    SubmitItem,
+)
 from relay.protocol.errors import Refusal
 
 
@@ -31,17 +35,17 @@ class BatchAcceptor:
     """
 
     store: InboxStore
-    delivery: Delivery
+    dispatcher: Dispatcher
     contacts: Contacts
     wake_forwarders: Callable[[], None]
 
-    async def accept(self, items: Sequence[Item]) -> Sequence[Accepted | Refusal]:
+    async def accept(self, items: Sequence[SubmitItem]) -> Sequence[Accepted | Refusal]:
         """Accept one batch; return a result for each item."""
         stored = [item.stored for item in items]
         metrics.COMMITS.inc()
         metrics.COMMIT_SIZE.observe(len(stored))
         with metrics.COMMIT_SECONDS.time():
-            results = await self.delivery.append(self.store, stored)
+            results = await self.dispatcher.store_and_dispatch(self.store, stored)
             if any(isinstance(one, Accepted) and one.away and not one.session for one in results):
                 self.wake_forwarders()
             return await self.contacts.note(stored, results)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import log, metrics
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.model.admission import admit_own
 from relay.inbox.model.types import Accepted
 from relay.inbox.ports import BounceBatch, Router, SessionStore
@@ -38,7 +40,7 @@ class BouncePump:
 
     key: SigningKey
     store: SessionStore
-    delivery: Delivery
+    dispatcher: Dispatcher
     router: Router | None = None
 
     async def __call__(self) -> int:
@@ -63,7 +65,7 @@ class BouncePump:
 
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
         """Into the sender's inbox here, or on its way to the one elsewhere."""
-        [result] = await self.delivery.append(self.store, [envelope])
+        [result] = await self.dispatcher.store_and_dispatch(self.store, [envelope])
         if self.router is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
             return result
         if envelope.expires_at <= await self.store.time():
@@ -72,7 +74,9 @@ class BouncePump:
             peer = await self.router.find(did_of(envelope.inbox))
         except RelayError as exc:
             return Refusal.of(exc)
-        [result] = await self.delivery.append(self.store, [envelope._replace(peer=peer)])
+        [result] = await self.dispatcher.store_and_dispatch(
+            self.store, [envelope._replace(peer=peer)]
+        )
         return result
 
 

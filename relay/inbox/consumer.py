@@ -13,8 +13,16 @@ from typing import Protocol
 from relay import clock
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, Read
-from relay.inbox.model.types import Acked, AckRequest, Page, PageItem
-from relay.inbox.ports import Head, InboxStore
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+    Page,
+    PageItem,
+)
+from relay.inbox.ports import (
+    InboxHead,
+    InboxStore,
+)
 from relay.protocol.errors import Refusal, RelayError
 from relay.protocol.ids import Epoch, Fence, Timestamp
 
@@ -60,7 +68,7 @@ class InboxConsumer:
             page = Refusal.of(exc)
         self._perform(self._delivery.on_page(page, clock.monotonic()))
 
-    def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+    def on_committed(self, results: Sequence[tuple[AckRequest, AckResult | Refusal]]) -> None:
         """Take what one commit decided about acks."""
         for request, result in results:
             self._perform(self._delivery.on_acked(request.ack, result))
@@ -77,7 +85,7 @@ class InboxConsumer:
         """The epoch of its inbox."""
         return self._delivery.epoch
 
-    def is_current(self, head: Head) -> bool:
+    def is_current(self, head: InboxHead) -> bool:
         """Return True if it knows all that the store has."""
         return self._delivery.is_current(head.fence, head.head)
 

@@ -12,14 +12,17 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay.inbox.model.types import Accepted, PageItem
-from relay.inbox.ports import Head, InboxStore
+from relay.inbox.ports import (
+    InboxHead,
+    InboxStore,
+)
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Epoch, Fence, NodeId
 from relay.tasks import isolated
 
 
-class Listener(Protocol):
+class InboxListener(Protocol):
     """A session on this node."""
 
     @property
@@ -32,7 +35,7 @@ class Listener(Protocol):
         """The epoch of its inbox."""
         ...
 
-    def is_current(self, head: Head) -> bool:
+    def is_current(self, head: InboxHead) -> bool:
         """Whether it has seen all that the store has, under the newest fence."""
         ...
 
@@ -50,13 +53,13 @@ class Listener(Protocol):
 
 
 @dataclass(slots=True)
-class Delivery:
+class Dispatcher:
     """The listeners of one node."""
 
     node: NodeId
-    _listeners: dict[AgentKey, Listener] = field(default_factory=dict)
+    _listeners: dict[AgentKey, InboxListener] = field(default_factory=dict)
 
-    def attach(self, inbox: AgentKey, listener: Listener, *, courier: bool = False) -> None:
+    def attach(self, inbox: AgentKey, listener: InboxListener, *, forwards: bool = False) -> None:
         """Listen; a listener of an older session is told that it is superseded.
 
         Not by a courier: an agent that has moved must not hear that a newer session of its own
@@ -69,17 +72,17 @@ class Delivery:
         self._listeners[inbox] = listener
         if other is None or other is listener:
             return
-        if other.fence < listener.fence and not courier:
+        if other.fence < listener.fence and not forwards:
             other.on_superseded()
         else:
             other.on_wakeup()
 
-    def detach(self, inbox: AgentKey, listener: Listener) -> None:
+    def detach(self, inbox: AgentKey, listener: InboxListener) -> None:
         """Stop listening, unless somebody else has taken over."""
         if self._listeners.get(inbox) is listener:
             del self._listeners[inbox]
 
-    def hand_over(
+    def dispatch(
         self, items: Sequence[StoredEnvelope], results: Sequence[Accepted | Refusal]
     ) -> None:
         """Tell this node's sessions what this node's commit stored for them."""
@@ -110,12 +113,12 @@ class Delivery:
                 with isolated("listener"):
                     listener.on_wakeup()
 
-    async def append(
+    async def store_and_dispatch(
         self, store: InboxStore, items: Sequence[StoredEnvelope]
     ) -> list[Accepted | Refusal]:
         """Store a batch durably, then tell this node's sessions."""
         results = await store.append(items)
-        self.hand_over(items, results)
+        self.dispatch(items, results)
         return results
 
     async def poll(self, store: InboxStore) -> None:

@@ -13,10 +13,22 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, metrics
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.login import LoginService, new_nonce
-from relay.inbox.model.types import Ack, Acked, AckRequest, LiveSession, Page, PageItem
-from relay.inbox.ports import Head, SessionStore
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+    InboxAck,
+    LiveSession,
+    Page,
+    PageItem,
+)
+from relay.inbox.ports import (
+    InboxHead,
+    SessionStore,
+)
 from relay.inbox.rules import InboxRules
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, StateError
@@ -59,7 +71,7 @@ class _LongPoll:
         self.seen: Seq | None = None
         self.wakeup = asyncio.Event()
 
-    def is_current(self, head: Head) -> bool:
+    def is_current(self, head: InboxHead) -> bool:
         """Return True if the inbox is as the last read found it."""
         return (head.fence, head.epoch, head.head) == (self.fence, self.epoch, self.seen)
 
@@ -88,7 +100,7 @@ class HttpSessions:
 
     store: SessionStore
     login: LoginService
-    delivery: Delivery
+    dispatcher: Dispatcher
     rules: InboxRules
 
     async def nonce(self) -> str:
@@ -111,7 +123,7 @@ class HttpSessions:
         who, welcome = await self.login.log_in(auth, address, self._use_nonce, until=until)
         metrics.LOGINS.labels("ok").inc()
         # a connection that has this inbox on this node looks, and finds itself superseded
-        self.delivery.wake([who.inbox])
+        self.dispatcher.wake([who.inbox])
         token = clock.entropy(TOKEN_BYTES)
         value = {
             "did": who.did,
@@ -155,7 +167,7 @@ class HttpSessions:
         poll = _LongPoll(fence, session.epoch)
         live = LiveSession(fence, self.login.node, session.until)
         deadline = clock.monotonic() + min(wait_s, MAX_WAIT_S)
-        self.delivery.attach(session.inbox, poll)
+        self.dispatcher.attach(session.inbox, poll)
         try:
             while True:
                 poll.wakeup.clear()
@@ -170,7 +182,7 @@ class HttpSessions:
                 except TimeoutError:
                     continue
         finally:
-            self.delivery.detach(session.inbox, poll)
+            self.dispatcher.detach(session.inbox, poll)
 
     async def _fence(self, session: HttpSession) -> Fence:
         """Return the fence of an inbox session, which may be older than this node."""
@@ -191,7 +203,7 @@ class HttpSessions:
         """
         return await self.rules(session.inbox, await self._fence(session), request)
 
-    async def ack(self, session: HttpSession, ack: Ack) -> Acked:
+    async def ack(self, session: HttpSession, ack: InboxAck) -> AckResult:
         """Ack what this session fetched.
 
         Raises:

@@ -13,7 +13,10 @@ from typing import Final
 from relay import clock, log, metrics
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import Opened, Pending
+from relay.inbox.model.types import (
+    OpenedSession,
+    Pending,
+)
 from relay.inbox.ports import InboxStore, Keys, LoginGate, OpenRequest
 from relay.limits import TokenBuckets
 from relay.protocol import frames, handshake
@@ -189,7 +192,7 @@ class LoginService:
         self.gate.check()
         return self._welcome(key, claims, opened)
 
-    async def _open_inbox(self, key: VerificationKey, until: int) -> Opened | None:
+    async def _open_inbox(self, key: VerificationKey, until: int) -> OpenedSession | None:
         allow = self.registration.allow
         may_create = allow is None or key.did in allow
         request = OpenRequest(key.agent_key, self.node, self.window, until, may_create)
@@ -201,7 +204,7 @@ class LoginService:
             # the record that ends the migration may be here and not applied yet
             await self.apply_record(key.agent_key)
             opened = await self.store.open(request)
-        if isinstance(opened, Opened):
+        if isinstance(opened, OpenedSession):
             if not may_create:
                 await self.apply_record(key.agent_key)
             return opened
@@ -212,7 +215,7 @@ class LoginService:
         return None
 
     def _welcome(
-        self, key: VerificationKey, claims: handshake.LoginClaims, opened: Opened | None
+        self, key: VerificationKey, claims: handshake.LoginClaims, opened: OpenedSession | None
     ) -> tuple[Identity, frames.Welcome]:
         standing = (
             handshake.InboxPosition(opened.epoch, opened.cursor, opened.head)

@@ -13,13 +13,13 @@ from typing import NamedTuple, Protocol
 
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
     AckRequest,
-    BounceIntent,
+    AckResult,
     LiveSession,
-    Opened,
+    OpenedSession,
     Page,
-    Remembered,
+    PendingBounce,
+    RememberedId,
     RulesNow,
     RulesPatch,
 )
@@ -53,7 +53,7 @@ class OpenRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class InboxHead:
     """What a node polls of its sessions' inboxes, in case a wake-up was lost.
 
     ``away``: its agent lives elsewhere, so that a session that ended may be one of the agent's.
@@ -75,10 +75,10 @@ class BounceBatch:
     sender: AgentKey
     token: bytes
     decided_at: int
-    intents: tuple[BounceIntent, ...]
+    intents: tuple[PendingBounce, ...]
 
 
-class Inboxes(NamedTuple):
+class InboxesPage(NamedTuple):
     """Some of those who have an inbox here; go on from ``cursor``, "" = these were the last."""
 
     owners: Sequence[AgentKey]
@@ -123,7 +123,7 @@ class InboxStore(Protocol):
         """
         ...
 
-    async def open(self, request: OpenRequest) -> Opened | Refusal:
+    async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """Open a session; ``unknown_inbox`` where there is none and none may be made.
 
         There is none, either, where the newest record held names other homes.
@@ -144,7 +144,7 @@ class InboxStore(Protocol):
         """Read from the cursor for a session without a connection."""
         ...
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         """Delete what was processed, durably; works when memory or disk is full."""
         ...
 
@@ -154,15 +154,15 @@ class InboxStore(Protocol):
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
-    ) -> list[Remembered | None]:
+    ) -> list[RememberedId | None]:
         """What became of ids; None where it is not known."""
         ...
 
-    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
         ...
 
-    async def inboxes(self, after: str, most: int) -> Inboxes:
+    async def inboxes(self, after: str, most: int) -> InboxesPage:
         """Whose inboxes are here, at home or away; ``after`` "" begins.
 
         About ``most`` at once. What is made or goes meanwhile may be told or not; one may come
@@ -229,7 +229,7 @@ class SessionStore(InboxStore, NodeStore, Protocol):
 OnWake = Callable[[Sequence[AgentKey]], None]
 
 
-class Wakeups(Protocol):
+class WakeupSource(Protocol):
     """Hints from other nodes that an inbox has news. A hint may be lost."""
 
     def on_wake(self, callback: OnWake) -> None:

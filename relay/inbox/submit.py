@@ -50,7 +50,7 @@ MayBring = Callable[[Did, AgentKey], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
-class Local:
+class LocalSource:
     """An agent of this relay, whose envelopes are forwarded (PROTOCOL.md §5.2).
 
     Args:
@@ -65,7 +65,7 @@ class Local:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class PeerSource:
     """Another relay, whose submits go into inboxes here or nowhere.
 
     Args:
@@ -89,7 +89,7 @@ class RelayIdentity:
 
 
 @dataclass(slots=True)
-class _Waiting:
+class _PendingSubmit:
     """A submit whose envelopes are not all decided."""
 
     ref: str
@@ -98,12 +98,12 @@ class _Waiting:
     handoff: str = ""
 
 
-class Item(NamedTuple):
+class SubmitItem(NamedTuple):
     """One envelope on its way to the store."""
 
     stored: StoredEnvelope
     to: Did
-    submit: _Waiting
+    submit: _PendingSubmit
     place: int
 
 
@@ -131,14 +131,14 @@ class Intake:
     strangers: TokenBuckets[str]
     brought: TokenBuckets[str]
     may_bring: MayBring
-    commits: GroupCommit[Item, Accepted]
+    commits: GroupCommit[SubmitItem, Accepted]
     durability: Callable[[], Durability]
     denied: frozenset[Did]
     max_body_bytes: int
     draining: bool = field(default=False)
 
 
-class Submissions:
+class SubmitStream:
     """The submits of one connection or request: a source of the group commit.
 
     Args:
@@ -152,16 +152,16 @@ class Submissions:
         self._answer = answer
         self._network = network
         self._strangers = intake.strangers
-        self._waiting: deque[_Waiting] = deque()
-        self._source: Local | Peer | None = None
+        self._waiting: deque[_PendingSubmit] = deque()
+        self._source: LocalSource | PeerSource | None = None
         self._is_over = False
         self.in_flight = 0
         self.in_flight_bytes = 0
 
-    def bind_source(self, source: Local | Peer) -> None:
+    def bind_source(self, source: LocalSource | PeerSource) -> None:
         """It is known now whose submits these are."""
         self._source = source
-        if isinstance(source, Peer):
+        if isinstance(source, PeerSource):
             self._strangers, self._network = self._intake.brought, source.did
 
     def close(self) -> None:
@@ -191,11 +191,13 @@ class Submissions:
                 ``not_federated`` where that hand-off brings nothing here.
         """
         moving = await self._moving(items) if handoff else None
-        waiting = _Waiting(ref, len(items), [None] * len(items), handoff)
+        waiting = _PendingSubmit(ref, len(items), [None] * len(items), handoff)
         self._waiting.append(waiting)
-        ready: list[Item] = []
+        ready: list[SubmitItem] = []
         intake = self._intake
-        facts = admission.Facts(now=clock.now(), draining=intake.draining, denied=intake.denied)
+        facts = admission.AdmissionFacts(
+            now=clock.now(), draining=intake.draining, denied=intake.denied
+        )
         is_barred = moving is None and self._strangers.wait_s(self._network, clock.monotonic()) > 0
         for index, raw in enumerate(items):
             outcome = await self._admit(raw, facts, moving)
@@ -208,7 +210,7 @@ class Submissions:
                     stored = _of(self._source, stored, outcome, is_marked=index in marked)
                 stored = stored._replace(moving=True) if moving is not None else stored
                 self.in_flight_bytes += len(stored.wire)
-                ready.append(Item(stored, outcome.envelope.recipient.did, waiting, index))
+                ready.append(SubmitItem(stored, outcome.envelope.recipient.did, waiting, index))
             if index % YIELD_EVERY == YIELD_EVERY - 1:
                 await asyncio.sleep(0)
         self.in_flight += len(ready)
@@ -218,7 +220,7 @@ class Submissions:
     async def _moving(self, items: Sequence[object]) -> AgentKey | None:
         """Whose inbox it is that a peer hands over; None: not one envelope can be read."""
         source, intake = self._source, self._intake
-        if not isinstance(source, Peer):
+        if not isinstance(source, PeerSource):
             raise error(ErrorCode.BAD_FRAME, "only a peer hands an inbox over")
         inbox = next(filter(None, (self._recipient(raw) for raw in items)), None)
         if inbox is None or await intake.may_bring(source.did, inbox):
@@ -234,7 +236,7 @@ class Submissions:
         return read.recipient.agent_key
 
     async def _admit(
-        self, raw: object, facts: admission.Facts, moving: AgentKey | None
+        self, raw: object, facts: admission.AdmissionFacts, moving: AgentKey | None
     ) -> envelopes.AdmittedEnvelope | Refusal:
         intake = self._intake
         try:
@@ -257,11 +259,11 @@ class Submissions:
         )
         return admission.admit(verified, admission.with_wait(facts, wait_s))
 
-    def on_committed(self, results: Sequence[tuple[Item, Accepted | Refusal]]) -> None:
+    def on_committed(self, results: Sequence[tuple[SubmitItem, Accepted | Refusal]]) -> None:
         """One commit decided some of this connection's envelopes."""
         secret = self._intake.identity.position_secret
         accepted = dups = strangers = 0
-        away: list[tuple[Item, Refusal]] = []
+        away: list[tuple[SubmitItem, Refusal]] = []
         for item, result in results:
             stored, to, submit, place = item
             if isinstance(result, Refusal) and self._may_forward(stored, result):
@@ -280,7 +282,7 @@ class Submissions:
             submit.results[place] = ReceiptItem(
                 stored.eid, to, epoch, pos, stored.expires_at, dup, "outbox" if is_away else "inbox"
             )
-        if away and isinstance(self._source, Local):
+        if away and isinstance(self._source, LocalSource):
             self._source.spawn(self._forward(self._source, away))
         if strangers:
             self._strangers.charge(self._network, strangers, clock.monotonic())
@@ -289,15 +291,17 @@ class Submissions:
         self._flush()
 
     def _may_forward(self, stored: StoredEnvelope, no: Refusal) -> bool:
-        is_known = isinstance(self._source, Local) and stored.peer is None
+        is_known = isinstance(self._source, LocalSource) and stored.peer is None
         return is_known and no.code in ELSEWHERE and not self._is_over
 
-    async def _forward(self, local: Local, away: Sequence[tuple[Item, Refusal]]) -> None:
+    async def _forward(
+        self, local: LocalSource, away: Sequence[tuple[SubmitItem, Refusal]]
+    ) -> None:
         """Find out where these may wait, then try again with that."""
         noes = {item.to: no for item, no in away if item.stored.sender == local.sender}
         peers = await side_by_side(_find(local.router, to, noes[to]) for to in noes)
         found = dict(zip(noes, peers, strict=True))
-        again: list[Item] = []
+        again: list[SubmitItem] = []
         for item, no in away:
             peer = found[item.to] if item.stored.sender == local.sender else _no_relaying(no)
             if isinstance(peer, Refusal):
@@ -307,7 +311,7 @@ class Submissions:
         self._intake.commits.put(self, again)
         self._flush()
 
-    def _decide(self, item: Item, no: Refusal) -> None:
+    def _decide(self, item: SubmitItem, no: Refusal) -> None:
         self.in_flight -= 1
         self.in_flight_bytes -= len(item.stored.wire)
         item.submit.undecided -= 1
@@ -361,10 +365,14 @@ class Submissions:
 
 
 def _of(
-    source: Local | Peer, stored: StoredEnvelope, admitted: AdmittedEnvelope, *, is_marked: bool
+    source: LocalSource | PeerSource,
+    stored: StoredEnvelope,
+    admitted: AdmittedEnvelope,
+    *,
+    is_marked: bool,
 ) -> StoredEnvelope:
     """What is kept of an envelope beside, for who brought it."""
-    if isinstance(source, Local):
+    if isinstance(source, LocalSource):
         known = source.router.known(stored.inbox) if stored.sender == source.sender else None
         return stored if known is None else stored._replace(peer=known)
     envelope = admitted.envelope
@@ -391,6 +399,6 @@ def _rejection(ref: str, index: int, no: Refusal) -> frames.Rejection:
     return frames.Rejection(ref, index, no.code, no.stored, no.detail, no.retry_after, no.record)
 
 
-def size_of(item: Item) -> int:
+def size_of(item: SubmitItem) -> int:
     """Size of an item for the bound of a commit."""
     return item.stored.size

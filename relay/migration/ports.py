@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from relay.inbox.model.types import (
-    Doubts,
     InboxRole,
+    MaybeSeenIds,
 )
 from relay.peering.ports import RecordRow
 from relay.protocol.ids import (
@@ -104,7 +104,7 @@ class HandoffStore(Protocol):
         """What waits behind ``after``, in seq order."""
         ...
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
         """Ids that its agent may have seen: acked, refused, ended, or marked as handed over.
 
         About ``most`` of them at once; ``after`` "" begins. An id may come twice.

@@ -28,14 +28,19 @@ from relay.inbox.accept import BatchAcceptor
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.contacts import Contacts
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
 from relay.inbox.login import (
     LoginService,
     Registration,
 )
-from relay.inbox.model.types import Acked, AckRequest
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+)
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries
 from relay.inbox.submit import (
@@ -96,8 +101,8 @@ class _Base:
     registration: Registration
     window: Window
     keys: DidKeys
-    delivery: Delivery
-    acks: GroupCommit[AckRequest, Acked]
+    dispatcher: Dispatcher
+    acks: GroupCommit[AckRequest, AckResult]
     due: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -114,10 +119,10 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         _registration(settings),
         Window(settings.window_count, settings.window_bytes),
         DidKeys(),
-        Delivery(opened.node_id),
+        Dispatcher(opened.node_id),
         GroupCommit(store.ack, lambda _: ACK_BYTES),
     )
-    store.on_wake(base.delivery.wake)
+    store.on_wake(base.dispatcher.wake)
     contacts = Contacts(store)
     peers, dialer, links = await build_peering(base)
     handoffs, mover = build_migration(base, peers, links)
@@ -143,7 +148,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         directory=directory,
         status=StatusQueries(store, RemoteStatus(links, routing)),
         rules=InboxRules(store, contacts),
-        delivery=base.delivery,
+        dispatcher=base.dispatcher,
         peers=peers,
         links=links,
         exchange=exchange,
@@ -162,11 +167,11 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         peer_admin=PeerAdmin(peers, links, exchange, store.outboxes, RelayInfoFetcher(dialer)),
         housekeeping=Housekeeping(
             opened=opened,
-            delivery=base.delivery,
+            dispatcher=base.dispatcher,
             clock_guard=guard,
             startup_gate=startup_gate,
             handoffs=handoffs,
-            bounces=BouncePump(key, store, base.delivery, routing),
+            bounces=BouncePump(key, store, base.dispatcher, routing),
         ),
     )
 
@@ -189,7 +194,7 @@ def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[MigrationS
         store,
         base.keys,
         wake_forwarders=base.due.set,
-        on_session_end=lambda inbox: base.delivery.wake([inbox]),
+        on_session_end=lambda inbox: base.dispatcher.wake([inbox]),
         on_handoff_peers=peers.set_handoff_peers,
     )
     return handoffs, DigestSender(handoffs, store, links)
@@ -246,7 +251,7 @@ def build_forwarding(
         node=opened.node_id,
         store=opened.store,
         acks=base.acks,
-        delivery=base.delivery,
+        dispatcher=base.dispatcher,
         routing=routing,
         links=links,
         merge_record=gossip.on_record_reply,
@@ -258,7 +263,7 @@ def build_forwarding(
 def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> Intake:
     """Make what accepts envelopes."""
     settings, store, key = base.settings, base.opened.store, base.opened.key
-    acceptor = BatchAcceptor(store, base.delivery, contacts, base.due.set)
+    acceptor = BatchAcceptor(store, base.dispatcher, contacts, base.due.set)
     return Intake(
         identity=RelayIdentity(key, _position_secret(key)),
         keys=base.keys,

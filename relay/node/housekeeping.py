@@ -11,7 +11,9 @@ from relay.files import is_file_left
 from relay.health import ProblemReason
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.migration.steps import (
     MigrationSteps,
 )
@@ -56,7 +58,7 @@ class Housekeeping:
     """
 
     opened: OpenedStore
-    delivery: Delivery
+    dispatcher: Dispatcher
     clock_guard: ClockGuard
     startup_gate: StartupGate
     handoffs: MigrationSteps
@@ -67,7 +69,7 @@ class Housekeeping:
         """Write the heartbeat of this node, then look for inboxes whose wake-ups were lost."""
         store = self.opened.store
         self._live = await store.heartbeat(self.opened.node_id, HEARTBEAT_TTL_S)
-        await self.delivery.poll(store)
+        await self.dispatcher.poll(store)
 
     async def sweep(self) -> None:
         """Compare the clocks; if they agree, end what expired and purge old records.

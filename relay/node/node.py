@@ -18,10 +18,15 @@ from relay.forwarding.routing import Routing
 from relay.forwarding.scheduler import ForwardScheduler
 from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import LoginService, new_nonce
-from relay.inbox.model.types import Acked, AckRequest
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+)
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries
 from relay.inbox.submit import Intake
@@ -65,12 +70,12 @@ class Node:
     trusted_proxies: Networks
     opened: OpenedStore
     intake: Intake
-    acks: GroupCommit[AckRequest, Acked]
+    acks: GroupCommit[AckRequest, AckResult]
     login: LoginService
     directory: Directory
     status: StatusQueries
     rules: InboxRules
-    delivery: Delivery
+    dispatcher: Dispatcher
     peers: Peers
     links: Links
     exchange: PeerExchange

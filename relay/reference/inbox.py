@@ -20,17 +20,17 @@ from typing import Final
 from relay.inbox.model.store_contract import LEASE_S, REFUSALS
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
+    AckResult,
     Disposition,
     Forwarded,
+    InboxAck,
     InboxLimits,
     InboxRole,
     LiveSession,
-    Opened,
+    OpenedSession,
     Page,
     PageItem,
+    PendingBounce,
     RulesNow,
     RulesPatch,
 )
@@ -151,13 +151,15 @@ class Inbox(Holdings):
 
     # ------------------------------------------------------------ session
 
-    def open_session(self, node: NodeId, window: Window, *, until: int = 0) -> Opened:
+    def open_session(self, node: NodeId, window: Window, *, until: int = 0) -> OpenedSession:
         """Fence off any earlier session and give the inbox to a new one (R1)."""
         previous = self.end_session()
         self.session = LiveSession(self.fence, node, until)
         self.window = window
         self.away.deferred_until = 0
-        return Opened(self.fence, self.epoch, self.cursor, self.last, self.pending(), previous)
+        return OpenedSession(
+            self.fence, self.epoch, self.cursor, self.last, self.pending(), previous
+        )
 
     def end_session(self) -> LiveSession | None:
         """No session goes on; what the last one can have handed over is marked."""
@@ -305,8 +307,8 @@ class Inbox(Holdings):
     # ------------------------------------------------------------ ends of an entry
 
     def ack(
-        self, ack: Ack, now: Timestamp, *, taken: bool = False
-    ) -> tuple[Acked, list[BounceIntent]] | Refusal:
+        self, ack: InboxAck, now: Timestamp, *, taken: bool = False
+    ) -> tuple[AckResult, list[PendingBounce]] | Refusal:
         """Delete what the agent has durably processed or refuses (R2); repeating it is harmless."""
         if ack.epoch != self.epoch:
             return Refusal(ErrorCode.INBOX_RESET, "this ack is of another epoch")
@@ -314,7 +316,7 @@ class Inbox(Holdings):
         if no is not None:
             return no
         # first: a seq that is named in both, or covered by ``upto``, counts as refused
-        intents: list[BounceIntent] = []
+        intents: list[PendingBounce] = []
         for seq, code in ack.refuse:
             item = self._end(seq, Reason.REFUSED)
             if item is not None:
@@ -327,16 +329,18 @@ class Inbox(Holdings):
         if not self.home:
             self.set_due(now + LEASE_S)
         refused = tuple(seq for seq, _ in ack.refuse)
-        return Acked(self.cursor, ack.seqs, refused), intents
+        return AckResult(self.cursor, ack.seqs, refused), intents
 
-    def _not_theirs(self, ack: Ack, *, taken: bool) -> Refusal | None:
+    def _not_theirs(self, ack: InboxAck, *, taken: bool) -> Refusal | None:
         if self.home and ack.forwarded is not None:
             return Refusal(ErrorCode.SUPERSEDED, "the agent's home is here")
         if not self.home and ack.forwarded is None and (ack.seqs or taken):
             return Refusal(ErrorCode.BAD_FRAME, "a courier acks only what went on")
         return None
 
-    def take_ack(self, ack: Ack, now: Timestamp) -> tuple[Acked, list[BounceIntent]] | Refusal:
+    def take_ack(
+        self, ack: InboxAck, now: Timestamp
+    ) -> tuple[AckResult, list[PendingBounce]] | Refusal:
         """Ack of a session without a connection: ``upto`` covers what :meth:`take` gave it."""
         is_current = ack.epoch == self.epoch and self._fenced(ack.fence) is None
         named = (*ack.seqs, *(seq for seq, _ in ack.refuse))
@@ -350,9 +354,9 @@ class Inbox(Holdings):
 
     def conclude(
         self, seqs: Iterable[Seq], reason: Reason, now: Timestamp, *, clock_ok: bool = True
-    ) -> list[BounceIntent]:
+    ) -> list[PendingBounce]:
         """End entries that were never handed to the live session: expired or corrupt."""
-        intents: list[BounceIntent] = []
+        intents: list[PendingBounce] = []
         for seq in seqs:
             item = self.live.get(seq)
             if item is None or (
@@ -366,7 +370,7 @@ class Inbox(Holdings):
             intents += self._intent(item, reason.value, due, maybe_delivered=maybe)
         return intents
 
-    def sweep(self, now: Timestamp, live_nodes: Collection[NodeId]) -> list[BounceIntent]:
+    def sweep(self, now: Timestamp, live_nodes: Collection[NodeId]) -> list[PendingBounce]:
         """End what expired 300 s ago, but nothing that a live session may have in flight."""
         in_flight = self.cursor
         session = self.session
@@ -395,13 +399,13 @@ class Inbox(Holdings):
 
     def _intent(
         self, item: StoredEnvelope, reason: str, due_at: int, *, maybe_delivered: bool
-    ) -> list[BounceIntent]:
+    ) -> list[PendingBounce]:
         if not item.bounces:
             return []
         if not self.home:
             # what a restored store has for elsewhere was probably handed on long ago
             due_at = max(due_at, self.quiet_until)
-        return [BounceIntent(item.sender, item.eid, self.key, reason, maybe_delivered, due_at)]
+        return [PendingBounce(item.sender, item.eid, self.key, reason, maybe_delivered, due_at)]
 
     # ------------------------------------------------------------ the store's own troubles
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from relay.inbox.model.types import (
-    BounceIntent,
+    PendingBounce,
 )
 from relay.inbox.ports import BounceBatch
 from relay.protocol.ids import (
@@ -24,7 +24,7 @@ from relay.protocol.receipts import MAX_BOUNCED
 class _Bounces:
     """Intents of one sender: those that wait, and the batch that is being delivered."""
 
-    waiting: list[BounceIntent] = field(default_factory=list)
+    waiting: list[PendingBounce] = field(default_factory=list)
     frozen: BounceBatch | None = None
 
 
@@ -39,7 +39,7 @@ class MemoryBounces:
         self._now = now
         self._senders: dict[AgentKey, _Bounces] = {}
 
-    def intend(self, intents: Iterable[BounceIntent]) -> None:
+    def intend(self, intents: Iterable[PendingBounce]) -> None:
         """Write down that senders are to be told."""
         for intent in intents:
             self._senders.setdefault(intent.sender, _Bounces()).waiting.append(intent)

@@ -11,8 +11,8 @@ from dataclasses import replace
 from relay.clock import entropy
 from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
-    Doubts,
     InboxLimits,
+    MaybeSeenIds,
 )
 from relay.migration.ports import (
     MigrationChange,
@@ -150,15 +150,15 @@ class MemoryHandoffs(MemoryDirectory):
         box = self._inboxes.get(inbox)
         return inbox_handoff.waiting(box, after, most) if box else []
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
         """Ids that its agent may have seen; ``after`` is the last one that was given."""
         box = self._inboxes.get(inbox)
         if box is None:
-            return Doubts(b"", "", -1)
+            return MaybeSeenIds(b"", "", -1)
         later = [one for one in inbox_handoff.doubts(box) if not after or one.hex() < after]
         found = later[:most]
         last = found[-1].hex() if len(later) > most else ""
-        return Doubts(b"".join(found), last, inbox_handoff.floor(box))
+        return MaybeSeenIds(b"".join(found), last, inbox_handoff.floor(box))
 
     async def known(self, inbox: AgentKey) -> MovedRules:
         """Whom the agent takes envelopes from."""

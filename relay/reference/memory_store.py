@@ -17,22 +17,22 @@ from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
-    Acked,
     AckRequest,
+    AckResult,
     InboxLimits,
     InboxRole,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
-    Remembered,
+    RememberedId,
     RulesNow,
     RulesPatch,
 )
 from relay.inbox.ports import (
     BounceBatch,
-    Head,
-    Inboxes,
+    InboxesPage,
+    InboxHead,
     OnWake,
     OpenRequest,
 )
@@ -206,7 +206,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
                 found.rules.meet(other, self._limits, self._now())
         return [inbox in self._inboxes for inbox, _ in pairs]
 
-    async def open(self, request: OpenRequest) -> Opened | Refusal:
+    async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """Open a session, and the inbox if it may be made."""
         inbox = self._inboxes.get(request.inbox)
         if request.courier:
@@ -275,11 +275,11 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             inbox.reset(new_epoch(), int(self._now()) + BOUNCE_GRACE_S)
         return refusal
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         """Delete what was processed."""
         return [self._ack(request) for request in requests]
 
-    def _ack(self, request: AckRequest) -> Acked | Refusal:
+    def _ack(self, request: AckRequest) -> AckResult | Refusal:
         inbox = self._inboxes.get(request.inbox)
         if inbox is None:
             return _lost()
@@ -302,7 +302,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
-    ) -> list[Remembered | None]:
+    ) -> list[RememberedId | None]:
         """What became of ids; of the eid, its first :data:`KNOWN_BY` characters."""
         found = self._inboxes.get(inbox)
         if found is None:
@@ -312,19 +312,19 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             for answer in found.status(questions)
         ]
 
-    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
         """Fence, epoch and head of many inboxes."""
         found = [self._inboxes.get(key) for key in inboxes]
         return [
-            Head(one.fence, one.epoch, one.last, not one.home or one.held) if one else None
+            InboxHead(one.fence, one.epoch, one.last, not one.home or one.held) if one else None
             for one in found
         ]
 
-    async def inboxes(self, after: str, most: int) -> Inboxes:
+    async def inboxes(self, after: str, most: int) -> InboxesPage:
         """Whose inboxes are here."""
         place = int(after or 0)
         owners = list(itertools.islice(self._inboxes, place, place + most))
-        return Inboxes(owners, str(place + most) if len(self._inboxes) > place + most else "")
+        return InboxesPage(owners, str(place + most) if len(self._inboxes) > place + most else "")
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""

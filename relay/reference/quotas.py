@@ -18,8 +18,8 @@ from relay.inbox.model.types import (
     InboxRole,
     LiveSession,
     Pending,
-    Refused,
-    Remembered,
+    RefusedCount,
+    RememberedId,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -88,7 +88,7 @@ class Holdings:
     senders: dict[AgentKey, tuple[int, int]] = field(default_factory=dict)
     strangers: set[Seq] = field(default_factory=set)
     rules: Rules = field(default_factory=Rules)
-    refused: Refused = field(default_factory=Refused)
+    refused: RefusedCount = field(default_factory=RefusedCount)
     dedupe: Dedupe = field(default_factory=Dedupe)
     session: LiveSession | None = None
     away: Away = field(default_factory=Away)
@@ -219,7 +219,7 @@ class Holdings:
             no = self.away.refusal(now) or self._over_bounds(item, limits, outboxes)
         if no is not None and self.home:
             first = self.refused.first_at or int(now)
-            self.refused = Refused(self.refused.count + 1, first, int(now))
+            self.refused = RefusedCount(self.refused.count + 1, first, int(now))
         return no
 
     def _no_memory(
@@ -313,10 +313,12 @@ class Holdings:
         oldest = next(iter(self.live.values())).created_at if self.live else None
         return Pending(len(self.live), self.bytes, oldest, self.refused)
 
-    def status(self, questions: Sequence[DedupKey]) -> list[Remembered | None]:
+    def status(self, questions: Sequence[DedupKey]) -> list[RememberedId | None]:
         """What became of ids, as far as it is remembered; None where it is not."""
         found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
-        return [Remembered(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found]
+        return [
+            RememberedId(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found
+        ]
 
 
 def _is_over(

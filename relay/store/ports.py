@@ -9,14 +9,18 @@ from __future__ import annotations
 from typing import Protocol
 
 from relay.health import Health
-from relay.inbox.ports import InboxStore, NodeStore, Wakeups
+from relay.inbox.ports import (
+    InboxStore,
+    NodeStore,
+    WakeupSource,
+)
 from relay.migration.ports import HandoffStore
 from relay.peering.ports import OutboxStore, PeerStore, RecordStore
 from relay.protocol.ids import Did, NodeId
 
 
 class Store(
-    InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, Wakeups, Protocol
+    InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, WakeupSource, Protocol
 ):
     """All ports of the store.
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from relay.directory.answers import PeerQuestions
 from relay.directory.publish import Directory
 from relay.directory.resolve import RecordResolver
-from relay.inbox.model.effects import Question
+from relay.inbox.model.effects import (
+    QuestionFrame,
+)
 from relay.inbox.model.permissions import Identity
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries
@@ -28,7 +30,7 @@ class Answers:
     peer_questions: PeerQuestions
     migration: MigrationSteps
 
-    async def __call__(self, who: Identity, question: Question) -> frames.Frame:
+    async def __call__(self, who: Identity, question: QuestionFrame) -> frames.Frame:
         """Return the answer to a question.
 
         Raises:

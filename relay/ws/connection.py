@@ -19,8 +19,15 @@ from relay.inbox.model import effects
 from relay.inbox.model.close_codes import close_code
 from relay.inbox.model.conversation import Conversation
 from relay.inbox.model.delivery import InboxDelivery
-from relay.inbox.model.types import Acked, AckRequest
-from relay.inbox.submit import Local, Peer, Submissions
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+)
+from relay.inbox.submit import (
+    LocalSource,
+    PeerSource,
+    SubmitStream,
+)
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
 from relay.protocol.errors import (
@@ -75,7 +82,7 @@ class Connection(InboxConsumer):
         delivery = InboxDelivery(services.login.window)
         self._conversation = Conversation(services.hello(), delivery, clock.monotonic())
         super().__init__(delivery, self._conversation, services.store)
-        self._submissions = Submissions(
+        self._submissions = SubmitStream(
             services.intake, self._on_submitted, strangers_network(address)
         )
         self._in_turn: list[Coroutine[Any, Any, None]] = []
@@ -123,7 +130,7 @@ class Connection(InboxConsumer):
         if who is None:
             return
         metrics.SESSIONS.dec()
-        self._services.delivery.detach(who.inbox, self)
+        self._services.dispatcher.detach(who.inbox, self)
         if who.role == "peer":
             self._services.peers.on_inbound_closed(who.did, self._dismiss)
 
@@ -229,10 +236,10 @@ class Connection(InboxConsumer):
     def _on_ack(self, effect: AckRequest) -> None:
         self._services.acks.put(self, [effect])
 
-    def on_committed(self, results: Sequence[tuple[AckRequest, Acked | Refusal]]) -> None:
+    def on_committed(self, results: Sequence[tuple[AckRequest, AckResult | Refusal]]) -> None:
         """Take what one commit decided about acks."""
         for _, result in results:
-            if isinstance(result, Acked):
+            if isinstance(result, AckResult):
                 metrics.ACKED.inc(len(result.seqs))
                 metrics.REFUSED.inc(len(result.refused))
         super().on_committed(results)
@@ -240,7 +247,7 @@ class Connection(InboxConsumer):
     def _on_end_session(self, effect: effects.EndSession) -> None:
         self._perform(self._conversation.fail(effect.refusal.code, effect.refusal.detail))
 
-    async def _log_in(self, effect: effects.Login) -> None:
+    async def _log_in(self, effect: effects.CheckLogin) -> None:
         async def check_nonce(nonce: str) -> None:
             if nonce != effect.nonce:
                 raise error(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
@@ -262,13 +269,15 @@ class Connection(InboxConsumer):
         metrics.SESSIONS.inc()
         log.event("session_opened", did=who.did, fence=who.fence, role=who.role)
         if who.role == "peer":
-            self._submissions.bind_source(Peer(who.inbox, who.did, self._is_federated))
+            self._submissions.bind_source(PeerSource(who.inbox, who.did, self._is_federated))
             self._services.exchange.on_inbound_login(who.did, self._dismiss)
         elif who.fence is not None:
-            self._submissions.bind_source(Local(who.inbox, self._services.router, self._spawn))
+            self._submissions.bind_source(
+                LocalSource(who.inbox, self._services.router, self._spawn)
+            )
         self._perform(opened)
         if who.fence is not None:
-            self._services.delivery.attach(who.inbox, self)
+            self._services.dispatcher.attach(who.inbox, self)
             # no hint came for what was stored between opening and attaching
             self.on_wakeup()
 
@@ -323,7 +332,7 @@ class Connection(InboxConsumer):
         else:
             self._spawn(self._answer(effect.question))
 
-    async def _answer(self, question: effects.Question) -> None:
+    async def _answer(self, question: effects.QuestionFrame) -> None:
         who = self._conversation.who
         assert who is not None  # noqa: S101  a question comes only after a login
         self._question_count += 1
@@ -346,7 +355,7 @@ class Connection(InboxConsumer):
         Send: (_on_send, Way.INLINE),
         AckRequest: (_on_ack, Way.INLINE),
         effects.EndSession: (_on_end_session, Way.INLINE),
-        effects.Login: (_log_in, Way.IN_TURN),
+        effects.CheckLogin: (_log_in, Way.IN_TURN),
         effects.StoreEnvelopes: (_store, Way.IN_TURN),
         effects.HandleGossip: (_handle_gossip, Way.IN_TURN),
         effects.AnswerQuestion: (_on_question, Way.IN_TURN),

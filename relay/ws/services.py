@@ -6,12 +6,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relay.directory.gossip import RecordGossip
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import LoginService
-from relay.inbox.model.effects import Question
+from relay.inbox.model.effects import (
+    QuestionFrame,
+)
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import Acked, AckRequest
+from relay.inbox.model.types import (
+    AckRequest,
+    AckResult,
+)
 from relay.inbox.ports import InboxStore, Router
 from relay.inbox.submit import Intake
 from relay.peering.exchange import PeerExchange
@@ -46,11 +53,11 @@ class WsServices:
     hello: Callable[[], frames.Hello]
     login: LoginService
     intake: Intake
-    acks: GroupCommit[AckRequest, Acked]
+    acks: GroupCommit[AckRequest, AckResult]
     store: InboxStore
-    delivery: Delivery
+    dispatcher: Dispatcher
     router: Router
     peers: Peers
     exchange: PeerExchange
     gossip: RecordGossip
-    answer: Callable[[Identity, Question], Awaitable[frames.Frame]]
+    answer: Callable[[Identity, QuestionFrame], Awaitable[frames.Frame]]

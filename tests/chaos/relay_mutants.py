@@ -14,11 +14,13 @@ from typing import Any, Generic, TypeVar
 
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
     AckRequest,
+    AckResult,
     Page,
 )
-from relay.inbox.submit import Submissions
+from relay.inbox.submit import (
+    SubmitStream,
+)
 from relay.node import (
     open_store,
     serve,
@@ -101,7 +103,7 @@ class AckedBeforeCommit(RedisStore):
         super().__init__(*args, **options)
         self.late = LateCommits(LATE_ACKS, super().ack)
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         await self.late.put(requests)
         return [_said(item) for item in requests]
 
@@ -109,7 +111,7 @@ class AckedBeforeCommit(RedisStore):
 class AcksComeToNothing(RedisStore):
     """Confirms acks and commits none of them."""
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         return [_said(item) for item in requests]
 
 
@@ -121,8 +123,8 @@ class Mute(RedisStore):
         raise AssertionError
 
 
-def _said(item: AckRequest) -> Acked:
-    return Acked(item.ack.upto, item.ack.seqs, tuple(seq for seq, _ in item.ack.refuse))
+def _said(item: AckRequest) -> AckResult:
+    return AckResult(item.ack.upto, item.ack.seqs, tuple(seq for seq, _ in item.ack.refuse))
 
 
 class NothingIsRedelivered(RedisStore):
@@ -191,7 +193,7 @@ def isolate_nothing() -> None:
         self._tasks.create_task(work)
 
     Connection._spawn = spawn  # type: ignore[method-assign]
-    Submissions.close = lambda _: None  # type: ignore[method-assign]
+    SubmitStream.close = lambda _: None  # type: ignore[method-assign]
     isolated.__exit__ = lambda *_: False  # type: ignore[method-assign]
 
 

@@ -11,8 +11,8 @@ import pytest
 from relay import clock
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
     AckRequest,
+    AckResult,
     InboxLimits,
 )
 from relay.protocol.envelope import StoredEnvelope
@@ -44,7 +44,7 @@ class SlowStore(MemoryStore):
         self.asked = asyncio.Event()
         self.may_ack = asyncio.Event()
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         if any(request.ack.forwarded for request in requests):
             self.asked.set()
             await self.may_ack.wait()

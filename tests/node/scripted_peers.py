@@ -16,13 +16,15 @@ from relay.directory.resolve import (
 )
 from relay.forwarding.routing import Routing
 from relay.forwarding.scheduler import ForwardScheduler
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
 from relay.inbox.model import admission
 from relay.inbox.model.types import (
     InboxLimits,
-    Remembered,
+    RememberedId,
 )
 from relay.migration.digest_sender import (
     DigestSender,
@@ -233,7 +235,7 @@ class Here:
     store: MemoryStore
     links: FarLinks
     directory: Directory
-    delivery: Delivery
+    delivery: Dispatcher
     forwarding: ForwardScheduler
     alice: SigningKey = field(default_factory=new_key)
     bob: SigningKey = field(default_factory=new_key)
@@ -263,7 +265,9 @@ class Here:
         """Alice's envelopes to bob, taken into custody."""
         sender, to = sender or self.alice, to or self.bob
         made = [make_envelope(sender, to.did, body) for body in bodies]
-        results = await self.delivery.append(self.store, [self.stored(one) for one in made])
+        results = await self.delivery.store_and_dispatch(
+            self.store, [self.stored(one) for one in made]
+        )
         assert not any(isinstance(one, Refusal) for one in results), results
         self.forwarding.due.set()
         return [one.eid for one in made]
@@ -273,7 +277,7 @@ class Here:
         peer = next(iter(self.links.relays.values())).agent_key
         return envelopes.stored(admitted)._replace(peer=peer)
 
-    async def fate(self, wire: bytes) -> Remembered | None:
+    async def fate(self, wire: bytes) -> RememberedId | None:
         stored = envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
         question = DedupKey(stored.dedupe_key, stored.hour)
         [found] = await self.store.status(stored.inbox, [question])
@@ -310,7 +314,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     async def learn(compact: str, peer: Did) -> object:
         return await directory.merge_from_peer([compact], peer)
 
-    delivery = Delivery(node)
+    delivery = Dispatcher(node)
     resolving = RecordResolver(me.did, directory, links, learn, Nameless())
     acks = GroupCommit(store.ack, lambda _: 64)
     forwarding = ForwardScheduler(
@@ -318,7 +322,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
         node=node,
         store=store,
         acks=acks,
-        delivery=delivery,
+        dispatcher=delivery,
         routing=Routing(resolving, links),
         links=links,
         merge_record=learn,

@@ -11,11 +11,13 @@ from relay.directory.resolve import (
 )
 from relay.forwarding.routing import Routing
 from relay.inbox.bounces import BouncePump
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
-    BounceIntent,
     InboxLimits,
+    PendingBounce,
 )
 from relay.inbox.ports import OpenRequest
 from relay.peering.link import Link
@@ -59,13 +61,13 @@ def pump_of(now: list[float], links: Links) -> tuple[BouncePump, MemoryStore]:
         raise NotImplementedError
 
     resolving = RecordResolver(ME.did, directory, links, keep, NoNames())
-    return BouncePump(ME, store, Delivery(NodeId("n")), Routing(resolving, links)), store
+    return BouncePump(ME, store, Dispatcher(NodeId("n")), Routing(resolving, links)), store
 
 
 def intend(store: MemoryStore, *senders) -> None:
     now = int(store._now())
     intents = [
-        BounceIntent(one.agent_key, make_envelope(one, BOB.did).eid, BOB.agent_key, "expired",
+        PendingBounce(one.agent_key, make_envelope(one, BOB.did).eid, BOB.agent_key, "expired",
                      maybe_delivered=False, due_at=now)
         for one in senders
     ]  # fmt: skip

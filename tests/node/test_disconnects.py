@@ -17,7 +17,9 @@ from relay import clock, metrics
 from relay.inbox.model.types import (
     InboxLimits,
 )
-from relay.inbox.submit import Submissions
+from relay.inbox.submit import (
+    SubmitStream,
+)
 from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import Home
 from relay.protocol.frames import (
@@ -90,7 +92,7 @@ async def watched_node() -> AsyncIterator[RunningNode]:
     async with running_node(SlowStore(InboxLimits(), clock.now)) as node:
         yield node
         # nobody is left behind, and whoever comes now is served
-        delivery = node.parts.delivery
+        delivery = node.parts.dispatcher
         await wait_until(lambda: not delivery._listeners, 5, "nobody listens any more")
         async with speaker(node.url) as alice, speaker(node.url) as bob:
             envelope = make_envelope(alice.key, bob.key.did, b"still there?")
@@ -164,7 +166,7 @@ async def test_work_for_a_connection_that_is_over_is_found_out(monkeypatch):
         self._tasks.create_task(work)
 
     monkeypatch.setattr(Connection, "_spawn", spawn)
-    monkeypatch.setattr(Submissions, "close", lambda _: None)
+    monkeypatch.setattr(SubmitStream, "close", lambda _: None)
     before = metrics.INTERNAL._value.get()
     async with running_node(SlowStore(InboxLimits(), clock.now)) as node:
         for count in range(MOST):

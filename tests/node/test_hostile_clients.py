@@ -101,7 +101,7 @@ async def test_a_reader_that_leaves_its_socket_full_is_aborted():
         raw.setblocking(False)
         async with speaker(node.url, bob, sock=raw, max_queue=1) as me:
             me.socket.transport.pause_reading()
-            await wait_until(lambda: not node.parts.delivery._listeners, 8, "an abort")
+            await wait_until(lambda: not node.parts.dispatcher._listeners, 8, "an abort")
             me.socket.transport.abort()
 
 
@@ -128,7 +128,7 @@ async def test_a_reset_socket_ends_its_session_and_frees_the_inbox():
             raw = me.socket.transport.get_extra_info("socket")
             raw.setsockopt(sockets.SOL_SOCKET, sockets.SO_LINGER, linger)
             me.socket.transport.abort()
-        await wait_until(lambda: not node.parts.delivery._listeners, 8, "the session's end")
+        await wait_until(lambda: not node.parts.dispatcher._listeners, 8, "the session's end")
         async with speaker(node.url, bob) as again:
             assert again.ready.welcome.inbox
 
@@ -165,7 +165,7 @@ async def test_a_bug_is_told_as_internal_and_keeps_its_text():
 
     async with running_node() as node, speaker(node.url) as agent:
         object.__setattr__(node.parts.store, "read", broken)
-        node.parts.delivery.wake([agent.key.agent_key])
+        node.parts.dispatcher.wake([agent.key.agent_key])
         await agent.say(Submit("r", [make_envelope(agent.key, agent.key.did).wire]))
         bye = await agent.hear(Bye)
         assert (bye.error, bye.detail) == (ErrorCode.INTERNAL, "")

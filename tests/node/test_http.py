@@ -128,7 +128,7 @@ async def test_a_long_poll_ends_when_mail_comes():
     async with running_node() as node, client(node.url) as http:
         alice, bob = new_key(), await log_in(http, new_key())
         waiting = asyncio.ensure_future(bob.inbox(wait=5))
-        await wait_until(lambda: node.parts.delivery._listeners, 8, "the poll to wait")
+        await wait_until(lambda: node.parts.dispatcher._listeners, 8, "the poll to wait")
         await submit(http, make_envelope(alice, bob.key.did).wire)
         assert len((await waiting)["items"]) == 1
 
@@ -136,7 +136,7 @@ async def test_a_long_poll_ends_when_mail_comes():
 async def waiting_poll(node: RunningNode, bob: Poller) -> tuple[asyncio.Future[Any], Any]:
     """A poll that has looked and found nothing, and what waits in it."""
     request = bob.http.get("/v1/inbox?wait=8", headers=bob.bearer)
-    answer, found = asyncio.ensure_future(request), node.parts.delivery._listeners
+    answer, found = asyncio.ensure_future(request), node.parts.dispatcher._listeners
     await wait_until(lambda: found, 8, "the poll to wait")
     [waiter] = found.values()
     await wait_until(lambda: waiter.seen is not None, 8, "its first look")
@@ -160,10 +160,10 @@ async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
     async with two_nodes() as (node, store, bob, elsewhere):
         answer, waiter = await waiting_poll(node, bob)
         for _ in range(3):
-            await node.parts.delivery.poll(store)
+            await node.parts.dispatcher.poll(store)
             assert not waiter.wakeup.is_set()
         await submit(elsewhere, make_envelope(new_key(), bob.key.did).wire)
-        await node.parts.delivery.poll(store)
+        await node.parts.dispatcher.poll(store)
         assert len((await answer).json()["items"]) == 1
 
 
@@ -171,7 +171,7 @@ async def test_a_waiting_poll_that_was_superseded_elsewhere_is_told():
     async with two_nodes() as (node, store, bob, elsewhere):
         answer, _ = await waiting_poll(node, bob)
         await log_in(elsewhere, bob.key)
-        await node.parts.delivery.poll(store)
+        await node.parts.dispatcher.poll(store)
         assert (await answer).json()["error"] == "superseded"
 
 

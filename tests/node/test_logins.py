@@ -158,14 +158,14 @@ async def test_a_login_that_outlasts_its_connection_opens_nothing(monkeypatch):
             assert store.asked == 1
             store.gate.set()
             await wait_until(lambda: refused(lines), 8, "the late login to be over")
-            assert node.parts.delivery._listeners == {}
+            assert node.parts.dispatcher._listeners == {}
             inbox = store._inboxes[key.agent_key]
             await wait_until(lambda: inbox.session is None, 8, "its inbox session to be closed")
             assert metrics.LOGINS.labels("ok")._value.get() == before
             assert not [line for line in lines if line["event"] == "session_opened"]
             async with speaker(node.url, key) as again:
                 assert again.ready.welcome.inbox
-                assert list(node.parts.delivery._listeners) == [key.agent_key]
+                assert list(node.parts.dispatcher._listeners) == [key.agent_key]
     assert refused(lines) == [("storage_unavailable", key.did, True, "127.0.0.1")]
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.model.types import (
     InboxLimits,
-    Opened,
+    OpenedSession,
 )
 from relay.inbox.ports import (
-    Head,
+    InboxHead,
     OpenRequest,
 )
 from relay.peering.ports import RecordRow
@@ -38,7 +40,7 @@ class Listening:
     epoch: Epoch
     heard: list[str] = field(default_factory=list)
 
-    def is_current(self, head: Head) -> bool:
+    def is_current(self, head: InboxHead) -> bool:
         return head.fence == self.fence
 
     def on_stored(self, fence: Fence, items: object) -> None:
@@ -53,7 +55,7 @@ class Listening:
 
 async def listening(store: MemoryStore, *, courier: bool = False) -> Listening:
     session = await store.open(OpenRequest(ME, NODE, Window(), courier=courier))
-    assert isinstance(session, Opened)
+    assert isinstance(session, OpenedSession)
     return Listening(session.fence, session.epoch)
 
 
@@ -68,7 +70,7 @@ async def move(store: MemoryStore, seq: int, *, home: bool) -> None:
 
 
 async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:
-    store, delivery = new_store(), Delivery(NODE)
+    store, delivery = new_store(), Dispatcher(NODE)
     agent = await listening(store)
     delivery.attach(ME, agent)
     await move(store, 1, home=False)
@@ -77,7 +79,7 @@ async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:
 
 
 async def test_a_poll_tells_a_session_that_another_one_has_the_inbox() -> None:
-    store, delivery = new_store(), Delivery(NODE)
+    store, delivery = new_store(), Dispatcher(NODE)
     agent = await listening(store)
     delivery.attach(ME, agent)
     await listening(store)
@@ -86,12 +88,12 @@ async def test_a_poll_tells_a_session_that_another_one_has_the_inbox() -> None:
 
 
 async def test_a_courier_never_calls_an_agent_superseded_that_has_moved() -> None:
-    store, delivery = new_store(), Delivery(NODE)
+    store, delivery = new_store(), Dispatcher(NODE)
     agent = await listening(store)
     delivery.attach(ME, agent)
     await move(store, 1, home=False)
     carrier = await listening(store, courier=True)
-    delivery.attach(ME, carrier, courier=True)
+    delivery.attach(ME, carrier, forwards=True)
     assert agent.heard == ["woken"]
     await move(store, 2, home=True)
     back = await listening(store)

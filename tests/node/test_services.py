@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from relay import clock
 from relay.inbox.bounces import bounce_envelope
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import Delivery
+from relay.inbox.dispatch import (
+    Dispatcher,
+)
 from relay.inbox.group_commit import (
     Bounds,
     GroupCommit,
 )
 from relay.inbox.model import admission
 from relay.inbox.model.types import (
-    BounceIntent,
     InboxLimits,
+    PendingBounce,
 )
 from relay.inbox.ports import (
     BounceBatch,
@@ -202,7 +204,7 @@ class Failing(Listening):
 
 async def test_a_listener_that_fails_takes_nothing_from_the_others():
     node, store = NodeId("n"), MemoryStore(InboxLimits(), clock.now)
-    delivery, listeners, keys = Delivery(node), [], [new_key(), new_key()]
+    delivery, listeners, keys = Dispatcher(node), [], [new_key(), new_key()]
     await store.start(relay=new_key().did, node=node)
     for key, kind in zip(keys, (Failing, Listening), strict=True):
         opened = await store.open(OpenRequest(key.agent_key, node, Window(8, 8_000), create=True))
@@ -210,7 +212,7 @@ async def test_a_listener_that_fails_takes_nothing_from_the_others():
         delivery.attach(key.agent_key, listeners[-1])
     items = [stored_envelope(key.did) for key in keys]
     # the commit is answered, and tells those who can hear
-    assert [result.seq for result in await delivery.append(store, items)] == [1, 1]
+    assert [result.seq for result in await delivery.store_and_dispatch(store, items)] == [1, 1]
     delivery.wake([])
     for listener in listeners:
         assert listener.told == [f"committed 1 under {listener.fence}", "woken"]
@@ -297,7 +299,7 @@ def test_a_step_or_a_long_gap_is_in_doubt_until_confirmed():
 def test_a_bounce_made_again_from_its_batch_is_the_same_bytes():
     relay, sender = new_key(), new_key()
     intents = tuple(
-        BounceIntent(sender.agent_key, Eid("A" * 43), new_key().agent_key, "expired", n == 1, 5)
+        PendingBounce(sender.agent_key, Eid("A" * 43), new_key().agent_key, "expired", n == 1, 5)
         for n in range(3)
     )
     batch = BounceBatch(sender.agent_key, os.urandom(16), 1_700_000_000, intents)

@@ -21,7 +21,7 @@ from relay.directory.startup_gate import StartupGate
 from relay.inbox.keys import DidKeys
 from relay.inbox.model.types import (
     InboxLimits,
-    Opened,
+    OpenedSession,
 )
 from relay.inbox.ports import OpenRequest
 from relay.peering.exchange import PeerExchange
@@ -121,7 +121,7 @@ class World:
 
     async def is_home(self, agent: SigningKey) -> bool:
         request = OpenRequest(agent.agent_key, NODE, Window(), create=False)
-        return isinstance(await self.store.open(request), Opened)
+        return isinstance(await self.store.open(request), OpenedSession)
 
 
 HERE, THERE = "https://a.example", "https://b.example"

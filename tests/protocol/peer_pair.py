@@ -78,7 +78,7 @@ class PeerPair:
     heard: list[Frame] = field(default_factory=list)
     gossip: list[Gossip] = field(default_factory=list)
     stored: list[Submit] = field(default_factory=list)
-    asked: list[effects.Question] = field(default_factory=list)
+    asked: list[effects.QuestionFrame] = field(default_factory=list)
     failure: ErrorCode | None = None
     ready: Ready | None = None
 
@@ -135,7 +135,7 @@ class PeerPair:
             match effect:
                 case client_session.Send(frame):
                     self.answer(frame)
-                case effects.Login():
+                case effects.CheckLogin():
                     self._log_in(effect)
                 case effects.HandleGossip(gossip):
                     self.gossip.append(gossip)
@@ -150,7 +150,7 @@ class PeerPair:
                 case _:
                     raise AssertionError(f"no peer makes a relay do {effect}")
 
-    def _log_in(self, login: effects.Login) -> None:
+    def _log_in(self, login: effects.CheckLogin) -> None:
         parsed = handshake.parse_auth(login.auth.jws)
         key = parse_did(parsed[1].subject)
         claims = handshake.verify_auth(parsed, key, relay=DIALLED.did, url=URL, now=NOW)

@@ -15,9 +15,9 @@ from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
-    Ack,
     Disposition,
     Forwarded,
+    InboxAck,
     InboxLimits,
     InboxRole,
     Page,
@@ -194,11 +194,11 @@ class RealBox:
             if fate is Disposition.EXPIRED:
                 box.conclude([seq], Reason.EXPIRED, LATE_AT)
             elif fate is Disposition.REFUSED:
-                ack = Ack(box.fence, box.epoch, (), refuse=((seq, "expired"),))
+                ack = InboxAck(box.fence, box.epoch, (), refuse=((seq, "expired"),))
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             else:
                 went = TAKEN if fate is Disposition.FORWARDED else None
-                ack = Ack(box.fence, box.epoch, (seq,), forwarded=went)
+                ack = InboxAck(box.fence, box.epoch, (seq,), forwarded=went)
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             return RealBox(box, self.session, self.given - {eid}, floor=self.floor)
 

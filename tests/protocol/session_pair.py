@@ -30,7 +30,7 @@ from relay.inbox.model.types import (
     PageItem,
 )
 from relay.inbox.model.types import (
-    Acked as InboxAcked,
+    AckResult as InboxAcked,
 )
 from relay.protocol import frames as frames_
 from relay.protocol import handshake
@@ -241,7 +241,7 @@ class World:
                 self.inbox.close_session(effect.fence, effect.delivered_upto)
             return
         step = {
-            effects_.Login: self._log_in,
+            effects_.CheckLogin: self._log_in,
             effects_.Read: self._read,
             effects_.AckRequest: self._ack,
         }
@@ -250,7 +250,9 @@ class World:
         answer, failed = step[type(effect)](pair, effect, happens=fault != "lost")
         pair.results.append(failed if fault else answer)
 
-    def _log_in(self, pair: SessionPair, _: effects_.Login, *, happens: bool) -> tuple[Any, Any]:
+    def _log_in(
+        self, pair: SessionPair, _: effects_.CheckLogin, *, happens: bool
+    ) -> tuple[Any, Any]:
         unavailable = error(ErrorCode.STORAGE_UNAVAILABLE)
         failed = lambda: pair.relay.refused(unavailable)  # noqa: E731
         if not happens:

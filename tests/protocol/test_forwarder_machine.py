@@ -33,16 +33,14 @@ from relay.inbox.model.effects import (
 )
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
-    BounceIntent,
+    AckResult,
     Disposition,
     Forwarded,
+    InboxAck,
     InboxLimits,
     InboxRole,
     OutboxLimits,
-)
-from relay.inbox.model.types import (
-    Ack as InboxAck,
+    PendingBounce,
 )
 from relay.protocol.client_session import Send
 from relay.protocol.did import parse_did
@@ -128,7 +126,7 @@ class CourierWorld:
         self.home = RELAYS[0]
         self.items: dict[Eid, StoredEnvelope] = {}
         self.by_seq: dict[Seq, Eid] = {}
-        self.intents: list[BounceIntent] = []
+        self.intents: list[PendingBounce] = []
         self.courier: Courier | None = None
 
     # ------------------------------------------------------------ steps
@@ -256,7 +254,7 @@ class CourierWorld:
         one = self.courier
         assert one is not None
         asked = one.acks[0]
-        result: Acked | Refusal = Refusal(ErrorCode.STORAGE_UNAVAILABLE)
+        result: AckResult | Refusal = Refusal(ErrorCode.STORAGE_UNAVAILABLE)
         if is_stored:
             result = self.store_ack(asked)
         if not is_told:
@@ -264,13 +262,13 @@ class CourierWorld:
             self.perform(one.delivery.on_acked(asked, unknown))
             return
         one.acks.pop(0)
-        if isinstance(result, Acked):
+        if isinstance(result, AckResult):
             one.load.on_acked((*asked.seqs, *(seq for seq, _ in asked.refuse)))
         else:
             one.acks.insert(0, asked)
         self.perform(one.delivery.on_acked(asked, result))
 
-    def store_ack(self, asked: InboxAck) -> Acked | Refusal:
+    def store_ack(self, asked: InboxAck) -> AckResult | Refusal:
         result = self.inbox.ack(asked, Timestamp(1))
         if isinstance(result, Refusal):
             return result
@@ -315,7 +313,7 @@ class CourierWorld:
             if any(o.seq < item.seq and len(o.wire) == len(item.wire) for o in left):
                 raise BrokenPromiseError("a later one overtakes an earlier one of its sender")
 
-    def check_bounce(self, intent: BounceIntent) -> None:
+    def check_bounce(self, intent: PendingBounce) -> None:
         had = [one.did for one in self.relays.values() if intent.eid in one.has]
         if had and not intent.maybe_delivered:
             raise BrokenPromiseError(f"bounced as never delivered, but it is at {had}")

@@ -20,14 +20,14 @@ from hypothesis.stateful import (
 
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
-    BounceIntent,
     Disposition,
+    InboxAck,
     InboxLimits,
     LiveSession,
     Page,
     PageItem,
-    Remembered,
+    PendingBounce,
+    RememberedId,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -100,7 +100,7 @@ class InboxMachine(RuleBasedStateMachine):
         self.clock_ok = True
         self.known: dict[bytes, Known] = {}
         self.first_seq: dict[bytes, int] = {}
-        self.bounces: list[BounceIntent] = []
+        self.bounces: list[PendingBounce] = []
         self.position = 0
         self.given: set[int] = set()
         self.shown: set[str] = set()
@@ -257,7 +257,7 @@ class InboxMachine(RuleBasedStateMachine):
         upto = max(0, self.position - back)
         covered = [seq for seq in self.given if seq <= upto]
         refused = [(Seq(seq), "ugly") for seq in refuse if seq not in {*named, *covered}]
-        ack = Ack(
+        ack = InboxAck(
             self.inbox.fence,
             self.inbox.epoch,
             tuple(map(Seq, (*covered, *named))),
@@ -287,7 +287,7 @@ class InboxMachine(RuleBasedStateMachine):
     @rule(upto=st.integers(0, 4))
     def take_ack(self, upto: int) -> None:
         upto += max(0, self.inbox.taken - 2)
-        ack = Ack(self.inbox.fence, self.inbox.epoch, (), Seq(upto))
+        ack = InboxAck(self.inbox.fence, self.inbox.epoch, (), Seq(upto))
         before = set(self.inbox.live)
         allowed = upto <= max(self.inbox.taken, self.inbox.cursor)
         done = self.inbox.take_ack(ack, Timestamp(self.now))
@@ -305,8 +305,8 @@ class InboxMachine(RuleBasedStateMachine):
         before, seqs = dict(self.inbox.live), list(self.inbox.live)[:2]
         older = Fence(self.inbox.fence - 1 - pick % 3)
         for ack in (
-            Ack(older, self.inbox.epoch, tuple(map(Seq, seqs)), Seq(60)),
-            Ack(self.inbox.fence, Epoch("other"), tuple(map(Seq, seqs)), Seq(60)),
+            InboxAck(older, self.inbox.epoch, tuple(map(Seq, seqs)), Seq(60)),
+            InboxAck(self.inbox.fence, Epoch("other"), tuple(map(Seq, seqs)), Seq(60)),
         ):
             for step in (self.inbox.ack, self.inbox.take_ack):
                 no = step(ack, Timestamp(self.now))
@@ -364,7 +364,7 @@ class InboxMachine(RuleBasedStateMachine):
                     ended.append(known)
         return ended
 
-    def _bounced(self, ended: list[Known], intents: list[BounceIntent], reason: str) -> None:
+    def _bounced(self, ended: list[Known], intents: list[PendingBounce], reason: str) -> None:
         """Exactly one bounce per entry that ended without an ack, and none for a bounce."""
         assert [one.eid for one in intents] == [one.item.eid for one in ended if one.item.bounces]
         assert {one.reason for one in intents} <= {reason}
@@ -419,7 +419,7 @@ class InboxMachine(RuleBasedStateMachine):
         for known in self.known.values():
             question = DedupKey(known.item.dedupe_key, known.item.hour)
             (answer,) = self.inbox.status([question])
-            assert answer in {None, Remembered(fates[known.ended], known.item.eid)}
+            assert answer in {None, RememberedId(fates[known.ended], known.item.eid)}
 
     @invariant()
     def nobody_bounces_twice(self) -> None:

@@ -23,11 +23,11 @@ from hypothesis.stateful import (
 
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
     Disposition,
     Forwarded,
+    InboxAck,
     InboxLimits,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
 )
@@ -86,7 +86,7 @@ class OutboxMachine(RuleBasedStateMachine):
         self.ends: dict[int, str] = {}
         self.handed: set[tuple[int, int]] = set()
         self.bounced: Counter[str] = Counter()
-        self.sessions: list[tuple[int, bool, Opened]] = []
+        self.sessions: list[tuple[int, bool, OpenedSession]] = []
 
     # ------------------------------------------------------------ steps
 
@@ -174,11 +174,11 @@ class OutboxMachine(RuleBasedStateMachine):
         self.accept(at, 10, 5_000, "s", peer)
         self.work(0, 0, refuse=False, end="", peer=peer)
 
-    def _over(self, at: int, opened: Opened, *, is_courier: bool) -> None:
+    def _over(self, at: int, opened: OpenedSession, *, is_courier: bool) -> None:
         """A session that is over changes nothing."""
         box, before = self.boxes[at], dict(self.boxes[at].live)
         forwarded = Forwarded(PEERS[0], b"") if is_courier else None
-        ack = Ack(opened.fence, opened.epoch, tuple(before), forwarded=forwarded)
+        ack = InboxAck(opened.fence, opened.epoch, tuple(before), forwarded=forwarded)
         no = box.ack(ack, Timestamp(self.now))
         assert isinstance(no, Refusal)
         assert no.code in {ErrorCode.MOVED, ErrorCode.SUPERSEDED}
@@ -196,14 +196,14 @@ class OutboxMachine(RuleBasedStateMachine):
             self.handed.add(known)
 
     def _ack(
-        self, at: int, opened: Opened, seqs: list[Seq], *, is_courier: bool, refuse: bool
+        self, at: int, opened: OpenedSession, seqs: list[Seq], *, is_courier: bool, refuse: bool
     ) -> None:
         box = self.boxes[at]
         refused = tuple((seq, "ugly") for seq in seqs[:1]) if refuse else ()
         named = tuple(seqs[len(refused) :])
         items = {seq: box.live[seq] for seq in seqs}
         forwarded = Forwarded(PEERS[0], b"r") if is_courier else None
-        ack = Ack(opened.fence, opened.epoch, named, refuse=refused, forwarded=forwarded)
+        ack = InboxAck(opened.fence, opened.epoch, named, refuse=refused, forwarded=forwarded)
         done = box.ack(ack, Timestamp(self.now))
         assert not isinstance(done, Refusal)
         self.bounced.update(one.eid for one in done[1])

@@ -17,12 +17,10 @@ from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.types import (
-    Ack as InboxAck,
+    AckResult as InboxAcked,
 )
 from relay.inbox.model.types import (
-    Acked as InboxAcked,
-)
-from relay.inbox.model.types import (
+    InboxAck,
     Page,
     PageItem,
 )

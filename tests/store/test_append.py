@@ -6,9 +6,9 @@ import pytest
 
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
     AckRequest,
     Disposition,
+    InboxAck,
     InboxLimits,
     LiveSession,
 )
@@ -66,7 +66,7 @@ async def test_the_same_envelope_again_is_answered_as_the_first_time(world: Worl
 async def test_a_duplicate_is_known_after_its_ack_and_after_its_expiry(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1)])
-    ack = Ack(session.fence, session.epoch, (Seq(1),))
+    ack = InboxAck(session.fence, session.epoch, (Seq(1),))
     await world.store.ack([AckRequest(ME, ack)])
     await world.advance(1_100)
     (result,) = await world.store.append([entry(1)])
@@ -107,7 +107,7 @@ async def test_a_full_inbox_refuses_and_counts_what_it_refused(world: World) -> 
     refused = again.pending.refused
     assert (refused.count, refused.first_at, refused.last_at) == (2, NOW, NOW + 5)
     assert again.pending.count == 20
-    await world.store.ack([AckRequest(ME, Ack(again.fence, session.epoch, (Seq(4),)))])
+    await world.store.ack([AckRequest(ME, InboxAck(again.fence, session.epoch, (Seq(4),)))])
     (result,) = await world.store.append([entry(23)])
     assert result.seq == 21
 
@@ -132,7 +132,7 @@ async def test_one_sender_takes_only_its_share_of_bytes(world: World) -> None:
     session = await opened(world.store)
     first, second = await world.store.append([entry(1, size=8_000), entry(2, size=8_000)])
     assert (first.seq, code(second)) == (1, ErrorCode.SENDER_QUOTA)
-    await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+    await world.store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))])
     (result,) = await world.store.append([entry(2, size=8_000)])
     assert result.seq == 2
 
@@ -144,7 +144,9 @@ async def test_an_old_hour_is_shed_when_the_memory_is_full_and_becomes_the_floor
     for n in range(30):
         hour = HOUR - (2 if n < 10 else 1 if n < 20 else 0)
         (result,) = await world.store.append([entry(n, hour=hour)])
-        await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (result.seq,)))])
+        await world.store.ack(
+            [AckRequest(ME, InboxAck(session.fence, session.epoch, (result.seq,)))]
+        )
     (kept,) = await world.store.append([entry(30)])
     assert kept.seq == 31
     results = await world.store.append([
@@ -159,7 +161,9 @@ async def test_with_only_the_newest_hours_left_the_inbox_is_overloaded(world: Wo
     session = await opened_to(world.store, ALICE)
     for n in range(30):
         (result,) = await world.store.append([entry(n, hour=HOUR - n % 2)])
-        await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (result.seq,)))])
+        await world.store.ack(
+            [AckRequest(ME, InboxAck(session.fence, session.epoch, (result.seq,)))]
+        )
     results = await world.store.append([entry(30), entry(3, hour=HOUR - 1)])
     assert code(results[0]) is ErrorCode.OVERLOADED
     assert results[1].dup
@@ -230,7 +234,9 @@ async def test_while_the_store_is_full_only_what_it_has_is_confirmed(world: Worl
     assert (known.seq, known.dup, known.epoch) == (1, True, session.epoch)
     assert (code(new), new.stored) == (ErrorCode.STORAGE_FULL, "no")
     assert code(replayed) is ErrorCode.REPLAYED
-    done = await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+    done = await world.store.ack(
+        [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))]
+    )
     assert done[0].cursor == 1
     world.store.refuse_appends(None)
     (result,) = await world.store.append([entry(2)])
@@ -240,7 +246,7 @@ async def test_while_the_store_is_full_only_what_it_has_is_confirmed(world: Worl
 async def test_status_tells_what_became_of_an_id(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(n) for n in range(1, 4)])
-    ack = Ack(session.fence, session.epoch, (Seq(1),), refuse=((Seq(2), "cannot open"),))
+    ack = InboxAck(session.fence, session.epoch, (Seq(1),), refuse=((Seq(2), "cannot open"),))
     await world.store.ack([AckRequest(ME, ack)])
     questions = [DedupKey(entry(n).dedupe_key, HOUR) for n in range(1, 5)]
     found = await world.store.status(ME, questions)

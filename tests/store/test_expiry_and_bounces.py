@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from relay.inbox.model.types import (
-    Ack,
     AckRequest,
-    BounceIntent,
+    InboxAck,
     LiveSession,
+    PendingBounce,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -116,7 +116,7 @@ async def test_a_large_inbox_ends_in_one_sweep_of_bounded_steps(world: World) ->
 async def test_ids_are_forgotten_when_all_of_their_hour_has_expired(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1), entry(2, hour=HOUR - 1, expires_at=NOW + 5_000)])
-    ack = Ack(session.fence, session.epoch, (Seq(1), Seq(2)))
+    ack = InboxAck(session.fence, session.epoch, (Seq(1), Seq(2)))
     await world.store.ack([AckRequest(ME, ack)])
     questions = [DedupKey(entry(1).dedupe_key, HOUR), DedupKey(entry(2).dedupe_key, HOUR - 1)]
     await world.advance(1_600)
@@ -137,7 +137,7 @@ async def test_ids_are_forgotten_when_all_of_their_hour_has_expired(world: World
 
 async def refuse(world: World, *numbers: int, why: str = "cannot be opened") -> None:
     session = await opened(world.store)
-    ack = Ack(session.fence, session.epoch, (), refuse=tuple((Seq(n), why) for n in numbers))
+    ack = InboxAck(session.fence, session.epoch, (), refuse=tuple((Seq(n), why) for n in numbers))
     await world.store.ack([AckRequest(ME, ack)])
 
 
@@ -147,7 +147,7 @@ async def test_a_refused_envelope_bounces_at_once(world: World) -> None:
     await refuse(world, 2)
     (batch,) = await world.store.take_bounces()
     assert (batch.sender, batch.decided_at) == (ALICE, NOW)
-    assert batch.intents == (BounceIntent(ALICE, eid(2), ME, "cannot be opened", True, NOW),)
+    assert batch.intents == (PendingBounce(ALICE, eid(2), ME, "cannot be opened", True, NOW),)
 
 
 async def test_an_expired_envelope_bounces_when_skewed_clocks_agree(world: World) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from relay.inbox.model.types import (
-    Ack,
     AckRequest,
     Disposition,
+    InboxAck,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -51,7 +51,7 @@ async def test_a_hole_begins_a_new_epoch(server_world: World) -> None:
     await store.append([entry(n) for n in range(1, 6)])
     await server_world.raw.xdel(server_world.key("stream"), "2-0", "5-0")
     assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
-    wanted = Ack(session.fence, session.epoch, (Seq(1),))
+    wanted = InboxAck(session.fence, session.epoch, (Seq(1),))
     (acked,) = await store.ack([AckRequest(ME, wanted)])
     assert code(acked) is ErrorCode.INBOX_RESET
     assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from relay.inbox.model.types import (
-    Ack,
-    Acked,
     AckRequest,
+    AckResult,
+    InboxAck,
     LiveSession,
 )
 from relay.protocol.errors import ErrorCode
@@ -36,9 +36,9 @@ async def test_a_session_without_a_connection_takes_from_the_cursor(world: World
     assert ([item.seq for item in again.items], marks(again)) == ([1, 2, 3], [1, 2])
     (stored,) = await world.store.append([entry(9)])
     assert stored.session == live
-    wanted = Ack(session.fence, session.epoch, (), upto=Seq(2))
+    wanted = InboxAck(session.fence, session.epoch, (), upto=Seq(2))
     (acked,) = await world.store.ack([AckRequest(ME, wanted, taken=True)])
-    assert acked == Acked(Seq(2), seqs(1, 2), ())
+    assert acked == AckResult(Seq(2), seqs(1, 2), ())
     third = await world.store.take(ME, live, ALL)
     assert marks(third) == [3]
 
@@ -47,13 +47,13 @@ async def test_a_taken_ack_covers_only_what_was_given(world: World) -> None:
     session = await opened(world.store, until=NOW + 900)
     await fill(world.store, 4)
     await world.store.take(ME, LiveSession(session.fence, NODE, NOW + 900), Window(2, 10_000))
-    beyond = Ack(session.fence, session.epoch, (), upto=Seq(3))
+    beyond = InboxAck(session.fence, session.epoch, (), upto=Seq(3))
     (result,) = await world.store.ack([AckRequest(ME, beyond, taken=True)])
     assert code(result) is ErrorCode.BAD_FRAME
-    both = Ack(session.fence, session.epoch, seqs(2, 4), upto=Seq(2))
+    both = InboxAck(session.fence, session.epoch, seqs(2, 4), upto=Seq(2))
     (result,) = await world.store.ack([AckRequest(ME, both, taken=True)])
-    assert result == Acked(Seq(2), seqs(2, 4, 1, 2), ())
-    other = Ack(session.fence, Epoch("other"), (), upto=Seq(3))
+    assert result == AckResult(Seq(2), seqs(2, 4, 1, 2), ())
+    other = InboxAck(session.fence, Epoch("other"), (), upto=Seq(3))
     (result,) = await world.store.ack([AckRequest(ME, other, taken=True)])
     assert code(result) is ErrorCode.INBOX_RESET
 
@@ -96,7 +96,7 @@ async def test_asking_again_where_nothing_is_new_commits_nothing(server_world: W
     assert await commits(world) == before
     await fill(store, 2)
     assert len((await store.take(ME, live, ALL)).items) == 2
-    wanted = AckRequest(ME, Ack(session.fence, session.epoch, (), upto=Seq(2)), taken=True)
+    wanted = AckRequest(ME, InboxAck(session.fence, session.epoch, (), upto=Seq(2)), taken=True)
     first = await store.ack([wanted])
     after = await commits(world)
     assert after == before + 3

@@ -9,19 +9,21 @@ import pytest
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
-    Acked,
     AckRequest,
-    BounceIntent,
+    AckResult,
     Disposition,
     Forwarded,
+    InboxAck,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
-    Remembered,
+    PendingBounce,
+    RememberedId,
 )
-from relay.inbox.ports import Head
+from relay.inbox.ports import (
+    InboxHead,
+)
 from relay.peering.ports import DueOutbox, RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
@@ -77,26 +79,26 @@ async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
     return await store.append([entry(n, **{"peer": PEER, **changes}) for n in numbers])
 
 
-async def courier(store: Any, inbox: AgentKey = ME, **changes: Any) -> Opened:
+async def courier(store: Any, inbox: AgentKey = ME, **changes: Any) -> OpenedSession:
     return await opened(store, inbox, courier=True, create=False, **changes)
 
 
 async def forward(
-    store: Any, session: Opened, *numbers: int, by: Forwarded | None = FORWARDED, **more: Any
-) -> Acked | Refusal:
+    store: Any, session: OpenedSession, *numbers: int, by: Forwarded | None = FORWARDED, **more: Any
+) -> AckResult | Refusal:
     seqs = tuple(Seq(n) for n in numbers)
-    ack = Ack(session.fence, session.epoch, seqs, forwarded=by, **more)
+    ack = InboxAck(session.fence, session.epoch, seqs, forwarded=by, **more)
     (result,) = await store.ack([AckRequest(ME, ack)])
     return result
 
 
-async def read(store: Any, session: Opened) -> Page:
+async def read(store: Any, session: OpenedSession) -> Page:
     page = await store.read(ME, session.fence, Seq(0), ALL)
     assert isinstance(page, Page), page
     return page
 
 
-async def shown(store: Any, session: Opened) -> list[tuple[int, bool]]:
+async def shown(store: Any, session: OpenedSession) -> list[tuple[int, bool]]:
     return [(item.seq, item.redelivered) for item in (await read(store, session)).items]
 
 
@@ -187,7 +189,7 @@ async def test_while_the_store_is_full_only_what_waits_is_confirmed(world: World
     known, new = await bring(world.store, 1, 2)
     assert (known.dup, known.away, code(new)) == (True, True, ErrorCode.STORAGE_FULL)
     session = await courier(world.store)
-    assert isinstance(await forward(world.store, session, 1), Acked)
+    assert isinstance(await forward(world.store, session, 1), AckResult)
 
 
 # ---------------------------------------------------------------- bounds: R7
@@ -203,7 +205,7 @@ async def test_what_waits_for_one_peer_is_bounded(world: World) -> None:
     (elsewhere,) = await bring(store, 5, inbox=third, peer=PEER2)
     assert elsewhere.away
     session = await courier(store)
-    assert isinstance(await forward(store, session, 1), Acked)
+    assert isinstance(await forward(store, session, 1), AckResult)
     (again,) = await bring(store, 4, inbox=other)
     assert code(again) is None
 
@@ -272,7 +274,7 @@ async def test_a_courier_opens_only_what_is_away_and_makes_nothing(world: World)
     await opened(world.store)
     assert code(await world.store.open(wanted)) is ErrorCode.UNKNOWN_INBOX
     await moves(world.store, 1, home=False)
-    assert isinstance(await world.store.open(wanted), Opened)
+    assert isinstance(await world.store.open(wanted), OpenedSession)
     assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
 
 
@@ -282,19 +284,19 @@ async def test_a_courier_takes_what_waits_and_keeps_the_proof(world: World) -> N
     session = await courier(world.store)
     assert (session.head, session.pending.count) == (3, 3)
     assert await shown(world.store, session) == [(1, False), (2, False), (3, False)]
-    assert await forward(world.store, session, 1, 3) == Acked(Seq(1), (Seq(1), Seq(3)), ())
+    assert await forward(world.store, session, 1, 3) == AckResult(Seq(1), (Seq(1), Seq(3)), ())
     page = await read(world.store, session)
     assert ([item.seq for item in page.items], page.gaps) == (
         [2], (Range(Seq(3), Seq(3), Reason.MOVED),),
     )  # fmt: skip
     questions = [DedupKey(entry(n).dedupe_key, HOUR) for n in (1, 2, 3)]
     gone, waiting, last = await world.store.status(ME, questions)
-    assert gone == Remembered(Disposition.FORWARDED, eid(1)[:21], FORWARDED)
-    assert waiting == Remembered(Disposition.STORED, eid(2)[:21])
+    assert gone == RememberedId(Disposition.FORWARDED, eid(1)[:21], FORWARDED)
+    assert waiting == RememberedId(Disposition.STORED, eid(2)[:21])
     assert last.forwarded == FORWARDED
     (again,) = await bring(world.store, 1)
     assert again == Accepted(Seq(1), session.epoch, dup=True, session=None, away=True)
-    assert await forward(world.store, session, 2) == Acked(Seq(3), (Seq(2),), ())
+    assert await forward(world.store, session, 2) == AckResult(Seq(3), (Seq(2),), ())
     assert await world.store.outboxes() == []
 
 
@@ -339,7 +341,7 @@ async def test_what_was_forwarded_comes_back_when_the_agent_is_home_again(
 async def test_what_the_agent_has_acked_does_not_come_back(world: World) -> None:
     session = await opened(world.store)
     await world.store.append([entry(1)])
-    ack = Ack(session.fence, session.epoch, (Seq(1),))
+    ack = InboxAck(session.fence, session.epoch, (Seq(1),))
     await world.store.ack([AckRequest(ME, ack)])
     (again,) = await world.store.append([entry(1, via=PEER)])
     assert (again.dup, again.away) == (True, False)
@@ -371,11 +373,11 @@ async def test_a_courier_acks_nothing_as_if_it_were_the_agent(world: World) -> N
     await bring(world.store, 1)
     session = await courier(world.store)
     assert code(await forward(world.store, session, 1, by=None)) is ErrorCode.BAD_FRAME
-    taken = Ack(session.fence, session.epoch, ())
+    taken = InboxAck(session.fence, session.epoch, ())
     (no,) = await world.store.ack([AckRequest(ME, taken, taken=True)])
     assert code(no) is ErrorCode.BAD_FRAME
     assert await shown(world.store, session) == [(1, False)]
-    assert await forward(world.store, session, by=None, upto=Seq(1)) == Acked(Seq(0), (), ())
+    assert await forward(world.store, session, by=None, upto=Seq(1)) == AckResult(Seq(0), (), ())
 
 
 async def test_an_agent_forwards_nothing(world: World) -> None:
@@ -398,8 +400,8 @@ async def test_a_courier_that_refuses_makes_one_bounce_that_says_what_the_marks_
         await forward(world.store, session, by=None, refuse=refuse)
     (batch,) = await world.store.take_bounces()
     assert set(batch.intents) == {
-        BounceIntent(ALICE, eid(1), ME, "blocked", True, NOW),
-        BounceIntent(ALICE, eid(2), ME, "blocked", False, NOW),
+        PendingBounce(ALICE, eid(1), ME, "blocked", True, NOW),
+        PendingBounce(ALICE, eid(2), ME, "blocked", False, NOW),
     }
     assert await world.store.outboxes() == []
 
@@ -412,7 +414,7 @@ async def test_what_waits_too_long_expires_with_a_bounce(world: World) -> None:
     await world.advance(1)
     assert await world.store.sweep(NODE, [NODE]) == 1
     (batch,) = await world.store.take_bounces()
-    assert batch.intents == (BounceIntent(ALICE, eid(1), ME, "expired", False, NOW + 310),)
+    assert batch.intents == (PendingBounce(ALICE, eid(1), ME, "expired", False, NOW + 310),)
     assert await world.store.outboxes() == []
     assert await due(world.store) == []
 
@@ -555,7 +557,7 @@ async def test_when_an_agent_moves_its_session_ends_and_what_waits_is_for_courie
     for _ in range(2):
         gone = await world.store.read(ME, session.fence, Seq(0), ALL)
         assert code(gone) is ErrorCode.MOVED
-        ack = AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))
+        ack = AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))
         assert code((await world.store.ack([ack]))[0]) is ErrorCode.MOVED
         live = LiveSession(session.fence, NODE, NOW + 9)
         assert code(await world.store.take(ME, live, ALL)) is ErrorCode.MOVED
@@ -630,7 +632,7 @@ async def test_an_agent_that_went_and_came_back_is_not_told_that_it_was_supersed
     gone = await world.store.read(ME, session.fence, Seq(0), ALL)
     assert code(gone) is ErrorCode.MOVED
     (head,) = await world.store.heads([ME])
-    assert isinstance(head, Head)
+    assert isinstance(head, InboxHead)
     assert not head.away
     first = await opened(world.store)
     await opened(world.store)
@@ -692,7 +694,7 @@ async def test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_h
     assert (known.stranger, other.stranger, own.stranger) == (False, True, True)
     page = await read(store, session)
     assert [item.eid for item in page.items] == [eid(n) for n in (0, 1, 10, 11, 12)]
-    ack = AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))
+    ack = AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))
     await store.ack([ack])
     first, second = await store.append([brought[2], entry(4, via=PEER)])
     assert (first.stranger, code(second)) == (True, ErrorCode.STRANGER_QUOTA)

@@ -27,13 +27,13 @@ from hypothesis.stateful import (
 )
 
 from relay.inbox.model.types import (
-    Ack,
     AckRequest,
     Forwarded,
+    InboxAck,
     InboxLimits,
     InboxRole,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
     RulesPatch,
@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
         self.now = float(NOW)
         self.names = (Names(), Names())
         self.items: dict[tuple[AgentKey, int], StoredEnvelope] = {}
-        self.sessions: list[tuple[AgentKey, Opened, Opened]] = []
+        self.sessions: list[tuple[AgentKey, OpenedSession, OpenedSession]] = []
         self.batches: tuple[list[Any], list[Any]] = ([], [])
         self.has_lost = False
         self.counted: set[AgentKey] = set()
@@ -165,7 +165,7 @@ class Machine(RuleBasedStateMachine):
         """The same call on both sides, with each side's own fences and epochs."""
         left = self.call(self.memory, method, [one[0] for one in arguments], named)
         right = self.call(self.redis, method, [one[1] for one in arguments], named)
-        if isinstance(left, Opened) and isinstance(right, Opened):
+        if isinstance(left, OpenedSession) and isinstance(right, OpenedSession):
             self.same(inbox, left, right)
         self.same_heads()
         ours, theirs = self.names[0].plain(left, inbox), self.names[1].plain(right, inbox)
@@ -273,7 +273,7 @@ class Machine(RuleBasedStateMachine):
         until = int(self.now) + until if until else 0
         wanted = OpenRequest(inbox, node, window, until, create=until == 0)
         left, right = self.both("open", inbox, (wanted, wanted))
-        if isinstance(left, Opened):
+        if isinstance(left, OpenedSession):
             self.sessions.append((inbox, left, right))
 
     @rule(
@@ -329,7 +329,7 @@ class Machine(RuleBasedStateMachine):
         _, left, right = self.newest()[inbox]
         seqs = tuple(self.live(inbox, [0, 1]))
         wanted = [
-            [AckRequest(inbox, Ack(one.fence, one.epoch, seqs, last))] for one in (left, right)
+            [AckRequest(inbox, InboxAck(one.fence, one.epoch, seqs, last))] for one in (left, right)
         ]
         self.both("ack", inbox, tuple(wanted))
         self.read_all(inbox)
@@ -345,7 +345,7 @@ class Machine(RuleBasedStateMachine):
         page, _ = self.both("take", inbox, (inbox, inbox), live, (window, window))
         if isinstance(page, Page):
             wanted = [
-                [AckRequest(inbox, Ack(one.fence, one.epoch, (), page.upto), taken=True)]
+                [AckRequest(inbox, InboxAck(one.fence, one.epoch, (), page.upto), taken=True)]
                 for one in pair
             ]
             self.both("ack", inbox, tuple(wanted))
@@ -356,10 +356,10 @@ class Machine(RuleBasedStateMachine):
         fences, window = (left.fence, right.fence), Window(1_000, 10**9)
         self.both("read", inbox, (inbox, inbox), fences, (cursor, cursor), (window, window))
 
-    def newest(self) -> dict[AgentKey, tuple[AgentKey, Opened, Opened]]:
+    def newest(self) -> dict[AgentKey, tuple[AgentKey, OpenedSession, OpenedSession]]:
         return {session[0]: session for session in self.sessions}
 
-    def pick(self, at: int) -> tuple[AgentKey, Opened, Opened]:
+    def pick(self, at: int) -> tuple[AgentKey, OpenedSession, OpenedSession]:
         # mostly the newest of an inbox: an old one only ever hears that it is over
         choice = [*self.newest().values()] * 3 + self.sessions[-6:]
         return choice[at % len(choice)]
@@ -409,7 +409,7 @@ class Machine(RuleBasedStateMachine):
         seqs = self.live(inbox, seqs)
         refusals = tuple((seq, "cannot be opened") for seq in self.live(inbox, refuse[:2]))
         wanted = [
-            [AckRequest(inbox, Ack(one.fence, one.epoch, tuple(seqs), upto, refusals), taken)]
+            [AckRequest(inbox, InboxAck(one.fence, one.epoch, tuple(seqs), upto, refusals), taken)]
             for one in pair
         ]
         self.both("ack", inbox, tuple(wanted))
@@ -552,7 +552,7 @@ class Machine(RuleBasedStateMachine):
             self.append_some(inbox, 1, 4_000, 0, peer or PEERS[0])
         wanted = OpenRequest(inbox, NODES[0], window, courier=True, create=False)
         left, right = self.both("open", inbox, (wanted, wanted))
-        if not isinstance(left, Opened):
+        if not isinstance(left, OpenedSession):
             return  # a step of a hand-off decides
         self.has_lost = self.has_lost or is_forwarded
         self.sessions.append((inbox, left, right))
@@ -561,7 +561,7 @@ class Machine(RuleBasedStateMachine):
         forwarded = Forwarded(PEERS[0], bytes([len(places)]) * 32) if is_forwarded else None
         refusals = tuple((seq, "blocked") for seq in self.live(inbox, refuse[:1]))
         asked = [
-            [AckRequest(inbox, Ack(one.fence, one.epoch, tuple(self.live(inbox, places)), head,
+            [AckRequest(inbox, InboxAck(one.fence, one.epoch, tuple(self.live(inbox, places)), head,
                                    refusals, forwarded))]
             for one in (left, right)
         ]  # fmt: skip

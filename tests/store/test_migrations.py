@@ -10,15 +10,15 @@ import pytest
 
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
-    Acked,
     AckRequest,
+    AckResult,
     Disposition,
     Forwarded,
+    InboxAck,
     InboxLimits,
     InboxRole,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
 )
@@ -107,18 +107,18 @@ async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
     return [*await store.append([entry(n, **given) for n in numbers])]
 
 
-async def shown(store: Any, session: Opened) -> list[tuple[int, bool]]:
+async def shown(store: Any, session: OpenedSession) -> list[tuple[int, bool]]:
     page = await store.read(ME, session.fence, Seq(0), ALL)
     assert isinstance(page, Page), page
     return [(item.seq, item.redelivered) for item in page.items]
 
 
-async def courier(store: Any) -> Opened:
+async def courier(store: Any) -> OpenedSession:
     return await opened(store, courier=True, create=False)
 
 
-async def end(store: Any, session: Opened, *seqs: int, **more: Any) -> Acked | Refusal:
-    ack = Ack(session.fence, session.epoch, tuple(map(Seq, seqs)), **more)
+async def end(store: Any, session: OpenedSession, *seqs: int, **more: Any) -> AckResult | Refusal:
+    ack = InboxAck(session.fence, session.epoch, tuple(map(Seq, seqs)), **more)
     (result,) = await store.ack([AckRequest(ME, ack)])
     return result
 
@@ -422,7 +422,7 @@ async def test_what_is_away_and_coming_home_is_said_to_be_moving(world: World) -
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
     (no,) = await world.store.append([entry(2)])
     assert (code(no), no.stored) == (ErrorCode.MIGRATING, "no")
-    assert isinstance(await world.store.open(request(courier=True)), Opened)
+    assert isinstance(await world.store.open(request(courier=True)), OpenedSession)
 
 
 async def test_two_records_of_one_seq_call_a_mover(world: World) -> None:

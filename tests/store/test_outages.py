@@ -17,8 +17,8 @@ from redis.asyncio import Redis
 
 from relay.health import ProblemReason
 from relay.inbox.model.types import (
-    Ack,
     AckRequest,
+    InboxAck,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -244,7 +244,9 @@ async def test_a_store_that_was_emptied_is_not_a_new_one(
         (result,) = await store.append([fresh(1)])
         page = await store.read(ME, again.fence, Seq(0), ALL)
         assert [(item.seq, item.redelivered) for item in page.items] == [(1, True)]
-        (acked,) = await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+        (acked,) = await store.ack(
+            [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))]
+        )
         assert code(acked) is ErrorCode.INBOX_RESET
 
 
@@ -304,7 +306,7 @@ async def test_a_store_without_memory_refuses_submits_and_takes_acks(
         again = await opened(store)
         page = await store.read(ME, again.fence, Seq(0), ALL)
         assert len(page.items) == 100
-        wanted = Ack(again.fence, session.epoch, tuple(item.seq for item in page.items))
+        wanted = InboxAck(again.fence, session.epoch, tuple(item.seq for item in page.items))
         (acked,) = await store.ack([AckRequest(ME, wanted)])
         assert acked.cursor == 100
         assert await store.close(ME, again.fence, Seq(100))
@@ -337,7 +339,9 @@ async def test_submits_are_refused_while_there_is_still_room_for_acks(
         await wait_until(refused, 10, "new envelopes are refused")
         none = await store.open(request(AgentKey("key:new")))
         assert code(none) is ErrorCode.STORAGE_FULL
-        (acked,) = await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1),)))])
+        (acked,) = await store.ack(
+            [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))]
+        )
         assert acked.cursor == 1
         await raw.config_set("maxmemory", "256mb")
         await wait_until(taken, 10, "new envelopes are taken again")

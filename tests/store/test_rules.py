@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from relay.inbox.model.types import (
-    Ack,
     AckRequest,
+    InboxAck,
     InboxLimits,
     RulesNow,
 )
@@ -131,7 +131,7 @@ async def test_strangers_share_one_quota_and_leave_the_known_alone(world: World)
     assert all(result.stranger for result in results[:5])
     mine = await store.append([entry(n) for n in range(12)])
     assert {(code(one), getattr(one, "stranger", None)) for one in mine} == {(None, False)}
-    await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(2),)))])
+    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(2),)))])
     (one, two) = await store.append(strangers(2, first=300))
     assert (code(one), code(two)) == (None, ErrorCode.STRANGER_QUOTA)
     assert (await opened(store)).pending.refused.count == 4
@@ -156,11 +156,11 @@ async def test_the_share_of_strangers_is_given_back_whatever_the_rules_say_by_th
     await store.append([entry(4)])
     await ruled(store, session, forget=(ALICE,))
     # the fourth was no stranger's: its end gives strangers nothing
-    await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(4),)))])
+    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(4),)))])
     (full,) = await store.append([entry(5)])
     assert code(full) is ErrorCode.STRANGER_QUOTA
     await ruled(store, session, allow=(ALICE,))
-    await store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (Seq(1), Seq(2))))])
+    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1), Seq(2))))])
     await ruled(store, session, forget=(ALICE,))
     results = await store.append([entry(6), entry(7), entry(8)])
     assert [code(one) for one in results] == [None, None, ErrorCode.STRANGER_QUOTA]
@@ -173,13 +173,15 @@ async def test_strangers_fill_half_of_an_inboxs_memory_of_ids(world: World) -> N
         (result,) = await world.store.append([item])
         done.append(code(result))
         if code(result) is None:
-            ack = Ack(session.fence, session.epoch, (result.seq,))
+            ack = InboxAck(session.fence, session.epoch, (result.seq,))
             await world.store.ack([AckRequest(ME, ack)])
     assert done == [None] * 15 + [ErrorCode.OVERLOADED] * 5
     for n in range(15):
         (result,) = await world.store.append([entry(n)])
         assert code(result) is None
-        await world.store.ack([AckRequest(ME, Ack(session.fence, session.epoch, (result.seq,)))])
+        await world.store.ack(
+            [AckRequest(ME, InboxAck(session.fence, session.epoch, (result.seq,)))]
+        )
     (result,) = await world.store.append([entry(99)])
     assert code(result) is ErrorCode.OVERLOADED
 
@@ -246,7 +248,7 @@ async def test_two_agents_that_collude_cost_themselves_and_not_a_third(world: Wo
         item = entry(1_000 + n, inbox=flooded, sender=BOB)
         (result,) = await store.append([item])
         if code(result) is None:
-            ack = Ack(session.fence, session.epoch, (result.seq,))
+            ack = InboxAck(session.fence, session.epoch, (result.seq,))
             await store.ack([AckRequest(flooded, ack)])
         else:
             assert code(result) is ErrorCode.OVERLOADED
@@ -255,7 +257,7 @@ async def test_two_agents_that_collude_cost_themselves_and_not_a_third(world: Wo
     results = await store.append([entry(n, inbox=third) for n in range(50)])
     assert {code(result) for result in results} == {None}
     await store.ack([
-        AckRequest(third, Ack(mine.fence, mine.epoch, tuple(one.seq for one in results)))
+        AckRequest(third, InboxAck(mine.fence, mine.epoch, tuple(one.seq for one in results)))
     ])  # fmt: skip
     (kept,) = await store.append([entry(0, inbox=third, hour=HOUR)])
     assert kept.dup

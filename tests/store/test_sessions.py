@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 
 from relay.inbox.model.types import (
-    Ack,
-    Acked,
     AckRequest,
+    AckResult,
+    InboxAck,
     LiveSession,
-    Opened,
+    OpenedSession,
     Page,
 )
-from relay.inbox.ports import Head
+from relay.inbox.ports import (
+    InboxHead,
+)
 from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
@@ -46,14 +48,16 @@ async def fill(store: Any, count: int, **changes: Any) -> None:
     assert [result.seq for result in results] == list(range(1, count + 1))
 
 
-async def read(store: Any, session: Opened, after: int = 0, window: Window = ALL) -> Page:
+async def read(store: Any, session: OpenedSession, after: int = 0, window: Window = ALL) -> Page:
     page = await store.read(ME, session.fence, Seq(after), window)
     assert isinstance(page, Page), page
     return page
 
 
-async def ack(store: Any, session: Opened, *numbers: int, **more: Any) -> Acked | Refusal:
-    wanted = Ack(session.fence, session.epoch, seqs(*numbers), **more)
+async def ack(
+    store: Any, session: OpenedSession, *numbers: int, **more: Any
+) -> AckResult | Refusal:
+    wanted = InboxAck(session.fence, session.epoch, seqs(*numbers), **more)
     (result,) = await store.ack([AckRequest(ME, wanted)])
     return result
 
@@ -77,7 +81,7 @@ async def test_an_inbox_is_not_made_where_that_was_not_allowed(world: World) -> 
     result = await world.store.open(request(create=False))
     assert code(result) is ErrorCode.UNKNOWN_INBOX
     await opened(world.store)
-    assert isinstance(await world.store.open(request(create=False)), Opened)
+    assert isinstance(await world.store.open(request(create=False)), OpenedSession)
 
 
 async def test_an_agent_whose_record_names_other_homes_has_no_inbox_here(world: World) -> None:
@@ -135,7 +139,7 @@ async def test_a_closed_session_is_over(world: World) -> None:
 
 
 async def test_a_session_of_an_inbox_that_is_gone_is_told_that_it_was_lost(world: World) -> None:
-    ghost = Opened(Fence(3), Epoch("gone"), Seq(0), Seq(0), None, None)  # type: ignore[arg-type]
+    ghost = OpenedSession(Fence(3), Epoch("gone"), Seq(0), Seq(0), None, None)  # type: ignore[arg-type]
     assert code(await world.store.read(ME, ghost.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
     assert code(await ack(world.store, ghost, 1)) is ErrorCode.INBOX_RESET
     taken = await world.store.take(ME, LiveSession(ghost.fence, NODE), ALL)
@@ -290,9 +294,9 @@ async def test_only_what_has_expired_can_be_concluded_as_expired(world: World) -
 async def test_an_ack_deletes_and_moves_the_cursor_over_what_the_agent_ended(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 6)
-    assert await ack(world.store, session, 2, 3) == Acked(Seq(0), seqs(2, 3), ())
-    assert await ack(world.store, session, 1) == Acked(Seq(3), seqs(1), ())
-    assert await ack(world.store, session, 5, 4) == Acked(Seq(5), seqs(5, 4), ())
+    assert await ack(world.store, session, 2, 3) == AckResult(Seq(0), seqs(2, 3), ())
+    assert await ack(world.store, session, 1) == AckResult(Seq(3), seqs(1), ())
+    assert await ack(world.store, session, 5, 4) == AckResult(Seq(5), seqs(5, 4), ())
     assert (await opened(world.store)).pending.count == 1
 
 
@@ -301,7 +305,7 @@ async def test_an_ack_can_be_repeated(world: World) -> None:
     await fill(world.store, 3)
     first = await ack(world.store, session, 1, 1, 2, refuse=((Seq(3), "no"), (Seq(2), "no")))
     again = await ack(world.store, session, 1, 1, 2, refuse=((Seq(3), "no"), (Seq(2), "no")))
-    assert first == again == Acked(Seq(3), seqs(1, 1, 2), seqs(3, 2))
+    assert first == again == AckResult(Seq(3), seqs(1, 1, 2), seqs(3, 2))
     assert (await opened(world.store)).pending.count == 0
 
 
@@ -310,22 +314,22 @@ async def test_what_others_ended_is_passed_only_by_a_cumulative_ack(world: World
     await world.store.append([entry(1, expires_at=NOW + 5), entry(2), entry(3, expires_at=NOW + 5)])
     await world.advance(10)
     await read(world.store, session)
-    assert await ack(world.store, session, 2) == Acked(Seq(0), seqs(2), ())
-    assert await ack(world.store, session, upto=Seq(2)) == Acked(Seq(2), (), ())
-    assert await ack(world.store, session, upto=Seq(3)) == Acked(Seq(3), (), ())
+    assert await ack(world.store, session, 2) == AckResult(Seq(0), seqs(2), ())
+    assert await ack(world.store, session, upto=Seq(2)) == AckResult(Seq(2), (), ())
+    assert await ack(world.store, session, upto=Seq(3)) == AckResult(Seq(3), (), ())
 
 
 async def test_a_cumulative_ack_deletes_nothing_that_is_live(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 3)
-    assert await ack(world.store, session, upto=Seq(3)) == Acked(Seq(0), (), ())
+    assert await ack(world.store, session, upto=Seq(3)) == AckResult(Seq(0), (), ())
     assert len((await read(world.store, session)).items) == 3
 
 
 async def test_an_ack_of_another_epoch_changes_nothing(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 1)
-    wanted = Ack(session.fence, Epoch("other"), seqs(1))
+    wanted = InboxAck(session.fence, Epoch("other"), seqs(1))
     (result,) = await world.store.ack([AckRequest(ME, wanted)])
     assert code(result) is ErrorCode.INBOX_RESET
     assert len((await read(world.store, session)).items) == 1
@@ -336,7 +340,7 @@ async def test_acks_of_many_inboxes_are_judged_one_by_one(world: World) -> None:
     sessions = [await opened(world.store, inbox) for inbox in inboxes[:15]]
     await world.store.append([entry(n, inbox=inboxes[n]) for n in range(15)])
     wanted = [
-        AckRequest(inbox, Ack(sessions[n % 15].fence, sessions[n % 15].epoch, seqs(1)))
+        AckRequest(inbox, InboxAck(sessions[n % 15].fence, sessions[n % 15].epoch, seqs(1)))
         for n, inbox in enumerate(inboxes)
     ]
     results = await world.store.ack(wanted)
@@ -364,7 +368,7 @@ async def test_heads_tell_fence_epoch_and_last_seq(world: World) -> None:
     found = await world.store.heads([*inboxes, AgentKey("key:nobody")])
     assert found == [
         *(
-            Head(session.fence, session.epoch, Seq(2 if n < 3 else 0))
+            InboxHead(session.fence, session.epoch, Seq(2 if n < 3 else 0))
             for n, session in enumerate(sessions)
         ),
         None,

@@ -23,7 +23,7 @@ from redis.backoff import NoBackoff
 
 from relay.inbox.model.types import (
     InboxLimits,
-    Opened,
+    OpenedSession,
     RulesNow,
     RulesPatch,
 )
@@ -100,20 +100,22 @@ def request(inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> OpenRe
     return replace(OpenRequest(inbox, node, Window()), **changes)
 
 
-async def opened(store: Store, inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> Opened:
+async def opened(
+    store: Store, inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any
+) -> OpenedSession:
     session = await store.open(request(inbox, node, **changes))
-    assert isinstance(session, Opened), session
+    assert isinstance(session, OpenedSession), session
     return session
 
 
 async def ruled(
-    store: Store, session: Opened, inbox: AgentKey = ME, **changes: Any
+    store: Store, session: OpenedSession, inbox: AgentKey = ME, **changes: Any
 ) -> RulesNow | Refusal:
     """Change the rules of an inbox."""
     return await store.change_rules(inbox, session.fence, RulesPatch(**changes))
 
 
-async def opened_to(store: Store, *known: AgentKey, inbox: AgentKey = ME) -> Opened:
+async def opened_to(store: Store, *known: AgentKey, inbox: AgentKey = ME) -> OpenedSession:
     """A session of an inbox that knows these senders."""
     session = await opened(store, inbox)
     assert isinstance(await ruled(store, session, inbox, allow=known), RulesNow)

@@ -25,8 +25,8 @@ from relay.directory.model.anti_entropy import (
 )
 from relay.inbox.bounces import bounce_envelope
 from relay.inbox.model.types import (
-    BounceIntent,
     InboxLimits,
+    PendingBounce,
 )
 from relay.inbox.ports import BounceBatch
 from relay.node.build import build
@@ -184,7 +184,7 @@ def record() -> str:
 
 
 def bounce() -> BounceBatch:
-    intent = BounceIntent(
+    intent = PendingBounce(
         ALICE.agent_key, PLAIN.eid, BOB.agent_key, "expired", False, PLAIN.expires_at + 300
     )
     return BounceBatch(ALICE.agent_key, b"token", PLAIN.expires_at + 300, (intent,))

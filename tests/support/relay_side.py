@@ -8,7 +8,12 @@ from relay.inbox.model.conversation import Conversation, ConversationPhase
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, EndSession
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import Ack, Acked, Page, PageItem
+from relay.inbox.model.types import (
+    AckResult,
+    InboxAck,
+    Page,
+    PageItem,
+)
 from relay.protocol import frames
 from relay.protocol.errors import Refusal, RelayError
 from relay.protocol.ids import Epoch, Fence, Seq, Timestamp
@@ -83,7 +88,7 @@ class RelaySide:
         return self._carried(self.delivery.on_page(page, now))
 
     def on_acked(
-        self, asked: Ack, result: Acked | Refusal, _: Timestamp | None = None
+        self, asked: InboxAck, result: AckResult | Refusal, _: Timestamp | None = None
     ) -> list[Effect]:
         return self._carried(self.delivery.on_acked(asked, result))
 

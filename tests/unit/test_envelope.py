@@ -92,7 +92,7 @@ def test_what_a_sender_signs_is_what_the_relay_reads(body: bytes, lifetime: int,
 
 def test_what_is_stored_repeats_what_was_signed():
     read = parsed(body=b"xyz")
-    admitted = admission.admit(envelope.verify(read, KEY), admission.Facts(NOW))
+    admitted = admission.admit(envelope.verify(read, KEY), admission.AdmissionFacts(NOW))
     assert isinstance(admitted, envelope.AdmittedEnvelope)
     kept = envelope.stored(admitted, bounces=False)
     assert (kept.inbox, kept.sender) == (BOB.agent_key, ALICE.agent_key)

@@ -8,14 +8,14 @@ import pytest
 
 from relay.inbox.model.types import (
     Accepted,
-    Ack,
-    Acked,
-    BounceIntent,
+    AckResult,
     Disposition,
+    InboxAck,
     InboxLimits,
     LiveSession,
-    Opened,
+    OpenedSession,
     Page,
+    PendingBounce,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -64,13 +64,15 @@ def code(result: object) -> ErrorCode:
     return result.code
 
 
-def page(box: Inbox, opened: Opened, after: int = 0, window: Window = WIDE, now: float = 0) -> Page:
+def page(
+    box: Inbox, opened: OpenedSession, after: int = 0, window: Window = WIDE, now: float = 0
+) -> Page:
     result = box.read(opened.fence, Seq(after), window, Timestamp(now))
     assert isinstance(result, Page), result
     return result
 
 
-def taken(box: Inbox, opened: Opened, window: Window = WIDE, now: float = 0) -> Page:
+def taken(box: Inbox, opened: OpenedSession, window: Window = WIDE, now: float = 0) -> Page:
     session = LiveSession(opened.fence, A, 9_999_999_999)
     result = box.take(session, window, Timestamp(now))
     assert isinstance(result, Page), result
@@ -81,11 +83,13 @@ def shown(found: Page) -> list[tuple[int, bool]]:
     return [(item.seq, item.redelivered) for item in found.items]
 
 
-def ack(opened: Opened, *seqs: int, upto: int = 0, refuse: tuple = (), epoch: Epoch = E1) -> Ack:
-    return Ack(opened.fence, epoch, tuple(map(Seq, seqs)), Seq(upto), refuse)
+def ack(
+    opened: OpenedSession, *seqs: int, upto: int = 0, refuse: tuple = (), epoch: Epoch = E1
+) -> InboxAck:
+    return InboxAck(opened.fence, epoch, tuple(map(Seq, seqs)), Seq(upto), refuse)
 
 
-def done(result: object) -> tuple[Acked, list[BounceIntent]]:
+def done(result: object) -> tuple[AckResult, list[PendingBounce]]:
     assert not isinstance(result, Refusal), result
     return result
 
@@ -386,7 +390,7 @@ def test_a_refused_envelope_is_removed_and_bounces_once():
     opened = box.open_session(A, WIDE)
     refuse = ((Seq(2), "ugly"), (Seq(2), "again"), (Seq(9), "never"))
     _, intents = done(box.ack(ack(opened, refuse=refuse), T))
-    assert intents == [BounceIntent(AgentKey("key:s"), entry(2).eid, ME, "ugly", True, int(T))]
+    assert intents == [PendingBounce(AgentKey("key:s"), entry(2).eid, ME, "ugly", True, int(T))]
     assert done(box.ack(ack(opened, refuse=refuse), T))[1] == []
 
 

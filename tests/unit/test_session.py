@@ -11,17 +11,15 @@ from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.effects import (
     AckRequest,
     AnswerQuestion,
+    CheckLogin,
     CloseInbox,
-    Login,
     Read,
     StoreEnvelopes,
 )
 from relay.inbox.model.permissions import Identity
 from relay.inbox.model.types import (
-    Ack as InboxAck,
-)
-from relay.inbox.model.types import (
-    Acked,
+    AckResult,
+    InboxAck,
     Page,
     PageItem,
 )
@@ -91,7 +89,7 @@ def session(window: Window = SMALL) -> RelaySide:
 
 def opened(cursor: int = 0, head: int = 0, **given: Any) -> RelaySide:
     one = session(**given)
-    assert one.receive(Auth("jws"), T) == [Login(Auth("jws"), "n")]
+    assert one.receive(Auth("jws"), T) == [CheckLogin(Auth("jws"), "n")]
     one.opened(WHO, welcome(cursor, head))
     return one
 
@@ -222,7 +220,7 @@ def test_no_more_is_read_than_the_window_has_room_for():
     asked = acks(one.receive(Ack(E1, Seq(2)), T))
     assert asked == InboxAck(Fence(7), E1, (Seq(1), Seq(2)), Seq(2))
     assert not reads(one.on_wakeup())  # only the durable answer opens the window
-    effects = one.on_acked(asked, Acked(Seq(2), asked.seqs, ()), T)
+    effects = one.on_acked(asked, AckResult(Seq(2), asked.seqs, ()), T)
     assert effects[0] == Send(frames.Acked(E1, Seq(2)))
     assert reads(effects) == [Read(ME, Fence(7), Seq(3), Window(2, 90))]
 
@@ -233,7 +231,7 @@ def test_the_window_counts_bytes_and_one_envelope_always_fits():
     assert handed(effects) == [1]
     assert not reads(effects)
     asked = acks(one.receive(Ack(E1, Seq(1)), T))
-    effects = one.on_acked(asked, Acked(Seq(1), asked.seqs, ()), T)
+    effects = one.on_acked(asked, AckResult(Seq(1), asked.seqs, ()), T)
     assert reads(effects) == [Read(ME, Fence(7), Seq(1), Window(3, 100))]
 
 
@@ -358,7 +356,7 @@ def test_a_closed_session_is_handed_nothing():
     one = opened(cursor=5, head=5)
     one.lost()
     assert one.on_stored(Fence(7), [item(6)]) == one.on_wakeup() == one.on_page(a_page(6), T) == []
-    assert one.on_acked(InboxAck(Fence(7), E1, ()), Acked(Seq(0), (), ()), T) == []
+    assert one.on_acked(InboxAck(Fence(7), E1, ()), AckResult(Seq(0), (), ()), T) == []
 
 
 # ---------------------------------------------------------------- ack
@@ -405,14 +403,14 @@ def test_a_send_only_session_has_nothing_to_ack():
 def test_what_was_acked_while_it_was_being_read_is_not_handed_over():
     one = opened(head=3)
     asked = acks(one.receive(Ack(E1, seqs=(Seq(2),)), T))
-    one.on_acked(asked, Acked(Seq(0), asked.seqs, ()), T)
+    one.on_acked(asked, AckResult(Seq(0), asked.seqs, ()), T)
     assert handed(one.on_page(a_page(1, 2, 3), T)) == [1, 3]
 
 
 def test_the_cursor_carries_the_position_along():
     one = opened(head=3)
     asked = acks(one.receive(Ack(E1, seqs=(Seq(1), Seq(2))), T))
-    effects = one.on_acked(asked, Acked(Seq(2), asked.seqs, ()), T)
+    effects = one.on_acked(asked, AckResult(Seq(2), asked.seqs, ()), T)
     assert effects[0] == Send(frames.Acked(E1, Seq(2)))
     # what the relay has called acked may be acked again
     assert acks(one.receive(Ack(E1, Seq(2)), T)).upto == 2

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from relay.inbox.model.admission import (
-    Facts,
+    AdmissionFacts,
     object_early,
 )
 from relay.protocol import (
@@ -80,7 +80,7 @@ def read_envelope(given: Any, file: Found, expect: Found) -> Found:
         body = given["body"]
         given = {**given, "body": body["repeat"] * body["times"]}
     read = envelope.parse(given)
-    check(object_early(read, Facts(Timestamp(file["context"]["now"]))))
+    check(object_early(read, AdmissionFacts(Timestamp(file["context"]["now"]))))
     envelope.verify(read, parse_did(read.sender.did))
     found: Found = {
         "eid": read.eid,

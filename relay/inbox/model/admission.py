@@ -17,7 +17,7 @@ from relay.protocol.ids import Did, Timestamp, in_utc
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class AdmissionFacts:
     """All that a rule may look at beside the envelope.
 
     Args:
@@ -33,22 +33,22 @@ class Facts:
     denied: frozenset[Did] = frozenset()
 
 
-def with_wait(facts: Facts, sender_wait_s: float) -> Facts:
+def with_wait(facts: AdmissionFacts, sender_wait_s: float) -> AdmissionFacts:
     """The same facts, now that the sender is proven and its bucket was asked."""
     return replace(facts, sender_wait_s=sender_wait_s) if sender_wait_s else facts
 
 
-Rule = Callable[[Envelope, Facts], Refusal | None]
+Rule = Callable[[Envelope, AdmissionFacts], Refusal | None]
 
 
-def not_draining(_: Envelope, facts: Facts) -> Refusal | None:
+def not_draining(_: Envelope, facts: AdmissionFacts) -> Refusal | None:
     """A node that shuts down takes nothing new."""
     if facts.draining:
         return Refusal(ErrorCode.DRAINING, "this node is shutting down", retry_after=1)
     return None
 
 
-def not_from_the_future(envelope: Envelope, facts: Facts) -> Refusal | None:
+def not_from_the_future(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
     """``created_time`` is at most 300 s ahead (PROTOCOL.md §3.3)."""
     if is_too_early(envelope, facts.now):
         clock = f"the relay's clock, which says {in_utc(facts.now)}"
@@ -56,14 +56,14 @@ def not_from_the_future(envelope: Envelope, facts: Facts) -> Refusal | None:
     return None
 
 
-def sender_is_served(envelope: Envelope, facts: Facts) -> Refusal | None:
+def sender_is_served(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
     """The operator may deny a sender."""
     if envelope.sender.did in facts.denied:
         return Refusal(ErrorCode.BLOCKED, "the operator does not serve this sender")
     return None
 
 
-def sender_is_slow_enough(_: Envelope, facts: Facts) -> Refusal | None:
+def sender_is_slow_enough(_: Envelope, facts: AdmissionFacts) -> Refusal | None:
     """One sender's rate (R7)."""
     if facts.sender_wait_s > 0:
         return Refusal(
@@ -81,12 +81,12 @@ AFTER_SIGNATURE: Final[Sequence[Rule]] = (sender_is_served, sender_is_slow_enoug
 """Only a proven sender's buckets count, else anybody could empty them."""
 
 
-def object_early(envelope: Envelope, facts: Facts) -> Refusal | None:
+def object_early(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
     """The first objection that needs no signature."""
     return _first(BEFORE_SIGNATURE, envelope, facts)
 
 
-def admit(verified: VerifiedEnvelope, facts: Facts) -> AdmittedEnvelope | Refusal:
+def admit(verified: VerifiedEnvelope, facts: AdmissionFacts) -> AdmittedEnvelope | Refusal:
     """Admit a verified envelope, or say which rule objects."""
     envelope = verified.envelope
     no = _first(AFTER_SIGNATURE, envelope, facts)
@@ -98,7 +98,7 @@ def admit_own(envelope: Envelope) -> AdmittedEnvelope:
     return AdmittedEnvelope(envelope, envelope.wire)
 
 
-def _first(rules: Sequence[Rule], envelope: Envelope, facts: Facts) -> Refusal | None:
+def _first(rules: Sequence[Rule], envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
     for rule in rules:
         no = rule(envelope, facts)
         if no is not None:

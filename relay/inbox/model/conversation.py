@@ -26,11 +26,11 @@ from relay.inbox.model.close_codes import CLOSES
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import (
     AnswerQuestion,
+    CheckLogin,
     CloseInbox,
     Effect,
     HandleGossip,
-    Login,
-    Question,
+    QuestionFrame,
     StoreEnvelopes,
 )
 from relay.inbox.model.permissions import Identity
@@ -105,7 +105,7 @@ class Conversation:
             case frames.Gossip():
                 return [HandleGossip(frame)]
             case _:
-                return self._question(frame) if isinstance(frame, Question) else []
+                return self._question(frame) if isinstance(frame, QuestionFrame) else []
 
     def _submit(self, submit: frames.Submit) -> list[Effect]:
         if permissions.exceeds_hops(submit, self._hello.relay):
@@ -113,7 +113,7 @@ class Conversation:
             return [Send(frames.Error(ErrorCode.TOO_MANY_HOPS, detail, None, submit.ref))]
         return [StoreEnvelopes(submit)]
 
-    def _question(self, question: Question) -> list[Effect]:
+    def _question(self, question: QuestionFrame) -> list[Effect]:
         if isinstance(question, frames.Rules) and not self.delivery.is_open:
             detail = "a send-only session has no inbox here"
             return [Send(frames.Error(ErrorCode.UNKNOWN_INBOX, detail, None, question.ref))]
@@ -125,7 +125,7 @@ class Conversation:
         if self.phase is not ConversationPhase.HELLO:
             return self.fail(ErrorCode.BAD_FRAME, "auth is sent once")
         self.phase = ConversationPhase.OPENING
-        return [Login(frame, self._hello.nonce)]
+        return [CheckLogin(frame, self._hello.nonce)]
 
     def opened(self, who: Identity, welcome: frames.Welcome) -> list[Effect]:
         """Open: the login is right. One that comes too late gives the inbox back."""

@@ -249,10 +249,10 @@ class InboxDelivery:
             return _bad_ack("ack names a seq that was never assigned")
         named = dict.fromkeys((*covered, *frame.seqs))
         seqs = tuple(seq for seq in named if seq not in refused)
-        ack = types.Ack(self.fence, frame.epoch, seqs, frame.upto, frame.refuse)
+        ack = types.InboxAck(self.fence, frame.epoch, seqs, frame.upto, frame.refuse)
         return [AckRequest(self.inbox, ack)]
 
-    def on_acked(self, asked: types.Ack, result: types.Acked | Refusal) -> list[Effect]:
+    def on_acked(self, asked: types.InboxAck, result: types.AckResult | Refusal) -> list[Effect]:
         """Take the result of an :class:`AckRequest`; only now the window opens."""
         if not self.is_open:
             return []

@@ -14,7 +14,7 @@ from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Fence, Seq
 from relay.protocol.types import Window
 
-Question = (
+QuestionFrame = (
     frames.Status
     | frames.Resolve
     | frames.Publish
@@ -27,7 +27,7 @@ Question = (
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
+class CheckLogin:
     """Check this ``auth``, open the inbox, then call ``Conversation.opened`` or ``refused``."""
 
     auth: frames.Auth
@@ -55,7 +55,7 @@ class Read:
 class AnswerQuestion:
     """Answer a question with one frame."""
 
-    question: Question
+    question: QuestionFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ class EndSession:
 
 Effect = (
     Send
-    | Login
+    | CheckLogin
     | StoreEnvelopes
     | Read
     | AckRequest

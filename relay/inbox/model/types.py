@@ -90,7 +90,7 @@ class Accepted(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedCount:
     """How many envelopes an inbox turned away, and when."""
 
     count: int = 0
@@ -105,11 +105,11 @@ class Pending:
     count: int
     bytes: int
     oldest_at: int | None
-    refused: Refused
+    refused: RefusedCount
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class OpenedSession:
     """A session of an inbox. ``previous`` must be told that it is superseded."""
 
     fence: Fence
@@ -149,7 +149,7 @@ class Page:
 
 
 @dataclass(frozen=True, slots=True)
-class Ack:
+class InboxAck:
     """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
 
     ``forwarded`` is of a courier: ``seqs`` are not acked by their agent but another relay's now.
@@ -164,7 +164,7 @@ class Ack:
 
 
 @dataclass(frozen=True, slots=True)
-class Acked:
+class AckResult:
     """What an ack came to; ``cursor`` is the new cumulative position."""
 
     cursor: Seq
@@ -173,7 +173,7 @@ class Acked:
 
 
 @dataclass(frozen=True, slots=True)
-class BounceIntent:
+class PendingBounce:
     """The durable wish to tell ``sender`` how its envelope ended (R6)."""
 
     sender: AgentKey
@@ -184,7 +184,7 @@ class BounceIntent:
     due_at: int
 
 
-class Remembered(NamedTuple):
+class RememberedId(NamedTuple):
     """What became of an id; ``forwarded`` says who took it over, where the fate is that."""
 
     fate: Disposition
@@ -227,7 +227,7 @@ class RulesNow:
     contacts: int
 
 
-class Doubts(NamedTuple):
+class MaybeSeenIds(NamedTuple):
     """A share of the ids that an inbox remembers and that its agent may have seen.
 
     Args:
@@ -262,5 +262,5 @@ class AckRequest:
     """An ack of one inbox's session; ``taken`` for a session without a connection."""
 
     inbox: AgentKey
-    ack: Ack
+    ack: InboxAck
     taken: bool = False

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from relay.inbox.model.types import (
-    BounceIntent,
+    PendingBounce,
 )
 from relay.inbox.ports import BounceBatch
 from relay.protocol.ids import (
@@ -105,7 +105,7 @@ def _batch(reply: Any) -> BounceBatch:
     )
 
 
-def _intent(sender: AgentKey, raw: bytes) -> BounceIntent:
+def _intent(sender: AgentKey, raw: bytes) -> PendingBounce:
     due, maybe, to, reason = raw[_EID_BYTES:].decode().split(" ", 3)
     eid: Eid = entries.eid_text(raw[:_EID_BYTES])
-    return BounceIntent(sender, eid, AgentKey(to), reason, maybe == "1", int(due))
+    return PendingBounce(sender, eid, AgentKey(to), reason, maybe == "1", int(due))

@@ -11,7 +11,7 @@ from typing import Any, Final
 from relay.inbox.model.types import (
     Disposition,
     Forwarded,
-    Remembered,
+    RememberedId,
 )
 from relay.peering.ports import DueOutbox
 from relay.protocol.errors import Refusal
@@ -97,8 +97,8 @@ def proof_of(forwarded: Forwarded | None) -> bytes:
     return b"" if forwarded is None else forwarded.receipt + forwarded.peer.encode()
 
 
-def remembered(reply: Any) -> Remembered:
+def remembered(reply: Any) -> RememberedId:
     """What became of an id; of the eid, its first 21 characters: the store keeps 16 bytes."""
     fate, eid16, proof = Disposition(reply[3].decode()), reply[4], reply[7]
     forwarded = Forwarded(_key(proof[_HASH:]), proof[:_HASH]) if proof else None
-    return Remembered(fate, Eid(entries.eid_text(eid16)[:21]), forwarded)
+    return RememberedId(fate, Eid(entries.eid_text(eid16)[:21]), forwarded)

@@ -14,19 +14,19 @@ from typing import Any, Final
 from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
     AckRequest,
+    AckResult,
     InboxLimits,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
     Pending,
-    Refused,
-    Remembered,
+    RefusedCount,
+    RememberedId,
 )
 from relay.inbox.ports import (
-    Head,
+    InboxHead,
     OpenRequest,
 )
 from relay.protocol.envelope import StoredEnvelope
@@ -148,7 +148,7 @@ class Inboxes:
 
     # ------------------------------------------------------------ session
 
-    async def open(self, request: OpenRequest) -> Opened | Refusal:
+    async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """Open a session; ``unknown_inbox`` where there is none and none may be made."""
         part = self._partitions.of(request.inbox)
         full = self._guard.refusal(part)
@@ -236,14 +236,16 @@ class Inboxes:
 
     # ------------------------------------------------------------ ends of an entry
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         """Delete what was processed; works when memory or disk is full."""
         done = await self._partitions.spread_each(
             requests, lambda request: request.inbox, self._ack
         )
         return [Refusal.of(one) if isinstance(one, RelayError) else one for one in done]
 
-    async def _ack(self, part: Partition, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def _ack(
+        self, part: Partition, requests: Sequence[AckRequest]
+    ) -> list[AckResult | Refusal]:
         args: list[Any] = []
         for request in requests:
             ack = request.ack
@@ -264,7 +266,7 @@ class Inboxes:
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
-    ) -> list[Remembered | None]:
+    ) -> list[RememberedId | None]:
         """What became of ids; of the eid, its first 21 characters: the store keeps 16 bytes."""
         asked = [(inbox, question.hour, question.dedupe_key) for question in questions]
         if not asked:
@@ -273,11 +275,11 @@ class Inboxes:
         replies = await self._partitions.call("status", part, list(chain(*asked)))
         return [remembered(reply) if len(reply) > 1 else None for reply in replies]
 
-    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
         """Fence, epoch and head of many inboxes, in one round trip per partition."""
         return await self._partitions.spread(inboxes, lambda inbox: inbox, self._heads)
 
-    async def _heads(self, part: Partition, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+    async def _heads(self, part: Partition, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
         replies = await self._partitions.call("heads", part, inboxes)
         stale = [
             inbox for inbox, reply in zip(inboxes, replies, strict=True) if reply[1] == b"stale"
@@ -355,10 +357,10 @@ def _dup(seq: int, epoch: bytes, *, away: bool) -> Accepted:
     return Accepted(Seq(seq), Epoch(epoch.decode()), dup=True, session=None, away=away)
 
 
-def _opened(reply: Any) -> Opened:
+def _opened(reply: Any) -> OpenedSession:
     _, _, fence, epoch, cursor, head, count, size, oldest, *rest = reply
-    refused = Refused(*rest[:3])
-    return Opened(
+    refused = RefusedCount(*rest[:3])
+    return OpenedSession(
         fence=Fence(fence),
         epoch=Epoch(epoch.decode()),
         cursor=Seq(cursor),
@@ -368,17 +370,17 @@ def _opened(reply: Any) -> Opened:
     )
 
 
-def _acked(request: AckRequest, reply: Any) -> Acked | Refusal:
+def _acked(request: AckRequest, reply: Any) -> AckResult | Refusal:
     if not _is_echo(request.inbox, reply):
         return broken("ack")
     if reply[1] != b"acked":
         return refusal_of(reply)
     covered = tuple(Seq(seq) for seq in reply[3:])
     refused = tuple(seq for seq, _ in request.ack.refuse)
-    return Acked(Seq(reply[2]), (*request.ack.seqs, *covered), refused)
+    return AckResult(Seq(reply[2]), (*request.ack.seqs, *covered), refused)
 
 
-def _head(reply: Any) -> Head | None:
+def _head(reply: Any) -> InboxHead | None:
     if reply[1] != b"head":
         return None
-    return Head(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]), reply[5] == 1)
+    return InboxHead(Fence(reply[2]), Epoch(reply[3].decode()), Seq(reply[4]), reply[5] == 1)

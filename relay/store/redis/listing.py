@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from relay.inbox.ports import Inboxes
+from relay.inbox.ports import (
+    InboxesPage,
+)
 from relay.protocol.ids import (
     AgentKey,
     Partition,
@@ -20,7 +22,7 @@ _SCANNED: Final = 2_000
 """Keys looked at in one step: about a millisecond."""
 
 
-async def inboxes(partitions: Partitions, after: str, most: int) -> Inboxes:
+async def inboxes(partitions: Partitions, after: str, most: int) -> InboxesPage:
     """Some of those who have an inbox here; see :meth:`relay.inbox.ports.InboxStore.inboxes`.
 
     The cursor is a partition, and a place in the walk of its keys.
@@ -34,7 +36,7 @@ async def inboxes(partitions: Partitions, after: str, most: int) -> Inboxes:
         owners, place = await _step(partitions, Partition(number), place)
         found += owners
         number += place == 0
-    return Inboxes(found, f"{number} {place}" if number < partitions.count else "")
+    return InboxesPage(found, f"{number} {place}" if number < partitions.count else "")
 
 
 async def _step(partitions: Partitions, part: Partition, place: int) -> tuple[list[AgentKey], int]:

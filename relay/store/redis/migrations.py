@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
-    Doubts,
     InboxLimits,
     InboxRole,
+    MaybeSeenIds,
 )
 from relay.migration.ports import (
     MigrationChange,
@@ -147,10 +147,10 @@ class Handoffs:
             after = found[-1].seq
         return found
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
         """Ids that its agent may have seen: acked, refused, ended, or marked as handed over."""
         _, ids, on, floor = await self._call("doubts", inbox, after, most)
-        return Doubts(ids, on.decode(), floor)
+        return MaybeSeenIds(ids, on.decode(), floor)
 
     # ------------------------------------------------------------ rules
 
@@ -196,7 +196,7 @@ class HandoffCalls:
         """See :meth:`relay.migration.ports.HandoffStore.waiting`."""
         return await self._handoffs.waiting(inbox, after, most)
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> Doubts:
+    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
         """See :meth:`relay.migration.ports.HandoffStore.doubts`."""
         return await self._handoffs.doubts(inbox, after, most)
 

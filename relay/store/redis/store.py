@@ -25,24 +25,24 @@ from typing import Final
 from relay.health import Health
 from relay.inbox.model.types import (
     Accepted,
-    Acked,
     AckRequest,
+    AckResult,
     InboxLimits,
     LiveSession,
-    Opened,
+    OpenedSession,
     OutboxLimits,
     Page,
-    Remembered,
+    RememberedId,
     RulesNow,
     RulesPatch,
 )
 from relay.inbox.ports import (
     BounceBatch,
-    Head,
+    InboxesPage,
+    InboxHead,
     OnWake,
     OpenRequest,
 )
-from relay.inbox.ports import Inboxes as InboxesPage
 from relay.peering.ports import (
     Changes,
     DirectoryLimits,
@@ -248,7 +248,7 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.InboxStore.meet`."""
         return await self._rules.meet(pairs)
 
-    async def open(self, request: OpenRequest) -> Opened | Refusal:
+    async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """See :meth:`relay.inbox.ports.InboxStore.open`."""
         return await self._inboxes.open(request)
 
@@ -266,7 +266,7 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.InboxStore.take`."""
         return await self._inboxes.take(inbox, session, window)
 
-    async def ack(self, requests: Sequence[AckRequest]) -> list[Acked | Refusal]:
+    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         """See :meth:`relay.inbox.ports.InboxStore.ack`."""
         return await self._inboxes.ack(requests)
 
@@ -276,11 +276,11 @@ class RedisStore(HandoffCalls):
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
-    ) -> list[Remembered | None]:
+    ) -> list[RememberedId | None]:
         """See :meth:`relay.inbox.ports.InboxStore.status`."""
         return await self._inboxes.status(inbox, questions)
 
-    async def heads(self, inboxes: Sequence[AgentKey]) -> list[Head | None]:
+    async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
         """See :meth:`relay.inbox.ports.InboxStore.heads`."""
         return await self._inboxes.heads(inboxes)
 
