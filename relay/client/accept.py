@@ -16,12 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from relay.client.directory.publish import (
-    Publication,
-    home_at,
-    publish,
-)
-from relay.client.directory.resolve import resolve_at
+from relay.client.directory.own_record import OwnRecord, Publication, home_at
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import key_file
@@ -95,12 +90,10 @@ async def accept(
 ) -> Publication | None:
     """Accept a relay, as :func:`accept_relay`, with an open state."""
     state.migration.ensure_record_unlocked()
+    own = OwnRecord(key, state)
     here = await home_at(origin, state, relay)
-    found = await resolve_at(origin, key.did, is_own=True)
-    if found.record is not None:
-        state.keep_record(found.record.jws.compact)
-    record = state.newest_record
-    if record is not None and here.url not in {home.url for home in record.relays}:
+    await own.refresh_from(origin)
+    if own.newest is not None and here.url not in {home.url for home in own.newest.relays}:
         await state.accept(here.url, relay)
         return None
-    return await publish(key, origin, state, accepted=relay)
+    return await own.publish_at(origin, accepted=relay)

@@ -37,21 +37,14 @@ from relay.client.migration.runner import (
     MigrationOptions,
     ignore_progress,
 )
-from relay.client.migration.service import MigrationService
-from relay.client.outbox.outcomes import (
-    Outcome,
-    Telling,
-)
-from relay.client.outbox.sender import (
-    Submissions,
-    Wait,
-)
+from relay.client.outbox.outcomes import Outcome, OutcomeIterator
+from relay.client.outbox.sender import Wait
 from relay.client.outbox.signing import (
     check,
     sign,
 )
+from relay.client.parts import AgentParts
 from relay.client.process import Owner, not_pickled
-from relay.client.session.pool import Sessions
 from relay.client.state.agent_state import opened_async
 from relay.client.state.migration_log import MigrationReport
 from relay.protocol import frames
@@ -83,20 +76,16 @@ class Agent:
     :class:`WrongStateError`.
     """
 
-    def __init__(
-        self, sessions: Sessions, submissions: Submissions, migrations: MigrationService
-    ) -> None:
+    def __init__(self, parts: AgentParts) -> None:
         self._owner = Owner()
-        self._kept = sessions
-        self._submissions = submissions
-        self._migrations = migrations
+        self._all_parts = parts
 
     __reduce__ = not_pickled("an agent is not pickled: open one in the other process")
 
     @property
-    def _sessions(self) -> Sessions:
+    def _parts(self) -> AgentParts:
         self._owner.check()
-        return self._kept
+        return self._all_parts
 
     # ------------------------------------------------------------ life
 
@@ -139,35 +128,34 @@ class Agent:
         parsed = [origins.parse(url, insecure_networks=insecure_networks) for url in named]
         path = None if state is None else Path(state)
         async with opened_async(path, signing.did) as opened:
-            sessions = Sessions(signing, parsed, opened, insecure_networks)
-            submissions, migrations = Submissions(sessions), MigrationService(sessions)
-            await submissions.resume()
-            async with beside(sessions.run(migrations.run)):
+            parts = AgentParts(signing, parsed, opened, insecure_networks)
+            await parts.sender.resume()
+            async with beside(parts.run()):
                 try:
-                    await _first_login(sessions, open_timeout_s)
-                    yield cls(sessions, submissions, migrations)
+                    await _first_login(parts, open_timeout_s)
+                    yield cls(parts)
                 finally:
-                    await _close(sessions)
+                    await _close(parts)
 
     @property
     def did(self) -> Did:
         """Who this is."""
-        return self._kept.key.did
+        return self._all_parts.key.did
 
     @property
     def relay(self) -> Did | None:
         """The relay that is sent through, or was the last time; it has proved itself."""
-        return self._sessions.current.relay
+        return self._parts.pool.current.relay
 
     @property
     def welcome(self) -> frames.Welcome | None:
         """Where the inbox stood at the latest login there."""
-        return self._sessions.current.welcome
+        return self._parts.pool.current.welcome
 
     @property
     def is_connected(self) -> bool:
         """Whether there is a connection just now."""
-        return self._sessions.sender is not None
+        return self._parts.pool.active is not None
 
     @property
     def warnings(self) -> tuple[AgentError, ...]:
@@ -176,12 +164,12 @@ class Agent:
         :class:`StaleRecordError`: two different records of one seq are signed with this agent's
         key: there is a second copy of it, or it was restored from a backup.
         """
-        return tuple(self._sessions.warnings)
+        return tuple(self._parts.warnings)
 
     @property
     def refused(self) -> int:
         """Envelopes that could not be verified or opened, and were refused."""
-        return self._sessions.inbox.refused
+        return self._parts.inbox.refused
 
     # ------------------------------------------------------------ send
 
@@ -222,7 +210,7 @@ class Agent:
             ValueError: ``to`` is neither a DID nor a handle.
         """
         until = clock.monotonic() + deadline_s
-        to = await self._sessions.handles.did_of(to, deadline_s)
+        to = await self._parts.handles.did_of(to, deadline_s)
         envelope = self.sign(
             to,
             body,
@@ -235,8 +223,8 @@ class Agent:
         )
         left_s = max(0.0, until - clock.monotonic())
         if wait == "stored":
-            return await self._submissions.submit(envelope, deadline_s=left_s)
-        return await self._submissions.see_through(envelope, self.status, deadline_s=left_s)
+            return await self._parts.sender.submit(envelope, deadline_s=left_s)
+        return await self._parts.sender.send_until_acked(envelope, self.status, deadline_s=left_s)
 
     def sign(
         self,
@@ -252,7 +240,7 @@ class Agent:
     ) -> SignedEnvelope:
         """Sign an envelope without submitting it; arguments as for :meth:`send`."""
         return sign(
-            self._sessions.key,
+            self._parts.key,
             to,
             body,
             sealed=seal,
@@ -261,7 +249,7 @@ class Agent:
             thid=thid,
             pthid=pthid,
             lifetime_s=lifetime_s,
-            max_body_bytes=self._sessions.current.limits.get("body", MAX_BODY_BYTES),
+            max_body_bytes=self._parts.pool.current.limits.get("body", MAX_BODY_BYTES),
         )
 
     async def submit(self, envelope: SignedEnvelope, *, deadline_s: float = SEND_TIMEOUT_S) -> Sent:
@@ -278,14 +266,13 @@ class Agent:
                 is one of :meth:`outcomes`.
             AgentError: a definite no, or never sent.
         """
-        self._owner.check()
         check(envelope)
-        return await self._submissions.submit(envelope, deadline_s=deadline_s)
+        return await self._parts.sender.submit(envelope, deadline_s=deadline_s)
 
     @property
     def unanswered(self) -> int:
         """Envelopes in the outbox: submitted, or about to be, and not definitely answered."""
-        return len(self._submissions.unanswered)
+        return len(self._parts.sender.unanswered)
 
     def outcomes(self) -> AsyncIterator[Outcome]:
         """What became of envelopes whose ``send`` could not tell: oldest first, until closed.
@@ -304,9 +291,9 @@ class Agent:
             ValueError: the agent has no state file, so nothing goes on when ``send`` gives up.
             AgentError: the agent ended otherwise than by being closed; after those that are there.
         """
-        if self._sessions.state.journal is None:
+        if self._parts.state.journal is None:
             raise ValueError("outcomes lie in a state file: open the agent with state=")
-        return Telling(self._sessions.outcomes)
+        return OutcomeIterator(self._parts.outcomes)
 
     # ------------------------------------------------------------ receive
 
@@ -322,7 +309,7 @@ class Agent:
             MovedError: this relay is not the agent's home.
             AgentError: the agent ended otherwise.
         """
-        return MessageIterator(self._sessions.inbox)
+        return MessageIterator(self._parts.inbox)
 
     async def serve(
         self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
@@ -355,7 +342,7 @@ class Agent:
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        return await self._sessions.following.status(Did(to), MessageId(message_id))
+        return await self._parts.status.status(Did(to), MessageId(message_id))
 
     async def resolve(self, name: str) -> ResolveResult:
         """Where an agent lives, as the relay knows it; the signature is checked here.
@@ -368,8 +355,8 @@ class Agent:
             AgentError: the relay's no, or no answer in time.
         """
         if name.startswith(DID):
-            return await self._sessions.asking.find(name)
-        return await self._sessions.handles.resolve(name)
+            return await self._parts.router.find(name)
+        return await self._parts.handles.resolve(name)
 
     async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
         """Sign the next endpoint record and publish it at each home that is connected.
@@ -384,7 +371,7 @@ class Agent:
             ProtocolError: these handles make no record; nothing is changed.
             AgentError: not published everywhere in time.
         """
-        return await self._sessions.asking.publish(handles)
+        return await self._parts.router.publish(handles)
 
     async def migrate(
         self,
@@ -416,7 +403,7 @@ class Agent:
         """
         self._owner.check()
         options = MigrationOptions(on_progress, abandon_source=dead_source, deadline_s=deadline_s)
-        return await self._migrations.migrate(url, options)
+        return await self._parts.migrations.migrate(url, options)
 
     async def cancel_migration(self, *, deadline_s: float = DEADLINE_S) -> None:
         """Take back a migration that is not published yet: this agent lives where it did.
@@ -426,7 +413,7 @@ class Agent:
             AgentError: the old home, which has stopped delivering, cannot be told in time.
         """
         self._owner.check()
-        await self._migrations.cancel(MigrationOptions(deadline_s=deadline_s))
+        await self._parts.migrations.cancel(MigrationOptions(deadline_s=deadline_s))
 
     async def rules(
         self,
@@ -445,9 +432,7 @@ class Agent:
             AgentError: the relay's no (then nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
-        return await self._sessions.asking.rules(
-            lambda ref: frames.Rules(ref, first_contact, *lists)
-        )
+        return await self._parts.router.rules(lambda ref: frames.Rules(ref, first_contact, *lists))
 
 
 class MessageIterator(AsyncIterator[Message]):
@@ -463,7 +448,7 @@ class MessageIterator(AsyncIterator[Message]):
         return message
 
 
-async def _first_login(sessions: Sessions, timeout_s: float) -> None:
+async def _first_login(parts: AgentParts, timeout_s: float) -> None:
     """Wait for the first login; an agent that migrates may have none for now.
 
     Raises:
@@ -471,21 +456,21 @@ async def _first_login(sessions: Sessions, timeout_s: float) -> None:
     """
     try:
         async with asyncio.timeout(timeout_s):
-            await sessions.opened()
+            await parts.pool.wait_opened()
     except TimeoutError as exc:
-        if sessions.state.migration.pending is not None:
+        if parts.state.migration.pending is not None:
             return
-        last = sessions.last_failure
+        last = parts.pool.last_failure
         if last is not None:
             raise again(last) from exc
-        where = ", ".join(str(one.origin) for one in sessions.conversations)
+        where = ", ".join(str(one.origin) for one in parts.pool.channels)
         raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}: no answer in time") from exc
 
 
-async def _close(sessions: Sessions) -> None:
+async def _close(parts: AgentParts) -> None:
     """Send the acks that are due, then end the agent."""
     try:
-        if sessions.sender is not None:
-            await sessions.inbox.flush(FLUSH_TIMEOUT_S)
+        if parts.pool.active is not None:
+            await parts.inbox.flush(FLUSH_TIMEOUT_S)
     finally:
-        sessions.end(closed())
+        parts.pool.end(closed())

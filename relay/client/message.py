@@ -22,6 +22,8 @@ from relay.protocol.receipts import (
 )
 from relay.protocol.sealing import Content
 
+MAX_OPENED_BODY_BYTES: Final = 1024 * 1024
+"""A recipient opens no larger body; no operator allows a larger one (PROTOCOL.md §3.4)."""
 TEXT: Final = "text/plain; charset=utf-8"
 JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"

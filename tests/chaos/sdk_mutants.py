@@ -12,7 +12,7 @@ import contextlib
 from relay.client import AgentError
 from relay.client.inbox.inbox import Inbox
 from relay.client.message import Message
-from relay.client.outbox.sender import Submissions
+from relay.client.outbox.sender import Sender
 from relay.client.state.journal import Journal
 from relay.protocol.envelope import SignedEnvelope
 
@@ -31,10 +31,10 @@ def _outbox_keeps_nothing() -> None:
 def _outbox_is_not_resumed() -> None:
     """Keeps what is unanswered, and never looks at it again."""
 
-    async def resume(_: Submissions) -> None:
+    async def resume(_: Sender) -> None:
         return
 
-    Submissions.resume = resume  # type: ignore[method-assign]
+    Sender.resume = resume  # type: ignore[method-assign]
 
 
 def _acks_what_it_shows() -> None:

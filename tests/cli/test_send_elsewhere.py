@@ -249,7 +249,7 @@ async def test_between_peers_the_record_that_comes_with_the_refusal_leads_there(
     a, c = places(2)
     carol = new_key()
     async with relay_at(a, [c]) as at_a, relay_at(c, [a]), Agent.open(carol, c.url) as receiver:
-        record = receiver._sessions.homes.newest
+        record = receiver._parts.own_record.newest
         assert record is not None
         await until_held(at_a, carol, record.jws.compact)
         sent = await Terminal(tmp_path, a.url).run("send", carol.did, "posted", "--json")

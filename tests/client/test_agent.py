@@ -112,7 +112,7 @@ async def test_many_at_once_are_few_frames_and_all_get_their_own_receipt(node):
             if len(seen) == 500:
                 break
         assert seen == set(range(500))
-    async with agent(node, bob._sessions.key) as again:
+    async with agent(node, bob._parts.key) as again:
         assert again.welcome is not None
         assert again.welcome.pending.count == 0
 
@@ -214,7 +214,7 @@ async def test_the_record_names_the_relay_and_comes_with_the_next_login(node, tm
         assert (home.did, home.url) == (me.relay, node.url)
         assert (await me.resolve(new_key().did)).state == "absent"
     async with agent(node, bob, state=state) as me:
-        line = me._sessions.sender.line
+        line = me._parts.pool.active.connection
         assert line is not None
         assert line.login.record == found.record.jws.compact
         assert (await me.resolve(bob.did)).record == found.record

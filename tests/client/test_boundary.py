@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from relay.client import Agent, accept, sync
-from relay.client.directory import publish, resolve
+from relay.client.directory import own_record, resolve
+from relay.client.directory.own_record import OwnRecord
 from relay.client.http import origin as origins
 from relay.client.http import transport
 from relay.client.http.relay_api import RelayApi
 from relay.client.identity import handle_lookup
-from relay.client.outbox import post
-from relay.client.outbox.errand import Errand
 from relay.client.session import connection
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import in_memory
 from relay.protocol import endpoint_record
 from relay.protocol.client_session import (
@@ -95,14 +95,14 @@ async def _dial(url: str) -> None:
 
 
 async def _post(url: str) -> None:
-    errand = Errand(origins.parse(url), in_memory())
-    await post.post(envelope_of(new_key(), new_key().did), errand, deadline_s=SHORT_S)
+    agent = SessionlessAgent(origins.parse(url), in_memory())
+    await agent.submit(envelope_of(new_key(), new_key().did), deadline_s=SHORT_S)
 
 
-async def _put(url: str) -> None:
+async def _publish(url: str) -> None:
     key = new_key()
     record = endpoint_record.sign(key, [Home(new_key().did, "https://relay.test")], now=1.8e9)
-    await publish.put(origins.parse(url), endpoint_record.parse(record))
+    await own_record.publish(origins.parse(url), endpoint_record.parse(record))
 
 
 async def _forward(url: str) -> None:
@@ -134,10 +134,21 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
         sync.accept_relay, new_key(), url, new_key().did
     ),
     "handle_lookup.forward": _forward,
-    "post.post": _post,
-    "publish.home_at": lambda url: publish.home_at(origins.parse(url), in_memory()),
-    "publish.publish": lambda url: publish.publish(new_key(), origins.parse(url), in_memory()),
-    "publish.put": _put,
+    "own_record.home_at": lambda url: own_record.home_at(origins.parse(url), in_memory()),
+    "own_record.publish": _publish,
+    "OwnRecord.publish_at": lambda url: OwnRecord(new_key(), in_memory()).publish_at(
+        origins.parse(url)
+    ),
+    "OwnRecord.refresh_from": lambda url: OwnRecord(new_key(), in_memory()).refresh_from(
+        origins.parse(url)
+    ),
+    "SessionlessAgent.login_at_holder": lambda url: SessionlessAgent(
+        origins.parse(url), in_memory()
+    ).login_at_holder(new_key(), new_key().did, "id"),
+    "SessionlessAgent.resolve": lambda url: SessionlessAgent(
+        origins.parse(url), in_memory()
+    ).resolve(new_key().did),
+    "SessionlessAgent.submit": _post,
     "resolve.resolve_at": lambda url: resolve.resolve_at(origins.parse(url), new_key().did),
     "RelayApi.info": lambda url: RelayApi(origins.parse(url)).info(),
     "RelayApi.login": lambda url: RelayApi(origins.parse(url)).login(new_key(), in_memory()),
@@ -150,7 +161,8 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
 
 def test_every_call_that_reaches_for_a_relay_has_a_case():
     modules = (
-        accept, connection, transport, RelayApi, handle_lookup, post, publish, resolve,
+        accept, connection, transport, RelayApi, handle_lookup, own_record, OwnRecord, resolve,
+        SessionlessAgent,
     )  # fmt: skip
     found: Iterable[set[str]] = map(public, modules)
     assert set(AT) == {"Agent.open", "sync.Agent.open", "sync.accept_relay"}.union(*found)

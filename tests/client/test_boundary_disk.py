@@ -59,8 +59,8 @@ ME = new_key()
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("relay.client.state.database.BUSY_TIMEOUT_S", 0.05)
     for name in (
-        "session.channel.QUESTION_S",
-        "session.request_router.QUESTION_S",
+        "session.channel.REQUEST_TIMEOUT_S",
+        "session.router.REQUEST_TIMEOUT_S",
         "http.transport.REQUEST_TIMEOUT_S",
     ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
@@ -190,7 +190,7 @@ async def opens_or_says_why(path: Path) -> None:
 
 @contextmanager
 def statement(me: Agent, _: Path, said: str) -> Iterator[None]:
-    disk = me._sessions.state.journal._database
+    disk = me._parts.state.journal._database
     disk.run(lambda database: database.execute(said)).result()
     yield
 
@@ -224,7 +224,7 @@ def fills(_: Agent, __: Path) -> Iterator[None]:
 
 @contextmanager
 def closes(me: Agent, _: Path) -> Iterator[None]:
-    me._sessions.state.journal._database._connection.close()
+    me._parts.state.journal._database._connection.close()
     yield
 
 
@@ -282,9 +282,9 @@ async def use(path: Path, url: str, broken: Break) -> None:
 
 async def left_behind(me: Agent) -> Outcome:
     """An outcome that an earlier life of this agent has left."""
-    journal = me._sessions.state.journal
+    journal = me._parts.state.journal
     await journal.save_outcome(envelope_of(ME, ME.did), typed(ErrorCode.INBOX_FULL, "no"))
-    me._sessions.outcomes._tell()
+    me._parts.outcomes._changed.notify()
     return await anext(me.outcomes())
 
 

@@ -70,8 +70,8 @@ Lie = Callable[[Talk, Frame], Awaitable[None]]
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
-        "session.channel.QUESTION_S",
-        "session.request_router.QUESTION_S",
+        "session.channel.REQUEST_TIMEOUT_S",
+        "session.router.REQUEST_TIMEOUT_S",
         "http.transport.REQUEST_TIMEOUT_S",
     ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
@@ -79,7 +79,7 @@ def _short(monkeypatch: pytest.MonkeyPatch) -> None:
         "session.connection.LOGIN_S",
         "session.connection.CLOSE_S",
         "outbox.direct.RESOLVE_S",
-        "living.FLUSH_S",
+        "agent.FLUSH_TIMEOUT_S",
     ):
         monkeypatch.setattr(f"relay.client.{name}", SHORT_S)
     monkeypatch.setattr(transport, "MIN_TIMEOUT_S", SHORT_S)

@@ -59,7 +59,7 @@ async def test_so_it_is_without_a_loop():
 
 async def test_a_pinned_handle_whose_source_is_silent_is_sent_to_within_the_deadline():
     async with running_node() as node, stalling() as silent, Agent.open(new_key(), node.url) as me:
-        me._sessions.handles._pins[at(silent.url)] = me.did
+        me._parts.handles._pins[at(silent.url)] = me.did
         with not_as_long_as_one_request():
             assert (await me.send(at(silent.url), "x", deadline_s=2.0)).to == me.did
 

@@ -12,7 +12,7 @@ import pytest
 from relay.client import Agent, AgentError, OutcomeUnknownError, UnknownInboxError
 from relay.client.http import origin as origins
 from relay.client.outbox import direct
-from relay.client.session.pool import Sessions
+from relay.client.parts import AgentParts
 from relay.client.state import agent_state as states
 from relay.protocol import endpoint_record, frames
 from relay.protocol import envelope as envelopes
@@ -106,7 +106,7 @@ async def take(bob: Agent) -> str:
 )
 async def test_what_the_own_relay_does_not_carry_goes_to_the_recipients_home(code: ErrorCode):
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
         async with (
             lying_relay(refuses(code, shown=shown)) as own,
             Agent.open(new_key(), own.url) as alice,
@@ -119,7 +119,7 @@ async def test_what_the_own_relay_does_not_carry_goes_to_the_recipients_home(cod
 
 async def test_a_record_that_comes_with_moved_is_enough():
     async with bob_at_home() as (node, bob):
-        record = record_of(bob._sessions.key, node.url, relay_key(node))
+        record = record_of(bob._parts.key, node.url, relay_key(node))
         script = refuses(ErrorCode.MOVED, with_no=record)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             assert (await alice.send(bob.did, "moved")).relay == relay_key(node).did
@@ -138,7 +138,7 @@ async def test_a_record_that_the_recipient_did_not_sign_leads_nowhere():
 
 async def test_a_receipt_of_another_relay_than_the_record_names_is_none():
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, new_key())
+        shown = record_of(bob._parts.key, node.url, new_key())
         script = refuses(ErrorCode.UNKNOWN_INBOX, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             with pytest.raises(OutcomeUnknownError):
@@ -179,7 +179,7 @@ def has_resolved(relay: LyingRelay, did: str) -> bool:
 
 async def test_with_the_own_relay_gone_what_was_found_before_leads_to_the_recipient(tmp_path):
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
 
         async def script(talk: Talk) -> None:
             if not gone:
@@ -193,7 +193,7 @@ async def test_with_the_own_relay_gone_what_was_found_before_leads_to_the_recipi
             await alice.send(bob.did, "kept by the own relay")
             await wait_until(lambda: has_resolved(own, bob.did), 5, "the record was looked for")
             gone.append(True)
-            await alice._sessions.sender.line._socket.close()
+            await alice._parts.pool.active.connection._socket.close()
             began = time.monotonic()
             sent = await alice.send(bob.did, "with the own relay gone")
             assert sent.relay == relay_key(node).did
@@ -203,7 +203,7 @@ async def test_with_the_own_relay_gone_what_was_found_before_leads_to_the_recipi
 
 async def test_what_went_straight_to_the_home_is_followed_there_and_opens_no_inbox():
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
         script = refuses(ErrorCode.UNKNOWN_INBOX, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             serving = asyncio.ensure_future(take(bob))
@@ -226,8 +226,8 @@ async def test_what_went_straight_to_the_home_is_followed_there_and_opens_no_inb
     ],
 )
 async def test_a_strangers_record_does_not_make_an_agent_call_inside(own, found, is_dialled):
-    sessions = Sessions(new_key(), [origins.parse(own)], states.in_memory())
-    assert (sessions.origin_of(found) is not None) == is_dialled
+    parts = AgentParts(new_key(), [origins.parse(own)], states.in_memory())
+    assert (parts.direct.dialable(found) is not None) == is_dialled
 
 
 @pytest.mark.parametrize("host", ["a..b", "x" * 70 + ".example", "-", "a.", "1.2.3"])
@@ -245,13 +245,13 @@ async def test_a_home_whose_name_is_none_costs_its_own_agent_the_mail_and_nobody
 async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_one_nothing(
     monkeypatch,
 ):
-    monkeypatch.setattr(direct, "FIRST_BREAK_S", 10_000.0)
-    monkeypatch.setattr(direct, "LONGEST_BREAK_S", 10_000.0)
+    monkeypatch.setattr(direct, "MIN_BREAK_S", 10_000.0)
+    monkeypatch.setattr(direct, "MAX_BREAK_S", 10_000.0)
     async with bob_at_home() as (node, bob):
         mallory = new_key()
         shown = {
             mallory.did: record_of(mallory, node.url, new_key()),
-            bob.did: record_of(bob._sessions.key, node.url, relay_key(node)),
+            bob.did: record_of(bob._parts.key, node.url, relay_key(node)),
         }
 
         async def script(talk: Talk) -> None:
@@ -281,7 +281,7 @@ async def test_a_record_that_names_a_false_relay_at_an_address_costs_the_true_on
 
 async def test_a_relay_of_ours_that_cannot_now_does_not_keep_others_from_being_asked():
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
         script = refuses(ErrorCode.STORAGE_UNAVAILABLE, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             sent = await alice.send(bob.did, "direct", deadline_s=8)
@@ -296,7 +296,7 @@ async def test_a_home_that_cannot_now_does_not_keep_the_next_one_from_being_aske
             endpoint_record.Home(new_key().did, first.url, 0),
             endpoint_record.Home(relay_key(node).did, node.url, 1),
         ]
-        shown = endpoint_record.sign(bob._sessions.key, homes, now=Timestamp(time.time()))
+        shown = endpoint_record.sign(bob._parts.key, homes, now=Timestamp(time.time()))
         script = refuses(ErrorCode.NO_RELAYING, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             sent = await alice.send(bob.did, "direct", deadline_s=5)

@@ -114,11 +114,11 @@ async def test_a_relay_becomes_a_home_only_if_it_is_named_beside_the_others(tmp_
         # a relay that the program did not name beside the other is no home by itself, but there is
         # a session at the home all the same: else what is sent there would lie where nobody looks
         async with Agent.open(key, two.url, state=state) as me:
-            assert [home.did for home in me._sessions.homes.newest.relays] == [did(one)]
+            assert [home.did for home in me._parts.own_record.newest.relays] == [did(one)]
             await send_to(one, me, "to the home")
             assert await take(me) == "to the home"
         async with Agent.open(key, [two.url, one.url], state=state) as me:
-            assert {home.did for home in me._sessions.homes.newest.relays} == {did(one), did(two)}
+            assert {home.did for home in me._parts.own_record.newest.relays} == {did(one), did(two)}
             await send_to(two, me, "to the other")
             assert await take(me) == "to the other"
 
@@ -130,7 +130,7 @@ async def test_two_addresses_of_one_relay_are_one_session():
         async with Agent.open(key, [one.url, one.url]) as me:
             await send_to(one, me, "not superseded by itself")
             assert await take(me) == "not superseded by itself"
-            assert len(me._sessions.conversations) == 1
+            assert len(me._parts.pool.channels) == 1
         assert twin != one.url
 
 

@@ -37,7 +37,7 @@ class Names:
         return self.said
 
     def used_by(self, me: Agent) -> Agent:
-        me._sessions.handles.forward = self
+        me._parts.handles.forward = self
         return me
 
 
@@ -81,7 +81,7 @@ async def test_whose_a_handle_is_now_is_accepted_by_its_did_and_by_no_other(tmp_
             forward.said = Said("found", heir.did)
             with pytest.raises(HandleChangedError, match="relay accept"):
                 await me.send(HANDLE, "redirected")
-            handles = me._sessions.handles
+            handles = me._parts.handles
             with pytest.raises(HandleChangedError):
                 await handles.accept(HANDLE, new_key().did)
             with pytest.raises(HandleChangedError):
@@ -129,7 +129,7 @@ async def test_a_handle_that_the_record_does_not_list_is_shown_as_unverified_and
 
 async def test_an_agent_that_asks_no_names_says_so():
     async with running_node() as node, Agent.open(new_key(), node.url) as me:
-        me._sessions.handles.forward = names.nowhere
+        me._parts.handles.forward = names.nowhere
         with pytest.raises(UnsupportedError):
             await me.send(HANDLE, "hello")
         with pytest.raises(ValueError, match="not a DID"):

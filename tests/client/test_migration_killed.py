@@ -114,7 +114,7 @@ async def test_lives_that_end_at_any_moment_and_lead_to_and_fro_lose_nothing(tmp
                 async with within(30):
                     while not {*reader.texts} >= left:  # noqa: ASYNC110  what was read
                         await asyncio.sleep(0.02)
-                    while me._sessions.state.migration.pending is not None:  # noqa: ASYNC110  by itself
+                    while me._parts.state.migration.pending is not None:  # noqa: ASYNC110  by itself
                         await asyncio.sleep(0.02)
             assert len(await homes_of(me)) == 1
         shown += [(text, text in reader.marked) for text in reader.texts]

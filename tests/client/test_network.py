@@ -36,8 +36,7 @@ from relay.client.http.transport import (
     HttpRequest,
     request,
 )
-from relay.client.outbox.errand import Errand
-from relay.client.outbox.post import post
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import in_memory
 from relay.protocol.envelope import (
     Draft,
@@ -274,8 +273,8 @@ async def test_a_program_that_uses_all_threads_does_not_hold_up_its_agent(tmp_pa
             url, state = f"http://localhost:{port}", tmp_path / "state"
             async with Agent.open(new_key(), url, state=state) as me:
                 await me.send(me.did, "hello")
-                errand = Errand(origins.parse(url), in_memory())
-                assert (await errand.find(me.did)).record is not None
+                errand = SessionlessAgent(origins.parse(url), in_memory())
+                assert (await errand.resolve(me.did)).record is not None
 
 
 async def test_names_that_strangers_give_hold_up_neither_ours_nor_the_programs_threads(monkeypatch):
@@ -342,10 +341,9 @@ async def test_a_relay_that_never_ends_the_handshake_has_not_got_the_envelope():
 
     async with proxies.listening(handle) as (host, port):
         origin = origins.parse(f"https://{host}:{port}")
+        agent = SessionlessAgent(origin, in_memory())
         with pytest.raises(UnreachableError) as caught:
-            await post(
-                envelope_of(new_key(), new_key().did), Errand(origin, in_memory()), deadline_s=0.5
-            )
+            await agent.submit(envelope_of(new_key(), new_key().did), deadline_s=0.5)
         assert caught.value.stored == "no"
         assert caught.value.detail == f"{origin}: no answer in time"
 
@@ -356,7 +354,7 @@ async def test_what_could_not_be_sent_says_why_no_relay_can_be_reached():
         running = await node.enter_async_context(running_node())
         me = await stack.enter_async_context(Agent.open(new_key(), running.url))
         await node.aclose()
-        seen = me._sessions
+        seen = me._parts.pool
         await wait_until(lambda: "refused" in str(seen.last_failure), 8, "the relay is away")
         with pytest.raises(UnreachableError) as caught:
             await me.send(me.did, "hello", deadline_s=0.2)
@@ -374,8 +372,9 @@ async def test_an_envelope_from_the_future_is_a_question_of_the_clock():
             content_type="text/plain",
             created_at=future,
         )
+        agent = SessionlessAgent(origins.parse(node.url), in_memory())
         with pytest.raises(NotYetValidError, match="by the relay's clock, which says"):
-            await post(sign(draft, me), Errand(origins.parse(node.url), in_memory()), deadline_s=5)
+            await agent.submit(sign(draft, me), deadline_s=5)
 
 
 async def test_a_relay_that_takes_a_new_envelope_for_an_old_one_has_another_clock():

@@ -16,8 +16,7 @@ from relay.client.http import origin as origins
 from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.outbox import direct as detour
-from relay.client.outbox.errand import Errand
-from relay.client.outbox.post import post
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 from relay.client.state.database import Database
 from relay.client.state.peers import PeerStore
@@ -183,16 +182,16 @@ async def test_a_bug_in_one_conversation_ends_neither_the_agent_nor_its_program(
 
 
 async def test_a_bug_about_one_recipient_leaves_the_detours_to_others(monkeypatch):
-    unlucky, direct = new_key(), detour.Detours.look_for
+    unlucky, direct = new_key(), detour.DirectDelivery.refresh_record
 
     async def look_for(self, to):
         if to == unlucky.did:
             broken()
         return await direct(self, to)
 
-    monkeypatch.setattr(detour.Detours, "look_for", look_for)
+    monkeypatch.setattr(detour.DirectDelivery, "refresh_record", look_for)
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
         script = refuses(ErrorCode.NO_RELAYING, shown=shown)
         async with lying_relay(script) as own, Agent.open(new_key(), own.url) as alice:
             with pytest.raises(AgentError) as caught:
@@ -209,9 +208,9 @@ async def test_a_bug_in_the_agent_itself_is_told_by_name_and_does_not_cancel_the
         await go_on(talk)
 
     async with lying_relay(script) as relay, Agent.open(new_key(), relay.url) as me:
-        monkeypatch.setattr(me._sessions, "follow_move", broken)
-        monkeypatch.setattr(me._sessions, "_add_homes", broken)
-        me._sessions.homes.announce()
+        monkeypatch.setattr(me._parts.pool, "follow_migration", broken)
+        monkeypatch.setattr(me._parts.pool, "_add_homes", broken)
+        me._parts.own_record.changed.notify()
         with pytest.raises(InternalError, match="ZeroDivisionError"):
             await anext(me.inbox())
         with pytest.raises(InternalError):
@@ -265,7 +264,7 @@ def spoil(state: Path, statement: str) -> None:
 async def test_a_damaged_record_of_another_agent_is_passed_over(tmp_path):
     state = tmp_path / "state"
     async with bob_at_home() as (node, bob):
-        shown = record_of(bob._sessions.key, node.url, relay_key(node))
+        shown = record_of(bob._parts.key, node.url, relay_key(node))
         disk = Database.open(state, lambda it: [it.execute(one) for one in TABLES])
         PeerStore(disk).save_record(bob.did, shown)
         disk.close()
@@ -276,7 +275,7 @@ async def test_a_damaged_record_of_another_agent_is_passed_over(tmp_path):
             Agent.open(new_key(), own.url, state=state) as alice,
         ):
             assert (await alice.send(bob.did, "y", deadline_s=5)).relay == relay_key(node).did
-            found = await alice._sessions.state.journal.peers.record(bob.did)
+            found = await alice._parts.state.journal.peers.record(bob.did)
             assert found == shown
 
 
@@ -307,7 +306,7 @@ async def test_what_cannot_be_noted_of_another_agent_is_logged(tmp_path, caplog)
         blocked.commit()
         bob = new_key()
         compact = record_of(bob, "https://relay.example", new_key())
-        me._sessions.correspondents.learn(bob.did, compact)
+        me._parts.records.add(bob.did, compact)
         await wait_until(
             lambda: "the state file was not written" in caplog.text, 5, "it was logged"
         )
@@ -345,13 +344,12 @@ async def test_nor_does_it_where_a_program_without_a_session_submits_what_is_lef
         spoil(state, "UPDATE outbox SET wire = 'x' WHERE place = 1")
         earlier = await kept.journal.outgoing()
         told: dict[str, object] = {}
-        errand = Errand(origins.parse(node.url), kept)
-        sent = await post(
+        agent = SessionlessAgent(origins.parse(node.url), kept)
+        sent = await agent.submit(
             new,
-            errand,
             deadline_s=10,
             earlier=earlier,
-            tell=lambda item, answer: told.update({item.eid: answer}),
+            report=lambda item, answer: told.update({item.eid: answer}),
         )
         assert sent.eid == new.eid
         assert isinstance(told[damaged.eid], CorruptError)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import pytest
+from relay.client.inbox.relay_inbox import AckTracker
 
 from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, typed
-from relay.client.inbox.ack_tracker import Progress
 from relay.client.outbox.queue import (
     ANSWER_S,
     MAX_IN_FLIGHT,
     Outbox,
 )
-from relay.client.outbox.submission import MAX_FRAME_WIRE
+from relay.client.outbox.submission import MAX_SUBMIT_BYTES
 from relay.client.session import requests
 from relay.client.session.requests import (
-    MOST_AT_ONCE,
-    Questions,
+    MAX_UNDER_WAY,
+    PendingRequests,
 )
 from relay.protocol.errors import (
     ErrorCode,
@@ -79,7 +79,7 @@ async def test_a_submit_takes_all_that_waits_but_no_more_than_a_frame_holds():
     while (frame := box.next_submit(NOW)) is not None:
         frames.append(frame)
     assert sum(len(frame.envelopes) for frame in frames) == 34 + 6
-    assert all(sum(len(w) for w in wires(frame)) <= MAX_FRAME_WIRE for frame in frames)
+    assert all(sum(len(w) for w in wires(frame)) <= MAX_SUBMIT_BYTES for frame in frames)
 
 
 async def test_no_more_is_in_flight_than_the_limit():
@@ -120,7 +120,7 @@ async def test_what_nobody_waits_for_is_not_submitted_again():
     box = Outbox()
     waiting = box.add(envelope())
     box.next_submit(NOW)
-    box.forget(waiting)
+    waiting.forget()
     box.lost()
     assert box.next_submit(NOW) is None
 
@@ -194,40 +194,40 @@ async def test_the_end_tells_each_waiting_task_what_is_known_of_its_envelope():
 
 
 def test_progress_goes_up_to_the_first_seq_that_is_not_finished():
-    progress = Progress(Seq(3))
+    progress = AckTracker(Seq(3))
     progress.add(Seq(5), Seq(5))
-    assert not progress.moved
+    assert not progress.has_moved
     progress.add(Seq(1), Seq(4))
-    assert progress.moved
+    assert progress.has_moved
     assert progress.take() == 5
     progress.add(Seq(7), Seq(90))
     progress.add(Seq(6), Seq(6))
     assert progress.take() == 90
     progress.add(Seq(90), Seq(90))
-    assert not progress.moved
+    assert not progress.has_moved
 
 
 # ---------------------------------------------------------------- questions
 
 
 async def test_questions_are_asked_a_few_at_a_time_and_again_after_a_loss():
-    box = Questions()
-    answers = [box.ask(lambda ref: Resolve(ref, BOB.did)) for _ in range(10)]
+    box = PendingRequests()
+    answers = [box.add(lambda ref: Resolve(ref, BOB.did)) for _ in range(10)]
     said = []
-    while (frame := box.next(NOW)) is not None:
+    while (frame := box.next_request(NOW)) is not None:
         said.append(frame)
     assert len(said) == 8
     box.answered(Resolved(said[0].ref, "absent"))
     assert answers[0].result().state == "absent"
     box.lost()
-    again = [box.next(NOW).ref for _ in range(8)]
+    again = [box.next_request(NOW).ref for _ in range(8)]
     assert again == [frame.ref for frame in said[1:]] + [again[-1]]
 
 
 async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation():
-    box = Questions()
-    answer = box.ask(lambda ref: Status(ref, (StatusItem(Did("did:x"), MessageId("id")),)))
-    ref = box.next(NOW).ref
+    box = PendingRequests()
+    answer = box.add(lambda ref: Status(ref, (StatusItem(Did("did:x"), MessageId("id")),)))
+    ref = box.next_request(NOW).ref
     with pytest.raises(ProtocolError):
         box.answered(Resolved(ref, "absent"))
     with pytest.raises(BadFrameError):
@@ -248,21 +248,21 @@ async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation()
     ],
 )
 async def test_a_question_that_no_relay_could_read_is_never_asked(question):
-    box = Questions()
+    box = PendingRequests()
     with pytest.raises(BadFrameError):
-        box.ask(question)
-    assert box.next(NOW) is None
+        box.add(question)
+    assert box.next_request(NOW) is None
 
 
 async def test_a_relay_that_answers_no_question_is_noticed_though_nobody_waits_any_more():
-    box = Questions()
-    for _ in range(MOST_AT_ONCE):
-        box.ask(lambda ref: Resolve(ref, BOB.did)).cancel()
+    box = PendingRequests()
+    for _ in range(MAX_UNDER_WAY):
+        box.add(lambda ref: Resolve(ref, BOB.did)).cancel()
     assert box.next_timer() is None
-    box.ask(lambda ref: Resolve(ref, BOB.did))
-    assert box.next(NOW) is not None
+    box.add(lambda ref: Resolve(ref, BOB.did))
+    assert box.next_request(NOW) is not None
     due = box.next_timer()
-    assert due == NOW + requests.ANSWER_S
+    assert due == NOW + requests.RESPONSE_TIMEOUT_S
     box.check_answers(Timestamp(due - 1))
     with pytest.raises(UnreachableError):
         box.check_answers(due)
@@ -278,7 +278,7 @@ def test_an_envelope_is_one_json_object_on_the_wire():
 
 
 def refuse_all(box: Outbox, code: ErrorCode, line: str = "") -> None:
-    frame = box.next_submit(NOW, line=line)
+    frame = box.next_submit(NOW, channel_id=line)
     no = [Rejection(frame.ref, i, code, "no") for i in range(len(frame.envelopes))]
     box.answered(Submitted((frame.ref,), None, tuple(no)), RELAY.did, NOW, line)
 
@@ -287,7 +287,7 @@ async def test_only_the_line_that_was_asked_can_answer_and_lose_a_submit():
     box = Outbox()
     mine = envelope()
     waiting = box.add(mine)
-    frame = box.next_submit(NOW, line="one")
+    frame = box.next_submit(NOW, channel_id="one")
     with pytest.raises(ProtocolError):
         box.answered(Submitted((frame.ref,), receipt(mine)), RELAY.did, NOW, "two")
     assert not box.failed(frame.ref, typed(ErrorCode.OVERLOADED), NOW, "two")
@@ -295,18 +295,18 @@ async def test_only_the_line_that_was_asked_can_answer_and_lose_a_submit():
     assert waiting.in_flight
     box.check_answers(Timestamp(NOW + ANSWER_S), "two")
     box.lost("one")
-    assert wires(box.next_submit(NOW, line="two")) == [mine.wire]
+    assert wires(box.next_submit(NOW, channel_id="two")) == [mine.wire]
 
 
 async def test_what_is_not_carried_strays_and_is_refused_after_all_when_there_is_no_way():
     told: list[bool] = []
-    box = Outbox(strayed=lambda: told.append(True))
+    box = Outbox(on_direct=lambda: told.append(True))
     waiting = box.add(envelope())
     refuse_all(box, ErrorCode.UNKNOWN_INBOX, "one")
-    assert (told, box.strays(), waiting.at) == ([True], [BOB.did], "one")
-    items = box.hold_strays(BOB.did)
-    assert box.strays() == []
-    box.release(items, NOW, try_again=False)
+    assert (told, box.direct_recipients(), waiting.refused_by) == ([True], [BOB.did], "one")
+    items = box.take_direct(BOB.did)
+    assert box.direct_recipients() == []
+    box.return_direct(items, NOW, try_again=False)
     assert waiting.answer.exception().code == "unknown_inbox"
 
 
@@ -318,58 +318,57 @@ async def test_without_detours_a_refusal_is_what_it_is():
 
 
 async def test_a_direct_submit_without_an_answer_is_unknown_and_tried_again():
-    box = Outbox(strayed=lambda: None)
+    box = Outbox(on_direct=lambda: None)
     waiting = box.add(envelope())
     refuse_all(box, ErrorCode.NOT_FEDERATED)
-    items = box.hold_strays(BOB.did)
+    items = box.take_direct(BOB.did)
     submit = box.submit_direct(items, NOW, "direct")
     assert box.next_submit(NOW) is None
-    box.land(submit.ref, maybe_stored=True)
-    box.release(items, NOW, try_again=True)
+    box.unanswered(submit.ref, maybe_stored=True)
+    box.return_direct(items, NOW, try_again=True)
     assert waiting.is_unknown
     assert wires(box.next_submit(Timestamp(NOW + 6))) == wires(submit)
 
 
 async def test_what_found_no_way_while_no_relay_was_there_goes_out_at_once_when_one_is_back():
-    box = Outbox(strayed=lambda: None)
+    box = Outbox(on_direct=lambda: None)
     first, second = envelope(), envelope()
     waiting = [box.add(first), box.add(second)]
-    box.stray_all(NOW)
-    items = box.hold_strays(BOB.did)
+    box.route_all_direct(NOW)
+    items = box.take_direct(BOB.did)
     assert items == waiting
-    box.release(items, NOW, try_again=False)
+    box.return_direct(items, NOW, try_again=False)
     # not again in a moment, but no relay has to wait for it
-    box.stray_all(NOW)
-    assert box.strays() == []
+    box.route_all_direct(NOW)
+    assert box.direct_recipients() == []
     assert wires(box.next_submit(NOW)) == [first.wire, second.wire]
 
 
 async def test_the_end_reaches_what_a_detour_has_in_hand():
-    box = Outbox(strayed=lambda: None)
+    box = Outbox(on_direct=lambda: None)
     waiting = box.add(envelope())
     refuse_all(box, ErrorCode.NOT_FEDERATED)
-    items = box.hold_strays(BOB.did)
+    items = box.take_direct(BOB.did)
     submit = box.submit_direct(items, NOW, "direct")
     gone = typed(ErrorCode.WRONG_STATE, "gone")
     box.end(gone)
     # the detour is cancelled a moment later, and looks after what it had
-    box.land(submit.ref, maybe_stored=True)
-    box.cut(items, gone)
-    box.release(items, NOW, try_again=True)
+    box.unanswered(submit.ref, maybe_stored=True)
+    box.return_direct(items, NOW, try_again=True)
     assert waiting.answer.exception().stored == "unknown"
     assert box.next_submit(Timestamp(NOW + 60)) is None
 
 
 async def test_questions_that_nobody_waits_for_do_not_pile_up_at_a_relay_that_answers_none():
-    box = Questions()
+    box = PendingRequests()
     for _ in range(100):
-        answer = box.ask(lambda ref: Resolve(ref, BOB.did))
-        box.next(NOW)
+        answer = box.add(lambda ref: Resolve(ref, BOB.did))
+        box.next_request(NOW)
         answer.cancel()
-    waiting = box.ask(lambda ref: Resolve(ref, BOB.did))
-    assert len(box._asked) == MOST_AT_ONCE + 1
+    waiting = box.add(lambda ref: Resolve(ref, BOB.did))
+    assert len(box._pending) == MAX_UNDER_WAY + 1
     box.lost()
-    assert box.next(NOW).ref == f"q{101}"
+    assert box.next_request(NOW).ref == f"q{101}"
     assert not waiting.done()
 
 

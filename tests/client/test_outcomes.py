@@ -24,7 +24,7 @@ from relay.client import (
 )
 from relay.client.errors import typed
 from relay.client.outbox import outcomes
-from relay.client.outbox.sender import Submissions
+from relay.client.outbox.sender import Sender
 from relay.client.state.journal import Journal
 from relay.protocol.envelope import Envelope
 from relay.protocol.errors import ErrorCode
@@ -62,7 +62,7 @@ async def first(me: Agent) -> outcomes.Outcome:
 
 async def none_is_left(me: Agent) -> None:
     """The file is asked; an iteration would wait."""
-    journal = me._sessions.state.journal
+    journal = me._parts.state.journal
     assert await journal.next_outcome(0) is None
     assert await journal.outgoing() == []
 
@@ -200,7 +200,7 @@ async def test_a_send_that_is_cancelled_in_the_moment_of_its_receipt_leaves_an_o
         envelope = me.sign(new_key().did, "x")
         sending = asyncio.ensure_future(me.submit(envelope))
         await wait_until(lambda: me.unanswered == 1, 10, "the submit")
-        answer = me._submissions.unanswered[envelope.eid].answer
+        answer = me._parts.sender.unanswered[envelope.eid].answer
         answer.add_done_callback(lambda _: sending.cancel())
         slow.let_go.set()
         with pytest.raises(asyncio.CancelledError):
@@ -221,11 +221,11 @@ async def test_a_refusal_that_is_cancelled_before_it_is_told_leaves_an_outcome(b
         await talk.until_closed()
 
     async with lying_relay(script) as relay, bob.opened(relay.url) as me:
-        disk = me._sessions.state.journal._database
+        disk = me._parts.state.journal._database
         envelope = me.sign(new_key().did, "x")
         sending = asyncio.ensure_future(me.submit(envelope))
         await wait_until(lambda: me.unanswered == 1, 10, "the submit")
-        answer = me._submissions.unanswered[envelope.eid].answer
+        answer = me._parts.sender.unanswered[envelope.eid].answer
         answer.add_done_callback(lambda _: disk.run(lambda _: go_on.wait(10)))
         let_go.set()
         await wait_until(lambda: me.unanswered == 0, 10, "the refusal")
@@ -319,10 +319,10 @@ async def test_no_line_is_a_bad_one_to_be_killed_at(tmp_path, step):
 async def test_without_the_note_the_outcome_is_lost(bob, monkeypatch):
     """Negative control: it is the file that keeps it."""
 
-    def conclude(me: outcomes.Outcomes, envelope: SignedEnvelope, _: object) -> None:
+    def save(me: outcomes.Outcomes, envelope: SignedEnvelope, _: object) -> None:
         me._journal.withdraw_outgoing(envelope.eid)
 
-    monkeypatch.setattr(outcomes.Outcomes, "conclude", conclude)
+    monkeypatch.setattr(outcomes.Outcomes, "save", save)
     slow = Slow()
     async with lying_relay(slow) as relay:
         async with bob.opened(relay.url) as me:
@@ -338,7 +338,7 @@ async def test_without_the_note_the_outcome_is_lost(bob, monkeypatch):
 
 
 async def test_over_the_bound_new_sends_are_refused_until_outcomes_are_taken(bob, monkeypatch):
-    monkeypatch.setattr(outcomes, "MOST_KEPT", 2)
+    monkeypatch.setattr(outcomes, "MAX_UNREPORTED", 2)
     slow = Slow()
     async with lying_relay(slow) as relay, bob.opened(relay.url) as me:
         for _ in range(2):
@@ -354,7 +354,7 @@ async def test_over_the_bound_new_sends_are_refused_until_outcomes_are_taken(bob
 
 
 async def test_another_process_that_takes_outcomes_makes_room(bob, monkeypatch):
-    monkeypatch.setattr(outcomes, "MOST_KEPT", 1)
+    monkeypatch.setattr(outcomes, "MAX_UNREPORTED", 1)
     slow = Slow()
     async with lying_relay(slow) as relay, bob.opened(relay.url) as me:
         await give_up(me)
@@ -441,7 +441,7 @@ async def test_what_cannot_be_noted_stays_in_the_outbox_for_the_next_life(bob):
     async with lying_relay(slow) as relay:
         async with bob.opened(relay.url) as me:
             envelope = await give_up(me)
-            disk = me._sessions.state.journal._database
+            disk = me._parts.state.journal._database
             disk.run(lambda file: file.execute("PRAGMA query_only = 1")).result()
             slow.let_go.set()
             await wait_until(lambda: me.unanswered == 0, 10, "the late answer")
@@ -452,10 +452,10 @@ async def test_what_cannot_be_noted_stays_in_the_outbox_for_the_next_life(bob):
 async def test_resume_is_what_brings_them(bob, monkeypatch):
     """Negative control: without it the outbox is silent."""
 
-    async def nothing(_: Submissions) -> None:
+    async def nothing(_: Sender) -> None:
         return
 
-    monkeypatch.setattr(Submissions, "resume", nothing)
+    monkeypatch.setattr(Sender, "resume", nothing)
     await keep(bob, past(envelope_of(bob.key, new_key().did), 1))
     async with running_node() as node, bob.opened(node.url) as me:
-        assert await me._sessions.state.journal.next_outcome(0) is None
+        assert await me._parts.state.journal.next_outcome(0) is None

@@ -19,20 +19,22 @@ from relay.client import (
     StaleRecordError,
     StorageUnavailableError,
 )
-from relay.client.directory import publish as publishing
 from relay.client.directory.own_record import (
     JITTER,
     RENEW_AFTER_S,
-    Homes,
+    OwnRecord,
+    Publication,
+    publish,
 )
-from relay.client.directory.publish import publish
 from relay.client.directory.resolve import resolve_at
 from relay.client.http import origin as origins
 from relay.client.http import (
     transport,
 )
+from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record, frames
+from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.frames import (
     Publish,
@@ -58,6 +60,10 @@ KEY, RELAY, OTHER = new_key(), new_key(), new_key()
 URL, OTHER_URL = "https://one.example", "https://two.example"
 
 
+async def with_handle(key: SigningKey, here: Origin, handle: str) -> Publication:
+    return await OwnRecord(key, AgentState()).publish_at(here, change=lambda _: (handle,))
+
+
 async def held_by(node: RunningNode, did: str) -> EndpointRecord | None:
     return (await resolve_at(origins.parse(node.url), did)).record
 
@@ -76,7 +82,7 @@ async def test_every_home_holds_the_same_record_and_its_handles(tmp_path):
         assert (await me.publish(handles=[])).handles == ()
         with pytest.raises(ProtocolError):
             await me.publish(handles=["x" * 600])
-        assert me._sessions.homes.newest.handles == ()
+        assert me._parts.own_record.newest.handles == ()
 
 
 @pytest.mark.parametrize("is_lost", [True, False])
@@ -94,7 +100,7 @@ async def test_an_agent_restored_from_an_old_backup_goes_above_all_that_it_signe
         restored = tmp_path / "fresh" if is_lost else backup
         async with Agent.open(key, relays, state=restored) as me:
             # what it did not sign in this life is kept: its homes and handles go on
-            assert me._sessions.homes.newest == newest
+            assert me._parts.own_record.newest == newest
             record = await me.publish()
             assert record.seq > newest.seq
             assert (record.handles, record.relays) == (newest.handles, newest.relays)
@@ -107,7 +113,7 @@ async def test_nothing_is_signed_before_each_relay_was_asked(tmp_path):
             newest = await me.publish(handles=["me@relay.example"])
         # the first relay knows nothing of this agent, and this life remembers nothing
         async with Agent.open(key, [one.url, two.url], state=tmp_path / "fresh") as me:
-            record = me._sessions.homes.newest
+            record = me._parts.own_record.newest
             assert record.seq > newest.seq
             assert record.handles == newest.handles
             assert {home.url for home in record.relays} == {one.url, two.url}
@@ -162,7 +168,7 @@ async def test_a_relay_that_cannot_ask_others_keeps_nobody_out_who_has_an_inbox_
         opening = Agent.open(new_key(), relay.url, open_timeout_s=1.5)
         if has_inbox:
             async with opening as me:
-                assert me._sessions.homes.is_home(relay.key.did)
+                assert me._parts.own_record.is_home(relay.key.did)
         else:
             # nobody knows where it lives: signing now could take it away from there
             with pytest.raises(StorageUnavailableError):
@@ -191,20 +197,20 @@ async def test_what_another_program_of_the_agent_has_published_is_kept_by_a_rene
     async with running_node() as node:
         here = origins.parse(node.url)
         async with Agent.open(key, node.url, state=tmp_path / "state") as me:
-            await publish(key, here, AgentState(), change=lambda _: ("me@relay.example",))
+            await with_handle(key, here, "me@relay.example")
             record = await me.publish()
             assert record.handles == ("me@relay.example",)
         monkeypatch.setattr("relay.client.directory.own_record.RENEW_AFTER_S", 0.2)
-        monkeypatch.setattr(Homes, "renew_in", lambda *_: 0.2)
+        monkeypatch.setattr(OwnRecord, "renew_in", lambda *_: 0.2)
         async with Agent.open(key, node.url, state=tmp_path / "state") as me:
-            done = await publish(key, here, AgentState(), change=lambda _: ("other@relay.example",))
+            done = await with_handle(key, here, "other@relay.example")
 
             def is_renewed() -> bool:
-                newest = me._sessions.homes.newest
+                newest = me._parts.own_record.newest
                 return newest is not None and newest.seq > done.record.seq
 
             await wait_until(is_renewed, 10, "the next renewal")
-            assert me._sessions.homes.newest.handles == ("other@relay.example",)
+            assert me._parts.own_record.newest.handles == ("other@relay.example",)
 
 
 async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_path):
@@ -212,13 +218,13 @@ async def test_a_newer_record_that_only_another_home_holds_is_gone_above(tmp_pat
     async with running_node() as one, running_node() as two:
         relays = [one.url, two.url]
         async with Agent.open(key, relays, state=tmp_path / "state") as me:
-            homes = me._sessions.homes.newest.relays
+            homes = me._parts.own_record.newest.relays
         ahead = endpoint_record.sign(key, homes, now=Timestamp(time.time() + 60))
         body = {"record": ahead}
         await transport.request_json(
             origins.parse(two.url), "PUT", f"/v1/agents/{key.did}", body=body
         )
-        done = await publish(key, origins.parse(one.url), AgentState())
+        done = await OwnRecord(key, AgentState()).publish_at(origins.parse(one.url))
         assert done.missed == ()
         assert done.record.seq > endpoint_record.parse(ahead).seq
         for node in (one, two):
@@ -234,12 +240,10 @@ async def test_after_clocks_were_set_back_the_next_record_is_above_the_one_held(
         here = origins.parse(node.url)
         with monkeypatch.context() as ahead:
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + ahead_s))
-            first = (
-                await publish(key, here, AgentState(), change=lambda _: ("me@r.example",))
-            ).record
+            first = (await with_handle(key, here, "me@r.example")).record
         # of another agent it would not be taken before its time
         assert (await resolve_at(here, key.did)).state == "unreadable"
-        done = await publish(key, here, AgentState())
+        done = await OwnRecord(key, AgentState()).publish_at(here)
         assert done.record.seq > first.seq
         assert done.record.handles == first.handles
         assert (await resolve_at(here, key.did, is_own=True)).record == done.record
@@ -253,9 +257,9 @@ async def test_where_no_relay_could_take_the_next_record_yet_the_error_names_the
         here = origins.parse(node.url)
         with monkeypatch.context() as ahead:
             ahead.setattr(clock, "now", lambda: Timestamp(time.time() + 1500))
-            await publish(key, here, AgentState())
+            await OwnRecord(key, AgentState()).publish_at(here)
         with pytest.raises(NotYetValidError, match="clock"):
-            await publish(key, here, AgentState())
+            await OwnRecord(key, AgentState()).publish_at(here)
 
 
 @pytest.mark.parametrize("signer", ["the agent", "a liar"])
@@ -272,7 +276,7 @@ async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
     answer = json.dumps({"stored": False, "kv": 1, "seq": 1, "record": newer}).encode()
     async with stalling(answer) as relay:
         relay.go.set()
-        giving = publishing.put(origins.parse(relay.url), mine)
+        giving = publish(origins.parse(relay.url), mine)
         if signer == "the agent":
             assert await giving == endpoint_record.parse(newer)
         else:
@@ -283,9 +287,9 @@ async def test_a_relay_cannot_put_words_into_the_next_record(signer: str):
 # ---------------------------------------------------------------- by itself
 
 
-def homes(share: float = 0.0, **values) -> Homes:
-    made = Homes(KEY, AgentState(**values), [URL], share, lambda _: None)
-    made.joined(RELAY.did, URL)
+def homes(share: float = 0.0, **values) -> OwnRecord:
+    made = OwnRecord(KEY, AgentState(**values), [URL], share, lambda _: None)
+    made.add_relay(RELAY.did, URL)
     return made
 
 
@@ -293,7 +297,7 @@ def test_a_record_is_renewed_at_half_its_life_and_a_little_earlier():
     for share in (0.0, 0.5, 1.0):
         kept = homes(share)
         first = kept.next_record(RELAY.did, NOW)
-        kept.published(RELAY.did, first, Published("", stored=True, kv=1, seq=1))
+        kept.add_published(RELAY.did, first, Published("", stored=True, kv=1, seq=1))
         assert kept.next_record(RELAY.did, NOW) is None
         due = kept.renew_in(NOW)
         assert due == RENEW_AFTER_S * (1 - JITTER * share)
@@ -305,7 +309,7 @@ def test_a_record_is_renewed_at_half_its_life_and_a_little_earlier():
 def test_a_clock_that_was_set_back_does_not_set_the_seq_back():
     kept = homes()
     first = endpoint_record.parse(kept.next_record(RELAY.did, NOW))
-    kept.renew(None, Timestamp(NOW - 1000))
+    kept.set_handles(None, Timestamp(NOW - 1000))
     assert kept.newest.seq == first.seq + 1
 
 
@@ -320,5 +324,7 @@ def test_a_relay_that_takes_no_record_and_has_none_newer_is_not_believed():
     )
     for held in (None, older, strange):
         with pytest.raises(Exception, match=r"none newer|not a|another agent|bad_frame"):
-            kept.published(RELAY.did, first, Published("", stored=False, kv=1, seq=1, record=held))
+            kept.add_published(
+                RELAY.did, first, Published("", stored=False, kv=1, seq=1, record=held)
+            )
     assert kept.newest.jws.compact == first

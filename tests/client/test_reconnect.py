@@ -9,8 +9,7 @@ import pytest
 from relay.client import Agent, UnavailableError
 from relay.client.agent import sign
 from relay.client.http.origin import parse
-from relay.client.outbox.errand import Errand
-from relay.client.outbox.post import post
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import AgentState
 from tests.client.scripted_relay import (
     new_key,
@@ -73,7 +72,7 @@ async def test_a_lost_http_answer_is_asked_for_with_the_same_bytes(cuttable):
         alice = new_key()
         envelope, state = sign(alice, bob.did, "by post"), AgentState()
         cuttable.deaf = True
-        sent = await post(envelope, Errand(parse(cuttable.url), state), deadline_s=5)
+        sent = await SessionlessAgent(parse(cuttable.url), state).submit(envelope, deadline_s=5)
         assert (sent.dup, sent.eid) == (True, envelope.eid)
         assert state.relay_at(cuttable.url) == bob.relay
         assert (await anext(bob.inbox())).text() == "by post"

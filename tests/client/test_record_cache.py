@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from relay.client.directory import cache
-from relay.client.directory.cache import Correspondents
+from relay.client.directory.cache import RecordCache
 from relay.client.state import agent_state as states
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import EndpointRecord
@@ -32,9 +32,9 @@ async def seen(file: Path, *shown: EndpointRecord) -> EndpointRecord | None:
     """What one life knows at its end, after it was shown so much."""
     with states.opened(file, ME.did) as state:
         assert state.journal is not None
-        known = Correspondents(state.journal.peers)
+        known = RecordCache(state.journal.peers)
         for one in shown:
-            known.learn(KEY.did, one.jws.compact)
+            known.add(KEY.did, one.jws.compact)
         return await known.get(KEY.did)
 
 
@@ -47,14 +47,14 @@ async def test_a_relay_that_shows_an_older_record_takes_nothing_back(tmp_path, f
 
 
 async def test_what_is_forgotten_for_want_of_room_is_still_in_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "REMEMBERED", 1)
+    monkeypatch.setattr(cache, "CACHE_SIZE", 1)
     other = new_key()
     others = endpoint_record.sign(other, [], now=Timestamp(time.time()))
     with states.opened(tmp_path / "state", ME.did) as state:
         assert state.journal is not None
-        known = Correspondents(state.journal.peers)
-        known.learn(KEY.did, NEW.jws.compact)
+        known = RecordCache(state.journal.peers)
+        known.add(KEY.did, NEW.jws.compact)
         assert await known.get(KEY.did) == NEW
-        known.learn(other.did, others)
-        assert known.learn(KEY.did, None) is None
+        known.add(other.did, others)
+        assert known.add(KEY.did, None) is None
         assert await known.get(KEY.did) == NEW

@@ -174,7 +174,7 @@ async def test_a_bounce_is_logged_and_acked_and_never_given_to_the_handler_of_me
 @contextlib.asynccontextmanager
 async def node_left_by(node, agent: Agent):
     """What waits at its relay for an agent that was closed."""
-    async with Agent.open(agent._sessions.key, node.url) as again:
+    async with Agent.open(agent._parts.key, node.url) as again:
         assert again.welcome is not None
         yield again.welcome.pending
 

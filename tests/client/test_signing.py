@@ -15,10 +15,10 @@ import pytest
 
 from relay.client import Agent, BadEnvelopeError, BadFrameError, TooLargeError
 from relay.client.inbox.opener import (
-    MAX_BODY_BYTES,
     EnvelopeOpener,
     Opened,
 )
+from relay.client.message import MAX_OPENED_BODY_BYTES
 from relay.client.migration import orders
 from relay.client.outbox.signing import (
     check,
@@ -157,9 +157,9 @@ def test_plain_text_that_says_it_is_sealed_is_refused():
 
 
 def test_no_more_is_made_than_an_agent_opens_whatever_its_relay_takes():
-    opened(b"x" * MAX_BODY_BYTES, sealed=False, max_body_bytes=2**30)
+    opened(b"x" * MAX_OPENED_BODY_BYTES, sealed=False, max_body_bytes=2**30)
     with pytest.raises(TooLargeError) as caught:
-        sign(ALICE, BOB.did, b"x" * (MAX_BODY_BYTES + 1), sealed=False, max_body_bytes=2**30)
+        sign(ALICE, BOB.did, b"x" * (MAX_OPENED_BODY_BYTES + 1), sealed=False, max_body_bytes=2**30)
     assert caught.value.stored == "no"
 
 

@@ -61,7 +61,7 @@ def test_the_twin_has_the_same_methods_with_the_same_arguments():
 
 
 def test_the_twin_of_a_message_has_the_same_members_and_blocks():
-    assert public(sync.Message) - {"twin", "thread"} == public(Message) - {"desk"}
+    assert public(sync.Message) - {"twin", "thread"} == public(Message) - {"acknowledger"}
     for name in ("ack", "refuse"):
         assert arguments(getattr(sync.Message, name)) == arguments(getattr(Message, name))
     assert hasattr(sync.Message, "__enter__")
@@ -309,6 +309,6 @@ async def test_with_a_state_file_the_twin_remembers_and_tells_late_outcomes(tmp_
 
 
 def test_the_twin_of_an_outcome_has_the_same_members_and_blocks():
-    assert public(sync.Outcome) - {"twin", "thread"} == public(Outcome) - {"place", "desk"}
+    assert public(sync.Outcome) - {"twin", "thread"} == public(Outcome) - {"place", "outcomes"}
     assert arguments(sync.Outcome.done) == arguments(Outcome.done)
     assert not inspect.iscoroutinefunction(sync.Outcome.done)

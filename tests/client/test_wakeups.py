@@ -10,7 +10,7 @@ import pytest
 from relay.client import Agent
 from relay.client.outbox.queue import (
     ANSWER_S,
-    FIRST_RETRY_S,
+    MIN_RETRY_S,
     Outbox,
 )
 from relay.protocol.errors import ErrorCode
@@ -59,7 +59,7 @@ async def test_sends_go_on_after_an_outage_of_the_store(tmp_path):
 
 
 def tries(agent: Agent) -> int:
-    return max((one.tries for one in agent._submissions.unanswered.values()), default=0)
+    return max((one.tries for one in agent._parts.sender.unanswered.values()), default=0)
 
 
 async def test_one_that_a_detour_puts_back_is_submitted_again_by_itself():
@@ -81,7 +81,7 @@ class Woken:
 
     def __init__(self) -> None:
         self.count = 0
-        self.outbox = Outbox(strayed=lambda: None, wake=self._wake)
+        self.outbox = Outbox(on_direct=lambda: None, wake=self._wake)
 
     def _wake(self) -> None:
         self.count += 1
@@ -99,22 +99,22 @@ async def test_whatever_makes_something_ready_wakes_who_submits():
     box = woken.outbox
     with woken:
         waiting = box.add(mine)
-    submit = box.next_submit(NOW, line="a")
+    submit = box.next_submit(NOW, channel_id="a")
     with woken:  # the connection is lost
         box.lost("a")
-    submit = box.next_submit(NOW, line="a")
+    submit = box.next_submit(NOW, channel_id="a")
     no = Rejection(submit.ref, 0, ErrorCode.DRAINING, "no")
     with woken:  # refused for now
         box.answered(Submitted((submit.ref,), None, (no,)), new_key().did, NOW, "a")
-    later = Timestamp(NOW + FIRST_RETRY_S)
+    later = Timestamp(NOW + MIN_RETRY_S)
     assert box.next_timer("a") == later
-    box.stray_all(later)
-    held = box.hold_strays(mine.to)
+    box.route_all_direct(later)
+    held = box.take_direct(mine.to)
     submit = box.submit_direct(held, later, "direct")
     with woken:  # room in flight again
-        box.land(submit.ref, maybe_stored=True)
+        box.unanswered(submit.ref, maybe_stored=True)
     with woken:  # a detour found nothing
-        box.release(held, later, try_again=False)
+        box.return_direct(held, later, try_again=False)
     assert waiting.maybe_stored
     assert box.next_submit(Timestamp(later + ANSWER_S)) is not None
     waiting.answer.cancel()

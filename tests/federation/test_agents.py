@@ -29,9 +29,9 @@ async def take(me: Agent) -> str:
 
 
 async def until_known(node: RunningNode, agent: Agent) -> None:
-    newest = agent._sessions.homes.newest
+    newest = agent._parts.own_record.newest
     assert newest is not None
-    await until_held(node, agent._sessions.key, newest.jws.compact)
+    await until_held(node, agent._parts.key, newest.jws.compact)
 
 
 async def test_an_envelope_travels_from_relay_to_relay_and_its_ack_is_told():
@@ -80,7 +80,7 @@ async def test_a_handle_leads_over_two_relays():
     ):
         handle = f"bob@127.0.0.1:{c.port}"
         record = await bob.publish(handles=[handle])
-        await until_held(at_a, bob._sessions.key, record.jws.compact)
+        await until_held(at_a, bob._parts.key, record.jws.compact)
         found = await alice.resolve(handle)
         assert (found.state, found.did, found.verified) == ("found", bob.did, True)
         assert (await alice.send(handle, "by handle")).to == bob.did
@@ -96,7 +96,7 @@ async def test_with_the_own_relay_dead_it_goes_straight_to_the_recipients_home()
             await until_known(at_a, bob)
             await alice.send(bob.did, "while it lives")
             assert await take(bob) == "while it lives"
-            await until(lambda: bob.did in alice._sessions.correspondents._found)
+            await until(lambda: bob.did in alice._parts.records._records)
         try:
             await wait_until(lambda: not alice.is_connected, 5, "gone")
             began = time.monotonic()

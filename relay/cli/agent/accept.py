@@ -14,7 +14,7 @@ from relay.client.errors import typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import handle_lookup as names
-from relay.client.outbox.errand import Errand
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Did
@@ -64,7 +64,7 @@ async def handle(file: KeyFile, url: str, text: str, did: str, *, as_json: bool)
         raise typed(ErrorCode.BAD_FRAME, f"{text!r} is neither an address nor a handle") from exc
     key = file.load()
     with states.opened(file.state, key.did) as state:
-        await Errand(origins.parse(url), state).handles.accept(name, Did(did))
+        await SessionlessAgent(origins.parse(url), state).handles.accept(name, Did(did))
     if as_json:
         write_json({"handle": name, "accepted": did})
     else:

@@ -14,11 +14,7 @@ from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
 from relay.cli.output import clock_time, printable, say, write, write_json
 from relay.client import ResolveResult, SigningKey
-from relay.client.directory.publish import (
-    Change,
-    Publication,
-)
-from relay.client.directory.publish import publish as publish_record
+from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import typed
 from relay.client.http import origin as origins
@@ -214,7 +210,7 @@ def _without(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
 
 async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) -> Publication:
     with states.opened(file.state, key.did) as state:
-        return await publish_record(key, origin, state, change=new)
+        return await OwnRecord(key, state).publish_at(origin, change=new)
 
 
 def _tell_published(

@@ -40,13 +40,8 @@ from relay.client.agent import sign
 from relay.client.errors import AuthRequiredError, TooLargeError, UnavailableError, closed, typed
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import HttpSession
-from relay.client.outbox.errand import Errand
-from relay.client.outbox.outcomes import (
-    MOST_KEPT,
-    Outcomes,
-    Telling,
-)
-from relay.client.outbox.post import post
+from relay.client.outbox.outcomes import MAX_UNREPORTED, OutcomeIterator, Outcomes
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
@@ -88,7 +83,7 @@ class SendContext:
     """The key, state and locks of one run."""
 
     key: SigningKey
-    errand: Errand
+    agent: SessionlessAgent
     state: states.AgentState
     mine: AgentLocks
     options: SendOptions
@@ -105,10 +100,12 @@ async def send(file: KeyFile, url: str, draft: Draft, options: SendOptions) -> E
     ):
         if look:
             refuse_if_listening(mine)
-        context = SendContext(key, Errand(origins.parse(url), state), state, mine, options)
+        context = SendContext(
+            key, SessionlessAgent(origins.parse(url), state), state, mine, options
+        )
         await _tell_outcomes(context)
         until = clock.monotonic() + options.deadline_s
-        to = await context.errand.handles.did_of(draft.to, options.deadline_s)
+        to = await context.agent.handles.did_of(draft.to, options.deadline_s)
         sent = await _submit(context, _signed(key, to, draft), until)
         if isinstance(sent, Exit):
             return sent
@@ -154,12 +151,11 @@ async def _submit(context: SendContext, envelope: SignedEnvelope, until: float) 
     as_json = context.options.as_json
     is_ours, earlier = await _earlier(context)
     try:
-        return await post(
+        return await context.agent.submit(
             envelope,
-            context.errand,
             deadline_s=max(0.0, until - clock.monotonic()),
             earlier=earlier,
-            tell=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
+            report=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
         )
     except AgentError as exc:
         if isinstance(exc, UnknownInboxError) and not as_json:
@@ -191,7 +187,7 @@ async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]
     """Return unclaimed envelopes of the outbox; False: another command may claim ours."""
     is_alone = context.mine.exclusive(Lock.SENDING)
     left = await context.state.journal.outgoing() if context.state.journal is not None else []
-    if len(left) >= MOST_KEPT:
+    if len(left) >= MAX_UNREPORTED:
         detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
         raise typed(ErrorCode.OVERLOADED, detail, stored="no")
     earlier = left[:MAX_EARLIER] if is_alone else []
@@ -223,7 +219,7 @@ async def _tell_outcomes(context: SendContext) -> None:
     recorded = Outcomes(context.state.journal)
     # nothing more will come: the iteration ends with the present items
     recorded.end(closed())
-    async for item in Telling(recorded):
+    async for item in OutcomeIterator(recorded):
         tell_earlier(item, (item.stored, item.code), as_json=context.options.as_json)
         await item.done()
 
@@ -273,7 +269,9 @@ async def _until_it_ends(
     while True:
         left = until - clock.monotonic()
         try:
-            visit = visit or await context.errand.visit(context.key, sent.to, sent.id, seconds=left)
+            visit = visit or await context.agent.login_at_holder(
+                context.key, sent.to, sent.id, timeout_s=left
+            )
             state = await visit.status(sent.to, sent.id, timeout_s=left)
             progress.tell(f"It waits for {sent.to}")
         except UnavailableError as exc:

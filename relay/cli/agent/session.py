@@ -11,7 +11,7 @@ from relay.cli.agent.outcome_text import refuse_if_listening
 from relay.client import SigningKey
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import HttpSession, RelayApi
-from relay.client.outbox.errand import Errand
+from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 
 
@@ -25,14 +25,14 @@ async def visiting(
         LocalError: as :func:`asking`.
         AgentError: unreachable, or the login does not hold.
     """
-    async with asking(file, url, take=take) as (key, errand):
-        yield await RelayApi(errand.origin).login(key, errand.state), errand.state
+    async with asking(file, url, take=take) as (key, agent):
+        yield await RelayApi(agent.origin).login(key, agent.state), agent.state
 
 
 @asynccontextmanager
 async def asking(
     file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[SigningKey, Errand]]:
+) -> AsyncIterator[tuple[SigningKey, SessionlessAgent]]:
     """Open a key file and its state, for a login on demand.
 
     Args:
@@ -50,4 +50,4 @@ async def asking(
     ):
         if not take:
             refuse_if_listening(mine)
-        yield key, Errand(origins.parse(url), state)
+        yield key, SessionlessAgent(origins.parse(url), state)

@@ -236,11 +236,11 @@ async def trace(
     file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
 ) -> Exit:
     """Show the state of one envelope that this agent sent, and return the exit code."""
-    async with asking(file, url, take=take) as (key, errand):
-        journal = errand.state.journal
+    async with asking(file, url, take=take) as (key, agent):
+        journal = agent.state.journal
         left = await journal.outgoing() if journal is not None else []
-        to = await errand.handles.did_of(to)
-        visit = await errand.visit(key, to, message_id)
+        to = await agent.handles.did_of(to)
+        visit = await agent.login_at_holder(key, to, message_id)
         found = await visit.status(to, message_id)
     is_queued = any((item.id, item.to) == (message_id, to) for item in left)
     if as_json:

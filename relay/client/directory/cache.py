@@ -1,16 +1,17 @@
-"""The newest records of other agents that this one has found: where to go when no relay answers.
+"""The newest records of other agents: where to deliver when no relay of this agent answers.
 
-Rules of the file: a record is taken only with its agent's own signature, and never one that is
-older than what is held. What a relay says beside it is not believed.
+Invariants: a record is taken only with its agent's own signature, and never in place of a newer
+one. Other claims of a relay about an agent do not count.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import OrderedDict, deque
+from collections import deque
 from typing import Final
 
 from relay import clock
+from relay.client._util import BoundedDict
 from relay.client.directory.resolve import verify
 from relay.client.state.peers import PeerStore
 from relay.protocol import endpoint_record
@@ -18,74 +19,72 @@ from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import Did
 
-REMEMBERED: Final = 4_096
-ASKED_AGAIN_S: Final = 3600.0
-MOST_WANTED: Final = 1_024
+CACHE_SIZE: Final = 4_096
+REFRESH_S: Final = 3600.0
+MAX_REFRESHES: Final = 1_024
 
 
-class Correspondents:
-    """Records of other agents, in memory and, where there is a file, there.
+class RecordCache:
+    """Records of other agents, in memory and, with a state file, there.
 
     Args:
-        knowledge: keeps them over a restart.
+        store: saves them over a restart.
     """
 
-    def __init__(self, knowledge: PeerStore | None = None) -> None:
-        self._knowledge = knowledge
-        self._found: OrderedDict[Did, EndpointRecord] = OrderedDict()
-        self._recalled: set[Did] = set()
-        self._wanted_at: OrderedDict[Did, float] = OrderedDict()
-        self._wanted: deque[Did] = deque(maxlen=MOST_WANTED)
+    def __init__(self, store: PeerStore | None = None) -> None:
+        self._store = store
+        self._loaded: set[Did] = set()
+        self._records: BoundedDict[Did, EndpointRecord] = BoundedDict(
+            CACHE_SIZE, lambda did, _: self._loaded.discard(did)
+        )
+        self._refreshed_at: BoundedDict[Did, float] = BoundedDict(CACHE_SIZE)
+        self._refreshes: deque[Did] = deque(maxlen=MAX_REFRESHES)
 
-    def learn(self, did: Did, compact: str | None) -> EndpointRecord | None:
-        """Take what a relay showed as the record of ``did``.
+    def add(self, did: Did, compact: str | None) -> EndpointRecord | None:
+        """Take a record that a relay shows for ``did``.
 
-        Gives the newest one that is known in this life; :meth:`get` knows those before, too.
+        Returns:
+            The newest record that this process knows; :meth:`get` knows saved ones, too.
         """
-        held = self._found.get(did)
+        known = self._records.get(did)
         record = verify(compact, did) if compact is not None else None
-        if record is None or (held is not None and held.version >= record.version):
-            return held
-        self._hold(did, record)
-        if self._knowledge is not None:
-            self._knowledge.save_record(did, record.jws.compact)
+        if record is None or (known is not None and known.version >= record.version):
+            return known
+        self._put(did, record)
+        if self._store is not None:
+            self._store.save_record(did, record.jws.compact)
         return record
 
-    def _hold(self, did: Did, record: EndpointRecord) -> None:
-        self._found[did] = endpoint_record.merge(self._found.get(did), record)
-        while len(self._found) > REMEMBERED:
-            forgotten, _ = self._found.popitem(last=False)
-            self._recalled.discard(forgotten)
+    def _put(self, did: Did, record: EndpointRecord) -> None:
+        self._records[did] = endpoint_record.merge(self._records.get(did), record)
 
     async def get(self, did: Did) -> EndpointRecord | None:
-        """The newest one known, also of an earlier life.
+        """Return the newest record that is known, also from an earlier process.
 
         Raises:
             AgentError: the journal cannot be read.
         """
-        if self._knowledge is not None and did not in self._recalled:
-            # what a relay has shown in this life may be older than what an earlier one has seen
-            compact = await self._knowledge.record(did)
+        if self._store is not None and did not in self._loaded:
+            # a relay may have shown an older record than the saved one
+            compact = await self._store.record(did)
             if compact is not None:
-                # of a file that is damaged nothing is taken
+                # a damaged file counts as an empty one
                 with contextlib.suppress(RelayError):
-                    self._hold(did, endpoint_record.parse(compact))
-                self._recalled.add(did)
-        return self._found.get(did)
+                    self._put(did, endpoint_record.parse(compact))
+                self._loaded.add(did)
+        return self._records.get(did)
 
-    # ------------------------------------------------------------ looked for in quiet moments
+    # ------------------------------------------------------------ refreshed in quiet moments
 
-    def want(self, did: Did) -> bool:
-        """This agent writes to ``did``: its record is looked for once an hour; True: now."""
+    def schedule_refresh(self, did: Did) -> bool:
+        """Schedule a look-up of a recipient, at most once an hour; return whether it is due."""
         now = clock.monotonic()
-        if now - self._wanted_at.get(did, -ASKED_AGAIN_S) < ASKED_AGAIN_S:
+        if now - self._refreshed_at.get(did, -REFRESH_S) < REFRESH_S:
             return False
-        self._wanted_at[did] = now
-        while len(self._wanted_at) > REMEMBERED:
-            self._wanted_at.popitem(last=False)
-        self._wanted.append(did)
+        self._refreshed_at[did] = now
+        self._refreshes.append(did)
         return True
 
-    def next_wanted(self) -> Did | None:
-        """One to look for, if any."""
-        return self._wanted.popleft() if self._wanted else None
+    def next_refresh(self) -> Did | None:
+        """Return the next agent to look up, if any."""
+        return self._refreshes.popleft() if self._refreshes else None

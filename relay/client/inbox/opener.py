@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final
 
 from relay.client.errors import bug_of
-from relay.client.message import Acknowledger, Bounce, Message
+from relay.client.message import MAX_OPENED_BODY_BYTES, Acknowledger, Bounce, Message
 from relay.protocol import envelope as envelopes
 from relay.protocol import sealing
 from relay.protocol.did import SigningKey
@@ -16,8 +15,6 @@ from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Did, Eid
 from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, verify_bounce
 from relay.protocol.sealing import Content
-
-MAX_BODY_BYTES: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ class EnvelopeOpener:
             return bug_of(bug, "the opening of an envelope")
 
     def _open(self, item: object) -> Opened:
-        envelope = envelopes.parse(item, max_body_bytes=MAX_BODY_BYTES)
+        envelope = envelopes.parse(item, max_body_bytes=MAX_OPENED_BODY_BYTES)
         if envelope.recipient.did != self.key.did:
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, "addressed to somebody else")
         envelopes.verify(envelope, envelope.sender)

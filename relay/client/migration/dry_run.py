@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from relay import clock
-from relay.client.directory.publish import home_at, put
+from relay.client.directory.own_record import home_at, publish
 from relay.client.errors import AgentError
 from relay.client.http.relay_api import RelayApi
 from relay.client.migration import orders
@@ -70,8 +70,8 @@ async def dry_run(host: Host, url: str) -> DryRun:
         return await _look(host, order)
     finally:
         record = await orders.supersede(key, state, order)
-        await best_effort(lambda: put(host.origin(home.url), record))
-        await best_effort(lambda: put(target, record))
+        await best_effort(lambda: publish(host.origin(home.url), record))
+        await best_effort(lambda: publish(target, record))
 
 
 async def _look(host: Host, order: MigrationOrder) -> DryRun:

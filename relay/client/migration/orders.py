@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Final
 
 from relay import clock
-from relay.client.directory.publish import home_at
+from relay.client.directory.own_record import OwnRecord, home_at
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError, of, typed
 from relay.client.http.origin import Origin
@@ -155,21 +155,14 @@ def sign_order(key: SigningKey, state: AgentState, source: Home, target: Home) -
     """
     if source.did == target.did:
         raise typed(ErrorCode.WRONG_STATE, f"{target.url} and {source.url} are one relay")
-    now, before = clock.now(), state.newest_record
-    signed = endpoint_record.sign(
-        key,
-        [target],
-        now=now,
-        newest_seq=max(state.record_seq, state.migration.record_seq),
-        handles=before.handles if before else (),
-        drain=_former_homes(before, target, now),
-        enc=before.enc if before else None,
-    )
+    now, own = clock.now(), OwnRecord(key, state)
+    drain = _former_homes(own.newest, target, now)
+    record = own.sign_next([target], now, drain=drain)
     order = migration_order.sign(
         key,
         source,
         target,
-        signed,
+        record.jws.compact,
         now=now,
         entropy=clock.entropy,
         newest_seq=state.migration.order_seq,
@@ -204,19 +197,12 @@ async def supersede(key: SigningKey, state: AgentState, order: MigrationOrder) -
     Raises:
         AgentError: the state file cannot be written.
     """
-    before, now = state.newest_record, clock.now()
-    signed = endpoint_record.sign(
-        key,
-        before.relays if before is not None and before.relays else (order.source,),
-        now=now,
-        newest_seq=max(state.record_seq, state.migration.record_seq, order.record.seq),
-        handles=before.handles if before else (),
-        drain=before.drain if before else (),
-        enc=before.enc if before else None,
-    )
-    state.keep_record(signed)
+    own = OwnRecord(key, state)
+    homes = own.newest.relays if own.newest is not None else ()
+    record = own.sign_next(homes or (order.source,), clock.now(), min_seq=order.record.seq)
+    state.keep_record(record.jws.compact)
     await state.flush_record()
-    return endpoint_record.parse(signed)
+    return record
 
 
 def _former_homes(before: EndpointRecord | None, target: Home, now: Timestamp) -> list[FormerHome]:

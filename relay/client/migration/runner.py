@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from relay import clock
-from relay.client.directory.publish import put
+from relay.client.directory.own_record import publish
 from relay.client.errors import AgentError, typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
@@ -285,7 +285,7 @@ class MigrationRunner:
     async def _publish(self, migration: MigrationState) -> None:
         record = migration.parsed_order.record
         _, target = self._clients(migration)
-        newer = await self._retry(migration).call(lambda: put(target.origin, record))
+        newer = await self._retry(migration).call(lambda: publish(target.origin, record))
         if newer is not None:
             self.host.state.keep_record(newer.jws.compact)
             raise typed(ErrorCode.STALE_RECORD, "another program of this agent has published")
@@ -337,13 +337,13 @@ class MigrationRunner:
         if record is not None:
             # also after the deadline: a holder of the order must not be able to publish its record
             timeout_s = max(self._left_s, DEAD_SOURCE_TIMEOUT_S) / 2
-            await best_effort(lambda: put(source.origin, record), timeout_s)
-            await best_effort(lambda: put(target.origin, record), timeout_s)
+            await best_effort(lambda: publish(source.origin, record), timeout_s)
+            await best_effort(lambda: publish(target.origin, record), timeout_s)
         await self._save(migration, stage=MigrationStage.DROPPED)
         self.host.on_cancelled()
 
     async def _put(self, relay: HandoffClient, record: EndpointRecord) -> None:
-        newer = await put(relay.origin, record)
+        newer = await publish(relay.origin, record)
         if newer is not None:
             self.host.state.keep_record(newer.jws.compact)
 

@@ -7,14 +7,15 @@ also in a new process. The steps are in :mod:`relay.client.migration.runner`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
 from relay.client._util import wait_at_most
-from relay.client.directory.publish import put
-from relay.client.errors import again, bug_of, of, typed
+from relay.client.directory.own_record import OwnRecord, publish
+from relay.client.errors import AgentError, again, bug_of, of, typed
+from relay.client.inbox.inbox import Inbox
 from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
-from relay.client.session.pool import Sessions
+from relay.client.session.pool import ChannelPool
 from relay.client.state.migration_log import MigrationReport
 from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Did, Eid
@@ -29,12 +30,26 @@ class MigrationService(Host):
     """Migrates one running agent.
 
     Args:
-        sessions: of the agent.
+        pool: the channels of the agent.
+        own_record: of the agent.
+        inbox: of the agent.
+        insecure_networks: CIDRs that may be dialled without TLS.
+        warn: called with warnings for the program.
     """
 
-    def __init__(self, sessions: Sessions) -> None:
-        super().__init__(sessions.key, sessions.state, sessions.insecure_networks)
-        self._sessions = sessions
+    def __init__(
+        self,
+        pool: ChannelPool,
+        own_record: OwnRecord,
+        inbox: Inbox,
+        insecure_networks: Sequence[str],
+        warn: Callable[[AgentError], None],
+    ) -> None:
+        super().__init__(own_record.key, own_record.state, insecure_networks)
+        self._pool = pool
+        self._own_record = own_record
+        self._inbox = inbox
+        self._warn = warn
         self._lock = asyncio.Lock()
         self._callers = 0
         self._wake = asyncio.Event()
@@ -55,8 +70,8 @@ class MigrationService(Host):
     async def _exclusive(
         self, work: Callable[[], Coroutine[Any, Any, MigrationReport]], timeout_s: float
     ) -> MigrationReport:
-        if self._sessions.ended is not None:
-            raise again(self._sessions.ended)
+        if self._pool.ended is not None:
+            raise again(self._pool.ended)
         self._callers += 1
         try:
             if self._own_task is not None:
@@ -100,9 +115,9 @@ class MigrationService(Host):
                 if self.state.migration.pending is not None:
                     await MigrationRunner(self).resume()
         except RelayError as exc:
-            self._sessions.warn(of(exc))
+            self._warn(of(exc))
         except Exception as bug:  # noqa: BLE001  it is retried; the agent continues
-            self._sessions.warn(bug_of(bug, "the migration"))
+            self._warn(bug_of(bug, "the migration"))
 
     async def _notify_old_home(self) -> None:
         """Send the record to an abandoned relay until it answers.
@@ -119,7 +134,7 @@ class MigrationService(Host):
         record = self.state.newest_record
         try:
             if record is not None:
-                await put(self.origin(url), record)
+                await publish(self.origin(url), record)
         except RelayError:
             return False
         except Exception as bug:  # noqa: BLE001  it is retried; the agent continues
@@ -131,34 +146,32 @@ class MigrationService(Host):
 
     async def on_freeze(self, source: Did) -> None:
         """Send the acks to the source, and close the session there."""
-        there = [one for one in self._sessions.conversations if one.relay == source]
-        if any(one.line is not None for one in there):
-            await self._sessions.inbox.flush(FLUSH_TIMEOUT_S)
+        there = [one for one in self._pool.channels if one.relay == source]
+        if any(one.connection is not None for one in there):
+            await self._inbox.flush(FLUSH_TIMEOUT_S)
         for one in there:
-            await one.gate.rest()
+            await one.control.pause_and_wait()
 
     def on_cancelled(self) -> None:
         """Log in at the source again."""
-        for one in self._sessions.conversations:
-            one.gate.reopen()
-        self._sessions.homes.announce()
+        self._pool.resume_all()
 
     async def on_published(self) -> None:
         """Wait for the login at the new home."""
-        self._sessions.follow_move()
+        self._pool.follow_migration()
         try:
             async with asyncio.timeout(LOGIN_TIMEOUT_S):
-                while not self._is_home() and self._sessions.ended is None:
-                    await self._sessions.changed()
+                while not self._is_home() and self._pool.ended is None:
+                    await self._pool.changed.wait()
         except TimeoutError:
             # the reconnects continue; what is copied meanwhile waits at the new home
             return
 
     def _is_home(self) -> bool:
         return any(
-            one.line is not None and one.line.ready.welcome.inbox
-            for one in self._sessions.conversations
-            if one.relay is not None and self._sessions.homes.is_home(one.relay)
+            one.connection is not None and one.is_home
+            for one in self._pool.channels
+            if one.relay is not None and self._own_record.is_home(one.relay)
         )
 
     def on_manifest(self, eids: frozenset[Eid] | None) -> None:
@@ -167,4 +180,4 @@ class MigrationService(Host):
         if eids is None:
             detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
             failure = typed(ErrorCode.PEER_UNREACHABLE, detail)
-        self._sessions.inbox.drop_missing(eids or frozenset(), failure)
+        self._inbox.drop_missing(eids or frozenset(), failure)

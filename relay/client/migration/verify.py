@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay import clock
-from relay.client.directory.publish import put
+from relay.client.directory.own_record import publish
 from relay.client.errors import AgentError
 from relay.client.migration.handoff import HandoffClient
 from relay.client.migration.retry import MigrationProgress, OnProgress
@@ -86,7 +86,7 @@ class MigrationVerifier:
         """Give the source the record: it hands nothing over before it has that."""
         statement = self.source.verified(migration.source_statement)
         if statement is None or not _has_record(statement):
-            await put(self.source.origin, migration.parsed_order.record)
+            await publish(self.source.origin, migration.parsed_order.record)
 
     def _notify(self, migration: MigrationState, waits_for: str) -> None:
         statement = self.source.verified(migration.source_statement)

@@ -1,302 +1,259 @@
-"""Where no relay of ours carries an envelope on: straight to the recipient's own home (S2).
+"""Direct delivery to a relay of the recipient, if no own relay forwards (GUARANTEES.md S2).
 
-Rules of the file: the same bytes, so whichever relay has them already answers as a duplicate. A
-receipt counts only if the relay signed it that the recipient's own record names: no relay's word
-stands in for that. The addresses in a record are a stranger's: TLS or loopback, an inside address
-only for agents whose own relay is inside, too, and a home that fails is left alone for a while.
+Entry point: :class:`DirectDelivery`. Invariants: the bytes are the same, so a relay that has them
+already answers with a duplicate. A receipt counts only if it is signed by the relay that the
+recipient's own record names. A stranger chose the addresses in that record. So they need TLS or
+loopback, and a private address is dialled only for agents whose own relay has one, too. A relay
+that fails is not tried again for a while.
 
 ::
 
-    refused as not carried ─┐
-    no relay for 2 s ───────┴▶ stray ──record──▶ POST at each home ──▶ receipt, refusal
-                                └── no record, no other home, nobody there ──▶ released
+    not forwarded ─────────────────┐
+    no relay connected for 2 s ────┴▶ take ──record──▶ submit at each home ──▶ receipt, refusal
+                                       └── no record, no other home, none answers ──▶ return
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final, Protocol
+from typing import Final
 
 from relay import clock
-from relay.client._util import task_group
-from relay.client.directory.cache import Correspondents
+from relay.client._util import Backoff, BoundedDict, task_group, wait_at_most
+from relay.client.directory.cache import RecordCache
 from relay.client.errors import AgentError, bug_of, of
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi
-from relay.client.outbox.queue import (
-    Outbox,
-    is_passing,
-)
-from relay.client.outbox.submission import Waiting
-from relay.client.session.requests import Answer
+from relay.client.outbox.queue import Outbox, is_retried
+from relay.client.outbox.submission import Submission, SubmissionState
 from relay.protocol import frames
-from relay.protocol.backoff import doubling_pause_s
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    Home,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-    Stored,
-)
+from relay.protocol.endpoint_record import EndpointRecord, Home
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, Stored
 from relay.protocol.ids import Did
 
-PATIENCE_S: Final = 2.0
-"""How long no relay of ours may be connected before others are tried."""
-LOOK_S: Final = 0.25
+DIRECT_AFTER_S: Final = 2.0
+"""How long no relay of the agent may be connected before direct delivery begins."""
+CHECK_S: Final = 0.25
 RESOLVE_S: Final = 5.0
-POST_S: Final = 10.0
-MOST_AT_ONCE: Final = 8
-MOST_ROUNDS: Final = 3
-FIRST_BREAK_S: Final = 0.5
-LONGEST_BREAK_S: Final = 60.0
-REMEMBERED: Final = 1_024
+SUBMIT_S: Final = 10.0
+MAX_RECIPIENTS: Final = 8
+"""Recipients that are served at once."""
+MAX_ROUNDS: Final = 3
+MIN_BREAK_S: Final = 1.0
+MAX_BREAK_S: Final = 60.0
+CACHE_SIZE: Final = 1_024
 
 _log: Final = logging.getLogger("relay.client")
 
 
-class Asks(Protocol):
-    """Puts questions to a relay of ours."""
-
-    async def ask(self, make: Callable[[str], frames.Resolve]) -> Answer:
-        """Ask; ``make`` is given the ref.
-
-        Raises:
-            AgentError: the relay's no, or no answer in time.
-        """
-        ...
-
-
-class Company(Protocol):
-    """What a detour needs of the agent."""
-
-    outbox: Outbox
-    correspondents: Correspondents
-    insecure_networks: Sequence[str]
-
-    @property
-    def asking(self) -> Asks:
-        """The relays of ours."""
-        ...
-
-    @property
-    def ended(self) -> AgentError | None:
-        """Why the agent is over."""
-        ...
-
-    @property
-    def alone_since(self) -> float | None:
-        """Since when no relay is connected, monotonic seconds; None: one is."""
-        ...
-
-    @property
-    def is_private_network(self) -> bool:
-        """Whether a relay of this agent has an address that is not public."""
-        ...
-
-
 @dataclass(slots=True)
-class _Break:
-    """A home that failed, and is left alone until ``until``, monotonic seconds."""
+class CircuitBreaker:
+    """Keeps a relay that has failed from being dialled for a while."""
 
-    failures: int = 0
+    backoff: Backoff = field(default_factory=lambda: Backoff(MIN_BREAK_S, MAX_BREAK_S))
     until: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """True while the relay is not to be dialled."""
+        return clock.monotonic() < self.until
+
+    def trip(self) -> None:
+        """Record a failure."""
+        self.until = clock.monotonic() + self.backoff.next_s()
 
 
 @dataclass(slots=True, eq=False)
-class Detours:
-    """Takes what strays to the recipients' own homes.
+class DirectDelivery:
+    """Delivers to the relays of the recipients themselves.
 
     Args:
-        company: the agent's.
+        outbox: what waits for direct delivery.
+        records: of the recipients.
+        resolve: asks a relay of the agent for a record.
+        insecure_networks: CIDRs that may be dialled without TLS.
+        is_private_network: a relay of the agent has a private address, so others may, too.
+        disconnected_since: monotonic seconds; None: a relay of the agent is connected.
     """
 
-    company: Company
-    _news: asyncio.Event = field(default_factory=asyncio.Event)
+    outbox: Outbox
+    records: RecordCache
+    resolve: Callable[[Did], Awaitable[frames.Resolved]]
+    insecure_networks: Sequence[str] = ()
+    is_private_network: bool = False
+    disconnected_since: float | None = None
+    _work: asyncio.Event = field(default_factory=asyncio.Event)
     _under_way: set[Did] = field(default_factory=set)
-    _breaks: OrderedDict[tuple[Did, str], _Break] = field(default_factory=OrderedDict)
-    _looks: bool = False
-    _lines: count[int] = field(default_factory=count)
+    _breakers: BoundedDict[tuple[Did, str], CircuitBreaker] = field(
+        default_factory=lambda: BoundedDict(CACHE_SIZE)
+    )
+    _is_refreshing: bool = False
+    _channels: count[int] = field(default_factory=count)
 
     def wake(self) -> None:
-        """Something strays, or no relay is connected."""
-        self._news.set()
+        """Look for work: there may be some, or no relay is connected."""
+        self._work.set()
+
+    def set_connected(self, *, is_connected: bool) -> None:
+        """Record whether a relay of the agent is connected."""
+        if is_connected:
+            self.disconnected_since = None
+        elif self.disconnected_since is None:
+            self.disconnected_since = clock.monotonic()
 
     async def run(self) -> None:
-        """Look after strays until cancelled."""
+        """Deliver until cancelled."""
         async with task_group() as tasks:
             while True:
-                self._news.clear()
-                if self._is_alone():
-                    self.company.outbox.stray_all(clock.monotonic())
-                for to in self.company.outbox.strays():
-                    if to not in self._under_way and len(self._under_way) < MOST_AT_ONCE:
+                self._work.clear()
+                if self._is_disconnected():
+                    self.outbox.route_all_direct(clock.monotonic())
+                for to in self.outbox.direct_recipients():
+                    if to not in self._under_way and len(self._under_way) < MAX_RECIPIENTS:
                         self._under_way.add(to)
-                        tasks.create_task(self._take(to))
-                wanted = None if self._looks else self.company.correspondents.next_wanted()
-                if wanted is not None:
-                    self._looks = True
-                    tasks.create_task(self._look_in_quiet(wanted))
-                await self._wait()
+                        tasks.create_task(self._deliver_to(to))
+                due = None if self._is_refreshing else self.records.next_refresh()
+                if due is not None:
+                    self._is_refreshing = True
+                    tasks.create_task(self._refresh_quietly(due))
+                looks = self.disconnected_since is not None and self.outbox.is_waiting
+                await wait_at_most(self._work, CHECK_S if looks else None)
 
-    async def _look_in_quiet(self, to: Did) -> None:
+    async def _refresh_quietly(self, to: Did) -> None:
         try:
-            if self.company.alone_since is None:
-                await self.look_for(to)
-        except Exception as bug:  # noqa: BLE001  others are looked for all the same
+            if self.disconnected_since is None:
+                await self.refresh_record(to)
+        except Exception as bug:  # noqa: BLE001  the records of others are refreshed all the same
             bug_of(bug, f"the look for {to}")
         finally:
-            self._looks = False
+            self._is_refreshing = False
             self.wake()
 
-    def _is_alone(self) -> bool:
-        since = self.company.alone_since
-        return since is not None and clock.monotonic() - since >= PATIENCE_S
-
-    async def _wait(self) -> None:
-        looks = self.company.alone_since is not None and self.company.outbox.is_waiting
-        try:
-            async with asyncio.timeout(LOOK_S if looks else None):
-                await self._news.wait()
-        except TimeoutError:
-            return
+    def _is_disconnected(self) -> bool:
+        since = self.disconnected_since
+        return since is not None and clock.monotonic() - since >= DIRECT_AFTER_S
 
     # ------------------------------------------------------------ one recipient
 
-    async def _take(self, to: Did) -> None:
-        outbox = self.company.outbox
-        items = outbox.hold_strays(to)
-        again = False
+    async def _deliver_to(self, to: Did) -> None:
+        items = self.outbox.take_direct(to)
+        try_again = False
         try:
-            again = await self._go(to, items)
+            try_again = await self._try_homes(to, items)
         except RelayError as exc:
-            _log.warning("the way to %s is not known: %s", to, exc)
-        except Exception as bug:  # noqa: BLE001  those to other recipients go on
-            bug_of(bug, f"the detour to {to}")
+            _log.warning("no record leads to %s: %s", to, exc)
+        except Exception as bug:  # noqa: BLE001  other recipients are served all the same
+            bug_of(bug, f"the direct delivery to {to}")
         except asyncio.CancelledError:
-            # it decides nothing: what a home may have is not refused here
-            again = True
+            # a cancellation decides nothing: a relay may have it, so it is not refused here
+            try_again = True
             raise
         finally:
-            if self.company.ended is not None:
-                outbox.cut(items, self.company.ended)
-            outbox.release(items, clock.monotonic(), try_again=again)
+            self.outbox.return_direct(items, clock.monotonic(), try_again=try_again)
             self._under_way.discard(to)
             self.wake()
 
-    async def _go(self, to: Did, items: list[Waiting]) -> bool:
-        """Try each home; True: what has no answer is worth another try."""
+    async def _try_homes(self, to: Did, items: list[Submission]) -> bool:
+        """Submit at each home; return whether what has no answer is worth another try."""
         record = await self._record_of(to, items)
-        again = False
-        for _ in range(MOST_ROUNDS):
+        try_again = False
+        for _ in range(MAX_ROUNDS):
             for home in sorted(record.relays if record else (), key=lambda home: home.prio):
-                left = [item for item in _open(items) if item.at != home.did]
+                left = [item for item in _undecided(items) if item.refused_by != home.did]
                 if left:
-                    again = await self._submit(home, left) or again
-            newer = self._learn(to, items)
+                    try_again = await self._submit(home, left) or try_again
+            newer = self._known_record(to, items)
             if record is None or newer is None or newer.version <= record.version:
                 break
             record = newer
-        return again
+        return try_again
 
-    async def _record_of(self, to: Did, items: list[Waiting]) -> EndpointRecord | None:
-        # first of all: a relay may show one that is older than what an earlier life has seen
-        await self.company.correspondents.get(to)
-        known = self._learn(to, items)
-        if self.company.alone_since is None:
-            known = await self.look_for(to) or known
+    async def _record_of(self, to: Did, items: list[Submission]) -> EndpointRecord | None:
+        # first the saved record: a relay may show an older one
+        await self.records.get(to)
+        known = self._known_record(to, items)
+        if self.disconnected_since is None:
+            known = await self.refresh_record(to) or known
         return known
 
-    def _learn(self, to: Did, items: list[Waiting]) -> EndpointRecord | None:
-        """The newest record that came with a refusal, or is known."""
-        newest = self.company.correspondents.learn(to, None)
+    def _known_record(self, to: Did, items: list[Submission]) -> EndpointRecord | None:
+        """Return the newest record that is known, or that came with a refusal."""
+        newest = self.records.add(to, None)
         for item in items:
-            for no in (item.not_carried, item.last):
-                if no is not None and no.record is not None:
-                    newest = self.company.correspondents.learn(to, no.record)
+            for refusal in (item.forward_refusal, item.last):
+                if refusal is not None and refusal.record is not None:
+                    newest = self.records.add(to, refusal.record)
         return newest
 
-    async def look_for(self, to: Did) -> EndpointRecord | None:
-        """Ask a relay of ours; its word is not needed, the record is signed by ``to``."""
-        answer: Answer | None = None
+    async def refresh_record(self, to: Did) -> EndpointRecord | None:
+        """Ask a relay of the agent for the recipient's record, which the recipient has signed."""
+        compact: str | None = None
         try:
             async with asyncio.timeout(RESOLVE_S):
-                answer = await self.company.asking.ask(lambda ref: frames.Resolve(ref, to))
+                compact = (await self.resolve(to)).record
         except (AgentError, TimeoutError) as exc:
-            _log.info("no relay of ours tells where %s lives: %s", to, exc)
-        compact = answer.record if isinstance(answer, frames.Resolved) else None
-        return self.company.correspondents.learn(to, compact)
+            _log.info("no relay of this agent resolves %s: %s", to, exc)
+        return self.records.add(to, compact)
 
     # ------------------------------------------------------------ one home
 
-    async def _submit(self, home: Home, items: list[Waiting]) -> bool:
-        """Submit once; True: nobody knows, or the home could not be reached just now."""
-        origin = self.origin_of(home.url)
+    async def _submit(self, home: Home, items: list[Submission]) -> bool:
+        """Submit once; return whether another try may help."""
+        origin = self.dialable(home.url)
         if origin is None:
             return False
-        pause = self._breaks.get(_key(home))
-        if pause is not None and clock.monotonic() < pause.until:
+        # not by address alone: a record that names a false relay there must not block the true one
+        name = (home.did, home.url)
+        breaker = self._breakers.get(name) or CircuitBreaker()
+        if breaker.is_open:
             return True
-        line = f"direct {next(self._lines)}"
-        submit = self.company.outbox.submit_direct(items, clock.monotonic(), line)
-        said = asyncio.Event()
+        channel_id = f"direct {next(self._channels)}"
+        submit = self.outbox.submit_direct(items, clock.monotonic(), channel_id)
+        sent = asyncio.Event()
         try:
-            answer = await RelayApi(origin, POST_S).submit(submit, said.set)
+            answer = await RelayApi(origin, SUBMIT_S).submit(submit, sent.set)
             now = clock.monotonic()
             if isinstance(answer, AgentError):
-                self.company.outbox.failed(submit.ref, answer, now, line)
+                self.outbox.failed(submit.ref, answer, now, channel_id)
             else:
-                self.company.outbox.answered(answer, home.did, now, line)
+                self.outbox.answered(answer, home.did, now, channel_id)
         except (AgentError, ProtocolError) as exc:
             self._failed(home, submit.ref, items, of(exc))
+            breaker.trip()
+            self._breakers[name] = breaker
             return True
         except asyncio.CancelledError:
-            self.company.outbox.land(submit.ref, maybe_stored=said.is_set())
+            self.outbox.unanswered(submit.ref, maybe_stored=sent.is_set())
             raise
-        self._breaks.pop(_key(home), None)
-        return any(item.last is not None and is_passing(item.last) for item in _open(items))
+        self._breakers.pop(name, None)
+        return any(item.last is not None and is_retried(item.last) for item in _undecided(items))
 
-    def _failed(self, home: Home, ref: str, items: list[Waiting], exc: AgentError) -> None:
+    def _failed(self, home: Home, ref: str, items: list[Submission], exc: AgentError) -> None:
         _log.warning("%s of the recipient: %s", home.url, exc)
-        self.company.outbox.land(ref, maybe_stored=exc.stored != "no")
+        self.outbox.unanswered(ref, maybe_stored=exc.stored != "no")
         for item in items:
             stored: Stored = "unknown" if item.maybe_stored else "no"
             item.last = frames.Rejection(ref, 0, ErrorCode.PEER_UNREACHABLE, stored, exc.detail)
-        pause = self._breaks.setdefault(_key(home), _Break())
-        pause.failures += 1
-        longest = doubling_pause_s(pause.failures, FIRST_BREAK_S, LONGEST_BREAK_S)
-        share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
-        pause.until = clock.monotonic() + longest * share
-        while len(self._breaks) > REMEMBERED:
-            self._breaks.popitem(last=False)
 
-    def origin_of(self, url: str) -> Origin | None:
-        """Where that is; None: a stranger's record must not make this agent call there."""
+    def dialable(self, url: str) -> Origin | None:
+        """Return the origin of a URL that a stranger chose; None: it must not be dialled."""
         try:
-            origin = origins.parse(url, insecure_networks=self.company.insecure_networks)
+            origin = origins.parse(url, insecure_networks=self.insecure_networks)
         except (ValueError, AgentError) as exc:
             _log.warning("the recipient's record names a home that cannot be dialled: %s", exc)
             return None
-        if self.company.is_private_network:
+        if self.is_private_network:
             return origin
-        outside = origin.as_public()
-        if outside is None:
-            _log.warning("the recipient's record names an address inside of here: %s", origin)
-        return outside
+        public = origin.as_public()
+        if public is None:
+            _log.warning("the recipient's record names a private address: %s", origin)
+        return public
 
 
-def _open(items: list[Waiting]) -> list[Waiting]:
-    return [item for item in items if item.held and not item.answer.done()]
-
-
-def _key(home: Home) -> tuple[Did, str]:
-    """Not the address alone: a record that names a false relay there must not cost the true one."""
-    return home.did, home.url
+def _undecided(items: list[Submission]) -> list[Submission]:
+    return [item for item in items if item.state is SubmissionState.WITH_DIRECT]

@@ -1,11 +1,8 @@
-"""Outcomes that no ``send`` has told: it had given up, or ended with its process (promise S3).
+"""Outcomes that no ``send`` has returned: it timed out, or ended with its process (promise S3).
 
-Rules of the file: an outcome is written in the commit that takes its envelope out of the outbox,
-and leaves only when the program says so; until then every iteration and life shows it again.
-
-::
-
-    OUTBOX ──receipt, refusal, expiry, nobody waits──▶ kept ──shown, shown …──▶ done ──▶ gone
+Entry points: :class:`Outcomes` and :class:`OutcomeIterator`. Invariants: an outcome is written in
+the commit that takes its envelope out of the outbox. Every iteration, in every process, shows it
+again until the program calls its ``done()``.
 """
 
 from __future__ import annotations
@@ -16,6 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from relay.client._util import Signal, failure_of
 from relay.client.errors import AgentError, ClosedError, again, typed
 from relay.client.message import Sent
 from relay.client.process import Owner, not_pickled
@@ -23,31 +21,27 @@ from relay.client.state.journal import Journal, OutcomeRow
 from relay.protocol import jws as jose
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    MessageId,
-)
+from relay.protocol.ids import Did, Eid, MessageId
 
-MOST_KEPT: Final = 10_000
-"""Unanswered envelopes and outcomes that nobody has taken: over it nothing new is submitted."""
+MAX_UNREPORTED: Final = 10_000
+"""Unanswered envelopes and outcomes that no program took: above it nothing new is submitted."""
 
 _log: Final = logging.getLogger("relay.client")
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeValues:
-    """What became of one envelope.
+    """The outcome of one envelope.
 
     Args:
-        eid: which envelope.
+        eid: of the envelope.
         id: the sender's own id, for ``status``.
         to: its recipient.
         expires_at: Unix seconds.
-        at: when it was noted here, Unix seconds.
+        at: when the outcome was written here, Unix seconds.
         sent: the relay's receipt, or None.
-        error: why there is none; ``.stored`` says what is known, ``.envelope`` is what was sent.
-            ``expired`` with ``stored`` ``unknown``: no relay had answered when its time was over.
+        error: why there is none; ``.stored`` tells what is known, ``.envelope`` is what was sent.
+            ``expired`` with ``stored`` ``unknown``: no relay answered in its lifetime.
     """
 
     eid: Eid
@@ -67,32 +61,32 @@ class OutcomeValues:
 
     @property
     def code(self) -> ErrorCode | None:
-        """Why there is no receipt; None: there is one."""
+        """The reason why there is no receipt; None: there is one."""
         return self.error.code if self.error is not None else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome(OutcomeValues):
-    """What became of an envelope whose ``send`` could not say it.
+    """The outcome of an envelope whose ``send`` could not return it.
 
     Args:
         place: its order among the outcomes.
-        desk: where it is forgotten.
+        outcomes: where it is deleted.
     """
 
     place: int
-    desk: Outcomes = field(repr=False)
+    outcomes: Outcomes = field(repr=False)
 
     __reduce__ = not_pickled("an outcome is neither pickled nor copied: hand on its eid and sent")
 
     async def done(self) -> None:
-        """Say that the program has made use of it: it is not shown again.
+        """Record that the program has processed it: it is not shown again.
 
         Raises:
             ClosedError: the agent was closed; the next one shows it again.
-            InternalError: the state file cannot be written; say it again.
+            InternalError: the state file cannot be written; call it again.
         """
-        await self.desk.forget(self.place)
+        await self.outcomes.delete(self.place)
 
 
 class Outcomes:
@@ -102,61 +96,61 @@ class Outcomes:
         self._journal = journal
         self._ended: AgentError | None = None
         self._count = 0
-        self._noting = 0
-        self._news = asyncio.Event()
+        self._saving = 0
+        self._changed = Signal()
         self._owner = Owner()
 
     def end(self, failure: AgentError) -> None:
-        """No more will come: iterations end when they have shown what there is."""
+        """End the iterations, once they have shown what there is."""
         self._ended = failure
-        self._tell()
+        self._changed.notify()
 
-    async def is_full(self, beside: int) -> bool:
-        """Whether one more envelope, ``beside`` so many unanswered ones, would be too many."""
-        if self._journal is None or self._count + self._noting + beside < MOST_KEPT:
+    async def is_full(self, unanswered: int) -> bool:
+        """Return whether one more envelope beside those unanswered would be too many."""
+        if self._journal is None or self._count + self._saving + unanswered < MAX_UNREPORTED:
             return False
-        # counted anew: another process of this agent may have taken some
-        self._count = await self._journal.count_outcomes()
-        return self._count + self._noting + beside >= MOST_KEPT
+        # counted again: another process of this agent may have taken some
+        await self.recount()
+        return self._count + self._saving + unanswered >= MAX_UNREPORTED
 
     async def recount(self) -> None:
-        """Learn how many an earlier life has left."""
+        """Count the outcomes in the journal."""
         if self._journal is not None:
             self._count = await self._journal.count_outcomes()
 
-    def conclude(self, envelope: SignedEnvelope, answer: Sent | AgentError) -> None:
-        """Note an outcome and take its envelope out of the outbox: both, or after a crash neither.
+    def save(self, envelope: SignedEnvelope, answer: Sent | AgentError) -> None:
+        """Write an outcome and take its envelope out of the outbox, in one commit.
 
-        Where that cannot be written, the envelope stays in the outbox for the next life.
+        If that fails, the envelope stays in the outbox for the next process.
         """
         if self._journal is not None:
             level = logging.INFO if isinstance(answer, Sent) else logging.WARNING
-            said = "stored" if isinstance(answer, Sent) else str(answer)
-            _log.log(level, "%s, which no send waits for any more: %s", envelope.eid, said)
-            # it counts from now on, not only when it is written: else a send slips in between
-            self._noting += 1
-            self._journal.save_outcome(envelope, answer).add_done_callback(self._concluded)
+            result = "stored" if isinstance(answer, Sent) else str(answer)
+            _log.log(level, "%s, which no send waits for any more: %s", envelope.eid, result)
+            # it counts from now on, not only once it is written: else a send slips in between
+            self._saving += 1
+            self._journal.save_outcome(envelope, answer).add_done_callback(self._saved)
 
-    def _concluded(self, noting: asyncio.Future[None]) -> None:
-        self._noting -= 1
-        failure = None if noting.cancelled() else noting.exception()
+    def _saved(self, saving: asyncio.Future[None]) -> None:
+        self._saving -= 1
+        failure = failure_of(saving)
         if failure is None:
             self._count += 1
-            self._tell()
+            self._changed.notify()
         else:
             _log.warning("the outbox keeps what was answered: %s", failure)
 
     async def next(self, after: int) -> Outcome | None:
-        """The first one behind a place; waits for it. None: the agent was closed.
+        """Wait for the first outcome behind a place; None: the agent was closed.
 
         Raises:
-            AgentError: what the agent ended with; ``internal``: the file cannot be read.
+            AgentError: the end of the agent; ``internal``: the file cannot be read.
         """
         self._owner.check()
         if self._journal is None:
             return None
         while True:
-            news = self._news
+            changed = self._changed.upcoming()
             try:
                 row = await self._journal.next_outcome(after)
             except ClosedError:
@@ -169,18 +163,13 @@ class Outcomes:
                 return None
             if self._ended is not None:
                 raise again(self._ended)
-            await news.wait()
+            await changed.wait()
 
-    async def forget(self, place: int) -> None:
-        """The program has made use of it; see :meth:`Outcome.done`."""
+    async def delete(self, place: int) -> None:
+        """Delete an outcome; see :meth:`Outcome.done`."""
         self._owner.check()
         if self._journal is not None:
             self._count -= await self._journal.delete_outcome(place)
-
-    def _tell(self) -> None:
-        # each wait has its own event: one that is cleared could be missed by a second iteration
-        self._news.set()
-        self._news = asyncio.Event()
 
     def _outcome(self, row: OutcomeRow) -> Outcome:
         sent, error = _read(row)
@@ -194,11 +183,11 @@ class Outcomes:
             sent=sent,
             error=error,
             place=row.place,
-            desk=self,
+            outcomes=self,
         )
 
 
-class Telling(AsyncIterator[Outcome]):
+class OutcomeIterator(AsyncIterator[Outcome]):
     """One iteration over the outcomes, from the oldest; a cancelled wait skips none."""
 
     def __init__(self, outcomes: Outcomes) -> None:
@@ -210,14 +199,14 @@ class Telling(AsyncIterator[Outcome]):
             found = await self._outcomes.next(self._after)
             if found is None:
                 raise StopAsyncIteration
-            # two tasks may have waited in one iteration: each outcome goes to one of them
+            # two tasks may wait in one iteration: each outcome goes to one of them
             if found.place > self._after:
                 self._after = found.place
                 return found
 
 
 def expired(envelope: SignedEnvelope) -> AgentError:
-    """The outcome of one whose time is over before a relay's answer."""
+    """Return the outcome of an envelope that no relay has answered in its lifetime."""
     detail = "its time is over and no relay has answered; it may have been stored"
     return typed(ErrorCode.EXPIRED, detail, stored="unknown", envelope=envelope)
 

@@ -1,7 +1,7 @@
-"""Signs an envelope of an agent, its body sealed unless the program says otherwise.
+"""Sign an envelope; its body is sealed unless the program does not want that.
 
-Rules of the file: what is made is read as its relay and its recipient will read it. What one of
-them would refuse for its form is refused here, and nothing is sent.
+Entry points: :func:`sign` and :func:`check`. Invariant: an envelope is read here as its relay and
+its recipient will read it. If one of them would refuse its form, nothing is sent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from relay import clock
 from relay.client.errors import AgentError, of, typed
-from relay.client.inbox.opener import MAX_BODY_BYTES as MOST_OPENED
-from relay.client.message import Body, content_of
+from relay.client.message import MAX_OPENED_BODY_BYTES, Body, content_of
 from relay.protocol import envelope as envelopes
 from relay.protocol import jws as jose
 from relay.protocol import sealing
@@ -52,9 +51,9 @@ def sign(
 
     Raises:
         TooLargeError: the body, sealed if it is, is over ``max_body_bytes``.
-        BadEnvelopeError: a type, a thread id or the lifetime is one that no relay or no recipient
-            takes.
-        TypeError, ValueError: ``to`` is no DID, or JSON cannot say ``body``.
+        BadEnvelopeError: a type, a thread id or the lifetime is one that no relay or no
+            recipient accepts.
+        TypeError, ValueError: ``to`` is no DID, or ``body`` has no JSON form.
     """
     recipient = parse_did(to)
     content = content_of(body, content_type)
@@ -67,7 +66,7 @@ def sign(
         raise _unsent(of(exc)) from exc
     except TypeError as exc:
         # text that is no Unicode, as a broken file name may be
-        raise _unsent(typed(ErrorCode.BAD_ENVELOPE, f"it cannot be said: {exc}")) from exc
+        raise _unsent(typed(ErrorCode.BAD_ENVELOPE, f"it cannot be encoded: {exc}")) from exc
     return signed
 
 
@@ -78,20 +77,20 @@ def check(envelope: SignedEnvelope) -> None:
         ProtocolError: one of them would refuse its form.
     """
     try:
-        found = envelopes.parse(jose.loads(envelope.wire), max_body_bytes=MOST_OPENED)
+        found = envelopes.parse(jose.loads(envelope.wire), max_body_bytes=MAX_OPENED_BODY_BYTES)
     except RelayError as exc:
         raise _unsent(of(exc)) from exc
     except ValueError as exc:
         raise typed(ErrorCode.BAD_ENVELOPE, f"not an envelope: {exc}", stored="no") from exc
-    said = (found.eid, found.id, found.recipient.did, found.expires_at)
-    if said != (envelope.eid, envelope.id, envelope.to, envelope.expires_at):
-        raise typed(ErrorCode.BAD_ENVELOPE, "it is not the one that it is called", stored="no")
+    read = (found.eid, found.id, found.recipient.did, found.expires_at)
+    if read != (envelope.eid, envelope.id, envelope.to, envelope.expires_at):
+        raise typed(ErrorCode.BAD_ENVELOPE, "its bytes are of another envelope", stored="no")
 
 
 def damage(envelope: SignedEnvelope) -> AgentError | None:
-    """What is wrong with an envelope of a state file, if anything.
+    """Return what is wrong with an envelope of a state file, if anything.
 
-    No relay could read the frame that it is in, nor what else is in there.
+    No relay could read the frame that it is in, nor the other envelopes there.
     """
     try:
         check(envelope)
@@ -113,12 +112,15 @@ def _draft(
     message_id = new_message_id(now, clock.entropy)
     reserved = {BOUNCE_CONTENT_TYPE} if sealed else {BOUNCE_CONTENT_TYPE, sealing.CONTENT_TYPE}
     if content.content_type in reserved:
-        raise typed(ErrorCode.BAD_ENVELOPE, f"{content.content_type} means something else")
+        raise typed(
+            ErrorCode.BAD_ENVELOPE,
+            f"{content.content_type} is reserved: choose another content type",
+        )
     wire = content.body
     if sealed:
         wire = sealing.seal(content, sender=key.did, recipient=recipient, message_id=message_id)
     if len(wire) > max_body_bytes:
-        detail = f"the body has {len(wire)} bytes on the wire, the relay takes {max_body_bytes}"
+        detail = f"the body has {len(wire)} bytes on the wire, the relay allows {max_body_bytes}"
         raise typed(ErrorCode.TOO_LARGE, detail)
     return Draft(
         to=recipient.did,

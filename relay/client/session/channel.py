@@ -1,198 +1,255 @@
-"""Keeps an agent in conversation with one relay: dial, log in, read, write, dial again.
+"""One relay of an agent and the connection to it, kept up: dial, log in, read, write, dial again.
 
-Rules of the file: it decides when to speak and when to give up, the boxes decide what is said. Only
-the relay's signed word ends it; any other end, a bug here or a lie there included, is a reason to
-dial again, with full jitter.
+Entry point: :meth:`Channel.run`. The channel decides when to write and when to dial; outbox, inbox
+and requests decide what is written. Invariants: only a signed error of the relay ends it. After any
+other end, a bug here included, it dials again, with full jitter and not before the relay allows.
+Example of a channel whose relay restarts: ``dial, read, lost, pause, dial, read``.
 
 ::
 
-    run ──▶ dial ──▶ read ‖ write ‖ keep the record ‖ look at bounces ──lost──▶ pause ──▶ dial …
-                                  └── superseded, wrong_relay, …  ──▶ the end, for good
+    run ──▶ dial ──▶ read ‖ write ‖ keep the record ‖ verify bounces ──lost──▶ pause ──▶ dial …
+              ▲                    └── superseded, wrong_relay, …  ──▶ the end, for good
+              └─resume── paused ◀──pause── (the agent migrates)
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final, Protocol
+from typing import Final
 
 from relay import clock
-from relay.client._util import task_group
-from relay.client.directory.own_record import Homes
-from relay.client.directory.resolve import resolve_at
+from relay.client._util import Backoff, task_group, wait_at_most
+from relay.client.directory.own_record import OwnRecord
 from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
 from relay.client.http.origin import Origin
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.outbox.queue import Outbox
-from relay.client.session.connection import (
-    Line,
-    Said,
-    dial,
-)
-from relay.client.session.reconnect import (
-    Folded,
-    Gate,
-    LogInAgain,
-    Rest,
-    first_of,
-    pause_after,
-)
-from relay.client.session.requests import (
-    Answer,
-    Question,
-    Questions,
-)
+from relay.client.session.connection import Connection, Incoming, dial
+from relay.client.session.requests import PendingRequests, Request, Response
 from relay.client.state.agent_state import AgentState
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    LoginOptions,
-)
+from relay.protocol.client_session import LoginOptions
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, RelayError
+from relay.protocol.ids import Did, Timestamp
 
-SETTLED_S: Final = 1.0
+STABLE_S: Final = 1.0
 """A connection that lasted so long was a good one: the next pause is short again."""
-QUESTION_S: Final = 15.0
+REQUEST_TIMEOUT_S: Final = 15.0
+MIN_PAUSE_S: Final = 0.2
+MAX_PAUSE_S: Final = 5.0
+MAX_RETRY_AFTER_S: Final = 60
+CLOSE_TIMEOUT_S: Final = 5.0
+"""A clean close takes two seconds at most."""
 
 _log: Final = logging.getLogger("relay.client")
 
 
-class Company(Protocol):
-    """What the conversations of one agent share; see :mod:`relay.client.session.pool`."""
+class Relogin(Exception):  # noqa: N818  a signal, no error
+    """The record that names this relay is published now: a new login opens the inbox."""
+
+
+class Paused(Exception):  # noqa: N818  a signal, no error
+    """The agent migrates: there must be no session at this relay now."""
+
+
+class DuplicateRelay(Exception):  # noqa: N818  a signal, no error
+    """Another channel has this relay, and now has this one's origin."""
+
+
+@dataclass(slots=True)
+class ReconnectControl:
+    """Decides when a channel may dial: now, after a pause, once it is resumed, or never more.
+
+    A channel that is paused closes its connection in the clean way first: then the relay knows
+    exactly what it has delivered.
+    """
+
+    is_stopped: bool = False
+    backoff: Backoff = field(default_factory=lambda: Backoff(MIN_PAUSE_S, MAX_PAUSE_S))
+    _allowed: asyncio.Event = field(default_factory=asyncio.Event)
+    _paused: asyncio.Event = field(default_factory=asyncio.Event)
+    _at_rest: asyncio.Event = field(default_factory=asyncio.Event)
+    _retry_now: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._allowed.set()
+
+    # ------------------------------------------------------------ for the agent
+
+    def pause(self) -> None:
+        """Do not dial; close the connection."""
+        self._allowed.clear()
+        self._paused.set()
+        self._retry_now.set()
+
+    async def pause_and_wait(self) -> None:
+        """Pause, and wait until the connection is closed, but not for ever."""
+        self.pause()
+        await wait_at_most(self._at_rest, CLOSE_TIMEOUT_S)
+
+    def stop(self) -> None:
+        """Never dial again; close the connection."""
+        self.is_stopped = True
+        self.pause()
+        self._allowed.set()
+
+    def resume(self) -> None:
+        """Dial, and now."""
+        self._paused.clear()
+        self._allowed.set()
+        self._retry_now.set()
+
+    # ------------------------------------------------------------ for the channel
+
+    async def wait_allowed(self) -> bool:
+        """Wait until the channel may dial; False: never more."""
+        if not self._allowed.is_set():
+            self._at_rest.set()
+            await self._allowed.wait()
+            self._at_rest.clear()
+        return not self.is_stopped
+
+    async def wait_paused(self) -> None:
+        """Wait until the connection must be closed.
+
+        Raises:
+            Paused: now.
+        """
+        await self._paused.wait()
+        raise Paused
+
+    async def wait_to_retry(self, retry_after: int | None) -> None:
+        """Wait before the next dial, unless there is a reason to dial sooner."""
+        seconds = self.backoff.next_s() + min(retry_after or 0, MAX_RETRY_AFTER_S)
+        if await wait_at_most(self._retry_now, seconds):
+            self._retry_now.clear()
+
+
+@dataclass(slots=True, eq=False)
+class Channel:
+    """Everything between an agent and one of its relays.
+
+    Args:
+        key: the agent.
+        state: pins and epochs.
+        outbox: of the agent, shared by its channels.
+        agent_inbox: of the agent, shared by its channels.
+        own_record: of the agent, shared by its channels.
+        claim_relay: asks for a relay; False: another channel has it, and now has this origin, too.
+        on_connection_change: called when a connection is made or lost, or when more is known.
+        wait_records_known: waits until each reachable relay has shown the record that it holds.
+        origins: of the relay; the first that answers is used, and where it is lost the next.
+        relay: its DID; None: whichever proves itself at the first contact.
+        is_active: envelopes are submitted through this channel.
+    """
 
     key: SigningKey
     state: AgentState
     outbox: Outbox
-    inbox: Inbox
-    homes: Homes
-
-    @property
-    def ended(self) -> AgentError | None:
-        """Why the agent is over."""
-        ...
-
-    def claims(self, conversation: Conversation, relay: Did) -> bool:
-        """Whether this one is to talk to ``relay``; False: another one does, at its origin, too."""
-        ...
-
-    def is_sender(self, conversation: Conversation) -> bool:
-        """Whether envelopes are submitted through this one."""
-        ...
-
-    def line_changed(self) -> None:
-        """A connection came or went."""
-        ...
-
-    async def all_asked(self) -> None:
-        """Wait until each relay that can be reached has said which record it holds."""
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class Conversation:
-    """All that goes on between an agent and one of its relays.
-
-    Args:
-        company: what it shares with the agent's other conversations.
-        origins: where the relay is; the first that answers is taken, and where it is lost the next.
-        relay: which relay it is; None: whichever proves itself at the first contact.
-    """
-
-    company: Company
+    agent_inbox: Inbox
+    own_record: OwnRecord
+    claim_relay: Callable[[Channel, Did], bool]
+    on_connection_change: Callable[[], None]
+    wait_records_known: Callable[[], Awaitable[None]]
     origins: list[Origin]
     relay: Did | None = None
-    questions: Questions = field(default_factory=Questions)
-    line: Line | None = None
+    is_active: bool = False
+    requests: PendingRequests = field(default_factory=PendingRequests)
+    connection: Connection | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     last_failure: AgentError | None = None
-    gate: Gate = field(default_factory=Gate)
+    control: ReconnectControl = field(default_factory=ReconnectControl)
     inbox: RelayInbox = field(init=False)
     origin: Origin = field(init=False)
     welcome: frames.Welcome | None = field(default=None, init=False)
     limits: dict[str, int] = field(default_factory=dict, init=False)
-    has_asked: bool = field(default=False, init=False)
-    is_settled: bool = field(default=False, init=False)
-    _holds_inbox: bool = field(default=False, init=False)
+    record_known: bool = field(default=False, init=False)
+    is_ready: bool = field(default=False, init=False)
+    _has_inbox: bool = field(default=False, init=False)
     _work: asyncio.Event = field(default_factory=asyncio.Event, init=False)
 
     def __post_init__(self) -> None:
         self.origin = self.origins[0]
-        self.inbox = RelayInbox(self.company.inbox, self.wake)
+        self.inbox = RelayInbox(self.agent_inbox, self.wake)
 
     # ------------------------------------------------------------ for the agent
 
     def wake(self) -> None:
-        """There is something to write."""
+        """Look for something to write."""
         self._work.set()
 
     @property
     def has_answered(self) -> bool:
-        """Whether it is known how this relay stands, or that it cannot be reached now."""
-        return self.is_settled or self.last_failure is not None
+        """True once the relay has opened a session or refused it, or is known to be unreachable."""
+        return self.is_ready or self.last_failure is not None
 
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
-        """Ask this relay a question, over reconnects, for at most 15 s.
+    @property
+    def is_home(self) -> bool:
+        """True if the relay has opened an inbox of this agent, at the latest login."""
+        return self.welcome is not None and self.welcome.inbox
+
+    async def request(self, make: Callable[[str], Request]) -> Response:
+        """Send a request to this relay, over reconnects, for at most 15 s.
 
         Raises:
-            AgentError: the relay's no, or no answer in time.
+            AgentError: the relay's refusal, or no answer in time.
         """
-        if self.company.ended is not None:
-            raise again(self.company.ended)
-        answer = self.questions.ask(make)
+        if self.outbox.ended is not None:
+            raise again(self.outbox.ended)
+        response = self.requests.add(make)
         self.wake()
         try:
-            async with asyncio.timeout(QUESTION_S):
-                return await answer
+            async with asyncio.timeout(REQUEST_TIMEOUT_S):
+                return await response
         except TimeoutError as exc:
             raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from the relay in time") from exc
 
     # ------------------------------------------------------------ dial, again and again
 
     async def run(self) -> AgentError | None:
-        """Converse until told to stop for good; gives why. None: another one has this relay."""
-        failures = at = 0
-        while await self.gate.passed():
+        """Keep the connection up until an end for good, and return its reason.
+
+        None: another channel has this relay.
+        """
+        at = 0
+        while await self.control.wait_allowed():
             self.origin = self.origins[at % len(self.origins)]
             began = clock.monotonic()
             try:
-                failure = await self._try(self.origin)
-            except Folded:
+                failure = await self._connect_once(self.origin)
+            except DuplicateRelay:
                 return None
             if failure is not None and not self._goes_on(self.origin, failure):
                 return failure
-            if self.company.ended is not None:
+            if self.outbox.ended is not None:
                 # not left to a cancellation, which may be lost when a task group fails meanwhile
-                return self.company.ended
-            if clock.monotonic() - began > SETTLED_S:
-                failures = 0
+                return self.outbox.ended
+            if clock.monotonic() - began > STABLE_S:
+                self.control.backoff.reset()
             else:
-                failures, at = failures + 1, at + (failure is not None)
-            asked = self.last_failure.retry_after if self.last_failure else None
-            await self.gate.pause(pause_after(failures, asked))
+                at += failure is not None
+            await self.control.wait_to_retry(
+                self.last_failure.retry_after if self.last_failure else None
+            )
         return typed(ErrorCode.MOVED, f"this agent has left {self.origin}")
 
-    async def _try(self, origin: Origin) -> AgentError | None:
-        """Converse once; gives what ended it, None where this side did."""
+    async def _connect_once(self, origin: Origin) -> AgentError | None:
+        """Connect once, and return the reason for the end; None: this side has ended it."""
         try:
-            await self._converse(origin)
-        except AgentError as said:
-            clear = self.company.state.explain(said, str(self.origin), self.relay)
-            exc = await self._with_record(self._credible(clear))
+            await self._use_connection(origin)
+        except AgentError as failure:
+            explained = self.state.explain(failure, str(self.origin), self.relay)
+            exc = await self._with_record(self._credible(explained))
             _log.info("%s", exc)
-        except Folded:
+        except DuplicateRelay:
             raise
-        except Exception as bug:  # noqa: BLE001  other conversations, and the program, go on
+        except Exception as bug:  # noqa: BLE001  other channels, and the program, go on
             exc = bug_of(bug, f"the conversation with {origin}")
         else:
             return None
@@ -200,26 +257,27 @@ class Conversation:
         if self.welcome is None:
             self.inbox.on_no_inbox(exc)
         self.inbox.unreachable()
-        self.company.line_changed()
+        self.on_connection_change()
         return exc
 
     def _credible(self, exc: AgentError) -> AgentError:
-        """Only who has given an inbox can say that a newer session has it."""
-        if not isinstance(exc, SupersededError) or self._holds_inbox:
+        """Return the error; a relay that gave no inbox cannot know that a newer session has it."""
+        if not isinstance(exc, SupersededError) or self._has_inbox:
             return exc
         return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
 
     async def _with_record(self, exc: AgentError) -> AgentError:
-        """Who is told that the agent moves, but not where to, looks: another program moved it."""
+        """Add the newest record to an error that says only that the agent has moved.
+
+        Another program of this agent has moved it, then.
+        """
         if exc.code not in {ErrorCode.MOVED, ErrorCode.MIGRATING} or exc.record is not None:
             return exc
         try:
-            found = await resolve_at(self.origin, self.company.key.did, is_own=True)
-            if found.record is not None:
-                exc.record = found.record.jws.compact
-                self.company.homes.told(exc.record)
+            found = await self.own_record.refresh_from(self.origin)
+            exc.record = found.record.jws.compact if found.record is not None else None
         except RelayError as failure:
-            _log.info("where this agent lives is not said: %s", failure)
+            _log.info("the record of this agent is not known: %s", failure)
         return exc
 
     def _goes_on(self, origin: Origin, exc: AgentError) -> bool:
@@ -228,82 +286,81 @@ class Conversation:
         self.origins = [other for other in self.origins if other != origin]
         return bool(self.origins) and not isinstance(exc, SupersededError)
 
-    async def _converse(self, origin: Origin) -> None:
-        self._holds_inbox = False
-        async with dial(origin, self.company.key, self._login(origin), self._is_mine) as line:
-            self._begin(origin, line)
+    async def _use_connection(self, origin: Origin) -> None:
+        self._has_inbox = False
+        async with dial(origin, self.key, self._login(origin), self._ensure_claimed) as connection:
+            self._begin(origin, connection)
             try:
-                await self._talk(line)
-            except (LogInAgain, Rest):
+                await self._run_tasks(connection)
+            except (Relogin, Paused):
                 return
             finally:
                 self._lose()
 
     def _login(self, origin: Origin) -> LoginOptions:
-        state = self.company.state
-        expected = self.relay or state.relay_at(str(origin))
-        # at first contact a liar could gain a record that names somewhere else: proof comes first
-        return LoginOptions(str(origin), expected, state.record if expected else None)
+        expected = self.relay or self.state.relay_at(str(origin))
+        # at first contact a liar could use a record that names another relay: proof comes first
+        return LoginOptions(str(origin), expected, self.state.record if expected else None)
 
-    def _is_mine(self, relay: Did) -> None:
-        """Two sessions at one relay would supersede each other: asked before the login."""
-        if not self.company.claims(self, relay):
-            raise Folded
+    def _ensure_claimed(self, relay: Did) -> None:
+        """Claim the relay before the login: two sessions there would supersede each other."""
+        if not self.claim_relay(self, relay):
+            raise DuplicateRelay
 
-    def _begin(self, origin: Origin, line: Line) -> None:
-        ready, state = line.ready, self.company.state
-        state.pin(str(origin), line.relay)
-        self.line, self.relay, self.welcome = line, line.relay, ready.welcome
-        self._holds_inbox, self.last_failure = ready.welcome.inbox, None
+    def _begin(self, origin: Origin, connection: Connection) -> None:
+        ready, relay = connection.ready, connection.relay
+        self.state.pin(str(origin), relay)
+        self.connection, self.relay, self.welcome = connection, relay, ready.welcome
+        self._has_inbox, self.last_failure = ready.welcome.inbox, None
         self.limits, self.lost = ready.hello.limits, asyncio.Event()
-        self.company.homes.joined(line.relay, str(origin))
+        self.own_record.add_relay(relay, str(origin))
         epoch = ready.welcome.epoch
-        before = state.see_epoch(line.relay, epoch) if epoch is not None else None
-        self.inbox.connected(line.relay, ready.welcome, was_reset=before is not None)
-        self.company.line_changed()
+        before = self.state.see_epoch(relay, epoch) if epoch is not None else None
+        self.inbox.connected(relay, ready.welcome, was_reset=before is not None)
+        self.on_connection_change()
 
     def _lose(self) -> None:
-        self.line = None
-        self.has_asked = False
-        self.company.outbox.lost(self._name)
+        self.connection = None
+        self.record_known = False
+        self.outbox.lost(self._id)
         self.inbox.disconnected()
-        self.questions.lost()
+        self.requests.lost()
         self.lost.set()
-        self.company.line_changed()
+        self.on_connection_change()
 
     @property
-    def _name(self) -> str:
-        """Its line in the outbox."""
+    def _id(self) -> str:
+        """Its name in the outbox."""
         return self.relay or ""
 
-    async def _talk(self, line: Line) -> None:
+    async def _run_tasks(self, connection: Connection) -> None:
         try:
             async with task_group() as tasks:
-                tasks.create_task(self._read(line))
-                tasks.create_task(self._write(line))
-                tasks.create_task(self._keep_record(line))
+                tasks.create_task(self._read(connection))
+                tasks.create_task(self._write(connection))
+                tasks.create_task(self._keep_record(connection))
                 tasks.create_task(self.inbox.verify_bounces())
-                tasks.create_task(self.gate.until_shut())
+                tasks.create_task(self.control.wait_paused())
         except BaseExceptionGroup as group:
-            first = first_of(group)
+            first = _first_of(group)
             if isinstance(first, RelayError) and not isinstance(first, AgentError):
-                # a lie in mid-conversation costs the relay the connection, not us the agent
-                detail = f"the relay said what cannot be: {first.detail}"
+                # a wrong frame in a session costs the relay the connection, not us the agent
+                detail = f"the relay sent a wrong frame: {first.detail}"
                 raise typed(ErrorCode.BAD_FRAME, detail) from first
             raise first from None
 
     # ------------------------------------------------------------ read
 
-    async def _read(self, line: Line) -> None:
+    async def _read(self, connection: Connection) -> None:
         while True:
-            for frame in await line.receive():
-                await self._hear(frame, line)
+            for frame in await connection.receive():
+                await self._process(frame, connection)
             self.wake()
 
-    async def _hear(self, frame: Said, line: Line) -> None:
+    async def _process(self, frame: Incoming, connection: Connection) -> None:
         match frame:
             case frames.Submitted():
-                self.company.outbox.answered(frame, line.relay, clock.monotonic(), self._name)
+                self.outbox.answered(frame, connection.relay, clock.monotonic(), self._id)
             case frames.Deliver():
                 await self.inbox.delivered(frame)
             case frames.Gap():
@@ -311,98 +368,103 @@ class Conversation:
             case frames.Acked():
                 self.inbox.acked(frame)
             case frames.Statuses() | frames.Resolved() | frames.Published() | frames.Ruled():
-                self.questions.answered(frame)
+                self.requests.answered(frame)
             case frames.Error():
-                self._hear_error(frame)
+                self._process_error(frame)
 
-    def _hear_error(self, frame: frames.Error) -> None:
+    def _process_error(self, frame: frames.Error) -> None:
         exc = typed(frame.error, frame.detail, retry_after=frame.retry_after)
         now = clock.monotonic()
         if frame.ref is not None:
-            if not self.company.outbox.failed(frame.ref, exc, now, self._name):
-                self.questions.failed(frame.ref, exc)
+            if not self.outbox.failed(frame.ref, exc, now, self._id):
+                self.requests.failed(frame.ref, exc)
         elif frame.error is ErrorCode.STORAGE_UNAVAILABLE:
             self.inbox.requeue_acks(now, frame.retry_after)
         elif frame.error is ErrorCode.INBOX_RESET:
-            # the next login shows which epoch it is now
+            # the next login shows the new epoch
             raise typed(ErrorCode.STORAGE_UNAVAILABLE, frame.detail)
         else:
-            _log.info("the relay says: %s", exc)
+            _log.info("the relay reports: %s", exc)
 
     # ------------------------------------------------------------ write
 
-    async def _write(self, line: Line) -> None:
+    async def _write(self, connection: Connection) -> None:
         while True:
             self._work.clear()
             while (frame := self._next_frame()) is not None:
-                await line.send(frame)
+                await connection.send(frame)
             await self._wait_for_work()
             now = clock.monotonic()
-            self.company.outbox.check_answers(now, self._name)
+            self.outbox.check_answers(now, self._id)
             self.inbox.check_answers(now)
-            self.questions.check_answers(now)
+            self.requests.check_answers(now)
 
     def _next_frame(self) -> frames.Frame | None:
         now = clock.monotonic()
-        return self.inbox.next_ack(now) or self.questions.next(now) or self._next_submit(now)
-
-    def _next_submit(self, now: Timestamp) -> frames.Frame | None:
-        if not self.company.is_sender(self):
-            return None
-        most = self.limits.get("envelopes", frames.MAX_ENVELOPES)
-        return self.company.outbox.next_submit(now, max(most, 1), line=self._name)
+        frame = self.inbox.next_ack(now) or self.requests.next_request(now)
+        if frame is not None or not self.is_active:
+            return frame
+        max_count = max(self.limits.get("envelopes", frames.MAX_ENVELOPES), 1)
+        return self.outbox.next_submit(now, max_count, channel_id=self._id)
 
     async def _wait_for_work(self) -> None:
-        due = self.company.outbox.next_timer(self._name, sends=self.company.is_sender(self))
-        known = (self.inbox.next_timer(), self.questions.next_timer(), due)
-        timers = [at for at in known if at]
-        delay = max(0.0, min(timers) - clock.monotonic()) if timers else None
-        try:
-            async with asyncio.timeout(delay):
-                await self._work.wait()
-        except TimeoutError:
-            return
+        due: list[Timestamp | None] = [self.inbox.next_timer(), self.requests.next_timer()]
+        due.append(self.outbox.next_timer(self._id, is_active=self.is_active))
+        timers = [at for at in due if at]
+        await wait_at_most(
+            self._work, max(0.0, min(timers) - clock.monotonic()) if timers else None
+        )
 
     # ------------------------------------------------------------ the own record
 
-    async def _keep_record(self, line: Line) -> None:
-        """See that this relay holds the newest record of this agent, as long as it is its home."""
-        homes = self.company.homes
-        await self._learn_record(line)
-        self.has_asked = True
-        self.company.line_changed()
-        await self.company.all_asked()
+    async def _keep_record(self, connection: Connection) -> None:
+        """Publish the newest record of this agent, as long as the relay is one of its homes."""
+        own = self.own_record
+        await self._ask_record(connection)
+        self.record_known = True
+        self.on_connection_change()
+        await self.wait_records_known()
         while True:
-            news = homes.news
-            await self._publish(line.relay)
-            self._settle(line)
-            try:
-                async with asyncio.timeout(homes.renew_in(clock.now())):
-                    await news.wait()
-            except TimeoutError:
+            changed = own.changed.upcoming()
+            await self._publish(connection.relay)
+            self._settle(connection)
+            if not await wait_at_most(changed, own.renew_in(clock.now())):
                 # another program of this agent may have published meanwhile
-                await self._learn_record(line)
+                await self._ask_record(connection)
 
-    async def _learn_record(self, line: Line) -> None:
-        answer = await self.ask(lambda ref: frames.Resolve(ref, self.company.key.did))
+    async def _ask_record(self, connection: Connection) -> None:
+        answer = await self.request(lambda ref: frames.Resolve(ref, self.key.did))
         if isinstance(answer, frames.Resolved):
-            self.company.homes.learn(line.relay, answer, has_inbox=line.ready.welcome.inbox)
+            has_inbox = connection.ready.welcome.inbox
+            self.own_record.add_resolved(connection.relay, answer, has_inbox=has_inbox)
 
     async def _publish(self, relay: Did) -> None:
-        homes = self.company.homes
-        while (record := homes.next_record(relay, clock.now())) is not None:
-            await self.company.state.flush_record()
-            answer = await self.ask(partial(frames.Publish, record=record))
+        while (record := self.own_record.next_record(relay, clock.now())) is not None:
+            await self.state.flush_record()
+            answer = await self.request(partial(frames.Publish, record=record))
             if isinstance(answer, frames.Published):
-                homes.published(relay, record, answer)
-                self.company.line_changed()
+                self.own_record.add_published(relay, record, answer)
+                self.on_connection_change()
 
-    def _settle(self, line: Line) -> None:
-        """Begin, now that it is known whether this relay is a home."""
-        record = self.company.state.record
-        if not line.ready.welcome.inbox:
-            if self.company.homes.is_home(line.relay) and line.login.record != record:
-                raise LogInAgain
-            self.inbox.on_no_inbox(self.company.homes.no_home(line.relay, str(self.origin)))
-        self.is_settled = True
-        self.company.line_changed()
+    def _settle(self, connection: Connection) -> None:
+        """Become ready, now that it is known whether this relay is a home.
+
+        Raises:
+            Relogin: it has become one after the login.
+        """
+        if not connection.ready.welcome.inbox:
+            shown = connection.login.record
+            if self.own_record.is_home(connection.relay) and shown != self.state.record:
+                raise Relogin
+            self.inbox.on_no_inbox(
+                self.own_record.not_home_error(connection.relay, str(self.origin))
+            )
+        self.is_ready = True
+        self.on_connection_change()
+
+
+def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the reason for the end: a bug before all, then whatever came first."""
+    known = RelayError | Relogin | Paused
+    bugs = [exc for exc in group.exceptions if not isinstance(exc, known)]
+    return (bugs or list(group.exceptions))[0]

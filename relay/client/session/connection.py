@@ -1,7 +1,7 @@
 """One authenticated connection to a relay over a WebSocket (PROTOCOL.md §5).
 
-Rules of the file: the only place in the SDK that knows the ``websockets`` package; whatever that
-raises leaves as an :class:`AgentError`; every wait has an end.
+Entry point: :func:`dial`. Invariants: only this module of the SDK uses the ``websockets`` package.
+Each of its exceptions leaves as an :class:`AgentError`. Every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ PONG_S: Final = 25.0
 MARGIN_BYTES: Final = 64 * 1024
 QUEUED_FRAMES: Final = 4
 
-Said = (
+Incoming = (
     frames.Submitted
     | frames.Deliver
     | frames.Gap
@@ -65,13 +65,13 @@ Said = (
 
 
 class _Connect(connect):
-    """A handshake that takes a redirect for what it is here: not a relay."""
+    """A handshake that follows no redirect: no relay sends one."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
-class Line:
+class Connection:
     """A connection whose other end has proved to be the relay ``ready`` names."""
 
     def __init__(
@@ -84,7 +84,7 @@ class Line:
 
     @property
     def relay(self) -> Did:
-        """Who is at the other end."""
+        """The relay at the other end."""
         return self.ready.relay
 
     async def send(self, frame: frames.Frame) -> None:
@@ -95,30 +95,30 @@ class Line:
         """
         await _write(self._socket, frame)
 
-    async def receive(self) -> list[Said]:
-        """The next of what the relay says.
+    async def receive(self) -> list[Incoming]:
+        """Receive the next frames of the relay.
 
         Raises:
-            AgentError: the end of the conversation, by the relay's word or without one.
+            AgentError: the end of the session, with or without an error of the relay.
         """
         data = await _receive(self._socket)
         try:
             frame = frames.parse(data, "relay")
         except RelayError as exc:
-            # not by its own code: one frame that is not understood must not end the agent
-            detail = f"the relay said what cannot be: {exc.detail}"
+            # not with its own code: one wrong frame must not end the agent
+            detail = f"the relay sent a wrong frame: {exc.detail}"
             raise typed(ErrorCode.BAD_FRAME, detail) from exc
         effects = self._session.receive(frame, clock.now())
         _raise_failure(effects)
         return [effect.frame for effect in effects if isinstance(effect, FrameReceived)]
 
 
-def _whoever(_: Did) -> None:
+def _accept_any(_: Did) -> None:
     return
 
 
 def _found(frame: frames.Frame, login: LoginOptions) -> Did | None:
-    """Who says that it is at the address that was dialled."""
+    """Return the relay that claims to be at the address that was dialled."""
     return frame.relay if isinstance(frame, frames.Hello) and frame.url == login.url else None
 
 
@@ -133,25 +133,28 @@ def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
 
 @asynccontextmanager
 async def dial(
-    origin: Origin, key: SigningKey, login: LoginOptions, meet: Callable[[Did], None] = _whoever
-) -> AsyncIterator[Line]:
+    origin: Origin,
+    key: SigningKey,
+    login: LoginOptions,
+    on_hello: Callable[[Did], None] = _accept_any,
+) -> AsyncIterator[Connection]:
     """Connect and log in; the connection is closed at the end of the block.
 
     Args:
-        origin: where.
-        key: who logs in.
-        login: what it brings.
-        meet: is told, before the login, who is there as it says; may raise to leave.
+        origin: of the relay.
+        key: of the agent.
+        login: the expected relay and the record.
+        on_hello: called before the login with the relay that claims to be there; may raise.
 
     Raises:
         AgentError: unreachable, or the login does not hold.
     """
     route = Route.to(origin)
-    with translated(route):
+    with translated_errors(route):
         async with asyncio.timeout(CONNECT_S):
-            socket = await _connected(route)
+            socket = await _connect(route)
     try:
-        yield await _log_in(socket, key, login, meet)
+        yield await _log_in(socket, key, login, on_hello)
     finally:
         try:
             await socket.close()
@@ -160,15 +163,15 @@ async def dial(
             sockets.cut(socket.transport)
 
 
-async def _connected(route: Route) -> ClientConnection:
+async def _connect(route: Route) -> ClientConnection:
     context = None if route.origin.is_insecure else await network.tls()
-    way: dict[str, Any] = {"proxy": None}
+    options: dict[str, Any] = {"proxy": None}
     if route.tunnel is None:
-        way["sock"] = await network.connect(route)
+        options["sock"] = await network.connect(route)
     else:
-        way["proxy"] = route.tunnel.url
+        options["proxy"] = route.tunnel.url
         if route.tunnel.scheme == "https":
-            way["proxy_ssl"] = await network.tls()
+            options["proxy_ssl"] = await network.tls()
     try:
         return await _Connect(
             route.origin.websocket,
@@ -181,17 +184,17 @@ async def _connected(route: Route) -> ClientConnection:
             ping_timeout=PONG_S,
             close_timeout=CLOSE_S,
             ssl=context,
-            **way,
+            **options,
         )
     except BaseException:
-        if "sock" in way:
-            way["sock"].close()
+        if "sock" in options:
+            options["sock"].close()
         raise
 
 
 async def _log_in(
-    socket: ClientConnection, key: SigningKey, login: LoginOptions, meet: Callable[[Did], None]
-) -> Line:
+    socket: ClientConnection, key: SigningKey, login: LoginOptions, on_hello: Callable[[Did], None]
+) -> Connection:
     session = ClientSession(key, login, clock.entropy)
     try:
         async with asyncio.timeout(LOGIN_S):
@@ -200,10 +203,10 @@ async def _log_in(
                 effects = session.receive(frame, clock.now())
                 _raise_failure(effects, _found(frame, login))
                 if isinstance(frame, frames.Hello):
-                    meet(frame.relay)
+                    on_hello(frame.relay)
                 for effect in effects:
                     if isinstance(effect, Ready):
-                        return Line(socket, session, login, effect)
+                        return Connection(socket, session, login, effect)
                     if isinstance(effect, Send):
                         await _write(socket, effect.frame)
     except TimeoutError as exc:
@@ -211,7 +214,7 @@ async def _log_in(
 
 
 async def _receive(socket: ClientConnection) -> bytes:
-    with translated():
+    with translated_errors():
         return await socket.recv(decode=False)
 
 
@@ -224,31 +227,31 @@ async def _read(socket: ClientConnection) -> frames.Frame:
 
 
 async def _write(socket: ClientConnection, frame: frames.Frame) -> None:
-    with translated():
+    with translated_errors():
         async with asyncio.timeout(WRITE_S):
             await socket.send(frames.encode(frame), text=True)
 
 
 @contextmanager
-def translated(route: Route | None = None) -> Iterator[None]:
-    """Turn what the network and its library raise into the SDK's own errors."""
-    where = f"{route}: " if route else ""
+def translated_errors(route: Route | None = None) -> Iterator[None]:
+    """Translate the exceptions of the network and its library into the SDK's own errors."""
+    prefix = f"{route}: " if route else ""
     try:
         yield
     except ConnectionClosed as exc:
         code = CLOSE_CODES.get(exc.rcvd.code) if exc.rcvd else None
-        # of what this side ends it for, a ping without an answer say, only this side knows
+        # the reason of an end by this side, such as a ping without an answer, is known here only
         ended = exc.rcvd or exc.sent
-        said = ended.reason if ended and ended.reason else "the connection is gone"
-        raise typed(code or ErrorCode.PEER_UNREACHABLE, f"{where}{said}") from exc
+        reason = ended.reason if ended and ended.reason else "the connection is gone"
+        raise typed(code or ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
     except InvalidProxyStatus as exc:
-        said = network.refused_by_proxy(exc.response.status_code)
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}{said}") from exc
+        reason = network.refused_by_proxy(exc.response.status_code)
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
     except InvalidStatus as exc:
-        detail = f"{where}answered HTTP {exc.response.status_code} instead of a conversation"
+        detail = f"{prefix}answered HTTP {exc.response.status_code} instead of a WebSocket"
         raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
     except (OSError, EOFError) as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}{network.reason(exc)}") from exc
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}{network.reason(exc)}") from exc
     except (WebSocketException, ValueError) as exc:
-        # ValueError: a host whose labels no DNS can have
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}no relay answers there: {exc}") from exc
+        # ValueError: a host name that DNS does not allow
+        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}no relay answers there: {exc}") from exc

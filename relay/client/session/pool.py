@@ -1,65 +1,53 @@
-"""The agent's conversations: one with each relay that its record or its program names.
+"""The channels of an agent: one for each relay that its record or its program names.
 
-Rules of the file: two sessions at one relay would supersede each other, so each relay has one
-conversation, whatever its origins. Envelopes go through one of them, the best that is connected;
-what is delivered comes through all. The agent is over when a newer session has the inbox of one
-home, or when no conversation is left.
-
-::
-
-    origins, record ──▶ Conversation, Conversation, … ──▶ one Outbox, one Inbox, one record
+Entry point: :class:`ChannelPool`. Invariants: two sessions at one relay would supersede each other,
+so each relay has one channel, whatever its origins. Envelopes are submitted through one channel,
+the best that is connected; deliveries arrive through all. The agent ends when a newer session has
+the inbox of one home, or when no channel is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from relay import clock
-from relay.client._util import task_group
-from relay.client.directory.cache import Correspondents
-from relay.client.directory.own_record import Homes
+from relay.client._util import Signal, task_group
+from relay.client.directory.own_record import OwnRecord
 from relay.client.errors import AgentError, SupersededError, WrongRelayError, bug_of
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.identity.handle_lookup import Naming
-from relay.client.identity.handles import Handles
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.opener import EnvelopeOpener
-from relay.client.outbox.custody import Custody
-from relay.client.outbox.direct import Detours
-from relay.client.outbox.outcomes import Outcomes
+from relay.client.outbox.direct import DirectDelivery
 from relay.client.outbox.queue import Outbox
-from relay.client.outbox.status import Following
-from relay.client.session.channel import Conversation
-from relay.client.session.request_router import Asking
+from relay.client.session.channel import Channel
 from relay.client.state.agent_state import AgentState
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import RelayError
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
+from relay.protocol.ids import Did
 
-SLOW_S: Final = 1.0
-"""A relay that has not answered so long after the first is not waited for."""
-WARNINGS: Final = 16
+WAIT_OTHERS_S: Final = 1.0
+"""How long to wait for the other relays once the first has answered."""
 
 _log: Final = logging.getLogger("relay.client")
 
 
-class Sessions:
-    """All that goes on between an agent and its relays.
+class ChannelPool:
+    """The channels of one agent, and the end of it.
 
     Args:
         key: the agent.
         named: the relays that the program names, best first.
-        state: pins, record and epochs.
+        state: pins and epochs.
+        outbox: of the agent.
+        inbox: of the agent.
+        own_record: names the homes.
+        direct: delivers without the relays of the agent.
         insecure_networks: CIDRs that may be dialled without TLS.
+        on_end: called once with the reason when the agent is over.
+        warn: called with warnings for the program.
     """
 
     def __init__(
@@ -67,279 +55,256 @@ class Sessions:
         key: SigningKey,
         named: Sequence[Origin],
         state: AgentState,
-        insecure_networks: Sequence[str] = (),
+        *,
+        outbox: Outbox,
+        inbox: Inbox,
+        own_record: OwnRecord,
+        direct: DirectDelivery,
+        insecure_networks: Sequence[str],
+        on_end: Callable[[AgentError], None],
+        warn: Callable[[AgentError], None],
     ) -> None:
-        self.key = key
-        self.state = state
-        self.insecure_networks = insecure_networks
-        self.warnings: deque[AgentError] = deque(maxlen=WARNINGS)
-        knowledge = state.journal.peers if state.journal is not None else None
-        self.custody = Custody(knowledge, self.is_ours)
-        self.correspondents = Correspondents(knowledge)
-        self.following = Following(self)
-        self.detours = Detours(self)
-        self.outbox = Outbox(self.custody, self.detours.wake, self.wake)
-        self.asking = Asking(self)
-        is_here = any(one.is_loopback for one in named)
-        naming = Naming(self.asking.find, self.correspondents.learn, is_here)
-        self.handles = Handles(naming.record, naming.forward, knowledge)
-        opener = EnvelopeOpener(key, self.custody.relay_of, self._may_be_ours)
-        self.inbox = Inbox(opener, state.journal, self.following.judge)
-        self.outcomes = Outcomes(state.journal)
-        share = int.from_bytes(clock.entropy(4)) / 0xFFFF_FFFF
-        self.homes = Homes(key, state, [str(one) for one in named], share, self.warn)
-        self._named = tuple(named)
-        self.conversations: list[Conversation] = []
-        self.sender: Conversation | None = None
-        self.alone_since: float | None = clock.monotonic()
-        self.current: Conversation
-        self._claims: dict[Did, Conversation] = {}
+        self.channels: list[Channel] = []
+        self.active: Channel | None = None
+        self.ended: AgentError | None = None
+        self.changed = Signal()
+        """A connection was made or lost, more is known of a relay, or the agent is over."""
+        self._key = key
+        self._state = state
+        self._outbox = outbox
+        self._inbox = inbox
+        self._own_record = own_record
+        self._direct = direct
+        self._insecure_networks = insecure_networks
+        self._on_end = on_end
+        self._warn = warn
+        self._claims: dict[Did, Channel] = {}
         self._gone: dict[Did, str | None] = {}
         self._running: set[asyncio.Task[None]] = set()
-        self._ended: AgentError | None = None
         self._over = asyncio.Event()
-        self._changes = asyncio.Event()
         self._tasks: asyncio.TaskGroup | None = None
         for one in named:
             self._add(one, state.relay_at(str(one)))
-        self.current = self.conversations[0]
+        self.current = self.channels[0]
+        """The channel that is active, or was the last time."""
 
-    # ------------------------------------------------------------ the set
+    # ------------------------------------------------------------ run
 
-    def _add(self, origin: Origin, relay: Did | None) -> None:
-        """Converse at an origin, too; with a relay that has a conversation already, by that one."""
-        for conversation in self.conversations:
-            if relay is not None and conversation.relay == relay:
-                _join(conversation, origin)
-                return
-        made = Conversation(self, [origin], relay)
-        if self.state.migration.is_paused_at(relay, str(origin)):
-            made.gate.shut()
-        self.conversations.append(made)
-        if self._tasks is not None:
-            self._start(self._tasks, made)
+    async def run(self, *background: Coroutine[Any, Any, None]) -> None:
+        """Keep the channels up until cancelled or ended; a bug ends the agent, and is its reason.
 
-    def _start(self, tasks: asyncio.TaskGroup, conversation: Conversation) -> None:
-        task = tasks.create_task(self._converse(conversation), name=f"at {conversation.origin}")
+        Other work of the agent goes on beside it. The program's own task is never cancelled for a
+        failure in here.
+        """
+        try:
+            async with task_group() as tasks:
+                self._tasks = tasks
+                work = (self._follow_record(), self._direct.run(), *background)
+                self._running.update(tasks.create_task(one) for one in work)
+                for channel in list(self.channels):
+                    self._start(tasks, channel)
+                await self._over.wait()
+                self._tasks = None
+                for task in self._running:
+                    task.cancel()
+        except Exception as bug:  # noqa: BLE001  the reason for all who wait, and for later calls
+            self.end(bug_of(bug, "the agent"))
+
+    def _start(self, tasks: asyncio.TaskGroup, channel: Channel) -> None:
+        task = tasks.create_task(self._run_channel(channel), name=f"at {channel.origin}")
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
-    async def run(self, *beside: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Converse until cancelled or told to stop for good; a bug ends the agent, by name.
-
-        The program's own task is never cancelled for what goes on in here.
-        """
-        try:
-            await self._run(beside)
-        except Exception as bug:  # noqa: BLE001  told to all who wait, and to whoever asks next
-            self.end(bug_of(bug, "the agent"))
-
-    async def _run(self, beside: Iterable[Callable[[], Coroutine[Any, Any, None]]]) -> None:
-        async with task_group() as tasks:
-            self._tasks = tasks
-            self._running.add(tasks.create_task(self._follow_record()))
-            self._running.add(tasks.create_task(self.detours.run()))
-            for work in beside:
-                self._running.add(tasks.create_task(work()))
-            for conversation in list(self.conversations):
-                self._start(tasks, conversation)
-            await self._over.wait()
-            self._tasks = None
-            for task in self._running:
-                task.cancel()
-
-    async def _converse(self, conversation: Conversation) -> None:
-        failure = await conversation.run()
-        self.conversations.remove(conversation)
+    async def _run_channel(self, channel: Channel) -> None:
+        failure = await channel.run()
+        self.channels.remove(channel)
         if failure is None:
-            conversation.inbox.close()
+            channel.inbox.close()
             return
-        if conversation.gate.has_left:
-            conversation.inbox.detach()
+        if channel.control.is_stopped:
+            channel.inbox.detach()
         else:
-            conversation.inbox.end(failure)
-        if self._ended is None:
-            self._left(conversation.relay, failure.record)
-        if isinstance(failure, SupersededError) or not self.conversations:
+            channel.inbox.end(failure)
+        if self.ended is None:
+            self._remove_relay(channel.relay, failure.record)
+        if isinstance(failure, SupersededError) or not self.channels:
             self.end(failure)
         elif isinstance(failure, WrongRelayError):
-            # the others go on; what its user can do about this one is said
-            self.warn(failure)
-        self.line_changed()
+            # the others go on; the warning tells what its user can do
+            self._warn(failure)
+        self.on_connection_change()
 
-    def _left(self, relay: Did | None, record: str | None) -> None:
-        """A relay is not dialled again, but for a newer record; it may say where else to go."""
+    def end(self, failure: AgentError) -> None:
+        """End the agent: everyone who waits gets the reason."""
+        if self.ended is None:
+            self.ended = failure
+            self._on_end(failure)
+            for one in self.channels:
+                one.requests.end(failure)
+            self._over.set()
+            self.on_connection_change()
+
+    # ------------------------------------------------------------ which channels
+
+    def _add(self, origin: Origin, relay: Did | None) -> None:
+        """Add a channel for an origin, or the origin to the channel of its relay."""
+        known = self.channel_at(relay) if relay is not None else None
+        if known is not None:
+            _add_origin(known, origin)
+            return
+        channel = Channel(
+            self._key,
+            self._state,
+            self._outbox,
+            self._inbox,
+            self._own_record,
+            self._claim_relay,
+            self.on_connection_change,
+            self._wait_records_known,
+            [origin],
+            relay,
+        )
+        if self._state.migration.is_paused_at(relay, str(origin)):
+            channel.control.pause()
+        self.channels.append(channel)
+        if self._tasks is not None:
+            self._start(self._tasks, channel)
+
+    def _remove_relay(self, relay: Did | None, record: str | None) -> None:
+        """Dial a relay no more, except for a newer record; ``record`` may name other homes."""
         try:
             if record is not None:
-                self.homes.told(record)
+                self._own_record.merge(record)
         except RelayError as exc:
             _log.warning("%s shows a record that is none of ours: %s", relay, exc)
         if relay is not None:
-            self._gone[relay] = self.state.record
+            self._gone[relay] = self._state.record
         if record is not None:
             self._add_homes()
 
     async def _follow_record(self) -> None:
-        """Converse with each home that the newest record names."""
+        """Keep a channel for each home that the newest record names."""
         while True:
-            news = self.homes.news
+            changed = self._own_record.changed.upcoming()
             self._add_homes()
-            self.line_changed()
-            await news.wait()
+            self.on_connection_change()
+            await changed.wait()
 
     def _add_homes(self) -> None:
-        newest = self.homes.newest
+        newest = self._own_record.newest
         for home in newest.relays if newest else ():
-            # one that was left under this very record would only say the same again
-            is_gone = home.did in self._gone and self._gone[home.did] == self.state.record
+            # one that was left under this very record would only refuse again
+            is_gone = home.did in self._gone and self._gone[home.did] == self._state.record
             if not is_gone and not self.is_ours(home.did):
                 self._add_home(home)
 
-    def follow_move(self) -> None:
-        """The newest record names another home: converse there, and no more at those it left."""
-        self._add_homes()
-        newest = self.homes.newest
-        for one in self.conversations if newest is not None else ():
-            if newest is not None and any(left.did == one.relay for left in newest.drain):
-                one.gate.leave()
-            else:
-                one.gate.reopen()
-        self.homes.announce()
-
     def _add_home(self, home: Home) -> None:
         try:
-            origin = origins.parse(home.url, insecure_networks=self.insecure_networks)
+            origin = origins.parse(home.url, insecure_networks=self._insecure_networks)
         except (ValueError, AgentError) as exc:
             _log.warning("the record names a home that cannot be dialled: %s", exc)
             return
-        # a conversation at this origin may not know yet with whom it is
-        if not any(origin in one.origins and one.relay is None for one in self.conversations):
+        # a channel at this origin may not know its relay yet
+        if not any(origin in one.origins and one.relay is None for one in self.channels):
             self._add(origin, home.did)
 
-    # ------------------------------------------------------------ for the conversations
+    def follow_migration(self) -> None:
+        """Add the homes that the newest record names, and stop the channels that it leaves."""
+        self._add_homes()
+        newest = self._own_record.newest
+        for one in self.channels if newest is not None else ():
+            if newest is not None and any(left.did == one.relay for left in newest.drain):
+                one.control.stop()
+            else:
+                one.control.resume()
+        self._own_record.changed.notify()
 
-    @property
-    def ended(self) -> AgentError | None:
-        """Why the agent is over."""
-        return self._ended
+    def resume_all(self) -> None:
+        """Dial all relays again: a migration was cancelled."""
+        for one in self.channels:
+            one.control.resume()
+        self._own_record.changed.notify()
 
-    def claims(self, conversation: Conversation, relay: Did) -> bool:
-        """See :class:`relay.client.session.channel.Company`."""
-        known = [one for one in self.conversations if one.relay == relay]
-        holder = self._claims.get(relay, conversation)
-        if not known and holder in self.conversations:
-            known = [holder]
-        if known and known[0] is not conversation:
-            _join(known[0], conversation.origin)
+    # ------------------------------------------------------------ for the channels
+
+    def _claim_relay(self, channel: Channel, relay: Did) -> bool:
+        known = self.channel_at(relay)
+        if known is None:
+            holder = self._claims.get(relay, channel)
+            known = holder if holder in self.channels else None
+        if known is not None and known is not channel:
+            _add_origin(known, channel.origin)
             return False
-        self._claims[relay] = conversation
+        self._claims[relay] = channel
         return True
 
-    def is_sender(self, conversation: Conversation) -> bool:
-        """See :class:`relay.client.session.channel.Company`."""
-        return self.sender is conversation
-
-    def line_changed(self) -> None:
-        """See :class:`relay.client.session.channel.Company`."""
-        open_ones = [one for one in self.conversations if one.line is not None]
-        # not looked for at each envelope: that would read the record each time
-        self.sender = min(open_ones, key=self._rank, default=None)
-        self.current = self.sender or self.current
-        if self.sender is not None:
-            self.alone_since = None
-        elif self.alone_since is None:
-            self.alone_since = clock.monotonic()
-        self._changes.set()
-        self._changes = asyncio.Event()
+    def on_connection_change(self) -> None:
+        """Choose the active channel, and wake everyone who waits for a change."""
+        connected = [one for one in self.channels if one.connection is not None]
+        # not chosen at each envelope: that would read the record each time
+        self.active = min(connected, key=self._rank, default=None)
+        self.current = self.active or self.current
+        for one in self.channels:
+            one.is_active = one is self.active
+        self._direct.set_connected(is_connected=self.active is not None)
+        self.changed.notify()
         self.wake()
 
-    async def all_asked(self) -> None:
-        """See :class:`relay.client.session.channel.Company`."""
-        await self._until(lambda one: one.has_asked or one.last_failure is not None, SLOW_S)
+    def _rank(self, one: Channel) -> tuple[bool, tuple[int, int]]:
+        rank = self._own_record.rank(one.relay or Did(""), str(one.origin))
+        return (not one.is_home, rank)
 
-    async def _until(self, holds: Callable[[Conversation], bool], seconds: float) -> None:
+    async def _wait_records_known(self) -> None:
+        """Wait until each reachable relay has shown the record that it holds, but not long."""
+        await self._wait_all(lambda one: one.record_known or one.last_failure is not None)
+
+    async def _wait_all(self, holds: Callable[[Channel], bool]) -> None:
         try:
-            async with asyncio.timeout(seconds):
-                while not all(map(holds, self.conversations)):
-                    await self._changes.wait()
+            async with asyncio.timeout(WAIT_OTHERS_S):
+                while not all(map(holds, self.channels)):
+                    await self.changed.wait()
         except TimeoutError:
             return
 
-    def _rank(self, one: Conversation) -> tuple[bool, tuple[int, int]]:
-        is_home = one.welcome is not None and one.welcome.inbox
-        return (not is_home, self.homes.rank(one.relay or Did(""), str(one.origin)))
-
     # ------------------------------------------------------------ for the agent
 
-    async def changed(self) -> None:
-        """Wait until a connection comes or goes, or the agent is over."""
-        await self._changes.wait()
+    def wake(self) -> None:
+        """Tell all channels to look for something to write."""
+        for one in self.channels:
+            one.wake()
+        if self.active is None:
+            self._direct.wake()
+
+    def is_ours(self, relay: Did) -> bool:
+        """Return whether the agent has a channel to ``relay``."""
+        return self.channel_at(relay) is not None
+
+    def channel_at(self, relay: Did) -> Channel | None:
+        """Return the channel to a relay, if there is one."""
+        return next((one for one in self.channels if one.relay == relay), None)
+
+    def connected_relays(self) -> list[Did]:
+        """Return the relays with a connection just now."""
+        return [one.relay for one in self.channels if one.connection is not None and one.relay]
 
     @property
     def last_failure(self) -> AgentError | None:
         """Why a relay could not be reached the last time."""
-        failures = [one.last_failure for one in self.conversations if one.last_failure]
-        return failures[0] if failures else None
+        return next((one.last_failure for one in self.channels if one.last_failure), None)
 
-    def is_ours(self, relay: Did) -> bool:
-        """Whether ``relay`` is one that this agent converses with."""
-        return any(one.relay == relay for one in self.conversations)
-
-    def wake(self) -> None:
-        """There is something to write."""
-        for one in self.conversations:
-            one.wake()
-        if self.sender is None:
-            self.detours.wake()
-
-    def warn(self, warning: AgentError) -> None:
-        """Tell the program something that does not end the agent."""
-        _log.warning("%s", warning)
-        self.warnings.append(warning)
-
-    @property
-    def is_private_network(self) -> bool:
-        """Whether a relay that the program names has an address that is not public."""
-        return any(one.is_private_network for one in self._named)
-
-    def _may_be_ours(self, eid: Eid) -> bool:
-        """Whether this agent may have sent it: a journal knows more than this process does."""
-        return self.state.journal is not None or self.custody.get(eid) is not None
-
-    def origin_of(self, url: str) -> Origin | None:
-        """Where a stranger's home is; None: not to be dialled."""
-        return self.detours.origin_of(url)
-
-    def note_correspondent(self, to: Did) -> None:
-        """This agent writes to ``to``: where it lives is found out while a relay can tell."""
-        if to != self.key.did and self.correspondents.want(to):
-            self.detours.wake()
-
-    async def opened(self) -> None:
+    async def wait_opened(self) -> None:
         """Wait for the first login, its record included, and a moment for the other relays.
 
         Raises:
             AgentError: the agent ended before it.
         """
-        while not any(one.is_settled for one in self.conversations) and self._ended is None:
-            await self.changed()
-        if self._ended is not None:
-            raise self._ended
-        await self._until(lambda one: one.has_answered, SLOW_S)
-
-    def end(self, failure: AgentError) -> None:
-        """Nobody will dial again: everyone who waits is told why."""
-        if self._ended is None:
-            self._ended = failure
-            self.outbox.end(failure)
-            self.inbox.end(failure)
-            for one in self.conversations:
-                one.questions.end(failure)
-            self.outcomes.end(failure)
-            self._over.set()
-            self.line_changed()
+        while not any(one.is_ready for one in self.channels) and self.ended is None:
+            await self.changed.wait()
+        if self.ended is not None:
+            raise self.ended
+        await self._wait_all(lambda one: one.has_answered)
 
 
-def _join(conversation: Conversation, origin: Origin) -> None:
-    if origin not in conversation.origins:
-        conversation.origins.append(origin)
+def _add_origin(channel: Channel, origin: Origin) -> None:
+    if origin not in channel.origins:
+        channel.origins.append(origin)
