@@ -85,7 +85,7 @@ class PeerExchange:
         """Return the information of this relay and of random peers that it has reached."""
         rows = [row for did, row in self.peers.rows.items() if self.peers.is_proven(did)]
         infos = [row.info for row in rows if row.info and row.did != asker]
-        return (self.own_info(), *clock.pick(infos, frames.MAX_RELAYS - 1))
+        return (self.own_info(), *clock.pick(infos, frames.MAX_GOSSIP_RELAYS - 1))
 
     def push(self) -> None:
         """Push pending relay information to some peers; now and then this relay's own to all."""
@@ -98,9 +98,9 @@ class PeerExchange:
         if not infos:
             return
         receivers = links if is_due else clock.pick(links, GOSSIP_FANOUT)
-        for at in range(0, len(infos), frames.MAX_RELAYS):
+        for at in range(0, len(infos), frames.MAX_GOSSIP_RELAYS):
             for link in receivers:
-                link.push(frames.Gossip(relays=tuple(infos[at : at + frames.MAX_RELAYS])))
+                link.push(frames.Gossip(relays=tuple(infos[at : at + frames.MAX_GOSSIP_RELAYS])))
 
     def _enqueue(self, info: str | None) -> None:
         # more than there is room for is left to the questions of others

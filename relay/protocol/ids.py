@@ -41,6 +41,9 @@ ORIGIN: Final = re.compile(
 )
 """``https://host[:port]`` or ``http://…``: how a relay is dialled, without a path."""
 MAX_DID_BYTES: Final = 512
+MAX_AGENT_KEY_CHARS: Final = 600
+MAX_URL_CHARS: Final = 512
+MAX_EPOCH_CHARS: Final = 64
 MAX_HANDOFF_ID_CHARS: Final = 128
 """Characters of what a hand-off is named: an order's id, or one made of a record."""
 HOUR_MS: Final = 3_600_000

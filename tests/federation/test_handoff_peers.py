@@ -28,6 +28,7 @@ from relay.peering.links import Links
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
 from relay.protocol import frames
+from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import (
@@ -477,7 +478,7 @@ class Answering:
         submit = frames.parse(data, "agent")
         assert isinstance(submit, Submit)
         items = [
-            ReceiptItem(eid_of(frames.jose.dumps(one)), self._key.did, Epoch("e"), "p", 1)
+            ReceiptItem(eid_of(jose.dumps(one)), self._key.did, Epoch("e"), "p", 1)
             for one in submit.envelopes
         ]
         at = Timestamp(time.time())

@@ -12,6 +12,7 @@ from relay.peering import links as links_module
 from relay.peering.link import log_in
 from relay.peering.links import Links
 from relay.protocol import frames
+from relay.protocol import jws as jose
 from relay.protocol.errors import (
     ErrorCode,
     RejectedError,
@@ -133,7 +134,7 @@ async def test_an_agent_that_says_what_a_peer_says_is_told_so_and_cut_off(frame)
 
 @pytest.mark.parametrize("count", [1, 3, 4])
 async def test_envelopes_that_were_here_or_at_too_many_relays_go_no_further(count):
-    wire = frames.jose.loads(make_envelope(new_key(), new_key().did).wire)
+    wire = jose.loads(make_envelope(new_key(), new_key().did).wire)
     async with (
         running_node(federation="open") as node,
         peer(node.url, node.parts.key.did) as there,

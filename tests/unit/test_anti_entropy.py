@@ -346,7 +346,7 @@ def test_splitting_is_what_keeps_a_small_difference_cheap(monkeypatch):
 
 
 def test_a_list_of_several_pages_goes_on_behind_the_last_agent(monkeypatch):
-    monkeypatch.setattr(frames, "MAX_HAVE", 2)
+    monkeypatch.setattr(frames, "MAX_HAVE_ITEMS", 2)
     theirs = many(4000)
 
     class Short(Exchange):

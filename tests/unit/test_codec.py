@@ -16,9 +16,9 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.frames import (
-    MAX_DOUBTS,
-    MAX_KNOWN,
-    MAX_MISSING,
+    MAX_AWAITED_DIGESTS,
+    MAX_CONTACTS,
+    MAX_MAYBE_SEEN_IDS,
     Frame,
     Migrate,
     quick_submit,
@@ -67,7 +67,7 @@ def test_every_frame_of_a_relay_round_trips(frame: Frame):
 
 def test_every_frame_can_be_written_and_is_read_on_one_side_or_both():
     kinds = {kind.__name__.lower() for kind in get_args(Frame)}
-    assert {kind.__name__.lower() for kind in frames.WRITERS} == kinds
+    assert {kind.__name__.lower() for kind in frames.CODECS} == kinds
     assert set(frames.BY_SIDE["agent"]) | set(frames.BY_SIDE["relay"]) == kinds
     assert set(frames.BY_SIDE["agent"]) & set(frames.BY_SIDE["relay"]) == {"error", "bye", "gossip"}
 
@@ -306,10 +306,10 @@ PAGE = Migrate("m", RELAY.did, "h" * 128, "e" * 8192, b64encode(bytes(32)), 0, 6
 
 
 def test_the_largest_page_of_a_digest_fits_into_a_frame():
-    keys = tuple(AgentKey(f"{RELAY.agent_key[:-5]}{n:05}") for n in range(MAX_KNOWN))
+    keys = tuple(AgentKey(f"{RELAY.agent_key[:-5]}{n:05}") for n in range(MAX_CONTACTS))
     known = MovedRules("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
-    doubts = bytes(MAYBE_SEEN_ID_BYTES) * MAX_DOUBTS
-    page = replace(PAGE, missing=(RELAY.did,) * MAX_MISSING, doubts=doubts, known=known)
+    doubts = bytes(MAYBE_SEEN_ID_BYTES) * MAX_MAYBE_SEEN_IDS
+    page = replace(PAGE, missing=(RELAY.did,) * MAX_AWAITED_DIGESTS, doubts=doubts, known=known)
     data = frames.encode(page)
     assert len(data) < frames.MAX_FRAME_BYTES
     assert frames.parse(data, "agent") == page
@@ -318,9 +318,9 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
 @pytest.mark.parametrize(
     "page",
     [
-        replace(PAGE, doubts=bytes(MAYBE_SEEN_ID_BYTES) * (MAX_DOUBTS + 1)),
-        replace(PAGE, known=MovedRules(contacts=(RELAY.agent_key,) * (MAX_KNOWN + 1))),
-        replace(PAGE, missing=(RELAY.did,) * (MAX_MISSING + 1)),
+        replace(PAGE, doubts=bytes(MAYBE_SEEN_ID_BYTES) * (MAX_MAYBE_SEEN_IDS + 1)),
+        replace(PAGE, known=MovedRules(contacts=(RELAY.agent_key,) * (MAX_CONTACTS + 1))),
+        replace(PAGE, missing=(RELAY.did,) * (MAX_AWAITED_DIGESTS + 1)),
     ],
     ids=["doubts", "contacts", "missing"],
 )

@@ -27,6 +27,6 @@ def test_a_frame_cannot_be_changed_once_said():
 
 
 def test_the_limits_are_those_of_the_protocol():
-    limits = (frames.MAX_FRAME_BYTES, frames.MAX_ENVELOPES, frames.MAX_SEQS, frames.MAX_REF)
+    limits = (frames.MAX_FRAME_BYTES, frames.MAX_ENVELOPES, frames.MAX_SEQS, frames.MAX_REF_CHARS)
     assert limits == (2 * 1024 * 1024, 256, 1024, 64)
     assert frames.SUBPROTOCOL == "agent-relay.v1"

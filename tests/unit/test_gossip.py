@@ -29,7 +29,7 @@ from relay.protocol.endpoint_record import (
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     MAX_GOSSIP_BYTES,
-    MAX_RECORDS,
+    MAX_GOSSIP_RECORDS,
 )
 from relay.protocol.ids import (
     AgentKey,
@@ -134,7 +134,7 @@ def test_frames_hold_all_in_order_and_stay_within_bounds(sizes, ref):
     made = pack_records(records, ref)
     assert [compact for frame in made for compact in frame.records] == records
     for frame in made:
-        assert len(frame.records) <= MAX_RECORDS
+        assert len(frame.records) <= MAX_GOSSIP_RECORDS
         assert len(frames.encode(frame)) <= MAX_GOSSIP_BYTES
         assert frame.ref == ref
 

@@ -16,6 +16,7 @@ from relay.protocol import (
     frames,
     jws,
 )
+from relay.protocol import jws as jose
 from relay.protocol.errors import ProtocolError
 from relay.protocol.frames import (
     quick_submit,
@@ -34,8 +35,8 @@ ODD = st.one_of(
 def careful(data: bytes) -> object:
     """What the careful reader makes of a frame, or its code."""
     try:
-        members = frames.jose.Members(frames.jose.loads(data))
-        return frames.BY_SIDE["agent"][members.text("t", most=32)](members)
+        members = jose.Members(jose.loads(data))
+        return frames.BY_SIDE["agent"][members.text("t", most=32)].read(members)
     except (ValueError, KeyError, ProtocolError):
         return None
 

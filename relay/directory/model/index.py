@@ -163,7 +163,7 @@ class Index:
             yield
 
     def have(
-        self, bits: int, bucket: int, after: str = "", limit: int = frames.MAX_HAVE
+        self, bits: int, bucket: int, after: str = "", limit: int = frames.MAX_HAVE_ITEMS
     ) -> tuple[tuple[frames.HaveItem, ...], bool]:
         """Return the versions in a bucket behind the agent key ``after``, and True if more follow.
 

@@ -96,7 +96,9 @@ def pack_records(records: Sequence[str], ref: str | None = None) -> list[frames.
     size = _FRAME_BYTES
     for compact in records:
         cost = len(compact) + _RECORD_BYTES
-        if part and (size + cost > frames.MAX_GOSSIP_BYTES or len(part) == frames.MAX_RECORDS):
+        if part and (
+            size + cost > frames.MAX_GOSSIP_BYTES or len(part) == frames.MAX_GOSSIP_RECORDS
+        ):
             packed.append(frames.Gossip(tuple(part), ref=ref))
             part, size = [], _FRAME_BYTES
         part.append(compact)

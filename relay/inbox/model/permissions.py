@@ -14,16 +14,7 @@ from relay.protocol.errors import ErrorCode
 from relay.protocol.handshake import Role
 from relay.protocol.ids import AgentKey, Did, Fence
 
-ALLOWED_FRAMES: Final[dict[Role, frozenset[type[frames.Frame]]]] = {
-    "agent": frozenset({
-        frames.Submit, frames.Status, frames.Resolve, frames.Error,
-        frames.Ack, frames.Publish, frames.Rules,
-    }),
-    "peer": frozenset({
-        frames.Submit, frames.Status, frames.Resolve, frames.Error,
-        frames.Gossip, frames.Digest, frames.Want, frames.Migrate,
-    }),
-}  # fmt: skip
+ALLOWED_FRAMES: Final = frames.SENT_BY_DIALER
 """The frames that a dialler may send once it has logged in."""
 
 
