@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from relay.client.inbox.relay_inbox import AckTracker
 
 from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, typed
+from relay.client.inbox.relay_inbox import AckTracker
 from relay.client.outbox.queue import (
     ANSWER_S,
     MAX_IN_FLIGHT,
