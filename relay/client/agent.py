@@ -23,7 +23,7 @@ from relay.client.directory.resolve import ResolveResult
 from relay.client.errors import AgentError, again, closed, typed
 from relay.client.http import origin as origins
 from relay.client.identity import key_file
-from relay.client.identity.handles import DID
+from relay.client.identity.handles import DID_PREFIX
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.serve import (
     BounceHandler,
@@ -210,7 +210,7 @@ class Agent:
             ValueError: ``to`` is neither a DID nor a handle.
         """
         until = clock.monotonic() + deadline_s
-        to = await self._parts.handles.did_of(to, deadline_s)
+        to = await self._parts.handles.resolve_recipient(to, deadline_s)
         envelope = self.sign(
             to,
             body,
@@ -354,7 +354,7 @@ class Agent:
         Raises:
             AgentError: the relay's no, or no answer in time.
         """
-        if name.startswith(DID):
+        if name.startswith(DID_PREFIX):
             return await self._parts.router.find(name)
         return await self._parts.handles.resolve(name)
 

@@ -17,8 +17,7 @@ from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.errors import AgentError
 from relay.client.http.origin import Origin
-from relay.client.identity.handle_lookup import Naming
-from relay.client.identity.handles import Handles
+from relay.client.identity.handles import HandleResolver
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import EnvelopeOpener, Opened
 from relay.client.migration.service import MigrationService
@@ -104,8 +103,7 @@ class AgentParts:
             self.direct.dialable,
         )
         is_local = any(one.is_loopback for one in named)
-        naming = Naming(self.router.find, self.records.add, is_local)
-        self.handles = Handles(naming.record, naming.forward, store)
+        self.handles = HandleResolver(self.router.find, self.records.add, store, is_local)
         self.sender = Sender(
             self.outbox,
             journal,

@@ -22,8 +22,7 @@ from relay.client.errors import AgentError, bug_of, of, typed
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S
-from relay.client.identity.handle_lookup import Naming
-from relay.client.identity.handles import Handles
+from relay.client.identity.handles import HandleResolver
 from relay.client.message import Sent
 from relay.client.outbox.direct import DirectDelivery
 from relay.client.outbox.outcomes import Outcomes
@@ -69,8 +68,8 @@ class SessionlessAgent:
             is_private_network=origin.is_private_network,
         )
         self.outbox.on_direct = self.direct.wake
-        naming = Naming(self.resolve, self.records.add, origin.is_loopback)
-        self.handles = Handles(naming.record, naming.forward, store)
+        learn, is_local = self.records.add, origin.is_loopback
+        self.handles = HandleResolver(self.resolve, learn, store, is_local)
         self._orphans: list[tuple[SignedEnvelope, Sent | AgentError]] = []
         self.sender = Sender(
             self.outbox,

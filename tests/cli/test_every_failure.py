@@ -156,7 +156,7 @@ def test_every_command_has_a_case():
 
 @pytest.mark.parametrize("failure", NETWORK)
 def test_a_command_whose_relay_cannot_be_reached_ends_with_a_sentence(world, failure, capsys):
-    key_file.add(Path("key"), new_key())
+    key_file.save_new(Path("key"), new_key())
     with elsewhere(FAILURES[failure](world)) as url:
         lines = [f"{name} {rest} --key key --relay {url}" for name, rest in OF_AN_AGENT.items()]
         lines += [f"{name} {rest} --relay {url}" for name, rest in OF_A_RELAY.items()]
@@ -167,7 +167,7 @@ def test_a_command_whose_relay_cannot_be_reached_ends_with_a_sentence(world, fai
 
 @pytest.mark.parametrize("what", STATES)
 def test_a_command_whose_state_file_cannot_be_used_ends_with_a_sentence(what, capsys):
-    key_file.add(Path("key"), new_key())
+    key_file.save_new(Path("key"), new_key())
     FILES[what](Path("key.state"))
     lines = [
         f"{name} {rest} --key key --relay http://127.0.0.1:9" for name, rest in OF_AN_AGENT.items()
@@ -176,7 +176,7 @@ def test_a_command_whose_state_file_cannot_be_used_ends_with_a_sentence(what, ca
 
 
 def test_a_command_on_a_full_disk_ends_with_a_sentence(capsys):
-    key_file.add(Path("key"), new_key())
+    key_file.save_new(Path("key"), new_key())
     lines = [
         f"{name} {rest} --key key --relay http://127.0.0.1:9" for name, rest in OF_AN_AGENT.items()
     ]

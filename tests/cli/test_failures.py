@@ -202,7 +202,7 @@ async def test_what_no_relay_takes_is_not_sent(terminal: Terminal):
 async def test_an_inbox_that_shows_less_than_was_asked_for_says_so(tmp_path: Path):
     async with running_node(window_count=2) as node:
         key = new_key()
-        key_file.add(tmp_path / "agent.key", key, None)
+        key_file.save_new(tmp_path / "agent.key", key, None)
         async with Agent.open(key, node.url) as me:
             for text in ("one", "two", "three"):
                 await me.send(me.did, text)
@@ -220,7 +220,7 @@ async def test_an_inbox_that_was_lost_is_shown_with_a_warning_and_without_once_t
 ):
     key, relay = new_key(), new_key()
     listen = f"127.0.0.1:{free_port()}"
-    key_file.add(tmp_path / "agent.key", key, None)
+    key_file.save_new(tmp_path / "agent.key", key, None)
     look = ("inbox", "--key", "agent.key")
     async with running_node(key=relay, listen=listen) as node:
         terminal = Terminal(tmp_path, node.url)
@@ -242,7 +242,7 @@ async def test_an_inbox_that_was_lost_is_shown_with_a_warning_and_without_once_t
 
 async def test_a_record_can_be_published_after_the_clock_was_set_back(terminal: Terminal):
     key = new_key()
-    key_file.add(terminal.home / "agent.key", key, None)
+    key_file.save_new(terminal.home / "agent.key", key, None)
     ahead_s = endpoint_record.SEQ_SLACK_S + 200
     with states.opened(terminal.home / "agent.key.state", key.did) as state:
         here = json.loads((await terminal.run("check", terminal.url, "--no-send", "--json")).out)

@@ -13,8 +13,8 @@ import pytest
 from relay.cli.exit_codes import Exit
 from relay.client.identity import key_file
 from relay.client.identity.key_format import (
-    LEAST,
-    Locked,
+    KDF_MIN,
+    EncryptedKey,
 )
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
@@ -42,7 +42,7 @@ def here(tmp_path) -> Terminal:
 
 def locked(here: Terminal, name: str = "bob.key") -> SigningKey:
     """A key file that opens with the passphrase, and quickly."""
-    return key_file.new(here.home / name, PASSPHRASE, cost=LEAST)
+    return key_file.generate(here.home / name, PASSPHRASE, kdf=KDF_MIN)
 
 
 def load(here: Terminal, name: str, passphrase: str | None = None) -> SigningKey:
@@ -50,7 +50,7 @@ def load(here: Terminal, name: str, passphrase: str | None = None) -> SigningKey
 
 
 def is_encrypted(here: Terminal, name: str) -> bool:
-    return isinstance(key_file.read(here.home / name), Locked)
+    return isinstance(key_file.read(here.home / name), EncryptedKey)
 
 
 def tells_no_secret(key: SigningKey, *all_done: Done) -> bool:
@@ -190,7 +190,7 @@ async def test_an_encrypted_key_is_carried_with_its_passphrase(here):
 
 
 async def test_a_key_without_a_passphrase_gets_one_for_its_way_through_a_pipe(here):
-    key = key_file.new(here.home / "bob.key")
+    key = key_file.generate(here.home / "bob.key")
     nobody = await here.run("id", "export", "-", "--key", "bob.key")
     assert (nobody.code, nobody.out) == (Exit.LOCKED, "")
     out = await here.run("id", "export", "-", "--key", "bob.key", "--passphrase-file", "words")
@@ -221,7 +221,7 @@ async def test_a_block_may_have_a_passphrase_of_its_own(here):
 
 
 async def test_an_unencrypted_block_needs_two_words_and_no_passphrase(here):
-    key = key_file.new(here.home / "bob.key")
+    key = key_file.generate(here.home / "bob.key")
     for words in (["--plain"], ["--plain", "--yes", "--new-passphrase-file", "words"]):
         no = await here.run("id", "export", "block", "--key", "bob.key", *words)
         assert (no.code, (here.home / "block").exists()) == (Exit.USAGE, False)
@@ -247,7 +247,7 @@ async def test_what_is_no_block_is_said_and_not_shown(here):
 
 
 async def test_a_passphrase_is_set_changed_and_removed(here):
-    key = key_file.new(here.home / "bob.key")
+    key = key_file.generate(here.home / "bob.key")
     mine = ("id", "passwd", "--key", "bob.key")
     done = [await here.run(*mine, "--passphrase-file", "words", "--json")]
     assert done[0].json == {"did": key.did, "file": "bob.key", "encrypted": True}

@@ -48,7 +48,7 @@ class Home(Terminal):
 
     async def settle(self) -> None:
         """Make the key file and the inbox."""
-        key_file.add(self.home / ".config" / "did-relay" / "agent.key", self.key, None)
+        key_file.save_new(self.home / ".config" / "did-relay" / "agent.key", self.key, None)
         async with Agent.open(self.key, self.url):
             pass
 

@@ -98,7 +98,7 @@ async def test_a_state_that_was_lost_does_not_take_the_seq_back(terminal: Termin
 async def test_an_agent_that_listens_keeps_its_session_and_its_handle(tmp_path: Path):
     async with running_node() as node:
         key = new_key()
-        key_file.add(tmp_path / "agent.key", key, None)
+        key_file.save_new(tmp_path / "agent.key", key, None)
         terminal = Terminal(tmp_path, node.url)
         async with Agent.open(key, node.url, state=tmp_path / "agent.key.state") as agent:
             done = await terminal.run("handle", "set", "alice", "--key", "agent.key")

@@ -100,7 +100,7 @@ async def test_status_leaves_the_inbox_to_a_listener_unless_told_to_take_it(term
 
 async def test_an_agent_with_the_sdk_keeps_its_inbox_while_others_ask(terminal, tmp_path):
     (tmp_path / "me.key.state").touch()
-    key = key_file.new(tmp_path / "me.key")
+    key = key_file.generate(tmp_path / "me.key")
     mine = ("--key", "me.key", "--json")
     async with Agent.open(key, terminal.url, state=tmp_path / "me.key.state") as me:
         status = await terminal.run("status", *mine)

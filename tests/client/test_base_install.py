@@ -29,7 +29,8 @@ class OnlyTheSdk:
 sys.meta_path.insert(0, OnlyTheSdk())
 from pathlib import Path
 
-from relay.client import Agent, SigningKey, keystore, keytext, sync
+from relay.client import Agent, SigningKey, sync
+from relay.client.identity import key_file as keystore, key_format as keytext
 
 
 async def main(url):
@@ -50,7 +51,7 @@ def main_without_a_loop(url):
 
 
 def keys_at_rest(path):
-    key = keystore.new(path, "a passphrase", cost=keytext.LEAST)
+    key = keystore.generate(path, "a passphrase", kdf=keytext.KDF_MIN)
     keystore.replace(path, key, None)
     print(keystore.load(path).did == key.did)
 

@@ -20,7 +20,7 @@ from relay.client.directory.own_record import OwnRecord
 from relay.client.http import origin as origins
 from relay.client.http import transport
 from relay.client.http.relay_api import RelayApi
-from relay.client.identity import handle_lookup
+from relay.client.identity import handles
 from relay.client.session import connection
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import in_memory
@@ -106,7 +106,7 @@ async def _publish(url: str) -> None:
 
 
 async def _forward(url: str) -> None:
-    await handle_lookup.forward(f"name@{url.partition('://')[2]}", plain=True)
+    await handles.lookup(f"name@{url.partition('://')[2]}", is_local=True)
 
 
 def _request() -> transport.HttpRequest:
@@ -133,7 +133,7 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
     "sync.accept_relay": lambda url: asyncio.to_thread(
         sync.accept_relay, new_key(), url, new_key().did
     ),
-    "handle_lookup.forward": _forward,
+    "handles.lookup": _forward,
     "own_record.home_at": lambda url: own_record.home_at(origins.parse(url), in_memory()),
     "own_record.publish": _publish,
     "OwnRecord.publish_at": lambda url: OwnRecord(new_key(), in_memory()).publish_at(
@@ -161,7 +161,7 @@ AT: dict[str, Callable[[str], Awaitable[Any]]] = {
 
 def test_every_call_that_reaches_for_a_relay_has_a_case():
     modules = (
-        accept, connection, transport, RelayApi, handle_lookup, own_record, OwnRecord, resolve,
+        accept, connection, transport, RelayApi, handles, own_record, OwnRecord, resolve,
         SessionlessAgent,
     )  # fmt: skip
     found: Iterable[set[str]] = map(public, modules)

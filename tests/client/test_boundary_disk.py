@@ -20,7 +20,7 @@ import pytest
 from relay.client import Agent, Message, Outcome, sync
 from relay.client.errors import typed
 from relay.client.identity import key_file
-from relay.client.identity.key_format import Cost
+from relay.client.identity.key_format import KdfParams
 from relay.client.state import agent_state as states
 from relay.client.state.journal import Journal
 from relay.protocol import endpoint_record, frames
@@ -51,7 +51,7 @@ from tests.client.test_boundary_open import CALLS, awaited, nothing
 pytestmark = pytest.mark.timeout(40)
 
 SHORT_S = 0.3
-QUICK = Cost(1, 8192)
+QUICK = KdfParams(1, 8192)
 ME = new_key()
 
 
@@ -303,8 +303,8 @@ async def all_of(me: Agent) -> None:
 
 KEY = new_key()
 ON_KEYS: dict[str, Callable[[Path], object]] = {
-    "new": lambda path: key_file.new(path, "secret", cost=QUICK),
-    "add": lambda path: key_file.add(path, KEY),
+    "generate": lambda path: key_file.generate(path, "secret", kdf=QUICK),
+    "save_new": lambda path: key_file.save_new(path, KEY),
     "read": key_file.read,
     "load": lambda path: key_file.load(path, "secret"),
     "replace": lambda path: key_file.replace(path, KEY, None),
@@ -318,9 +318,9 @@ KEYS: dict[str, Prepare] = {
     "an empty file": partial(text, said=""),
     "a long file": partial(text, said="x" * 100_000),
     "binary": lambda path: path.write_bytes(bytes(range(256))),
-    "open to others": lambda path: (key_file.add(path, KEY), path.chmod(0o644)),
-    "a key": lambda path: key_file.add(path, KEY),
-    "an encrypted key": lambda path: key_file.add(path, KEY, "another", cost=QUICK),
+    "open to others": lambda path: (key_file.save_new(path, KEY), path.chmod(0o644)),
+    "a key": lambda path: key_file.save_new(path, KEY),
+    "an encrypted key": lambda path: key_file.save_new(path, KEY, "another", kdf=QUICK),
     "a link to itself": lambda path: path.symlink_to(path),
     "a link to nothing": lambda path: path.symlink_to("nowhere"),
     "below a file": lambda path: text(path.parent, "in the way"),

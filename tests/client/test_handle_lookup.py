@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.client.errors import AgentError
-from relay.client.identity import handle_lookup
+from relay.client.identity import handles
 from relay.protocol.handles import (
     LookupResult,
 )
@@ -25,13 +25,13 @@ def jrd(did: str) -> bytes:
 async def test_a_name_is_asked_of_its_own_relay():
     async with web(jrd(ALICE.did), host=INSIDE) as site:
         handle = f"alice@127.0.0.1:{site.port}"
-        assert await handle_lookup.forward(handle, plain=True) == LookupResult("found", ALICE.did)
+        assert await handles.lookup(handle, is_local=True) == LookupResult("found", ALICE.did)
         assert b"GET /.well-known/webfinger?resource=acct%3Aalice%40" in site.requests[0]
 
 
 async def test_a_hostname_is_asked_for_its_file():
     async with web(said(BOB.did.encode()), host=INSIDE) as site:
-        heard = await handle_lookup.forward(f"localhost:{site.port}", plain=True)
+        heard = await handles.lookup(f"localhost:{site.port}", is_local=True)
         assert heard == LookupResult("found", BOB.did)
 
 
@@ -48,24 +48,24 @@ async def test_a_hostname_is_asked_for_its_file():
 )
 async def test_found_absent_and_unreadable_are_three_answers(answer: bytes, wanted: str):
     async with web(answer, host=INSIDE) as site:
-        heard = await handle_lookup.forward(f"alice@127.0.0.1:{site.port}", plain=True)
+        heard = await handles.lookup(f"alice@127.0.0.1:{site.port}", is_local=True)
         assert heard.state == wanted
         assert heard.why
 
 
 async def test_a_relay_that_is_away_is_unreadable():
-    heard = await handle_lookup.forward(f"alice@127.0.0.1:{free_port(INSIDE)}", plain=True)
+    heard = await handles.lookup(f"alice@127.0.0.1:{free_port(INSIDE)}", is_local=True)
     assert heard.state == "unreadable"
 
 
 async def test_a_strangers_handle_makes_nobody_ask_around_on_this_machine():
     async with web(jrd(ALICE.did), host=INSIDE) as site:
         for host in ("127.0.0.1", "localhost"):
-            assert (await handle_lookup.forward(f"a@{host}:{site.port}")).state == "unreadable"
+            assert (await handles.lookup(f"a@{host}:{site.port}")).state == "unreadable"
         assert site.requests == []
 
 
 async def test_what_is_no_handle_is_said():
     with pytest.raises(AgentError) as caught:
-        await handle_lookup.forward("nobody")
+        await handles.lookup("nobody")
     assert caught.value.code == "bad_frame"

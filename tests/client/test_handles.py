@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
+from relay.client.errors import typed
 from relay.client.identity import handles as names
+from relay.protocol.errors import ErrorCode
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
 
@@ -37,7 +39,7 @@ class Names:
         return self.said
 
     def used_by(self, me: Agent) -> Agent:
-        me._parts.handles.forward = self
+        me._parts.handles.lookup = self
         return me
 
 
@@ -56,7 +58,7 @@ async def test_a_handle_that_its_record_lists_is_sent_to_and_pinned(tmp_path, mo
             forward.used_by(me)
             forward.said = Said("unreadable")
             assert (await me.send(HANDLE, "still")).to == bob.did
-            monkeypatch.setattr(names, "CHECKED_AGAIN_S", 0.0)
+            monkeypatch.setattr(names, "RECHECK_S", 0.0)
             forward.said = Said("found", new_key().did)
             with pytest.raises(HandleChangedError) as caught:
                 await me.send(HANDLE, "redirected")
@@ -66,7 +68,7 @@ async def test_a_handle_that_its_record_lists_is_sent_to_and_pinned(tmp_path, mo
 
 
 async def test_whose_a_handle_is_now_is_accepted_by_its_did_and_by_no_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(names, "CHECKED_AGAIN_S", 0.0)
+    monkeypatch.setattr(names, "RECHECK_S", 0.0)
     key, state = new_key(), tmp_path / "state"
     async with (
         running_node() as node,
@@ -127,9 +129,13 @@ async def test_a_handle_that_the_record_does_not_list_is_shown_as_unverified_and
             await me.send(HANDLE, "hello")
 
 
+async def asks_no_names(_: str) -> Said:
+    raise typed(ErrorCode.UNSUPPORTED, "this agent asks no names; use a DID")
+
+
 async def test_an_agent_that_asks_no_names_says_so():
     async with running_node() as node, Agent.open(new_key(), node.url) as me:
-        me._parts.handles.forward = names.nowhere
+        me._parts.handles.lookup = asks_no_names
         with pytest.raises(UnsupportedError):
             await me.send(HANDLE, "hello")
         with pytest.raises(ValueError, match="not a DID"):

@@ -20,9 +20,10 @@ for name in "fchmod fchown geteuid getuid fork O_DIRECTORY O_NONBLOCK O_CLOEXEC"
     delattr(os, name)
 url, directory = sys.argv[1], pathlib.Path(sys.argv[2])
 
-from relay.client import Agent, KeyFileError, keystore
+from relay.client import Agent, KeyFileError
+from relay.client.identity import key_file as keystore
 
-key = keystore.new(directory / "key")
+key = keystore.generate(directory / "key")
 try:
     keystore.replace(directory / "key", key, "secret")
 except KeyFileError as exc:

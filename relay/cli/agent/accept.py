@@ -13,7 +13,7 @@ from relay.client.accept import accept
 from relay.client.errors import typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.identity import handle_lookup as names
+from relay.client.identity import handles as names
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 from relay.protocol.errors import ErrorCode

@@ -19,8 +19,8 @@ from relay.client.directory.resolve import resolve_at
 from relay.client.errors import typed
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.identity import handle_lookup as names
-from relay.client.identity.handle_lookup import Naming
+from relay.client.identity import handles as names
+from relay.client.identity.handles import HandleResolver
 from relay.client.state import agent_state as states
 from relay.protocol import handles
 from relay.protocol.endpoint_record import (
@@ -88,11 +88,11 @@ async def _resolve(asked: str, origin: Origin) -> Resolved:
         lookup = LookupResult("found", Did(asked))
         return Resolved(asked, lookup, await resolve_at(origin, asked))
     handle = names.parse(asked)
-    lookup = await names.forward(handle, plain=origin.is_loopback)
+    lookup = await names.lookup(handle, is_local=origin.is_loopback)
     if lookup.did is None:
         return Resolved(str(handle), lookup)
-    asking = Naming(partial(resolve_at, origin), _no_matter, origin.is_loopback)
-    found = await asking.record(str(handle), lookup.did)
+    resolver = HandleResolver(partial(resolve_at, origin), _no_matter, is_local=origin.is_loopback)
+    found = await resolver.record_of(str(handle), lookup.did)
     listed = found.record.handles if found.record is not None else ()
     return Resolved(str(handle), lookup, found, handles.is_listed(handle, listed))
 
@@ -172,11 +172,11 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
     if handle.name in handles.RESERVED:
         detail = f"{handle} is the operator's: a relay gives that name to nobody who asks"
         raise typed(ErrorCode.NOT_ADMITTED, detail)
-    lookup = await names.forward(handle, plain=origin.is_loopback)
+    lookup = await names.lookup(handle, is_local=origin.is_loopback)
     if lookup.did not in {None, key.did}:
         raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {lookup.did}")
     done = await _publish(key, file, origin, lambda old: _with(old, handle))
-    lookup = await names.forward(handle, plain=origin.is_loopback)
+    lookup = await names.lookup(handle, is_local=origin.is_loopback)
     _tell_published(done, as_json=as_json, lookup=lookup)
     if lookup.did == key.did:
         return Exit.OK

@@ -24,7 +24,7 @@ from relay.client.identity import (
     key_file,
     key_format,
 )
-from relay.client.identity.key_format import Locked
+from relay.client.identity.key_format import EncryptedKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class KeyFile:
         """
         chosen = self.chosen(ask=encrypt)
         with _explained():
-            return key_file.new(self.path, chosen)
+            return key_file.generate(self.path, chosen)
 
     def chosen(self, *, ask: bool) -> str | None:
         """Return the passphrase for a key that has none yet."""
@@ -88,7 +88,7 @@ class KeyFile:
             return found
         return passphrases.ask_new() if ask else None
 
-    def read(self) -> SigningKey | Locked:
+    def read(self) -> SigningKey | EncryptedKey:
         """Read the file without a passphrase.
 
         Raises:
@@ -108,7 +108,7 @@ class KeyFile:
             return found, None
         return self.open(found, f"{self.path}")
 
-    def open(self, locked: Locked, name: str) -> tuple[SigningKey, str]:
+    def open(self, locked: EncryptedKey, name: str) -> tuple[SigningKey, str]:
         """Return the key and its passphrase; ask for a missing one."""
         passphrase = passphrases.given(self.passphrase_file)
         if passphrase is None:
@@ -144,7 +144,7 @@ def new(file: KeyFile, *, encrypt: bool, as_json: bool) -> None:
 def show(file: KeyFile, *, as_json: bool) -> None:
     """Show the DID of a key file, which needs no passphrase."""
     found = file.read()
-    encrypted = isinstance(found, Locked)
+    encrypted = isinstance(found, EncryptedKey)
     if as_json:
         write_json({"did": found.did, "file": str(file.path), "encrypted": encrypted})
         return
@@ -173,7 +173,7 @@ def export(
         own = passphrases.of_file(new_passphrase) if new_passphrase else opened_with
         chosen = own or file.chosen(ask=True)
     with _explained():
-        block = key_format.block(key, chosen)
+        block = key_format.encode_pem(key, chosen)
         if to is not None:
             key_file.write_new(to, block.encode())
     members = {"did": key.did, "encrypted": not plain}
@@ -200,21 +200,21 @@ def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool)
         raise LocalError(f"{file.path} is there already; a key is never overwritten")
     name = "the block" if source is None else f"{source}"
     with _explained(f"{name}: "):
-        found = key_format.read_block(_text(source))
+        found = key_format.parse_pem(_text(source))
     chosen: str | None
-    if isinstance(found, Locked):
+    if isinstance(found, EncryptedKey):
         key, chosen = file.open(found, name)
     else:
         key, chosen = found, file.chosen(ask=encrypt)
     with _explained():
-        key_file.add(file.path, key, chosen)
+        key_file.save_new(file.path, key, chosen)
     show(file, as_json=as_json)
     if not as_json:
         say("Use it in one place at a time: a second session takes the inbox from the first.")
 
 
 def _text(source: Path | None) -> str:
-    limit = key_format.MAX_BLOCK_BYTES + 1
+    limit = key_format.MAX_PEM_BYTES + 1
     if source is None:
         return sys.stdin.buffer.read(limit).decode("latin-1")
     try:

@@ -105,7 +105,7 @@ async def send(file: KeyFile, url: str, draft: Draft, options: SendOptions) -> E
         )
         await _tell_outcomes(context)
         until = clock.monotonic() + options.deadline_s
-        to = await context.agent.handles.did_of(draft.to, options.deadline_s)
+        to = await context.agent.handles.resolve_recipient(draft.to, options.deadline_s)
         sent = await _submit(context, _signed(key, to, draft), until)
         if isinstance(sent, Exit):
             return sent

@@ -239,7 +239,7 @@ async def trace(
     async with asking(file, url, take=take) as (key, agent):
         journal = agent.state.journal
         left = await journal.outgoing() if journal is not None else []
-        to = await agent.handles.did_of(to)
+        to = await agent.handles.resolve_recipient(to)
         visit = await agent.login_at_holder(key, to, message_id)
         found = await visit.status(to, message_id)
     is_queued = any((item.id, item.to) == (message_id, to) for item in left)

@@ -1,12 +1,13 @@
-"""Agent keys at rest: one file a key, for its owner's eyes only, encrypted where one asks for it.
+"""Key files of agents: one key each, readable by the owner only, encrypted on request.
 
-Rules of the file: a key file is made whole or not at all; a key is never overwritten by another
-one; a file that others may read is refused; no error shows a secret byte. What is in a file is
-:mod:`relay.client.identity.key_format`.
+Invariants: a key file is written whole or not at all. A key is never overwritten by another one. A
+file that other users may read is refused. No error shows a secret byte. The content of a file is
+described in :mod:`relay.client.identity.key_format`.
 
 ::
 
-    none ──new, add──▶ plain ◀──replace──▶ encrypted       killed at any line: the old or the new
+    none ──generate, save_new──▶ plain ◀──replace──▶ encrypted
+    killed at any line: the old or the new file
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ from typing import BinaryIO, Final
 from relay import clock
 from relay.client.identity import key_format
 from relay.client.identity.key_format import (
-    MODERATE,
-    Cost,
+    KDF_DEFAULT,
+    EncryptedKey,
+    KdfParams,
     KeyFileError,
-    Locked,
     PassphraseError,
 )
 from relay.files import NOT_WAITING, is_root, lock, others_may_read, sync_directory
@@ -38,30 +39,32 @@ MODE: Final = 0o600
 _MAX_BYTES: Final = 4096
 
 
-def new(path: Path, passphrase: str | None = None, *, cost: Cost = MODERATE) -> SigningKey:
-    """Make a key and keep it in a new file.
+def generate(
+    path: Path, passphrase: str | None = None, *, kdf: KdfParams = KDF_DEFAULT
+) -> SigningKey:
+    """Generate a key and save it in a new file.
 
     Raises:
         KeyFileError: the file is there already, or cannot be written.
     """
     key = SigningKey(clock.entropy(KEY_BYTES))
-    add(path, key, passphrase, cost=cost)
+    save_new(path, key, passphrase, kdf=kdf)
     return key
 
 
-def add(
-    path: Path, key: SigningKey, passphrase: str | None = None, *, cost: Cost = MODERATE
+def save_new(
+    path: Path, key: SigningKey, passphrase: str | None = None, *, kdf: KdfParams = KDF_DEFAULT
 ) -> None:
-    """Keep a key in a new file, encrypted if there is a passphrase.
+    """Save a key in a new file, encrypted if there is a passphrase.
 
     Raises:
         KeyFileError: the file is there already, or cannot be written.
     """
-    write_new(path, key_format.encode(key, passphrase, cost))
+    write_new(path, key_format.encode(key, passphrase, kdf))
 
 
-def read(path: Path) -> SigningKey | Locked:
-    """The key, or what its passphrase opens.
+def read(path: Path) -> SigningKey | EncryptedKey:
+    """Read the key of a file; an encrypted one is not decrypted yet.
 
     Raises:
         KeyFileError: not there, readable by others, or not a key.
@@ -75,7 +78,7 @@ def load(path: Path, passphrase: str | None = None) -> SigningKey:
 
     Args:
         path: the file.
-        passphrase: opens it if it is encrypted; one that is not ignores it.
+        passphrase: decrypts it; ignored if the key is not encrypted.
 
     Raises:
         PassphraseError: it is encrypted, and this is not its passphrase.
@@ -92,35 +95,37 @@ def load(path: Path, passphrase: str | None = None) -> SigningKey:
         raise type(exc)(f"{path}: {exc}") from None
 
 
-def replace(path: Path, key: SigningKey, passphrase: str | None, *, cost: Cost = MODERATE) -> None:
-    """Keep the key that is in this file under another passphrase, or none.
+def replace(
+    path: Path, key: SigningKey, passphrase: str | None, *, kdf: KdfParams = KDF_DEFAULT
+) -> None:
+    """Encrypt the key of a file with another passphrase, or with none.
 
-    Killed at any instruction it leaves the old file or the new one, whole.
+    A kill at any instruction leaves the old file or the new one, whole.
 
     Raises:
         KeyFileError: the file holds another key, another process changes it, or it cannot be
-            written; it is as it was.
+            written; it is unchanged.
     """
-    content = key_format.encode(key, passphrase, cost)
+    content = key_format.encode(key, passphrase, kdf)
     with _explained("write", path):
         # a link to the file stays a link
         # (Path.resolve raises no OSError where a link leads to itself)
         target = Path(os.path.realpath(path, strict=True))
-        with _opened(target, os.O_RDWR) as held:
-            _hold(target, held)
-            if _read(target, held).did != key.did:
+        with _opened(target, os.O_RDWR) as opened:
+            _lock(target, opened)
+            if _read(target, opened).did != key.did:
                 raise KeyFileError(f"{path} holds another key; a key is never overwritten")
             _sweep(target)
-            with _written(target, content, like=held) as temporary:
+            with _written(target, content, like=opened) as temporary:
                 temporary.replace(target)
             sync_directory(target.parent)
 
 
 def write_new(path: Path, content: bytes) -> None:
-    """Write a secret that appears whole, and only if there is nothing of this name.
+    """Write a secret into a new file, which appears whole or not at all.
 
     Raises:
-        KeyFileError: there is, or it cannot be written.
+        KeyFileError: the file exists, or cannot be written.
     """
     with _explained("write", path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -130,7 +135,7 @@ def write_new(path: Path, content: bytes) -> None:
         sync_directory(path.parent)
 
 
-# ---------------------------------------------------------------- one step each
+# ---------------------------------------------------------------- steps
 
 
 @contextmanager
@@ -157,7 +162,7 @@ def _opened(path: Path, flags: int = os.O_RDONLY) -> BinaryIO:
     return open(descriptor, "rb")  # noqa: PTH123  a Path cannot; the caller closes it
 
 
-def _read(path: Path, file: BinaryIO) -> SigningKey | Locked:
+def _read(path: Path, file: BinaryIO) -> SigningKey | EncryptedKey:
     if others_may_read(file.fileno()):
         raise KeyFileError(f"others may read {path}; do: chmod 600 {path}")
     try:
@@ -167,23 +172,23 @@ def _read(path: Path, file: BinaryIO) -> SigningKey | Locked:
         raise KeyFileError(f"{path} is not a key file of this version") from None
 
 
-def _hold(path: Path, file: BinaryIO) -> None:
-    """Be the only one who replaces this file, until it is closed."""
+def _lock(path: Path, file: BinaryIO) -> None:
+    """Lock the file, so that no other process replaces it until it is closed."""
     lock(file, wait=False)
     if not os.path.samestat(os.fstat(file.fileno()), path.stat()):
-        # it was replaced between open and lock: what we hold is a file without a name
+        # it was replaced between open and lock: this is a file without a name
         raise BlockingIOError
 
 
 @contextmanager
 def _written(path: Path, content: bytes, *, like: BinaryIO | None = None) -> Iterator[Path]:
-    """A synced file beside ``path``; what is left of it at the end is removed."""
+    """Write a synced file beside ``path``; remove it at the end of the block."""
     temporary = path.with_name(f".{path.name}.{clock.entropy(8).hex()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, MODE)
     try:
         with open(descriptor, "wb") as file:  # noqa: PTH123  a Path cannot open a descriptor
             if like is not None and is_root():
-                # root changes a passphrase for somebody else: it stays that agent's file
+                # root may change the passphrase of another user, who stays the owner
                 owner = os.fstat(like.fileno())
                 os.fchown(descriptor, owner.st_uid, owner.st_gid)
             file.write(content)
@@ -195,7 +200,7 @@ def _written(path: Path, content: bytes, *, like: BinaryIO | None = None) -> Ite
 
 
 def _sweep(path: Path) -> None:
-    """Remove what a killed process left beside the key: it may be the key as it is."""
+    """Remove temporary files of a killed process: one may be the plain key."""
     left = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{16}}")
     for beside in path.parent.iterdir():
         if left.fullmatch(beside.name):
