@@ -20,7 +20,6 @@ from loadtest.mesh import relays
 from loadtest.mesh.relays import Place
 from loadtest.migrate import plain
 from loadtest.process import RelayFailedError, RelayProcess
-from relay.migration.model.machine import DIGEST_PAGE
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
@@ -28,6 +27,7 @@ from relay.protocol.envelope import (
     SignedEnvelope,
     eid_of,
 )
+from relay.protocol.frames import MAX_DOUBTS
 from relay.protocol.ids import (
     Eid,
     Epoch,
@@ -178,7 +178,7 @@ async def _move(me: Traveller, ends: tuple[RelayProcess, RelayProcess], found: F
     found.prepare_s, found.freeze_s = prepared - began, frozen - left
     found.copy_s = found.move_s - (frozen - began)
     found.cpu_s, found.tally = cpu, said.counters
-    found.digest_pages = -(-found.acked // DIGEST_PAGE)
+    found.digest_pages = -(-found.acked // MAX_DOUBTS)
 
 
 async def _first(relay: RelayProcess, key: SigningKey) -> float:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
-from relay.migration.requests import MOST_ITEMS, MigrationRequests, Room
+from relay.migration.requests import MAX_ITEMS, MigrationRequests, Room
 from relay.protocol import jws as jose
 from relay.protocol import migration_order
 from relay.protocol.errors import ErrorCode, ProtocolError
@@ -70,7 +70,7 @@ async def _inventory(
     here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
     after = Seq(asked.integer("after"))
-    found = await here.inventory(order, after, MOST_ITEMS + 1)
+    found = await here.inventory(order, after, MAX_ITEMS + 1)
     items = [
         [
             one.seq,
@@ -80,15 +80,15 @@ async def _inventory(
             one.size,
             one.expires_at,
         ]
-        for one in found[:MOST_ITEMS]
+        for one in found[:MAX_ITEMS]
     ]
-    return {"items": items, "more": len(found) > MOST_ITEMS}
+    return {"items": items, "more": len(found) > MAX_ITEMS}
 
 
 async def _find(
     here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
-    items = [_item(value) for value in asked.array("items", most=MOST_ITEMS)]
+    items = [_item(value) for value in asked.array("items", most=MAX_ITEMS)]
     return {"states": list(await here.find(order, items))}
 
 

@@ -1,45 +1,33 @@
-"""The store of the migration feature: its port."""
+"""What migration needs of the store."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from relay.inbox.model.types import (
-    InboxRole,
-    MaybeSeenIds,
-)
+from relay.inbox.model.types import InboxRole, MaybeSeenIds
 from relay.peering.ports import RecordRow
-from relay.protocol.ids import (
-    AgentKey,
-    Seq,
-)
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
-from relay.protocol.types import (
-    MovedRules,
-    WaitingEnvelope,
-)
+from relay.protocol.ids import AgentKey, Seq
+from relay.protocol.migration_statement import MigrationCounters
+from relay.protocol.types import MovedRules, WaitingEnvelope
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationRow:
-    """What a store holds of an inbox and of its changing relays.
+    """The state of an inbox and of its migration in the store.
 
     Args:
-        text: the side as it was last written (:mod:`relay.protocol.migration_statement`); "" =
-        never.
-        holding: what the store does for the inbox; None: there is none.
-        has_left: it was a home here once, and the agent's record named other homes then.
-        record: the newest one of the agent.
-        former: the one before that, when it last changed whether this relay is named; None: none.
+        text: the side as last written (:mod:`relay.migration.model.state_json`); "" = never.
+        role: the role of the inbox; None: there is no inbox.
+        has_left: this relay was the home, and then the record named others.
+        record: the agent's newest record.
+        former: the record before it, when the record last changed whether it names this relay.
         evidence: two records of one kv and seq, if the agent has signed such.
-        tally: what became of its envelopes since the last change that began anew.
+        tally: counts of its envelopes since the last change that reset them.
     """
 
     text: str = ""
-    holding: InboxRole | None = None
+    role: InboxRole | None = None
     has_left: bool = False
     record: RecordRow | None = None
     former: str | None = None
@@ -49,23 +37,23 @@ class MigrationRow:
 
 @dataclass(frozen=True, slots=True)
 class MigrationChange:
-    """A step of a hand-off, and what it does to its inbox: one commit.
+    """A step of a migration and its effects on the inbox, in one commit.
 
     Args:
-        text: the side from now on.
-        holding: what the store does for the inbox from now on; where there is none it is made.
-        ends_session: no session goes on; what it may have handed over is marked.
-        marks_present: mark all that waits.
-        is_new: the tally begins anew.
-        is_open: it is one of :meth:`HandoffStore.handoffs`.
-        has_work: a mover should look at it, now, whether or not anything waits.
-        doubts: ids that are remembered as doubtful, 36 bytes each, unless they are known here.
-            What waits here under one of them is marked.
-        floor: hours up to this one are forgotten; -1 = none.
+        text: the new side.
+        role: the new role of the inbox; where there is no inbox, one is made.
+        ends_session: the session ends; what it may have delivered is flagged as redelivered.
+        marks_present: all waiting mail is flagged.
+        is_new: the counts start again.
+        is_open: :meth:`MigrationStore.handoffs` returns it.
+        has_work: a forwarder is due now, whether or not any mail waits.
+        doubts: ids to remember as maybe seen, 36 bytes each, unless they are known here. Mail
+            that waits under one of them is flagged.
+        floor: the dedup horizon: hours up to this one are forgotten; -1 = none.
     """
 
     text: str
-    holding: InboxRole
+    role: InboxRole
     ends_session: bool = False
     marks_present: bool = False
     is_new: bool = False
@@ -75,49 +63,48 @@ class MigrationChange:
     floor: int = -1
 
 
-class HandoffStore(Protocol):
-    """Inboxes that change relays: what both sides write down (GUARANTEES.md §3).
+class MigrationStore(Protocol):
+    """Inboxes that change relays (GUARANTEES.md §3).
 
-    Rules are not here: :mod:`relay.migration.model.machine` makes the steps,
-    :meth:`change_handoff` takes
-    each in one commit, if nobody else took one meanwhile.
+    :mod:`relay.migration.model.machine` has the rules. :meth:`change_handoff` writes each step in
+    one commit, unless another node has written one meanwhile.
     """
 
     async def handoff(self, inbox: AgentKey) -> MigrationRow:
-        """All that a step is judged by."""
+        """Return everything that decides a step."""
         ...
 
     async def change_handoff(
         self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
-        """Take a step; False, and nothing is done, where ``seen`` is not how things stand.
+        """Write a step; return False, and write nothing, if ``seen`` is outdated.
 
-        That goes by its text and by the order of its record. Works when memory or disk is full.
+        Its text and the version of its record decide. Works when memory or disk is full.
         """
         ...
 
     async def handoffs(self) -> list[tuple[AgentKey, str]]:
-        """All that are open, with their texts."""
+        """Return all open migrations with their texts."""
         ...
 
     async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
-        """What waits behind ``after``, in seq order."""
+        """Return the mail behind ``after``, in seq order."""
         ...
 
     async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
-        """Ids that its agent may have seen: acked, refused, ended, or marked as handed over.
+        """Return ids that the agent may have seen: acked, refused, ended, or maybe delivered.
 
-        About ``most`` of them at once; ``after`` "" begins. An id may come twice.
+        About ``most`` of them; ``after`` "" begins. An id may come twice.
         """
         ...
 
     async def known(self, inbox: AgentKey) -> MovedRules:
-        """Whom the agent takes envelopes from."""
+        """Return from whom the agent accepts envelopes."""
         ...
 
     async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
-        """Add whom the agent took envelopes from elsewhere; what stands here stands.
+        """Add from whom the agent accepted envelopes elsewhere; the rules here win.
 
-        ``first_contact`` counts where "accept" stands here. What is over a bound is left out.
+        ``first_contact`` counts if it is "accept" here. Entries beyond a limit are left out.
         """
         ...

@@ -1,54 +1,29 @@
-"""Migrations: what an agent asks of its old relay and its new one (PROTOCOL.md §5.12).
+"""Migration requests: what an agent asks of its old and its new relay (PROTOCOL.md §5.12).
 
-Rules of the file: the signed order is the proof; no session is needed, for there is none at either
-relay while an inbox moves. Every step may be repeated, and says again what it said.
+The signed order authorizes each request: no session exists at either relay while an inbox moves.
+Every request may be repeated, and gives the same answer again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 from relay import clock, log
 from relay.directory.publish import Directory
 from relay.inbox.login import Registration
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.inbox.ports import (
-    InboxStore,
-    Keys,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.inbox.ports import InboxStore, Keys
 from relay.inbox.status import STATES
-from relay.migration.digest_sender import (
-    DigestSender,
-)
+from relay.migration.digest_sender import DigestSender
 from relay.migration.model import machine
-from relay.migration.model.state import (
-    Freeze,
-    MigrationSide,
-    OrderRef,
-    Prepare,
-)
-from relay.migration.ports import HandoffStore
-from relay.migration.steps import (
-    MigrationSteps,
-)
+from relay.migration.model.state import Freeze, OrderRef, Prepare
+from relay.migration.ports import MigrationStore
+from relay.migration.steps import MigrationSteps
 from relay.peering.peers import Peers
-from relay.protocol import (
-    endpoint_record,
-    envelope,
-    frames,
-    migration_order,
-)
-from relay.protocol import (
-    migration_statement as handoffs,
-)
-from relay.protocol.did import (
-    SigningKey,
-    did_of,
-)
+from relay.protocol import endpoint_record, envelope, frames, migration_order, migration_statement
+from relay.protocol.did import SigningKey, did_of
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -57,39 +32,25 @@ from relay.protocol.errors import (
     StateError,
     UnavailableError,
 )
-from relay.protocol.ids import (
-    AgentKey,
-    Eid,
-    Seq,
-)
+from relay.protocol.ids import AgentKey, Eid, Seq
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_statement import (
-    MigrationStatement,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Mode,
-    WaitingEnvelope,
-)
+from relay.protocol.types import DedupKey, Mode, WaitingEnvelope
 
-FREEZE_S: Final = 6.0
-"""Below what clients wait for an answer over HTTP."""
-LOOK_S: Final = 0.25
-FULL_S: Final = 60
-MOST_ITEMS: Final = 1_024
+FREEZE_WAIT_S: Final = 6.0
+"""How long a freeze waits for the digest: less than clients wait for an answer over HTTP."""
+POLL_INTERVAL_S: Final = 0.25
+RETRY_AT_CAPACITY_S: Final = 60
+MAX_ITEMS: Final = 1_024
+MAX_REASON_CHARS: Final = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What an agent says it will bring: envelopes, wire bytes of all, and of the largest."""
+    """The mail that an agent will bring: envelopes, bytes of all, and of the largest."""
 
     count: int
     bytes: int
     largest: int
-
-
-class MigrationStore(InboxStore, HandoffStore, Protocol):
-    """What this needs of a store."""
 
 
 @dataclass(slots=True)
@@ -98,22 +59,24 @@ class MigrationRequests:
 
     Args:
         key: of this relay; signs statements.
-        store: inboxes.
+        store: inboxes that move.
+        inboxes: answers what became of envelopes.
         keys: which keys may act for a DID.
-        handoffs: takes the steps.
-        mover: says digests.
-        directory: takes the record that an agent brings.
+        steps: applies events.
+        digests: sends digests.
+        directory: merges the record that an agent brings.
         registration: who may have an inbox.
-        peers: which relays may be dealt with.
+        peers: which relays may hand over.
         limits: of an inbox.
-        max_body_bytes: largest body.
+        max_body_bytes: the largest body.
     """
 
     key: SigningKey
     store: MigrationStore
+    inboxes: InboxStore
     keys: Keys
-    handoffs: MigrationSteps
-    mover: DigestSender
+    steps: MigrationSteps
+    digests: DigestSender
     directory: Directory
     registration: Registration
     peers: Peers
@@ -123,37 +86,37 @@ class MigrationRequests:
     # ------------------------------------------------------------ at the target
 
     async def offer(self, order: MigrationOrder, room: Room) -> str:
-        """Whether :meth:`prepare` would be taken; changes nothing.
+        """Return a statement if :meth:`prepare` would succeed; change nothing.
 
         Raises:
-            RelayError: why not.
+            RelayError: the refusal.
         """
         owner = await self._verify(order)
-        self._admit(order, room)
-        side = self.handoffs.kept(await self.store.handoff(owner)).side
-        done = machine.step(side, Prepare(OrderRef.of(order)), clock.now())
-        if isinstance(done, Refusal):
-            raise done.to_error()
+        self._require_room(order, room)
+        side = self.steps.load_state(await self.store.handoff(owner)).side
+        result = machine.step(side, Prepare(OrderRef.of(order)), clock.now())
+        if isinstance(result, Refusal):
+            raise result.to_error()
         return await self._statement(owner)
 
     async def prepare(self, order: MigrationOrder, room: Room, newest: str) -> str:
-        """Get ready: take mail, and deliver nothing.
+        """Make the target ready: it accepts mail and delivers nothing.
 
         Args:
             order: the agent's.
-            room: what it will bring.
-            newest: the agent's record as it is now.
+            room: what the agent will bring.
+            newest: the agent's current record.
 
         Raises:
             RelayError: ``not_admitted``, ``blocked``, ``not_federated``, ``inbox_full``,
                 ``too_large``, ``stale_record``, ``wrong_state``, ``expired``, ``overloaded``
-                or what is wrong with order or record.
+                or the error of order or record.
         """
         owner = await self._verify(order)
-        self._admit(order, room)
-        if self.handoffs.is_full(owner):
+        self._require_room(order, room)
+        if self.steps.at_capacity(owner):
             detail = "too many inboxes are being moved to or from this relay"
-            raise UnavailableError(ErrorCode.OVERLOADED, detail, retry_after=FULL_S)
+            raise UnavailableError(ErrorCode.OVERLOADED, detail, retry_after=RETRY_AT_CAPACITY_S)
         if endpoint_record.parse(newest).did != order.did:
             raise ProtocolError(ErrorCode.BAD_FRAME, "newest is another agent's record")
         [merged] = await self.directory.merge_from_peer([newest], self.key.did)
@@ -162,13 +125,13 @@ class MigrationRequests:
         if merged.version is None:
             detail = "the directory takes no unknown agents just now"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
-        await self.handoffs.take(owner, Prepare(OrderRef.of(order)), order=order.jws.compact)
+        await self.steps.apply(owner, Prepare(OrderRef.of(order)), order=order.jws.compact)
         log.event(
             "handoff", step="prepared", did=order.did, handoff=order.id, peer=order.source.did
         )
         return await self._statement(owner)
 
-    def _admit(self, order: MigrationOrder, room: Room) -> None:
+    def _require_room(self, order: MigrationOrder, room: Room) -> None:
         if order.target.did != self.key.did:
             raise StateError(ErrorCode.WRONG_RELAY, "the order names another target")
         if order.did in self.registration.deny:
@@ -185,99 +148,91 @@ class MigrationRequests:
     # ------------------------------------------------------------ at the source
 
     async def freeze(self, order: MigrationOrder) -> str:
-        """Stop delivering; answers once the target knows what the agent has seen, or after 6 s.
+        """Stop deliveries; answer when the target has the digest, or after 6 s.
 
         Raises:
             RelayError: ``wrong_state``: this relay is not the agent's home; ``stale_record``,
-                ``expired``, ``not_federated`` or what is wrong with the order.
+                ``expired``, ``not_federated`` or the error of the order.
         """
         owner = await self._verify(order)
         if order.source.did != self.key.did:
             raise StateError(ErrorCode.WRONG_RELAY, "the order names another source")
         self.peers.require_handoff(order.target.did)
-        if (await self.store.handoff(owner)).holding is None:
+        if (await self.store.handoff(owner)).role is None:
             raise StateError(ErrorCode.WRONG_STATE, "this relay is not the agent's home")
-        # it is tried at once, whatever another target did
-        self.mover.why.pop(owner, None)
-        kept, _ = await self.handoffs.take(
-            owner, Freeze(OrderRef.of(order)), order=order.jws.compact
-        )
+        # the new target gets its digest at once, whatever another target did
+        self.digests.reasons.pop(owner, None)
+        freeze = Freeze(OrderRef.of(order))
+        record, _ = await self.steps.apply(owner, freeze, order=order.jws.compact)
         log.event("handoff", step="frozen", did=order.did, handoff=order.id, peer=order.target.did)
-        self.handoffs.wake_forwarders()
-        until = clock.monotonic() + FREEZE_S
-        while not kept.side.digest_acked and (left := until - clock.monotonic()) > 0:
-            await self.handoffs.wait_for_change(min(left, LOOK_S))
-            kept = self.handoffs.kept(await self.store.handoff(owner))
+        self.steps.wake_forwarders()
+        until = clock.monotonic() + FREEZE_WAIT_S
+        while not record.side.digest_acked and (left := until - clock.monotonic()) > 0:
+            await self.steps.wait_for_change(min(left, POLL_INTERVAL_S))
+            record = self.steps.load_state(await self.store.handoff(owner))
         return await self._statement(owner)
 
     async def inventory(
-        self, order: MigrationOrder, after: Seq, most: int = MOST_ITEMS
+        self, order: MigrationOrder, after: Seq, limit: int = MAX_ITEMS
     ) -> Sequence[WaitingEnvelope]:
-        """What waits here behind ``after``.
+        """Return the mail that waits here behind ``after``.
 
         Raises:
-            RelayError: what is wrong with the order.
+            RelayError: the error of the order.
         """
         owner = await self._verify(order, is_reading=True)
-        return await self.store.waiting(owner, after, most)
+        return await self.store.waiting(owner, after, limit)
 
     # ------------------------------------------------------------ at either
 
     async def state(self, order: MigrationOrder) -> str:
-        """How the hand-off stands here, signed.
+        """Return the signed state of the migration here.
 
         Raises:
-            RelayError: what is wrong with the order.
+            RelayError: the error of the order.
         """
         return await self._statement(await self._verify(order, is_reading=True))
 
     async def find(
         self, order: MigrationOrder, items: Sequence[tuple[DedupKey, Eid]]
     ) -> Sequence[frames.State]:
-        """What became of these here.
+        """Return the states of these envelopes here.
 
         Raises:
-            RelayError: what is wrong with the order.
+            RelayError: the error of the order.
         """
         owner = await self._verify(order, is_reading=True)
-        found = await self.store.status(owner, [question for question, _ in items])
+        found = await self.inboxes.status(owner, [question for question, _ in items])
         return [
             STATES[one.fate] if one is not None and eid.startswith(one.eid) else "unknown"
             for (_, eid), one in zip(items, found, strict=True)
         ]
 
     async def _verify(self, order: MigrationOrder, *, is_reading: bool = False) -> AgentKey:
-        """Whether the agent signed it; what only reads may be asked after it has expired."""
+        """Check that the agent signed the order; an expired one may still read."""
         key = await self.keys.resolve(order.did)
-        no = migration_order.verify(order, key, clock.now())
-        is_over = is_reading and no is not None and no.code is ErrorCode.EXPIRED
-        if no is not None and not is_over:
-            raise no.to_error()
+        refusal = migration_order.verify(order, key, clock.now())
+        has_expired = refusal is not None and refusal.code is ErrorCode.EXPIRED
+        if refusal is not None and not (is_reading and has_expired):
+            raise refusal.to_error()
         if not order.concerns(self.key.did):
             raise StateError(ErrorCode.WRONG_RELAY, "the order names other relays")
         return key.agent_key
 
     async def _statement(self, owner: AgentKey) -> str:
         row = await self.store.handoff(owner)
-        kept = self.handoffs.kept(row)
-        side = kept.side
-        return handoffs.sign(
-            self.key,
-            MigrationStatement(
-                relay=self.key.did,
-                did=did_of(owner),
-                handoff=side.handoff.id if side.handoff else "",
-                mode=side.mode,
-                at=int(clock.now()),
-                digest_received=side.digest_received,
-                digest_acked=side.digest_acked,
-                record_names_target=_is_named(side),
-                awaiting_digests=tuple(sorted(side.awaiting_digests)),
-                counters=row.tally,
-                reason=self.mover.why.get(owner, "")[:512],
-            ),
+        side = self.steps.load_state(row).side
+        statement = migration_statement.MigrationStatement(
+            relay=self.key.did,
+            did=did_of(owner),
+            handoff=side.handoff.id if side.handoff else "",
+            mode=side.mode,
+            at=int(clock.now()),
+            digest_received=side.digest_received,
+            digest_acked=side.digest_acked,
+            record_names_target=side.names_target if side.mode is Mode.FROZEN else side.is_home,
+            awaiting_digests=tuple(sorted(side.awaiting_digests)),
+            counters=row.tally,
+            reason=self.digests.reasons.get(owner, "")[:MAX_REASON_CHARS],
         )
-
-
-def _is_named(side: MigrationSide) -> bool:
-    return side.names_target if side.mode is Mode.FROZEN else side.is_home
+        return migration_statement.sign(self.key, statement)

@@ -127,7 +127,9 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
     peers, dialer, links = await build_peering(base)
     handoffs, mover = build_migration(base, peers, links)
     handles = LocalHandles(url, store, admits=base.registration.admits)
-    directory = Directory(key.did, store, base.keys, handles, on_record_change=[handoffs.settle])
+    directory = Directory(
+        key.did, store, base.keys, handles, on_record_change=[handoffs.apply_record]
+    )
     own_info = build_own_info(base, peers)
     exchange = PeerExchange(peers, links, own_info.sign)
     gossip = RecordGossip(directory, RecordChangeReader(store), exchange)
@@ -207,9 +209,10 @@ def build_requests(
     return MigrationRequests(
         key=base.opened.key,
         store=base.opened.store,
+        inboxes=base.opened.store,
         keys=base.keys,
-        handoffs=handoffs,
-        mover=mover,
+        steps=handoffs,
+        digests=mover,
         directory=directory,
         registration=base.registration,
         peers=peers,
@@ -270,7 +273,7 @@ def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> I
         rates=TokenBuckets.per_minute(settings.sender_rate),
         strangers=TokenBuckets.per_minute(settings.stranger_rate),
         brought=TokenBuckets.per_minute(settings.peer_stranger_rate),
-        may_bring=handoffs.may_bring,
+        may_bring=handoffs.accepts_handoff_from,
         commits=GroupCommit(acceptor.accept, submitting.size_of),
         durability=lambda: store.durability,
         denied=base.registration.deny,
@@ -306,7 +309,7 @@ def build_login(
         registration=base.registration,
         require_peer=peers.require_login,
         gate=startup_gate,
-        apply_record=handoffs.settle,
+        apply_record=handoffs.apply_record,
         lives_elsewhere=lives_elsewhere,
     )
 

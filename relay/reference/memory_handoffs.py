@@ -107,7 +107,7 @@ class MemoryHandoffs(MemoryDirectory):
         return replace(
             row,
             text=box.move.text,
-            holding=box.holding,
+            role=box.holding,
             has_left=box.away.left_fence > 0,
             tally=inbox_handoff.tally(box),
         )
@@ -121,10 +121,10 @@ class MemoryHandoffs(MemoryDirectory):
             return False
         box = self._inboxes.get(inbox)
         if box is None:
-            box = self._inboxes[inbox] = Inbox(inbox, new_epoch(), change.holding)
-        is_other = change.ends_session or box.holding is not change.holding
+            box = self._inboxes[inbox] = Inbox(inbox, new_epoch(), change.role)
+        is_other = change.ends_session or box.holding is not change.role
         is_news = is_other or (change.has_work and not box.move.has_work)
-        inbox_handoff.hold(box, change.holding, ends_session=change.ends_session)
+        inbox_handoff.hold(box, change.role, ends_session=change.ends_session)
         if change.marks_present:
             inbox_handoff.mark_present(box)
         inbox_handoff.learn_floor(box, change.floor)

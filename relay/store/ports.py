@@ -14,13 +14,20 @@ from relay.inbox.ports import (
     NodeStore,
     WakeupSource,
 )
-from relay.migration.ports import HandoffStore
+from relay.migration.ports import MigrationStore
 from relay.peering.ports import OutboxStore, PeerStore, RecordStore
 from relay.protocol.ids import Did, NodeId
 
 
 class Store(
-    InboxStore, OutboxStore, HandoffStore, RecordStore, PeerStore, NodeStore, WakeupSource, Protocol
+    InboxStore,
+    OutboxStore,
+    MigrationStore,
+    RecordStore,
+    PeerStore,
+    NodeStore,
+    WakeupSource,
+    Protocol,
 ):
     """All ports of the store.
 

@@ -46,7 +46,7 @@ class Answers:
             case frames.Digest() | frames.Want():
                 return await self.peer_questions.answer(who.did, question)
             case frames.Migrate():
-                return await self.migration.hear(who.did, question)
+                return await self.migration.on_digest_page(who.did, question)
             case frames.Resolve():
                 return await self._resolve(who, question)
 

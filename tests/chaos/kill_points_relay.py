@@ -16,7 +16,8 @@ from typing import Any
 from relay.inbox.model.types import (
     InboxRole,
 )
-from relay.migration.model import machine, state_json
+from relay.migration import digest_sender
+from relay.migration.model import state_json
 from relay.migration.model.state import (
     MigrationSide,
 )
@@ -52,7 +53,7 @@ def change_names(seen: MigrationRow, change: MigrationChange) -> Iterable[str]:
         yield "freeze"
     if is_frozen and after.digest_acked and not before.digest_acked:
         yield "handed"
-    if change.holding is InboxRole.FORWARDING and seen.holding is not InboxRole.FORWARDING:
+    if change.role is InboxRole.FORWARDING and seen.role is not InboxRole.FORWARDING:
         yield "turn"
     if after.mode is Mode.INCOMING and before.mode is not Mode.INCOMING:
         yield "prepare"
@@ -123,7 +124,7 @@ def _around(
 def main(words: Sequence[str]) -> int:
     """Serve until killed."""
     name, directory, *mutants = words
-    machine.DIGEST_PAGE = SMALL_PAGE  # type: ignore[misc]
+    digest_sender.MAX_DOUBTS = SMALL_PAGE  # type: ignore[misc]
     for mutant in mutants:
         MUTANTS[mutant]()
     cut_at(Cuts(Path(directory)), name)

@@ -80,12 +80,12 @@ def drops_the_digest() -> None:
         first = pages[0]
         return DigestReceipt(first.handoff, b64decode(first.whole), first.total)
 
-    digest_sender._say = say
+    digest_sender._send_pages = say
 
 
 def never_doubts() -> None:
     """A target marks nothing for want of a digest."""
-    honest: Any = MigrationSide.holding
+    honest: Any = MigrationSide.role
     assert isinstance(honest, property)
     assert honest.fget is not None
     holding = honest.fget
@@ -94,7 +94,7 @@ def never_doubts() -> None:
         found: InboxRole = holding(self)
         return InboxRole.HOME if found is InboxRole.UNCERTAIN else found
 
-    MigrationSide.holding = property(sure)  # type: ignore[method-assign,assignment]
+    MigrationSide.role = property(sure)  # type: ignore[method-assign,assignment]
 
 
 def publishes_before_the_digest() -> None:
@@ -117,7 +117,7 @@ def says_no_digest() -> None:
     async def never(*_: object) -> None:
         raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "it is not said")
 
-    DigestSender._hand = never  # type: ignore[assignment,method-assign]
+    DigestSender._send_digest = never  # type: ignore[assignment,method-assign]
 
 
 def _lying(lie: Callable[..., str]) -> Callable[[], None]:

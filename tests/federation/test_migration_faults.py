@@ -17,9 +17,9 @@ from relay.inbox.model.types import (
 from relay.migration import digest_sender
 from relay.migration import steps as service
 from relay.migration.model.machine import (
-    DIGEST_PAGE,
-    DIGEST_PAGES,
     GRACE_S,
+    MAX_DIGEST_PAGES,
+    MAX_DOUBTS,
 )
 from relay.protocol import (
     endpoint_record,
@@ -112,7 +112,7 @@ async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
     """Whose digests a relay waits for."""
     here = node.parts.handoffs
     row = await here.store.handoff(parse_did(agent.did).agent_key)
-    return here.kept(row).side.awaiting_digests
+    return here.load_state(row).side.awaiting_digests
 
 
 async def test_relays_that_a_first_record_says_were_left_are_asked_what_was_seen():
@@ -140,7 +140,7 @@ async def test_no_order_makes_an_inbox_where_registration_is_closed():
 
 
 async def test_only_so_many_inboxes_are_on_their_way_at_once(monkeypatch):
-    monkeypatch.setattr(service, "MOST_OPEN", 1)
+    monkeypatch.setattr(service, "MAX_OPEN", 1)
     async with moving() as move:
         other = new_key()
         source = Home(move.source.did, move.source.url)
@@ -249,9 +249,9 @@ def as_if(one: Traveller, other: Traveller) -> str:
 
 
 def test_of_more_ids_than_a_digest_has_room_for_the_oldest_are_forgotten():
-    most = DIGEST_PAGE * DIGEST_PAGES
+    most = MAX_DOUBTS * MAX_DIGEST_PAGES
     ids = [n.to_bytes(4) + os.urandom(32) for n in range(most + 3, 0, -1)]
-    said, floor = digest_sender._fitting(ids, 1)
+    said, floor = digest_sender._newest_ids(ids, 1)
     assert (len(said), floor) == (most * 36, 3)
 
 

@@ -309,7 +309,7 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     links = FarLinks()
     keys = DidKeys()
     handoffs = MigrationSteps(me.did, store, keys)
-    directory = Directory(me.did, store, keys, on_record_change=[handoffs.settle])
+    directory = Directory(me.did, store, keys, on_record_change=[handoffs.apply_record])
 
     async def learn(compact: str, peer: Did) -> object:
         return await directory.merge_from_peer([compact], peer)

@@ -74,9 +74,9 @@ async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
     async def first() -> None:
         done.append(owner)
 
-    await hands.take(owner, None, first=first)
+    await hands.apply(owner, None, before_commit=first)
     assert done == []
-    await hands.take(owner, None, anew=True, first=first)
+    await hands.apply(owner, None, force=True, before_commit=first)
     assert done == [owner]
 
 

@@ -712,7 +712,9 @@ class Moves:
     def _copied(self, world: World, source: int, target: int, copy: Copy) -> Iterator[Move]:
         here = world.relays[target]
         assert here is not None
-        moving = bool(copy.handoff) and self.side_of(target, here).takes_from(name(source))
+        moving = bool(copy.handoff) and self.side_of(target, here).accepts_handoff_from(
+            name(source)
+        )
         item = Item(copy.eid, copy.marked, via=True, moving=moving)
         done = self._accept(here.box, item, late=copy.eid in world.late)
         if done is None:
@@ -768,7 +770,7 @@ class Moves:
         waited = spent(world, "waits")
         if waited is not None and relay.side and relay.side.mode is Mode.INCOMING:
             what = f"R{place} was not named for 24 h"
-            yield from self.one(waited, place, TimePassed(), what, machine.UNNAMED_S)
+            yield from self.one(waited, place, TimePassed(), what, machine.MAX_UNNAMED_S)
         forgot = spent(world, "forgets")
         if forgot is not None and relay.box.fates:
             then = self.put(forgot, place, relay._replace(box=relay.box.forget()))

@@ -148,7 +148,7 @@ class Box(NamedTuple):
         box = self.close() if ends_session(self.holding, before, step) else self
         if step.mark_present:
             box = box.mark(box.eids)
-        box = box._replace(holding=step.side.holding)
+        box = box._replace(holding=step.side.role)
         return box.remember(step.imports) if step.imports is not None else box
 
     def remember(self, page: DigestPage) -> Box:
@@ -172,7 +172,7 @@ class Box(NamedTuple):
 
 def ends_session(holding: InboxRole | None, before: MigrationSide, step: Transition) -> bool:
     """A step after which another may read the inbox than before, or under another hand-off."""
-    now = step.side.holding
+    now = step.side.role
     hands_over = step.side.mode is Mode.FROZEN and before.handoff != step.side.handoff
     return hands_over or (holding is not now and not {holding, now} <= HOMES)
 

@@ -242,7 +242,7 @@ class RealBox:
         """As ``change_handoff`` of a store."""
 
         def by(box: Inbox) -> RealBox:
-            holding = step.side.holding
+            holding = step.side.role
             if self.box is None:
                 box = Inbox(ME, Epoch("e"), holding)
             ends = ends_session(self.holding, before, step)

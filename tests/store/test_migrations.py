@@ -154,7 +154,7 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     await opened(world.store)
     await world.store.append([entry(1)])
     assert await world.store.handoff(ME) == MigrationRow(
-        holding=InboxRole.HOME, tally=MigrationCounters(waiting=1)
+        role=InboxRole.HOME, tally=MigrationCounters(waiting=1)
     )
     assert await world.store.handoffs() == []
 
@@ -165,7 +165,7 @@ async def test_a_step_is_written_with_what_it_does_to_the_inbox(world: World) ->
     assert await world.store.handoffs() == [(ME, "incoming")]
     assert await change(world.store, InboxRole.HOME, "active", is_open=False)
     row = await world.store.handoff(ME)
-    assert (row.text, row.holding) == ("active", InboxRole.HOME)
+    assert (row.text, row.role) == ("active", InboxRole.HOME)
     assert await world.store.handoffs() == []
 
 
@@ -195,7 +195,7 @@ async def test_a_step_of_an_agent_without_a_record_is_compared_too(world: World)
     seen = await world.store.handoff(ME)
     await merged(world.store, 1, home=False)
     assert not await world.store.change_handoff(ME, seen, MigrationChange("x", InboxRole.PAUSED))
-    assert (await world.store.handoff(ME)).holding is None
+    assert (await world.store.handoff(ME)).role is None
 
 
 async def test_a_step_is_taken_while_the_store_is_full(world: World) -> None:
@@ -368,12 +368,12 @@ async def test_where_no_step_was_written_a_record_turns_the_inbox_as_ever(world:
     assert not await merged(world.store, 1, home=True)
     assert await merged(world.store, 2, home=False)
     row = await world.store.handoff(ME)
-    assert (row.holding, row.has_left, row.former) == (InboxRole.FORWARDING, True, "record1")
+    assert (row.role, row.has_left, row.former) == (InboxRole.FORWARDING, True, "record1")
     assert not await merged(world.store, 3, home=False)
     assert (await world.store.handoff(ME)).former == "record1"
     assert await merged(world.store, 4, home=True)
     row = await world.store.handoff(ME)
-    assert (row.holding, row.former) == (InboxRole.UNCERTAIN, "record3")
+    assert (row.role, row.former) == (InboxRole.UNCERTAIN, "record3")
     assert await shown(world.store, await opened(world.store)) == [(1, True)]
 
 
@@ -394,7 +394,7 @@ async def test_an_inbox_that_is_made_where_others_were_homes_is_doubtful(world: 
     await merged(world.store, 1, home=False)
     await merged(world.store, 2, home=True)
     session = await opened(world.store)
-    assert (await world.store.handoff(ME)).holding is InboxRole.UNCERTAIN
+    assert (await world.store.handoff(ME)).role is InboxRole.UNCERTAIN
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == [DueOutbox(ME, None)]
     await world.store.append([entry(1)])
     assert await shown(world.store, session) == [(1, True)]
@@ -406,7 +406,7 @@ async def test_where_a_step_was_written_a_record_calls_a_mover_and_turns_nothing
     session = await opened(world.store)
     await change(world.store, InboxRole.HOME)
     assert await merged(world.store, 1, home=False)
-    assert (await world.store.handoff(ME)).holding is InboxRole.HOME
+    assert (await world.store.handoff(ME)).role is InboxRole.HOME
     assert await shown(world.store, session) == []
     assert await world.store.due_outboxes(NODE, most=9, lease_s=5) == [DueOutbox(ME, None)]
     assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
@@ -896,7 +896,7 @@ async def test_what_the_store_lost_counts_as_corrupt(server_world: World) -> Non
     assert code(reset) is ErrorCode.INBOX_RESET
     counted = await tally(store)
     assert (counted.corrupt, counted.waiting, counted.is_balanced) == (1, 2, True)
-    assert (await store.handoff(ME)).holding is InboxRole.FORWARDING
+    assert (await store.handoff(ME)).role is InboxRole.FORWARDING
 
 
 async def test_a_new_epoch_keeps_what_becomes_of_an_inbox(server_world: World) -> None:
@@ -906,7 +906,7 @@ async def test_a_new_epoch_keeps_what_becomes_of_an_inbox(server_world: World) -
     await change(store, InboxRole.PAUSED, "frozen", is_new=True)
     await lose_commits(server_world)
     row = await store.handoff(ME)
-    assert (row.text, row.holding, row.tally.waiting) == ("frozen", InboxRole.PAUSED, 1)
+    assert (row.text, row.role, row.tally.waiting) == ("frozen", InboxRole.PAUSED, 1)
     assert code(await store.open(request())) is ErrorCode.MIGRATING
     assert await store.handoffs() == [(ME, "frozen")]
     await change(store, InboxRole.HOME, "back")

@@ -108,7 +108,7 @@ def refused(side: MigrationSide, said: Event, now: float = NOW) -> ErrorCode:
     ],
 )
 def test_what_a_side_is_says_what_becomes_of_its_inbox(side: MigrationSide, holding: InboxRole):
-    assert side.holding is holding
+    assert side.role is holding
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_a_side_that_was_never_written_follows_from_the_inbox(
 
 def test_a_home_that_was_never_moved_does_not_miss_itself():
     side = machine.initial_side(A, InboxRole.HOME, None)
-    assert took(side, RecordObserved(record(3, A))).side.holding is InboxRole.HOME
+    assert took(side, RecordObserved(record(3, A))).side.role is InboxRole.HOME
     assert took(side, RecordObserved(record(3, A), record(2, B))).side.awaiting_digests == NOBODY
 
 
@@ -143,7 +143,7 @@ def test_a_home_since_its_record_misses_the_homes_before():
 def test_a_home_that_left_before_any_side_was_written_hands_over():
     side = machine.initial_side(A, InboxRole.FORWARDING, record(1, A), has_left=True)
     step = took(side, RecordObserved(record(2, B), record(1, A)))
-    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, InboxRole.FORWARDING)
+    assert (step.side.mode, step.side.role) == (Mode.FROZEN, InboxRole.FORWARDING)
     assert step.side.handoff == Handoff(record(2, B).handoff, B)
     assert machine.has_work(step.side)
 
@@ -160,11 +160,11 @@ def test_partners_are_those_of_this_hand_off_and_never_this_relay():
 
 def test_mail_is_taken_past_quotas_of_the_source_and_of_who_has_told_its_digest():
     side = incoming(awaiting_digests=frozenset({A, C}))
-    assert (side.takes_from(A), side.takes_from(C)) == (True, False)
-    assert incoming(digest_sources=frozenset({C})).takes_from(C)
-    assert published(incoming()).takes_from(A)
-    assert not frozen().takes_from(B)
-    assert not home().takes_from(B)
+    assert (side.accepts_handoff_from(A), side.accepts_handoff_from(C)) == (True, False)
+    assert incoming(digest_sources=frozenset({C})).accepts_handoff_from(C)
+    assert published(incoming()).accepts_handoff_from(A)
+    assert not frozen().accepts_handoff_from(B)
+    assert not home().accepts_handoff_from(B)
 
 
 # ---------------------------------------------------------------- orders
@@ -177,14 +177,14 @@ def test_a_target_that_is_ready_takes_mail_and_delivers_nothing():
         Handoff("mig5", A),
         {A},
     )
-    assert side.holding is InboxRole.PAUSED
+    assert side.role is InboxRole.PAUSED
     assert not side.delivers
 
 
 def test_a_source_that_freezes_delivers_nothing_and_has_a_digest_to_say():
     step = took(home(), Freeze(order()))
     assert step.side.handoff == Handoff("mig5", B)
-    assert (step.side.holding, step.side.delivers) == (InboxRole.PAUSED, False)
+    assert (step.side.role, step.side.delivers) == (InboxRole.PAUSED, False)
     assert machine.has_work(step.side)
 
 
@@ -238,7 +238,7 @@ def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
     side = took(MigrationSide(B, record=record(1, A, C, B)), Prepare(order())).side
     assert side.awaiting_digests == {A, C}
     told = took(side, PeerMessage(A, page())).side
-    assert (told.digest_received, published(told).holding) == (True, InboxRole.UNCERTAIN)
+    assert (told.digest_received, published(told).role) == (True, InboxRole.UNCERTAIN)
 
 
 # ---------------------------------------------------------------- records
@@ -247,14 +247,14 @@ def test_a_target_asks_every_home_that_its_agent_has_had_beside_the_source():
 def test_its_own_record_makes_a_target_the_home():
     told = took(incoming(), PeerMessage(A, page())).side
     side = took(told, RecordObserved(order().record)).side
-    assert (side.mode, side.awaiting_digests, side.holding) == (Mode.ACTIVE, NOBODY, InboxRole.HOME)
+    assert (side.mode, side.awaiting_digests, side.role) == (Mode.ACTIVE, NOBODY, InboxRole.HOME)
 
 
 def test_a_home_without_the_digest_marks_everything_until_it_comes():
     side = published(incoming())
-    assert (side.awaiting_digests, side.holding) == ({A}, InboxRole.UNCERTAIN)
+    assert (side.awaiting_digests, side.role) == ({A}, InboxRole.UNCERTAIN)
     late = page(handoff=order().record.handoff)
-    assert took(side, PeerMessage(A, late, named=True)).side.holding is InboxRole.HOME
+    assert took(side, PeerMessage(A, late, named=True)).side.role is InboxRole.HOME
 
 
 @pytest.mark.parametrize(
@@ -287,13 +287,13 @@ def test_who_is_a_home_beside_this_one_hands_nothing_over():
 def test_a_home_that_is_not_named_any_more_freezes_and_hands_over():
     step = took(home(), RecordObserved(record(2, C)))
     assert step.side.handoff == Handoff(record(2, C).handoff, C)
-    assert (step.side.mode, step.side.holding) == (Mode.FROZEN, InboxRole.FORWARDING)
+    assert (step.side.mode, step.side.role) == (Mode.FROZEN, InboxRole.FORWARDING)
 
 
 def test_what_was_said_to_a_target_holds_while_records_name_it():
     side = took(frozen(digest_acked=True), RecordObserved(order().record)).side
     assert (side.handoff, side.digest_acked) == (Handoff("mig5", B), True)
-    assert (side.holding, side.names_target) == (InboxRole.FORWARDING, True)
+    assert (side.role, side.names_target) == (InboxRole.FORWARDING, True)
     renewed = took(side, RecordObserved(record(6, B))).side
     assert (renewed.handoff, renewed.digest_acked) == (Handoff("mig5", B), True)
     unheard = took(frozen(), RecordObserved(record(6, B))).side
@@ -375,7 +375,7 @@ def test_a_digest_adds_those_whom_its_source_still_misses():
 
 
 def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
-    many = frozenset(Did(str(n)) for n in range(machine.MOST_MISSING + 1))
+    many = frozenset(Did(str(n)) for n in range(machine.MAX_MISSING + 1))
     step = took(incoming(), PeerMessage(A, page(awaiting_digests=many)))
     assert (step.side.awaiting_digests, step.side.digest_received) == ({A}, True)
 
@@ -403,8 +403,8 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
         ({"number": 1}, ErrorCode.BAD_FRAME),
         ({"number": -1}, ErrorCode.BAD_FRAME),
         ({"total": 0}, ErrorCode.BAD_FRAME),
-        ({"total": machine.DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
-        ({"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.DIGEST_PAGE + 1))}, ErrorCode.TOO_LARGE),
+        ({"total": machine.MAX_DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
+        ({"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.MAX_DOUBTS + 1))}, ErrorCode.TOO_LARGE),
     ],
 )
 def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):
@@ -447,7 +447,7 @@ def test_a_relay_that_an_earlier_record_named_hands_over_to_the_home():
 
 
 def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_lives():
-    end = NOW + machine.UNNAMED_S
+    end = NOW + machine.MAX_UNNAMED_S
     assert took(incoming(), TimePassed(), end - 1).side.mode is Mode.INCOMING
     side = took(incoming(), TimePassed(), end).side
     assert (side.mode, side.order_seq) == (Mode.FROZEN, 5)
@@ -458,9 +458,9 @@ def test_a_target_that_is_not_named_for_a_day_hands_over_to_where_the_agent_live
 
 def test_a_doubt_ends_when_no_envelope_of_that_time_lives():
     side = home(awaiting_digests=frozenset({B}), since=NOW)
-    end = NOW + machine.MISSING_S
+    end = NOW + machine.DIGEST_WAIT_S
     assert took(side, TimePassed(), end - 1).side == side
-    assert took(side, TimePassed(), end).side.holding is InboxRole.HOME
+    assert took(side, TimePassed(), end).side.role is InboxRole.HOME
     assert took(home(), TimePassed(), end) == Transition(home())
 
 
@@ -508,16 +508,16 @@ def test_ids_of_hours_to_come_are_not_taken():
 
 
 def test_of_relays_that_records_name_no_more_are_kept_than_fit():
-    side, many = home(), machine.MOST_MISSING + 9
+    side, many = home(), machine.MAX_MISSING + 9
     for seq in range(2, many):
         side = took(side, RecordObserved(record(seq, Did(f"R{seq:03}")))).side
-    assert len(side.awaiting_digests) == machine.MOST_MISSING
+    assert len(side.awaiting_digests) == machine.MAX_MISSING
     # those that were there first
     assert Did("R002") in side.awaiting_digests
 
 
 def test_a_source_that_nobody_answers_is_done_when_nothing_lives_that_was_seen_there():
-    end = Timestamp(NOW + machine.MISSING_S)
+    end = Timestamp(NOW + machine.DIGEST_WAIT_S)
     assert took(frozen(), TimePassed(), end - 1).side == frozen()
     side = took(frozen(), TimePassed(), end).side
     assert (machine.has_work(side), machine.is_open(side, end, 0)) == (False, False)

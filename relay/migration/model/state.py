@@ -1,9 +1,8 @@
-"""What the two sides of a hand-off know, hear and want done (GUARANTEES.md §3).
+"""The two sides of a migration: states, events and transitions (GUARANTEES.md §3).
 
-Rules of the file: values only, and all of them hashable, so that tests can visit every state there
-is. :mod:`relay.migration.model.machine` says what they mean. Envelopes are not here: what waits
-and what is
-remembered is the inbox's, and a side says only what becomes of all of it (:class:`InboxRole`).
+Everything is an immutable and hashable value, so that tests can visit every reachable state.
+:mod:`relay.migration.model.machine` defines the transitions. The mail and the known ids are in the
+inbox; a side decides only the role of the inbox (:class:`InboxRole`).
 """
 
 from __future__ import annotations
@@ -14,18 +13,15 @@ from relay.inbox.model.types import InboxRole
 from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
 from relay.protocol.ids import Did
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import (
-    MAYBE_SEEN_ID_BYTES,
-    Mode,
-)
+from relay.protocol.types import MAYBE_SEEN_ID_BYTES, Mode
 
 
 class RecordRef(NamedTuple):
-    """What a hand-off needs of an endpoint record: where it stands, and whom it names.
+    """The part of an endpoint record that matters here.
 
     Args:
         version: the greater wins.
-        homes: the relays that it names, the first one tried first.
+        homes: the relays that it names, the preferred one first.
     """
 
     version: RecordVersion
@@ -33,23 +29,23 @@ class RecordRef(NamedTuple):
 
     @classmethod
     def of(cls, record: EndpointRecord) -> Self:
-        """Of a record that was verified."""
+        """Return the reference to a verified record."""
         ranked = sorted(record.relays, key=lambda home: home.prio)
         return cls(record.version, tuple(home.did for home in ranked))
 
     @property
     def home(self) -> Did | None:
-        """Where mail goes first."""
+        """The preferred home."""
         return self.homes[0] if self.homes else None
 
     @property
     def handoff(self) -> str:
-        """The id under which a relay hands over because of this record, without an order."""
+        """The id of a hand-off that follows from this record, without an order."""
         return self.version.handoff_id
 
 
 class OrderRef(NamedTuple):
-    """What a hand-off needs of an order that was verified."""
+    """The part of a migration order that matters here."""
 
     id: str
     seq: int
@@ -60,7 +56,7 @@ class OrderRef(NamedTuple):
 
     @classmethod
     def of(cls, order: MigrationOrder) -> Self:
-        """Of an order that was verified."""
+        """Return the reference to a verified order."""
         return cls(
             id=order.id,
             seq=order.seq,
@@ -72,37 +68,38 @@ class OrderRef(NamedTuple):
 
 
 class Handoff(NamedTuple):
-    """Which hand-off, and with whom. Whatever names another one changes nothing."""
+    """A hand-off and the other relay of it; a message about another one changes nothing."""
 
     id: str
     peer: Did
 
 
 class PartialDigest(NamedTuple):
-    """How many pages of a digest have come, in their order; ``whole`` names that one digest."""
+    """The number of pages received of one digest, in order."""
 
     digest_id: bytes
     pages: int
 
 
 class MigrationSide(NamedTuple):
-    """One inbox at one relay, as its store keeps it. Changes only by :func:`migration.step`.
+    """One inbox at one relay, as the store holds it; only ``machine.step`` changes it.
 
     Args:
         me: the relay.
-        mode: what the inbox is here.
-        record: the newest one that was acted upon.
-        order_seq: of the newest order heard of.
-        handoff: the current one: of INCOMING and ACTIVE the source's, of FROZEN the target's.
+        mode: the mode of the inbox here.
+        record: the newest record that was applied.
+        order_seq: the seq of the newest order.
+        handoff: the current one: with the source in INCOMING and ACTIVE, the target in FROZEN.
         pending: INCOMING and FROZEN: the record that the order will publish.
         since: Unix seconds, when ``mode`` began.
-        missing: relays that may have handed over envelopes and have not said which; while there
-            are any, whatever is delivered is marked.
-        digested: the digest of the current hand-off's source is here.
-        collecting: a part of a digest is.
-        sources: relays whose digests came since ``mode`` began: their mail is taken beyond quotas.
-        handed: FROZEN: the target has the digest.
-        forked: two records of one seq: the greatest whose other homes were put into ``missing``.
+        awaiting_digests: relays that may have delivered envelopes and have not sent their digests;
+            while there are any, every delivery is flagged as redelivered.
+        digest_received: the digest of the current hand-off's source is complete here.
+        partial_digest: a digest of which some pages are here.
+        digest_sources: relays whose digests came since ``mode`` began; their mail passes quotas.
+        digest_acked: FROZEN: the target has the digest.
+        fork_version: of two records with one seq: the greatest one whose other homes were added to
+            ``awaiting_digests``.
     """
 
     me: Did
@@ -121,62 +118,69 @@ class MigrationSide(NamedTuple):
 
     @property
     def home(self) -> Did | None:
-        """Where the newest record held says that mail goes."""
+        """The preferred home by the newest record."""
         return self.record.home if self.record else None
 
     @property
     def is_home(self) -> bool:
-        """Whether that is here; a record that names nobody moves nobody."""
+        """True if the record names this relay; a record without homes moves nobody."""
         return self.record is None or not self.record.homes or self.me in self.record.homes
 
     @property
     def delivers(self) -> bool:
-        """Whether a session of the agent may be handed anything, and may ack."""
+        """True if a session of the agent may receive and ack."""
         return self.mode is Mode.ACTIVE and self.is_home
 
     @property
     def names_target(self) -> bool:
-        """FROZEN: whether the newest record names the target, so that mail may be let go."""
+        """FROZEN: True if the newest record names the target, so that mail may be forwarded."""
         return self.handoff is not None and self.home == self.handoff.peer
 
     @property
-    def holding(self) -> InboxRole:
-        """What the store does for this inbox."""
+    def role(self) -> InboxRole:
+        """The role of the inbox."""
         if self.mode is Mode.INCOMING or (self.mode is Mode.FROZEN and self.is_home):
             return InboxRole.PAUSED
         if not self.delivers:
             return InboxRole.FORWARDING
         return InboxRole.UNCERTAIN if self.awaiting_digests else InboxRole.HOME
 
-    def takes_from(self, peer: Did) -> bool:
-        """Whether what this relay brings is part of a hand-off: past rules and quotas.
+    def accepts_handoff_from(self, peer: Did) -> bool:
+        """Return True if mail of this relay belongs to a hand-off and passes rules and quotas.
 
-        That goes by the relay: what it handed over under an order it may hand over again under the
-        record that followed. One that is not of the order says its digest first.
+        The relay counts, not the id: it may hand over again under a record what it handed over
+        under the order before. A relay that the order does not name sends its digest first.
         """
         named = self.handoff is not None and self.handoff.peer == peer
         return self.mode in {Mode.INCOMING, Mode.ACTIVE} and (named or peer in self.digest_sources)
 
     @property
     def handoff_peers(self) -> frozenset[Did]:
-        """Relays that may talk with this one about this inbox, whatever the federation."""
+        """The relays that may talk with this one about this inbox, whatever the federation."""
         named = {self.handoff.peer} if self.handoff is not None else set[Did]()
         return (self.awaiting_digests | self.digest_sources | named) - {self.me}
+
+
+class MigrationRecord(NamedTuple):
+    """A side and its signed order; "" = none."""
+
+    side: MigrationSide
+    order: str = ""
 
 
 # ---------------------------------------------------------------- between relays
 
 
 class DigestPage(NamedTuple):
-    """A part of what a frozen source says its agent has, or may have, seen.
+    """A page of the ids that an agent has seen, or may have seen, at a frozen source.
 
     Args:
-        handoff: which hand-off.
-        whole: SHA-256 over all of it: pages of two digests are never taken for one.
-        number: of this page, from 0; they are said in order.
-        total: how many pages there are.
-        missing: whose digests the source itself still lacks.
-        floor: hours up to this one the source has forgotten; -1: none.
+        handoff: the hand-off.
+        digest_id: SHA-256 over the digest: pages of two digests are never mixed.
+        number: of this page, from 0; pages are sent in order.
+        total: number of pages.
+        awaiting_digests: relays whose digests the source itself awaits.
+        floor: the dedup horizon: the source has forgotten hours up to this one; -1 = none.
         doubts: ids, :data:`MAYBE_SEEN_ID_BYTES` each.
     """
 
@@ -189,19 +193,19 @@ class DigestPage(NamedTuple):
     doubts: bytes = b""
 
     def until(self, hour: int) -> Self:
-        """The same, but nothing of hours after the next one: that would never be forgotten."""
+        """Return the page without hours after the next one: those would never be forgotten."""
         doubts, places = self.doubts, range(0, len(self.doubts), MAYBE_SEEN_ID_BYTES)
         hours = [int.from_bytes(doubts[at : at + 4], "big") for at in places]
         if max(hours, default=0) > hour + 1:
-            kept = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
-            doubts = b"".join(doubts[at : at + MAYBE_SEEN_ID_BYTES] for at in kept)
+            valid = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
+            doubts = b"".join(doubts[at : at + MAYBE_SEEN_ID_BYTES] for at in valid)
         return self._replace(floor=min(self.floor, hour), doubts=doubts)
 
 
 class DigestReceipt(NamedTuple):
-    """The target wants this page next of this digest; ``next`` is its total once it has all.
+    """The next page of a digest that the target needs; ``next`` is the total when it has all.
 
-    A source acts upon the last one only: that is what its mover tells it.
+    A source acts on the last receipt only.
     """
 
     handoff: str
@@ -209,11 +213,11 @@ class DigestReceipt(NamedTuple):
     next: int
 
 
-# ---------------------------------------------------------------- what a side hears
+# ---------------------------------------------------------------- events
 
 
 class Prepare(NamedTuple):
-    """The agent asks the target to get ready. Room was found, or this is not said at all."""
+    """The agent asks the target to get ready; the caller has checked that there is room."""
 
     order: OrderRef
 
@@ -225,12 +229,12 @@ class Freeze(NamedTuple):
 
 
 class RecordObserved(NamedTuple):
-    """A record came, by whatever way, and was verified.
+    """A verified record came.
 
     Args:
-        record: the newest one held.
-        former: the one before it, if it is known.
-        fork: another record of one kv and seq, that the agent signed, too.
+        record: the newest one.
+        former: the one before it, if known.
+        fork: another record of one kv and seq that the agent signed, too.
     """
 
     record: RecordRef
@@ -239,12 +243,12 @@ class RecordObserved(NamedTuple):
 
 
 class PeerMessage(NamedTuple):
-    """A message of another relay, over a link on which that relay has proven itself.
+    """A message of another relay over an authenticated link.
 
     Args:
         peer: that relay.
-        message: what it said.
-        named: :func:`orders.authorizes`: the agent itself has said that mail lay there.
+        message: its page or receipt.
+        named: the agent has signed that its mail was there.
     """
 
     peer: Did
@@ -253,28 +257,27 @@ class PeerMessage(NamedTuple):
 
 
 class DigestForgotten(NamedTuple):
-    """The target of this hand-off knows nothing of it: what was said has to be said again."""
+    """The target does not know this hand-off: the digest must be sent again."""
 
     handoff: str
 
 
 class TimePassed(NamedTuple):
-    """Time has passed."""
+    """The clock has advanced."""
 
 
 Event = Prepare | Freeze | RecordObserved | PeerMessage | DigestForgotten | TimePassed
 
 
 class Transition(NamedTuple):
-    """What a side becomes, in one piece with what that does to the inbox.
+    """The next state of a side and its effects on the inbox, in one commit.
 
     Args:
-        side: the next state. Where :attr:`MigrationSide.holding` changes, or the hand-off, no
-            session goes on: what it may have handed over is marked.
-        mark_present: mark all that waits.
-        imports: remember these ids as doubtful: whatever comes under one of them is marked, and so
-            is what waits under one.
-        answer: to be said to the peer that was heard, once all else is durable.
+        side: the next state. If :attr:`MigrationSide.role` or the hand-off changes, the session
+            ends, and what it may have delivered is flagged.
+        mark_present: flag all waiting mail as redelivered.
+        imports: remember these ids as maybe seen: mail under one of them is flagged.
+        answer: the answer to the peer, when everything else is durable.
     """
 
     side: MigrationSide

@@ -80,7 +80,7 @@ class Handoffs:
         _, text, holding, has_left, record, former, tally, last, count, evidence = reply
         return MigrationRow(
             text=text.decode(),
-            holding=InboxRole(holding.decode()) if holding else None,
+            role=InboxRole(holding.decode()) if holding else None,
             has_left=has_left == 1,
             record=row_of(record) if record else None,
             former=former.decode() if former else None,
@@ -110,7 +110,7 @@ class Handoffs:
             seen.text,
             _version(seen.record),
             change.text,
-            change.holding,
+            change.role,
             *map(int, flags),
             change.floor,
             max_imported_ids(self._limits),
@@ -179,33 +179,33 @@ class HandoffCalls:
     _handoffs: Handoffs
 
     async def handoff(self, inbox: AgentKey) -> MigrationRow:
-        """See :meth:`relay.migration.ports.HandoffStore.handoff`."""
+        """See :meth:`relay.migration.ports.MigrationStore.handoff`."""
         return await self._handoffs.handoff(inbox)
 
     async def change_handoff(
         self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
     ) -> bool:
-        """See :meth:`relay.migration.ports.HandoffStore.change_handoff`."""
+        """See :meth:`relay.migration.ports.MigrationStore.change_handoff`."""
         return await self._handoffs.change_handoff(inbox, seen, change)
 
     async def handoffs(self) -> list[tuple[AgentKey, str]]:
-        """See :meth:`relay.migration.ports.HandoffStore.handoffs`."""
+        """See :meth:`relay.migration.ports.MigrationStore.handoffs`."""
         return await self._handoffs.handoffs()
 
     async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
-        """See :meth:`relay.migration.ports.HandoffStore.waiting`."""
+        """See :meth:`relay.migration.ports.MigrationStore.waiting`."""
         return await self._handoffs.waiting(inbox, after, most)
 
     async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
-        """See :meth:`relay.migration.ports.HandoffStore.doubts`."""
+        """See :meth:`relay.migration.ports.MigrationStore.doubts`."""
         return await self._handoffs.doubts(inbox, after, most)
 
     async def known(self, inbox: AgentKey) -> MovedRules:
-        """See :meth:`relay.migration.ports.HandoffStore.known`."""
+        """See :meth:`relay.migration.ports.MigrationStore.known`."""
         return await self._handoffs.known(inbox)
 
     async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
-        """See :meth:`relay.migration.ports.HandoffStore.learn_known`."""
+        """See :meth:`relay.migration.ports.MigrationStore.learn_known`."""
         await self._handoffs.learn_known(inbox, known)
 
 
