@@ -20,7 +20,12 @@ from typing import Final
 from relay import clock
 from relay.client._util import beside
 from relay.client.directory.resolve import ResolveResult
-from relay.client.errors import AgentError, again, closed, typed
+from relay.client.errors import (
+    AgentError,
+    clone,
+    closed,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.identity import key_file
 from relay.client.identity.handles import DID_PREFIX
@@ -462,9 +467,9 @@ async def _first_login(parts: AgentParts, timeout_s: float) -> None:
             return
         last = parts.pool.last_failure
         if last is not None:
-            raise again(last) from exc
+            raise clone(last) from exc
         where = ", ".join(str(one.origin) for one in parts.pool.channels)
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{where}: no answer in time") from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, f"{where}: no answer in time") from exc
 
 
 async def _close(parts: AgentParts) -> None:

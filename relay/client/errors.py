@@ -1,8 +1,7 @@
-"""What the SDK raises: one class for each code, in families that say whose fault it is.
+"""The errors of the SDK: one class for each code, in families by fault.
 
-Rules of the file: every class is also one of ``relay.protocol.errors`` and carries ``.code``;
-the table
-of classes is total over :class:`ErrorCode`.
+Every class is also one of ``relay.protocol.errors`` and has a ``.code``. The table of classes is
+total over :class:`ErrorCode`.
 
 ::
 
@@ -11,7 +10,7 @@ of classes is total over :class:`ErrorCode`.
     ├── RejectedError      a policy says no
     ├── StateError         not as things stand
     ├── UnavailableError   nobody's fault, try again
-    │   └── OutcomeUnknownError   perhaps stored: submit the same envelope again, never sign anew
+    │   └── OutcomeUnknownError   perhaps stored: submit the same envelope again, sign no other
     └── InternalError      a bug
 """
 
@@ -21,6 +20,7 @@ import logging
 from typing import Final
 
 from relay.protocol import errors as core
+from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import (
     ErrorCode,
@@ -33,11 +33,11 @@ _log: Final = logging.getLogger("relay.client")
 
 
 class AgentError(RelayError):
-    """Base of all that the SDK raises about a conversation.
+    """Base of all errors of the SDK.
 
     Attributes:
-        stored: for a send: what is known of the envelope; ``no`` or ``unknown``, else None.
-        envelope: for a send: what to submit again, where that makes sense.
+        stored: of a send: ``no``, or ``unknown`` if the envelope may be stored; else None.
+        envelope: of a send: the envelope to submit again, if that makes sense.
         record: with ``moved``: the newest endpoint record (JWS) of the agent.
     """
 
@@ -47,19 +47,19 @@ class AgentError(RelayError):
 
 
 class ProtocolError(AgentError, core.ProtocolError):
-    """Something was said that is never right."""
+    """A message or request is invalid; the same one will always fail."""
 
 
 class RejectedError(AgentError, core.RejectedError):
-    """A quota, a limit, a rule of the recipient or of the operator says no."""
+    """A quota, a limit, or a rule of the recipient or the operator forbids it."""
 
 
 class StateError(AgentError, core.StateError):
-    """The request is fine, but not as things stand."""
+    """The request is valid, but not in the present state."""
 
 
 class UnavailableError(AgentError, core.UnavailableError):
-    """Nobody's fault; try again."""
+    """A temporary failure; try again."""
 
 
 class InternalError(AgentError):
@@ -103,10 +103,10 @@ class UnknownInboxError(StateError):
 
 
 class WrongRelayError(ProtocolError):
-    """The relay at this address is not the one it was, or is not what it says.
+    """Another relay than before answers at this address, or it cannot prove its identity.
 
     Attributes:
-        found: who is there instead, as it says itself; None: not known. If its operator confirms
+        found: the DID that the relay there claims; None: not known. If its operator confirms
             that the relay has this new key: :func:`relay.client.accept_relay`.
     """
 
@@ -158,7 +158,7 @@ class BlockedError(RejectedError):
 
 
 class NotAdmittedError(RejectedError):
-    """The relay gives this agent no inbox, or the recipient takes no first contact."""
+    """The relay admits no inbox of this agent, or the recipient accepts no first contact."""
 
 
 class BadEnvelopeError(ProtocolError):
@@ -170,7 +170,7 @@ class BadSignatureError(ProtocolError):
 
 
 class BadFrameError(ProtocolError):
-    """A frame has the wrong form, or says what cannot be."""
+    """A frame has the wrong form or an impossible value."""
 
 
 class TooManyHopsError(ProtocolError):
@@ -218,7 +218,7 @@ class HandleChangedError(StaleRecordError):
 
 
 class CorruptError(StateError):
-    """What was stored is damaged: an envelope, or the state file."""
+    """Stored data is damaged: an envelope, or the state file."""
 
 
 class IdentityUnavailableError(UnavailableError):
@@ -269,26 +269,7 @@ CLASS_OF: Final[dict[ErrorCode, type[AgentError]]] = {
 }
 """The class of each code."""
 
-CLOSE_CODES: Final[dict[int, ErrorCode]] = {
-    4000: ErrorCode.INTERNAL,
-    4001: ErrorCode.SUPERSEDED,
-    4002: ErrorCode.MIGRATING,
-    4003: ErrorCode.AUTH_REQUIRED,
-    4004: ErrorCode.BAD_FRAME,
-    4005: ErrorCode.BAD_SIGNATURE,
-    4006: ErrorCode.WRONG_RELAY,
-    4007: ErrorCode.NOT_ADMITTED,
-    4008: ErrorCode.NOT_FEDERATED,
-    4009: ErrorCode.RATE_LIMITED,
-    4010: ErrorCode.OVERLOADED,
-    4011: ErrorCode.DRAINING,
-    4012: ErrorCode.STORAGE_UNAVAILABLE,
-    4013: ErrorCode.SLOW_READER,
-    4014: ErrorCode.TOO_LARGE,
-    4015: ErrorCode.UNSUPPORTED,
-    4016: ErrorCode.BLOCKED,
-    4017: ErrorCode.MOVED,
-}
+CLOSE_CODES: Final = {number: code for code, number in CLOSE_CODE.items() if number is not None}
 """PROTOCOL.md §5.5, for a close whose ``bye`` did not arrive."""
 
 ENDS_THE_AGENT: Final = frozenset({
@@ -296,13 +277,13 @@ ENDS_THE_AGENT: Final = frozenset({
     ErrorCode.UNSUPPORTED, ErrorCode.BAD_SIGNATURE, ErrorCode.NOT_YET_VALID, ErrorCode.EXPIRED,
     ErrorCode.NOT_FEDERATED, ErrorCode.MOVED,
 })  # fmt: skip
-"""Ends of a conversation after which dialling again would only repeat them, or fight."""
+"""Ends of a session after which a reconnect would only repeat them, or supersede another one."""
 
 
 CLOCK: Final = "clock"
 
 
-def typed(
+def make_error(
     code: ErrorCode,
     detail: str = "",
     *,
@@ -311,7 +292,7 @@ def typed(
     envelope: SignedEnvelope | None = None,
     record: str | None = None,
 ) -> AgentError:
-    """Make the error whose class belongs to ``code``."""
+    """Return the error whose class belongs to ``code``."""
     if code is ErrorCode.NOT_YET_VALID and CLOCK not in detail:
         detail = f"{detail}{'; ' if detail else ''}is the {CLOCK} of this machine right?"
     exc = CLASS_OF[code](code, detail, retry_after=retry_after)
@@ -319,15 +300,15 @@ def typed(
     return exc
 
 
-def of(exc: RelayError, *, record: str | None = None) -> AgentError:
-    """The SDK's error for one of the core's."""
+def from_core(exc: RelayError, *, record: str | None = None) -> AgentError:
+    """Return the SDK's error for an error of :mod:`relay.protocol`."""
     if isinstance(exc, AgentError):
         return exc
-    return typed(exc.code, exc.detail, retry_after=exc.retry_after, record=record)
+    return make_error(exc.code, exc.detail, retry_after=exc.retry_after, record=record)
 
 
-def again(exc: AgentError) -> AgentError:
-    """A fresh exception like ``exc``: one object raised in several tasks mixes their tracebacks."""
+def clone(exc: AgentError) -> AgentError:
+    """Return a copy: one object raised in several tasks mixes their tracebacks."""
     made = type(exc)(exc.code, exc.detail, retry_after=exc.retry_after)
     made.stored, made.envelope, made.record = exc.stored, exc.envelope, exc.record
     if isinstance(exc, WrongRelayError) and isinstance(made, WrongRelayError):
@@ -336,13 +317,13 @@ def again(exc: AgentError) -> AgentError:
 
 
 def closed(detail: str = "this agent is closed") -> ClosedError:
-    """The error of what comes after the end; only the SDK itself says it."""
+    """Return the error of a call after the end of the agent; only the SDK raises it."""
     return ClosedError(ErrorCode.WRONG_STATE, detail)
 
 
 def bug_of(exc: Exception, where: str) -> AgentError:
-    """Log what should not have happened, with its traceback; gives the error that tells of it."""
+    """Log a bug with its traceback; return the error that reports it."""
     _log.error("a bug in %s", where, exc_info=exc)
     while isinstance(exc, ExceptionGroup):
         exc = exc.exceptions[0]
-    return typed(ErrorCode.INTERNAL, f"a bug in {where}: {type(exc).__name__}: {exc}")
+    return make_error(ErrorCode.INTERNAL, f"a bug in {where}: {type(exc).__name__}: {exc}")

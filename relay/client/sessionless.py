@@ -18,7 +18,12 @@ from relay.client._util import beside, wait_at_most
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.directory.resolve import ResolveResult, read_resolved
-from relay.client.errors import AgentError, bug_of, of, typed
+from relay.client.errors import (
+    AgentError,
+    bug_of,
+    from_core,
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S
@@ -183,7 +188,7 @@ class SessionlessAgent:
             else:
                 self._answered(answer)
         except RelayError as exc:
-            self._lost(of(exc))
+            self._lost(from_core(exc))
             return False
         except asyncio.CancelledError:
             self.outbox.lost(maybe_stored=sent.is_set())
@@ -206,7 +211,7 @@ class SessionlessAgent:
             signer = _signer(frame)
         except ValueError as exc:
             detail = f"{self.origin} gave no receipt"
-            raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
+            raise make_error(ErrorCode.PEER_UNREACHABLE, detail) from exc
         relay = self.state.relay_at(url) or signer
         if frame.receipt is not None and signer != relay:
             raise self.state.wrong_relay(url, signer)

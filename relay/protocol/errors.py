@@ -10,7 +10,7 @@
     (a bug is none of these: it is ``internal``, logged with its traceback, its text not shown)
 
 Neither class nor code knows HTTP or WebSocket; ``http/errors.py`` and
-``inbox/model/close_codes.py`` map them.
+``protocol/close_codes.py`` map them.
 A code, once published, is never renamed.
 """
 

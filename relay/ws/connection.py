@@ -16,7 +16,6 @@ from relay import clock, log, metrics
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.consumer import InboxConsumer
 from relay.inbox.model import effects
-from relay.inbox.model.close_codes import close_code
 from relay.inbox.model.conversation import Conversation
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.types import (
@@ -30,6 +29,7 @@ from relay.inbox.submit import (
 )
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
+from relay.protocol.close_codes import close_code
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,

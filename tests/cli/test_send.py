@@ -14,7 +14,9 @@ import pytest
 
 from relay.cli.exit_codes import Exit
 from relay.client import Agent
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.state.journal import Journal
 from relay.protocol.errors import ErrorCode
 from tests.cli.terminal import (
@@ -112,7 +114,7 @@ async def test_an_outcome_that_nobody_was_told_is_told_by_the_next_send(terminal
     state = tmp_path / ".config" / "did-relay" / "agent.key.state"
     left = envelope_of(new_key(), did)
     journal = Journal.open(state, did)
-    await journal.save_outcome(left, typed(ErrorCode.EXPIRED, "late", stored="unknown"))
+    await journal.save_outcome(left, make_error(ErrorCode.EXPIRED, "late", stored="unknown"))
     journal.close()
     assert "1 answered meanwhile" in (await terminal.run("status")).out
     told = await terminal.run("send", did, "x")

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from relay.client import Agent, Message, Outcome, sync
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.identity import key_file
 from relay.client.identity.key_format import KdfParams
 from relay.client.state import agent_state as states
@@ -283,7 +285,7 @@ async def use(path: Path, url: str, broken: Break) -> None:
 async def left_behind(me: Agent) -> Outcome:
     """An outcome that an earlier life of this agent has left."""
     journal = me._parts.state.journal
-    await journal.save_outcome(envelope_of(ME, ME.did), typed(ErrorCode.INBOX_FULL, "no"))
+    await journal.save_outcome(envelope_of(ME, ME.did), make_error(ErrorCode.INBOX_FULL, "no"))
     me._parts.outcomes._changed.notify()
     return await anext(me.outcomes())
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.identity import handles as names
 from relay.protocol.errors import ErrorCode
 from tests.client.scripted_relay import new_key
@@ -130,7 +132,7 @@ async def test_a_handle_that_the_record_does_not_list_is_shown_as_unverified_and
 
 
 async def asks_no_names(_: str) -> Said:
-    raise typed(ErrorCode.UNSUPPORTED, "this agent asks no names; use a DID")
+    raise make_error(ErrorCode.UNSUPPORTED, "this agent asks no names; use a DID")
 
 
 async def test_an_agent_that_asks_no_names_says_so():

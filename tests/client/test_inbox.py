@@ -6,7 +6,12 @@ import asyncio
 
 import pytest
 
-from relay.client.errors import InboxResetError, SupersededError, UnreachableError, typed
+from relay.client.errors import (
+    InboxResetError,
+    SupersededError,
+    UnreachableError,
+    make_error,
+)
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.inbox.relay_inbox import (
@@ -189,7 +194,7 @@ async def test_the_end_reaches_everybody_who_waits():
     [message] = await shown(box, 1)
     waiting = [asyncio.ensure_future(message.ack()), asyncio.ensure_future(box._inbox.next())]
     await asyncio.sleep(0)
-    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box._inbox.end(make_error(ErrorCode.SUPERSEDED, "gone"))
     for task in waiting:
         with pytest.raises(SupersededError):
             await task
@@ -205,7 +210,7 @@ async def test_a_flush_ends_in_time_and_keeps_no_failure():
     await box._inbox.flush(0.05)
     flushing = asyncio.ensure_future(box._inbox.flush(5))
     await asyncio.sleep(0)
-    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box._inbox.end(make_error(ErrorCode.SUPERSEDED, "gone"))
     await flushing
 
 

@@ -10,7 +10,9 @@ import pytest
 
 from relay import clock
 from relay.client import ClosedError, InternalError
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.inbox.relay_inbox import RelayInbox
@@ -217,7 +219,7 @@ async def test_a_processed_one_is_noted_although_the_agent_was_superseded(kept):
     envelope = envelope_of(SENDER, ME.did)
     await box.delivered(deliver((1, envelope.wire)))
     message = await box._inbox.next()
-    box._inbox.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box._inbox.end(make_error(ErrorCode.SUPERSEDED, "gone"))
     with pytest.raises(Exception, match="superseded"):
         await message.ack()
     known = await kept.record_delivered([(envelope.eid, LATER)])

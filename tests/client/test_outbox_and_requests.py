@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, typed
+from relay.client.errors import (
+    BadFrameError,
+    InboxFullError,
+    UnreachableError,
+    make_error,
+)
 from relay.client.inbox.relay_inbox import AckTracker
 from relay.client.outbox.queue import (
     ANSWER_S,
@@ -185,7 +190,7 @@ async def test_the_end_tells_each_waiting_task_what_is_known_of_its_envelope():
     sent = box.add(envelope())
     box.next_submit(NOW)
     unsent = box.add(envelope())
-    box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    box.end(make_error(ErrorCode.SUPERSEDED, "gone"))
     assert (sent.answer.exception().stored, unsent.answer.exception().stored) == ("unknown", "no")
     assert sent.answer.exception().envelope == sent.envelope
 
@@ -235,7 +240,7 @@ async def test_an_answer_of_another_kind_or_to_nobody_is_a_broken_conversation()
     with pytest.raises(ProtocolError):
         box.answered(Statuses(ref, ()))
     with pytest.raises(ProtocolError):
-        box.failed("never", typed(ErrorCode.OVERLOADED))
+        box.failed("never", make_error(ErrorCode.OVERLOADED))
 
 
 @pytest.mark.parametrize(
@@ -290,7 +295,7 @@ async def test_only_the_line_that_was_asked_can_answer_and_lose_a_submit():
     frame = box.next_submit(NOW, channel_id="one")
     with pytest.raises(ProtocolError):
         box.answered(Submitted((frame.ref,), receipt(mine)), RELAY.did, NOW, "two")
-    assert not box.failed(frame.ref, typed(ErrorCode.OVERLOADED), NOW, "two")
+    assert not box.failed(frame.ref, make_error(ErrorCode.OVERLOADED), NOW, "two")
     box.lost("two")
     assert waiting.in_flight
     box.check_answers(Timestamp(NOW + ANSWER_S), "two")
@@ -350,7 +355,7 @@ async def test_the_end_reaches_what_a_detour_has_in_hand():
     refuse_all(box, ErrorCode.NOT_FEDERATED)
     items = box.take_direct(BOB.did)
     submit = box.submit_direct(items, NOW, "direct")
-    gone = typed(ErrorCode.WRONG_STATE, "gone")
+    gone = make_error(ErrorCode.WRONG_STATE, "gone")
     box.end(gone)
     # the detour is cancelled a moment later, and looks after what it had
     box.unanswered(submit.ref, maybe_stored=True)

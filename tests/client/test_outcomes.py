@@ -22,7 +22,9 @@ from relay.client import (
     SupersededError,
     UnknownInboxError,
 )
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.outbox import outcomes
 from relay.client.outbox.sender import Sender
 from relay.client.state.journal import Journal
@@ -415,7 +417,7 @@ async def test_a_noted_receipt_is_not_replaced_by_a_later_error_but_an_error_is(
     assert (await journal.next_outcome(0)).code is None
     await journal.save_outcome(one, outcomes.expired(one))
     await journal.save_outcome(other, outcomes.expired(other))
-    await journal.save_outcome(one, typed(ErrorCode.BLOCKED, "no", stored="no", envelope=one))
+    await journal.save_outcome(one, make_error(ErrorCode.BLOCKED, "no", stored="no", envelope=one))
     rows = [await journal.next_outcome(0)]
     while (row := await journal.next_outcome(rows[-1].place)) is not None:
         rows.append(row)

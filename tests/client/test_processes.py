@@ -12,7 +12,10 @@ from types import SimpleNamespace
 import pytest
 
 from relay.client import Agent, sync
-from relay.client.errors import CLASS_OF, typed
+from relay.client.errors import (
+    CLASS_OF,
+    make_error,
+)
 from relay.client.message import Message
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node
@@ -65,7 +68,7 @@ def test_so_it_is_without_a_loop():
 
 def test_errors_cross_processes_as_they_are():
     for code in CLASS_OF:
-        exc = typed(code, "because", retry_after=3, stored="no")
+        exc = make_error(code, "because", retry_after=3, stored="no")
         back = pickle.loads(pickle.dumps(exc))  # noqa: S301
         assert (type(back), str(back), back.stored) == (type(exc), str(exc), "no")
 

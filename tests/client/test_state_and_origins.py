@@ -12,7 +12,7 @@ from relay.client import StateError, errors
 from relay.client.errors import AgentError, ProtocolError
 from relay.client.http import origin
 from relay.client.state import agent_state
-from relay.inbox.model.close_codes import CLOSE_CODE
+from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.endpoint_record import (
     Home,
     parse,
@@ -132,7 +132,7 @@ def test_every_code_has_a_class_of_its_own_family():
     for code, kind in errors.CLASS_OF.items():
         assert issubclass(kind, ERROR_CLASS[code])
         assert issubclass(kind, AgentError)
-        assert errors.typed(code).code is code
+        assert errors.make_error(code).code is code
 
 
 def test_every_code_has_a_class_that_no_other_code_has_and_programs_can_import():

@@ -6,7 +6,9 @@ import random
 
 import pytest
 
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.outbox.queue import Outbox
 from relay.client.outbox.submission import (
     FINAL,
@@ -188,7 +190,7 @@ async def test_each_submission_is_always_exactly_where_its_state_says(seed):
     for _ in range(150):
         walk.random.choice(calls)()
         walk.check()
-    walk.box.end(typed(ErrorCode.SUPERSEDED, "gone"))
+    walk.box.end(make_error(ErrorCode.SUPERSEDED, "gone"))
     for items in walk.direct:
         walk.box.return_direct(items, walk.now, try_again=True)
     assert all(one.state in FINAL for one in walk.all)

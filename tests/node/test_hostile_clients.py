@@ -11,11 +11,11 @@ from websockets.frames import Frame, Opcode
 
 from relay import clock
 from relay.http.errors import STATUS
-from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.inbox.model.conversation import AUTH_DEADLINE_S
 from relay.inbox.model.types import (
     InboxLimits,
 )
+from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     Bye,

@@ -17,7 +17,6 @@ from relay.inbox.login import (
     RefusedLogins,
 )
 from relay.inbox.model import conversation
-from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.inbox.model.types import (
     InboxLimits,
 )
@@ -26,6 +25,7 @@ from relay.protocol import (
     handshake,
     jws,
 )
+from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,

@@ -23,7 +23,6 @@ from relay.cli.app import app
 from relay.cli.exit_codes import MEANING
 from relay.client import Agent
 from relay.http.errors import STATUS
-from relay.inbox.model.close_codes import CLOSE_CODE
 from relay.protocol import (
     did,
     endpoint_record,
@@ -35,6 +34,7 @@ from relay.protocol import (
     receipts,
     sealing,
 )
+from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.errors import (
     ERROR_CLASS,
     OUTCOME_UNKNOWN,

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from relay.inbox.model.close_codes import CLOSES
 from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.effects import (
     AckRequest,
@@ -28,6 +27,7 @@ from relay.protocol.client_session import (
     Close,
     Send,
 )
+from relay.protocol.close_codes import CLOSES
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,

@@ -10,7 +10,9 @@ from relay.cli.exit_codes import Exit
 from relay.cli.output import say, write, write_json
 from relay.client import SigningKey
 from relay.client.accept import accept
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import handles as names
@@ -61,7 +63,9 @@ async def handle(file: KeyFile, url: str, text: str, did: str, *, as_json: bool)
     try:
         name = str(names.parse(text))
     except ValueError as exc:
-        raise typed(ErrorCode.BAD_FRAME, f"{text!r} is neither an address nor a handle") from exc
+        raise make_error(
+            ErrorCode.BAD_FRAME, f"{text!r} is neither an address nor a handle"
+        ) from exc
     key = file.load()
     with states.opened(file.state, key.did) as state:
         await SessionlessAgent(origins.parse(url), state).handles.accept(name, Did(did))

@@ -16,7 +16,9 @@ from relay.cli.output import clock_time, printable, say, write, write_json
 from relay.client import ResolveResult, SigningKey
 from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import handles as names
@@ -171,10 +173,10 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
         return Exit.OK
     if handle.name in handles.RESERVED:
         detail = f"{handle} is the operator's: a relay gives that name to nobody who asks"
-        raise typed(ErrorCode.NOT_ADMITTED, detail)
+        raise make_error(ErrorCode.NOT_ADMITTED, detail)
     lookup = await names.lookup(handle, is_local=origin.is_loopback)
     if lookup.did not in {None, key.did}:
-        raise typed(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {lookup.did}")
+        raise make_error(ErrorCode.NOT_ADMITTED, f"{handle} belongs to {lookup.did}")
     done = await _publish(key, file, origin, lambda old: _with(old, handle))
     lookup = await names.lookup(handle, is_local=origin.is_loopback)
     _tell_published(done, as_json=as_json, lookup=lookup)
@@ -200,7 +202,7 @@ def _with(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
     listed = (str(handle), *_without(old, handle))
     if len(listed) > MAX_HANDLES:
         detail = f"a record lists at most {MAX_HANDLES} handles; take one out with handle remove"
-        raise typed(ErrorCode.TOO_LARGE, detail)
+        raise make_error(ErrorCode.TOO_LARGE, detail)
     return listed
 
 

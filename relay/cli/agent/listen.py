@@ -30,7 +30,9 @@ from relay.cli.output import (
 from relay.cli.writer import Writer
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
 from relay.client._util import beside
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode
@@ -135,7 +137,7 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
     async with _agent(file, url, key) as me:
         welcome = me.welcome
         if welcome is None:
-            raise typed(ErrorCode.MIGRATING, MOVING)
+            raise make_error(ErrorCode.MIGRATING, MOVING)
         pending = welcome.pending
         messages, reset = await _take(me, min(pending.count, limit, welcome.window_count))
         if reset is not None and not as_json:

@@ -37,7 +37,13 @@ from relay.cli.progress import Progress
 from relay.cli.streams import OutputError
 from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError
 from relay.client.agent import sign
-from relay.client.errors import AuthRequiredError, TooLargeError, UnavailableError, closed, typed
+from relay.client.errors import (
+    AuthRequiredError,
+    TooLargeError,
+    UnavailableError,
+    closed,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import HttpSession
 from relay.client.outbox.outcomes import MAX_UNREPORTED, OutcomeIterator, Outcomes
@@ -189,7 +195,7 @@ async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]
     left = await context.state.journal.outgoing() if context.state.journal is not None else []
     if len(left) >= MAX_UNREPORTED:
         detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
-        raise typed(ErrorCode.OVERLOADED, detail, stored="no")
+        raise make_error(ErrorCode.OVERLOADED, detail, stored="no")
     earlier = left[:MAX_EARLIER] if is_alone else []
     is_ours = await locks.wait_for(lambda: context.mine.shared(Lock.SENDING), PATIENCE_S)
     return is_ours, earlier

@@ -9,7 +9,10 @@ from relay import clock
 from relay.cli.exit_codes import Exit
 from relay.cli.options import EVERYWHERE
 from relay.cli.output import clock_time, printable, write, write_json
-from relay.client.errors import ProtocolError, typed
+from relay.client.errors import (
+    ProtocolError,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.transport import HttpRequest, error_of, request
 from relay.protocol import jws as jose
@@ -102,7 +105,7 @@ async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
         members = jose.Members(answer)
     except ValueError as exc:
         detail = f"{origin} answered HTTP {status}, but not as a relay's admin side does"
-        raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, detail) from exc
     if members.has("detail") and members.has("error"):
         if status == NOT_FOUND:
             raise ProtocolError(ErrorCode.UNSUPPORTED, members.text("detail", most=1024))

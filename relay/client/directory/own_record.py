@@ -18,7 +18,11 @@ from typing import Final
 from relay import clock
 from relay.client._util import Signal
 from relay.client.directory.resolve import ResolveResult, resolve_at, verify
-from relay.client.errors import AgentError, of, typed
+from relay.client.errors import (
+    AgentError,
+    from_core,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi
@@ -120,7 +124,7 @@ class OwnRecord:
         try:
             return endpoint_record.parse(compact)
         except RelayError as exc:
-            raise of(exc) from exc
+            raise from_core(exc) from exc
 
     async def refresh_from(self, origin: Origin) -> ResolveResult:
         """Ask a relay for the newest record of this agent, and save it.
@@ -154,7 +158,7 @@ class OwnRecord:
         if answer.state == "unreadable" and self.newest is None and not has_inbox:
             # a relay may be unable to ask others; an agent with an inbox at it need not wait
             detail = "the relay cannot tell which record it holds of this agent"
-            raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
+            raise make_error(ErrorCode.STORAGE_UNAVAILABLE, detail)
         if answer.record is not None:
             self._put_held(relay, answer.record)
 
@@ -199,7 +203,7 @@ class OwnRecord:
         newest = self.newest
         is_same_seq = newest is not None and newest.version[:2] == record.version[:2]
         if newest is not None and is_same_seq and newest.version != record.version:
-            self.warn(typed(ErrorCode.STALE_RECORD, FORKED))
+            self.warn(make_error(ErrorCode.STALE_RECORD, FORKED))
         self._keep(record)
 
     def _keep(self, record: EndpointRecord) -> None:
@@ -226,7 +230,7 @@ class OwnRecord:
         for home in newest.relays if newest else ():
             if home.url == url:
                 detail = self.state.wrong_relay(url, relay, home.did).detail
-        return typed(ErrorCode.MOVED, detail, record=self.state.record)
+        return make_error(ErrorCode.MOVED, detail, record=self.state.record)
 
     def is_published(self, relay: Did) -> bool:
         """Return whether ``relay`` is known to hold the newest record."""
@@ -354,7 +358,7 @@ class OwnRecord:
                 return Publication(record, tuple(missed))
             self.state.keep_record(newer.jws.compact)
         detail = "another program of this agent keeps publishing newer ones"
-        raise typed(ErrorCode.STALE_RECORD, detail)
+        raise make_error(ErrorCode.STALE_RECORD, detail)
 
     async def _next_at(
         self, origin: Origin, here: Home, change: Change, *, is_accepted: bool
@@ -362,7 +366,7 @@ class OwnRecord:
         found = await self.refresh_from(origin)
         if found.state == "unreadable":
             detail = f"{origin} cannot tell which record it holds"
-            raise typed(ErrorCode.STORAGE_UNAVAILABLE, detail)
+            raise make_error(ErrorCode.STORAGE_UNAVAILABLE, detail)
         newest = self.newest
         if newest is None:
             return self.sign_next([here], clock.now(), handles=change(()))
@@ -370,7 +374,7 @@ class OwnRecord:
         if here.did not in {home.did for home in homes}:
             others = ", ".join(home.url for home in newest.relays) or "none"
             detail = f"{origin} is no home of this agent; it has {others}"
-            raise typed(ErrorCode.NOT_ADMITTED, detail)
+            raise make_error(ErrorCode.NOT_ADMITTED, detail)
         handles = change(newest.handles)
         return self.sign_next(homes, clock.now(), handles=handles, status=newest.status)
 
@@ -384,7 +388,7 @@ async def home_at(origin: Origin, state: AgentState, accepted: Did | None = None
     info = await RelayApi(origin).info()
     url = info.description.url
     if url != str(origin):
-        raise typed(ErrorCode.WRONG_RELAY, f"{origin} is {info.did}, which calls itself {url}")
+        raise make_error(ErrorCode.WRONG_RELAY, f"{origin} is {info.did}, which calls itself {url}")
     if (accepted or state.relay_at(url)) not in {None, info.did}:
         raise state.wrong_relay(url, info.did, accepted)
     return Home(info.did, url)
@@ -403,7 +407,7 @@ async def publish(origin: Origin, record: EndpointRecord) -> EndpointRecord | No
     # only a record that this agent signed may be saved: the next one is signed with its content
     newer = verify(held, record.did, is_own=True)
     if newer is None or newer.version <= record.version:
-        raise typed(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
+        raise make_error(ErrorCode.BAD_FRAME, f"{origin} took no record and has none newer")
     return newer
 
 

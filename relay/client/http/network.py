@@ -28,7 +28,9 @@ from typing import Any, Final, TypeVar
 
 from relay import sockets
 from relay.client._util import in_thread
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.http import http1
 from relay.client.http.origin import Origin
 from relay.client.http.proxies import Proxy, proxy_for
@@ -238,7 +240,7 @@ async def _through_socks(proxy: Proxy, host: str, port: int) -> socket.socket:
         socks_proxy: Any = importlib.import_module("python_socks.async_.asyncio").Proxy
     except ImportError as exc:
         detail = f"{proxy}: a SOCKS proxy needs a package: pip install 'did-relay[socks]'"
-        raise typed(ErrorCode.UNSUPPORTED, detail, stored="no") from exc
+        raise make_error(ErrorCode.UNSUPPORTED, detail, stored="no") from exc
     is_remote = proxy.scheme in {"socks4a", "socks5h"}
     kind = socks.ProxyType.SOCKS5 if "5" in proxy.scheme else socks.ProxyType.SOCKS4
     connector = socks_proxy(

@@ -8,7 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.protocol import (
     dial_allowlist,
     hosts,
@@ -95,7 +97,7 @@ def parse(url: str, *, insecure_networks: Sequence[str] = ()) -> Origin:
     origin = Origin(scheme, parts.hostname, parts.port or _DEFAULT_PORTS[scheme])
     if origin.is_insecure and not origin.is_loopback and not _is_in(origin.host, insecure_networks):
         detail = f"{origin}: without TLS only loopback is dialled; use https://"
-        raise typed(ErrorCode.UNSUPPORTED, detail)
+        raise make_error(ErrorCode.UNSUPPORTED, detail)
     return origin
 
 

@@ -18,7 +18,9 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.protocol import hosts
 from relay.protocol.errors import ErrorCode
@@ -84,7 +86,7 @@ def proxy_for(origin: Origin) -> Proxy | None:
     except ValueError:
         # without the cause: its text could show the password
         detail = f"{name.upper()}_PROXY is not the address of a proxy; write {_FORMS}"
-        raise typed(ErrorCode.UNSUPPORTED, detail, stored="no") from None
+        raise make_error(ErrorCode.UNSUPPORTED, detail, stored="no") from None
 
 
 def _parse(text: str) -> Proxy:

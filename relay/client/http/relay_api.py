@@ -14,7 +14,11 @@ from typing import Any, Final, cast, get_args
 from urllib.parse import quote
 
 from relay import clock
-from relay.client.errors import AgentError, of, typed
+from relay.client.errors import (
+    AgentError,
+    from_core,
+    make_error,
+)
 from relay.client.http import transport
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
@@ -55,13 +59,13 @@ class RelayApi:
         try:
             info = relay_info.parse(answer.text("jws", most=relay_info.MAX_INFO_BYTES))
         except ProtocolError as exc:
-            raise typed(exc.code, exc.detail) from exc
+            raise make_error(exc.code, exc.detail) from exc
         except ValueError as exc:
-            raise typed(ErrorCode.BAD_FRAME, f"relay information: {exc}") from exc
+            raise make_error(ErrorCode.BAD_FRAME, f"relay information: {exc}") from exc
         # the relay has just sent it, so its own clock decides; relay check compares the clocks
         refusal = relay_info.verify(info, Timestamp(info.issued_at))
         if refusal is not None:
-            raise typed(refusal.code, refusal.detail)
+            raise make_error(refusal.code, refusal.detail)
         return info
 
     async def resolve(self, did: str) -> frames.Resolved:
@@ -93,7 +97,9 @@ class RelayApi:
                 return None
             return answer.text("record", most=endpoint_record.MAX_RECORD_BYTES)
         except ValueError as exc:
-            raise typed(ErrorCode.BAD_FRAME, f"{self.origin} sent a wrong answer: {exc}") from exc
+            raise make_error(
+                ErrorCode.BAD_FRAME, f"{self.origin} sent a wrong answer: {exc}"
+            ) from exc
 
     async def submit(
         self, submit: frames.Submit, on_connected: Callable[[], None] = transport.no_op
@@ -144,7 +150,7 @@ class RelayApi:
             raise state.wrong_relay(hello.url, hello.relay)
         auth = _next_effect(session, hello, client_session.Send).frame
         if not isinstance(auth, frames.Auth):
-            raise typed(ErrorCode.BAD_FRAME, "a login begins with auth")
+            raise make_error(ErrorCode.BAD_FRAME, "a login begins with auth")
         body = {name: value for name, value in frames.to_members(auth).items() if name != "t"}
         answer = await self._request("POST", "/v1/session", body=body)
         try:
@@ -243,10 +249,10 @@ def _next_effect(
 ) -> Any:
     for effect in session.receive(frame, clock.now()):
         if isinstance(effect, client_session.Failed):
-            raise of(effect.error, record=effect.record)
+            raise from_core(effect.error, record=effect.record)
         if isinstance(effect, kind):
             return effect
-    raise typed(ErrorCode.BAD_FRAME, "the login does not go on")
+    raise make_error(ErrorCode.BAD_FRAME, "the login does not go on")
 
 
 def _one_of(answer: jose.Members, name: str, allowed: frozenset[str]) -> Any:
@@ -257,4 +263,4 @@ def _one_of(answer: jose.Members, name: str, allowed: frozenset[str]) -> Any:
 
 
 def _bad_answer(exc: ValueError) -> AgentError:
-    return typed(ErrorCode.BAD_FRAME, f"the relay sent a wrong answer: {exc}")
+    return make_error(ErrorCode.BAD_FRAME, f"the relay sent a wrong answer: {exc}")

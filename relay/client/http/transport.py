@@ -14,7 +14,10 @@ from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Final
 
-from relay.client.errors import AgentError, typed
+from relay.client.errors import (
+    AgentError,
+    make_error,
+)
 from relay.client.http import http1, network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
@@ -102,7 +105,7 @@ async def request(
     except (OSError, EOFError, ValueError, HTTPException) as exc:
         # ValueError: also a host name that DNS does not allow; the record of a stranger may have it
         detail = f"{route}: {network.reason(exc)}"
-        raise typed(ErrorCode.PEER_UNREACHABLE, detail, stored=stored) from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, detail, stored=stored) from exc
 
 
 async def certificate_expiry(origin: Origin, timeout_s: float = REQUEST_TIMEOUT_S) -> int:
@@ -119,7 +122,7 @@ async def certificate_expiry(origin: Origin, timeout_s: float = REQUEST_TIMEOUT_
                 raise ValueError("it has no certificate")
             return int(ssl.cert_time_to_seconds(certificate["notAfter"]))
     except (OSError, EOFError, ValueError, HTTPException) as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{route}: {network.reason(exc)}") from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, f"{route}: {network.reason(exc)}") from exc
 
 
 def _encode(origin: Origin, made: HttpRequest) -> bytes:
@@ -155,13 +158,13 @@ def read_members(origin: Origin, status: int, answer: bytes) -> jose.Members:
 def not_a_relay(origin: Origin, status: int) -> AgentError:
     """Return the error for an answer that no relay gives."""
     detail = f"{origin} answered HTTP {status}, but not as a relay does"
-    return typed(ErrorCode.PEER_UNREACHABLE, detail)
+    return make_error(ErrorCode.PEER_UNREACHABLE, detail)
 
 
 def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
     """Return the error that a relay names in its answer."""
     try:
-        return typed(
+        return make_error(
             ErrorCode(members.text("error", most=64)),
             members.optional_text("detail", most=1024) or "",
             retry_after=members.integer("retry_after") if members.has("retry_after") else None,

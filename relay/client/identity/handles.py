@@ -23,7 +23,11 @@ from typing import Any, Final
 
 from relay import clock
 from relay.client.directory.resolve import ResolveResult, resolve_at
-from relay.client.errors import AgentError, HandleChangedError, typed
+from relay.client.errors import (
+    AgentError,
+    HandleChangedError,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.transport import REQUEST_TIMEOUT_S, HttpRequest, request
 from relay.client.state.peers import PeerStore
@@ -51,7 +55,7 @@ def parse(text: str) -> Handle:
     try:
         return handles.parse(text)
     except ValueError as exc:
-        raise typed(ErrorCode.BAD_FRAME, f"{text!r} is not a handle: {exc}") from exc
+        raise make_error(ErrorCode.BAD_FRAME, f"{text!r} is not a handle: {exc}") from exc
 
 
 # ---------------------------------------------------------------- from a handle to a DID
@@ -134,7 +138,7 @@ class HandleResolver:
                 return await self._resolve_pinned(to.casefold(), timeout_s)
         except TimeoutError as exc:
             detail = f"{to}: no answer about where it leads in time"
-            raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no") from exc
+            raise make_error(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no") from exc
 
     async def _resolve_pinned(self, handle: str, timeout_s: float | None) -> Did:
         pinned = await self._pinned(handle)
@@ -202,10 +206,10 @@ def _verified(handle: str, found: ResolveResult) -> Did:
         code = ErrorCode.UNKNOWN_INBOX
         if found.state == "unreadable":
             code = ErrorCode.IDENTITY_UNAVAILABLE
-        raise typed(code, f"{handle}: {found.reason or found.state}", stored="no")
+        raise make_error(code, f"{handle}: {found.reason or found.state}", stored="no")
     if not found.verified:
         detail = f"{handle} leads to {found.did}, whose record does not list it"
-        raise typed(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no")
+        raise make_error(ErrorCode.IDENTITY_UNAVAILABLE, detail, stored="no")
     return found.did
 
 

@@ -25,7 +25,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from relay.client.errors import AgentError, again, typed
+from relay.client.errors import (
+    AgentError,
+    clone,
+    make_error,
+)
 from relay.client.message import Message
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Eid, Seq, Timestamp
@@ -184,7 +188,7 @@ class Delivery:
             self.acked(copy)
         else:
             detail = f"{reason} before the answer was durable"
-            self.remove(copy, typed(_ENDED_AS[reason], detail))
+            self.remove(copy, make_error(_ENDED_AS[reason], detail))
 
     def disconnected(self, copy: DeliveryCopy) -> bool:
         """Note that the connection of a copy is lost; return False if the copy is removed."""
@@ -200,7 +204,7 @@ class Delivery:
         """Remove a copy whose inbox began a new epoch: its seq is void, the eid still counts."""
         if self.is_settling:
             detail = "the inbox began a new epoch before this answer was durable"
-            self.remove(copy, typed(ErrorCode.INBOX_RESET, detail))
+            self.remove(copy, make_error(ErrorCode.INBOX_RESET, detail))
         else:
             self.copies.remove(copy)
 
@@ -251,5 +255,5 @@ class Delivery:
             if failure is None:
                 waiter.set_result(None)
             else:
-                waiter.set_exception(again(failure))
+                waiter.set_exception(clone(failure))
         self.waiters.clear()

@@ -20,7 +20,13 @@ from functools import partial
 from typing import Final
 
 from relay.client._util import BoundedDict, failure_of, log_failure
-from relay.client.errors import AgentError, ClosedError, MovedError, again, typed
+from relay.client.errors import (
+    AgentError,
+    ClosedError,
+    MovedError,
+    clone,
+    make_error,
+)
 from relay.client.inbox.delivery import Delivery, DeliveryEvent, DeliveryState
 from relay.client.inbox.opener import EnvelopeOpener, Opened
 from relay.client.message import Bounce, Message
@@ -127,7 +133,7 @@ class Inbox:
                 return None
             failure = self._ended or self._no_inbox()
             if failure is not None:
-                raise again(failure)
+                raise clone(failure)
             self._changed.clear()
             await self._changed.wait()
 
@@ -166,7 +172,7 @@ class Inbox:
             delivery.refuse_code, delivery.is_journaled = refuse_code, False
             self._journal_settled(eid, delivery)
         if self._ended is not None:
-            raise again(self._ended)
+            raise clone(self._ended)
         if wait:
             await delivery.wait_durable()
 
@@ -199,7 +205,7 @@ class Inbox:
             saving = self._journal.record_settled(eid, delivery.expires_at, None)
             saving.add_done_callback(log_failure(_NOT_SAVED))
         detail = "it is no longer where it was; if it comes again, it is acked unseen"
-        raise typed(ErrorCode.INBOX_RESET, detail)
+        raise make_error(ErrorCode.INBOX_RESET, detail)
 
     async def fail(self, message: Message) -> bool:
         """Count a failure of the handler; return True if the message is refused for good.

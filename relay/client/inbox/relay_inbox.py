@@ -17,7 +17,10 @@ from typing import Final
 
 from relay import clock
 from relay.client._util import wait_at_most
-from relay.client.errors import AgentError, typed
+from relay.client.errors import (
+    AgentError,
+    make_error,
+)
 from relay.client.inbox.delivery import Delivery, DeliveryCopy, DeliveryState
 from relay.client.inbox.inbox import Inbox, RelaySide
 from relay.client.inbox.opener import Opened
@@ -108,7 +111,7 @@ class RelayInbox:
             self._copies.clear()
         if went_back or was_reset:
             detail = "the relay's store was rolled back or lost; acked envelopes may come again"
-            self._inbox.raise_once(typed(ErrorCode.INBOX_RESET, detail))
+            self._inbox.raise_once(make_error(ErrorCode.INBOX_RESET, detail))
         self._relay, self._epoch, self._head = relay, welcome.epoch, welcome.head
         self._window = welcome.window_count
         self._tracker = AckTracker(welcome.cursor)
@@ -160,7 +163,7 @@ class RelayInbox:
         detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
         for copy in self._copies.values():
             if copy.delivery.is_settling and not copy.delivery.is_current:
-                copy.delivery.finish(typed(ErrorCode.PEER_UNREACHABLE, detail))
+                copy.delivery.finish(make_error(ErrorCode.PEER_UNREACHABLE, detail))
 
     def _pop(self, copy: DeliveryCopy) -> Delivery:
         if self._copies.get(copy.seq) is copy:
@@ -298,7 +301,7 @@ class RelayInbox:
             UnavailableError: an ack is unanswered for too long.
         """
         if any(copy.ack_sent_at + ACK_TIMEOUT_S <= now for copy in self._first_sent()):
-            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer acks")
+            raise make_error(ErrorCode.PEER_UNREACHABLE, "the relay does not answer acks")
 
     def _first_sent(self) -> list[DeliveryCopy]:
         return list(islice((copy for copy in self._copies.values() if copy.ack_sent), 1))

@@ -12,7 +12,10 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, get_args
 
-from relay.client.errors import of, typed
+from relay.client.errors import (
+    from_core,
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.client.http.transport import REQUEST_TIMEOUT_S, request_json
 from relay.client.state.migration_log import MigrationState
@@ -115,7 +118,7 @@ class HandoffClient:
                 page = list(map(parse_inventory_item, answer.array("items", most=PAGE_SIZE)))
                 more = answer.boolean("more")
             except RelayError as exc:
-                raise of(exc) from exc
+                raise from_core(exc) from exc
             except ValueError as exc:
                 raise self._invalid(str(exc)) from exc
             seqs = [after, *(one.seq for one in page)]
@@ -167,7 +170,7 @@ class HandoffClient:
         found = answer.statement
         if found.mode not in modes or found.handoff != migration.parsed_order.id:
             detail = f"{self.origin} says {found.mode} of hand-off {found.handoff or 'none'}"
-            raise typed(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {modes[0]}")
+            raise make_error(ErrorCode.BAD_FRAME, f"{detail}, and was asked to be {modes[0]}")
 
     async def _statement(
         self, step: str, fields: dict[str, Any], timeout_s: float | None = None
@@ -177,7 +180,7 @@ class HandoffClient:
             compact = answer.text("statement", most=migration_statement.MAX_STATEMENT_BYTES)
             statement = migration_statement.verify(compact, self.relay)
         except RelayError as exc:
-            raise typed(exc.code, f"{self.origin}: {exc.detail}") from exc
+            raise make_error(exc.code, f"{self.origin}: {exc.detail}") from exc
         except ValueError as exc:
             raise self._invalid(str(exc)) from exc
         if statement.did != self.did:
@@ -192,7 +195,7 @@ class HandoffClient:
         return await request_json(self.origin, "POST", PATH, body=body, timeout_s=timeout_s)
 
     def _invalid(self, reason: str) -> RelayError:
-        return typed(ErrorCode.BAD_FRAME, f"{self.origin} said what cannot be: {reason}")
+        return make_error(ErrorCode.BAD_FRAME, f"{self.origin} said what cannot be: {reason}")
 
 
 def parse_inventory_item(value: object) -> WaitingEnvelope:

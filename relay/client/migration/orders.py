@@ -14,7 +14,11 @@ from typing import Final
 from relay import clock
 from relay.client.directory.own_record import OwnRecord, home_at
 from relay.client.directory.resolve import resolve_at
-from relay.client.errors import AgentError, of, typed
+from relay.client.errors import (
+    AgentError,
+    from_core,
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
 from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
@@ -49,7 +53,7 @@ def completed_report(state: AgentState, target: Origin) -> MigrationReport | Non
         return None
     if log.report is not None and log.report.target.url == str(target):
         return log.report
-    raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
+    raise make_error(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
 
 
 def is_home_already(state: AgentState, migration: MigrationState) -> bool:
@@ -71,10 +75,10 @@ async def find_source(did: Did, state: AgentState, target: Origin, dial: Dial) -
     homes = _homes(state)
     others = [home for home in homes if home.url != str(target)]
     if homes and not others:
-        raise typed(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
+        raise make_error(ErrorCode.WRONG_STATE, f"this agent lives at {target} already")
     if not others:
         detail = "this agent has no home that it could move from; log in where it is to live"
-        raise typed(ErrorCode.NOT_ADMITTED, detail)
+        raise make_error(ErrorCode.NOT_ADMITTED, detail)
     return others[0]
 
 
@@ -154,7 +158,7 @@ def sign_order(key: SigningKey, state: AgentState, source: Home, target: Home) -
         ProtocolError: the order, or the record in it, is too long: list fewer handles.
     """
     if source.did == target.did:
-        raise typed(ErrorCode.WRONG_STATE, f"{target.url} and {source.url} are one relay")
+        raise make_error(ErrorCode.WRONG_STATE, f"{target.url} and {source.url} are one relay")
     now, own = clock.now(), OwnRecord(key, state)
     drain = _former_homes(own.newest, target, now)
     record = own.sign_next([target], now, drain=drain)
@@ -171,7 +175,7 @@ def sign_order(key: SigningKey, state: AgentState, source: Home, target: Home) -
         # parsed as both relays will: an order that they refuse must not be saved
         migration_order.parse(order)
     except RelayError as exc:
-        raise of(exc) from exc
+        raise from_core(exc) from exc
     return order
 
 

@@ -13,7 +13,11 @@ from typing import Final, NamedTuple, TypeVar
 
 from relay import clock
 from relay.client._util import Backoff
-from relay.client.errors import AgentError, MigrationStalledError, typed
+from relay.client.errors import (
+    AgentError,
+    MigrationStalledError,
+    make_error,
+)
 from relay.client.state.migration_log import MigrationStage, MigrationState
 from relay.protocol.errors import ErrorCode, UnavailableError
 
@@ -72,7 +76,7 @@ class RetryUntil:
             MigrationStalledError: no success before the deadline.
         """
         backoff = Backoff(FIRST_PAUSE_S, MAX_PAUSE_S)
-        last = typed(ErrorCode.PEER_UNREACHABLE, "no answer in time")
+        last = make_error(ErrorCode.PEER_UNREACHABLE, "no answer in time")
         while True:
             try:
                 # a slow source may have acted without an answer: the next request shows it
@@ -94,7 +98,7 @@ class RetryUntil:
         migration = self.migration
         if not migration.source_frozen and migration.stage is MigrationStage.PREPARING:
             detail = f"{exc.detail}. Nothing was changed"
-            return typed(exc.code, detail, retry_after=exc.retry_after)
+            return make_error(exc.code, detail, retry_after=exc.retry_after)
         order = migration.parsed_order
         detail = _STALLED.format(
             reason=exc.detail, source=order.source.url, target=order.target.url

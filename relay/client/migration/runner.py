@@ -18,7 +18,10 @@ from typing import Any, Final, TypeVar
 
 from relay import clock
 from relay.client.directory.own_record import publish
-from relay.client.errors import AgentError, typed
+from relay.client.errors import (
+    AgentError,
+    make_error,
+)
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.migration import orders
@@ -179,11 +182,11 @@ class MigrationRunner:
         """
         migration = self._log.pending
         if migration is None:
-            raise typed(ErrorCode.WRONG_STATE, _NO_MIGRATION)
+            raise make_error(ErrorCode.WRONG_STATE, _NO_MIGRATION)
         order = migration.parsed_order
         if migration.stage is MigrationStage.COPYING:
             detail = f"it lives at {order.target.url} already; it can move back from there"
-            raise typed(ErrorCode.WRONG_STATE, detail)
+            raise make_error(ErrorCode.WRONG_STATE, detail)
         if migration.stage is not MigrationStage.CANCELLING:
             migration = await orders.cancel_order(self.host.key, self.host.state, migration)
         await self._rollback(migration)
@@ -274,12 +277,12 @@ class MigrationRunner:
         source.expect(answer, migration, Mode.FROZEN)
         if not answer.statement.digest_acked:
             default = "the old relay has not told the new one what was seen"
-            raise typed(ErrorCode.MIGRATING, answer.statement.reason or default)
+            raise make_error(ErrorCode.MIGRATING, answer.statement.reason or default)
         answer = await target.state()
         target.expect(answer, migration, *READY)
         if not answer.statement.digest_received:
             detail = "the new relay says that it was not told what was seen"
-            raise typed(ErrorCode.MIGRATING, detail)
+            raise make_error(ErrorCode.MIGRATING, detail)
         return True
 
     async def _publish(self, migration: MigrationState) -> None:
@@ -288,7 +291,7 @@ class MigrationRunner:
         newer = await self._retry(migration).call(lambda: publish(target.origin, record))
         if newer is not None:
             self.host.state.keep_record(newer.jws.compact)
-            raise typed(ErrorCode.STALE_RECORD, "another program of this agent has published")
+            raise make_error(ErrorCode.STALE_RECORD, "another program of this agent has published")
         self.host.state.keep_record(record.jws.compact)
         await self.host.state.flush_record()
         migration = await self._save(migration, stage=MigrationStage.COPYING)
@@ -360,7 +363,7 @@ class MigrationRunner:
     @property
     def _current(self) -> MigrationState:
         if self._log.state is None:
-            raise typed(ErrorCode.WRONG_STATE, _NO_MIGRATION)
+            raise make_error(ErrorCode.WRONG_STATE, _NO_MIGRATION)
         return self._log.state
 
     async def _save(self, migration: MigrationState, **values: Any) -> MigrationState:
@@ -379,7 +382,7 @@ class MigrationRunner:
                 )
         except TimeoutError as exc:
             detail = f"{target}, or a home of this agent, did not answer in time"
-            raise typed(ErrorCode.PEER_UNREACHABLE, f"{detail}. Nothing was changed") from exc
+            raise make_error(ErrorCode.PEER_UNREACHABLE, f"{detail}. Nothing was changed") from exc
         await orders.issue_order(
             host.key, host.state, source, home, abandon_source=self.options.abandon_source
         )

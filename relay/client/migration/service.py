@@ -12,7 +12,13 @@ from typing import Any, Final
 
 from relay.client._util import wait_at_most
 from relay.client.directory.own_record import OwnRecord, publish
-from relay.client.errors import AgentError, again, bug_of, of, typed
+from relay.client.errors import (
+    AgentError,
+    bug_of,
+    clone,
+    from_core,
+    make_error,
+)
 from relay.client.inbox.inbox import Inbox
 from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
 from relay.client.session.pool import ChannelPool
@@ -71,7 +77,7 @@ class MigrationService(Host):
         self, work: Callable[[], Coroutine[Any, Any, MigrationReport]], timeout_s: float
     ) -> MigrationReport:
         if self._pool.ended is not None:
-            raise again(self._pool.ended)
+            raise clone(self._pool.ended)
         self._callers += 1
         try:
             if self._own_task is not None:
@@ -81,7 +87,7 @@ class MigrationService(Host):
                     await self._lock.acquire()
             except TimeoutError as exc:
                 detail = "another call of migrate is under way"
-                raise typed(ErrorCode.MIGRATING, detail) from exc
+                raise make_error(ErrorCode.MIGRATING, detail) from exc
             try:
                 return await work()
             finally:
@@ -115,7 +121,7 @@ class MigrationService(Host):
                 if self.state.migration.pending is not None:
                     await MigrationRunner(self).resume()
         except RelayError as exc:
-            self._warn(of(exc))
+            self._warn(from_core(exc))
         except Exception as bug:  # noqa: BLE001  it is retried; the agent continues
             self._warn(bug_of(bug, "the migration"))
 
@@ -179,5 +185,5 @@ class MigrationService(Host):
         failure = None
         if eids is None:
             detail = "its relay is out of reach; noted here, and acked unseen when it comes again"
-            failure = typed(ErrorCode.PEER_UNREACHABLE, detail)
+            failure = make_error(ErrorCode.PEER_UNREACHABLE, detail)
         self._inbox.drop_missing(eids or frozenset(), failure)

@@ -25,7 +25,11 @@ from typing import Final
 from relay import clock
 from relay.client._util import Backoff, BoundedDict, task_group, wait_at_most
 from relay.client.directory.cache import RecordCache
-from relay.client.errors import AgentError, bug_of, of
+from relay.client.errors import (
+    AgentError,
+    bug_of,
+    from_core,
+)
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi
@@ -223,7 +227,7 @@ class DirectDelivery:
             else:
                 self.outbox.answered(answer, home.did, now, channel_id)
         except (AgentError, ProtocolError) as exc:
-            self._failed(home, submit.ref, items, of(exc))
+            self._failed(home, submit.ref, items, from_core(exc))
             breaker.trip()
             self._breakers[name] = breaker
             return True

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from relay.client._util import Signal, failure_of
-from relay.client.errors import AgentError, ClosedError, again, typed
+from relay.client.errors import (
+    AgentError,
+    ClosedError,
+    clone,
+    make_error,
+)
 from relay.client.message import Sent
 from relay.client.process import Owner, not_pickled
 from relay.client.state.journal import Journal, OutcomeRow
@@ -162,7 +167,7 @@ class Outcomes:
             if isinstance(self._ended, ClosedError):
                 return None
             if self._ended is not None:
-                raise again(self._ended)
+                raise clone(self._ended)
             await changed.wait()
 
     async def delete(self, place: int) -> None:
@@ -208,7 +213,7 @@ class OutcomeIterator(AsyncIterator[Outcome]):
 def expired(envelope: SignedEnvelope) -> AgentError:
     """Return the outcome of an envelope that no relay has answered in its lifetime."""
     detail = "its time is over and no relay has answered; it may have been stored"
-    return typed(ErrorCode.EXPIRED, detail, stored="unknown", envelope=envelope)
+    return make_error(ErrorCode.EXPIRED, detail, stored="unknown", envelope=envelope)
 
 
 def _read(row: OutcomeRow) -> tuple[Sent | None, AgentError | None]:
@@ -217,8 +222,8 @@ def _read(row: OutcomeRow) -> tuple[Sent | None, AgentError | None]:
         if row.code is None:
             return Sent(**members), None
         code = ErrorCode(row.code)
-        return None, typed(code, envelope=row.envelope, **members)
+        return None, make_error(code, envelope=row.envelope, **members)
     except (ValueError, TypeError) as exc:
         detail = f"its outcome cannot be read in the state file: {exc}"
         envelope = row.envelope if row.envelope.wire else None
-        return None, typed(ErrorCode.CORRUPT, detail, stored="unknown", envelope=envelope)
+        return None, make_error(ErrorCode.CORRUPT, detail, stored="unknown", envelope=envelope)

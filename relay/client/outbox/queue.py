@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from relay.client.errors import AgentError, typed
+from relay.client.errors import (
+    AgentError,
+    make_error,
+)
 from relay.client.outbox.status import CustodyTracker
 from relay.client.outbox.submission import (
     Submission,
@@ -143,7 +146,7 @@ class Outbox:
             UnavailableError: the oldest submit has waited for too long.
         """
         if any(flight.at + ANSWER_S <= now for flight in self._oldest(channel_id)):
-            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer submits")
+            raise make_error(ErrorCode.PEER_UNREACHABLE, "the relay does not answer submits")
 
     def _oldest(self, channel_id: str) -> list[_Flight]:
         flights = (one for one in self._flights.values() if one.channel_id == channel_id)

@@ -23,7 +23,13 @@ from typing import Final, Literal
 
 from relay import clock
 from relay.client._util import Backoff, log_failure
-from relay.client.errors import ENDS_THE_AGENT, AgentError, ClosedError, again, typed
+from relay.client.errors import (
+    ENDS_THE_AGENT,
+    AgentError,
+    ClosedError,
+    clone,
+    make_error,
+)
 from relay.client.message import Sent
 from relay.client.outbox.outcomes import Outcomes, expired
 from relay.client.outbox.queue import ANSWER_S, MAX_IN_FLIGHT, Outbox
@@ -157,7 +163,7 @@ class Sender:
             code, detail = ErrorCode.OVERLOADED, "too much of this agent waits for an answer"
         else:
             code, detail = ErrorCode.PEER_UNREACHABLE, "no time was left to submit it"
-        return typed(code, detail, stored="no", envelope=envelope)
+        return make_error(code, detail, stored="no", envelope=envelope)
 
     async def _begin(self, envelope: SignedEnvelope) -> Submission:
         self._ensure_open(envelope)
@@ -180,7 +186,7 @@ class Sender:
             return
         if await self.outcomes.is_full(len(self.unanswered)):
             detail = "too many envelopes without an answer, and outcomes that nobody has taken"
-            raise typed(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope)
+            raise make_error(ErrorCode.OVERLOADED, detail, stored="no", envelope=envelope)
         try:
             await self.journal.add_outgoing(envelope)
             self._ensure_open(envelope)
@@ -284,7 +290,7 @@ class Sender:
 
 
 def _not_sent(ended: AgentError, envelope: SignedEnvelope) -> AgentError:
-    failure = again(ended)
+    failure = clone(ended)
     failure.stored, failure.envelope = "no", envelope
     return failure
 

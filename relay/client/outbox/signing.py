@@ -9,7 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from relay import clock
-from relay.client.errors import AgentError, of, typed
+from relay.client.errors import (
+    AgentError,
+    from_core,
+    make_error,
+)
 from relay.client.message import MAX_OPENED_BODY_BYTES, Body, content_of
 from relay.protocol import envelope as envelopes
 from relay.protocol import jws as jose
@@ -63,10 +67,10 @@ def sign(
         signed = envelopes.sign(draft, key)
         check(signed)
     except RelayError as exc:
-        raise _unsent(of(exc)) from exc
+        raise _unsent(from_core(exc)) from exc
     except TypeError as exc:
         # text that is no Unicode, as a broken file name may be
-        raise _unsent(typed(ErrorCode.BAD_ENVELOPE, f"it cannot be encoded: {exc}")) from exc
+        raise _unsent(make_error(ErrorCode.BAD_ENVELOPE, f"it cannot be encoded: {exc}")) from exc
     return signed
 
 
@@ -79,12 +83,12 @@ def check(envelope: SignedEnvelope) -> None:
     try:
         found = envelopes.parse(jose.loads(envelope.wire), max_body_bytes=MAX_OPENED_BODY_BYTES)
     except RelayError as exc:
-        raise _unsent(of(exc)) from exc
+        raise _unsent(from_core(exc)) from exc
     except ValueError as exc:
-        raise typed(ErrorCode.BAD_ENVELOPE, f"not an envelope: {exc}", stored="no") from exc
+        raise make_error(ErrorCode.BAD_ENVELOPE, f"not an envelope: {exc}", stored="no") from exc
     read = (found.eid, found.id, found.recipient.did, found.expires_at)
     if read != (envelope.eid, envelope.id, envelope.to, envelope.expires_at):
-        raise typed(ErrorCode.BAD_ENVELOPE, "its bytes are of another envelope", stored="no")
+        raise make_error(ErrorCode.BAD_ENVELOPE, "its bytes are of another envelope", stored="no")
 
 
 def damage(envelope: SignedEnvelope) -> AgentError | None:
@@ -96,7 +100,7 @@ def damage(envelope: SignedEnvelope) -> AgentError | None:
         check(envelope)
     except AgentError as exc:
         detail = f"the state file is damaged: {exc.detail}"
-        return typed(ErrorCode.CORRUPT, detail, stored="unknown", envelope=envelope)
+        return make_error(ErrorCode.CORRUPT, detail, stored="unknown", envelope=envelope)
     return None
 
 
@@ -112,7 +116,7 @@ def _draft(
     message_id = new_message_id(now, clock.entropy)
     reserved = {BOUNCE_CONTENT_TYPE} if sealed else {BOUNCE_CONTENT_TYPE, sealing.CONTENT_TYPE}
     if content.content_type in reserved:
-        raise typed(
+        raise make_error(
             ErrorCode.BAD_ENVELOPE,
             f"{content.content_type} is reserved: choose another content type",
         )
@@ -121,7 +125,7 @@ def _draft(
         wire = sealing.seal(content, sender=key.did, recipient=recipient, message_id=message_id)
     if len(wire) > max_body_bytes:
         detail = f"the body has {len(wire)} bytes on the wire, the relay allows {max_body_bytes}"
-        raise typed(ErrorCode.TOO_LARGE, detail)
+        raise make_error(ErrorCode.TOO_LARGE, detail)
     return Draft(
         to=recipient.did,
         id=message_id,

@@ -17,7 +17,9 @@ from typing import Final
 from relay.client._util import BoundedDict, log_failure
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.resolve import ResolveResult
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import HttpSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S
@@ -137,7 +139,7 @@ async def login_at_holder(
     """
     if origin is None or state.record is None:
         detail = f"{relay} keeps it, and cannot be asked what became of it"
-        raise typed(ErrorCode.NOT_ADMITTED, detail)
+        raise make_error(ErrorCode.NOT_ADMITTED, detail)
     return await RelayApi(origin, timeout_s).login(key, state, expected=relay)
 
 
@@ -260,5 +262,5 @@ class StatusTracker:
         record = await self.records.get(to)
         is_named = record is not None and record.names(relay)
         if not is_named and found.state == "unreadable":
-            raise typed(ErrorCode.IDENTITY_UNAVAILABLE, f"no relay can resolve {to}")
+            raise make_error(ErrorCode.IDENTITY_UNAVAILABLE, f"no relay can resolve {to}")
         return is_named

@@ -28,7 +28,12 @@ from enum import StrEnum
 from typing import Final
 
 from relay import clock
-from relay.client.errors import AgentError, OutcomeUnknownError, again, typed
+from relay.client.errors import (
+    AgentError,
+    OutcomeUnknownError,
+    clone,
+    make_error,
+)
 from relay.client.message import Sent
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode
@@ -181,7 +186,7 @@ class Submission:
         """End with the agent; the error tells what is known of the envelope."""
         if not self.is_done:
             self.apply(E.ABORT)
-            failure = again(ended)
+            failure = clone(ended)
             failure.stored = "unknown" if self.maybe_stored else "no"
             failure.envelope = self.envelope
             self.answer.set_exception(failure)
@@ -205,7 +210,7 @@ class Submission:
             is_same = failure.code is code
             detail = failure.detail if is_same and failure.detail else f"{detail}; {failure}"
         if not self.is_unknown:
-            return typed(code, detail, stored="no", envelope=self.envelope)
+            return make_error(code, detail, stored="no", envelope=self.envelope)
         exc = OutcomeUnknownError(code, detail)
         exc.stored, exc.envelope = "unknown", self.envelope
         return exc
@@ -215,7 +220,7 @@ class Submission:
         detail = refusal.detail
         if refusal.error is ErrorCode.EXPIRED and clock.now() < self.envelope.expires_at:
             detail += "; by this machine's clock it has not: one of the two clocks is wrong"
-        return typed(
+        return make_error(
             refusal.error,
             detail,
             retry_after=refusal.retry_after,

@@ -24,7 +24,14 @@ from typing import Final
 from relay import clock
 from relay.client._util import Backoff, task_group, wait_at_most
 from relay.client.directory.own_record import OwnRecord
-from relay.client.errors import ENDS_THE_AGENT, AgentError, SupersededError, again, bug_of, typed
+from relay.client.errors import (
+    ENDS_THE_AGENT,
+    AgentError,
+    SupersededError,
+    bug_of,
+    clone,
+    make_error,
+)
 from relay.client.http.origin import Origin
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.relay_inbox import RelayInbox
@@ -201,14 +208,16 @@ class Channel:
             AgentError: the relay's refusal, or no answer in time.
         """
         if self.outbox.ended is not None:
-            raise again(self.outbox.ended)
+            raise clone(self.outbox.ended)
         response = self.requests.add(make)
         self.wake()
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 return await response
         except TimeoutError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from the relay in time") from exc
+            raise make_error(
+                ErrorCode.PEER_UNREACHABLE, "no answer from the relay in time"
+            ) from exc
 
     # ------------------------------------------------------------ dial, again and again
 
@@ -237,7 +246,7 @@ class Channel:
             await self.control.wait_to_retry(
                 self.last_failure.retry_after if self.last_failure else None
             )
-        return typed(ErrorCode.MOVED, f"this agent has left {self.origin}")
+        return make_error(ErrorCode.MOVED, f"this agent has left {self.origin}")
 
     async def _connect_once(self, origin: Origin) -> AgentError | None:
         """Connect once, and return the reason for the end; None: this side has ended it."""
@@ -264,7 +273,7 @@ class Channel:
         """Return the error; a relay that gave no inbox cannot know that a newer session has it."""
         if not isinstance(exc, SupersededError) or self._has_inbox:
             return exc
-        return typed(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
+        return make_error(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
 
     async def _with_record(self, exc: AgentError) -> AgentError:
         """Add the newest record to an error that says only that the agent has moved.
@@ -346,7 +355,7 @@ class Channel:
             if isinstance(first, RelayError) and not isinstance(first, AgentError):
                 # a wrong frame in a session costs the relay the connection, not us the agent
                 detail = f"the relay sent a wrong frame: {first.detail}"
-                raise typed(ErrorCode.BAD_FRAME, detail) from first
+                raise make_error(ErrorCode.BAD_FRAME, detail) from first
             raise first from None
 
     # ------------------------------------------------------------ read
@@ -373,7 +382,7 @@ class Channel:
                 self._process_error(frame)
 
     def _process_error(self, frame: frames.Error) -> None:
-        exc = typed(frame.error, frame.detail, retry_after=frame.retry_after)
+        exc = make_error(frame.error, frame.detail, retry_after=frame.retry_after)
         now = clock.monotonic()
         if frame.ref is not None:
             if not self.outbox.failed(frame.ref, exc, now, self._id):
@@ -382,7 +391,7 @@ class Channel:
             self.inbox.requeue_acks(now, frame.retry_after)
         elif frame.error is ErrorCode.INBOX_RESET:
             # the next login shows the new epoch
-            raise typed(ErrorCode.STORAGE_UNAVAILABLE, frame.detail)
+            raise make_error(ErrorCode.STORAGE_UNAVAILABLE, frame.detail)
         else:
             _log.info("the relay reports: %s", exc)
 

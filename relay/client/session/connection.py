@@ -21,7 +21,12 @@ from websockets.exceptions import (
 from websockets.typing import Subprotocol
 
 from relay import clock, sockets
-from relay.client.errors import CLOSE_CODES, WrongRelayError, of, typed
+from relay.client.errors import (
+    CLOSE_CODES,
+    WrongRelayError,
+    from_core,
+    make_error,
+)
 from relay.client.http import network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
@@ -107,7 +112,7 @@ class Connection:
         except RelayError as exc:
             # not with its own code: one wrong frame must not end the agent
             detail = f"the relay sent a wrong frame: {exc.detail}"
-            raise typed(ErrorCode.BAD_FRAME, detail) from exc
+            raise make_error(ErrorCode.BAD_FRAME, detail) from exc
         effects = self._session.receive(frame, clock.now())
         _raise_failure(effects)
         return [effect.frame for effect in effects if isinstance(effect, FrameReceived)]
@@ -125,7 +130,7 @@ def _found(frame: frames.Frame, login: LoginOptions) -> Did | None:
 def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
     for effect in effects:
         if isinstance(effect, Failed):
-            failure = of(effect.error, record=effect.record)
+            failure = from_core(effect.error, record=effect.record)
             if isinstance(failure, WrongRelayError):
                 failure.found = found
             raise failure from effect.error
@@ -210,7 +215,7 @@ async def _log_in(
                     if isinstance(effect, Send):
                         await _write(socket, effect.frame)
     except TimeoutError as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer the login") from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, "the relay does not answer the login") from exc
 
 
 async def _receive(socket: ClientConnection) -> bytes:
@@ -223,7 +228,7 @@ async def _read(socket: ClientConnection) -> frames.Frame:
     try:
         return frames.parse(data, "relay")
     except RelayError as exc:
-        raise of(exc) from exc
+        raise from_core(exc) from exc
 
 
 async def _write(socket: ClientConnection, frame: frames.Frame) -> None:
@@ -243,15 +248,17 @@ def translated_errors(route: Route | None = None) -> Iterator[None]:
         # the reason of an end by this side, such as a ping without an answer, is known here only
         ended = exc.rcvd or exc.sent
         reason = ended.reason if ended and ended.reason else "the connection is gone"
-        raise typed(code or ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
+        raise make_error(code or ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
     except InvalidProxyStatus as exc:
         reason = network.refused_by_proxy(exc.response.status_code)
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, f"{prefix}{reason}") from exc
     except InvalidStatus as exc:
         detail = f"{prefix}answered HTTP {exc.response.status_code} instead of a WebSocket"
-        raise typed(ErrorCode.PEER_UNREACHABLE, detail) from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, detail) from exc
     except (OSError, EOFError) as exc:
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}{network.reason(exc)}") from exc
+        raise make_error(ErrorCode.PEER_UNREACHABLE, f"{prefix}{network.reason(exc)}") from exc
     except (WebSocketException, ValueError) as exc:
         # ValueError: a host name that DNS does not allow
-        raise typed(ErrorCode.PEER_UNREACHABLE, f"{prefix}no relay answers there: {exc}") from exc
+        raise make_error(
+            ErrorCode.PEER_UNREACHABLE, f"{prefix}no relay answers there: {exc}"
+        ) from exc

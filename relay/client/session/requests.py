@@ -13,7 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.client.errors import AgentError, again, of, typed
+from relay.client.errors import (
+    AgentError,
+    clone,
+    from_core,
+    make_error,
+)
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Timestamp
@@ -83,7 +88,7 @@ class PendingRequests:
         request, future = self._pop(response.ref)
         if _RESPONSE[type(request)] is not type(response):
             error = ProtocolError(ErrorCode.BAD_FRAME, "a response to another kind of request")
-            _fail(future, of(error))
+            _fail(future, from_core(error))
             raise error
         if not future.done():
             future.set_result(response)
@@ -95,7 +100,7 @@ class PendingRequests:
             ProtocolError: there is no such request.
         """
         _, future = self._pop(ref)
-        _fail(future, of(exc))
+        _fail(future, from_core(exc))
 
     def _pop(self, ref: str) -> tuple[Request, asyncio.Future[Response]]:
         if ref not in self._sent_at:
@@ -116,7 +121,7 @@ class PendingRequests:
             UnavailableError: one has waited for too long.
         """
         if any(at + RESPONSE_TIMEOUT_S <= now for at in self._sent_at.values()):
-            raise typed(ErrorCode.PEER_UNREACHABLE, "the relay does not answer requests")
+            raise make_error(ErrorCode.PEER_UNREACHABLE, "the relay does not answer requests")
 
     def lost(self) -> None:
         """Queue everything again for the next connection."""
@@ -126,7 +131,7 @@ class PendingRequests:
     def end(self, failure: AgentError) -> None:
         """Fail everything: no relay will respond."""
         for _, future in self._pending.values():
-            _fail(future, again(failure))
+            _fail(future, clone(failure))
         self._pending.clear()
         self._queued.clear()
         self._sent_at.clear()
@@ -146,7 +151,7 @@ def _ensure_readable(request: Request) -> None:
     try:
         frames.parse(frames.encode(request), "agent")
     except RelayError as exc:
-        raise of(exc) from exc
+        raise from_core(exc) from exc
     except TypeError as exc:
         # text that is no Unicode, as a broken file name may be
-        raise typed(ErrorCode.BAD_FRAME, f"it cannot be encoded: {exc}") from exc
+        raise make_error(ErrorCode.BAD_FRAME, f"it cannot be encoded: {exc}") from exc

@@ -15,7 +15,12 @@ from relay import clock
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.directory.resolve import ResolveResult, read_resolved
-from relay.client.errors import AgentError, again, of, typed
+from relay.client.errors import (
+    AgentError,
+    clone,
+    from_core,
+    make_error,
+)
 from relay.client.session.channel import REQUEST_TIMEOUT_S, Channel
 from relay.client.session.pool import ChannelPool
 from relay.client.session.requests import Request, Response
@@ -56,7 +61,7 @@ class RequestRouter:
                     if response is not None:
                         return response
         except TimeoutError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, "no answer from a relay in time") from exc
+            raise make_error(ErrorCode.PEER_UNREACHABLE, "no answer from a relay in time") from exc
 
     async def _request_once(self, make: Callable[[str], Request]) -> Response | None:
         """Send a request once; None: that relay was lost meanwhile."""
@@ -76,7 +81,7 @@ class RequestRouter:
 
     def _ensure_open(self) -> None:
         if self.pool.ended is not None:
-            raise again(self.pool.ended)
+            raise clone(self.pool.ended)
 
     # ------------------------------------------------------------ records
 
@@ -109,13 +114,13 @@ class RequestRouter:
                 self.own_record.merge(newest.record.jws.compact)
             self.own_record.set_handles(handles, clock.now())
         except RelayError as exc:
-            raise of(exc) from exc
+            raise from_core(exc) from exc
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT_S):
                 while (record := self._published()) is None:
                     await self.pool.changed.wait()
         except TimeoutError as exc:
-            raise typed(ErrorCode.PEER_UNREACHABLE, "not published in time") from exc
+            raise make_error(ErrorCode.PEER_UNREACHABLE, "not published in time") from exc
         return record
 
     def _published(self) -> EndpointRecord | None:
@@ -146,7 +151,7 @@ class RequestRouter:
         send = self.request if channel is None else channel.request
         answer = _expect(await send(lambda ref: frames.Status(ref, (item,))), frames.Statuses)
         if len(answer.items) != 1:
-            raise typed(ErrorCode.BAD_FRAME, "one question has one answer")
+            raise make_error(ErrorCode.BAD_FRAME, "one question has one answer")
         return answer.items[0]
 
     async def status_anywhere(self, item: frames.StatusItem) -> frames.State:
@@ -175,14 +180,14 @@ class RequestRouter:
             return
         try:
             if channel.connection is None:
-                raise typed(ErrorCode.PEER_UNREACHABLE, "not connected")
+                raise make_error(ErrorCode.PEER_UNREACHABLE, "not connected")
             _expect(await channel.request(make), frames.Ruled)
         except AgentError as exc:
             detail = f"the rules are not changed at {channel.relay}: {exc.detail}"
-            self.warn(typed(exc.code, detail))
+            self.warn(make_error(exc.code, detail))
 
 
 def _expect(response: Response, kind: type[R]) -> R:
     if not isinstance(response, kind):
-        raise typed(ErrorCode.BAD_FRAME, "a response to another kind of request")
+        raise make_error(ErrorCode.BAD_FRAME, "a response to another kind of request")
     return response

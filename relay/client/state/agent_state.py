@@ -17,7 +17,11 @@ from pathlib import Path
 from typing import Final
 
 from relay.client._util import in_thread
-from relay.client.errors import AgentError, WrongRelayError, typed
+from relay.client.errors import (
+    AgentError,
+    WrongRelayError,
+    make_error,
+)
 from relay.client.state.journal import Journal
 from relay.client.state.migration_log import MigrationLog
 from relay.protocol import endpoint_record
@@ -175,7 +179,7 @@ def load(path: Path, did: Did | None = None) -> AgentState:
         # TypeError: SQLite keeps any type in any column
         journal.close()
         detail = f"the record in {path} cannot be read ({exc}); move the file away to begin anew"
-        raise typed(ErrorCode.CORRUPT, detail) from exc
+        raise make_error(ErrorCode.CORRUPT, detail) from exc
     return AgentState(
         journal, saved.relays, saved.epochs, saved.record, journal.migration, saved.found
     )

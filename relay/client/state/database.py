@@ -19,7 +19,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from relay.client._util import log_failure
-from relay.client.errors import AgentError, bug_of, closed, typed
+from relay.client.errors import (
+    AgentError,
+    bug_of,
+    closed,
+    make_error,
+)
 from relay.files import set_mode
 from relay.protocol.errors import ErrorCode
 
@@ -71,7 +76,7 @@ class Database:
                 path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
             )
         except (OSError, sqlite3.Error) as exc:
-            raise typed(ErrorCode.INTERNAL, f"cannot open {path}: {_reason(exc)}") from exc
+            raise make_error(ErrorCode.INTERNAL, f"cannot open {path}: {_reason(exc)}") from exc
         try:
             if header not in {b"", _HEADER}:
                 # SQLite itself takes any short file for an empty one, and overwrites it
@@ -81,11 +86,11 @@ class Database:
             _commit(connection, [prepare])
         except sqlite3.OperationalError as exc:
             connection.close()
-            raise typed(ErrorCode.INTERNAL, f"cannot open {path}: {exc}") from exc
+            raise make_error(ErrorCode.INTERNAL, f"cannot open {path}: {exc}") from exc
         except (sqlite3.Error, ValueError) as exc:
             connection.close()
             detail = f"{path} cannot be read ({exc}); move it away to begin anew"
-            raise typed(ErrorCode.CORRUPT, detail) from exc
+            raise make_error(ErrorCode.CORRUPT, detail) from exc
         return cls(path, connection)
 
     def run(self, transaction: Transaction[T]) -> Future[T]:
@@ -168,7 +173,7 @@ class Database:
 
     def _failure(self, exc: Exception) -> AgentError:
         if isinstance(exc, (sqlite3.Error, OSError)):
-            failure = typed(ErrorCode.INTERNAL, f"cannot write {self.path}: {_reason(exc)}")
+            failure = make_error(ErrorCode.INTERNAL, f"cannot write {self.path}: {_reason(exc)}")
         else:
             failure = bug_of(exc, f"a transaction in {self.path}")
         failure.__cause__ = exc

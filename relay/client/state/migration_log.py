@@ -23,7 +23,9 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Self
 
-from relay.client.errors import typed
+from relay.client.errors import (
+    make_error,
+)
 from relay.client.state.database import Database, statement
 from relay.protocol import jws as jose
 from relay.protocol import migration_order
@@ -311,7 +313,7 @@ class MigrationLog:
         """
         if self.locks_record:
             detail = "this agent changes relays just now: finish that (relay migrate) or cancel it"
-            raise typed(ErrorCode.MIGRATING, detail)
+            raise make_error(ErrorCode.MIGRATING, detail)
 
     async def save(self, state: MigrationState) -> None:
         """Save a migration; a new order deletes the inventory and the report of the last one.
@@ -374,7 +376,7 @@ def load(database: Database) -> MigrationLog:
             MigrationReport.decode(report) if report else None,
         )
     except (ValueError, TypeError, KeyError) as exc:
-        raise typed(ErrorCode.CORRUPT, f"the migration in {database.path}: {exc}") from exc
+        raise make_error(ErrorCode.CORRUPT, f"the migration in {database.path}: {exc}") from exc
 
 
 def _renamed(values: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from enum import Enum
 from typing import Final
 
 from relay.inbox.model import permissions
-from relay.inbox.model.close_codes import CLOSES
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import (
     AnswerQuestion,
@@ -36,6 +35,7 @@ from relay.inbox.model.effects import (
 from relay.inbox.model.permissions import Identity
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
+from relay.protocol.close_codes import CLOSES
 from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Epoch, Seq, Timestamp
 
