@@ -27,7 +27,7 @@ from relay.protocol.envelope import (
     SignedEnvelope,
     eid_of,
 )
-from relay.protocol.frames import MAX_DOUBTS
+from relay.protocol.frames import MAX_MAYBE_SEEN_IDS
 from relay.protocol.ids import (
     Eid,
     Epoch,
@@ -178,7 +178,7 @@ async def _move(me: Traveller, ends: tuple[RelayProcess, RelayProcess], found: F
     found.prepare_s, found.freeze_s = prepared - began, frozen - left
     found.copy_s = found.move_s - (frozen - began)
     found.cpu_s, found.tally = cpu, said.counters
-    found.digest_pages = -(-found.acked // MAX_DOUBTS)
+    found.digest_pages = -(-found.acked // MAX_MAYBE_SEEN_IDS)
 
 
 async def _first(relay: RelayProcess, key: SigningKey) -> float:

@@ -41,7 +41,7 @@ from relay.protocol import endpoint_record, frames, migration_order
 from relay.protocol.did import did_of
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
-from relay.protocol.frames import MAX_DIGEST_PAGES, MAX_DOUBTS
+from relay.protocol.frames import MAX_DIGEST_PAGES, MAX_MAYBE_SEEN_IDS
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64decode, b64encode
 from relay.protocol.types import MAYBE_SEEN_ID_BYTES, Mode, MovedRules
@@ -152,7 +152,7 @@ class DigestSender:
         missing = tuple(sorted(side.awaiting_digests))
         digest = hashlib.sha256(f"{handoff.id} {' '.join(missing)}".encode())
         digest.update(struct.pack(">q", floor) + ids)
-        size = MAX_DOUBTS * MAYBE_SEEN_ID_BYTES
+        size = MAX_MAYBE_SEEN_IDS * MAYBE_SEEN_ID_BYTES
         parts = [ids[at : at + size] for at in range(0, len(ids), size)] or [b""]
         first = frames.Migrate(
             ref="",
@@ -174,7 +174,7 @@ class DigestSender:
         ids: dict[bytes, None] = {}
         after, floor = "", -1
         while True:
-            found = await self.store.doubts(inbox, after, MAX_DOUBTS)
+            found = await self.store.doubts(inbox, after, MAX_MAYBE_SEEN_IDS)
             for at in range(0, len(found.ids), MAYBE_SEEN_ID_BYTES):
                 ids[found.ids[at : at + MAYBE_SEEN_ID_BYTES]] = None
             after, floor = found.after, max(floor, found.floor)
@@ -186,7 +186,7 @@ class DigestSender:
 
 def _newest_ids(ids: Sequence[bytes], floor: int) -> tuple[bytes, int]:
     """Return the ids that fit into a digest, newest first; older hours are forgotten."""
-    limit = MAX_DOUBTS * MAX_DIGEST_PAGES
+    limit = MAX_MAYBE_SEEN_IDS * MAX_DIGEST_PAGES
     if len(ids) > limit:
         floor = max(floor, int.from_bytes(ids[limit][:4], "big"))
     return b"".join(ids[:limit]), floor

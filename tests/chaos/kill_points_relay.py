@@ -124,7 +124,7 @@ def _around(
 def main(words: Sequence[str]) -> int:
     """Serve until killed."""
     name, directory, *mutants = words
-    digest_sender.MAX_DOUBTS = SMALL_PAGE  # type: ignore[misc]
+    digest_sender.MAX_MAYBE_SEEN_IDS = SMALL_PAGE  # type: ignore[misc]
     for mutant in mutants:
         MUTANTS[mutant]()
     cut_at(Cuts(Path(directory)), name)

@@ -19,7 +19,7 @@ from relay.migration import steps as service
 from relay.migration.model.machine import (
     GRACE_S,
     MAX_DIGEST_PAGES,
-    MAX_DOUBTS,
+    MAX_MAYBE_SEEN_IDS,
 )
 from relay.protocol import (
     endpoint_record,
@@ -249,7 +249,7 @@ def as_if(one: Traveller, other: Traveller) -> str:
 
 
 def test_of_more_ids_than_a_digest_has_room_for_the_oldest_are_forgotten():
-    most = MAX_DOUBTS * MAX_DIGEST_PAGES
+    most = MAX_MAYBE_SEEN_IDS * MAX_DIGEST_PAGES
     ids = [n.to_bytes(4) + os.urandom(32) for n in range(most + 3, 0, -1)]
     said, floor = digest_sender._newest_ids(ids, 1)
     assert (len(said), floor) == (most * 36, 3)

@@ -375,7 +375,7 @@ def test_a_digest_adds_those_whom_its_source_still_misses():
 
 
 def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
-    many = frozenset(Did(str(n)) for n in range(machine.MAX_MISSING + 1))
+    many = frozenset(Did(str(n)) for n in range(machine.MAX_AWAITED_DIGESTS + 1))
     step = took(incoming(), PeerMessage(A, page(awaiting_digests=many)))
     assert (step.side.awaiting_digests, step.side.digest_received) == ({A}, True)
 
@@ -404,7 +404,10 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
         ({"number": -1}, ErrorCode.BAD_FRAME),
         ({"total": 0}, ErrorCode.BAD_FRAME),
         ({"total": machine.MAX_DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
-        ({"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.MAX_DOUBTS + 1))}, ErrorCode.TOO_LARGE),
+        (
+            {"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.MAX_MAYBE_SEEN_IDS + 1))},
+            ErrorCode.TOO_LARGE,
+        ),
     ],
 )
 def test_a_page_that_cannot_be_is_refused(change: dict[str, Any], code: ErrorCode):
@@ -508,10 +511,10 @@ def test_ids_of_hours_to_come_are_not_taken():
 
 
 def test_of_relays_that_records_name_no_more_are_kept_than_fit():
-    side, many = home(), machine.MAX_MISSING + 9
+    side, many = home(), machine.MAX_AWAITED_DIGESTS + 9
     for seq in range(2, many):
         side = took(side, RecordObserved(record(seq, Did(f"R{seq:03}")))).side
-    assert len(side.awaiting_digests) == machine.MAX_MISSING
+    assert len(side.awaiting_digests) == machine.MAX_AWAITED_DIGESTS
     # those that were there first
     assert Did("R002") in side.awaiting_digests
 

@@ -38,7 +38,7 @@ from relay.migration.model import state
 from relay.migration.model.state import Handoff, MigrationSide, OrderRef, RecordRef, Transition
 from relay.protocol.envelope import MAX_ENVELOPE_LIFETIME_S
 from relay.protocol.errors import ErrorCode, Refusal
-from relay.protocol.frames import MAX_DIGEST_PAGES, MAX_DOUBTS, MAX_MISSING
+from relay.protocol.frames import MAX_AWAITED_DIGESTS, MAX_DIGEST_PAGES, MAX_MAYBE_SEEN_IDS
 from relay.protocol.ids import Did, Timestamp
 from relay.protocol.types import MAYBE_SEEN_ID_BYTES, Mode
 
@@ -56,12 +56,14 @@ Result = Transition | Refusal
 def step(side: MigrationSide, event: state.Event, now: Timestamp) -> Result:
     """Return the transition for an event; a refusal changes nothing."""
     done = _step(side, event, now)
-    if isinstance(done, Refusal) or len(done.side.awaiting_digests) <= MAX_MISSING:
+    if isinstance(done, Refusal) or len(done.side.awaiting_digests) <= MAX_AWAITED_DIGESTS:
         return done
     # bounded: an agent that signs record after record must not fill the store with their relays
     known = side.awaiting_digests
     first = sorted(done.side.awaiting_digests, key=lambda did: (did not in known, did))
-    return done._replace(side=done.side._replace(awaiting_digests=frozenset(first[:MAX_MISSING])))
+    return done._replace(
+        side=done.side._replace(awaiting_digests=frozenset(first[:MAX_AWAITED_DIGESTS]))
+    )
 
 
 def _step(side: MigrationSide, event: state.Event, now: Timestamp) -> Result:
@@ -301,7 +303,7 @@ def _on_peer_message(side: MigrationSide, event: state.PeerMessage, now: Timesta
 def _refuse_form(page: state.DigestPage) -> Refusal | None:
     if not 0 <= page.number < page.total:
         return Refusal(ErrorCode.BAD_FRAME, "no such page of a digest")
-    if page.total > MAX_DIGEST_PAGES or len(page.doubts) > MAX_DOUBTS * MAYBE_SEEN_ID_BYTES:
+    if page.total > MAX_DIGEST_PAGES or len(page.doubts) > MAX_MAYBE_SEEN_IDS * MAYBE_SEEN_ID_BYTES:
         return Refusal(ErrorCode.TOO_LARGE, "too many ids in a digest")
     return None
 
@@ -339,7 +341,9 @@ def _collect(side: MigrationSide, peer: Did, page: state.DigestPage) -> Transiti
         partial_digest=None,
         digest_received=side.digest_received or (is_current and side.mode is not Mode.FROZEN),
         # a source that awaits more digests than fit is awaited itself
-        awaiting_digests=awaiting if len(awaiting) <= MAX_MISSING else side.awaiting_digests,
+        awaiting_digests=awaiting
+        if len(awaiting) <= MAX_AWAITED_DIGESTS
+        else side.awaiting_digests,
         digest_sources=side.digest_sources | {peer},
         # the digest that this side sent to its own target is not complete any more
         digest_acked=False,
