@@ -10,7 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 
 from relay.http import bodies
 from relay.http.services import HttpServices
-from relay.inbox.client_ip import peer_of, strangers_network
+from relay.inbox.client_ip import client_ip, strangers_network
 from relay.inbox.http_sessions import MAX_WAIT_S, HttpSessions
 from relay.inbox.model.types import (
     InboxAck,
@@ -158,7 +158,7 @@ def _agent_routes(api: APIRouter, services: HttpServices) -> None:
 
 
 def _client(services: HttpServices, request: Request) -> str:
-    return peer_of(request.scope, services.trusted_proxies)
+    return client_ip(request.scope, services.trusted_proxies)
 
 
 async def submit_once(intake: Intake, items: list[Any], network: str) -> frames.Submitted:

@@ -1,7 +1,7 @@
-"""Accept a batch of envelopes: store, dispatch, wake the forwarders, note the contacts.
+"""Accept a batch of envelopes: store, dispatch, wake the forwarders, record the contacts.
 
 :class:`BatchAcceptor` is what the group commit of submits runs. The results that it returns may be
-signed in receipts: each :class:`~relay.protocol.types.Accepted` is durable by then (GUARANTEES.md
+signed in receipts: each :class:`~relay.inbox.model.types.Accepted` is durable by then (GUARANTEES.md
 R1, R7). An envelope may reach its recipient before its sender has the receipt.
 """
 
@@ -29,7 +29,7 @@ class BatchAcceptor:
 
     Args:
         store: inboxes.
-        delivery: the sessions of this node.
+        dispatcher: the sessions of this node.
         contacts: records whom a sender has written to.
         wake_forwarders: called where an inbox has mail to forward and no open session.
     """
@@ -48,4 +48,4 @@ class BatchAcceptor:
             results = await self.dispatcher.store_and_dispatch(self.store, stored)
             if any(isinstance(one, Accepted) and one.away and not one.session for one in results):
                 self.wake_forwarders()
-            return await self.contacts.note(stored, results)
+            return await self.contacts.record(stored, results)

@@ -1,7 +1,7 @@
-"""Bounces: tell senders how their envelopes ended without an ack (GUARANTEES.md R6).
+"""Bounces: report to senders how their envelopes ended without an ack (GUARANTEES.md R6).
 
-Rules of the file: an intent is durable before anybody sends; the envelope is derived from a frozen
-batch of intents alone, so that a repeat, on any node, is the same bytes and a duplicate.
+A pending bounce is durable before any node sends it. Its envelope is derived from a frozen batch
+alone. So a repeat, on any node, has the same bytes and is a duplicate.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ FINAL: Final = frozenset({
     ErrorCode.UNKNOWN_INBOX, ErrorCode.BLOCKED, ErrorCode.EXPIRED, ErrorCode.STALE_ID,
     ErrorCode.REPLAYED, ErrorCode.NOT_FEDERATED,
 })  # fmt: skip
-"""Refusals after which trying again cannot help; all others are tried again."""
+"""Refusals that no retry can change; after all others the batch is retried."""
 
 
 @dataclass(frozen=True, slots=True)
 class BouncePump:
-    """Turns due intents into envelopes in their senders' inboxes."""
+    """Sends pending bounces that are due to the inboxes of their senders."""
 
     key: SigningKey
     store: SessionStore
@@ -44,15 +44,15 @@ class BouncePump:
     router: Router | None = None
 
     async def __call__(self) -> int:
-        """Send what is due; gives how many batches ended.
+        """Send what is due; return how many batches ended.
 
-        Side by side: a sender whom nobody can find just now keeps no other from its bounce.
+        They run side by side: a sender that nobody can find just now delays no other bounce.
         """
         batches = await self.store.take_bounces()
-        return sum(await side_by_side(self._end(batch) for batch in batches))
+        return sum(await side_by_side(self._finalize(batch) for batch in batches))
 
-    async def _end(self, batch: BounceBatch) -> bool:
-        """Send one; False where it is tried again later."""
+    async def _finalize(self, batch: BounceBatch) -> bool:
+        """Send one; return False where it is retried later."""
         result = await self._send(bounce_envelope(self.key, batch))
         if isinstance(result, Refusal) and result.code not in FINAL:
             return False
@@ -64,12 +64,12 @@ class BouncePump:
         return True
 
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
-        """Into the sender's inbox here, or on its way to the one elsewhere."""
+        """Store it in the sender's inbox here, or for forwarding to the one elsewhere."""
         [result] = await self.dispatcher.store_and_dispatch(self.store, [envelope])
         if self.router is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
             return result
         if envelope.expires_at <= await self.store.time():
-            return Refusal(ErrorCode.EXPIRED, "where its sender lives was not found in time")
+            return Refusal(ErrorCode.EXPIRED, "the home of its sender was not found in time")
         try:
             peer = await self.router.find(did_of(envelope.inbox))
         except RelayError as exc:
@@ -81,7 +81,7 @@ class BouncePump:
 
 
 def bounce_envelope(key: SigningKey, batch: BounceBatch) -> StoredEnvelope:
-    """The envelope of a batch: id and times come from the batch, so it is always the same."""
+    """Make the envelope of a batch: id and times come from the batch, so it is always the same."""
     items = [
         BounceItem(intent.eid, did_of(intent.to), intent.reason, intent.maybe_delivered)
         for intent in batch.intents

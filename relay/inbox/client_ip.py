@@ -1,13 +1,13 @@
-"""Addresses of dialers, as limits count them: a network prefix, seen through trusted proxies.
+"""Client addresses as limits count them: a network prefix, seen through trusted proxies.
 
 ::
 
     X-Forwarded-For: made up by the client, client, proxy 2       socket: proxy 1
                                             ◀────── read from the right, past trusted ones
 
-Rules of the file: an address is believed only of the operator's own proxies, so what a client
-wrote itself is never reached. An element that is no address ends the walk: the proxy that passed it
-on counts as the client. One client has one spelling, whatever port or family it is shown with.
+Only the operator's own proxies are trusted, so the walk never reaches what a client wrote itself. An
+element that is no address ends the walk: the proxy that passed it on counts as the client. One
+client has one spelling, whatever its port or address family.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _BRACKETED: Final = re.compile(r"\[([^]]*)\](?::[0-9]+)?")
 _V4_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+")
 
 
-def peer_of(scope: Mapping[str, Any], trusted: Networks) -> str:
-    """Who dialled, in an ASGI scope: the socket's peer, or what trusted proxies say of it."""
+def client_ip(scope: Mapping[str, Any], trusted: Networks) -> str:
+    """Return the client of an ASGI scope: the socket's peer, or the one that trusted proxies name."""
     peer: str = (scope.get("client") or ("", 0))[0]
     said = [
         word
@@ -42,14 +42,14 @@ def peer_of(scope: Mapping[str, Any], trusted: Networks) -> str:
 
 
 def _address(word: str) -> IpAddress | None:
-    """The address in an element: with or without a port, IPv6 in brackets or bare."""
+    """Return the address in an element: with or without a port, IPv6 in brackets or bare."""
     match = _BRACKETED.fullmatch(word) or _V4_WITH_PORT.fullmatch(word)
     found = literal(match[1] if match else word)
     return None if found is None else unwrapped(found)
 
 
 def network_of(peer: str, *, v4: int, v6: int) -> str:
-    """The network of a peer, by its first ``v4`` or ``v6`` bits; what is no address is its own."""
+    """Return the network of an address, by its first bits; anything else is its own network."""
     address = literal(peer)
     if address is None:
         return peer
@@ -60,5 +60,5 @@ def network_of(peer: str, *, v4: int, v6: int) -> str:
 
 
 def strangers_network(peer: str) -> str:
-    """What strangers are limited by (R7): /24 of IPv4, /56 of IPv6."""
+    """Return the network that limits strangers (R7): /24 of IPv4, /56 of IPv6."""
     return network_of(peer, v4=24, v6=56)

@@ -1,8 +1,8 @@
-"""Is the store's clock to be believed? A wrong clock must never expire mail (GUARANTEES.md §2).
+"""Decide if the store's clock is right: a wrong one must never expire mail (GUARANTEES.md §2).
 
-Rules of the file: pure; the shell brings samples. A gap or a step stays in doubt until confirmed,
-since nobody can see which side of it is right. Two clocks that differ are in doubt while they do:
-one of them is wrong, and no word of an operator changes that.
+The caller brings samples. A gap or a step stays in doubt until an operator confirms the clock:
+nobody can see which side of it is right. Two clocks that differ are in doubt while they differ: one
+of them is wrong, and no operator can confirm that away.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay.protocol.ids import Timestamp
 MAX_STEP_S: Final = 300.0
 MAX_GAP_S: Final = 3600.0
 MAX_DIFFERENCE_S: Final = 60.0
-"""A login is good for so long, and mail expires that much early or late at most."""
+"""The life of a login; mail expires at most this much early or late."""
 
 
 @dataclass(slots=True)
@@ -24,9 +24,9 @@ class ClockGuard:
     """Compares the store's clock with elapsed time, the last one seen, and the node's.
 
     Args:
-        gap: the clock was far ahead when the node started, in words.
-        step: the clock stepped while the node ran, in words.
-        difference: the clocks of node and store differ, in words.
+        gap: text, if the clock was far ahead when the node started.
+        step: text, if the clock stepped while the node ran.
+        difference: text, if the clocks of node and store differ.
     """
 
     gap: str | None = None
@@ -36,12 +36,12 @@ class ClockGuard:
     _monotonic_at: Timestamp | None = None
 
     def begin(self, last_seen: Timestamp | None, now: Timestamp, *, trusted: bool) -> None:
-        """At start: a clock far ahead of the last one written down is in doubt."""
+        """Start: doubt a clock far ahead of the last one that the store wrote down."""
         if last_seen is not None and now - last_seen > MAX_GAP_S and not trusted:
             self.gap = f"the clock is {int(now - last_seen)} s ahead of the last one seen"
 
     def sample(self, store_now: Timestamp, monotonic: Timestamp) -> None:
-        """While running: a step of more than 5 min beyond the time that passed is in doubt."""
+        """Doubt a step of more than 5 min beyond the time that passed."""
         if self._store_at is not None and self._monotonic_at is not None:
             step = (store_now - self._store_at) - (monotonic - self._monotonic_at)
             if abs(step) > MAX_STEP_S:
@@ -49,7 +49,7 @@ class ClockGuard:
         self._store_at, self._monotonic_at = store_now, monotonic
 
     def compare(self, ahead_s: float) -> None:
-        """At start and while running: two clocks that are a minute apart are in doubt.
+        """Doubt two clocks that are more than a minute apart.
 
         Args:
             ahead_s: how far the store's clock is ahead of this node's, seconds; < 0: behind.
@@ -62,21 +62,21 @@ class ClockGuard:
             )
 
     def confirm(self) -> None:
-        """An operator says that the store's clock is right."""
+        """Confirm, for an operator, that the store's clock is right."""
         self.gap = self.step = None
 
     def tell(self, health: Health) -> None:
-        """Say what is in doubt, and what is not."""
+        """Report the doubts as problems of the node."""
         health.found(ProblemReason.CLOCK_GAP, self.gap)
         health.found(ProblemReason.CLOCK_STEPPED, self.step)
         health.found(ProblemReason.CLOCKS_DIFFER, self.difference)
 
     @property
     def doubt(self) -> str | None:
-        """All that is in doubt, in words; None = nothing is."""
+        """Everything in doubt, as text; None = nothing."""
         return "; ".join(filter(None, (self.difference, self.step, self.gap))) or None
 
     @property
     def ok(self) -> bool:
-        """Whether anything may expire."""
+        """True if anything may expire."""
         return self.doubt is None

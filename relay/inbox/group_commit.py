@@ -1,9 +1,9 @@
 """Group commit: what arrived while the last commit was in flight goes into the next one.
 
-Rules of the file: one commit in flight; a batch is bounded in items and bytes and filled
-round-robin over the sources, so that no connection starves another; each source hears of a commit
-once, with all that the commit decided for it. A commit that fails decides too: its items get the
-refusal. A source that fails while it hears harms itself only.
+One commit is in flight. A batch is bounded in items and bytes and filled round-robin over the
+sources, so that no connection starves another. Each commit calls a source once, with all that it
+decided for that source. A commit that fails decides, too: its items get the refusal. A source that
+fails in its callback harms only itself.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ _Result_contra = TypeVar("_Result_contra", contravariant=True)
 
 
 class Source(Protocol[_Item_contra, _Result_contra]):
-    """Somebody whose items are committed: a connection, a request, a pump."""
+    """The origin of items: a connection, a request, a pump."""
 
     def on_committed(
         self, results: Sequence[tuple[_Item_contra, _Result_contra | Refusal]]
     ) -> None:
-        """Hear what one commit decided, in the order the items were put."""
+        """Take what one commit decided, in the order the items were put."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How large one commit may be."""
+    """The largest commit."""
 
     items: int = MAX_ITEMS
     bytes: int = MAX_BYTES
@@ -52,7 +52,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
     """Collects items and commits them in batches.
 
     Args:
-        commit: stores a batch durably and gives one result an item, in order.
+        commit: stores a batch durably; returns a result for each item, in order.
         size: bytes of an item, for the bound.
         bounds: of one commit.
     """
@@ -86,7 +86,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
         await self._idle.wait()
 
     async def run(self) -> None:
-        """Commit for ever."""
+        """Commit until cancelled."""
         while True:
             await self._work.wait()
             await self._gather()
@@ -102,7 +102,7 @@ class GroupCommit(Generic[ItemT, ResultT]):
         """Let a burst that is arriving join: a commit costs as much for one as for many.
 
         Only while each turn of the event loop brings a good share more: under a steady trickle the
-        first one must not wait for the next.
+        first item must not wait for the next.
         """
         until, quiet, seen = monotonic() + GATHER_S, 0, 0
         while quiet < QUIET_TURNS and self._count < self._bounds.items and monotonic() < until:

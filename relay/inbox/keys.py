@@ -1,4 +1,4 @@
-"""Which keys may act for a DID now: today a did:key is its own answer (PROTOCOL.md §2.1)."""
+"""Resolve the keys of a DID: a did:key is its own key (PROTOCOL.md §2.1)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ class DidKeys:
     """Resolves ``did:key``; meets the port :class:`relay.inbox.ports.Keys`."""
 
     def known(self, claimed: VerificationKey) -> VerificationKey:
-        """The DID is its key."""
+        """Return the key in the DID itself."""
         return claimed
 
     async def resolve(self, did: Did) -> VerificationKey:
-        """The one key that a did:key stands for."""
+        """Return the one key that a did:key stands for."""
         try:
             return parse_did(did)
         except UnsupportedError as exc:

@@ -1,4 +1,4 @@
-"""Rules: an agent says whom its inbox takes envelopes from (PROTOCOL.md §5.5 ``rules``)."""
+"""Rules: an agent decides which senders its inbox accepts (PROTOCOL.md §5.5 ``rules``)."""
 
 from __future__ import annotations
 

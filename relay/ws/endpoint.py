@@ -7,7 +7,7 @@ from collections import Counter
 from typing import Any
 
 from relay import metrics
-from relay.inbox.client_ip import network_of, peer_of
+from relay.inbox.client_ip import client_ip, network_of
 from relay.protocol import frames
 from relay.ws.connection import AsgiReceive, AsgiSend, Connection
 from relay.ws.protocol import EXTENSION, RelaySocket
@@ -27,7 +27,7 @@ class Endpoint:
         """Serve one WebSocket."""
         socket = scope["extensions"].get(EXTENSION)
         await receive()  # websocket.connect
-        peer = peer_of(scope, self._services.trusted_proxies)
+        peer = client_ip(scope, self._services.trusted_proxies)
         address = network_of(peer, v4=32, v6=64)
         status = self._objection(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):

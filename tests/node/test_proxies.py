@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from relay import variables
 from relay.inbox.client_ip import (
-    peer_of,
+    client_ip,
     strangers_network,
 )
 from relay.node.serve import (
@@ -37,7 +37,7 @@ def seen(trusted: str, *said: str, client: str = "127.0.0.1") -> str:
     """Who dialled, with these X-Forwarded-For lines."""
     headers = [(b"x-forwarded-for", line.encode("latin-1")) for line in said]
     scope = {"client": (client, 5), "headers": [(b"host", b"x"), *headers]}
-    return peer_of(scope, Networks.of(trusted.split()))
+    return client_ip(scope, Networks.of(trusted.split()))
 
 
 def test_only_a_trusted_proxys_word_counts():

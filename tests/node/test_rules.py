@@ -12,7 +12,7 @@ from relay import clock
 from relay.client import Agent, RejectedError, StrangerQuotaError, TooLargeError
 from relay.inbox.client_ip import network_of
 from relay.inbox.contacts import (
-    ABSENT_S,
+    NO_INBOX_S,
     Contacts,
 )
 from relay.inbox.model.types import (
@@ -177,11 +177,11 @@ async def test_a_conversation_costs_one_step_of_the_store(monkeypatch):
     items = [entry(n, sender=AgentKey(f"key:{n % 3}")) for n in range(6)]
     no = Refusal(ErrorCode.INBOX_FULL)
     results = [accepted(), accepted(dup=True), no, accepted(), accepted(), no]
-    assert await contacts.note(items, results) == results
-    assert await contacts.note(items, results) == results
+    assert await contacts.record(items, results) == results
+    assert await contacts.record(items, results) == results
     assert store.asked == [[("key:0", "key:me"), ("key:1", "key:me")]]
-    now[0] += ABSENT_S  # none of them has an inbox here yet
-    await contacts.note(items, results)
+    now[0] += NO_INBOX_S  # none of them has an inbox here yet
+    await contacts.record(items, results)
     assert len(store.asked) == 2
     assert len(contacts) == 2
 
@@ -191,12 +191,12 @@ async def test_a_contact_that_cannot_be_noted_leaves_the_outcome_unknown():
     contacts = Contacts(store)
     store.is_away = True
     full = Refusal(ErrorCode.INBOX_FULL)
-    told = await contacts.note([entry(1), entry(2)], [accepted(), full])
+    told = await contacts.record([entry(1), entry(2)], [accepted(), full])
     assert isinstance(told[0], Refusal)
     assert (told[0].code, told[0].stored) == (ErrorCode.STORAGE_UNAVAILABLE, "unknown")
     assert told[1] is full
     store.is_away = False
-    assert await contacts.note([entry(1)], [accepted(dup=True)]) == [accepted(dup=True)]
+    assert await contacts.record([entry(1)], [accepted(dup=True)]) == [accepted(dup=True)]
     assert len(store.asked) == 1
 
 

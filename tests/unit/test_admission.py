@@ -8,7 +8,7 @@ from relay.inbox.model import admission
 from relay.inbox.model.admission import (
     AdmissionFacts,
     admit,
-    object_early,
+    refuse_early,
 )
 from relay.protocol import envelope
 from relay.protocol.did import parse_did
@@ -28,7 +28,7 @@ VERIFIED = envelope.verify(ENVELOPE, parse_did(ALICE.did))
 
 
 def test_an_envelope_that_nobody_objects_to_is_admitted_with_its_wire_bytes():
-    assert object_early(ENVELOPE, AdmissionFacts(NOW)) is None
+    assert refuse_early(ENVELOPE, AdmissionFacts(NOW)) is None
     admitted = admit(VERIFIED, AdmissionFacts(NOW))
     assert admitted == AdmittedEnvelope(ENVELOPE, ENVELOPE.wire)
     assert admitted.inbox == BOB.agent_key
@@ -36,14 +36,14 @@ def test_an_envelope_that_nobody_objects_to_is_admitted_with_its_wire_bytes():
 
 
 def test_a_node_that_drains_takes_nothing_new_and_says_when_to_come_back():
-    no = object_early(ENVELOPE, AdmissionFacts(NOW, draining=True))
+    no = refuse_early(ENVELOPE, AdmissionFacts(NOW, draining=True))
     assert no is not None
     assert (no.code, no.retry_after, no.stored) == (ErrorCode.DRAINING, 1, "no")
 
 
 @pytest.mark.parametrize(("ahead", "code"), [(300, None), (301, ErrorCode.NOT_YET_VALID)])
 def test_an_envelope_from_the_future_is_too_early(ahead: int, code: ErrorCode | None):
-    no = object_early(ENVELOPE, AdmissionFacts(Timestamp(NOW - ahead)))
+    no = refuse_early(ENVELOPE, AdmissionFacts(Timestamp(NOW - ahead)))
     assert (no.code if no else None) == code
 
 
@@ -67,7 +67,7 @@ def test_the_first_objection_counts():
     facts = AdmissionFacts(
         Timestamp(0), draining=True, sender_wait_s=9, denied=frozenset({ALICE.did})
     )
-    early, late = object_early(ENVELOPE, facts), admit(VERIFIED, facts)
+    early, late = refuse_early(ENVELOPE, facts), admit(VERIFIED, facts)
     assert isinstance(early, Refusal)
     assert isinstance(late, Refusal)
     assert (early.code, late.code) == (ErrorCode.DRAINING, ErrorCode.BLOCKED)
@@ -75,7 +75,7 @@ def test_the_first_objection_counts():
 
 def test_before_the_signature_nothing_depends_on_the_claimed_sender_or_its_bucket():
     facts = AdmissionFacts(NOW, sender_wait_s=9, denied=frozenset({ALICE.did, BOB.did}))
-    assert object_early(ENVELOPE, facts) is None
+    assert refuse_early(ENVELOPE, facts) is None
 
 
 def test_what_nobody_verified_is_not_admitted():

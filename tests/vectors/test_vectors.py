@@ -15,7 +15,7 @@ import pytest
 
 from relay.inbox.model.admission import (
     AdmissionFacts,
-    object_early,
+    refuse_early,
 )
 from relay.protocol import (
     endpoint_record,
@@ -80,7 +80,7 @@ def read_envelope(given: Any, file: Found, expect: Found) -> Found:
         body = given["body"]
         given = {**given, "body": body["repeat"] * body["times"]}
     read = envelope.parse(given)
-    check(object_early(read, AdmissionFacts(Timestamp(file["context"]["now"]))))
+    check(refuse_early(read, AdmissionFacts(Timestamp(file["context"]["now"]))))
     envelope.verify(read, parse_did(read.sender.did))
     found: Found = {
         "eid": read.eid,

@@ -1,7 +1,7 @@
-"""What this relay takes: facts gathered outside, judged here by an ordered list of rules.
+"""Admit envelopes: an ordered list of rules judges each by facts gathered outside.
 
-Rules of the file: a rule is a pure function that objects or does not; the first objection counts.
-What only the inbox can know (dedupe, expiry, quotas) is judged in ``inbox.accept``.
+A rule is a pure function that returns a refusal or None; the first refusal counts. Only the inbox
+can judge duplicates, expiry and quotas (:mod:`relay.inbox.model.store_contract`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AdmissionFacts:
 
 
 def with_wait(facts: AdmissionFacts, sender_wait_s: float) -> AdmissionFacts:
-    """The same facts, now that the sender is proven and its bucket was asked."""
+    """Return the facts for a sender that is proven, with the wait that its bucket asks for."""
     return replace(facts, sender_wait_s=sender_wait_s) if sender_wait_s else facts
 
 
@@ -42,14 +42,14 @@ Rule = Callable[[Envelope, AdmissionFacts], Refusal | None]
 
 
 def not_draining(_: Envelope, facts: AdmissionFacts) -> Refusal | None:
-    """A node that shuts down takes nothing new."""
+    """Refuse everything on a node that shuts down."""
     if facts.draining:
         return Refusal(ErrorCode.DRAINING, "this node is shutting down", retry_after=1)
     return None
 
 
 def not_from_the_future(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
-    """``created_time`` is at most 300 s ahead (PROTOCOL.md §3.3)."""
+    """Refuse a ``created_time`` more than 300 s ahead (PROTOCOL.md §3.3)."""
     if is_too_early(envelope, facts.now):
         clock = f"the relay's clock, which says {in_utc(facts.now)}"
         return Refusal(ErrorCode.NOT_YET_VALID, f"created_time is in the future by {clock}")
@@ -57,50 +57,47 @@ def not_from_the_future(envelope: Envelope, facts: AdmissionFacts) -> Refusal | 
 
 
 def sender_is_served(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
-    """The operator may deny a sender."""
+    """Refuse a sender that the operator denies."""
     if envelope.sender.did in facts.denied:
         return Refusal(ErrorCode.BLOCKED, "the operator does not serve this sender")
     return None
 
 
 def sender_is_slow_enough(_: Envelope, facts: AdmissionFacts) -> Refusal | None:
-    """One sender's rate (R7)."""
+    """Refuse what exceeds one sender's rate (R7)."""
     if facts.sender_wait_s > 0:
-        return Refusal(
-            ErrorCode.RATE_LIMITED,
-            "this sender is too fast",
-            retry_after=ceil(facts.sender_wait_s),
-        )
+        wait_s = ceil(facts.sender_wait_s)
+        return Refusal(ErrorCode.RATE_LIMITED, "this sender is too fast", retry_after=wait_s)
     return None
 
 
 BEFORE_SIGNATURE: Final[Sequence[Rule]] = (not_draining, not_from_the_future)
-"""Cheap, and tells nothing about the recipient or the claimed sender."""
+"""Cheap, and reveals nothing about the recipient or the claimed sender."""
 
 AFTER_SIGNATURE: Final[Sequence[Rule]] = (sender_is_served, sender_is_slow_enough)
-"""Only a proven sender's buckets count, else anybody could empty them."""
+"""Only a proven sender's bucket counts, else anybody could empty it."""
 
 
-def object_early(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
-    """The first objection that needs no signature."""
+def refuse_early(envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
+    """Return the first refusal that needs no signature."""
     return _first(BEFORE_SIGNATURE, envelope, facts)
 
 
 def admit(verified: VerifiedEnvelope, facts: AdmissionFacts) -> AdmittedEnvelope | Refusal:
-    """Admit a verified envelope, or say which rule objects."""
+    """Admit a verified envelope, or return the first refusal."""
     envelope = verified.envelope
-    no = _first(AFTER_SIGNATURE, envelope, facts)
-    return no or AdmittedEnvelope(envelope, envelope.wire)
+    refusal = _first(AFTER_SIGNATURE, envelope, facts)
+    return refusal or AdmittedEnvelope(envelope, envelope.wire)
 
 
 def admit_own(envelope: Envelope) -> AdmittedEnvelope:
-    """An envelope that this relay itself has just signed."""
+    """Admit an envelope that this relay itself has just signed."""
     return AdmittedEnvelope(envelope, envelope.wire)
 
 
 def _first(rules: Sequence[Rule], envelope: Envelope, facts: AdmissionFacts) -> Refusal | None:
     for rule in rules:
-        no = rule(envelope, facts)
-        if no is not None:
-            return no
+        refusal = rule(envelope, facts)
+        if refusal is not None:
+            return refusal
     return None
