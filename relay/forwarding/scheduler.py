@@ -166,7 +166,7 @@ class ForwardScheduler:
 
     async def _run_forwarder(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
         window = HANDOFF_WINDOW if handoff else WINDOW
-        request = OpenRequest(inbox, self.node, window, create=False, courier=True)
+        request = OpenRequest(inbox, self.node, window, create=False, forwards=True)
         opened = await self.store.open(request)
         if isinstance(opened, Refusal):
             return

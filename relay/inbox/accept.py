@@ -1,8 +1,8 @@
 """Accept a batch of envelopes: store, dispatch, wake the forwarders, record the contacts.
 
 :class:`BatchAcceptor` is what the group commit of submits runs. The results that it returns may be
-signed in receipts: each :class:`~relay.inbox.model.types.Accepted` is durable by then (GUARANTEES.md
-R1, R7). An envelope may reach its recipient before its sender has the receipt.
+signed in receipts: each :class:`~relay.inbox.model.types.Accepted` is durable by then
+(GUARANTEES.md R1, R7). An envelope may reach its recipient before its sender has the receipt.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class BouncePump:
 
         They run side by side: a sender that nobody can find just now delays no other bounce.
         """
-        batches = await self.store.take_bounces()
+        batches = await self.store.claim_bounces()
         return sum(await side_by_side(self._finalize(batch) for batch in batches))
 
     async def _finalize(self, batch: BounceBatch) -> bool:
@@ -60,7 +60,7 @@ class BouncePump:
         if isinstance(result, Refusal):
             log.event("bounce_undeliverable", code=result.code, count=len(batch.intents))
         metrics.BOUNCES.labels(outcome).inc()
-        await self.store.finish_bounces(batch)
+        await self.store.finalize_bounces(batch)
         return True
 
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:

@@ -5,8 +5,8 @@
     X-Forwarded-For: made up by the client, client, proxy 2       socket: proxy 1
                                             ◀────── read from the right, past trusted ones
 
-Only the operator's own proxies are trusted, so the walk never reaches what a client wrote itself. An
-element that is no address ends the walk: the proxy that passed it on counts as the client. One
+Only the operator's own proxies are trusted, so the walk never reaches what a client wrote itself.
+An element that is no address ends the walk: the proxy that passed it on counts as the client. One
 client has one spelling, whatever its port or address family.
 """
 
@@ -25,15 +25,15 @@ _V4_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+")
 
 
 def client_ip(scope: Mapping[str, Any], trusted: Networks) -> str:
-    """Return the client of an ASGI scope: the socket's peer, or the one that trusted proxies name."""
+    """Return the client of an ASGI scope: the socket's peer, or the one named by trusted proxies."""
     peer: str = (scope.get("client") or ("", 0))[0]
-    said = [
+    elements = [
         word
         for name, value in scope["headers"]
         if name == b"x-forwarded-for"
         for word in value.decode("latin-1").split(",")
     ]
-    for word in reversed(said):
+    for word in reversed(elements):
         proxy, before = literal(peer), _address(word.strip())
         if proxy is None or proxy not in trusted or before is None:
             break

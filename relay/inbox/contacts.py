@@ -52,7 +52,7 @@ class Contacts:
             return results
         pairs = list(new)
         try:
-            have_inbox = await self._store.meet(pairs)
+            have_inbox = await self._store.add_contacts(pairs)
         except RelayError as exc:
             return _unknown(items, results, new, exc)
         for pair, has_inbox in zip(pairs, have_inbox, strict=True):

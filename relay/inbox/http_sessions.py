@@ -136,7 +136,7 @@ class HttpSessions:
         return b64encode(token), welcome
 
     async def _use_nonce(self, nonce: str) -> None:
-        if await self.store.take_once(_nonce_name(nonce)) is None:
+        if await self.store.pop_once(_nonce_name(nonce)) is None:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
 
     async def session(self, token: bytes) -> HttpSession:

@@ -1,8 +1,8 @@
-"""What the use cases need from the world. Each port has a shipped fake and one contract suite.
+"""The ports of the inbox. Each store port has an executable specification and one contract suite.
 
-Rules of the file: a port speaks core types only; an expected no is a :class:`Refusal` in the
-result; a store that cannot answer raises ``UnavailableError`` (``storage_unavailable``: outcome
-unknown, ``storage_full``: surely not stored). Every mutation is durable before it returns.
+An expected refusal is a :class:`Refusal` in the result. A store that cannot answer raises
+``UnavailableError``: ``storage_unavailable`` where the outcome is unknown, ``storage_full`` where
+nothing is stored. Every mutation is durable before it returns.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from relay.protocol.types import DedupKey, Reason, Window
 
 @dataclass(frozen=True, slots=True)
 class OpenRequest:
-    """A wish to open an inbox session.
+    """A request to open an inbox session.
 
     Args:
-        inbox: whose.
-        node: the node that will hold it.
-        window: how much it may hand over unacked; kept, for the next opening (R1).
+        inbox: the inbox.
+        node: the node that will hold the session.
+        window: the most it may deliver unacked; stored for the next opening (R1).
         until: 0 for a connection, else when a session without one ends (Unix seconds).
-        create: whether an inbox that is not there may be made.
-        courier: the session of a courier: only while its agent lives elsewhere; never creates.
+        create: make the inbox if there is none.
+        forwards: the session of a forwarder: only while the agent lives elsewhere; never creates.
     """
 
     inbox: AgentKey
@@ -49,12 +49,12 @@ class OpenRequest:
     window: Window
     until: int = 0
     create: bool = True
-    courier: bool = False
+    forwards: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class InboxHead:
-    """What a node polls of its sessions' inboxes, in case a wake-up was lost.
+    """The state of an inbox that nodes poll, in case a wake-up was lost.
 
     ``away``: its agent lives elsewhere, so that a session that ended may be one of the agent's.
     """
@@ -67,9 +67,9 @@ class InboxHead:
 
 @dataclass(frozen=True, slots=True)
 class BounceBatch:
-    """Bounce intents of one sender, frozen: taking it again gives the same (R6).
+    """Pending bounces of one sender, frozen: each claim returns the same (R6).
 
-    ``token`` names it for :meth:`InboxStore.finish_bounces`.
+    ``token`` names it for :meth:`InboxStore.finalize_bounces`.
     """
 
     sender: AgentKey
@@ -79,7 +79,7 @@ class BounceBatch:
 
 
 class InboxesPage(NamedTuple):
-    """Some of those who have an inbox here; go on from ``cursor``, "" = these were the last."""
+    """Some agents that have an inbox here; go on from ``cursor``, "" = these were the last."""
 
     owners: Sequence[AgentKey]
     cursor: str
@@ -90,16 +90,16 @@ class InboxStore(Protocol):
 
     @property
     def durability(self) -> Durability:
-        """What a receipt may promise now."""
+        """The durability that a receipt may promise now."""
         ...
 
     @property
     def promised(self) -> Durability:
-        """The most that a receipt may have promised; who takes mail over promises no less."""
+        """The most that a receipt may have promised; a relay that takes mail over promises no less."""
         ...
 
     def trust_clock(self, *, ok: bool) -> None:
-        """Whether the store's clock may expire anything from now on."""
+        """Let the store's clock expire entries from now on, or not."""
         ...
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
@@ -116,28 +116,28 @@ class InboxStore(Protocol):
         """Change the rules of an inbox, by its session, or just read them; works when full."""
         ...
 
-    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
-        """Note for each (inbox, other) that the agent has written to the other; harmless to repeat.
+    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """Record for each (inbox, other) that the agent has written to the other.
 
-        False where there is no such inbox.
+        It is harmless to repeat. Return False where there is no such inbox.
         """
         ...
 
     async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
-        """Open a session; ``unknown_inbox`` where there is none and none may be made.
+        """Open a session; ``unknown_inbox`` where there is no inbox and none may be made.
 
-        There is none, either, where the newest record held names other homes.
+        There is none, either, where the newest stored record names other homes.
         """
         ...
 
-    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
-        """End a session cleanly; False if a newer one has the inbox."""
+    async def close(self, inbox: AgentKey, fence: Fence, delivered_upto: Seq) -> bool:
+        """End a session cleanly; return False if a newer one has the inbox."""
         ...
 
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
     ) -> Page | Refusal:
-        """Read on; concludes expired and corrupt entries on the way, so the page has none."""
+        """Read on; end expired and corrupt entries on the way, so that the page has none."""
         ...
 
     async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
@@ -149,75 +149,74 @@ class InboxStore(Protocol):
         ...
 
     async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
-        """End entries that were never handed to the live session."""
+        """End entries that were never delivered to the live session."""
         ...
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[RememberedId | None]:
-        """What became of ids; None where it is not known."""
+        """Return the dispositions of ids; None where nothing is known."""
         ...
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
-        """Fence, epoch and head of many inboxes, in one round trip per partition."""
+        """Return the heads of many inboxes, in one round trip per partition."""
         ...
 
-    async def inboxes(self, after: str, most: int) -> InboxesPage:
-        """Whose inboxes are here, at home or away; ``after`` "" begins.
+    async def inboxes(self, after: str, limit: int) -> InboxesPage:
+        """Return about ``limit`` agents that have an inbox here, in any role; ``after`` "" begins.
 
-        About ``most`` at once. What is made or goes meanwhile may be told or not; one may come
-        twice.
+        An inbox that is made or purged meanwhile may be missing; one may come twice.
         """
         ...
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
-        """End what expired; gives how many entries ended. Safe on several nodes at once."""
+        """End what expired; return how many entries ended. Safe on several nodes at once."""
         ...
 
-    async def take_bounces(self) -> list[BounceBatch]:
-        """Batches that are due, at most one a sender, each ≤ 256 intents."""
+    async def claim_bounces(self) -> list[BounceBatch]:
+        """Return batches that are due, at most one a sender, each with at most 256 bounces."""
         ...
 
-    async def finish_bounces(self, batch: BounceBatch) -> None:
+    async def finalize_bounces(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered; a repeat does nothing."""
         ...
 
 
 class NodeStore(Protocol):
-    """What nodes of one relay share beside inboxes."""
+    """The state that the nodes of one relay share beside inboxes."""
 
     async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
-        """Say that this node lives; gives all nodes that do."""
+        """Report that this node lives; return all nodes that do."""
         ...
 
     async def leave(self, node: NodeId) -> None:
-        """Say that this node is gone, so that nobody waits for its heartbeat to lapse."""
+        """Report that this node is gone, so that no other waits for its heartbeat to lapse."""
         ...
 
     async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
-        """Keep a small value (a nonce, a session token's hash) until it is taken or ``ttl_s``."""
+        """Store a small value (a nonce, a session) until it is popped or ``ttl_s`` has passed."""
         ...
 
     async def get(self, name: bytes) -> bytes | None:
-        """The value, if it is still there."""
+        """Return the value, if it is still there."""
         ...
 
-    async def take_once(self, name: bytes) -> bytes | None:
-        """The value, exactly once over all nodes."""
+    async def pop_once(self, name: bytes) -> bytes | None:
+        """Return the value and delete it: exactly once over all nodes."""
         ...
 
     async def time(self) -> Timestamp:
-        """The store's own clock, Unix seconds."""
+        """Return the store's own clock, Unix seconds."""
         ...
 
     async def last_time(self) -> Timestamp | None:
-        """The store's clock as last written down before this start."""
+        """Return the store's clock as last written down before this start."""
         ...
 
     async def clock_ahead_s(self) -> float:
-        """By how many seconds the store's clock is surely ahead of this node's; < 0: behind.
+        """Return by how many seconds the store's clock is surely ahead of this node's; < 0: behind.
 
-        Of a store with several clocks the one that is furthest off.
+        A store with several clocks answers for the one that is furthest off.
         """
         ...
 
@@ -230,33 +229,33 @@ OnWake = Callable[[Sequence[AgentKey]], None]
 
 
 class WakeupSource(Protocol):
-    """Hints from other nodes that an inbox has news. A hint may be lost."""
+    """Hints from other nodes that an inbox has changed. A hint may be lost."""
 
     def on_wake(self, callback: OnWake) -> None:
-        """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
+        """Call ``callback`` with the changed inboxes; with none = look at all of them."""
         ...
 
     def on_renewal(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` once it is seen that the store went back in time, or lost something.
+        """Call ``callback`` when the store went back in time, or lost something.
 
-        Before anything is told of what it holds now.
+        The call comes before any other result of that store.
         """
         ...
 
 
 class Keys(Protocol):
-    """Which keys may act for a DID now (PROTOCOL.md §2.1)."""
+    """Resolves the keys that may act for a DID now (PROTOCOL.md §2.1)."""
 
     def known(self, claimed: VerificationKey) -> VerificationKey | None:
-        """The key, where no question is needed; None means :meth:`resolve`.
+        """Return the key, where no look-up is needed; None = call :meth:`resolve`.
 
         Args:
-            claimed: what the DID's own text says.
+            claimed: the key in the DID itself.
         """
         ...
 
     async def resolve(self, did: Did) -> VerificationKey:
-        """The key.
+        """Return the key.
 
         Raises:
             ProtocolError: ``bad_envelope`` or ``unsupported``: not a DID we can ever resolve.

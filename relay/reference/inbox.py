@@ -219,11 +219,13 @@ class Inbox(Holdings):
             room_count, room_bytes, first, end = room_count - 1, room_bytes - item.size, False, seq
         return end
 
-    def close_session(self, fence: Fence, last_handed: Seq, now: Timestamp = Timestamp(0)) -> bool:
+    def close_session(
+        self, fence: Fence, delivered_upto: Seq, now: Timestamp = Timestamp(0)
+    ) -> bool:
         """A clean end: the exact last seq handed over is known. False if superseded."""
         if self.session is None or fence != self.fence:
             return False
-        self.handed = Seq(max(self.handed, last_handed))
+        self.handed = Seq(max(self.handed, delivered_upto))
         self.session = None
         if not self.home:
             self.set_due(max(now, self.away.deferred_until))

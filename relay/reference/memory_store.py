@@ -198,18 +198,18 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         found = self._inboxes.get(inbox)
         return _lost() if found is None else found.change_rules(fence, patch, self._limits)
 
-    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
         """Note whom agents have written to."""
         for inbox, other in pairs:
             found = self._inboxes.get(inbox)
             if found is not None:
-                found.rules.meet(other, self._limits, self._now())
+                found.rules.add_contacts(other, self._limits, self._now())
         return [inbox in self._inboxes for inbox, _ in pairs]
 
     async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """Open a session, and the inbox if it may be made."""
         inbox = self._inboxes.get(request.inbox)
-        if request.courier:
+        if request.forwards:
             if inbox is None or inbox.home:
                 return Refusal(ErrorCode.UNKNOWN_INBOX, "this agent has no outbox here")
             return inbox.open_session(request.node, request.window, until=request.until)
@@ -235,10 +235,10 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             return REFUSALS["migrating"]
         return None
 
-    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+    async def close(self, inbox: AgentKey, fence: Fence, delivered_upto: Seq) -> bool:
         """End a session cleanly."""
         found = self._inboxes.get(inbox)
-        return found is not None and found.close_session(fence, last_handed, self._now())
+        return found is not None and found.close_session(fence, delivered_upto, self._now())
 
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
@@ -320,11 +320,11 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
             for one in found
         ]
 
-    async def inboxes(self, after: str, most: int) -> InboxesPage:
+    async def inboxes(self, after: str, limit: int) -> InboxesPage:
         """Whose inboxes are here."""
         place = int(after or 0)
-        owners = list(itertools.islice(self._inboxes, place, place + most))
-        return InboxesPage(owners, str(place + most) if len(self._inboxes) > place + most else "")
+        owners = list(itertools.islice(self._inboxes, place, place + limit))
+        return InboxesPage(owners, str(place + limit) if len(self._inboxes) > place + limit else "")
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
         """End what expired, but nothing in flight."""
@@ -359,11 +359,11 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
 
     # ------------------------------------------------------------ bounces
 
-    async def take_bounces(self) -> list[BounceBatch]:
+    async def claim_bounces(self) -> list[BounceBatch]:
         """Batches that are due; one taken before and not finished comes again as it was."""
         return self._bounces.take()
 
-    async def finish_bounces(self, batch: BounceBatch) -> None:
+    async def finalize_bounces(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered."""
         self._bounces.finish(batch)
 
@@ -393,7 +393,7 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         value, until = self._values.get(name, (None, 0.0))
         return value if until > self._now() else None
 
-    async def take_once(self, name: bytes) -> bytes | None:
+    async def pop_once(self, name: bytes) -> bytes | None:
         """The value, exactly once."""
         value = await self.get(name)
         self._values.pop(name, None)

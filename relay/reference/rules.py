@@ -71,7 +71,7 @@ class Rules:
         contacts = len(self.contacts)
         return RulesNow(self.first_contact, frozenset(allow), frozenset(deny), contacts)
 
-    def meet(self, other: AgentKey, limits: InboxLimits, now: Timestamp) -> None:
+    def add_contacts(self, other: AgentKey, limits: InboxLimits, now: Timestamp) -> None:
         """Note that the agent has written to ``other``; too many contacts lose their oldest."""
         if other in self.allow or other in self.deny:
             return

@@ -296,7 +296,7 @@ class Here:
         """(eid, reason, maybe delivered) of all that is to be told to senders."""
         return [
             (intent.eid, intent.reason, intent.maybe_delivered)
-            for batch in await self.store.take_bounces()
+            for batch in await self.store.claim_bounces()
             for intent in batch.intents
         ]
 

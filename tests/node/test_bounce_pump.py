@@ -80,10 +80,10 @@ async def test_a_bounce_whose_sender_nobody_can_find_ends_when_it_expires():
     pump, store = pump_of(now, links)
     intend(store, new_key())
     assert await pump() == 0
-    assert await store.take_bounces(), "tried again"
+    assert await store.claim_bounces(), "tried again"
     now[0] += LIFETIME_S + 1
     assert await pump() == 1
-    assert await store.take_bounces() == []
+    assert await store.claim_bounces() == []
 
 
 async def test_a_sender_who_cannot_be_found_just_now_keeps_no_other_from_its_bounce():

@@ -54,7 +54,7 @@ class Listening:
 
 
 async def listening(store: MemoryStore, *, courier: bool = False) -> Listening:
-    session = await store.open(OpenRequest(ME, NODE, Window(), courier=courier))
+    session = await store.open(OpenRequest(ME, NODE, Window(), forwards=courier))
     assert isinstance(session, OpenedSession)
     return Listening(session.fence, session.epoch)
 

@@ -158,11 +158,11 @@ class Meetings(MemoryStore):
         self.asked: list[Any] = []
         self.is_away = False
 
-    async def meet(self, pairs):
+    async def add_contacts(self, pairs):
         if self.is_away:
             raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, "gone")
         self.asked.append(list(pairs))
-        return await super().meet(pairs)
+        return await super().add_contacts(pairs)
 
 
 def accepted(*, dup: bool = False) -> Accepted:

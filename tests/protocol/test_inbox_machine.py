@@ -453,8 +453,8 @@ class Careless(Inbox):
 class Vague(Inbox):
     """Marks nothing after a clean end."""
 
-    def close_session(self, fence, last_handed):
-        return super().close_session(fence, Seq(0 * last_handed))
+    def close_session(self, fence, delivered_upto):
+        return super().close_session(fence, Seq(0 * delivered_upto))
 
 
 class Hasty(Inbox):

@@ -145,7 +145,7 @@ async def test_a_refused_envelope_bounces_at_once(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1), entry(2)])
     await refuse(world, 2)
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     assert (batch.sender, batch.decided_at) == (ALICE, NOW)
     assert batch.intents == (PendingBounce(ALICE, eid(2), ME, "cannot be opened", True, NOW),)
 
@@ -158,11 +158,11 @@ async def test_an_expired_envelope_bounces_when_skewed_clocks_agree(world: World
     session = await opened(world.store)
     await world.store.close(ME, session.fence, Seq(1))
     await world.store.conclude(ME, [Seq(1), Seq(2)], Reason.EXPIRED)
-    assert await world.store.take_bounces() == []
+    assert await world.store.claim_bounces() == []
     await world.advance(294)
-    assert await world.store.take_bounces() == []
+    assert await world.store.claim_bounces() == []
     await world.advance(1)
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     assert {(one.eid, one.reason, one.maybe_delivered, one.due_at) for one in batch.intents} == {
         (eid(1), "expired", True, NOW + 305),
         (eid(2), "expired", False, NOW + 305),
@@ -173,28 +173,28 @@ async def test_a_bounce_never_bounces(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1, bounces=False)])
     await refuse(world, 1)
-    assert await world.store.take_bounces() == []
+    assert await world.store.claim_bounces() == []
 
 
 async def test_a_batch_stays_as_it_was_until_it_is_finished(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1), entry(2)])
     await refuse(world, 1)
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     await refuse(world, 2)
     await world.advance(50)
-    assert await world.store.take_bounces() == [batch]
-    assert await world.store.take_bounces() == [batch]
-    await world.store.finish_bounces(batch)
-    await world.store.finish_bounces(batch)
-    (second,) = await world.store.take_bounces()
+    assert await world.store.claim_bounces() == [batch]
+    assert await world.store.claim_bounces() == [batch]
+    await world.store.finalize_bounces(batch)
+    await world.store.finalize_bounces(batch)
+    (second,) = await world.store.claim_bounces()
     assert [one.eid for one in second.intents] == [eid(2)]
     assert second.token != batch.token
     assert second.decided_at == NOW + 50
-    await world.store.finish_bounces(batch)
-    assert await world.store.take_bounces() == [second]
-    await world.store.finish_bounces(second)
-    assert await world.store.take_bounces() == []
+    await world.store.finalize_bounces(batch)
+    assert await world.store.claim_bounces() == [second]
+    await world.store.finalize_bounces(second)
+    assert await world.store.claim_bounces() == []
 
 
 async def test_of_a_batch_that_another_node_finished_nothing_is_remembered(
@@ -205,20 +205,20 @@ async def test_of_a_batch_that_another_node_finished_nothing_is_remembered(
     await opened(world.store)
     await world.store.append([entry(1)])
     await refuse(world, 1)
-    (batch,) = await node.take_bounces()
-    assert await other.take_bounces() == [batch]
-    await other.finish_bounces(batch)
-    assert await node.take_bounces() == []
+    (batch,) = await node.claim_bounces()
+    assert await other.claim_bounces() == [batch]
+    await other.finalize_bounces(batch)
+    assert await node.claim_bounces() == []
     assert node._bounces._from == {}
     # a repeat, when it has been forgotten where the batch lay, does nothing
-    await node.finish_bounces(batch)
+    await node.finalize_bounces(batch)
 
 
 async def test_each_sender_gets_a_batch_of_its_own(world: World) -> None:
     await opened(world.store)
     await world.store.append([entry(1), entry(2, sender=CAROL), entry(3)])
     await refuse(world, 1, 2, 3)
-    batches = {batch.sender: batch for batch in await world.store.take_bounces()}
+    batches = {batch.sender: batch for batch in await world.store.claim_bounces()}
     assert {one.eid for one in batches[ALICE].intents} == {eid(1), eid(3)}
     assert {one.eid for one in batches[CAROL].intents} == {eid(2)}
 
@@ -230,11 +230,11 @@ async def test_a_batch_has_at_most_256_intents(world: World) -> None:
     await store.append([entry(n) for n in range(1, 301)])
     await refuse(world, *range(1, 301))
     found: list[str] = []
-    while batches := await store.take_bounces():
+    while batches := await store.claim_bounces():
         (batch,) = batches
         assert len(batch.intents) <= 256
         found += [one.eid for one in batch.intents]
-        await store.finish_bounces(batch)
+        await store.finalize_bounces(batch)
     assert sorted(found) == sorted(eid(n) for n in range(1, 301))
 
 
@@ -242,8 +242,8 @@ async def test_a_batch_can_be_finished_by_a_node_that_did_not_take_it(world: Wor
     await opened(world.store)
     await world.store.append([entry(1)])
     await refuse(world, 1)
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     other = await world.node(OTHER)
-    assert await other.take_bounces() == [batch]
-    await other.finish_bounces(batch)
-    assert await world.store.take_bounces() == []
+    assert await other.claim_bounces() == [batch]
+    await other.finalize_bounces(batch)
+    assert await world.store.claim_bounces() == []

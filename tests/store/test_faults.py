@@ -129,7 +129,7 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     page = await store.read(ME, session.fence, Seq(0), ALL)
     assert [item.seq for item in page.items] == [1, 3]
     assert page.gaps == (Range(Seq(2), Seq(2), Reason.CORRUPT),)
-    batches = await store.take_bounces()
+    batches = await store.claim_bounces()
     assert len(batches) == (0 if damage == "garbage" else 1)
     (fate,) = await store.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
     assert fate[0] in {Disposition.CORRUPT, Disposition.STORED}

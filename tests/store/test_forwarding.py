@@ -80,7 +80,7 @@ async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
 
 
 async def courier(store: Any, inbox: AgentKey = ME, **changes: Any) -> OpenedSession:
-    return await opened(store, inbox, courier=True, create=False, **changes)
+    return await opened(store, inbox, forwards=True, create=False, **changes)
 
 
 async def forward(
@@ -269,7 +269,7 @@ async def test_what_waits_is_counted_where_a_courier_says(world: World) -> None:
 
 
 async def test_a_courier_opens_only_what_is_away_and_makes_nothing(world: World) -> None:
-    wanted = request(courier=True, create=True)
+    wanted = request(forwards=True, create=True)
     assert code(await world.store.open(wanted)) is ErrorCode.UNKNOWN_INBOX
     await opened(world.store)
     assert code(await world.store.open(wanted)) is ErrorCode.UNKNOWN_INBOX
@@ -398,7 +398,7 @@ async def test_a_courier_that_refuses_makes_one_bounce_that_says_what_the_marks_
     refuse = ((Seq(1), "blocked"), (Seq(2), "blocked"))
     for _ in range(2):
         await forward(world.store, session, by=None, refuse=refuse)
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     assert set(batch.intents) == {
         PendingBounce(ALICE, eid(1), ME, "blocked", True, NOW),
         PendingBounce(ALICE, eid(2), ME, "blocked", False, NOW),
@@ -413,7 +413,7 @@ async def test_what_waits_too_long_expires_with_a_bounce(world: World) -> None:
     assert await world.store.sweep(NODE, [NODE]) == 0
     await world.advance(1)
     assert await world.store.sweep(NODE, [NODE]) == 1
-    (batch,) = await world.store.take_bounces()
+    (batch,) = await world.store.claim_bounces()
     assert batch.intents == (PendingBounce(ALICE, eid(1), ME, "expired", False, NOW + 310),)
     assert await world.store.outboxes() == []
     assert await due(world.store) == []
@@ -439,7 +439,7 @@ async def test_a_node_that_is_alone_frees_what_dead_ones_had_lent(server_world: 
         await store.append([entry(1, inbox=inbox, peer=PEER)])
     lent = {found.inbox for found in await due(store, LEASE_S)}
     assert lent == {ME, one, two}
-    carrier = await opened(store, two, courier=True, create=False)
+    carrier = await opened(store, two, forwards=True, create=False)
     await store.defer_outbox(two, carrier.fence, 4 * LEASE_S)
     assert await due(store) == []
     await store.free_outboxes()

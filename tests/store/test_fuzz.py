@@ -313,9 +313,9 @@ class Machine(RuleBasedStateMachine):
         self.both("change_rules", inbox, (inbox, inbox), fences, (patch, patch))
 
     @rule(inbox=st.sampled_from([*INBOXES, AgentKey("key:none")]), other=st.sampled_from(SENDERS))
-    def meet(self, inbox, other) -> None:
+    def add_contacts(self, inbox, other) -> None:
         pairs = [(inbox, other), (INBOXES[0], inbox)]
-        self.both("meet", inbox, (pairs, pairs))
+        self.both("add_contacts", inbox, (pairs, pairs))
 
     @rule(inbox=st.sampled_from(INBOXES), node=st.sampled_from(NODES), window=WINDOWS)
     def come_back(self, inbox, node, window) -> None:
@@ -443,9 +443,9 @@ class Machine(RuleBasedStateMachine):
         self.both("sweep", INBOXES[0], (NODES[0], NODES[0]), (live, live))
 
     @rule()
-    def take_bounces(self) -> None:
+    def claim_bounces(self) -> None:
         left, right = (
-            sorted(self.run(store.take_bounces()), key=lambda batch: batch.sender)
+            sorted(self.run(store.claim_bounces()), key=lambda batch: batch.sender)
             for store in (self.memory, self.redis)
         )
         assert [(batch.sender, batch.decided_at, set(batch.intents)) for batch in left] == [
@@ -455,9 +455,9 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.batches[0])
     @rule()
-    def finish_bounces(self) -> None:
+    def finalize_bounces(self) -> None:
         for store, batches in zip((self.memory, self.redis), self.batches, strict=True):
-            self.run(store.finish_bounces(batches[0]))
+            self.run(store.finalize_bounces(batches[0]))
 
     @rule(
         owner=st.sampled_from(INBOXES),
@@ -550,7 +550,7 @@ class Machine(RuleBasedStateMachine):
         if self.memory._inboxes[inbox].home:
             self.move(inbox, home=False)
             self.append_some(inbox, 1, 4_000, 0, peer or PEERS[0])
-        wanted = OpenRequest(inbox, NODES[0], window, courier=True, create=False)
+        wanted = OpenRequest(inbox, NODES[0], window, forwards=True, create=False)
         left, right = self.both("open", inbox, (wanted, wanted))
         if not isinstance(left, OpenedSession):
             return  # a step of a hand-off decides

@@ -114,7 +114,7 @@ async def shown(store: Any, session: OpenedSession) -> list[tuple[int, bool]]:
 
 
 async def courier(store: Any) -> OpenedSession:
-    return await opened(store, courier=True, create=False)
+    return await opened(store, forwards=True, create=False)
 
 
 async def end(store: Any, session: OpenedSession, *seqs: int, **more: Any) -> AckResult | Refusal:
@@ -216,7 +216,7 @@ async def test_a_held_inbox_takes_mail_and_lets_nobody_in(world: World) -> None:
     (again,) = await world.store.append([entry(2)])
     assert again == first._replace(dup=True)
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
-    assert code(await world.store.open(request(courier=True))) is ErrorCode.UNKNOWN_INBOX
+    assert code(await world.store.open(request(forwards=True))) is ErrorCode.UNKNOWN_INBOX
     assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.MIGRATING
     live = LiveSession(session.fence, NODE, NOW + 9)
     assert code(await world.store.take(ME, live, ALL)) is ErrorCode.MIGRATING
@@ -422,7 +422,7 @@ async def test_what_is_away_and_coming_home_is_said_to_be_moving(world: World) -
     assert code(await world.store.open(request())) is ErrorCode.MIGRATING
     (no,) = await world.store.append([entry(2)])
     assert (code(no), no.stored) == (ErrorCode.MIGRATING, "no")
-    assert isinstance(await world.store.open(request(courier=True)), OpenedSession)
+    assert isinstance(await world.store.open(request(forwards=True)), OpenedSession)
 
 
 async def test_two_records_of_one_seq_call_a_mover(world: World) -> None:
@@ -946,9 +946,9 @@ async def test_a_long_list_of_what_waits_is_whole(world: World) -> None:
 async def test_whom_an_agent_knows_moves_with_its_inbox(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, allow=(BOB,), deny=(ALICE,), first_contact="refuse")
-    await world.store.meet([(ME, PEER2)])
+    await world.store.add_contacts([(ME, PEER2)])
     await world.advance(1)
-    await world.store.meet([(ME, PEER)])
+    await world.store.add_contacts([(ME, PEER)])
     known = await world.store.known(ME)
     assert known == MovedRules("refuse", (BOB,), (ALICE,), (PEER2, PEER))
     there = AgentKey("key:there")
@@ -964,7 +964,7 @@ async def test_what_an_agent_said_here_stands(world: World) -> None:
     eve = AgentKey("key:eve")
     session = await opened(world.store)
     await ruled(world.store, session, allow=(ALICE,), deny=(BOB,))
-    await world.store.meet([(ME, eve), (ME, PEER)])
+    await world.store.add_contacts([(ME, eve), (ME, PEER)])
     await world.store.learn_known(
         ME, MovedRules("refuse", (BOB,), (ALICE, eve), (ALICE, PEER, PEER2))
     )
@@ -986,7 +986,7 @@ async def test_of_what_an_agent_knew_no_more_is_kept_than_fits(world: World) -> 
     )
     known = await store.known(ME)
     assert known == MovedRules("accept", tuple(some[:2]), tuple(some[3:5]), tuple(some[9:]))
-    await store.meet([(ME, PEER)])
+    await store.add_contacts([(ME, PEER)])
     assert (await store.known(ME)).contacts == (*some[10:], PEER)
 
 
@@ -1002,9 +1002,9 @@ async def test_a_restored_outbox_does_not_bounce_for_a_day(server_world: World) 
     await end(store, carrier, refuse=((Seq(2), "blocked"),))
     await server_world.advance(400)
     await store.sweep(OTHER, [OTHER])
-    assert await store.take_bounces() == []
+    assert await store.claim_bounces() == []
     await server_world.set_time(NOW + 24 * 3600)
-    (batch,) = await store.take_bounces()
+    (batch,) = await store.claim_bounces()
     assert {(one.reason, one.maybe_delivered) for one in batch.intents} == {
         ("blocked", True), ("expired", True),
     }  # fmt: skip
@@ -1022,7 +1022,7 @@ async def test_what_was_created_before_a_restore_may_have_been_delivered(
     await server_world.advance(400)
     await store.sweep(OTHER, [OTHER])
     await server_world.set_time(NOW + 24 * 3600)
-    (batch,) = await store.take_bounces()
+    (batch,) = await store.claim_bounces()
     assert [(one.reason, one.maybe_delivered) for one in batch.intents] == [("expired", True)]
 
 

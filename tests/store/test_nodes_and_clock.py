@@ -99,8 +99,8 @@ async def test_a_small_value_is_taken_once(world: World) -> None:
     store = world.store
     await store.put_once(b"nonce\x00\xff", b"value", 30)
     assert await store.get(b"nonce\x00\xff") == b"value"
-    assert await store.take_once(b"nonce\x00\xff") == b"value"
-    assert await store.take_once(b"nonce\x00\xff") is None
+    assert await store.pop_once(b"nonce\x00\xff") == b"value"
+    assert await store.pop_once(b"nonce\x00\xff") is None
     assert await store.get(b"nonce\x00\xff") is None
     await store.put_once(b"brief", b"value", 0.05)
 
@@ -109,12 +109,12 @@ async def test_a_small_value_is_taken_once(world: World) -> None:
         return await store.get(b"brief") is None
 
     await wait_until(lapsed, 5, "a value lapses")
-    assert await store.take_once(b"brief") is None
+    assert await store.pop_once(b"brief") is None
 
 
 async def test_a_value_is_taken_by_exactly_one_of_many(world: World) -> None:
     await world.store.put_once(b"once", b"value", 30)
-    found = await asyncio.gather(*(world.store.take_once(b"once") for _ in range(20)))
+    found = await asyncio.gather(*(world.store.pop_once(b"once") for _ in range(20)))
     assert sorted(found, key=bool) == [None] * 19 + [b"value"]
 
 

@@ -98,7 +98,7 @@ async def test_a_denied_sender_is_blocked_and_what_it_has_waiting_stays(world: W
 
 async def test_where_first_contact_is_refused_only_the_known_come_in(world: World) -> None:
     session = await opened(world.store)
-    assert await world.store.meet([(ME, BOB)]) == [True]
+    assert await world.store.add_contacts([(ME, BOB)]) == [True]
     await ruled(world.store, session, first_contact="refuse", allow=(ALICE,))
     made = [entry(1), entry(2, sender=BOB), entry(3, sender=CAROL), entry(4, sender=ME)]
     results = await world.store.append(made)
@@ -197,7 +197,11 @@ async def test_barred_are_only_strangers(world: World) -> None:
 async def test_whom_an_agent_wrote_to_is_no_stranger_to_it(world: World) -> None:
     session = await opened(world.store)
     nobody = AgentKey("key:nobody")
-    assert await world.store.meet([(ME, BOB), (nobody, BOB), (ME, BOB)]) == [True, False, True]
+    assert await world.store.add_contacts([(ME, BOB), (nobody, BOB), (ME, BOB)]) == [
+        True,
+        False,
+        True,
+    ]
     one, two = await world.store.append([entry(1, sender=BOB), entry(2, sender=CAROL)])
     assert (one.stranger, two.stranger) == (False, True)
     assert await ruled(world.store, session) == RulesNow("accept", NONE, NONE, 1)
@@ -208,7 +212,7 @@ async def test_whom_an_agent_wrote_to_is_no_stranger_to_it(world: World) -> None
 async def test_a_contact_never_takes_the_place_of_a_rule(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, deny=(BOB,), allow=(ALICE,))
-    await world.store.meet([(ME, BOB), (ME, ALICE)])
+    await world.store.add_contacts([(ME, BOB), (ME, ALICE)])
     (no,) = await world.store.append([entry(1, sender=BOB)])
     assert code(no) is ErrorCode.BLOCKED
     now = await ruled(world.store, session)
@@ -221,11 +225,11 @@ async def test_too_many_contacts_lose_their_oldest_and_no_rule(world: World) -> 
     session = await opened_to(store, ALICE)
     people = [AgentKey(f"key:p{n}") for n in range(11)]
     for one in people[:10]:
-        await store.meet([(ME, one)])
+        await store.add_contacts([(ME, one)])
         await world.advance(1)
     await world.advance(600)
-    await store.meet([(ME, people[0])])
-    await store.meet([(ME, people[10])])
+    await store.add_contacts([(ME, people[0])])
+    await store.add_contacts([(ME, people[10])])
     assert await ruled(store, session) == RulesNow("accept", frozenset({ALICE}), NONE, 10)
     results = await store.append([entry(n, sender=one) for n, one in enumerate(people)])
     assert [result.stranger for result in results] == [n == 1 for n in range(11)]

@@ -15,7 +15,7 @@ from relay.protocol.types import FirstContact, Range
 
 
 class Disposition(StrEnum):
-    """What became of a stored envelope; one letter, as it is kept in the store."""
+    """The end of an envelope, or its present state; one letter in the store."""
 
     STORED = "S"
     ACKED = "A"
@@ -25,15 +25,15 @@ class Disposition(StrEnum):
     MOVED = "M"
     FORWARDED = "W"
     DOUBTFUL = "D"
-    """Another relay said that its agent may have seen it there; it is not here."""
+    """Another relay reports that its agent may have seen it there; it is not here."""
 
 
 KNOWN_BY: Final = 21
-"""Characters of an eid that an id goes by: of some that ended only the first 16 bytes are kept."""
+"""Characters of an eid that are compared: of some ids the store has only the first 16 bytes."""
 
 
 class Forwarded(NamedTuple):
-    """Who took an envelope over: the relay, and SHA-256 of its receipt (32 bytes)."""
+    """The relay that took an envelope over, and SHA-256 of its receipt (32 bytes)."""
 
     peer: AgentKey
     receipt: bytes
@@ -58,7 +58,7 @@ class InboxLimits:
 
 
 class LiveSession(NamedTuple):
-    """The session that should hear of a new entry, and the node that holds it.
+    """The session that a new entry is for, and the node that holds it.
 
     ``until`` is 0 for a connection, which its node closes; a session without one ends by itself
     at ``until`` (Unix seconds).
@@ -76,9 +76,9 @@ class Accepted(NamedTuple):
         seq: where.
         epoch: of what.
         dup: it had been stored before.
-        session: who should hear of it.
-        stranger: stored now, of one whom nobody knew here.
-        away: its agent lives elsewhere; it waits for a courier (custody ``outbox``).
+        session: the session to deliver it to.
+        stranger: stored now, from a sender that the inbox does not know.
+        away: its agent lives elsewhere; it waits for a forwarder (custody ``outbox``).
     """
 
     seq: Seq
@@ -91,7 +91,7 @@ class Accepted(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RefusedCount:
-    """How many envelopes an inbox turned away, and when."""
+    """The number of envelopes that an inbox refused, with the first and the last time."""
 
     count: int = 0
     first_at: int = 0
@@ -100,7 +100,7 @@ class RefusedCount:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """What waits in an inbox; ``oldest_at`` is when its first live entry was created, or None."""
+    """The waiting part of an inbox; ``oldest_at``: when its first live entry was created, or None."""
 
     count: int
     bytes: int
@@ -110,7 +110,7 @@ class Pending:
 
 @dataclass(frozen=True, slots=True)
 class OpenedSession:
-    """A session of an inbox. ``previous`` must be told that it is superseded."""
+    """A session of an inbox. ``previous`` must learn that it is superseded."""
 
     fence: Fence
     epoch: Epoch
@@ -121,7 +121,7 @@ class OpenedSession:
 
 
 class PageItem(NamedTuple):
-    """One entry as it is handed over."""
+    """One entry as it is delivered."""
 
     seq: Seq
     redelivered: bool
@@ -150,9 +150,9 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class InboxAck:
-    """What a session asks for: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
+    """An ack of a session: ``seqs`` and ``refuse`` are explicit, ``upto`` moves the cursor.
 
-    ``forwarded`` is of a courier: ``seqs`` are not acked by their agent but another relay's now.
+    ``forwarded`` is set by a forwarder: another relay has taken ``seqs`` over.
     """
 
     fence: Fence
@@ -165,7 +165,7 @@ class InboxAck:
 
 @dataclass(frozen=True, slots=True)
 class AckResult:
-    """What an ack came to; ``cursor`` is the new cumulative position."""
+    """The result of an ack; ``cursor`` is the new cumulative position."""
 
     cursor: Seq
     seqs: tuple[Seq, ...]
@@ -174,7 +174,7 @@ class AckResult:
 
 @dataclass(frozen=True, slots=True)
 class PendingBounce:
-    """The durable wish to tell ``sender`` how its envelope ended (R6)."""
+    """A durable entry of the bounce queue: report to ``sender`` how its envelope ended (R6)."""
 
     sender: AgentKey
     eid: Eid
@@ -185,7 +185,7 @@ class PendingBounce:
 
 
 class RememberedId(NamedTuple):
-    """What became of an id; ``forwarded`` says who took it over, where the fate is that."""
+    """An id that the inbox remembers; ``forwarded`` is set where another relay took it over."""
 
     fate: Disposition
     eid: Eid
@@ -206,7 +206,7 @@ class OutboxLimits:
 
 @dataclass(frozen=True, slots=True)
 class RulesPatch:
-    """A wish to change the rules of an inbox; what it does not name stays.
+    """A change of the rules of an inbox; what it does not name stays.
 
     ``forget`` takes out of all lists, contacts too.
     """

@@ -71,7 +71,7 @@ class Bounces:
         self._partitions = partitions
         self._from: dict[bytes, Partition] = {}
 
-    async def take_bounces(self) -> list[BounceBatch]:
+    async def claim_bounces(self) -> list[BounceBatch]:
         """Batches that are due, at most one a sender, each ≤ 256 intents."""
         done = await self._partitions.gather(self._partitions.all(), self._take)
         # what is not due any more was finished by another node
@@ -84,7 +84,7 @@ class Bounces:
         replies = await self._partitions.call("take_bounces", part, [MAX_BOUNCED])
         return part, [_batch(reply) for reply in replies]
 
-    async def finish_bounces(self, batch: BounceBatch) -> None:
+    async def finalize_bounces(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered; a repeat does nothing."""
         known = self._from.pop(batch.token, None)
         parts = self._partitions.all() if known is None else [known]

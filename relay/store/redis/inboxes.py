@@ -160,20 +160,20 @@ class Inboxes:
             window.bytes,
             request.until,
             int(request.create and full is None),
-            int(request.courier),
+            int(request.forwards),
         ]
         reply = await self._partitions.call("open", part, args)
         if not _is_echo(request.inbox, reply):
             return broken("open")
         if reply[1] != b"opened":
-            is_new = request.create and not request.courier
+            is_new = request.create and not request.forwards
             return full if full is not None and is_new else refusal_of(reply)
         return _opened(reply)
 
-    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+    async def close(self, inbox: AgentKey, fence: Fence, delivered_upto: Seq) -> bool:
         """End a session cleanly; False if a newer one has the inbox."""
         part = self._partitions.of(inbox)
-        reply = await self._partitions.call("close", part, [inbox, fence, last_handed])
+        reply = await self._partitions.call("close", part, [inbox, fence, delivered_upto])
         return _is_echo(inbox, reply) and reply[1] == 1
 
     # ------------------------------------------------------------ read

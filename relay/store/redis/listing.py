@@ -22,7 +22,7 @@ _SCANNED: Final = 2_000
 """Keys looked at in one step: about a millisecond."""
 
 
-async def inboxes(partitions: Partitions, after: str, most: int) -> InboxesPage:
+async def inboxes(partitions: Partitions, after: str, limit: int) -> InboxesPage:
     """Some of those who have an inbox here; see :meth:`relay.inbox.ports.InboxStore.inboxes`.
 
     The cursor is a partition, and a place in the walk of its keys.
@@ -32,7 +32,7 @@ async def inboxes(partitions: Partitions, after: str, most: int) -> InboxesPage:
     """
     number, place = map(int, after.split()) if after else (0, 0)
     found: list[AgentKey] = []
-    while number < partitions.count and len(found) < most:
+    while number < partitions.count and len(found) < limit:
         owners, place = await _step(partitions, Partition(number), place)
         found += owners
         number += place == 0

@@ -42,7 +42,7 @@ class Nodes:
         found: bytes | None = await self._client.command(key, "GET", key)
         return found
 
-    async def take_once(self, name: bytes) -> bytes | None:
+    async def pop_once(self, name: bytes) -> bytes | None:
         """The value, exactly once over all nodes."""
         key = keys.once(name)
         found: bytes | None = await self._client.command(key, "GETDEL", key)

@@ -50,7 +50,7 @@ class Rules:
             return too_many_rules(self._limits)
         return _ruled(reply) if reply[1] == b"ruled" else refusal_of(reply)
 
-    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
         """Note whom agents have written to; False where there is no such inbox."""
         return await self._partitions.spread(pairs, lambda pair: pair[0], self._meet)
 

@@ -244,17 +244,17 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.InboxStore.change_rules`."""
         return await self._rules.change_rules(inbox, fence, patch)
 
-    async def meet(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
         """See :meth:`relay.inbox.ports.InboxStore.meet`."""
-        return await self._rules.meet(pairs)
+        return await self._rules.add_contacts(pairs)
 
     async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
         """See :meth:`relay.inbox.ports.InboxStore.open`."""
         return await self._inboxes.open(request)
 
-    async def close(self, inbox: AgentKey, fence: Fence, last_handed: Seq) -> bool:
+    async def close(self, inbox: AgentKey, fence: Fence, delivered_upto: Seq) -> bool:
         """See :meth:`relay.inbox.ports.InboxStore.close`."""
-        return await self._inboxes.close(inbox, fence, last_handed)
+        return await self._inboxes.close(inbox, fence, delivered_upto)
 
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
@@ -284,9 +284,9 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.InboxStore.heads`."""
         return await self._inboxes.heads(inboxes)
 
-    async def inboxes(self, after: str, most: int) -> InboxesPage:
+    async def inboxes(self, after: str, limit: int) -> InboxesPage:
         """See :meth:`relay.inbox.ports.InboxStore.inboxes`."""
-        return await listing.inboxes(self._partitions, after, most)
+        return await listing.inboxes(self._partitions, after, limit)
 
     async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
         """See :meth:`relay.inbox.ports.InboxStore.merge_record`."""
@@ -324,13 +324,13 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.InboxStore.sweep`."""
         return await self._sweeper.sweep(node, live_nodes)
 
-    async def take_bounces(self) -> list[BounceBatch]:
+    async def claim_bounces(self) -> list[BounceBatch]:
         """See :meth:`relay.inbox.ports.InboxStore.take_bounces`."""
-        return await self._bounces.take_bounces()
+        return await self._bounces.claim_bounces()
 
-    async def finish_bounces(self, batch: BounceBatch) -> None:
+    async def finalize_bounces(self, batch: BounceBatch) -> None:
         """See :meth:`relay.inbox.ports.InboxStore.finish_bounces`."""
-        await self._bounces.finish_bounces(batch)
+        await self._bounces.finalize_bounces(batch)
 
     # ------------------------------------------------------------ directory
 
@@ -404,9 +404,9 @@ class RedisStore(HandoffCalls):
         """See :meth:`relay.inbox.ports.NodeStore.get`."""
         return await self._nodes.get(name)
 
-    async def take_once(self, name: bytes) -> bytes | None:
+    async def pop_once(self, name: bytes) -> bytes | None:
         """See :meth:`relay.inbox.ports.NodeStore.take_once`."""
-        return await self._nodes.take_once(name)
+        return await self._nodes.pop_once(name)
 
     async def time(self) -> Timestamp:
         """See :meth:`relay.inbox.ports.NodeStore.time`."""
