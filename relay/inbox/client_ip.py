@@ -25,7 +25,7 @@ _V4_WITH_PORT: Final = re.compile(r"([0-9.]+):[0-9]+")
 
 
 def client_ip(scope: Mapping[str, Any], trusted: Networks) -> str:
-    """Return the client of an ASGI scope: the socket's peer, or the one named by trusted proxies."""
+    """Return the client of an ASGI scope: the socket's peer, or the one that proxies name."""
     peer: str = (scope.get("client") or ("", 0))[0]
     elements = [
         word

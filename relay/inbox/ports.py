@@ -95,7 +95,7 @@ class InboxStore(Protocol):
 
     @property
     def promised(self) -> Durability:
-        """The most that a receipt may have promised; a relay that takes mail over promises no less."""
+        """The most that a receipt may have promised; the next relay must promise no less."""
         ...
 
     def trust_clock(self, *, ok: bool) -> None:

@@ -100,7 +100,7 @@ class RefusedCount:
 
 @dataclass(frozen=True, slots=True)
 class Pending:
-    """The waiting part of an inbox; ``oldest_at``: when its first live entry was created, or None."""
+    """The waiting part of an inbox; ``oldest_at``: when its first live entry was created."""
 
     count: int
     bytes: int
