@@ -1,12 +1,11 @@
 """Agents that speak frames by hand and go on by themselves, whatever happens to their relay.
 
-Rules of the file: an agent comes back after each lost connection and resends what has no answer.
-It may drop a connection or be absent; any other end needs a kill as its excuse, else it is entered
-as a surprise.
+An agent reconnects after each lost connection and resends what has no answer. It may drop a
+connection or be absent. Any other end needs a kill as its cause; otherwise it is a surprise.
 
 ::
 
-    run ──▶ dial, log in ──▶ speak ⇄ hear ──lost, dropped, left──▶ pause ──▶ dial …
+    run ──▶ dial, log in ──▶ send ⇄ receive ──lost, dropped, left──▶ pause ──▶ dial …
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The last look: drain every inbox, ask what became of everything, log in once more.
+"""The last look: drain every inbox, ask for the state of every envelope, log in once more.
 
-Rules of the file: it speaks frames, so it sees what the relay says and not what an SDK makes of it.
-An inbox whose agent came to rest by itself is not drained: it must be empty.
+The audit speaks frames, so it sees the relay's words and not an SDK's view of them. An inbox whose
+agent came to rest by itself is not drained: it must be empty.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""One run: agents converse, node, store and agents are killed, then every inbox is looked at.
+"""One run: agents converse; node, store and agents are killed; then every inbox is examined.
 
-Rules of the file: moments are counted in progress (receipts and ends), never in seconds, and drawn
-from the seed; what the seed cannot fix (the phase of a commit at which a kill falls) is left to
-chance on purpose. Every wait has an end.
+Moments are counted in progress (receipts and ends), never in seconds, and drawn from the seed. The
+seed cannot fix the phase of a commit at which a kill falls; that is left to chance on purpose.
+Every wait has an end.
 
 ::
 
@@ -279,7 +279,7 @@ class Run:
 
     @property
     def agent_kills(self) -> int:
-        """How often an SDK agent was killed."""
+        """The number of kills of SDK agents."""
         return sum(agent.kills for agent in self.mortals.agents)
 
     @property

@@ -1,8 +1,8 @@
-"""Was the truth told? Judges a ledger by the promises of docs/GUARANTEES.md.
+"""Judge a ledger by the promises of docs/GUARANTEES.md.
 
-Rules of the file: pure; each promise is one function that gives a sentence per broken promise; a
-name of :class:`Verdict` is one kind of lie. What is allowed (a mark too many, a receipt that was
-never heard) is counted elsewhere, never here.
+The checker is pure. Each promise is one function that yields a sentence for each breach; each field
+of :class:`Verdict` is one kind of breach. What the promises allow is counted elsewhere: a mark too
+many, or a receipt that never arrived.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Verdict:
 
     @property
     def kinds(self) -> set[str]:
-        """Which kinds of promise were broken."""
+        """The kinds of broken promises."""
         return {item.name for item in fields(self) if getattr(self, item.name)}
 
     def __str__(self) -> str:
@@ -241,7 +241,7 @@ def _missing_bounces(ledger: Ledger) -> Iterator[str]:
 
 
 def ends_of(ledger: Ledger) -> dict[tuple[Did, Eid], str]:
-    """What was confirmed; and what a killed agent had answered, where the relay says the same."""
+    """Yield confirmed ends, and answers of a killed agent that the relay confirms."""
     answered = {(item.agent, item.eid): item.how for item in ledger.answers}
     ends = {key: how for key, how in answered.items() if ledger.states.get(key[1]) == how}
     return ends | {(item.agent, item.eid): item.how for item in ledger.ended}

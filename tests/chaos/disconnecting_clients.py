@@ -1,7 +1,7 @@
-"""Clients that hang up: a random conversation by hand, cut off at a random moment in a random way.
+"""Clients that hang up: a random conversation, cut off at a random moment in a random way.
 
-Rules of the file: what they say is right until it is cut off, or random; they write to each other
-and to nobody, so that no honest agent ever has mail of theirs. Every wait has an end.
+What they send is valid until the cut, or random. They write only to each other, so no honest agent
+ever has mail of theirs. Every wait has an end.
 
 ::
 
@@ -99,7 +99,7 @@ class HangUps:
 
     @property
     def are_over(self) -> bool:
-        """Whether the last one has begun."""
+        """True if the last one has begun."""
         return self.begun >= self.count
 
     async def run(self, at_once: int) -> None:

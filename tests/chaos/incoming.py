@@ -1,12 +1,11 @@
-"""What one agent is handed, until the relay has confirmed the end of each envelope.
+"""Envelopes that one agent receives, until the relay has confirmed the end of each.
 
-Rules of the file: nothing is acked that was not handed over; what is not, byte for byte, an
-envelope of this run must be the relay's own, and is verified. Nothing awaits; ``now`` is monotonic
-seconds.
+The agent acks only what was handed over. Anything that is not, byte for byte, an envelope of this
+run must come from the relay itself, and is verified. Nothing awaits; ``now`` is monotonic seconds.
 
 ::
 
-    handed over ──▶ open ──ack or refuse said──▶ answered ──acked, gap, cursor──▶ over
+    handed over ──▶ open ──ack or refuse sent──▶ answered ──acked, gap, cursor──▶ over
 """
 
 from __future__ import annotations
@@ -136,7 +135,7 @@ class Incoming:
         return opened.body.startswith(POISON)
 
     def gap(self, frame: Gap) -> None:
-        """What is explained is over, if the explanation is what this agent said."""
+        """End what a gap explains, if the explanation agrees with this agent's answer."""
         for gap in frame.ranges:
             if gap.reason not in {"acked", "refused"}:
                 self.ledger.surprise(f"{gap} of {self.did}: nothing here expires or is corrupt")

@@ -1,29 +1,27 @@
-"""The append-only file in which an agent that is to be killed writes down what it does and sees.
+"""The journal of an agent that is to be killed: an append-only file of what it does and sees.
 
-Rules of the file: one note is one ``write`` of one line, so kill -9 loses at most the note that was
-being written, and what was written is there for whoever reads the file next. No fsync: the machine
-goes on. What a note proves depends on whether it was written before or after the call of the SDK
-that it speaks of:
+One line is one ``write``, so ``kill -9`` loses at most the line that was being written. Whoever
+reads the file next finds all others. There is no fsync: the machine goes on. A line proves more or
+less, depending on whether it was written before or after the SDK's call:
 
 ========== ================================= ===================================================
-note       written                           so
+line       written                           it proves
 ========== ================================= ===================================================
-meant      before ``submit``                 nothing can be delivered that no note names
-receipt    after ``submit`` returned         the relay's word was heard: it must be delivered
-left       after the outcome was unknown     the SDK has said that it goes on by itself: must be,
-                                             too
-withdrawn  after an error that says ``no``   must never be delivered
+meant      before ``submit``                 no envelope can arrive that no line names
+receipt    after ``submit`` returned         the envelope must be delivered
+left       after the outcome was unknown     the SDK goes on by itself: it must be delivered
+withdrawn  after an error that says ``no``   it must never be delivered
 void       after the relay knew nothing of   the agent died before the SDK had promised anything:
            it and the outbox was empty       another one is sent in its place
-shown      before the handler's work         that it was shown has witnesses: next time it is
-                                             marked
-answering  before ``ack`` or ``refuse``      without this note the agent has not answered: after a
+shown      before the handler's work         the next time it must be marked
+answering  before ``ack`` or ``refuse``      without this line the agent has not answered: after a
                                              kill it must come again
-ended      after that returned               must never be shown again
+ended      after that returned               it must never be shown again
 ========== ================================= ===================================================
 
-Between two notes an agent may die, and then the weaker one holds: shown but not noted comes again
-with a mark that nobody can explain, answered but not noted as ended may come again or not.
+An agent may die between two lines; then the weaker one holds. An envelope that was shown without a
+line comes again with a mark that nobody can explain. One that was answered without the line
+``ended`` may come again or not.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Cuts: ``kill -9`` of somebody at the very moment when somebody reaches a point.
+"""Kill points: ``kill -9`` of a party at the very moment when another reaches a point.
 
-Rules of the file: who reaches a point looks into one file, which names the points and whom to kill
-there; a cut happens once. One waits for another: the second is looked at when the first has
-happened. Ids of processes are looked up when they are killed, and only of those that a run started.
+A party that reaches a point looks into one file. It names the points and the party to kill there.
+Each cut happens once; a second cut is armed when the first has happened. The file of process ids
+is read at the kill, and holds only processes that the run started.
 
 ::
 
-    run ──arm──▶ cuts.json ──▶ a relay, or the mover, reaches the point ──kill──▶ happened.json
+    run ──arm──▶ cuts.json ──▶ a relay, or an agent, reaches the point ──kill──▶ happened.json
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Cuts:
         return list(left)
 
     def tell(self, pids: Mapping[str, int]) -> None:
-        """Who is which process."""
+        """The process id of each party."""
         write(self._pids, dict(pids))
 
     def happened(self) -> list[Happened]:

@@ -46,7 +46,7 @@ TARGET = ("prepare", "import", "named", "keep")
 
 
 def change_names(seen: MigrationRow, change: MigrationChange) -> Iterable[str]:
-    """Which steps a change is, by what becomes of the side."""
+    """Return which steps a change is, by what becomes of the side."""
     before, after = _side(seen.text), _side(change.text)
     is_frozen = after.mode is Mode.FROZEN
     if is_frozen and before.mode is not Mode.FROZEN and after.pending is not None:

@@ -37,7 +37,7 @@ QUIET_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a mortal agent is told.
+    """The orders of a killable agent.
 
     Args:
         url: its relay.
@@ -85,7 +85,7 @@ class Orders:
 
 @dataclass(slots=True)
 class Memory:
-    """What the notes of earlier lives come to.
+    """The state that the journal of earlier lives leads to.
 
     ``loose``: meant, with no word on what became of it; ``sent``: of what was meant, what counts.
     """

@@ -1,8 +1,8 @@
-"""SDK agents in processes of their own, that are killed and started again on the same state file.
+"""SDK agents in processes of their own, killed and started again on the same state file.
 
-Rules of the file: it ends only its own children. An agent's notes are entered in the ledger as they
-come; what lay in its outbox when it was killed is a promise of the SDK, read from its file without
-changing that (a reader that wrote would do for the next life what the SDK must do itself).
+This module ends only its own children. It enters the lines of an agent's journal into the ledger
+as they come. The outbox of a killed agent is a promise of the SDK. It is read without a change to
+the file: a reader that wrote would do for the next life what the SDK must do itself.
 """
 
 from __future__ import annotations
@@ -78,12 +78,12 @@ class MortalAgent:
 
     @property
     def handling(self) -> int:
-        """How many handlers run in this life."""
+        """The number of handlers that run in this life."""
         return len(self._in_hand)
 
     @property
     def is_busy(self) -> bool:
-        """Whether, in this life, a handler runs or a submit waits."""
+        """True if, in this life, a handler runs or a submit waits."""
         return bool(self._in_hand or self._unanswered)
 
     # ------------------------------------------------------------ lives
@@ -137,7 +137,7 @@ class MortalAgent:
             self._ledger.surprise(f"{self.key.did} ended badly:\n{self._log_tail()}")
 
     def _listens(self) -> bool:
-        """Whether it has begun, and would hear a signal; or has ended."""
+        """Return True if it has begun, and would hear a signal; or has ended."""
         self._ledger.catch_up()
         assert self._child is not None
         return self.lives > self._lives_before or self._child.returncode is not None

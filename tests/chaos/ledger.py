@@ -1,9 +1,8 @@
-"""What happened in a run, in the order in which the agents saw it; ``checker.py`` judges it.
+"""The record of a run, in the order in which the agents saw it; ``checker.py`` judges it.
 
-Rules of the file: it only writes down, and asks no relay. Each entry gets the next tick of one
-counter, so that "before" and "after" mean the same to all agents of one event loop. What an agent
-in another process noted is entered later, but in the order of its notes: only ticks of one agent
-are ever compared.
+The ledger only records, and asks no relay. Each entry gets the next tick of one counter, so that
+"before" and "after" mean the same to all agents of one event loop. The journal of an agent in
+another process is entered later, in its order: only ticks of one agent are ever compared.
 
 ::
 
@@ -124,7 +123,7 @@ class Bounced:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a fresh login said of an inbox at the very end."""
+    """The position of an inbox, as a fresh login reports it at the very end."""
 
     agent: Did
     pending: int
@@ -167,7 +166,7 @@ class Ledger:
         return self._tick
 
     def find(self, eid: Eid) -> Sent | None:
-        """What its sender knows of it; what was noted elsewhere is fetched first."""
+        """Return what its sender knows of it; what was noted elsewhere is fetched first."""
         if eid not in self.sent:
             self.catch_up()
         return self.sent.get(eid)
@@ -294,7 +293,7 @@ class Ledger:
         self._progressed()
 
     def surprise(self, what: str) -> None:
-        """What no promise allows and no other list has a place for."""
+        """Events that no promise allows and no other list has a place for."""
         self.surprises.append(what)
 
     def see_epoch(self, inbox: Did, epoch: Epoch | None) -> None:
@@ -312,12 +311,12 @@ class Ledger:
 
     @property
     def entries(self) -> int:
-        """How much has been entered: grows as long as anything happens."""
+        """The number of entries: it grows as long as anything happens."""
         return self._tick
 
     @property
     def receipted(self) -> int:
-        """How many are known to be accepted: by a receipt or, of a killed sender, by arrival."""
+        """The number of accepted envelopes: by a receipt or, of a killed sender, by arrival."""
         return len(self._accepted)
 
     @property
@@ -331,7 +330,7 @@ class Ledger:
         return len(self.sent) - len(self._nothing)
 
     def is_over(self, envelopes: int) -> bool:
-        """Whether so many have a receipt and an end, no others are open, all refusals are told."""
+        """Return True if ``count`` have a receipt and an end, none is open, refusals bounced."""
         counted = self.counted
         return counted >= envelopes and self.progress == 2 * counted and not self._untold
 

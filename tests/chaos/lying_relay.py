@@ -1,12 +1,12 @@
 """A relay that tells lies: ``python -m tests.chaos.lying_relay URL DID KIND RATE STALE_FILE``.
 
-It says ``ready``. For each line on stdin, a number, it pushes so many records, RATE a second (0: as
-fast as they are read), and says in one line of JSON what it has done so far. It logs in as a peer
+It prints ``ready``. For each number on stdin it pushes so many records, RATE a second (0: as fast
+as they are read), and prints in one line of JSON what it has done so far. It logs in as a peer
 under a fresh key, and comes back under another one when it is thrown out.
 
-Rules of the file: it is as nice as a process can be: on a machine of its own it would take nothing
-from its victim. KIND ``forged``: of agents that nobody knows, each another one, in perfect form but
-for the signature; ``stale``: real ones that were newer once, from STALE_FILE.
+It yields the processor whenever it can: on a machine of its own it would take nothing from its
+victim. KIND ``forged``: records of agents that nobody knows, in perfect form but for the signature.
+KIND ``stale``: real ones that were newer once, from STALE_FILE.
 """
 
 from __future__ import annotations

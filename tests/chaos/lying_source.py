@@ -1,6 +1,6 @@
-"""A relay by hand that claims to hand an inbox over, and says whatever a test wants.
+"""A relay by hand that claims to hand an inbox over, and sends whatever a test wants.
 
-Rules of the file: it proves who it is, as any peer; nothing else that it says has to be true.
+It proves its identity as any peer does; nothing else that it sends has to be true.
 """
 
 from __future__ import annotations

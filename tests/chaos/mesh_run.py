@@ -1,11 +1,11 @@
-"""One run over a mesh: agents write across, the weather is bad, relays and stores are killed.
+"""One run over a mesh: agents write across it under network faults, relays and stores are killed.
 
-Rules of the file: as in ``chaos_run.py``. All letters are out before the last fault is healed, so
-that what happens after it is the mesh's own work: it has a minute.
+It works as ``chaos_run.py``. All envelopes are out before the last fault is healed. So what happens
+after it is the mesh's own work, and has a minute.
 
 ::
 
-    relays up, agents known everywhere ──▶ letters ‖ weather ‖ kills ──▶ one relay is alone
+    relays up, agents known everywhere ──▶ envelopes ‖ faults ‖ kills ──▶ one relay is alone
     ──all receipted──▶ heal ──≤ 60 s──▶ all ended ──▶ outboxes empty? inboxes empty? ──▶ judge
 """
 
@@ -52,7 +52,7 @@ UNHURRIED = Life(messages=(60, 200), lanes=6, rest_s=0.35)
 
 @dataclass(frozen=True, slots=True)
 class MeshPlan:
-    """What a run does.
+    """The plan of a run.
 
     Args:
         seed: of everything that is drawn.
@@ -255,7 +255,7 @@ class MeshRun:
                 self.node_kills += 1
 
     async def _watch(self) -> None:
-        """How much waits in outboxes, now and then."""
+        """Sample how much waits in outboxes."""
         while True:
             with contextlib.suppress(OSError, RelayError):
                 self.most_waiting = max(self.most_waiting, await self.relays.waiting())

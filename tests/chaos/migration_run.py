@@ -1,9 +1,9 @@
-"""Agents move house again and again, and somebody is killed at each step.
+"""Agents move again and again between two relays, and a party is killed at each step.
 
-Rules of the file: one pair of relays for all rounds. In a round all agents move to the other relay,
-one stopped behind each of its steps, and more that run into the cut; so one kill falls into all
-steps. Whoever is killed is started again at once, as a supervisor would, and nobody does anything
-else. What agents leave untaken moves on with them; every second round takes it all.
+In a round all agents move to the other relay. One is stopped behind each of its steps, and more run
+into the cut, so one kill hits all steps. A killed party is started again at once, as a supervisor
+would; nobody intervenes otherwise. Envelopes that agents leave untaken move on with them; every
+second round takes them all.
 
 ::
 
@@ -73,7 +73,7 @@ class Round:
 
 @dataclass(frozen=True, slots=True)
 class MovePlan:
-    """What a run does.
+    """The plan of a run.
 
     Args:
         seed: of everything that is drawn.
@@ -219,7 +219,7 @@ class MoveRun:
             letters.flows = on
 
     async def _start_again(self, relay: MeshRelay) -> None:
-        """What a supervisor does; a store is brought back by its node."""
+        """Start killed nodes again, as a supervisor does; a node brings its store back."""
         while True:
             if not relay.runs:
                 relay.killed_at.append(time.monotonic())
@@ -285,7 +285,7 @@ class MoveRun:
         return passed or bool(self._cuts.happened())
 
     def _last_cut(self) -> float:
-        """When the last one of this round was; or when the round began."""
+        """Return when the last one of this round was; or when the round began."""
         return max((one.at for one in self._cuts.happened()), default=self._began)
 
     def _are_stopped(self) -> bool:
@@ -301,7 +301,7 @@ class MoveRun:
         self.movers.tell(drains=False)
 
     async def _in_time(self, condition: Callable[[], bool], what: str) -> None:
-        """What has not come true is told, and the run ends: the verdict says what is missing."""
+        """Report what has not come true and end the run: the verdict names what is missing."""
         while not condition():
             after = time.monotonic() - self._last_cut()
             if after > self.plan.ends_s:
@@ -312,7 +312,7 @@ class MoveRun:
     # ------------------------------------------------------------ the truth
 
     def _open(self) -> list[str]:
-        """What was sent and has neither come to its end nor come to nothing."""
+        """Return what was sent and has neither come to its end nor come to nothing."""
         ledger = self.ledger
         answered = {(item.agent, item.eid) for item in (*ledger.answers, *ledger.ended)}
         told = {item.eid for item in ledger.bounces}

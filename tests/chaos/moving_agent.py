@@ -1,8 +1,8 @@
 """Agents that move until they are killed: ``python -m tests.chaos.moving_agent DIR``.
 
-Rules of the file: one process, several agents. Each does what the run's goals say, step by step, by
-the wire and not by an SDK; before each step it writes down what it will do, so that after a kill it
-says the same again. What it sees it notes: a note is an entry of the ledger, with its arguments.
+One process runs several agents. Each follows the goals of the run step by step, over the wire and
+without an SDK. Before each step it writes down what it will send, so that after a kill it sends the
+same again. Each line of its journal is an entry of the ledger, with arguments.
 
 ::
 
@@ -75,7 +75,7 @@ class Noting:
         self._note = note
 
     def find(self, _: Eid) -> None:
-        """What is not known is looked at closely."""
+        """Resolve what is uncertain by asking the relays."""
 
     def see_epoch(self, *_: object) -> None:
         """Each relay has its own."""
@@ -212,7 +212,7 @@ class Mover:
             await asyncio.sleep(AGAIN_S)
 
     def _traveller(self, move: Move) -> Traveller:
-        """Says what was signed when the move began."""
+        """Return a client that sends what was signed when the move began."""
         source, target = (self._place(at).home for at in (move.source, move.target))
         me = Traveller(self._key, source, target, self._me.record)
         me.order, me.record = move.order, move.record

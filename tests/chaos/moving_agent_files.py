@@ -1,7 +1,6 @@
-"""What a mover is told and what it keeps: values in files, so that a kill loses none of them.
+"""Goals and state of moving agents as values in files, so that a kill loses none of them.
 
-Rules of the file: the run writes goals, the mover its own state; each file is replaced in one
-piece. Nothing awaits.
+The run writes the goals, the agents write their own state. Each file is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """Where one agent is to be.
+    """The relay at which one agent is to be.
 
     Args:
         at: number of the relay.
@@ -87,7 +86,7 @@ class Move:
 
     @property
     def step(self) -> str:
-        """What is next; "" = nothing."""
+        """The next step; "" = nothing."""
         return next((step for step in STEPS if step not in self.done), "")
 
 

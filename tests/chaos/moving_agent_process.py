@@ -1,7 +1,6 @@
-"""The process of the agents that move, seen from the run: its goals, its notes, its lives.
+"""The process of the moving agents, seen from the run: its goals, its journal, its lives.
 
-Rules of the file: it ends only its own child. Notes are entries of the ledger and are entered in
-their order.
+This module ends only its own child. Lines of the journal are entries of the ledger, in order.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Movers:
 
     @property
     def dids(self) -> list[Did]:
-        """Who they are."""
+        """The DIDs of the agents."""
         return [key.did for key in self.keys]
 
     # ------------------------------------------------------------ goals
@@ -93,7 +92,7 @@ class Movers:
 
     @property
     def runs(self) -> bool:
-        """Whether it is there."""
+        """True if it is there."""
         return self._child is not None and self._child.poll() is None
 
     def start(self) -> None:

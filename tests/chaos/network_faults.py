@@ -1,12 +1,12 @@
-"""Bad weather between relays: episodes of faults that are drawn from a seed, then all is well again.
+"""Network faults between relays: episodes drawn from a seed, then all is healed.
 
-Rules of the file: every kind comes once before any comes a second time. One episode at a time; it
-names whom it hits, so that a run can be told. Agents reach their relays in any weather.
+Every kind comes once before any comes a second time. Episodes do not overlap, and each names the
+relays that it hits. Agents always reach their relays.
 
 ::
 
-    calm ──▶ one way cut | lines severed | flapping | loss | resets | a relay alone ──▶ healed ──▶ calm …
-"""  # noqa: E501  a picture
+    calm ──▶ one way cut | lines severed | flapping | loss | resets | a relay alone ──▶ healed ──▶ …
+"""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FLAPS = 6
 
 
 class Sky(Protocol):
-    """What can be done to the ways between parties: by a proxy, or by a namespace."""
+    """Faults on the ways between parties: played by a proxy, or by a namespace."""
 
     def cut(self, source: str, target: str) -> None:
         """Nothing of ``source`` reaches ``target``."""

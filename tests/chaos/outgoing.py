@@ -1,8 +1,7 @@
-"""What one agent sends, until each envelope has its receipt.
+"""Envelopes that one agent sends, until each has its receipt.
 
-Rules of the file: the same bytes are submitted until their answer is definite; a receipt is
-believed only if it is signed and names what was submitted, in that order. Nothing awaits; ``now``
-is monotonic seconds.
+The agent submits the same bytes until their answer is definite. It believes a receipt only if it is
+signed and names what was submitted, in that order. Nothing awaits; ``now`` is monotonic seconds.
 """
 
 from __future__ import annotations

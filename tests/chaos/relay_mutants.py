@@ -1,7 +1,7 @@
 """Relays that break one promise each: ``python -m tests.chaos.relay_mutants NAME``.
 
-A mutant is the real relay without one promise, as a plausible bug would leave it, and broken so
-often that no run can pass by luck. ``test_relay_controls.py`` says what the checker must find.
+A mutant is the real relay without one promise, as a plausible bug would leave it. It breaks the
+promise so often that no run can pass by luck. ``test_relay_controls.py`` says what must be found.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ MUTANTS: dict[str, type[RedisStore]] = {
 
 
 def isolate_nothing() -> None:
-    """What one connection does wrong, after its end too, ends the loop that serves them all."""
+    """Let a fault of one connection end the loop that serves them all, after its end too."""
 
     def spawn(self: Connection, work: Coroutine[Any, Any, None]) -> None:
         if self._tasks is None:

@@ -1,8 +1,8 @@
 """A real ``relay serve`` over its embedded store, killed and started again at the same address.
 
-Rules of the file: it ends only what it started: the relay is its own child, the store is a child of
-that relay, checked through a pidfd. ``starts`` and ``killed_at`` tell agents whether the end of a
-connection has an excuse.
+This module ends only what it started: the relay is its own child, the store is a child of that
+relay, checked through a pidfd. ``starts`` and ``killed_at`` tell agents whether a kill explains the
+end of a connection.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class RelayProcess:
 
     @property
     def runs(self) -> bool:
-        """Whether its process is there."""
+        """True if its process is there."""
         return self._child is not None and self._child.poll() is None
 
     async def metric(self, name: str) -> float:
@@ -181,12 +181,12 @@ class RelayProcess:
 
     @property
     def store_url(self) -> str:
-        """Where its store can be asked, beside the node."""
+        """The URL at which a test asks its store, beside the node."""
         return f"unix://{self._store_socket}"
 
     @property
     def _store_socket(self) -> Path:
-        """Where its store listens: beside its data, or elsewhere if that path is too long."""
+        """The socket of its store: beside its data, or elsewhere if that path is too long."""
         store = self.directory / "data" / "store"
         elsewhere = store / "store.sock.path"
         return Path(elsewhere.read_text()) if elsewhere.exists() else store / "store.sock"

@@ -1,4 +1,4 @@
-"""What a run of the kill test does, as values; a run is repeated with its seed."""
+"""The plan of a kill test as values; its seed repeats a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAST_MOMENT = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run does.
+    """The plan of a run.
 
     Args:
         seed: of everything that is drawn.
@@ -73,7 +73,7 @@ class Plan:
 
 
 def quick(seed: int) -> Plan:
-    """What CI runs."""
+    """Return what CI runs."""
     return Plan(seed)
 
 

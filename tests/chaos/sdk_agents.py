@@ -1,7 +1,7 @@
 """Agents as a program would write them, over the SDK; each lives several short lives.
 
-Rules of the file: nothing of the wire; an agent believes what the SDK shows it, enters that in the
-ledger, and lets some messages go without an answer, so that they must come again, marked.
+They know nothing of the wire. An agent believes the SDK and enters what it shows into the ledger.
+It leaves some messages without an answer, so that they must come again, marked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Life:
-    """How an agent lives: messages until it ends, and the share of them it never answers.
+    """The habits of an agent: messages until it ends, and the share that it never answers.
 
     It sends ``lanes`` envelopes at once; each lane rests ``rest_s`` after one.
     """

@@ -1,7 +1,6 @@
-"""Senders that go on while their recipients move: stale ones, and one who goes to both relays.
+"""Senders that go on while their recipients move: stale ones, and one that uses both relays.
 
-Rules of the file: a stale sender knows its own relay and nothing else; it never looks where its
-recipient lives. What it is told is entered in the ledger as ever.
+A stale sender knows its own relay and nothing else; it never looks up its recipient's home.
 """
 
 from __future__ import annotations

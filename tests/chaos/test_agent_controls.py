@@ -1,7 +1,7 @@
-"""Negative controls of the agents that are killed: what their SDK forgets must be found.
+"""Negative controls of the agents that are killed: the checker finds what their SDK forgets.
 
-Rules of the file: each control stands beside the same story with the real SDK and its state file,
-which is found to be true. Nothing is left to chance: a kill waits until what it must hit is there.
+Each control stands beside the same story with the real SDK and its state file, which is found to be
+clean. Nothing is left to chance: a kill waits until its target is in place.
 """
 
 from __future__ import annotations

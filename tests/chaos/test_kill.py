@@ -49,7 +49,7 @@ async def the_truth_comes_out(plan: Plan, directory: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _shown_on_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """Why the SDK lost its connections."""
+    """Show in a failure why the SDK lost its connections."""
     caplog.set_level(logging.INFO, "relay.client")
 
 

@@ -47,7 +47,7 @@ async def the_truth_comes_out(plan: MeshPlan, directory: Path) -> MeshRun:
 
 @pytest.fixture(autouse=True)
 def _shown_on_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """Why the SDK lost its connections."""
+    """Show in a failure why the SDK lost its connections."""
     caplog.set_level(logging.INFO, "relay.client")
 
 

@@ -1,7 +1,7 @@
-"""A flood of forged or stale records: none is kept, and honest agents hardly notice it.
+"""A flood of forged or stale records: none is stored, and honest agents hardly notice it.
 
-Rules of the file: latency before and while is measured in one run, with the same load; the flood
-comes from another process, as fast as the relay reads.
+One run measures latency before and during the flood, with the same load. The flood comes from
+another process, as fast as the relay reads.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Honest:
             await message.ack()
 
     async def during(self, work: Awaitable[T]) -> tuple[T, list[float]]:
-        """What a piece of work gives, and how late was what arrived meanwhile."""
+        """Return what a piece of work gives, and how late was what arrived meanwhile."""
         self.late_s.clear()
         done = await work
         return done, list(self.late_s)
@@ -136,7 +136,7 @@ async def liar(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a flood came to."""
+    """The result of a flood."""
 
     said: dict[str, int]
     stored: int
@@ -195,7 +195,7 @@ async def flooded(
 async def test_of_20_000_lies_none_is_kept_and_honest_agents_go_on(
     tmp_path: Path, kind: str
 ) -> None:
-    """How late their mail is, is measured by the long form: seconds say little about latency."""
+    """The long form measures how late their mail is: seconds say little about latency."""
     found = await flooded(kind, QUICK, tmp_path)
     assert found.said["pushed"] == 20_000
     assert found.stored == 0

@@ -1,7 +1,7 @@
-"""What waits for another relay: a poison envelope blocks nobody, and an outbox is bounded.
+"""Queues for another relay: a poison envelope blocks nobody, and an outbox is bounded.
 
-Rules of the file: the other relay is out of reach while the queue is made; what counts begins when
-it is within reach again.
+The other relay is out of reach while the queue is made. What counts begins when it is within reach
+again.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ async def queue_behind_poison(two: Pair) -> tuple[float, list[Bounce]]:
 
 
 async def _link(two: Pair) -> float | None:
-    """When the link is seen to stand."""
+    """Return when the link is seen to stand."""
     peers = await two.mesh[0].peers()
     return time.monotonic() if all(one["linked"] for one in peers) else None
 
@@ -130,7 +130,7 @@ async def test_a_courier_that_tries_for_ever_is_found_to_block_the_queue(tmp_pat
 
 
 async def overfill(two: Pair) -> list[tuple[ErrorCode, str | None]]:
-    """What Alice is told of three times what an outbox takes from her."""
+    """Return what Alice is told of three times what an outbox takes from her."""
     two.part()
     said = []
     async with Agent.open(two.alice, two.mesh[0].url) as alice:

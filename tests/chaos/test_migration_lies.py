@@ -1,7 +1,7 @@
-"""What liars on either side, and strangers, can do to an agent that moves: delay, and marks.
+"""Liars on either side, and strangers, can delay a migration and cause marks, nothing else.
 
-Rules of the file: the honest relay is a real one over real sockets; who lies is a relay by hand, or
-a real one with a promise taken out. Nothing that anybody was promised may be lost by a lie.
+The honest relay is a real one over real sockets. The liar is a relay by hand, or a real one without
+one promise. No lie may lose anything that was promised.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ LIES = ["signs-with-another-key", "names-another-handoff", "names-no-handoff"]
 async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
     tmp_path: Path, lie: str
 ) -> None:
-    """What waits stays at the source; a target that becomes honest gets all of it."""
+    """Envelopes stay at the source; a target that becomes honest gets all of them."""
     mutant = ("-m", "tests.chaos.kill_points_relay", "relay1", str(tmp_path), lie)
     sender, key = new_key(), new_key()
     async with mesh(2, tmp_path, arguments={1: mutant}) as relays:

@@ -1,4 +1,4 @@
-"""What the mesh tests stand on: faults happen, and only those that were asked for."""
+"""The faults of the mesh tests happen, and no others."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUIET_S = 0.4
 
 
 class Echo(asyncio.Protocol):
-    """Says back what it hears."""
+    """Send back what arrives."""
 
     lines: ClassVar[set[asyncio.Transport]] = set()
 
@@ -38,7 +38,7 @@ class Echo(asyncio.Protocol):
 
 @contextlib.asynccontextmanager
 async def echo() -> AsyncIterator[int]:
-    """Gives the port of an echo."""
+    """Yield the port of an echo server."""
     server = await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0)
     async with server:
         yield server.sockets[0].getsockname()[1]
@@ -142,7 +142,7 @@ while True:
 
 
 async def says(address: str, *within: str) -> bool:
-    """Whether a talker there answers within a second, when dialled from a namespace."""
+    """Return True if a talker there answers within a second, when dialled from a namespace."""
     code = (
         "import socket, sys; s = socket.create_connection((sys.argv[1], 7000), 1); "
         "s.settimeout(1); s.sendall(b'hi'); sys.exit(s.recv(9) != b'hi')"

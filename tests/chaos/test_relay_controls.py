@@ -1,7 +1,7 @@
 """Negative controls: the checker of the kill test must find each lie of a relay that tells one.
 
-Rules of the file: a control cannot pass by luck: the mutant lies so often, or the kill falls where
-so much is at risk, that some of it must show.
+A control cannot pass by luck: the mutant lies so often, or the kill falls where so much is at risk,
+that some of it must show.
 """
 
 from __future__ import annotations

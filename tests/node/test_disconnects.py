@@ -1,7 +1,7 @@
 """A client hangs up at every turn of the event loop between its frame and the answer to it.
 
-Rules of the file: node and client share a loop, and the store takes turns of it for each call. So
-each moment at which something of the node waits is one at which a client here is gone.
+Node and client share a loop, and the store takes turns of it for each call. So at each moment at
+which something of the node waits, one client here is gone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Visits every world that a model or the real code can get into.
+"""Exhaustive search: visit every world that a model or the real code can get into.
 
-A model gives a first world and a function from a world to its moves: (what happens, the world
+A model has a first world and a function from a world to its moves: (what happens, the world
 after, the promise it broke or None). Besides broken promises this finds worlds that can never
 again come to a good end, however the story goes on.
 """
@@ -18,7 +18,7 @@ Move = tuple[str, World, str | None]
 
 @dataclass
 class Found(Generic[World]):
-    """What a search came to.
+    """The result of a search.
 
     Args:
         broken: the promise that broke first, and ``told``, the shortest story of it.
@@ -45,7 +45,7 @@ class _Search(Generic[World]):
         self.before: list[list[int]] = [[]]
 
     def reach(self, world: World, source: int, what: str) -> bool:
-        """Whether it is new."""
+        """Return True if it is new."""
         known = self.number.get(world)
         if known is None:
             self.number[world] = len(self.came_from)

@@ -78,7 +78,7 @@ STUCK = "stuck"
 
 @dataclass(frozen=True)
 class Rules:
-    """What the world may do, and which parts of the code are broken on purpose."""
+    """The events of a world, and the parts of the code that are broken on purpose."""
 
     relays: int = 2
     envelopes: int = 1
@@ -113,7 +113,7 @@ class Rules:
 
 
 class Relay(NamedTuple):
-    """What one relay's store holds.
+    """The content of one relay's store.
 
     Args:
         side: as it was last written; None: never.
@@ -500,7 +500,7 @@ class Moves:
         yield what, self.merged(world, place, newest, settle=not self.rules.gap), None
 
     def _leave(self, world: World) -> World:
-        """What a closed session still brings never reaches the handler."""
+        """Return what a closed session still brings never reaches the handler."""
         late = self.is_mutant("frames of a closed session")
         return world._replace(at=None) if late else _gone(world)
 
@@ -626,7 +626,7 @@ class Moves:
                 yield f"R{place} to R{peer}: {short(page)}", then, None
 
     def courier(self, world: World, place: int, relay: Relay) -> Iterator[Move]:
-        """What waits at a relay that is no home goes to the one that is."""
+        """Return what waits at a relay that is no home goes to the one that is."""
         box, peer = relay.box, self._goes_to(relay)
         if box.holding is not InboxRole.FORWARDING or peer is None or not box.live:
             return
@@ -806,7 +806,7 @@ def _begin(place: int, relay: Relay) -> MigrationSide:
 
 
 def digest(side: MigrationSide, box: Box | RealBox) -> tuple[DigestPage, ...]:
-    """What a mover says, an id a page."""
+    """Return what a mover says, an id a page."""
     assert side.handoff is not None
     ids, floor = box.doubts()
     parts = ids or [b""]

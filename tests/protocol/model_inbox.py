@@ -1,7 +1,7 @@
-"""An inbox beside a hand-off, as small as it can be: what the store does, in values.
+"""The smallest possible inbox beside a hand-off: the effects of a store, as values.
 
-It marks no more than a store must: single envelopes, where a store marks all up to one. What it
-follows are the rules of :mod:`relay.reference.inbox` and of ``HandoffStore.change_handoff``.
+It marks no more than a store must: single envelopes, where a store marks all up to one. It follows
+the rules of :mod:`relay.reference.inbox` and of ``change_handoff.lua``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Box(NamedTuple):
         return self._replace(live=frozenset((eid, old or eid in eids) for eid, old in self.live))
 
     def readable(self) -> dict[Eid, bool]:
-        """What may be handed to the session now, and whether marked."""
+        """Return what may be handed to the session now, and whether marked."""
         return {eid: self.is_marked(eid) for eid in self.eids - self.given}
 
     # ------------------------------------------------------------ what comes and goes
@@ -131,7 +131,7 @@ class Box(NamedTuple):
         return self.close()._replace(session=who)
 
     def close(self) -> Box:
-        """What it was given is marked, as nobody knows what became of it."""
+        """Return what it was given is marked, as nobody knows what became of it."""
         return self.mark(self.given)._replace(session="", given=NO_EIDS)
 
     def give(self, eid: Eid) -> Box:
@@ -140,7 +140,7 @@ class Box(NamedTuple):
     # ------------------------------------------------------------ hand-offs
 
     def hold(self, holding: InboxRole) -> Box:
-        """What a record alone does to an inbox that no side is written of."""
+        """Return what a record alone does to an inbox that no side is written of."""
         return self if self.holding is holding else self.close()._replace(holding=holding)
 
     def change(self, before: MigrationSide, step: Transition) -> Box:
@@ -163,7 +163,7 @@ class Box(NamedTuple):
         return box
 
     def doubts(self) -> tuple[list[bytes], int]:
-        """What a digest says: ids that the agent may have seen, and a floor of forgotten ones."""
+        """Return a digest: ids that the agent may have seen, and a horizon of forgotten ones."""
         told = {eid for eid, fate in self.fates if fate in TOLD}
         marked = {eid for eid, _ in self.live if self.is_marked(eid)}
         ids = sorted(packed(eid) for eid in told | marked)
@@ -181,7 +181,7 @@ def ends_session(holding: InboxRole | None, before: MigrationSide, step: Transit
 
 
 def real(eid: Eid) -> Eid:
-    """What a store calls it."""
+    """Return what a store calls it."""
     return Eid(b64encode(hashlib.sha256(eid.encode()).digest()))
 
 

@@ -1,7 +1,7 @@
 """PeerPair: two relays' state machines against each other, one dialled by the other.
 
-Rules of the file: nothing runs by itself; frames wait on the link as bytes until the test moves
-them, so it can lose, alter and reorder them.
+Nothing runs by itself. Frames wait on the link as bytes until the test moves them, so it can lose,
+alter and reorder them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""The inbox of ``model_inbox.py``, but the real one: :mod:`relay.reference.inbox` behind the same
-questions.
+"""The real inbox (:mod:`relay.reference.inbox`) behind the interface of ``model_inbox.py``.
 
-Two inboxes are one state where nothing that happens later can tell them apart: fences and seqs
-grow for ever, and are left out.
+Two inboxes are one state where no later event can tell them apart: fences and seqs grow for ever,
+and are left out.
 """
 
 from __future__ import annotations
@@ -80,7 +79,7 @@ _asked: dict[tuple[Any, ...], Any] = {}
 
 
 def forget_all() -> None:
-    """What was asked before, and its answers: the code behind them is another now."""
+    """Forget cached answers: a test has replaced the code behind them."""
     _asked.clear()
 
 
@@ -149,7 +148,7 @@ class RealBox:
         return next(seq for seq, item in self.box.live.items() if named(item) == eid)
 
     def _has_mark(self, eid: Eid) -> bool:
-        """Whether it is marked, or may be in the hands of the session that goes on."""
+        """Return True if it is marked, or may be in the hands of the session that goes on."""
         assert self.box is not None
         seq = self._seq(eid)
         return self.box.is_marked(seq, self.box.live[seq])
@@ -158,7 +157,7 @@ class RealBox:
         return self._has_mark(eid)
 
     def readable(self) -> dict[Eid, bool]:
-        """What may be handed to the session now, and whether marked: by a real read."""
+        """Return what may be handed to the session now, and whether marked: by a real read."""
         if self.box is None or self.box.session is None:
             return {}
         after = max((self._seq(eid) for eid in self.given), default=Seq(0))
@@ -222,7 +221,7 @@ class RealBox:
         return RealBox(self.box, self.session, self.given | {eid}, floor=self.floor)
 
     def hold(self, holding: InboxRole) -> RealBox:
-        """What a record alone does to an inbox that no side is written of."""
+        """Return what a record alone does to an inbox that no side is written of."""
 
         def by(box: Inbox) -> RealBox:
             if self.box is None:
@@ -257,7 +256,7 @@ class RealBox:
         return self._step("change", before.handoff, step, by=by)  # type: ignore[no-any-return]
 
     def doubts(self) -> tuple[list[bytes], int]:
-        """What a digest says."""
+        """Return what a digest says."""
         if self.box is None:
             return [], -1
         return handoff.doubts(self.box), handoff.floor(self.box)
@@ -272,7 +271,7 @@ _NAMES: dict[Eid, Eid] = {}
 
 
 def named(item: StoredEnvelope) -> Eid:
-    """What the world calls it."""
+    """Return what the world calls it."""
     return _NAMES[item.eid]
 
 

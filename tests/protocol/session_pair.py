@@ -1,9 +1,9 @@
 """SessionPair: both ends of a conversation on a link that can fail, over one real inbox.
 
-Rules of the file: nothing here runs by itself. An effect of a state machine waits in ``todo`` until
-the test carries it out, its answer waits in ``results`` until the test brings it back, a frame
-waits on the link, a hint waits in ``hints``; so a test (or dice) can delay, reorder and lose each.
-Whatever the relay hands over is compared with the promises R1, R2 and R4 at that very moment.
+Nothing runs by itself. An effect of a state machine waits in ``todo`` until the test carries it
+out. Its answer waits in ``results`` until the test brings it back. Frames wait on the link, and
+hints in ``hints``. So a test (or dice) can delay, reorder and lose each of them. The world compares
+whatever the relay hands over with the promises R1, R2 and R4, at that very moment.
 
 ::
 

@@ -1,6 +1,6 @@
-"""A courier's decisions under any sequence of answers, losses, crashes and moves (S1, R1, R6).
+"""A forwarder's decisions under any sequence of answers, losses, crashes and moves (S1, R1, R6).
 
-The world knows what each relay truly has; the courier only what it was told.
+The world knows what each relay truly has; the forwarder knows only the answers that reached it.
 """
 
 from __future__ import annotations
@@ -87,12 +87,12 @@ ANSWERS = ["inbox"] * 4 + ["weak", "outbox", "permanent", "temporary", "unknown"
 
 
 class BrokenPromiseError(AssertionError):
-    """What a relay promises does not hold."""
+    """A promise of a relay does not hold."""
 
 
 @dataclass
 class Relay:
-    """What another relay truly has, and for what it gave a receipt that counts."""
+    """The envelopes that another relay has, and those with a receipt that counts."""
 
     did: Did
     has: dict[Eid, bool] = field(default_factory=dict)
@@ -510,7 +510,7 @@ class Blunt(ForwardWindow):
 
 
 class Jumbled(ForwardWindow):
-    """What is left goes behind what is ready."""
+    """Puts what is left behind what is ready."""
 
     def _put_back(self, items):
         self._in_flight = []

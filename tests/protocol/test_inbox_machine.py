@@ -81,7 +81,7 @@ windows = st.sampled_from(WINDOWS)
 
 @dataclass
 class Known:
-    """What the outside knows of one stored envelope."""
+    """The outside's knowledge of one stored envelope."""
 
     item: StoredEnvelope
     seq: int
@@ -275,7 +275,7 @@ class InboxMachine(RuleBasedStateMachine):
         self._bounced(ended, intents, "ugly")
 
     def _told(self, was: int, upto: int) -> None:
-        """What the agent did not end itself is forgotten only after it was told."""
+        """The inbox forgets what others ended only after the agent knows of it."""
         for known in self.known.values():
             if was < known.seq <= self.inbox.cursor and known.ended in {
                 Reason.EXPIRED,
@@ -484,7 +484,7 @@ class Chatty(Inbox):
 
 
 class Miserly(Inbox):
-    """Gives no quota back."""
+    """Returns no quota."""
 
     def _count(self, item, sign):
         super()._count(item, abs(sign))

@@ -102,7 +102,7 @@ def test_so_it_is_far_further_out(story: str):
 
 
 def forgets_no_more(patch: pytest.MonkeyPatch) -> None:
-    """What was handed over is remembered like all else."""
+    """The inbox remembers an envelope that it handed over like any other."""
     was = Holdings.answer
 
     def answer(self: Holdings, item: Any) -> Any:
@@ -115,7 +115,7 @@ def forgets_no_more(patch: pytest.MonkeyPatch) -> None:
 
 
 def ends_for_a_word(patch: pytest.MonkeyPatch) -> None:
-    """What another relay has named is a duplicate."""
+    """An id that another relay has named is a duplicate."""
     was = Holdings.answer
 
     def answer(self: Holdings, item: Any) -> Any:
@@ -133,7 +133,7 @@ def marks_nothing_at_the_end(patch: pytest.MonkeyPatch) -> None:
 
 
 def refuses_by_anothers_floor(patch: pytest.MonkeyPatch) -> None:
-    """What another relay has forgotten is turned away, as what this one has."""
+    """The inbox refuses ids that another relay has forgotten, like its own."""
 
     def learn(box: Inbox, floor: int) -> None:
         box.dedupe.floor = max(box.dedupe.floor, floor)
@@ -178,7 +178,7 @@ def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
 
 
 def marks_nothing_forgotten(patch: pytest.MonkeyPatch) -> None:
-    """What waits here, and is forgotten, is not marked for a digest that may name it."""
+    """A digest marks no envelope whose id this inbox has forgotten."""
     was = handoff.learn_doubts
 
     def learn(box: Inbox, doubts: bytes, most: int) -> None:

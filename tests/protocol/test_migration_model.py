@@ -41,7 +41,7 @@ Entry = tuple[int, bool]
 
 @dataclass(frozen=True)
 class Rules:
-    """What keeps the promises; each may be switched off. Below, how far to look."""
+    """The rules that keep the promises; each may be switched off. Below, how far to look."""
 
     delete_after_receipt: bool = True
     """The source deletes what the target has."""

@@ -44,7 +44,7 @@ TWICE, UNNAMED = "bounced twice", "deleted for a relay that no record names"
 
 @dataclass(frozen=True)
 class Rules:
-    """What keeps the promises; each may be switched off. Below, what may happen."""
+    """The rules that keep the promises; each may be switched off. Below, the events."""
 
     bound: bool = True
     """Every page, digest and receipt is of the current hand-off, or changes nothing."""
@@ -107,7 +107,7 @@ class Digest(NamedTuple):
 
 
 class Message(NamedTuple):
-    """What is under way; ``says`` is a digest, or the mark of a copy or receipt."""
+    """A message under way; ``says`` is a digest, or the mark of a copy or receipt."""
 
     kind: str
     source: int
@@ -194,7 +194,7 @@ class World(NamedTuple):
         return self.records[-1]
 
     def names(self, place: int) -> int:
-        """Whom the newest record that a relay holds names."""
+        """Return whom the newest record that a relay holds names."""
         return self.records[self.relays[place].record]
 
     def delivers(self, place: int) -> bool:
@@ -253,7 +253,7 @@ class Moves:
                 yield from self.die(world, place)
 
     def _owed(self, world: World) -> bool:
-        """Whether somebody has a receipt that binds. A liar may lose what it alone receipted."""
+        """Return True if a receipt binds. A liar may lose what it alone receipted."""
         return bool(world.receipts - ({0} if self.rules.liar else set()))
 
     def _lost(self, world: World) -> str | None:

@@ -1,8 +1,8 @@
-"""Two inboxes whose agents come and go, over the outboxes of two peers: the books are kept.
+"""Two inboxes whose agents come and go, over the outboxes of two peers: the accounts balance.
 
-Every rule is one atomic step of a store. What is checked: an envelope has one end; nobody but the
-agent at home, or the courier while it is away, ends anything; what waits is counted once, under one
-peer, and is always due; an agent is never shown unmarked what a session before it was handed.
+Every rule is one atomic step of a store. An envelope has one end. Only the agent at home ends
+anything, or the forwarder while it is away. What waits is counted once, under one peer, and is
+always due. No agent is shown unmarked what a session before it was handed.
 """
 
 from __future__ import annotations
@@ -322,7 +322,7 @@ class NeverDue(Inbox):
 
 
 class CountsTwice(Inbox):
-    """What waits for another peer is still counted where it was."""
+    """Counts envelopes that wait for another peer where they were before."""
 
     def _wait_for(self, outbox: Any) -> None:
         self.away.outbox = None
@@ -330,7 +330,7 @@ class CountsTwice(Inbox):
 
 
 class Unmarked(Inbox):
-    """What the session that ended was handed is shown to the next one as new."""
+    """Shows the next session, as new, what the one before was handed."""
 
     def end_session(self) -> Any:
         handed = self.handed
@@ -340,7 +340,7 @@ class Unmarked(Inbox):
 
 
 class ForgetsWho(Inbox):
-    """What was forwarded looks like acked."""
+    """A forwarded envelope looks like an acked one."""
 
     def _end(self, seq: Seq, reason: Any, forwarded: Any = None) -> Any:
         del forwarded

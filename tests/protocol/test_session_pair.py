@@ -359,7 +359,7 @@ def at_phase(phase: str) -> tuple[World, SessionPair]:
 
 
 def check_said(effects: Sequence[Any]) -> None:
-    """What one end says, the other can read; and an end is said once."""
+    """Each end can read every frame of the other, and an end is sent once."""
     for effect in effects:
         if isinstance(effect, Send):
             frames.parse(frames.encode(effect.frame), "relay")

@@ -114,7 +114,7 @@ SLOTS = tuple(one.name for one in fields(Inbox))
 
 @dataclass(frozen=True)
 class Scope:
-    """How far to look, and with which classes."""
+    """The size of a search, and its classes."""
 
     messages: int = 2
     sessions: int = 2
@@ -403,7 +403,7 @@ def test_no_order_of_moves_breaks_a_promise(scope: Scope, at_least: int):
 
 
 class Forgetful(InboxDelivery):
-    """What is committed while an empty page is under way is left to the next hint."""
+    """A commit during an empty page is left to the next hint."""
 
     def _nothing_new(self, page, now):
         return self._retry(now) if page.head > page.upto else []

@@ -1,8 +1,8 @@
 """The examples and tables of docs/, made by the code that they describe.
 
-Rules of the file: every key, time and nonce is fixed, so the same code gives the same bytes. A
-block in the docs that follows ``<!-- example: NAME -->`` is one of these; ``python -m
-tests.support.doc_examples`` writes them anew, and tests/unit/test_docs.py compares.
+Every key, time and nonce is fixed, so the same code makes the same bytes. A block in the docs after
+``<!-- example: NAME -->`` is one of these. ``python -m tests.support.doc_examples`` writes them
+again, and tests/unit/test_docs.py compares.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ PLAIN: Final = message(7, b"hello, bob", "text/plain; charset=utf-8")
 
 
 def sealed() -> tuple[bytes, SignedEnvelope]:
-    """What is inside, and the envelope; as ``crypto_box_seal``, but with a fixed ephemeral key."""
+    """Return the inner part and the envelope: ``crypto_box_seal`` with a fixed ephemeral key."""
     made = new_message_id(NOW, lambda count: bytes([9]) * count)
     inside = jws.dumps(
         {
@@ -226,7 +226,7 @@ def information() -> str:
 
 
 def between_relays() -> dict[str, str]:
-    """What a relay says to one that it dialled, and is told."""
+    """Return what a relay and the relay that it dialled send to each other."""
     index = Index()
     order = endpoint_record.parse(record()).version
     index.put(BOB.agent_key, order)
@@ -279,7 +279,7 @@ def statement() -> str:
 
 
 def moving() -> dict[str, str]:
-    """What an agent and two relays say while its inbox moves."""
+    """Return what an agent and two relays say while its inbox moves."""
     handoff = migration_order.parse(order()).id
     key, eid = envelope.dedupe_key(ALICE.did, PLAIN.id), jws.b64decode(PLAIN.eid)
     doubt = (int(NOW) // 3600).to_bytes(4) + key + eid[:16]

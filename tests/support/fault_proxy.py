@@ -1,7 +1,7 @@
 """A TCP proxy before one relay, on which :mod:`tests.support.link_faults` are played.
 
-Rules of the file: who dials is found out by who owns the other end of the socket (Linux, loopback),
-so that one origin serves all, and each pair has ways of its own. Nothing is parsed.
+The owner of the other end of the socket tells who dials (Linux, loopback). So one origin serves all
+diallers, and each pair has ways of its own. The proxy parses nothing.
 
 ::
 
@@ -135,7 +135,7 @@ def _hard(one: socket.socket) -> None:
 
 
 def owner_of(port: int, to: int, pids: Mapping[str, int]) -> str | None:
-    """Which of these processes has the connection from ``port`` to ``to`` of 127.0.0.1."""
+    """Return the process that owns the connection from ``port`` to ``to`` of 127.0.0.1."""
     inode = _inode_of(port, to)
     if inode is None:
         return None

@@ -1,9 +1,9 @@
-"""How several workers share one machine: lanes, tests that need it alone, and time limits.
+"""Lanes: several workers share one machine, and some tests need it alone.
 
 ``./run test -n 4 --dist loadgroup`` has these lanes:
 
-- The kill tests (tests/chaos) run one after the other on one worker. They mostly wait, and what
-  they demand of time is generous.
+- The kill tests (tests/chaos) run one after the other on one worker. They mostly wait, and their
+  time limits are generous.
 - A test marked ``alone`` measures, floods or fills. While it runs, no other worker of the run does.
   Such tests are a lane, too, so that they keep the machine from the first one to the last.
 - The other workers share all the rest, test by test.

@@ -1,11 +1,11 @@
-"""What may go wrong on the way between two relays, as values that a test changes while bytes flow.
+"""Faults on the way between two relays, as values that a test changes while bytes flow.
 
-Rules of the file: a fault never changes a byte and never leaves one out: TCP would not either. What
-is lost comes later, as a resend would; what is cut waits until it is healed or the line is reset.
+A fault never changes a byte and never drops one, as TCP would not either. Lost bytes come later, as
+a resend would bring them. Cut bytes wait until the way is healed or the line is reset.
 
 ::
 
-    Faults.way("a", "b") ──▶ Way: what a says reaches b …  … late, with stalls, or not at all
+    Faults.way("a", "b") ──▶ Way: a's bytes reach b …  … late, with stalls, or not at all
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Way:
 
     @property
     def is_cut(self) -> bool:
-        """Whether nothing gets through."""
+        """True if nothing gets through."""
         return not self._open.is_set()
 
     def cut(self) -> None:
@@ -75,7 +75,7 @@ class Faults:
         self._lines: dict[Callable[[], None], tuple[str, str]] = {}
 
     def way(self, source: str, target: str) -> Way:
-        """What ``source`` says to ``target``."""
+        """Return what ``source`` says to ``target``."""
         return self._ways.setdefault((source, target), Way())
 
     def cut(self, source: str, target: str) -> None:

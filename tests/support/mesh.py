@@ -1,8 +1,8 @@
-"""A mesh of real relays: each a process over a store of its own, with a key that is known before.
+"""A mesh of real relays: each a process over a store of its own, with a key known in advance.
 
-Rules of the file: a relay keeps its origin over all its lives. Behind a proxy its public origin is
-the proxy's, since a dialler refuses a relay that names another origin than was dialled. Every wait
-has a deadline. What a relay says of its peers is asked at its admin bind, as an operator would.
+A relay keeps its origin over all its lives. Behind a proxy its public origin is the proxy's, since
+a dialler refuses a relay that names another origin than was dialled. Tests ask a relay about its
+peers at its admin listener, as an operator would. Every wait has a deadline.
 
 ::
 
@@ -89,11 +89,11 @@ class MeshRelay(RelayProcess):
         self._settings.update(settings)
 
     async def admin_get(self, path: str) -> Any:
-        """What its operator is told."""
+        """Return an answer of its operator's API."""
         return await asyncio.to_thread(_ask, f"{self.admin}{path}")
 
     async def admin_post(self, path: str, body: object) -> Any:
-        """What its operator asks for."""
+        """Return what its operator asks for."""
         return await asyncio.to_thread(_ask, f"{self.admin}{path}", jose.dumps(body))
 
     async def peers(self) -> list[dict[str, Any]]:
@@ -253,7 +253,7 @@ def _ask(url: str, body: bytes | None = None) -> Any:
 
 
 async def knows(relay: RelayProcess, did: Did) -> bool:
-    """Whether an agent's record lies in a relay's own store; nobody else is asked."""
+    """Return True if an agent's record lies in a relay's own store; nobody else is asked."""
     return await asyncio.to_thread(_is_known, f"{relay.url}/v1/agents/{did}")
 
 

@@ -1,6 +1,6 @@
-"""The steps of a move over plain HTTP, as an agent takes them; for tests that stop between any two.
+"""The steps of a migration over plain HTTP, for tests that stop between any two of them.
 
-Rules of the file: a refusal is an :class:`AgentError` with its code; nothing is repeated here.
+A refusal raises :class:`AgentError` with its code. Nothing is repeated here.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class Traveller:
                 return items
 
     async def find(self, items: list[list[Any]]) -> list[str]:
-        """What became of these at the target."""
+        """Return what became of these at the target."""
         states: list[str] = []
         for at in range(0, len(items), 1024):
             asked = [[hour, key, eid] for _, eid, hour, key, *_ in items[at : at + 1024]]

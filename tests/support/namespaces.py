@@ -1,8 +1,8 @@
 """Parties in network namespaces of their own, joined by a bridge, with real faults by nftables.
 
-Rules of the file: needs root, ``ip`` and ``nft``; :func:`why_missing` says what is not there. All
-names begin with ``rly`` and this process's id, so that nothing of anybody else is touched; of this
-process's own namespace only one veth pair is used. Namespaces end with the block, whatever happens.
+They need root, ``ip`` and ``nft``; :func:`why_missing` names what is missing. All names begin with
+``rly`` and this process's id, so nothing of another program is touched. This process's own
+namespace gets only one veth pair. Namespaces end with the block, whatever happens.
 
 ::
 
@@ -25,7 +25,7 @@ _numbers = itertools.count(os.getpid() % 200)
 
 
 def why_missing() -> str | None:
-    """Why namespaces cannot be made here; None = they can."""
+    """Return why namespaces cannot be made here; None = they can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
     gone = [tool for tool in TOOLS if shutil.which(tool) is None]
@@ -60,7 +60,7 @@ class Namespaces:
         self._hub = f"{self._prefix}hub"
 
     def address(self, name: str) -> str:
-        """Where a party lives."""
+        """Return where a party lives."""
         return f"10.213.{self.number}.{FIRST_HOST + self.names.index(name)}"
 
     def command(self, name: str) -> tuple[str, ...]:

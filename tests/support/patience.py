@@ -1,4 +1,4 @@
-"""How long tests wait for what must come: one factor for slow or busy machines.
+"""Deadlines of tests, scaled by one factor for slow or busy machines.
 
 A deadline here is no measurement. It only turns a hang into a failure that says what did not come,
 so it may grow with the load: ``TEST_SLOWNESS=3`` allows three times as long, everywhere. What a

@@ -1,10 +1,9 @@
 """Ports that no other test, worker or program on this machine gets.
 
-A port is taken from below the range that the kernel hands out by itself. So neither ``bind`` to
-port 0 nor an outgoing connection can take it while a test has closed it, kills its server and
-starts it again. Test processes share a directory of lock files: a port belongs to the process that
-holds its lock, until that process ends. On entry nobody listens on a port; the address does not
-matter.
+A port is taken from below the range that the kernel hands out by itself. So no other program gets
+it by ``bind`` to port 0, or by connecting, while its server is down. Test processes share a
+directory of lock files: a port belongs to the process that holds its lock, until that process ends.
+At first nobody listens on a port.
 """
 
 from __future__ import annotations

@@ -42,14 +42,14 @@ SLOTS = 16384
 
 
 def why_missing(binary: str = DEBIAN) -> str | None:
-    """Why a test that needs ``binary`` must be skipped; None = it is there."""
+    """Return why a test that needs ``binary`` must be skipped; None = it is there."""
     if shutil.which(binary) is None:
         return f"{binary} is not installed (Debian: apt-get install redis-server)"
     return None
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this id runs (a zombie does not)."""
+    """Return True if a process of this id runs (a zombie does not)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
@@ -91,7 +91,7 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        """What a Redis client is given."""
+        """The URL for a Redis client."""
         if self.port is not None:
             return f"redis://127.0.0.1:{self.port}/0"
         return f"unix://{self.directory / 'redis.sock'}"
@@ -187,7 +187,7 @@ class RedisCluster:
 
     @property
     def url(self) -> str:
-        """What a Cluster client is given."""
+        """The URL for a client of a cluster."""
         return self.nodes[0].url
 
     async def start(self) -> None:
