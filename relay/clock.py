@@ -1,4 +1,4 @@
-"""The only reader of time and randomness."""
+"""The only reader of time and randomness; everything pure gets them as arguments."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ T = TypeVar("T")
 
 
 def now() -> Timestamp:
-    """Wall clock, Unix seconds: for what is signed or stored."""
+    """Return the wall clock, Unix seconds: for what is signed or stored."""
     return Timestamp(time.time())
 
 
 def monotonic() -> Timestamp:
-    """Seconds that never step: for deadlines and timers inside one process."""
+    """Return seconds that never step: for deadlines and timers inside one process."""
     return Timestamp(time.monotonic())
 
 
 def cpu() -> float:
-    """Seconds of processor time that this thread has used."""
+    """Return the seconds of processor time that this thread has used."""
     return time.thread_time()
 
 
 def entropy(count: int) -> bytes:
-    """``count`` bytes fit for keys, nonces and fences."""
+    """Return ``count`` random bytes, fit for keys, nonces and fences."""
     return secrets.token_bytes(count)
 
 
-def share() -> float:
-    """A random number in [0.0, 1.0): spreads, guards nothing."""
+def random_fraction() -> float:
+    """Return a random number in [0.0, 1.0), for spreading load; it protects nothing."""
     return random.random()  # noqa: S311  not a secret
 
 
-def pick(things: Sequence[T], count: int) -> list[T]:
-    """So many of them at random, all if they are fewer: spreads, guards nothing."""
+def sample(things: Sequence[T], count: int) -> list[T]:
+    """Return ``count`` random items, or all if there are fewer; it protects nothing."""
     return random.sample(things, min(count, len(things)))
 
 
 def jitter(seconds: float) -> float:
-    """A random share of ``seconds`` in [0.5, 1.0): spreads reconnects, guards nothing."""
+    """Return ``seconds`` times a random factor in [0.5, 1.0), to spread reconnects."""
     return seconds * (0.5 + random.random() / 2)  # noqa: S311  not a secret

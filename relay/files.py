@@ -1,7 +1,7 @@
-"""What writing a file durably, and for its owner alone, needs; how many files may be open.
+"""Write files durably and for their owner only; limit the number of open files.
 
-Rules of the file: Linux and macOS have all of it. Where a system lacks a part (Windows), an agent
-works without it; only what cannot be safe without a lock is refused.
+Linux and macOS have all of it. On a system that lacks a part (Windows) an agent works without it;
+only work that needs a lock is refused.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import IO, Final
 
 OTHERS: Final = 0o077
 NOT_WAITING: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-"""To open what may be no file: a pipe of that name would keep its reader waiting for ever."""
+"""Flags for opening a path that may be a pipe: without them the reader would wait for ever."""
 _NONE_LEFT: Final = frozenset({errno.EMFILE, errno.ENFILE})
 
 
 def sync_directory(directory: Path) -> None:
-    """Make names durable: a file that was made, renamed or removed in a directory.
+    """Make the names in a directory durable after a file was made, renamed or removed.
 
     Raises:
         OSError: no directory, or the disk fails.
     """
     if not hasattr(os, "O_DIRECTORY"):
-        # such a system does not open directories
+        # this system does not open directories
         return
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -34,7 +34,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def set_mode(descriptor: int, mode: int) -> None:
-    """Set who may read an open file, where the system knows such a thing.
+    """Set the mode of an open file, if the system has modes.
 
     Raises:
         OSError: the file belongs to somebody else.
@@ -44,20 +44,20 @@ def set_mode(descriptor: int, mode: int) -> None:
 
 
 def others_may_read(descriptor: int) -> bool:
-    """Whether the mode of an open file lets others in, where the system knows such a thing."""
+    """Return True if others may read an open file; False on a system without modes."""
     return hasattr(os, "geteuid") and bool(os.fstat(descriptor).st_mode & OTHERS)
 
 
 def is_root() -> bool:
-    """Whether this process acts for the superuser."""
+    """Return True if this process runs as the superuser."""
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
 def lock(file: IO[bytes], *, wait: bool) -> None:
-    """Be the only process that has locked this file, until it is closed.
+    """Lock a file for this process only, until the file is closed.
 
     Raises:
-        BlockingIOError: another one has, and ``wait`` is off.
+        BlockingIOError: another process has locked it, and ``wait`` is False.
         OSError: this system has no such locks.
     """
     try:
@@ -68,23 +68,23 @@ def lock(file: IO[bytes], *, wait: bool) -> None:
 
 
 def allow_files(wanted: int) -> int:
-    """Let this process open ``wanted`` files at once, as far as its hard limit allows.
+    """Raise the limit of open files to ``wanted``, as far as the hard limit allows.
 
     Returns:
-        How many it may open now.
+        The limit now.
     """
     import resource  # noqa: PLC0415  not on every system that an agent runs on
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
-    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return most
+    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    return limit
 
 
 def is_file_left() -> bool:
-    """Whether this process can open one more file: a socket is one, too."""
+    """Return True if this process can open one more file; a socket counts, too."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as exc:

@@ -1,8 +1,8 @@
-"""What is wrong around a node, kept in one place: ``/readyz``, ``/metrics`` and the log show it.
+"""The problems around a node, in one place: ``/readyz``, ``/metrics`` and the log show them.
 
-Rules of the file: whoever looks at something says after each look what it found, a sentence or
-None. Only a change is logged: once when it appears, once when it is gone. A reason is a stable
-word for programs; its sentence is for a person and may change while the reason stays.
+Each check reports its result after each run: a sentence, or None. Only a change is logged: once
+when a problem appears, once when it is gone. The reason is a stable word for programs. The
+sentence is for a person, and may change while the reason stays.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from relay import clock, log, metrics
 
 
 class ProblemReason(StrEnum):
-    """Each thing that may be wrong; the label ``reason`` of the gauge ``relay_problem``."""
+    """Every possible problem; the label ``reason`` of the gauge ``relay_problem``."""
 
     STARTING = "starting"
     DRAINING = "draining"
@@ -44,9 +44,9 @@ NOTES: Final = frozenset({
     ProblemReason.STORE_UNVERIFIED, ProblemReason.STORE_ROLLED_BACK,
     ProblemReason.CLOCK_GAP, ProblemReason.FEW_FILES, ProblemReason.NO_FILES,
 })  # fmt: skip
-"""An operator should know these, but the node takes and delivers envelopes all the same.
+"""Problems that an operator should know, while the node accepts and delivers envelopes.
 
-Without files nobody new gets in, and nobody gets an answer of ``/readyz``; who gets one is in.
+Without files no new connection is possible, not even to ``/readyz``.
 """
 
 CLOCKS: Final = (ProblemReason.CLOCKS_DIFFER, ProblemReason.CLOCK_STEPPED, ProblemReason.CLOCK_GAP)
@@ -54,10 +54,10 @@ CLOCKS: Final = (ProblemReason.CLOCKS_DIFFER, ProblemReason.CLOCK_STEPPED, Probl
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One thing that is wrong now.
+    """One current problem.
 
     Args:
-        reason: which.
+        reason: the stable word.
         detail: a sentence for the operator; no secret.
         since: Unix seconds when it was first seen; None for a phase of the node itself.
     """
@@ -68,20 +68,20 @@ class Problem:
 
     @property
     def blocks(self) -> bool:
-        """Whether the node is not ready because of it."""
+        """True if the node is not ready because of it."""
         return self.reason not in NOTES
 
 
 def starting() -> Mapping[ProblemReason, str]:
-    """The phase of a node that does not serve yet."""
+    """Return the phase of a node that does not serve yet."""
     return {ProblemReason.STARTING: "the node is starting"}
 
 
 class Health:
-    """All that is wrong now.
+    """The current problems.
 
-    ``phase`` gives what the node itself is busy with: it starts, returns or drains. These have log
-    events of their own and are asked at each look.
+    ``phase`` returns what the node itself does: it starts, asks peers or drains. Phases have log
+    events of their own, and are read each time.
     """
 
     def __init__(self) -> None:
@@ -89,11 +89,11 @@ class Health:
         self._found: dict[ProblemReason, Problem] = {}
 
     def found(self, reason: ProblemReason, detail: str | None) -> None:
-        """Say what a look has found.
+        """Report the result of a check.
 
         Args:
-            reason: what was looked at.
-            detail: what is wrong with it, one sentence; None = nothing is.
+            reason: which check.
+            detail: the problem in one sentence; None = no problem.
         """
         before = self._found.get(reason)
         if detail is not None:
@@ -106,22 +106,22 @@ class Health:
             log.event("problem_gone", reason=reason, seconds=clock.now() - (before.since or 0))
 
     def has(self, reason: ProblemReason) -> bool:
-        """Whether this was found at the last look."""
+        """Return True if the last check found this problem."""
         return reason in self._found
 
     @property
     def problems(self) -> list[Problem]:
-        """All that is wrong, phases of the node first."""
+        """All problems, phases of the node first."""
         phases = [Problem(reason, detail) for reason, detail in self.phase().items()]
         return [*phases, *self._found.values()]
 
     @property
     def is_ready(self) -> bool:
-        """Whether agents should come here."""
+        """True if agents should come here."""
         return not any(problem.blocks for problem in self.problems)
 
     def describe(self) -> dict[str, Any]:
-        """What ``/readyz`` answers, as JSON."""
+        """Return the body of ``/readyz``."""
         members = [
             {"reason": one.reason, "detail": one.detail, "since": one.since, "blocks": one.blocks}
             for one in self.problems

@@ -249,7 +249,7 @@ class Settings(BaseSettings):
 
     @property
     def relay_key_file(self) -> Path:
-        """Where the relay's secret seed lies."""
+        """The path of the relay's secret seed."""
         return self.key_file or self.data / "relay.key"
 
 
@@ -307,7 +307,7 @@ def split_peer(value: str) -> tuple[Did, str]:
 
 
 def load(overrides: Mapping[str, Any] | None = None) -> Settings:
-    """The settings of this process.
+    """Read the settings of this process.
 
     Args:
         overrides: command-line values; None means not given.
@@ -336,21 +336,21 @@ def load(overrides: Mapping[str, Any] | None = None) -> Settings:
 
 
 def unknown_variables() -> dict[str, str | None]:
-    """Variables that look like settings of a node and are none, each with the name that was meant.
+    """Return variables that look like settings and are none, each with the name that was meant.
 
-    None stands for no idea.
+    None: no setting is similar.
     """
     return variables.unknown(os.environ, PREFIX, Settings.model_fields)
 
 
-def take_away_others() -> None:
-    """Unset what would decide beside these settings, before a library is imported that reads it."""
+def unset_foreign_variables() -> None:
+    """Unset variables that libraries read, before those are imported: the settings decide alone."""
     for name in variables.WITHOUT_EFFECT:
         os.environ.pop(name, None)
 
 
 def origins(overrides: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """Where each setting comes from: argument, variable, file or default."""
+    """Return the origin of each setting: argument, variable, file or default."""
     given = {name: value for name, value in (overrides or {}).items() if value is not None}
     found = dict.fromkeys(Settings.model_fields, "default")
     files = _files(Settings)

@@ -1,7 +1,7 @@
-"""Connecting to a host that has several addresses: the first one that answers is taken (RFC 8305).
+"""Connect to a host with several addresses: the first one that answers wins (RFC 8305).
 
-Rules of the file: the caller has looked up and checked the addresses, and has the deadline. Nothing
-is looked up here, and no address is dialled that was not given.
+The caller has looked up and checked the addresses, and sets the deadline. No other address is
+dialled.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from itertools import chain, zip_longest
 from typing import Any, Final, NamedTuple
 
 STAGGER_S: Final = 0.25
-"""So long the latest attempt has before the next address is tried beside it."""
-TRIED: Final = 4
+"""The head start of an attempt before the next address is tried, too."""
+MAX_TRIED: Final = 4
 
 
 class Address(NamedTuple):
@@ -27,7 +27,7 @@ class Address(NamedTuple):
 
 
 def cut(transport: asyncio.WriteTransport) -> None:
-    """End a connection at once; one that has ended stays so."""
+    """End a connection at once, if it has not ended."""
     # Python 3.11: one with TLS that was closed twice has nothing left to abort
     with contextlib.suppress(AttributeError):
         transport.abort()
@@ -35,11 +35,11 @@ def cut(transport: asyncio.WriteTransport) -> None:
 
 @dataclass(slots=True)
 class _Race:
-    """Several attempts, of which one wins."""
+    """Several attempts, one of which wins."""
 
     winner: socket.socket | None = None
     failures: list[OSError] = field(default_factory=list)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self, address: Address) -> None:
         try:
@@ -51,26 +51,26 @@ class _Race:
                 self.winner = connected
             else:
                 connected.close()
-        self.news.set()
+        self.ended.set()
 
     async def next(self, seconds: float | None) -> None:
-        """Wait for the end of an attempt, or for so long."""
+        """Wait for the end of an attempt, at most ``seconds``."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self.news.wait()
-        self.news.clear()
+                await self.ended.wait()
+        self.ended.clear()
 
 
 async def connect(addresses: Sequence[Address]) -> socket.socket:
-    """Connect to the first address that answers; the families take turns, at most four are tried.
+    """Connect to the first address that answers; alternate the families, try at most four.
 
     Raises:
-        OSError: none of them answers; it is the failure of the first that failed.
+        OSError: none answers; the error of the first that failed.
     """
     race = _Race()
     try:
         async with asyncio.TaskGroup() as tasks:
-            left = _in_turn(addresses)[:TRIED]
+            left = _in_turn(addresses)[:MAX_TRIED]
             running: list[asyncio.Task[None]] = []
             while race.winner is None and (left or len(race.failures) < len(running)):
                 if left:
@@ -88,7 +88,7 @@ async def connect(addresses: Sequence[Address]) -> socket.socket:
 
 
 def _in_turn(addresses: Sequence[Address]) -> list[Address]:
-    """The families in turn, the family of the first address first; else the order stays."""
+    """Alternate the families, that of the first address first; else keep the order."""
     first = [one for one in addresses if one.family == addresses[0].family]
     other = [one for one in addresses if one.family != addresses[0].family]
     return [one for one in chain(*zip_longest(first, other)) if one is not None]

@@ -1,7 +1,7 @@
-"""Variables of the environment that are no settings of a node, and what is done about them.
+"""Environment variables that are not settings of a node.
 
-Rules of the file: it reads no environment; :mod:`relay.settings` does, and asks here. A list here
-is said in docs/settings.md, too, and tests compare them.
+This module reads no environment: :mod:`relay.settings` does, and calls it. docs/settings.md has the
+same lists, and tests compare them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ AGENTS: Final = frozenset({
     "RELAY_ADMIN_URL", "RELAY_AGENT_KEY", "RELAY_AGENT_PASSPHRASE",
     "RELAY_AGENT_PASSPHRASE_FILE", "RELAY_URL",
 })  # fmt: skip
-"""What commands of an agent or an operator read: nothing of a node, and no mistake."""
+"""Variables that commands of an agent or an operator read: a node ignores them silently."""
 WITHOUT_EFFECT: Final = (
     "FASTAPI_OTEL_AUTO_CONFIGURE",
     "FORWARDED_ALLOW_IPS",
@@ -27,16 +27,16 @@ WITHOUT_EFFECT: Final = (
     "WEB_CONCURRENCY",
     "prometheus_multiproc_dir",
 )
-"""Those by which a library would change what a node does, beside its settings."""
+"""Variables by which a library would change a node, past its settings."""
 _NEAR: Final = 0.8
-"""How alike two names are that somebody has mixed up, by difflib."""
+"""The similarity (difflib) from which a name counts as a typing error."""
 
 
 def unknown(names: Iterable[str], prefix: str, fields: Iterable[str]) -> dict[str, str | None]:
-    """Names that begin like a setting and are none, each with the one that was meant, or None.
+    """Return names that begin like a setting and are none, each with the one that was meant.
 
-    Those with None are no error: Kubernetes makes variables for each service, and for one that is
-    called ``relay`` they begin so, too.
+    A name with None is no error: Kubernetes makes variables for each service, and those of a
+    service called ``relay`` begin like settings.
 
     Args:
         names: of the environment.
@@ -60,6 +60,6 @@ def unknown(names: Iterable[str], prefix: str, fields: Iterable[str]) -> dict[st
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is nearly this one; None: there is none."""
+    """Return the most similar known name, or None."""
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=_NEAR)
     return found[0] if found else None

@@ -41,7 +41,7 @@ class Backoff:
         """Count a failure, and return the seconds to wait after it."""
         longest = doubling_pause_s(self.failures, self.first_s, self.max_s)
         self.failures += 1
-        return longest * clock.share()
+        return longest * clock.random_fraction()
 
     def reset(self) -> None:
         """Begin again with the first pause: a try has succeeded."""

@@ -66,7 +66,7 @@ class AgentParts:
         self.outbox = Outbox(self.custody)
         self.outcomes = Outcomes(journal)
         self.own_record = OwnRecord(
-            key, state, [str(one) for one in named], clock.share(), self.warn
+            key, state, [str(one) for one in named], clock.random_fraction(), self.warn
         )
         opener = EnvelopeOpener(key, self.custody.relay_of, self._may_be_ours)
         self.inbox = Inbox(opener, journal, self._verify_bounce)

@@ -68,7 +68,7 @@ class RecordGossip:
     async def push(self) -> None:
         """Push rumors to a few random peers each, then pending relay information."""
         links = {link.peer: link for link in self.exchange.links.live()}
-        for peer, frame in self.rumors.pop_frames(list(links), clock.pick):
+        for peer, frame in self.rumors.pop_frames(list(links), clock.sample):
             if links[peer].push(frame):
                 metrics.GOSSIP.labels("out", "pushed").inc(len(frame.records))
         self.exchange.push()

@@ -46,7 +46,7 @@ class PullLoop:
         Peers whose link comes up meanwhile are asked at once: a slow peer delays no other.
         """
         exchange = self.gossip.exchange
-        pause_s = PULL_INTERVAL_S + (2 * clock.share() - 1) * PULL_SPREAD_S
+        pause_s = PULL_INTERVAL_S + (2 * clock.random_fraction() - 1) * PULL_SPREAD_S
         try:
             async with asyncio.timeout(0 if exchange.new_links else pause_s):
                 await exchange.on_new_link.wait()
@@ -54,7 +54,7 @@ class PullLoop:
             pass
         await self.gossip.changes.read()
         async with asyncio.TaskGroup() as tasks:
-            peers = self._reconnected() or clock.pick(self.gossip.trusted_links(), 1)
+            peers = self._reconnected() or clock.sample(self.gossip.trusted_links(), 1)
             running: set[asyncio.Task[None]] = set()
             while peers or running:
                 parts = (guarded("pull", self._pull_from(link)) for link in peers)
@@ -85,7 +85,7 @@ class PullRunner:
 
     def __init__(self, link: Link, gossip: RecordGossip) -> None:
         refs = count(1)
-        first = int(clock.share() * 2**TOP_BITS)
+        first = int(clock.random_fraction() * 2**TOP_BITS)
         self._pull = Pull(gossip.changes.index, lambda: str(next(refs)), first=first)
         self._new = 0
         self._refusals = 0

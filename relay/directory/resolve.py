@@ -162,7 +162,7 @@ class RecordResolver:
         ]
         named = {home.did for home in homes}
         live = [link for link in self.links.live() if link.peer not in named]
-        some = clock.pick(live, MAX_ASKED - len(sources))
+        some = clock.sample(live, MAX_ASKED - len(sources))
         return sources + [lambda link=link: _ready(link) for link in some]
 
     async def _ask(self, reach: Callable[[], Awaitable[Link]], did: str) -> bool | None:

@@ -1,1 +1,1 @@
-"""How an inbox moves from one relay to another."""
+"""The move of an inbox from one relay to another."""

@@ -1,4 +1,4 @@
-"""What migration needs of the store."""
+"""The port of migration to the store."""
 
 from __future__ import annotations
 

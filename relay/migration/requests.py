@@ -1,7 +1,7 @@
 """Migration requests: what an agent asks of its old and its new relay (PROTOCOL.md §5.12).
 
 The signed order authorizes each request: no session exists at either relay while an inbox moves.
-Every request may be repeated, and gives the same answer again.
+Every request may be repeated, and returns the same answer again.
 """
 
 from __future__ import annotations

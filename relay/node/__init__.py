@@ -1,4 +1,4 @@
-"""The composition root of a node: it alone knows which implementation meets which port."""
+"""The composition root of a node: only it knows the implementation of each port."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from relay.settings import Settings, unknown_variables
 
 
 def serve(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT, then drain; gives the exit code."""
+    """Run a node until SIGTERM or SIGINT, then drain; return the exit code."""
     log.configure(settings.log_level)
     for name in unknown_variables():
         log.event("unknown_variable", name=name)

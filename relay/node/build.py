@@ -81,7 +81,7 @@ ACK_BYTES: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class _Base:
-    """What every feature of the node shares.
+    """The parts that every feature of the node shares.
 
     Args:
         settings: of this process.
@@ -125,7 +125,7 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
     store.on_wake(base.dispatcher.wake)
     contacts = Contacts(store)
     peers, dialer, links = await build_peering(base)
-    handoffs, mover = build_migration(base, peers, links)
+    handoffs, digests = build_migration(base, peers, links)
     handles = LocalHandles(url, store, admits=base.registration.admits)
     directory = Directory(
         key.did, store, base.keys, handles, on_record_change=[handoffs.apply_record]
@@ -159,13 +159,13 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         questions=PeerQuestions(gossip.changes, exchange),
         resolver=resolver,
         routing=routing,
-        forwarding=build_forwarding(base, links, gossip, routing, mover),
+        forwarding=build_forwarding(base, links, gossip, routing, digests),
         clock_guard=guard,
         handles=handles,
         remote_handles=remote_handles,
         startup_gate=startup_gate,
         handoffs=handoffs,
-        migrations=build_requests(base, directory, peers, handoffs, mover),
+        migrations=build_requests(base, directory, peers, handoffs, digests),
         peer_admin=PeerAdmin(peers, links, exchange, store.outboxes, RelayInfoFetcher(dialer)),
         housekeeping=Housekeeping(
             opened=opened,
@@ -203,7 +203,7 @@ def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[MigrationS
 
 
 def build_requests(
-    base: _Base, directory: Directory, peers: Peers, handoffs: MigrationSteps, mover: DigestSender
+    base: _Base, directory: Directory, peers: Peers, handoffs: MigrationSteps, digests: DigestSender
 ) -> MigrationRequests:
     """Make what answers agents that move."""
     return MigrationRequests(
@@ -212,7 +212,7 @@ def build_requests(
         inboxes=base.opened.store,
         keys=base.keys,
         steps=handoffs,
-        digests=mover,
+        digests=digests,
         directory=directory,
         registration=base.registration,
         peers=peers,
@@ -245,7 +245,7 @@ async def build_startup_gate(base: _Base, gossip: RecordGossip) -> StartupGate:
 
 
 def build_forwarding(
-    base: _Base, links: Links, gossip: RecordGossip, routing: Routing, mover: DigestSender
+    base: _Base, links: Links, gossip: RecordGossip, routing: Routing, digests: DigestSender
 ) -> ForwardScheduler:
     """Make the forwarders of inboxes whose agents live elsewhere."""
     opened = base.opened
@@ -258,7 +258,7 @@ def build_forwarding(
         routing=routing,
         links=links,
         merge_record=gossip.on_record_reply,
-        handoffs=mover,
+        handoffs=digests,
         due=base.due,
     )
 

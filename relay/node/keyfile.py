@@ -1,4 +1,4 @@
-"""The relay's secret seed in a file: 0600, made once, never printed."""
+"""The relay's secret seed in a file: mode 0600, made once, never printed."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 
 
 def load_or_make(path: Path) -> SigningKey:
-    """Read the key; make it where there is none.
+    """Read the key; make one if there is no file.
 
     Raises:
-        StateError: readable by others, not a key, or it can be neither read nor made.
+        StateError: others can read the file, it is not a key, or it can be neither read nor made.
     """
     try:
         return _load(path)
@@ -65,10 +65,10 @@ def _load(path: Path) -> SigningKey:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as exc:
-        # the text of the error could quote the file's content
+        # the error text could quote the content of the file
         raise StateError(ErrorCode.WRONG_STATE, f"{path} is not a readable key file") from exc
 
 
 def _is_mounted_secret(path: Path) -> bool:
-    """Container secrets are mounted with modes that nobody in the container can change."""
+    """Return True for a container secret: nobody in the container can change its mode."""
     return path.is_relative_to("/run/secrets") or not os.access(path.parent, os.W_OK)

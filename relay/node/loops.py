@@ -53,7 +53,7 @@ def loops_of(node: Node) -> list[Loop]:
     return loops
 
 
-async def every(name: str, seconds: float, step: Step) -> None:
+async def run_every(name: str, seconds: float, step: Step) -> None:
     """Take a step and pause, until cancelled."""
     while True:
         with isolated(name):

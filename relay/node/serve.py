@@ -29,7 +29,7 @@ from relay.health import Health, ProblemReason
 from relay.http.app import add_node_routes, admin_app, public_app
 from relay.node.build import build
 from relay.node.edges import confirm_clock, http_services, ws_services
-from relay.node.loops import every, loops_of
+from relay.node.loops import loops_of, run_every
 from relay.node.node import Node
 from relay.node.open_store import StoppedError, open_store
 from relay.protocol import hosts
@@ -47,20 +47,20 @@ from relay.ws.protocol import HeaderDeadlineProtocol, RelaySocket
 BACKLOG: Final = 2048
 GC_ALLOCATIONS: Final = 20_000
 SPARE_FILES: Final = 128
-"""What a node opens beside agents' connections: to its store, to peers, its own files."""
+"""Files beside agents' connections: to the store, to peers, own files."""
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 
 
 class _Server(uvicorn.Server):
-    """A server that leaves signals to the node: the drain comes first."""
+    """A server that leaves signals to the node, which drains first."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start, and say so."""
+        """Start, and set :attr:`listening`."""
         await super().startup(sockets=sockets)
         self.listening.set()
 
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
 
 
 async def run_node(settings: Settings) -> int:
-    """Serve until a signal; gives the exit code."""
+    """Serve until a signal; return the exit code."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -85,8 +85,8 @@ async def run_node(settings: Settings) -> int:
         return _failed(exc)
 
 
-def _look_at_files(settings: Settings, health: Health) -> None:
-    """Take as many open files as the node may need, or say that it cannot."""
+def _raise_file_limit(settings: Settings, health: Health) -> None:
+    """Raise the limit of open files to what the node may need, or report that it is too low."""
     wanted = settings.max_connections + SPARE_FILES
     allowed = allow_files(wanted)
     detail = (
@@ -102,11 +102,11 @@ async def _run(
 ) -> int:
     try:
         async with open_store(settings, operators.health, stop) as opened:
-            _look_at_files(settings, operators.health)
+            _raise_file_limit(settings, operators.health)
             listen(public)
             node = await build(settings, opened, _origin(settings, public))
-            _spare_the_collector()
-            await serve(node, public, operators, stop, _say)
+            _tune_collector()
+            await serve(node, public, operators, stop, _print_line)
     except StoppedError:
         pass
     except RelayError as exc:
@@ -120,11 +120,11 @@ def _failed(exc: RelayError) -> int:
     return EXIT_FAILED
 
 
-def _spare_the_collector() -> None:
-    """Let the cycle collector pass over what the imports made, and come less often.
+def _tune_collector() -> None:
+    """Freeze the objects of the imports, and make the cycle collector run less often.
 
-    A node makes few cycles, but an envelope makes hundreds of objects: by default the collector
-    would walk the whole heap every few hundred envelopes, while everybody waits.
+    A node makes few cycles, but an envelope makes hundreds of objects. By default the collector
+    would walk the whole heap every few hundred envelopes, and stop the event loop meanwhile.
     """
     gc.collect()
     gc.freeze()
@@ -133,16 +133,16 @@ def _spare_the_collector() -> None:
 
 @contextlib.contextmanager
 def bind(address: str) -> Iterator[socket.socket]:
-    """Take an address; nobody is let in before :func:`listen`."""
+    """Bind an address; no connection is accepted before :func:`listen`."""
     host, port = split_host_port(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     at = hosts.literal(host)
     with socket.socket(family) as made:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # inherited by each connection; asyncio alone sets it only on sockets that it has made
+        # connections inherit it; asyncio sets it only on sockets that it has made
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if family is socket.AF_INET6:
-            # all addresses of this machine: those of IPv4 are addresses of it, too
+            # "::" means all addresses of this machine, those of IPv4, too
             is_both = at is not None and at.is_unspecified and socket.has_dualstack_ipv6()
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not is_both))
         try:
@@ -153,10 +153,10 @@ def bind(address: str) -> Iterator[socket.socket]:
 
 
 def listen(bound: socket.socket) -> None:
-    """Take connections; they wait until a server accepts them.
+    """Listen; connections wait until a server accepts them.
 
     Raises:
-        UnavailableError: another process listens there.
+        UnavailableError: another process listens at this address.
     """
     try:
         bound.listen(BACKLOG)
@@ -170,7 +170,7 @@ def _cannot_listen(address: str, exc: OSError) -> UnavailableError:
 
 @dataclass(frozen=True, slots=True)
 class OperatorsSide:
-    """The admin side, which answers from the start of the process to its end."""
+    """The admin side; it answers from the start of the process to its end."""
 
     app: FastAPI
     address: str
@@ -181,7 +181,7 @@ class OperatorsSide:
 async def operators_side(
     admin: socket.socket, settings: Settings, health: Health
 ) -> AsyncIterator[OperatorsSide]:
-    """Serve ``/livez``, ``/readyz`` and ``/metrics`` for as long as the block runs."""
+    """Serve ``/livez``, ``/readyz`` and ``/metrics`` while the block runs."""
     side = OperatorsSide(admin_app(health), f"http://{_address(admin)}", health)
     server = _server(side.app, settings)
     async with asyncio.TaskGroup() as tasks:
@@ -213,10 +213,10 @@ async def serve(
 
     Args:
         node: the node.
-        public: where agents come.
-        operators: where the operator comes.
+        public: the bound socket for agents.
+        operators: the admin side.
         stop: set to end.
-        announce: told DID and addresses once everything listens.
+        announce: called with DID and addresses when everything listens.
     """
     settings = node.settings
     endpoint = Endpoint(ws_services(node))
@@ -224,7 +224,7 @@ async def serve(
     add_node_routes(operators.app, node.peer_admin, node.clock_guard, lambda: confirm_clock(node))
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(server.serve(sockets=[public]))
-        background = [tasks.create_task(every(*loop)) for loop in loops_of(node)]
+        background = [tasks.create_task(run_every(*loop)) for loop in loops_of(node)]
         await server.listening.wait()
         operators.health.phase = node.phase
         log.event(
@@ -249,20 +249,20 @@ async def serve(
             task.cancel()
 
 
-def _say(line: dict[str, str]) -> None:
-    """The one line on stdout: a program that started us waits for it."""
+def _print_line(line: dict[str, str]) -> None:
+    """Write the one line on stdout: the program that started this one waits for it."""
     sys.stdout.buffer.write(dumps(line) + b"\n")
     sys.stdout.buffer.flush()
 
 
 async def _drain(node: Node, endpoint: Endpoint) -> None:
-    """Take nothing new, finish what was taken, say goodbye, and only then close."""
+    """Accept nothing new, finish what was accepted, say goodbye, then close."""
     node.intake.draining = True
     log.event("draining", connections=endpoint.count)
     try:
         async with asyncio.timeout(node.settings.drain_s):
             await node.intake.commits.idle()
-            await _leave_outboxes(node)
+            await _drain_forwarders(node)
             await node.acks.idle()
             await side_by_side([node.links.drain(), endpoint.drain()])
     except TimeoutError:
@@ -271,8 +271,8 @@ async def _drain(node: Node, endpoint: Endpoint) -> None:
         await node.store.leave(node.node_id)
 
 
-async def _leave_outboxes(node: Node) -> None:
-    """Couriers end cleanly, but a relay that does not answer keeps no agent from its goodbye."""
+async def _drain_forwarders(node: Node) -> None:
+    """End the forwarders cleanly, but wait for a silent relay only half of the drain time."""
     try:
         async with asyncio.timeout(node.settings.drain_s / 2):
             await node.forwarding.drain()
@@ -296,10 +296,10 @@ def _server(app: Any, settings: Settings) -> _Server:
             access_log=False,
             log_config=None,
             lifespan="off",
-            # of itself it would believe X-Forwarded-For of 127.0.0.1: RELAY_TRUSTED_PROXIES decides
+            # by default it trusts X-Forwarded-For from 127.0.0.1: RELAY_TRUSTED_PROXIES decides
             proxy_headers=False,
             forwarded_allow_ips="",
-            # not asked of WEB_CONCURRENCY
+            # else WEB_CONCURRENCY would decide
             workers=1,
         )
     )

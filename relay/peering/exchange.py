@@ -85,7 +85,7 @@ class PeerExchange:
         """Return the information of this relay and of random peers that it has reached."""
         rows = [row for did, row in self.peers.rows.items() if self.peers.is_proven(did)]
         infos = [row.info for row in rows if row.info and row.did != asker]
-        return (self.own_info(), *clock.pick(infos, frames.MAX_GOSSIP_RELAYS - 1))
+        return (self.own_info(), *clock.sample(infos, frames.MAX_GOSSIP_RELAYS - 1))
 
     def push(self) -> None:
         """Push pending relay information to some peers; now and then this relay's own to all."""
@@ -97,7 +97,7 @@ class PeerExchange:
             infos.append(self.own_info())
         if not infos:
             return
-        receivers = links if is_due else clock.pick(links, GOSSIP_FANOUT)
+        receivers = links if is_due else clock.sample(links, GOSSIP_FANOUT)
         for at in range(0, len(infos), frames.MAX_GOSSIP_RELAYS):
             for link in receivers:
                 link.push(frames.Gossip(relays=tuple(infos[at : at + frames.MAX_GOSSIP_RELAYS])))

@@ -286,7 +286,7 @@ class Links:
             asked_s = min(float(exc.retry_after or 0), max_s)
             if self._peers.is_handoff_peer(relay):
                 max_s = MAX_DESIRED_BACKOFF_S
-            wait_s = max(backoff_s(count, clock.share(), max_s), asked_s)
+            wait_s = max(backoff_s(count, clock.random_fraction(), max_s), asked_s)
         if len(self._failures) >= MAX_FAILURES_HELD:
             del self._failures[next(iter(self._failures))]
         now = clock.monotonic()

@@ -372,7 +372,7 @@ class Peers:
             if len(self.refusals) > MAX_LEARNED:
                 del self.refusals[next(iter(self.refusals))]
         reason, min_s = f"{exc.code}: {exc.detail}", float(exc.retry_after or 0)
-        self.members.on_dial_failed(did, now, clock.share(), reason, min_s=min_s)
+        self.members.on_dial_failed(did, now, clock.random_fraction(), reason, min_s=min_s)
         peer = self.members.get(did)
         return None if peer is None else peer.dial_at - now
 

@@ -30,7 +30,7 @@ from relay.inbox.ports import (
     BounceBatch,
     OpenRequest,
 )
-from relay.node.loops import every
+from relay.node.loops import run_every
 from relay.protocol import envelope as envelopes
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -239,7 +239,7 @@ async def test_a_loop_outlives_every_kind_of_failure_of_a_turn():
             case _:
                 enough.set()
 
-    loop = asyncio.ensure_future(every("test", 0, turn))
+    loop = asyncio.ensure_future(run_every("test", 0, turn))
     async with asyncio.timeout(5):
         await enough.wait()
     assert not loop.done()

@@ -23,7 +23,7 @@ def serve(overrides: dict[str, Any]) -> int:
     # imported here: no other command needs the packages of a node
     from relay import log, settings  # noqa: PLC0415
 
-    settings.take_away_others()
+    settings.unset_foreign_variables()
     from relay.node import serve as run  # noqa: PLC0415  only now
 
     loaded = _load(overrides)

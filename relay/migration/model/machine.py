@@ -1,4 +1,4 @@
-"""How an inbox changes relays: the state machine of both sides, as tables (GUARANTEES.md §3).
+"""The state machine of an inbox that changes relays, for both sides (GUARANTEES.md §3).
 
 States are the modes, events are the values of :data:`~relay.migration.model.state.Event`::
 
