@@ -76,7 +76,7 @@ class View:
         """Read what has changed."""
         while True:
             page = await self.store.record_changes(self._cursor, PAGE)
-            if page.anew:
+            if page.restarted:
                 self.orders.clear()
             self.orders.update(page.items)
             self._cursor = page.cursor

@@ -13,7 +13,10 @@ from typing import Final
 
 from relay import metrics
 from relay.directory.model.index import Index
-from relay.peering.ports import GONE, RecordStore
+from relay.directory.ports import (
+    GONE,
+    RecordStore,
+)
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 
@@ -35,7 +38,7 @@ class RecordChangeReader:
         more = True
         while more:
             changes = await self.store.record_changes(self._cursor, PAGE)
-            if changes.anew:
+            if changes.restarted:
                 self.index.clear()
                 self.is_current = False
             for owner, version in changes.items:

@@ -21,12 +21,14 @@ from relay.directory.budget import Budget
 from relay.directory.change_log import RecordChangeReader
 from relay.directory.model import rumors
 from relay.directory.model.index import bad_frame
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.directory.publish import Directory, RecordMergeResult
 from relay.limits import TokenBuckets
 from relay.peering.exchange import PeerExchange
 from relay.peering.link import Link
 from relay.peering.model.reputation import MAX_PEERS
-from relay.peering.ports import RecordRow
 from relay.protocol import frames
 from relay.protocol.ids import AgentKey, Did
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 from relay import clock
-from relay.peering.ports import HandleRow, PeerStore, RecordStore
+from relay.directory.ports import HandleRow, NameStore
 from relay.protocol import endpoint_record, handles
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
@@ -44,10 +44,6 @@ def claimed(current: HandleRow | None, name: str, did: Did, now: int) -> HandleR
     if current.left_at is not None and current.left_at + RESERVED_S <= now:
         return HandleRow(name, did, now)
     return current
-
-
-class NameStore(RecordStore, PeerStore, Protocol):
-    """Names and records, in one store."""
 
 
 @dataclass(frozen=True, slots=True)

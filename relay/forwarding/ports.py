@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from relay.inbox.ports import InboxStore
-from relay.peering.ports import OutboxStore
 from relay.protocol.endpoint_record import Home
-from relay.protocol.ids import AgentKey
+from relay.protocol.errors import Refusal
+from relay.protocol.ids import AgentKey, Fence, NodeId
+
+
+@dataclass(frozen=True, slots=True)
+class DueOutbox:
+    """An inbox whose agent lives elsewhere, with mail that is due for a forwarder."""
+
+    inbox: AgentKey
+    peer: AgentKey | None
+
+
+class OutboxStore(Protocol):
+    """Inboxes whose agents live elsewhere: a forwarder submits their mail to the agent's home.
+
+    The mail waits in an inbox like any other, under the bounds of an outbox. A forwarder's session
+    (:class:`OpenRequest`) takes the place of the agent's: with the same seqs, ids, fences, expiry
+    and bounces. If the agent comes home, that session ends, and the mail is the agent's.
+    """
+
+    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
+        """Return outboxes with due mail, each leased to ``node`` for ``lease_s``."""
+        ...
+
+    async def defer_outbox(
+        self,
+        inbox: AgentKey,
+        fence: Fence,
+        wait_s: float,
+        *,
+        peer: AgentKey | None = None,
+        closed: Refusal | None = None,
+    ) -> bool:
+        """Make an outbox due again in ``wait_s``; return False if the session is fenced off.
+
+        Args:
+            inbox: the outbox.
+            fence: of the forwarder's session.
+            wait_s: seconds; an empty outbox is not due before mail arrives.
+            peer: the relay that it waits for from now on; its bounds count there.
+            closed: until then the store refuses new envelopes for it, as the peer refused.
+        """
+        ...
+
+    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
+        """Return (peer, envelopes, wire bytes) of all mail that waits for peers."""
+        ...
 
 
 class ForwardingStore(InboxStore, OutboxStore, Protocol):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from relay.directory.ports import RecordRow
 from relay.inbox.model.types import InboxRole, MaybeSeenIds
-from relay.peering.ports import RecordRow
 from relay.protocol.ids import AgentKey, Seq
 from relay.protocol.migration_statement import MigrationCounters
 from relay.protocol.types import MovedRules, WaitingEnvelope

@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, log
+from relay.directory.ports import (
+    DirectoryLimits,
+)
 from relay.health import Health
 from relay.inbox.model.types import InboxLimits, OutboxLimits
 from relay.node import keyfile
-from relay.peering.ports import DirectoryLimits
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import UnavailableError
 from relay.protocol.ids import (

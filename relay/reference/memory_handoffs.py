@@ -9,6 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from relay.clock import entropy
+from relay.directory.ports import (
+    DirectoryLimits,
+    RecordRow,
+)
 from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     InboxLimits,
@@ -17,10 +21,6 @@ from relay.inbox.model.types import (
 from relay.migration.ports import (
     MigrationChange,
     MigrationRow,
-)
-from relay.peering.ports import (
-    DirectoryLimits,
-    RecordRow,
 )
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import (

@@ -13,14 +13,16 @@ from itertools import islice
 from typing import Final
 
 from relay.directory.local_handles import claimed
-from relay.peering.ports import (
+from relay.directory.ports import (
     GONE,
     Changes,
     DirectoryLimits,
     HandleRow,
     Merged,
-    PeerRow,
     RecordRow,
+)
+from relay.peering.ports import (
+    PeerRow,
 )
 from relay.protocol import endpoint_record as records
 from relay.protocol.endpoint_record import RecordVersion

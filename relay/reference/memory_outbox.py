@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from relay.peering.ports import DueOutbox
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import (
     AgentKey,

@@ -12,6 +12,13 @@ from dataclasses import replace
 from typing import Final
 
 from relay import clock
+from relay.directory.ports import (
+    DirectoryLimits,
+    RecordRow,
+)
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.health import Health
 from relay.inbox.model.store_contract import REFUSALS
 from relay.inbox.model.types import (
@@ -35,11 +42,6 @@ from relay.inbox.ports import (
     InboxHead,
     OnWake,
     OpenRequest,
-)
-from relay.peering.ports import (
-    DirectoryLimits,
-    DueOutbox,
-    RecordRow,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (

@@ -8,6 +8,13 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from relay.directory.ports import (
+    HandleStore,
+    RecordStore,
+)
+from relay.forwarding.ports import (
+    OutboxStore,
+)
 from relay.health import Health
 from relay.inbox.ports import (
     InboxStore,
@@ -15,7 +22,9 @@ from relay.inbox.ports import (
     WakeupSource,
 )
 from relay.migration.ports import MigrationStore
-from relay.peering.ports import OutboxStore, PeerStore, RecordStore
+from relay.peering.ports import (
+    PeerStore,
+)
 from relay.protocol.ids import Did, NodeId
 
 
@@ -25,6 +34,7 @@ class Store(
     MigrationStore,
     RecordStore,
     PeerStore,
+    HandleStore,
     NodeStore,
     WakeupSource,
     Protocol,

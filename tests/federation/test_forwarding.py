@@ -13,10 +13,12 @@ from relay import clock
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import RelayApi
 from relay.client.state import agent_state as states
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.model.types import (
     InboxLimits,
 )
-from relay.peering.ports import RecordRow
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey

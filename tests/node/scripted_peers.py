@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay import clock
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.directory.publish import Directory
 from relay.directory.resolve import (
     RecordResolver,
@@ -33,7 +36,6 @@ from relay.migration.steps import (
     MigrationSteps,
 )
 from relay.peering.link import Link, SubmitResult
-from relay.peering.ports import RecordRow
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import (

@@ -13,12 +13,14 @@ from relay.directory.local_handles import (
     SERVED_S,
     LocalHandles,
 )
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.directory.remote_handles import RemoteHandles
 from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.peering.dialer import Dialer
-from relay.peering.ports import RecordRow
 from relay.protocol import (
     endpoint_record,
     handles,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.dispatch import (
     Dispatcher,
 )
@@ -15,7 +18,6 @@ from relay.inbox.ports import (
     InboxHead,
     OpenRequest,
 )
-from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import (
     AgentKey,

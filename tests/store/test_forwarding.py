@@ -6,6 +6,12 @@ from typing import Any
 
 import pytest
 
+from relay.directory.ports import (
+    RecordRow,
+)
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.inbox.model.store_contract import LEASE_S
 from relay.inbox.model.types import (
     Accepted,
@@ -24,7 +30,6 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import (
     InboxHead,
 )
-from relay.peering.ports import DueOutbox, RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

@@ -26,6 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.model.types import (
     AckRequest,
     Forwarded,
@@ -40,7 +43,6 @@ from relay.inbox.model.types import (
 )
 from relay.inbox.ports import OpenRequest
 from relay.migration.ports import MigrationChange
-from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (

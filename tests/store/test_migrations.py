@@ -8,6 +8,12 @@ from typing import Any
 
 import pytest
 
+from relay.directory.ports import (
+    RecordRow,
+)
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.inbox.model.types import (
     Accepted,
     AckRequest,
@@ -26,7 +32,6 @@ from relay.migration.ports import (
     MigrationChange,
     MigrationRow,
 )
-from relay.peering.ports import DueOutbox, RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.envelope import (
     MAX_ENVELOPE_LIFETIME_S,

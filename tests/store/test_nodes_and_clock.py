@@ -9,10 +9,12 @@ import time
 
 import pytest
 
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.model.types import (
     Accepted,
 )
-from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

@@ -9,8 +9,10 @@ import pytest
 
 from relay.directory import local_handles
 from relay.directory.local_handles import RESERVED_S
-from relay.peering.ports import (
+from relay.directory.ports import (
     HandleRow,
+)
+from relay.peering.ports import (
     PeerRow,
 )
 from relay.protocol.ids import Did

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.peering.ports import (
+from relay.directory.ports import (
     GONE,
     Changes,
     DirectoryLimits,
@@ -214,7 +214,7 @@ async def test_changes_come_oldest_first_and_an_agent_once_by_its_newest(world: 
     await world.store.merge_records(given)
     items, page = await changes_of(world)
     assert items == [(two, row(1).version), (three, row(1).version), (one, row(2, 5).version)]
-    assert not page.anew
+    assert not page.restarted
     again = await world.store.record_changes(page.cursor, 1_000)
     assert (again.items, again.more, again.cursor) == ((), False, page.cursor)
     await world.store.merge_records([(three, row(1)), (two, row(1, 8)), (one, row(2, 4))])
@@ -236,7 +236,7 @@ async def test_reading_changes_in_pages_skips_none_while_more_are_made(
             await world.store.merge_records([(owners[seq * 7 % 50], row(seq))])
         page = await world.store.record_changes(after, most)
         assert len(page.items) <= most
-        assert not page.anew
+        assert not page.restarted
         held.update(page.items)
         after, more = page.cursor, page.more
     rows = await world.store.records(owners)
@@ -252,10 +252,10 @@ async def test_after_a_rollback_changes_are_read_anew(server_world: World) -> No
     await server_world.set_time(NOW)
     await store.merge_records([(ME, row(3))])
     anew = await store.record_changes(page.cursor, 1_000)
-    assert anew.anew
+    assert anew.restarted
     assert anew.items == ((ME, row(3).version),)
     after = await store.record_changes(anew.cursor, 1_000)
-    assert (after.anew, after.items) == (False, ())
+    assert (after.restarted, after.items) == (False, ())
 
 
 async def test_a_place_that_cannot_be_read_means_from_the_beginning(server_world: World) -> None:

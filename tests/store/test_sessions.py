@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.model.types import (
     AckRequest,
     AckResult,
@@ -17,7 +20,6 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import (
     InboxHead,
 )
-from relay.peering.ports import RecordRow
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import (
     ErrorCode,

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from relay import clock
+from relay.directory.ports import (
+    DirectoryLimits,
+)
 from relay.directory.publish import (
     Directory,
     RecordMergeResult,
@@ -18,7 +21,6 @@ from relay.inbox.model.types import (
     InboxLimits,
 )
 from relay.inbox.ports import OpenRequest
-from relay.peering.ports import DirectoryLimits
 from relay.protocol import endpoint_record
 from relay.protocol import jws as jose
 from relay.protocol.did import (

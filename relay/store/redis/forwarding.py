@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any, Final
 
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.inbox.model.types import (
     Disposition,
     Forwarded,
     RememberedId,
 )
-from relay.peering.ports import DueOutbox
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import (
     AgentKey,

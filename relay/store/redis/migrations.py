@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from relay.directory.ports import (
+    RecordRow,
+)
 from relay.inbox.model.store_contract import max_imported_ids
 from relay.inbox.model.types import (
     InboxLimits,
@@ -19,7 +22,6 @@ from relay.migration.ports import (
     MigrationChange,
     MigrationRow,
 )
-from relay.peering.ports import RecordRow
 from relay.protocol.errors import (
     ErrorCode,
     RelayError,

@@ -6,8 +6,10 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from relay.directory.local_handles import claimed
-from relay.peering.ports import (
+from relay.directory.ports import (
     HandleRow,
+)
+from relay.peering.ports import (
     PeerRow,
 )
 from relay.protocol.errors import (

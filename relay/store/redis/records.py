@@ -12,7 +12,7 @@ from dataclasses import replace
 from operator import itemgetter
 from typing import Any, Final
 
-from relay.peering.ports import (
+from relay.directory.ports import (
     GONE,
     Changes,
     DirectoryLimits,
@@ -147,7 +147,7 @@ class Records:
             replies = await self._ask(places, most)
         if any(len(reply) == 1 for reply in replies):
             # it was renewed between two questions; the next reading begins anew, too
-            return Changes((), "", more=True, anew=True)
+            return Changes((), "", more=True, restarted=True)
         return _changes(places, replies, most, anew=anew)
 
     async def _ask(self, places: Sequence[_Place], most: int) -> list[Any]:

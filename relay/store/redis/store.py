@@ -22,6 +22,16 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Final
 
+from relay.directory.ports import (
+    Changes,
+    DirectoryLimits,
+    HandleRow,
+    Merged,
+    RecordRow,
+)
+from relay.forwarding.ports import (
+    DueOutbox,
+)
 from relay.health import Health
 from relay.inbox.model.types import (
     Accepted,
@@ -44,13 +54,7 @@ from relay.inbox.ports import (
     OpenRequest,
 )
 from relay.peering.ports import (
-    Changes,
-    DirectoryLimits,
-    DueOutbox,
-    HandleRow,
-    Merged,
     PeerRow,
-    RecordRow,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -297,7 +301,7 @@ class RedisStore(HandoffCalls):
         return await self._records.record(owner)
 
     async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
-        """See :meth:`relay.peering.ports.OutboxStore.due_outboxes`."""
+        """See :meth:`relay.forwarding.ports.OutboxStore.due_outboxes`."""
         return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
 
     async def defer_outbox(
@@ -309,7 +313,7 @@ class RedisStore(HandoffCalls):
         peer: AgentKey | None = None,
         closed: Refusal | None = None,
     ) -> bool:
-        """See :meth:`relay.peering.ports.OutboxStore.defer_outbox`."""
+        """See :meth:`relay.forwarding.ports.OutboxStore.defer_outbox`."""
         return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
 
     async def free_outboxes(self) -> None:
@@ -317,7 +321,7 @@ class RedisStore(HandoffCalls):
         await self._outboxes.free_outboxes()
 
     async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
-        """See :meth:`relay.peering.ports.OutboxStore.outboxes`."""
+        """See :meth:`relay.forwarding.ports.OutboxStore.outboxes`."""
         return await self._outboxes.outboxes()
 
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
@@ -335,23 +339,23 @@ class RedisStore(HandoffCalls):
     # ------------------------------------------------------------ directory
 
     async def merge_records(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
-        """See :meth:`relay.peering.ports.RecordStore.merge_records`."""
+        """See :meth:`relay.directory.ports.RecordStore.merge_records`."""
         return await self._records.merge_records(rows)
 
     async def records(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
-        """See :meth:`relay.peering.ports.RecordStore.records`."""
+        """See :meth:`relay.directory.ports.RecordStore.records`."""
         return await self._records.records(owners)
 
     async def record_changes(self, after: str, most: int) -> Changes:
-        """See :meth:`relay.peering.ports.RecordStore.record_changes`."""
+        """See :meth:`relay.directory.ports.RecordStore.record_changes`."""
         return await self._records.record_changes(after, most)
 
     async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
-        """See :meth:`relay.peering.ports.RecordStore.evidence`."""
+        """See :meth:`relay.directory.ports.RecordStore.evidence`."""
         return await self._records.evidence(owner)
 
     async def purge_records(self) -> int:
-        """See :meth:`relay.peering.ports.RecordStore.purge_records`."""
+        """See :meth:`relay.directory.ports.RecordStore.purge_records`."""
         return await self._records.purge_records()
 
     async def peers(self) -> list[PeerRow]:
@@ -371,19 +375,19 @@ class RedisStore(HandoffCalls):
         return await self._peers.remove_peer(did)
 
     async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
-        """See :meth:`relay.peering.ports.PeerStore.claim_handle`."""
+        """See :meth:`relay.directory.ports.HandleStore.claim_handle`."""
         return await self._peers.claim_handle(name, did, now)
 
     async def put_handle(self, row: HandleRow) -> None:
-        """See :meth:`relay.peering.ports.PeerStore.put_handle`."""
+        """See :meth:`relay.directory.ports.HandleStore.put_handle`."""
         await self._peers.put_handle(row)
 
     async def handle(self, name: str) -> HandleRow | None:
-        """See :meth:`relay.peering.ports.PeerStore.handle`."""
+        """See :meth:`relay.directory.ports.HandleStore.handle`."""
         return await self._peers.handle(name)
 
     async def handles(self) -> list[HandleRow]:
-        """See :meth:`relay.peering.ports.PeerStore.handles`."""
+        """See :meth:`relay.directory.ports.HandleStore.handles`."""
         return await self._peers.handles()
 
     # ------------------------------------------------------------ nodes
