@@ -35,7 +35,7 @@ class Withholder(Relay):
 
 
 class Replayer(Relay):
-    """Says that it holds something newer of everything, and hands out what is old."""
+    """Claim newer versions of all records, and send old ones."""
 
     def tell(self, record: Light, not_to: Did | None) -> None:
         """Push an old record instead of the new one."""
@@ -57,8 +57,8 @@ class Replayer(Relay):
                 other = b64encode(bytes(16))
                 return frames.Digests(ref, bits, tuple(it._replace(digest=other) for it in items))
             case frames.Have(ref, bits, bucket, items, more):
-                said = tuple(it._replace(seq=it.seq + 1) for it in items)
-                return frames.Have(ref, bits, bucket, said, more)
+                reply = tuple(it._replace(seq=it.seq + 1) for it in items)
+                return frames.Have(ref, bits, bucket, reply, more)
             case _:
                 found = [self.world.catalogue.by_text[text] for text in frame.records]
                 olds = [self.world.catalogue.older.get(record.agent) or record for record in found]

@@ -42,10 +42,10 @@ class Clock:
 
 @dataclass(slots=True)
 class Traffic:
-    """What went over the network.
+    """Counts of the network.
 
     Args:
-        frames: said, also those that got lost.
+        frames: sent, also those that got lost.
         bytes: of those frames.
         lost: frames.
     """
@@ -75,15 +75,15 @@ class Network:
     chance: random.Random
     loss: float = 0.0
     repeats: float = 0.0
-    least_s: float = 0.01
-    most_s: float = 0.08
+    min_s: float = 0.01
+    max_s: float = 0.08
     bytes_per_s: float = 12_500_000.0
     apart: dict[Did, int] = field(default_factory=dict)
     sent: Counter[Did] = field(default_factory=Counter)
     traffic: Traffic = field(default_factory=Traffic)
 
     def is_parted(self, here: Did, there: Did) -> bool:
-        """Whether a partition lies between two relays."""
+        """Return True if a partition lies between two relays."""
         return bool(self.apart) and self.apart.get(here) != self.apart.get(there)
 
     def send(self, here: Did, there: Did, size: int, arrive: Step) -> None:
@@ -95,5 +95,5 @@ class Network:
             self.traffic.lost += 1
             return
         for _ in range(1 + (self.chance.random() < self.repeats)):
-            wait = self.chance.uniform(self.least_s, self.most_s)
+            wait = self.chance.uniform(self.min_s, self.max_s)
             self.clock.later(wait + size / self.bytes_per_s, arrive)

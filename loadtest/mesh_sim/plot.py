@@ -1,4 +1,4 @@
-"""How much of what they should hold the relays hold, against seconds: a small picture a mesh.
+"""Plot the part of all records that the relays hold against seconds: a small picture a mesh.
 
 Rules of the file: pure, drawn by hand, as ``loadtest/plot.py``.
 """
@@ -20,7 +20,7 @@ RIGHT: Final = 14
 BOTTOM: Final = 44
 COLUMNS: Final = 2
 COLOURS: Final = dict(zip(TROUBLES, ("#1b7837", "#d08200", "#2166ac", "#b2182b"), strict=True))
-LEAST: Final = 1e-4
+MIN_SHARE: Final = 1e-4
 """The lowest share still missing that is drawn; below it, nothing or nearly nothing is missing."""
 
 
@@ -57,12 +57,12 @@ def _legend() -> Iterator[str]:
 
 def _mesh(runs: Sequence[Found]) -> Iterator[str]:
     latest = max(run.seconds or run.curve[-1][0] for run in runs)
-    most = _round_up(latest)
+    limit = _round_up(latest)
     first = runs[0]
     yield _text(LEFT, 22, f"{first.relays:,} relays, {first.records:,} records", "start", size=12)
-    yield from _grid(most)
+    yield from _grid(limit)
     for run in runs:
-        yield from _line(run, most)
+        yield from _line(run, limit)
 
 
 def _round_up(seconds: float) -> float:
@@ -70,34 +70,34 @@ def _round_up(seconds: float) -> float:
     return next(unit * step for step in (1, 1.5, 2, 3, 5, 7.5, 10) if unit * step >= seconds)
 
 
-def _x(at: float, most: float) -> float:
-    return LEFT + min(at / most, 1.0) * (WIDTH - LEFT - RIGHT)
+def _x(at: float, limit: float) -> float:
+    return LEFT + min(at / limit, 1.0) * (WIDTH - LEFT - RIGHT)
 
 
 def _y(missing: float) -> float:
-    share = math.log(max(missing, LEAST) / LEAST) / math.log(1 / LEAST)
+    share = math.log(max(missing, MIN_SHARE) / MIN_SHARE) / math.log(1 / MIN_SHARE)
     return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
 
 
-def _grid(most: float) -> Iterator[str]:
+def _grid(limit: float) -> Iterator[str]:
     for percent in (100, 10, 1, 0.1, 0.01):
         y, name = _y(percent / 100), f"{percent:g} %"
         yield f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" stroke="#dddddd"/>'
         yield _text(LEFT - 6, y + 4, name, "end")
     for part in range(6):
-        at = most * part / 5
-        yield _text(_x(at, most), HEIGHT - BOTTOM + 16, f"{at:g}", "middle")
+        at = limit * part / 5
+        yield _text(_x(at, limit), HEIGHT - BOTTOM + 16, f"{at:g}", "middle")
     yield _text(WIDTH / 2, HEIGHT - 12, "seconds; what is still missing", "middle")
 
 
-def _line(run: Found, most: float) -> Iterator[str]:
+def _line(run: Found, limit: float) -> Iterator[str]:
     colour = COLOURS[run.trouble]
-    points = [(_x(at, most), _y(1 - share)) for at, share in thinned(run.curve)]
+    points = [(_x(at, limit), _y(1 - share)) for at, share in thinned(run.curve)]
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     yield f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
     if run.seconds is not None:
         x, y = points[-1]
-        said = f"{run.seconds:.0f} s, {run.rounds:.1f} pulls, {run.mb_sent:.1f} MB"
+        reply = f"{run.seconds:.0f} s, {run.rounds:.1f} pulls, {run.mb_sent:.1f} MB"
         row = 22 + 14 * list(COLOURS).index(run.trouble)
         yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
-        yield _text(WIDTH - RIGHT, row, said, "end", colour)
+        yield _text(WIDTH - RIGHT, row, reply, "end", colour)

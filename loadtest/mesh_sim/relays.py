@@ -1,7 +1,7 @@
-"""A relay of the simulation: the real index, pulls, rumors, allowances, strikes and roster.
+"""Simulate a relay around the real index, pulls, rumors, allowances, strikes and member table.
 
-Rules of the file: only what a shell would do is written here: timers, whom to send what, and the
-order of events. Who decides anything else is ``relay.core``.
+Only the shell is written here: timers, receivers of frames, and the order of events. The models of
+``relay.directory`` and ``relay.peering`` decide everything else.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ TRIES: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """What a relay does by itself; switched off, one by one, by the negative controls."""
+    """Behaviours of a relay; the negative controls switch them off, one by one."""
 
     pushes: bool = True
     pulls: bool = True
     passes_on: bool = True
-    tells_most: int = 256
+    max_passed_on: int = 256
     fanout: int = 3
 
 
@@ -115,7 +115,7 @@ class Relay:
     def _push(self) -> None:
         linked = sorted(self.links)
         for peer, frame in self.rumors.pop_frames(linked, self.world.pick):
-            self.world.send(self, peer, frame, lambda to, said=frame: to.pushed(self.did, said))
+            self.world.send(self, peer, frame, lambda to, pushed=frame: to.pushed(self.did, pushed))
         self.is_pushing = bool(len(self.rumors) and linked)
         if self.is_pushing:
             self.world.clock.later(PUSH_S, self._push)
@@ -134,7 +134,7 @@ class Relay:
                 self.tell(record, peer)
 
     def judge(self, peer: Did, text: str) -> Light | None:
-        """What the text stands for, or a strike."""
+        """Return the record of a text, or count a strike."""
         record = self.world.catalogue.by_text.get(text)
         if record is None and is_strike(ErrorCode.BAD_SIGNATURE):
             self.strikes.add(peer, self.now)
@@ -179,14 +179,14 @@ class Relay:
     def pull(self) -> None:
         """Ask one partner what is missing here: one with a new link first, else a random one."""
         linked = [did for did in sorted(self.links) if not self._is_out(did)]
-        partners = self._new_links or self.world.pick(linked, 1)
+        peers = self._new_links or self.world.pick(linked, 1)
         if self._exchange or not self.habits.pulls:
             return
-        if not partners:
+        if not peers:
             self._pull_later()
             return
         self.pulls += 1
-        peer = partners.pop()
+        peer = peers.pop()
         first = self.world.chance.randrange(2**TOP_BITS)
         pull = Pull(self.index, self._refs.__next__, first=first)
         self._exchange = Exchange(self, peer, pull)
@@ -200,10 +200,10 @@ class Relay:
     def ended(self, peer: Did, gained: list[Light]) -> None:
         """A pull is over: the next comes at once while it makes progress.
 
-        A little that was gained is news and told further; much of it is left to others' pulls.
+        The relay passes on a few gained records; many are left to the pulls of others.
         """
         self._exchange = None
-        if len(gained) <= self.habits.tells_most:
+        if len(gained) <= self.habits.max_passed_on:
             for record in gained:
                 self.tell(record, peer)
         if gained or self._new_links:
@@ -224,13 +224,13 @@ class Relay:
 
     def asked(self, peer: Did, question: frames.Digest | frames.Want) -> None:
         """Answer a peer's question from what is held here."""
-        for said in self.answers(question):
-            self.world.send(self, peer, said, lambda to, frame=said: to.answered(frame))
+        for reply in self.answers(question):
+            self.world.send(self, peer, reply, lambda to, frame=reply: to.answered(frame))
 
     def answers(
         self, question: frames.Digest | frames.Want
     ) -> list[frames.Digests | frames.Have | frames.Gossip]:
-        """What is said to a question; one frame, or none where a frame would be too large."""
+        """Return the answer to a question; only the first frame of a long one."""
         if isinstance(question, frames.Want) and question.agents:
             held = map(self.index.version, question.agents)
             texts = [self.text_of(order) for order in held if order]
@@ -247,7 +247,7 @@ class Relay:
             self._exchange.take(frame)
 
     def working_s(self, records: int) -> float:
-        """When so many requested records will be judged and kept: they may use part of a core."""
+        """Return the seconds until so many requested records are verified on a part of a core."""
         begin = max(self._busy_until, self.world.clock.now)
         self._busy_until = begin + records * self.world.record_s
         return self._busy_until - self.world.clock.now

@@ -1,4 +1,4 @@
-"""What the simulation found: one JSON object, or a table for a person."""
+"""Report the results of the simulation: one JSON object, or a table for a person."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ BASE: Final = 20
 
 
 def extrapolated(runs: Sequence[Found]) -> list[Found]:
-    """What was not simulated.
+    """Return estimates for runs that are missing.
 
-    A trouble in the largest mesh, where that run is missing: what the mesh takes longer than a
-    smaller one without trouble is added. Large directories on large meshes: each relay's work grows
-    with the records, the time until news has gone round with the relays, so what the larger mesh
-    took longer with few records is added to what many records took.
+    A trouble in the largest mesh: a smaller mesh with that trouble, plus the extra time of the
+    largest mesh without trouble. A large directory on a large mesh: each relay's work grows with
+    the records, and the time of news with the relays. So the estimate is the time of many records
+    in a small mesh, plus the extra time of the larger mesh with few records.
     """
     known = {(run.trouble, run.relays, run.records): run for run in runs}
     made: list[Found] = []

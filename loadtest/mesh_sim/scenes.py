@@ -1,4 +1,4 @@
-"""What is simulated: four troubles in meshes of four sizes, and what each run found."""
+"""Run the simulation: four troubles in meshes of four sizes, and the result of each run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loadtest.mesh_sim.liars import every_fifth
 from loadtest.mesh_sim.light import light
 from loadtest.mesh_sim.world import World
 
-MOST_S: Final = 4 * 3600.0
+MAX_S: Final = 4 * 3600.0
 WARM_S: Final = 2.0
 LOSS: Final = 0.3
 SETTLED: Final = 0.99
@@ -22,7 +22,7 @@ SETTLED: Final = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """How large.
+    """The size of a mesh.
 
     Args:
         relays: how many.
@@ -41,7 +41,7 @@ QUICK: Final = (Mesh(5, 2_000), Mesh(20, 2_000), Mesh(60, 300))
 
 @dataclass(slots=True)
 class Found:
-    """What one run found.
+    """The result of one run.
 
     Args:
         trouble: which.
@@ -52,7 +52,7 @@ class Found:
         rounds: pulls that an honest relay began until then, on average.
         mb_sent: what an honest relay sent until then, on average, 10^6 bytes.
         bytes_per_record: what honest relays sent for each record that one of them learnt.
-        frames: said by all.
+        frames: sent by all.
         lost: of those.
         dropped: news that did not fit in a queue, over all relays.
         curve: (seconds, share held).
@@ -75,14 +75,14 @@ class Found:
 
     def plain(self) -> dict[str, object]:
         """For JSON."""
-        said = dataclasses.asdict(self)
-        said["curve"] = [[round(at, 1), round(share, 5)] for at, share in thinned(self.curve)]
-        return said
+        reply = dataclasses.asdict(self)
+        reply["curve"] = [[round(at, 1), round(share, 5)] for at, share in thinned(self.curve)]
+        return reply
 
 
-def thinned(curve: list[tuple[float, float]], most: int = 120) -> list[tuple[float, float]]:
+def thinned(curve: list[tuple[float, float]], limit: int = 120) -> list[tuple[float, float]]:
     """Some of the points, the last one too."""
-    step = max(1, len(curve) // most)
+    step = max(1, len(curve) // limit)
     return curve[::step] if (len(curve) - 1) % step == 0 else [*curve[::step], curve[-1]]
 
 
@@ -118,7 +118,7 @@ def loss(mesh: Mesh, seed: int) -> World:
 
 
 def partition(mesh: Mesh, seed: int) -> World:
-    """Two halves have not heard of each other for an hour; each agrees within itself."""
+    """Two halves were cut off from each other for an hour; each agrees within itself."""
     world = _linked(mesh, seed)
     world.part(lambda number: number % 2)
     records = [light(number, 1) for number in range(mesh.records)]
@@ -161,8 +161,8 @@ def run(trouble: str, mesh: Mesh, seed: int = 1) -> Found:
     sent_before = {relay.did: world.network.sent[relay.did] for relay in world.relays}
     pulls_before = {relay.did: relay.pulls for relay in world.relays}
     world.sample(found.curve)
-    found.seconds = world.run(MOST_S)
-    found.curve.append((found.seconds or MOST_S, world.share))
+    found.seconds = world.run(MAX_S)
+    found.curve.append((found.seconds or MAX_S, world.share))
     found.settled_s = next((at for at, share in found.curve if share >= SETTLED), None)
     honest = world.honest()
     found.rounds = statistics.fmean(one.pulls - pulls_before[one.did] for one in honest)

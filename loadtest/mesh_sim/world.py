@@ -151,17 +151,17 @@ class World:
 
     @property
     def missing(self) -> int:
-        """How many newest records honest relays lack, over all of them."""
+        """Newest records that honest relays lack, over all of them."""
         return self._missing
 
     @property
     def share(self) -> float:
-        """Which part of all that honest relays should hold they hold."""
+        """The part that honest relays hold of all that they should hold."""
         whole = len(self._honest) * len(self.catalogue.newest)
         return 1 - self._missing / whole if whole else 1.0
 
     def run(self, seconds: float, *, until_agreed: bool = True) -> float | None:
-        """Go on; gives the seconds until all honest relays agreed, or None where they did not."""
+        """Go on; return the seconds until all honest relays agreed, or None if they did not."""
         begin = self.clock.now
         self.clock.run(begin + seconds, lambda: until_agreed and self._missing == 0)
         return self.clock.now - begin if self._missing == 0 else None

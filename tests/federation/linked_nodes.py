@@ -59,7 +59,7 @@ class Everybody:
 
 
 class Dialler:
-    """Dials whatever it is told, and counts."""
+    """Dials every origin without a check, and records it."""
 
     def __init__(self) -> None:
         self.dialled: list[str] = []

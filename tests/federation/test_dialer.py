@@ -56,7 +56,7 @@ async def refused(way: Dialer, url: str, code: ErrorCode) -> str:
 
 
 class ForgetfulDialer(Dialer):
-    """What the dialer must not be: it asks again after it has checked."""
+    """The negative control: a dialer that resolves the name again after its check."""
 
     async def _connected(self, target: Target) -> socket.socket:
         await self._checked(target)
@@ -293,12 +293,12 @@ async def test_a_certificate_of_another_name_or_authority_is_none():
 
 async def test_a_conversation_is_opened_over_tls():
     authority = Authority()
-    heard: list[str | None] = []
+    received: list[str | None] = []
 
     async def talk(socket: websockets.ServerConnection) -> None:
         request = socket.request
         assert request is not None
-        heard.extend([request.headers["Host"], request.path, socket.subprotocol])
+        received.extend([request.headers["Host"], request.path, socket.subprotocol])
         await socket.send("hello")
 
     server = websockets.serve(
@@ -313,7 +313,7 @@ async def test_a_conversation_is_opened_over_tls():
         way = Dialer(HONEST, Table({NAME: [HERE]}), tls=authority.client())
         async with await way.websocket(f"https://{NAME}:{port}") as line:
             assert await line.recv() == "hello"
-        assert heard == [f"{NAME}:{port}", "/v1/ws", SUBPROTOCOL]
+        assert received == [f"{NAME}:{port}", "/v1/ws", SUBPROTOCOL]
 
 
 async def test_a_proxy_of_the_environment_is_not_used(monkeypatch: pytest.MonkeyPatch):
@@ -356,7 +356,7 @@ def test_the_scheme_of_a_host_follows_from_where_it_is():
         way.origin_of("relay.example/x")
 
 
-def test_a_network_that_is_none_is_said_at_once():
+def test_a_value_that_is_no_network_is_refused_at_once():
     with pytest.raises(ValueError, match="10"):
         Dialer(["10.0.0.0/99"])
 

@@ -113,10 +113,10 @@ class Move:
             yield there
 
     def page(self, **values) -> Migrate:
-        said = {"ref": "m", "agent": self.agent.did, "handoff": self.way.id,
+        reply = {"ref": "m", "agent": self.agent.did, "handoff": self.way.id,
                 "evidence": self.way.order, "whole": b64encode(bytes(32)), "number": 0,
                 "total": 1, **values}  # fmt: skip
-        return Migrate(**said)
+        return Migrate(**reply)
 
     def submit(self, made: Sequence[SignedEnvelope], ref: str = "s", handoff: str | None = None):
         named = self.way.id if handoff is None else handoff
@@ -177,7 +177,7 @@ async def test_no_order_lets_a_relay_in_that_the_operator_wants_nothing_of(value
         assert refused.value.code is code
 
 
-async def test_a_partner_is_dismissed_once_nothing_more_is_handed_over():
+async def test_a_handoff_peer_is_dismissed_once_nothing_more_is_handed_over():
     async with moving() as move, move.log_in() as there:
         peers = move.target.parts.peers
         await until(lambda: peers.inbound)
@@ -202,14 +202,14 @@ ELSE: list[Frame] = [
 async def test_what_has_nothing_to_do_with_the_hand_off_is_refused_and_the_rest_goes_on(frame):
     async with moving() as move, move.log_in() as there:
         await there.say(frame)
-        said = await there.hear()
-        assert isinstance(said, Error)
-        assert (said.error, said.ref) == (ErrorCode.NOT_FEDERATED, "x")
+        reply = await there.hear()
+        assert isinstance(reply, Error)
+        assert (reply.error, reply.ref) == (ErrorCode.NOT_FEDERATED, "x")
         await there.say(move.page())
         assert await there.hear() == Migrated("m", move.way.id, b64encode(bytes(32)), 1)
 
 
-async def test_gossip_of_a_partner_is_not_heard_and_ends_the_conversation():
+async def test_gossip_of_a_handoff_peer_is_ignored_and_ends_the_conversation():
     stranger = new_key()
     async with moving() as move, move.log_in() as there:
         await there.say(Gossip((record_of(stranger, move.source),)))
@@ -279,10 +279,10 @@ async def test_nothing_is_taken_under_a_hand_off_of_another_inbox(is_added):
             pass
         async with move.log_in() as there:
             await there.say(move.submit(to(other)))
-            said = await there.hear()
+            reply = await there.hear()
             code = ErrorCode.WRONG_STATE if is_added else ErrorCode.NOT_FEDERATED
-            assert isinstance(said, Error)
-            assert (said.error, said.ref) == (code, "s")
+            assert isinstance(reply, Error)
+            assert (reply.error, reply.ref) == (code, "s")
             await there.say(move.submit(to(move.agent)))
             assert (await there.hear()).receipt
 
@@ -334,9 +334,9 @@ async def test_a_receipt_is_of_one_hand_off_or_of_none():
 class Partly(Chooser):
     """A policy that deals with one relay for a hand-off alone."""
 
-    def __init__(self, partner: Did) -> None:
+    def __init__(self, handoff_peer: Did) -> None:
         super().__init__()
-        self.partner = partner
+        self.handoff_peer = handoff_peer
         self.is_full_now = False
 
     def require_contact(self, did: Did) -> None:
@@ -348,16 +348,16 @@ class Partly(Chooser):
             raise RejectedError(ErrorCode.NOT_FEDERATED)
 
     def may_contact(self, did: Did) -> bool:
-        return did == self.partner
+        return did == self.handoff_peer
 
     def is_federated(self, did: Did) -> bool:
-        return self.is_full_now and did == self.partner
+        return self.is_full_now and did == self.handoff_peer
 
     def is_handoff_peer(self, did: Did) -> bool:
-        return did == self.partner
+        return did == self.handoff_peer
 
 
-async def test_a_link_to_a_partner_serves_hand_offs_and_nothing_else():
+async def test_a_link_to_a_handoff_peer_serves_hand_offs_and_nothing_else():
     async with moving() as move:
         policy = Partly(move.did)
         async with running_links(Links(move.source.key, Dialler(), policy)) as links:
@@ -398,14 +398,14 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
         assert list(at_a.parts.links.live()) == []
         await at_a.parts.gossip.push()
         await at_a.parts.exchange.exchange_peers()
-        # what was pushed before this answer has been heard by now
+        # the pushes before this answer have arrived by now
         with pytest.raises(RelayError):
             await link.ask(lambda ref: Resolve(ref, other.did))
         assert await held(at_b, other) is None
         assert (await way.state(way.target)).counters.kept == 5
 
 
-async def test_a_partner_that_does_not_answer_is_dialled_again_within_seconds(monkeypatch):
+async def test_a_handoff_peer_that_does_not_answer_is_dialled_again_within_seconds(monkeypatch):
     """For whom no hand-off waits, the pause grows to minutes."""
     monkeypatch.setattr(clock, "share", lambda: 1.0)
     relay, other, url = new_key().did, new_key().did, "http://127.0.0.1:1"
@@ -419,23 +419,23 @@ async def test_a_partner_that_does_not_answer_is_dialled_again_within_seconds(mo
     assert waits[0][0] <= 15 < waits[1][0]
 
 
-async def test_no_gossip_goes_to_a_partner():
-    own, store, partner, friend = new_key().did, MemoryStore(InboxLimits(), clock.now), *pair()
+async def test_no_gossip_goes_to_a_handoff_peer():
+    own, store, handoff_peer, friend = new_key().did, MemoryStore(InboxLimits(), clock.now), *pair()
     peers = Peers(own, "closed", frozenset(), store)
     await peers.load([(friend.peer, "http://127.0.0.1:1")])
-    peers.handoff_peers = frozenset({partner.peer})
+    peers.handoff_peers = frozenset({handoff_peer.peer})
     exchange = PeerExchange(peers, Linked(), lambda: "info")
-    for link in (partner, friend):
+    for link in (handoff_peer, friend):
         exchange.on_link_up(link)
-    assert (partner.pushed, friend.pushed) == ([], [Gossip(relays=("info",))])
+    assert (handoff_peer.pushed, friend.pushed) == ([], [Gossip(relays=("info",))])
     assert list(exchange.new_links) == [friend.peer]
 
 
-def pair() -> tuple[Told, Told]:
-    return Told(), Told()
+def pair() -> tuple[Answers, Answers]:
+    return Answers(), Answers()
 
 
-class Told(Other):
+class Answers(Other):
     """A link that keeps what is pushed."""
 
     def __init__(self) -> None:
@@ -447,19 +447,19 @@ class Told(Other):
         return True
 
 
-async def test_a_partner_is_kept_no_link_to_and_is_nobodys_peer():
-    partner, own = new_key().did, new_key().did
+async def test_a_handoff_peer_has_no_desired_link_and_is_nobodys_peer():
+    handoff_peer, own = new_key().did, new_key().did
     store = MemoryStore(InboxLimits(), clock.now)
-    await store.put_peer(PeerRow(partner, "http://127.0.0.1:1", "learned", 1))
+    await store.put_peer(PeerRow(handoff_peer, "http://127.0.0.1:1", "learned", 1))
     peers = Peers(own, "closed", frozenset(), store)
-    peers.handoff_peers = frozenset({partner})
+    peers.handoff_peers = frozenset({handoff_peer})
     await peers.load()
-    assert peers.may_contact(partner)
-    assert not peers.is_federated(partner)
+    assert peers.may_contact(handoff_peer)
+    assert not peers.is_federated(handoff_peer)
     assert (peers.desired_links(), list(peers.members)) == ([], [])
-    await peers.add(partner, "http://127.0.0.1:1")
-    assert peers.is_federated(partner)
-    assert peers.desired_links() == [(partner, "http://127.0.0.1:1")]
+    await peers.add(handoff_peer, "http://127.0.0.1:1")
+    assert peers.is_federated(handoff_peer)
+    assert peers.desired_links() == [(handoff_peer, "http://127.0.0.1:1")]
 
 
 # ---------------------------------------------------------------- receipts that lie
@@ -471,7 +471,7 @@ class Answering:
     def __init__(self, key: SigningKey, handoff: str) -> None:
         self.transport = self
         self._key, self._handoff = key, handoff
-        self._said: asyncio.Queue[bytes] = asyncio.Queue()
+        self._reply: asyncio.Queue[bytes] = asyncio.Queue()
 
     async def send(self, data: bytes, *, text: bool) -> None:
         assert text
@@ -483,11 +483,11 @@ class Answering:
         ]
         at = Timestamp(time.time())
         receipt = sign_receipt(self._key, items, durability="fsync", now=at, handoff=self._handoff)
-        self._said.put_nowait(frames.encode(Submitted((submit.ref,), receipt)))
+        self._reply.put_nowait(frames.encode(Submitted((submit.ref,), receipt)))
 
     async def recv(self, *, decode: bool) -> bytes:
         assert not decode
-        return await self._said.get()
+        return await self._reply.get()
 
     async def close(self) -> None:
         pass

@@ -107,7 +107,7 @@ async def test_a_dialler_that_expects_another_relay_there_goes_no_further():
     [Ack(Epoch("e")), Publish("p", "x"), Rules("r"), Gossip(ref="g", records=("x",))],
     ids=lambda frame: type(frame).__name__,
 )
-async def test_a_peer_that_says_what_an_agent_says_is_told_so_and_cut_off(frame):
+async def test_a_peer_that_sends_an_agents_frame_gets_an_error_and_is_cut_off(frame):
     async with (
         running_node(federation="open") as node,
         peer(node.url, node.parts.key.did) as there,
@@ -126,7 +126,7 @@ async def test_a_peer_that_says_what_an_agent_says_is_told_so_and_cut_off(frame)
     ],
     ids=["gossip", "hops", "marked", "from"],
 )
-async def test_an_agent_that_says_what_a_peer_says_is_told_so_and_cut_off(frame):
+async def test_an_agent_that_sends_a_peers_frame_gets_an_error_and_is_cut_off(frame):
     async with running_node(federation="open") as node, speaker(node.url) as agent:
         await agent.say(frame)
         assert (await agent.hear(Bye)).error is ErrorCode.BAD_FRAME
@@ -144,11 +144,11 @@ async def test_envelopes_that_were_here_or_at_too_many_relays_go_no_further(coun
         await there.say(Submit("circle", [wire], here))
         assert (await there.hear(Error)).ref == "circle"
         await there.say(Submit("far", [wire], hops))
-        said = await there.hear(Error, Submitted)
+        reply = await there.hear(Error, Submitted)
         if count > 3:
-            assert (said.error, said.ref) == (ErrorCode.TOO_MANY_HOPS, "far")
+            assert (reply.error, reply.ref) == (ErrorCode.TOO_MANY_HOPS, "far")
         else:
-            assert said.rejected[0].error is ErrorCode.UNKNOWN_INBOX
+            assert reply.rejected[0].error is ErrorCode.UNKNOWN_INBOX
 
 
 # ---------------------------------------------------------------- a link at work
@@ -203,7 +203,7 @@ async def test_a_wrong_relay_at_a_host_does_not_keep_the_right_one_from_being_di
 
 
 class Slow(Dialler):
-    """Where nobody answers, it takes its time."""
+    """A dialler that is slow if nobody answers."""
 
     async def websocket(self, origin):
         if "slow" in origin:
@@ -252,7 +252,7 @@ async def test_a_record_that_names_a_wrong_place_says_nothing_of_the_relay():
         assert len(chooser.notes) == 1
 
 
-async def test_a_peers_refusal_is_told_as_one():
+async def test_a_peers_refusal_is_reported_as_one():
     async with (
         running_node(**CLOSED) as node,
         running_links(Links(new_key(), Dialler(), Chooser())) as links,
@@ -262,7 +262,7 @@ async def test_a_peers_refusal_is_told_as_one():
         assert caught.value.code is ErrorCode.NOT_FEDERATED
 
 
-async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_back():
+async def test_the_end_of_a_link_ends_all_waits_and_a_desired_link_comes_back():
     key, chooser = new_key(), Chooser()
     async with running_links(Links(new_key(), Dialler(), chooser), chooser) as links:
         async with running_node(federation="open", key=key) as node:
@@ -279,7 +279,7 @@ async def test_the_end_of_a_link_is_told_to_all_who_wait_and_a_chosen_one_comes_
             assert chooser.notes[-1] == ("came", key.did)
 
 
-async def test_who_pushes_too_much_is_told_that_it_was_dropped():
+async def test_a_push_into_a_full_queue_returns_that_it_was_dropped():
     async with (
         running_node(federation="open") as node,
         running_links(Links(new_key(), Dialler(), Chooser())) as links,
@@ -356,7 +356,7 @@ async def test_what_a_relay_pushes_without_being_asked_is_read_at_a_rate(monkeyp
 
 
 class Stall:
-    """A way to a relay on which, once told so, nothing comes through any more."""
+    """A way to a relay on which, after a call, nothing comes through any more."""
 
     def __init__(self, port: int) -> None:
         self._port = port

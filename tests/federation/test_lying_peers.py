@@ -43,8 +43,8 @@ from tests.support.nodes import RunningNode, make_envelope, new_key, speaker
 
 pytestmark = pytest.mark.timeout(60)
 
-Said = dict[str, Any]
-Lie = Callable[[Said], Sequence[object]]
+Falsify = dict[str, Any]
+Lie = Callable[[Falsify], Sequence[object]]
 """From a frame that the node says to what the peer answers: frames, or raw text or bytes."""
 
 HUGE = 2**64 - 1
@@ -53,12 +53,12 @@ DEEP = "[" * 100_000
 AGENT = "key:z6Mko9hTggMwjSTEaJaPUfE6tqcy2xvU6BnNq3e3o8qVBiyH"
 
 
-def ref(said: Said) -> object:
-    return said.get("ref", "1")
+def ref(reply: Falsify) -> object:
+    return reply.get("ref", "1")
 
 
-def bucket(said: Said) -> tuple[object, object]:
-    return said.get("bits", TOP_BITS), said.get("bucket", 0)
+def bucket(reply: Falsify) -> tuple[object, object]:
+    return reply.get("bits", TOP_BITS), reply.get("bucket", 0)
 
 
 LIES: dict[str, Lie] = {
@@ -66,58 +66,58 @@ LIES: dict[str, Lie] = {
     "deeper than any reader goes": lambda _: [DEEP],
     "no frame": lambda _: ["[]", "{}", "null", "1e999"],
     "an error without a ref": lambda _: [{"t": "error", "error": "internal", "detail": "x"}],
-    "an error of another kind": lambda said: [
-        {"t": "error", "ref": ref(said), "error": "moved", "detail": "x", "retry_after": HUGE}
+    "an error of another kind": lambda reply: [
+        {"t": "error", "ref": ref(reply), "error": "moved", "detail": "x", "retry_after": HUGE}
     ],
-    "a code that nobody knows": lambda said: [
-        {"t": "error", "ref": ref(said), "error": "flat_tyre", "detail": "x"}
+    "a code that nobody knows": lambda reply: [
+        {"t": "error", "ref": ref(reply), "error": "flat_tyre", "detail": "x"}
     ],
     "a goodbye for ever": lambda _: [
         {"t": "bye", "error": "draining", "detail": "x", "retry_after": HUGE}
     ],
-    "digests that were not asked for": lambda said: [
-        {"t": "digests", "ref": ref(said), "bits": 28, "items": [[2**28 - 1, HUGE, HASH]]}
+    "digests that were not asked for": lambda reply: [
+        {"t": "digests", "ref": ref(reply), "bits": 28, "items": [[2**28 - 1, HUGE, HASH]]}
     ],
-    "digests of a depth that is none": lambda said: [
-        {"t": "digests", "ref": ref(said), "bits": 3, "items": [[7, 1, HASH]]}
+    "digests of a depth that is none": lambda reply: [
+        {"t": "digests", "ref": ref(reply), "bits": 3, "items": [[7, 1, HASH]]}
     ],
-    "all buckets are full, and endlessly": lambda said: [
+    "all buckets are full, and endlessly": lambda reply: [
         {
-            "t": "digests", "ref": ref(said), "bits": said.get("bits", TOP_BITS),
-            "items": [[one, HUGE, HASH] for one in said.get("buckets") or range(1024)][:1024],
+            "t": "digests", "ref": ref(reply), "bits": reply.get("bits", TOP_BITS),
+            "items": [[one, HUGE, HASH] for one in reply.get("buckets") or range(1024)][:1024],
         }
-        if said["t"] == "digest"
+        if reply["t"] == "digest"
         else {
-            "t": "have", "ref": ref(said), "bits": bucket(said)[0], "bucket": bucket(said)[1],
+            "t": "have", "ref": ref(reply), "bits": bucket(reply)[0], "bucket": bucket(reply)[1],
             "items": [[AGENT, HUGE, HUGE, HASH]], "more": True,
         }
     ],
-    "records that are none": lambda said: [
-        {"t": "gossip", "ref": ref(said), "records": ["x", "a.b.c", "\u0000"], "relays": ["a.b.c"]}
+    "records that are none": lambda reply: [
+        {"t": "gossip", "ref": ref(reply), "records": ["x", "a.b.c", "\u0000"], "relays": ["a.b.c"]}
     ],
-    "relays that are none": lambda said: [
-        {"t": "gossip", "ref": ref(said), "relays": ["x", "..", "a.b.c"]}
+    "relays that are none": lambda reply: [
+        {"t": "gossip", "ref": ref(reply), "relays": ["x", "..", "a.b.c"]}
     ],
-    "a receipt of nobody": lambda said: [
-        {"t": "submitted", "refs": [ref(said)], "receipt": "a.b.c", "rejected": []}
+    "a receipt of nobody": lambda reply: [
+        {"t": "submitted", "refs": [ref(reply)], "receipt": "a.b.c", "rejected": []}
     ],
-    "noes to what was not asked": lambda said: [
+    "noes to what was not asked": lambda reply: [
         {
-            "t": "submitted", "refs": [ref(said)],
+            "t": "submitted", "refs": [ref(reply)],
             "rejected": [{"ref": "x", "i": 9, "error": "blocked", "stored": "no", "detail": ""}],
         }
     ],
-    "a record of somebody else": lambda said: [
-        {"t": "resolved", "ref": ref(said), "state": "found", "record": "a.b.c", "stale": False}
+    "a record of somebody else": lambda reply: [
+        {"t": "resolved", "ref": ref(reply), "state": "found", "record": "a.b.c", "stale": False}
     ],
-    "a view with huge numbers": lambda said: [
-        {"t": "view", "ref": ref(said), "state": "gone", "since": HUGE, "strikes": HUGE}
+    "a view with huge numbers": lambda reply: [
+        {"t": "view", "ref": ref(reply), "state": "gone", "since": HUGE, "strikes": HUGE}
     ],
-    "a digest receipt of nothing": lambda said: [
-        {"t": "migrated", "ref": ref(said), "handoff": "x", "whole": "x", "next": HUGE}
+    "a digest receipt of nothing": lambda reply: [
+        {"t": "migrated", "ref": ref(reply), "handoff": "x", "whole": "x", "next": HUGE}
     ],
     "what only an agent says": lambda _: [{"t": "ack", "epoch": "e", "upto": 1}],
-    "what only a peer is asked": lambda said: [{"t": "want", "ref": ref(said), "relays": True}],
+    "what only a peer is asked": lambda reply: [{"t": "want", "ref": ref(reply), "relays": True}],
 }  # fmt: skip
 
 
@@ -126,8 +126,8 @@ async def lie(talk: Talk, *, answer: Lie) -> None:
     await talk.log_in(said=welcome(inbox=False, epoch=None, session=None))
     async for data in talk.socket:
         talk.relay.talks += 1
-        for said in answer(json.loads(data)):
-            await talk.socket.send(said if isinstance(said, str | bytes) else json.dumps(said))
+        for reply in answer(json.loads(data)):
+            await talk.socket.send(reply if isinstance(reply, str | bytes) else json.dumps(reply))
 
 
 async def hang_up(talk: Talk, *, at: int) -> None:

@@ -91,12 +91,12 @@ async def test_a_record_published_at_one_relay_is_held_by_the_others_at_once():
         await until(first.parts.links.live)
         record = record_of(agent, a)
         async with speaker(first.url, agent, record=record):
-            # c is no peer of a: b has checked it, kept it, and passed it on
+            # c is no peer of a: b has verified it, stored it, and passed it on
             await until_held(last, agent, record)
         assert await held(middle, agent) == record
 
 
-async def test_a_relay_that_was_away_pulls_what_it_missed_and_is_asked_for_what_it_has():
+async def test_a_relay_that_was_offline_pulls_what_it_missed_and_is_asked_for_what_it_has():
     a, b = places(2)
     agents = [new_key() for _ in range(40)]
     made = {agent.did: record_of(agent, a if n % 2 else b) for n, agent in enumerate(agents)}
@@ -189,7 +189,7 @@ async def test_expired_old_and_repeated_records_are_held_against_nobody():
         assert await held(node, other) is None
 
 
-async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_heard_meanwhile():
+async def test_a_flood_is_dropped_unread_and_an_honest_peer_is_served_meanwhile():
     [a] = places(1)
     flood = [record_of(new_key(), a) for _ in range(1_000)]
     async with (
@@ -274,7 +274,7 @@ async def test_without_an_allowance_the_whole_flood_is_taken(monkeypatch):
     ],
     ids=["a record too large", "too many records", "too many buckets"],
 )
-async def test_what_is_oversize_ends_the_conversation_that_said_it_and_no_other(data):
+async def test_an_oversize_frame_ends_its_own_conversation_and_no_other(data):
     [a] = places(1)
     async with (
         relay_at(a, **OPEN),
@@ -290,10 +290,10 @@ async def test_what_is_oversize_ends_the_conversation_that_said_it_and_no_other(
 async def test_a_signature_that_verifiers_judge_differently_is_held_against_nobody():
     [a] = places(1)
     agent = new_key()
-    said = relay_info.RelayDescription(
+    reply = relay_info.RelayDescription(
         "https://x.example", "s", "1", {}, 1, "open", "open", "fsync"
     )
-    edge, relay = at_the_edge(record_of(agent, a)), relay_info.sign(new_key(), said, now())
+    edge, relay = at_the_edge(record_of(agent, a)), relay_info.sign(new_key(), reply, now())
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
         for _ in range(4):
             await there.say(Gossip((edge,), (at_the_edge(relay),)))
@@ -306,16 +306,16 @@ async def test_a_peers_envelope_for_an_agent_here_is_stored_and_for_nobody_here_
     [a] = places(1)
     alice, bob = new_key(), new_key()
     wire = json.loads(make_envelope(alice, bob.did).wire)
-    stray = json.loads(make_envelope(alice, new_key().did).wire)
+    misplaced = json.loads(make_envelope(alice, new_key().did).wire)
     async with (
         relay_at(a, **OPEN),
         speaker(a.url, bob) as there,
         peer(a.url, a.did) as relay,
     ):
-        await relay.say(Submit("s", [wire, stray], (new_key().did,), (0,)))
-        said = await relay.hear(Submitted)
-        assert said.receipt
-        assert [(no.i, no.error) for no in said.rejected] == [(1, ErrorCode.UNKNOWN_INBOX)]
+        await relay.say(Submit("s", [wire, misplaced], (new_key().did,), (0,)))
+        reply = await relay.hear(Submitted)
+        assert reply.receipt
+        assert [(no.i, no.error) for no in reply.rejected] == [(1, ErrorCode.UNKNOWN_INBOX)]
         deliver = await there.hear()
         while type(deliver).__name__ != "Deliver":
             deliver = await there.hear()
@@ -325,7 +325,7 @@ async def test_a_peers_envelope_for_an_agent_here_is_stored_and_for_nobody_here_
 # ---------------------------------------------------------------- answers
 
 
-async def test_a_peer_is_told_digests_lists_records_and_where_agents_live():
+async def test_a_peer_gets_digests_lists_records_and_where_agents_live():
     [a] = places(1)
     agent = new_key()
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as there:
@@ -363,7 +363,7 @@ async def test_in_an_open_mesh_one_live_relay_is_enough_to_be_linked_to_all():
         await until(lambda: linked(third, b) and linked(second, c), 30)
 
 
-async def test_in_closed_federation_a_relay_that_was_told_of_is_known_and_not_dialled():
+async def test_in_closed_federation_a_relay_that_others_named_is_known_and_not_dialled():
     a, b, c = places(3)
     async with (
         relay_at(a, [b, c]) as first,
@@ -379,10 +379,10 @@ async def test_in_closed_federation_a_relay_that_was_told_of_is_known_and_not_di
 
 async def test_forged_relay_information_is_a_lie_like_any_other():
     [a] = places(1)
-    said = relay_info.RelayDescription(
+    reply = relay_info.RelayDescription(
         "https://x.example", "s", "1", {}, 1, "open", "open", "fsync"
     )
-    lie = forged(relay_info.sign(new_key(), said, now()))
+    lie = forged(relay_info.sign(new_key(), reply, now()))
     async with relay_at(a, **OPEN) as node, peer(a.url, a.did) as bad:
         for _ in range(3):
             await bad.say(Gossip(relays=(lie,)))

@@ -76,8 +76,8 @@ async def test_two_relays_whose_operators_add_each_other_are_linked_both_ways():
 async def test_what_cannot_be_added_is_refused_by_name(body, code):
     [a] = places(1)
     async with relay_at(a) as node:
-        _, said = await ask(node.admin, "POST", "/peers", json=body)
-        assert said["error"] == code
+        _, reply = await ask(node.admin, "POST", "/peers", json=body)
+        assert reply["error"] == code
         _, listed = await ask(node.admin, "GET", "/peers")
         assert listed["peers"] == []
 
@@ -85,13 +85,13 @@ async def test_what_cannot_be_added_is_refused_by_name(body, code):
 async def test_a_relay_is_no_peer_of_itself_and_a_page_in_a_browser_adds_none():
     [a] = places(1)
     async with relay_at(a) as node:
-        _, said = await ask(node.admin, "POST", "/peers", json={"url": a.url})
-        assert said["error"] == ErrorCode.NOT_FEDERATED
+        _, reply = await ask(node.admin, "POST", "/peers", json={"url": a.url})
+        assert reply["error"] == ErrorCode.NOT_FEDERATED
         plain = {"content": b'{"url":"http://127.0.0.1:1"}'}
         for kind in ("text/plain", "application/x-www-form-urlencoded"):
             headers = {"Content-Type": kind}
-            _, said = await ask(node.admin, "POST", "/peers", headers=headers, **plain)
-            assert said["error"] == ErrorCode.UNSUPPORTED
+            _, reply = await ask(node.admin, "POST", "/peers", headers=headers, **plain)
+            assert reply["error"] == ErrorCode.UNSUPPORTED
         async with httpx2.AsyncClient(base_url=node.url) as http:
             assert (await http.get("/v1/admin/peers")).status_code == 404, "never in public"
 
@@ -100,8 +100,8 @@ async def test_a_relay_that_says_it_is_elsewhere_is_not_added():
     a, b = places(2)
     elsewhere = f"http://localhost:{b.port}"
     async with relay_at(a) as node, relay_at(b, public_url=elsewhere):
-        _, said = await ask(node.admin, "POST", "/peers", json={"url": b.url})
-        assert said["error"] == ErrorCode.WRONG_RELAY
+        _, reply = await ask(node.admin, "POST", "/peers", json={"url": b.url})
+        assert reply["error"] == ErrorCode.WRONG_RELAY
 
 
 async def test_a_relay_that_is_added_once_is_known_to_the_other_node_of_the_store():
@@ -129,7 +129,7 @@ async def test_settings_and_what_the_operator_added_are_both_known_after_a_resta
             assert there.ready.relay == a.did
 
 
-async def test_a_relay_that_is_back_with_a_new_key_is_added_anew_and_its_old_self_removed():
+async def test_a_relay_that_is_back_with_a_new_key_is_added_again_and_its_old_self_removed():
     a, b = places(2)
     renewed = Place(new_key(), b.port)
     async with relay_at(a, [b]) as first:
@@ -183,7 +183,7 @@ async def test_the_commands_of_an_operator(tmp_path):
         assert nobody.code == Exit.UNAVAILABLE
 
 
-async def test_a_peer_that_is_away_is_listed_and_shown_with_what_waits_for_it(tmp_path):
+async def test_an_unreachable_peer_is_listed_and_shown_with_its_waiting_mail(tmp_path):
     a, b = places(2)
     carol = new_key()
     terminal = Terminal(tmp_path)
@@ -236,8 +236,8 @@ async def test_a_relay_that_is_blocked_is_cut_off_both_ways_and_stays_so_over_a_
         store = first.parts.store
         peers = first.parts.peers
         await until(lambda: first.parts.links.live() and peers.inbound.get(b.did))
-        status, said = await ask(first.admin, "POST", f"/peers/{b.did}/block", json={})
-        assert (status, said["standing"], said["linked"]) == (200, "blocked", said["linked"])
+        status, reply = await ask(first.admin, "POST", f"/peers/{b.did}/block", json={})
+        assert (status, reply["standing"], reply["linked"]) == (200, "blocked", reply["linked"])
         await until(lambda: not first.parts.links.live() and not peers.inbound)
         with pytest.raises(RelayError) as caught:
             async with peer(a.url, a.did, b.key):
@@ -290,8 +290,8 @@ async def test_a_page_in_a_browser_blocks_nobody():
     async with relay_at(a, [b]) as node:
         headers = {"Content-Type": "text/plain"}
         path = f"/peers/{b.did}/block"
-        _, said = await ask(node.admin, "POST", path, headers=headers, content=b"{}")
-        assert said["error"] == ErrorCode.UNSUPPORTED
+        _, reply = await ask(node.admin, "POST", path, headers=headers, content=b"{}")
+        assert reply["error"] == ErrorCode.UNSUPPORTED
         assert node.parts.peers.rows[b.did].standing == "added"
 
 
@@ -301,8 +301,8 @@ async def test_a_page_under_a_name_that_leads_to_this_machine_changes_nothing(pa
     async with relay_at(a) as node:
         body = {"url": b.url, "did": b.did}
         headers = {"Origin": "http://rebound.example", "Host": "rebound.example"}
-        status, said = await ask(node.admin, "POST", path, headers=headers, json=body)
-        assert (status, said["error"]) == (403, ErrorCode.NOT_ADMITTED)
+        status, reply = await ask(node.admin, "POST", path, headers=headers, json=body)
+        assert (status, reply["error"]) == (403, ErrorCode.NOT_ADMITTED)
         assert node.parts.peers.rows == {}
         status, _ = await ask(node.admin, "POST", path, json=body)
         assert status == 200

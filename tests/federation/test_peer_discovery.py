@@ -1,4 +1,4 @@
-"""Whom a relay dials, and of whom it tells others: only of relays that it has reached itself."""
+"""A relay chooses peers to dial, and names to others only relays that it has reached itself."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def web_page(*, silent: bool = False):
         yield place
 
 
-async def told_of(place: Place) -> set[str]:
+async def named(place: Place) -> set[str]:
     """The relays of which one tells a stranger that asks."""
     async with peer(place.url, place.did) as there:
         await there.say(Want("w", relays=True))
@@ -166,7 +166,7 @@ async def test_two_halves_of_a_mesh_that_have_given_each_other_up_find_each_othe
         await until(across, 20)
 
 
-async def test_a_dead_host_has_a_rest_however_many_relays_are_said_to_be_there(monkeypatch):
+async def test_a_dead_host_is_not_dialled_often_however_many_relays_claim_it(monkeypatch):
     for name in ("FIRST_BACKOFF_S", "LOGIN_DIAL_S"):
         monkeypatch.setattr(links_module, name, 60.0)
     dead = "http://127.0.0.1:1"
@@ -309,10 +309,10 @@ async def test_a_join_of_a_relay_that_is_blocked_is_refused():
         assert node.parts.peers.rows[b.did].standing == "blocked"
 
 
-# ---------------------------------------------------------------- of whom others are told
+# ---------------------------------------------------------------- relays that a relay names
 
 
-async def test_a_relay_that_was_added_and_never_answered_is_told_of_to_nobody():
+async def test_a_relay_that_was_added_and_never_answered_is_named_to_nobody():
     [a] = places(1)
     async with web_page() as dead, relay_at(a, **OPEN) as node:
         status, _ = await ask(node.admin, "POST", "/peers", json={"url": dead.url})
@@ -320,37 +320,37 @@ async def test_a_relay_that_was_added_and_never_answered_is_told_of_to_nobody():
         peers = node.parts.peers
         assert peers.rows[dead.did].info
         await until(lambda: node.parts.links.backoff(dead.did, dead.url))
-        assert await told_of(a) == {a.did}
+        assert await named(a) == {a.did}
         # it stays added here, and its own word is no proof that anybody can reach it
         async with peer(a.url, a.did, dead.key) as there:
             await there.say(Gossip(relays=(info(dead, ago=-61),)))
             await there.say(Want("w", view=True))
             await there.hear()
-        assert await told_of(a) == {a.did}
+        assert await named(a) == {a.did}
         assert peers.rows[dead.did].standing == "added"
 
 
-async def test_a_relay_that_others_told_of_is_passed_on_only_once_it_was_reached(monkeypatch):
+async def test_a_relay_that_others_named_is_passed_on_only_once_it_was_reached(monkeypatch):
     a, b = places(2)
     async with relay_at(a, **OPEN) as node:
         async with peer(a.url, a.did) as there:
             await there.say(Gossip(relays=(info(b, ago=100),)))
             await until(lambda: b.did in node.parts.peers.rows)
-        assert await told_of(a) == {a.did}
+        assert await named(a) == {a.did}
         assert node.parts.exchange.pending == []
         async with relay_at(b, **OPEN):
             # it knows nobody: the other relay dials it by itself
             await until(lambda: node.parts.peers.is_proven(b.did), 20)
-            assert await told_of(a) == {a.did, b.did}
+            assert await named(a) == {a.did, b.did}
         for _ in range(2 * membership.MAX_FAILURES):
             node.parts.peers.on_dial_failed(b.did, NOBODY)
-        assert await told_of(a) == {a.did}, "it is gone"
+        assert await named(a) == {a.did}, "it is gone"
         # the negative control: it is the proof that is missing, nothing else
         monkeypatch.setattr(Peers, "is_proven", lambda _self, did: bool(did))
-        assert await told_of(a) == {a.did, b.did}
+        assert await named(a) == {a.did, b.did}
 
 
-async def test_a_relay_with_another_address_is_told_of_once_it_was_reached_there():
+async def test_a_relay_with_another_address_is_named_once_it_was_reached_there():
     a, b, elsewhere = places(3)
     async with relay_at(a, **OPEN) as node, relay_at(b, **OPEN):
         peers = node.parts.peers

@@ -1,4 +1,4 @@
-"""Who is known and dealt with; what judging records may cost; what a bad relay cannot hold up."""
+"""Policy and knowledge of peers, the cost of judging records, and the bounds of a bad relay."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def memory() -> MemoryStore:
 
 
 def info(key, *, ago: float = 0, url: str = "https://relay.example") -> str:
-    said = relay_info.RelayDescription(url, "s", "1", {}, 1, "open", "open", "fsync")
-    return relay_info.sign(key, said, now() - ago)
+    reply = relay_info.RelayDescription(url, "s", "1", {}, 1, "open", "open", "fsync")
+    return relay_info.sign(key, reply, now() - ago)
 
 
 async def known(federation="open", store=None) -> Peers:
@@ -77,7 +77,7 @@ async def test_relay_information_is_learned_once_and_its_newer_word_moves_it():
     assert other.did in mine.members
 
 
-async def test_who_signs_anew_all_the_time_is_listened_to_once_a_minute():
+async def test_new_information_of_a_relay_counts_once_a_minute():
     mine, other = await known(), new_key()
     assert await mine.merge_relay_info(info(other, ago=59))
     assert await mine.merge_relay_info(info(other)) is None
@@ -91,13 +91,13 @@ async def test_the_operators_word_on_where_a_relay_is_stands_over_its_own():
     assert mine.rows[other.did].info
 
 
-@pytest.mark.parametrize("standing", ["blocked", "removed"])
-async def test_news_of_a_relay_undoes_nothing_that_the_operator_said_at_another_node(standing):
+@pytest.mark.parametrize("action", ["blocked", "removed"])
+async def test_news_of_a_relay_undoes_nothing_that_the_operator_did_at_another_node(action):
     store, other = memory(), new_key()
     here, there = await known("closed", store), await known("closed", store)
     await there.add(other.did, "https://added.example", info(other, ago=100))
     await here.refresh()
-    await (there.block if standing == "blocked" else there.remove)(other.did)
+    await (there.block if action == "blocked" else there.remove)(other.did)
     assert await here.merge_relay_info(info(other)) is None
     assert not here.may_contact(other.did)
     await there.refresh()
@@ -150,7 +150,7 @@ async def test_of_relays_that_are_not_written_down_nothing_is_remembered():
     assert list(mine.introduced) == list(mine.views) == [added]
 
 
-async def test_added_relays_are_linked_however_many_others_are_told_of():
+async def test_added_relays_are_linked_however_many_others_are_named():
     mine = await known()
     added = [new_key().did for _ in range(3)]
     for did in added:
@@ -190,7 +190,7 @@ async def test_what_was_spent_is_paid_back_by_resting():
 
 
 @pytest.mark.alone
-async def test_fetched_records_cost_a_quarter_of_a_core_at_most():
+async def test_fetched_records_cost_no_more_than_a_quarter_of_a_core():
     store, home = memory(), Place(new_key(), 1)
     directory = Directory(new_key().did, store, DidKeys())
     made = [record_of(new_key(), home) for _ in range(1_500)]

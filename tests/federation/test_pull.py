@@ -159,7 +159,7 @@ async def test_a_bug_about_one_peer_ends_neither_the_pulls_nor_the_questions_to_
     assert metrics.INTERNAL._value.get() == bugs + 2
 
 
-async def test_a_peer_that_always_has_more_gives_way_to_the_others(monkeypatch):
+async def test_a_peer_that_always_has_more_does_not_delay_the_others(monkeypatch):
     monkeypatch.setattr(pull, "MAX_REPEAT_S", 0.3)
     endless = Other(is_endless=True)
     async with pulling(endless) as (pulls, turn), within(8):

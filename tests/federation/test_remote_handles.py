@@ -106,10 +106,10 @@ NONE = said(b"", status="404 Not Found")
 )
 async def test_a_hostname_is_what_its_sources_agree_on(web_says: bytes, dns_says: Any, wanted: str):
     async with Stage(web_says, dns_says) as stage:
-        heard = await stage.resolve()
-        assert heard.state == wanted
-        assert heard.did == (ALICE.did if wanted == "found" else None)
-        assert (heard.why == "") == (wanted == "found")
+        received = await stage.resolve()
+        assert received.state == wanted
+        assert received.did == (ALICE.did if wanted == "found" else None)
+        assert (received.why == "") == (wanted == "found")
 
 
 async def test_dns_that_does_not_say_is_not_absent():
@@ -146,7 +146,7 @@ async def test_an_answer_is_remembered_for_a_while(answer: bytes, seconds: float
         assert len(stage.site.requests) == 2
 
 
-async def test_a_host_that_is_away_is_left_alone_for_all_its_handles():
+async def test_a_host_that_cannot_be_reached_is_left_alone_for_all_its_handles():
     async with Stage(b"no HTTP at all") as stage:
         for name in "abcdef":
             assert (await stage.resolve(f"{name}@{HOST}")).state == "unreadable"

@@ -99,7 +99,7 @@ async def logged_in(place: Place, agent: SigningKey, seq: int = 0) -> AsyncItera
         yield
 
 
-async def moved_while_a_was_away(count: int = 3) -> World:
+async def moved_while_a_was_offline(count: int = 3) -> World:
     """The agent lived at A, mail waits there, A was killed, the agent went to B, and B stops."""
     world = World(*places(2))
     async with world.relay_a() as node:
@@ -120,7 +120,7 @@ async def refused_at(url: str, agent: SigningKey) -> ErrorCode:
 
 
 def ask(url: str, body: object = None) -> tuple[int, object]:
-    """GET, or POST of a body; gives the status and the answer."""
+    """GET, or POST a body; return the status and the answer."""
     data = None if body is None else jws.dumps(body)
     head = {"content-type": "application/json"}
     request = urllib.request.Request(url, data, head)  # noqa: S310  our own relay
@@ -141,7 +141,7 @@ def value(gauge) -> float:
 
 async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatch):
     monkeypatch.setattr(startup_gate, "MAX_LOGIN_WAIT_S", 0.2)
-    world = await moved_while_a_was_away()
+    world = await moved_while_a_was_offline()
     async with world.relay_a() as back:
         # nobody can tell: no agent is let in, whatever it brings
         assert await refused_at(back.url, world.agent) is ErrorCode.DRAINING
@@ -150,8 +150,8 @@ async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatc
         assert value(metrics.RETURNING) == 1
         # what comes meanwhile is taken, since it follows the agent
         made = make_envelope(world.sender, world.agent.did)
-        said = {"envelopes": [made.wire.decode()]}
-        status, _ = await asyncio.to_thread(ask, f"{back.url}/v1/envelopes", said)
+        reply = {"envelopes": [made.wire.decode()]}
+        status, _ = await asyncio.to_thread(ask, f"{back.url}/v1/envelopes", reply)
         assert status == 200
         async with world.relay_b() as home:
             await until(lambda: back.parts.startup_gate.is_open)
@@ -165,7 +165,7 @@ async def test_a_relay_that_comes_back_first_asks_and_then_hands_over(monkeypatc
 
 async def test_a_relay_that_asked_nobody_would_deliver():
     """The negative control, and what happens where no other relay can be reached."""
-    world = await moved_while_a_was_away(1)
+    world = await moved_while_a_was_offline(1)
     async with (
         world.relay_a(return_wait_s=0.2) as back,
         speaker(back.url, world.agent) as one,
@@ -181,7 +181,7 @@ async def test_a_relay_that_asked_nobody_would_deliver():
 
 
 async def test_a_login_waits_a_moment_for_the_answer():
-    world = await moved_while_a_was_away(1)
+    world = await moved_while_a_was_offline(1)
     async with world.relay_a() as back:
         login = asyncio.create_task(inbox_of(back, world.agent))
         async with world.relay_b():
@@ -194,7 +194,7 @@ async def inbox_of(node: RunningNode, agent: SigningKey) -> bool:
 
 
 async def test_an_agent_that_brings_its_newest_record_is_believed_before_its_inbox_is_opened():
-    world = await moved_while_a_was_away(1)
+    world = await moved_while_a_was_offline(1)
     later = int(time.time() * 1000) + 120_000
     record = record_of(world.agent, world.b, seq=later)
     async with world.relay_a(return_wait_s=0.0) as back:
@@ -232,7 +232,7 @@ async def code_of(asking) -> ErrorCode:
 
 
 async def polled(node: RunningNode, session: HttpSession) -> tuple[int, str]:
-    """What the inbox says to an earlier token."""
+    """Return the answer of the inbox to an earlier token."""
 
     def get() -> tuple[int, str]:
         head = {"authorization": f"Bearer {session.token}"}
@@ -265,7 +265,7 @@ async def test_a_relay_without_peers_or_without_inboxes_serves_at_once():
         assert not asking.parts.startup_gate.is_open
 
 
-async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_told():
+async def test_an_agent_that_has_not_moved_gets_its_inbox_once_a_peer_has_answered():
     a, b = places(2)
     agent, store = new_key(), new_store()
     async with relay_at(b, [a]) as other:
@@ -293,8 +293,8 @@ async def test_the_store_goes_back_in_time_under_a_node_that_runs(monkeypatch):
             assert await inbox_of(node, agent)
 
 
-async def test_a_newer_record_that_came_meanwhile_is_kept():
-    world = await moved_while_a_was_away(1)
+async def test_a_newer_record_that_came_meanwhile_stays():
+    world = await moved_while_a_was_offline(1)
     async with world.relay_a() as back, world.relay_b() as home:
         record = await held(home, world.agent)
         assert record
@@ -302,7 +302,7 @@ async def test_a_newer_record_that_came_meanwhile_is_kept():
 
 
 async def test_each_node_of_a_relay_asks_for_itself():
-    world = await moved_while_a_was_away(1)
+    world = await moved_while_a_was_offline(1)
     beside = Place(world.a.key, places(1)[0].port)
     async with (
         world.relay_a(public_url=world.a.url) as one,

@@ -57,10 +57,10 @@ def home(key, prio: int = 0) -> Home:
 
 
 class Links:
-    """Other relays behind the port: each says what it is told to, or nothing."""
+    """Other relays behind the port: each sends its scripted answer, or nothing."""
 
     def __init__(self, *, allowed: bool = True, **says: Resolved | None) -> None:
-        self.says = {Did(did): said for did, said in says.items()}
+        self.says = {Did(did): reply for did, reply in says.items()}
         self.asked: list[Did] = []
         self.allowed = allowed
         self.missing = 0
@@ -94,10 +94,10 @@ class Link:
         self._links.was_asked.set()
         if self._links.gate is not None:
             await self._links.gate.wait()
-        said = self._links.says[self.peer]
-        if said is None:
+        reply = self._links.says[self.peer]
+        if reply is None:
             raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "no answer")
-        return said
+        return reply
 
     async def submit(self, envelopes, *, hops=(), marked=()):
         raise NotImplementedError
@@ -141,7 +141,7 @@ async def test_who_asks_from_outside_is_answered_from_the_own_store():
     assert links.asked == []
 
 
-async def test_a_peer_is_asked_and_its_record_is_kept():
+async def test_a_peer_is_asked_and_its_record_is_stored():
     links = Links(**{OTHER.did: found(record(home(OTHER)))})
     resolver = await resolving(links)
     assert (await resolver.resolve(AGENT.did, around=True)).state == "found"
@@ -197,7 +197,7 @@ async def test_a_record_of_somebody_else_is_no_answer():
     assert (await resolver.resolve(AGENT.did, around=True)).state == "unreadable"
 
 
-async def test_what_a_full_directory_could_not_keep_is_not_said_to_be_absent():
+async def test_a_record_that_a_full_directory_refused_is_not_called_absent():
     links = Links(**{OTHER.did: found(record(home(OTHER)))})
     resolver = await resolving(links)
 
@@ -220,7 +220,7 @@ async def test_many_askers_of_one_agent_make_one_question():
     assert len(links.asked) == 1
 
 
-async def test_at_most_three_are_asked_and_an_absent_agent_not_at_once_again():
+async def test_no_more_than_three_are_asked_and_an_absent_agent_not_at_once_again():
     links = Links(**{new_key().did: ABSENT for _ in range(9)})
     resolver = await resolving(links)
     for _ in range(3):

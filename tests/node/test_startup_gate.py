@@ -1,4 +1,4 @@
-"""Whom a node that has started asks, what it takes for an answer, and when it lets agents in."""
+"""The startup gate: which peers it asks, what counts as an answer, and when it opens."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ class Peer:
         await asyncio.sleep(0)
         match question:
             case Want(agents=(_, *_) as agents):
-                told = [self.knows[one] for one in agents if one in self.knows]
-                return Gossip((*told, *self.adds), ref="ref")
+                receivers = [self.knows[one] for one in agents if one in self.knows]
+                return Gossip((*receivers, *self.adds), ref="ref")
             case Digest() | Want():
                 return anti_entropy.answer(self.index, question)
         raise AssertionError(question)
@@ -242,7 +242,7 @@ async def test_a_peer_that_says_nothing_holds_up_nobody_for_long(monkeypatch):
     assert silent.asked
 
 
-async def test_a_peer_that_tells_what_was_not_asked_has_not_told(monkeypatch):
+async def test_a_peer_that_sends_what_was_not_asked_has_not_answered(monkeypatch):
     monkeypatch.setattr(startup_gate, "RETRY_S", 0.05)
     agent, other, liar = new_key(), new_key(), Peer()
     liar.learn(agent, moved(agent, liar))
@@ -284,7 +284,7 @@ async def test_the_wait_has_an_end_and_the_asking_goes_on():
                 await asyncio.sleep(0.01)
 
 
-async def test_what_was_told_before_the_store_went_back_does_not_count_after():
+async def test_an_answer_before_the_store_went_back_does_not_count_after():
     agent, peer = new_key(), Peer()
     async with started(peer, agents=[agent]) as world:
         await until(lambda: world.gate.is_open)

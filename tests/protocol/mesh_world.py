@@ -32,7 +32,7 @@ def publish(world: World, count: int, *, seq: int = 1, start: int = 0) -> list[L
 
 
 def holes(world: World) -> int:
-    """Newest records that honest relays lack: counted anew, not by the world's own count."""
+    """Newest records that honest relays lack: counted here, not by the world's own count."""
     return sum(
         relay.index.version(agent) != record.order
         for relay in world.honest()

@@ -88,7 +88,7 @@ def test_a_change_made_while_another_is_under_way_wins_everywhere():
     assert holes(world) == 0
 
 
-def test_the_same_seed_gives_the_same_run():
+def test_the_same_seed_makes_the_same_run():
     def run(seed: int) -> tuple[float | None, int, int]:
         world = linked(6, seed, loss=0.2)
         publish(world, 60)
@@ -222,9 +222,9 @@ def test_the_table_and_the_picture_show_every_run_and_mark_what_was_not_simulate
     assert len(lines) == 2 + 4
     assert lines[-1].startswith("| 100 | 100,000 | plain | ≈ 5 | ≈ 100 |")
     assert sum("≈" in line for line in lines) == 1
-    said = report.as_json(runs, {}, 1)
-    assert (len(said["runs"]), len(said["extrapolated"])) == (3, 1)
-    assert report.from_json(said) == runs
+    reply = report.as_json(runs, {}, 1)
+    assert (len(reply["runs"]), len(reply["extrapolated"])) == (3, 1)
+    assert report.from_json(reply) == runs
     picture = plot.draw(runs, "a & b")
     assert picture.count("<circle") == 3
     assert "a &amp; b" in picture

@@ -1,4 +1,4 @@
-"""Laws of anti-entropy: two indexes come together, whatever differs and whatever is said."""
+"""Laws of anti-entropy: two indexes come together, whatever differs and whatever a peer sends."""
 
 from __future__ import annotations
 
@@ -89,25 +89,25 @@ def names() -> Callable[[], str]:
 
 
 class Exchange:
-    """A pull over a wire: everything said passes through the codec, gossip fills the index."""
+    """A pull over a wire: every frame passes through the codec, gossip fills the index."""
 
-    def __init__(self, here: Index, there: Index, want_most: int = 256) -> None:
+    def __init__(self, here: Index, there: Index, max_wanted: int = 256) -> None:
         self.here, self.there = here, there
-        self.pull = Pull(here, names(), want_most)
+        self.pull = Pull(here, names(), max_wanted)
         self.open: deque[Digest | Want] = deque(self.pull.start())
         self.asked: list[Digest | Want] = []
-        self.most_open = 0
+        self.max_open = 0
 
     def step(self, at: int = 0) -> None:
         """Answer one of the open questions."""
-        self.most_open = max(self.most_open, len(self.open))
+        self.max_open = max(self.max_open, len(self.open))
         self.open.rotate(-(at % len(self.open)))
         question = frames.parse(frames.encode(self.open.popleft()), "agent")
         assert isinstance(question, Digest | Want)
         self.asked.append(question)
-        self.open.extend(self.pull.receive(self.said(question)))
+        self.open.extend(self.pull.receive(self.reply(question)))
 
-    def said(self, question: Digest | Want) -> Digests | Have | Gossip:
+    def reply(self, question: Digest | Want) -> Digests | Have | Gossip:
         if isinstance(question, Want) and question.agents:
             assert self.pull.agents_asked(question.ref) == question.agents
             held = [(agent, self.there.version(agent)) for agent in question.agents]
@@ -137,7 +137,7 @@ def test_an_index_follows_its_store_to_a_lower_order_only_when_the_store_says_so
     assert index.digests(10) == index_of({agent: held}).digests(10)
 
 
-def test_however_much_is_asked_deep_down_only_some_of_it_is_kept(monkeypatch) -> None:
+def test_however_many_deep_digests_are_asked_for_only_some_are_cached(monkeypatch) -> None:
     monkeypatch.setattr(record_index, "MAX_CACHED_PARTS", 5)
     index = index_of(dict.fromkeys(AGENTS, RecordVersion(1, 1, b"h" * 16)))
     places = [(bits, place(agent.encode(), bits)) for agent in AGENTS for bits in (16, 22, 28)]
@@ -206,8 +206,8 @@ def test_a_digest_is_what_the_protocol_says_it_is():
     index = index_of({agent: (1, 7, digest)})
     row = agent.encode() + b"\0" + (1).to_bytes(8, "big") + (7).to_bytes(8, "big") + digest[:16]
     bucket = int.from_bytes(hashlib.sha256(agent.encode()).digest()[:2], "big") >> 6
-    said = b64encode(hashlib.sha256(row).digest()[:16])
-    assert index.digests(10) == (BucketDigest(bucket, 1, said),)
+    reply = b64encode(hashlib.sha256(row).digest()[:16])
+    assert index.digests(10) == (BucketDigest(bucket, 1, reply),)
 
 
 def test_a_bucket_is_read_page_by_page_from_where_the_last_one_ended():
@@ -228,8 +228,8 @@ def test_parts_of_a_bucket_hold_together_what_it_holds():
     top = index.digests(10)[0]
     for bits in (16, 22, 28):
         parts = {place(item.agent.encode(), bits) for item in index.have(10, top.bucket)[0]}
-        said = index.digests(bits, sorted(parts))
-        assert [item.bucket for item in said] == sorted(parts)
+        reply = index.digests(bits, sorted(parts))
+        assert [item.bucket for item in reply] == sorted(parts)
         pages = [index.have(bits, part)[0] for part in sorted(parts)]
         assert sorted(itertools.chain(*pages)) == sorted(index.have(10, top.bucket)[0])
 
@@ -256,7 +256,7 @@ def test_a_wish_for_something_else_is_not_answered_here():
         answer(Index(), Want("r", relays=True))
 
 
-def test_an_index_begins_anew_when_it_is_cleared():
+def test_a_cleared_index_is_empty():
     index = index_of(many(10))
     index.digests(10)
     index.clear()
@@ -267,8 +267,8 @@ def test_an_index_begins_anew_when_it_is_cleared():
 
 
 @given(stores, stores, st.integers(1, 5), st.data())
-def test_a_pull_gives_the_asker_everything_in_any_interleaving(one, other, want_most, data):
-    exchange = Exchange(index_of(one), index_of(other), want_most)
+def test_a_pull_brings_the_asker_everything_in_any_interleaving(one, other, max_wanted, data):
+    exchange = Exchange(index_of(one), index_of(other), max_wanted)
     while exchange.open:
         exchange.step(data.draw(st.integers(0, 7)))
     assert exchange.pull.is_done
@@ -327,7 +327,7 @@ def test_a_bucket_that_is_too_full_is_asked_about_by_its_parts(held, monkeypatch
     exchange = Exchange(index_of(ours), index_of(theirs)).run()
     assert contents(exchange.here) == joined(ours, theirs)
     assert {one.bits for one in exchange.asked if isinstance(one, Digest)} >= {10, 16}
-    assert exchange.most_open <= anti_entropy.MAX_OUTSTANDING
+    assert exchange.max_open <= anti_entropy.MAX_OUTSTANDING
 
 
 def test_splitting_is_what_keeps_a_small_difference_cheap(monkeypatch):
@@ -350,11 +350,11 @@ def test_a_list_of_several_pages_goes_on_behind_the_last_agent(monkeypatch):
     theirs = many(4000)
 
     class Short(Exchange):
-        def said(self, question):
+        def reply(self, question):
             if isinstance(question, Want) and question.bits:
                 items, more = self.there.have(10, question.bucket, question.after or "", limit=2)
                 return Have(question.ref, 10, question.bucket, items, more)
-            return super().said(question)
+            return super().reply(question)
 
     exchange = Short(index_of({}), index_of(theirs)).run()
     assert exchange.pull.error is None
@@ -364,10 +364,10 @@ def test_a_list_of_several_pages_goes_on_behind_the_last_agent(monkeypatch):
 
 def test_what_was_wanted_and_did_not_come_is_not_asked_for_again():
     class Silent(Exchange):
-        def said(self, question):
+        def reply(self, question):
             if isinstance(question, Want) and question.agents:
                 return Gossip(ref=question.ref)
-            return super().said(question)
+            return super().reply(question)
 
     exchange = Silent(Index(), index_of(many(300))).run()
     assert (exchange.pull.wanted, exchange.pull.received, exchange.pull.error) == (300, 0, None)
@@ -393,13 +393,13 @@ def test_who_claims_much_and_brings_nothing_new_is_left_alone_for_this_time():
         def step(self, _: int = 0) -> None:
             question = self.open.popleft()
             self.asked.append(question)
-            kept = 0 if isinstance(question, Want) and question.agents else None
-            self.open.extend(self.pull.receive(self.said(question), gained=kept))
+            merged = 0 if isinstance(question, Want) and question.agents else None
+            self.open.extend(self.pull.receive(self.reply(question), gained=merged))
 
-        def said(self, question):
+        def reply(self, question):
             if isinstance(question, Want) and question.agents:
                 return Gossip(("old",) * len(question.agents), ref=question.ref)
-            return super().said(question)
+            return super().reply(question)
 
     exchange = Vain(Index(), index_of(many(20_000))).run()
     assert (exchange.pull.error, exchange.pull.is_done) == (None, True)
@@ -411,17 +411,17 @@ def test_who_brings_as_much_news_as_anything_else_is_asked_to_the_end():
         def step(self, _: int = 0) -> None:
             question = self.open.popleft()
             self.asked.append(question)
-            kept = len(question.agents) // 2 if isinstance(question, Want) else None
-            said = self.said(question)
-            kept = kept if isinstance(said, Gossip) else None
-            self.open.extend(self.pull.receive(said, gained=kept))
+            merged = len(question.agents) // 2 if isinstance(question, Want) else None
+            reply = self.reply(question)
+            merged = merged if isinstance(reply, Gossip) else None
+            self.open.extend(self.pull.receive(reply, gained=merged))
 
     exchange = Half(Index(), index_of(many(5_000))).run()
     assert (exchange.pull.wanted, exchange.pull.error) == (5_000, None)
 
 
 @pytest.mark.parametrize("first", [0, 1, 700, 1023])
-def test_a_pull_begins_with_the_bucket_that_it_is_told_to(first):
+def test_a_pull_begins_with_its_first_bucket(first):
     pull = Pull(Index(), names(), first=first)
     pull.start()
     digests = answer(index_of(many(20_000)), Digest("q0", 10))
@@ -457,7 +457,7 @@ def asked_for_a_list() -> tuple[Pull, int]:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "reply",
     [
         Digests("q9", 10, ()),
         Digests("q0", 16, ()),
@@ -469,9 +469,9 @@ def asked_for_a_list() -> tuple[Pull, int]:
     ],
     ids=str,
 )
-def test_a_wrong_answer_to_the_first_question_ends_the_pull(said):
+def test_a_wrong_answer_to_the_first_question_ends_the_pull(reply):
     pull = started()
-    assert pull.receive(said) == []
+    assert pull.receive(reply) == []
     assert pull.error is not None
     assert (pull.error.code, pull.is_done) == (ErrorCode.BAD_FRAME, True)
 
@@ -489,7 +489,7 @@ OTHER = next(
 
 
 @pytest.mark.parametrize(
-    "said",
+    "reply",
     [
         listing(OTHER),
         listing(OTHER, bucket=place(AGENTS[0].encode(), 10)),
@@ -500,9 +500,9 @@ OTHER = next(
     ],
     ids=str,
 )
-def test_a_wrong_list_ends_the_pull(said):
+def test_a_wrong_list_ends_the_pull(reply):
     pull, _ = asked_for_a_list()
-    assert pull.receive(said) == []
+    assert pull.receive(reply) == []
     assert pull.error is not None
 
 
@@ -541,9 +541,9 @@ def test_a_peer_that_always_differs_is_asked_a_bounded_number_of_times(monkeypat
         asked += 1
         lies = [BucketDigest(bucket, 600, SOME) for bucket in question.buckets] if isinstance(
             question, Digest) else []  # fmt: skip
-        said = Digests(question.ref, question.bits, tuple(lies)) if lies else Have(
+        reply = Digests(question.ref, question.bits, tuple(lies)) if lies else Have(
             question.ref, question.bits, question.bucket, ())  # fmt: skip
-        questions.extend(pull.receive(said))
+        questions.extend(pull.receive(reply))
         assert len(pull._waiting) <= 12 * 1024
     assert pull.is_done
     assert asked <= 500
@@ -563,9 +563,9 @@ hostile = st.one_of(
 
 
 @given(stores, st.lists(hostile, max_size=12))
-def test_whatever_a_peer_says_nothing_is_raised_and_little_is_asked(store, said):
+def test_whatever_a_peer_says_nothing_is_raised_and_little_is_asked(store, reply):
     pull = started(store)
-    for frame in said:
+    for frame in reply:
         asked = pull.receive(frame)
         assert len(asked) <= anti_entropy.MAX_OUTSTANDING
         for question in asked:
@@ -578,8 +578,8 @@ def test_a_hostile_question_gets_the_named_error_or_an_answer(store, bits, bucke
     index = index_of(store)
     for question in (Digest("r", bits, tuple(buckets)), Want("r", bits=bits, bucket=len(buckets))):
         with contextlib.suppress(ProtocolError):
-            said = answer(index, question)
-            assert frames.parse(frames.encode(said), "relay") == said
+            reply = answer(index, question)
+            assert frames.parse(frames.encode(reply), "relay") == reply
 
 
 def test_a_hundred_thousand_records_fit_into_20_mb():

@@ -44,7 +44,7 @@ from relay.reference.memory_store import MemoryStore
 from tests.unit.builders import ALICE, BOB, MALLORY, RELAY, resigned
 
 HERE = Home(RELAY.did, "https://relay.example")
-AWAY = Home(MALLORY.did, "https://other.example")
+ELSEWHERE = Home(MALLORY.did, "https://other.example")
 PEER = SigningKey(b"p" * 32).did
 ALICES = parse_did(ALICE.did).agent_key
 DAY = 24 * 3600
@@ -85,8 +85,8 @@ def record(key: SigningKey = ALICE, *homes: Home, age: float = 0, **changes: Any
     return endpoint_record.sign(key, homes, now=now, **changes)
 
 
-def codes(kept: list[RecordMergeResult]) -> list[object]:
-    return [one.outcome.code if isinstance(one.outcome, Refusal) else one.outcome for one in kept]
+def codes(merged: list[RecordMergeResult]) -> list[object]:
+    return [one.outcome.code if isinstance(one.outcome, Refusal) else one.outcome for one in merged]
 
 
 async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Made):
@@ -95,20 +95,20 @@ async def test_each_record_of_a_batch_gets_its_own_answer_in_its_place(made: Mad
     gone, ahead = record(BOB, age=98 * DAY), record(BOB, age=-400)
     later = resigned(good, ALICE, v=2)
     given = [good, forged, "a.b.c", later, gone, ahead, other, good]
-    kept = await made.keep(*given)
-    assert codes(kept) == [
+    merged = await made.keep(*given)
+    assert codes(merged) == [
         "newer", ErrorCode.BAD_SIGNATURE, ErrorCode.BAD_FRAME, ErrorCode.UNSUPPORTED,
         ErrorCode.EXPIRED, ErrorCode.NOT_YET_VALID, "newer", "newer",
     ]  # fmt: skip
-    assert [one.compact for one in kept] == given
-    assert [one.is_strike for one in kept] == [False, True, True] + [False] * 5
-    assert [one.is_new for one in kept] == [True] + [False] * 5 + [True] * 2
-    assert (kept[0].owner, kept[0].version) == (ALICES, endpoint_record.parse(good).version)
+    assert [one.compact for one in merged] == given
+    assert [one.is_strike for one in merged] == [False, True, True] + [False] * 5
+    assert [one.is_new for one in merged] == [True] + [False] * 5 + [True] * 2
+    assert (merged[0].owner, merged[0].version) == (ALICES, endpoint_record.parse(good).version)
     assert (await made.directory.resolve(ALICE.did)).record == good
     assert (await made.directory.resolve(BOB.did)).record == other
 
 
-async def test_without_looking_at_signatures_a_forged_record_would_be_kept(
+async def test_without_a_check_of_signatures_a_forged_record_would_be_stored(
     made: Made, monkeypatch: pytest.MonkeyPatch
 ):
     """The negative control."""
@@ -121,10 +121,10 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     old, new = record(age=10), record()
     await made.keep(new)
     made.checks = 0
-    kept = await made.keep(new, old, resigned(old, MALLORY), new)
-    assert codes(kept) == ["same", "older", "older", "same"]
-    assert not any(one.is_strike or one.is_new for one in kept)
-    assert {one.version for one in kept} == {endpoint_record.parse(new).version}
+    merged = await made.keep(new, old, resigned(old, MALLORY), new)
+    assert codes(merged) == ["same", "older", "older", "same"]
+    assert not any(one.is_strike or one.is_new for one in merged)
+    assert {one.version for one in merged} == {endpoint_record.parse(new).version}
     assert made.checks == 0
     # the negative control: what is newer is looked at, and refused
     forged = resigned(new, MALLORY, seq=endpoint_record.parse(new).seq + 1)
@@ -133,7 +133,7 @@ async def test_what_is_held_or_older_costs_no_signature_and_is_no_strike(made: M
     assert (await made.directory.resolve(ALICE.did)).record == new
 
 
-async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_new(made: Made):
+async def test_equivocation_is_stored_as_evidence_and_the_greater_one_is_new(made: Made):
     seq = int(clock.now() * 1000)
     two = sorted((resigned(record(), ALICE, seq=seq, ttl=ttl) for ttl in (300, 301)),
                  key=lambda one: endpoint_record.parse(one).version)  # fmt: skip
@@ -145,15 +145,15 @@ async def test_equivocation_is_kept_as_evidence_and_the_greater_one_is_new(made:
     assert (await made.directory.resolve(ALICE.did)).record == two[1]
 
 
-async def test_a_record_brought_by_a_peer_changes_the_mode_of_an_inbox_as_its_agent_would(
+async def test_a_record_from_a_peer_changes_the_mode_of_an_inbox_as_its_agent_would(
     made: Made,
 ):
     await made.open_inbox()
-    await made.keep(record(ALICE, AWAY, age=3, status="parked"))
+    await made.keep(record(ALICE, ELSEWHERE, age=3, status="parked"))
     row = await made.store.record(ALICES)
     assert row is not None
     assert row.names_us
-    for seen, homes in enumerate([[AWAY], [HERE, AWAY], []], 1):
+    for seen, homes in enumerate([[ELSEWHERE], [HERE, ELSEWHERE], []], 1):
         compact = record(ALICE, *homes, newest_seq=int(clock.now() * 1000) + seen * 1000)
         await made.keep(compact)
         row = await made.store.record(ALICES)
@@ -161,12 +161,12 @@ async def test_a_record_brought_by_a_peer_changes_the_mode_of_an_inbox_as_its_ag
         assert (row.compact, row.names_us) == (compact, HERE in homes)
 
 
-async def test_a_peer_that_has_told_of_enough_agents_is_answered_full(made: Made):
+async def test_a_peer_that_has_introduced_enough_agents_is_answered_full(made: Made):
     keys = [SigningKey(bytes([number]) * 32) for number in range(1, 4)]
-    kept = await made.keep(*(record(key) for key in keys))
-    assert codes(kept) == ["newer", "newer", "full"]
-    assert not kept[2].is_strike
-    assert not kept[2].is_new
+    merged = await made.keep(*(record(key) for key in keys))
+    assert codes(merged) == ["newer", "newer", "full"]
+    assert not merged[2].is_strike
+    assert not merged[2].is_new
 
 
 async def test_who_publishes_without_a_login_shares_the_room_with_all_such(made: Made):

@@ -1,4 +1,4 @@
-"""Laws of gossip: who is told what, how much a peer may tell, and whose lies count."""
+"""Laws of gossip: which peers get a record, how much one may push, and which lies count."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def later(seconds: float) -> Timestamp:
     st.lists(st.tuples(st.integers(0, 20), st.sampled_from([None, *PEERS])), max_size=60),
     st.lists(st.sampled_from(PEERS), unique=True, min_size=1),
 )
-def test_what_is_heard_is_told_to_three_others_and_what_begins_here_to_all_once_and_never_back(
+def test_a_received_record_goes_to_three_others_and_a_published_one_to_all_once_and_never_back(
     news, peers
 ):
     rumors = Rumors()
@@ -70,34 +70,34 @@ def test_what_is_heard_is_told_to_three_others_and_what_begins_here_to_all_once_
         assert rumors.add(agent(who), f"{who}:{n}", not_to=not_to)
         newest[str(who)] = not_to
         expected = {str(who): f"{who}:{n}"}
-    told: dict[str, list[Did]] = {who: [] for who in newest}
+    receivers: dict[str, list[Did]] = {who: [] for who in newest}
     for peer, frame in rumors.pop_frames(peers, pick, limit=1000):
         for compact in frame.records:
-            told[compact.partition(":")[0]].append(peer)
-    for who, to in told.items():
+            receivers[compact.partition(":")[0]].append(peer)
+    for who, to in receivers.items():
         able = [peer for peer in peers if peer != newest[who]]
-        most = 3 if newest[who] else 16
-        assert len(to) == len(set(to)) == min(most, len(able))
+        maximum = 3 if newest[who] else 16
+        assert len(to) == len(set(to)) == min(maximum, len(able))
         assert newest[who] not in to
     assert (len(rumors), rumors.pop_frames(peers, pick)) == (0, [])
     assert not news or expected
 
 
-def test_an_older_record_of_the_same_agent_is_not_told_any_more():
+def test_an_older_record_of_the_same_agent_is_not_passed_on():
     rumors = Rumors()
     rumors.add(agent(1), "old")
     rumors.add(agent(1), "new")
-    said = {compact for _, frame in rumors.pop_frames(PEERS, pick) for compact in frame.records}
-    assert said == {"new"}
+    reply = {compact for _, frame in rumors.pop_frames(PEERS, pick) for compact in frame.records}
+    assert reply == {"new"}
 
 
 @pytest.mark.parametrize("fanout", [1, 3, 5, 20])
-def test_how_many_are_told_is_a_matter_of_the_fanout(fanout):
+def test_the_fanout_decides_how_many_peers_get_a_record(fanout):
     rumors = Rumors(fanout=fanout)
     rumors.add(agent(1), "record", not_to=PEERS[0])
-    told = [peer for peer, _ in rumors.pop_frames(PEERS, pick)]
-    assert len(told) == min(fanout, len(PEERS) - 1)
-    assert PEERS[0] not in told
+    receivers = [peer for peer, _ in rumors.pop_frames(PEERS, pick)]
+    assert len(receivers) == min(fanout, len(PEERS) - 1)
+    assert PEERS[0] not in receivers
 
 
 def test_news_waits_while_there_is_no_link():
@@ -119,13 +119,13 @@ def test_no_more_is_taken_at_once_than_the_other_side_allows():
     for n in range(250):
         rumors.add(agent(n), "record")
     allowance = push_allowance()
-    heard = 0
+    received = 0
     for turn in range(3):
         for _, frame in rumors.pop_frames(PEERS[:1], pick):
-            told = len(frame.records)
-            assert allowance.acquire_up_to(PEERS[0], told, later(turn / 2)) == told
-            heard += told
-    assert heard == 250
+            receivers = len(frame.records)
+            assert allowance.acquire_up_to(PEERS[0], receivers, later(turn / 2)) == receivers
+            received += receivers
+    assert received == 250
 
 
 @given(st.lists(st.integers(1, 4096), max_size=1500), st.sampled_from([None, "r"]))
@@ -150,13 +150,13 @@ def test_records_of_the_largest_size_fill_several_frames():
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(0, 2000)), max_size=40))
 def test_no_peer_is_listened_to_for_more_than_its_rate_and_one_burst(calls):
     allowance = push_allowance()
-    passed, heard = 0.0, 0
+    passed, received = 0.0, 0
     for wait, count in calls:
         passed += wait
         allowed = allowance.acquire_up_to(PEERS[0], count, later(passed))
         assert 0 <= allowed <= count
-        heard += allowed
-    assert heard <= 400 + 200 * passed + 1
+        received += allowed
+    assert received <= 400 + 200 * passed + 1
 
 
 def test_a_peer_that_floods_leaves_the_others_theirs():
@@ -167,7 +167,7 @@ def test_a_peer_that_floods_leaves_the_others_theirs():
     assert allowance.acquire_up_to(PEERS[0], 1_000, later(1)) == 200
 
 
-def test_a_clock_that_goes_back_gives_nothing_away():
+def test_a_clock_that_goes_back_refills_no_allowance():
     allowance = push_allowance()
     allowance.acquire_up_to(PEERS[0], 400, NOW)
     assert allowance.acquire_up_to(PEERS[0], 10, later(-100)) == 0
@@ -233,8 +233,8 @@ def test_whoever_is_out_comes_back_within_an_hour_of_the_last_strike(waits):
     for wait in waits:
         passed += wait
         strikes.add(PEERS[0], later(passed))
-    standing = strikes.reputation(PEERS[0], later(passed))
-    assert standing.retry_after is None or 0 < standing.retry_after <= 3601
+    mine = strikes.reputation(PEERS[0], later(passed))
+    assert mine.retry_after is None or 0 < mine.retry_after <= 3601
     assert not strikes.reputation(PEERS[0], later(passed + 3600)).is_banned
 
 

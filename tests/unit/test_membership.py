@@ -1,4 +1,4 @@
-"""Laws of the roster: what moves a peer's state, when it is dialled, to whom links are kept."""
+"""Laws of the member table: transitions, times of dials, and the choice of links."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def dids(count: int) -> list[Did]:
     return [Did(f"did:key:z{n}") for n in range(count)]
 
 
-def roster(count: int = 1, own: Did = OWN) -> MemberTable:
+def table(count: int = 1, own: Did = OWN) -> MemberTable:
     made = MemberTable(own)
     for did in dids(count):
         assert made.add(did)
@@ -52,7 +52,7 @@ def state(of: MemberTable) -> Membership:
 
 
 def gone() -> MemberTable:
-    made = roster()
+    made = table()
     for _ in range(membership.MAX_FAILURES):
         made.on_dial_failed(PEER, NOW, 0.5, "refused")
     assert state(made) == "gone"
@@ -69,7 +69,7 @@ def test_the_table_says_what_every_event_does_in_every_state():
 
 
 def test_a_new_peer_is_suspect_until_it_was_reached_and_due_at_once():
-    made = roster()
+    made = table()
     assert (state(made), made.due(NOW)) == ("suspect", [PEER])
     assert made.view(PEER, "r") == View("r", "suspect", 0)
     assert made.on_link_up(PEER, NOW)
@@ -77,7 +77,7 @@ def test_a_new_peer_is_suspect_until_it_was_reached_and_due_at_once():
 
 
 def test_a_miss_makes_it_suspect_and_ten_in_a_row_gone():
-    made = roster()
+    made = table()
     made.on_link_up(PEER, NOW)
     seen = []
     for n in range(1, 12):
@@ -89,7 +89,7 @@ def test_a_miss_makes_it_suspect_and_ten_in_a_row_gone():
 
 
 def test_misses_that_are_not_in_a_row_do_not_add_up():
-    made = roster()
+    made = table()
     for n in range(5):
         for _ in range(9):
             made.on_dial_failed(PEER, later(10 * n), 0.5)
@@ -101,7 +101,7 @@ def test_misses_that_are_not_in_a_row_do_not_add_up():
 
 
 def test_links_that_end_at_once_are_misses_in_a_row_and_are_dialled_less_and_less():
-    made = roster()
+    made = table()
     waits = []
     for n in range(12):
         made.on_link_up(PEER, later(n))
@@ -113,7 +113,7 @@ def test_links_that_end_at_once_are_misses_in_a_row_and_are_dialled_less_and_les
 
 
 def test_a_link_that_stood_for_a_while_is_dialled_again_within_a_second():
-    made = roster()
+    made = table()
     for _ in range(8):
         made.on_dial_failed(PEER, NOW, 1.0)
     made.on_link_up(PEER, NOW)
@@ -123,7 +123,7 @@ def test_a_link_that_stood_for_a_while_is_dialled_again_within_a_second():
 
 
 def test_who_asks_for_a_pause_gets_it_but_not_for_longer_than_any_back_off():
-    made = roster()
+    made = table()
     made.on_dial_failed(PEER, NOW, 0.0, min_s=60)
     assert [made.due(later(s)) for s in (59, 60)] == [[], [PEER]]
     made.on_dial_failed(PEER, NOW, 0.0, min_s=86_400)
@@ -131,12 +131,12 @@ def test_who_asks_for_a_pause_gets_it_but_not_for_longer_than_any_back_off():
 
 
 def test_a_clock_that_was_set_back_puts_off_no_dial():
-    made = roster()
+    made = table()
     made.on_dial_failed(PEER, NOW, 1.0)
     assert made.due(later(-3600)) == [PEER]
 
 
-def test_whoever_is_heard_of_again_is_dialled_at_once():
+def test_a_gone_peer_with_newer_information_is_dialled_at_once():
     made = gone()
     assert made.due(NOW) == []
     assert made.on_info(PEER, later(1))
@@ -144,7 +144,7 @@ def test_whoever_is_heard_of_again_is_dialled_at_once():
 
 
 def test_hearsay_makes_nobody_alive_and_does_not_hurry_who_is_suspect():
-    made = roster()
+    made = table()
     made.on_dial_failed(PEER, NOW, 1.0)
     made.on_info(PEER, NOW)
     assert (state(made), made.due(NOW)) == ("suspect", [])
@@ -188,7 +188,7 @@ def test_whoever_has_another_address_is_dialled_at_once():
 
 @given(st.lists(st.sampled_from(["on_link_up", "on_dial_failed", "on_info"]), max_size=40))
 def test_since_moves_exactly_when_the_state_does(events):
-    made = roster()
+    made = table()
     for n, event in enumerate(events, start=1):
         before = made.view(PEER, "r")
         if event == "on_dial_failed":
@@ -237,7 +237,7 @@ def test_waits_grow_with_the_misses_and_reach_over_the_whole_range(misses, share
 
 
 def test_nobody_is_dialled_before_its_time():
-    made = roster()
+    made = table()
     made.on_dial_failed(PEER, NOW, 1.0)
     assert [made.due(later(s)) for s in (0, 1.9, 2)] == [[], [], [PEER]]
     assert made.due(later(2), linked={PEER}) == []
@@ -249,22 +249,22 @@ def test_nobody_is_dialled_before_its_time():
 
 
 @pytest.mark.parametrize("count", [0, 1, 16, 17, 40])
-def test_links_are_kept_to_all_while_they_are_few_else_to_sixteen(count):
-    assert len(roster(count).desired(NOW)) == min(count, 16)
+def test_links_to_all_are_desired_while_they_are_few_else_to_sixteen(count):
+    assert len(table(count).desired(NOW)) == min(count, 16)
 
 
 def test_the_choice_is_stable_but_for_four_that_change_by_the_hour():
-    made = roster(200)
-    kept = [made.desired(later(hours * 3600)) for hours in range(60)]
+    made = table(200)
+    wanted = [made.desired(later(hours * 3600)) for hours in range(60)]
     assert made.desired(later(1)) == made.desired(NOW)
-    assert len(frozenset.intersection(*kept)) >= 12
-    assert all(len(one - other) <= 4 for one in kept for other in kept)
-    assert len(frozenset.union(*kept)) > 100
+    assert len(frozenset.intersection(*wanted)) >= 12
+    assert all(len(one - other) <= 4 for one in wanted for other in wanted)
+    assert len(frozenset.union(*wanted)) > 100
 
 
 def test_every_relay_chooses_for_itself_so_that_all_are_chosen_alike():
     chosen = Counter(
-        did for n in range(200) for did in roster(100, own=Did(f"did:key:zOther{n}")).desired(NOW)
+        did for n in range(200) for did in table(100, own=Did(f"did:key:zOther{n}")).desired(NOW)
     )
     assert len(chosen) == 100
     assert max(chosen.values()) < 4 * min(chosen.values())
@@ -285,49 +285,51 @@ def test_the_links_of_all_relays_together_leave_nobody_alone():
     assert reached == set(everyone)
 
 
-def test_who_is_gone_gives_its_link_to_another_and_gets_it_back():
-    made = roster(40)
-    kept = made.desired(NOW)
-    lost = min(kept)
+def test_a_gone_peer_loses_its_link_to_another_and_gets_it_back():
+    made = table(40)
+    wanted = made.desired(NOW)
+    lost = min(wanted)
     for _ in range(membership.MAX_FAILURES):
         made.on_dial_failed(lost, NOW, 0.5)
     assert lost not in made.desired(NOW)
     assert len(made.desired(NOW)) == 16
     made.on_info(lost, NOW)
-    assert made.desired(NOW) == kept
+    assert made.desired(NOW) == wanted
 
 
 def test_two_halves_of_a_large_mesh_go_on_looking_for_each_other():
-    made = roster(60)
+    made = table(60)
     for did in dids(60)[:30]:
         for _ in range(membership.MAX_FAILURES):
             made.on_dial_failed(did, NOW, 1.0)
-    kept = made.desired(NOW)
-    assert kept.isdisjoint(dids(60)[:30])
-    assert set(made.due(later(299))) <= kept
-    looked_for = set(made.due(later(300))) - kept
+    wanted = made.desired(NOW)
+    assert wanted.isdisjoint(dids(60)[:30])
+    assert set(made.due(later(299))) <= wanted
+    looked_for = set(made.due(later(300))) - wanted
     assert 0 < len(looked_for) <= 16
     found = min(looked_for)
     made.on_link_up(found, later(300))
     assert found in made.desired(later(300))
 
 
-def test_one_to_which_a_link_is_kept_is_dialled_within_seconds_however_often_it_was_missed():
-    made = roster(40)
+def test_a_peer_with_a_desired_link_is_dialled_within_seconds_however_often_that_failed():
+    made = table(40)
     for _ in range(30):
         for did in dids(40):
             made.on_dial_failed(did, NOW, 1.0)
-    kept = made.desired(NOW)
-    assert made.max_backoff_s(min(kept), NOW) == membership.MAX_DESIRED_BACKOFF_S
-    assert {did for did in dids(40) if made.max_backoff_s(did, NOW) == 300} == set(dids(40)) - kept
-    assert set(made.due(later(membership.MAX_DESIRED_BACKOFF_S))) == kept
+    wanted = made.desired(NOW)
+    assert made.max_backoff_s(min(wanted), NOW) == membership.MAX_DESIRED_BACKOFF_S
+    assert {did for did in dids(40) if made.max_backoff_s(did, NOW) == 300} == set(
+        dids(40)
+    ) - wanted
+    assert set(made.due(later(membership.MAX_DESIRED_BACKOFF_S))) == wanted
 
 
 def test_whom_the_operator_added_keeps_its_link_however_many_others_there_are():
-    made = roster(60)
+    made = table(60)
     added = set(dids(60)) - made.desired(NOW)
     made.pinned = frozenset({min(added), Did("did:key:zStranger")})
-    assert made.desired(NOW) == roster(60).desired(NOW) | {min(added)}
+    assert made.desired(NOW) == table(60).desired(NOW) | {min(added)}
     for _ in range(membership.MAX_FAILURES):
         made.on_dial_failed(min(added), NOW, 1.0)
     assert min(added) in made.desired(NOW)
@@ -335,7 +337,7 @@ def test_whom_the_operator_added_keeps_its_link_however_many_others_there_are():
 
 
 def test_where_nearly_all_are_gone_they_are_dialled_all_the_same():
-    made = roster(40)
+    made = table(40)
     for did in dids(40)[:30]:
         for _ in range(membership.MAX_FAILURES):
             made.on_dial_failed(did, NOW, 0.5)
