@@ -1,8 +1,7 @@
 """The operator's routes about peers (PROTOCOL.md §9); each decodes, calls one use case, encodes.
 
-Rules of the file: never on the public bind. What changes something is taken as
-``application/json`` only: a page in a browser on the operator's machine cannot send that here
-without asking first, and nobody answers.
+They are never on the public bind. A change must be ``application/json``: a browser page on the
+operator's machine cannot send that without a preflight request, which nothing here answers.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
 from relay.peering.admin import PeerAdmin
+from relay.protocol.endpoint_record import MAX_URL
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
 from relay.protocol.jws import Members
-
-MAX_URL = 512
 
 
 def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
@@ -33,8 +31,8 @@ def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
 
     @api.post("/peers", summary="Deal with a relay from now on")
     async def add(request: Request) -> Response:
-        said = await _members(request)
-        url, did = _text(said, "url"), said.optional_text("did", most=MAX_URL)
+        members = await _members(request)
+        url, did = _text(members, "url"), members.optional_text("did", most=MAX_URL)
         return bodies.answer(await peer_admin.add(url, did))
 
     @api.delete("/peers/{did}", summary="Deal with it no more")
@@ -43,7 +41,7 @@ def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
 
     @api.post("/peers/{did}/block", summary="Refuse it, both ways")
     async def block(did: str, request: Request) -> Response:
-        # nothing is said, but only as JSON: see above
+        # the body has no members, but must be JSON: see above
         _ = await _members(request)
         return bodies.answer(await peer_admin.block(did))
 
@@ -67,10 +65,8 @@ async def _members(request: Request) -> Members:
 
 
 def _text(members: Members, name: str) -> str:
-    try:
+    with bodies.reading():
         return members.text(name, most=MAX_URL)
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 
 
 def _unknown(detail: str = "no such relay is known") -> Response:

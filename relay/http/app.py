@@ -58,7 +58,7 @@ def admin_app(health: Health) -> FastAPI:
 def add_node_routes(
     app: FastAPI, peer_admin: PeerAdmin, guard: ClockGuard, confirm_clock: Callable[[], None]
 ) -> None:
-    """What of the operator's side needs the node."""
+    """Add the routes of the operator's side that need a node."""
     app.include_router(peer_routes(peer_admin))
 
     @app.get("/v1/admin/clock", summary="Is the clock believed?")

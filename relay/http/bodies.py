@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from typing import Final
 
 from fastapi import Request, Response
@@ -34,6 +36,15 @@ async def members(request: Request) -> jose.Members:
         return jose.Members(jose.loads(data))
     except jose.UnsupportedError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
+    except ValueError as exc:
+        raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Turn a wrong member that the block reads into ``bad_frame``."""
+    try:
+        yield
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 

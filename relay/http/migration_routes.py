@@ -9,9 +9,8 @@ from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
 from relay.migration.requests import MAX_ITEMS, MigrationRequests, Room
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol import jws as jose
-from relay.protocol import migration_order
-from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Eid, Seq
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.types import DedupKey
@@ -23,18 +22,16 @@ StepHandler = Callable[[MigrationRequests, MigrationOrder, jose.Members], Awaita
 
 
 def migration_router(migrations: MigrationRequests) -> APIRouter:
-    """One route: the step is named in the body."""
+    """Return the one route: the body names the step."""
     api = APIRouter()
 
     @api.post("/v1/migrations", summary="One step of moving an inbox to another relay")
     async def step(request: Request) -> Response:
-        try:
+        with bodies.reading():
             asked = await bodies.members(request)
             name = asked.one_of("step", frozenset(_STEPS))
             order = migration_order.parse(asked.text("order", most=migration_order.MAX_ORDER_BYTES))
             return bodies.answer(await _STEPS[name](migrations, order, asked))
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
 
     return api
 
@@ -52,7 +49,7 @@ async def _offer(
 async def _prepare(
     here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
-    newest = asked.text("newest", most=4096)
+    newest = asked.text("newest", most=endpoint_record.MAX_RECORD_BYTES)
     return {"statement": await here.prepare(order, _room(asked), newest)}
 
 

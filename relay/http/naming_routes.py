@@ -1,7 +1,7 @@
 """Routes of handles: WebFinger for the names under this relay, and resolving any (§7.5).
 
-Rules of the file: who has not logged in is answered from the relay's own store; the relay asks
-others only for a session of its own, or strangers could make it ask around.
+Without a session, the answer comes from the relay's own store. The relay asks others only for a
+session of its own, else strangers could make it send requests.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ def naming_router(services: HttpServices) -> APIRouter:
         handle = _read(resource.removeprefix(_ACCT))
         if not local.is_ours(handle):
             return _finger(404, {"subject": resource, "links": []})
-        heard = await local.resolve(handle)
-        if heard.state == "unreadable":
-            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, heard.why)
-        links = [{"rel": handles.SELF, "href": heard.did}] if heard.did else []
+        lookup = await local.resolve(handle)
+        if lookup.state == "unreadable":
+            raise UnavailableError(ErrorCode.STORAGE_UNAVAILABLE, lookup.why)
+        links = [{"rel": handles.SELF, "href": lookup.did}] if lookup.did else []
         subject = f"{_ACCT}{handle}"
-        return _finger(_STATUS[heard.state], {"subject": subject, "links": links})
+        return _finger(_STATUS[lookup.state], {"subject": subject, "links": links})
 
     @api.get("/v1/handles/{handle}", summary="Where a handle leads: found, absent or unreadable")
     async def resolve(handle: str, request: Request) -> Response:
         asked = _read(handle)
         if local.is_ours(asked):
-            heard = await local.resolve(asked)
+            lookup = await local.resolve(asked)
         else:
             await services.sessions.session(bodies.bearer(request))
-            heard = await services.remote_handles.resolve(asked)
-        return bodies.answer(await _whole(services.directory, asked, heard), _STATUS[heard.state])
+            lookup = await services.remote_handles.resolve(asked)
+        return bodies.answer(await _whole(services.directory, asked, lookup), _STATUS[lookup.state])
 
     return api
 
@@ -67,17 +67,17 @@ def _finger(status: int, jrd: dict[str, Any]) -> Response:
     return Response(jose.dumps(jrd), status, headers, media_type=handles.JRD)
 
 
-async def _whole(directory: Directory, handle: Handle, heard: LookupResult) -> dict[str, Any]:
+async def _whole(directory: Directory, handle: Handle, lookup: LookupResult) -> dict[str, Any]:
     """The answer with the way back: the record, and whether it lists the handle."""
-    found = await directory.resolve(heard.did) if heard.did else None
+    found = await directory.resolve(lookup.did) if lookup.did else None
     record = found.record if found else None
     listed = endpoint_record.parse(record).handles if record else ()
     return {
         "handle": str(handle),
-        "state": heard.state,
-        "did": heard.did,
+        "state": lookup.state,
+        "did": lookup.did,
         "verified": handles.is_listed(handle, listed),
         "record": record,
         "stale": found.stale if found else False,
-        "detail": heard.why,
+        "detail": lookup.why,
     }

@@ -20,8 +20,7 @@ from relay.inbox.submit import (
     Intake,
     SubmitStream,
 )
-from relay.protocol import frames
-from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol import endpoint_record, frames
 from relay.protocol.ids import Did, Fence
 
 WaitSeconds = Annotated[int, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for news")]
@@ -53,10 +52,8 @@ def _session_routes(api: APIRouter, services: HttpServices) -> None:
 
     @api.post("/v1/session", summary="Log in and open the inbox without a connection")
     async def session(request: Request) -> Response:
-        try:
+        with bodies.reading():
             auth = frames.read(frames.Auth, await bodies.members(request))
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         token, welcome = await services.sessions.log_in(auth, _client(services, request))
         return bodies.answer({"token": token, **frames.to_members(welcome)})
 
@@ -71,10 +68,8 @@ def _inbox_routes(api: APIRouter, sessions: HttpSessions) -> None:
     @api.post("/v1/inbox/ack", summary="Delete what was durably processed")
     async def ack(request: Request) -> Response:
         session = await sessions.session(bodies.bearer(request))
-        try:
+        with bodies.reading():
             frame: frames.Ack = frames.read(frames.Ack, await bodies.members(request))
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         wanted = InboxAck(
             Fence(session.fence or 0), frame.epoch, frame.seqs, frame.upto, frame.refuse
         )
@@ -98,26 +93,24 @@ def _rules_routes(api: APIRouter, sessions: HttpSessions) -> None:
     @api.patch("/v1/inbox/rules", summary="Change what is named of it")
     async def change(request: Request) -> Response:
         session = await sessions.session(bodies.bearer(request))
-        try:
+        with bodies.reading():
             wish = frames.read(frames.Rules, await bodies.members(request), ref="http")
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
         return _ruled(await sessions.change_rules(session, wish))
 
 
 def _ruled(found: frames.Ruled) -> Response:
-    said = frames.to_members(found)
-    del said["ref"]
-    return bodies.answer(said)
+    fields = frames.to_members(found)
+    del fields["ref"]
+    return bodies.answer(fields)
 
 
 def _agent_routes(api: APIRouter, services: HttpServices) -> None:
     @api.post("/v1/envelopes", summary="Submit envelopes; each is its own proof")
     async def submit(request: Request) -> Response:
-        try:
-            items = (await bodies.members(request)).array("envelopes", least=1, most=256)
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        with bodies.reading():
+            items = (await bodies.members(request)).array(
+                "envelopes", least=1, most=frames.MAX_ENVELOPES
+            )
         frame = await submit_once(
             services.intake, items, strangers_network(_client(services, request))
         )
@@ -137,10 +130,10 @@ def _agent_routes(api: APIRouter, services: HttpServices) -> None:
 
     @api.put("/v1/agents/{did}", summary="Publish an agent's endpoint record")
     async def publish(did: str, request: Request) -> Response:
-        try:
-            record = (await bodies.members(request)).text("record", most=4096)
-        except ValueError as exc:
-            raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc
+        with bodies.reading():
+            record = (await bodies.members(request)).text(
+                "record", most=endpoint_record.MAX_RECORD_BYTES
+            )
         published = await services.directory.publish(record, only=Did(did))
         return bodies.answer(frames.to_members(published))
 

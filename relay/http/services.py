@@ -1,4 +1,4 @@
-"""What the HTTP edge needs of the node."""
+"""The part of a node that the HTTP edge needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How an envelope is accepted, delivered, and ends (docs/ARCHITECTURE.md).
+"""Accept envelopes, deliver them, and end them (docs/ARCHITECTURE.md).
 
 The journey of one envelope, with the function of each hop::
 

@@ -217,7 +217,7 @@ class LoginService:
     def _welcome(
         self, key: VerificationKey, claims: handshake.LoginClaims, opened: OpenedSession | None
     ) -> tuple[Identity, frames.Welcome]:
-        standing = (
+        at = (
             handshake.InboxPosition(opened.epoch, opened.cursor, opened.head)
             if opened
             else handshake.InboxPosition(None, 0, 0)
@@ -227,12 +227,12 @@ class LoginService:
             inbox=opened is not None,
             session=fence,
             epoch=opened.epoch if opened else None,
-            cursor=Seq(standing.cursor),
-            head=Seq(standing.head),
+            cursor=Seq(at.cursor),
+            head=Seq(at.head),
             pending=_pending(opened.pending) if opened else frames.WelcomePending(),
             window_count=self.window.count,
             window_bytes=self.window.bytes,
-            proof=handshake.sign_proof(self.key, claims, standing, clock.now()),
+            proof=handshake.sign_proof(self.key, claims, at, clock.now()),
         )
         return Identity(key.did, key.agent_key, fence), welcome
 

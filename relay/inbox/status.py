@@ -34,7 +34,7 @@ STATES: Final[dict[Disposition, frames.State]] = {
     Disposition.CORRUPT: "corrupt",
     Disposition.MOVED: "moved",
     Disposition.FORWARDED: "forwarded",
-    Disposition.DOUBTFUL: "unknown",
+    Disposition.MAYBE_SEEN: "unknown",
 }
 _FINAL: Final = frozenset({"acked", "refused", "expired", "corrupt"})
 
@@ -78,7 +78,7 @@ class StatusQueries:
             for place, one in zip(questions, found, strict=True):
                 if one is None:
                     continue
-                answers[place] = replace(answers[place], state=STATES[one.fate])
+                answers[place] = replace(answers[place], state=STATES[one.disposition])
                 if one.forwarded is not None:
                     peer, receipt = did_of(one.forwarded.peer), b64encode(one.forwarded.receipt)
                     answers[place] = replace(answers[place], peer=peer, receipt=receipt)

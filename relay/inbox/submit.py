@@ -266,12 +266,18 @@ class SubmitStream:
             if isinstance(result, Refusal):
                 submit.results[place] = result if stored.moving else self._charged(result)
                 continue
-            seq, epoch, dup, _, is_stranger, is_away = result
+            seq, epoch, dup, _, is_stranger, is_forwarded = result
             strangers += is_stranger and not stored.moving
             accepted, dups = accepted + (not dup), dups + dup
             pos = position(secret, epoch, seq)
             submit.results[place] = ReceiptItem(
-                stored.eid, to, epoch, pos, stored.expires_at, dup, "outbox" if is_away else "inbox"
+                stored.eid,
+                to,
+                epoch,
+                pos,
+                stored.expires_at,
+                dup,
+                "outbox" if is_forwarded else "inbox",
             )
         if elsewhere and isinstance(self._source, LocalSource):
             self._source.spawn(self._forward(self._source, elsewhere))

@@ -204,7 +204,7 @@ class MigrationRequests:
         owner = await self._verify(order, is_reading=True)
         found = await self.inboxes.status(owner, [question for question, _ in items])
         return [
-            STATES[one.fate] if one is not None and eid.startswith(one.eid) else "unknown"
+            STATES[one.disposition] if one is not None and eid.startswith(one.eid) else "unknown"
             for (_, eid), one in zip(items, found, strict=True)
         ]
 

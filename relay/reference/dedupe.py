@@ -30,7 +30,7 @@ class Seen:
 
     eid: Eid
     seq: Seq
-    fate: Disposition
+    disposition: Disposition
     forwarded: Forwarded | None = None
 
     def is_of(self, eid: Eid) -> bool:
@@ -67,12 +67,12 @@ class Dedupe:
         bucket.newest_expiry = max(bucket.newest_expiry, expires_at)
 
     def conclude(
-        self, hour: int, key: bytes, fate: Disposition, forwarded: Forwarded | None = None
+        self, hour: int, key: bytes, disposition: Disposition, forwarded: Forwarded | None = None
     ) -> None:
         """Write down what became of an id, if it is still remembered."""
         seen = self.find(hour, key)
         if seen is not None:
-            seen.fate, seen.forwarded = fate, forwarded
+            seen.disposition, seen.forwarded = disposition, forwarded
 
     def can_shed(self) -> bool:
         """Whether an hour may be dropped."""

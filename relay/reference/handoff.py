@@ -48,7 +48,7 @@ _SEEN: Final = frozenset(
         Disposition.REFUSED,
         Disposition.EXPIRED,
         Disposition.CORRUPT,
-        Disposition.DOUBTFUL,
+        Disposition.MAYBE_SEEN,
     }
 )
 """What its agent has seen, or may have: here, or where it came from."""
@@ -148,17 +148,17 @@ def _is_known(box: Inbox, doubt: Doubt) -> bool:
     seen = box.dedupe.find(doubt.hour, doubt.key)
     if seen is None:
         return False
-    if seen.fate is Disposition.FORWARDED:
+    if seen.disposition is Disposition.FORWARDED:
         # it went on from here, and where it went it may have been shown
-        seen.seq, seen.fate, seen.forwarded = Seq(0), Disposition.DOUBTFUL, None
-    elif seen.fate is Disposition.STORED and seen.seq in box.live:
+        seen.seq, seen.disposition, seen.forwarded = Seq(0), Disposition.MAYBE_SEEN, None
+    elif seen.disposition is Disposition.STORED and seen.seq in box.live:
         box.handed = max(box.handed, seen.seq)
     return True
 
 
 def _remember(box: Inbox, doubt: Doubt) -> None:
     """For as long as an envelope under this id can live."""
-    seen = Seen(Eid(b64encode(doubt.eid)), Seq(0), Disposition.DOUBTFUL)
+    seen = Seen(Eid(b64encode(doubt.eid)), Seq(0), Disposition.MAYBE_SEEN)
     expires_at = (doubt.hour + 1) * HOUR_S + MAX_ENVELOPE_LIFETIME_S
     box.dedupe.remember(doubt.hour, doubt.key, seen, expires_at)
 
@@ -194,8 +194,8 @@ def _doubts(box: Inbox) -> Iterator[Doubt]:
     is_all = box.holding is InboxRole.UNCERTAIN
     for hour, bucket in box.dedupe.hours.items():
         for key, seen in bucket.entries.items():
-            is_shown = seen.fate is Disposition.STORED and (is_all or seen.seq <= handed)
-            if seen.fate in _SEEN or is_shown:
+            is_shown = seen.disposition is Disposition.STORED and (is_all or seen.seq <= handed)
+            if seen.disposition in _SEEN or is_shown:
                 yield Doubt(hour, key, _eid16(seen.eid))
     for seq, item in box.live.items():
         if seq > handed and box.is_marked(seq, item):

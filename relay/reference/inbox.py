@@ -395,8 +395,8 @@ class Inbox(Holdings):
             self.strangers.discard(seq)
             self.ranges.add(seq, reason)
             self.move.count(reason.value)
-            fate = Disposition.FORWARDED if forwarded else _FATE[reason]
-            self.dedupe.conclude(item.hour, item.dedupe_key, fate, forwarded)
+            disposition = Disposition.FORWARDED if forwarded else _FATE[reason]
+            self.dedupe.conclude(item.hour, item.dedupe_key, disposition, forwarded)
         return item
 
     def _intent(

@@ -111,16 +111,18 @@ class Holdings:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
         if seen is None:
             return None
-        if not seen.is_of(item.eid) and seen.fate is not Disposition.DOUBTFUL:
+        if not seen.is_of(item.eid) and seen.disposition is not Disposition.MAYBE_SEEN:
             # another relay's word on an id turns nothing away
             return REFUSALS["replayed"]
-        if seen.fate is Disposition.DOUBTFUL or (self.home and seen.fate is Disposition.FORWARDED):
+        if seen.disposition is Disposition.MAYBE_SEEN or (
+            self.home and seen.disposition is Disposition.FORWARDED
+        ):
             return None
-        if item.via is not None and self.has_gone(seen.fate):
+        if item.via is not None and self.has_gone(seen.disposition):
             return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere")
-        if seen.fate is Disposition.STORED and seen.seq not in self.live:
+        if seen.disposition is Disposition.STORED and seen.seq not in self.live:
             return None
-        return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.fate))
+        return Accepted(seen.seq, self.epoch, True, None, away=self.has_gone(seen.disposition))
 
     def _may_be_shown(self, item: StoredEnvelope) -> bool:
         """Whether what is kept now, or kept anew, may have been handed over before."""
@@ -130,7 +132,7 @@ class Holdings:
             return item.moving and item.hour <= self.dedupe.floor
         # the store lost it, or another relay may have shown it. What had gone on from here and
         # comes back was not: if it does so with its inbox, its mark is all that is to be said
-        return seen.fate is not Disposition.FORWARDED or not item.moving
+        return seen.disposition is not Disposition.FORWARDED or not item.moving
 
     # ------------------------------------------------------------ rules and quotas
 
@@ -194,9 +196,11 @@ class Holdings:
 
     # ------------------------------------------------------------ room
 
-    def has_gone(self, fate: Disposition) -> bool:
+    def has_gone(self, disposition: Disposition) -> bool:
         """Whether what became of an envelope is no custody of an inbox: it waits, or went on."""
-        return fate is Disposition.FORWARDED or (fate is Disposition.STORED and not self.home)
+        return disposition is Disposition.FORWARDED or (
+            disposition is Disposition.STORED and not self.home
+        )
 
     def _too_late(self, item: StoredEnvelope, now: Timestamp, *, clock_ok: bool) -> Refusal | None:
         if not self.home and item.peer is None:
@@ -317,7 +321,8 @@ class Holdings:
         """What became of ids, as far as it is remembered; None where it is not."""
         found = [self.dedupe.find(question.hour, question.dedupe_key) for question in questions]
         return [
-            RememberedId(seen.fate, seen.eid, seen.forwarded) if seen else None for seen in found
+            RememberedId(seen.disposition, seen.eid, seen.forwarded) if seen else None
+            for seen in found
         ]
 
 

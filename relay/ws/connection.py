@@ -52,7 +52,7 @@ AsgiReceive = Callable[[], Awaitable[dict[str, Any]]]
 
 
 class Way(Enum):
-    """How an effect is carried out."""
+    """The ways to carry out an effect."""
 
     INLINE = auto()
     """At once, without waiting."""

@@ -29,7 +29,7 @@ class Endpoint:
         await receive()  # websocket.connect
         peer = client_ip(scope, self._services.trusted_proxies)
         address = network_of(peer, v4=32, v6=64)
-        status = self._objection(scope, address)
+        status = self._refusal(scope, address)
         if status is not None or not isinstance(socket, RelaySocket):
             await _refuse(send, status or 500)
             return
@@ -49,7 +49,7 @@ class Endpoint:
             if not self._per_address[address]:
                 del self._per_address[address]
 
-    def _objection(self, scope: dict[str, Any], address: str) -> int | None:
+    def _refusal(self, scope: dict[str, Any], address: str) -> int | None:
         settings = self._services.settings
         if frames.SUBPROTOCOL not in scope.get("subprotocols", ()):
             return 400
@@ -62,7 +62,7 @@ class Endpoint:
         return None
 
     async def drain(self) -> None:
-        """Say goodbye to everybody and wait until they are gone."""
+        """End every conversation and wait until all connections are gone."""
         for connection in list(self._connections):
             connection.drain()
         while self._connections:

@@ -2,7 +2,7 @@
 
 - a deadline from TCP accept to the complete HTTP header;
 - a reader that leaves its socket full is aborted, since ``close()`` would wait for its buffer;
-- frames are written and read as bytes, without a detour over ``str`` and the ASGI queue;
+- frames are written and read as bytes, not as ``str`` through the ASGI queue;
 - invalid UTF-8 closes with 1007 and without a traceback; a message has a bounded number of parts.
 """
 
@@ -20,9 +20,8 @@ HEADER_DEADLINE_S: Final = 5.0
 MAX_FRAGMENTS: Final = 1024
 MAX_QUEUED: Final = 32
 MAX_QUEUED_BYTES: Final = 64 * 1024
-"""With so many messages, or one so large, waiting for the session the socket is not read on."""
+"""With this many messages queued, or one this large, the socket is not read."""
 EXTENSION: Final = "relay.socket"
-_GOING_AWAY: Final = 1001
 _INVALID_DATA: Final = 1007
 _TOO_BIG: Final = 1009
 
@@ -33,23 +32,23 @@ class HeaderDeadlineProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Start the clock with the TCP connection."""
+        """Start the deadline with the TCP connection."""
         super().connection_made(transport)  # type: ignore[arg-type]
         self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self.transport.abort)
 
     def on_headers_complete(self) -> None:
-        """The header is whole."""
+        """Stop the deadline: the header is complete."""
         self._stop_clock()
         super().on_headers_complete()
 
     def on_message_begin(self) -> None:
-        """Another request on a kept-alive connection begins: its header has a deadline too."""
+        """Start the deadline of the next header on a keep-alive connection."""
         if self._deadline is None:
             self._deadline = self.loop.call_later(HEADER_DEADLINE_S, self.transport.abort)
         super().on_message_begin()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Stop the deadline: the connection is gone."""
         self._stop_clock()
         super().connection_lost(exc)
 
@@ -96,12 +95,12 @@ class RelaySocket(WebSocketsSansIOProtocol):
         self.transport.abort()
 
     def pause_writing(self) -> None:
-        """The kernel takes no more: the reader has ``write_timeout_s`` to read."""
+        """Start the deadline: the kernel takes no more, and the reader must read."""
         super().pause_writing()
         self._full = self.loop.call_later(self.write_timeout_s, self._too_slow)
 
     def resume_writing(self) -> None:
-        """There is room again."""
+        """Stop the deadline: there is room again."""
         super().resume_writing()
         self._stop_clock()
 
@@ -116,24 +115,24 @@ class RelaySocket(WebSocketsSansIOProtocol):
             self._full = None
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
+        """Stop the deadline: the connection is gone."""
         self._stop_clock()
         super().connection_lost(exc)
 
     # ------------------------------------------------------------ in
 
     def handle_text(self, event: Any) -> None:
-        """A text message, or its first part."""
+        """Take a text message, or its first part."""
         self._fragments = 1
         super().handle_text(event)
 
     def handle_bytes(self, event: Any) -> None:
-        """A binary message, or its first part."""
+        """Take a binary message, or its first part."""
         self._fragments = 1
         super().handle_bytes(event)
 
     def handle_cont(self, event: Any) -> None:
-        """A further part; empty ones are free for their sender, so they are counted."""
+        """Take a further part; empty ones cost their sender nothing, so they are counted."""
         self._fragments += 1
         if self._fragments > MAX_FRAGMENTS:
             self._refuse(_TOO_BIG, "too many fragments")

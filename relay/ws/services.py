@@ -1,4 +1,4 @@
-"""What the WebSocket edge needs of the node."""
+"""The part of a node that the WebSocket edge needs."""
 
 from __future__ import annotations
 

@@ -279,7 +279,7 @@ class Here:
         peer = next(iter(self.links.relays.values())).agent_key
         return envelopes.stored(admitted)._replace(peer=peer)
 
-    async def fate(self, wire: bytes) -> RememberedId | None:
+    async def disposition(self, wire: bytes) -> RememberedId | None:
         stored = envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
         question = DedupKey(stored.dedupe_key, stored.hour)
         [found] = await self.store.status(stored.inbox, [question])

@@ -61,8 +61,8 @@ async def test_custody_ends_with_the_receipt_of_the_agents_home():
         await one.accepts(b"1", b"2")
         await one.until_empty()
         assert far.bodies == [b"1", b"2"]
-        found = await one.fate(far.got[0][0])
-        assert found.fate is Disposition.FORWARDED
+        found = await one.disposition(far.got[0][0])
+        assert found.disposition is Disposition.FORWARDED
         assert found.forwarded.peer == far.agent_key
         assert await one.bounces() == []
 

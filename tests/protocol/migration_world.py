@@ -416,7 +416,7 @@ class Moves:
             if done is None or done[1] not in {STORED, DUP}:
                 continue
             stored = self.put(world, place, relay._replace(box=done[0]))
-            ended = box.fate(eid) in OVER
+            ended = box.disposition(eid) in OVER
             heard = stored._replace(
                 receipted=stored.receipted | {eid},
                 own=stored.own | (set() if ended else {(place, eid)}),
@@ -431,14 +431,14 @@ class Moves:
     ) -> tuple[Box | RealBox, Outcome] | None:
         if not self.rules.mutant or isinstance(box, RealBox):
             return box.accept(item, late=late)
-        fate = box.fate(item.eid)
-        if self.is_mutant("dedupe survives the hand-off") and fate is Disposition.FORWARDED:
+        disposition = box.disposition(item.eid)
+        if self.is_mutant("dedupe survives the hand-off") and disposition is Disposition.FORWARDED:
             return box, DUP
-        if self.is_mutant("a relay's word ends any mail") and fate is Disposition.DOUBTFUL:
+        if self.is_mutant("a relay's word ends any mail") and disposition is Disposition.MAYBE_SEEN:
             return box, DUP
-        if self.is_mutant("the floor holds for what moves") and box.floor and fate is None:
+        if self.is_mutant("the floor holds for what moves") and box.floor and disposition is None:
             return box, STALE
-        is_new = fate is None and not item.moving and box.holding in HOMES
+        is_new = disposition is None and not item.moving and box.holding in HOMES
         if self.is_mutant("another's floor refuses") and box.doubt and is_new:
             return box, STALE
         return box.accept(item, late=late)
@@ -741,8 +741,8 @@ class Moves:
         old = self.is_mutant("an old session's receipt counts")
         if taken.eid not in box.eids or (box.session != "courier" and not old):
             return
-        fate = Disposition.FORWARDED if taken.kept else Disposition.REFUSED
-        then = self.put(world, target, here._replace(box=box.end(taken.eid, fate)))
+        disposition = Disposition.FORWARDED if taken.kept else Disposition.REFUSED
+        then = self.put(world, target, here._replace(box=box.end(taken.eid, disposition)))
         then = then._replace(own=then.own - {(target, taken.eid)})
         broken = None
         if not taken.kept:

@@ -29,7 +29,7 @@ from relay.protocol.types import (
 NO_EIDS: frozenset[Eid] = frozenset()
 HOMES = frozenset({InboxRole.HOME, InboxRole.UNCERTAIN})
 TOLD = frozenset(
-    {Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.DOUBTFUL}
+    {Disposition.ACKED, Disposition.REFUSED, Disposition.EXPIRED, Disposition.MAYBE_SEEN}
 )
 """Fates whose ids a digest names."""
 HOUR = 400_000
@@ -70,12 +70,12 @@ class Box(NamedTuple):
     session: str = ""
     given: frozenset[Eid] = NO_EIDS
 
-    def fate(self, eid: Eid) -> Disposition | None:
+    def disposition(self, eid: Eid) -> Disposition | None:
         return dict(self.fates).get(eid)
 
-    def with_fate(self, eid: Eid, fate: Disposition) -> Box:
+    def with_fate(self, eid: Eid, disposition: Disposition) -> Box:
         kept = {one: old for one, old in self.fates if one != eid}
-        return self._replace(fates=frozenset({*kept.items(), (eid, fate)}))
+        return self._replace(fates=frozenset({*kept.items(), (eid, disposition)}))
 
     @property
     def eids(self) -> frozenset[Eid]:
@@ -102,23 +102,25 @@ class Box(NamedTuple):
         """Store it, or say that it was; None: not here."""
         if self.holding is None or (self.holding is InboxRole.FORWARDING and item.via):
             return None
-        fate = self.fate(item.eid)
-        if fate is Disposition.STORED:
+        disposition = self.disposition(item.eid)
+        if disposition is Disposition.STORED:
             brings = item.marked and item.moving
             return (self.mark(frozenset({item.eid})) if brings else self), DUP
-        is_back = fate is Disposition.FORWARDED and self.holding is not InboxRole.FORWARDING
-        if not (fate is None or fate is Disposition.DOUBTFUL or is_back):
+        is_back = disposition is Disposition.FORWARDED and self.holding is not InboxRole.FORWARDING
+        if not (disposition is None or disposition is Disposition.MAYBE_SEEN or is_back):
             return self, DUP
-        is_forgotten = self.floor and fate is None
+        is_forgotten = self.floor and disposition is None
         if late or (is_forgotten and not item.moving):
             return self, LATE if late else STALE
-        doubtful = is_forgotten or fate is Disposition.DOUBTFUL or (is_back and not item.moving)
+        doubtful = (
+            is_forgotten or disposition is Disposition.MAYBE_SEEN or (is_back and not item.moving)
+        )
         kept = self._replace(live=self.live | {(item.eid, item.marked or doubtful)})
         return kept.with_fate(item.eid, Disposition.STORED), STORED
 
-    def end(self, eid: Eid, fate: Disposition) -> Box:
+    def end(self, eid: Eid, disposition: Disposition) -> Box:
         left = frozenset(entry for entry in self.live if entry[0] != eid)
-        return self._replace(live=left, given=self.given - {eid}).with_fate(eid, fate)
+        return self._replace(live=left, given=self.given - {eid}).with_fate(eid, disposition)
 
     def forget(self) -> Box:
         """The memory is over its budget: what is finished is not known any more."""
@@ -155,16 +157,16 @@ class Box(NamedTuple):
         """Another relay's word marks, and does nothing else."""
         box = self._replace(doubt=self.doubt or page.floor >= 0)
         for eid in named(page.doubts):
-            fate = box.fate(eid)
-            if fate is None or fate is Disposition.FORWARDED:
-                box = box.with_fate(eid, Disposition.DOUBTFUL)
-            elif fate is Disposition.STORED:
+            disposition = box.disposition(eid)
+            if disposition is None or disposition is Disposition.FORWARDED:
+                box = box.with_fate(eid, Disposition.MAYBE_SEEN)
+            elif disposition is Disposition.STORED:
                 box = box.mark(frozenset({eid}))
         return box
 
     def doubts(self) -> tuple[list[bytes], int]:
         """Return a digest: ids that the agent may have seen, and a horizon of forgotten ones."""
-        told = {eid for eid, fate in self.fates if fate in TOLD}
+        told = {eid for eid, disposition in self.fates if disposition in TOLD}
         marked = {eid for eid, _ in self.live if self.is_marked(eid)}
         ids = sorted(packed(eid) for eid in told | marked)
         return ids, HOUR if self.floor or self.doubt else -1

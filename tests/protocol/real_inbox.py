@@ -139,9 +139,9 @@ class RealBox:
     def eids(self) -> frozenset[Eid]:
         return frozenset(named(item) for item in self.box.live.values()) if self.box else NO_EIDS
 
-    def fate(self, eid: Eid) -> Disposition | None:
+    def disposition(self, eid: Eid) -> Disposition | None:
         seen = self.box.dedupe.find(HOUR, key_of(eid)) if self.box else None
-        return seen.fate if seen else None
+        return seen.disposition if seen else None
 
     def _seq(self, eid: Eid) -> Seq:
         assert self.box is not None
@@ -187,21 +187,21 @@ class RealBox:
     def queue(self) -> RealBox:
         return home(InboxRole.FORWARDING)
 
-    def end(self, eid: Eid, fate: Disposition) -> RealBox:
+    def end(self, eid: Eid, disposition: Disposition) -> RealBox:
         def by(box: Inbox) -> RealBox:
             seq = self._seq(eid)
-            if fate is Disposition.EXPIRED:
+            if disposition is Disposition.EXPIRED:
                 box.conclude([seq], Reason.EXPIRED, LATE_AT)
-            elif fate is Disposition.REFUSED:
+            elif disposition is Disposition.REFUSED:
                 ack = InboxAck(box.fence, box.epoch, (), refuse=((seq, "expired"),))
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             else:
-                went = TAKEN if fate is Disposition.FORWARDED else None
+                went = TAKEN if disposition is Disposition.FORWARDED else None
                 ack = InboxAck(box.fence, box.epoch, (seq,), forwarded=went)
                 assert not isinstance(box.ack(ack, EARLY), Refusal)
             return RealBox(box, self.session, self.given - {eid}, floor=self.floor)
 
-        return self._step("end", eid, fate, by=by)  # type: ignore[no-any-return]
+        return self._step("end", eid, disposition, by=by)  # type: ignore[no-any-return]
 
     def forget(self) -> RealBox:
         def by(box: Inbox) -> RealBox:
@@ -297,7 +297,7 @@ def _state(box: Inbox | None) -> tuple[Any, ...]:
     if box is None:
         return ()
     ids = {
-        (hour, key, seen.eid[:KNOWN_BY], seen.fate, seen.seq in box.live)
+        (hour, key, seen.eid[:KNOWN_BY], seen.disposition, seen.seq in box.live)
         for hour, bucket in box.dedupe.hours.items()
         for key, seen in bucket.entries.items()
     }

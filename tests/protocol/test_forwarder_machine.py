@@ -318,18 +318,18 @@ class CourierWorld:
         if had and not intent.maybe_delivered:
             raise BrokenPromiseError(f"bounced as never delivered, but it is at {had}")
 
-    def fate(self, eid: Eid) -> Disposition:
+    def disposition(self, eid: Eid) -> Disposition:
         item = self.items[eid]
         [found] = self.inbox.status([DedupKey(item.dedupe_key, item.hour)])
         assert found is not None
-        return found.fate
+        return found.disposition
 
     def check(self) -> None:
         for seq, eid in self.by_seq.items():
-            fate = self.fate(eid)
+            disposition = self.disposition(eid)
             is_live = seq in self.inbox.live
-            assert is_live == (fate is Disposition.STORED), "an envelope is nowhere"
-            if fate is Disposition.FORWARDED and not any(
+            assert is_live == (disposition is Disposition.STORED), "an envelope is nowhere"
+            if disposition is Disposition.FORWARDED and not any(
                 eid in one.receipted for one in self.relays.values()
             ):
                 raise BrokenPromiseError("forwarded without a receipt")

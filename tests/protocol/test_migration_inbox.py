@@ -107,7 +107,7 @@ def forgets_no_more(patch: pytest.MonkeyPatch) -> None:
 
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Disposition.FORWARDED:
+        if seen is not None and seen.disposition is Disposition.FORWARDED:
             return real_inbox.dup(seen.seq)
         return was(self, item)
 
@@ -120,7 +120,7 @@ def ends_for_a_word(patch: pytest.MonkeyPatch) -> None:
 
     def answer(self: Holdings, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Disposition.DOUBTFUL:
+        if seen is not None and seen.disposition is Disposition.MAYBE_SEEN:
             return real_inbox.dup(seen.seq)
         return was(self, item)
 
@@ -165,14 +165,14 @@ def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
 
     def learn(box: Inbox, doubts: bytes, most: int) -> None:
         went = [
-            (seen, seen.fate, seen.seq, seen.forwarded)
+            (seen, seen.disposition, seen.seq, seen.forwarded)
             for hour in box.dedupe.hours.values()
             for seen in hour.entries.values()
-            if seen.fate is Disposition.FORWARDED
+            if seen.disposition is Disposition.FORWARDED
         ]
         was(box, doubts, most)
         for seen, *before in went:
-            seen.fate, seen.seq, seen.forwarded = before
+            seen.disposition, seen.seq, seen.forwarded = before
 
     patch.setattr(handoff, "learn_doubts", learn)
 

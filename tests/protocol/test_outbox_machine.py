@@ -279,7 +279,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert self.bounced[item.eid] == (end in {"refused", "expired"})
             (answer,) = box.status([DedupKey(item.dedupe_key, item.hour)])
             if answer is not None:
-                assert answer.fate is (ENDS[end] if end else Disposition.STORED)
+                assert answer.disposition is (ENDS[end] if end else Disposition.STORED)
                 assert (answer.forwarded is not None) == (end == "forwarded")
 
 
@@ -350,8 +350,8 @@ class ForgetsWho(Inbox):
 class SaysItIsHere(Inbox):
     """A receipt for what waits for elsewhere says that this inbox has it."""
 
-    def has_gone(self, fate: Disposition) -> bool:
-        return fate is Disposition.FORWARDED and Holdings.has_gone(self, fate)
+    def has_gone(self, disposition: Disposition) -> bool:
+        return disposition is Disposition.FORWARDED and Holdings.has_gone(self, disposition)
 
 
 class ConfirmsWhatWentOn(Inbox):
@@ -359,7 +359,7 @@ class ConfirmsWhatWentOn(Inbox):
 
     def answer(self, item: Any) -> Any:
         seen = self.dedupe.find(item.hour, item.dedupe_key)
-        if seen is not None and seen.fate is Disposition.FORWARDED:
+        if seen is not None and seen.disposition is Disposition.FORWARDED:
             return Accepted(seen.seq, self.epoch, True, None, away=True)
         return super().answer(item)
 

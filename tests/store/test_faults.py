@@ -131,8 +131,8 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     assert page.gaps == (Range(Seq(2), Seq(2), Reason.CORRUPT),)
     batches = await store.claim_bounces()
     assert len(batches) == (0 if damage == "garbage" else 1)
-    (fate,) = await store.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
-    assert fate[0] in {Disposition.CORRUPT, Disposition.STORED}
+    (disposition,) = await store.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
+    assert disposition[0] in {Disposition.CORRUPT, Disposition.STORED}
 
 
 async def test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other(
@@ -148,8 +148,8 @@ async def test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other(
         assert code(broken) is ErrorCode.STORAGE_UNAVAILABLE
         assert not good.dup
         await raw.delete(server_world.key(kind))
-        (fate,) = await store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)])
-        assert fate is None
+        (disposition,) = await store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)])
+        assert disposition is None
     (result,) = await store.append([entry(1)])
     assert (result.seq, result.dup) == (1, False)
     assert (await opened(store)).pending.count == 1

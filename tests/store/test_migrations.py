@@ -148,7 +148,7 @@ async def all_doubts(store: Any, most: int = 1_000, inbox: AgentKey = ME) -> set
 
 async def fates(store: Any, *numbers: int) -> list[Disposition | None]:
     asked = [DedupKey(entry(n).dedupe_key, HOUR) for n in numbers]
-    return [one and one.fate for one in await store.status(ME, asked)]
+    return [one and one.disposition for one in await store.status(ME, asked)]
 
 
 # ---------------------------------------------------------------- a step
@@ -534,7 +534,7 @@ async def lose_commits(world: World) -> None:
 
 async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World) -> None:
     await change(world.store, InboxRole.PAUSED, doubts=doubt(1) + doubt(2, HOUR - 5))
-    assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
+    assert await fates(world.store, 1) == [Disposition.MAYBE_SEEN]
     (own,) = await world.store.append([entry(1)])
     assert (own.seq, own.dup) == (1, False)
     (again,) = await world.store.append([entry(1)])
@@ -567,7 +567,7 @@ async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
     await change(world.store, InboxRole.PAUSED, "back", doubts=doubt(1))
-    assert await fates(world.store, 1, 2) == [Disposition.DOUBTFUL, Disposition.FORWARDED]
+    assert await fates(world.store, 1, 2) == [Disposition.MAYBE_SEEN, Disposition.FORWARDED]
     taken(await bring(world.store, 1))
     taken(await bring(world.store, 2))
     await change(world.store, InboxRole.HOME, "home")
@@ -609,7 +609,7 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
     ends_at = (HOUR + 1) * 3600 + MAX_ENVELOPE_LIFETIME_S
     await world.set_time(ends_at + 600)
     await world.store.sweep(NODE, [NODE])
-    assert await fates(world.store, 1) == [Disposition.DOUBTFUL]
+    assert await fates(world.store, 1) == [Disposition.MAYBE_SEEN]
     await world.advance(1)
     await world.store.sweep(NODE, [NODE])
     assert await fates(world.store, 1) == [None]

@@ -80,7 +80,7 @@ def test_the_memory_is_a_dictionary_that_forgets_whole_hours(taken: list):
     assert len(pair.memory) == sum(map(len, pair.hours.values()))
     for hour, n in itertools.product(range(6), range(4)):
         seen = pair.memory.find(hour, name(hour, n))
-        assert (seen.fate if seen else None) == pair.hours.get(hour, {}).get(n)
+        assert (seen.disposition if seen else None) == pair.hours.get(hour, {}).get(n)
 
 
 def test_the_newest_two_hours_are_never_dropped():
@@ -117,5 +117,5 @@ def test_an_hour_stays_until_its_last_id_has_expired():
 
 
 def test_a_fate_is_one_letter_and_letters_differ():
-    assert {len(fate) for fate in Disposition} == {1}
-    assert len({str(fate) for fate in Disposition}) == len(Disposition) == 8
+    assert {len(disposition) for disposition in Disposition} == {1}
+    assert len({str(disposition) for disposition in Disposition}) == len(Disposition) == 8

@@ -128,7 +128,7 @@ class Conversation:
         return [CheckLogin(frame, self._hello.nonce)]
 
     def opened(self, who: Identity, welcome: frames.Welcome) -> list[Effect]:
-        """Open: the login is right. One that comes too late gives the inbox back."""
+        """Open: the login is right. One that comes too late closes its inbox again."""
         if self.phase is not ConversationPhase.OPENING:
             return [CloseInbox(who.inbox, who.fence, Seq(0))] if who.fence else []
         self.phase, self.who, self._timer = ConversationPhase.OPEN, who, None

@@ -24,7 +24,7 @@ class Disposition(StrEnum):
     CORRUPT = "C"
     MOVED = "M"
     FORWARDED = "W"
-    DOUBTFUL = "D"
+    MAYBE_SEEN = "D"
     """Another relay reports that its agent may have seen it there; it is not here."""
 
 
@@ -187,7 +187,7 @@ class PendingBounce:
 class RememberedId(NamedTuple):
     """An id that the inbox remembers; ``forwarded`` is set where another relay took it over."""
 
-    fate: Disposition
+    disposition: Disposition
     eid: Eid
     forwarded: Forwarded | None = None
 

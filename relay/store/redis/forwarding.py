@@ -101,6 +101,6 @@ def proof_of(forwarded: Forwarded | None) -> bytes:
 
 def remembered(reply: Any) -> RememberedId:
     """What became of an id; of the eid, its first 21 characters: the store keeps 16 bytes."""
-    fate, eid16, proof = Disposition(reply[3].decode()), reply[4], reply[7]
+    disposition, eid16, proof = Disposition(reply[3].decode()), reply[4], reply[7]
     forwarded = Forwarded(_key(proof[_HASH:]), proof[:_HASH]) if proof else None
-    return RememberedId(fate, Eid(entries.eid_text(eid16)[:21]), forwarded)
+    return RememberedId(disposition, Eid(entries.eid_text(eid16)[:21]), forwarded)
