@@ -19,8 +19,8 @@ from relay.directory.model.anti_entropy import Pull
 from relay.directory.model.index import TOP_BITS, bad_frame
 from relay.peering.link import Link
 from relay.protocol import frames
+from relay.protocol.client_session import PeerAnswer
 from relay.protocol.errors import ErrorCode, RelayError, unreachable
-from relay.protocol.peer_session import Answer
 from relay.tasks import guarded
 
 PULL_INTERVAL_S: Final = 30.0
@@ -31,7 +31,7 @@ MAX_REPEAT_S: Final = 60.0
 """A peer that always has more gives way to the others after this time."""
 MAX_REFUSED: Final = 8
 
-_Answered = tuple[str, Answer | RelayError]
+_Answered = tuple[str, PeerAnswer | RelayError]
 
 
 @dataclass(slots=True)
@@ -145,7 +145,7 @@ class PullRunner:
         return question.ref, answer
 
     async def _on_answer(
-        self, ref: str, answer: Answer | RelayError
+        self, ref: str, answer: PeerAnswer | RelayError
     ) -> list[frames.Digest | frames.Want]:
         match answer:
             case RelayError():

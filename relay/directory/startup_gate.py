@@ -33,9 +33,9 @@ from relay.directory.model.index import TOP_BITS, bad_frame, place
 from relay.directory.ports import GateStore
 from relay.peering.link import Link
 from relay.protocol import frames
+from relay.protocol.client_session import PeerAnswer
 from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
 from relay.protocol.ids import AgentKey, Did
-from relay.protocol.peer_session import Answer
 from relay.tasks import guarded
 
 MAX_PEERS_ASKED: Final = 3
@@ -221,7 +221,7 @@ class StartupGate:
             new += await self._merge(link.peer, answer, agents)
         return new
 
-    async def _merge(self, peer: Did, answer: Answer, asked: Sequence[AgentKey]) -> int:
+    async def _merge(self, peer: Did, answer: PeerAnswer, asked: Sequence[AgentKey]) -> int:
         if not isinstance(answer, frames.Gossip) or len(answer.records) > len(asked):
             raise bad_frame("an answer to another question")
         # most records are known word for word, and need no parsing

@@ -19,12 +19,20 @@ from websockets.exceptions import ConnectionClosed
 
 from relay import clock, metrics
 from relay.protocol import frames
-from relay.protocol.client_session import Failed, Ready, Send
+from relay.protocol.client_session import (
+    ClientSession,
+    Failed,
+    FrameReceived,
+    LoginOptions,
+    PeerAnswer,
+    PeerQuestion,
+    Ready,
+    Send,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import eid_of
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, error, unreachable
 from relay.protocol.ids import Did, Eid
-from relay.protocol.peer_session import Answer, Answered, PeerSession, Question
 from relay.protocol.receipts import Receipt, ReceiptItem, verify_receipt
 from relay.protocol.submit_results import match
 from relay.sockets import cut
@@ -59,7 +67,7 @@ class Link:
     """
 
     def __init__(
-        self, socket: ClientConnection, session: PeerSession, ready: Ready, url: str
+        self, socket: ClientConnection, session: ClientSession, ready: Ready, url: str
     ) -> None:
         self.peer: Did = ready.relay
         self.url = url
@@ -69,7 +77,7 @@ class Link:
         self._socket = socket
         self._session = session
         self._refs = count(1)
-        self._waiting: dict[str, asyncio.Future[Answer | SubmitResult]] = {}
+        self._waiting: dict[str, asyncio.Future[PeerAnswer | SubmitResult]] = {}
         self._submitted: dict[str, list[Eid]] = {}
         """Submits without an answer, also those whose caller no longer waits."""
         self._handoffs: dict[str, str] = {}
@@ -128,7 +136,7 @@ class Link:
         for effect in effects:
             if isinstance(effect, Failed):
                 raise effect.error
-            if isinstance(effect, Answered) and not self._on_frame(effect.frame):
+            if isinstance(effect, FrameReceived) and not self._on_frame(effect.frame):
                 # ignored: a peer pushes over the links that it dials itself
                 await asyncio.sleep(len(data) / MAX_UNASKED_BYTES_PER_S)
 
@@ -170,7 +178,7 @@ class Link:
             raise ProtocolError(ErrorCode.BAD_FRAME, "a submit is answered by submitted")
         return answer
 
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
+    async def ask(self, make: Callable[[str], PeerQuestion]) -> PeerAnswer:
         """Ask the question that ``make`` returns for a ref.
 
         Raises:
@@ -191,12 +199,12 @@ class Link:
 
     async def _exchange(
         self, frame: frames.Frame, ref: str, seconds: float
-    ) -> Answer | SubmitResult:
+    ) -> PeerAnswer | SubmitResult:
         self.used_at = clock.monotonic()
         if self.ended is not None:
             raise unreachable(self.ended.detail)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer | SubmitResult] = loop.create_future()
+        future: asyncio.Future[PeerAnswer | SubmitResult] = loop.create_future()
         self._waiting[ref] = future
         try:
             async with asyncio.timeout(seconds):
@@ -210,7 +218,7 @@ class Link:
             raise error(answer.error, answer.detail, retry_after=answer.retry_after)
         return answer
 
-    def _on_frame(self, frame: Answer) -> bool:
+    def _on_frame(self, frame: PeerAnswer) -> bool:
         """Give an answer to its caller; return False if no caller waits for it."""
         if isinstance(frame, frames.Submitted):
             compact = frame.receipt
@@ -229,7 +237,7 @@ class Link:
         self._submitted.pop(ref, None)
         self._handoffs.pop(ref, None)
 
-    def _resolve(self, ref: str, answer: Answer | SubmitResult) -> bool:
+    def _resolve(self, ref: str, answer: PeerAnswer | SubmitResult) -> bool:
         future = self._waiting.get(ref)
         if future is None or future.done():
             return False
@@ -268,7 +276,7 @@ async def log_in(socket: ClientConnection, key: SigningKey, url: str, peer: Did)
     Raises:
         RelayError: the peer refuses, is another relay, or does not answer.
     """
-    session = PeerSession(key, url, peer, clock.entropy)
+    session = ClientSession(key, LoginOptions(url, peer), clock.entropy, "peer")
     try:
         async with asyncio.timeout(LOGIN_S):
             return Link(socket, session, await _prove(socket, session), url)
@@ -280,7 +288,7 @@ async def log_in(socket: ClientConnection, key: SigningKey, url: str, peer: Did)
         raise
 
 
-async def _prove(socket: ClientConnection, session: PeerSession) -> Ready:
+async def _prove(socket: ClientConnection, session: ClientSession) -> Ready:
     while True:
         frame = frames.parse(await _receive(socket), "relay")
         for effect in session.receive(frame, clock.now()):

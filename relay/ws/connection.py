@@ -36,6 +36,7 @@ from relay.protocol.errors import (
     RejectedError,
     RelayError,
     UnavailableError,
+    close_code,
     error,
 )
 from relay.ws.protocol import RelaySocket

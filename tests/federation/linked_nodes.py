@@ -18,7 +18,9 @@ from relay.peering.links import Links
 from relay.peering.model.membership import MemberTable
 from relay.protocol import endpoint_record, frames
 from relay.protocol.client_session import (
+    ClientSession,
     Failed,
+    LoginOptions,
     Ready,
     Send,
 )
@@ -31,7 +33,6 @@ from relay.protocol.ids import (
     Did,
     Timestamp,
 )
-from relay.protocol.peer_session import PeerSession
 from relay.store.ports import (
     Store,
 )
@@ -142,12 +143,16 @@ async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIter
     key = key or new_key()
     socket = await dial(url)
     try:
-        yield Peer(key, socket, await _log_in(socket, PeerSession(key, url, relay, os.urandom)))
+        yield Peer(
+            key,
+            socket,
+            await _log_in(socket, ClientSession(key, LoginOptions(url, relay), os.urandom, "peer")),
+        )
     finally:
         await socket.close()
 
 
-async def _log_in(socket: ClientConnection, session: PeerSession) -> Ready:
+async def _log_in(socket: ClientConnection, session: ClientSession) -> Ready:
     async with within(8):
         while True:
             frame = frames.parse((await socket.recv()).encode(), "relay")

@@ -24,6 +24,10 @@ from relay.inbox.model.types import (
 from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.protocol import endpoint_record
+from relay.protocol.client_session import (
+    PeerAnswer,
+    PeerQuestion,
+)
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -36,10 +40,6 @@ from relay.protocol.frames import (
 from relay.protocol.ids import (
     AgentKey,
     Did,
-)
-from relay.protocol.peer_session import (
-    Answer,
-    Question,
 )
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
@@ -82,7 +82,7 @@ class Other:
     def push(self, gossip: Gossip) -> bool:
         return bool(gossip)
 
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
+    async def ask(self, make: Callable[[str], PeerQuestion]) -> PeerAnswer:
         question = make("ref")
         self.asked += 1
         if self.is_silent:

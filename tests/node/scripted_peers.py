@@ -38,6 +38,7 @@ from relay.migration.steps import (
 from relay.peering.link import Link, SubmitResult
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
+from relay.protocol.client_session import PeerAnswer
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -70,7 +71,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.jws import loads
-from relay.protocol.peer_session import Answer
 from relay.protocol.receipts import (
     ReceiptItem,
     sign_receipt,
@@ -128,7 +128,7 @@ class Far:
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         return await answer(self, envelopes)
 
-    async def ask(self, make: Any) -> Answer:
+    async def ask(self, make: Any) -> PeerAnswer:
         raise error(ErrorCode.PEER_UNREACHABLE, f"it does not answer {make('r')}")
 
     def push(self, gossip: Gossip) -> bool:

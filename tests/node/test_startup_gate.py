@@ -28,6 +28,10 @@ from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
 from relay.protocol import endpoint_record
+from relay.protocol.client_session import (
+    PeerAnswer,
+    PeerQuestion,
+)
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
     ErrorCode,
@@ -42,10 +46,6 @@ from relay.protocol.frames import (
 from relay.protocol.ids import (
     Did,
     NodeId,
-)
-from relay.protocol.peer_session import (
-    Answer,
-    Question,
 )
 from relay.protocol.types import (
     Window,
@@ -72,7 +72,7 @@ class Peer:
     """What it says meets a bug of this relay."""
     adds: tuple[str, ...] = ()
     """Records that it tells of, unasked."""
-    asked: list[Question] = field(default_factory=list)
+    asked: list[PeerQuestion] = field(default_factory=list)
     index: Index = field(default_factory=Index)
 
     @property
@@ -83,7 +83,7 @@ class Peer:
         self.knows[agent.agent_key] = compact
         self.index.put(agent.agent_key, endpoint_record.parse(compact).version)
 
-    async def ask(self, make: Callable[[str], Question]) -> Answer:
+    async def ask(self, make: Callable[[str], PeerQuestion]) -> PeerAnswer:
         question = make("ref")
         self.asked.append(question)
         if self.is_silent:

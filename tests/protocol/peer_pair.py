@@ -17,7 +17,10 @@ from relay.protocol.client_session import (
     ClientPhase as DiallerPhase,
 )
 from relay.protocol.client_session import (
+    ClientSession,
     Failed,
+    FrameReceived,
+    LoginOptions,
     Ready,
 )
 from relay.protocol.did import (
@@ -46,10 +49,6 @@ from relay.protocol.ids import (
     Timestamp,
 )
 from relay.protocol.jws import b64encode
-from relay.protocol.peer_session import (
-    Answered,
-    PeerSession,
-)
 from relay.protocol.types import Window
 from tests.support.relay_side import RelaySide
 from tests.unit.builders import numbered_entropy
@@ -84,7 +83,9 @@ class PeerPair:
 
     def __post_init__(self) -> None:
         hello = Hello(DIALLED.did, URL, b64encode(b"n" * 32), {}, int(NOW))
-        self.dialler = PeerSession(DIALLER, URL, self.expected.did, numbered_entropy())
+        self.dialler = ClientSession(
+            DIALLER, LoginOptions(URL, self.expected.did), numbered_entropy(), "peer"
+        )
         self.dialled = RelaySide(hello, WINDOW, Timestamp(0))
         self._carry(self.dialled.start())
 
@@ -116,7 +117,7 @@ class PeerPair:
             match effect:
                 case client_session.Send(frame):
                     self.say(frame)
-                case Answered(frame):
+                case FrameReceived(frame):
                     self.heard.append(frame)
                 case Failed(why):
                     self.failure = why.code

@@ -93,7 +93,7 @@ def test_a_relay_that_is_not_dealt_with_learns_the_reason():
 def test_a_proof_of_another_login_opens_nothing():
     """A relay in the middle shows what the real one said to somebody else."""
     first, second = PeerPair(), PeerPair()
-    second.dialler._login._cnonce = b64encode(b"c" * 32)
+    second.dialler._cnonce = b64encode(b"c" * 32)
     for pair in (first, second):
         pair.hear(pair.to_dialler.popleft())
         pair.tell(pair.to_dialled.popleft())

@@ -36,6 +36,7 @@ from relay.protocol import (
 )
 from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.errors import (
+    CLOSE_CODE,
     ERROR_CLASS,
     OUTCOME_UNKNOWN,
     ErrorCode,

@@ -29,6 +29,7 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.close_codes import CLOSES
 from relay.protocol.errors import (
+    CLOSES,
     ErrorCode,
     Refusal,
     error,

@@ -32,8 +32,8 @@ from relay.client.http.network import Route
 from relay.client.http.origin import Origin
 from relay.protocol import frames
 from relay.protocol.client_session import (
+    ClientEffect,
     ClientSession,
-    Effect,
     Failed,
     FrameReceived,
     LoginOptions,
@@ -127,7 +127,7 @@ def _found(frame: frames.Frame, login: LoginOptions) -> Did | None:
     return frame.relay if isinstance(frame, frames.Hello) and frame.url == login.url else None
 
 
-def _raise_failure(effects: Sequence[Effect], found: Did | None = None) -> None:
+def _raise_failure(effects: Sequence[ClientEffect], found: Did | None = None) -> None:
     for effect in effects:
         if isinstance(effect, Failed):
             failure = from_core(effect.error, record=effect.record)
