@@ -36,7 +36,6 @@ from relay.protocol.errors import (
     RejectedError,
     RelayError,
     UnavailableError,
-    close_code,
     error,
 )
 from relay.ws.protocol import RelaySocket

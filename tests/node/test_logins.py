@@ -28,7 +28,6 @@ from relay.protocol import (
 from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
-    CLOSE_CODE,
     ErrorCode,
     RelayError,
     error,

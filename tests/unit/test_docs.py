@@ -36,7 +36,6 @@ from relay.protocol import (
 )
 from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.errors import (
-    CLOSE_CODE,
     ERROR_CLASS,
     OUTCOME_UNKNOWN,
     ErrorCode,

@@ -29,7 +29,6 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.close_codes import CLOSES
 from relay.protocol.errors import (
-    CLOSES,
     ErrorCode,
     Refusal,
     error,
