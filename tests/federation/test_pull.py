@@ -167,6 +167,7 @@ async def test_a_peer_that_always_has_more_does_not_delay_the_others(monkeypatch
         assert len(pulls.gossip.changes.index) > 1
 
 
+@pytest.mark.breaks("mesh", "a pull is bounded")
 async def test_without_a_bound_it_would_be_asked_for_ever(monkeypatch):
     """The negative control."""
     monkeypatch.setattr(pull, "MAX_REPEAT_S", 3600.0)

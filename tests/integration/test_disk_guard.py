@@ -232,6 +232,11 @@ async def write_until_refused(redis) -> None:
         await redis.set(f"key-{number}", "x" * 1000)
 
 
+@pytest.mark.breaks(
+    "embedded store",
+    "the guard keeps room on the disk",
+    by="tests/integration/test_disk_guard.py::test_a_guarded_server_lives_on_a_full_disk_acks_and_recovers",
+)
 async def test_without_the_guard_the_server_dies_of_the_full_disk(small_disk, binary):
     async with serving(small_disk, binary) as store, client(store.url) as redis:
         with pytest.raises((RedisError, OSError)):
