@@ -12,28 +12,15 @@ from typing import TYPE_CHECKING, Final
 
 from loadtest.mesh_sim.light import Light
 from relay.directory.gossip import push_allowance
-from relay.directory.model.anti_entropy import (
-    Index,
-    Pull,
-    answer,
-)
+from relay.directory.model.anti_entropy import Index, Pull, answer
 from relay.directory.model.index import TOP_BITS
-from relay.directory.model.rumors import (
-    Rumors,
-    pack_records,
-)
+from relay.directory.model.rumors import Rumors, pack_records
 from relay.peering.model.membership import MemberTable
-from relay.peering.model.reputation import (
-    StrikeCounter,
-    is_strike,
-)
+from relay.peering.model.reputation import StrikeCounter, is_strike
 from relay.protocol import frames
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import ErrorCode
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.ids import Did, Timestamp
 
 if TYPE_CHECKING:
     from loadtest.mesh_sim.world import World

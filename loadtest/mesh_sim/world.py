@@ -10,10 +10,7 @@ from loadtest.mesh_sim.light import Catalogue, Light, size_of
 from loadtest.mesh_sim.network import Clock, Network
 from loadtest.mesh_sim.relays import Habits, Relay
 from relay.protocol import frames
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.ids import Did, Timestamp
 
 BEGIN: Final = 1_750_000_000.0
 RECORD_CPU_S: Final = 0.0002

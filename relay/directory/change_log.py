@@ -13,10 +13,7 @@ from typing import Final
 
 from relay import metrics
 from relay.directory.model.index import Index
-from relay.directory.ports import (
-    GONE,
-    RecordStore,
-)
+from relay.directory.ports import GONE, RecordStore
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey
 

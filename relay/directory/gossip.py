@@ -21,9 +21,7 @@ from relay.directory.budget import Budget
 from relay.directory.change_log import RecordChangeReader
 from relay.directory.model import rumors
 from relay.directory.model.index import bad_frame
-from relay.directory.ports import (
-    RecordRow,
-)
+from relay.directory.ports import RecordRow
 from relay.directory.publish import Directory, RecordMergeResult
 from relay.limits import TokenBuckets
 from relay.peering.exchange import PeerExchange

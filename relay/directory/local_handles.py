@@ -17,11 +17,7 @@ from relay.protocol import endpoint_record, handles
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import (
-    RESERVED,
-    Handle,
-    LookupResult,
-)
+from relay.protocol.handles import RESERVED, Handle, LookupResult
 from relay.protocol.ids import Did, Timestamp
 
 SERVED_S: Final = 30 * 24 * 3600

@@ -19,12 +19,7 @@ from typing import Final
 from relay import clock, log
 from relay.directory.budget import Budget
 from relay.directory.local_handles import LocalHandles
-from relay.directory.ports import (
-    Merged,
-    MergeOutcome,
-    RecordRow,
-    RecordStore,
-)
+from relay.directory.ports import Merged, MergeOutcome, RecordRow, RecordStore
 from relay.inbox.ports import Keys
 from relay.peering.model.reputation import is_strike
 from relay.protocol import endpoint_record, frames, jws

@@ -18,10 +18,7 @@ from relay.limits import BoundedTtl
 from relay.peering.dialer import Dialer, NoAddressError
 from relay.protocol import handles
 from relay.protocol.errors import RelayError
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
-)
+from relay.protocol.handles import Handle, LookupResult
 
 MAX_CACHED: Final = 10_000
 UNREACHABLE_HOST_S: Final = 30.0

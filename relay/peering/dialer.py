@@ -34,10 +34,7 @@ from relay.peering.dns import Dns, Resolver
 from relay.peering.fetch import HttpAnswer, fetch
 from relay.peering.urls import Target
 from relay.protocol import frames, hosts
-from relay.protocol.dial_allowlist import (
-    DialAllowlist,
-    unwrapped,
-)
+from relay.protocol.dial_allowlist import DialAllowlist, unwrapped
 from relay.protocol.errors import ErrorCode, ProtocolError, UnavailableError, unreachable
 from relay.protocol.hosts import IpAddress
 from relay.sockets import Address
@@ -59,7 +56,7 @@ class NoAddressError(UnavailableError):
     """``peer_unreachable``: DNS says that there is no such host."""
 
 
-class _Connect(connect):
+class _ConnectDirectly(connect):
     """A handshake that treats a redirect as an error: a relay sends none."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -106,7 +103,7 @@ class Dialer:
         async with self._dialling(target, self._dials):
             sock = await self._connected(target)
             with _closed_on_error(sock):
-                return await _Connect(
+                return await _ConnectDirectly(
                     f"ws{target.origin.removeprefix('http')}{PATH}",
                     sock=sock,
                     ssl=self._context() if target.secure else None,

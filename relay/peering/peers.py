@@ -21,7 +21,7 @@ from typing import Final, NamedTuple
 from relay import clock, log, metrics
 from relay.peering.model.membership import MemberTable
 from relay.peering.model.reputation import Reputation, StrikeCounter
-from relay.peering.ports import PeerRow, PeerStore
+from relay.peering.ports import PeerRow, PeerRowStore
 from relay.protocol import frames, relay_info
 from relay.protocol.errors import ErrorCode, ProtocolError, RejectedError, RelayError
 from relay.protocol.ids import Did, Timestamp
@@ -61,7 +61,7 @@ class Peers:
     """
 
     def __init__(
-        self, own: Did, federation: Federation, denied: frozenset[Did], store: PeerStore
+        self, own: Did, federation: Federation, denied: frozenset[Did], store: PeerRowStore
     ) -> None:
         self.own = own
         self.federation = federation

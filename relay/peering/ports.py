@@ -31,7 +31,7 @@ class PeerRow:
     info: str | None = None
 
 
-class PeerStore(Protocol):
+class PeerRowStore(Protocol):
     """Rows of other relays."""
 
     async def peers(self) -> list[PeerRow]:

@@ -23,7 +23,7 @@ from relay.inbox.ports import (
 )
 from relay.migration.ports import MigrationStore
 from relay.peering.ports import (
-    PeerStore,
+    PeerRowStore,
 )
 from relay.protocol.ids import Did, NodeId
 
@@ -33,7 +33,7 @@ class Store(
     OutboxStore,
     MigrationStore,
     RecordStore,
-    PeerStore,
+    PeerRowStore,
     HandleStore,
     NodeStore,
     WakeupSource,

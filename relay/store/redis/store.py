@@ -359,19 +359,19 @@ class RedisStore(HandoffCalls):
         return await self._records.purge_records()
 
     async def peers(self) -> list[PeerRow]:
-        """See :meth:`relay.peering.ports.PeerStore.peers`."""
+        """See :meth:`relay.peering.ports.PeerRowStore.peers`."""
         return await self._peers.peers()
 
     async def put_peer(self, row: PeerRow) -> None:
-        """See :meth:`relay.peering.ports.PeerStore.put_peer`."""
+        """See :meth:`relay.peering.ports.PeerRowStore.put_peer`."""
         await self._peers.put_peer(row)
 
     async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
-        """See :meth:`relay.peering.ports.PeerStore.replace_peer`."""
+        """See :meth:`relay.peering.ports.PeerRowStore.replace_peer`."""
         return await self._peers.replace_peer(held, row)
 
     async def remove_peer(self, did: Did) -> bool:
-        """See :meth:`relay.peering.ports.PeerStore.remove_peer`."""
+        """See :meth:`relay.peering.ports.PeerRowStore.remove_peer`."""
         return await self._peers.remove_peer(did)
 
     async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
