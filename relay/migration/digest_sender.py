@@ -174,7 +174,7 @@ class DigestSender:
         ids: dict[bytes, None] = {}
         after, floor = "", -1
         while True:
-            found = await self.store.doubts(inbox, after, MAX_MAYBE_SEEN_IDS)
+            found = await self.store.maybe_seen_ids(inbox, after, MAX_MAYBE_SEEN_IDS)
             for at in range(0, len(found.ids), MAYBE_SEEN_ID_BYTES):
                 ids[found.ids[at : at + MAYBE_SEEN_ID_BYTES]] = None
             after, floor = found.after, max(floor, found.floor)

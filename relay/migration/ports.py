@@ -23,7 +23,7 @@ class MigrationRow:
         record: the agent's newest record.
         former: the record before it, when the record last changed whether it names this relay.
         evidence: two records of one kv and seq, if the agent has signed such.
-        tally: counts of its envelopes since the last change that reset them.
+        counters: counts of its envelopes since the last change that reset them.
     """
 
     text: str = ""
@@ -32,7 +32,7 @@ class MigrationRow:
     record: RecordRow | None = None
     former: str | None = None
     evidence: tuple[str, str] | None = None
-    tally: MigrationCounters = field(default_factory=MigrationCounters)
+    counters: MigrationCounters = field(default_factory=MigrationCounters)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +47,9 @@ class MigrationChange:
         is_new: the counts start again.
         is_open: :meth:`MigrationStore.handoffs` returns it.
         has_work: a forwarder is due now, whether or not any mail waits.
-        doubts: ids to remember as maybe seen, 36 bytes each, unless they are known here. Mail
+        maybe_seen: ids to remember as maybe seen, 36 bytes each, unless they are known here. Mail
             that waits under one of them is flagged.
-        floor: the dedup horizon: hours up to this one are forgotten; -1 = none.
+        dedup_horizon: hours up to this one are forgotten; -1 = none.
     """
 
     text: str
@@ -59,8 +59,8 @@ class MigrationChange:
     is_new: bool = False
     is_open: bool = True
     has_work: bool = False
-    doubts: bytes = b""
-    floor: int = -1
+    maybe_seen: bytes = b""
+    dedup_horizon: int = -1
 
 
 class MigrationStore(Protocol):
@@ -87,11 +87,11 @@ class MigrationStore(Protocol):
         """Return all open migrations with their texts."""
         ...
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
+    async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
         """Return the mail behind ``after``, in seq order."""
         ...
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
+    async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
         """Return ids that the agent may have seen: acked, refused, ended, or maybe delivered.
 
         About ``most`` of them; ``after`` "" begins. An id may come twice.

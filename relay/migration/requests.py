@@ -232,7 +232,7 @@ class MigrationRequests:
             digest_acked=side.digest_acked,
             record_names_target=side.names_target if side.mode is Mode.FROZEN else side.is_home,
             awaiting_digests=tuple(sorted(side.awaiting_digests)),
-            counters=row.tally,
+            counters=row.counters,
             reason=self.digests.reasons.get(owner, "")[:MAX_REASON_CHARS],
         )
         return migration_statement.sign(self.key, statement)

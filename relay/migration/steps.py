@@ -227,8 +227,8 @@ class MigrationSteps:
             number=frame.number,
             total=frame.total,
             awaiting_digests=frozenset(frame.missing),
-            floor=frame.floor,
-            doubts=frame.doubts,
+            dedup_horizon=frame.floor,
+            maybe_seen=frame.doubts,
         )
         # once: a former home must not go on writing an agent's rules
         is_first = peer in self.load_state(row).side.awaiting_digests
@@ -346,7 +346,7 @@ def _change(
     if not row.text and not step.imports and _follows_from_inbox(side, row):
         return None
     is_same = bool(row.text) and after == before and row.role is side.role
-    is_open = machine.is_open(side, clock.now(), row.tally.waiting)
+    is_open = machine.is_open(side, clock.now(), row.counters.waiting)
     is_due = force or (closes and not is_open)
     if is_same and not (is_due or step.mark_present or step.imports):
         return None
@@ -361,8 +361,8 @@ def _change(
         is_new=side.mode is not was and (side.mode is not Mode.ACTIVE or was is Mode.NONE),
         is_open=is_open,
         has_work=machine.has_work(side),
-        doubts=step.imports.doubts if step.imports else b"",
-        floor=step.imports.floor if step.imports else -1,
+        maybe_seen=step.imports.maybe_seen if step.imports else b"",
+        dedup_horizon=step.imports.dedup_horizon if step.imports else -1,
     )
 
 

@@ -109,7 +109,7 @@ class MemoryHandoffs(MemoryDirectory):
             text=box.move.text,
             role=box.holding,
             has_left=box.away.left_fence > 0,
-            tally=inbox_handoff.tally(box),
+            counters=inbox_handoff.tally(box),
         )
 
     async def change_handoff(
@@ -127,11 +127,11 @@ class MemoryHandoffs(MemoryDirectory):
         inbox_handoff.hold(box, change.role, ends_session=change.ends_session)
         if change.marks_present:
             inbox_handoff.mark_present(box)
-        inbox_handoff.learn_floor(box, change.floor)
+        inbox_handoff.learn_floor(box, change.dedup_horizon)
         spare = self._dedupe_total - sum(len(one.dedupe) for one in self._inboxes.values())
         most = min(max_imported_ids(self._limits), len(box.dedupe) + spare)
         ids = len(box.dedupe)
-        inbox_handoff.learn_doubts(box, change.doubts, most)
+        inbox_handoff.learn_doubts(box, change.maybe_seen, most)
         self._ids_at_most += len(box.dedupe) - ids
         if change.is_new:
             inbox_handoff.begin_tally(box)
@@ -145,19 +145,19 @@ class MemoryHandoffs(MemoryDirectory):
         """All that are open, with their texts."""
         return [(key, box.move.text) for key, box in self._inboxes.items() if box.move.is_open]
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
+    async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
         """What waits behind ``after``, in seq order."""
         box = self._inboxes.get(inbox)
-        return inbox_handoff.waiting(box, after, most) if box else []
+        return inbox_handoff.waiting(box, after, limit) if box else []
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
+    async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
         """Ids that its agent may have seen; ``after`` is the last one that was given."""
         box = self._inboxes.get(inbox)
         if box is None:
             return MaybeSeenIds(b"", "", -1)
         later = [one for one in inbox_handoff.doubts(box) if not after or one.hex() < after]
-        found = later[:most]
-        last = found[-1].hex() if len(later) > most else ""
+        found = later[:limit]
+        last = found[-1].hex() if len(later) > limit else ""
         return MaybeSeenIds(b"".join(found), last, inbox_handoff.floor(box))
 
     async def known(self, inbox: AgentKey) -> MovedRules:

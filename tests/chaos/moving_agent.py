@@ -185,7 +185,7 @@ class Mover:
     async def _freeze(self, move: Move) -> None:
         while True:
             said = await self._until_done(self._traveller(move).freeze)
-            if said.handed or self._goal.hasty:
+            if said.digest_acked or self._goal.hasty:
                 return
             await asyncio.sleep(AGAIN_S)
 
@@ -205,9 +205,9 @@ class Mover:
         me = self._traveller(move)
         while True:
             said = await self._until_done(partial(me.state, me.source))
-            if not said.tally.is_balanced:
-                self._ledger.surprise(f"{me.source.url} does not account for all: {said.tally}")
-            if not said.tally.waiting:
+            if not said.counters.is_balanced:
+                self._ledger.surprise(f"{me.source.url} does not account for all: {said.counters}")
+            if not said.counters.waiting:
                 return
             await asyncio.sleep(AGAIN_S)
 

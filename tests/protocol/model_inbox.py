@@ -155,8 +155,8 @@ class Box(NamedTuple):
 
     def remember(self, page: DigestPage) -> Box:
         """Another relay's word marks, and does nothing else."""
-        box = self._replace(doubt=self.doubt or page.floor >= 0)
-        for eid in named(page.doubts):
+        box = self._replace(doubt=self.doubt or page.dedup_horizon >= 0)
+        for eid in named(page.maybe_seen):
             disposition = box.disposition(eid)
             if disposition is None or disposition is Disposition.FORWARDED:
                 box = box.with_fate(eid, Disposition.MAYBE_SEEN)

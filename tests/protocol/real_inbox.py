@@ -249,8 +249,8 @@ class RealBox:
             if step.mark_present:
                 handoff.mark_present(box)
             if step.imports is not None:
-                handoff.learn_floor(box, step.imports.floor)
-                handoff.learn_doubts(box, step.imports.doubts, MOST_IDS)
+                handoff.learn_floor(box, step.imports.dedup_horizon)
+                handoff.learn_doubts(box, step.imports.maybe_seen, MOST_IDS)
             return self._after(box)
 
         return self._step("change", before.handoff, step, by=by)  # type: ignore[no-any-return]

@@ -194,7 +194,7 @@ class Machine(RuleBasedStateMachine):
         """What both sides say of an inbox that changes relays."""
         rows = [self.run(store.handoff(inbox)) for store in (self.memory, self.redis)]
         assert rows[0] == rows[1]
-        assert inbox not in self.counted or rows[0].tally.is_balanced, rows[0]
+        assert inbox not in self.counted or rows[0].counters.is_balanced, rows[0]
         waiting = [
             self.run(store.waiting(inbox, Seq(0), 99)) for store in (self.memory, self.redis)
         ]

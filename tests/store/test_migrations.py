@@ -138,7 +138,7 @@ async def all_doubts(store: Any, most: int = 1_000, inbox: AgentKey = ME) -> set
     """All that an agent may have seen, page by page."""
     ids, after = set(), ""
     while True:
-        some = await store.doubts(inbox, after, most)
+        some = await store.maybe_seen_ids(inbox, after, most)
         ids |= {some.ids[at : at + 36] for at in range(0, len(some.ids), 36)}
         if not some.after:
             return ids
@@ -159,7 +159,7 @@ async def test_of_an_inbox_that_never_moved_there_is_only_what_it_is(world: Worl
     await opened(world.store)
     await world.store.append([entry(1)])
     assert await world.store.handoff(ME) == MigrationRow(
-        role=InboxRole.HOME, tally=MigrationCounters(waiting=1)
+        role=InboxRole.HOME, counters=MigrationCounters(waiting=1)
     )
     assert await world.store.handoffs() == []
 
@@ -276,7 +276,7 @@ async def test_what_is_held_does_not_expire(world: World) -> None:
     await world.advance(1_000)
     assert await world.store.sweep(NODE, [NODE]) == 0
     await world.store.conclude(ME, [Seq(1)], Reason.EXPIRED)
-    assert (await world.store.handoff(ME)).tally.waiting == 1
+    assert (await world.store.handoff(ME)).counters.waiting == 1
     await change(world.store, InboxRole.FORWARDING, "away")
     assert await world.store.sweep(NODE, [NODE]) == 1
 
@@ -288,7 +288,7 @@ async def test_a_changed_handoff_ends_the_courier_of_the_one_before(world: World
     carrier = await courier(world.store)
     await change(world.store, InboxRole.FORWARDING, "to C", ends_session=True)
     assert code(await end(world.store, carrier, 1, forwarded=FORWARDED)) is ErrorCode.MOVED
-    assert (await world.store.handoff(ME)).tally.waiting == 1
+    assert (await world.store.handoff(ME)).counters.waiting == 1
 
 
 async def test_a_node_hears_that_a_step_ended_its_session(server_world: World) -> None:
@@ -503,13 +503,13 @@ async def test_what_an_agent_may_have_seen_is_told_page_by_page(world: World) ->
     seen = {doubt(1), doubt(2), doubt(3), doubt(4), doubt(8)}
     assert await all_doubts(world.store) == seen
     assert await all_doubts(world.store, most=1) == seen
-    assert (await world.store.doubts(ME, "", 9)).floor == -1
+    assert (await world.store.maybe_seen_ids(ME, "", 9)).floor == -1
     await change(world.store, InboxRole.PAUSED, marks_present=True)
     assert len(await all_doubts(world.store, most=3)) == 9
 
 
 async def test_of_an_inbox_that_is_not_there_nothing_was_seen(world: World) -> None:
-    some = await world.store.doubts(ME, "", 9)
+    some = await world.store.maybe_seen_ids(ME, "", 9)
     assert (some.ids, some.after, some.floor) == (b"", "", -1)
     assert await world.store.waiting(ME, Seq(0), 9) == []
     assert await world.store.known(ME) == MovedRules()
@@ -533,7 +533,7 @@ async def lose_commits(world: World) -> None:
 
 
 async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World) -> None:
-    await change(world.store, InboxRole.PAUSED, doubts=doubt(1) + doubt(2, HOUR - 5))
+    await change(world.store, InboxRole.PAUSED, maybe_seen=doubt(1) + doubt(2, HOUR - 5))
     assert await fates(world.store, 1) == [Disposition.MAYBE_SEEN]
     (own,) = await world.store.append([entry(1)])
     assert (own.seq, own.dup) == (1, False)
@@ -550,7 +550,7 @@ async def test_an_id_that_a_digest_named_is_stored_once_and_marked(world: World)
 
 
 async def test_an_id_that_a_digest_names_of_another_envelope_turns_none_away(world: World) -> None:
-    await change(world.store, InboxRole.PAUSED, doubts=doubt(1, of=7) + doubt(2, of=7))
+    await change(world.store, InboxRole.PAUSED, maybe_seen=doubt(1, of=7) + doubt(2, of=7))
     taken(await world.store.append([entry(1)]))
     taken(await bring(world.store, 2))
     assert code((await world.store.append([entry(1, eid=eid(7))]))[0]) is ErrorCode.REPLAYED
@@ -566,7 +566,7 @@ async def test_what_went_and_was_shown_there_is_marked_whoever_brings_it_back(
     await change(world.store, InboxRole.FORWARDING)
     carrier = await courier(world.store)
     await end(world.store, carrier, 1, 2, forwarded=FORWARDED)
-    await change(world.store, InboxRole.PAUSED, "back", doubts=doubt(1))
+    await change(world.store, InboxRole.PAUSED, "back", maybe_seen=doubt(1))
     assert await fates(world.store, 1, 2) == [Disposition.MAYBE_SEEN, Disposition.FORWARDED]
     taken(await bring(world.store, 1))
     taken(await bring(world.store, 2))
@@ -586,7 +586,7 @@ async def test_a_mark_that_is_brought_outlasts_a_doubt_about_all(world: World) -
 
 async def test_what_is_marked_for_an_id_is_never_handed_over_unread(world: World) -> None:
     session = await opened(world.store)
-    await change(world.store, InboxRole.HOME, doubts=doubt(1))
+    await change(world.store, InboxRole.HOME, maybe_seen=doubt(1))
     marked, plain = await world.store.append([entry(1), entry(2)])
     assert (marked.session, plain.session) == (None, LiveSession(session.fence, NODE))
 
@@ -595,7 +595,7 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
     session = await opened(world.store)
     await world.store.append([entry(1), entry(2), entry(3)])
     await end(world.store, session, 1)
-    await change(world.store, InboxRole.HOME, doubts=doubt(1) + doubt(2))
+    await change(world.store, InboxRole.HOME, maybe_seen=doubt(1) + doubt(2))
     assert await fates(world.store, 1, 2, 3) == [
         Disposition.ACKED,
         Disposition.STORED,
@@ -605,7 +605,7 @@ async def test_what_is_here_already_is_marked_for_a_digest_and_stays(world: Worl
 
 
 async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: World) -> None:
-    await change(world.store, InboxRole.PAUSED, doubts=doubt(1))
+    await change(world.store, InboxRole.PAUSED, maybe_seen=doubt(1))
     ends_at = (HOUR + 1) * 3600 + MAX_ENVELOPE_LIFETIME_S
     await world.set_time(ends_at + 600)
     await world.store.sweep(NODE, [NODE])
@@ -618,9 +618,9 @@ async def test_a_digest_is_remembered_as_long_as_its_envelopes_can_live(world: W
 async def test_a_digest_without_room_marks_what_is_older(world: World) -> None:
     """LIMITS allow 30 ids, and a digest leaves room for what comes."""
     ids = [doubt(n, HOUR - n // 5) for n in range(20)]
-    await change(world.store, InboxRole.PAUSED, doubts=b"".join(ids))
+    await change(world.store, InboxRole.PAUSED, maybe_seen=b"".join(ids))
     assert await all_doubts(world.store) == set(ids[:10])
-    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 2
+    assert (await world.store.maybe_seen_ids(ME, "", 99)).floor == HOUR - 2
     end_s = (HOUR - 1) * 3600 + 300
     old, young = await world.store.append([
         entry(101, hour=HOUR - 9, created_at=end_s - 1), entry(102, created_at=end_s),
@@ -639,7 +639,7 @@ async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(wor
     ])  # fmt: skip
     await end(world.store, session, *range(1, 10))
     ids = [doubt(n) for n in range(100, 130)]
-    await change(world.store, InboxRole.HOME, doubts=b"".join(ids))
+    await change(world.store, InboxRole.HOME, maybe_seen=b"".join(ids))
     assert await all_doubts(world.store) == {doubt(n, HOUR - 5 - n % 3) for n in range(9)}
     taken(await world.store.append([entry(99, hour=HOUR - 9)]))
     again = await world.store.append([
@@ -649,9 +649,9 @@ async def test_what_an_inbox_has_seen_itself_it_does_not_forget_for_a_digest(wor
 
 
 async def test_what_is_marked_by_its_time_takes_no_room(world: World) -> None:
-    await change(world.store, InboxRole.PAUSED, floor=HOUR - 2)
+    await change(world.store, InboxRole.PAUSED, dedup_horizon=HOUR - 2)
     await change(
-        world.store, InboxRole.PAUSED, "more", doubts=doubt(1, HOUR - 2) + doubt(2, HOUR - 1)
+        world.store, InboxRole.PAUSED, "more", maybe_seen=doubt(1, HOUR - 2) + doubt(2, HOUR - 1)
     )
     assert await all_doubts(world.store) == {doubt(2, HOUR - 1)}
 
@@ -660,9 +660,9 @@ async def test_a_digest_keeps_within_the_budget_of_all(world: World) -> None:
     world.options["dedupe_total"] = 6
     store = await world.restart()
     ids = [doubt(n, HOUR - n // 4) for n in range(16)]
-    await change(store, InboxRole.PAUSED, doubts=b"".join(ids))
+    await change(store, InboxRole.PAUSED, maybe_seen=b"".join(ids))
     assert await all_doubts(store) == set(ids[:4])
-    assert (await store.doubts(ME, "", 99)).floor == HOUR - 1
+    assert (await store.maybe_seen_ids(ME, "", 99)).floor == HOUR - 1
 
 
 async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: World) -> None:
@@ -671,8 +671,8 @@ async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: Wo
     for n, hour in enumerate([*[HOUR - 9] * 13, HOUR - 1, HOUR, HOUR], 1):
         sender = AgentKey(f"key:s{n % 9}")
         await world.store.append([entry(n, hour=hour, created_at=hour * 3600, sender=sender)])
-    assert (await world.store.doubts(ME, "", 99)).floor == HOUR - 9
-    await change(world.store, InboxRole.PAUSED, "digested", doubts=doubt(1, HOUR - 9))
+    assert (await world.store.maybe_seen_ids(ME, "", 99)).floor == HOUR - 9
+    await change(world.store, InboxRole.PAUSED, "digested", maybe_seen=doubt(1, HOUR - 9))
     await change(world.store, InboxRole.HOME, "home")
     session = await opened(world.store)
     marked = dict(await shown(world.store, session))
@@ -681,10 +681,10 @@ async def test_what_waits_and_is_forgotten_here_is_marked_for_a_digest(world: Wo
 
 async def test_the_newest_is_said_first(world: World) -> None:
     ids = [doubt(n, HOUR - n) for n in range(9)]
-    await change(world.store, InboxRole.PAUSED, doubts=b"".join(reversed(ids)))
-    first = await world.store.doubts(ME, "", 4)
+    await change(world.store, InboxRole.PAUSED, maybe_seen=b"".join(reversed(ids)))
+    first = await world.store.maybe_seen_ids(ME, "", 4)
     assert first.ids == b"".join(ids[:4])
-    rest = await world.store.doubts(ME, first.after, 9)
+    rest = await world.store.maybe_seen_ids(ME, first.after, 9)
     assert rest.ids == b"".join(ids[4:])
 
 
@@ -692,7 +692,7 @@ async def test_a_digest_with_more_of_one_hour_than_there_is_room_for_marks_that_
     world: World,
 ) -> None:
     ids = [doubt(n) for n in range(100, 140)]
-    await change(world.store, InboxRole.PAUSED, doubts=b"".join(ids))
+    await change(world.store, InboxRole.PAUSED, maybe_seen=b"".join(ids))
     assert await all_doubts(world.store) == set()
     end_s = (HOUR + 1) * 3600 + 300
     young, old = await world.store.append([
@@ -707,14 +707,14 @@ async def test_what_a_source_has_forgotten_is_taken_here_and_marked(world: World
     await change(world.store, InboxRole.PAUSED)
     old = (HOUR - 3) * 3600
     await world.store.append([entry(1, hour=HOUR - 3, created_at=old), entry(2, created_at=NOW)])
-    await change(world.store, InboxRole.PAUSED, "digested", floor=HOUR - 3)
-    assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
+    await change(world.store, InboxRole.PAUSED, "digested", dedup_horizon=HOUR - 3)
+    assert (await world.store.maybe_seen_ids(ME, "", 9)).floor == HOUR - 3
     taken(await world.store.append([entry(3, hour=HOUR - 3, created_at=old)]))
     taken(await bring(world.store, 4, hour=HOUR - 3, created_at=old))
     taken(await bring(world.store, 5, created_at=NOW))
-    await change(world.store, InboxRole.HOME, "home", floor=HOUR - 9)
+    await change(world.store, InboxRole.HOME, "home", dedup_horizon=HOUR - 9)
     session = await opened(world.store)
-    assert (await world.store.doubts(ME, "", 9)).floor == HOUR - 3
+    assert (await world.store.maybe_seen_ids(ME, "", 9)).floor == HOUR - 3
     assert await shown(world.store, session) == [
         (1, True), (2, False), (3, True), (4, True), (5, False),
     ]  # fmt: skip
@@ -724,10 +724,10 @@ async def test_a_large_page_is_taken_at_once_and_twice(world: World) -> None:
     world.limits = InboxLimits()
     store = await world.restart()
     ids = b"".join(doubt(n, HOUR - n // 1_000) for n in range(4_096))
-    await change(store, InboxRole.PAUSED, "one", doubts=ids, is_new=True)
-    await change(store, InboxRole.PAUSED, "two", doubts=ids)
+    await change(store, InboxRole.PAUSED, "one", maybe_seen=ids, is_new=True)
+    await change(store, InboxRole.PAUSED, "two", maybe_seen=ids)
     assert len(await all_doubts(store, most=4_096)) == 4_096
-    assert (await store.doubts(ME, "", 99)).floor == -1
+    assert (await store.maybe_seen_ids(ME, "", 99)).floor == -1
 
 
 # ---------------------------------------------------------------- pages
@@ -750,7 +750,7 @@ async def test_a_page_passes_rules_and_quotas(world: World) -> None:
 
 
 async def waiting_in(store: Any) -> int:
-    return int((await store.handoff(ME)).tally.waiting)
+    return int((await store.handoff(ME)).counters.waiting)
 
 
 async def test_a_page_is_taken_below_the_floor_and_marked(world: World) -> None:
@@ -825,7 +825,7 @@ async def test_while_the_store_is_full_what_would_be_kept_anew_is_refused(world:
     await world.store.append([entry(1)])
     await change(world.store, InboxRole.FORWARDING)
     await end(world.store, await courier(world.store), 1, forwarded=FORWARDED)
-    await change(world.store, InboxRole.PAUSED, "incoming", doubts=doubt(2))
+    await change(world.store, InboxRole.PAUSED, "incoming", maybe_seen=doubt(2))
     await world.store.append([entry(3)])
     world.store.refuse_appends("the disk is nearly full")
     results = await world.store.append([entry(n) for n in (1, 2, 3)])
@@ -838,7 +838,7 @@ async def test_while_the_store_is_full_what_would_be_kept_anew_is_refused(world:
 
 
 async def tally(store: Any) -> MigrationCounters:
-    found = (await store.handoff(ME)).tally
+    found = (await store.handoff(ME)).counters
     assert isinstance(found, MigrationCounters)
     return found
 
@@ -911,7 +911,7 @@ async def test_a_new_epoch_keeps_what_becomes_of_an_inbox(server_world: World) -
     await change(store, InboxRole.PAUSED, "frozen", is_new=True)
     await lose_commits(server_world)
     row = await store.handoff(ME)
-    assert (row.text, row.role, row.tally.waiting) == ("frozen", InboxRole.PAUSED, 1)
+    assert (row.text, row.role, row.counters.waiting) == ("frozen", InboxRole.PAUSED, 1)
     assert code(await store.open(request())) is ErrorCode.MIGRATING
     assert await store.handoffs() == [(ME, "frozen")]
     await change(store, InboxRole.HOME, "back")

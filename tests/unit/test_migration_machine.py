@@ -381,9 +381,9 @@ def test_one_that_misses_more_than_can_be_kept_goes_on_being_missing():
 
 
 def test_what_a_relay_has_forgotten_is_not_of_the_future():
-    step = took(incoming(), PeerMessage(A, page(floor=2**31)))
-    assert step.imports == page(floor=NOW // 3600)
-    assert took(incoming(), PeerMessage(A, page(floor=3))).imports == page(floor=3)
+    step = took(incoming(), PeerMessage(A, page(dedup_horizon=2**31)))
+    assert step.imports == page(dedup_horizon=NOW // 3600)
+    assert took(incoming(), PeerMessage(A, page(dedup_horizon=3))).imports == page(dedup_horizon=3)
 
 
 def test_what_comes_to_a_frozen_source_is_to_be_said_on():
@@ -405,7 +405,7 @@ def test_what_comes_to_a_frozen_source_is_to_be_said_on():
         ({"total": 0}, ErrorCode.BAD_FRAME),
         ({"total": machine.MAX_DIGEST_PAGES + 1}, ErrorCode.TOO_LARGE),
         (
-            {"doubts": bytes(MAYBE_SEEN_ID_BYTES * (machine.MAX_MAYBE_SEEN_IDS + 1))},
+            {"maybe_seen": bytes(MAYBE_SEEN_ID_BYTES * (machine.MAX_MAYBE_SEEN_IDS + 1))},
             ErrorCode.TOO_LARGE,
         ),
     ],
@@ -505,8 +505,8 @@ def test_ids_of_hours_to_come_are_not_taken():
     """They would never be forgotten, and crowd out those of now."""
     hour = NOW // 3600
     ids = [at.to_bytes(4, "big") + bytes(32) for at in (2**32 - 1, hour + 2, hour + 1, hour)]
-    assert took(incoming(), PeerMessage(A, page(doubts=b"".join(ids)))).imports == page(
-        doubts=b"".join(ids[2:])
+    assert took(incoming(), PeerMessage(A, page(maybe_seen=b"".join(ids)))).imports == page(
+        maybe_seen=b"".join(ids[2:])
     )
 
 

@@ -303,7 +303,10 @@ def _on_peer_message(side: MigrationSide, event: state.PeerMessage, now: Timesta
 def _refuse_form(page: state.DigestPage) -> Refusal | None:
     if not 0 <= page.number < page.total:
         return Refusal(ErrorCode.BAD_FRAME, "no such page of a digest")
-    if page.total > MAX_DIGEST_PAGES or len(page.doubts) > MAX_MAYBE_SEEN_IDS * MAYBE_SEEN_ID_BYTES:
+    if (
+        page.total > MAX_DIGEST_PAGES
+        or len(page.maybe_seen) > MAX_MAYBE_SEEN_IDS * MAYBE_SEEN_ID_BYTES
+    ):
         return Refusal(ErrorCode.TOO_LARGE, "too many ids in a digest")
     return None
 

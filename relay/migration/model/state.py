@@ -180,8 +180,8 @@ class DigestPage(NamedTuple):
         number: of this page, from 0; pages are sent in order.
         total: number of pages.
         awaiting_digests: relays whose digests the source itself awaits.
-        floor: the dedup horizon: the source has forgotten hours up to this one; -1 = none.
-        doubts: ids, :data:`MAYBE_SEEN_ID_BYTES` each.
+        dedup_horizon: the source has forgotten hours up to this one; -1 = none.
+        maybe_seen: ids, :data:`MAYBE_SEEN_ID_BYTES` each.
     """
 
     handoff: str
@@ -189,17 +189,17 @@ class DigestPage(NamedTuple):
     number: int
     total: int
     awaiting_digests: frozenset[Did] = frozenset()
-    floor: int = -1
-    doubts: bytes = b""
+    dedup_horizon: int = -1
+    maybe_seen: bytes = b""
 
     def until(self, hour: int) -> Self:
         """Return the page without hours after the next one: those would never be forgotten."""
-        doubts, places = self.doubts, range(0, len(self.doubts), MAYBE_SEEN_ID_BYTES)
-        hours = [int.from_bytes(doubts[at : at + 4], "big") for at in places]
+        ids, places = self.maybe_seen, range(0, len(self.maybe_seen), MAYBE_SEEN_ID_BYTES)
+        hours = [int.from_bytes(ids[at : at + 4], "big") for at in places]
         if max(hours, default=0) > hour + 1:
             valid = (at for at, one in zip(places, hours, strict=True) if one <= hour + 1)
-            doubts = b"".join(doubts[at : at + MAYBE_SEEN_ID_BYTES] for at in valid)
-        return self._replace(floor=min(self.floor, hour), doubts=doubts)
+            ids = b"".join(ids[at : at + MAYBE_SEEN_ID_BYTES] for at in valid)
+        return self._replace(dedup_horizon=min(self.dedup_horizon, hour), maybe_seen=ids)
 
 
 class DigestReceipt(NamedTuple):

@@ -87,7 +87,7 @@ class Handoffs:
             record=row_of(record) if record else None,
             former=former.decode() if former else None,
             evidence=(evidence[0].decode(), evidence[1].decode()) if evidence else None,
-            tally=_tally(tally, last, count),
+            counters=_tally(tally, last, count),
         )
 
     async def change_handoff(
@@ -114,10 +114,10 @@ class Handoffs:
             change.text,
             change.role,
             *map(int, flags),
-            change.floor,
+            change.dedup_horizon,
             max_imported_ids(self._limits),
             self._guard.ids_per_partition,
-            change.doubts,
+            change.maybe_seen,
         )
         return bool(reply[1] == 1)
 
@@ -137,11 +137,11 @@ class Handoffs:
         replies: list[Any] = await self._partitions.call("handoffs", part, [])
         return replies
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
+    async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
         """What waits behind ``after``, in seq order."""
         found: list[WaitingEnvelope] = []
-        while len(found) < most:
-            wanted = min(most - len(found), _MOST_READ)
+        while len(found) < limit:
+            wanted = min(limit - len(found), _MOST_READ)
             _, *items = await self._call("waiting", inbox, after, wanted)
             found += map(_waiting, items)
             if len(items) < wanted:
@@ -149,9 +149,9 @@ class Handoffs:
             after = found[-1].seq
         return found
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
+    async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
         """Ids that its agent may have seen: acked, refused, ended, or marked as handed over."""
-        _, ids, on, floor = await self._call("doubts", inbox, after, most)
+        _, ids, on, floor = await self._call("doubts", inbox, after, limit)
         return MaybeSeenIds(ids, on.decode(), floor)
 
     # ------------------------------------------------------------ rules
@@ -194,13 +194,13 @@ class HandoffCalls:
         """See :meth:`relay.migration.ports.MigrationStore.handoffs`."""
         return await self._handoffs.handoffs()
 
-    async def waiting(self, inbox: AgentKey, after: Seq, most: int) -> list[WaitingEnvelope]:
+    async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
         """See :meth:`relay.migration.ports.MigrationStore.waiting`."""
-        return await self._handoffs.waiting(inbox, after, most)
+        return await self._handoffs.waiting(inbox, after, limit)
 
-    async def doubts(self, inbox: AgentKey, after: str, most: int) -> MaybeSeenIds:
-        """See :meth:`relay.migration.ports.MigrationStore.doubts`."""
-        return await self._handoffs.doubts(inbox, after, most)
+    async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
+        """See :meth:`relay.migration.ports.MigrationStore.maybe_seen_ids`."""
+        return await self._handoffs.maybe_seen_ids(inbox, after, limit)
 
     async def known(self, inbox: AgentKey) -> MovedRules:
         """See :meth:`relay.migration.ports.MigrationStore.known`."""
