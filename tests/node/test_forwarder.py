@@ -51,6 +51,20 @@ class Fsynced(MemoryStore):
         super().__init__(InboxLimits(), clock.now)
 
 
+class Garbled(MemoryStore):
+    """A store that acks when it is released, and whose answer makes no sense."""
+
+    def __init__(self) -> None:
+        super().__init__(InboxLimits(), clock.now)
+        self.asked, self.released = asyncio.Event(), asyncio.Event()
+
+    async def ack(self, requests):
+        await super().ack(requests)
+        self.asked.set()
+        await self.released.wait()
+        return [object()] * len(requests)
+
+
 # ---------------------------------------------------------------- when custody ends
 
 
@@ -328,3 +342,16 @@ async def test_a_courier_that_waits_for_an_answer_takes_it_before_a_drain_ends()
         answer.set()
         await draining
         assert await one.waiting() == 0
+
+
+async def test_a_forwarder_leaves_although_the_result_of_its_ack_makes_no_sense():
+    store, far = Garbled(), Far([takes()])
+    async with here(store) as one:
+        await one.lives_at(far)
+        await one.accepts(b"1")
+        await until(store.asked.is_set)
+        draining = asyncio.create_task(one.forwarding.drain())
+        await until(lambda: one.forwarding._is_draining)
+        store.released.set()
+        async with asyncio.timeout(5):
+            await draining
