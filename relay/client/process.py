@@ -1,7 +1,7 @@
-"""Which process an agent lives in, what does not leave it, and whether its threads are real.
+"""Checks that an agent is used in its own process, with real threads.
 
-Rules of the file: a forked child has a copy of the agent, whose threads and connections are its
-parent's. Every call there ends with an error at once, and closing touches nothing.
+A forked child has a copy of the agent, but its threads and connections are the parent's. Every call
+in the child raises an error at once, and closing changes nothing.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether this is that process."""
+        """True if this is that process."""
         return os.getpid() == self.pid
 
     def check(self) -> None:
-        """Refuse to go on in a forked child.
+        """Refuse a call in a forked child.
 
         Raises:
             WrongStateError: this is another process.
@@ -37,17 +37,17 @@ class Owner:
             raise WrongStateError(ErrorCode.WRONG_STATE, detail)
 
 
-def not_pickled(why: str) -> Callable[[object], str]:
-    """A ``__reduce__`` that says what to do instead: for what holds connections and keys."""
+def not_pickled(reason: str) -> Callable[[object], str]:
+    """Return a ``__reduce__`` that raises, for objects with connections and keys."""
 
     def refuse(_: object) -> str:
-        raise TypeError(why)
+        raise TypeError(reason)
 
     return refuse
 
 
 def refuse_green_threads() -> None:
-    """An event loop in a green thread would stop all others, and a wait for it would never end.
+    """Refuse green threads: an event loop in one stops all others, and a wait for it never ends.
 
     Raises:
         RuntimeError: gevent or eventlet has replaced the threads of this process.

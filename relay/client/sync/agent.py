@@ -1,8 +1,8 @@
-"""The agent for programs without an event loop: each has a thread with one of its own.
+"""The agent for programs without an event loop; each has a thread with one of its own.
 
-Same names and arguments as :class:`relay.client.Agent`; what is awaited there blocks here. It may
-be used from several threads. Closing it ends what they wait for with :class:`ClosedError`; Ctrl-C
-ends a wait like any other. ::
+Names and arguments are those of :class:`relay.client.Agent`; its coroutines block here. Several
+threads may use one agent. Closing it ends their waits with :class:`ClosedError`; Ctrl-C ends a wait
+like any other. ::
 
     with Agent.open(key, relays=["https://relay.example"]) as me:
         me.send(to, "hello")
@@ -23,8 +23,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import partial, wraps
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Self, TypeVar, cast
 
 from relay.client import accept
 from relay.client import agent as asynchronous
@@ -36,10 +37,8 @@ from relay.client.message import MessageValues
 from relay.client.outbox import outcomes as endings
 from relay.client.outbox.outcomes import OutcomeValues
 from relay.client.sync.loop import LoopThread
-from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.ids import Did
 from relay.protocol.receipts import BounceItem
 
 P = ParamSpec("P")
@@ -52,7 +51,7 @@ _log: Final = logging.getLogger("relay.client")
 def _blocking(
     method: Callable[Concatenate[asynchronous.Agent, P], Coroutine[Any, Any, T]],
 ) -> Blocking[P, T]:
-    """The same method, waited for: one signature, so the two cannot drift apart."""
+    """Return the same method, which blocks: with one signature the two cannot differ."""
 
     @wraps(method)
     def call(self: Agent, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -61,9 +60,23 @@ def _blocking(
     return call
 
 
+class _Delegated(property, Generic[T]):
+    """A property of the asynchronous agent, with its type and its docstring."""
+
+    def __init__(self, read: Callable[[asynchronous.Agent], T]) -> None:
+        there = cast("property", read)
+        get = attrgetter("_agent")
+        super().__init__(lambda agent: there.__get__(get(agent)), doc=there.__doc__)
+
+    def __get__(  # type: ignore[override]  # narrower than the Any of property
+        self, agent: Any, owner: type | None = None, /
+    ) -> T:
+        return cast("T", super().__get__(agent, owner))
+
+
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Message(MessageValues):
-    """As :class:`relay.client.Message`, answered without ``await``.
+    """A :class:`relay.client.Message` whose ack and refusal block.
 
     Args:
         twin: the same message in the agent's own thread.
@@ -76,15 +89,15 @@ class Message(MessageValues):
     __reduce__ = messages.Message.__reduce__
 
     def ack(self, *, wait: bool = True) -> None:
-        """As :meth:`relay.client.Message.ack`."""
+        """Ack it, as :meth:`relay.client.Message.ack`."""
         self.thread.call(partial(self.twin.ack, wait=wait))
 
     def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
-        """As :meth:`relay.client.Message.refuse`."""
+        """Refuse it, as :meth:`relay.client.Message.refuse`."""
         self.thread.call(partial(self.twin.refuse, code, wait=wait))
 
     def __enter__(self) -> Self:
-        """Process it in a ``with`` block: as ``async with`` there."""
+        """Process it in a ``with`` block, as ``async with`` there."""
         return self
 
     def __exit__(self, kind: object, exc: BaseException | None, trace: object) -> None:
@@ -93,14 +106,14 @@ class Message(MessageValues):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Bounce(Message):
-    """As :class:`relay.client.Bounce`."""
+    """A :class:`relay.client.Bounce`."""
 
     items: tuple[BounceItem, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outcome(OutcomeValues):
-    """As :class:`relay.client.Outcome`, with a ``done`` that blocks.
+    """A :class:`relay.client.Outcome` whose ``done`` blocks.
 
     Args:
         twin: the same outcome in the agent's own thread.
@@ -113,7 +126,7 @@ class Outcome(OutcomeValues):
     __reduce__ = endings.Outcome.__reduce__
 
     def done(self) -> None:
-        """As :meth:`relay.client.Outcome.done`."""
+        """Record it as processed, as :meth:`relay.client.Outcome.done`."""
         self.thread.call(self.twin.done)
 
 
@@ -125,7 +138,7 @@ accept_relay = accept.accept_relay_at_once
 
 
 class Agent:
-    """An identity in conversation with its relay; made by :meth:`open`.
+    """An agent, logged in at its relays; made by :meth:`open`.
 
     It lives in one process: in a forked child each call raises :class:`WrongStateError`.
     """
@@ -148,7 +161,7 @@ class Agent:
         open_timeout_s: float = OPEN_TIMEOUT_S,
         insecure_networks: Sequence[str] = (),
     ) -> Iterator[Agent]:
-        """As :meth:`relay.client.Agent.open`, with a thread for its event loop.
+        """Log in, as :meth:`relay.client.Agent.open`, with a thread for its event loop.
 
         Raises:
             RuntimeError: called inside a running event loop: use :class:`relay.client.Agent` there;
@@ -168,44 +181,17 @@ class Agent:
         finally:
             thread.close()
 
-    @property
-    def did(self) -> Did:
-        """Who this is."""
-        return self._agent.did
-
-    @property
-    def relay(self) -> Did | None:
-        """The relay that is sent through, or was the last time; it has proved itself."""
-        return self._agent.relay
-
-    @property
-    def welcome(self) -> frames.Welcome | None:
-        """Where the inbox stood at the latest login there."""
-        return self._agent.welcome
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether there is a connection just now."""
-        return self._agent.is_connected
-
-    @property
-    def warnings(self) -> tuple[AgentError, ...]:
-        """The latest of what the program should know and what does not end the agent."""
-        return self._agent.warnings
-
-    @property
-    def refused(self) -> int:
-        """Envelopes that could not be verified or opened, and were refused."""
-        return self._agent.refused
-
-    @property
-    def unanswered(self) -> int:
-        """Envelopes in the outbox: submitted, or about to be, and not definitely answered."""
-        return self._agent.unanswered
+    did = _Delegated(asynchronous.Agent.did)
+    relay = _Delegated(asynchronous.Agent.relay)
+    welcome = _Delegated(asynchronous.Agent.welcome)
+    is_connected = _Delegated(asynchronous.Agent.is_connected)
+    warnings = _Delegated(asynchronous.Agent.warnings)
+    refused = _Delegated(asynchronous.Agent.refused)
+    unanswered = _Delegated(asynchronous.Agent.unanswered)
 
     @wraps(asynchronous.Agent.sign)
     def sign(self, *args: Any, **kwargs: Any) -> SignedEnvelope:
-        """As :meth:`relay.client.Agent.sign`: it waits for nothing there either."""
+        """Sign an envelope, as :meth:`relay.client.Agent.sign`; does not block."""
         return self._agent.sign(*args, **kwargs)
 
     send = _blocking(asynchronous.Agent.send)
@@ -218,7 +204,7 @@ class Agent:
     cancel_migration = _blocking(asynchronous.Agent.cancel_migration)
 
     def outcomes(self, timeout: float | None = None) -> Iterator[Outcome]:
-        """As :meth:`relay.client.Agent.outcomes`.
+        """Iterate outcomes, as :meth:`relay.client.Agent.outcomes`.
 
         Args:
             timeout: seconds without an outcome after which the iteration ends; None: never.
@@ -227,12 +213,22 @@ class Agent:
             ClosedError: the agent was closed.
             ValueError, AgentError: as there.
         """
-        return _Outcomes(self._agent.outcomes(), self._thread, timeout)
+        source = _Source(self._agent.outcomes(), self._thread)
+        return iter(partial(self._next_outcome, source, timeout), None)
+
+    def _next_outcome(
+        self, source: _Source[endings.Outcome], timeout: float | None
+    ) -> Outcome | None:
+        found = source.next(timeout)
+        if found is None:
+            return None
+        values = {item.name: getattr(found, item.name) for item in fields(OutcomeValues)}
+        return Outcome(**values, twin=found, thread=self._thread)
 
     # ------------------------------------------------------------ receive
 
     def inbox(self, timeout: float | None = None) -> Iterator[Message]:
-        """What is delivered, in order; several iterators, in several threads, share one inbox.
+        """Iterate delivered messages, in order; iterators in several threads share one inbox.
 
         Args:
             timeout: seconds without a message after which the iteration ends; None: never.
@@ -241,17 +237,18 @@ class Agent:
             ClosedError: the agent was closed.
             AgentError: as :meth:`relay.client.Agent.inbox`.
         """
-        return _Messages(self, timeout)
+        # no generator: that would hold a message that the program has dropped
+        return iter(partial(self.next_message, timeout), None)
 
     def serve(
         self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
     ) -> None:
-        """As :meth:`relay.client.Agent.serve`; with ``at_once=1`` in the thread that calls it.
+        """Call handlers, as :meth:`relay.client.Agent.serve`; with ``at_once=1`` in this thread.
 
         Args:
-            handler: processes one message, durably; it is never given a bounce.
+            handler: processes one message, durably; never a bounce.
             on_bounce: processes one bounce, as there.
-            at_once: how many threads call them; 1 keeps the order.
+            at_once: number of threads that call them; 1 keeps the order.
 
         Raises:
             AgentError: as :meth:`inbox`, but when it is closed, this returns.
@@ -268,7 +265,7 @@ class Agent:
         _serve(self, process, at_once)
 
     def next_message(self, timeout: float | None) -> Message | None:
-        """The next one; None where there was none in time.
+        """Return the next message; None: there was none in time.
 
         Raises:
             AgentError: as :meth:`inbox`.
@@ -284,7 +281,7 @@ class Agent:
 
 
 class _Source(Generic[T]):
-    """Takes from what is iterated in the agent's thread; loses nothing that it was given."""
+    """Takes items of an iterator in the agent's thread, and loses none."""
 
     def __init__(self, source: AsyncIterator[T], thread: LoopThread) -> None:
         self._source = source
@@ -293,7 +290,7 @@ class _Source(Generic[T]):
         self._taken: deque[T] = deque()
 
     def next(self, timeout: float | None) -> T | None:
-        """The next one; None where there was none in time."""
+        """Return the next item; None: there was none in time."""
         while True:
             with contextlib.suppress(IndexError):
                 return self._taken.popleft()
@@ -309,38 +306,6 @@ class _Source(Generic[T]):
         except StopAsyncIteration:
             raise closed() from None
         return True
-
-
-class _Outcomes(Iterator[Outcome]):
-    """Iterates outcomes."""
-
-    def __init__(
-        self, source: AsyncIterator[endings.Outcome], thread: LoopThread, timeout: float | None
-    ) -> None:
-        self._source = _Source(source, thread)
-        self._thread = thread
-        self._timeout = timeout
-
-    def __next__(self) -> Outcome:
-        found = self._source.next(self._timeout)
-        if found is None:
-            raise StopIteration
-        values = {item.name: getattr(found, item.name) for item in fields(OutcomeValues)}
-        return Outcome(**values, twin=found, thread=self._thread)
-
-
-class _Messages(Iterator[Message]):
-    """Iterates an inbox. No generator: that would hold the message which the program let go."""
-
-    def __init__(self, agent: Agent, timeout: float | None) -> None:
-        self._agent = agent
-        self._timeout = timeout
-
-    def __next__(self) -> Message:
-        message = self._agent.next_message(self._timeout)
-        if message is None:
-            raise StopIteration
-        return message
 
 
 # ---------------------------------------------------------------- serve
@@ -374,14 +339,14 @@ def _serve(agent: Agent, handler: Handler, at_once: int) -> None:
         raise failures[0]
 
 
-LOOK_S: Final = 0.5
-"""How often a server that has nothing to do looks whether it is over."""
+STOP_CHECK_S: Final = 0.5
+"""Pause between checks if the server is over."""
 
 
 def _serve_in_turn(agent: Agent, handler: Handler, over: threading.Event) -> None:
     while not over.is_set():
         try:
-            message = agent.next_message(LOOK_S)
+            message = agent.next_message(STOP_CHECK_S)
         except ClosedError:
             return
         if message is not None:
@@ -393,8 +358,8 @@ def _handle(message: Message, handler: Handler) -> None:
         with message:
             handler(message)
     except AgentError as exc:
-        # of the ack: the end of the agent is told by the inbox, anything else makes it come again
+        # of the ack: the iterator raises the end of the agent; after anything else it comes again
         _log.warning("%s: %s", message.eid, exc)
     except Exception:  # noqa: BLE001
-        # whatever a program raises is its own; one message must not end the others
+        # the handler may raise anything; one message must not end the others
         _log.exception("the handler failed on %s of %s", message.eid, message.sender)

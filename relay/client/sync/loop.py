@@ -1,7 +1,8 @@
-"""A thread that runs one agent's event loop, and carries calls of other threads into it.
+"""A thread with the event loop of one agent, which runs calls of other threads.
 
-Rules of the file: a call ends with its result, its own error, or :class:`ClosedError`; none waits
-for a loop that is gone. The thread is a daemon: a program that forgets to close can end.
+Entry points: :meth:`LoopThread.open` and :meth:`LoopThread.call`. Invariants: a call ends with its
+result, its own error, or :class:`ClosedError`; none waits for a loop that is gone. The thread is a
+daemon: a program that forgets to close can end.
 
 ::
 
@@ -27,7 +28,7 @@ Opening = Callable[[], AbstractAsyncContextManager[Agent]]
 Call = Callable[[], Coroutine[Any, Any, T]]
 
 GRACE_S: Final = 2.0
-"""For the calls that are under way when the agent has ended: each has been told by then."""
+"""For calls that are under way when the agent ends."""
 
 
 class LoopThread:
@@ -48,7 +49,7 @@ class LoopThread:
 
     @classmethod
     def open(cls, opening: Opening) -> tuple[LoopThread, Agent]:
-        """Start the thread and wait until the agent is there.
+        """Start the thread and wait for the login of the agent.
 
         Raises:
             AgentError: as ``opening`` raises.
@@ -66,7 +67,7 @@ class LoopThread:
             raise
 
     def call(self, make: Call[T]) -> T:
-        """Run a coroutine in the agent's loop and wait for what it comes to.
+        """Run a coroutine in the agent's loop and return its result.
 
         Raises:
             ClosedError: the agent was closed before, or meanwhile.
@@ -85,7 +86,7 @@ class LoopThread:
                 self._loop.call_soon_threadsafe(self._begin, make, future)
             return future.result()
         finally:
-            # Ctrl-C while it waited: nobody is left to hear the result
+            # Ctrl-C while it waited: no caller is left for the result
             with self._guard, contextlib.suppress(RuntimeError):
                 if not future.done():
                     self._loop.call_soon_threadsafe(self._give_up, future)
@@ -94,7 +95,7 @@ class LoopThread:
         """End the agent and wait for its thread; closing again, or in a child, changes nothing.
 
         Raises:
-            BaseException: what the agent died of, if it did.
+            BaseException: the failure that ended the agent.
         """
         if not self._owner.is_here:
             return
@@ -119,7 +120,7 @@ class LoopThread:
             try:
                 runner.run(self._live())
             except BaseException as exc:  # noqa: BLE001
-                # told to whoever opens or closes it: nobody reads the traceback of a thread
+                # raised by open or close, since the traceback of a thread is not read
                 self._failed(exc)
         with self._guard:
             self._is_closing = True
@@ -137,7 +138,7 @@ class LoopThread:
     def _halt(self) -> None:
         self._stop.set()
         if not self._agent.done() and self._opener is not None:
-            # nobody waits for the login any more
+            # no caller waits for the login any more
             self._opener.cancel()
 
     async def _live(self) -> None:
@@ -162,7 +163,7 @@ class LoopThread:
     async def _let_calls_end(self) -> None:
         with self._guard:
             self._is_closing = True
-        # those that were asked for before begin now, and hear that it is closed
+        # calls that were queued before begin now, and raise ClosedError
         await asyncio.sleep(0)
         tasks = [task for task in self._waits.values() if task is not None]
         if tasks:
@@ -185,14 +186,14 @@ class LoopThread:
         except asyncio.CancelledError:
             future.set_exception(closed())
         except Exception as exc:  # noqa: BLE001
-            # it is raised where the call waits
+            # raised in the thread of the caller
             future.set_exception(exc)
         finally:
             del self._waits[future]
 
 
 def refuse_in_a_loop() -> None:
-    """A blocking call inside a running loop would stop everything else in it.
+    """Refuse a blocking call inside a running event loop, which it would stop.
 
     Raises:
         RuntimeError: there is one in this thread.
