@@ -21,10 +21,7 @@ from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import key_file
 from relay.client.state.agent_state import AgentState, opened_async
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
+from relay.protocol.did import SigningKey, parse_did
 from relay.protocol.endpoint_record import EndpointRecord
 from relay.protocol.ids import Did
 
@@ -62,8 +59,8 @@ async def accept_relay(
     signing = key if isinstance(key, SigningKey) else key_file.load(Path(key))
     origin = origins.parse(url, insecure_networks=insecure_networks)
     path = None if state is None else Path(state)
-    async with opened_async(path, signing.did) as kept:
-        done = await accept(signing, origin, parse_did(relay).did, kept)
+    async with opened_async(path, signing.did) as opened:
+        done = await accept(signing, origin, parse_did(relay).did, opened)
     return done.record if done is not None else None
 
 

@@ -1,4 +1,6 @@
-"""An agent: it sends, and what is sent to it arrives and is acked.
+"""An agent: it sends messages, and receives and acks those sent to it.
+
+Entry point: :meth:`Agent.open`.
 
 ::
 
@@ -20,34 +22,18 @@ from typing import Final
 from relay import clock
 from relay.client._util import beside
 from relay.client.directory.resolve import ResolveResult
-from relay.client.errors import (
-    AgentError,
-    clone,
-    closed,
-    make_error,
-)
+from relay.client.errors import AgentError, clone, closed, make_error
 from relay.client.http import origin as origins
 from relay.client.identity import key_file
 from relay.client.identity.handles import DID_PREFIX
 from relay.client.inbox.inbox import Inbox
-from relay.client.inbox.serve import (
-    BounceHandler,
-    Handler,
-    serve,
-)
+from relay.client.inbox.serve import BounceHandler, Handler, serve
 from relay.client.message import Body, Message, Sent
 from relay.client.migration.retry import OnProgress
-from relay.client.migration.runner import (
-    DEADLINE_S,
-    MigrationOptions,
-    ignore_progress,
-)
+from relay.client.migration.runner import DEADLINE_S, MigrationOptions, ignore_progress
 from relay.client.outbox.outcomes import Outcome, OutcomeIterator
 from relay.client.outbox.sender import Wait
-from relay.client.outbox.signing import (
-    check,
-    sign,
-)
+from relay.client.outbox.signing import check, sign
 from relay.client.parts import AgentParts
 from relay.client.process import Owner, not_pickled
 from relay.client.state.agent_state import opened_async
@@ -55,16 +41,9 @@ from relay.client.state.migration_log import MigrationReport
 from relay.protocol import frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
-from relay.protocol.envelope import (
-    DEFAULT_LIFETIME_S,
-    MAX_BODY_BYTES,
-    SignedEnvelope,
-)
+from relay.protocol.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, SignedEnvelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.ids import (
-    Did,
-    MessageId,
-)
+from relay.protocol.ids import Did, MessageId
 from relay.protocol.types import FirstContact
 
 __all__ = ["Agent", "ResolveResult", "sign"]
@@ -75,7 +54,7 @@ FLUSH_TIMEOUT_S: Final = 1.0
 
 
 class Agent:
-    """An identity in conversation with its relays; made by :meth:`open`.
+    """An agent, logged in at its relays; made by :meth:`open`.
 
     It lives in one process and one event loop. In a forked child each call raises
     :class:`WrongStateError`.
@@ -105,24 +84,21 @@ class Agent:
         open_timeout_s: float = OPEN_TIMEOUT_S,
         insecure_networks: Sequence[str] = (),
     ) -> AsyncIterator[Agent]:
-        """Log in and stay in conversation until the end of the block.
+        """Log in, and stay connected until the end of the block.
 
         Args:
             key: a signing key, or the path of its file.
-            relays: origins, best first: each a home. There is a conversation with each of them, and
-                with each other home that the agent's record names; what is sent goes through the
-                best that is connected.
-            state: the agent's memory over restarts and crashes: relay pins, record, epochs, outbox
-                and eids. With it an acked message is never shown again, by no home, and what was
-                sent and not definitely answered is submitted again, the same bytes; what that
-                comes to is told by :meth:`outcomes`.
-            open_timeout_s: seconds until the first login must hold; later ones have no limit. An
-                agent that is in the midst of a :meth:`migrate` goes on with that, and may open
-                without a login.
+            relays: origins of the agent's homes, best first. The agent connects to each of them,
+                and to the other homes in its record. It sends through the best connected one.
+            state: file for relay pins, record, epochs, outbox and eids. With it an acked message
+                is never shown again, also after a crash. Envelopes without a definite result are
+                submitted again, the same bytes; :meth:`outcomes` has the results.
+            open_timeout_s: limit of the first login; later ones have none. An agent with a pending
+                :meth:`migrate` continues that, and may open without a login.
             insecure_networks: CIDRs that may be dialled without TLS; loopback always may.
 
         Raises:
-            AgentError: the first login does not hold.
+            AgentError: the first login fails.
             KeyFileError: ``key`` cannot be used.
             ValueError: no relay, or not an origin.
         """
@@ -144,30 +120,30 @@ class Agent:
 
     @property
     def did(self) -> Did:
-        """Who this is."""
+        """The agent's DID."""
         return self._all_parts.key.did
 
     @property
     def relay(self) -> Did | None:
-        """The relay that is sent through, or was the last time; it has proved itself."""
+        """The relay that the agent sends through, or did last; it has proved itself."""
         return self._parts.pool.current.relay
 
     @property
     def welcome(self) -> frames.Welcome | None:
-        """Where the inbox stood at the latest login there."""
+        """The position of the inbox at the latest login there."""
         return self._parts.pool.current.welcome
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection just now."""
+        """True if a relay is connected."""
         return self._parts.pool.active is not None
 
     @property
     def warnings(self) -> tuple[AgentError, ...]:
-        """The latest of what the program should know and what does not end the agent.
+        """The latest problems that do not end the agent.
 
         :class:`StaleRecordError`: two different records of one seq are signed with this agent's
-        key: there is a second copy of it, or it was restored from a backup.
+        key. A second copy of it is running, or it was restored from a backup.
         """
         return tuple(self._parts.warnings)
 
@@ -195,23 +171,22 @@ class Agent:
         """Send ``body`` and wait for the relay's receipt, or for the recipient's ack.
 
         Args:
-            to: the recipient's DID, or its handle: the first envelope pins the DID of that.
-            body: text, bytes or JSON: :data:`relay.client.message.Body` says what comes back equal;
-                anything else is refused.
-            seal: only the recipient can read it; False: everybody on the way can.
-            content_type: media type; else that of text, bytes or JSON.
+            to: the recipient's DID, or its handle: the first envelope pins the handle's DID.
+            body: text, bytes or JSON; see :data:`relay.client.message.Body`.
+            seal: encrypt it for the recipient; False: every relay on the way can read it.
+            content_type: media type; default: that of text, bytes or JSON.
             type: URI that says what kind of content it is.
             thid: thread id.
             pthid: parent thread id.
             lifetime_s: seconds until it expires.
-            wait: ``stored``: until the relay has signed that it keeps it; ``acked``: until the
-                recipient has acked it, or it has ended otherwise, or the deadline: ``.state`` of
-                what is returned says which.
-            deadline_s: as for :meth:`submit`; the look-up of a handle is part of it.
+            wait: ``stored``: return with the relay's signed receipt; ``acked``: return when the
+                recipient has acked it, it has ended otherwise, or the deadline has passed. The
+                ``.state`` of the result says which.
+            deadline_s: as for :meth:`submit`; it includes the lookup of a handle.
 
         Raises:
-            HandleChangedError: the handle leads to another DID than it did.
-            AgentError: no receipt; ``.stored`` says what is known (see :meth:`submit`).
+            HandleChangedError: the handle leads to another DID than before.
+            AgentError: no receipt; see ``.stored`` and :meth:`submit`.
             ValueError: ``to`` is neither a DID nor a handle.
         """
         until = clock.monotonic() + deadline_s
@@ -267,34 +242,34 @@ class Agent:
         Raises:
             BadEnvelopeError: no relay could read it; it is not submitted.
             OutcomeUnknownError: the deadline passed and it may be stored: submit it again. With a
-                state file that goes on by itself, now and after the next open, and what it comes to
-                is one of :meth:`outcomes`.
-            AgentError: a definite no, or never sent.
+                state file the agent does that itself, also after the next open; :meth:`outcomes`
+                has the result.
+            AgentError: a definite refusal, or it was never sent.
         """
         check(envelope)
         return await self._parts.sender.submit(envelope, deadline_s=deadline_s)
 
     @property
     def unanswered(self) -> int:
-        """Envelopes in the outbox: submitted, or about to be, and not definitely answered."""
+        """Number of envelopes in the outbox, which have no definite result yet."""
         return len(self._parts.sender.unanswered)
 
     def outcomes(self) -> AsyncIterator[Outcome]:
-        """What became of envelopes whose ``send`` could not tell: oldest first, until closed.
+        """Iterate the results of envelopes whose ``send`` returned none; until closed.
 
-        Its deadline had passed, it was cancelled, or its process ended. Each is shown by every
-        iteration, in every life, until the program has called its ``done()``. ::
+        Its deadline had passed, it was cancelled, or its process ended. The oldest comes first.
+        Each is shown by every iteration, in every process, until its ``done()`` was called. ::
 
             async for outcome in me.outcomes():
                 note(outcome.eid, outcome.stored, outcome.code)
                 await outcome.done()
 
-        Nothing is forgotten by itself: where 10,000 unanswered envelopes and outcomes lie in the
-        state file, ``send`` raises :class:`OverloadedError`, ``stored`` ``no``.
+        None is deleted otherwise. With 10,000 pending envelopes and outcomes in the state file,
+        ``send`` raises :class:`OverloadedError`, ``stored`` ``no``.
 
         Raises:
-            ValueError: the agent has no state file, so nothing goes on when ``send`` gives up.
-            AgentError: the agent ended otherwise than by being closed; after those that are there.
+            ValueError: the agent has no state file.
+            AgentError: the agent ended without being closed; after the outcomes that there are.
         """
         if self._parts.state.journal is None:
             raise ValueError("outcomes lie in a state file: open the agent with state=")
@@ -303,14 +278,14 @@ class Agent:
     # ------------------------------------------------------------ receive
 
     def inbox(self) -> AsyncIterator[Message]:
-        """What is delivered, in order; ends when the agent is closed.
+        """Iterate delivered messages, in order, until the agent is closed.
 
-        A message that is a :class:`Bounce` tells of envelopes that ended without an ack: look for
-        it before the body is read. Several iterators share one inbox.
+        A :class:`Bounce` reports envelopes that ended without an ack: check for it before you read
+        the body. Several iterators share one inbox.
 
         Raises:
             SupersededError: a newer session has this inbox; the agent has stopped.
-            InboxResetError: once a reset; iterating anew goes on.
+            InboxResetError: once for each reset; a new iteration continues.
             MovedError: this relay is not the agent's home.
             AgentError: the agent ended otherwise.
         """
@@ -319,61 +294,59 @@ class Agent:
     async def serve(
         self, handler: Handler, on_bounce: BounceHandler | None = None, *, at_once: int = 1
     ) -> None:
-        """Give every message to ``handler``, ack it when that returns; goes on until closed.
+        """Call ``handler`` for every message, and ack it when that returns; until closed.
 
-        Where it raises, the message comes again a little later, with ``redelivered``, and those
-        behind it go on. After the fifth failure on one eid, counted over crashes where there is a
-        state file, it is refused as ``poison``: its sender gets one bounce.
+        If it raises, the message comes again a little later, with ``redelivered``; other messages
+        do not wait. After the fifth failure on one eid the message is refused as ``poison``, and
+        its sender gets one bounce. With a state file, failures are counted over crashes.
 
         Args:
-            handler: processes one message, durably; it is never given a bounce.
-            on_bounce: processes one bounce, durably; where it fails, the bounce comes again until
-                it does not, and is never refused. None: each bounce is logged as a warning, and
-                acked.
-            at_once: how many are under way at most; 1 keeps their order.
+            handler: processes one message, durably; never a bounce.
+            on_bounce: processes one bounce, durably. If it raises, the bounce comes again; a bounce
+                is never refused. None: each bounce is logged as a warning, and acked.
+            at_once: limit of concurrent handlers; 1 keeps the order.
 
         Raises:
-            AgentError: as :meth:`inbox`; those under way are cancelled.
+            AgentError: as :meth:`inbox`; running handlers are cancelled.
         """
         await serve(self.inbox(), handler, on_bounce, at_once=at_once)
 
     # ------------------------------------------------------------ ask
 
     async def status(self, to: str, message_id: str) -> frames.State:
-        """What became of an envelope that this agent sent to ``to``.
+        """Return the state of an envelope that this agent sent to ``to``.
 
-        The relay that gave the receipt is asked; it follows what another one took over from it.
+        The agent asks the relay that issued the receipt, and the relays that it forwarded to.
 
         Raises:
-            AgentError: the relay's no, or no answer in time.
+            AgentError: the relay's refusal, or no answer in time.
         """
         return await self._parts.status.status(Did(to), MessageId(message_id))
 
     async def resolve(self, name: str) -> ResolveResult:
-        """Where an agent lives, as the relay knows it; the signature is checked here.
+        """Return the endpoint record of an agent; its signature is verified here.
 
         Args:
-            name: a DID, or a handle: its sources are asked from here, and ``verified`` says
-                whether the record lists it.
+            name: a DID or a handle. The agent asks the sources of a handle itself; ``verified`` is
+                True if the record lists the handle.
 
         Raises:
-            AgentError: the relay's no, or no answer in time.
+            AgentError: the relay's refusal, or no answer in time.
         """
         if name.startswith(DID_PREFIX):
             return await self._parts.router.find(name)
         return await self._parts.handles.resolve(name)
 
     async def publish(self, *, handles: Sequence[str] | None = None) -> EndpointRecord:
-        """Sign the next endpoint record and publish it at each home that is connected.
+        """Sign the next endpoint record and publish it at each connected home.
 
-        That happens by itself, too, before a record expires; a home that is not connected now gets
-        it at the next login.
+        The agent does that itself before a record expires. Other homes get it at the next login.
 
         Args:
-            handles: the handles that it lists from now on; None: those that it did.
+            handles: the handles to list; None: no change.
 
         Raises:
-            ProtocolError: these handles make no record; nothing is changed.
+            ProtocolError: these handles fit in no record; nothing is changed.
             AgentError: not published everywhere in time.
         """
         return await self._parts.router.publish(handles)
@@ -386,24 +359,25 @@ class Agent:
         dead_source: bool = False,
         deadline_s: float = DEADLINE_S,
     ) -> MigrationReport:
-        """Change relays: what waits, and whoever writes meanwhile, follows; nothing is lost.
+        """Move to another relay, with all that waits; envelopes sent meanwhile are forwarded.
 
-        Iterators of the inbox, handlers and sends go on over it. Called again, with a state file
-        also in another life, it goes on where it was, and so it does by itself as long as the agent
-        is open; with another ``url`` it leads there instead. When it is over, the record names the
-        new home only: with several homes it is the best one that moves, and the others are left.
+        Iterators, handlers and sends continue. A second call, with a state file also in another
+        process, continues where the first one ended; with another ``url`` it moves there instead.
+        An open agent continues by itself, too. At the end the record names only the new home. With
+        several homes, the best one moves and the others are left.
 
         Args:
             url: origin of the new home; its relay proves itself, and is pinned.
-            on_progress: is told of each step.
-            dead_source: go on where the old home does not answer within seconds. What lies there
-                comes should it ever return, and everything is marked ``redelivered`` until then.
-            deadline_s: seconds to go on. Once the record is published, a report comes at its end,
-                with what still waits; before, an error that says what to do.
+            on_progress: called at each step.
+            dead_source: continue if the old home does not answer within seconds. Should it return,
+                its envelopes follow; until then everything is marked ``redelivered``.
+            deadline_s: seconds to go on. After the record is published, the report comes at the
+                deadline, with the number that still waits; before, an error that says what to do.
 
         Raises:
-            MigrationStalledError: the old home has stopped, and it does not go on. Nothing is lost.
-            AgentError: one of the two says no; or ``peer_unreachable``: nothing was changed.
+            MigrationStalledError: the old home has stopped delivering, and the migration does not
+                continue. Nothing is lost.
+            AgentError: one of the two refuses; or ``peer_unreachable``: nothing was changed.
             ValueError: ``url`` is not an origin.
         """
         self._owner.check()
@@ -411,11 +385,11 @@ class Agent:
         return await self._parts.migrations.migrate(url, options)
 
     async def cancel_migration(self, *, deadline_s: float = DEADLINE_S) -> None:
-        """Take back a migration that is not published yet: this agent lives where it did.
+        """Cancel a migration that is not published yet: the agent stays at its old home.
 
         Raises:
-            WrongStateError: there is none, or it has moved: migrate back.
-            AgentError: the old home, which has stopped delivering, cannot be told in time.
+            WrongStateError: there is none, or it is published: migrate back.
+            AgentError: the old home, which has stopped delivering, does not answer in time.
         """
         self._owner.check()
         await self._parts.migrations.cancel(MigrationOptions(deadline_s=deadline_s))
@@ -428,13 +402,13 @@ class Agent:
         deny: Sequence[str] = (),
         forget: Sequence[str] = (),
     ) -> frames.Ruled:
-        """Change whom this agent's inbox takes envelopes from; naming nothing just reads it.
+        """Change the rules of this agent's inbox for senders; without arguments only read them.
 
-        With several homes it is changed at each that is connected; what one of them does not take
-        is one of the :attr:`warnings`.
+        They are changed at each connected home; the refusal of one of several is one of the
+        :attr:`warnings`.
 
         Raises:
-            AgentError: the relay's no (then nothing is changed), or no answer in time.
+            AgentError: the relay's refusal (nothing is changed), or no answer in time.
         """
         lists = [tuple(map(Did, dids)) for dids in (allow, deny, forget)]
         return await self._parts.router.rules(lambda ref: frames.Rules(ref, first_contact, *lists))

@@ -22,11 +22,7 @@ from typing import Final
 from relay.protocol import errors as core
 from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    Stored,
-)
+from relay.protocol.errors import ErrorCode, RelayError, Stored
 from relay.protocol.ids import Did
 
 _log: Final = logging.getLogger("relay.client")

@@ -1,4 +1,4 @@
-"""What a program sends and gets: bodies, messages, bounces and receipts as values."""
+"""Bodies, messages, bounces and receipts, as values for the program."""
 
 from __future__ import annotations
 
@@ -9,17 +9,8 @@ import orjson
 
 from relay.client.process import not_pickled
 from relay.protocol import frames
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    MessageId,
-)
-from relay.protocol.receipts import (
-    MAX_REASON,
-    BounceItem,
-    Custody,
-    Durability,
-)
+from relay.protocol.ids import Did, Eid, MessageId
+from relay.protocol.receipts import MAX_REASON, BounceItem, Custody, Durability
 from relay.protocol.sealing import Content
 
 MAX_OPENED_BODY_BYTES: Final = 1024 * 1024
@@ -29,17 +20,17 @@ JSON: Final = "application/json"
 BYTES: Final = "application/octet-stream"
 
 Body = str | bytes | dict[str, Any] | list[Any] | int | float | bool | None
-"""What can be sent: text, bytes, or anything that comes back from JSON as it was.
+"""A body: text, bytes, or a value that JSON returns unchanged.
 
-That is objects with text as keys, lists, text, true, false, null, integers from -2^63 to 2^64 - 1
+That is: objects with text as keys, lists, text, true, false, null, integers from -2^63 to 2^64 - 1
 and finite floats. Readers in other languages may round integers beyond 2^53. NaN, infinities,
-dates, UUIDs, tuples, sets, enums (but of text or integers) and dataclasses are refused: send their
-text, a list or a dict.
+dates, UUIDs, tuples, sets, enums (except of text or integers) and dataclasses are refused: send
+their text, a list or a dict.
 """
 
 
 def content_of(body: Body, content_type: str | None = None) -> Content:
-    """Text as UTF-8, bytes as they are, anything else as JSON.
+    """Encode a body: text as UTF-8, bytes unchanged, other values as JSON.
 
     Raises:
         TypeError: JSON has no such value.
@@ -61,7 +52,7 @@ def _json(body: object) -> bytes:
 
 
 def _changed(sent: Any, back: Any, where: str) -> Exception:
-    """What to raise for a value that would arrive as another one; names the innermost."""
+    """Return the error for a value that JSON would change; it names the innermost one."""
     if isinstance(sent, dict) and isinstance(back, dict):
         key = next(key for key in sent if key not in back or sent[key] != back[key])
         return _changed(sent[key], back.get(key), f"{where}[{key!r}]")
@@ -74,20 +65,20 @@ def _changed(sent: Any, back: Any, where: str) -> Exception:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A relay has signed that it keeps the envelope; it says nothing of delivery (GUARANTEES S1).
+    """A relay's signed receipt that the envelope is stored, not delivered (GUARANTEES.md S1).
 
     Args:
         eid: which envelope.
         id: the sender's own id, for ``status``.
         to: its recipient.
-        relay: whose word this is.
-        at: when it said so, Unix seconds.
+        relay: the signer of the receipt.
+        at: time of the receipt, Unix seconds.
         durability: ``fsync`` is the only one that survives a power cut.
-        custody: where it lies: in the recipient's inbox, or on its way to another relay.
+        custody: ``inbox`` of the recipient, or ``outbox`` to another relay.
         expires_at: Unix seconds.
-        dup: it had been stored before; the first answer was lost on its way.
+        dup: it was stored before; the first answer was lost.
         receipt: the signed receipt (JWS), as it came.
-        state: what had become of it when ``send`` returned; with ``wait="acked"`` also ``acked``,
+        state: of the envelope when ``send`` returned; with ``wait="acked"`` also ``acked``,
             ``expired``, ``refused`` or another end.
     """
 
@@ -118,17 +109,17 @@ class Acknowledger(Protocol):
 
 @dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
 class MessageValues:
-    """What an envelope says that was verified and opened.
+    """The content of a verified and decrypted envelope.
 
     Args:
-        sender: who signed it.
-        body: its content, opened if it was sealed.
+        sender: the signer.
+        body: its content, decrypted if it was sealed.
         content_type: media type of ``body``.
         id: the sender's own id.
         eid: hash of the signed bytes; the same envelope always has the same.
-        redelivered: False is a promise: no session was handed it before.
-        sealed: whether nobody on the way could read it.
-        created_at: Unix seconds, as the sender says.
+        redelivered: False is a promise: it was never delivered before.
+        sealed: True if no relay on the way could read it.
+        created_at: Unix seconds, by the sender's clock.
         expires_at: Unix seconds.
         type: URI that says what kind of content it is, or None.
         thid: thread id, or None.
@@ -152,7 +143,7 @@ class MessageValues:
         return f"{type(self).__name__}(id={self.id!r}, sender={self.sender!r})"
 
     def text(self) -> str:
-        """The body as UTF-8 text.
+        """Return the body as UTF-8 text.
 
         Raises:
             UnicodeDecodeError: it is not.
@@ -160,7 +151,7 @@ class MessageValues:
         return self.body.decode()
 
     def json(self) -> Any:
-        """The body as JSON.
+        """Return the body, parsed as JSON.
 
         Raises:
             ValueError: it is not.
@@ -170,10 +161,10 @@ class MessageValues:
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Message(MessageValues):
-    """An envelope that was verified and opened.
+    """A message, to ack or refuse.
 
-    While the program holds it, it is not shown a second time. One that is let go without an answer
-    comes again after the next reconnect, with ``redelivered``.
+    While the program holds it, it is not shown a second time. A message that is dropped without ack
+    or refusal comes again after the next reconnect, with ``redelivered``.
 
     Args:
         acknowledger: takes the ack or refusal.
@@ -182,20 +173,20 @@ class Message(MessageValues):
     acknowledger: Acknowledger
 
     __reduce__ = not_pickled(
-        "a message is neither pickled nor copied: hand on its body, or what else is needed of it, "
+        "a message is neither pickled nor copied: hand on its body, or its other fields, "
         "and ack it where it was received"
     )
 
     async def ack(self, *, wait: bool = True) -> None:
-        """Say that it is durably processed; it is never shown again.
+        """Ack it: it is durably processed and never shown again.
 
         Args:
-            wait: return when the relay has made it durable; False: at once. What a crash in the
-                next moments overtakes comes again, with ``redelivered``.
+            wait: return when the relay has made the ack durable; False: at once. After a crash in
+                the next moments the message comes again, with ``redelivered``.
 
         Raises:
             InboxResetError: the inbox began a new epoch before the ack was durable.
-            ExpiredError: it expired first, and its sender was told so.
+            ExpiredError: it expired first, and its sender got a bounce.
             SupersededError: a newer session has the inbox.
             ClosedError: the agent was closed.
             InternalError: the state file cannot be written; ack it again.
@@ -203,11 +194,11 @@ class Message(MessageValues):
         await self.acknowledger.settle(self.eid, None, wait=wait)
 
     async def __aenter__(self) -> Self:
-        """Process it in an ``async with`` block: acked if the block ends well.
+        """Process it in an ``async with`` block: acked if the block ends without exception.
 
-        An exception goes on to the program, and the message comes again a little later, with
-        ``redelivered``. The fifth failure is the last: it is refused as ``poison``, and its sender
-        gets one bounce. A :class:`Bounce` is never refused for that: it comes again and again.
+        After an exception, which the program gets, the message comes again a little later, with
+        ``redelivered``. After the fifth failure it is refused as ``poison``, and its sender gets
+        one bounce. A :class:`Bounce` is never refused for that: it comes again and again.
         """
         return self
 
@@ -219,12 +210,10 @@ class Message(MessageValues):
             await self.acknowledger.fail(self)
 
     async def refuse(self, code: str = "unsupported", *, wait: bool = True) -> None:
-        """Say that it cannot be processed: it is removed and its sender gets one bounce.
-
-        A bounce that is refused is told to nobody.
+        """Refuse it: it is removed, and its sender gets one bounce, unless it is a bounce itself.
 
         Args:
-            code: the reason that the sender reads, 1 to 64 characters.
+            code: the reason for the sender, 1 to 64 characters.
             wait: as for :meth:`ack`.
 
         Raises:
@@ -239,16 +228,16 @@ class Message(MessageValues):
 
 @dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Bounce(Message):
-    """A relay's signed word that envelopes of ours ended without an ack (GUARANTEES.md R6).
+    """A relay's signed report that envelopes of this agent ended without an ack (GUARANTEES.md R6).
 
     Args:
-        items: which, why, and whether the recipient may have been handed them before.
+        items: the envelopes, the reasons, and if the recipient may have received them.
     """
 
     items: tuple[BounceItem, ...]
 
     @classmethod
     def of(cls, message: Message, items: tuple[BounceItem, ...]) -> Bounce:
-        """The same message, read as a bounce."""
+        """Return the same message as a bounce."""
         values = {item.name: getattr(message, item.name) for item in fields(Message)}
         return cls(**values, items=items)

@@ -23,11 +23,7 @@ from typing import Any, Final
 
 from relay import clock
 from relay.client.directory.resolve import ResolveResult, resolve_at
-from relay.client.errors import (
-    AgentError,
-    HandleChangedError,
-    make_error,
-)
+from relay.client.errors import AgentError, HandleChangedError, make_error
 from relay.client.http import origin as origins
 from relay.client.http.transport import REQUEST_TIMEOUT_S, HttpRequest, request
 from relay.client.state.peers import PeerStore

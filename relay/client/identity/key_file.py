@@ -30,10 +30,7 @@ from relay.client.identity.key_format import (
     PassphraseError,
 )
 from relay.files import NOT_WAITING, is_root, lock, others_may_read, sync_directory
-from relay.protocol.did import (
-    KEY_BYTES,
-    SigningKey,
-)
+from relay.protocol.did import KEY_BYTES, SigningKey
 
 MODE: Final = 0o600
 _MAX_BYTES: Final = 4096

@@ -22,15 +22,8 @@ import nacl.exceptions
 
 from relay import clock
 from relay.protocol import jws as jose
-from relay.protocol.did import (
-    KEY_BYTES,
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.ids import (
-    MAX_DID_BYTES,
-    Did,
-)
+from relay.protocol.did import KEY_BYTES, SigningKey, parse_did
+from relay.protocol.ids import MAX_DID_BYTES, Did
 
 PLAIN: Final = 1
 ENCRYPTED: Final = 2

@@ -25,11 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from relay.client.errors import (
-    AgentError,
-    clone,
-    make_error,
-)
+from relay.client.errors import AgentError, clone, make_error
 from relay.client.message import Message
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Eid, Seq, Timestamp

@@ -20,13 +20,7 @@ from functools import partial
 from typing import Final
 
 from relay.client._util import BoundedDict, failure_of, log_failure
-from relay.client.errors import (
-    AgentError,
-    ClosedError,
-    MovedError,
-    clone,
-    make_error,
-)
+from relay.client.errors import AgentError, ClosedError, MovedError, clone, make_error
 from relay.client.inbox.delivery import Delivery, DeliveryEvent, DeliveryState
 from relay.client.inbox.opener import EnvelopeOpener, Opened
 from relay.client.message import Bounce, Message

@@ -17,10 +17,7 @@ from typing import Final
 
 from relay import clock
 from relay.client._util import wait_at_most
-from relay.client.errors import (
-    AgentError,
-    make_error,
-)
+from relay.client.errors import AgentError, make_error
 from relay.client.inbox.delivery import Delivery, DeliveryCopy, DeliveryState
 from relay.client.inbox.inbox import Inbox, RelaySide
 from relay.client.inbox.opener import Opened

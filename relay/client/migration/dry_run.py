@@ -22,9 +22,7 @@ from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import MAX_JWS_BYTES
 from relay.protocol.ids import Eid
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.types import (
-    WaitingEnvelope,
-)
+from relay.protocol.types import WaitingEnvelope
 
 
 @dataclass(frozen=True, slots=True)

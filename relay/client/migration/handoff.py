@@ -12,10 +12,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any, Final, NamedTuple, get_args
 
-from relay.client.errors import (
-    from_core,
-    make_error,
-)
+from relay.client.errors import from_core, make_error
 from relay.client.http.origin import Origin
 from relay.client.http.transport import REQUEST_TIMEOUT_S, request_json
 from relay.client.state.migration_log import MigrationState
@@ -23,14 +20,8 @@ from relay.protocol import frames, migration_statement
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Did, Eid, Seq
-from relay.protocol.migration_statement import (
-    MigrationStatement,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Mode,
-    WaitingEnvelope,
-)
+from relay.protocol.migration_statement import MigrationStatement
+from relay.protocol.types import DedupKey, Mode, WaitingEnvelope
 
 PATH: Final = "/v1/migrations"
 PAGE_SIZE: Final = 1024

@@ -14,24 +14,14 @@ from typing import Final
 from relay import clock
 from relay.client.directory.own_record import OwnRecord, home_at
 from relay.client.directory.resolve import resolve_at
-from relay.client.errors import (
-    AgentError,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, from_core, make_error
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
 from relay.client.state.migration_log import MigrationReport, MigrationStage, MigrationState
 from relay.protocol import endpoint_record, migration_order
 from relay.protocol.did import SigningKey
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    FormerHome,
-    Home,
-)
-from relay.protocol.envelope import (
-    MAX_ENVELOPE_LIFETIME_S,
-)
+from relay.protocol.endpoint_record import EndpointRecord, FormerHome, Home
+from relay.protocol.envelope import MAX_ENVELOPE_LIFETIME_S
 from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Did, Timestamp
 from relay.protocol.migration_order import MigrationOrder

@@ -13,11 +13,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from relay import clock
 from relay.client._util import Backoff
-from relay.client.errors import (
-    AgentError,
-    MigrationStalledError,
-    make_error,
-)
+from relay.client.errors import AgentError, MigrationStalledError, make_error
 from relay.client.state.migration_log import MigrationStage, MigrationState
 from relay.protocol.errors import ErrorCode, UnavailableError
 

@@ -18,10 +18,7 @@ from typing import Any, Final, TypeVar
 
 from relay import clock
 from relay.client.directory.own_record import publish
-from relay.client.errors import (
-    AgentError,
-    make_error,
-)
+from relay.client.errors import AgentError, make_error
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.migration import orders

@@ -12,13 +12,7 @@ from typing import Any, Final
 
 from relay.client._util import wait_at_most
 from relay.client.directory.own_record import OwnRecord, publish
-from relay.client.errors import (
-    AgentError,
-    bug_of,
-    clone,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, bug_of, clone, from_core, make_error
 from relay.client.inbox.inbox import Inbox
 from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
 from relay.client.session.pool import ChannelPool

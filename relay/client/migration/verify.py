@@ -25,15 +25,9 @@ from relay.client.state.migration_log import (
 from relay.protocol.backoff import doubling_pause_s
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Eid
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-    MigrationStatement,
-)
+from relay.protocol.migration_statement import MigrationCounters, MigrationStatement
 from relay.protocol.receipts import digest_of
-from relay.protocol.types import (
-    Mode,
-    WaitingEnvelope,
-)
+from relay.protocol.types import Mode, WaitingEnvelope
 
 FIRST_PAUSE_S: Final = 0.05
 MAX_PAUSE_S: Final = 2.0

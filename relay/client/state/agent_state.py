@@ -17,11 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from relay.client._util import in_thread
-from relay.client.errors import (
-    AgentError,
-    WrongRelayError,
-    make_error,
-)
+from relay.client.errors import AgentError, WrongRelayError, make_error
 from relay.client.state.journal import Journal
 from relay.client.state.migration_log import MigrationLog
 from relay.protocol import endpoint_record

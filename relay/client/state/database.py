@@ -19,12 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from relay.client._util import log_failure
-from relay.client.errors import (
-    AgentError,
-    bug_of,
-    closed,
-    make_error,
-)
+from relay.client.errors import AgentError, bug_of, closed, make_error
 from relay.files import set_mode
 from relay.protocol.errors import ErrorCode
 

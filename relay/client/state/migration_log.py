@@ -23,9 +23,7 @@ from enum import StrEnum
 from functools import partial
 from typing import Any, Final, Self
 
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.state.database import Database, statement
 from relay.protocol import jws as jose
 from relay.protocol import migration_order
@@ -33,13 +31,8 @@ from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode
 from relay.protocol.ids import Did, Eid, Seq
 from relay.protocol.migration_order import MigrationOrder
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
-from relay.protocol.types import (
-    DedupKey,
-    WaitingEnvelope,
-)
+from relay.protocol.migration_statement import MigrationCounters
+from relay.protocol.types import DedupKey, WaitingEnvelope
 
 _STATE: Final = "move"
 _REPORT: Final = "moved"
