@@ -199,7 +199,7 @@ async def test_a_source_that_never_hands_over_its_digest_ends_with_what_can_be_d
     async with world() as here:
         here.source.lies = lambda step, _: (
             here.source.signing(
-                mode=Mode.FROZEN, handoff=_id(me), handed=False, why="the link is down"
+                mode=Mode.FROZEN, handoff=_id(me), digest_acked=False, reason="the link is down"
             )
             if step == "freeze"
             else None
@@ -226,7 +226,7 @@ def _id(me) -> str:
 async def test_a_target_that_claims_to_be_ready_and_never_learns_the_digest_is_not_published():
     async with world() as here:
         here.target.lies = lambda step, _: (
-            here.target.signing(digested=False) if step == "state" else None
+            here.target.signing(digest_received=False) if step == "state" else None
         )
         me = here.alone()
         with pytest.raises(MigrationStalledError):
@@ -343,7 +343,7 @@ async def test_counts_that_do_not_fit_are_told(tally: MigrationCounters, words: 
         def lie(step: str, _: dict[str, object]) -> dict[str, object] | None:
             if step == "state" and here.source.side.names_target:
                 here.source.copy(here.target, 99)
-                return here.source.signing(tally=tally)
+                return here.source.signing(counters=tally)
             return None
 
         here.source.lies = lie
@@ -356,7 +356,7 @@ async def test_however_much_a_source_says_waits_a_bar_can_be_drawn():
     told: list[MigrationProgress] = []
     async with world(2) as here:
         here.source.lies = lambda step, _: (
-            here.source.signing(tally=MigrationCounters(was=1, waiting=2**50))
+            here.source.signing(counters=MigrationCounters(was=1, waiting=2**50))
             if step == "state"
             else None
         )
@@ -483,7 +483,7 @@ async def test_it_can_be_taken_back_until_it_is_published_and_moved_back_after()
 async def test_migrating_to_where_it_is_moving_from_takes_it_back():
     async with world() as here:
         here.target.lies = lambda step, _: (
-            here.target.signing(digested=False) if step == "state" else None
+            here.target.signing(digest_received=False) if step == "state" else None
         )
         me = here.alone()
         with pytest.raises(MigrationStalledError):
@@ -496,7 +496,7 @@ async def test_migrating_to_where_it_is_moving_from_takes_it_back():
 async def test_a_taking_back_that_the_source_did_not_hear_is_gone_on_with(tmp_path):
     async with world() as here:
         here.target.lies = lambda step, _: (
-            here.target.signing(digested=False) if step == "state" else None
+            here.target.signing(digest_received=False) if step == "state" else None
         )
         with states.opened(tmp_path / "state", here.agent.did) as state:
             me = here.alone(state)
