@@ -93,7 +93,7 @@ class BoundedDict(OrderedDict[K, V]):
                 self._on_evict(*oldest)
 
 
-async def wait_at_most(event: asyncio.Event, seconds: float | None) -> bool:
+async def wait_for_event(event: asyncio.Event, seconds: float | None) -> bool:
     """Wait for ``event``, at most so long (None: for ever); return whether it was set."""
     try:
         async with asyncio.timeout(seconds):
@@ -154,8 +154,8 @@ def in_thread(work: Callable[[], T], *, must_end: bool = False) -> Future[T]:
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
     """Open an ``asyncio.TaskGroup`` that leaves no request to cancel behind when a child fails.
 
-    Until Python 3.13, a child that fails while the block is being left makes the group cancel its
-    own task, and the group never takes that back. In Python 3.11.2, which is Debian 12's, the next
+    Until Python 3.13, a group whose child fails while the block is left cancels its own task, and
+    never takes that back. In Python 3.11.2, which is Debian 12's, the next
     ``asyncio.timeout`` that expires in that task then cancels the task, without any error.
 
     Raises:

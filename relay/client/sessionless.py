@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from relay import clock
-from relay.client._util import beside, wait_at_most
+from relay.client._util import beside, wait_for_event
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.directory.resolve import ResolveResult, read_resolved
@@ -25,7 +25,7 @@ from relay.client.errors import (
     make_error,
 )
 from relay.client.http.origin import Origin
-from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S
 from relay.client.identity.handles import HandleResolver
 from relay.client.message import Sent
@@ -173,9 +173,9 @@ class SessionlessAgent:
         submit = self.outbox.next_submit(now)
         if submit is None:
             due = self.outbox.next_timer()
-            await wait_at_most(self._work, None if due is None else max(0.0, due - now))
+            await wait_for_event(self._work, None if due is None else max(0.0, due - now))
         elif not await self._exchange(submit):
-            await wait_at_most(self._finishing, RETRY_S)
+            await wait_for_event(self._finishing, RETRY_S)
 
     async def _exchange(self, submit: frames.Submit) -> bool:
         """Submit once; return whether the relay has answered."""
@@ -223,8 +223,8 @@ class SessionlessAgent:
 
     async def login_at_holder(
         self, key: SigningKey, to: str, message_id: str, *, timeout_s: float = REQUEST_TIMEOUT_S
-    ) -> HttpSession:
-        """Log in at the relay that gave the receipt of an envelope, to ask for its state.
+    ) -> ApiSession:
+        """Log in at the relay of the receipt of an envelope, to ask for its state.
 
         At another relay than the agent's own, the login opens no inbox: it shows the agent's
         record, which is published before if there is none.

@@ -14,7 +14,7 @@ import pytest
 
 from relay import clock, metrics
 from relay.client.http import origin as origins
-from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.state import agent_state as states
 from relay.directory import startup_gate
 from relay.inbox.model.types import (
@@ -236,7 +236,7 @@ async def code_of(asking) -> ErrorCode:
     return caught.value.code
 
 
-async def polled(node: RunningNode, session: HttpSession) -> tuple[int, str]:
+async def polled(node: RunningNode, session: ApiSession) -> tuple[int, str]:
     """Return the answer of the inbox to an earlier token."""
 
     def get() -> tuple[int, str]:

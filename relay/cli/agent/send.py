@@ -45,7 +45,7 @@ from relay.client.errors import (
     make_error,
 )
 from relay.client.http import origin as origins
-from relay.client.http.relay_api import HttpSession
+from relay.client.http.relay_api import ApiSession
 from relay.client.outbox.outcomes import MAX_UNREPORTED, OutcomeIterator, Outcomes
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
@@ -269,7 +269,7 @@ async def _until_it_ends(
     context: SendContext, sent: Sent, until: float, progress: Progress
 ) -> frames.State:
     """Poll until it has ended; a failed query must not look like a failed send."""
-    visit: HttpSession | None = None
+    visit: ApiSession | None = None
     state: frames.State = "stored"
     pause = FIRST_LOOK_S
     while True:

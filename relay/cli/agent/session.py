@@ -10,7 +10,7 @@ from relay.cli.agent.key import KeyFile
 from relay.cli.agent.outcome_text import refuse_if_listening
 from relay.client import SigningKey
 from relay.client.http import origin as origins
-from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 
@@ -18,7 +18,7 @@ from relay.client.state import agent_state as states
 @asynccontextmanager
 async def visiting(
     file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[HttpSession, states.AgentState]]:
+) -> AsyncIterator[tuple[ApiSession, states.AgentState]]:
     """Log in with a key file, and open its state; arguments as for :func:`asking`.
 
     Raises:

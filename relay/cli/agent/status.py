@@ -27,7 +27,7 @@ from relay.client import AgentError, SignedEnvelope, SigningKey
 from relay.client.directory.resolve import ResolveResult, resolve_at
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
-from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.state import agent_state as states
 from relay.protocol import frames
 from relay.protocol.ids import Did
@@ -55,7 +55,7 @@ class InboxStatus:
     information: RelayInfo | None = None
     answered_ms: int | None = None
     found: ResolveResult | None = None
-    visit: HttpSession | None = None
+    visit: ApiSession | None = None
     failure: AgentError | None = None
 
     @property

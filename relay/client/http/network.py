@@ -52,7 +52,7 @@ _public_lookups: Final[weakref.WeakSet[threading.Thread]] = weakref.WeakSet()
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How an origin is reached; ``str()`` is for error texts.
+    """The way to an origin; ``str()`` is for error texts.
 
     Args:
         origin: of the relay.

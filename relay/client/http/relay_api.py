@@ -1,6 +1,6 @@
 """The HTTP endpoints of one relay (PROTOCOL.md §6, §8), without a connection that stays.
 
-Entry points: :class:`RelayApi`, and :class:`HttpSession`, which :meth:`RelayApi.login` returns.
+Entry points: :class:`RelayApi`, and :class:`ApiSession`, which :meth:`RelayApi.login` returns.
 Invariants: the login uses the same state machine as a WebSocket. It receives no envelope; but like
 any login it takes the inbox from an older session of the same agent. Since this session has no
 clean end, the relay marks what waits as possibly delivered.
@@ -8,7 +8,8 @@ clean end, the relay marks what waits as possibly delivered.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, cast, get_args
 from urllib.parse import quote
@@ -75,12 +76,12 @@ class RelayApi:
             AgentError: the relay's refusal, or no answer.
         """
         answer = await self._request("GET", f"/v1/agents/{did}")
-        state = _one_of(answer, "state", _RESOLUTIONS)
-        try:
+        with _well_formed():
+            state = answer.one_of("state", _RESOLUTIONS)
             record = answer.optional_text("record", most=endpoint_record.MAX_RECORD_BYTES)
-            return frames.Resolved(REF, state, record, answer.boolean("stale"))
-        except ValueError as exc:
-            raise _bad_answer(exc) from exc
+            return frames.Resolved(
+                REF, cast("frames.Resolution", state), record, answer.boolean("stale")
+            )
 
     async def publish(self, did: Did, record: str) -> str | None:
         """Publish the record of an agent, and return the record that the relay has instead.
@@ -92,14 +93,10 @@ class RelayApi:
             AgentError: the relay's refusal, or no answer.
         """
         answer = await self._request("PUT", f"/v1/agents/{did}", body={"record": record})
-        try:
+        with _well_formed():
             if answer.boolean("stored"):
                 return None
             return answer.text("record", most=endpoint_record.MAX_RECORD_BYTES)
-        except ValueError as exc:
-            raise make_error(
-                ErrorCode.BAD_FRAME, f"{self.origin} sent a wrong answer: {exc}"
-            ) from exc
 
     async def submit(
         self, submit: frames.Submit, on_connected: Callable[[], None] = transport.no_op
@@ -130,7 +127,7 @@ class RelayApi:
 
     async def login(
         self, key: SigningKey, state: AgentState, *, expected: Did | None = None
-    ) -> HttpSession:
+    ) -> ApiSession:
         """Log in; the relay is pinned at first contact.
 
         Args:
@@ -153,13 +150,11 @@ class RelayApi:
             raise make_error(ErrorCode.BAD_FRAME, "a login begins with auth")
         body = {name: value for name, value in frames.to_members(auth).items() if name != "t"}
         answer = await self._request("POST", "/v1/session", body=body)
-        try:
+        with _well_formed():
             token, welcome = answer.text("token", most=512), frames.read(frames.Welcome, answer)
-        except ValueError as exc:
-            raise _bad_answer(exc) from exc
         ready = _next_effect(session, welcome, client_session.Ready)
         state.pin(url, ready.relay)
-        return HttpSession(self.origin, ready.relay, welcome, token)
+        return ApiSession(self.origin, ready.relay, welcome, token)
 
     async def _request(self, method: str, path: str, *, body: object = None) -> jose.Members:
         return await transport.request_json(
@@ -168,7 +163,7 @@ class RelayApi:
 
 
 @dataclass(frozen=True, slots=True)
-class HttpSession:
+class ApiSession:
     """A session over HTTP; made by :meth:`RelayApi.login`."""
 
     origin: Origin
@@ -188,7 +183,8 @@ class HttpSession:
         answer = await transport.request_json(
             self.origin, "GET", path, token=self.token, timeout_s=timeout_s
         )
-        return cast("frames.State", _one_of(answer, "state", _STATES))
+        with _well_formed():
+            return cast("frames.State", answer.one_of("state", _STATES))
 
     async def rules(
         self,
@@ -214,10 +210,8 @@ class HttpSession:
         answer = await transport.request_json(
             self.origin, method, "/v1/inbox/rules", body=body, token=self.token
         )
-        try:
+        with _well_formed():
             return frames.read(frames.Ruled, answer, ref=REF)
-        except ValueError as exc:
-            raise _bad_answer(exc) from exc
 
 
 def _submitted(answer: jose.Members, ref: str) -> frames.Submitted:
@@ -232,7 +226,7 @@ def _submitted(answer: jose.Members, ref: str) -> frames.Submitted:
 
 
 def _hello(answer: jose.Members) -> frames.Hello:
-    try:
+    with _well_formed():
         return frames.Hello(
             relay=Did(answer.text("relay", most=512)),
             url=answer.text("url", most=512),
@@ -240,8 +234,6 @@ def _hello(answer: jose.Members) -> frames.Hello:
             limits=relay_info.read_limits(answer),
             time=int(clock.now()),
         )
-    except ValueError as exc:
-        raise _bad_answer(exc) from exc
 
 
 def _next_effect(
@@ -255,12 +247,10 @@ def _next_effect(
     raise make_error(ErrorCode.BAD_FRAME, "the login does not go on")
 
 
-def _one_of(answer: jose.Members, name: str, allowed: frozenset[str]) -> Any:
+@contextmanager
+def _well_formed() -> Iterator[None]:
+    """Translate the errors of reading an answer."""
     try:
-        return answer.one_of(name, allowed)
+        yield
     except ValueError as exc:
-        raise _bad_answer(exc) from exc
-
-
-def _bad_answer(exc: ValueError) -> AgentError:
-    return make_error(ErrorCode.BAD_FRAME, f"the relay sent a wrong answer: {exc}")
+        raise make_error(ErrorCode.BAD_FRAME, f"the relay sent a wrong answer: {exc}") from exc

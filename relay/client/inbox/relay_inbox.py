@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from relay import clock
-from relay.client._util import wait_at_most
+from relay.client._util import wait_for_event
 from relay.client.errors import AgentError, make_error
 from relay.client.inbox.delivery import Delivery, DeliveryCopy, DeliveryState
 from relay.client.inbox.inbox import Inbox, RelaySide
@@ -378,7 +378,7 @@ class UnverifiedBounces:
             if first is not None and pause is not None and pause <= 0:
                 self._waiting.remove(first)
                 return first
-            await wait_at_most(self._added, pause)
+            await wait_for_event(self._added, pause)
 
     def put_back(self, bounce: UnverifiedBounce, window: int) -> UnverifiedBounce | None:
         """Verify a bounce again later; return the one that is dropped for it, if any.

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Final
 
-from relay.client._util import wait_at_most
+from relay.client._util import wait_for_event
 from relay.client.directory.own_record import OwnRecord, publish
 from relay.client.errors import AgentError, bug_of, clone, from_core, make_error
 from relay.client.inbox.inbox import Inbox
@@ -107,7 +107,7 @@ class MigrationService(Host):
                 self._own_task.cancel()
                 await asyncio.wait([self._own_task])
             self._own_task = None
-            await wait_at_most(self._wake, RETRY_PAUSE_S)
+            await wait_for_event(self._wake, RETRY_PAUSE_S)
 
     async def _resume(self) -> None:
         try:
@@ -128,7 +128,7 @@ class MigrationService(Host):
         while not self._wake.is_set() and log.report is not None and log.report.waiting is None:
             if await self._publish_at(log.report.source.url):
                 return
-            await wait_at_most(self._wake, NOTIFY_PAUSE_S)
+            await wait_for_event(self._wake, NOTIFY_PAUSE_S)
 
     async def _publish_at(self, url: str) -> bool:
         record = self.state.newest_record

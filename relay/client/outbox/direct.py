@@ -23,7 +23,7 @@ from itertools import count
 from typing import Final
 
 from relay import clock
-from relay.client._util import Backoff, BoundedDict, task_group, wait_at_most
+from relay.client._util import Backoff, BoundedDict, task_group, wait_for_event
 from relay.client.directory.cache import RecordCache
 from relay.client.errors import (
     AgentError,
@@ -126,7 +126,7 @@ class DirectDelivery:
                     self._is_refreshing = True
                     tasks.create_task(self._refresh_quietly(due))
                 looks = self.disconnected_since is not None and self.outbox.is_waiting
-                await wait_at_most(self._work, CHECK_S if looks else None)
+                await wait_for_event(self._work, CHECK_S if looks else None)
 
     async def _refresh_quietly(self, to: Did) -> None:
         try:

@@ -50,7 +50,7 @@ MAX_POLL_S: Final = 2.0
 UNFINISHED: Final = frozenset({"stored", "forwarded", "moved"})
 """States that may still become another one."""
 _NO_MORE_ANSWERS: Final = ENDS_THE_AGENT | {ErrorCode.WRONG_STATE}
-_log_kept: Final = log_failure("the outbox keeps what was answered")
+_log_not_removed: Final = log_failure("the outbox keeps what was answered")
 """A failed removal costs a duplicate at the next open, and its answer will tell that."""
 
 
@@ -242,14 +242,14 @@ class Sender:
     def _remove_reported(self, eid: Eid) -> None:
         if self.journal is not None:
             # not waited for: after a crash now, the relay answers that it is a duplicate
-            self.journal.remove_outgoing(eid).add_done_callback(_log_kept)
+            self.journal.remove_outgoing(eid).add_done_callback(_log_not_removed)
 
     async def _remove(self, eid: Eid, *, is_reported: bool = False) -> bool:
         if self.journal is None:
             return True
         remove = self.journal.remove_outgoing if is_reported else self.journal.withdraw_outgoing
         removing = remove(eid)
-        removing.add_done_callback(_log_kept)
+        removing.add_done_callback(_log_not_removed)
         await asyncio.wait([removing])
         return removing.exception() is None
 

@@ -1,4 +1,4 @@
-"""Which relay holds an envelope of this agent, what became of it, and which bounce is true.
+"""Custody and state of the envelopes of this agent, and the truth of their bounces.
 
 Entry points: :class:`CustodyTracker` records the chain of relays that took an envelope over.
 :class:`StatusTracker` asks them (GUARANTEES.md R6). Invariants: a relay is in a chain because of a
@@ -21,7 +21,7 @@ from relay.client.errors import (
     make_error,
 )
 from relay.client.http.origin import Origin
-from relay.client.http.relay_api import HttpSession, RelayApi
+from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S
 from relay.client.message import Sent
 from relay.client.state.agent_state import AgentState
@@ -65,7 +65,7 @@ class CustodyTracker:
         )
 
     def add_receipt(self, sent: Sent) -> None:
-        """Record the relay that gave a receipt."""
+        """Record the relay of a receipt."""
         before = self._by_eid.get(sent.eid)
         chain = _extended(before.chain if before is not None else (), sent.relay)
         record = CustodyRecord(sent.eid, sent.id, sent.to, sent.expires_at, chain)
@@ -84,7 +84,7 @@ class CustodyTracker:
             saving.add_done_callback(log_failure("the relays of an envelope could not be noted"))
 
     def relay_of(self, eid: Eid) -> Did | None:
-        """Return the relay that gave the first receipt, as far as this process remembers."""
+        """Return the relay of the first receipt, as far as this process remembers."""
         record = self._by_eid.get(eid)
         return record.chain[0] if record else None
 
@@ -130,7 +130,7 @@ async def login_at_holder(
     key: SigningKey,
     state: AgentState,
     timeout_s: float = REQUEST_TIMEOUT_S,
-) -> HttpSession:
+) -> ApiSession:
     """Log in at a relay that holds an envelope; with the agent's record that opens no inbox there.
 
     Raises:
@@ -166,7 +166,7 @@ class StatusTracker:
     ask_all: Callable[[frames.StatusItem], Awaitable[frames.State]]
     resolve: Callable[[str], Awaitable[ResolveResult]]
     dialable: Callable[[str], Origin | None]
-    _sessions: BoundedDict[Did, HttpSession] = field(
+    _sessions: BoundedDict[Did, ApiSession] = field(
         default_factory=lambda: BoundedDict(MAX_SESSIONS)
     )
 
@@ -180,7 +180,7 @@ class StatusTracker:
         return await self._status_of(record)
 
     async def _status_of(self, record: CustodyRecord) -> frames.State:
-        """Ask the relay that gave the receipt: it follows an envelope that it forwarded."""
+        """Ask the relay of the receipt: it follows an envelope that it forwarded."""
         relay = record.chain[0]
         asking = self.ask_at(relay, frames.StatusItem(record.to, record.id))
         if asking is None:
@@ -201,7 +201,7 @@ class StatusTracker:
         # its token has expired
         return await (await self._login(relay, record.to)).status(record.to, record.id)
 
-    async def _login(self, relay: Did, to: Did) -> HttpSession:
+    async def _login(self, relay: Did, to: Did) -> ApiSession:
         self._sessions.pop(relay, None)
         record = await self.records.get(to)
         homes = record.relays if record is not None else ()

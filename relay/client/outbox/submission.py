@@ -46,7 +46,7 @@ MAX_SUBMIT_BYTES: Final = 1_500_000
 
 
 class SubmissionState(StrEnum):
-    """Where a submission is."""
+    """The place of a submission."""
 
     QUEUED = "queued"
     """Ready for the next submit to a relay of the agent."""
@@ -69,7 +69,7 @@ class SubmissionState(StrEnum):
 
 
 class SubmissionEvent(StrEnum):
-    """What happens to a submission."""
+    """The reasons for a change of state."""
 
     DISPATCH = "dispatch"
     """A submit takes it."""

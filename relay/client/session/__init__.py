@@ -1,1 +1,1 @@
-"""Connections to relays, kept up."""
+"""Connections to relays, renewed after each loss."""

@@ -1,4 +1,4 @@
-"""One relay of an agent and the connection to it, kept up: dial, log in, read, write, dial again.
+"""One relay of an agent and the connection to it: dial, log in, read, write, dial again.
 
 Entry point: :meth:`Channel.run`. The channel decides when to write and when to dial; outbox, inbox
 and requests decide what is written. Invariants: only a signed error of the relay ends it. After any
@@ -22,7 +22,7 @@ from functools import partial
 from typing import Final
 
 from relay import clock
-from relay.client._util import Backoff, task_group, wait_at_most
+from relay.client._util import Backoff, task_group, wait_for_event
 from relay.client.directory.own_record import OwnRecord
 from relay.client.errors import (
     ENDS_THE_AGENT,
@@ -36,7 +36,7 @@ from relay.client.http.origin import Origin
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.relay_inbox import RelayInbox
 from relay.client.outbox.queue import Outbox
-from relay.client.session.connection import Connection, Incoming, dial
+from relay.client.session.connection import Incoming, RelayConnection, dial
 from relay.client.session.requests import PendingRequests, Request, Response
 from relay.client.state.agent_state import AgentState
 from relay.protocol import frames
@@ -98,7 +98,7 @@ class ReconnectControl:
     async def pause_and_wait(self) -> None:
         """Pause, and wait until the connection is closed, but not for ever."""
         self.pause()
-        await wait_at_most(self._at_rest, CLOSE_TIMEOUT_S)
+        await wait_for_event(self._at_rest, CLOSE_TIMEOUT_S)
 
     def stop(self) -> None:
         """Never dial again; close the connection."""
@@ -134,7 +134,7 @@ class ReconnectControl:
     async def wait_to_retry(self, retry_after: int | None) -> None:
         """Wait before the next dial, unless there is a reason to dial sooner."""
         seconds = self.backoff.next_s() + min(retry_after or 0, MAX_RETRY_AFTER_S)
-        if await wait_at_most(self._retry_now, seconds):
+        if await wait_for_event(self._retry_now, seconds):
             self._retry_now.clear()
 
 
@@ -168,7 +168,7 @@ class Channel:
     relay: Did | None = None
     is_active: bool = False
     requests: PendingRequests = field(default_factory=PendingRequests)
-    connection: Connection | None = None
+    connection: RelayConnection | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     last_failure: AgentError | None = None
     control: ReconnectControl = field(default_factory=ReconnectControl)
@@ -270,7 +270,7 @@ class Channel:
         return exc
 
     def _credible(self, exc: AgentError) -> AgentError:
-        """Return the error; a relay that gave no inbox cannot know that a newer session has it."""
+        """Return the error; a relay without an inbox cannot know that a newer session has it."""
         if not isinstance(exc, SupersededError) or self._has_inbox:
             return exc
         return make_error(ErrorCode.PEER_UNREACHABLE, f"{self.origin}: no inbox here to be taken")
@@ -316,7 +316,7 @@ class Channel:
         if not self.claim_relay(self, relay):
             raise DuplicateRelay
 
-    def _begin(self, origin: Origin, connection: Connection) -> None:
+    def _begin(self, origin: Origin, connection: RelayConnection) -> None:
         ready, relay = connection.ready, connection.relay
         self.state.pin(str(origin), relay)
         self.connection, self.relay, self.welcome = connection, relay, ready.welcome
@@ -342,7 +342,7 @@ class Channel:
         """Its name in the outbox."""
         return self.relay or ""
 
-    async def _run_tasks(self, connection: Connection) -> None:
+    async def _run_tasks(self, connection: RelayConnection) -> None:
         try:
             async with task_group() as tasks:
                 tasks.create_task(self._read(connection))
@@ -360,13 +360,13 @@ class Channel:
 
     # ------------------------------------------------------------ read
 
-    async def _read(self, connection: Connection) -> None:
+    async def _read(self, connection: RelayConnection) -> None:
         while True:
             for frame in await connection.receive():
                 await self._process(frame, connection)
             self.wake()
 
-    async def _process(self, frame: Incoming, connection: Connection) -> None:
+    async def _process(self, frame: Incoming, connection: RelayConnection) -> None:
         match frame:
             case frames.Submitted():
                 self.outbox.answered(frame, connection.relay, clock.monotonic(), self._id)
@@ -397,7 +397,7 @@ class Channel:
 
     # ------------------------------------------------------------ write
 
-    async def _write(self, connection: Connection) -> None:
+    async def _write(self, connection: RelayConnection) -> None:
         while True:
             self._work.clear()
             while (frame := self._next_frame()) is not None:
@@ -420,13 +420,13 @@ class Channel:
         due: list[Timestamp | None] = [self.inbox.next_timer(), self.requests.next_timer()]
         due.append(self.outbox.next_timer(self._id, is_active=self.is_active))
         timers = [at for at in due if at]
-        await wait_at_most(
+        await wait_for_event(
             self._work, max(0.0, min(timers) - clock.monotonic()) if timers else None
         )
 
     # ------------------------------------------------------------ the own record
 
-    async def _keep_record(self, connection: Connection) -> None:
+    async def _keep_record(self, connection: RelayConnection) -> None:
         """Publish the newest record of this agent, as long as the relay is one of its homes."""
         own = self.own_record
         await self._ask_record(connection)
@@ -437,11 +437,11 @@ class Channel:
             changed = own.changed.upcoming()
             await self._publish(connection.relay)
             self._settle(connection)
-            if not await wait_at_most(changed, own.renew_in(clock.now())):
+            if not await wait_for_event(changed, own.renew_in(clock.now())):
                 # another program of this agent may have published meanwhile
                 await self._ask_record(connection)
 
-    async def _ask_record(self, connection: Connection) -> None:
+    async def _ask_record(self, connection: RelayConnection) -> None:
         answer = await self.request(lambda ref: frames.Resolve(ref, self.key.did))
         if isinstance(answer, frames.Resolved):
             has_inbox = connection.ready.welcome.inbox
@@ -455,7 +455,7 @@ class Channel:
                 self.own_record.add_published(relay, record, answer)
                 self.on_connection_change()
 
-    def _settle(self, connection: Connection) -> None:
+    def _settle(self, connection: RelayConnection) -> None:
         """Become ready, now that it is known whether this relay is a home.
 
         Raises:

@@ -69,14 +69,14 @@ Incoming = (
 )
 
 
-class _Connect(connect):
+class _WebSocketConnect(connect):
     """A handshake that follows no redirect: no relay sends one."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
-class Connection:
+class RelayConnection:
     """A connection whose other end has proved to be the relay ``ready`` names."""
 
     def __init__(
@@ -142,7 +142,7 @@ async def dial(
     key: SigningKey,
     login: LoginOptions,
     on_hello: Callable[[Did], None] = _accept_any,
-) -> AsyncIterator[Connection]:
+) -> AsyncIterator[RelayConnection]:
     """Connect and log in; the connection is closed at the end of the block.
 
     Args:
@@ -178,7 +178,7 @@ async def _connect(route: Route) -> ClientConnection:
         if route.tunnel.scheme == "https":
             options["proxy_ssl"] = await network.tls()
     try:
-        return await _Connect(
+        return await _WebSocketConnect(
             route.origin.websocket,
             subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
             compression=None,
@@ -199,7 +199,7 @@ async def _connect(route: Route) -> ClientConnection:
 
 async def _log_in(
     socket: ClientConnection, key: SigningKey, login: LoginOptions, on_hello: Callable[[Did], None]
-) -> Connection:
+) -> RelayConnection:
     session = ClientSession(key, login, clock.entropy)
     try:
         async with asyncio.timeout(LOGIN_S):
@@ -211,7 +211,7 @@ async def _log_in(
                     on_hello(frame.relay)
                 for effect in effects:
                     if isinstance(effect, Ready):
-                        return Connection(socket, session, login, effect)
+                        return RelayConnection(socket, session, login, effect)
                     if isinstance(effect, Send):
                         await _write(socket, effect.frame)
     except TimeoutError as exc:

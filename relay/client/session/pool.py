@@ -289,7 +289,7 @@ class ChannelPool:
 
     @property
     def last_failure(self) -> AgentError | None:
-        """Why a relay could not be reached the last time."""
+        """The reason why a relay could not be reached the last time."""
         return next((one.last_failure for one in self.channels if one.last_failure), None)
 
     async def wait_opened(self) -> None:
