@@ -21,9 +21,6 @@ from relay.protocol.errors import ErrorCode
 Answer = tuple[Literal["yes", "no", "unknown"], ErrorCode | None]
 """The answer to "was it stored?", and the error code if not."""
 
-LASTING: Final = frozenset({"stored", "forwarded", "moved"})
-"""States that are not final."""
-
 WORDS: Final[dict[frames.State, str]] = {
     "stored": "It waits in the recipient's inbox; it is not acked yet.",
     "forwarded": "It is on its way to another relay; it is not acked yet.",

@@ -23,7 +23,6 @@ from relay.cli.agent.locks import (
 )
 from relay.cli.agent.outcome_text import (
     EXIT_OF,
-    LASTING,
     WORDS,
     refuse_if_listening,
     tell_earlier,
@@ -46,7 +45,9 @@ from relay.client.errors import (
 )
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import ApiSession
+from relay.client.message import MAX_OPENED_BODY_BYTES
 from relay.client.outbox.outcomes import MAX_UNREPORTED, OutcomeIterator, Outcomes
+from relay.client.outbox.sender import wait_ended
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 from relay.protocol import frames
@@ -54,10 +55,6 @@ from relay.protocol.errors import ErrorCode
 
 PATIENCE_S: Final = 2.0
 MAX_EARLIER: Final = 200
-FIRST_LOOK_S: Final = 0.05
-LONGEST_LOOK_S: Final = 2.0
-MAX_BODY_BYTES: Final = 1024 * 1024
-"""What an operator may set at most (PROTOCOL.md §3.4)."""
 SEALING: Final = "sealing makes a body a third larger, and --plain does not"
 
 
@@ -146,10 +143,10 @@ def _signed(key: SigningKey, to: str, draft: Draft) -> SignedEnvelope:
             thid=draft.thid,
             lifetime_s=draft.lifetime_s,
             # each relay has a limit of its own and reports it
-            max_body_bytes=MAX_BODY_BYTES,
+            max_body_bytes=MAX_OPENED_BODY_BYTES,
         )
     except TooLargeError as exc:
-        exc.detail = f"no relay takes a body of more than {MAX_BODY_BYTES} bytes; {SEALING}"
+        exc.detail = f"no relay takes a body of more than {MAX_OPENED_BODY_BYTES} bytes; {SEALING}"
         raise
 
 
@@ -269,29 +266,30 @@ async def _until_it_ends(
     context: SendContext, sent: Sent, until: float, progress: Progress
 ) -> frames.State:
     """Poll until it has ended; a failed query must not look like a failed send."""
-    visit: ApiSession | None = None
-    state: frames.State = "stored"
-    pause = FIRST_LOOK_S
-    while True:
-        left = until - clock.monotonic()
-        try:
-            visit = visit or await context.agent.login_at_holder(
-                context.key, sent.to, sent.id, timeout_s=left
-            )
-            state = await visit.status(sent.to, sent.id, timeout_s=left)
-            progress.tell(f"It waits for {sent.to}")
-        except UnavailableError as exc:
-            progress.tell(f"No answer about it: {exc.detail}")
-        except AuthRequiredError:
+    session: ApiSession | None = None
+
+    async def status(to: str, message_id: str) -> frames.State:
+        nonlocal session
+        timeout_s = until - clock.monotonic()
+        session = session or await context.agent.login_at_holder(
+            context.key, to, message_id, timeout_s=timeout_s
+        )
+        state = await session.status(to, message_id, timeout_s=timeout_s)
+        progress.tell(f"It waits for {to}")
+        return state
+
+    def is_final(exc: AgentError) -> bool:
+        nonlocal session
+        if isinstance(exc, AuthRequiredError):
             # the session is over after 15 minutes
-            visit = None
-        except AgentError as exc:
+            session = None
+        elif isinstance(exc, UnavailableError):
+            progress.tell(f"No answer about it: {exc.detail}")
+        else:
             progress.end()
             exc.detail = f"what became of it cannot be asked: {exc.detail}"
             output.fail(exc, as_json=context.options.as_json, stored="yes")
-            return state
-        left = until - clock.monotonic()
-        if state not in LASTING or left <= 0:
-            return state
-        await asyncio.sleep(min(pause, left))
-        pause = min(pause * 2, LONGEST_LOOK_S)
+            return True
+        return False
+
+    return (await wait_ended(sent, status, until, is_final)).state

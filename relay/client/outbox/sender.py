@@ -295,10 +295,22 @@ def _not_sent(ended: AgentError, envelope: SignedEnvelope) -> AgentError:
     return failure
 
 
-async def wait_ended(sent: Sent, status: Ask, until: float) -> Sent:
+def _is_over(exc: AgentError) -> bool:
+    return exc.code in _NO_MORE_ANSWERS
+
+
+async def wait_ended(
+    sent: Sent, status: Ask, until: float, is_final: Callable[[AgentError], bool] = _is_over
+) -> Sent:
     """Ask until an envelope has ended; then, or at ``until`` (monotonic seconds), return its state.
 
     It never fails: there is a receipt, and an error of a question must not look like its error.
+
+    Args:
+        sent: with its latest known state.
+        status: asks for the state.
+        until: the deadline.
+        is_final: called with each error of a question; True ends the wait.
     """
     polling = Backoff(MIN_POLL_S, MAX_POLL_S)
     try:
@@ -308,7 +320,7 @@ async def wait_ended(sent: Sent, status: Ask, until: float) -> Sent:
                 try:
                     sent = replace(sent, state=await status(sent.to, sent.id))
                 except AgentError as exc:
-                    if exc.code in _NO_MORE_ANSWERS:
+                    if is_final(exc):
                         return sent
     except TimeoutError:
         return sent

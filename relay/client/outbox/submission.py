@@ -48,49 +48,30 @@ MAX_SUBMIT_BYTES: Final = 1_500_000
 class SubmissionState(StrEnum):
     """The place of a submission."""
 
-    QUEUED = "queued"
-    """Ready for the next submit to a relay of the agent."""
-    IN_FLIGHT = "in_flight"
-    """In a submit to a relay of the agent that is not answered yet."""
-    WAITING = "waiting"
-    """Refused for now; queued again once its pause is over."""
-    FOR_DIRECT = "for_direct"
-    """For direct delivery, which has not taken it yet."""
-    WITH_DIRECT = "with_direct"
-    """Taken by direct delivery, which looks for a relay of the recipient."""
-    DIRECT_IN_FLIGHT = "direct_in_flight"
-    """In a submit to a relay of the recipient that is not answered yet."""
-    ANSWERED = "answered"
-    """Stored, definitely refused, or expired."""
-    ABORTED = "aborted"
-    """The agent ended before a definite answer."""
-    FORGOTTEN = "forgotten"
-    """Nobody waits for it any more: it is not submitted again."""
+    QUEUED = "queued"  # ready for the next submit to a relay of the agent
+    IN_FLIGHT = "in_flight"  # in a submit to a relay of the agent
+    WAITING = "waiting"  # refused for now; queued again once its pause is over
+    FOR_DIRECT = "for_direct"  # for direct delivery, which has not taken it yet
+    WITH_DIRECT = "with_direct"  # taken by direct delivery, not submitted there yet
+    DIRECT_IN_FLIGHT = "direct_in_flight"  # in a submit to a relay of the recipient
+    ANSWERED = "answered"  # stored, definitely refused, or expired
+    ABORTED = "aborted"  # the agent ended before a definite answer
+    FORGOTTEN = "forgotten"  # nobody waits for it any more: it is not submitted again
 
 
 class SubmissionEvent(StrEnum):
     """The reasons for a change of state."""
 
-    DISPATCH = "dispatch"
-    """A submit takes it."""
-    UNDECIDED = "undecided"
-    """The submit has no answer, or none that decides about direct delivery."""
-    POSTPONE = "postpone"
-    """A relay refuses it for now."""
-    DUE = "due"
-    """Its pause is over."""
-    ROUTE_DIRECT = "route_direct"
-    """No relay of the agent forwards it, or none is reachable."""
-    TAKE_DIRECT = "take_direct"
-    """Direct delivery begins with its recipient."""
-    RETURN = "return"
-    """Direct delivery found no relay of the recipient, and no relay of the agent has refused it."""
-    ANSWER = "answer"
-    """A receipt or a definite refusal arrives, or its lifetime ends."""
-    ABORT = "abort"
-    """The agent ends."""
-    FORGET = "forget"
-    """Nobody waits any more."""
+    DISPATCH = "dispatch"  # a submit takes it
+    UNDECIDED = "undecided"  # the submit has no answer, or none that decides about direct delivery
+    POSTPONE = "postpone"  # a relay refuses it for now
+    DUE = "due"  # its pause is over
+    ROUTE_DIRECT = "route_direct"  # no relay of the agent forwards it, or none is reachable
+    TAKE_DIRECT = "take_direct"  # direct delivery begins with its recipient
+    RETURN = "return"  # direct delivery has failed, and no relay of the agent has refused it
+    ANSWER = "answer"  # a receipt or a definite refusal arrives, or its lifetime ends
+    ABORT = "abort"  # the agent ends
+    FORGET = "forget"  # nobody waits any more
 
 
 S, E = SubmissionState, SubmissionEvent
