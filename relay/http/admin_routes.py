@@ -10,9 +10,8 @@ from fastapi import APIRouter, Request, Response
 
 from relay.http import bodies
 from relay.peering.admin import PeerAdmin
-from relay.protocol.endpoint_record import MAX_URL
 from relay.protocol.errors import ErrorCode, ProtocolError
-from relay.protocol.ids import Did
+from relay.protocol.ids import MAX_URL_CHARS, Did
 from relay.protocol.jws import Members
 
 
@@ -32,7 +31,7 @@ def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
     @api.post("/peers", summary="Deal with a relay from now on")
     async def add(request: Request) -> Response:
         members = await _members(request)
-        url, did = _text(members, "url"), members.optional_text("did", most=MAX_URL)
+        url, did = _text(members, "url"), members.optional_text("did", most=MAX_URL_CHARS)
         return bodies.answer(await peer_admin.add(url, did))
 
     @api.delete("/peers/{did}", summary="Deal with it no more")
@@ -66,7 +65,7 @@ async def _members(request: Request) -> Members:
 
 def _text(members: Members, name: str) -> str:
     with bodies.reading():
-        return members.text(name, most=MAX_URL)
+        return members.text(name, most=MAX_URL_CHARS)
 
 
 def _unknown(detail: str = "no such relay is known") -> Response:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
@@ -22,10 +23,10 @@ from relay.protocol.errors import (
     Refusal,
 )
 from relay.protocol.ids import (
-    ORIGIN,
+    MAX_DID_BYTES,
+    MAX_URL_CHARS,
     Did,
     Timestamp,
-    in_utc,
 )
 
 TYP: Final = "agent-endpoints+jws"
@@ -33,12 +34,10 @@ MAX_RECORD_BYTES: Final = 4096
 RECORD_LIFETIME_S: Final = 7 * 24 * 3600
 MAX_HOMES: Final = 5
 MAX_HANDLES: Final = 8
-MAX_URL: Final = 512
-SKEW_S: Final = 300
 SEQ_SLACK_S: Final = 600
 STALE_SERVED_S: Final = 90 * 24 * 3600
 DEFAULT_TTL_S: Final = 300
-MAX_AHEAD_S: Final = SKEW_S + SEQ_SLACK_S
+MAX_AHEAD_S: Final = signed.MAX_SKEW_S + SEQ_SLACK_S
 """How far a ``seq`` may be ahead of the clock of whoever judges it; beyond, it is void."""
 
 RecordStatus = Literal["active", "parked"]
@@ -120,19 +119,13 @@ def parse(compact: str) -> EndpointRecord:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    return jose.read("record", _parse, compact)
+    return signed.read("record", _parse, compact)
 
 
 def _parse(compact: str) -> EndpointRecord:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_RECORD_BYTES)
-    members = jws.members()
-    if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
-    did = Did(members.text("did", most=512))
-    if jws.header.kid != parse_did(did).kid:
-        raise ValueError("kid is not a key of did")
-    issued = members.integer("iat")
-    expires = members.integer("exp", least=issued + 1, most=issued + RECORD_LIFETIME_S)
+    jws, members = signed.own_members(compact, typ=TYP, max_bytes=MAX_RECORD_BYTES)
+    did = signed.read_signer(jws, members).did
+    issued, expires = signed.read_lifetime(members, RECORD_LIFETIME_S)
     members.integer("ttl", least=1, most=RECORD_LIFETIME_S)
     status = members.text("status", most=16)
     if status not in {"active", "parked"}:
@@ -154,25 +147,27 @@ def _parse(compact: str) -> EndpointRecord:
 
 def _home(value: object) -> Home:
     members = jose.Members(value)
-    return Home(*_relay(members), members.integer("prio", most=1000))
+    return Home(*read_relay(members), members.integer("prio", most=1000))
 
 
 def _left(value: object) -> FormerHome:
     members = jose.Members(value)
-    return FormerHome(*_relay(members), members.integer("until"))
+    return FormerHome(*read_relay(members), members.integer("until"))
 
 
-def _relay(members: jose.Members) -> tuple[Did, str]:
-    did = Did(members.text("did", most=512))
-    parse_did(did)
-    url = members.text("url", most=MAX_URL)
-    if ORIGIN.fullmatch(url) is None:
-        raise ValueError("a relay's url is an origin: https://host[:port]")
-    return did, url
+def read_relay(members: jose.Members) -> tuple[Did, str]:
+    """Read the DID and the origin of a relay.
+
+    Raises:
+        ValueError: one of them has another form.
+    """
+    return parse_did(members.text("did", most=MAX_DID_BYTES)).did, signed.read_origin(members)
 
 
 def _handles(values: list[object]) -> tuple[str, ...]:
-    handles = tuple(value for value in values if isinstance(value, str) and len(value) <= MAX_URL)
+    handles = tuple(
+        value for value in values if isinstance(value, str) and len(value) <= MAX_URL_CHARS
+    )
     if len(handles) != len(values):
         raise ValueError("handles must be strings")
     return handles
@@ -183,12 +178,11 @@ def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refu
 
     Past its ``exp`` it is stale, which is no reason to refuse it (PROTOCOL.md §7.2, §7.3).
     """
-    if record.issued_at > now + SKEW_S:
-        detail = f"the record's iat is in the future: it is {in_utc(now)}"
-        return Refusal(ErrorCode.NOT_YET_VALID, detail)
+    if refusal := signed.refuse_future("the record", record.issued_at, now):
+        return refusal
     if is_purgeable(record.expires_at, now):
         return Refusal(ErrorCode.EXPIRED, "the record is stale for more than 90 days")
-    if record.jws.header.kid != key.kid or not jose.is_signed_by(record.jws, key.public_key):
+    if not signed.is_by(record.jws, key):
         return Refusal(ErrorCode.BAD_SIGNATURE, "the record is not signed by a key of its did")
     return None
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
@@ -24,6 +25,7 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.ids import (
+    MAX_DID_BYTES,
     UUID7,
     AgentKey,
     Did,
@@ -40,7 +42,6 @@ MAX_JWS_BYTES: Final = 10 * 1024
 MAX_BODY_BYTES: Final = 256 * 1024
 MAX_ENVELOPE_LIFETIME_S: Final = 30 * 24 * 3600
 DEFAULT_LIFETIME_S: Final = 7 * 24 * 3600
-MAX_SKEW_S: Final = 300
 MAX_URI_CHARS: Final = 256
 MAX_THREAD_ID_CHARS: Final = 64
 SHA256_BYTES: Final = 32
@@ -209,21 +210,25 @@ def _quick(jws: jose.Jws, body_base64: str) -> Envelope | None:
     member's type is asked for here, so what :func:`jose.loads` checks of values is not repeated.
     """
     try:
-        signed = jose.loads_own(jws.payload)
-        body = signed["body"]
-        sender, recipient = parse_did(signed["from"]), parse_did(signed["to"])
-        message_id, created, expires = signed["id"], signed["created_time"], signed["expires_time"]
+        payload = jose.loads_own(jws.payload)
+        body = payload["body"]
+        sender, recipient = parse_did(payload["from"]), parse_did(payload["to"])
+        message_id, created, expires = (
+            payload["id"],
+            payload["created_time"],
+            payload["expires_time"],
+        )
         raw, digest = jose.b64decode(body_base64), jose.b64decode(body["sha256"])
         is_plain = (
-            signed.keys() == _SIGNED
+            payload.keys() == _SIGNED
             and body.keys() == _BODY
-            and type(created) is type(expires) is type(signed["v"]) is type(signed["kv"]) is int
+            and type(created) is type(expires) is type(payload["v"]) is type(payload["kv"]) is int
             and type(body["len"]) is int
-            and signed["v"] == signed["kv"] == 1
+            and payload["v"] == payload["kv"] == 1
             and jws.header.kid == sender.kid
             and UUID7.fullmatch(message_id) is not None
             and 0 <= created < expires <= created + MAX_ENVELOPE_LIFETIME_S
-            and abs(message_id_ms(message_id) - created * 1000) <= MAX_SKEW_S * 1000
+            and abs(message_id_ms(message_id) - created * 1000) <= signed.MAX_SKEW_S * 1000
             and body["len"] == len(raw)
             and len(digest) == SHA256_BYTES
             and 0 < len(body["cty"]) <= MAX_URI_CHARS
@@ -241,19 +246,16 @@ def _quick(jws: jose.Jws, body_base64: str) -> Envelope | None:
 
 def _parse(jws: jose.Jws, body_base64: str) -> Envelope:
     members = jws.members()
-    if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
-    sender = parse_did(members.text("from", most=512))
-    recipient = parse_did(members.text("to", most=512))
-    if jws.header.kid != sender.kid:
-        raise ValueError("kid is not a key of from")
+    signed.check_version(members)
+    sender = signed.read_signer(jws, members, "from")
+    recipient = parse_did(members.text("to", most=MAX_DID_BYTES))
     members.integer("kv", least=1, most=1)
     message_id = parse_message_id(members.text("id", most=36))
     created = members.integer("created_time")
     expires = members.integer("expires_time")
     if not 0 < expires - created <= MAX_ENVELOPE_LIFETIME_S:
         raise ValueError("lifetime must be more than 0 and at most 30 days")
-    if abs(message_id_ms(message_id) - created * 1000) > MAX_SKEW_S * 1000:
+    if abs(message_id_ms(message_id) - created * 1000) > signed.MAX_SKEW_S * 1000:
         raise ValueError("the time in id is more than 300 s from created_time")
     body = members.object("body")
     raw = jose.b64decode(body_base64)
@@ -287,7 +289,7 @@ def verify(envelope: Envelope, key: VerificationKey) -> VerifiedEnvelope:
     Raises:
         ProtocolError: ``bad_signature``; ``bad_envelope`` where only the body differs.
     """
-    if envelope.jws.header.kid != key.kid or not jose.is_signed_by(envelope.jws, key.public_key):
+    if not signed.is_by(envelope.jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "not signed by a key of from")
     if hashlib.sha256(envelope.body).digest() != envelope.body_sha256:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, "body.sha256 is not the hash of body")
@@ -363,4 +365,4 @@ def sign(draft: Draft, key: SigningKey) -> SignedEnvelope:
 
 def is_too_early(envelope: Envelope, now: Timestamp) -> bool:
     """Whether it claims to come from more than 300 s in the future (``not_yet_valid``)."""
-    return envelope.created_at > now + MAX_SKEW_S
+    return envelope.created_at > now + signed.MAX_SKEW_S

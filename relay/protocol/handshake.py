@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
@@ -20,6 +21,9 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.ids import (
+    MAX_DID_BYTES,
+    MAX_EPOCH_CHARS,
+    MAX_URL_CHARS,
     Did,
     Timestamp,
     in_utc,
@@ -29,9 +33,7 @@ AUTH_TYP: Final = "agent-auth+jws"
 PROOF_TYP: Final = "relay-proof+jws"
 MAX_AUTH_BYTES: Final = 8192
 LOGIN_LIFETIME_S: Final = 60
-SKEW_S: Final = 300
 NONCE_BYTES: Final = 32
-MAX_URL: Final = 512
 
 Role = Literal["agent", "peer"]
 
@@ -77,7 +79,7 @@ def parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
     Raises:
         ProtocolError: ``bad_frame`` or ``unsupported``.
     """
-    return jose.read("auth", _parse_auth, compact)
+    return signed.read("auth", _parse_auth, compact)
 
 
 def _parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
@@ -86,16 +88,15 @@ def _parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
     role = members.text("role", most=8)
     if role not in {"agent", "peer"}:
         raise ValueError("role must be agent or peer")
-    issued = members.integer("iat")
+    issued, expires = signed.read_lifetime(members, LOGIN_LIFETIME_S)
     claims = LoginClaims(
         subject=parse_did(jws.header.kid.partition("#")[0]).did,
-        aud=Did(members.text("aud", most=512)),
-        url=members.text("url", most=MAX_URL),
+        aud=Did(members.text("aud", most=MAX_DID_BYTES)),
+        url=members.text("url", most=MAX_URL_CHARS),
         nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),
         cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
         role=role,  # type: ignore[arg-type]  # checked above
     )
-    expires = members.integer("exp", least=issued + 1, most=issued + LOGIN_LIFETIME_S)
     return jws, claims, issued, expires
 
 
@@ -115,12 +116,12 @@ def verify_auth(
     jws, claims, issued, expires = parsed
     if claims.aud != relay or claims.url != url:
         raise ProtocolError(ErrorCode.WRONG_RELAY, f"this is {relay} at {url}")
-    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+    if not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "auth is not signed by its kid")
-    if issued > now + SKEW_S:
+    if issued > now + signed.MAX_SKEW_S:
         detail = f"auth comes from the future by the relay's clock, which says {in_utc(now)}"
         raise ProtocolError(ErrorCode.NOT_YET_VALID, f"{detail}; check the clock")
-    if expires < now - SKEW_S:
+    if expires < now - signed.MAX_SKEW_S:
         detail = f"auth is too old by the relay's clock, which says {in_utc(now)}"
         raise ProtocolError(ErrorCode.EXPIRED, f"{detail}; check the clock")
     return claims
@@ -155,14 +156,15 @@ def verify_proof(compact: str, claims: LoginClaims, standing: InboxPosition) -> 
         jws = jose.parse(compact, typ=PROOF_TYP, max_bytes=MAX_AUTH_BYTES)
         members = jws.members()
         said = tuple(
-            members.text(name, most=MAX_URL) for name in ("sub", "url", "nonce", "cnonce", "role")
+            members.text(name, most=MAX_URL_CHARS)
+            for name in ("sub", "url", "nonce", "cnonce", "role")
         )
-        epoch = members.optional_text("epoch", most=64)
+        epoch = members.optional_text("epoch", most=MAX_EPOCH_CHARS)
         stands = InboxPosition(epoch, members.integer("cursor"), members.integer("head"))
         key = parse_did(claims.aud)
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"proof: {exc}") from exc
-    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+    if not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the proof is not signed by that relay")
     asked = (claims.subject, claims.url, claims.nonce, claims.cnonce, claims.role)
     if said != asked or stands != standing:

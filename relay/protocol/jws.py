@@ -17,16 +17,12 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import Any, Final, NamedTuple, NoReturn
 
 import nacl.bindings
 import nacl.exceptions
 import orjson
 
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
 from relay.protocol.ids import Eid
 
 MAX_SAFE_INTEGER: Final = 2**53 - 1
@@ -45,7 +41,6 @@ _LAST_OF: Final = ("", "", "AQgw", "AEIMQUYcgkosw048")
 """By length mod 4: the last characters whose unused bits are zero."""
 _HEADER_MEMBERS: Final = frozenset({"alg", "kid", "typ"})
 
-_T = TypeVar("_T")
 Sign = Callable[[bytes], bytes]
 """``sign(signing_input)`` gives the 64-byte signature."""
 
@@ -302,20 +297,6 @@ def parse(compact: str, *, typ: str, max_bytes: int) -> Jws:
     if len(signature) != SIGNATURE_BYTES:
         raise ValueError("signature must be 64 bytes")
     return Jws(compact, header, b64decode(body), signature, compact[: -len(tail) - 1].encode())
-
-
-def read(what: str, parse_one: Callable[[str], _T], compact: str) -> _T:
-    """Read the form of a signed thing; whatever is wrong with it leaves as a named error.
-
-    Raises:
-        ProtocolError: ``bad_frame``, or ``unsupported``: perhaps right in another version.
-    """
-    try:
-        return parse_one(compact)
-    except UnsupportedError as exc:
-        raise ProtocolError(ErrorCode.UNSUPPORTED, f"{what}: {exc}") from exc
-    except ValueError as exc:
-        raise ProtocolError(ErrorCode.BAD_FRAME, f"{what}: {exc}") from exc
 
 
 def is_signed_by(jws: Jws, public_key: bytes) -> bool:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from relay.protocol import endpoint_record
+from relay.protocol import endpoint_record, signed
 from relay.protocol import jws as jose
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
-    parse_did,
 )
 from relay.protocol.endpoint_record import (
     EndpointRecord,
@@ -26,12 +25,10 @@ from relay.protocol.errors import (
     Refusal,
 )
 from relay.protocol.ids import (
-    ORIGIN,
     UUID7,
     Did,
     Entropy,
     Timestamp,
-    in_utc,
     new_message_id,
 )
 
@@ -76,40 +73,26 @@ def parse(compact: str) -> MigrationOrder:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    return jose.read("order", _parse, compact)
+    return signed.read("order", _parse, compact)
 
 
 def _parse(compact: str) -> MigrationOrder:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_ORDER_BYTES)
-    members = jws.members()
-    if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
-    did = Did(members.text("did", most=512))
-    if jws.header.kid != parse_did(did).kid:
-        raise ValueError("kid is not a key of did")
-    issued = members.integer("iat")
+    jws, members = signed.own_members(compact, typ=TYP, max_bytes=MAX_ORDER_BYTES)
+    did = signed.read_signer(jws, members).did
+    issued, expires = signed.read_lifetime(members, ORDER_LIFETIME_S)
     order = MigrationOrder(
         jws=jws,
         id=members.text("mig_id", most=36),
         did=did,
         seq=members.integer("seq", most=(issued + endpoint_record.SEQ_SLACK_S) * 1000),
-        source=_relay(members.object("from")),
-        target=_relay(members.object("to")),
+        source=Home(*endpoint_record.read_relay(members.object("from"))),
+        target=Home(*endpoint_record.read_relay(members.object("to"))),
         record=endpoint_record.parse(members.text("record", most=endpoint_record.MAX_RECORD_BYTES)),
         issued_at=issued,
-        expires_at=members.integer("exp", least=issued + 1, most=issued + ORDER_LIFETIME_S),
+        expires_at=expires,
     )
     _check(order)
     return order
-
-
-def _relay(members: jose.Members) -> Home:
-    did = Did(members.text("did", most=512))
-    parse_did(did)
-    url = members.text("url", most=endpoint_record.MAX_URL)
-    if ORIGIN.fullmatch(url) is None:
-        raise ValueError("a relay's url is an origin: https://host[:port]")
-    return Home(did, url)
 
 
 def _check(order: MigrationOrder) -> None:
@@ -124,11 +107,10 @@ def _check(order: MigrationOrder) -> None:
 
 def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refusal | None:
     """Whether the agent signed it and its record, and it is neither of the past nor the future."""
-    if order.jws.header.kid != key.kid or not jose.is_signed_by(order.jws, key.public_key):
+    if not signed.is_by(order.jws, key):
         return Refusal(ErrorCode.BAD_SIGNATURE, "the order is not signed by a key of its did")
-    if order.issued_at > now + endpoint_record.SKEW_S:
-        detail = f"the order's iat is in the future: it is {in_utc(now)}"
-        return Refusal(ErrorCode.NOT_YET_VALID, detail)
+    if refusal := signed.refuse_future("the order", order.issued_at, now):
+        return refusal
     if order.expires_at <= now:
         return Refusal(ErrorCode.EXPIRED, "the order has expired")
     return endpoint_record.verify(order.record, key, now)

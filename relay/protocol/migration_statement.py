@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -18,7 +19,7 @@ from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
 )
-from relay.protocol.ids import Did
+from relay.protocol.ids import MAX_DID_BYTES, MAX_HANDOFF_ID_CHARS, Did
 from relay.protocol.types import (
     Mode,
 )
@@ -134,20 +135,18 @@ def verify(compact: str, relay: Did) -> MigrationStatement:
         key = parse_did(relay)
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"statement: {exc}") from exc
-    is_theirs = statement.relay == relay and jws.header.kid == key.kid
-    if not is_theirs or not jose.is_signed_by(jws, key.public_key):
+    if statement.relay != relay or not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the statement is not that relay's")
     return statement
 
 
 def _read(members: jose.Members) -> MigrationStatement:
-    if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
+    signed.check_version(members)
     tally = members.object("tally")
     return MigrationStatement(
-        relay=Did(members.text("relay", most=512)),
-        did=Did(members.text("did", most=512)),
-        handoff=members.text("mig_id", least=0, most=128),
+        relay=Did(members.text("relay", most=MAX_DID_BYTES)),
+        did=Did(members.text("did", most=MAX_DID_BYTES)),
+        handoff=members.text("mig_id", least=0, most=MAX_HANDOFF_ID_CHARS),
         mode=Mode(members.text("mode", most=16)),
         at=members.integer("at"),
         digest_received=members.boolean("digested"),

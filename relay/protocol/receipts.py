@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     parse_did,
@@ -21,6 +22,8 @@ from relay.protocol.errors import (
     ProtocolError,
 )
 from relay.protocol.ids import (
+    MAX_DID_BYTES,
+    MAX_EPOCH_CHARS,
     MAX_HANDOFF_ID_CHARS,
     Did,
     Eid,
@@ -141,7 +144,7 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
         if durability not in {"fsync", "unverified", "memory"}:
             raise ValueError("unknown durability")
         receipt = Receipt(
-            relay=Did(members.text("relay", most=512)),
+            relay=Did(members.text("relay", most=MAX_DID_BYTES)),
             at=members.integer("at"),
             durability=durability,  # type: ignore[arg-type]  # checked above
             items=tuple(_item(jose.Members(item)) for item in members.array("items", most=4096)),
@@ -172,9 +175,9 @@ def _item(item: jose.Members) -> ReceiptItem:
         raise ValueError("unknown custody")
     return ReceiptItem(
         eid=Eid(item.text("eid", most=43)),
-        to=Did(item.text("to", most=512)),
-        epoch=Epoch(item.text("epoch", most=64)),
-        pos=item.text("pos", most=64),
+        to=Did(item.text("to", most=MAX_DID_BYTES)),
+        epoch=Epoch(item.text("epoch", most=MAX_EPOCH_CHARS)),
+        pos=item.text("pos", most=MAX_EPOCH_CHARS),
         expires=item.integer("expires"),
         dup=item.boolean("dup"),
         custody=custody,  # type: ignore[arg-type]  # checked above
@@ -211,7 +214,7 @@ def verify_bounce(compact: str, relay: Did) -> tuple[BounceItem, ...]:
         return tuple(
             BounceItem(
                 eid=Eid(jose.b64encode(item.base64("eid", size=SHA256_BYTES))),
-                to=Did(item.text("to", most=512)),
+                to=Did(item.text("to", most=MAX_DID_BYTES)),
                 reason=item.text("reason", most=MAX_REASON),
                 maybe_delivered=item.boolean("maybe_delivered"),
             )
@@ -224,9 +227,9 @@ def verify_bounce(compact: str, relay: Did) -> tuple[BounceItem, ...]:
 def _signed_by(compact: str, relay: Did, typ: str) -> jose.Members:
     jws = jose.parse(compact, typ=typ, max_bytes=MAX_RECEIPT_BYTES)
     key = parse_did(relay)
-    if jws.header.kid != key.kid or not jose.is_signed_by(jws, key.public_key):
+    if not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, f"not signed by {relay}")
     members = jws.members()
-    if members.integer("v") != 1 or members.text("relay", most=512) != relay:
+    if members.integer("v") != 1 or members.text("relay", most=MAX_DID_BYTES) != relay:
         raise ValueError("another version or another relay")
     return members

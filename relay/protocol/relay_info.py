@@ -11,27 +11,23 @@ from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 from relay.protocol import jws as jose
+from relay.protocol import signed
 from relay.protocol.did import (
     SigningKey,
     VerificationKey,
-    parse_did,
 )
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
 )
 from relay.protocol.ids import (
-    ORIGIN,
     Did,
     Timestamp,
-    in_utc,
 )
 
 TYP: Final = "agent-relay-info+jws"
 MAX_INFO_BYTES: Final = 4096
 INFO_LIFETIME_S: Final = 7 * 24 * 3600
-SKEW_S: Final = 300
-MAX_URL: Final = 512
 LIMIT_NAMES: Final = ("jws", "body", "frame", "envelopes")
 
 Federation = Literal["closed", "open", "off"]
@@ -105,28 +101,19 @@ def parse(compact: str) -> RelayInfo:
     Raises:
         ProtocolError: ``bad_frame``, or ``unsupported`` for another DID method or version.
     """
-    return jose.read("relay information", _parse, compact)
+    return signed.read("relay information", _parse, compact)
 
 
 def _parse(compact: str) -> RelayInfo:
-    jws = jose.parse(compact, typ=TYP, max_bytes=MAX_INFO_BYTES)
-    members = jws.members()
-    if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
-    key = parse_did(members.text("did", most=512))
-    if jws.header.kid != key.kid:
-        raise ValueError("kid is not a key of did")
-    issued = members.integer("iat")
-    expires = members.integer("exp", least=issued + 1, most=issued + INFO_LIFETIME_S)
+    jws, members = signed.own_members(compact, typ=TYP, max_bytes=MAX_INFO_BYTES)
+    key = signed.read_signer(jws, members)
+    issued, expires = signed.read_lifetime(members, INFO_LIFETIME_S)
     return RelayInfo(jws, key, issued, expires, _description(members))
 
 
 def _description(members: jose.Members) -> RelayDescription:
-    url = members.text("url", most=MAX_URL)
-    if ORIGIN.fullmatch(url) is None:
-        raise ValueError("url is an origin: https://host[:port]")
     return RelayDescription(
-        url=url,
+        url=signed.read_origin(members),
         software=members.text("software", most=64),
         version=members.text("version", most=64),
         limits=read_limits(members),
@@ -141,10 +128,9 @@ def _description(members: jose.Members) -> RelayDescription:
 
 def verify(info: RelayInfo, now: Timestamp) -> Refusal | None:
     """Whether the relay signed it, and whether it holds now."""
-    if info.issued_at > now + SKEW_S:
-        detail = f"the relay information's iat is in the future: it is {in_utc(now)}"
-        return Refusal(ErrorCode.NOT_YET_VALID, detail)
-    if info.expires_at <= now - SKEW_S:
+    if refusal := signed.refuse_future("the relay information", info.issued_at, now):
+        return refusal
+    if info.expires_at <= now - signed.MAX_SKEW_S:
         return Refusal(ErrorCode.EXPIRED, "the relay information has expired")
     if not jose.is_signed_by(info.jws, info.key.public_key):
         return Refusal(ErrorCode.BAD_SIGNATURE, f"relay information: not signed by {info.did}")

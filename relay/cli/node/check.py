@@ -28,8 +28,8 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.errors import RelayError
-from relay.protocol.handshake import SKEW_S
 from relay.protocol.relay_info import RelayInfo
+from relay.protocol.signed import MAX_SKEW_S
 
 STEP_S: Final = 10.0
 CLOCK_WARN_S: Final = 5.0
@@ -226,8 +226,8 @@ def clock_finding(ahead: float) -> tuple[Level, str]:
     way = "ahead of" if ahead > 0 else "behind"
     if off <= CLOCK_WARN_S:
         return "ok", "within a few seconds of this machine's"
-    if off <= SKEW_S:
-        return "warn", f"{off:.0f} s {way} this machine's; over {SKEW_S} s logins fail"
+    if off <= MAX_SKEW_S:
+        return "warn", f"{off:.0f} s {way} this machine's; over {MAX_SKEW_S} s logins fail"
     return "FAIL", f"{off:.0f} s {way} this machine's"
 
 
