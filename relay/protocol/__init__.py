@@ -1,1 +1,1 @@
-"""What a node and the SDK share: signed objects, frames, names. Pure."""
+"""Everything that a node and the SDK share: signed objects, frames, names. Pure."""

@@ -49,7 +49,7 @@ class ClientPhase(Enum):
 
 @dataclass(frozen=True, slots=True)
 class LoginOptions:
-    """What the dialler brings to a login.
+    """The dialler's part of a login.
 
     Args:
         url: the origin that was dialled.

@@ -1,6 +1,6 @@
-"""Which addresses a stranger may make us dial: the public ones, by our own table.
+"""The addresses that a stranger may make us dial: the public ones, by our own table.
 
-Rules of the file: what is not listed as public is not dialled. The table is ours, because
+An address that is not listed as public is not dialled. The table is ours, because
 ``ipaddress.is_global`` calls several addresses global that lead inside (an IPv4 address embedded
 in ``64:ff9b::/96`` or ``::/96``, site-local, multicast). It follows IANA's registries of
 special-purpose addresses; addresses that no one needs to dial are left out even where those say
@@ -23,7 +23,7 @@ _CLOSED_V4: Final = tuple(
     for network in (
         "0.0.0.0/8",  # this network; connects to this machine on Linux
         "10.0.0.0/8",  # private
-        "100.64.0.0/10",  # shared by carriers; some clouds keep their metadata there
+        "100.64.0.0/10",  # shared by providers; some clouds keep their metadata there
         "127.0.0.0/8",  # loopback
         "168.63.129.16/32",  # a cloud's host agent under a public address
         "169.254.0.0/16",  # link-local, metadata of clouds
@@ -111,11 +111,11 @@ class DialAllowlist:
         return cls(Networks.of(networks))
 
     def is_named(self, address: IpAddress) -> bool:
-        """Whether the operator has named a network with this address; plain text may go there."""
+        """Return True if an operator's network has this address; plain text may go there."""
         return address in self.named
 
     def permits(self, address: IpAddress) -> bool:
-        """Whether it may be dialled at all."""
+        """Return True if it may be dialled at all."""
         return is_public(address) or self.is_named(address)
 
 
@@ -127,7 +127,7 @@ def unwrapped(address: IpAddress) -> IpAddress:
 
 
 def is_public(address: IpAddress) -> bool:
-    """Whether an address belongs to the open internet, whatever it is wrapped in."""
+    """Return True if an address belongs to the open internet, whatever it is wrapped in."""
     address = unwrapped(address)
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _CLOSED_V4)

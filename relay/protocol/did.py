@@ -1,6 +1,6 @@
 """DIDs and their keys: ``did:key`` with Ed25519 (PROTOCOL.md §2).
 
-Rules of the file: a DID and a key are not the same thing, so everything is stored under an
+A DID and a key are not the same thing, so everything is stored under an
 :data:`AgentKey`; secret bytes never appear in ``repr``, and leave only through :attr:`seed`.
 """
 
@@ -66,7 +66,7 @@ def parse_did(did: str) -> VerificationKey:
 
 
 def agent_key_of(multibase: str) -> AgentKey:
-    """What everything about the holder of this key is stored under."""
+    """Return the key under which everything about the holder is stored."""
     return AgentKey(f"key:{multibase}")
 
 
@@ -93,13 +93,13 @@ class SigningKey:
         seed: 32 secret bytes.
     """
 
-    __slots__ = ("_box", "_secret", "did", "kid", "public_key")
+    __slots__ = ("_sealing_keys", "_secret", "did", "kid", "public_key")
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != KEY_BYTES:
             raise ValueError("a seed has 32 bytes")
         self.public_key, self._secret = nacl.bindings.crypto_sign_seed_keypair(seed)
-        self._box: tuple[bytes, bytes] | None = None
+        self._sealing_keys: tuple[bytes, bytes] | None = None
         self.did: Did = encode_did(self.public_key)
         self.kid = f"{self.did}#{self.did[len(_PREFIX) :]}"
 
@@ -116,7 +116,7 @@ class SigningKey:
 
     @property
     def agent_key(self) -> AgentKey:
-        """What this identity's things are stored under."""
+        """The key under which everything about this identity is stored."""
         return agent_key_of(self.did[len(_PREFIX) :])
 
     def sign(self, message: bytes) -> bytes:
@@ -129,11 +129,11 @@ class SigningKey:
         Raises:
             ValueError: not for this key, or altered.
         """
-        if self._box is None:
+        if self._sealing_keys is None:
             secret = nacl.bindings.crypto_sign_ed25519_sk_to_curve25519(self._secret)
-            self._box = (encryption_key(self.public_key), secret)
+            self._sealing_keys = (encryption_key(self.public_key), secret)
         try:
-            return nacl.bindings.crypto_box_seal_open(sealed, *self._box)
+            return nacl.bindings.crypto_box_seal_open(sealed, *self._sealing_keys)
         except (nacl.exceptions.CryptoError, TypeError) as exc:
             raise ValueError("not sealed for this key") from exc
 

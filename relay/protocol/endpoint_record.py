@@ -1,7 +1,7 @@
 """Endpoint records: an agent's own signed word on where its mail goes (PROTOCOL.md §7.1, §7.2).
 
-Rules of the file: a record is a value; at any one moment records of one agent are totally ordered
-(:func:`rank`), and :func:`merge` takes the greater one, so it is a join.
+A record is a value. At any one moment the records of one agent are totally ordered
+(:meth:`RecordVersion.rank`). :func:`merge` takes the greater one, so it is a join.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class EndpointRecord:
         return RecordVersion(self.kv, self.seq, hashlib.sha256(self.jws.signing_input).digest())
 
     def names(self, relay: Did) -> bool:
-        """Whether ``relay`` is one of the agent's homes."""
+        """Return True if ``relay`` is one of the agent's homes."""
         return any(home.did == relay for home in self.relays)
 
 
@@ -174,7 +174,7 @@ def _handles(values: list[object]) -> tuple[str, ...]:
 
 
 def verify(record: EndpointRecord, key: VerificationKey, now: Timestamp) -> Refusal | None:
-    """Whether the agent signed it, and it is neither from the future nor long past its end.
+    """Refuse a record that another signed, from the future, or long past its end.
 
     Past its ``exp`` it is stale, which is no reason to refuse it (PROTOCOL.md §7.2, §7.3).
     """
@@ -223,7 +223,7 @@ def is_stale(record: EndpointRecord, now: Timestamp) -> bool:
 
 
 def is_purgeable(expires_at: int, now: Timestamp) -> bool:
-    """Stale for so long that it is not kept any more (PROTOCOL.md §7.3)."""
+    """Return True if it is stale for so long that a relay may delete it (PROTOCOL.md §7.3)."""
     return expires_at + STALE_SERVED_S <= now
 
 

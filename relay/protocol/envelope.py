@@ -93,7 +93,7 @@ class AdmittedEnvelope(NamedTuple):
 
 
 class StoredEnvelope(NamedTuple):
-    """What an inbox keeps of an envelope, and all that delivery needs.
+    """The part of an envelope that an inbox stores: all that delivery needs.
 
     Args:
         inbox: the inbox it is for.
@@ -104,7 +104,7 @@ class StoredEnvelope(NamedTuple):
         hour: hour of the UUIDv7, Unix hours.
         created_at: Unix seconds, as signed.
         expires_at: Unix seconds, as signed.
-        bounces: whether its end without an ack is told to its sender; a bounce never bounces.
+        bounces: its sender learns of an end without an ack; a bounce never bounces.
         marked: came with a hand-off: always shown as redelivered.
         barred: refused if its sender is a stranger: too many came from that address just now.
         peer: a relay that it may wait for here, should its recipient live elsewhere.
@@ -141,7 +141,7 @@ def dedupe_key(sender: Did, message_id: MessageId) -> bytes:
 def stored(
     admitted: AdmittedEnvelope, *, bounces: bool = True, barred: bool = False
 ) -> StoredEnvelope:
-    """What is kept of an admitted envelope."""
+    """Return the part of an admitted envelope that is stored."""
     envelope = admitted.envelope
     return StoredEnvelope(
         inbox=admitted.inbox,
@@ -204,7 +204,7 @@ def _parts(item: object) -> tuple[str, str]:
 
 
 def _quick(jws: jose.Jws, body_base64: str) -> Envelope | None:
-    """What :func:`_parse` reads, for the usual envelope: all questions at once, half the time.
+    """Read the usual envelope as :func:`_parse` does, in half the time.
 
     None says nothing but "read it again, slowly": only :func:`_parse` refuses and names. Each
     member's type is asked for here, so what :func:`jose.loads` checks of values is not repeated.
@@ -298,7 +298,7 @@ def verify(envelope: Envelope, key: VerificationKey) -> VerifiedEnvelope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """What a sender decides; :func:`sign` signs it.
+    """An envelope before it is signed: see :func:`sign`.
 
     Args:
         to: the recipient.
@@ -364,5 +364,5 @@ def sign(draft: Draft, key: SigningKey) -> SignedEnvelope:
 
 
 def is_too_early(envelope: Envelope, now: Timestamp) -> bool:
-    """Whether it claims to come from more than 300 s in the future (``not_yet_valid``)."""
+    """Return True if it comes from more than 300 s in the future (``not_yet_valid``)."""
     return envelope.created_at > now + signed.MAX_SKEW_S

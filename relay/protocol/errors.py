@@ -25,7 +25,7 @@ Stored = Literal["no", "unknown"]
 
 
 class ErrorCode(StrEnum):
-    """What went wrong. Documented one by one in docs/errors.md."""
+    """The codes of errors; docs/errors.md documents each."""
 
     # protocol
     BAD_ENVELOPE = "bad_envelope"

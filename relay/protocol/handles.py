@@ -6,7 +6,7 @@
     agent.example        TXT of _agent.agent.example: "did=<did>", and the DID as text at
                          https://agent.example/.well-known/agent-did
 
-Rules of the file: found, absent and unreadable are three answers. A handle has one spelling. What a
+Found, absent and unreadable are three answers. A handle has one spelling. What a
 source says is judged here, alike for the relay and for the agent that checks it; who asks the
 source is elsewhere. A handle is only a claim until the record of its DID lists it, too.
 """
@@ -71,7 +71,7 @@ class Handle:
 
     @property
     def path(self) -> str:
-        """What is asked for over HTTP, at :attr:`authority`."""
+        """The path to ask for over HTTP, at :attr:`authority`."""
         if self.name is None:
             return WELL_KNOWN
         return f"{WEBFINGER}?resource={quote(f'acct:{self}', safe='')}&rel={SELF}"
@@ -87,7 +87,7 @@ class Handle:
 
 @dataclass(frozen=True, slots=True)
 class LookupResult:
-    """What one source says of a handle, or all of them together.
+    """The answer of one source about a handle, or of all of them together.
 
     Args:
         state: one of three answers.
@@ -122,7 +122,7 @@ def parse(text: str) -> Handle:
 
 
 def is_listed(handle: Handle, listed: Iterable[str]) -> bool:
-    """Whether a record's handles list this one: the way back from the DID."""
+    """Return True if a record's handles list this one: the way back from the DID."""
     return any(_parsed(text) == handle for text in listed)
 
 
@@ -133,7 +133,7 @@ def _parsed(text: str) -> Handle | None:
         return None
 
 
-# ---------------------------------------------------------------- what sources say
+# ---------------------------------------------------------------- answers of sources
 
 
 def read_webfinger(status: int, body: bytes) -> LookupResult:
@@ -186,18 +186,18 @@ def _one(dids: set[str], source: str) -> LookupResult:
         return LookupResult("unreadable", why=f"{source}: {exc}")
 
 
-def combine(heard: Sequence[LookupResult]) -> LookupResult:
-    """What the sources say together: those that answer must say the same.
+def combine(results: Sequence[LookupResult]) -> LookupResult:
+    """Combine the answers of all sources: those that answer must agree.
 
     One that cannot be read does not outvote one that answers, but where none says a DID, it may
     be the one that knows: then the handle is unreadable, never absent.
     """
-    dids = {one.did for one in heard if one.did is not None}
-    why = "; ".join(one.why for one in heard if one.why)
+    dids = {one.did for one in results if one.did is not None}
+    why = "; ".join(one.why for one in results if one.why)
     if len(dids) > 1:
         return LookupResult("unreadable", why="its sources name different DIDs")
     if dids:
         return LookupResult("found", dids.pop())
-    if any(one.state == "unreadable" for one in heard):
+    if any(one.state == "unreadable" for one in results):
         return LookupResult("unreadable", why=why)
     return LookupResult("absent", why=why)

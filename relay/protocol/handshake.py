@@ -1,7 +1,7 @@
-"""How two ends of a conversation prove themselves (PROTOCOL.md §5 ``auth``, ``welcome.proof``).
+"""The proofs of both ends of a conversation (PROTOCOL.md §5 ``auth``, ``welcome.proof``).
 
-Both sign the other's nonce and the origin that was dialled, so that what one relay was told cannot
-be used to log in at another.
+Both sign the other's nonce and the origin that was dialled. So a login at one relay cannot be
+used at another.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Role = Literal["agent", "peer"]
 
 @dataclass(frozen=True, slots=True)
 class LoginClaims:
-    """What a dialler signs to log in. ``aud`` is the relay it expects, ``url`` what it dialled."""
+    """The claims of a login: ``aud`` is the relay expected, ``url`` the origin dialled."""
 
     subject: Did
     aud: Did
@@ -52,7 +52,7 @@ class LoginClaims:
 
 @dataclass(frozen=True, slots=True)
 class InboxPosition:
-    """Where an inbox stands, as the relay proves it at login; ``epoch`` None for send-only."""
+    """The position of an inbox, proven at login; ``epoch`` is None for a send-only session."""
 
     epoch: str | None
     cursor: int
@@ -74,7 +74,7 @@ def sign_auth(key: SigningKey, claims: LoginClaims, now: Timestamp) -> str:
 
 
 def parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
-    """Read a login's form; gives the JWS, its claims, iat and exp.
+    """Read a login's form; return the JWS, its claims, iat and exp.
 
     Raises:
         ProtocolError: ``bad_frame`` or ``unsupported``.
@@ -128,25 +128,25 @@ def verify_auth(
 
 
 def sign_proof(
-    key: SigningKey, claims: LoginClaims, standing: InboxPosition, now: Timestamp
+    key: SigningKey, claims: LoginClaims, position: InboxPosition, now: Timestamp
 ) -> str:
-    """Sign the relay's side: same nonces, and where the inbox stands."""
+    """Sign the relay's side: same nonces, and where the inbox proven."""
     payload = {
         "sub": claims.subject,
         "url": claims.url,
         "nonce": claims.nonce,
         "cnonce": claims.cnonce,
         "role": claims.role,
-        "epoch": standing.epoch,
-        "cursor": standing.cursor,
-        "head": standing.head,
+        "epoch": position.epoch,
+        "cursor": position.cursor,
+        "head": position.head,
         "iat": int(now),
         "exp": int(now) + LOGIN_LIFETIME_S,
     }
     return jose.sign(payload, typ=PROOF_TYP, kid=key.kid, key=key.sign)
 
 
-def verify_proof(compact: str, claims: LoginClaims, standing: InboxPosition) -> None:
+def verify_proof(compact: str, claims: LoginClaims, position: InboxPosition) -> None:
     """Check that the relay named in ``claims.aud`` answered this very login.
 
     Raises:
@@ -155,17 +155,17 @@ def verify_proof(compact: str, claims: LoginClaims, standing: InboxPosition) -> 
     try:
         jws = jose.parse(compact, typ=PROOF_TYP, max_bytes=MAX_AUTH_BYTES)
         members = jws.members()
-        said = tuple(
+        answered = tuple(
             members.text(name, most=MAX_URL_CHARS)
             for name in ("sub", "url", "nonce", "cnonce", "role")
         )
         epoch = members.optional_text("epoch", most=MAX_EPOCH_CHARS)
-        stands = InboxPosition(epoch, members.integer("cursor"), members.integer("head"))
+        proven = InboxPosition(epoch, members.integer("cursor"), members.integer("head"))
         key = parse_did(claims.aud)
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"proof: {exc}") from exc
     if not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the proof is not signed by that relay")
     asked = (claims.subject, claims.url, claims.nonce, claims.cnonce, claims.role)
-    if said != asked or stands != standing:
+    if answered != asked or proven != position:
         raise ProtocolError(ErrorCode.WRONG_RELAY, "the proof answers another login")

@@ -1,7 +1,7 @@
 """Names of machines as URLs and handles may spell them: strict, lower-case ASCII, one spelling.
 
-Rules of the file: whatever some other reader of URLs might take for something else (an octal or
-short IPv4 form, a trailing dot, a zone, a character outside ASCII) is not a name here.
+A spelling that other readers of URLs might read differently is not a name here: an octal or
+short IPv4 form, a trailing dot, a zone, a character outside ASCII.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def literal(host: str) -> IpAddress | None:
     """The address, if ``host`` spells one: four decimal numbers, or IPv6 without brackets or zone.
 
     Args:
-        host: what :func:`normal` gave.
+        host: returned by :func:`normal`.
     """
     try:
         return ipaddress.ip_address(host)
@@ -59,7 +59,7 @@ def normal(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a normal ``host`` is this machine by its spelling (RFC 6761 for ``localhost``)."""
+    """Return True if a normal ``host`` is spelled as this machine (RFC 6761 for ``localhost``)."""
     address = literal(host)
     if address is not None:
         return address.is_loopback

@@ -1,6 +1,6 @@
 """Names of things: NewTypes, so that one kind of id is never taken for another.
 
-Rules: an id is made here or parsed here; ``new_*`` makes, ``parse_*`` reads and raises ValueError.
+An id is made here or parsed here; ``new_*`` makes, ``parse_*`` reads and raises ValueError.
 Times are Unix seconds unless a name ends in ``_ms`` (PROTOCOL.md §1.7).
 """
 

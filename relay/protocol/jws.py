@@ -1,8 +1,8 @@
 """Compact JWS over exact bytes, strict base64url and strict JSON (PROTOCOL.md §1).
 
-Rules of the file: this is the only reader of JSON and the only verifier of Ed25519 in the relay.
+This is the only reader of JSON and the only verifier of Ed25519 in the relay.
 Bad input raises ValueError with a short reason; callers give it the code that fits. Nothing is
-canonicalised: what was signed is what is kept.
+canonicalised: a relay stores the bytes that were signed.
 
 ::
 
@@ -160,7 +160,7 @@ class Members:
         self._members: dict[str, Any] = value
 
     def has(self, name: str) -> bool:
-        """Whether the member is there and not null."""
+        """Return True if the member is there and not null."""
         return self._members.get(name) is not None
 
     def text(self, name: str, *, most: int, least: int = 1) -> str:
@@ -300,7 +300,7 @@ def parse(compact: str, *, typ: str, max_bytes: int) -> Jws:
 
 
 def is_signed_by(jws: Jws, public_key: bytes) -> bool:
-    """Whether ``public_key`` (32 bytes) signed it, as libsodium judges (PROTOCOL.md §1.4).
+    """Return True if ``public_key`` (32 bytes) signed it, for libsodium (PROTOCOL.md §1.4).
 
     libsodium refuses small-order and non-canonical keys and points, and a non-canonical S.
     """
@@ -312,10 +312,12 @@ def is_signed_by(jws: Jws, public_key: bytes) -> bool:
 
 
 def is_plainly_forged(jws: Jws, public_key: bytes) -> bool:
-    """Whether every verifier refuses it, not libsodium alone; ``is_signed_by`` has said no.
+    """Return True if every verifier refuses it, not libsodium alone.
 
-    A signature whose R or S is not in its usual form is judged differently elsewhere, so an honest
-    relay may have taken it for good. Keys of that kind are no DIDs here at all.
+    The caller has asked :func:`is_signed_by`.
+
+    Verifiers differ on a signature whose R or S is not in its usual form: an honest relay may have
+    accepted it. Keys of that kind are no DIDs here at all.
     """
     point, scalar = jws.signature[:32], int.from_bytes(jws.signature[32:], "little")
     return (

@@ -1,6 +1,6 @@
 """Migration orders: an agent's signed word that its inbox is to change relays (GUARANTEES.md §3).
 
-Rules of the file: an order is a value. It carries the record that will be published at the end,
+An order is a value. It carries the record that will be published at the end,
 signed beforehand, so that nobody can finish a move otherwise than it was begun. Orders of one agent
 are ordered by ``seq``; a newer one replaces an older one, whatever had been done under that.
 """
@@ -63,7 +63,7 @@ class MigrationOrder:
     expires_at: int
 
     def concerns(self, relay: Did) -> bool:
-        """Whether it lets ``relay`` talk with the other relay of this hand-off."""
+        """Return True if it lets ``relay`` talk with the other relay of this hand-off."""
         return relay in {self.source.did, self.target.did}
 
 
@@ -106,7 +106,7 @@ def _check(order: MigrationOrder) -> None:
 
 
 def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refusal | None:
-    """Whether the agent signed it and its record, and it is neither of the past nor the future."""
+    """Refuse an order that another signed, that has expired, or that is from the future."""
     if not signed.is_by(order.jws, key):
         return Refusal(ErrorCode.BAD_SIGNATURE, "the order is not signed by a key of its did")
     if refusal := signed.refuse_future("the order", order.issued_at, now):
@@ -119,10 +119,10 @@ def verify(order: MigrationOrder, key: VerificationKey, now: Timestamp) -> Refus
 def authorizes(
     relay: Did, evidence: MigrationOrder | EndpointRecord, newest: EndpointRecord
 ) -> bool:
-    """Whether ``relay`` may hand something over to the home that ``newest`` names.
+    """Return True if ``relay`` may hand something over to the home that ``newest`` names.
 
-    It may if the agent itself said that mail lay there: an order names it, or an earlier record,
-    or the newest says that the agent left it.
+    It may if the agent itself signed that mail lay there: an order names it, or an earlier
+    record, or the newest lists it as left.
     The caller has verified all three.
     """
     if evidence.did != newest.did:

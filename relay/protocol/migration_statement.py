@@ -1,7 +1,6 @@
-"""A side of a hand-off as text, as its store keeps it, and what a relay signs of one.
+"""A relay's signed statement about one hand-off, for agents and operators (PROTOCOL.md §5.12).
 
-Rules of the file: the text is this relay's own, read by nobody else; a statement is read by agents
-and operators, and says counts of envelopes only (PROTOCOL.md §5.12).
+It holds counts of envelopes only.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ MAX_STATEMENT_BYTES: Final = 8192
 
 
 class MigrationCounters(NamedTuple):
-    """What became of the envelopes of a hand-off at one relay.
+    """Counts of the envelopes of a hand-off at one relay, by their end.
 
     At the source ``was + late = moved + acked + expired + refused + corrupt + waiting`` always
     holds; ``kept`` and ``dups`` are the target's.
@@ -44,7 +43,7 @@ class MigrationCounters(NamedTuple):
         was_bytes: wire bytes of that.
         late: accepted since.
         waiting: what waits now.
-        moved: taken over by another relay, which gave its signed receipt.
+        moved: taken over by another relay, with its signed receipt.
         acked: by the agent, since; only where it came back.
         expired: ended so, with a bounce.
         refused: another relay will never take it, or the agent refused it; with a bounce.
@@ -67,27 +66,27 @@ class MigrationCounters(NamedTuple):
 
     @property
     def is_balanced(self) -> bool:
-        """Whether every envelope that was there is accounted for."""
+        """True if every envelope that was there is accounted for."""
         ended = self.moved + self.acked + self.expired + self.refused + self.corrupt
         return self.was + self.late == ended + self.waiting
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationStatement:
-    """What a relay says of one hand-off, signed.
+    """A relay's statement about one hand-off.
 
     Args:
-        relay: who says it.
+        relay: the signer.
         did: whose inbox.
         handoff: which hand-off is the current one there; "" = none.
         mode: what the inbox is there.
         at: Unix seconds.
         digest_received: at the target: what the agent has seen at the source is known.
-        digest_acked: at the source: the target has said so.
+        digest_acked: at the source: the target has confirmed that.
         record_names_target: the newest record there names the target of this hand-off.
         awaiting_digests: relays whose digests are awaited; until then, deliveries are flagged.
         counters: counts of envelopes.
-        reason: what keeps the mover from going on, for a person; "" = nothing.
+        reason: the obstacle that stops the migration, for a person; "" = nothing.
     """
 
     relay: Did
@@ -103,21 +102,21 @@ class MigrationStatement:
     reason: str = ""
 
 
-def sign(key: SigningKey, said: MigrationStatement) -> str:
+def sign(key: SigningKey, statement: MigrationStatement) -> str:
     """Sign a statement with the relay's key."""
     payload = {
         "v": 1,
-        "relay": said.relay,
-        "did": said.did,
-        "mig_id": said.handoff,
-        "mode": said.mode,
-        "at": said.at,
-        "digested": said.digest_received,
-        "handed": said.digest_acked,
-        "named": said.record_names_target,
-        "missing": list(said.awaiting_digests),
-        "tally": said.counters._asdict(),
-        "why": said.reason,
+        "relay": statement.relay,
+        "did": statement.did,
+        "mig_id": statement.handoff,
+        "mode": statement.mode,
+        "at": statement.at,
+        "digested": statement.digest_received,
+        "handed": statement.digest_acked,
+        "named": statement.record_names_target,
+        "missing": list(statement.awaiting_digests),
+        "tally": statement.counters._asdict(),
+        "why": statement.reason,
     }
     return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)
 
@@ -142,7 +141,7 @@ def verify(compact: str, relay: Did) -> MigrationStatement:
 
 def _read(members: jose.Members) -> MigrationStatement:
     signed.check_version(members)
-    tally = members.object("tally")
+    counts = members.object("tally")
     return MigrationStatement(
         relay=Did(members.text("relay", most=MAX_DID_BYTES)),
         did=Did(members.text("did", most=MAX_DID_BYTES)),
@@ -153,7 +152,7 @@ def _read(members: jose.Members) -> MigrationStatement:
         digest_acked=members.boolean("handed"),
         record_names_target=members.boolean("named"),
         awaiting_digests=_missing(members),
-        counters=MigrationCounters(*(tally.integer(name) for name in MigrationCounters._fields)),
+        counters=MigrationCounters(*(counts.integer(name) for name in MigrationCounters._fields)),
         reason=members.text("why", least=0, most=512),
     )
 

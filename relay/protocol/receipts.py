@@ -1,6 +1,6 @@
 """Receipts and bounces: what a relay signs about envelopes it took (PROTOCOL.md §4, GUARANTEES R6).
 
-A receipt says: checked, durable here, kept from now on. It says nothing of delivery.
+A receipt says: checked, durable here, stored from now on. It says nothing of delivery.
 """
 
 from __future__ import annotations
@@ -159,8 +159,8 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
 
 def _check_sums(receipt: Receipt, members: jose.Members) -> None:
     eids = [item.eid for item in receipt.items]
-    said = (members.integer("count"), members.text("digest", most=43))
-    if said != (len(eids), digest_of(eids)):
+    claimed = (members.integer("count"), members.text("digest", most=43))
+    if claimed != (len(eids), digest_of(eids)):
         raise ValueError("count and digest are not of its items")
 
 

@@ -1,6 +1,6 @@
 """Relay information: a relay's own signed word on what it is and where (PROTOCOL.md §8).
 
-Rules of the file: as with endpoint records, anybody may pass it on and nobody can forge it;
+As with endpoint records, anybody may pass it on and nobody can forge it;
 :func:`newest` is a join.
 """
 
@@ -37,7 +37,7 @@ _FEDERATION: Final = frozenset(get_args(Federation))
 
 @dataclass(frozen=True, slots=True)
 class RelayDescription:
-    """What a relay says of itself, from its live configuration.
+    """A relay's description of itself, from its live configuration.
 
     Args:
         url: its origin, as in ``hello``.
@@ -76,7 +76,7 @@ class RelayInfo:
 
     @property
     def did(self) -> Did:
-        """Which relay."""
+        """The DID of the relay."""
         return self.key.did
 
     @property
@@ -127,7 +127,7 @@ def _description(members: jose.Members) -> RelayDescription:
 
 
 def verify(info: RelayInfo, now: Timestamp) -> Refusal | None:
-    """Whether the relay signed it, and whether it holds now."""
+    """Refuse information that another signed, or that does not hold now."""
     if refusal := signed.refuse_future("the relay information", info.issued_at, now):
         return refusal
     if info.expires_at <= now - signed.MAX_SKEW_S:
@@ -142,22 +142,22 @@ def newest(held: RelayInfo | None, other: RelayInfo) -> RelayInfo:
     return other if held is None or other.version > held.version else held
 
 
-def sign(key: SigningKey, said: RelayDescription, now: Timestamp) -> str:
-    """Sign what a relay says of itself; it holds for seven days."""
+def sign(key: SigningKey, description: RelayDescription, now: Timestamp) -> str:
+    """Sign a relay's description of itself; it holds for seven days."""
     payload = {
         "v": 1,
         "did": key.did,
         "iat": int(now),
         "exp": int(now) + INFO_LIFETIME_S,
-        "url": said.url,
-        "software": said.software,
-        "version": said.version,
-        "limits": said.limits,
-        "retention_s": said.retention_s,
-        "registration": said.registration,
-        "federation": said.federation,
-        "durability": said.durability,
-        "peers": said.peers,
-        "contact": said.contact,
+        "url": description.url,
+        "software": description.software,
+        "version": description.version,
+        "limits": description.limits,
+        "retention_s": description.retention_s,
+        "registration": description.registration,
+        "federation": description.federation,
+        "durability": description.durability,
+        "peers": description.peers,
+        "contact": description.contact,
     }
     return jose.sign(payload, typ=TYP, kid=key.kid, key=key.sign)

@@ -35,7 +35,7 @@ CONTENT_TYPE: Final = "application/vnd.agent-relay.sealed"
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What the sender meant: media type and bytes."""
+    """The content that the sender wrote: media type and bytes."""
 
     content_type: str
     body: bytes

@@ -1,4 +1,4 @@
-"""What all signed objects have in common: version, signer and times (PROTOCOL.md §1).
+"""The common part of all signed objects: version, signer and times (PROTOCOL.md §1).
 
 An object is read by its form first; whether its signer made it, is a question of its own.
 """

@@ -1,6 +1,6 @@
 """An answer to submits, matched with what was submitted (PROTOCOL.md §5.2).
 
-Rules of the file: nothing is believed before all of it fits: each envelope has either its rejection
+Nothing is believed before all of it fits: each envelope has either its rejection
 or the next item of the receipt, which names its eid.
 """
 

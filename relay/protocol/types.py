@@ -15,7 +15,7 @@ from relay.protocol.ids import (
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """How much may be handed over and not yet durably acked; one envelope always fits."""
+    """The limits of what is delivered and not yet durably acked; one envelope always fits."""
 
     count: int = 64
     bytes: int = 1024 * 1024
@@ -23,7 +23,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class DedupKey:
-    """Which id: what became of it? (``status``)."""
+    """The key under which relays remember an id, and the hour of that id."""
 
     dedupe_key: bytes
     hour: int
@@ -33,7 +33,7 @@ FirstContact = Literal["accept", "refuse"]
 
 
 class MovedRules(NamedTuple):
-    """Whom an agent takes envelopes from, as it moves with its inbox.
+    """The rules and contacts of an agent, as they move with its inbox.
 
     ``contacts`` are those that it has written to, the longest known first.
     """
@@ -63,7 +63,7 @@ class WaitingEnvelope(NamedTuple):
 
 
 class Reason(StrEnum):
-    """Why a seq holds no envelope (PROTOCOL.md §5 ``gap``)."""
+    """The reasons for which a seq holds no envelope (PROTOCOL.md §5 ``gap``)."""
 
     ACKED = "acked"
     REFUSED = "refused"
@@ -82,7 +82,7 @@ class Range:
 
 
 class Mode(StrEnum):
-    """What an inbox is at one relay."""
+    """The modes of an inbox at one relay."""
 
     NONE = "none"
     INCOMING = "incoming"

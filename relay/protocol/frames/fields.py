@@ -42,7 +42,7 @@ class Sender(Flag):
 
 
 class Field(NamedTuple):
-    """How one member is read and written.
+    """The reader and the writer of one member.
 
     Args:
         read: reads the member of this name.

@@ -285,7 +285,7 @@ class StatusItem:
 
 @dataclass(frozen=True, slots=True)
 class StatusAnswer:
-    """What became of one envelope, as far as this relay remembers.
+    """The state of one envelope, as far as this relay remembers.
 
     ``peer`` is the relay that took it over from this one; ``receipt`` is b64url(SHA-256) of that
     relay's receipt: the receipt itself names other envelopes.

@@ -184,7 +184,7 @@ class Have:
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the answering relay sees the one that asks.
+    """The answering relay's view of the one that asks.
 
     Args:
         ref: of the question.
