@@ -65,7 +65,7 @@ def test_a_bounded_dict_forgets_what_was_written_longest_ago():
 
 
 def test_pauses_double_up_to_the_maximum_and_begin_again_after_a_success(monkeypatch):
-    monkeypatch.setattr(clock, "share", lambda: 1.0)
+    monkeypatch.setattr(clock, "random_fraction", lambda: 1.0)
     pauses = Backoff(0.1, 0.5)
     assert [pauses.next_s() for _ in range(4)] == [0.1, 0.2, 0.4, 0.5]
     pauses.reset()
