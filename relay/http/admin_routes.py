@@ -31,7 +31,7 @@ def peer_routes(peer_admin: PeerAdmin) -> APIRouter:
     @api.post("/peers", summary="Deal with a relay from now on")
     async def add(request: Request) -> Response:
         members = await _members(request)
-        url, did = _text(members, "url"), members.optional_text("did", most=MAX_URL_CHARS)
+        url, did = _text(members, "url"), members.optional_text("did", limit=MAX_URL_CHARS)
         return bodies.answer(await peer_admin.add(url, did))
 
     @api.delete("/peers/{did}", summary="Deal with it no more")
@@ -65,7 +65,7 @@ async def _members(request: Request) -> Members:
 
 def _text(members: Members, name: str) -> str:
     with bodies.reading():
-        return members.text(name, most=MAX_URL_CHARS)
+        return members.text(name, limit=MAX_URL_CHARS)
 
 
 def _unknown(detail: str = "no such relay is known") -> Response:

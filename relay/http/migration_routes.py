@@ -30,7 +30,9 @@ def migration_router(migrations: MigrationRequests) -> APIRouter:
         with bodies.reading():
             asked = await bodies.members(request)
             name = asked.one_of("step", frozenset(_STEPS))
-            order = migration_order.parse(asked.text("order", most=migration_order.MAX_ORDER_BYTES))
+            order = migration_order.parse(
+                asked.text("order", limit=migration_order.MAX_ORDER_BYTES)
+            )
             return bodies.answer(await _STEPS[name](migrations, order, asked))
 
     return api
@@ -49,7 +51,7 @@ async def _offer(
 async def _prepare(
     here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
-    newest = asked.text("newest", most=endpoint_record.MAX_RECORD_BYTES)
+    newest = asked.text("newest", limit=endpoint_record.MAX_RECORD_BYTES)
     return {"statement": await here.prepare(order, _room(asked), newest)}
 
 
@@ -85,7 +87,7 @@ async def _inventory(
 async def _find(
     here: MigrationRequests, order: MigrationOrder, asked: jose.Members
 ) -> dict[str, Any]:
-    items = [_item(value) for value in asked.array("items", most=MAX_ITEMS)]
+    items = [_item(value) for value in asked.array("items", limit=MAX_ITEMS)]
     return {"states": list(await here.find(order, items))}
 
 

@@ -109,7 +109,7 @@ def _agent_routes(api: APIRouter, services: HttpServices) -> None:
     async def submit(request: Request) -> Response:
         with bodies.reading():
             items = (await bodies.members(request)).array(
-                "envelopes", least=1, most=frames.MAX_ENVELOPES
+                "envelopes", minimum=1, limit=frames.MAX_ENVELOPES
             )
         frame = await submit_once(
             services.intake, items, strangers_network(_client(services, request))
@@ -132,7 +132,7 @@ def _agent_routes(api: APIRouter, services: HttpServices) -> None:
     async def publish(did: str, request: Request) -> Response:
         with bodies.reading():
             record = (await bodies.members(request)).text(
-                "record", most=endpoint_record.MAX_RECORD_BYTES
+                "record", limit=endpoint_record.MAX_RECORD_BYTES
             )
         published = await services.directory.publish(record, only=Did(did))
         return bodies.answer(frames.to_members(published))

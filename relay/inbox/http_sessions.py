@@ -150,10 +150,10 @@ class HttpSessions:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this token is unknown or too old")
         members = Members(loads(value))
         return HttpSession(
-            Did(members.text("did", most=512)),
-            AgentKey(members.text("inbox", most=600)),
+            Did(members.text("did", limit=512)),
+            AgentKey(members.text("inbox", limit=600)),
             Fence(members.integer("fence")) or None,
-            Epoch(members.text("epoch", most=64)),
+            Epoch(members.text("epoch", limit=64)),
             members.integer("until"),
         )
 

@@ -74,6 +74,8 @@ class RelayInfoFetcher:
         if answer.status != OK:
             raise unreachable(f"{url}: no relay answers there (HTTP {answer.status})")
         try:
-            return jose.Members(jose.loads(answer.body)).text("jws", most=relay_info.MAX_INFO_BYTES)
+            return jose.Members(jose.loads(answer.body)).text(
+                "jws", limit=relay_info.MAX_INFO_BYTES
+            )
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_FRAME, f"{url}: {exc}") from exc

@@ -126,28 +126,28 @@ def _parse(compact: str) -> EndpointRecord:
     jws, members = signed.own_members(compact, typ=TYP, max_bytes=MAX_RECORD_BYTES)
     did = signed.read_signer(jws, members).did
     issued, expires = signed.read_lifetime(members, RECORD_LIFETIME_S)
-    members.integer("ttl", least=1, most=RECORD_LIFETIME_S)
-    status = members.text("status", most=16)
+    members.integer("ttl", minimum=1, limit=RECORD_LIFETIME_S)
+    status = members.text("status", limit=16)
     if status not in {"active", "parked"}:
         raise ValueError("status must be active or parked")
     return EndpointRecord(
         jws=jws,
         did=did,
-        kv=members.integer("kv", least=1, most=1),
-        seq=members.integer("seq", most=(issued + SEQ_SLACK_S) * 1000),
+        kv=members.integer("kv", minimum=1, limit=1),
+        seq=members.integer("seq", limit=(issued + SEQ_SLACK_S) * 1000),
         issued_at=issued,
         expires_at=expires,
         status=status,  # type: ignore[arg-type]  # checked above
-        relays=tuple(_home(home) for home in members.array("relays", most=MAX_HOMES)),
-        handles=_handles(members.optional_array("handles", most=MAX_HANDLES)),
+        relays=tuple(_home(home) for home in members.array("relays", limit=MAX_HOMES)),
+        handles=_handles(members.optional_array("handles", limit=MAX_HANDLES)),
         enc=members.base64("enc", size=32) if members.has("enc") else None,
-        drain=tuple(_left(left) for left in members.optional_array("drain", most=MAX_HOMES)),
+        drain=tuple(_left(left) for left in members.optional_array("drain", limit=MAX_HOMES)),
     )
 
 
 def _home(value: object) -> Home:
     members = jose.Members(value)
-    return Home(*read_relay(members), members.integer("prio", most=1000))
+    return Home(*read_relay(members), members.integer("prio", limit=1000))
 
 
 def _left(value: object) -> FormerHome:
@@ -161,7 +161,7 @@ def read_relay(members: jose.Members) -> tuple[Did, str]:
     Raises:
         ValueError: one of them has another form.
     """
-    return parse_did(members.text("did", most=MAX_DID_BYTES)).did, signed.read_origin(members)
+    return parse_did(members.text("did", limit=MAX_DID_BYTES)).did, signed.read_origin(members)
 
 
 def _handles(values: list[object]) -> tuple[str, ...]:

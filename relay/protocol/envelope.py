@@ -200,7 +200,7 @@ def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
 
 def _parts(item: object) -> tuple[str, str]:
     members = jose.Members(item)
-    return members.text("jws", most=2**31), members.text("body", most=2**31, least=0)
+    return members.text("jws", limit=2**31), members.text("body", limit=2**31, minimum=0)
 
 
 def _quick(jws: jose.Jws, body_base64: str) -> Envelope | None:
@@ -248,9 +248,9 @@ def _parse(jws: jose.Jws, body_base64: str) -> Envelope:
     members = jws.members()
     signed.check_version(members)
     sender = signed.read_signer(jws, members, "from")
-    recipient = parse_did(members.text("to", most=MAX_DID_BYTES))
-    members.integer("kv", least=1, most=1)
-    message_id = parse_message_id(members.text("id", most=36))
+    recipient = parse_did(members.text("to", limit=MAX_DID_BYTES))
+    members.integer("kv", minimum=1, limit=1)
+    message_id = parse_message_id(members.text("id", limit=36))
     created = members.integer("created_time")
     expires = members.integer("expires_time")
     if not 0 < expires - created <= MAX_ENVELOPE_LIFETIME_S:
@@ -269,10 +269,10 @@ def _parse(jws: jose.Jws, body_base64: str) -> Envelope:
         recipient=recipient,
         created_at=created,
         expires_at=expires,
-        type=members.optional_text("type", most=MAX_URI_CHARS),
-        thid=members.optional_text("thid", most=MAX_THREAD_ID_CHARS),
-        pthid=members.optional_text("pthid", most=MAX_THREAD_ID_CHARS),
-        content_type=body.text("cty", most=MAX_URI_CHARS),
+        type=members.optional_text("type", limit=MAX_URI_CHARS),
+        thid=members.optional_text("thid", limit=MAX_THREAD_ID_CHARS),
+        pthid=members.optional_text("pthid", limit=MAX_THREAD_ID_CHARS),
+        content_type=body.text("cty", limit=MAX_URI_CHARS),
         body_sha256=body.base64("sha256", size=SHA256_BYTES),
         body=raw,
         body_base64=body_base64,

@@ -141,7 +141,7 @@ def read_webfinger(status: int, body: bytes) -> LookupResult:
     if status != _OK:
         return _without("WebFinger", status)
     try:
-        links = jose.Members(jose.loads(body)).optional_array("links", most=MAX_LINKS)
+        links = jose.Members(jose.loads(body)).optional_array("links", limit=MAX_LINKS)
         return _one({link for link in map(_self_link, links) if link}, "WebFinger")
     except ValueError as exc:
         return LookupResult("unreadable", why=f"WebFinger: {exc}")
@@ -149,9 +149,9 @@ def read_webfinger(status: int, body: bytes) -> LookupResult:
 
 def _self_link(link: object) -> str | None:
     members = jose.Members(link)
-    if members.optional_text("rel", most=1_024) != SELF:
+    if members.optional_text("rel", limit=1_024) != SELF:
         return None
-    href = members.optional_text("href", most=4_096)
+    href = members.optional_text("href", limit=4_096)
     return href if href and href.startswith("did:") else None
 
 

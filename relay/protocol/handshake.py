@@ -85,14 +85,14 @@ def parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
 def _parse_auth(compact: str) -> tuple[jose.Jws, LoginClaims, int, int]:
     jws = jose.parse(compact, typ=AUTH_TYP, max_bytes=MAX_AUTH_BYTES)
     members = jws.members()
-    role = members.text("role", most=8)
+    role = members.text("role", limit=8)
     if role not in {"agent", "peer"}:
         raise ValueError("role must be agent or peer")
     issued, expires = signed.read_lifetime(members, LOGIN_LIFETIME_S)
     claims = LoginClaims(
         subject=parse_did(jws.header.kid.partition("#")[0]).did,
-        aud=Did(members.text("aud", most=MAX_DID_BYTES)),
-        url=members.text("url", most=MAX_URL_CHARS),
+        aud=Did(members.text("aud", limit=MAX_DID_BYTES)),
+        url=members.text("url", limit=MAX_URL_CHARS),
         nonce=jose.b64encode(members.base64("nonce", size=NONCE_BYTES)),
         cnonce=jose.b64encode(members.base64("cnonce", size=NONCE_BYTES)),
         role=role,  # type: ignore[arg-type]  # checked above
@@ -156,10 +156,10 @@ def verify_proof(compact: str, claims: LoginClaims, position: InboxPosition) -> 
         jws = jose.parse(compact, typ=PROOF_TYP, max_bytes=MAX_AUTH_BYTES)
         members = jws.members()
         answered = tuple(
-            members.text(name, most=MAX_URL_CHARS)
+            members.text(name, limit=MAX_URL_CHARS)
             for name in ("sub", "url", "nonce", "cnonce", "role")
         )
-        epoch = members.optional_text("epoch", most=MAX_EPOCH_CHARS)
+        epoch = members.optional_text("epoch", limit=MAX_EPOCH_CHARS)
         proven = InboxPosition(epoch, members.integer("cursor"), members.integer("head"))
         key = parse_did(claims.aud)
     except ValueError as exc:

@@ -163,29 +163,29 @@ class Members:
         """Return True if the member is there and not null."""
         return self._members.get(name) is not None
 
-    def text(self, name: str, *, most: int, least: int = 1) -> str:
-        """A string of ``least`` … ``most`` characters."""
+    def text(self, name: str, *, limit: int, minimum: int = 1) -> str:
+        """A string of ``minimum`` … ``limit`` characters."""
         value = self._members.get(name)
-        if not isinstance(value, str) or not least <= len(value) <= most:
-            raise ValueError(f"{name} must be a string of {least} to {most} characters")
+        if not isinstance(value, str) or not minimum <= len(value) <= limit:
+            raise ValueError(f"{name} must be a string of {minimum} to {limit} characters")
         return value
 
-    def optional_text(self, name: str, *, most: int) -> str | None:
-        """A string of 1 … ``most`` characters, or None where it is absent or null."""
-        return self.text(name, most=most) if self.has(name) else None
+    def optional_text(self, name: str, *, limit: int) -> str | None:
+        """A string of 1 … ``limit`` characters, or None where it is absent or null."""
+        return self.text(name, limit=limit) if self.has(name) else None
 
     def one_of(self, name: str, known: frozenset[str]) -> Any:
         """A member of a Literal; Any, since no checker can follow it there."""
-        value = self.text(name, most=16)
+        value = self.text(name, limit=16)
         if value not in known:
             raise ValueError(f"{name} is none of {', '.join(sorted(known))}")
         return value
 
-    def integer(self, name: str, *, least: int = 0, most: int = MAX_SAFE_INTEGER) -> int:
-        """An integer of ``least`` … ``most``."""
+    def integer(self, name: str, *, minimum: int = 0, limit: int = MAX_SAFE_INTEGER) -> int:
+        """An integer of ``minimum`` … ``limit``."""
         value = self._members.get(name)
-        if type(value) is not int or not least <= value <= most:
-            raise ValueError(f"{name} must be an integer from {least} to {most}")
+        if type(value) is not int or not minimum <= value <= limit:
+            raise ValueError(f"{name} must be an integer from {minimum} to {limit}")
         return value
 
     def boolean(self, name: str) -> bool:
@@ -195,16 +195,16 @@ class Members:
             raise ValueError(f"{name} must be true or false")
         return value
 
-    def array(self, name: str, *, most: int, least: int = 0) -> list[Any]:
-        """An array of ``least`` … ``most`` items."""
+    def array(self, name: str, *, limit: int, minimum: int = 0) -> list[Any]:
+        """An array of ``minimum`` … ``limit`` items."""
         value = self._members.get(name)
-        if not isinstance(value, list) or not least <= len(value) <= most:
-            raise ValueError(f"{name} must be an array of {least} to {most} items")
+        if not isinstance(value, list) or not minimum <= len(value) <= limit:
+            raise ValueError(f"{name} must be an array of {minimum} to {limit} items")
         return value
 
-    def optional_array(self, name: str, *, most: int) -> list[Any]:
+    def optional_array(self, name: str, *, limit: int) -> list[Any]:
         """An array, or an empty one where it is absent or null."""
-        return self.array(name, most=most) if self.has(name) else []
+        return self.array(name, limit=limit) if self.has(name) else []
 
     def object(self, name: str) -> Members:
         """The members of a nested object."""
@@ -215,7 +215,7 @@ class Members:
 
     def base64(self, name: str, *, size: int) -> bytes:
         """Strict base64url of exactly ``size`` bytes."""
-        raw = b64decode(self.text(name, most=(size * 4 + 2) // 3))
+        raw = b64decode(self.text(name, limit=(size * 4 + 2) // 3))
         if len(raw) != size:
             raise ValueError(f"{name} must be {size} bytes")
         return raw
@@ -264,9 +264,9 @@ def _parse_header(segment: str) -> Header:
         raise ValueError("the header has exactly alg, kid and typ")
     members = Members(value)
     header = Header(
-        alg=members.text("alg", most=16),
-        kid=members.text("kid", most=1100),
-        typ=members.text("typ", most=64),
+        alg=members.text("alg", limit=16),
+        kid=members.text("kid", limit=1100),
+        typ=members.text("typ", limit=64),
     )
     if header.alg not in _ALGORITHMS:
         raise ValueError("alg must be Ed25519")

@@ -82,12 +82,14 @@ def _parse(compact: str) -> MigrationOrder:
     issued, expires = signed.read_lifetime(members, ORDER_LIFETIME_S)
     order = MigrationOrder(
         jws=jws,
-        id=members.text("mig_id", most=36),
+        id=members.text("mig_id", limit=36),
         did=did,
-        seq=members.integer("seq", most=(issued + endpoint_record.SEQ_SLACK_S) * 1000),
+        seq=members.integer("seq", limit=(issued + endpoint_record.SEQ_SLACK_S) * 1000),
         source=Home(*endpoint_record.read_relay(members.object("from"))),
         target=Home(*endpoint_record.read_relay(members.object("to"))),
-        record=endpoint_record.parse(members.text("record", most=endpoint_record.MAX_RECORD_BYTES)),
+        record=endpoint_record.parse(
+            members.text("record", limit=endpoint_record.MAX_RECORD_BYTES)
+        ),
         issued_at=issued,
         expires_at=expires,
     )

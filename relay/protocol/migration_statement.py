@@ -143,22 +143,22 @@ def _read(members: jose.Members) -> MigrationStatement:
     signed.check_version(members)
     counts = members.object("tally")
     return MigrationStatement(
-        relay=Did(members.text("relay", most=MAX_DID_BYTES)),
-        did=Did(members.text("did", most=MAX_DID_BYTES)),
-        handoff=members.text("mig_id", least=0, most=MAX_HANDOFF_ID_CHARS),
-        mode=Mode(members.text("mode", most=16)),
+        relay=Did(members.text("relay", limit=MAX_DID_BYTES)),
+        did=Did(members.text("did", limit=MAX_DID_BYTES)),
+        handoff=members.text("mig_id", minimum=0, limit=MAX_HANDOFF_ID_CHARS),
+        mode=Mode(members.text("mode", limit=16)),
         at=members.integer("at"),
         digest_received=members.boolean("digested"),
         digest_acked=members.boolean("handed"),
         record_names_target=members.boolean("named"),
         awaiting_digests=_missing(members),
         counters=MigrationCounters(*(counts.integer(name) for name in MigrationCounters._fields)),
-        reason=members.text("why", least=0, most=512),
+        reason=members.text("why", minimum=0, limit=512),
     )
 
 
 def _missing(members: jose.Members) -> tuple[Did, ...]:
-    values = members.array("missing", most=64)
+    values = members.array("missing", limit=64)
     if any(not isinstance(did, str) for did in values):
         raise ValueError("missing must be DIDs")
     return tuple(map(Did, values))

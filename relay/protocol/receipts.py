@@ -140,15 +140,15 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
     """
     try:
         members = _signed_by(compact, relay, RECEIPT_TYP)
-        durability = members.text("durability", most=16)
+        durability = members.text("durability", limit=16)
         if durability not in {"fsync", "unverified", "memory"}:
             raise ValueError("unknown durability")
         receipt = Receipt(
-            relay=Did(members.text("relay", most=MAX_DID_BYTES)),
+            relay=Did(members.text("relay", limit=MAX_DID_BYTES)),
             at=members.integer("at"),
             durability=durability,  # type: ignore[arg-type]  # checked above
-            items=tuple(_item(jose.Members(item)) for item in members.array("items", most=4096)),
-            handoff=members.optional_text("mig_id", most=MAX_HANDOFF_ID_CHARS) or "",
+            items=tuple(_item(jose.Members(item)) for item in members.array("items", limit=4096)),
+            handoff=members.optional_text("mig_id", limit=MAX_HANDOFF_ID_CHARS) or "",
         )
         if receipt.handoff:
             _check_sums(receipt, members)
@@ -159,7 +159,7 @@ def verify_receipt(compact: str, relay: Did) -> Receipt:
 
 def _check_sums(receipt: Receipt, members: jose.Members) -> None:
     eids = [item.eid for item in receipt.items]
-    claimed = (members.integer("count"), members.text("digest", most=43))
+    claimed = (members.integer("count"), members.text("digest", limit=43))
     if claimed != (len(eids), digest_of(eids)):
         raise ValueError("count and digest are not of its items")
 
@@ -170,14 +170,14 @@ def digest_of(eids: Iterable[Eid]) -> str:
 
 
 def _item(item: jose.Members) -> ReceiptItem:
-    custody = item.text("custody", most=16)
+    custody = item.text("custody", limit=16)
     if custody not in {"inbox", "outbox"}:
         raise ValueError("unknown custody")
     return ReceiptItem(
-        eid=Eid(item.text("eid", most=43)),
-        to=Did(item.text("to", most=MAX_DID_BYTES)),
-        epoch=Epoch(item.text("epoch", most=MAX_EPOCH_CHARS)),
-        pos=item.text("pos", most=MAX_EPOCH_CHARS),
+        eid=Eid(item.text("eid", limit=43)),
+        to=Did(item.text("to", limit=MAX_DID_BYTES)),
+        epoch=Epoch(item.text("epoch", limit=MAX_EPOCH_CHARS)),
+        pos=item.text("pos", limit=MAX_EPOCH_CHARS),
         expires=item.integer("expires"),
         dup=item.boolean("dup"),
         custody=custody,  # type: ignore[arg-type]  # checked above
@@ -210,12 +210,12 @@ def verify_bounce(compact: str, relay: Did) -> tuple[BounceItem, ...]:
     """
     try:
         members = _signed_by(compact, relay, BOUNCE_TYP)
-        items = [jose.Members(item) for item in members.array("items", most=MAX_BOUNCED)]
+        items = [jose.Members(item) for item in members.array("items", limit=MAX_BOUNCED)]
         return tuple(
             BounceItem(
                 eid=Eid(jose.b64encode(item.base64("eid", size=SHA256_BYTES))),
-                to=Did(item.text("to", most=MAX_DID_BYTES)),
-                reason=item.text("reason", most=MAX_REASON),
+                to=Did(item.text("to", limit=MAX_DID_BYTES)),
+                reason=item.text("reason", limit=MAX_REASON),
                 maybe_delivered=item.boolean("maybe_delivered"),
             )
             for item in items
@@ -230,6 +230,6 @@ def _signed_by(compact: str, relay: Did, typ: str) -> jose.Members:
     if not signed.is_by(jws, key):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, f"not signed by {relay}")
     members = jws.members()
-    if members.integer("v") != 1 or members.text("relay", most=MAX_DID_BYTES) != relay:
+    if members.integer("v") != 1 or members.text("relay", limit=MAX_DID_BYTES) != relay:
         raise ValueError("another version or another relay")
     return members

@@ -114,15 +114,15 @@ def _parse(compact: str) -> RelayInfo:
 def _description(members: jose.Members) -> RelayDescription:
     return RelayDescription(
         url=signed.read_origin(members),
-        software=members.text("software", most=64),
-        version=members.text("version", most=64),
+        software=members.text("software", limit=64),
+        version=members.text("version", limit=64),
         limits=read_limits(members),
         retention_s=members.integer("retention_s"),
-        registration=members.text("registration", most=16),
+        registration=members.text("registration", limit=16),
         federation=members.one_of("federation", _FEDERATION),
-        durability=members.text("durability", most=16),
+        durability=members.text("durability", limit=16),
         peers=members.integer("peers"),
-        contact=members.optional_text("contact", most=512),
+        contact=members.optional_text("contact", limit=512),
     )
 
 

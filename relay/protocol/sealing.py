@@ -91,10 +91,10 @@ def _read(plain: bytes) -> tuple[tuple[str, ...], Content]:
     """From, to and id, and the content: one reader for who seals and who opens."""
     try:
         members = jose.Members(jose.loads(plain))
-        inside = tuple(members.text(name, most=512) for name in ("from", "to", "id"))
+        inside = tuple(members.text(name, limit=512) for name in ("from", "to", "id"))
         content = Content(
-            members.text("cty", most=MAX_URI_CHARS),
-            jose.b64decode(members.text("body", most=2**31, least=0)),
+            members.text("cty", limit=MAX_URI_CHARS),
+            jose.b64decode(members.text("body", limit=2**31, minimum=0)),
         )
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, f"sealed body: {exc}") from exc

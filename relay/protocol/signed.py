@@ -61,7 +61,7 @@ def read_signer(jws: jose.Jws, members: jose.Members, name: str = "did") -> Veri
     Raises:
         ValueError: no DID, or a key of another one.
     """
-    key = parse_did(members.text(name, most=MAX_DID_BYTES))
+    key = parse_did(members.text(name, limit=MAX_DID_BYTES))
     if jws.header.kid != key.kid:
         raise ValueError(f"kid is not a key of {name}")
     return key
@@ -74,7 +74,7 @@ def read_lifetime(members: jose.Members, max_lifetime_s: int) -> tuple[int, int]
         ValueError: not in this order, or too far apart.
     """
     issued = members.integer("iat")
-    return issued, members.integer("exp", least=issued + 1, most=issued + max_lifetime_s)
+    return issued, members.integer("exp", minimum=issued + 1, limit=issued + max_lifetime_s)
 
 
 def read_origin(members: jose.Members) -> str:
@@ -83,7 +83,7 @@ def read_origin(members: jose.Members) -> str:
     Raises:
         ValueError: not an origin.
     """
-    url = members.text("url", most=MAX_URL_CHARS)
+    url = members.text("url", limit=MAX_URL_CHARS)
     if ORIGIN.fullmatch(url) is None:
         raise ValueError("a relay's url is an origin: https://host[:port]")
     return url

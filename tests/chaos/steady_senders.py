@@ -135,7 +135,7 @@ async def repeat_elsewhere(
     )
     if not answer.has("receipt"):
         return 0
-    receipt = verify_receipt(answer.text("receipt", most=2**20), Did(relay.did))
+    receipt = verify_receipt(answer.text("receipt", limit=2**20), Did(relay.did))
     for item in receipt.items:
         ledger.receipt(item.eid, item.to, durability=receipt.durability, dup=item.dup)
     return sum(not item.dup for item in receipt.items)

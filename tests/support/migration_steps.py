@@ -93,7 +93,7 @@ class Traveller:
         while True:
             after = items[-1][0] if items else 0
             answer = await self.step(self.source, "inventory", {"after": after})
-            items += answer.array("items", most=1024)
+            items += answer.array("items", limit=1024)
             if not answer.boolean("more"):
                 return items
 
@@ -103,7 +103,7 @@ class Traveller:
         for at in range(0, len(items), 1024):
             asked = [[hour, key, eid] for _, eid, hour, key, *_ in items[at : at + 1024]]
             answer = await self.step(self.target, "find", {"items": asked})
-            states += answer.array("states", most=1024)
+            states += answer.array("states", limit=1024)
         return states
 
     async def move(self) -> MigrationStatement:
@@ -124,7 +124,7 @@ class Traveller:
     async def _stated(self, at: Home, name: str, members: Mapping[str, Any]) -> MigrationStatement:
         answer = await self.step(at, name, members)
         return migration_statement.verify(
-            answer.text("statement", most=migration_statement.MAX_STATEMENT_BYTES), Did(at.did)
+            answer.text("statement", limit=migration_statement.MAX_STATEMENT_BYTES), Did(at.did)
         )
 
 

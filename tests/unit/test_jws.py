@@ -182,17 +182,17 @@ def test_what_is_no_object_has_no_members(value: object):
 def test_a_member_of_the_wrong_type_is_named():
     members = jws.Members({"n": 1, "s": "x", "b": True, "a": [], "o": {}, "e": "", "none": None})
     wrong = [
-        lambda: members.text("n", most=9),
-        lambda: members.text("e", most=9),
-        lambda: members.text("none", most=9),
-        lambda: members.text("s", most=0),
+        lambda: members.text("n", limit=9),
+        lambda: members.text("e", limit=9),
+        lambda: members.text("none", limit=9),
+        lambda: members.text("s", limit=0),
         lambda: members.integer("s"),
         lambda: members.integer("b"),
-        lambda: members.integer("n", least=2),
-        lambda: members.integer("n", most=0),
+        lambda: members.integer("n", minimum=2),
+        lambda: members.integer("n", limit=0),
         lambda: members.boolean("n"),
-        lambda: members.array("o", most=1),
-        lambda: members.array("a", least=1, most=1),
+        lambda: members.array("o", limit=1),
+        lambda: members.array("a", minimum=1, limit=1),
         lambda: members.object("a"),
         lambda: members.object("none"),
         lambda: members.base64("s", size=1),
@@ -200,8 +200,10 @@ def test_a_member_of_the_wrong_type_is_named():
     for read in wrong:
         with pytest.raises(ValueError, match=r"must be|base64url"):
             read()
-    assert members.optional_text("none", most=1) is members.optional_text("absent", most=1) is None
-    assert members.optional_array("none", most=1) == []
+    assert (
+        members.optional_text("none", limit=1) is members.optional_text("absent", limit=1) is None
+    )
+    assert members.optional_array("none", limit=1) == []
     assert members.boolean("b") is True
 
 

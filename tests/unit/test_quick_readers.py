@@ -36,7 +36,7 @@ def careful(data: bytes) -> object:
     """What the careful reader makes of a frame, or its code."""
     try:
         members = jose.Members(jose.loads(data))
-        return frames.BY_SIDE["agent"][members.text("t", most=32)].read(members)
+        return frames.BY_SIDE["agent"][members.text("t", limit=32)].read(members)
     except (ValueError, KeyError, ProtocolError):
         return None
 

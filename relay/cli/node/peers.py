@@ -108,7 +108,7 @@ async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
         raise make_error(ErrorCode.PEER_UNREACHABLE, detail) from exc
     if members.has("detail") and members.has("error"):
         if status == NOT_FOUND:
-            raise ProtocolError(ErrorCode.UNSUPPORTED, members.text("detail", most=1024))
+            raise ProtocolError(ErrorCode.UNSUPPORTED, members.text("detail", limit=1024))
         raise error_of(origin, status, members)
     return answer
 

@@ -58,7 +58,7 @@ class RelayApi:
         """
         answer = await self._request("GET", INFO_PATH)
         try:
-            info = relay_info.parse(answer.text("jws", most=relay_info.MAX_INFO_BYTES))
+            info = relay_info.parse(answer.text("jws", limit=relay_info.MAX_INFO_BYTES))
         except ProtocolError as exc:
             raise make_error(exc.code, exc.detail) from exc
         except ValueError as exc:
@@ -78,7 +78,7 @@ class RelayApi:
         answer = await self._request("GET", f"/v1/agents/{did}")
         with _well_formed():
             state = answer.one_of("state", _RESOLUTIONS)
-            record = answer.optional_text("record", most=endpoint_record.MAX_RECORD_BYTES)
+            record = answer.optional_text("record", limit=endpoint_record.MAX_RECORD_BYTES)
             return frames.Resolved(
                 REF, cast("frames.Resolution", state), record, answer.boolean("stale")
             )
@@ -96,7 +96,7 @@ class RelayApi:
         with _well_formed():
             if answer.boolean("stored"):
                 return None
-            return answer.text("record", most=endpoint_record.MAX_RECORD_BYTES)
+            return answer.text("record", limit=endpoint_record.MAX_RECORD_BYTES)
 
     async def submit(
         self, submit: frames.Submit, on_connected: Callable[[], None] = transport.no_op
@@ -151,7 +151,7 @@ class RelayApi:
         body = {name: value for name, value in frames.to_members(auth).items() if name != "t"}
         answer = await self._request("POST", "/v1/session", body=body)
         with _well_formed():
-            token, welcome = answer.text("token", most=512), frames.read(frames.Welcome, answer)
+            token, welcome = answer.text("token", limit=512), frames.read(frames.Welcome, answer)
         ready = _next_effect(session, welcome, client_session.Ready)
         state.pin(url, ready.relay)
         return ApiSession(self.origin, ready.relay, welcome, token)
@@ -216,11 +216,11 @@ class ApiSession:
 
 def _submitted(answer: jose.Members, ref: str) -> frames.Submitted:
     rejected = [
-        frames.read(frames.Rejection, one) for one in answer.array("rejected", most=MAX_REJECTIONS)
+        frames.read(frames.Rejection, one) for one in answer.array("rejected", limit=MAX_REJECTIONS)
     ]
     return frames.Submitted(
         refs=(ref,),
-        receipt=answer.optional_text("receipt", most=receipts.MAX_RECEIPT_BYTES),
+        receipt=answer.optional_text("receipt", limit=receipts.MAX_RECEIPT_BYTES),
         rejected=tuple(replace(one, ref=ref) for one in rejected),
     )
 
@@ -228,9 +228,9 @@ def _submitted(answer: jose.Members, ref: str) -> frames.Submitted:
 def _hello(answer: jose.Members) -> frames.Hello:
     with _well_formed():
         return frames.Hello(
-            relay=Did(answer.text("relay", most=512)),
-            url=answer.text("url", most=512),
-            nonce=answer.text("nonce", most=64),
+            relay=Did(answer.text("relay", limit=512)),
+            url=answer.text("url", limit=512),
+            nonce=answer.text("nonce", limit=64),
             limits=relay_info.read_limits(answer),
             time=int(clock.now()),
         )

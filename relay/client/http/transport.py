@@ -165,8 +165,8 @@ def error_of(origin: Origin, status: int, members: jose.Members) -> AgentError:
     """Return the error that a relay names in its answer."""
     try:
         return make_error(
-            ErrorCode(members.text("error", most=64)),
-            members.optional_text("detail", most=1024) or "",
+            ErrorCode(members.text("error", limit=64)),
+            members.optional_text("detail", limit=1024) or "",
             retry_after=members.integer("retry_after") if members.has("retry_after") else None,
         )
     except ValueError:

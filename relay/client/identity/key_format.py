@@ -135,15 +135,15 @@ def parse(data: bytes) -> SigningKey | EncryptedKey:
         ValueError: it is something else. Its text may show the secret: do not pass it on.
     """
     members = jose.Members(jose.loads(data.strip()))
-    did = parse_did(members.text("did", most=MAX_DID_BYTES)).did
-    if members.integer("v", least=PLAIN, most=ENCRYPTED) == PLAIN:
+    did = parse_did(members.text("did", limit=MAX_DID_BYTES)).did
+    if members.integer("v", minimum=PLAIN, limit=ENCRYPTED) == PLAIN:
         key = SigningKey(members.base64("seed", size=KEY_BYTES))
         if key.did != did:
             raise ValueError("did does not belong to seed")
         return key
     members.one_of("kdf", _KDF)
-    ops = members.integer("ops", least=KDF_MIN.ops, most=KDF_MAX.ops)
-    memory = members.integer("memory", least=KDF_MIN.memory, most=KDF_MAX.memory)
+    ops = members.integer("ops", minimum=KDF_MIN.ops, limit=KDF_MAX.ops)
+    memory = members.integer("memory", minimum=KDF_MIN.memory, limit=KDF_MAX.memory)
     return EncryptedKey(
         did,
         KdfParams(ops, memory),

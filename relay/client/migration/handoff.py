@@ -106,7 +106,7 @@ class HandoffClient:
             after = items[-1].seq if items else 0
             answer = await self._request("inventory", {"after": after})
             try:
-                page = list(map(parse_inventory_item, answer.array("items", most=PAGE_SIZE)))
+                page = list(map(parse_inventory_item, answer.array("items", limit=PAGE_SIZE)))
                 more = answer.boolean("more")
             except RelayError as exc:
                 raise from_core(exc) from exc
@@ -133,7 +133,7 @@ class HandoffClient:
             ]
             answer = await self._request("find", {"items": questions})
             try:
-                found = answer.array("states", least=len(page), most=len(page))
+                found = answer.array("states", minimum=len(page), limit=len(page))
             except ValueError as exc:
                 raise self._invalid(str(exc)) from exc
             if not all(isinstance(one, str) and one in _STATES for one in found):
@@ -168,7 +168,7 @@ class HandoffClient:
     ) -> SignedStatement:
         answer = await self._request(step, fields, timeout_s)
         try:
-            compact = answer.text("statement", most=migration_statement.MAX_STATEMENT_BYTES)
+            compact = answer.text("statement", limit=migration_statement.MAX_STATEMENT_BYTES)
             statement = migration_statement.verify(compact, self.relay)
         except RelayError as exc:
             raise make_error(exc.code, f"{self.origin}: {exc.detail}") from exc

@@ -132,7 +132,7 @@ def parse(data: bytes, side: Side) -> Frame:
         if side == "agent" and (submit := quick_submit(data)):
             return submit
         members = jose.Members(jose.loads(data))
-        kind = members.text("t", most=32)
+        kind = members.text("t", limit=32)
         codec = BY_SIDE[side].get(kind)
         if codec is None:
             raise ProtocolError(ErrorCode.UNSUPPORTED, f"frame {kind!r} is not understood here")

@@ -59,12 +59,12 @@ class Field(NamedTuple):
 
 def text(limit: int, *, minimum: int = 1) -> Field:
     """Declare a string."""
-    return Field(lambda m, name: m.text(name, least=minimum, most=limit))
+    return Field(lambda m, name: m.text(name, minimum=minimum, limit=limit))
 
 
 def integer(limit: int = jose.MAX_SAFE_INTEGER, *, minimum: int = 0) -> Field:
     """Declare an integer."""
-    return Field(lambda m, name: m.integer(name, least=minimum, most=limit))
+    return Field(lambda m, name: m.integer(name, minimum=minimum, limit=limit))
 
 
 def boolean() -> Field:
@@ -93,7 +93,7 @@ def texts(limit: int, max_chars: int) -> Field:
     """Declare an array of strings; an absent one is empty."""
 
     def read(m: jose.Members, name: str) -> tuple[str, ...]:
-        values = m.optional_array(name, most=limit)
+        values = m.optional_array(name, limit=limit)
         found = tuple(one for one in values if isinstance(one, str) and 0 < len(one) <= max_chars)
         if len(found) != len(values):
             raise ValueError(f"{name} must be strings of 1 to {max_chars} characters")
@@ -112,7 +112,7 @@ def array(
     """Declare an array whose items ``read_item`` reads."""
 
     def read(m: jose.Members, name: str) -> tuple[Any, ...]:
-        return tuple(map(read_item, m.array(name, least=minimum, most=limit)))
+        return tuple(map(read_item, m.array(name, minimum=minimum, limit=limit)))
 
     return Field(read, write)
 

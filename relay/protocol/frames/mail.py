@@ -61,7 +61,7 @@ def _raw(envelope: object) -> object:
 
 
 def _positions(m: jose.Members, name: str) -> tuple[int, ...]:
-    values = m.optional_array(name, most=MAX_ENVELOPES)
+    values = m.optional_array(name, limit=MAX_ENVELOPES)
     if any(type(position) is not int or position < 0 for position in values):
         raise ValueError(f"{name} must be positions in envelopes")
     return tuple(values)
@@ -85,7 +85,7 @@ class Submit:
     envelopes: Annotated[
         Sequence[object],
         Field(
-            lambda m, name: m.array(name, least=1, most=MAX_ENVELOPES),
+            lambda m, name: m.array(name, minimum=1, limit=MAX_ENVELOPES),
             lambda envelopes: [_raw(one) for one in envelopes],
         ),
     ]
@@ -177,7 +177,9 @@ class DeliverItem(NamedTuple):
 def _read_deliver_item(value: Any) -> DeliverItem:
     m = jose.Members(value)
     m.object("envelope")
-    return DeliverItem(Seq(m.integer("seq", least=1)), m.boolean("redelivered"), value["envelope"])
+    return DeliverItem(
+        Seq(m.integer("seq", minimum=1)), m.boolean("redelivered"), value["envelope"]
+    )
 
 
 def _write_deliver_items(items: Sequence[DeliverItem]) -> list[dict[str, Any]]:
@@ -205,9 +207,9 @@ def read_range(value: object) -> Range:
         ValueError: its form is wrong.
     """
     m = jose.Members(value)
-    start = m.integer("from_seq", least=1)
-    end = m.integer("to_seq", least=start)
-    return Range(Seq(start), Seq(end), Reason(m.text("reason", most=16)))
+    start = m.integer("from_seq", minimum=1)
+    end = m.integer("to_seq", minimum=start)
+    return Range(Seq(start), Seq(end), Reason(m.text("reason", limit=16)))
 
 
 def write_range(item: Range) -> dict[str, Any]:
@@ -227,16 +229,16 @@ class Gap:
 
 
 def _seqs(m: jose.Members, name: str) -> tuple[Seq, ...]:
-    values = m.optional_array(name, most=MAX_SEQS)
+    values = m.optional_array(name, limit=MAX_SEQS)
     if any(type(value) is not int or value < 1 for value in values):
         raise ValueError(f"{name} must be positive integers")
     return tuple(values)
 
 
 def _read_refuse(m: jose.Members, name: str) -> tuple[tuple[Seq, str], ...]:
-    items = map(jose.Members, m.optional_array(name, most=MAX_SEQS))
+    items = map(jose.Members, m.optional_array(name, limit=MAX_SEQS))
     return tuple(
-        (Seq(item.integer("seq", least=1)), item.text("code", most=MAX_CODE_CHARS))
+        (Seq(item.integer("seq", minimum=1)), item.text("code", limit=MAX_CODE_CHARS))
         for item in items
     )
 

@@ -33,7 +33,7 @@ DigestId = Annotated[str, base64(DIGEST_ID_BYTES)]
 
 def _read_ids(m: jose.Members, name: str) -> bytes:
     limit = MAX_MAYBE_SEEN_IDS * MAYBE_SEEN_ID_BYTES * 4 // 3
-    ids = jose.b64decode(m.text(name, most=limit))
+    ids = jose.b64decode(m.text(name, limit=limit))
     if len(ids) % MAYBE_SEEN_ID_BYTES:
         raise ValueError(f"{name} must be of {MAYBE_SEEN_ID_BYTES} bytes each")
     return ids

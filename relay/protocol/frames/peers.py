@@ -65,7 +65,7 @@ class _GossipCodec(Codec[Gossip]):
 
 
 def _read_buckets(m: jose.Members, name: str) -> tuple[int, ...]:
-    values = m.optional_array(name, most=MAX_BUCKETS)
+    values = m.optional_array(name, limit=MAX_BUCKETS)
     if any(type(value) is not int for value in values):
         raise ValueError(f"{name} must be integers")
     return tuple(values)

@@ -28,7 +28,7 @@ MAX_INVITE_CHARS: Final = 512
 
 def _read_code(m: jose.Members, name: str) -> ErrorCode:
     """Read a code; one that only a newer relay knows is ``internal``."""
-    code = m.text(name, most=MAX_CODE_CHARS)
+    code = m.text(name, limit=MAX_CODE_CHARS)
     return ErrorCode(code) if code in ErrorCode.__members__.values() else ErrorCode.INTERNAL
 
 
@@ -98,8 +98,8 @@ class _WelcomeCodec(Codec[Welcome]):
         inbox = m.boolean("inbox")
         return Welcome(
             inbox=inbox,
-            session=Fence(m.integer("session", least=1)) if inbox else None,
-            epoch=Epoch(m.text("epoch", most=MAX_EPOCH_CHARS)) if inbox else None,
+            session=Fence(m.integer("session", minimum=1)) if inbox else None,
+            epoch=Epoch(m.text("epoch", limit=MAX_EPOCH_CHARS)) if inbox else None,
             cursor=Seq(m.integer("cursor")),
             head=Seq(m.integer("head")),
             pending=WelcomePending(
@@ -110,9 +110,9 @@ class _WelcomeCodec(Codec[Welcome]):
                 refused_first_at=_optional_integer(refused, "first_at"),
                 refused_last_at=_optional_integer(refused, "last_at"),
             ),
-            window_count=window.integer("count", least=1),
-            window_bytes=window.integer("bytes", least=1),
-            proof=m.text("proof", most=MAX_AUTH_BYTES),
+            window_count=window.integer("count", minimum=1),
+            window_bytes=window.integer("bytes", minimum=1),
+            proof=m.text("proof", limit=MAX_AUTH_BYTES),
         )
 
     def write(self, value: Welcome) -> dict[str, Any]:

@@ -188,7 +188,7 @@ async def _until_known(relay: RelayProcess, did: Did) -> float:
     async with asyncio.timeout(STEP_S):
         while True:
             answer = await request_json(origin, "GET", f"/v1/agents/{did}")
-            if answer.text("state", most=16) == "found":
+            if answer.text("state", limit=16) == "found":
                 return clock.monotonic() - began
             await asyncio.sleep(LOOK_S)
 

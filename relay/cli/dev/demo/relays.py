@@ -77,7 +77,7 @@ class Starting:
         if not line:
             raise DemoError("the relay ended before it was ready")
         members = jose.Members(jose.loads(line.strip()))
-        did, url = members.text("did", most=512), members.text("url", most=512)
+        did, url = members.text("did", limit=512), members.text("url", limit=512)
         return RelayProcess(self.process, did, url)
 
 
