@@ -32,7 +32,7 @@ class RemoteStatus:
     async def __call__(
         self, peer: Did, sender: Did, items: Sequence[frames.StatusItem]
     ) -> Sequence[frames.State]:
-        """Return a state for each item; nothing where the peer gives no answer to just that."""
+        """Return a state for each item; nothing if the peer does not answer just that."""
         named = tuple(frames.StatusItem(item.to, item.id, sender) for item in items)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
