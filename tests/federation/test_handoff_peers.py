@@ -407,7 +407,7 @@ async def test_two_relays_that_move_an_inbox_tell_each_other_of_nothing_else():
 
 async def test_a_handoff_peer_that_does_not_answer_is_dialled_again_within_seconds(monkeypatch):
     """For whom no hand-off waits, the pause grows to minutes."""
-    monkeypatch.setattr(clock, "share", lambda: 1.0)
+    monkeypatch.setattr(clock, "random_fraction", lambda: 1.0)
     relay, other, url = new_key().did, new_key().did, "http://127.0.0.1:1"
     links = Links(new_key(), Dialler(), Partly(relay))
     no = RejectedError(ErrorCode.NOT_FEDERATED)
