@@ -20,9 +20,13 @@ import logging
 from typing import Final
 
 from relay.protocol import errors as core
-from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.errors import ErrorCode, RelayError, Stored
+from relay.protocol.errors import (
+    CLOSE_CODE,
+    ErrorCode,
+    RelayError,
+    Stored,
+)
 from relay.protocol.ids import Did
 
 _log: Final = logging.getLogger("relay.client")

@@ -28,13 +28,13 @@ from relay.protocol.client_session import (
     PeerQuestion,
     Ready,
     Send,
+    match,
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import eid_of
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, error, unreachable
 from relay.protocol.ids import Did, Eid
 from relay.protocol.receipts import Receipt, ReceiptItem, verify_receipt
-from relay.protocol.submit_results import match
 from relay.sockets import cut
 
 LOGIN_S: Final = 10.0

@@ -29,13 +29,13 @@ from relay.inbox.submit import (
 )
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
-from relay.protocol.close_codes import close_code
 from relay.protocol.errors import (
     ErrorCode,
     Refusal,
     RejectedError,
     RelayError,
     UnavailableError,
+    close_code,
     error,
 )
 from relay.ws.protocol import RelaySocket

@@ -12,13 +12,13 @@ from relay.client import StateError, errors
 from relay.client.errors import AgentError, ProtocolError
 from relay.client.http import origin
 from relay.client.state import agent_state
-from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.endpoint_record import (
     Home,
     parse,
     sign,
 )
 from relay.protocol.errors import (
+    CLOSE_CODE,
     ERROR_CLASS,
     ErrorCode,
 )

@@ -15,8 +15,10 @@ from relay.inbox.model.conversation import AUTH_DEADLINE_S
 from relay.inbox.model.types import (
     InboxLimits,
 )
-from relay.protocol.close_codes import CLOSE_CODE
-from relay.protocol.errors import ErrorCode
+from relay.protocol.errors import (
+    CLOSE_CODE,
+    ErrorCode,
+)
 from relay.protocol.frames import (
     Bye,
     Submit,

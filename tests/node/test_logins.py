@@ -25,9 +25,9 @@ from relay.protocol import (
     handshake,
     jws,
 )
-from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import (
+    CLOSE_CODE,
     ErrorCode,
     RelayError,
     error,

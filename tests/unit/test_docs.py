@@ -34,8 +34,8 @@ from relay.protocol import (
     receipts,
     sealing,
 )
-from relay.protocol.close_codes import CLOSE_CODE
 from relay.protocol.errors import (
+    CLOSE_CODE,
     ERROR_CLASS,
     OUTCOME_UNKNOWN,
     ErrorCode,

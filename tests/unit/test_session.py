@@ -27,8 +27,8 @@ from relay.protocol.client_session import (
     Close,
     Send,
 )
-from relay.protocol.close_codes import CLOSES
 from relay.protocol.errors import (
+    CLOSES,
     ErrorCode,
     Refusal,
     error,

@@ -31,11 +31,13 @@ from relay.client.outbox.submission import (
 )
 from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
+from relay.protocol.client_session import (
+    match,
+)
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ERROR_CLASS, ErrorCode, Refusal, RelayError, UnavailableError
 from relay.protocol.ids import Did, Timestamp
 from relay.protocol.receipts import verify_receipt
-from relay.protocol.submit_results import match
 
 MAX_IN_FLIGHT: Final = 1_024
 ANSWER_S: Final = 20.0

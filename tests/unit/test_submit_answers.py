@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from relay.protocol.client_session import (
+    match,
+)
 from relay.protocol.errors import (
     ErrorCode,
     ProtocolError,
@@ -20,7 +23,6 @@ from relay.protocol.receipts import (
     Receipt,
     ReceiptItem,
 )
-from relay.protocol.submit_results import match
 from tests.unit.builders import BOB, RELAY
 
 A, B, C = Eid("a"), Eid("b"), Eid("c")
