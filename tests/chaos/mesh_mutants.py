@@ -78,7 +78,7 @@ def ack_before_receipt() -> None:
     ) -> ForwardResult:
         async def send() -> None:
             with contextlib.suppress(RelayError):
-                await self._deps.submitters.get(home).submit(items)
+                await self._deps.submitters.get(home, self._handoff, self._inbox).submit(items)
 
         self._deps.spawn(send())
         self._window._in_flight = []
