@@ -156,7 +156,7 @@ def read_members(origin: Origin, status: int, answer: bytes) -> jose.Members:
 
 
 def not_a_relay(origin: Origin, status: int) -> AgentError:
-    """Return the error for an answer that no relay gives."""
+    """Return the error for an answer that is not from a relay."""
     detail = f"{origin} answered HTTP {status}, but not as a relay does"
     return make_error(ErrorCode.PEER_UNREACHABLE, detail)
 
