@@ -74,7 +74,7 @@ def short_leases() -> None:
 
 
 def drops_the_digest() -> None:
-    """A source believes that its digest was heard, and has not said it."""
+    """A source believes that its digest arrived, and has not sent it."""
 
     async def say(_: object, pages: Sequence[Migrate]) -> DigestReceipt:
         first = pages[0]
@@ -115,7 +115,7 @@ def says_no_digest() -> None:
     """A source freezes, and never says what its agent has seen."""
 
     async def never(*_: object) -> None:
-        raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "it is not said")
+        raise UnavailableError(ErrorCode.PEER_UNREACHABLE, "the digest is withheld")
 
     DigestSender._send_digest = never  # type: ignore[assignment,method-assign]
 
@@ -140,18 +140,18 @@ def _lying(lie: Callable[..., str]) -> Callable[[], None]:
 
 
 def _by_another_key(honest: Any, _: SigningKey, items: Any, handoff: str, more: Any) -> str:
-    said: str = honest(SigningKey(os.urandom(32)), items, handoff=handoff, **more)
-    return said
+    signed: str = honest(SigningKey(os.urandom(32)), items, handoff=handoff, **more)
+    return signed
 
 
 def _of_another_handoff(honest: Any, key: SigningKey, items: Any, _: str, more: Any) -> str:
-    said: str = honest(key, items, handoff="another one", **more)
-    return said
+    signed: str = honest(key, items, handoff="another one", **more)
+    return signed
 
 
 def _of_no_handoff(honest: Any, key: SigningKey, items: Any, _: str, more: Any) -> str:
-    said: str = honest(key, items, **more)
-    return said
+    signed: str = honest(key, items, **more)
+    return signed
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

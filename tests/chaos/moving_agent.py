@@ -184,8 +184,8 @@ class Mover:
 
     async def _freeze(self, move: Move) -> None:
         while True:
-            said = await self._until_done(self._traveller(move).freeze)
-            if said.digest_acked or self._goal.hasty:
+            statement = await self._until_done(self._traveller(move).freeze)
+            if statement.digest_acked or self._goal.hasty:
                 return
             await asyncio.sleep(AGAIN_S)
 
@@ -204,10 +204,12 @@ class Mover:
         """Until the source says that nothing waits there any more."""
         me = self._traveller(move)
         while True:
-            said = await self._until_done(partial(me.state, me.source))
-            if not said.counters.is_balanced:
-                self._ledger.surprise(f"{me.source.url} does not account for all: {said.counters}")
-            if not said.counters.waiting:
+            statement = await self._until_done(partial(me.state, me.source))
+            if not statement.counters.is_balanced:
+                self._ledger.surprise(
+                    f"{me.source.url} does not account for all: {statement.counters}"
+                )
+            if not statement.counters.waiting:
                 return
             await asyncio.sleep(AGAIN_S)
 
@@ -220,13 +222,13 @@ class Mover:
 
     async def _until_done(self, ask: Callable[[], Awaitable[Any]]) -> Any:
         """Ask until there is an answer."""
-        said: set[str] = set()
+        errors: set[str] = set()
         while True:
             try:
                 return await ask()
             except AgentError as exc:
-                if exc.code not in NOT_YET and str(exc) not in said:
-                    said.add(str(exc))
+                if exc.code not in NOT_YET and str(exc) not in errors:
+                    errors.add(str(exc))
                     self._ledger.surprise(f"{self._key.did} in {self._me.move}: {exc!r}")
             await asyncio.sleep(AGAIN_S)
 

@@ -69,14 +69,14 @@ class Goals:
 
     def read(self) -> tuple[list[Place], list[str], list[Goal]]:
         """As it is now."""
-        said = json.loads(self.path.read_text())
-        places = [Place(**one) for one in said["places"]]
-        return places, said["seeds"], [Goal(**one) for one in said["goals"]]
+        saved = json.loads(self.path.read_text())
+        places = [Place(**one) for one in saved["places"]]
+        return places, saved["seeds"], [Goal(**one) for one in saved["goals"]]
 
 
 @dataclass(slots=True)
 class Move:
-    """One under way: signed before anything was said, and said again until all is done."""
+    """One under way: signed before anything was sent, and sent again until all is done."""
 
     source: int
     target: int
@@ -113,9 +113,9 @@ class Standing:
         """From its file; at the beginning it is ``at``."""
         if not path.exists():
             return cls(at)
-        said: dict[str, Any] = json.loads(path.read_text())
-        move = said.pop("move")
-        return cls(**said, move=Move(**move) if move else None)
+        saved: dict[str, Any] = json.loads(path.read_text())
+        move = saved.pop("move")
+        return cls(**saved, move=Move(**move) if move else None)
 
     def write(self, path: Path) -> None:
         """Durable when this returns, as far as a kill goes."""

@@ -151,13 +151,13 @@ class Run:
 async def test_thousands_of_clients_that_hang_up_end_nothing_and_disturb_nobody(tmp_path):
     run = Run(tmp_path, 3_000, seed())
     verdict = await run()
-    said = f"seed {run.seed}: {run.hangups.cuts}\n{verdict}\n{run.relay.log_tail()}"
-    assert not verdict.kinds, said
-    assert run.relay.starts == 1, said
-    assert run.bugs == run.failures == 0, said
+    report = f"seed {run.seed}: {run.hangups.cuts}\n{verdict}\n{run.relay.log_tail()}"
+    assert not verdict.kinds, report
+    assert run.relay.starts == 1, report
+    assert run.bugs == run.failures == 0, report
     # else the run has not looked at what it is about
-    assert min(run.hangups.cuts[which] for which in (*STAGES, *ENDINGS)) > 20, said
-    assert run.ledger.receipted > run.hangups.count / 10, said
+    assert min(run.hangups.cuts[which] for which in (*STAGES, *ENDINGS)) > 20, report
+    assert run.ledger.receipted > run.hangups.count / 10, report
 
 
 @pytest.mark.breaks("relay under kills", "not-isolated")
@@ -166,4 +166,4 @@ async def test_a_relay_whose_loops_are_not_isolated_is_found_to_end(tmp_path):
     mutant = ("-m", "tests.chaos.relay_mutants", "not-isolated")
     run = Run(tmp_path, 3_000, seed(), mutant)
     verdict = await run()
-    assert any("has ended" in said for said in verdict.surprises), verdict
+    assert any("has ended" in report for report in verdict.surprises), verdict

@@ -31,20 +31,20 @@ async def the_truth_comes_out(plan: Plan, directory: Path) -> None:
     run = Run(plan, directory)
     verdict = await run()
     print(run.summary())
-    said = f"{run.summary()}\n{verdict}\n{run.relay.log_tail()}"
-    assert not verdict.kinds, said
-    assert run.ledger.receipted >= plan.envelopes, said
-    assert run.store_kills == plan.store_kills, said
-    assert len(run.relay.killed_at) >= plan.node_kills, said
-    assert run.agent_kills >= plan.agent_kills, said
+    report = f"{run.summary()}\n{verdict}\n{run.relay.log_tail()}"
+    assert not verdict.kinds, report
+    assert run.ledger.receipted >= plan.envelopes, report
+    assert run.store_kills == plan.store_kills, report
+    assert len(run.relay.killed_at) >= plan.node_kills, report
+    assert run.agent_kills >= plan.agent_kills, report
     # else the run has not looked at what it is about
-    assert any(item.redelivered for item in run.ledger.handed), said
-    assert run.ledger.bounces, said
-    assert any(agent.cut_handlers for agent in run.mortals.agents), said
-    assert any(agent.kept for agent in run.mortals.agents), said
-    assert max(run.relay.starting_took) <= 3 * SLACK, said
-    assert run.resumed_p99 <= 10 * SLACK, said
-    assert run.slowest_answer <= 2 * SLACK, said
+    assert any(item.redelivered for item in run.ledger.handed), report
+    assert run.ledger.bounces, report
+    assert any(agent.cut_handlers for agent in run.mortals.agents), report
+    assert any(agent.kept for agent in run.mortals.agents), report
+    assert max(run.relay.starting_took) <= 3 * SLACK, report
+    assert run.resumed_p99 <= 10 * SLACK, report
+    assert run.slowest_answer <= 2 * SLACK, report
 
 
 @pytest.fixture(autouse=True)

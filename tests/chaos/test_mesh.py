@@ -33,15 +33,15 @@ async def carried_out(plan: MeshPlan, directory: Path) -> tuple[MeshRun, Verdict
 
 async def the_truth_comes_out(plan: MeshPlan, directory: Path) -> MeshRun:
     run, verdict = await carried_out(plan, directory)
-    said = f"{run.summary()}\n{verdict}\n{run.logs}"
-    assert not verdict.kinds - BETWEEN_PATHS, said
-    assert run.ledger.receipted >= plan.envelopes, said
-    assert 0 <= run.healed_s <= HEALED_S, said
-    assert run.most_waiting <= OUTBOX * plan.relays * (plan.relays - 1), said
+    report = f"{run.summary()}\n{verdict}\n{run.logs}"
+    assert not verdict.kinds - BETWEEN_PATHS, report
+    assert run.ledger.receipted >= plan.envelopes, report
+    assert 0 <= run.healed_s <= HEALED_S, report
+    assert run.most_waiting <= OUTBOX * plan.relays * (plan.relays - 1), report
     # else the run has not looked at what it is about
-    assert run.most_waiting, said
-    assert (run.node_kills, run.store_kills) == (plan.node_kills, plan.store_kills), said
-    assert set(run.weather.seen) == set(KINDS), said
+    assert run.most_waiting, report
+    assert (run.node_kills, run.store_kills) == (plan.node_kills, plan.store_kills), report
+    assert set(run.weather.seen) == set(KINDS), report
     return run
 
 

@@ -122,8 +122,8 @@ async def liar(
 
     async def lie() -> dict[str, int]:
         process.stdin.write(b"%d\n" % (flow.count // TURNS))
-        said: dict[str, int] = json.loads(await process.stdout.readline())
-        return said
+        counts: dict[str, int] = json.loads(await process.stdout.readline())
+        return counts
 
     try:
         assert await process.stdout.readline() == b"ready\n"
@@ -138,14 +138,15 @@ async def liar(
 class Found:
     """The result of a flood."""
 
-    said: dict[str, int]
+    counts: dict[str, int]
     stored: int
     before_s: float
     while_s: float
 
     def __str__(self) -> str:
         return (
-            f"{self.said}; {self.stored} stored; honest p99 {self.before_s * 1000:.0f} ms before, "
+            f"{self.counts}; {self.stored} stored; "
+            f"honest p99 {self.before_s * 1000:.0f} ms before, "
             f"{self.while_s * 1000:.0f} ms while"
         )
 
@@ -174,17 +175,17 @@ async def flooded(
             working = tasks.create_task(honest.run())
             await wait_until(lambda: len(honest.late_s) >= RATE, 20, "honest agents write")
             known = await kept(store)
-            said: dict[str, int] = {}
+            counts: dict[str, int] = {}
             quiet, noisy = [], []
             # in turns: whatever else the machine does, it does to both
             for _ in range(TURNS):
                 quiet += (await honest.during(asyncio.sleep(QUIET_S)))[1]
-                said, late = await honest.during(lie())
+                counts, late = await honest.during(lie())
                 noisy += late
             after = await kept(store)
             working.cancel()
     stored = sum(known.get(agent) != order for agent, order in after.items())
-    found = Found(said, stored, p99(quiet), p99(noisy))
+    found = Found(counts, stored, p99(quiet), p99(noisy))
     print(found)
     return found
 
@@ -197,7 +198,7 @@ async def test_of_20_000_lies_none_is_kept_and_honest_agents_go_on(
 ) -> None:
     """The long form measures how late their mail is: seconds say little about latency."""
     found = await flooded(kind, QUICK, tmp_path)
-    assert found.said["pushed"] == 20_000
+    assert found.counts["pushed"] == 20_000
     assert found.stored == 0
 
 
@@ -206,7 +207,7 @@ async def test_of_20_000_lies_none_is_kept_and_honest_agents_go_on(
 @pytest.mark.parametrize("kind", ["forged", "stale"])
 async def test_nor_of_a_million(tmp_path: Path, kind: str) -> None:
     found = await flooded(kind, LONG, tmp_path)
-    assert found.said["pushed"] == 1_000_000
+    assert found.counts["pushed"] == 1_000_000
     assert found.stored == 0
     assert found.while_s <= FACTOR * found.before_s, str(found)
 

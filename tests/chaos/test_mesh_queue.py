@@ -132,24 +132,24 @@ async def test_a_courier_that_tries_for_ever_is_found_to_block_the_queue(tmp_pat
 async def overfill(two: Pair) -> list[tuple[ErrorCode, str | None]]:
     """Return what Alice is told of three times what an outbox takes from her."""
     two.part()
-    said = []
+    refusals = []
     async with Agent.open(two.alice, two.mesh[0].url) as alice:
         for number in range(3 * SHARE):
             try:
                 await alice.send(two.bob.did, f"{number}", seal=False, deadline_s=0.5)
             except AgentError as exc:
-                said.append((exc.code, exc.stored))
-    return said
+                refusals.append((exc.code, exc.stored))
+    return refusals
 
 
 async def test_an_outbox_takes_its_share_and_no_more_and_all_it_took_arrives(
     tmp_path: Path,
 ) -> None:
     async with pair(tmp_path, RELAY_OUTBOX_COUNT=str(OUTBOX)) as two:
-        said = await overfill(two)
-        assert len(said) == 2 * SHARE
-        assert {code for code, _ in said} <= BOUNDED
-        assert {stored for _, stored in said} == {"no"}
+        refusals = await overfill(two)
+        assert len(refusals) == 2 * SHARE
+        assert {code for code, _ in refusals} <= BOUNDED
+        assert {stored for _, stored in refusals} == {"no"}
         assert await two.mesh.waiting() == SHARE
         two.join()
         async with Agent.open(two.bob, two.mesh[1].url) as bob, within(60):

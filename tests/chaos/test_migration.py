@@ -61,15 +61,15 @@ async def carried_out(plan: MovePlan, directory: Path) -> tuple[MoveRun, Verdict
 
 async def nothing_is_lost(plan: MovePlan, directory: Path) -> MoveRun:
     run, verdict = await carried_out(plan, directory)
-    said = f"{run.summary()}\n{verdict}\n{run.logs}"
-    assert not verdict.kinds - ALLOWED, said
-    assert not run.late, f"{said}\n{run.late}"
-    assert not run.missed, f"{said}\nnobody came to {run.missed}"
-    assert all(one.hit for one in run.happened), f"{said}\n{run.happened}"
+    report = f"{run.summary()}\n{verdict}\n{run.logs}"
+    assert not verdict.kinds - ALLOWED, report
+    assert not run.late, f"{report}\n{run.late}"
+    assert not run.missed, f"{report}\nnobody came to {run.missed}"
+    assert all(one.hit for one in run.happened), f"{report}\n{run.happened}"
     # the longest back-off of anybody: GUARANTEES.md §3 promises that no operator is needed
-    assert max(run.ended_s) <= ENDS_S, said
+    assert max(run.ended_s) <= ENDS_S, report
     # else the run has not looked at what it is about
-    assert run.repeated, said
+    assert run.repeated, report
     return run
 
 
@@ -122,11 +122,11 @@ async def test_any_two_cuts_of_one_move(tmp_path: Path) -> None:
     rng = Random(seed())  # noqa: S311  whims, no keys
     plan = MovePlan(seed(), pairs(500, rng), stale=50, rate=1.0, mutants=SHORT)
     run, verdict = await carried_out(plan, tmp_path)
-    said = f"{run.summary()}\n{verdict}\n{run.logs}"
+    report = f"{run.summary()}\n{verdict}\n{run.logs}"
     # the second of two may be one that nobody comes to any more
-    assert not verdict.kinds - ALLOWED, said
-    assert not run.late, f"{said}\n{run.late}"
-    assert len(run.happened) >= 500, said
+    assert not verdict.kinds - ALLOWED, report
+    assert not run.late, f"{report}\n{run.late}"
+    assert len(run.happened) >= 500, report
 
 
 # ---------------------------------------------------------------- negative controls

@@ -138,8 +138,8 @@ async def test_a_source_that_says_that_all_was_seen_only_marks() -> None:
     async with lied_to() as (node, liar):
         here, copied, later = letters(sender, liar.me.key, b"here", b"copied", b"later")
         await send(node, sender, here)
-        said = await liar.digest([doubt(one, sender) for one in (here, copied, later)])
-        assert isinstance(said, Migrated)
+        answer = await liar.digest([doubt(one, sender) for one in (here, copied, later)])
+        assert isinstance(answer, Migrated)
         taken = await liar.copy([copied])
         assert isinstance(taken, Submitted)
         assert not taken.rejected
@@ -172,9 +172,9 @@ async def test_a_source_whose_digest_never_ends_only_makes_everything_marked() -
     sender = new_key()
     async with lied_to() as (node, liar):
         for _ in range(3):
-            said = await liar.digest([], total=2, whole=os.urandom(32))
-            assert isinstance(said, Migrated)
-            assert said.next == 1
+            answer = await liar.digest([], total=2, whole=os.urandom(32))
+            assert isinstance(answer, Migrated)
+            assert answer.next == 1
         assert not (await liar.me.state(liar.me.target)).digest_received
         await arrive(liar)
         await send(node, sender, *letters(sender, liar.me.key, b"one"))
@@ -194,9 +194,9 @@ async def test_another_relay_than_the_source_can_say_and_bring_nothing() -> None
         other = Liar(stranger, liar.me, talk)
         # with the order of the agent, and with an id that it made up
         for handoff in (liar.me.id, "no such hand-off"):
-            said = await other.digest([], handoff=handoff)
-            assert isinstance(said, Error)
-            assert said.error is ErrorCode.WRONG_STATE
+            answer = await other.digest([], handoff=handoff)
+            assert isinstance(answer, Error)
+            assert answer.error is ErrorCode.WRONG_STATE
         assert not (await liar.me.state(liar.me.target)).digest_received
 
 
@@ -280,8 +280,10 @@ async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
 
 def test_a_statement_that_another_key_signed_is_no_statement() -> None:
     relay, other, agent = new_key(), new_key(), new_key()
-    said = MigrationStatement(relay.did, agent.did, "id", Mode.INCOMING, 1, digest_received=True)
-    lie = migration_statement.sign(other, said)
+    statement = MigrationStatement(
+        relay.did, agent.did, "id", Mode.INCOMING, 1, digest_received=True
+    )
+    lie = migration_statement.sign(other, statement)
     with pytest.raises(ProtocolError) as caught:
         migration_statement.verify(lie, relay.did)
     assert caught.value.code is ErrorCode.BAD_SIGNATURE
@@ -353,9 +355,9 @@ async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
             await who.hear(Submitted)
         me = Traveller(key, a, b, newest)
         await me.prepare()
-        said = await me.freeze()
-        assert (said.mode, said.digest_acked) == (Mode.FROZEN, False)
-        assert said.reason
+        statement = await me.freeze()
+        assert (statement.mode, statement.digest_acked) == (Mode.FROZEN, False)
+        assert statement.reason
         back = endpoint_record.sign(
             key, [a], now=now(1), newest_seq=endpoint_record.parse(me.record).seq
         )

@@ -79,11 +79,11 @@ def explore(
     start: World,
     moves: Callable[[World], Iterable[Move[World]]],
     is_good: Callable[[World], bool] | None = None,
-    most: int = 10_000_000,
+    limit: int = 10_000_000,
 ) -> Found[World]:
     """Visit the worlds that can be reached, the nearest first; stop at the first broken promise.
 
-    With more than ``most`` worlds the search ends without having looked for what is stuck.
+    With more than ``limit`` worlds the search ends without having looked for what is stuck.
     """
     search = _Search(start)
     waiting = deque([start])
@@ -95,7 +95,7 @@ def explore(
                 return Found(len(search.number), broken, [*search.story(number), what])
             if search.reach(after, number, what):
                 waiting.append(after)
-        if len(search.number) > most:
+        if len(search.number) > limit:
             return Found(len(search.number), whole=False)
     found: Found[World] = Found(len(search.number))
     stuck = search.lost(is_good) if is_good else None

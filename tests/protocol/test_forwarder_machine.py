@@ -173,10 +173,10 @@ class CourierWorld:
         page = self.inbox.read(effect.fence, effect.after, effect.window, Timestamp(1))
         self.perform(one.delivery.on_page(page, Timestamp(1)))
 
-    def carry(self, most: int) -> None:
+    def carry(self, limit: int) -> None:
         one = self.courier
         assert one is not None
-        one.batch, one.to = one.load.next_batch(most, 60), self.home
+        one.batch, one.to = one.load.next_batch(limit, 60), self.home
         self.check_batch(one)
 
     def answer(self, kinds: list[str]) -> None:
@@ -373,37 +373,37 @@ class CourierMachine(RuleBasedStateMachine):
     def open(self) -> None:
         self.world.open()
 
-    @rule(most=st.integers(1, 4), kinds=some)
-    def exchange(self, most: int, kinds: list[str]) -> None:
-        if self.carry(most):
+    @rule(limit=st.integers(1, 4), kinds=some)
+    def exchange(self, limit: int, kinds: list[str]) -> None:
+        if self.carry(limit):
             self.world.answer(kinds)
 
     @rule(
-        most=st.integers(1, 4),
+        limit=st.integers(1, 4),
         arrives=st.lists(st.booleans(), min_size=1, max_size=4),
         relay=st.sampled_from(RELAYS),
         leaves=st.booleans(),
     )
-    def lose(self, most: int, arrives: list[bool], relay: Did, leaves: bool) -> None:  # noqa: FBT001
-        if self.carry(most):
+    def lose(self, limit: int, arrives: list[bool], relay: Did, leaves: bool) -> None:  # noqa: FBT001
+        if self.carry(limit):
             self.world.lose(arrives)
             if leaves:
                 self.world.leave()
             self.world.move(relay, through_here=False)
 
-    @rule(most=st.integers(1, 4))
-    def unsent(self, most: int) -> None:
-        if self.carry(most):
+    @rule(limit=st.integers(1, 4))
+    def unsent(self, limit: int) -> None:
+        if self.carry(limit):
             self.world.unsent()
 
-    @rule(most=st.integers(1, 4), relay=st.sampled_from(RELAYS), kinds=some)
-    def moves_meanwhile(self, most: int, relay: Did, kinds: list[str]) -> None:
-        if self.carry(most):
+    @rule(limit=st.integers(1, 4), relay=st.sampled_from(RELAYS), kinds=some)
+    def moves_meanwhile(self, limit: int, relay: Did, kinds: list[str]) -> None:
+        if self.carry(limit):
             self.world.submit(10)
             self.world.move(relay, through_here=False)
             self.world.answer(kinds)
 
-    def carry(self, most: int) -> bool:
+    def carry(self, limit: int) -> bool:
         world = self.world
         if world.courier is None:
             world.open()
@@ -411,7 +411,7 @@ class CourierMachine(RuleBasedStateMachine):
             world.read()
         if world.courier is None or world.courier.must_leave:
             return False
-        world.carry(most)
+        world.carry(limit)
         return bool(world.courier.batch)
 
     @precondition(lambda self: self.one and self.one.acks)

@@ -564,9 +564,9 @@ def after(rules: Rules, *told: str) -> World:
     return world
 
 
-def search(rules: Rules, told: tuple[str, ...] = (), most: int = 10_000_000) -> Found[Any]:
+def search(rules: Rules, told: tuple[str, ...] = (), limit: int = 10_000_000) -> Found[Any]:
     moves = Moves(rules)
-    return explore(after(rules, *told), moves, moves.is_good, most)
+    return explore(after(rules, *told), moves, moves.is_good, limit)
 
 
 def verdict(found: Found[Any]) -> str | None:
@@ -654,18 +654,18 @@ MUTANTS: list[tuple[str, str, Rules, tuple[str, ...]]] = [
 
 @pytest.mark.parametrize("story", SPACES)
 def test_with_all_rules_nothing_is_lost_or_twice_or_stuck(story: str):
-    rules, most = SPACES[story]
-    found = search(rules, most=most or 10_000_000)
+    rules, limit = SPACES[story]
+    found = search(rules, limit=limit or 10_000_000)
     assert verdict(found) is None, found
-    assert found.whole is (most is None)
+    assert found.whole is (limit is None)
     assert found.worlds > 2_000  # a model that goes nowhere proves nothing
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("story", [story for story, (_, most) in SPACES.items() if most])
+@pytest.mark.parametrize("story", [story for story, (_, limit) in SPACES.items() if limit])
 def test_so_it_is_far_further_out(story: str):
-    found = search(SPACES[story][0], most=1_500_000)
+    found = search(SPACES[story][0], limit=1_500_000)
     assert verdict(found) is None, found
 
 
@@ -681,7 +681,7 @@ def test_without_a_rule_a_promise_breaks(
     ("rules", "told"), [(rules, told) for _, _, rules, told in MUTANTS if told]
 )
 def test_from_where_a_mutant_fails_the_rules_hold(rules: Rules, told: tuple[str, ...]):
-    found = search(rules, told, most=20_000)
+    found = search(rules, told, limit=20_000)
     assert verdict(found) is None, found
 
 

@@ -38,11 +38,11 @@ from tests.support.broken_rules import each
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
 
-def search(rules: Rules, told: tuple[str, ...] = (), most: int = 10_000_000) -> Found[Any]:
+def search(rules: Rules, told: tuple[str, ...] = (), limit: int = 10_000_000) -> Found[Any]:
     """The story is told by the intact code; only what follows is by a mutant."""
     moves = Moves(rules)
     begin = after(replace(rules, mutant=""), *told)
-    return explore(begin, moves, moves.is_good, most)
+    return explore(begin, moves, moves.is_good, limit)
 
 
 def verdict(found: Found[Any]) -> str | None:
@@ -154,16 +154,16 @@ HARMLESS = "marks are not copied"
 
 @pytest.mark.parametrize("story", SPACES)
 def test_nothing_is_lost_or_twice_or_stuck(story: str):
-    rules, told, most = SPACES[story]
-    found = search(rules, told, most or 10_000_000)
+    rules, told, limit = SPACES[story]
+    found = search(rules, told, limit or 10_000_000)
     assert verdict(found) is None, found
-    assert found.whole is (most is None)
+    assert found.whole is (limit is None)
     assert found.worlds > 2_500  # a world in which nothing happens proves nothing
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("story", [story for story, (*_, most) in SPACES.items() if most])
+@pytest.mark.parametrize("story", [story for story, (*_, limit) in SPACES.items() if limit])
 def test_so_it_is_far_further_out(story: str):
     rules, told, _ = SPACES[story]
     found = search(rules, told, 300_000)
@@ -250,7 +250,7 @@ def test_long_stories_find_a_lie():
 @pytest.mark.parametrize("rules", [Rules(), Rules(returns=1), Rules(orders=2, unreachable=1)])
 def test_every_step_may_be_taken_twice(rules: Rules):
     moves = Moves(rules)
-    explore(start(rules), moves, most=5_000)
+    explore(start(rules), moves, limit=5_000)
     for (side, _, said, now), step in moves.taken.items():
         if isinstance(step, Refusal):
             continue
