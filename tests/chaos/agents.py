@@ -56,7 +56,7 @@ class Dropped(Exception):  # noqa: N818  no error: the agent wants it so
 
 
 class TakenOver(Exception):  # noqa: N818  as above
-    """The agent logs in anew, beside a connection that it still has."""
+    """The agent logs in again, beside a connection that it still has."""
 
 
 class Agent:

@@ -201,7 +201,7 @@ class Run:
         false_starts = plan.false_starts
         for moment, victim in zip(self._moments(len(victims)), victims, strict=True):
             await self.ledger.until(lambda moment=moment: self.ledger.progress >= moment)
-            # not always in the same phase of a commit, namely when its answer has just been heard
+            # not always in the same phase of a commit, namely when its answer has just arrived
             await asyncio.sleep(self._rng.uniform(0, 0.03))
             if victim == "store":
                 # every second one while it rewrites its file

@@ -158,7 +158,7 @@ class Client:
         finally:
             self._socket.close()
 
-    # ------------------------------------------------------------ what is said
+    # ------------------------------------------------------------ frames
 
     async def _request(self) -> None:
         """Plain HTTP."""

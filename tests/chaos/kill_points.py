@@ -69,7 +69,7 @@ class Cuts:
         self._armed = cuts
 
     def disarm(self) -> list[Cut]:
-        """None are; gives those that did not happen."""
+        """Disarm all cuts; return those that did not happen."""
         left, self._armed = self._armed, []
         return list(left)
 

@@ -123,7 +123,7 @@ class Mortal:
         self._told_to_end = asyncio.Event()
 
     async def live(self) -> None:
-        """Until killed, or told to end and at rest."""
+        """Run until killed, or until asked to end and at rest."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._told_to_end.set)
         self._note("life", self._memory.lives + 1)
         while not self._told_to_end.is_set():

@@ -167,7 +167,7 @@ class MortalAgent:
     # ------------------------------------------------------------ notes
 
     def enter(self) -> None:
-        """Enter in the ledger what was noted since; only through :class:`Mortals`, in order."""
+        """Enter new journal lines into the ledger; only through :class:`Mortals`, in order."""
         for kind, *words in self._notes:
             getattr(self, f"_enter_{kind}")(*words)
 
@@ -230,7 +230,7 @@ class Mortals:
         ledger.catch_up = self.enter
 
     def enter(self) -> None:
-        """Enter what all have noted; does nothing while it is being done."""
+        """Enter the journals of all; do nothing while that is under way."""
         if self._is_entering:
             return
         self._is_entering = True

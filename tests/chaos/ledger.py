@@ -166,7 +166,7 @@ class Ledger:
         return self._tick
 
     def find(self, eid: Eid) -> Sent | None:
-        """Return what its sender knows of it; what was noted elsewhere is fetched first."""
+        """Return its sender's entry; journals of other processes are entered first."""
         if eid not in self.sent:
             self.catch_up()
         return self.sent.get(eid)
@@ -220,7 +220,7 @@ class Ledger:
         self.promised.setdefault(eid, why)
 
     def deny(self, eid: Eid) -> None:
-        """Its sender was told that it is not stored and never will be."""
+        """Record that the relay denied it: it is not stored and never will be."""
         self.denied.add(eid)
         self._came_to_nothing(eid)
 

@@ -122,7 +122,7 @@ class Liar:
 
 
 def main(words: list[str]) -> None:
-    """Lie as told."""
+    """Lie as the arguments demand."""
     url, relay, kind, rate, stale = words
     lies = forged() if kind == "forged" else itertools.cycle(Path(stale).read_text().split())
     liar = Liar(url, Did(relay), lies, float(rate))

@@ -71,7 +71,7 @@ def any_order() -> None:
 
 
 def ack_before_receipt() -> None:
-    """A courier hands over and acks as if it had the receipt, before it is there."""
+    """A forwarder sends and acks as if it had the receipt, before it is there."""
 
     async def believe(
         self: InboxForwarder, home: Home, items: Sequence[ForwardItem], _: object
@@ -89,7 +89,7 @@ def ack_before_receipt() -> None:
 
 
 def tries_for_ever() -> None:
-    """A courier keeps the order strictly, and takes no "never" for an answer."""
+    """A forwarder keeps the order strictly, and retries permanent refusals."""
     model.PERMANENT = frozenset()  # type: ignore[misc]
     forwarder.BATCH = (1, forwarder.MAX_SUBMIT_BYTES)  # type: ignore[misc]
 

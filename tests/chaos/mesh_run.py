@@ -207,7 +207,7 @@ class MeshRun:
             playing = tasks.create_task(self.weather.run())
             killing = tasks.create_task(self._kill())
             try:
-                # what is missing then is told by the verdict
+                # the verdict names what is missing then
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(plan.deadline_s):
                         await self._until_out(playing, killing)

@@ -64,7 +64,7 @@ def edit(name: str, old: str, new: str) -> None:
 
 
 def short_leases() -> None:
-    """No lie: what a dead node had lent is free sooner, so that many cuts fit into a minute."""
+    """No lie: leases of a dead node end sooner, so that many cuts fit into a minute."""
     for module in (forwarder, scheduler, digest_sender):
         module.LEASE_S = SHORT_S  # type: ignore[attr-defined,misc]
     edit("append", LEASE, f"local LEASE_S = {SHORT_S}")

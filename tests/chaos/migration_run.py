@@ -339,7 +339,7 @@ class MoveRun:
     def _judged(self) -> Verdict:
         ledger = self.ledger
         for item in ledger.answers:
-            # all inboxes are empty: what an agent said before it lost its connection was heard
+            # all inboxes are empty: what an agent sent before it lost its connection arrived
             ledger.states.setdefault(item.eid, item.how)
         # an inbox has another history, and an envelope another place, at each relay
         ledger.epochs.clear()
@@ -348,7 +348,7 @@ class MoveRun:
         return judge(ledger)
 
     def _is_excused(self, what: str) -> bool:
-        """A sender lost its connection; who was killed is not to be told from without."""
+        """Excuse a lost connection of a sender: nobody outside knows who was killed."""
         return " lost its connection: " in what and bool(self.happened)
 
     def summary(self) -> str:

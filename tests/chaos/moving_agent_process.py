@@ -121,14 +121,14 @@ class Movers:
             self.ledger.die(did)
 
     def log_tail(self) -> str:
-        """The last 3,000 characters that it said."""
+        """The last 3,000 characters of its log."""
         log = self.directory / "mover.log"
         return log.read_text(errors="replace")[-3000:] if log.exists() else ""
 
     # ------------------------------------------------------------ notes
 
     def enter(self) -> None:
-        """Enter what was noted since; does nothing while it is being done."""
+        """Enter new journal lines; do nothing while that is under way."""
         if self._is_entering:
             return
         self._is_entering = True

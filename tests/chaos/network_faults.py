@@ -79,7 +79,7 @@ class Weather:
             self.sky.heal()
 
     async def one_way(self, seconds: float) -> None:
-        """Two relays are heard by nobody, or hear nobody."""
+        """Cut one way of two relays: to all others, or from all others."""
         for name in self.rng.sample(list(self.names), 2):
             is_mute = self.rng.random() < 0.5
             for other in self._others(name):

@@ -34,7 +34,7 @@ LETTERS = 20
 FOR_EVER_S = 100_000.0
 
 
-# Where a control says ">=": some come a third time, if Bob is told to end while he handles them.
+# Where a control says ">=": some come a third time, if Bob is asked to end while he handles them.
 
 
 class Pair:
@@ -120,7 +120,7 @@ class Pair:
 
 
 async def what_was_left_to_a_killed_agent(pair: Pair) -> Verdict:
-    """Alice is told that outcomes are unknown, is killed, and comes back to a better relay."""
+    """Alice's outcomes are unknown; she is killed, and comes back to a better relay."""
     async with pair.on_stage():
         await pair.alice.start()
         await pair.seen(lambda: len(pair.ledger.promised) == LETTERS, "all is left to the SDK")

@@ -122,8 +122,8 @@ async def test_envelopes_in_other_inboxes_are_found(tmp_path: Path) -> None:
         healed_s=8.0,
     )
     _, found = await carried_out(plan, tmp_path)
-    # the SDK of who got it refuses what is for another: it is lost, and its sender is told an
-    # untruth; where that is still on its way, the inbox has a seq that nobody explains
+    # the SDK of who got it refuses what is for another: it is lost, and its sender gets a false
+    # bounce; where that is still on its way, the inbox has a seq that nobody explains
     assert found.lost
     assert found.untrue_bounces or found.miscounted
 

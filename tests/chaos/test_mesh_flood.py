@@ -87,7 +87,7 @@ class Honest:
             await message.ack()
 
     async def during(self, work: Awaitable[T]) -> tuple[T, list[float]]:
-        """Return what a piece of work gives, and how late was what arrived meanwhile."""
+        """Return the result of some work, and the delays of what arrived meanwhile."""
         self.late_s.clear()
         done = await work
         return done, list(self.late_s)

@@ -76,7 +76,7 @@ async def pair(
 
 
 async def queue_behind_poison(two: Pair) -> tuple[float, list[Bounce]]:
-    """Seconds until all that is behind the poison was there, and what Alice was told."""
+    """Return the seconds until all behind the poison arrived, and Alice's bounces."""
     two.part()
     async with Agent.open(two.alice, two.mesh[0].url) as alice:
         await alice.send(two.bob.did, b"x" * (2 * BODY), seal=False)
@@ -130,7 +130,7 @@ async def test_a_courier_that_tries_for_ever_is_found_to_block_the_queue(tmp_pat
 
 
 async def overfill(two: Pair) -> list[tuple[ErrorCode, str | None]]:
-    """Return what Alice is told of three times what an outbox takes from her."""
+    """Return the refusals of three times as many as an outbox takes from Alice."""
     two.part()
     refusals = []
     async with Agent.open(two.alice, two.mesh[0].url) as alice:

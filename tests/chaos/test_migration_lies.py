@@ -88,7 +88,7 @@ async def arrive(liar: Liar) -> None:
 
 
 async def take(node: RunningNode, key: SigningKey, count: int) -> dict[bytes, bool]:
-    """Take and ack so many; gives the body of each, and whether it was marked."""
+    """Take and ack so many; return the body of each, and whether it was marked."""
     taken: dict[bytes, bool] = {}
     async with speaker(node.url, key) as who:
         while len(taken) < count:
@@ -264,7 +264,7 @@ def seq_of(me: Traveller) -> int:
 
 
 async def test_a_move_that_is_over_cannot_be_ordered_a_second_time() -> None:
-    """Somebody kept the order and says it again, when the agent has long moved back."""
+    """A replayed order changes nothing when the agent has long moved back."""
     async with two_relays() as (me, source, _):
         await me.move()
         back = Traveller(me.key, me.target, me.source, me.record, order_seq=seq_of(me))
@@ -316,7 +316,7 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
         me = Traveller(key, a, b, newest)
         await me.move()
         claims = relays[1].directory / "lies"
-        # the source has heard one, and comes again
+        # the source has received one, and comes again
         await wait_until(lambda: lines_of(claims) >= 2, 40, "the target claims it again and again")
         told = await me.state(a)
         assert (told.counters.was, told.counters.waiting, told.counters.moved) == (20, 20, 0)
@@ -340,7 +340,7 @@ async def test_nothing_is_let_go_for_a_receipt_that_the_target_cannot_sign(
 async def test_a_source_that_stalls_says_so_and_the_agent_gets_its_mail_back(
     tmp_path: Path,
 ) -> None:
-    """It never says its digest: the agent is told, takes the order back, and has lost nothing."""
+    """It never sends its digest: the agent learns that, cancels, and has lost nothing."""
     mutant = ("-m", "tests.chaos.kill_points_relay", "relay0", str(tmp_path), "says-no-digest")
     sender, key = new_key(), new_key()
     async with mesh(2, tmp_path, arguments={0: mutant}) as relays:

@@ -50,7 +50,7 @@ def ahead_of(seconds: int) -> int:
 
 
 async def send(sender: SigningKey, at: MeshRelay, to: SigningKey, count: int) -> list[str]:
-    """Envelopes with a receipt; gives their ids."""
+    """Send envelopes, each with a receipt; return their ids."""
     made: list[SignedEnvelope] = [make_envelope(sender, to.did) for _ in range(count)]
     async with speaker(at.url, sender, record=record(sender, at)) as one:
         await one.say(Submit("s", [envelope.wire for envelope in made]))

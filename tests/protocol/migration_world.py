@@ -131,7 +131,7 @@ class Relay(NamedTuple):
 
 
 class Copy(NamedTuple):
-    """An envelope that a courier carries; ``bound``: its session goes on, so an answer counts."""
+    """An envelope that a forwarder carries; ``bound``: its session goes on, so an answer counts."""
 
     handoff: str
     eid: Eid
@@ -140,7 +140,7 @@ class Copy(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """A peer's answer to a courier; not ``kept``: it never will; ``denied``: as it must not say."""
+    """A peer's answer to a forwarder; not ``kept``: never; ``denied``: a forbidden answer."""
 
     eid: Eid
     kept: bool
@@ -290,7 +290,7 @@ class Moves:
                 yield from self.death(world, place, relay)
 
     def _owed(self, world: World) -> frozenset[Eid]:
-        """A liar may always lose what it alone gave a receipt for: it need not even lie."""
+        """A liar may always lose what it alone receipted: it need not even lie."""
         if not self.rules.liar:
             return world.receipted
         return frozenset(eid for place, eid in world.own if place) & world.receipted
@@ -317,7 +317,7 @@ class Moves:
         return self.taken[asked]
 
     def put(self, world: World, place: int, relay: Relay) -> World:
-        """A relay writes. What an ended session of a courier asked for is answered to nobody."""
+        """A relay writes. Nobody answers what an ended session of a forwarder asked for."""
         before = world.relays[place]
         world = world._replace(relays=with_(world.relays, place, relay))
         if before is None or before.box.session != "courier" or relay.box.session == "courier":
@@ -701,7 +701,7 @@ class Moves:
         what = f"R{target} gets from R{source}: {short(message)}"
         net = then.net
         if step.answer is not None and isinstance(message, DigestPage):
-            # which page is wanted next is between two movers; a side hears that all have come
+            # two digest senders agree on the next page; a side learns only that all have come
             whole = step.answer.next == message.total
             net |= {(target, source, step.answer)} if whole else set()
         if then.relays != world.relays:
@@ -806,7 +806,7 @@ def _begin(place: int, relay: Relay) -> MigrationSide:
 
 
 def digest(side: MigrationSide, box: Box | RealBox) -> tuple[DigestPage, ...]:
-    """Return what a mover says, an id a page."""
+    """Return the pages of a digest, one id each."""
     assert side.handoff is not None
     ids, floor = box.doubts()
     parts = ids or [b""]

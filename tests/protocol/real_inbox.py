@@ -89,7 +89,7 @@ def dup(seq: Seq) -> Accepted:
 
 
 class RealBox:
-    """Does not change: each step gives another one."""
+    """An immutable inbox: each step returns another one."""
 
     __slots__ = ("box", "floor", "given", "hash", "key", "session")
 

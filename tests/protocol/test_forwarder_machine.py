@@ -101,7 +101,7 @@ class Relay:
 
 @dataclass
 class Courier:
-    """One courier: as ``forwarding/forwarder.py``, but each of its steps is the test's to take."""
+    """One forwarder, as ``forwarding/forwarder.py``; the test takes each of its steps."""
 
     delivery: InboxDelivery
     load: ForwardWindow
@@ -114,7 +114,7 @@ class Courier:
 
 
 class CourierWorld:
-    """One away inbox, its courier, two relays."""
+    """One forwarding inbox, its forwarder, two relays."""
 
     waits_for_acks = True
     load_type = ForwardWindow
@@ -279,7 +279,7 @@ class CourierWorld:
         return done
 
     def leave(self) -> None:
-        """As the courier does it: once all acks are decided, and with the exact doubt."""
+        """Leave as the forwarder does: once all acks are decided, and with exact doubts."""
         one = self.courier
         assert one is not None
         if self.waits_for_acks and one.acks:
@@ -493,7 +493,7 @@ class Sure(ForwardWindow):
 
 
 class Quick(ForwardWindow):
-    """Believes that what it has said is written down."""
+    """Believes that what it has sent is written down."""
 
     def on_answer(self, relay, receipt, outcomes):
         answer = super().on_answer(relay, receipt, outcomes)

@@ -498,7 +498,7 @@ class Credulous(Inbox):
 
 
 class Impatient(Inbox):
-    """Lets the cursor pass what the agent was not told."""
+    """Lets the cursor pass what the agent does not know of."""
 
     def ack(self, ack, now):
         return super().ack(replace(ack, upto=self.last), now)

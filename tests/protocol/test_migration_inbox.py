@@ -78,7 +78,7 @@ def test_in_every_world_there_is_nothing_is_lost_or_twice_or_stuck(rules: Rules)
     assert found.worlds > 4_000  # a world in which nothing happens proves nothing
 
 
-# With the inbox's one at a time, a story that reads two in another order cannot be told.
+# With the inbox's one at a time, no story can read two in another order.
 STORIES = sorted(SPACES.keys() - {"a digest of two pages"})
 
 
@@ -160,7 +160,7 @@ def learns_no_ids(patch: pytest.MonkeyPatch) -> None:
 
 
 def keeps_what_went(patch: pytest.MonkeyPatch) -> None:
-    """An id that went on from here stays so when it is told of."""
+    """An id that went on from here stays so when a digest names it."""
     was = handoff.learn_doubts
 
     def learn(box: Inbox, doubts: bytes, most: int) -> None:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug
 
 
 def search(rules: Rules, told: tuple[str, ...] = (), limit: int = 10_000_000) -> Found[Any]:
-    """The story is told by the intact code; only what follows is by a mutant."""
+    """The intact code plays the story; the mutant plays only what follows."""
     moves = Moves(rules)
     begin = after(replace(rules, mutant=""), *told)
     return explore(begin, moves, moves.is_good, limit)
@@ -75,7 +75,7 @@ def moved(source: int, target: int, order: int) -> tuple[str, ...]:
 
 THERE = ("m0 to R0", *moved(0, 1, 1))
 LET_GO = "R0 gets from R1: m0 is here"
-# m0 was handed over, its sender heard nothing; m1 is acked: a digest of two pages.
+# m0 was handed over, no receipt reached its sender; m1 is acked: a digest of two pages.
 TWO_PAGES = (
     "m1 to R0",
     "a session at R0",
@@ -211,7 +211,7 @@ ALL = Rules(
 
 
 def walk(rules: Rules, seed: int, steps: int) -> tuple[str | None, list[str]]:
-    """One long story of many; gives the promise that broke in it."""
+    """Walk one long story of many; return the promise that broke in it."""
     choose = random.Random(seed)  # noqa: S311  a seed repeats its story
     moves, world = Moves(rules), start(rules)
     told: list[str] = []

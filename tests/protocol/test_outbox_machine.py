@@ -119,7 +119,7 @@ class OutboxMachine(RuleBasedStateMachine):
             assert n in self.ends or (is_in_hand and box.session is not None)
             return
         if box.home and self.ends.get(n) == "forwarded":
-            # nobody knows here where it is: kept anew, perhaps shown there
+            # nobody knows here where it is: stored again, perhaps shown there
             assert not result.dup
             self.items[n] = (at, item._replace(marked=True))
             del self.ends[n]

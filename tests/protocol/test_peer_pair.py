@@ -91,7 +91,7 @@ def test_a_relay_that_is_not_dealt_with_learns_the_reason():
 
 
 def test_a_proof_of_another_login_opens_nothing():
-    """A relay in the middle shows what the real one said to somebody else."""
+    """A relay in the middle replays the proof that the real one made for another login."""
     first, second = PeerPair(), PeerPair()
     second.dialler._cnonce = b64encode(b"c" * 32)
     for pair in (first, second):

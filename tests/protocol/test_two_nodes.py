@@ -353,7 +353,7 @@ class World:
 
 
 def explore(scope: Scope, until: str | None = None) -> tuple[int, str | None, list[Any]]:
-    """Try every order of moves; gives how many worlds, and a broken promise with its story."""
+    """Try every order of moves; return the number of worlds and a broken promise's story."""
     start = World(scope, scope.inbox(ME, E0, dedupe=NoMemory()))
     came_from: dict[Any, Any] = {start.key(): None}
     waiting = deque([start])

@@ -486,7 +486,7 @@ def examples() -> dict[str, str]:
 
 
 def fill(text: str, blocks: dict[str, str]) -> str:
-    """The text with every marked block made anew."""
+    """Return the text with every marked block made again."""
 
     def block(found: re.Match[str]) -> str:
         return f"<!-- example: {found[1]} -->\n{blocks[found[1]]}<!-- end -->\n"

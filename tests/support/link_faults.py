@@ -42,7 +42,7 @@ class Way:
         return not self._open.is_set()
 
     def cut(self) -> None:
-        """From now on nothing gets through, and nobody is told."""
+        """Let nothing through from now on, without a sign to anybody."""
         self._open.clear()
 
     def heal(self) -> None:
@@ -100,7 +100,7 @@ class Faults:
             way.heal()
 
     def reset(self, one: str = EVERYBODY, other: str = EVERYBODY) -> int:
-        """Break all lines between them; gives how many there were."""
+        """Break all lines between them; return how many there were."""
         wanted = {one, other} - {EVERYBODY}
         found = [end for end, parties in self._lines.items() if wanted <= set(parties)]
         for end in found:

@@ -157,7 +157,7 @@ class Mesh:
                 tasks.create_task(start(relay))
 
     async def linked(self, deadline_s: float = 30.0) -> None:
-        """Wait until every relay has a live link to each that it was told of."""
+        """Wait until every relay has a live link to each that it was configured with."""
 
         async def are_linked() -> bool:
             for relay in self.relays:

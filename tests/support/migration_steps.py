@@ -107,7 +107,7 @@ class Traveller:
         return states
 
     async def move(self) -> MigrationStatement:
-        """All steps but logging in; gives the source's word once the target knows."""
+        """Take all steps but the login; return the source's statement once the target knows."""
         await self.prepare()
         said = await self.freeze()
         assert said.digest_acked, said.reason

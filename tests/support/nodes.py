@@ -128,7 +128,7 @@ class Speaker:
         await self.socket.send(frames.encode(frame).decode())
 
     async def hear(self, *kinds: type) -> Any:
-        """The next frame of one of ``kinds``; others are kept in ``heard``."""
+        """Return the next frame of one of ``kinds``; collect others in ``heard``."""
         async with within(8):
             while True:
                 frame = frames.parse((await self.socket.recv()).encode(), "relay")
@@ -137,7 +137,7 @@ class Speaker:
                     return frame
 
     async def closed(self) -> int:
-        """Read on to the end; gives the close code."""
+        """Read on to the end; return the close code."""
         async with within(15):
             await self.socket.wait_closed()
         return self.socket.close_code or 0

@@ -27,7 +27,7 @@ NO_LIMITS = {
 
 @dataclass
 class RelayProcess:
-    """A `relay serve` that said it is ready."""
+    """A `relay serve` that has reported that it is ready."""
 
     process: asyncio.subprocess.Process
     did: str

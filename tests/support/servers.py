@@ -58,7 +58,7 @@ def is_alive(pid: int) -> bool:
 
 
 def client(url: str) -> Redis:
-    """A client that gives up at once: a test wants to see the first answer, not the eleventh."""
+    """Return a client without retries: a test wants to see the first answer."""
     return Redis.from_url(url, decode_responses=True, socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
 
