@@ -75,7 +75,7 @@ class View:
     async def update(self) -> None:
         """Read what has changed."""
         while True:
-            page = await self.store.record_changes(self._cursor, PAGE)
+            page = await self.store.records.changes(self._cursor, PAGE)
             if page.restarted:
                 self.orders.clear()
             self.orders.update(page.items)
@@ -137,7 +137,7 @@ async def _apart(
 async def _put(store: RedisStore, compacts: Sequence[str]) -> None:
     rows = list(crowd.rows(compacts))
     for at in range(0, len(rows), AT_ONCE):
-        await store.merge_records(rows[at : at + AT_ONCE])
+        await store.records.merge(rows[at : at + AT_ONCE])
 
 
 async def _rest(pids: Sequence[int]) -> None:

@@ -86,7 +86,7 @@ async def _warm(relay: RelayProcess, stores: Sequence[RedisStore]) -> None:
 
 
 async def _is_everywhere(agent: AgentKey, stores: Sequence[RedisStore]) -> bool:
-    held = [await store.records([agent]) for store in stores]
+    held = [await store.records.get_many([agent]) for store in stores]
     return all(row is not None for [row] in held)
 
 
@@ -124,7 +124,7 @@ class _Watch:
         wanted = sorted(lacking)
         if not wanted:
             return
-        rows = await store.records(wanted)
+        rows = await store.records.get_many(wanted)
         now = time.perf_counter()
         for agent, row in zip(wanted, rows, strict=True):
             if row is not None:

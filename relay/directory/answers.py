@@ -62,7 +62,7 @@ class PeerQuestions:
             case frames.Want(ref=ref, relays=True):
                 return frames.Gossip(relays=self.exchange.known_relays(peer), ref=ref)
             case frames.Want(ref=ref, agents=agents) if agents:
-                rows = await self.changes.store.records(agents)
+                rows = await self.changes.store.get_many(agents)
                 packed = pack_records([row.compact for row in rows if row is not None], ref)
                 answer = packed[0] if packed else frames.Gossip(ref=ref)
                 metrics.GOSSIP.labels("out", "asked").inc(len(answer.records))

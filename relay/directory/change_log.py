@@ -34,7 +34,7 @@ class RecordChangeReader:
         """Read on to the end of the change log."""
         more = True
         while more:
-            changes = await self.store.record_changes(self._cursor, PAGE)
+            changes = await self.store.changes(self._cursor, PAGE)
             if changes.restarted:
                 self.index.clear()
                 self.is_current = False

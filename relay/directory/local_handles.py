@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from relay import clock
-from relay.directory.ports import HandleRow, NameStore
+from relay.directory.ports import HandleRow, HandleStore, RecordStore
 from relay.protocol import endpoint_record, handles
 from relay.protocol.did import parse_did
 from relay.protocol.endpoint_record import EndpointRecord
@@ -48,13 +48,15 @@ class LocalHandles:
 
     Args:
         origin: of this relay; the part behind the ``@`` follows from it.
-        store: names, and the records of their agents.
+        store: who has which name.
+        records: where its agent lives.
         now: Unix seconds.
         admits: returns True if an agent may have an inbox here, and so a name.
     """
 
     origin: str
-    store: NameStore
+    store: HandleStore
+    records: RecordStore
     now: Callable[[], Timestamp] = clock.now
     admits: Callable[[Did], bool] = bool
 
@@ -70,7 +72,7 @@ class LocalHandles:
     async def resolve(self, handle: Handle) -> LookupResult:
         """Return the agent of a name under this relay, absent, or unreadable."""
         try:
-            row = await self.store.handle(handle.name or "")
+            row = await self.store.get(handle.name or "")
             if row is None:
                 return LookupResult("absent", why="nobody has this name")
             row, is_listed = await self._updated(row, handle)
@@ -103,15 +105,15 @@ class LocalHandles:
 
     async def _claim(self, handle: Handle, record: EndpointRecord) -> None:
         name = handle.name or ""
-        current = await self.store.handle(name)
+        current = await self.store.get(name)
         if current is not None and current.did != record.did:
             await self._updated(current, handle)
         if current is None or current.did != record.did or current.left_at is not None:
-            await self.store.claim_handle(name, record.did, int(self.now()))
+            await self.store.claim(name, record.did, int(self.now()))
 
     async def _updated(self, row: HandleRow, handle: Handle) -> tuple[HandleRow, bool]:
         """Return the row as of the agent's record, and True if that record lists the name."""
-        [stored] = await self.store.records([parse_did(row.did).agent_key])
+        stored = await self.records.get(parse_did(row.did).agent_key)
         record = endpoint_record.parse(stored.compact) if stored else None
         is_listed = record is not None and handles.is_listed(handle, record.handles)
         lives_here = stored is not None and stored.names_us
@@ -122,5 +124,5 @@ class LocalHandles:
             left_at = record.issued_at if record else int(self.now())
         if left_at != row.left_at:
             row = replace(row, left_at=left_at)
-            await self.store.put_handle(row)
+            await self.store.put(row)
         return row, is_listed

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple, Protocol
 
-from relay.inbox.ports import InboxStore, NodeStore
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.ids import AgentKey, Did
 
@@ -93,67 +92,56 @@ class HandleRow:
 
 
 class RecordStore(Protocol):
-    """Endpoint records of agents, homed here or anywhere (PROTOCOL.md §7)."""
+    """The directory: endpoint records of agents, homed here or anywhere (PROTOCOL.md §7)."""
 
-    async def merge_records(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
+    async def merge(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
         """Store the newer of each current and given record, durably; safe to repeat."""
         ...
 
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Store the newer of the current and the given record; return it."""
+    async def get(self, owner: AgentKey) -> RecordRow | None:
+        """Return the newest record of one agent."""
         ...
 
-    async def record(self, owner: AgentKey) -> RecordRow | None:
-        """Return the current record of an agent."""
+    async def get_many(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
+        """Return the newest records of several agents, in their order."""
         ...
 
-    async def records(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
-        """Return the current records."""
+    async def changes(self, after: str, limit: int) -> Changes:
+        """Return the changes after ``after`` ("" = all): a node updates its index from them."""
         ...
 
-    async def record_changes(self, after: str, most: int) -> Changes:
-        """Return what changed after a cursor ("" = from the beginning)."""
-        ...
-
-    async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
+    async def fork_proof(self, owner: AgentKey) -> tuple[str, str] | None:
         """Return the first two records of one kv and seq that the agent has signed."""
         ...
 
-    async def purge_records(self) -> int:
-        """Purge some records that are stale for more than 90 days; return how many.
+    async def purge(self) -> int:
+        """Forget some records that are stale for more than 90 days; return how many.
 
-        A bounded step: each one continues where the last one ended. An agent that has an inbox here
-        keeps its record.
+        Each call is one bounded step and goes on where the last one ended. An agent that has an
+        inbox here keeps its record.
         """
         ...
 
 
 class HandleStore(Protocol):
-    """Names under this relay."""
+    """Names under this relay, and the agents that have them."""
 
-    async def claim_handle(self, name: str, did: Did, now: int) -> HandleRow:
-        """Give a free name to an agent; return the row of the agent that has it now.
+    async def claim(self, name: str, did: Did, now: int) -> HandleRow:
+        """Give a free name to an agent; return the row of its present owner.
 
-        A name that was left is free for another agent after a year, and for its own at once.
+        A name that its agent left is free for another agent after a year, and for that agent at
+        once.
         """
         ...
 
-    async def put_handle(self, row: HandleRow) -> None:
-        """Store that an agent left its name, or took it up again."""
+    async def put(self, row: HandleRow) -> None:
+        """Record that an agent left a name, or took it up again."""
         ...
 
-    async def handle(self, name: str) -> HandleRow | None:
-        """Return the row of a name."""
+    async def get(self, name: str) -> HandleRow | None:
+        """Return the owner of a name."""
         ...
 
-    async def handles(self) -> list[HandleRow]:
+    async def all(self) -> list[HandleRow]:
         """Return all names."""
         ...
-
-
-class NameStore(RecordStore, HandleStore, Protocol):
-    """Names, and the records of their agents."""
-
-
-class GateStore(InboxStore, NodeStore, RecordStore, Protocol):
-    """The store of the startup gate: inboxes, records, and what nodes share."""

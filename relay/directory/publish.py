@@ -194,7 +194,7 @@ class Directory:
         budget: Budget,
     ) -> list[tuple[AgentKey, RecordRow]]:
         """Return rows of the newer records that their agents signed; put the rest into results."""
-        stored = await self.store.records([owner for owner, _ in parsed])
+        stored = await self.store.get_many([owner for owner, _ in parsed])
         rows: list[tuple[AgentKey, RecordRow]] = []
         for number, ((owner, record), row) in enumerate(zip(parsed, stored, strict=True), 1):
             await _yield(number, budget)
@@ -226,11 +226,11 @@ class Directory:
 
     async def _merge(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
         """Merge rows into the store, then log equivocations and notify of record changes."""
-        merged = await self.store.merge_records(rows)
+        merged = await self.store.merge(rows)
         for (owner, row), one in zip(rows, merged, strict=True):
             if one.outcome == "equivocal":
                 # the first two records are the evidence; a third one is nothing new
-                evidence = await self.store.evidence(owner)
+                evidence = await self.store.fork_proof(owner)
                 if evidence is not None and row.compact in evidence:
                     log.event("equivocation", owner=owner)
         for (owner, _), one in zip(rows, merged, strict=True):
@@ -247,10 +247,10 @@ class Directory:
 
     async def evidence(self, did: Did) -> tuple[str, str] | None:
         """Return two records of one ``kv`` and ``seq`` that the agent signed, if it ever did."""
-        return await self.store.evidence(parse_did(did).agent_key)
+        return await self.store.fork_proof(parse_did(did).agent_key)
 
     async def _stored(self, owner: AgentKey) -> RecordRow | None:
-        return (await self.store.records([owner]))[0]
+        return await self.store.get(owner)
 
     async def resolve(self, did: str) -> RecordLookup:
         """Return the newest stored record of an agent.

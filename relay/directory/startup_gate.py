@@ -30,7 +30,8 @@ from relay import clock, log, metrics
 from relay.directory.gossip import RecordGossip
 from relay.directory.model.anti_entropy import differing
 from relay.directory.model.index import TOP_BITS, bad_frame, place
-from relay.directory.ports import GateStore
+from relay.directory.ports import RecordStore
+from relay.inbox.ports import InboxStore
 from relay.peering.link import Link
 from relay.protocol import frames
 from relay.protocol.client_session import PeerAnswer
@@ -57,13 +58,17 @@ class StartupGate:
 
     Args:
         gossip: asks peers, and merges their records.
-        store: knows the inboxes that are here.
+        inboxes: knows the inboxes that are here.
+        records: the records of their agents.
         wait_s: without an answer the gate opens after so many seconds.
     """
 
-    def __init__(self, gossip: RecordGossip, store: GateStore, wait_s: float) -> None:
+    def __init__(
+        self, gossip: RecordGossip, inboxes: InboxStore, records: RecordStore, wait_s: float
+    ) -> None:
         self._gossip = gossip
-        self._store = store
+        self._inboxes = inboxes
+        self._records = records
         self._wait_s = wait_s
         self._is_open = asyncio.Event()
         self._is_asking = asyncio.Event()
@@ -134,7 +139,7 @@ class StartupGate:
         owners: dict[int, list[AgentKey]] = {}
         cursor, is_last = "", False
         while not is_last:
-            page = await self._store.inboxes(cursor, PAGE)
+            page = await self._inboxes.owners(cursor, PAGE)
             for owner in page.owners:
                 owners.setdefault(place(owner.encode(), TOP_BITS), []).append(owner)
             cursor, is_last = page.cursor, not page.cursor
@@ -225,7 +230,7 @@ class StartupGate:
         if not isinstance(answer, frames.Gossip) or len(answer.records) > len(asked):
             raise bad_frame("an answer to another question")
         # most records are known word for word, and need no parsing
-        rows = await self._store.records(asked)
+        rows = await self._records.get_many(asked)
         known = {row.compact for row in rows if row is not None}
         others = tuple(record for record in answer.records if record not in known)
         if not others:

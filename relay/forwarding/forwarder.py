@@ -28,7 +28,7 @@ from relay.forwarding.model import (
     ForwardWindow,
 )
 from relay.forwarding.peer_submitter import MAX_SUBMIT_BYTES, NotSentError, SubmitterPool
-from relay.forwarding.ports import ForwardingStore, HandoffGate
+from relay.forwarding.ports import HandoffGate, OutboxStore
 from relay.forwarding.routing import Routing
 from relay.inbox.consumer import InboxConsumer
 from relay.inbox.dispatch import (
@@ -39,6 +39,7 @@ from relay.inbox.model import types
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, EndSession, Read
 from relay.inbox.model.store_contract import LEASE_S
+from relay.inbox.ports import InboxStore
 from relay.peering.link import SubmitResult
 from relay.protocol import frames
 from relay.protocol.client_session import Send
@@ -74,7 +75,8 @@ class ForwarderDeps:
     """The dependencies of every forwarder of a node.
 
     Args:
-        store: inboxes.
+        inboxes: their sessions.
+        outboxes: when they are due.
         acks: the node's group commit of acks.
         delivery: the listeners of this node.
         routing: finds the homes of agents.
@@ -84,7 +86,8 @@ class ForwarderDeps:
         spawn: runs work in the background.
     """
 
-    store: ForwardingStore
+    inboxes: InboxStore
+    outboxes: OutboxStore
     acks: GroupCommit[types.AckRequest, types.AckResult]
     dispatcher: Dispatcher
     routing: Routing
@@ -128,14 +131,14 @@ class InboxForwarder(InboxConsumer):
         handoff: str = "",
     ) -> None:
         delivery = InboxDelivery(HANDOFF_WINDOW if handoff else WINDOW)
-        super().__init__(delivery, delivery, deps.store)
+        super().__init__(delivery, delivery, deps.inboxes)
         self._deps = deps
         self._inbox = inbox
         self._did = did_of(inbox)
         self._opened = opened
         self._handoff = handoff
         self._batch = HANDOFF_BATCH if handoff else BATCH
-        self._window = ForwardWindow(deps.store.promised)
+        self._window = ForwardWindow(deps.inboxes.promised)
         self._work = asyncio.Event()
         self._is_stopped = False
         self._proof: types.Forwarded | None = None
@@ -166,10 +169,10 @@ class InboxForwarder(InboxConsumer):
             deps.dispatcher.detach(self._inbox, self)
             self._delivery.close()
             self._stop_timer()
-        if await deps.store.defer_outbox(
+        if await deps.outboxes.defer(
             self._inbox, opened.fence, left.wait_s, peer=left.peer, closed=left.closed
         ):
-            await deps.store.close(self._inbox, opened.fence, self._window.maybe_sent_upto())
+            await deps.inboxes.close(self._inbox, opened.fence, self._window.maybe_sent_upto())
 
     def stop(self) -> None:
         """Leave the inbox to another node, after the batch in flight."""
@@ -242,7 +245,7 @@ class InboxForwarder(InboxConsumer):
             failed = ForwardResult((), (), max(window.on_no_answer(home.did), _asked_s(exc)))
             return self._next_home(home, homes, failed)
         self._proof = _proof(home, taken)
-        window.durability = deps.store.promised
+        window.durability = deps.inboxes.promised
         result = window.on_answer(home.did, taken.receipt, taken.outcomes)
         metrics.FORWARDED.inc(len(result.forwarded))
         if taken.receipt is not None and taken.receipt.handoff:
@@ -324,7 +327,7 @@ class InboxForwarder(InboxConsumer):
     async def _renew_lease(self) -> None:
         now = clock.monotonic()
         if self._lease_until - now < LEASE_S / 2:
-            await self._deps.store.defer_outbox(self._inbox, self.fence, LEASE_S)
+            await self._deps.outboxes.defer(self._inbox, self.fence, LEASE_S)
             self._lease_until = now + LEASE_S
 
     # ------------------------------------------------------------ effects

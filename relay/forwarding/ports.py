@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from relay.inbox.ports import InboxStore
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Fence, NodeId
@@ -21,18 +20,18 @@ class DueOutbox:
 
 
 class OutboxStore(Protocol):
-    """Inboxes whose agents live elsewhere: a forwarder submits their mail to the agent's home.
+    """Inboxes whose agents live elsewhere: a courier takes what waits to the agent's home.
 
-    The mail waits in an inbox like any other, under the bounds of an outbox. A forwarder's session
-    (:class:`OpenRequest`) takes the place of the agent's: with the same seqs, ids, fences, expiry
-    and bounces. If the agent comes home, that session ends, and the mail is the agent's.
+    It waits in an inbox like any other, under the bounds of an outbox, with a courier's session
+    (:class:`OpenRequest`, ``courier``) instead of the agent's: the same seqs, ids, fences, expiry
+    and bounces. Should the agent come home, the courier's session ends, and what waits is its mail.
     """
 
-    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
-        """Return outboxes with due mail, each leased to ``node`` for ``lease_s``."""
+    async def due(self, node: NodeId, *, limit: int, lease_s: float) -> list[DueOutbox]:
+        """Return outboxes in which something waits and is due, each leased to ``node``."""
         ...
 
-    async def defer_outbox(
+    async def defer(
         self,
         inbox: AgentKey,
         fence: Fence,
@@ -41,24 +40,20 @@ class OutboxStore(Protocol):
         peer: AgentKey | None = None,
         closed: Refusal | None = None,
     ) -> bool:
-        """Make an outbox due again in ``wait_s``; return False if the session is fenced off.
+        """Record how a forwarder leaves an inbox: due again in ``wait_s``; False if fenced off.
 
         Args:
-            inbox: the outbox.
+            inbox: its owner.
             fence: of the forwarder's session.
-            wait_s: seconds; an empty outbox is not due before mail arrives.
+            wait_s: seconds; an inbox in which nothing waits is not due until something does.
             peer: the relay that it waits for from now on; its bounds count there.
-            closed: until then the store refuses new envelopes for it, as the peer refused.
+            closed: until then the store refuses new envelopes for it, as the peer did.
         """
         ...
 
-    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
-        """Return (peer, envelopes, wire bytes) of all mail that waits for peers."""
+    async def totals(self) -> list[tuple[AgentKey, int, int]]:
+        """Return (peer, envelopes, wire bytes) of all that waits for peers."""
         ...
-
-
-class ForwardingStore(InboxStore, OutboxStore, Protocol):
-    """Inboxes, and those whose agents live elsewhere."""
 
 
 class ForwardDecision(NamedTuple):

@@ -20,7 +20,7 @@ from relay.forwarding.forwarder import (
     InboxForwarder,
 )
 from relay.forwarding.peer_submitter import SubmitterPool
-from relay.forwarding.ports import ForwardingStore, HandoffGate
+from relay.forwarding.ports import HandoffGate, OutboxStore
 from relay.forwarding.routing import Routing
 from relay.inbox.dispatch import (
     Dispatcher,
@@ -31,7 +31,7 @@ from relay.inbox.model.types import (
     AckRequest,
     AckResult,
 )
-from relay.inbox.ports import OpenRequest
+from relay.inbox.ports import InboxStore, OpenRequest
 from relay.peering.links import Links
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import AgentKey, Did, NodeId
@@ -49,7 +49,8 @@ class ForwardScheduler:
     Args:
         me: this relay.
         node: this node.
-        store: inboxes.
+        inboxes: their sessions.
+        outboxes: when they are due.
         acks: the node's group commit of acks.
         delivery: the listeners of this node.
         routing: finds the homes of agents.
@@ -61,7 +62,8 @@ class ForwardScheduler:
 
     me: Did
     node: NodeId
-    store: ForwardingStore
+    inboxes: InboxStore
+    outboxes: OutboxStore
     acks: GroupCommit[AckRequest, AckResult]
     dispatcher: Dispatcher
     routing: Routing
@@ -79,7 +81,8 @@ class ForwardScheduler:
     def __post_init__(self) -> None:
         """Put together what every forwarder needs."""
         self._deps = ForwarderDeps(
-            self.store,
+            self.inboxes,
+            self.outboxes,
             self.acks,
             self.dispatcher,
             self.routing,
@@ -125,7 +128,7 @@ class ForwardScheduler:
             self._make_room()
         if room <= 0 or self._is_draining:
             return
-        due = await self.store.due_outboxes(self.node, most=room, lease_s=LEASE_S)
+        due = await self.outboxes.due(self.node, limit=room, lease_s=LEASE_S)
         for one in due:
             if one.inbox in self._running:
                 # the running forwarder may not see this mail any more: start another one after it
@@ -167,7 +170,7 @@ class ForwardScheduler:
     async def _run_forwarder(self, inbox: AgentKey, peer: AgentKey | None, handoff: str) -> None:
         window = HANDOFF_WINDOW if handoff else WINDOW
         request = OpenRequest(inbox, self.node, window, create=False, forwards=True)
-        opened = await self.store.open(request)
+        opened = await self.inboxes.open(request)
         if isinstance(opened, Refusal):
             return
         forwarder = InboxForwarder(self._deps, inbox, opened, peer, handoff)

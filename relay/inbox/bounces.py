@@ -16,7 +16,7 @@ from relay.inbox.dispatch import (
 )
 from relay.inbox.model.admission import admit_own
 from relay.inbox.model.types import Accepted
-from relay.inbox.ports import BounceBatch, Router, SessionStore
+from relay.inbox.ports import BounceBatch, BounceStore, InboxStore, Router, StoreClock
 from relay.inbox.submit import ELSEWHERE
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey, did_of
@@ -39,7 +39,9 @@ class BouncePump:
     """Sends pending bounces that are due to the inboxes of their senders."""
 
     key: SigningKey
-    store: SessionStore
+    inboxes: InboxStore
+    bounces: BounceStore
+    clock: StoreClock
     dispatcher: Dispatcher
     router: Router | None = None
 
@@ -48,7 +50,7 @@ class BouncePump:
 
         They run side by side: a sender that nobody can find just now delays no other bounce.
         """
-        batches = await self.store.claim_bounces()
+        batches = await self.bounces.claim()
         return sum(await side_by_side(self._finalize(batch) for batch in batches))
 
     async def _finalize(self, batch: BounceBatch) -> bool:
@@ -60,22 +62,22 @@ class BouncePump:
         if isinstance(result, Refusal):
             log.event("bounce_undeliverable", code=result.code, count=len(batch.intents))
         metrics.BOUNCES.labels(outcome).inc()
-        await self.store.finalize_bounces(batch)
+        await self.bounces.finalize(batch)
         return True
 
     async def _send(self, envelope: StoredEnvelope) -> Accepted | Refusal:
         """Store it in the sender's inbox here, or for forwarding to the one elsewhere."""
-        [result] = await self.dispatcher.store_and_dispatch(self.store, [envelope])
+        [result] = await self.dispatcher.store_and_dispatch(self.inboxes, [envelope])
         if self.router is None or not isinstance(result, Refusal) or result.code not in ELSEWHERE:
             return result
-        if envelope.expires_at <= await self.store.time():
+        if envelope.expires_at <= await self.clock.time():
             return Refusal(ErrorCode.EXPIRED, "the home of its sender was not found in time")
         try:
             peer = await self.router.find(did_of(envelope.inbox))
         except RelayError as exc:
             return Refusal.of(exc)
         [result] = await self.dispatcher.store_and_dispatch(
-            self.store, [envelope._replace(peer=peer)]
+            self.inboxes, [envelope._replace(peer=peer)]
         )
         return result
 

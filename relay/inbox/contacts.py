@@ -13,7 +13,7 @@ from typing import Final
 from relay import clock
 from relay.inbox.model.store_contract import CONTACT_FRESH_S
 from relay.inbox.model.types import Accepted
-from relay.inbox.ports import InboxStore
+from relay.inbox.ports import RuleStore
 from relay.limits import BoundedTtl
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import ErrorCode, Refusal, RelayError
@@ -34,7 +34,7 @@ class Contacts:
         max_pairs: pairs remembered; then the oldest are forgotten.
     """
 
-    def __init__(self, store: InboxStore, max_pairs: int = MAX_PAIRS) -> None:
+    def __init__(self, store: RuleStore, max_pairs: int = MAX_PAIRS) -> None:
         self._store = store
         self._recent: BoundedTtl[Pair, bool] = BoundedTtl(max_pairs)
 

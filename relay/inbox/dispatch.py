@@ -81,10 +81,10 @@ class Dispatcher:
             del self._listeners[inbox]
 
     async def store_and_dispatch(
-        self, store: InboxStore, items: Sequence[StoredEnvelope]
+        self, inboxes: InboxStore, items: Sequence[StoredEnvelope]
     ) -> list[Accepted | Refusal]:
         """Store a batch durably, then dispatch it."""
-        results = await store.append(items)
+        results = await inboxes.append(items)
         self.dispatch(items, results)
         return results
 
@@ -119,12 +119,12 @@ class Dispatcher:
                 with isolated("listener"):
                     listener.on_wakeup()
 
-    async def poll(self, store: InboxStore) -> None:
+    async def poll(self, inboxes: InboxStore) -> None:
         """Make up for lost hints: wake each session whose inbox is not as the session knows it."""
-        inboxes = list(self._listeners)
-        if not inboxes:
+        owners = list(self._listeners)
+        if not owners:
             return
-        for inbox, head in zip(inboxes, await store.heads(inboxes), strict=True):
+        for inbox, head in zip(owners, await inboxes.heads(owners), strict=True):
             listener = self._listeners.get(inbox)
             if listener is None or (head is not None and listener.is_current(head)):
                 continue

@@ -27,7 +27,8 @@ from relay.inbox.model.types import (
 )
 from relay.inbox.ports import (
     InboxHead,
-    SessionStore,
+    InboxStore,
+    TokenStore,
 )
 from relay.inbox.rules import InboxRules
 from relay.protocol import frames
@@ -98,7 +99,8 @@ class HttpSessions:
         rules: of inboxes.
     """
 
-    store: SessionStore
+    inboxes: InboxStore
+    tokens: TokenStore
     login: LoginService
     dispatcher: Dispatcher
     rules: InboxRules
@@ -106,7 +108,7 @@ class HttpSessions:
     async def nonce(self) -> str:
         """Return a single-use nonce, good for a minute on every node."""
         nonce = new_nonce()
-        await self.store.put_once(_nonce_name(nonce), b"1", NONCE_TTL_S)
+        await self.tokens.put(_nonce_name(nonce), b"1", NONCE_TTL_S)
         return nonce
 
     async def log_in(self, auth: frames.Auth, address: str) -> tuple[str, frames.Welcome]:
@@ -132,11 +134,11 @@ class HttpSessions:
             "epoch": welcome.epoch or "-",
             "until": until,
         }
-        await self.store.put_once(token_name(token), dumps(value), SESSION_TTL_S)
+        await self.tokens.put(token_name(token), dumps(value), SESSION_TTL_S)
         return b64encode(token), welcome
 
     async def _use_nonce(self, nonce: str) -> None:
-        if await self.store.pop_once(_nonce_name(nonce)) is None:
+        if await self.tokens.pop(_nonce_name(nonce)) is None:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this nonce is unknown, used or too old")
 
     async def session(self, token: bytes) -> HttpSession:
@@ -145,7 +147,7 @@ class HttpSessions:
         Raises:
             StateError: ``auth_required``.
         """
-        value = await self.store.get(token_name(token))
+        value = await self.tokens.get(token_name(token))
         if value is None:
             raise StateError(ErrorCode.AUTH_REQUIRED, "this token is unknown or too old")
         members = Members(loads(value))
@@ -190,7 +192,7 @@ class HttpSessions:
         return session.inbox_fence()
 
     async def _fetch(self, inbox: AgentKey, live: LiveSession) -> Page:
-        page = await self.store.take(inbox, live, self.login.window)
+        page = await self.inboxes.fetch(inbox, live, self.login.window)
         if isinstance(page, Refusal):
             raise page.to_error()
         return page
@@ -211,7 +213,7 @@ class HttpSessions:
         """
         await self._fence(session)
         request = AckRequest(session.inbox, ack, taken=True)
-        [result] = await self.store.ack([request])
+        [result] = await self.inboxes.ack([request])
         if isinstance(result, Refusal):
             raise result.to_error()
         return result

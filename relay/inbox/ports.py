@@ -69,7 +69,7 @@ class InboxHead:
 class BounceBatch:
     """Pending bounces of one sender, frozen: each claim returns the same (R6).
 
-    ``token`` names it for :meth:`InboxStore.finalize_bounces`.
+    ``token`` names it for :meth:`BounceStore.finalize`.
     """
 
     sender: AgentKey
@@ -78,8 +78,8 @@ class BounceBatch:
     intents: tuple[PendingBounce, ...]
 
 
-class InboxesPage(NamedTuple):
-    """Some agents that have an inbox here; go on from ``cursor``, "" = these were the last."""
+class OwnerPage(NamedTuple):
+    """Some owners of inboxes here; go on from ``cursor``, "" = these were the last."""
 
     owners: Sequence[AgentKey]
     cursor: str
@@ -95,11 +95,10 @@ class InboxStore(Protocol):
 
     @property
     def promised(self) -> Durability:
-        """The most that a receipt may have promised; the next relay must promise no less."""
-        ...
+        """The highest durability that a receipt may have promised.
 
-    def trust_clock(self, *, ok: bool) -> None:
-        """Let the store's clock expire entries from now on, or not."""
+        A relay that takes this mail over must promise at least as much.
+        """
         ...
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
@@ -110,23 +109,10 @@ class InboxStore(Protocol):
         """
         ...
 
-    async def change_rules(
-        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
-    ) -> RulesNow | Refusal:
-        """Change the rules of an inbox, by its session, or just read them; works when full."""
-        ...
-
-    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
-        """Record for each (inbox, other) that the agent has written to the other.
-
-        It is harmless to repeat. Return False where there is no such inbox.
-        """
-        ...
-
     async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
-        """Open a session; ``unknown_inbox`` where there is no inbox and none may be made.
+        """Open a session; ``unknown_inbox`` where there is none and none may be made.
 
-        There is none, either, where the newest stored record names other homes.
+        There is none, either, where the newest record names other homes.
         """
         ...
 
@@ -137,92 +123,124 @@ class InboxStore(Protocol):
     async def read(
         self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
     ) -> Page | Refusal:
-        """Read on; end expired and corrupt entries on the way, so that the page has none."""
+        """Read on; finalize expired and corrupt entries on the way, so the page has none."""
         ...
 
-    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
-        """Read from the cursor for a session without a connection."""
+    async def fetch(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
+        """Read from the cursor for a session without a connection, and record how far."""
         ...
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
-        """Delete what was processed, durably; works when memory or disk is full."""
+        """Delete processed entries, durably; works when memory or disk is full."""
         ...
 
-    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
+    async def finalize(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
         """End entries that were never delivered to the live session."""
         ...
 
     async def status(
         self, inbox: AgentKey, questions: Sequence[DedupKey]
     ) -> list[RememberedId | None]:
-        """Return the dispositions of ids; None where nothing is known."""
+        """Return the outcome of each id; None where the inbox does not know it."""
         ...
 
     async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
-        """Return the heads of many inboxes, in one round trip per partition."""
+        """Return fence, epoch and head of many inboxes, in one round trip per partition."""
         ...
 
-    async def inboxes(self, after: str, limit: int) -> InboxesPage:
-        """Return about ``limit`` agents that have an inbox here, in any role; ``after`` "" begins.
+    async def owners(self, after: str, limit: int) -> OwnerPage:
+        """List owners of inboxes here, at home or forwarding; ``after`` "" begins.
 
-        An inbox that is made or purged meanwhile may be missing; one may come twice.
+        A page has about ``limit`` owners. An inbox that is made or removed meanwhile may be
+        missing, and one owner may come twice.
         """
         ...
 
+
+class RuleStore(Protocol):
+    """Rules of inboxes, and the contacts that their agents have (GUARANTEES.md R7)."""
+
+    async def change(self, inbox: AgentKey, fence: Fence, patch: RulesPatch) -> RulesNow | Refusal:
+        """Change the rules of an inbox, by its session, or just read them; works when full."""
+        ...
+
+    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
+        """Record for each (inbox, other) that the agent has written to the other; repeatable.
+
+        An answer is False where there is no such inbox.
+        """
+        ...
+
+
+class ExpiryStore(Protocol):
+    """Entries that nobody fetched in time."""
+
     async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
-        """End what expired; return how many entries ended. Safe on several nodes at once."""
+        """End expired entries; return how many ended. Safe on several nodes at once."""
         ...
 
-    async def claim_bounces(self) -> list[BounceBatch]:
-        """Return batches that are due, at most one a sender, each with at most 256 bounces."""
+
+class BounceStore(Protocol):
+    """Bounces that wait for their senders (GUARANTEES.md R6)."""
+
+    async def claim(self) -> list[BounceBatch]:
+        """Return the batches that are due, at most one a sender, each ≤ 256 bounces."""
         ...
 
-    async def finalize_bounces(self, batch: BounceBatch) -> None:
+    async def finalize(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered; a repeat does nothing."""
         ...
 
 
-class NodeStore(Protocol):
-    """The state that the nodes of one relay share beside inboxes."""
+class TokenStore(Protocol):
+    """Small values that lapse: nonces, hashes of session tokens."""
 
-    async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
-        """Report that this node lives; return all nodes that do."""
-        ...
-
-    async def leave(self, node: NodeId) -> None:
-        """Report that this node is gone, so that no other waits for its heartbeat to lapse."""
-        ...
-
-    async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
-        """Store a small value (a nonce, a session) until it is popped or ``ttl_s`` has passed."""
+    async def put(self, name: bytes, value: bytes, ttl_s: float) -> None:
+        """Store a value until somebody pops it or ``ttl_s`` is over."""
         ...
 
     async def get(self, name: bytes) -> bytes | None:
         """Return the value, if it is still there."""
         ...
 
-    async def pop_once(self, name: bytes) -> bytes | None:
-        """Return the value and delete it: exactly once over all nodes."""
+    async def pop(self, name: bytes) -> bytes | None:
+        """Return and delete the value: exactly one caller over all nodes gets it."""
+        ...
+
+
+class NodeStore(Protocol):
+    """The nodes of one relay."""
+
+    async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
+        """Record that this node lives; return all nodes that do."""
+        ...
+
+    async def leave(self, node: NodeId) -> None:
+        """Record that this node is gone, so that nobody waits for its heartbeat to lapse."""
+        ...
+
+
+class StoreClock(Protocol):
+    """The store's own clock, by which entries expire (GUARANTEES.md §2, clocks)."""
+
+    def trust(self, *, ok: bool) -> None:
+        """Allow or forbid the store's clock to expire anything from now on."""
         ...
 
     async def time(self) -> Timestamp:
-        """Return the store's own clock, Unix seconds."""
+        """Return the store's time, Unix seconds."""
         ...
 
     async def last_time(self) -> Timestamp | None:
-        """Return the store's clock as last written down before this start."""
+        """Return the store's time as last written down before this start."""
         ...
 
-    async def clock_ahead_s(self) -> float:
-        """Return by how many seconds the store's clock is surely ahead of this node's; < 0: behind.
+    async def ahead_s(self) -> float:
+        """Return by how many seconds the store's clock is surely ahead of this node's.
 
-        A store with several clocks answers for the one that is furthest off.
+        A negative result: behind. Of several clocks the one that is furthest off counts.
         """
         ...
-
-
-class SessionStore(InboxStore, NodeStore, Protocol):
-    """Inboxes, and what the nodes of a relay share beside them."""
 
 
 OnWake = Callable[[Sequence[AgentKey]], None]
@@ -232,13 +250,13 @@ class WakeupSource(Protocol):
     """Hints from other nodes that an inbox has changed. A hint may be lost."""
 
     def on_wake(self, callback: OnWake) -> None:
-        """Call ``callback`` with the changed inboxes; with none = look at all of them."""
+        """Call ``callback`` with the inboxes that changed; with none: poll all of them."""
         ...
 
     def on_renewal(self, callback: Callable[[], None]) -> None:
-        """Call ``callback`` when the store went back in time, or lost something.
+        """Call ``callback`` once the store is seen to have gone back in time or lost something.
 
-        The call comes before any other result of that store.
+        The call comes before any answer about its present contents.
         """
         ...
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from relay.inbox.contacts import Contacts
 from relay.inbox.model.types import RulesPatch
-from relay.inbox.ports import InboxStore
+from relay.inbox.ports import RuleStore
 from relay.protocol import frames
 from relay.protocol.did import did_of, parse_did
 from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, error
@@ -19,7 +19,7 @@ from relay.protocol.jws import UnsupportedError
 class InboxRules:
     """Changes and reads the rules of an inbox, for its session."""
 
-    store: InboxStore
+    store: RuleStore
     contacts: Contacts
 
     async def __call__(self, inbox: AgentKey, fence: Fence, request: frames.Rules) -> frames.Ruled:
@@ -35,7 +35,7 @@ class InboxRules:
         if len({*allow, *deny, *forget}) < len(allow) + len(deny) + len(forget):
             raise ProtocolError(ErrorCode.BAD_FRAME, "a DID is named once")
         patch = RulesPatch(request.first_contact, allow, deny, forget)
-        now = await self.store.change_rules(inbox, fence, patch)
+        now = await self.store.change(inbox, fence, patch)
         if isinstance(now, Refusal):
             raise now.to_error()
         self.contacts.forget(inbox, {*allow, *deny, *forget})

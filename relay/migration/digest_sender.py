@@ -93,7 +93,7 @@ class DigestSender:
         if side.mode is not Mode.FROZEN or side.handoff is None:
             return ForwardDecision(may_forward=side.role is InboxRole.FORWARDING)
         may_forward = side.role is InboxRole.FORWARDING and side.names_target
-        is_proven = may_forward and _evidence(record, await self.store.handoff(inbox))
+        is_proven = may_forward and _evidence(record, await self.store.load(inbox))
         return ForwardDecision(may_forward, side.handoff.id if is_proven else "")
 
     def _on_failure(self, inbox: AgentKey, exc: RelayError | TimeoutError) -> None:
@@ -108,7 +108,7 @@ class DigestSender:
 
     async def homes(self, inbox: AgentKey, handoff: str) -> Sequence[Home]:
         """Return the target of a hand-off; nothing if another hand-off is the current one."""
-        row = await self.store.handoff(inbox)
+        row = await self.store.load(inbox)
         record = self.steps.load_state(row)
         side = record.side
         is_current = side.handoff is not None and side.handoff.id == handoff
@@ -129,7 +129,7 @@ class DigestSender:
         Raises:
             RelayError: the target has not got them.
         """
-        row = await self.store.handoff(inbox)
+        row = await self.store.load(inbox)
         target, evidence = _target(record, row), _evidence(record, row)
         handoff = _handoff(record)
         if not evidence:

@@ -45,7 +45,7 @@ class MigrationChange:
         ends_session: the session ends; what it may have delivered is flagged as redelivered.
         marks_present: all waiting mail is flagged.
         is_new: the counts start again.
-        is_open: :meth:`MigrationStore.handoffs` returns it.
+        is_open: :meth:`MigrationStore.list_open` returns it.
         has_work: a forwarder is due now, whether or not any mail waits.
         maybe_seen: ids to remember as maybe seen, 36 bytes each, unless they are known here. Mail
             that waits under one of them is flagged.
@@ -64,47 +64,47 @@ class MigrationChange:
 
 
 class MigrationStore(Protocol):
-    """Inboxes that change relays (GUARANTEES.md §3).
+    """Inboxes that change relays: the state that both sides write down (GUARANTEES.md §3).
 
-    :mod:`relay.migration.model.machine` has the rules. :meth:`change_handoff` writes each step in
-    one commit, unless another node has written one meanwhile.
+    :mod:`relay.migration.model.machine` makes the steps; :meth:`change` takes each in one commit,
+    if nobody else took one meanwhile.
     """
 
-    async def handoff(self, inbox: AgentKey) -> MigrationRow:
-        """Return everything that decides a step."""
+    async def load(self, inbox: AgentKey) -> MigrationRow:
+        """Return all that a step depends on."""
         ...
 
-    async def change_handoff(
-        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
+    async def change(
+        self, inbox: AgentKey, expected: MigrationRow, change: MigrationChange
     ) -> bool:
-        """Write a step; return False, and write nothing, if ``seen`` is outdated.
+        """Take a step; do nothing and return False where the store differs from ``expected``.
 
-        Its text and the version of its record decide. Works when memory or disk is full.
+        Text and record version are compared. Works when memory or disk is full.
         """
         ...
 
-    async def handoffs(self) -> list[tuple[AgentKey, str]]:
-        """Return all open migrations with their texts."""
+    async def list_open(self) -> list[tuple[AgentKey, str]]:
+        """Return all open migrations, with their texts."""
         ...
 
     async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
-        """Return the mail behind ``after``, in seq order."""
+        """Return the entries behind ``after``, in seq order."""
         ...
 
     async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
-        """Return ids that the agent may have seen: acked, refused, ended, or maybe delivered.
+        """Return ids that the agent may have seen: acked, refused, ended, or redelivered.
 
-        About ``most`` of them; ``after`` "" begins. An id may come twice.
+        A page has about ``limit`` ids; ``after`` "" begins. An id may come twice.
         """
         ...
 
     async def known(self, inbox: AgentKey) -> MovedRules:
-        """Return from whom the agent accepts envelopes."""
+        """Return rules and contacts of the agent: the senders that it takes envelopes from."""
         ...
 
-    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
-        """Add from whom the agent accepted envelopes elsewhere; the rules here win.
+    async def add_known(self, inbox: AgentKey, known: MovedRules) -> None:
+        """Add the rules and contacts that the agent had elsewhere; existing ones win.
 
-        ``first_contact`` counts if it is "accept" here. Entries beyond a limit are left out.
+        ``first_contact`` counts where "accept" stands here. The store leaves out all above a bound.
         """
         ...

@@ -93,7 +93,7 @@ class MigrationRequests:
         """
         owner = await self._verify(order)
         self._require_room(order, room)
-        side = self.steps.load_state(await self.store.handoff(owner)).side
+        side = self.steps.load_state(await self.store.load(owner)).side
         result = machine.step(side, Prepare(OrderRef.of(order)), clock.now())
         if isinstance(result, Refusal):
             raise result.to_error()
@@ -158,7 +158,7 @@ class MigrationRequests:
         if order.source.did != self.key.did:
             raise StateError(ErrorCode.WRONG_RELAY, "the order names another source")
         self.peers.require_handoff(order.target.did)
-        if (await self.store.handoff(owner)).role is None:
+        if (await self.store.load(owner)).role is None:
             raise StateError(ErrorCode.WRONG_STATE, "this relay is not the agent's home")
         # the new target gets its digest at once, whatever another target did
         self.digests.reasons.pop(owner, None)
@@ -169,7 +169,7 @@ class MigrationRequests:
         until = clock.monotonic() + FREEZE_WAIT_S
         while not record.side.digest_acked and (left := until - clock.monotonic()) > 0:
             await self.steps.wait_for_change(min(left, POLL_INTERVAL_S))
-            record = self.steps.load_state(await self.store.handoff(owner))
+            record = self.steps.load_state(await self.store.load(owner))
         return await self._statement(owner)
 
     async def inventory(
@@ -220,7 +220,7 @@ class MigrationRequests:
         return key.agent_key
 
     async def _statement(self, owner: AgentKey) -> str:
-        row = await self.store.handoff(owner)
+        row = await self.store.load(owner)
         side = self.steps.load_state(row).side
         statement = migration_statement.MigrationStatement(
             relay=self.key.did,

@@ -110,7 +110,7 @@ class MigrationSteps:
         """
         is_prepared = before_commit is None
         for _ in range(MAX_TRIES):
-            row = await self.store.handoff(owner)
+            row = await self.store.load(owner)
             before = self.load_state(row)
             step = _on_newest_record(before.side, row)
             if event is not None:
@@ -122,7 +122,7 @@ class MigrationSteps:
             if not is_prepared and before_commit is not None:
                 await before_commit()
                 is_prepared = True
-            if await self.store.change_handoff(owner, row, change):
+            if await self.store.change(owner, row, change):
                 self._on_committed(owner, after.side, change)
                 return after, step
         detail = "other nodes change this hand-off all the time"
@@ -181,7 +181,7 @@ class MigrationSteps:
         found: dict[AgentKey, frozenset[Did]] = {}
         due: list[AgentKey] = []
         now = clock.now()
-        for number, (owner, text) in enumerate(await self.store.handoffs(), 1):
+        for number, (owner, text) in enumerate(await self.store.list_open(), 1):
             if number % _TEXTS_PER_TURN == 0:
                 await asyncio.sleep(0)
             try:
@@ -216,7 +216,7 @@ class MigrationSteps:
                 ``moved``; or the error of the evidence.
         """
         owner = _owner(frame)
-        row = await self.store.handoff(owner)
+        row = await self.store.load(owner)
         if row.role is None:
             # only a login or an order of the agent makes an inbox here
             raise ProtocolError(ErrorCode.WRONG_STATE, "the agent has no inbox here yet")
@@ -236,7 +236,7 @@ class MigrationSteps:
 
         async def learn() -> None:
             if known is not None:
-                await self.store.learn_known(owner, known)
+                await self.store.add_known(owner, known)
 
         message = state.PeerMessage(peer, page, named)
         _, step = await self.apply(owner, message, before_commit=learn)
@@ -271,7 +271,7 @@ class MigrationSteps:
 
     async def accepts_handoff_from(self, peer: Did, agent: AgentKey) -> bool:
         """Return True if a relay's mail for an agent belongs to a hand-off."""
-        side = self.load_state(await self.store.handoff(agent)).side
+        side = self.load_state(await self.store.load(agent)).side
         return side.accepts_handoff_from(peer)
 
 

@@ -110,7 +110,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
     """Wire a node over an opened store; load its peers and ask its clock."""
     store, key = opened.store, opened.key
     guard = ClockGuard()
-    guard.begin(await store.last_time(), await store.time(), trusted=settings.trust_clock)
+    last_time, now = await store.clock.last_time(), await store.clock.time()
+    guard.begin(last_time, now, trusted=settings.trust_clock)
     await look_at_clocks(store, guard)
     base = _Base(
         settings,
@@ -120,19 +121,20 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         Window(settings.window_count, settings.window_bytes),
         DidKeys(),
         Dispatcher(opened.node_id),
-        GroupCommit(store.ack, lambda _: ACK_BYTES),
+        GroupCommit(store.inboxes.ack, lambda _: ACK_BYTES),
     )
-    store.on_wake(base.dispatcher.wake)
-    contacts = Contacts(store)
+    store.wakeups.on_wake(base.dispatcher.wake)
+    contacts = Contacts(store.rules)
     peers, dialer, links = await build_peering(base)
     handoffs, digests = build_migration(base, peers, links)
-    handles = LocalHandles(url, store, admits=base.registration.admits)
+    admits = base.registration.admits
+    handles = LocalHandles(url, store.handles, store.records, admits=admits)
     directory = Directory(
-        key.did, store, base.keys, handles, on_record_change=[handoffs.apply_record]
+        key.did, store.records, base.keys, handles, on_record_change=[handoffs.apply_record]
     )
     own_info = build_own_info(base, peers)
     exchange = PeerExchange(peers, links, own_info.sign)
-    gossip = RecordGossip(directory, RecordChangeReader(store), exchange)
+    gossip = RecordGossip(directory, RecordChangeReader(store.records), exchange)
     directory.on_published.append(gossip.on_published)
     remote_handles = RemoteHandles(dialer, handles)
     resolver = RecordResolver(key.did, directory, links, gossip.on_record_reply, remote_handles)
@@ -148,8 +150,8 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         acks=base.acks,
         login=build_login(base, directory, peers, startup_gate, handoffs),
         directory=directory,
-        status=StatusQueries(store, RemoteStatus(links, routing)),
-        rules=InboxRules(store, contacts),
+        status=StatusQueries(store.inboxes, RemoteStatus(links, routing)),
+        rules=InboxRules(store.rules, contacts),
         dispatcher=base.dispatcher,
         peers=peers,
         links=links,
@@ -166,14 +168,18 @@ async def build(settings: Settings, opened: OpenedStore, url: str) -> Node:
         startup_gate=startup_gate,
         handoffs=handoffs,
         migrations=build_requests(base, directory, peers, handoffs, digests),
-        peer_admin=PeerAdmin(peers, links, exchange, store.outboxes, RelayInfoFetcher(dialer)),
+        peer_admin=PeerAdmin(
+            peers, links, exchange, store.outboxes.totals, RelayInfoFetcher(dialer)
+        ),
         housekeeping=Housekeeping(
             opened=opened,
             dispatcher=base.dispatcher,
             clock_guard=guard,
             startup_gate=startup_gate,
             handoffs=handoffs,
-            bounces=BouncePump(key, store, base.dispatcher, routing),
+            bounces=BouncePump(
+                key, store.inboxes, store.bounces, store.clock, base.dispatcher, routing
+            ),
         ),
     )
 
@@ -182,7 +188,7 @@ async def build_peering(base: _Base) -> tuple[Peers, Dialer, Links]:
     """Make the peers of this relay, loaded, and the links to them."""
     settings, opened = base.settings, base.opened
     deny = base.registration.deny
-    peers = Peers(opened.key.did, settings.federation, deny, opened.store)
+    peers = Peers(opened.key.did, settings.federation, deny, opened.store.peers)
     await peers.load([*map(split_peer, settings.peers)])
     dialer = Dialer(settings.dial_networks)
     return peers, dialer, Links(opened.key, dialer, peers)
@@ -190,7 +196,7 @@ async def build_peering(base: _Base) -> tuple[Peers, Dialer, Links]:
 
 def build_migration(base: _Base, peers: Peers, links: Links) -> tuple[MigrationSteps, DigestSender]:
     """Make the steps of inboxes that move, and the sender of their digests."""
-    store = base.opened.store
+    store = base.opened.store.migrations
     handoffs = MigrationSteps(
         base.opened.key.did,
         store,
@@ -208,8 +214,8 @@ def build_requests(
     """Make what answers agents that move."""
     return MigrationRequests(
         key=base.opened.key,
-        store=base.opened.store,
-        inboxes=base.opened.store,
+        store=base.opened.store.migrations,
+        inboxes=base.opened.store.inboxes,
         keys=base.keys,
         steps=handoffs,
         digests=digests,
@@ -230,7 +236,7 @@ def build_own_info(base: _Base, peers: Peers) -> OwnRelayInfo:
         limits=hello_limits(settings),
         registration=settings.registration,
         contact=settings.contact,
-        durability=lambda: store.durability,
+        durability=lambda: store.inboxes.durability,
         peers=peers,
     )
 
@@ -238,8 +244,8 @@ def build_own_info(base: _Base, peers: Peers) -> OwnRelayInfo:
 async def build_startup_gate(base: _Base, gossip: RecordGossip) -> StartupGate:
     """Make the gate that keeps agents out until peers have been asked, and begin."""
     store = base.opened.store
-    startup_gate = StartupGate(gossip, store, base.settings.return_wait_s)
-    store.on_renewal(startup_gate.close)
+    startup_gate = StartupGate(gossip, store.inboxes, store.records, base.settings.return_wait_s)
+    store.wakeups.on_renewal(startup_gate.close)
     await startup_gate.begin()
     return startup_gate
 
@@ -252,7 +258,8 @@ def build_forwarding(
     return ForwardScheduler(
         me=opened.key.did,
         node=opened.node_id,
-        store=opened.store,
+        inboxes=opened.store.inboxes,
+        outboxes=opened.store.outboxes,
         acks=base.acks,
         dispatcher=base.dispatcher,
         routing=routing,
@@ -266,7 +273,7 @@ def build_forwarding(
 def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> Intake:
     """Make what accepts envelopes."""
     settings, store, key = base.settings, base.opened.store, base.opened.key
-    acceptor = BatchAcceptor(store, base.dispatcher, contacts, base.due.set)
+    acceptor = BatchAcceptor(store.inboxes, base.dispatcher, contacts, base.due.set)
     return Intake(
         identity=RelayIdentity(key, _position_secret(key)),
         keys=base.keys,
@@ -275,7 +282,7 @@ def build_intake(base: _Base, contacts: Contacts, handoffs: MigrationSteps) -> I
         peer_rates=TokenBuckets.per_minute(settings.peer_stranger_rate),
         accepts_handoff_from=handoffs.accepts_handoff_from,
         commits=GroupCommit(acceptor.accept, submitting.size_of),
-        durability=lambda: store.durability,
+        durability=lambda: store.inboxes.durability,
         denied=base.registration.deny,
         max_body_bytes=settings.max_body_bytes,
     )
@@ -295,7 +302,7 @@ def build_login(
         return await directory.publish(record, owner=owner)
 
     async def lives_elsewhere(agent: AgentKey) -> bool:
-        row = await store.record(agent)
+        row = await store.records.get(agent)
         return row is not None and not row.names_us
 
     return LoginService(
@@ -303,7 +310,7 @@ def build_login(
         url=base.url,
         node=base.opened.node_id,
         window=base.window,
-        store=base.opened.store,
+        store=store.inboxes,
         keys=base.keys,
         publish=publish,
         registration=base.registration,

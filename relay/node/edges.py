@@ -19,7 +19,7 @@ def ws_services(node: Node) -> WsServices:
         login=node.login,
         intake=node.intake,
         acks=node.acks,
-        store=node.store,
+        store=node.store.inboxes,
         dispatcher=node.dispatcher,
         router=node.routing,
         peers=node.peers,
@@ -42,7 +42,9 @@ def http_services(node: Node) -> HttpServices:
         trusted_proxies=node.trusted_proxies,
         limits=node.limits(),
         describe=node.exchange.own_info,
-        sessions=HttpSessions(node.store, node.login, node.dispatcher, node.rules),
+        sessions=HttpSessions(
+            node.store.inboxes, node.store.tokens, node.login, node.dispatcher, node.rules
+        ),
         intake=node.intake,
         directory=node.directory,
         status=node.status,
@@ -56,6 +58,6 @@ def confirm_clock(node: Node) -> None:
     """Believe the store's clock, as the operator says."""
     guard = node.clock_guard
     guard.confirm()
-    node.store.trust_clock(ok=guard.ok)
+    node.store.clock.trust(ok=guard.ok)
     guard.tell(node.store.health)
     log.event("clock_confirmed")

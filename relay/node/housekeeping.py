@@ -36,11 +36,11 @@ async def look_at_clocks(store: Store, guard: ClockGuard) -> None:
     Raises:
         RelayError: the store does not answer.
     """
-    guard.sample(await store.time(), clock.monotonic())
-    ahead_s = await store.clock_ahead_s()
+    guard.sample(await store.clock.time(), clock.monotonic())
+    ahead_s = await store.clock.ahead_s()
     metrics.CLOCK_AHEAD.set(ahead_s)
     guard.compare(ahead_s)
-    store.trust_clock(ok=guard.ok)
+    store.clock.trust(ok=guard.ok)
     guard.tell(store.health)
 
 
@@ -68,8 +68,8 @@ class Housekeeping:
     async def poll(self) -> None:
         """Write the heartbeat of this node, then look for inboxes whose wake-ups were lost."""
         store = self.opened.store
-        self._live = await store.heartbeat(self.opened.node_id, HEARTBEAT_TTL_S)
-        await self.dispatcher.poll(store)
+        self._live = await store.nodes.heartbeat(self.opened.node_id, HEARTBEAT_TTL_S)
+        await self.dispatcher.poll(store.inboxes)
 
     async def sweep(self) -> None:
         """Compare the clocks; if they agree, end what expired and purge old records.
@@ -82,15 +82,15 @@ class Housekeeping:
         await look_at_clocks(store, guard)
         if not guard.ok or not self.startup_gate.is_open or not self._live:
             return
-        ended = await store.sweep(self.opened.node_id, self._live)
+        ended = await store.expiry.sweep(self.opened.node_id, self._live)
         if ended:
             metrics.EXPIRED.inc(ended)
             log.event("swept", ended=ended)
-        await store.purge_records()
+        await store.records.purge()
 
     async def measure(self) -> None:
         """Set the gauges of mail that waits for other relays."""
-        waiting = await self.opened.store.outboxes()
+        waiting = await self.opened.store.outboxes.totals()
         metrics.OUTBOX_PEERS.set(len(waiting))
         metrics.OUTBOX_ENVELOPES.set(sum(count for _, count, _ in waiting))
         metrics.OUTBOX_BYTES.set(sum(size for _, _, size in waiting))

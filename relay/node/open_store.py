@@ -99,8 +99,6 @@ async def open_store(
         while not await _is_started(store, key.did, node_id, is_own=embedded is not None):
             if await _is_set_within(stop, RETRY_S):
                 raise StoppedError
-        if embedded is not None:
-            await store.free_outboxes()
         yield OpenedStore(key, node_id, store, embedded, disk)
 
 

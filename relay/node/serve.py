@@ -231,7 +231,7 @@ async def serve(
             "node_started",
             did=node.key.did,
             url=node.url,
-            durability=node.store.durability,
+            durability=node.store.inboxes.durability,
         )
         announce(
             {
@@ -268,7 +268,7 @@ async def _drain(node: Node, endpoint: Endpoint) -> None:
     except TimeoutError:
         log.loop_failed("drain", ErrorCode.DRAINING)
     with contextlib.suppress(RelayError):
-        await node.store.leave(node.node_id)
+        await node.store.nodes.leave(node.node_id)
 
 
 async def _drain_forwarders(node: Node) -> None:

@@ -179,21 +179,19 @@ class Peers:
     async def load(self, configured: Sequence[tuple[Did, str]] = ()) -> None:
         """Read the rows, after adding the peers that the settings name."""
         now = int(clock.now())
-        known = {row.did: row for row in await self._store.peers()}
+        known = {row.did: row for row in await self._store.all()}
         for did, url in configured:
             row = known.get(did)
             is_stored = row is not None and (row.url, row.standing) == (url, "added")
             is_blocked = row is not None and row.standing == "blocked"
             if did != self.own and not is_stored and not is_blocked:
-                await self._store.put_peer(
-                    PeerRow(did, url, "added", now, row.info if row else None)
-                )
+                await self._store.put(PeerRow(did, url, "added", now, row.info if row else None))
         await self.refresh()
 
     async def refresh(self) -> None:
         """Read what other nodes, or the operator through them, have written."""
         before = self.rows
-        self.rows = {row.did: row for row in await self._store.peers() if row.did != self.own}
+        self.rows = {row.did: row for row in await self._store.all() if row.did != self.own}
         federated = {did for did in self.rows if self.is_federated(did)}
         # in open federation anybody is a peer: relays without a row leave no trace
         self.introduced = Counter(
@@ -233,7 +231,7 @@ class Peers:
         current = self.rows.get(did)
         info = info or (current.info if current else None)
         row = PeerRow(did, url, "added", int(clock.now()), info)
-        await self._store.put_peer(row)
+        await self._store.put(row)
         await self.refresh()
         self.members.dial_now(did, clock.now())
         log.event("peer_added", peer=did, url=url)
@@ -241,7 +239,7 @@ class Peers:
 
     async def remove(self, did: Did) -> bool:
         """Forget a relay for the operator; return False if it was not known."""
-        was_known = await self._store.remove_peer(did)
+        was_known = await self._store.remove(did)
         await self.refresh()
         if was_known:
             log.event("peer_removed", peer=did)
@@ -256,7 +254,7 @@ class Peers:
         self._require_other(did)
         current = self.rows.get(did) or PeerRow(did, "", "blocked", 0)
         row = replace(current, standing="blocked", since=int(clock.now()))
-        await self._store.put_peer(row)
+        await self._store.put(row)
         await self.refresh()
         log.event("peer_blocked", peer=did)
         return row
@@ -268,9 +266,9 @@ class Peers:
             return False
         if current.url:
             row = replace(current, standing="learned", since=int(clock.now()))
-            await self._store.put_peer(row)
+            await self._store.put(row)
         else:
-            await self._store.remove_peer(did)
+            await self._store.remove(did)
         await self.refresh()
         log.event("peer_unblocked", peer=did)
         return True
@@ -298,7 +296,7 @@ class Peers:
         if row is None and not await self._make_room():
             return None
         merged = _with_info(row, info)
-        if not await self._store.replace_peer(row, merged):
+        if not await self._store.replace(row, merged):
             # the operator or another node has changed the row meanwhile
             await self.refresh()
             return None
@@ -323,7 +321,7 @@ class Peers:
         for row in learned:
             member = self.members.get(row.did)
             if (member is not None and member.state == "gone") or _is_expired(row, clock.now()):
-                await self._store.remove_peer(row.did)
+                await self._store.remove(row.did)
                 self.rows.pop(row.did, None)
                 self.members.remove(row.did)
                 return True

@@ -32,20 +32,20 @@ class PeerRow:
 
 
 class PeerRowStore(Protocol):
-    """Rows of other relays."""
+    """Other relays that this one knows."""
 
-    async def peers(self) -> list[PeerRow]:
-        """Return all rows."""
+    async def all(self) -> list[PeerRow]:
+        """Return all known relays."""
         ...
 
-    async def put_peer(self, row: PeerRow) -> None:
-        """Store a row in place of the current one of its DID."""
+    async def put(self, row: PeerRow) -> None:
+        """Store a row, in the place of the former one of this DID."""
         ...
 
-    async def replace_peer(self, held: PeerRow | None, row: PeerRow) -> bool:
-        """Store a row if the current one is ``held``; return False if it is not."""
+    async def replace(self, expected: PeerRow | None, row: PeerRow) -> bool:
+        """Store a row if the store still has ``expected``; return False otherwise."""
         ...
 
-    async def remove_peer(self, did: Did) -> bool:
-        """Remove a row; return False if there was none."""
+    async def remove(self, did: Did) -> bool:
+        """Forget a relay; return False if it was not known."""
         ...

@@ -1,88 +1,37 @@
-"""The store in this process's memory, made of :class:`relay.reference.inbox.Inbox`.
-
-Rules of the file: a method runs without awaiting anything, so it is one atomic step and there is
-nothing to roll back; what it promises ends with the process, hence durability ``memory``.
-"""
+"""The store in this process's memory: durability ``memory``, since all ends with the process."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Final
 
 from relay import clock
-from relay.directory.ports import (
-    DirectoryLimits,
-    RecordRow,
-)
-from relay.forwarding.ports import (
-    DueOutbox,
-)
+from relay.directory.local_handles import claimed
+from relay.directory.ports import DirectoryLimits, HandleRow
 from relay.health import Health
-from relay.inbox.model.store_contract import REFUSALS
-from relay.inbox.model.types import (
-    KNOWN_BY,
-    Accepted,
-    AckRequest,
-    AckResult,
-    InboxLimits,
-    InboxRole,
-    LiveSession,
-    OpenedSession,
-    OutboxLimits,
-    Page,
-    RememberedId,
-    RulesNow,
-    RulesPatch,
+from relay.inbox.model.types import InboxLimits, OutboxLimits
+from relay.inbox.ports import OnWake
+from relay.peering.ports import PeerRow
+from relay.protocol.ids import Did, NodeId, Timestamp
+from relay.reference.forwarding import Outboxes
+from relay.reference.memory_inboxes import (
+    MemoryBounces,
+    MemoryExpiry,
+    MemoryInboxes,
+    MemoryOutboxes,
+    MemoryRules,
 )
-from relay.inbox.ports import (
-    BounceBatch,
-    InboxesPage,
-    InboxHead,
-    OnWake,
-    OpenRequest,
-)
-from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Eid,
-    Fence,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.receipts import Durability
-from relay.protocol.types import (
-    DedupKey,
-    Reason,
-    Window,
-)
-from relay.reference.forwarding import (
-    Outboxes,
-)
-from relay.reference.inbox import (
-    BOUNCE_GRACE_S,
-    Inbox,
-)
-from relay.reference.memory_bounces import MemoryBounces
-from relay.reference.memory_handoffs import (
-    MemoryHandoffs,
-    new_epoch,
-)
-from relay.reference.memory_mesh import MemoryPeers
-from relay.reference.memory_outbox import MemoryOutboxes
+from relay.reference.memory_migrations import MemoryMigrations
+from relay.reference.memory_records import MemoryRecords
+from relay.reference.memory_state import MemoryState
+from relay.store.ports import Store
 
 DEDUPE_TOTAL: Final = 1_000_000
 """Ids remembered over all inboxes, unless the caller knows better (R3: 20 % of memory)."""
 
 
-class MemoryStore(MemoryHandoffs, MemoryPeers):
+class MemoryStore(Store):
     """All ports of a store, for one process.
 
     Args:
@@ -94,9 +43,6 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         outbox: bounds of what waits for one peer.
     """
 
-    durability: Durability = "memory"
-    promised: Durability = "memory"
-
     def __init__(
         self,
         limits: InboxLimits,
@@ -106,318 +52,162 @@ class MemoryStore(MemoryHandoffs, MemoryPeers):
         directory: DirectoryLimits | None = None,
         outbox: OutboxLimits = OutboxLimits(),
     ) -> None:
-        MemoryHandoffs.__init__(self, limits, now, dedupe_total, directory or DirectoryLimits())
-        MemoryPeers.__init__(self)
-        self._outboxes = MemoryOutboxes(self._inboxes, Outboxes(outbox), now)
-        self._bounces = MemoryBounces(now)
-        self._values: dict[bytes, tuple[bytes, float]] = {}
-        self._nodes: dict[NodeId, float] = {}
         self.health = Health()
-        self._clock_ok = True
-        self._full: str | None = None
-
-    # ------------------------------------------------------------ lifetime
+        self.state = state = MemoryState(limits, now, dedupe_total)
+        outboxes, bounces = Outboxes(outbox), MemoryBounces(state)
+        records = MemoryRecords(state, directory or DirectoryLimits())
+        self.inboxes = self._inboxes = MemoryInboxes(state, records, bounces, outboxes)
+        self.rules = MemoryRules(state)
+        self.expiry = MemoryExpiry(state, bounces)
+        self.bounces = bounces
+        self.outboxes = MemoryOutboxes(state, outboxes)
+        self.migrations = MemoryMigrations(state, records)
+        self.records = records
+        self.handles = MemoryHandles()
+        self.peers = MemoryPeers()
+        self.nodes = MemoryNodes(now)
+        self.tokens = MemoryTokens(now)
+        self.clock = MemoryClock(state)
+        self.wakeups = MemoryWakeups()
 
     async def start(self, *, relay: Did, node: NodeId) -> None:
-        """Nothing to connect to; one process is one relay."""
+        """Do nothing: one process is one relay."""
 
     async def run(self) -> None:
-        """Nothing to keep going."""
+        """Do nothing: there is no connection."""
 
     async def stop(self) -> None:
-        """Nothing to close; the data stay until the object goes."""
-
-    def trust_clock(self, *, ok: bool) -> None:
-        """Whether anything may expire from now on."""
-        self._clock_ok = ok
+        """Do nothing: the data stay until the object goes."""
 
     def refuse_appends(self, reason: str | None) -> None:
-        """Answer new envelopes with ``storage_full``; None takes them again."""
-        self._full = reason
+        """Answer new envelopes with ``storage_full``; None allows them again."""
+        self._inboxes.full = reason
 
-    def on_wake(self, callback: OnWake) -> None:
-        """No other node, so no news from one."""
 
-    def on_renewal(self, callback: Callable[[], None]) -> None:
-        """It never goes back in time."""
+class MemoryHandles:
+    """Names under this relay; see :class:`relay.directory.ports.HandleStore`."""
 
-    # ------------------------------------------------------------ inboxes
+    def __init__(self) -> None:
+        self._rows: dict[str, HandleRow] = {}
 
-    async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
-        """Store a batch, each item judged alone."""
-        return [self._accept(item) for item in items]
+    async def claim(self, name: str, did: Did, now: int) -> HandleRow:
+        """Give a free name to an agent; return the row of its present owner."""
+        self._rows[name] = claimed(self._rows.get(name), name, did, now)
+        return self._rows[name]
 
-    def _accept(self, item: StoredEnvelope) -> Accepted | Refusal:
-        found = self._inboxes.get(item.inbox)
-        row = self._records.get(item.inbox)
-        is_elsewhere = row is not None and not row.names_us
-        if found is None and not (is_elsewhere and item.peer is not None):
-            return self._elsewhere(row, found)
-        inbox = found or Inbox(item.inbox, new_epoch(), InboxRole.FORWARDING)
-        is_new = inbox.dedupe.find(item.hour, item.dedupe_key) is None
-        if is_new and not inbox.home and item.peer is None:
-            return self._elsewhere(row, inbox)
-        if self._full is not None:
-            # what was answered before is answered so again: nothing is kept anew
-            known = inbox.answer(item._replace(via=None))
-            return known or Refusal(ErrorCode.STORAGE_FULL, self._full)
-        result = inbox.accept(
-            item, self._limits, self._now(), clock_ok=self._clock_ok,
-            outboxes=self._outboxes.outboxes, make_room=self._make_room,
-        )  # fmt: skip
-        if isinstance(result, Accepted):
-            self._inboxes[item.inbox] = inbox
-        return self._elsewhere(row, inbox) if _is_moved(result) else result
+    async def put(self, row: HandleRow) -> None:
+        """Record that an agent left a name, or took it up again."""
+        self._rows[row.name] = row
 
-    def _elsewhere(self, row: RecordRow | None, inbox: Inbox | None) -> Refusal:
-        if inbox is not None and (row is None or row.names_us):
-            # its agent is coming home, and a step of the hand-off says so in a moment
-            return REFUSALS["migrating"]
-        if row is None or row.names_us:
-            return REFUSALS["unknown_inbox"]
-        return Refusal(ErrorCode.MOVED, "the recipient's home is elsewhere", record=row.compact)
+    async def get(self, name: str) -> HandleRow | None:
+        """Return the owner of a name."""
+        return self._rows.get(name)
 
-    def _make_room(self, is_stranger: bool) -> bool:  # noqa: FBT001  a fact, no switch
-        """Keep within the budget of all inboxes together (R3); strangers fill three quarters."""
-        most = self._dedupe_total * 3 // 4 if is_stranger else self._dedupe_total
-        if self._ids_at_most < most:
-            self._ids_at_most += 1
-            return True
-        sizes = {key: len(inbox.dedupe) for key, inbox in self._inboxes.items()}
-        while sum(sizes.values()) >= most:
-            able = [key for key in sizes if self._inboxes[key].dedupe.can_shed()]
-            if not able:
-                return False
-            largest = max(able, key=lambda key: (sizes[key], key))
-            sizes[largest] -= self._inboxes[largest].dedupe.shed()
-        self._ids_at_most = sum(sizes.values()) + 1
+    async def all(self) -> list[HandleRow]:
+        """Return all names."""
+        return list(self._rows.values())
+
+
+class MemoryPeers:
+    """Other relays; see :class:`relay.peering.ports.PeerRowStore`."""
+
+    def __init__(self) -> None:
+        self._rows: dict[Did, PeerRow] = {}
+
+    async def all(self) -> list[PeerRow]:
+        """Return all known relays."""
+        return list(self._rows.values())
+
+    async def put(self, row: PeerRow) -> None:
+        """Store a row, in the place of the former one of this DID."""
+        self._rows[row.did] = row
+
+    async def replace(self, expected: PeerRow | None, row: PeerRow) -> bool:
+        """Store a row if the store still has ``expected``; return False otherwise."""
+        if self._rows.get(row.did) != expected:
+            return False
+        self._rows[row.did] = row
         return True
 
-    async def change_rules(
-        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
-    ) -> RulesNow | Refusal:
-        """Change the rules of an inbox, by its session, or just read them."""
-        found = self._inboxes.get(inbox)
-        return _lost() if found is None else found.change_rules(fence, patch, self._limits)
+    async def remove(self, did: Did) -> bool:
+        """Forget a relay; return False if it was not known."""
+        return self._rows.pop(did, None) is not None
 
-    async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
-        """Note whom agents have written to."""
-        for inbox, other in pairs:
-            found = self._inboxes.get(inbox)
-            if found is not None:
-                found.rules.add_contacts(other, self._limits, self._now())
-        return [inbox in self._inboxes for inbox, _ in pairs]
 
-    async def open(self, request: OpenRequest) -> OpenedSession | Refusal:
-        """Open a session, and the inbox if it may be made."""
-        inbox = self._inboxes.get(request.inbox)
-        if request.forwards:
-            if inbox is None or inbox.home:
-                return Refusal(ErrorCode.UNKNOWN_INBOX, "this agent has no outbox here")
-            return inbox.open_session(request.node, request.window, until=request.until)
-        no = self._locked_out(request, inbox)
-        if no is not None:
-            return no
-        if inbox is None:
-            inbox = self._inboxes[request.inbox] = Inbox(request.inbox, new_epoch())
-            if request.inbox in self._former:
-                # another home may have shown what comes, and has not said what
-                inbox.doubt(self._now())
-        return inbox.open_session(request.node, request.window, until=request.until)
+class MemoryNodes:
+    """The nodes that live; see :class:`relay.inbox.ports.NodeStore`."""
 
-    def _locked_out(self, request: OpenRequest, inbox: Inbox | None) -> Refusal | None:
-        if inbox is not None and inbox.held:
-            return REFUSALS["migrating"]
-        row = self._records.get(request.inbox)
-        if row is not None and not row.names_us:
-            return Refusal(ErrorCode.UNKNOWN_INBOX, "the newest record names other homes")
-        if inbox is None and not request.create:
-            return Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox here")
-        if inbox is not None and not inbox.home:
-            return REFUSALS["migrating"]
-        return None
-
-    async def close(self, inbox: AgentKey, fence: Fence, delivered_upto: Seq) -> bool:
-        """End a session cleanly."""
-        found = self._inboxes.get(inbox)
-        return found is not None and found.close_session(fence, delivered_upto, self._now())
-
-    async def read(
-        self, inbox: AgentKey, fence: Fence, after: Seq, window: Window
-    ) -> Page | Refusal:
-        """Read on, past what expires on the way."""
-        found = self._inboxes.get(inbox)
-        if found is None:
-            return _lost()
-        while True:
-            page = found.read(fence, after, window, self._now(), clock_ok=self._clock_ok)
-            if isinstance(page, Refusal):
-                return self._heal(found, fence, page)
-            if not page.expired:
-                return page
-            self._conclude(found, page.expired, Reason.EXPIRED)
-
-    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
-        """Read from the cursor and write down how far."""
-        found = self._inboxes.get(inbox)
-        if found is None:
-            return _lost()
-        while True:
-            page = found.take(session, window, self._now(), clock_ok=self._clock_ok)
-            if isinstance(page, Refusal):
-                return self._heal(found, session.fence, page)
-            self._conclude(found, page.expired, Reason.EXPIRED)
-            # what was taken with it is marked from now on: handed over now, never read again
-            if page.items or not page.expired:
-                return replace(page, expired=())
-
-    def _heal(self, inbox: Inbox, fence: Fence, refusal: Refusal) -> Refusal:
-        # a reader from before a reset is told the same, and there is nothing left to heal
-        if refusal.code is ErrorCode.INBOX_RESET and fence == inbox.fence:
-            inbox.reset(new_epoch(), int(self._now()) + BOUNCE_GRACE_S)
-        return refusal
-
-    async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
-        """Delete what was processed."""
-        return [self._ack(request) for request in requests]
-
-    def _ack(self, request: AckRequest) -> AckResult | Refusal:
-        inbox = self._inboxes.get(request.inbox)
-        if inbox is None:
-            return _lost()
-        step = inbox.take_ack if request.taken else inbox.ack
-        done = step(request.ack, self._now())
-        if isinstance(done, Refusal):
-            return done
-        acked, intents = done
-        self._bounces.intend(intents)
-        return acked
-
-    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
-        """End entries that were never handed to the live session."""
-        found = self._inboxes.get(inbox)
-        if found is not None:
-            self._conclude(found, seqs, reason)
-
-    def _conclude(self, inbox: Inbox, seqs: Iterable[Seq], reason: Reason) -> None:
-        self._bounces.intend(inbox.conclude(seqs, reason, self._now(), clock_ok=self._clock_ok))
-
-    async def status(
-        self, inbox: AgentKey, questions: Sequence[DedupKey]
-    ) -> list[RememberedId | None]:
-        """What became of ids; of the eid, its first :data:`KNOWN_BY` characters."""
-        found = self._inboxes.get(inbox)
-        if found is None:
-            return [None] * len(questions)
-        return [
-            answer._replace(eid=Eid(answer.eid[:KNOWN_BY])) if answer else None
-            for answer in found.status(questions)
-        ]
-
-    async def heads(self, inboxes: Sequence[AgentKey]) -> list[InboxHead | None]:
-        """Fence, epoch and head of many inboxes."""
-        found = [self._inboxes.get(key) for key in inboxes]
-        return [
-            InboxHead(one.fence, one.epoch, one.last, not one.home or one.held) if one else None
-            for one in found
-        ]
-
-    async def inboxes(self, after: str, limit: int) -> InboxesPage:
-        """Whose inboxes are here."""
-        place = int(after or 0)
-        owners = list(itertools.islice(self._inboxes, place, place + limit))
-        return InboxesPage(owners, str(place + limit) if len(self._inboxes) > place + limit else "")
-
-    async def sweep(self, node: NodeId, live_nodes: Collection[NodeId]) -> int:
-        """End what expired, but nothing in flight."""
-        if not self._clock_ok:
-            return 0
-        before = sum(len(inbox.live) for inbox in self._inboxes.values())
-        for inbox in self._inboxes.values():
-            self._bounces.intend(inbox.sweep(self._now(), {*live_nodes, node}))
-        return before - sum(len(inbox.live) for inbox in self._inboxes.values())
-
-    # ------------------------------------------------------------ outboxes
-
-    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
-        """Outboxes in which something waits and is due, each lent for ``lease_s``."""
-        return await self._outboxes.due_outboxes(node, most=most, lease_s=lease_s)
-
-    async def defer_outbox(
-        self,
-        inbox: AgentKey,
-        fence: Fence,
-        wait_s: float,
-        *,
-        peer: AgentKey | None = None,
-        closed: Refusal | None = None,
-    ) -> bool:
-        """A courier's word on what it carries; False if fenced off."""
-        return await self._outboxes.defer_outbox(inbox, fence, wait_s, peer=peer, closed=closed)
-
-    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
-        """(peer, envelopes, wire bytes) of all that waits for peers."""
-        return await self._outboxes.totals()
-
-    # ------------------------------------------------------------ bounces
-
-    async def claim_bounces(self) -> list[BounceBatch]:
-        """Batches that are due; one taken before and not finished comes again as it was."""
-        return self._bounces.take()
-
-    async def finalize_bounces(self, batch: BounceBatch) -> None:
-        """Forget a batch that was delivered."""
-        self._bounces.finish(batch)
-
-    # ------------------------------------------------------------ nodes
+    def __init__(self, now: Callable[[], Timestamp]) -> None:
+        self._now = now
+        self._until: dict[NodeId, float] = {}
 
     async def heartbeat(self, node: NodeId, ttl_s: float) -> frozenset[NodeId]:
-        """Say that this node lives; gives all that do."""
+        """Record that this node lives; return all nodes that do."""
         now = self._now()
-        self._nodes[node] = now + ttl_s
-        self._nodes = {name: until for name, until in self._nodes.items() if until > now}
-        return frozenset(self._nodes)
+        self._until[node] = now + ttl_s
+        self._until = {name: until for name, until in self._until.items() if until > now}
+        return frozenset(self._until)
 
     async def leave(self, node: NodeId) -> None:
-        """Say that this node is gone."""
-        self._nodes.pop(node, None)
+        """Record that this node is gone."""
+        self._until.pop(node, None)
 
-    async def put_once(self, name: bytes, value: bytes, ttl_s: float) -> None:
-        """Keep a small value until it is taken or ``ttl_s``."""
+
+class MemoryTokens:
+    """Small values that lapse; see :class:`relay.inbox.ports.TokenStore`."""
+
+    def __init__(self, now: Callable[[], Timestamp]) -> None:
+        self._now = now
+        self._values: dict[bytes, tuple[bytes, float]] = {}
+
+    async def put(self, name: bytes, value: bytes, ttl_s: float) -> None:
+        """Store a value until somebody pops it or ``ttl_s`` is over."""
         now = self._now()
-        gone = itertools.takewhile(lambda one: self._values[one][1] <= now, list(self._values))
-        for old in list(gone):
+        lapsed = itertools.takewhile(lambda one: self._values[one][1] <= now, list(self._values))
+        for old in list(lapsed):
             del self._values[old]
         self._values[name] = (value, now + ttl_s)
 
     async def get(self, name: bytes) -> bytes | None:
-        """The value, if it is still there."""
+        """Return the value, if it is still there."""
         value, until = self._values.get(name, (None, 0.0))
         return value if until > self._now() else None
 
-    async def pop_once(self, name: bytes) -> bytes | None:
-        """The value, exactly once."""
+    async def pop(self, name: bytes) -> bytes | None:
+        """Return and delete the value."""
         value = await self.get(name)
         self._values.pop(name, None)
         return value
 
+
+class MemoryClock:
+    """The clock that the store was given; see :class:`relay.inbox.ports.StoreClock`."""
+
+    def __init__(self, state: MemoryState) -> None:
+        self._state = state
+
+    def trust(self, *, ok: bool) -> None:
+        """Allow or forbid anything to expire from now on."""
+        self._state.clock_ok = ok
+
     async def time(self) -> Timestamp:
-        """The clock that expiry goes by."""
-        return self._now()
+        """Return the time that expiry goes by."""
+        return self._state.now()
 
     async def last_time(self) -> Timestamp | None:
-        """Nothing is older than this process."""
+        """Return None: nothing is older than this process."""
         return None
 
-    async def clock_ahead_s(self) -> float:
-        """The clock that it was given may be another one than this process has."""
-        return self._now() - clock.now()
+    async def ahead_s(self) -> float:
+        """Return the difference to the clock of this process."""
+        return self._state.now() - clock.now()
 
 
-def _is_moved(result: Accepted | Refusal) -> bool:
-    return isinstance(result, Refusal) and result.code is ErrorCode.MOVED
+class MemoryWakeups:
+    """No other node; see :class:`relay.inbox.ports.WakeupSource`."""
 
+    def on_wake(self, callback: OnWake) -> None:
+        """Do nothing: no other node changes an inbox."""
 
-def _lost() -> Refusal:
-    # a session that was opened, of an inbox that is gone: lost, which is not the same as empty
-    return Refusal(ErrorCode.INBOX_RESET, "the store lost this inbox")
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """Do nothing: this store never goes back in time."""

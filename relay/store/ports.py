@@ -1,68 +1,57 @@
-"""The whole store of a relay: one implementation meets the ports of every feature.
-
-They share a connection, a clock and a lifetime. The features themselves name only the ports that
-they need.
-"""
+"""The store as the node sees it: a record of ports, each of the feature that uses it."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
 
-from relay.directory.ports import (
-    HandleStore,
-    RecordStore,
-)
-from relay.forwarding.ports import (
-    OutboxStore,
-)
+from relay.directory.ports import HandleStore, RecordStore
+from relay.forwarding.ports import OutboxStore
 from relay.health import Health
-from relay.inbox.ports import (
-    InboxStore,
-    NodeStore,
-    WakeupSource,
-)
+from relay.inbox import ports as inbox
 from relay.migration.ports import MigrationStore
-from relay.peering.ports import (
-    PeerRowStore,
-)
+from relay.peering.ports import PeerRowStore
 from relay.protocol.ids import Did, NodeId
 
 
-class Store(
-    InboxStore,
-    OutboxStore,
-    MigrationStore,
-    RecordStore,
-    PeerRowStore,
-    HandleStore,
-    NodeStore,
-    WakeupSource,
-    Protocol,
-):
-    """All ports of the store.
+class Store(ABC):
+    """One connection, one clock and one lifetime; :meth:`start` makes the ports ready.
 
-    ``health`` shows what is wrong with the store and around the node.
+    ``health`` learns what is wrong with the store and around the node.
     """
 
     health: Health
 
-    async def run(self) -> None:
-        """Keep connections, subscriptions and guards going until cancelled."""
-        ...
+    inboxes: inbox.InboxStore
+    rules: inbox.RuleStore
+    expiry: inbox.ExpiryStore
+    bounces: inbox.BounceStore
+    outboxes: OutboxStore
+    migrations: MigrationStore
+    records: RecordStore
+    handles: HandleStore
+    peers: PeerRowStore
+    nodes: inbox.NodeStore
+    tokens: inbox.TokenStore
+    clock: inbox.StoreClock
+    wakeups: inbox.WakeupSource
 
+    @abstractmethod
     async def start(self, *, relay: Did, node: NodeId) -> None:
         """Connect and check: settings, relay DID, partitions, rollback. May be tried again.
 
         Raises:
-            UnavailableError: not reachable, or not safe for durable mode.
-            StateError: ``wrong_relay``-like: the store belongs to another relay.
+            UnavailableError: not reachable, lacks a permission, or not safe for durable mode.
+            StateError: ``wrong_relay``: the store belongs to another relay.
         """
-        ...
 
+    @abstractmethod
+    async def run(self) -> None:
+        """Keep connections, subscriptions and guards going until cancelled."""
+
+    @abstractmethod
     async def stop(self) -> None:
         """Close connections; the data stay."""
-        ...
 
+    @abstractmethod
     def refuse_appends(self, reason: str | None) -> None:
-        """Answer every append with ``storage_full`` until told None (disk nearly full)."""
-        ...
+        """Answer every append with ``storage_full`` (a full disk); None allows them again."""

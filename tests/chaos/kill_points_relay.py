@@ -35,7 +35,8 @@ from relay.protocol.types import (
     Mode,
 )
 from relay.settings import load
-from relay.store.redis import RedisStore
+from relay.store.redis.inboxes import RedisInboxes
+from relay.store.redis.migrations import RedisMigrations
 from tests.chaos.kill_points import Cuts
 from tests.chaos.migration_mutants import MUTANTS
 
@@ -90,9 +91,9 @@ def _append(items: Sequence[Any]) -> Iterable[str]:
 
 
 METHODS: tuple[tuple[type, str, Callable[..., Iterable[str]]], ...] = (
-    (RedisStore, "change_handoff", _change),
-    (RedisStore, "append", _append),
-    (RedisStore, "ack", _ack),
+    (RedisMigrations, "change", _change),
+    (RedisInboxes, "append", _append),
+    (RedisInboxes, "ack", _ack),
     (Link, "ask", _ask),
     (Link, "submit", _submit),
 )

@@ -42,6 +42,7 @@ from relay.protocol.errors import (
     RelayError,
 )
 from relay.settings import load
+from relay.store.redis import store as redis_store
 from tests.chaos.relay_mutants import Misfiled
 
 
@@ -108,7 +109,7 @@ class MisfiledAtHome(Misfiled):
 
 def misfiled() -> None:
     """Envelopes are put into another agent's inbox, at the end of their way."""
-    open_store.RedisStore = MisfiledAtHome  # type: ignore[misc]
+    redis_store.RedisInboxes = MisfiledAtHome  # type: ignore[misc]
 
 
 MUTANTS: dict[str, Callable[[], None]] = {

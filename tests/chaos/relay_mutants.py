@@ -22,7 +22,6 @@ from relay.inbox.submit import (
     SubmitStream,
 )
 from relay.node import (
-    open_store,
     serve,
 )
 from relay.protocol.envelope import StoredEnvelope
@@ -37,7 +36,8 @@ from relay.protocol.types import (
     Window,
 )
 from relay.settings import load
-from relay.store.redis import RedisStore
+from relay.store.redis import store as redis_store
+from relay.store.redis.inboxes import RedisInboxes
 from relay.tasks import isolated
 from relay.ws.connection import Connection
 
@@ -78,7 +78,7 @@ class LateCommits(Generic[T]):
             await self._commit(due)
 
 
-class ReceiptBeforeCommit(RedisStore):
+class ReceiptBeforeCommit(RedisInboxes):
     """Answers first and commits later."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -96,7 +96,7 @@ class ReceiptBeforeCommit(RedisStore):
         ]
 
 
-class AckedBeforeCommit(RedisStore):
+class AckedBeforeCommit(RedisInboxes):
     """Confirms acks first and commits them later."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -108,14 +108,14 @@ class AckedBeforeCommit(RedisStore):
         return [_said(item) for item in requests]
 
 
-class AcksComeToNothing(RedisStore):
+class AcksComeToNothing(RedisInboxes):
     """Confirms acks and commits none of them."""
 
     async def ack(self, requests: Sequence[AckRequest]) -> list[AckResult | Refusal]:
         return [_said(item) for item in requests]
 
 
-class Mute(RedisStore):
+class Mute(RedisInboxes):
     """Takes envelopes, and neither stores nor answers."""
 
     async def append(self, _: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
@@ -127,7 +127,7 @@ def _said(item: AckRequest) -> AckResult:
     return AckResult(item.ack.upto, item.ack.seqs, tuple(seq for seq, _ in item.ack.refuse))
 
 
-class NothingIsRedelivered(RedisStore):
+class NothingIsRedelivered(RedisInboxes):
     """Ignores how far an earlier session had handed over."""
 
     async def read(
@@ -139,7 +139,7 @@ class NothingIsRedelivered(RedisStore):
         return replace(page, items=tuple(item._replace(redelivered=False) for item in page.items))
 
 
-class Misfiled(RedisStore):
+class Misfiled(RedisInboxes):
     """Stores every 20th envelope in the inbox that the one before it was for."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -158,7 +158,7 @@ class Misfiled(RedisStore):
         return item._replace(inbox=other)
 
 
-class LastInFirstOut(RedisStore):
+class LastInFirstOut(RedisInboxes):
     """Hands over a page in the wrong order; its seqs are in the right one."""
 
     async def read(
@@ -172,7 +172,7 @@ class LastInFirstOut(RedisStore):
         return replace(page, items=tuple(item._replace(seq=seq) for seq, item in items))
 
 
-MUTANTS: dict[str, type[RedisStore]] = {
+MUTANTS: dict[str, type[RedisInboxes]] = {
     "receipt-before-commit": ReceiptBeforeCommit,
     "acked-before-commit": AckedBeforeCommit,
     "acks-come-to-nothing": AcksComeToNothing,
@@ -201,5 +201,5 @@ if __name__ == "__main__":
     if sys.argv[1] == NOT_ISOLATED:
         isolate_nothing()
     else:
-        open_store.RedisStore = MUTANTS[sys.argv[1]]
+        redis_store.RedisInboxes = MUTANTS[sys.argv[1]]
     sys.exit(serve(load()))

@@ -98,7 +98,7 @@ async def kept(store: RedisStore) -> dict[AgentKey, tuple[int, int, bytes]]:
     found: dict[AgentKey, tuple[int, int, bytes]] = {}
     cursor, more = "", True
     while more:
-        page = await store.record_changes(cursor, PAGE)
+        page = await store.records.changes(cursor, PAGE)
         found.update(page.items)
         cursor, more = page.cursor, page.more
     return found
@@ -170,7 +170,7 @@ async def flooded(
             made[0].store() as store,
             asyncio.TaskGroup() as tasks,
         ):
-            await store.merge_records(list(crowd.rows(newer)))
+            await store.records.merge(list(crowd.rows(newer)))
             honest = Honest(made[0])
             working = tasks.create_task(honest.run())
             await wait_until(lambda: len(honest.late_s) >= RATE, 20, "honest agents write")

@@ -335,7 +335,7 @@ async def test_an_agent_whom_this_relay_does_not_know_is_found_by_asking_around(
         await until(at_a.parts.links.live)
         record = record_of(bob, c)
         # kept there without a word to anybody
-        await at_c.parts.store.merge_record(bob.agent_key, row_of(record))
+        await at_c.parts.store.records.merge([(bob.agent_key, row_of(record))])
         await asker.say(Resolve("r", bob.did))
         assert (await asker.hear(Resolved)).record == record
 

@@ -421,7 +421,7 @@ async def test_a_handoff_peer_that_does_not_answer_is_dialled_again_within_secon
 
 async def test_no_gossip_goes_to_a_handoff_peer():
     own, store, handoff_peer, friend = new_key().did, MemoryStore(InboxLimits(), clock.now), *pair()
-    peers = Peers(own, "closed", frozenset(), store)
+    peers = Peers(own, "closed", frozenset(), store.peers)
     await peers.load([(friend.peer, "http://127.0.0.1:1")])
     peers.handoff_peers = frozenset({handoff_peer.peer})
     exchange = PeerExchange(peers, Linked(), lambda: "info")
@@ -450,8 +450,8 @@ class Answers(Other):
 async def test_a_handoff_peer_has_no_desired_link_and_is_nobodys_peer():
     handoff_peer, own = new_key().did, new_key().did
     store = MemoryStore(InboxLimits(), clock.now)
-    await store.put_peer(PeerRow(handoff_peer, "http://127.0.0.1:1", "learned", 1))
-    peers = Peers(own, "closed", frozenset(), store)
+    await store.peers.put(PeerRow(handoff_peer, "http://127.0.0.1:1", "learned", 1))
+    peers = Peers(own, "closed", frozenset(), store.peers)
     peers.handoff_peers = frozenset({handoff_peer})
     await peers.load()
     assert peers.may_contact(handoff_peer)

@@ -111,7 +111,7 @@ async def test_a_first_record_that_says_what_was_left_lets_that_relay_hand_over(
 async def missing_at(node: RunningNode, agent: SigningKey) -> frozenset[Did]:
     """Whose digests a relay waits for."""
     here = node.parts.handoffs
-    row = await here.store.handoff(parse_did(agent.did).agent_key)
+    row = await here.store.load(parse_did(agent.did).agent_key)
     return here.load_state(row).side.awaiting_digests
 
 
@@ -173,7 +173,7 @@ async def test_two_relays_are_done_with_each_other_after_a_week(monkeypatch):
             done = node.parts.handoffs
             await done.refresh()
             assert done.handoff_peers == frozenset()
-            assert await done.store.handoffs() == []
+            assert await done.store.list_open() == []
 
 
 # ---------------------------------------------------------------- a source that lies

@@ -91,7 +91,7 @@ async def named(place: Place) -> set[str]:
 
 
 async def test_with_many_relays_alive_those_that_are_gone_are_looked_for_all_the_same():
-    mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now))
+    mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now).peers)
     alive, gone = places(19), places(20)
     for place in (*alive, *gone):
         assert await mine.merge_relay_info(info(place))
@@ -113,7 +113,7 @@ async def test_with_many_relays_alive_those_that_are_gone_are_looked_for_all_the
 
 
 async def test_a_dial_to_where_only_a_record_says_that_a_peer_is_tells_nothing_of_it():
-    mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now))
+    mine = Peers(new_key().did, "open", frozenset(), MemoryStore(InboxLimits(), clock.now).peers)
     [place] = places(1)
     await mine.merge_relay_info(info(place))
     assert mine.on_dial_failed(place.did, NOBODY, "http://127.0.0.1:1") is None
@@ -263,7 +263,7 @@ async def test_a_join_that_fails_leaves_nothing_behind_and_tells_nobody(federati
         assert "not added" in answer["detail"]
         assert dead.did not in peers.rows
         assert dead.did not in peers.members
-        assert [row.did for row in await node.parts.store.peers()] == [*before]
+        assert [row.did for row in await node.parts.store.peers.all()] == [*before]
         assert not peers.may_contact(dead.did) or federation == "open"
         news = map(relay_info.parse, node.parts.exchange.pending)
         assert dead.did not in {one.did for one in news}

@@ -58,7 +58,7 @@ def info(key, *, ago: float = 0, url: str = "https://relay.example") -> str:
 
 
 async def known(federation="open", store=None) -> Peers:
-    made = Peers(new_key().did, federation, frozenset(), store or memory())
+    made = Peers(new_key().did, federation, frozenset(), (store or memory()).peers)
     await made.load()
     return made
 
@@ -165,7 +165,7 @@ async def test_added_relays_are_linked_however_many_others_are_named():
 async def test_a_relay_is_never_a_peer_of_itself():
     store = memory()
     own = new_key()
-    mine = Peers(own.did, "open", frozenset(), store)
+    mine = Peers(own.did, "open", frozenset(), store.peers)
     await mine.load([(own.did, "https://me.example")])
     assert await mine.merge_relay_info(info(own)) is None
     assert mine.rows == {}
@@ -192,18 +192,18 @@ async def test_what_was_spent_is_paid_back_by_resting():
 @pytest.mark.alone
 async def test_fetched_records_cost_no_more_than_a_quarter_of_a_core():
     store, home = memory(), Place(new_key(), 1)
-    directory = Directory(new_key().did, store, DidKeys())
+    directory = Directory(new_key().did, store.records, DidKeys())
     made = [record_of(new_key(), home) for _ in range(1_500)]
     budget, free = Budget(), Budget(1.0)
     began = clock.monotonic()
     await directory.merge_from_peer(made, home.did, budget)
     took = clock.monotonic() - began
     assert budget.spent_s <= 0.25 * took + 0.1
-    changes = RecordChangeReader(store)
+    changes = RecordChangeReader(store.records)
     await changes.read()
     assert len(changes.index) == len(made)
     # the negative control: the same without a budget hardly rests
-    other = Directory(new_key().did, memory(), DidKeys())
+    other = Directory(new_key().did, memory().records, DidKeys())
     await other.merge_from_peer(made, home.did, free)
     assert free.rested_s < budget.rested_s / 2
 

@@ -114,10 +114,10 @@ class Linked:
 async def pulling(*others: Other) -> AsyncIterator[tuple[PullLoop, asyncio.Task[None]]]:
     """One turn of pulls, from these, under way."""
     own, store, links = new_key().did, MemoryStore(InboxLimits(), clock.now), Linked()
-    peers = Peers(own, "open", frozenset(), store)
-    directory = Directory(own, store, DidKeys())
+    peers = Peers(own, "open", frozenset(), store.peers)
+    directory = Directory(own, store.records, DidKeys())
     exchange = PeerExchange(peers, links, lambda: "info")  # type: ignore[arg-type]
-    pulls = PullLoop(RecordGossip(directory, RecordChangeReader(store), exchange))
+    pulls = PullLoop(RecordGossip(directory, RecordChangeReader(store.records), exchange))
     for other in others:
         link(pulls, other)
     turn = asyncio.create_task(pulls.pull())

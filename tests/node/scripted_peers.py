@@ -258,7 +258,7 @@ class Here:
         compact = endpoint_record.sign(agent, named, now=now, newest_seq=newest)
         order = endpoint_record.parse(compact).version
         row = RecordRow(order, compact, names_us=not homes)
-        await self.store.merge_records([(agent.agent_key, row)])
+        await self.store.records.merge([(agent.agent_key, row)])
         return compact
 
     async def accepts(
@@ -282,12 +282,12 @@ class Here:
     async def disposition(self, wire: bytes) -> RememberedId | None:
         stored = envelopes.stored(admission.admit_own(envelopes.parse(loads(wire))))
         question = DedupKey(stored.dedupe_key, stored.hour)
-        [found] = await self.store.status(stored.inbox, [question])
+        [found] = await self.store.inboxes.status(stored.inbox, [question])
         return found
 
     async def waiting(self, of: SigningKey | None = None) -> int:
         """How many envelopes wait for an agent, bob."""
-        return len(self.store._inboxes[(of or self.bob).agent_key].live)
+        return len(self.store.state.inboxes[(of or self.bob).agent_key].live)
 
     async def until_empty(self, seconds: float = 8, of: SigningKey | None = None) -> None:
         async with within(seconds):
@@ -298,7 +298,7 @@ class Here:
         """(eid, reason, maybe delivered) of all that is to be told to senders."""
         return [
             (intent.eid, intent.reason, intent.maybe_delivered)
-            for batch in await self.store.claim_bounces()
+            for batch in await self.store.bounces.claim()
             for intent in batch.intents
         ]
 
@@ -310,25 +310,26 @@ async def here(store: MemoryStore | None = None) -> AsyncIterator[Here]:
     store = store or MemoryStore(InboxLimits(), clock.now)
     links = FarLinks()
     keys = DidKeys()
-    handoffs = MigrationSteps(me.did, store, keys)
-    directory = Directory(me.did, store, keys, on_record_change=[handoffs.apply_record])
+    handoffs = MigrationSteps(me.did, store.migrations, keys)
+    directory = Directory(me.did, store.records, keys, on_record_change=[handoffs.apply_record])
 
     async def learn(compact: str, peer: Did) -> object:
         return await directory.merge_from_peer([compact], peer)
 
     delivery = Dispatcher(node)
     resolving = RecordResolver(me.did, directory, links, learn, Nameless())
-    acks = GroupCommit(store.ack, lambda _: 64)
+    acks = GroupCommit(store.inboxes.ack, lambda _: 64)
     forwarding = ForwardScheduler(
         me=me.did,
         node=node,
-        store=store,
+        inboxes=store.inboxes,
+        outboxes=store.outboxes,
         acks=acks,
         dispatcher=delivery,
         routing=Routing(resolving, links),
         links=links,
         merge_record=learn,
-        handoffs=DigestSender(handoffs, store, links),
+        handoffs=DigestSender(handoffs, store.migrations, links),
     )
     async with asyncio.TaskGroup() as tasks:
         work = [tasks.create_task(acks.run()), tasks.create_task(forwarding.run())]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from relay import clock
 from relay.directory.publish import Directory
@@ -55,23 +56,25 @@ class Mesh(Links):
 
 def pump_of(now: list[float], links: Links) -> tuple[BouncePump, MemoryStore]:
     store = MemoryStore(InboxLimits(), lambda: Timestamp(now[0]))
-    directory = Directory(ME.did, store, DidKeys())
+    directory = Directory(ME.did, store.records, DidKeys())
 
     async def keep(compact, peer):
         raise NotImplementedError
 
     resolving = RecordResolver(ME.did, directory, links, keep, NoNames())
-    return BouncePump(ME, store, Dispatcher(NodeId("n")), Routing(resolving, links)), store
+    ports = store.inboxes, store.bounces, store.clock
+    return BouncePump(ME, *ports, Dispatcher(NodeId("n")), Routing(resolving, links)), store
 
 
 def intend(store: MemoryStore, *senders) -> None:
-    now = int(store._now())
+    now = int(store.state.now())
     intents = [
         PendingBounce(one.agent_key, make_envelope(one, BOB.did).eid, BOB.agent_key, "expired",
                      maybe_delivered=False, due_at=now)
         for one in senders
     ]  # fmt: skip
-    store._bounces.intend(intents)
+    bounces: Any = store.bounces
+    bounces.intend(intents)
 
 
 async def test_a_bounce_whose_sender_nobody_can_find_ends_when_it_expires():
@@ -80,10 +83,10 @@ async def test_a_bounce_whose_sender_nobody_can_find_ends_when_it_expires():
     pump, store = pump_of(now, links)
     intend(store, new_key())
     assert await pump() == 0
-    assert await store.claim_bounces(), "tried again"
+    assert await store.bounces.claim(), "tried again"
     now[0] += LIFETIME_S + 1
     assert await pump() == 1
-    assert await store.claim_bounces() == []
+    assert await store.bounces.claim() == []
 
 
 async def test_a_sender_who_cannot_be_found_just_now_keeps_no_other_from_its_bounce():
@@ -93,11 +96,11 @@ async def test_a_sender_who_cannot_be_found_just_now_keeps_no_other_from_its_bou
     here = new_key()
     now = [clock.now()]
     pump, store = pump_of(now, links)
-    await store.open(OpenRequest(here.agent_key, NodeId("n"), Window()))
+    await store.inboxes.open(OpenRequest(here.agent_key, NodeId("n"), Window()))
     intend(store, asked, here)
     running = asyncio.ensure_future(pump())
     await links.was_asked.wait()
-    head = (await store.heads([here.agent_key]))[0]
+    head = (await store.inboxes.heads([here.agent_key]))[0]
     assert head is not None
     assert head.head == 1, "its bounce is there while the other is looked for"
     gate.set()

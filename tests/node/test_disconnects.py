@@ -43,6 +43,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.reference.memory_store import MemoryStore
+from relay.store.ports import Store
 from relay.ws.connection import Connection
 from tests.support.nodes import (
     RunningNode,
@@ -64,9 +65,21 @@ MOST = 400
 class SlowStore(MemoryStore):
     """Each of its calls gives way to all that is ready."""
 
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        if name.startswith("_") or not asyncio.iscoroutinefunction(found):
+    def __init__(self, limits: InboxLimits, now: Any) -> None:
+        super().__init__(limits, now)
+        for name in Store.__annotations__.keys() - {"health"}:
+            setattr(self, name, SlowPort(getattr(self, name)))
+
+
+class SlowPort:
+    """One port of a slow store."""
+
+    def __init__(self, port: Any) -> None:
+        self._port = port
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._port, name)
+        if not asyncio.iscoroutinefunction(found):
             return found
 
         async def slowly(*args: Any, **options: Any) -> Any:

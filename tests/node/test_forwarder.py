@@ -45,10 +45,9 @@ pytestmark = pytest.mark.timeout(30)
 class Fsynced(MemoryStore):
     """A store whose receipts promise more than this one keeps: for what it asks of others."""
 
-    durability = promised = "fsync"
-
     def __init__(self) -> None:
         super().__init__(InboxLimits(), clock.now)
+        self.inboxes.durability = self.inboxes.promised = "fsync"
 
 
 class Garbled(MemoryStore):
@@ -105,7 +104,7 @@ async def test_an_exchange_that_was_cancelled_by_nobody_leaves_no_courier_waitin
 
 async def test_what_was_promised_is_demanded_though_less_is_promised_now():
     store = Fsynced()
-    store.durability = "unverified"  # as while its settings cannot be asked
+    store.inboxes.durability = "unverified"  # as while its settings cannot be asked
     far = Far([takes(durability="unverified")])
     async with here(store) as one:
         await one.lives_at(far)
@@ -241,7 +240,7 @@ async def test_a_full_inbox_is_not_tried_again_before_new_mail_is_taken_again():
     async with here() as one:
         await one.lives_at(far)
         await one.accepts(b"1")
-        away = one.store._inboxes[one.bob.agent_key].away
+        away = one.store.state.inboxes[one.bob.agent_key].away
         await until(lambda: away.closed)
         assert away.closed is ErrorCode.INBOX_FULL
         assert away.due_at >= away.closed_until - 1
@@ -253,17 +252,21 @@ async def test_a_directory_that_cannot_be_read_closes_nothing():
     class Unreadable(MemoryStore):
         is_away = False
 
-        async def records(self, owners):
+        def __init__(self) -> None:
+            super().__init__(InboxLimits(), clock.now)
+            self._get, self.records.get = self.records.get, self.get
+
+        async def get(self, owner):
             if self.is_away:
                 raise error(ErrorCode.STORAGE_UNAVAILABLE, "away")
-            return await super().records(owners)
+            return await self._get(owner)
 
-    far, store = Far([takes()]), Unreadable(InboxLimits(), clock.now)
+    far, store = Far([takes()]), Unreadable()
     async with here(store) as one:
         await one.lives_at(far)
         store.is_away = True
         await one.accepts(b"1")
-        await until(lambda: store._inboxes[one.bob.agent_key].away.deferred_until)
+        await until(lambda: store.state.inboxes[one.bob.agent_key].away.deferred_until)
         await one.accepts(b"2")
         store.is_away = False
         await one.until_empty()
@@ -276,7 +279,7 @@ async def test_where_no_home_may_be_dialled_new_mail_is_refused_until_one_may():
         await one.lives_at(far)
         one.links.barred.add(far.peer)
         await one.accepts(b"1")
-        away = one.store._inboxes[one.bob.agent_key].away
+        away = one.store.state.inboxes[one.bob.agent_key].away
         await until(lambda: away.closed is ErrorCode.NOT_FEDERATED)
         one.links.barred.clear()
         await one.lives_at(far)
@@ -311,11 +314,12 @@ async def test_a_drain_does_not_wait_for_a_courier_that_is_only_opening():
         def __init__(self) -> None:
             super().__init__(InboxLimits(), clock.now)
             self.asked, self.may_open = asyncio.Event(), asyncio.Event()
+            self._open, self.inboxes.open = self.inboxes.open, self.open
 
         async def open(self, request):
             self.asked.set()
             await self.may_open.wait()
-            return await super().open(request)
+            return await self._open(request)
 
     far, store = Far([takes()]), Opening()
     async with here(store) as one:

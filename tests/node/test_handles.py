@@ -110,7 +110,7 @@ async def test_names_of_the_operator_and_of_others_are_not_given():
         await publish(node, alice, admin, elsewhere, "not a handle", "agent.example")
         assert (await finger(node, admin)).status_code == 404
         assert (await finger(node, elsewhere)).status_code == 404
-        assert await node.parts.store.handles() == []
+        assert await node.parts.store.handles.all() == []
 
 
 @pytest.mark.parametrize("resource", ["", "acct:", "acct:x", "https://x/", "acct:a b@x", "a" * 400])
@@ -149,7 +149,7 @@ class World:
     def __init__(self) -> None:
         self.now = Timestamp(1_700_000_000.0)
         self.store = MemoryStore(InboxLimits(), clock.now)
-        self.names = LocalHandles(ORIGIN, self.store, lambda: self.now)
+        self.names = LocalHandles(ORIGIN, self.store.handles, self.store.records, lambda: self.now)
         self.us, self.them = new_key().did, new_key().did
 
     async def publish(
@@ -161,7 +161,7 @@ class World:
         record = endpoint_record.parse(compact)
         row = RecordRow(record.version, compact, home == self.us)
         owner = endpoint_record.parse_did(key.did).agent_key
-        [merged] = await self.store.merge_records([(owner, row)])
+        [merged] = await self.store.records.merge([(owner, row)])
         assert merged.outcome == "newer"
         if home == self.us:
             await self.names.claim(record)
@@ -224,7 +224,7 @@ async def test_who_comes_back_has_its_name_again():
     assert await world.whose() is None
     await world.publish(alice, str(HANDLE))
     assert await world.whose() == alice.did
-    row = await world.store.handle("alice")
+    row = await world.store.handles.get("alice")
     assert row is not None
     assert row.left_at is None
 

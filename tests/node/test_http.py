@@ -160,10 +160,10 @@ async def test_a_waiting_poll_is_woken_by_what_is_new_and_by_nothing_else():
     async with two_nodes() as (node, store, bob, elsewhere):
         answer, waiter = await waiting_poll(node, bob)
         for _ in range(3):
-            await node.parts.dispatcher.poll(store)
+            await node.parts.dispatcher.poll(store.inboxes)
             assert not waiter.wakeup.is_set()
         await submit(elsewhere, make_envelope(new_key(), bob.key.did).wire)
-        await node.parts.dispatcher.poll(store)
+        await node.parts.dispatcher.poll(store.inboxes)
         assert len((await answer).json()["items"]) == 1
 
 
@@ -171,7 +171,7 @@ async def test_a_waiting_poll_that_was_superseded_elsewhere_is_told():
     async with two_nodes() as (node, store, bob, elsewhere):
         answer, _ = await waiting_poll(node, bob)
         await log_in(elsewhere, bob.key)
-        await node.parts.dispatcher.poll(store)
+        await node.parts.dispatcher.poll(store.inboxes)
         assert (await answer).json()["error"] == "superseded"
 
 

@@ -138,11 +138,12 @@ class GatedStore(MemoryStore):
         super().__init__(InboxLimits(), clock.now)
         self.gate = asyncio.Event()
         self.asked = 0
+        self._open, self.inboxes.open = self.inboxes.open, self.open
 
     async def open(self, request):
         self.asked += 1
         await self.gate.wait()
-        return await super().open(request)
+        return await self._open(request)
 
 
 async def test_a_login_that_outlasts_its_connection_opens_nothing(monkeypatch):
@@ -159,7 +160,7 @@ async def test_a_login_that_outlasts_its_connection_opens_nothing(monkeypatch):
             store.gate.set()
             await wait_until(lambda: refused(lines), 8, "the late login to be over")
             assert node.parts.dispatcher._listeners == {}
-            inbox = store._inboxes[key.agent_key]
+            inbox = store.state.inboxes[key.agent_key]
             await wait_until(lambda: inbox.session is None, 8, "its inbox session to be closed")
             assert metrics.LOGINS.labels("ok")._value.get() == before
             assert not [line for line in lines if line["event"] == "session_opened"]

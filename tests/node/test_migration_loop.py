@@ -34,11 +34,12 @@ class Store(MemoryStore):
     def __init__(self) -> None:
         super().__init__(InboxLimits(), clock.now)
         self.noes: dict[AgentKey, Exception] = {}
+        self._load, self.migrations.load = self.migrations.load, self.load
 
-    async def handoff(self, inbox: AgentKey) -> MigrationRow:
+    async def load(self, inbox: AgentKey) -> MigrationRow:
         if inbox in self.noes:
             raise self.noes[inbox]
-        return await super().handoff(inbox)
+        return await self._load(inbox)
 
 
 async def begun(store: Store, text: str | None = None) -> AgentKey:
@@ -46,13 +47,13 @@ async def begun(store: Store, text: str | None = None) -> AgentKey:
     owner = new_key().agent_key
     side = machine.initial_side(new_key().did, InboxRole.HOME, None)
     change = MigrationChange(text or state_json.encode(side), InboxRole.HOME)
-    assert await store.change_handoff(owner, MigrationRow(), change)
+    assert await store.migrations.change(owner, MigrationRow(), change)
     return owner
 
 
 async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
     store = Store()
-    hands = MigrationSteps(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store.migrations, DidKeys())
     damaged = await begun(store, '{"mode": "no such mode"}')
     refused, broken = await begun(store), await begun(store)
     store.noes = {
@@ -61,14 +62,14 @@ async def test_one_hand_off_that_is_damaged_or_refused_keeps_no_other_waiting():
     }
     others = [await begun(store) for _ in range(3)]
     await hands.refresh()
-    left = {owner for owner, _ in await store.handoffs()}
+    left = {owner for owner, _ in await store.migrations.list_open()}
     assert left == {damaged, refused, broken}
     assert left.isdisjoint(others)
 
 
 async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
     store = Store()
-    hands = MigrationSteps(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store.migrations, DidKeys())
     owner, done = await begun(store), []
 
     async def first() -> None:
@@ -82,7 +83,7 @@ async def test_what_comes_before_a_commit_is_done_only_where_there_is_one():
 
 async def test_a_store_that_is_away_is_asked_once_a_turn():
     store = Store()
-    hands = MigrationSteps(new_key().did, store, DidKeys())
+    hands = MigrationSteps(new_key().did, store.migrations, DidKeys())
     away = UnavailableError(ErrorCode.STORAGE_UNAVAILABLE)
     store.noes = dict.fromkeys([await begun(store) for _ in range(3)], away)
     with pytest.raises(UnavailableError):

@@ -56,7 +56,7 @@ class Listening:
 
 
 async def listening(store: MemoryStore, *, courier: bool = False) -> Listening:
-    session = await store.open(OpenRequest(ME, NODE, Window(), forwards=courier))
+    session = await store.inboxes.open(OpenRequest(ME, NODE, Window(), forwards=courier))
     assert isinstance(session, OpenedSession)
     return Listening(session.fence, session.epoch)
 
@@ -66,9 +66,8 @@ def new_store() -> MemoryStore:
 
 
 async def move(store: MemoryStore, seq: int, *, home: bool) -> None:
-    await store.merge_record(
-        ME, RecordRow(RecordVersion(1, seq, b"h" * 32), "record", names_us=home)
-    )
+    row = RecordRow(RecordVersion(1, seq, b"h" * 32), "record", names_us=home)
+    await store.records.merge([(ME, row)])
 
 
 async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:
@@ -76,7 +75,7 @@ async def test_a_poll_never_calls_an_agent_superseded_that_has_moved() -> None:
     agent = await listening(store)
     delivery.attach(ME, agent)
     await move(store, 1, home=False)
-    await delivery.poll(store)
+    await delivery.poll(store.inboxes)
     assert agent.heard == ["woken"]
 
 
@@ -85,7 +84,7 @@ async def test_a_poll_tells_a_session_that_another_one_has_the_inbox() -> None:
     agent = await listening(store)
     delivery.attach(ME, agent)
     await listening(store)
-    await delivery.poll(store)
+    await delivery.poll(store.inboxes)
     assert agent.heard == ["superseded"]
 
 

@@ -116,7 +116,7 @@ ABSENT, UNREADABLE = Resolved("r", "absent"), Resolved("r", "unreadable")
 async def resolving(links: Links, *held: str) -> RecordResolver:
     store: Store = MemoryStore(InboxLimits(), clock.now)
     await store.start(relay=ME.did, node=NodeId("n"))
-    directory = Directory(ME.did, store, DidKeys())
+    directory = Directory(ME.did, store.records, DidKeys())
 
     async def keep(compact: str, peer: Did) -> None:
         assert peer

@@ -207,12 +207,17 @@ async def test_a_listener_that_fails_takes_nothing_from_the_others():
     delivery, listeners, keys = Dispatcher(node), [], [new_key(), new_key()]
     await store.start(relay=new_key().did, node=node)
     for key, kind in zip(keys, (Failing, Listening), strict=True):
-        opened = await store.open(OpenRequest(key.agent_key, node, Window(8, 8_000), create=True))
+        opened = await store.inboxes.open(
+            OpenRequest(key.agent_key, node, Window(8, 8_000), create=True)
+        )
         listeners.append(kind(opened.fence))
         delivery.attach(key.agent_key, listeners[-1])
     items = [stored_envelope(key.did) for key in keys]
     # the commit is answered, and tells those who can hear
-    assert [result.seq for result in await delivery.store_and_dispatch(store, items)] == [1, 1]
+    assert [result.seq for result in await delivery.store_and_dispatch(store.inboxes, items)] == [
+        1,
+        1,
+    ]
     delivery.wake([])
     for listener in listeners:
         assert listener.told == [f"committed 1 under {listener.fence}", "woken"]

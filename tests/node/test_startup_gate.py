@@ -121,7 +121,7 @@ class World:
 
     async def is_home(self, agent: SigningKey) -> bool:
         request = OpenRequest(agent.agent_key, NODE, Window(), create=False)
-        return isinstance(await self.store.open(request), OpenedSession)
+        return isinstance(await self.store.inboxes.open(request), OpenedSession)
 
 
 HERE, THERE = "https://a.example", "https://b.example"
@@ -134,16 +134,16 @@ async def started(
     """A node that knows these peers, and at which these agents have an inbox."""
     own, store, links = new_key(), MemoryStore(InboxLimits(), clock.now), Links()
     for agent in agents:
-        await store.open(OpenRequest(agent.agent_key, NODE, Window()))
+        await store.inboxes.open(OpenRequest(agent.agent_key, NODE, Window()))
     for peer in peers:
-        await store.put_peer(PeerRow(peer.peer, THERE, "added", 0))
-    known = Peers(own.did, "closed", frozenset(), store)
+        await store.peers.put(PeerRow(peer.peer, THERE, "added", 0))
+    known = Peers(own.did, "closed", frozenset(), store.peers)
     await known.load()
-    directory = Directory(own.did, store, DidKeys())
+    directory = Directory(own.did, store.records, DidKeys())
     exchange = PeerExchange(known, links, lambda: "info")  # type: ignore[arg-type]
-    gossip = RecordGossip(directory, RecordChangeReader(store), exchange)
+    gossip = RecordGossip(directory, RecordChangeReader(store.records), exchange)
     directory.on_published.append(gossip.on_published)
-    gate = StartupGate(gossip, store, wait_s)
+    gate = StartupGate(gossip, store.inboxes, store.records, wait_s)
     await gate.begin()
     if linked:
         links.standing += peers
@@ -192,7 +192,7 @@ async def test_an_agent_without_a_record_here_is_asked_about_and_others_are_not(
     async with started(peer, agents=[mine]) as world:
         await until(lambda: world.gate.is_open)
         assert not await world.is_home(mine)
-        assert await world.store.record(other.agent_key) is None
+        assert await world.store.records.get(other.agent_key) is None
     wanted = [one.agents for one in peer.asked if isinstance(one, Want)]
     assert wanted == [(mine.agent_key,)]
 
@@ -253,7 +253,7 @@ async def test_a_peer_that_sends_what_was_not_asked_has_not_answered(monkeypatch
         liar.adds = ()
         await until(lambda: world.gate.is_open)
         assert not await world.is_home(agent)
-        assert await world.store.record(other.agent_key) is None
+        assert await world.store.records.get(other.agent_key) is None
 
 
 async def test_a_record_that_nobody_signed_moves_nobody():

@@ -151,7 +151,7 @@ async def test_an_ack_of_another_epoch_changes_nothing():
         await me.hear(Deliver)
         await me.say(Ack(Epoch("another"), upto=Seq(1)))
         assert (await me.hear(Error)).error is ErrorCode.INBOX_RESET
-        page = await node.parts.store.read(
+        page = await node.parts.store.inboxes.read(
             bob.agent_key, me.ready.welcome.session, Seq(0), node.parts.window
         )
         assert len(page.items) == 1

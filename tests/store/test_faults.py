@@ -48,19 +48,19 @@ pytestmark = pytest.mark.timeout(60)
 async def test_a_hole_begins_a_new_epoch(server_world: World) -> None:
     store = await server_world.node()
     session = await opened(store)
-    await store.append([entry(n) for n in range(1, 6)])
+    await store.inboxes.append([entry(n) for n in range(1, 6)])
     await server_world.raw.xdel(server_world.key("stream"), "2-0", "5-0")
-    assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+    assert code(await store.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
     wanted = InboxAck(session.fence, session.epoch, (Seq(1),))
-    (acked,) = await store.ack([AckRequest(ME, wanted)])
+    (acked,) = await store.inboxes.ack([AckRequest(ME, wanted)])
     assert code(acked) is ErrorCode.INBOX_RESET
-    assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+    assert code(await store.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
     again = await opened(store)
     assert again.epoch != session.epoch
     assert again.fence > session.fence
     size = sum(len(wire(n)) for n in (1, 3, 4))
     assert (again.pending.count, again.pending.bytes) == (3, size)
-    page = await store.read(ME, again.fence, Seq(0), ALL)
+    page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
     assert [(item.seq, item.redelivered) for item in page.items] == [(1, True), (3, True),
                                                                      (4, True)]  # fmt: skip
     assert page.gaps == (
@@ -71,39 +71,39 @@ async def test_a_hole_begins_a_new_epoch(server_world: World) -> None:
 async def test_after_a_new_epoch_what_is_older_than_it_is_marked(server_world: World) -> None:
     store = await server_world.node()
     session = await opened(store)
-    await store.append([entry(1)])
+    await store.inboxes.append([entry(1)])
     await server_world.raw.delete(server_world.key("stream"))
-    await store.read(ME, session.fence, Seq(0), ALL)
+    await store.inboxes.read(ME, session.fence, Seq(0), ALL)
     again = await opened(store)
     late = [entry(2, created_at=NOW + 299), entry(3, created_at=NOW + 300)]
-    await store.append(late)
-    page = await store.read(ME, again.fence, Seq(0), ALL)
+    await store.inboxes.append(late)
+    page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
     assert [(item.seq, item.redelivered) for item in page.items] == [(2, True), (3, False)]
 
 
 async def test_an_envelope_that_the_store_lost_is_no_duplicate(server_world: World) -> None:
     store = await server_world.node()
     await opened(store)
-    await store.append([entry(1), entry(2)])
+    await store.inboxes.append([entry(1), entry(2)])
     await server_world.raw.xdel(server_world.key("stream"), "1-0")
     store.refuse_appends("full")
-    refused, kept = await store.append([entry(1), entry(2)])
+    refused, kept = await store.inboxes.append([entry(1), entry(2)])
     assert code(refused) is ErrorCode.STORAGE_FULL
     assert kept.dup
     store.refuse_appends(None)
-    anew, known, new = await store.append([entry(1), entry(2), entry(3)])
+    anew, known, new = await store.inboxes.append([entry(1), entry(2), entry(3)])
     assert (anew.seq, anew.dup, anew.session) == (4, False, None)
     assert (known.seq, known.dup, new.seq) == (2, True, 3)
-    (again,) = await store.append([entry(1)])
+    (again,) = await store.inboxes.append([entry(1)])
     assert (again.seq, again.dup) == (4, True)
 
 
 async def test_an_empty_inbox_does_not_look_like_a_lost_one(server_world: World) -> None:
     store = await server_world.node()
     session = await opened(store)
-    await store.append([entry(1)])
+    await store.inboxes.append([entry(1)])
     await server_world.raw.delete(server_world.key("stream"))
-    assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+    assert code(await store.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
 
 
 @pytest.mark.parametrize("damage", ["wire", "facts", "garbage", "other envelope"])
@@ -112,7 +112,7 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
 ) -> None:
     store, raw = await server_world.node(), server_world.raw
     session = await opened(store)
-    await store.append([entry(n) for n in range(1, 3)])
+    await store.inboxes.append([entry(n) for n in range(1, 3)])
     stream = server_world.key("stream")
     (_, first), (_, fields) = await raw.xrange(stream)
     facts, text = fields[b"s"], fields[b"w"]
@@ -125,13 +125,13 @@ async def test_an_altered_entry_is_told_as_corrupt_and_never_handed_over(
     await raw.delete(stream)
     await raw.xadd(stream, first, id="1-0")
     await raw.xadd(stream, altered, id="2-0")
-    await store.append([entry(3)])
-    page = await store.read(ME, session.fence, Seq(0), ALL)
+    await store.inboxes.append([entry(3)])
+    page = await store.inboxes.read(ME, session.fence, Seq(0), ALL)
     assert [item.seq for item in page.items] == [1, 3]
     assert page.gaps == (Range(Seq(2), Seq(2), Reason.CORRUPT),)
-    batches = await store.claim_bounces()
+    batches = await store.bounces.claim()
     assert len(batches) == (0 if damage == "garbage" else 1)
-    (disposition,) = await store.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
+    (disposition,) = await store.inboxes.status(ME, [DedupKey(entry(2).dedupe_key, HOUR)])
     assert disposition[0] in {Disposition.CORRUPT, Disposition.STORED}
 
 
@@ -144,13 +144,13 @@ async def test_an_item_whose_keys_are_broken_leaves_no_trace_and_hurts_no_other(
         await opened(store, inbox)
     for kind in ("stream", "expiry", "hours"):
         await raw.set(server_world.key(kind), "not what it should be")
-        broken, good = await store.append([entry(1), entry(hash(kind) % 10**9, inbox=you)])
+        broken, good = await store.inboxes.append([entry(1), entry(hash(kind) % 10**9, inbox=you)])
         assert code(broken) is ErrorCode.STORAGE_UNAVAILABLE
         assert not good.dup
         await raw.delete(server_world.key(kind))
-        (disposition,) = await store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)])
+        (disposition,) = await store.inboxes.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)])
         assert disposition is None
-    (result,) = await store.append([entry(1)])
+    (result,) = await store.inboxes.append([entry(1)])
     assert (result.seq, result.dup) == (1, False)
     assert (await opened(store)).pending.count == 1
 
@@ -165,10 +165,10 @@ async def test_scripts_that_the_store_forgot_are_taught_again(server_world: Worl
     )
     for n in range(1, 4):
         await server_world.raw.execute_command("SCRIPT FLUSH", **where)
-        (result,) = await store.append([entry(n)])
+        (result,) = await store.inboxes.append([entry(n)])
         assert (result.seq, result.dup) == (n, False)
     await server_world.raw.execute_command("SCRIPT FLUSH", **where)
-    assert len((await store.read(ME, session.fence, Seq(0), ALL)).items) == 3
+    assert len((await store.inboxes.read(ME, session.fence, Seq(0), ALL)).items) == 3
 
 
 async def test_a_killed_connection_is_replaced(server_world: World) -> None:
@@ -189,7 +189,7 @@ async def test_a_killed_connection_is_replaced(server_world: World) -> None:
     stored: set[int] = set()
     for n in range(1, 13):
         while n not in stored:
-            (result,) = await store.append([entry(n)])
+            (result,) = await store.inboxes.append([entry(n)])
             if not isinstance(result, Refusal):
                 assert result.seq == n
                 stored.add(n)
@@ -204,7 +204,7 @@ async def test_a_killed_connection_is_replaced(server_world: World) -> None:
 async def read_until_answered(store: Any, session: Any) -> Any:
     async def page() -> Any:
         try:
-            return await store.read(ME, session.fence, Seq(0), ALL)
+            return await store.inboxes.read(ME, session.fence, Seq(0), ALL)
         except UnavailableError:
             return None
 

@@ -76,12 +76,12 @@ FORWARDED = Forwarded(PEER, RECEIPT)
 async def moves(store: Any, seq: int, *, home: bool, owner: AgentKey = ME) -> None:
     """A newer record of the agent."""
     row = RecordRow(RecordVersion(1, seq, bytes([seq]) * 32), f"record{seq}", names_us=home)
-    await store.merge_record(owner, row)
+    await store.records.merge([(owner, row)])
 
 
 async def bring(store: Any, *numbers: int, **changes: Any) -> list[Any]:
     """Submit envelopes that may wait for a peer."""
-    return await store.append([entry(n, **{"peer": PEER, **changes}) for n in numbers])
+    return await store.inboxes.append([entry(n, **{"peer": PEER, **changes}) for n in numbers])
 
 
 async def courier(store: Any, inbox: AgentKey = ME, **changes: Any) -> OpenedSession:
@@ -93,12 +93,12 @@ async def forward(
 ) -> AckResult | Refusal:
     seqs = tuple(Seq(n) for n in numbers)
     ack = InboxAck(session.fence, session.epoch, seqs, forwarded=by, **more)
-    (result,) = await store.ack([AckRequest(ME, ack)])
+    (result,) = await store.inboxes.ack([AckRequest(ME, ack)])
     return result
 
 
 async def read(store: Any, session: OpenedSession) -> Page:
-    page = await store.read(ME, session.fence, Seq(0), ALL)
+    page = await store.inboxes.read(ME, session.fence, Seq(0), ALL)
     assert isinstance(page, Page), page
     return page
 
@@ -108,7 +108,7 @@ async def shown(store: Any, session: OpenedSession) -> list[tuple[int, bool]]:
 
 
 async def due(store: Any, lease_s: float = 30) -> list[DueOutbox]:
-    return await store.due_outboxes(NODE, most=100, lease_s=lease_s)
+    return await store.outboxes.due(NODE, limit=100, lease_s=lease_s)
 
 
 async def limited(world: World, **limits: Any) -> Any:
@@ -132,12 +132,12 @@ async def away_beside(world: World, inbox: AgentKey) -> tuple[AgentKey, AgentKey
 
 async def test_without_a_peer_an_envelope_for_elsewhere_is_answered_as_ever(world: World) -> None:
     await moves(world.store, 1, home=False)
-    (no,) = await world.store.append([entry(1)])
+    (no,) = await world.inboxes.append([entry(1)])
     assert (no.code, no.record) == (ErrorCode.MOVED, "record1")
     (unknown,) = await bring(world.store, 2, inbox=BOB)
     assert code(unknown) is ErrorCode.UNKNOWN_INBOX
     assert await due(world.store) == []
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
 
 
 async def test_an_envelope_for_elsewhere_waits_in_the_inbox_of_its_recipient(world: World) -> None:
@@ -145,14 +145,14 @@ async def test_an_envelope_for_elsewhere_waits_in_the_inbox_of_its_recipient(wor
     first, second = await bring(world.store, 1, 2)
     assert first == Accepted(Seq(1), first.epoch, dup=False, session=None, away=True)
     assert (second.seq, second.away) == (2, True)
-    (again,) = await world.store.append([entry(1)])
+    (again,) = await world.inboxes.append([entry(1)])
     assert again == Accepted(Seq(1), first.epoch, dup=True, session=None, away=True)
     (replayed,) = await bring(world.store, 3, dedupe_key=entry(1).dedupe_key)
     assert code(replayed) is ErrorCode.REPLAYED
-    (found,) = await world.store.outboxes()
+    (found,) = await world.outboxes.totals()
     assert found == (PEER, 2, entry(1).size + entry(2).size)
     assert await due(world.store) == [DueOutbox(ME, PEER)]
-    (head,) = await world.store.heads([ME])
+    (head,) = await world.inboxes.heads([ME])
     assert (head.head, head.away) == (2, True)
 
 
@@ -161,7 +161,7 @@ async def test_where_the_recipient_has_its_home_no_peer_is_asked_for(world: Worl
     (result,) = await bring(world.store, 1)
     assert (result.away, result.stranger) == (False, True)
     assert result.session == LiveSession(session.fence, NODE)
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
     assert await due(world.store) == []
 
 
@@ -181,10 +181,10 @@ async def test_what_is_too_late_does_not_wait(world: World) -> None:
     await moves(world.store, 1, home=False)
     (late,) = await bring(world.store, 1, expires_at=NOW)
     assert code(late) is ErrorCode.EXPIRED
-    world.store.trust_clock(ok=False)
+    world.store.clock.trust(ok=False)
     (unsure,) = await bring(world.store, 1, expires_at=NOW)
     assert code(unsure) is ErrorCode.STORAGE_UNAVAILABLE
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
 
 
 async def test_while_the_store_is_full_only_what_waits_is_confirmed(world: World) -> None:
@@ -218,7 +218,7 @@ async def test_what_waits_for_one_peer_is_bounded(world: World) -> None:
 async def test_the_bound_is_one_of_bytes_too(world: World) -> None:
     store = await limited(world, count=100, bytes=1_000, shares=1)
     await moves(store, 1, home=False)
-    first, second, third = await store.append([
+    first, second, third = await store.inboxes.append([
         entry(1, size=600, peer=PEER), entry(2, size=500, peer=PEER), entry(3, peer=PEER),
     ])  # fmt: skip
     assert (first.away, code(second), third.away) == (True, ErrorCode.OVERLOADED, True)
@@ -260,14 +260,14 @@ async def test_what_waits_is_counted_where_a_courier_says(world: World) -> None:
     await moves(world.store, 1, home=False)
     await bring(world.store, 1, 2)
     await bring(world.store, 3, peer=PEER2, sender=BOB)
-    assert [(peer, count) for peer, count, _ in await world.store.outboxes()] == [(PEER, 3)]
+    assert [(peer, count) for peer, count, _ in await world.outboxes.totals()] == [(PEER, 3)]
     session = await courier(world.store)
-    assert await world.store.defer_outbox(ME, session.fence, 0, peer=PEER2)
-    assert [(peer, count) for peer, count, _ in await world.store.outboxes()] == [(PEER2, 3)]
+    assert await world.outboxes.defer(ME, session.fence, 0, peer=PEER2)
+    assert [(peer, count) for peer, count, _ in await world.outboxes.totals()] == [(PEER2, 3)]
     await forward(world.store, session, 1, 2, 3)
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
     await bring(world.store, 4)
-    assert [(peer, count) for peer, count, _ in await world.store.outboxes()] == [(PEER, 1)]
+    assert [(peer, count) for peer, count, _ in await world.outboxes.totals()] == [(PEER, 1)]
 
 
 # ---------------------------------------------------------------- a courier's session
@@ -275,12 +275,12 @@ async def test_what_waits_is_counted_where_a_courier_says(world: World) -> None:
 
 async def test_a_courier_opens_only_what_is_away_and_makes_nothing(world: World) -> None:
     wanted = request(forwards=True, create=True)
-    assert code(await world.store.open(wanted)) is ErrorCode.UNKNOWN_INBOX
+    assert code(await world.inboxes.open(wanted)) is ErrorCode.UNKNOWN_INBOX
     await opened(world.store)
-    assert code(await world.store.open(wanted)) is ErrorCode.UNKNOWN_INBOX
+    assert code(await world.inboxes.open(wanted)) is ErrorCode.UNKNOWN_INBOX
     await moves(world.store, 1, home=False)
-    assert isinstance(await world.store.open(wanted), OpenedSession)
-    assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
+    assert isinstance(await world.inboxes.open(wanted), OpenedSession)
+    assert code(await world.inboxes.open(request())) is ErrorCode.UNKNOWN_INBOX
 
 
 async def test_a_courier_takes_what_waits_and_keeps_the_proof(world: World) -> None:
@@ -295,14 +295,14 @@ async def test_a_courier_takes_what_waits_and_keeps_the_proof(world: World) -> N
         [2], (Range(Seq(3), Seq(3), Reason.MOVED),),
     )  # fmt: skip
     questions = [DedupKey(entry(n).dedupe_key, HOUR) for n in (1, 2, 3)]
-    gone, waiting, last = await world.store.status(ME, questions)
+    gone, waiting, last = await world.inboxes.status(ME, questions)
     assert gone == RememberedId(Disposition.FORWARDED, eid(1)[:21], FORWARDED)
     assert waiting == RememberedId(Disposition.STORED, eid(2)[:21])
     assert last.forwarded == FORWARDED
     (again,) = await bring(world.store, 1)
     assert again == Accepted(Seq(1), session.epoch, dup=True, session=None, away=True)
     assert await forward(world.store, session, 2) == AckResult(Seq(3), (Seq(2),), ())
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
 
 
 async def test_proofs_are_forgotten_with_the_ids_of_their_hour(world: World) -> None:
@@ -310,15 +310,15 @@ async def test_proofs_are_forgotten_with_the_ids_of_their_hour(world: World) -> 
     await bring(world.store, 1)
     await forward(world.store, await courier(world.store), 1)
     await world.advance(1_601)
-    await world.store.sweep(NODE, [NODE])
-    assert await world.store.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)]) == [None]
+    await world.store.expiry.sweep(NODE, [NODE])
+    assert await world.inboxes.status(ME, [DedupKey(entry(1).dedupe_key, HOUR)]) == [None]
 
 
 async def test_what_was_forwarded_stays_so_while_the_agent_lives_elsewhere(world: World) -> None:
     await moves(world.store, 1, home=False)
     (first,) = await bring(world.store, 1)
     await forward(world.store, await courier(world.store), 1)
-    (again,) = await world.store.append([entry(1)])
+    (again,) = await world.inboxes.append([entry(1)])
     assert again == first._replace(dup=True)
     assert again.away, "this inbox never had it"
     assert await shown(world.store, await courier(world.store)) == []
@@ -332,23 +332,23 @@ async def test_what_was_forwarded_comes_back_when_the_agent_is_home_again(
     await forward(world.store, await courier(world.store), 1, 2)
     await moves(world.store, 2, home=True)
     brought = entry(1, via=PEER)
-    (stored,) = await world.store.append([brought])
+    (stored,) = await world.inboxes.append([brought])
     assert isinstance(stored, Accepted), stored
     assert (stored.dup, stored.away) == (False, False)
-    (again,) = await world.store.append([brought])
+    (again,) = await world.inboxes.append([brought])
     assert again == Accepted(stored.seq, stored.epoch, True, None)
     # where number 2 is nobody knows here: its sender may bring it, too
-    (other,) = await world.store.append([entry(2)])
+    (other,) = await world.inboxes.append([entry(2)])
     assert (other.dup, other.away, other.session) == (False, False, None)
     assert await shown(world.store, await opened(world.store)) == [(3, True), (4, True)]
 
 
 async def test_what_the_agent_has_acked_does_not_come_back(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1)])
+    await world.inboxes.append([entry(1)])
     ack = InboxAck(session.fence, session.epoch, (Seq(1),))
-    await world.store.ack([AckRequest(ME, ack)])
-    (again,) = await world.store.append([entry(1, via=PEER)])
+    await world.inboxes.ack([AckRequest(ME, ack)])
+    (again,) = await world.inboxes.append([entry(1, via=PEER)])
     assert (again.dup, again.away) == (True, False)
     assert await shown(world.store, session) == []
 
@@ -357,7 +357,7 @@ async def test_what_a_peer_brings_back_to_no_home_has_moved(world: World) -> Non
     await moves(world.store, 1, home=False)
     await bring(world.store, 1, 2)
     await forward(world.store, await courier(world.store), 1)
-    for no in await world.store.append([entry(1, via=PEER2), entry(2, via=PEER2)]):
+    for no in await world.inboxes.append([entry(1, via=PEER2), entry(2, via=PEER2)]):
         assert (code(no), no.record) == (ErrorCode.MOVED, "record1")
 
 
@@ -368,8 +368,8 @@ async def test_only_the_newest_courier_forwards(world: World) -> None:
     new = await courier(world.store, node=OTHER)
     assert new.previous == LiveSession(old.fence, NODE)
     assert code(await forward(world.store, old, 1)) is ErrorCode.SUPERSEDED
-    assert not await world.store.defer_outbox(ME, old.fence, 9)
-    assert code(await world.store.read(ME, old.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
+    assert not await world.outboxes.defer(ME, old.fence, 9)
+    assert code(await world.inboxes.read(ME, old.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
     assert await shown(world.store, new) == [(1, True)]
 
 
@@ -379,7 +379,7 @@ async def test_a_courier_acks_nothing_as_if_it_were_the_agent(world: World) -> N
     session = await courier(world.store)
     assert code(await forward(world.store, session, 1, by=None)) is ErrorCode.BAD_FRAME
     taken = InboxAck(session.fence, session.epoch, ())
-    (no,) = await world.store.ack([AckRequest(ME, taken, taken=True)])
+    (no,) = await world.inboxes.ack([AckRequest(ME, taken, taken=True)])
     assert code(no) is ErrorCode.BAD_FRAME
     assert await shown(world.store, session) == [(1, False)]
     assert await forward(world.store, session, by=None, upto=Seq(1)) == AckResult(Seq(0), (), ())
@@ -387,7 +387,7 @@ async def test_a_courier_acks_nothing_as_if_it_were_the_agent(world: World) -> N
 
 async def test_an_agent_forwards_nothing(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1)])
+    await world.inboxes.append([entry(1)])
     assert code(await forward(world.store, session, 1)) is ErrorCode.SUPERSEDED
     assert await shown(world.store, session) == [(1, False)]
 
@@ -398,29 +398,29 @@ async def test_a_courier_that_refuses_makes_one_bounce_that_says_what_the_marks_
     await moves(world.store, 1, home=False)
     await bring(world.store, 1, 2)
     first = await courier(world.store)
-    await world.store.close(ME, first.fence, Seq(1))
+    await world.inboxes.close(ME, first.fence, Seq(1))
     session = await courier(world.store)
     refuse = ((Seq(1), "blocked"), (Seq(2), "blocked"))
     for _ in range(2):
         await forward(world.store, session, by=None, refuse=refuse)
-    (batch,) = await world.store.claim_bounces()
+    (batch,) = await world.store.bounces.claim()
     assert set(batch.intents) == {
         PendingBounce(ALICE, eid(1), ME, "blocked", True, NOW),
         PendingBounce(ALICE, eid(2), ME, "blocked", False, NOW),
     }
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
 
 
 async def test_what_waits_too_long_expires_with_a_bounce(world: World) -> None:
     await moves(world.store, 1, home=False)
     await bring(world.store, 1, expires_at=NOW + 10)
     await world.advance(309)
-    assert await world.store.sweep(NODE, [NODE]) == 0
+    assert await world.store.expiry.sweep(NODE, [NODE]) == 0
     await world.advance(1)
-    assert await world.store.sweep(NODE, [NODE]) == 1
-    (batch,) = await world.store.claim_bounces()
+    assert await world.store.expiry.sweep(NODE, [NODE]) == 1
+    (batch,) = await world.store.bounces.claim()
     assert batch.intents == (PendingBounce(ALICE, eid(1), ME, "expired", False, NOW + 310),)
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
     assert await due(world.store) == []
 
 
@@ -441,13 +441,13 @@ async def test_a_node_that_is_alone_frees_what_dead_ones_had_lent(server_world: 
     store = await server_world.node()
     one, two = await away_beside(server_world, ME)
     for inbox in (ME, one, two):
-        await store.append([entry(1, inbox=inbox, peer=PEER)])
+        await store.inboxes.append([entry(1, inbox=inbox, peer=PEER)])
     lent = {found.inbox for found in await due(store, LEASE_S)}
     assert lent == {ME, one, two}
     carrier = await opened(store, two, forwards=True, create=False)
-    await store.defer_outbox(two, carrier.fence, 4 * LEASE_S)
+    await store.outboxes.defer(two, carrier.fence, 4 * LEASE_S)
     assert await due(store) == []
-    await store.free_outboxes()
+    await store.outboxes.release()
     assert {found.inbox for found in await due(store)} == {ME, one}
 
 
@@ -458,7 +458,7 @@ async def test_only_so_many_are_lent_as_were_asked_for(world: World) -> None:
         await bring(world.store, 1, inbox=owner)
     found: list[AgentKey] = []
     for _ in range(3):
-        lent = await world.store.due_outboxes(NODE, most=4, lease_s=30)
+        lent = await world.outboxes.due(NODE, limit=4, lease_s=30)
         assert len(lent) == 4
         found += [one.inbox for one in lent]
     assert sorted(found) == sorted(owners)
@@ -482,15 +482,15 @@ async def test_a_courier_defers_and_then_it_is_due_no_earlier(world: World) -> N
     await moves(world.store, 1, home=False)
     await bring(world.store, 1)
     session = await courier(world.store)
-    assert await world.store.defer_outbox(ME, session.fence, 100)
-    await world.store.close(ME, session.fence, Seq(1))
+    assert await world.outboxes.defer(ME, session.fence, 100)
+    await world.inboxes.close(ME, session.fence, Seq(1))
     await bring(world.store, 2)
     await world.advance(99)
     assert await due(world.store) == []
     await world.advance(1)
     assert await due(world.store) == [DueOutbox(ME, PEER)]
-    assert not await world.store.defer_outbox(ME, session.fence, 1)
-    assert not await world.store.defer_outbox(BOB, Fence(1), 1)
+    assert not await world.outboxes.defer(ME, session.fence, 1)
+    assert not await world.outboxes.defer(BOB, Fence(1), 1)
 
 
 async def test_what_came_while_a_courier_ended_is_due_at_once(world: World) -> None:
@@ -501,7 +501,7 @@ async def test_what_came_while_a_courier_ended_is_due_at_once(world: World) -> N
     await forward(world.store, session, 1)
     (news,) = await bring(world.store, 2)
     assert news.session == LiveSession(session.fence, NODE)
-    await world.store.close(ME, session.fence, Seq(1))
+    await world.inboxes.close(ME, session.fence, Seq(1))
     assert await due(world.store) == [DueOutbox(ME, PEER)]
     (more,) = await bring(world.store, 3)
     assert more.session is None
@@ -526,7 +526,7 @@ async def test_while_closed_new_envelopes_are_refused_as_the_peer_refused(world:
     await bring(world.store, 1)
     session = await courier(world.store)
     no = Refusal(ErrorCode.UNKNOWN_INBOX, "there is no such inbox")
-    assert await world.store.defer_outbox(ME, session.fence, 60, closed=no)
+    assert await world.outboxes.defer(ME, session.fence, 60, closed=no)
     known, new = await bring(world.store, 1, 2)
     assert known.dup
     assert code(new) is ErrorCode.UNKNOWN_INBOX
@@ -544,8 +544,8 @@ async def test_a_courier_opens_again_what_it_closed(world: World) -> None:
     await bring(world.store, 1)
     session = await courier(world.store)
     no = Refusal(ErrorCode.INBOX_FULL, "full")
-    await world.store.defer_outbox(ME, session.fence, 60, closed=no)
-    await world.store.defer_outbox(ME, session.fence, 0)
+    await world.outboxes.defer(ME, session.fence, 60, closed=no)
+    await world.outboxes.defer(ME, session.fence, 0)
     (later,) = await bring(world.store, 2)
     assert later.away
 
@@ -557,37 +557,37 @@ async def test_when_an_agent_moves_its_session_ends_and_what_waits_is_for_courie
     world: World,
 ) -> None:
     session = await opened(world.store, window=Window(2, 10_000))
-    await world.store.append([entry(n) for n in (1, 2, 3)])
+    await world.inboxes.append([entry(n) for n in (1, 2, 3)])
     await moves(world.store, 1, home=False)
     for _ in range(2):
-        gone = await world.store.read(ME, session.fence, Seq(0), ALL)
+        gone = await world.inboxes.read(ME, session.fence, Seq(0), ALL)
         assert code(gone) is ErrorCode.MOVED
         ack = AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))
-        assert code((await world.store.ack([ack]))[0]) is ErrorCode.MOVED
+        assert code((await world.inboxes.ack([ack]))[0]) is ErrorCode.MOVED
         live = LiveSession(session.fence, NODE, NOW + 9)
-        assert code(await world.store.take(ME, live, ALL)) is ErrorCode.MOVED
-        assert not await world.store.close(ME, session.fence, Seq(3))
+        assert code(await world.inboxes.fetch(ME, live, ALL)) is ErrorCode.MOVED
+        assert not await world.inboxes.close(ME, session.fence, Seq(3))
     assert await due(world.store) == [DueOutbox(ME, None)]
     carrier = await courier(world.store)
     assert await shown(world.store, carrier) == [(1, True), (2, True), (3, False)]
-    assert await world.store.defer_outbox(ME, carrier.fence, 5, peer=PEER)
-    (found,) = await world.store.outboxes()
+    assert await world.outboxes.defer(ME, carrier.fence, 5, peer=PEER)
+    (found,) = await world.outboxes.totals()
     assert found[:2] == (PEER, 3)
-    still = await world.store.read(ME, session.fence, Seq(0), ALL)
+    still = await world.inboxes.read(ME, session.fence, Seq(0), ALL)
     assert code(still) is ErrorCode.MOVED
 
 
 async def test_the_first_new_envelope_says_where_the_rest_waits_to_go(world: World) -> None:
     await opened(world.store)
-    await world.store.append([entry(1), entry(2, sender=BOB)])
+    await world.inboxes.append([entry(1), entry(2, sender=BOB)])
     await moves(world.store, 1, home=False)
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
     await bring(world.store, 3)
-    (found,) = await world.store.outboxes()
+    (found,) = await world.outboxes.totals()
     assert found[:2] == (PEER, 3)
     session = await courier(world.store)
     await forward(world.store, session, 1, 2, 3)
-    assert await world.store.outboxes() == []
+    assert await world.outboxes.totals() == []
 
 
 async def test_when_an_agent_comes_home_its_courier_is_fenced_off_and_it_takes_what_waits(
@@ -597,12 +597,12 @@ async def test_when_an_agent_comes_home_its_courier_is_fenced_off_and_it_takes_w
     await bring(world.store, 1, 2)
     carrier = await courier(world.store, window=Window(1, 10_000))
     no = Refusal(ErrorCode.INBOX_FULL, "full")
-    await world.store.defer_outbox(ME, carrier.fence, 500, closed=no)
+    await world.outboxes.defer(ME, carrier.fence, 500, closed=no)
     await moves(world.store, 2, home=True)
     assert code(await forward(world.store, carrier, 1)) is ErrorCode.SUPERSEDED
-    assert code(await world.store.read(ME, carrier.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
-    assert not await world.store.defer_outbox(ME, carrier.fence, 1)
-    assert await world.store.outboxes() == []
+    assert code(await world.inboxes.read(ME, carrier.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
+    assert not await world.outboxes.defer(ME, carrier.fence, 1)
+    assert await world.outboxes.totals() == []
     assert await due(world.store) == [DueOutbox(ME, None)], "a mover asks what was shown elsewhere"
     session = await opened(world.store)
     assert await shown(world.store, session) == [(1, True), (2, True)]
@@ -618,7 +618,7 @@ async def test_a_newer_record_of_an_agent_elsewhere_makes_couriers_look_at_once(
     await bring(world.store, 1)
     session = await courier(world.store)
     no = Refusal(ErrorCode.UNKNOWN_INBOX, "no such inbox")
-    await world.store.defer_outbox(ME, session.fence, 1_000, closed=no)
+    await world.outboxes.defer(ME, session.fence, 1_000, closed=no)
     assert await due(world.store) == []
     await moves(world.store, 1, home=False)
     assert await due(world.store) == [], "the same record says nothing new"
@@ -634,14 +634,14 @@ async def test_an_agent_that_went_and_came_back_is_not_told_that_it_was_supersed
     session = await opened(world.store)
     await moves(world.store, 1, home=False)
     await moves(world.store, 2, home=True)
-    gone = await world.store.read(ME, session.fence, Seq(0), ALL)
+    gone = await world.inboxes.read(ME, session.fence, Seq(0), ALL)
     assert code(gone) is ErrorCode.MOVED
-    (head,) = await world.store.heads([ME])
+    (head,) = await world.inboxes.heads([ME])
     assert isinstance(head, InboxHead)
     assert not head.away
     first = await opened(world.store)
     await opened(world.store)
-    gone = await world.store.read(ME, first.fence, Seq(0), ALL)
+    gone = await world.inboxes.read(ME, first.fence, Seq(0), ALL)
     assert code(gone) is ErrorCode.SUPERSEDED
 
 
@@ -671,13 +671,13 @@ async def test_a_hole_in_what_waits_is_found_and_the_outbox_counts_what_is_there
     await bring(store, 1, 2, 3)
     session = await courier(store)
     await server_world.raw.xdel(server_world.key("stream"), "2-0")
-    assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
-    assert [(peer, count) for peer, count, _ in await store.outboxes()] == [(PEER, 2)]
+    assert code(await store.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+    assert [(peer, count) for peer, count, _ in await store.outboxes.totals()] == [(PEER, 2)]
     anew = await courier(store)
     assert anew.epoch != session.epoch
     assert await shown(store, anew) == [(1, True), (3, True)]
     await forward(store, anew, 1, 3)
-    assert await store.outboxes() == []
+    assert await store.outboxes.totals() == []
     assert await server_world.raw.exists(server_world.key("outbox", PEER)) == 0
 
 
@@ -691,20 +691,20 @@ async def test_strangers_whom_one_peer_brings_have_a_quarter_of_what_strangers_h
     store = await world.restart()
     session = await opened_to(store, BOB)
     brought = [entry(n, sender=AgentKey(f"key:s{n}"), via=PEER) for n in range(3)]
-    results = await store.append(brought)
+    results = await store.inboxes.append(brought)
     assert [code(result) for result in results] == [None, None, ErrorCode.STRANGER_QUOTA]
-    known, other, own = await store.append([
+    known, other, own = await store.inboxes.append([
         entry(10, sender=BOB, via=PEER), entry(11, via=PEER2), entry(12),
     ])  # fmt: skip
     assert (known.stranger, other.stranger, own.stranger) == (False, True, True)
     page = await read(store, session)
     assert [item.eid for item in page.items] == [eid(n) for n in (0, 1, 10, 11, 12)]
     ack = AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))
-    await store.ack([ack])
-    first, second = await store.append([brought[2], entry(4, via=PEER)])
+    await store.inboxes.ack([ack])
+    first, second = await store.inboxes.append([brought[2], entry(4, via=PEER)])
     assert (first.stranger, code(second)) == (True, ErrorCode.STRANGER_QUOTA)
     rest = [entry(n, sender=AgentKey(f"key:t{n}")) for n in range(20, 26)]
-    results = await store.append(rest)
+    results = await store.inboxes.append(rest)
     full = [code(result) for result in results].count(ErrorCode.STRANGER_QUOTA)
     assert full == 2, "a quarter of the whole, and inside it"
 
@@ -715,9 +715,9 @@ async def test_bounces_of_other_relays_pass_the_rules_and_have_a_share(world: Wo
     session = await opened(store)
     await ruled(store, session, deny=(PEER,), first_contact="refuse")
     said = [entry(n, sender=PEER, via=PEER, bounces=False) for n in range(3)]
-    results = await store.append(said)
+    results = await store.inboxes.append(said)
     assert [code(result) for result in results] == [None, None, ErrorCode.STRANGER_QUOTA]
-    (own,) = await store.append([entry(9, sender=PEER2, bounces=False)])
+    (own,) = await store.inboxes.append([entry(9, sender=PEER2, bounces=False)])
     assert own.stranger is False, "this relay's own word"
 
 
@@ -725,7 +725,7 @@ async def test_the_quarter_of_a_peers_strangers_is_one_of_bytes_too(world: World
     world.limits = type(world.limits)(stranger_count=80, stranger_bytes=4_000)
     store = await world.restart()
     await opened(store)
-    results = await store.append([
+    results = await store.inboxes.append([
         entry(1, size=600, via=PEER), entry(2, size=600, via=PEER), entry(3, size=600, via=PEER2),
     ])  # fmt: skip
     assert [code(result) for result in results] == [None, ErrorCode.STRANGER_QUOTA, None]

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Coroutine
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -176,30 +177,31 @@ class Machine(RuleBasedStateMachine):
         return left, right
 
     def call(self, store: Any, method: str, arguments: list[Any], named: dict[str, Any]) -> Any:
-        return self.run(getattr(store, method)(*arguments, **named))
+        return self.run(attrgetter(method)(store)(*arguments, **named))
 
     def same_heads(self) -> None:
-        found = [self.run(store.heads(INBOXES)) for store in (self.memory, self.redis)]
+        found = [self.run(store.inboxes.heads(INBOXES)) for store in (self.memory, self.redis)]
         for inbox, mine, other in zip(INBOXES, *found, strict=True):
             assert (mine is None) == (other is None)
             if mine is not None:
                 assert (mine.head, mine.away) == (other.head, other.away)
                 self.same(inbox, mine, other)
-        totals = [sorted(self.run(store.outboxes())) for store in (self.memory, self.redis)]
+        totals = [sorted(self.run(store.outboxes.totals())) for store in (self.memory, self.redis)]
         assert totals[0] == totals[1]
         for inbox in INBOXES:
             self.same_side(inbox)
 
     def same_side(self, inbox: AgentKey) -> None:
         """What both sides say of an inbox that changes relays."""
-        rows = [self.run(store.handoff(inbox)) for store in (self.memory, self.redis)]
+        rows = [self.run(store.migrations.load(inbox)) for store in (self.memory, self.redis)]
         assert rows[0] == rows[1]
         assert inbox not in self.counted or rows[0].counters.is_balanced, rows[0]
         waiting = [
-            self.run(store.waiting(inbox, Seq(0), 99)) for store in (self.memory, self.redis)
+            self.run(store.migrations.waiting(inbox, Seq(0), 99))
+            for store in (self.memory, self.redis)
         ]
         assert waiting[0] == waiting[1]
-        known = [self.run(store.known(inbox)) for store in (self.memory, self.redis)]
+        known = [self.run(store.migrations.known(inbox)) for store in (self.memory, self.redis)]
         assert known[0] == known[1]
         doubts = [self.all_doubts(store, inbox) for store in (self.memory, self.redis)]
         assert doubts[0] == doubts[1]
@@ -207,7 +209,7 @@ class Machine(RuleBasedStateMachine):
     def all_doubts(self, store: Any, inbox: AgentKey) -> tuple[set[bytes], int]:
         ids, after, floor = set(), "", -1
         while after or not ids:
-            some = self.run(store.doubts(inbox, after, 7))
+            some = self.run(store.migrations.maybe_seen_ids(inbox, after, 7))
             ids |= {some.ids[at : at + 36] for at in range(0, len(some.ids), 36)}
             floor, after = some.floor, some.after
             if not after:
@@ -263,7 +265,7 @@ class Machine(RuleBasedStateMachine):
             made.append(
                 item._replace(barred=barred, moving=moving, peer=peers[0], marked=is_marked)
             )
-        self.both("append", inbox, (made, made))
+        self.both("inboxes.append", inbox, (made, made))
 
     @rule(
         inbox=st.sampled_from(INBOXES),
@@ -274,7 +276,7 @@ class Machine(RuleBasedStateMachine):
     def open(self, inbox, node, window, until) -> None:
         until = int(self.now) + until if until else 0
         wanted = OpenRequest(inbox, node, window, until, create=until == 0)
-        left, right = self.both("open", inbox, (wanted, wanted))
+        left, right = self.both("inboxes.open", inbox, (wanted, wanted))
         if isinstance(left, OpenedSession):
             self.sessions.append((inbox, left, right))
 
@@ -296,7 +298,7 @@ class Machine(RuleBasedStateMachine):
             )._replace(peer=peer)
             for n in range(first, first + (1 if self.has_lost else 5))
         ]  # fmt: skip
-        self.both("append", inbox, (made, made))
+        self.both("inboxes.append", inbox, (made, made))
 
     @rule(
         at=st.integers(0, 7),
@@ -312,12 +314,12 @@ class Machine(RuleBasedStateMachine):
         lists = {mark: tuple(senders) for mark, senders in named.items()}
         patch = RulesPatch(first_contact, **lists)
         fences = (left.fence, right.fence)
-        self.both("change_rules", inbox, (inbox, inbox), fences, (patch, patch))
+        self.both("rules.change", inbox, (inbox, inbox), fences, (patch, patch))
 
     @rule(inbox=st.sampled_from([*INBOXES, AgentKey("key:none")]), other=st.sampled_from(SENDERS))
     def add_contacts(self, inbox, other) -> None:
         pairs = [(inbox, other), (INBOXES[0], inbox)]
-        self.both("add_contacts", inbox, (pairs, pairs))
+        self.both("rules.add_contacts", inbox, (pairs, pairs))
 
     @rule(inbox=st.sampled_from(INBOXES), node=st.sampled_from(NODES), window=WINDOWS)
     def come_back(self, inbox, node, window) -> None:
@@ -333,30 +335,30 @@ class Machine(RuleBasedStateMachine):
         wanted = [
             [AckRequest(inbox, InboxAck(one.fence, one.epoch, seqs, last))] for one in (left, right)
         ]
-        self.both("ack", inbox, tuple(wanted))
+        self.both("inboxes.ack", inbox, tuple(wanted))
         self.read_all(inbox)
         if is_clean:
             fences = (left.fence, right.fence)
-            self.both("close", inbox, (inbox, inbox), fences, (last, last))
+            self.both("inboxes.close", inbox, (inbox, inbox), fences, (last, last))
 
     @rule(inbox=st.sampled_from(INBOXES), window=WINDOWS, node=st.sampled_from(NODES))
     def visit(self, inbox, window, node) -> None:
         """Like an agent without a connection: take, and ack all of it next time."""
         _, *pair = self.newest()[inbox]
         live = tuple(LiveSession(one.fence, node, int(self.now) + 100) for one in pair)
-        page, _ = self.both("take", inbox, (inbox, inbox), live, (window, window))
+        page, _ = self.both("inboxes.fetch", inbox, (inbox, inbox), live, (window, window))
         if isinstance(page, Page):
             wanted = [
                 [AckRequest(inbox, InboxAck(one.fence, one.epoch, (), page.upto), taken=True)]
                 for one in pair
             ]
-            self.both("ack", inbox, tuple(wanted))
+            self.both("inboxes.ack", inbox, tuple(wanted))
 
     def read_all(self, inbox) -> None:
         _, left, right = self.newest()[inbox]
-        cursor = self.memory._inboxes[inbox].cursor
+        cursor = self.memory.state.inboxes[inbox].cursor
         fences, window = (left.fence, right.fence), Window(1_000, 10**9)
-        self.both("read", inbox, (inbox, inbox), fences, (cursor, cursor), (window, window))
+        self.both("inboxes.read", inbox, (inbox, inbox), fences, (cursor, cursor), (window, window))
 
     def newest(self) -> dict[AgentKey, tuple[AgentKey, OpenedSession, OpenedSession]]:
         return {session[0]: session for session in self.sessions}
@@ -368,14 +370,14 @@ class Machine(RuleBasedStateMachine):
 
     def live(self, inbox: AgentKey, places: list[int]) -> list[Seq]:
         """Seqs of live entries, and some that are not."""
-        seqs = [*self.memory._inboxes[inbox].live, Seq(self.head(inbox) + 1), Seq(1)]
+        seqs = [*self.memory.state.inboxes[inbox].live, Seq(self.head(inbox) + 1), Seq(1)]
         return [seqs[place % len(seqs)] for place in places]
 
     @precondition(lambda self: self.sessions)
     @rule(at=st.integers(0, 7), last=SEQS)
     def close(self, at, last) -> None:
         inbox, left, right = self.pick(at)
-        self.both("close", inbox, (inbox, inbox), (left.fence, right.fence), (last, last))
+        self.both("inboxes.close", inbox, (inbox, inbox), (left.fence, right.fence), (last, last))
 
     @precondition(lambda self: self.sessions)
     @rule(at=st.integers(0, 7), after=SEQS, window=WINDOWS)
@@ -383,7 +385,7 @@ class Machine(RuleBasedStateMachine):
         inbox, left, right = self.pick(at)
         after = Seq(min(after, self.head(inbox)) if at % 2 else left.cursor)
         self.both(
-            "read",
+            "inboxes.read",
             inbox,
             (inbox, inbox),
             (left.fence, right.fence),
@@ -392,7 +394,7 @@ class Machine(RuleBasedStateMachine):
         )
 
     def head(self, inbox: AgentKey) -> int:
-        (found,) = self.run(self.memory.heads([inbox]))
+        (found,) = self.run(self.memory.inboxes.heads([inbox]))
         return found.head if found else 0
 
     @precondition(lambda self: self.sessions)
@@ -400,7 +402,7 @@ class Machine(RuleBasedStateMachine):
     def take(self, at, window, node) -> None:
         inbox, *pair = self.pick(at)
         live = tuple(LiveSession(one.fence, node, int(self.now) + 100) for one in pair)
-        self.both("take", inbox, (inbox, inbox), live, (window, window))
+        self.both("inboxes.fetch", inbox, (inbox, inbox), live, (window, window))
 
     @precondition(lambda self: self.sessions)
     @rule(
@@ -414,7 +416,7 @@ class Machine(RuleBasedStateMachine):
             [AckRequest(inbox, InboxAck(one.fence, one.epoch, tuple(seqs), upto, refusals), taken)]
             for one in pair
         ]
-        self.both("ack", inbox, tuple(wanted))
+        self.both("inboxes.ack", inbox, tuple(wanted))
 
     @rule(
         inbox=st.sampled_from(INBOXES),
@@ -423,12 +425,12 @@ class Machine(RuleBasedStateMachine):
     )
     def conclude(self, inbox, places, reason) -> None:
         seqs = self.live(inbox, places[:2])
-        self.both("conclude", inbox, (inbox, inbox), (seqs, seqs), (reason, reason))
+        self.both("inboxes.finalize", inbox, (inbox, inbox), (seqs, seqs), (reason, reason))
 
     @rule(inbox=st.sampled_from(INBOXES))
     def status(self, inbox) -> None:
         asked = [DedupKey(item.dedupe_key, item.hour) for item in self.items.values()]
-        self.both("status", inbox, (inbox, inbox), (asked, asked))
+        self.both("inboxes.status", inbox, (inbox, inbox), (asked, asked))
 
     @rule(seconds=st.sampled_from([10, 60, 330, 1_000]))
     def advance(self, seconds) -> None:
@@ -437,17 +439,17 @@ class Machine(RuleBasedStateMachine):
 
     @rule(ok=st.sampled_from([True, True, True, False]))
     def trust_clock(self, ok) -> None:
-        self.memory.trust_clock(ok=ok)
-        self.redis.trust_clock(ok=ok)
+        self.memory.clock.trust(ok=ok)
+        self.redis.clock.trust(ok=ok)
 
     @rule(live=st.sets(st.sampled_from(NODES)))
     def sweep(self, live) -> None:
-        self.both("sweep", INBOXES[0], (NODES[0], NODES[0]), (live, live))
+        self.both("expiry.sweep", INBOXES[0], (NODES[0], NODES[0]), (live, live))
 
     @rule()
     def claim_bounces(self) -> None:
         left, right = (
-            sorted(self.run(store.claim_bounces()), key=lambda batch: batch.sender)
+            sorted(self.run(store.bounces.claim()), key=lambda batch: batch.sender)
             for store in (self.memory, self.redis)
         )
         assert [(batch.sender, batch.decided_at, set(batch.intents)) for batch in left] == [
@@ -459,7 +461,7 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def finalize_bounces(self) -> None:
         for store, batches in zip((self.memory, self.redis), self.batches, strict=True):
-            self.run(store.finalize_bounces(batches[0]))
+            self.run(store.bounces.finalize(batches[0]))
 
     @rule(
         owner=st.sampled_from(INBOXES),
@@ -470,7 +472,7 @@ class Machine(RuleBasedStateMachine):
         row = RecordRow(
             RecordVersion(1, seq, bytes([seq]) * 32), f"record{seq}", names_us=bool(names_us)
         )
-        self.both("merge_record", owner, (owner, owner), (row, row))
+        self.both("records.merge", owner, ([(owner, row)], [(owner, row)]))
 
     # ------------------------------------------------------------ elsewhere
 
@@ -481,7 +483,7 @@ class Machine(RuleBasedStateMachine):
         digest = self.moves.to_bytes(2, "big") * 16
         row = RecordRow(RecordVersion(1, self.moves, digest), f"record{self.moves}", names_us=home)
         self.has_lost = True
-        self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
+        self.both("records.merge", owner, ([(owner, row)], [(owner, row)]))
 
     @rule(owner=st.sampled_from(INBOXES), home=st.booleans(), byte=st.integers(0, 255))
     def fork(self, owner, home, byte) -> None:
@@ -489,7 +491,7 @@ class Machine(RuleBasedStateMachine):
         row = RecordRow(
             RecordVersion(1, self.moves, bytes([byte]) * 32), f"fork{byte}", names_us=home
         )
-        self.both("merge_records", owner, ([(owner, row)], [(owner, row)]))
+        self.both("records.merge", owner, ([(owner, row)], [(owner, row)]))
 
     # ------------------------------------------------------------ hand-offs
 
@@ -506,17 +508,21 @@ class Machine(RuleBasedStateMachine):
         self.has_lost = True
         doubts = b"".join(self.doubt(inbox, n) for n in sorted(named, key=lambda n: n % 4))
         wanted = MigrationChange(f"side{self.count}", holding, *flags, doubts, floor)
-        seen = self.run(self.memory.handoff(inbox))
+        seen = self.run(self.memory.migrations.load(inbox))
         if stale == "text":
             seen = dataclasses.replace(seen, text="another")
         if stale == "record":
             seen = dataclasses.replace(
                 seen, record=RecordRow(RecordVersion(1, 0, bytes(32)), "", names_us=True)
             )
-        done, _ = self.both("change_handoff", inbox, (inbox, inbox), (seen, seen), (wanted, wanted))
+        done, _ = self.both(
+            "migrations.change", inbox, (inbox, inbox), (seen, seen), (wanted, wanted)
+        )
         if done and wanted.is_new:
             self.counted.add(inbox)
-        opened = [sorted(self.run(store.handoffs())) for store in (self.memory, self.redis)]
+        opened = [
+            sorted(self.run(store.migrations.list_open())) for store in (self.memory, self.redis)
+        ]
         assert opened[0] == opened[1]
 
     def doubt(self, inbox: AgentKey, n: int) -> bytes:
@@ -532,7 +538,7 @@ class Machine(RuleBasedStateMachine):
     )
     def learn_known(self, inbox, lists, refuses) -> None:
         known = MovedRules(refuses, *map(tuple, lists))
-        self.both("learn_known", inbox, (inbox, inbox), (known, known))
+        self.both("migrations.add_known", inbox, (inbox, inbox), (known, known))
 
     @rule(
         inbox=st.sampled_from(INBOXES),
@@ -549,11 +555,11 @@ class Machine(RuleBasedStateMachine):
         self, inbox, window, peer, is_forwarded, places, refuse, wait_s, code, end
     ) -> None:
         """Like a courier: read, forward some, refuse some, say when it comes again."""
-        if self.memory._inboxes[inbox].home:
+        if self.memory.state.inboxes[inbox].home:
             self.move(inbox, home=False)
             self.append_some(inbox, 1, 4_000, 0, peer or PEERS[0])
         wanted = OpenRequest(inbox, NODES[0], window, forwards=True, create=False)
-        left, right = self.both("open", inbox, (wanted, wanted))
+        left, right = self.both("inboxes.open", inbox, (wanted, wanted))
         if not isinstance(left, OpenedSession):
             return  # a step of a hand-off decides
         self.has_lost = self.has_lost or is_forwarded
@@ -567,33 +573,33 @@ class Machine(RuleBasedStateMachine):
                                    refusals, forwarded))]
             for one in (left, right)
         ]  # fmt: skip
-        self.both("ack", inbox, tuple(asked))
+        self.both("inboxes.ack", inbox, tuple(asked))
         if "defer" in end:
             closed = Refusal(code) if code else None
-            self.both("defer_outbox", inbox, (inbox, inbox), fences, (wait_s, wait_s),
+            self.both("outboxes.defer", inbox, (inbox, inbox), fences, (wait_s, wait_s),
                       peer=peer, closed=closed)  # fmt: skip
             self.append_some(inbox, self.moves * 10, 4_000, 0, PEERS[0])
         if "close" in end:
-            self.both("close", inbox, (inbox, inbox), fences, (head, head))
+            self.both("inboxes.close", inbox, (inbox, inbox), fences, (head, head))
 
     @precondition(lambda self: self.sessions)
     @rule(at=st.integers(0, 7), wait_s=st.sampled_from([0, 45]), peer=st.sampled_from(PEERS))
     def defer(self, at, wait_s, peer) -> None:
         inbox, left, right = self.pick(at)
         fences = (left.fence, right.fence)
-        self.both("defer_outbox", inbox, (inbox, inbox), fences, (wait_s, wait_s), peer=peer)
+        self.both("outboxes.defer", inbox, (inbox, inbox), fences, (wait_s, wait_s), peer=peer)
 
-    @rule(most=st.integers(1, 2), lease_s=st.sampled_from([5, 30]))
-    def due_outboxes(self, most, lease_s) -> None:
+    @rule(limit=st.integers(1, 2), lease_s=st.sampled_from([5, 30]))
+    def due_outboxes(self, limit, lease_s) -> None:
         node = (NODES[0], NODES[0])
-        self.both("due_outboxes", INBOXES[0], node, most=most, lease_s=lease_s)
+        self.both("outboxes.due", INBOXES[0], node, limit=limit, lease_s=lease_s)
 
     @precondition(lambda self: self.sessions)
     @rule(at=st.integers(0, 5), which=st.integers(0, 30))
     def lose_an_entry(self, at, which) -> None:
         """Both stores lose the same entry, and find out by reading."""
         inbox, left, _ = self.pick(at)
-        box = self.memory._inboxes[inbox]
+        box = self.memory.state.inboxes[inbox]
         if box.session is None or box.fence != left.fence or not box.live:
             return
         seq = sorted(box.live)[which % len(box.live)]

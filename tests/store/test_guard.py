@@ -34,18 +34,18 @@ async def start(url: str, *, allow_unsafe: bool = False) -> str:
     store = RedisStore(url, InboxLimits(), allow_unsafe=allow_unsafe)
     try:
         await store.start(relay=RELAY, node=NODE)
-        return store.durability
+        return store.inboxes.durability
     finally:
         await store.stop()
 
 
 async def test_safe_settings_give_fsync(server_world: World) -> None:
     store = await server_world.node()
-    assert store.durability == "fsync"
+    assert store.inboxes.durability == "fsync"
 
 
 async def test_memory_promises_no_more_than_memory(world: World) -> None:
-    assert world.store.durability == ("memory" if world.is_memory else "fsync")
+    assert world.inboxes.durability == ("memory" if world.is_memory else "fsync")
 
 
 @pytest.mark.parametrize(

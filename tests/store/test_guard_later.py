@@ -100,7 +100,7 @@ class Numbers:
 
     async def append(self, store: RedisStore) -> Accepted | Refusal:
         self.last += 1
-        (result,) = await store.append([fresh(self.last)])
+        (result,) = await store.inboxes.append([fresh(self.last)])
         return result
 
     async def taken(self, store: RedisStore) -> bool:
@@ -121,23 +121,23 @@ async def test_a_setting_that_becomes_unsafe_ends_receipts_until_it_is_mended(
     numbers = Numbers()
     async with started(server.url) as store:
         assert await numbers.taken(store)
-        assert store.durability == "fsync"
+        assert store.inboxes.durability == "fsync"
         await command(server, "CONFIG", "SET", setting, worse)
         await wait_until(has(store, ProblemReason.STORE_UNSAFE), 10, "the change is seen")
         assert f"CONFIG SET {setting} {safe}" in detail(store, ProblemReason.STORE_UNSAFE)
         assert code(await numbers.append(store)) is ErrorCode.STORAGE_UNAVAILABLE
-        seen = await store.handoff(ME)
+        seen = await store.migrations.load(ME)
         with pytest.raises(UnavailableError, match="cannot be relied on"):
-            await store.change_handoff(ME, seen, MigrationChange("signed for", InboxRole.PAUSED))
+            await store.migrations.change(ME, seen, MigrationChange("signed for", InboxRole.PAUSED))
         with pytest.raises(UnavailableError, match="cannot be relied on"):
-            await store.learn_known(ME, MovedRules())
-        assert await store.handoff(ME) == seen
-        assert store.durability == "unverified"
+            await store.migrations.add_known(ME, MovedRules())
+        assert await store.migrations.load(ME) == seen
+        assert store.inboxes.durability == "unverified"
         assert not store.health.is_ready
         await command(server, "CONFIG", "SET", setting, safe)
-        await wait_until(lambda: store.durability == "fsync", 10, "the cure is seen")
+        await wait_until(lambda: store.inboxes.durability == "fsync", 10, "the cure is seen")
         assert await numbers.taken(store)
-        assert store.durability == "fsync"
+        assert store.inboxes.durability == "fsync"
 
 
 @pytest.mark.parametrize("allow_unsafe", [True, False])
@@ -148,7 +148,7 @@ async def test_the_first_commit_at_a_restarted_server_is_judged_by_that_server(
     # no polls: only the new connection can give the change away
     async with started(server.url, runs=False, allow_unsafe=allow_unsafe) as store:
         assert await numbers.taken(store)
-        assert store.durability == "fsync"
+        assert store.inboxes.durability == "fsync"
         server.kill()
         worse = RedisServer(
             server.directory, binary=BINARY, port=server.port, settings={"appendfsync": "everysec"}
@@ -156,7 +156,7 @@ async def test_the_first_commit_at_a_restarted_server_is_judged_by_that_server(
         await worse.start()
         try:
             await wait_until(lambda: numbers.taken(store), 10, "the first envelope is taken")
-            assert store.durability == "unverified"
+            assert store.inboxes.durability == "unverified"
             assert await numbers.taken(store) is allow_unsafe
         finally:
             worse.kill()
@@ -170,7 +170,7 @@ async def test_an_operator_who_allows_unsafe_settings_is_told_and_stays_ready(
         await wait_until(has(store, ProblemReason.STORE_UNVERIFIED), 10, "the change is seen")
         assert "appendfsync" in detail(store, ProblemReason.STORE_UNVERIFIED)
         assert await Numbers().taken(store)
-        assert store.durability == "unverified"
+        assert store.inboxes.durability == "unverified"
         assert all(not one.blocks for one in store.health.problems if one.since)
 
 
@@ -209,7 +209,7 @@ async def test_a_server_that_becomes_a_replica_takes_nothing_and_is_back_as_a_pr
         await command(server, "REPLICAOF", "NO", "ONE")
         await wait_until(lacks(store, ProblemReason.STORE_REPLICA), 10, "it is a primary again")
         assert await numbers.taken(store)
-        assert store.durability == "fsync"
+        assert store.inboxes.durability == "fsync"
 
 
 async def test_a_server_that_refuses_writes_is_seen_though_nobody_writes(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ async def test_an_outage_appears_once_and_goes_once(server: RedisServer) -> None
 async def outage(server: RedisServer) -> None:
     async with started(server.url) as store:
         server.kill()
-        results = [(await store.append([fresh(number)]))[0] for number in range(20)]
+        results = [(await store.inboxes.append([fresh(number)]))[0] for number in range(20)]
         assert {code(one) for one in results} == {ErrorCode.STORAGE_UNAVAILABLE}
         assert store.health.has(ProblemReason.STORE_AWAY)
         await server.start()

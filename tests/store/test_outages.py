@@ -94,19 +94,19 @@ async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
 ) -> None:
     async with Node(server, tmp_path / "file") as store:
         session = await opened(store)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
         server.kill()
         began = time.monotonic()
-        (result,) = await store.append([fresh(2)])
+        (result,) = await store.inboxes.append([fresh(2)])
         assert (result.code, result.stored) == (ErrorCode.STORAGE_UNAVAILABLE, "unknown")
         with pytest.raises(UnavailableError, match="storage_unavailable"):
-            await store.read(ME, session.fence, Seq(0), ALL)
+            await store.inboxes.read(ME, session.fence, Seq(0), ALL)
         assert time.monotonic() - began < 2
         assert store.health.has(ProblemReason.STORE_AWAY)
         await server.start()
         page = await answered(store, session)
         assert [item.seq for item in page.items] == [1]
-        (result,) = await store.append([fresh(2)])
+        (result,) = await store.inboxes.append([fresh(2)])
         assert result.seq == 2
         assert not store.health.has(ProblemReason.STORE_AWAY)
 
@@ -120,24 +120,24 @@ async def test_a_store_that_hangs_says_so_within_2_seconds(
         os.kill(server.pid, signal.SIGSTOP)
         try:
             began = time.monotonic()
-            (result,) = await store.append([fresh(1)])
+            (result,) = await store.inboxes.append([fresh(1)])
             assert result.code is ErrorCode.STORAGE_UNAVAILABLE
             assert time.monotonic() - began < 2.5
         finally:
             os.kill(server.pid, signal.SIGCONT)
-        (result,) = await store.append([fresh(1)])
+        (result,) = await store.inboxes.append([fresh(1)])
         assert result.seq == 1
 
 
 async def test_what_was_confirmed_survives_kill_9(server: RedisServer, tmp_path: Path) -> None:
     async with Node(server, tmp_path / "file") as store:
         await opened(store)
-        await store.append([fresh(n) for n in range(1, 51)])
+        await store.inboxes.append([fresh(n) for n in range(1, 51)])
         server.kill()
         await server.start()
     async with Node(server, tmp_path / "file") as store:
         session = await opened(store)
-        page = await store.read(ME, session.fence, Seq(0), ALL)
+        page = await store.inboxes.read(ME, session.fence, Seq(0), ALL)
         assert [item.seq for item in page.items] == list(range(1, 51))
 
 
@@ -162,10 +162,10 @@ async def test_a_store_that_went_back_in_time_begins_new_epochs(
     node = Node(server, tmp_path / "file")
     async with node as store:
         session = await opened(store)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
         await backup(server, tmp_path / "copy")
         await answered(store, session)
-        (result,) = await store.append([fresh(2)])
+        (result,) = await store.inboxes.append([fresh(2)])
         assert result.seq == 2
         await restore(server, tmp_path / "copy")
         if is_running:
@@ -175,11 +175,11 @@ async def test_a_store_that_went_back_in_time_begins_new_epochs(
         again = await opened(store)
         assert again.epoch != session.epoch
         assert again.fence > session.fence
-        (result,) = await store.append([fresh(2)])
+        (result,) = await store.inboxes.append([fresh(2)])
         assert (result.seq, result.dup, result.session) == (2, False, None)
-        page = await store.read(ME, again.fence, Seq(0), ALL)
+        page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
         assert [(item.seq, item.redelivered) for item in page.items] == [(1, True), (2, True)]
-        (head,) = await store.heads([ME])
+        (head,) = await store.inboxes.heads([ME])
         assert (head.epoch, head.fence) == (again.epoch, again.fence)
 
 
@@ -188,16 +188,16 @@ async def test_a_node_hears_of_a_rollback_before_it_reads_on(
 ) -> None:
     heard: list[str] = []
     async with Node(server, tmp_path / "file") as store, Node(server, tmp_path / "b") as other:
-        store.on_renewal(lambda: heard.append("a"))
-        other.on_renewal(lambda: heard.append("b"))
+        store.wakeups.on_renewal(lambda: heard.append("a"))
+        other.wakeups.on_renewal(lambda: heard.append("b"))
         session = await opened(store)
         await backup(server, tmp_path / "copy")
         # a store that was restarted as it was is no news
         await answered(store, session)
         await answered(other, session)
         assert heard == []
-        await store.append([fresh(1)])
-        await other.append([fresh(2)])
+        await store.inboxes.append([fresh(1)])
+        await other.inboxes.append([fresh(2)])
         await restore(server, tmp_path / "copy")
         refusal = await wait_until(lambda: try_read(store, session), 5, "an answer")
         assert code(refusal) is ErrorCode.INBOX_RESET
@@ -209,7 +209,7 @@ async def test_a_node_hears_of_a_rollback_before_it_reads_on(
 
 async def try_read(store: Any, session: Any) -> Any:
     try:
-        return await store.read(ME, session.fence, Seq(0), ALL)
+        return await store.inboxes.read(ME, session.fence, Seq(0), ALL)
     except UnavailableError:
         return None
 
@@ -220,7 +220,7 @@ async def test_without_its_file_a_node_cannot_notice(server: RedisServer, tmp_pa
         session = await opened(store)
         await backup(server, tmp_path / "copy")
         await answered(store, session)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
         await restore(server, tmp_path / "copy")
     async with Node(server, None) as store:
         assert (await opened(store)).epoch == session.epoch
@@ -231,20 +231,22 @@ async def test_a_store_that_was_emptied_is_not_a_new_one(
 ) -> None:
     async with Node(server, tmp_path / "file") as store:
         session = await opened(store)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
         raw = Redis.from_url(server.url)
         await raw.flushall()
         await raw.aclose()
-        assert code(await store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
-        (result,) = await store.append([fresh(1)])
+        assert (
+            code(await store.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+        )
+        (result,) = await store.inboxes.append([fresh(1)])
         assert code(result) is ErrorCode.UNKNOWN_INBOX
         again = await opened(store)
         assert again.epoch != session.epoch
         assert again.fence > session.fence
-        (result,) = await store.append([fresh(1)])
-        page = await store.read(ME, again.fence, Seq(0), ALL)
+        (result,) = await store.inboxes.append([fresh(1)])
+        page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
         assert [(item.seq, item.redelivered) for item in page.items] == [(1, True)]
-        (acked,) = await store.ack(
+        (acked,) = await store.inboxes.ack(
             [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))]
         )
         assert code(acked) is ErrorCode.INBOX_RESET
@@ -258,18 +260,18 @@ async def test_two_nodes_notice_the_same_rollback_and_agree(
         await backup(server, tmp_path / "copy")
         await answered(a, session)
         await answered(b, session)
-        await a.append([fresh(1)])
-        await b.append([fresh(2)])
+        await a.inboxes.append([fresh(1)])
+        await b.inboxes.append([fresh(2)])
         await restore(server, tmp_path / "copy")
         await wait_until(lambda: try_read(a, session), 5, "a answers")
         await wait_until(lambda: try_read(b, session), 5, "b answers")
-        await asyncio.gather(*(node.heads([ME]) for node in (a, b) * 5))
-        (head_a,), (head_b,) = await a.heads([ME]), await b.heads([ME])
+        await asyncio.gather(*(node.inboxes.heads([ME]) for node in (a, b) * 5))
+        (head_a,), (head_b,) = await a.inboxes.heads([ME]), await b.inboxes.heads([ME])
         assert head_a == head_b
         assert head_a.epoch != session.epoch
         again = await opened(b, node=OTHER)
         assert again.epoch == head_a.epoch
-        (result,) = await a.append([fresh(1)])
+        (result,) = await a.inboxes.append([fresh(1)])
         assert (result.seq, result.epoch) == (1, again.epoch)
 
 
@@ -293,26 +295,26 @@ async def test_a_store_without_memory_refuses_submits_and_takes_acks(
 ) -> None:
     async with Node(server, tmp_path / "file") as store:
         session = await opened(store)
-        await store.append([fresh(n) for n in range(1, 101)])
+        await store.inboxes.append([fresh(n) for n in range(1, 101)])
         raw = Redis.from_url(server.url)
         used = (await raw.info("memory"))["used_memory"]
         await raw.config_set("maxmemory", used - 10_000)
         async with Node(server, tmp_path / "other") as other:
-            assert await other.sweep(OTHER, [NODE]) == 0
-            assert OTHER in await other.heartbeat(OTHER, 30)
-        known, new = await store.append([fresh(1), fresh(500)])
+            assert await other.expiry.sweep(OTHER, [NODE]) == 0
+            assert OTHER in await other.nodes.heartbeat(OTHER, 30)
+        known, new = await store.inboxes.append([fresh(1), fresh(500)])
         assert known.dup
         assert (code(new), new.stored) == (ErrorCode.STORAGE_FULL, "no")
         again = await opened(store)
-        page = await store.read(ME, again.fence, Seq(0), ALL)
+        page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
         assert len(page.items) == 100
         wanted = InboxAck(again.fence, session.epoch, tuple(item.seq for item in page.items))
-        (acked,) = await store.ack([AckRequest(ME, wanted)])
+        (acked,) = await store.inboxes.ack([AckRequest(ME, wanted)])
         assert acked.cursor == 100
-        assert await store.close(ME, again.fence, Seq(100))
+        assert await store.inboxes.close(ME, again.fence, Seq(100))
         await raw.config_set("maxmemory", "256mb")
         await raw.aclose()
-        (result,) = await store.append([fresh(500)])
+        (result,) = await store.inboxes.append([fresh(500)])
         assert result.seq == 101
 
 
@@ -321,7 +323,7 @@ async def test_submits_are_refused_while_there_is_still_room_for_acks(
 ) -> None:
     async with Node(server, tmp_path / "file") as store:
         session = await opened(store)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
         raw = Redis.from_url(server.url)
         background = asyncio.create_task(store.run())
         used = (await raw.info("memory"))["used_memory"]
@@ -329,17 +331,17 @@ async def test_submits_are_refused_while_there_is_still_room_for_acks(
         numbers = itertools.count(2)
 
         async def refused() -> bool:
-            (result,) = await store.append([fresh(next(numbers))])
+            (result,) = await store.inboxes.append([fresh(next(numbers))])
             return code(result) is ErrorCode.STORAGE_FULL
 
         async def taken() -> bool:
-            (result,) = await store.append([fresh(next(numbers))])
+            (result,) = await store.inboxes.append([fresh(next(numbers))])
             return not isinstance(result, Refusal)
 
         await wait_until(refused, 10, "new envelopes are refused")
-        none = await store.open(request(AgentKey("key:new")))
+        none = await store.inboxes.open(request(AgentKey("key:new")))
         assert code(none) is ErrorCode.STORAGE_FULL
-        (acked,) = await store.ack(
+        (acked,) = await store.inboxes.ack(
             [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1),)))]
         )
         assert acked.cursor == 1
@@ -363,16 +365,16 @@ async def test_a_master_that_is_down_fails_its_own_partitions_only(tmp_path: Pat
             for inbox in inboxes:
                 await opened(store, inbox)
             cluster.nodes[1].kill()
-            results = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+            results = await store.inboxes.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
             failed = {n for n, result in enumerate(results) if isinstance(result, Refusal)}
             assert 0 < len(failed) < 40
             assert {results[n].code for n in failed} == {ErrorCode.STORAGE_UNAVAILABLE}
             await cluster.nodes[1].start()
 
             async def all_stored() -> bool:
-                again = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+                again = await store.inboxes.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
                 return not any(isinstance(result, Refusal) for result in again)
 
             await wait_until(all_stored, 20, "the master serves again")
-            final = await store.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
+            final = await store.inboxes.append([fresh(n, inbox=inboxes[n]) for n in range(40)])
             assert [(result.seq, result.dup) for result in final] == [(1, True)] * 40

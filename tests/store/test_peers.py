@@ -26,58 +26,58 @@ LEARNED = PeerRow(Did("did:key:z6MkOther"), "https://ü.example", "learned", NOW
 
 async def test_peers_are_written_down_replaced_and_forgotten(world: World) -> None:
     store = world.store
-    assert await store.peers() == []
-    await store.put_peer(PEER)
-    await store.put_peer(LEARNED)
-    await store.put_peer(replace(PEER, standing="blocked"))
+    assert await store.peers.all() == []
+    await store.peers.put(PEER)
+    await store.peers.put(LEARNED)
+    await store.peers.put(replace(PEER, standing="blocked"))
     if not world.is_memory:
         store = await world.restart()
-    found = sorted(await store.peers(), key=lambda row: row.standing)
+    found = sorted(await store.peers.all(), key=lambda row: row.standing)
     assert found == [replace(PEER, standing="blocked"), LEARNED]
-    assert await store.remove_peer(PEER.did)
-    assert not await store.remove_peer(PEER.did)
-    assert await store.peers() == [LEARNED]
+    assert await store.peers.remove(PEER.did)
+    assert not await store.peers.remove(PEER.did)
+    assert await store.peers.all() == [LEARNED]
 
 
 async def test_a_peer_is_replaced_only_where_the_store_says_what_was_read(world: World) -> None:
     store = world.store
     blocked, newer = replace(LEARNED, standing="blocked"), replace(LEARNED, info="d.e.f")
-    assert not await store.replace_peer(LEARNED, newer)
-    assert await store.replace_peer(None, LEARNED)
-    assert not await store.replace_peer(None, newer)
-    await store.put_peer(blocked)
-    assert not await store.replace_peer(LEARNED, newer)
-    assert await store.peers() == [blocked]
-    assert await store.replace_peer(blocked, newer)
-    assert await store.peers() == [newer]
+    assert not await store.peers.replace(LEARNED, newer)
+    assert await store.peers.replace(None, LEARNED)
+    assert not await store.peers.replace(None, newer)
+    await store.peers.put(blocked)
+    assert not await store.peers.replace(LEARNED, newer)
+    assert await store.peers.all() == [blocked]
+    assert await store.peers.replace(blocked, newer)
+    assert await store.peers.all() == [newer]
 
 
 async def test_a_name_is_whose_it_was_first(world: World) -> None:
     store = world.store
-    assert await store.handle("alice") is None
+    assert await store.handles.get("alice") is None
     row = HandleRow("alice", ALICE, NOW)
-    assert await store.claim_handle("alice", ALICE, NOW) == row
-    assert await store.claim_handle("alice", BOB, NOW + 1) == row
-    assert await store.claim_handle("alice", ALICE, NOW + 2) == row
+    assert await store.handles.claim("alice", ALICE, NOW) == row
+    assert await store.handles.claim("alice", BOB, NOW + 1) == row
+    assert await store.handles.claim("alice", ALICE, NOW + 2) == row
     if not world.is_memory:
         store = await world.restart()
-    assert await store.handle("alice") == row
-    assert await store.claim_handle("bob", BOB, NOW) == HandleRow("bob", BOB, NOW)
-    assert sorted(row.name for row in await store.handles()) == ["alice", "bob"]
+    assert await store.handles.get("alice") == row
+    assert await store.handles.claim("bob", BOB, NOW) == HandleRow("bob", BOB, NOW)
+    assert sorted(row.name for row in await store.handles.all()) == ["alice", "bob"]
 
 
 async def test_a_name_that_was_left_is_its_agents_for_a_year(world: World) -> None:
     store = world.store
-    await store.claim_handle("alice", ALICE, NOW)
+    await store.handles.claim("alice", ALICE, NOW)
     left = HandleRow("alice", ALICE, NOW, left_at=NOW + 10)
-    await store.put_handle(left)
-    assert await store.claim_handle("alice", BOB, NOW + 9 + RESERVED_S) == left
+    await store.handles.put(left)
+    assert await store.handles.claim("alice", BOB, NOW + 9 + RESERVED_S) == left
     back = HandleRow("alice", ALICE, NOW)
-    assert await store.claim_handle("alice", ALICE, NOW + 20) == back
-    await store.put_handle(left)
+    assert await store.handles.claim("alice", ALICE, NOW + 20) == back
+    await store.handles.put(left)
     later = NOW + 10 + RESERVED_S
-    assert await store.claim_handle("alice", BOB, later) == HandleRow("alice", BOB, later)
-    assert await store.handle("alice") == HandleRow("alice", BOB, later)
+    assert await store.handles.claim("alice", BOB, later) == HandleRow("alice", BOB, later)
+    assert await store.handles.get("alice") == HandleRow("alice", BOB, later)
 
 
 async def test_without_the_year_a_name_would_go_to_whoever_asks(
@@ -92,10 +92,10 @@ async def test_without_the_year_a_name_would_go_to_whoever_asks(
 async def test_of_many_that_ask_at_once_one_gets_the_name(world: World) -> None:
     asked = [Did(f"did:key:z6Mk{number}") for number in range(20)]
     # connections first, else whoever has one already is always alone
-    await asyncio.gather(*(world.store.handle("name") for _ in asked))
-    rows = await asyncio.gather(*(world.store.claim_handle("name", did, NOW) for did in asked))
+    await asyncio.gather(*(world.store.handles.get("name") for _ in asked))
+    rows = await asyncio.gather(*(world.store.handles.claim("name", did, NOW) for did in asked))
     assert len(set(rows)) == 1
-    assert await world.store.handle("name") == rows[0]
+    assert await world.store.handles.get("name") == rows[0]
 
 
 async def test_without_the_comparison_two_nodes_would_both_get_it(embedded_world: World) -> None:

@@ -64,7 +64,7 @@ async def test_each_command_that_is_missing_is_named_and_nothing_is_written(
         await started(url_of(server))
     await make_user(server)
     store = await started(url_of(server))
-    assert store.durability == "fsync"
+    assert store.inboxes.durability == "fsync"
     await store.stop()
 
 
@@ -80,7 +80,7 @@ async def test_keys_and_channels_that_are_not_open_are_named(
 async def test_without_config_get_a_store_starts_and_is_unverified(server: RedisServer) -> None:
     await make_user(server, "-config|get")
     store = await started(url_of(server))
-    assert store.durability == "unverified"
+    assert store.inboxes.durability == "unverified"
     await store.stop()
 
 
@@ -123,10 +123,10 @@ async def test_a_permission_that_is_taken_away_later_is_no_bug_of_the_relay(
     store = await started(url_of(server))
     session = await opened(store)
     await make_user(server, "-evalsha", "-eval")
-    [answer] = await store.append([entry(1)])
+    [answer] = await store.inboxes.append([entry(1)])
     assert code(answer) is ErrorCode.STORAGE_UNAVAILABLE
     await make_user(server)
-    assert await store.close(ME, session.fence, session.head)
+    assert await store.inboxes.close(ME, session.fence, session.head)
     await store.stop()
 
 

@@ -46,7 +46,7 @@ def beside(world: World, count: int, name: str = "agent") -> list[AgentKey]:
 
 
 async def merged(world: World, owner: AgentKey, one: RecordRow) -> str:
-    ((outcome, *_),) = await world.store.merge_records([(owner, one)])
+    ((outcome, *_),) = await world.records.merge([(owner, one)])
     return str(outcome)
 
 
@@ -54,7 +54,7 @@ async def changes_of(world: World, most: int = 1_000, after: str = "") -> tuple[
     """All changes after a place, page by page."""
     items: list[Any] = []
     while True:
-        page = await world.store.record_changes(after, most)
+        page = await world.records.changes(after, most)
         items += page.items
         after = page.cursor
         if not page.more:
@@ -67,26 +67,26 @@ async def changes_of(world: World, most: int = 1_000, after: str = "") -> tuple[
 async def test_each_record_of_a_batch_is_judged_alone(world: World) -> None:
     one, two, three, four, five = (AgentKey(f"key:{n}") for n in range(5))
     held = [(one, row(5)), (two, row(5)), (three, row(5)), (four, row(5, 7)), (two, row(5))]
-    first = await world.store.merge_records(held)
+    first = await world.records.merge(held)
     assert [done.outcome for done in first] == ["newer"] * 4 + ["same"]
     given = [(one, row(6)), (two, row(5)), (three, row(4)), (four, row(5, 9)), (five, row(1))]
-    done = await world.store.merge_records(given)
+    done = await world.records.merge(given)
     assert [(one.outcome, one.held) for one in done] == [
         ("newer", row(6)), ("same", row(5)), ("older", row(5)), ("equivocal", row(5, 9)),
         ("newer", row(1)),
     ]  # fmt: skip
-    found = await world.store.records([one, two, three, four, AgentKey("key:none")])
+    found = await world.records.get_many([one, two, three, four, AgentKey("key:none")])
     assert found == [row(6), row(5), row(5), row(5, 9), None]
-    assert await world.store.merge_records([]) == []
-    assert await world.store.records([]) == []
+    assert await world.records.merge([]) == []
+    assert await world.records.get_many([]) == []
 
 
 async def test_thousands_of_records_are_merged_and_read_at_once(world: World) -> None:
     owners = [AgentKey(f"key:{n}") for n in range(2_000)]
     given = [(owner, row(1, n % 250)) for n, owner in enumerate(owners)]
-    done = await world.store.merge_records(given)
+    done = await world.records.merge(given)
     assert {one.outcome for one in done} == {"newer"}
-    assert await world.store.records(owners) == [one for _, one in given]
+    assert await world.records.get_many(owners) == [one for _, one in given]
 
 
 async def test_of_two_records_with_one_seq_the_greater_is_held_whichever_came_first(
@@ -95,17 +95,17 @@ async def test_of_two_records_with_one_seq_the_greater_is_held_whichever_came_fi
     for owner, order in ((ME, (1, 2)), (AgentKey("key:other"), (2, 1))):
         outcomes = [await merged(world, owner, row(5, digest)) for digest in order]
         assert outcomes == ["newer", "equivocal"]
-        assert await world.store.record(owner) == row(5, 2)
+        assert await world.records.get(owner) == row(5, 2)
 
 
 async def test_the_first_two_records_of_one_seq_are_kept_as_evidence(world: World) -> None:
-    assert await world.store.evidence(ME) is None
+    assert await world.records.fork_proof(ME) is None
     for one in (row(4), row(5, 3), row(5, 3), row(5, 2), row(5, 9), row(6), row(6, 1)):
-        await world.store.merge_records([(ME, one)])
+        await world.records.merge([(ME, one)])
     if not world.is_memory:
         await world.restart()
-    assert await world.store.evidence(ME) == ("record.5.3", "record.5.2")
-    assert await world.store.record(ME) == row(6, 1)
+    assert await world.records.fork_proof(ME) == ("record.5.3", "record.5.2")
+    assert await world.records.get(ME) == row(6, 1)
 
 
 async def test_a_record_from_too_far_ahead_gives_way_to_any_that_is_not(world: World) -> None:
@@ -113,7 +113,7 @@ async def test_a_record_from_too_far_ahead_gives_way_to_any_that_is_not(world: W
     assert await merged(world, ME, ahead) == "newer"
     assert await merged(world, ME, row(SEQ)) == "newer"
     assert await merged(world, ME, ahead) == "older"
-    assert await world.store.record(ME) == row(SEQ)
+    assert await world.records.get(ME) == row(SEQ)
     assert await merged(world, ME, row((NOW + 900) * 1000)) == "newer"
     # nothing but what is void: still an order
     other = AgentKey("key:other")
@@ -127,12 +127,12 @@ async def test_a_record_from_too_far_ahead_gives_way_to_any_that_is_not(world: W
 
 async def test_a_parked_agent_keeps_the_inbox_and_its_mode(world: World) -> None:
     await opened(world.store)
-    await world.store.merge_records([(ME, row(5, is_parked=True))])
-    assert (await world.store.record(ME)).names_us
+    await world.records.merge([(ME, row(5, is_parked=True))])
+    assert (await world.records.get(ME)).names_us
     await opened(world.store)
-    await world.store.merge_records([(ME, row(6)), (ME, row(7, names_us=True, is_parked=True))])
-    assert not (await world.store.record(ME)).names_us
-    assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
+    await world.records.merge([(ME, row(6)), (ME, row(7, names_us=True, is_parked=True))])
+    assert not (await world.records.get(ME)).names_us
+    assert code(await world.inboxes.open(request())) is ErrorCode.UNKNOWN_INBOX
 
 
 async def test_of_a_parked_agent_that_nobody_knows_the_caller_says_where_it_is(
@@ -140,17 +140,17 @@ async def test_of_a_parked_agent_that_nobody_knows_the_caller_says_where_it_is(
 ) -> None:
     for owner, names_us in ((ME, False), (AgentKey("key:other"), True)):
         one = row(5, names_us=names_us, is_parked=True)
-        ((_, held, _),) = await world.store.merge_records([(owner, one)])
+        ((_, held, _),) = await world.records.merge([(owner, one)])
         assert held == replace(one, is_parked=False)
-        assert await world.store.record(owner) == held
+        assert await world.records.get(owner) == held
 
 
 async def test_a_batch_changes_the_mode_of_each_inbox(world: World) -> None:
     other = AgentKey("key:other")
     await opened(world.store)
     await opened(world.store, other)
-    await world.store.merge_records([(ME, row(5)), (other, row(5, names_us=True))])
-    gone, here = await world.store.append([entry(1), entry(2, inbox=other)])
+    await world.records.merge([(ME, row(5)), (other, row(5, names_us=True))])
+    gone, here = await world.inboxes.append([entry(1), entry(2, inbox=other)])
     assert (code(gone), code(here)) == (ErrorCode.MOVED, None)
     assert gone.record == "record.5.0"
 
@@ -174,16 +174,16 @@ async def test_one_peer_introduces_only_its_share_of_agents(small_world: World) 
     world, owners = small_world, beside(small_world, 4)
     outcomes = [await merged(world, owner, row(1)) for owner in owners[:3]]
     assert outcomes == ["newer", "newer", "full"]
-    assert await world.store.record(owners[2]) is None
+    assert await world.records.get(owners[2]) is None
     # what is known, what others tell of, and what agents say themselves, goes on
     assert await merged(world, owners[0], row(2)) == "newer"
     assert await merged(world, owners[2], row(1, introducer=OTHER_PEER)) == "newer"
     assert await merged(world, owners[3], row(1, introducer=None)) == "newer"
     # its first introducer counts, whoever brings the newer ones, until the agent comes itself
     assert await merged(world, owners[2], row(2)) == "newer"
-    assert (await world.store.record(owners[2])).introducer == OTHER_PEER
+    assert (await world.records.get(owners[2])).introducer == OTHER_PEER
     assert await merged(world, owners[0], row(2, introducer=None)) == "same"
-    assert (await world.store.record(owners[0])).introducer is None
+    assert (await world.records.get(owners[0])).introducer is None
     new = beside(world, 2, "new")
     assert [await merged(world, owner, row(1)) for owner in new] == ["newer", "full"]
 
@@ -194,7 +194,7 @@ async def test_a_full_directory_takes_no_unknown_agents_and_evicts_nobody(
     world, owners = small_world, beside(small_world, 9)
     peers = [AgentKey(f"key:peer{number}") for number in range(9)]
     given = [(owner, row(1, introducer=by)) for owner, by in zip(owners, peers, strict=True)]
-    done = await world.store.merge_records(given)
+    done = await world.records.merge(given)
     assert [one.outcome for one in done] == ["newer"] * 8 + ["full"]
     assert done[8].held is None
     assert await merged(world, owners[0], row(2)) == "newer"
@@ -202,7 +202,7 @@ async def test_a_full_directory_takes_no_unknown_agents_and_evicts_nobody(
     (homed,) = beside(world, 1, "homed")
     await opened(world.store, homed)
     assert await merged(world, homed, row(1)) == "newer"
-    assert None not in await world.store.records([*owners, homed])
+    assert None not in await world.records.get_many([*owners, homed])
 
 
 # ---------------------------------------------------------------- what changed
@@ -211,13 +211,13 @@ async def test_a_full_directory_takes_no_unknown_agents_and_evicts_nobody(
 async def test_changes_come_oldest_first_and_an_agent_once_by_its_newest(world: World) -> None:
     one, two, three = beside(world, 3)
     given = [(one, row(1)), (two, row(1)), (three, row(1)), (one, row(2, 5)), (two, row(0))]
-    await world.store.merge_records(given)
+    await world.records.merge(given)
     items, page = await changes_of(world)
     assert items == [(two, row(1).version), (three, row(1).version), (one, row(2, 5).version)]
     assert not page.restarted
-    again = await world.store.record_changes(page.cursor, 1_000)
+    again = await world.records.changes(page.cursor, 1_000)
     assert (again.items, again.more, again.cursor) == ((), False, page.cursor)
-    await world.store.merge_records([(three, row(1)), (two, row(1, 8)), (one, row(2, 4))])
+    await world.records.merge([(three, row(1)), (two, row(1, 8)), (one, row(2, 4))])
     items, _ = await changes_of(world, after=page.cursor)
     assert items == [(two, row(1, 8).version)]
 
@@ -227,41 +227,41 @@ async def test_reading_changes_in_pages_skips_none_while_more_are_made(
     world: World, most: int
 ) -> None:
     owners = [AgentKey(f"key:{n}") for n in range(50)]
-    await world.store.merge_records([(owner, row(1)) for owner in owners])
+    await world.records.merge([(owner, row(1)) for owner in owners])
     held: dict[AgentKey, Any] = {}
     after, seq, more = "", 1, True
     while more or seq < 20:
         if seq < 20:
             seq += 1
-            await world.store.merge_records([(owners[seq * 7 % 50], row(seq))])
-        page = await world.store.record_changes(after, most)
+            await world.records.merge([(owners[seq * 7 % 50], row(seq))])
+        page = await world.records.changes(after, most)
         assert len(page.items) <= most
         assert not page.restarted
         held.update(page.items)
         after, more = page.cursor, page.more
-    rows = await world.store.records(owners)
+    rows = await world.records.get_many(owners)
     assert held == {owner: one.version for owner, one in zip(owners, rows, strict=True)}
 
 
 async def test_after_a_rollback_changes_are_read_anew(server_world: World) -> None:
     store = await server_world.node()
     owners = [AgentKey(f"key:{n}") for n in range(40)]
-    await store.merge_records([(owner, row(1)) for owner in owners])
+    await store.records.merge([(owner, row(1)) for owner in owners])
     _, page = await changes_of(server_world)
     await server_world.flush()
     await server_world.set_time(NOW)
-    await store.merge_records([(ME, row(3))])
-    anew = await store.record_changes(page.cursor, 1_000)
+    await store.records.merge([(ME, row(3))])
+    anew = await store.records.changes(page.cursor, 1_000)
     assert anew.restarted
     assert anew.items == ((ME, row(3).version),)
-    after = await store.record_changes(anew.cursor, 1_000)
+    after = await store.records.changes(anew.cursor, 1_000)
     assert (after.restarted, after.items) == (False, ())
 
 
 async def test_a_place_that_cannot_be_read_means_from_the_beginning(server_world: World) -> None:
     store = await server_world.node()
-    await store.merge_records([(ME, row(3))])
-    assert (await store.record_changes("what", 10)).items == ((ME, row(3).version),)
+    await store.records.merge([(ME, row(3))])
+    assert (await store.records.changes("what", 10)).items == ((ME, row(3).version),)
 
 
 # ---------------------------------------------------------------- purge
@@ -272,11 +272,11 @@ OVER = NOW - STALE_SERVED_S
 async def test_what_is_stale_for_90_days_is_purged_and_readers_are_told(world: World) -> None:
     over, just, unknown = beside(world, 3)
     given = [(over, OVER), (just, OVER + 1), (unknown, 0)]
-    await world.store.merge_records([(owner, row(1, expires_at=at)) for owner, at in given])
+    await world.records.merge([(owner, row(1, expires_at=at)) for owner, at in given])
     _, page = await changes_of(world)
-    assert await world.store.purge_records() == 1
-    assert await world.store.purge_records() == 0
-    found = await world.store.records([over, just, unknown])
+    assert await world.records.purge() == 1
+    assert await world.records.purge() == 0
+    found = await world.records.get_many([over, just, unknown])
     assert [one is None for one in found] == [True, False, False]
     items, _ = await changes_of(world, after=page.cursor)
     assert items == [(over, GONE)]
@@ -290,21 +290,21 @@ async def test_an_agent_with_an_inbox_here_keeps_its_record_for_ever(world: Worl
     await opened(world.store)
     await opened(world.store, gone)
     mine = [(ME, row(1, names_us=True, expires_at=OVER)), (gone, row(1, expires_at=OVER))]
-    await world.store.merge_records(mine)
-    assert await world.store.purge_records() == 0
-    assert None not in await world.store.records([ME, gone])
+    await world.records.merge(mine)
+    assert await world.records.purge() == 0
+    assert None not in await world.records.get_many([ME, gone])
 
 
 async def test_what_is_over_and_kept_for_its_inbox_is_told_to_no_reader_until_it_is_renewed(
     world: World,
 ) -> None:
     await opened(world.store)
-    await world.store.merge_records([(ME, row(1, names_us=True, expires_at=OVER))])
+    await world.records.merge([(ME, row(1, names_us=True, expires_at=OVER))])
     _, page = await changes_of(world)
-    assert [await world.store.purge_records() for _ in range(3)] == [0, 0, 0]
+    assert [await world.records.purge() for _ in range(3)] == [0, 0, 0]
     assert await changes_of(world, after=page.cursor) == ([(ME, GONE)], ANY)
     assert await changes_of(world) == ([(ME, GONE)], ANY)
-    assert await world.store.record(ME) == row(1, names_us=True, expires_at=OVER)
+    assert await world.records.get(ME) == row(1, names_us=True, expires_at=OVER)
     assert await merged(world, ME, row(2, names_us=True)) == "newer"
     assert await changes_of(world, after=page.cursor) == ([(ME, row(2).version)], ANY)
 
@@ -317,17 +317,17 @@ async def test_what_was_purged_makes_room_and_takes_its_evidence_along(
         await merged(world, owner, row(1, 1, expires_at=OVER))
         await merged(world, owner, row(1, 2, expires_at=OVER))
     assert await merged(world, owners[2], row(1)) == "full"
-    assert await world.store.purge_records() == 2
-    assert await world.store.evidence(owners[0]) is None
+    assert await world.records.purge() == 2
+    assert await world.records.fork_proof(owners[0]) is None
     assert await merged(world, owners[2], row(1)) == "newer"
 
 
 async def test_a_clock_in_doubt_purges_nothing(world: World) -> None:
-    await world.store.merge_records([(ME, row(1, expires_at=OVER))])
-    world.store.trust_clock(ok=False)
-    assert await world.store.purge_records() == 0
-    world.store.trust_clock(ok=True)
-    assert await world.store.purge_records() == 1
+    await world.records.merge([(ME, row(1, expires_at=OVER))])
+    world.store.clock.trust(ok=False)
+    assert await world.records.purge() == 0
+    world.store.clock.trust(ok=True)
+    assert await world.records.purge() == 1
 
 
 async def test_a_purge_walks_on_from_where_it_was_and_begins_again(world: World) -> None:
@@ -335,23 +335,23 @@ async def test_a_purge_walks_on_from_where_it_was_and_begins_again(world: World)
     rows = [
         (owner, row(1, expires_at=OVER if n > 1_100 else NOW)) for n, owner in enumerate(owners)
     ]
-    await world.store.merge_records(rows)
-    assert [await world.store.purge_records() for _ in range(4)] == [0, 0, 99, 0]
+    await world.records.merge(rows)
+    assert [await world.records.purge() for _ in range(4)] == [0, 0, 99, 0]
     await merged(world, owners[0], row(2, expires_at=OVER))
-    purged = [await world.store.purge_records() for _ in range(6)]
+    purged = [await world.records.purge() for _ in range(6)]
     assert sum(purged) == 1
 
 
 async def test_after_an_hour_nothing_is_left_of_what_was_purged(server_world: World) -> None:
     store = await server_world.node()
-    await store.merge_records([(ME, row(1, expires_at=OVER)), (ME, row(1, 1, expires_at=OVER))])
-    await store.purge_records()
+    await store.records.merge([(ME, row(1, expires_at=OVER)), (ME, row(1, 1, expires_at=OVER))])
+    await store.records.purge()
     await server_world.advance(3_599)
-    await store.purge_records()
+    await store.records.purge()
     part = partition_of(ME, server_world.partitions)
     assert await server_world.raw.zcard(f"relay:{{{part}}}:changed") == 1
     await server_world.advance(1)
-    await store.purge_records()
+    await store.records.purge()
     left = [key async for key in server_world.raw.scan_iter(f"relay:{{{part}}}:*")]
     assert sorted(left) == [
         f"relay:{{{part}}}:state".encode(), f"relay:{{{part}}}:testclock".encode()
@@ -390,18 +390,20 @@ async def test_the_scripts_do_what_the_specification_says(embedded_world: World)
             answers = []
             for store in (memory, redis):
                 if step == "purge":
-                    answers.append(await store.purge_records())
+                    answers.append(await store.records.purge())
                 elif isinstance(step, str):
-                    answers.append(code(await store.open(request(AgentKey(step)))))
+                    answers.append(code(await store.inboxes.open(request(AgentKey(step)))))
                 else:
-                    answers.append(await store.merge_records(step))
+                    answers.append(await store.records.merge(step))
             assert answers[0] == answers[1]
             owners = [AgentKey(f"key:{n}") for n in range(6)]
-            assert await memory.records(owners) == await redis.records(owners)
+            assert await memory.records.get_many(owners) == await redis.records.get_many(owners)
             for owner in owners:
-                assert await memory.evidence(owner) == await redis.evidence(owner)
-                assert await memory.handoff(owner) == await redis.handoff(owner)
-            ours, theirs = [await one.record_changes("", 100) for one in (memory, redis)]
+                assert await memory.records.fork_proof(owner) == await redis.records.fork_proof(
+                    owner
+                )
+                assert await memory.migrations.load(owner) == await redis.migrations.load(owner)
+            ours, theirs = [await one.records.changes("", 100) for one in (memory, redis)]
             assert ours.items == theirs.items
 
     await in_examples(compare)
@@ -419,22 +421,3 @@ async def in_examples(compare: Any) -> None:
     draw()
     for steps in examples:
         await compare(steps)
-
-
-async def test_records_of_an_earlier_version_are_written_anew_once(server_world: World) -> None:
-    """It kept each as a hash; an upgrade must not lose where agents live."""
-    world, part = server_world, partition_of(ME, server_world.partitions)
-    old, away = beside(world, 2)
-    for owner, home in ((old, 1), (away, 0)):
-        fields = {"kv": 1, "seq": SEQ, "hash": "ab" * 32, "jws": "a.b.c", "home": home}
-        await world.raw.hset(f"relay:{{{part}}}:record:{owner}", mapping=fields)
-    await world.raw.hdel(f"relay:{{{part}}}:state", "records")
-    store = await world.restart()
-    expected = RecordRow(RecordVersion(1, SEQ, b"\xab" * 32), "a.b.c", names_us=True)
-    assert await store.records([old, away]) == [expected, replace(expected, names_us=False)]
-    assert (await opened(store, old)).head == 0
-    assert {owner for owner, _ in (await store.record_changes("", 1_000)).items} == {old, away}
-    assert code(await store.open(request(away))) is ErrorCode.UNKNOWN_INBOX
-    await world.raw.hset(f"relay:{{{part}}}:record:later", mapping=fields)
-    await world.restart()
-    assert await world.raw.type(f"relay:{{{part}}}:record:later") == b"hash", "looked for once"

@@ -42,14 +42,14 @@ async def test_a_rollback_file_that_was_put_back_with_its_store_is_no_witness(
     file, kept = tmp_path / "file", tmp_path / "file.kept"
     async with Node(server, file) as store:
         session = await opened(store)
-        await store.append([fresh(1)])
+        await store.inboxes.append([fresh(1)])
     shutil.copy2(file, kept)
     await backup(server, tmp_path / "copy")
     async with Node(server, file) as store:
         # the same file again: nothing was put back, nothing is said
         assert (await opened(store)).epoch == session.epoch
         assert not store.health.has(ProblemReason.STORE_ROLLED_BACK)
-        await store.append([fresh(2)])
+        await store.inboxes.append([fresh(2)])
     await restore(server, tmp_path / "copy")
     file.unlink()
     shutil.copy2(kept, file)
@@ -57,7 +57,7 @@ async def test_a_rollback_file_that_was_put_back_with_its_store_is_no_witness(
         assert store.health.has(ProblemReason.STORE_ROLLED_BACK)
         again = await opened(store)
         assert again.epoch != session.epoch
-        page = await store.read(ME, again.fence, Seq(0), ALL)
+        page = await store.inboxes.read(ME, again.fence, Seq(0), ALL)
         assert [(item.seq, item.redelivered) for item in page.items] == [(1, True)]
     async with Node(server, file) as store:
         # said once: from then on the file is this node's own
@@ -72,8 +72,8 @@ async def test_what_the_file_of_the_only_node_does_not_know_was_put_back(
         # a new store is no old one
         assert not store.health.has(ProblemReason.STORE_ROLLED_BACK)
         session = await opened(store)
-        await store.append([fresh(1)])
-        page = await store.read(ME, session.fence, Seq(0), ALL)
+        await store.inboxes.append([fresh(1)])
+        page = await store.inboxes.read(ME, session.fence, Seq(0), ALL)
         assert [item.redelivered for item in page.items] == [False]
     (tmp_path / "file").unlink()
     async with Node(server, tmp_path / "file", is_own=True) as store:

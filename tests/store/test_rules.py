@@ -76,7 +76,7 @@ async def test_only_the_session_that_has_the_inbox_changes_its_rules(world: Worl
     no = await ruled(world.store, older, deny=(ALICE,))
     assert code(no) is ErrorCode.SUPERSEDED
     assert await ruled(world.store, newer) == RulesNow("accept", NONE, NONE, 0)
-    await world.store.close(ME, newer.fence, Seq(0))
+    await world.inboxes.close(ME, newer.fence, Seq(0))
     assert code(await ruled(world.store, newer, deny=(ALICE,))) is ErrorCode.SUPERSEDED
     ghost = replace(newer, fence=Fence(1))
     nowhere = await ruled(world.store, ghost, AgentKey("key:nowhere"), deny=(ALICE,))
@@ -85,9 +85,9 @@ async def test_only_the_session_that_has_the_inbox_changes_its_rules(world: Worl
 
 async def test_a_denied_sender_is_blocked_and_what_it_has_waiting_stays(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1)])
+    await world.inboxes.append([entry(1)])
     await ruled(world.store, session, deny=(ALICE,))
-    known, new, other = await world.store.append([entry(1), entry(2), entry(3, sender=BOB)])
+    known, new, other = await world.inboxes.append([entry(1), entry(2), entry(3, sender=BOB)])
     assert known.dup
     assert code(new) is ErrorCode.BLOCKED
     assert new.stored == "no"
@@ -98,10 +98,10 @@ async def test_a_denied_sender_is_blocked_and_what_it_has_waiting_stays(world: W
 
 async def test_where_first_contact_is_refused_only_the_known_come_in(world: World) -> None:
     session = await opened(world.store)
-    assert await world.store.add_contacts([(ME, BOB)]) == [True]
+    assert await world.rules.add_contacts([(ME, BOB)]) == [True]
     await ruled(world.store, session, first_contact="refuse", allow=(ALICE,))
     made = [entry(1), entry(2, sender=BOB), entry(3, sender=CAROL), entry(4, sender=ME)]
-    results = await world.store.append(made)
+    results = await world.inboxes.append(made)
     assert [code(result) for result in results] == [None, None, ErrorCode.NOT_ADMITTED, None]
     assert not any(results[at].stranger for at in (0, 1, 3))
 
@@ -109,7 +109,7 @@ async def test_where_first_contact_is_refused_only_the_known_come_in(world: Worl
 async def test_a_bounce_is_nobodys_to_refuse(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, first_contact="refuse", deny=(ALICE,))
-    (result,) = await world.store.append([entry(1, bounces=False)])
+    (result,) = await world.inboxes.append([entry(1, bounces=False)])
     assert code(result) is None
     assert not result.stranger
 
@@ -117,8 +117,8 @@ async def test_a_bounce_is_nobodys_to_refuse(world: World) -> None:
 async def test_rules_are_asked_after_duplicates_and_before_anything_else(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, deny=(ALICE,))
-    world.store.trust_clock(ok=False)
-    (late,) = await world.store.append([entry(1, expires_at=1)])
+    world.store.clock.trust(ok=False)
+    (late,) = await world.inboxes.append([entry(1, expires_at=1)])
     assert code(late) is ErrorCode.BLOCKED
 
 
@@ -126,13 +126,13 @@ async def test_strangers_share_one_quota_and_leave_the_known_alone(world: World)
     world.limits = replace(LIMITS, stranger_count=5, dedupe_entries=100)
     store = await world.restart()
     session = await opened_to(store, ALICE)
-    results = await store.append(strangers(8))
+    results = await store.inboxes.append(strangers(8))
     assert [code(one) for one in results] == [None] * 5 + [ErrorCode.STRANGER_QUOTA] * 3
     assert all(result.stranger for result in results[:5])
-    mine = await store.append([entry(n) for n in range(12)])
+    mine = await store.inboxes.append([entry(n) for n in range(12)])
     assert {(code(one), getattr(one, "stranger", None)) for one in mine} == {(None, False)}
-    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(2),)))])
-    (one, two) = await store.append(strangers(2, first=300))
+    await store.inboxes.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(2),)))])
+    (one, two) = await store.inboxes.append(strangers(2, first=300))
     assert (code(one), code(two)) == (None, ErrorCode.STRANGER_QUOTA)
     assert (await opened(store)).pending.refused.count == 4
 
@@ -141,7 +141,7 @@ async def test_strangers_share_their_bytes(world: World) -> None:
     world.limits = replace(LIMITS, stranger_bytes=1_000)
     store = await world.restart()
     await opened_to(store, ALICE)
-    results = await store.append([*strangers(3, size=450), entry(1, size=5_000)])
+    results = await store.inboxes.append([*strangers(3, size=450), entry(1, size=5_000)])
     assert [code(one) for one in results] == [None, None, ErrorCode.STRANGER_QUOTA, None]
 
 
@@ -151,18 +151,20 @@ async def test_the_share_of_strangers_is_given_back_whatever_the_rules_say_by_th
     world.limits = replace(LIMITS, stranger_count=3)
     store = await world.restart()
     session = await opened(store)
-    await store.append([entry(1), entry(2), entry(3)])
+    await store.inboxes.append([entry(1), entry(2), entry(3)])
     await ruled(store, session, allow=(ALICE,))
-    await store.append([entry(4)])
+    await store.inboxes.append([entry(4)])
     await ruled(store, session, forget=(ALICE,))
     # the fourth was no stranger's: its end gives strangers nothing
-    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(4),)))])
-    (full,) = await store.append([entry(5)])
+    await store.inboxes.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(4),)))])
+    (full,) = await store.inboxes.append([entry(5)])
     assert code(full) is ErrorCode.STRANGER_QUOTA
     await ruled(store, session, allow=(ALICE,))
-    await store.ack([AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1), Seq(2))))])
+    await store.inboxes.ack(
+        [AckRequest(ME, InboxAck(session.fence, session.epoch, (Seq(1), Seq(2))))]
+    )
     await ruled(store, session, forget=(ALICE,))
-    results = await store.append([entry(6), entry(7), entry(8)])
+    results = await store.inboxes.append([entry(6), entry(7), entry(8)])
     assert [code(one) for one in results] == [None, None, ErrorCode.STRANGER_QUOTA]
 
 
@@ -170,25 +172,25 @@ async def test_strangers_fill_half_of_an_inboxs_memory_of_ids(world: World) -> N
     session = await opened_to(world.store, ALICE)
     done = []
     for item in strangers(20):
-        (result,) = await world.store.append([item])
+        (result,) = await world.inboxes.append([item])
         done.append(code(result))
         if code(result) is None:
             ack = InboxAck(session.fence, session.epoch, (result.seq,))
-            await world.store.ack([AckRequest(ME, ack)])
+            await world.inboxes.ack([AckRequest(ME, ack)])
     assert done == [None] * 15 + [ErrorCode.OVERLOADED] * 5
     for n in range(15):
-        (result,) = await world.store.append([entry(n)])
+        (result,) = await world.inboxes.append([entry(n)])
         assert code(result) is None
-        await world.store.ack(
+        await world.inboxes.ack(
             [AckRequest(ME, InboxAck(session.fence, session.epoch, (result.seq,)))]
         )
-    (result,) = await world.store.append([entry(99)])
+    (result,) = await world.inboxes.append([entry(99)])
     assert code(result) is ErrorCode.OVERLOADED
 
 
 async def test_barred_are_only_strangers(world: World) -> None:
     await opened_to(world.store, ALICE)
-    results = await world.store.append([
+    results = await world.inboxes.append([
         entry(1, barred=True), entry(2, sender=BOB, barred=True), entry(3, sender=BOB),
     ])  # fmt: skip
     assert [code(one) for one in results] == [None, ErrorCode.RATE_LIMITED, None]
@@ -197,12 +199,12 @@ async def test_barred_are_only_strangers(world: World) -> None:
 async def test_whom_an_agent_wrote_to_is_no_stranger_to_it(world: World) -> None:
     session = await opened(world.store)
     nobody = AgentKey("key:nobody")
-    assert await world.store.add_contacts([(ME, BOB), (nobody, BOB), (ME, BOB)]) == [
+    assert await world.rules.add_contacts([(ME, BOB), (nobody, BOB), (ME, BOB)]) == [
         True,
         False,
         True,
     ]
-    one, two = await world.store.append([entry(1, sender=BOB), entry(2, sender=CAROL)])
+    one, two = await world.inboxes.append([entry(1, sender=BOB), entry(2, sender=CAROL)])
     assert (one.stranger, two.stranger) == (False, True)
     assert await ruled(world.store, session) == RulesNow("accept", NONE, NONE, 1)
     now = await ruled(world.store, session, forget=(BOB,))
@@ -212,8 +214,8 @@ async def test_whom_an_agent_wrote_to_is_no_stranger_to_it(world: World) -> None
 async def test_a_contact_never_takes_the_place_of_a_rule(world: World) -> None:
     session = await opened(world.store)
     await ruled(world.store, session, deny=(BOB,), allow=(ALICE,))
-    await world.store.add_contacts([(ME, BOB), (ME, ALICE)])
-    (no,) = await world.store.append([entry(1, sender=BOB)])
+    await world.rules.add_contacts([(ME, BOB), (ME, ALICE)])
+    (no,) = await world.inboxes.append([entry(1, sender=BOB)])
     assert code(no) is ErrorCode.BLOCKED
     now = await ruled(world.store, session)
     assert now == RulesNow("accept", frozenset({ALICE}), frozenset({BOB}), 0)
@@ -225,13 +227,13 @@ async def test_too_many_contacts_lose_their_oldest_and_no_rule(world: World) -> 
     session = await opened_to(store, ALICE)
     people = [AgentKey(f"key:p{n}") for n in range(11)]
     for one in people[:10]:
-        await store.add_contacts([(ME, one)])
+        await store.rules.add_contacts([(ME, one)])
         await world.advance(1)
     await world.advance(600)
-    await store.add_contacts([(ME, people[0])])
-    await store.add_contacts([(ME, people[10])])
+    await store.rules.add_contacts([(ME, people[0])])
+    await store.rules.add_contacts([(ME, people[10])])
     assert await ruled(store, session) == RulesNow("accept", frozenset({ALICE}), NONE, 10)
-    results = await store.append([entry(n, sender=one) for n, one in enumerate(people)])
+    results = await store.inboxes.append([entry(n, sender=one) for n, one in enumerate(people)])
     assert [result.stranger for result in results] == [n == 1 for n in range(11)]
 
 
@@ -250,18 +252,18 @@ async def test_two_agents_that_collude_cost_themselves_and_not_a_third(world: Wo
     turned_away = 0
     for n in range(120):
         item = entry(1_000 + n, inbox=flooded, sender=BOB)
-        (result,) = await store.append([item])
+        (result,) = await store.inboxes.append([item])
         if code(result) is None:
             ack = InboxAck(session.fence, session.epoch, (result.seq,))
-            await store.ack([AckRequest(flooded, ack)])
+            await store.inboxes.ack([AckRequest(flooded, ack)])
         else:
             assert code(result) is ErrorCode.OVERLOADED
             turned_away += 1
     assert turned_away == 20
-    results = await store.append([entry(n, inbox=third) for n in range(50)])
+    results = await store.inboxes.append([entry(n, inbox=third) for n in range(50)])
     assert {code(result) for result in results} == {None}
-    await store.ack([
+    await store.inboxes.ack([
         AckRequest(third, InboxAck(mine.fence, mine.epoch, tuple(one.seq for one in results)))
     ])  # fmt: skip
-    (kept,) = await store.append([entry(0, inbox=third, hour=HOUR)])
+    (kept,) = await store.inboxes.append([entry(0, inbox=third, hour=HOUR)])
     assert kept.dup

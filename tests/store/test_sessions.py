@@ -46,12 +46,12 @@ def seqs(*numbers: int) -> tuple[Seq, ...]:
 
 
 async def fill(store: Any, count: int, **changes: Any) -> None:
-    results = await store.append([entry(n, **changes) for n in range(1, count + 1)])
+    results = await store.inboxes.append([entry(n, **changes) for n in range(1, count + 1)])
     assert [result.seq for result in results] == list(range(1, count + 1))
 
 
 async def read(store: Any, session: OpenedSession, after: int = 0, window: Window = ALL) -> Page:
-    page = await store.read(ME, session.fence, Seq(after), window)
+    page = await store.inboxes.read(ME, session.fence, Seq(after), window)
     assert isinstance(page, Page), page
     return page
 
@@ -60,7 +60,7 @@ async def ack(
     store: Any, session: OpenedSession, *numbers: int, **more: Any
 ) -> AckResult | Refusal:
     wanted = InboxAck(session.fence, session.epoch, seqs(*numbers), **more)
-    (result,) = await store.ack([AckRequest(ME, wanted)])
+    (result,) = await store.inboxes.ack([AckRequest(ME, wanted)])
     return result
 
 
@@ -80,27 +80,27 @@ async def test_a_new_inbox_is_empty_and_says_so(world: World) -> None:
 
 
 async def test_an_inbox_is_not_made_where_that_was_not_allowed(world: World) -> None:
-    result = await world.store.open(request(create=False))
+    result = await world.inboxes.open(request(create=False))
     assert code(result) is ErrorCode.UNKNOWN_INBOX
     await opened(world.store)
-    assert isinstance(await world.store.open(request(create=False)), OpenedSession)
+    assert isinstance(await world.inboxes.open(request(create=False)), OpenedSession)
 
 
 async def test_an_agent_whose_record_names_other_homes_has_no_inbox_here(world: World) -> None:
     await opened(world.store)
-    await world.store.append([entry(1)])
+    await world.inboxes.append([entry(1)])
     away = RecordRow(RecordVersion(1, 5, b"\x01" * 32), "their.record.jws", names_us=False)
-    await world.store.merge_record(ME, away)
-    assert code(await world.store.open(request())) is ErrorCode.UNKNOWN_INBOX
-    known, new = await world.store.append([entry(1), entry(2)])
+    await world.records.merge([(ME, away)])
+    assert code(await world.inboxes.open(request())) is ErrorCode.UNKNOWN_INBOX
+    known, new = await world.inboxes.append([entry(1), entry(2)])
     assert known.dup
     assert (new.code, new.record) == (ErrorCode.MOVED, "their.record.jws")
     stranger = AgentKey("key:stranger")
-    await world.store.merge_record(stranger, away)
-    (other,) = await world.store.append([entry(3, inbox=stranger)])
+    await world.records.merge([(stranger, away)])
+    (other,) = await world.inboxes.append([entry(3, inbox=stranger)])
     assert (other.code, other.record) == (ErrorCode.MOVED, "their.record.jws")
     back = RecordRow(RecordVersion(1, 6, b"\x00" * 32), "our.record.jws", names_us=True)
-    await world.store.merge_record(ME, back)
+    await world.records.merge([(ME, back)])
     session = await opened(world.store)
     assert [item.seq for item in (await read(world.store, session)).items] == [1]
 
@@ -124,29 +124,29 @@ async def test_a_newer_session_supersedes_the_older_in_everything(world: World) 
     assert new.previous == LiveSession(old.fence, NODE)
     assert new.fence > old.fence
     assert new.epoch == old.epoch
-    assert code(await world.store.read(ME, old.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
+    assert code(await world.inboxes.read(ME, old.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
     assert code(await ack(world.store, old, 1)) is ErrorCode.SUPERSEDED
-    assert not await world.store.close(ME, old.fence, Seq(2))
-    taken = await world.store.take(ME, LiveSession(old.fence, NODE, NOW + 9), ALL)
+    assert not await world.inboxes.close(ME, old.fence, Seq(2))
+    taken = await world.inboxes.fetch(ME, LiveSession(old.fence, NODE, NOW + 9), ALL)
     assert code(taken) is ErrorCode.SUPERSEDED
     assert len((await read(world.store, new)).items) == 2
 
 
 async def test_a_closed_session_is_over(world: World) -> None:
     session = await opened(world.store)
-    assert await world.store.close(ME, session.fence, Seq(0))
-    assert not await world.store.close(ME, session.fence, Seq(0))
-    assert code(await world.store.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
+    assert await world.inboxes.close(ME, session.fence, Seq(0))
+    assert not await world.inboxes.close(ME, session.fence, Seq(0))
+    assert code(await world.inboxes.read(ME, session.fence, Seq(0), ALL)) is ErrorCode.SUPERSEDED
     assert code(await ack(world.store, session, 1)) is ErrorCode.SUPERSEDED
 
 
 async def test_a_session_of_an_inbox_that_is_gone_is_told_that_it_was_lost(world: World) -> None:
     ghost = OpenedSession(Fence(3), Epoch("gone"), Seq(0), Seq(0), None, None)  # type: ignore[arg-type]
-    assert code(await world.store.read(ME, ghost.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
+    assert code(await world.inboxes.read(ME, ghost.fence, Seq(0), ALL)) is ErrorCode.INBOX_RESET
     assert code(await ack(world.store, ghost, 1)) is ErrorCode.INBOX_RESET
-    taken = await world.store.take(ME, LiveSession(ghost.fence, NODE), ALL)
+    taken = await world.inboxes.fetch(ME, LiveSession(ghost.fence, NODE), ALL)
     assert code(taken) is ErrorCode.INBOX_RESET
-    assert not await world.store.close(ME, ghost.fence, Seq(0))
+    assert not await world.inboxes.close(ME, ghost.fence, Seq(0))
 
 
 # ---------------------------------------------------------------- marks: R1
@@ -155,7 +155,7 @@ async def test_a_session_of_an_inbox_that_is_gone_is_told_that_it_was_lost(world
 async def test_after_a_clean_close_exactly_what_was_handed_over_is_marked(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 5)
-    await world.store.close(ME, session.fence, Seq(3))
+    await world.inboxes.close(ME, session.fence, Seq(3))
     again = await opened(world.store)
     assert marks(await read(world.store, again)) == [1, 2, 3]
 
@@ -186,7 +186,7 @@ async def test_one_envelope_always_fits_into_a_window(world: World) -> None:
 
 async def test_what_came_after_a_clean_close_is_not_marked(world: World) -> None:
     session = await opened(world.store)
-    await world.store.close(ME, session.fence, Seq(0))
+    await world.inboxes.close(ME, session.fence, Seq(0))
     await fill(world.store, 3)
     again = await opened(world.store)
     assert marks(await read(world.store, again)) == []
@@ -239,7 +239,7 @@ async def test_what_expired_is_concluded_on_the_way(world: World) -> None:
     session = await opened(world.store)
     times = [NOW + 50, NOW + 5, NOW + 5, NOW + 50, NOW + 7]
     made = [entry(n, expires_at=times[n - 1]) for n in range(1, 6)]
-    await world.store.append(made)
+    await world.inboxes.append(made)
     await world.advance(10)
     page = await read(world.store, session)
     assert [item.seq for item in page.items] == [1, 4]
@@ -255,8 +255,8 @@ async def test_many_expired_entries_end_in_bounded_steps(world: World) -> None:
     session = await opened(store)
     for start in range(1, 901, 100):
         made = [entry(n, expires_at=NOW + 5) for n in range(start, start + 100)]
-        await store.append(made)
-    await store.append([entry(1_000)])
+        await store.inboxes.append(made)
+    await store.inboxes.append([entry(1_000)])
     await world.advance(10)
     page = await read(store, session)
     assert [item.seq for item in page.items] == [901]
@@ -265,25 +265,25 @@ async def test_many_expired_entries_end_in_bounded_steps(world: World) -> None:
 
 async def test_a_clock_in_doubt_hands_over_what_seems_expired(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1, expires_at=NOW + 5)])
+    await world.inboxes.append([entry(1, expires_at=NOW + 5)])
     await world.advance(1_000)
-    world.store.trust_clock(ok=False)
+    world.store.clock.trust(ok=False)
     assert len((await read(world.store, session)).items) == 1
-    await world.store.conclude(ME, seqs(1), Reason.EXPIRED)
-    assert await world.store.sweep(NODE, []) == 0
+    await world.inboxes.finalize(ME, seqs(1), Reason.EXPIRED)
+    assert await world.store.expiry.sweep(NODE, []) == 0
     assert len((await read(world.store, session)).items) == 1
-    world.store.trust_clock(ok=True)
+    world.store.clock.trust(ok=True)
     assert (await read(world.store, session)).gaps == (Range(Seq(1), Seq(1), Reason.EXPIRED),)
 
 
 async def test_only_what_has_expired_can_be_concluded_as_expired(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1), entry(2, expires_at=NOW + 5)])
+    await world.inboxes.append([entry(1), entry(2, expires_at=NOW + 5)])
     await world.advance(10)
-    await world.store.conclude(ME, seqs(1, 2, 3), Reason.EXPIRED)
+    await world.inboxes.finalize(ME, seqs(1, 2, 3), Reason.EXPIRED)
     page = await read(world.store, session)
     assert [item.seq for item in page.items] == [1]
-    await world.store.conclude(ME, seqs(1), Reason.CORRUPT)
+    await world.inboxes.finalize(ME, seqs(1), Reason.CORRUPT)
     page = await read(world.store, session)
     assert page.gaps == (
         Range(Seq(1), Seq(1), Reason.CORRUPT), Range(Seq(2), Seq(2), Reason.EXPIRED),
@@ -313,7 +313,9 @@ async def test_an_ack_can_be_repeated(world: World) -> None:
 
 async def test_what_others_ended_is_passed_only_by_a_cumulative_ack(world: World) -> None:
     session = await opened(world.store)
-    await world.store.append([entry(1, expires_at=NOW + 5), entry(2), entry(3, expires_at=NOW + 5)])
+    await world.inboxes.append(
+        [entry(1, expires_at=NOW + 5), entry(2), entry(3, expires_at=NOW + 5)]
+    )
     await world.advance(10)
     await read(world.store, session)
     assert await ack(world.store, session, 2) == AckResult(Seq(0), seqs(2), ())
@@ -332,7 +334,7 @@ async def test_an_ack_of_another_epoch_changes_nothing(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 1)
     wanted = InboxAck(session.fence, Epoch("other"), seqs(1))
-    (result,) = await world.store.ack([AckRequest(ME, wanted)])
+    (result,) = await world.inboxes.ack([AckRequest(ME, wanted)])
     assert code(result) is ErrorCode.INBOX_RESET
     assert len((await read(world.store, session)).items) == 1
 
@@ -340,21 +342,21 @@ async def test_an_ack_of_another_epoch_changes_nothing(world: World) -> None:
 async def test_acks_of_many_inboxes_are_judged_one_by_one(world: World) -> None:
     inboxes = [AgentKey(f"key:i{n}") for n in range(20)]
     sessions = [await opened(world.store, inbox) for inbox in inboxes[:15]]
-    await world.store.append([entry(n, inbox=inboxes[n]) for n in range(15)])
+    await world.inboxes.append([entry(n, inbox=inboxes[n]) for n in range(15)])
     wanted = [
         AckRequest(inbox, InboxAck(sessions[n % 15].fence, sessions[n % 15].epoch, seqs(1)))
         for n, inbox in enumerate(inboxes)
     ]
-    results = await world.store.ack(wanted)
+    results = await world.inboxes.ack(wanted)
     assert [code(result) for result in results] == [None] * 15 + [ErrorCode.INBOX_RESET] * 5
-    assert await world.store.ack([]) == []
+    assert await world.inboxes.ack([]) == []
 
 
 async def test_seqs_go_on_after_an_inbox_was_emptied(world: World) -> None:
     session = await opened(world.store)
     await fill(world.store, 3)
     await ack(world.store, session, 1, 2, 3)
-    (result,) = await world.store.append([entry(9)])
+    (result,) = await world.inboxes.append([entry(9)])
     assert result.seq == 4
     page = await read(world.store, session, after=3)
     assert ([item.seq for item in page.items], page.gaps) == ([4], ())
@@ -366,8 +368,8 @@ async def test_seqs_go_on_after_an_inbox_was_emptied(world: World) -> None:
 async def test_heads_tell_fence_epoch_and_last_seq(world: World) -> None:
     inboxes = [AgentKey(f"key:i{n}") for n in range(12)]
     sessions = [await opened(world.store, inbox) for inbox in inboxes]
-    await world.store.append([entry(n, inbox=inboxes[n % 3]) for n in range(6)])
-    found = await world.store.heads([*inboxes, AgentKey("key:nobody")])
+    await world.inboxes.append([entry(n, inbox=inboxes[n % 3]) for n in range(6)])
+    found = await world.inboxes.heads([*inboxes, AgentKey("key:nobody")])
     assert found == [
         *(
             InboxHead(session.fence, session.epoch, Seq(2 if n < 3 else 0))
@@ -375,4 +377,4 @@ async def test_heads_tell_fence_epoch_and_last_seq(world: World) -> None:
         ),
         None,
     ]
-    assert await world.store.heads([]) == []
+    assert await world.inboxes.heads([]) == []

@@ -103,7 +103,7 @@ def request(inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any) -> OpenRe
 async def opened(
     store: Store, inbox: AgentKey = ME, node: NodeId = NODE, **changes: Any
 ) -> OpenedSession:
-    session = await store.open(request(inbox, node, **changes))
+    session = await store.inboxes.open(request(inbox, node, **changes))
     assert isinstance(session, OpenedSession), session
     return session
 
@@ -112,7 +112,7 @@ async def ruled(
     store: Store, session: OpenedSession, inbox: AgentKey = ME, **changes: Any
 ) -> RulesNow | Refusal:
     """Change the rules of an inbox."""
-    return await store.change_rules(inbox, session.fence, RulesPatch(**changes))
+    return await store.rules.change(inbox, session.fence, RulesPatch(**changes))
 
 
 async def opened_to(store: Store, *known: AgentKey, inbox: AgentKey = ME) -> OpenedSession:
@@ -208,6 +208,26 @@ class World:
     def store(self) -> Any:
         """The first node's store."""
         return self._stores[0]
+
+    @property
+    def inboxes(self) -> Any:
+        return self.store.inboxes
+
+    @property
+    def migrations(self) -> Any:
+        return self.store.migrations
+
+    @property
+    def outboxes(self) -> Any:
+        return self.store.outboxes
+
+    @property
+    def records(self) -> Any:
+        return self.store.records
+
+    @property
+    def rules(self) -> Any:
+        return self.store.rules
 
     async def set_time(self, now: float) -> None:
         """Move the store's clock."""

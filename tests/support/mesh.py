@@ -115,7 +115,7 @@ class MeshRelay(RelayProcess):
     async def waiting(self) -> int:
         """Envelopes that wait here for other relays."""
         async with self.store() as store:
-            return sum(count for _, count, _ in await store.outboxes())
+            return sum(count for _, count, _ in await store.outboxes.totals())
 
 
 @dataclass(slots=True)

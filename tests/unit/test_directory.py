@@ -56,7 +56,7 @@ class Made:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         limits = DirectoryLimits(records=8, share=4)
         self.store = MemoryStore(InboxLimits(), clock.now, directory=limits)
-        self.directory = Directory(RELAY.did, self.store, DidKeys())
+        self.directory = Directory(RELAY.did, self.store.records, DidKeys())
         self.checks = 0
         real = jose.is_signed_by
 
@@ -71,7 +71,7 @@ class Made:
 
     async def open_inbox(self) -> None:
         node = NodeId("node")
-        opened = await self.store.open(OpenRequest(ALICES, node, Window()))
+        opened = await self.store.inboxes.open(OpenRequest(ALICES, node, Window()))
         assert not isinstance(opened, Refusal)
 
 
@@ -150,13 +150,13 @@ async def test_a_record_from_a_peer_changes_the_mode_of_an_inbox_as_its_agent_wo
 ):
     await made.open_inbox()
     await made.keep(record(ALICE, ELSEWHERE, age=3, status="parked"))
-    row = await made.store.record(ALICES)
+    row = await made.store.records.get(ALICES)
     assert row is not None
     assert row.names_us
     for seen, homes in enumerate([[ELSEWHERE], [HERE, ELSEWHERE], []], 1):
         compact = record(ALICE, *homes, newest_seq=int(clock.now() * 1000) + seen * 1000)
         await made.keep(compact)
-        row = await made.store.record(ALICES)
+        row = await made.store.records.get(ALICES)
         assert row is not None
         assert (row.compact, row.names_us) == (compact, HERE in homes)
 

@@ -28,8 +28,8 @@ _MOST_STEPS: Final = 1000
 _EID_BYTES: Final = 32
 
 
-class Sweeper:
-    """Ends what expired, partition by partition."""
+class RedisExpiry:
+    """Sweeps, partition by partition; see :class:`relay.inbox.ports.ExpiryStore`."""
 
     def __init__(self, partitions: Partitions, guard: Guard) -> None:
         self._partitions = partitions
@@ -64,27 +64,27 @@ class Sweeper:
             self._clock_written = seconds
 
 
-class Bounces:
-    """Bounce intents, in frozen batches (R6)."""
+class RedisBounces:
+    """Bounces in frozen batches; see :class:`relay.inbox.ports.BounceStore`."""
 
     def __init__(self, partitions: Partitions) -> None:
         self._partitions = partitions
         self._from: dict[bytes, Partition] = {}
 
-    async def claim_bounces(self) -> list[BounceBatch]:
+    async def claim(self) -> list[BounceBatch]:
         """Batches that are due, at most one a sender, each ≤ 256 intents."""
-        done = await self._partitions.gather(self._partitions.all(), self._take)
+        done = await self._partitions.gather(self._partitions.all(), self._claim)
         # what is not due any more was finished by another node
         self._from = {batch.token: part for part, batches in done for batch in batches}
         # a sender's batches of other partitions are frozen, too, and come when this one is finished
         batches = {batch.sender: batch for _, some in reversed(done) for batch in some}
         return list(batches.values())
 
-    async def _take(self, part: Partition) -> tuple[Partition, list[BounceBatch]]:
-        replies = await self._partitions.call("take_bounces", part, [MAX_BOUNCED])
+    async def _claim(self, part: Partition) -> tuple[Partition, list[BounceBatch]]:
+        replies = await self._partitions.call("claim_bounces", part, [MAX_BOUNCED])
         return part, [_batch(reply) for reply in replies]
 
-    async def finalize_bounces(self, batch: BounceBatch) -> None:
+    async def finalize(self, batch: BounceBatch) -> None:
         """Forget a batch that was delivered; a repeat does nothing."""
         known = self._from.pop(batch.token, None)
         parts = self._partitions.all() if known is None else [known]

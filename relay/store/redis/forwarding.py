@@ -31,14 +31,14 @@ _HASH: Final = 32
 """Bytes of the hash of a receipt."""
 
 
-class Outboxes:
-    """The inboxes of agents that live elsewhere, as couriers see them."""
+class RedisOutboxes:
+    """Inboxes that forward; see :class:`relay.forwarding.ports.OutboxStore`."""
 
     def __init__(self, partitions: Partitions) -> None:
         self._partitions = partitions
         self._first = 0
 
-    async def due_outboxes(self, node: NodeId, *, most: int, lease_s: float) -> list[DueOutbox]:
+    async def due(self, node: NodeId, *, limit: int, lease_s: float) -> list[DueOutbox]:
         """Outboxes in which something waits and is due, each lent for ``lease_s``."""
         del node  # the scripts are told with every call
         parts = self._partitions.all()
@@ -46,22 +46,22 @@ class Outboxes:
         self._first = (self._first + 1) % len(parts)
         found: list[DueOutbox] = []
         for part in parts[self._first :] + parts[: self._first]:
-            if len(found) < most:
-                found += await self._due(part, most - len(found), lease_s)
+            if len(found) < limit:
+                found += await self._due(part, limit - len(found), lease_s)
         return found
 
-    async def _due(self, part: Partition, most: int, lease_s: float) -> list[DueOutbox]:
-        replies = await self._partitions.call("due_outboxes", part, [most, lease_s])
+    async def _due(self, part: Partition, limit: int, lease_s: float) -> list[DueOutbox]:
+        replies = await self._partitions.call("due_outboxes", part, [limit, lease_s])
         return [DueOutbox(_key(inbox), _key(peer) if peer else None) for inbox, peer in replies]
 
-    async def free_outboxes(self) -> None:
+    async def release(self) -> None:
         """This node has the store for itself: what earlier ones had lent is due now."""
-        await self._partitions.gather(self._partitions.all(), self._free)
+        await self._partitions.gather(self._partitions.all(), self._release)
 
-    async def _free(self, part: Partition) -> None:
-        await self._partitions.call("free_outboxes", part, [])
+    async def _release(self, part: Partition) -> None:
+        await self._partitions.call("release_outboxes", part, [])
 
-    async def defer_outbox(
+    async def defer(
         self,
         inbox: AgentKey,
         fence: Fence,
@@ -75,18 +75,18 @@ class Outboxes:
         reply = await self._partitions.call("defer_outbox", self._partitions.of(inbox), args)
         return bool(reply[0] == inbox.encode() and reply[1] == 1)
 
-    async def outboxes(self) -> list[tuple[AgentKey, int, int]]:
+    async def totals(self) -> list[tuple[AgentKey, int, int]]:
         """(peer, envelopes, wire bytes) of all that waits for peers."""
         counts: Counter[AgentKey] = Counter()
         sizes: Counter[AgentKey] = Counter()
-        for replies in await self._partitions.gather(self._partitions.all(), self._totals):
+        for replies in await self._partitions.gather(self._partitions.all(), self._sum):
             for peer, count, size in replies:
                 counts[_key(peer)] += count
                 sizes[_key(peer)] += size
         return [(peer, count, sizes[peer]) for peer, count in counts.items() if count]
 
-    async def _totals(self, part: Partition) -> list[Any]:
-        replies: list[Any] = await self._partitions.call("outboxes", part, [])
+    async def _sum(self, part: Partition) -> list[Any]:
+        replies: list[Any] = await self._partitions.call("outbox_totals", part, [])
         return replies
 
 

@@ -28,6 +28,7 @@ from relay.inbox.model.types import (
 from relay.inbox.ports import (
     InboxHead,
     OpenRequest,
+    OwnerPage,
 )
 from relay.protocol.envelope import StoredEnvelope
 from relay.protocol.errors import (
@@ -44,12 +45,13 @@ from relay.protocol.ids import (
     Partition,
     Seq,
 )
+from relay.protocol.receipts import Durability
 from relay.protocol.types import (
     DedupKey,
     Reason,
     Window,
 )
-from relay.store.redis import entries
+from relay.store.redis import entries, keys
 from relay.store.redis.forwarding import (
     proof_of,
     remembered,
@@ -60,6 +62,8 @@ from relay.store.redis.partitions import Partitions
 
 _MOST_IDS: Final = 1024
 """Seqs a script call names (PROTOCOL.md §3.4)."""
+_SCANNED_KEYS: Final = 2_000
+"""Keys of one scan: about a millisecond."""
 _MOST_ROUNDS: Final = 200
 """Expired runs are concluded 256 at a time: enough for a full inbox, an end for a broken one."""
 
@@ -67,8 +71,8 @@ _REFUSALS: Final = {word.encode(): refusal for word, refusal in REFUSALS.items()
 _FATE_OF: Final = {Reason.EXPIRED: "E", Reason.CORRUPT: "C"}
 
 
-class Inboxes:
-    """The inbox half of a store.
+class RedisInboxes:
+    """Inboxes, over scripts; see :class:`relay.inbox.ports.InboxStore`.
 
     Args:
         partitions: where the scripts run.
@@ -85,14 +89,28 @@ class Inboxes:
         self._limits = limits
         self._outbox = outbox
 
+    @property
+    def durability(self) -> Durability:
+        """The durability that a receipt may promise now."""
+        return self._guard.durability
+
+    @property
+    def promised(self) -> Durability:
+        """The highest durability that a receipt may have promised."""
+        return self._guard.promised
+
     # ------------------------------------------------------------ accept
 
     async def append(self, items: Sequence[StoredEnvelope]) -> list[Accepted | Refusal]:
         """Store a batch: one commit per partition, each item and each partition judged alone."""
         if self._partitions.count == 1:
-            return await self._append(Partition(0), items)
-        done = await self._partitions.spread_each(items, lambda item: item.inbox, self._append)
-        return [Refusal.of(one) if isinstance(one, RelayError) else one for one in done]
+            results = await self._append(Partition(0), items)
+        else:
+            done = await self._partitions.spread_each(items, lambda item: item.inbox, self._append)
+            results = [Refusal.of(one) if isinstance(one, RelayError) else one for one in done]
+        if any(isinstance(result, Accepted) for result in results):
+            await self._guard.confirm()
+        return results
 
     async def _append(
         self, part: Partition, items: Sequence[StoredEnvelope]
@@ -193,12 +211,12 @@ class Inboxes:
                 return raw.page()
         return broken("read")
 
-    async def take(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
+    async def fetch(self, inbox: AgentKey, session: LiveSession, window: Window) -> Page | Refusal:
         """Read from the cursor for a session without a connection."""
         part = self._partitions.of(inbox)
         for _ in range(_MOST_ROUNDS):
             args = [inbox, session.fence, session.node, session.until, window.count, window.bytes]
-            reply = await self._partitions.call("take", part, [*args, self._guard.clock_flag])
+            reply = await self._partitions.call("fetch", part, [*args, self._guard.clock_flag])
             raw = await self._judge(inbox, reply)
             if isinstance(raw, Refusal):
                 return raw
@@ -207,7 +225,7 @@ class Inboxes:
             # what was taken with it is marked from now on: handed over now, never read again
             if page.items or not ended:
                 return replace(page, expired=())
-        return broken("take")
+        return broken("fetch")
 
     async def _judge(self, inbox: AgentKey, reply: Any) -> RawPage | Refusal:
         if not _is_echo(inbox, reply):
@@ -226,9 +244,9 @@ class Inboxes:
     async def _end_bad(self, inbox: AgentKey, raw: RawPage) -> bool:
         """Conclude what a page must not show; whether there was any."""
         if raw.corrupt:
-            await self.conclude(inbox, raw.corrupt, Reason.CORRUPT)
+            await self.finalize(inbox, raw.corrupt, Reason.CORRUPT)
         if raw.expired:
-            await self.conclude(inbox, raw.expired, Reason.EXPIRED)
+            await self.finalize(inbox, raw.expired, Reason.EXPIRED)
         return bool(raw.corrupt or raw.expired)
 
     async def _reset(self, inbox: AgentKey, epoch: Epoch) -> None:
@@ -255,12 +273,12 @@ class Inboxes:
         replies = await self._partitions.call("ack", part, args)
         return [_acked(request, reply) for request, reply in zip(requests, replies, strict=True)]
 
-    async def conclude(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
+    async def finalize(self, inbox: AgentKey, seqs: Sequence[Seq], reason: Reason) -> None:
         """End entries that were never handed to the live session."""
         part = self._partitions.of(inbox)
         for start in range(0, len(seqs), _MOST_IDS):
             args = [inbox, _FATE_OF[reason], self._guard.clock_flag]
-            await self._partitions.call("conclude", part, [*args, *seqs[start : start + _MOST_IDS]])
+            await self._partitions.call("finalize", part, [*args, *seqs[start : start + _MOST_IDS]])
 
     # ------------------------------------------------------------ questions
 
@@ -289,6 +307,28 @@ class Inboxes:
                 await self._reset(inbox, Epoch(""))
             replies = await self._partitions.call("heads", part, inboxes)
         return [_head(reply) for reply in replies]
+
+    # ------------------------------------------------------------ owners
+
+    async def owners(self, after: str, limit: int) -> OwnerPage:
+        """List owners of inboxes here; the cursor is a partition and a place among its keys.
+
+        Each step scans few keys, so that other commands run in between: a start asks this, not
+        every day.
+        """
+        number, place = map(int, after.split()) if after else (0, 0)
+        found: list[AgentKey] = []
+        while number < self._partitions.count and len(found) < limit:
+            owners, place = await self._scan(Partition(number), place)
+            found += owners
+            number += place == 0
+        return OwnerPage(found, f"{number} {place}" if number < self._partitions.count else "")
+
+    async def _scan(self, part: Partition, place: int) -> tuple[list[AgentKey], int]:
+        head = keys.inbox(part, AgentKey("")).encode()
+        words = ("SCAN", place, "MATCH", head + b"*", "COUNT", _SCANNED_KEYS)
+        cursor, found = await self._partitions.client.command(keys.state(part), *words)
+        return [AgentKey(name.removeprefix(head).decode()) for name in found], int(cursor)
 
 
 # ---------------------------------------------------------------- replies

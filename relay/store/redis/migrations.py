@@ -31,9 +31,7 @@ from relay.protocol.ids import (
     Partition,
     Seq,
 )
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
+from relay.protocol.migration_statement import MigrationCounters
 from relay.protocol.types import (
     DedupKey,
     FirstContact,
@@ -49,8 +47,8 @@ _MOST_READ: Final = 256
 """Entries of one reading: their content is read with them."""
 
 
-class Handoffs:
-    """The hand-off half of a store.
+class RedisMigrations:
+    """State of migrations, over scripts; see :class:`relay.migration.ports.MigrationStore`.
 
     Args:
         partitions: where the scripts run.
@@ -76,9 +74,9 @@ class Handoffs:
 
     # ------------------------------------------------------------ steps
 
-    async def handoff(self, inbox: AgentKey) -> MigrationRow:
+    async def load(self, inbox: AgentKey) -> MigrationRow:
         """All that a step is judged by."""
-        reply = await self._call("handoff", inbox)
+        reply = await self._call("load_migration", inbox)
         _, text, holding, has_left, record, former, tally, last, count, evidence = reply
         return MigrationRow(
             text=text.decode(),
@@ -90,8 +88,8 @@ class Handoffs:
             counters=_tally(tally, last, count),
         )
 
-    async def change_handoff(
-        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
+    async def change(
+        self, inbox: AgentKey, expected: MigrationRow, change: MigrationChange
     ) -> bool:
         """Take a step, if nobody else took one meanwhile and no newer record came.
 
@@ -107,10 +105,10 @@ class Handoffs:
             change.has_work,
         )
         reply = await self._call(
-            "change_handoff",
+            "change_migration",
             inbox,
-            seen.text,
-            _version(seen.record),
+            expected.text,
+            _version(expected.record),
             change.text,
             change.role,
             *map(int, flags),
@@ -128,13 +126,13 @@ class Handoffs:
 
     # ------------------------------------------------------------ questions
 
-    async def handoffs(self) -> list[tuple[AgentKey, str]]:
+    async def list_open(self) -> list[tuple[AgentKey, str]]:
         """All that are open, with their texts."""
         found = await self._partitions.gather(self._partitions.all(), self._open)
         return [(_key(inbox), text.decode()) for some in found for inbox, text in some]
 
     async def _open(self, part: Partition) -> list[Any]:
-        replies: list[Any] = await self._partitions.call("handoffs", part, [])
+        replies: list[Any] = await self._partitions.call("list_migrations", part, [])
         return replies
 
     async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
@@ -142,7 +140,7 @@ class Handoffs:
         found: list[WaitingEnvelope] = []
         while len(found) < limit:
             wanted = min(limit - len(found), _MOST_READ)
-            _, *items = await self._call("waiting", inbox, after, wanted)
+            _, *items = await self._call("list_waiting", inbox, after, wanted)
             found += map(_waiting, items)
             if len(items) < wanted:
                 break
@@ -151,7 +149,7 @@ class Handoffs:
 
     async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
         """Ids that its agent may have seen: acked, refused, ended, or marked as handed over."""
-        _, ids, on, floor = await self._call("doubts", inbox, after, limit)
+        _, ids, on, floor = await self._call("list_maybe_seen", inbox, after, limit)
         return MaybeSeenIds(ids, on.decode(), floor)
 
     # ------------------------------------------------------------ rules
@@ -162,53 +160,17 @@ class Handoffs:
         pairs = zip(flat[::2], flat[1::2], strict=True)
         return _known({_key(name): value.decode() for name, value in pairs})
 
-    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
+    async def add_known(self, inbox: AgentKey, known: MovedRules) -> None:
         """Add whom the agent took envelopes from elsewhere; what stands here stands.
 
         Raises:
-            UnavailableError: as :meth:`change_handoff`.
+            UnavailableError: as :meth:`change`.
         """
         self._must_keep()
         limits = (self._limits.rules, self._limits.contacts, known.first_contact)
         names = (*known.allow, *known.deny, *known.contacts)
         counts = (len(known.allow), len(known.deny))
-        await self._call("learn_known", inbox, *limits, *counts, *names)
-
-
-class HandoffCalls:
-    """The hand-off half of :class:`relay.store.redis.RedisStore`."""
-
-    _handoffs: Handoffs
-
-    async def handoff(self, inbox: AgentKey) -> MigrationRow:
-        """See :meth:`relay.migration.ports.MigrationStore.handoff`."""
-        return await self._handoffs.handoff(inbox)
-
-    async def change_handoff(
-        self, inbox: AgentKey, seen: MigrationRow, change: MigrationChange
-    ) -> bool:
-        """See :meth:`relay.migration.ports.MigrationStore.change_handoff`."""
-        return await self._handoffs.change_handoff(inbox, seen, change)
-
-    async def handoffs(self) -> list[tuple[AgentKey, str]]:
-        """See :meth:`relay.migration.ports.MigrationStore.handoffs`."""
-        return await self._handoffs.handoffs()
-
-    async def waiting(self, inbox: AgentKey, after: Seq, limit: int) -> list[WaitingEnvelope]:
-        """See :meth:`relay.migration.ports.MigrationStore.waiting`."""
-        return await self._handoffs.waiting(inbox, after, limit)
-
-    async def maybe_seen_ids(self, inbox: AgentKey, after: str, limit: int) -> MaybeSeenIds:
-        """See :meth:`relay.migration.ports.MigrationStore.maybe_seen_ids`."""
-        return await self._handoffs.maybe_seen_ids(inbox, after, limit)
-
-    async def known(self, inbox: AgentKey) -> MovedRules:
-        """See :meth:`relay.migration.ports.MigrationStore.known`."""
-        return await self._handoffs.known(inbox)
-
-    async def learn_known(self, inbox: AgentKey, known: MovedRules) -> None:
-        """See :meth:`relay.migration.ports.MigrationStore.learn_known`."""
-        await self._handoffs.learn_known(inbox, known)
+        await self._call("add_known", inbox, *limits, *counts, *names)
 
 
 def _key(raw: bytes) -> AgentKey:

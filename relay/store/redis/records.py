@@ -28,7 +28,6 @@ from relay.protocol.ids import (
     AgentKey,
     Partition,
 )
-from relay.store.redis import keys
 from relay.store.redis.guard import Guard
 from relay.store.redis.partitions import Partitions
 
@@ -36,15 +35,14 @@ GONE_TOLD_S: Final = 3600
 """How long readers of the change log are told that a record is gone."""
 _MOST_ROWS: Final = 256
 _MOST_PURGED: Final = 500
-_SCANNED: Final = 1_000
 _NO_ONE: Final = "-"
 _START: Final = ("", "0")
 _Place = tuple[str, str]
 """Token of a partition's generation, and the last change that was read of it."""
 
 
-class Records:
-    """Endpoint records.
+class RedisRecords:
+    """Endpoint records, over scripts; see :class:`relay.directory.ports.RecordStore`.
 
     Args:
         partitions: where they are.
@@ -59,41 +57,9 @@ class Records:
         self._limits = [most, max(1, most // limits.share)]
         self._purged_to: dict[Partition, int] = {}
 
-    async def adopt(self) -> int:
-        """Write down anew what an earlier version kept in another form; gives how many were.
-
-        Looked for once in the life of a store; all nodes have been stopped for the new version.
-
-        Raises:
-            RelayError: as :meth:`Partitions.call`.
-        """
-        return sum(await self._partitions.gather(self._partitions.all(), self._adopt))
-
-    async def _adopt(self, part: Partition) -> int:
-        client, state = self._partitions.client, keys.state(part)
-        if await client.command(state, "HGET", state, "records") is not None:
-            return 0
-        head = f"relay:{{{part}}}:record:".encode()
-        cursor, adopted, is_last = 0, 0, False
-        while not is_last:
-            words = ("SCAN", cursor, "MATCH", head + b"*", "COUNT", _SCANNED, "TYPE", "hash")
-            cursor, found = await client.command(state, *words)
-            cursor = int(cursor)
-            is_last = cursor == 0
-            owners = [name[len(head) :] for name in found]
-            if owners or is_last:
-                args = [int(is_last), *owners]
-                adopted += await self._partitions.call("adopt_records", part, args)
-        return adopted
-
     # ------------------------------------------------------------ merge and read
 
-    async def merge_record(self, owner: AgentKey, row: RecordRow) -> RecordRow:
-        """Keep the newer of the held and the given record; gives the one kept."""
-        merged = (await self.merge_records([(owner, row)]))[0]
-        return merged.held or row
-
-    async def merge_records(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
+    async def merge(self, rows: Sequence[tuple[AgentKey, RecordRow]]) -> list[Merged]:
         """Keep the newer of each held and given record, durably; safe to repeat."""
         return await self._partitions.spread(rows, itemgetter(0), self._merge)
 
@@ -112,11 +78,11 @@ class Records:
             )
         return merged
 
-    async def record(self, owner: AgentKey) -> RecordRow | None:
+    async def get(self, owner: AgentKey) -> RecordRow | None:
         """The newest record held of an agent."""
-        return (await self.records([owner]))[0]
+        return (await self.get_many([owner]))[0]
 
-    async def records(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
+    async def get_many(self, owners: Sequence[AgentKey]) -> list[RecordRow | None]:
         """The newest records held."""
         return await self._partitions.spread(owners, lambda owner: owner, self._read)
 
@@ -124,31 +90,31 @@ class Records:
         rows: list[RecordRow | None] = []
         for start in range(0, len(owners), _MOST_ROWS):
             some = owners[start : start + _MOST_ROWS]
-            replies = await self._partitions.call("records", part, some)
+            replies = await self._partitions.call("get_records", part, some)
             for owner, (echo, text) in zip(some, replies, strict=True):
                 _check_echo(owner, echo)
                 rows.append(row_of(text) if text else None)
         return rows
 
-    async def evidence(self, owner: AgentKey) -> tuple[str, str] | None:
+    async def fork_proof(self, owner: AgentKey) -> tuple[str, str] | None:
         """Two records of one kv and seq that the agent has signed: the first such two."""
-        found = await self._partitions.call("evidence", self._partitions.of(owner), [owner])
+        found = await self._partitions.call("fork_proof", self._partitions.of(owner), [owner])
         return (found[0].decode(), found[1].decode()) if found else None
 
     # ------------------------------------------------------------ what changed
 
-    async def record_changes(self, after: str, most: int) -> Changes:
+    async def changes(self, after: str, limit: int) -> Changes:
         """What changed after ``after`` ("" = all): how a node keeps its index up to date."""
         places = _places(after, self._partitions.count)
-        replies = await self._ask(places, most)
+        replies = await self._ask(places, limit)
         anew = any(len(reply) == 1 for reply in replies)
         if anew:
             places = [_START] * self._partitions.count
-            replies = await self._ask(places, most)
+            replies = await self._ask(places, limit)
         if any(len(reply) == 1 for reply in replies):
             # it was renewed between two questions; the next reading begins anew, too
             return Changes((), "", more=True, restarted=True)
-        return _changes(places, replies, most, anew=anew)
+        return _changes(places, replies, limit, anew=anew)
 
     async def _ask(self, places: Sequence[_Place], most: int) -> list[Any]:
         share = max(1, most // len(places))
@@ -160,7 +126,7 @@ class Records:
 
     # ------------------------------------------------------------ purge
 
-    async def purge_records(self) -> int:
+    async def purge(self) -> int:
         """Forget some records that are stale for more than 90 days; gives how many."""
         if not self._guard.is_clock_trusted:
             return 0

@@ -26,24 +26,22 @@ from relay.store.redis.inboxes import broken, refusal_of
 from relay.store.redis.partitions import Partitions
 
 _LISTS = 5
-"""Where the lists begin in a reply of rules.lua."""
+"""Where the lists begin in a reply of change_rules.lua."""
 
 
-class Rules:
-    """The rules half of a store."""
+class RedisRules:
+    """Rules and contacts; see :class:`relay.inbox.ports.RuleStore`."""
 
     def __init__(self, partitions: Partitions, limits: InboxLimits) -> None:
         self._partitions = partitions
         self._limits = limits
 
-    async def change_rules(
-        self, inbox: AgentKey, fence: Fence, patch: RulesPatch
-    ) -> RulesNow | Refusal:
+    async def change(self, inbox: AgentKey, fence: Fence, patch: RulesPatch) -> RulesNow | Refusal:
         """Change the rules of an inbox, by its session, or just read them."""
         marks = [("-", one) for one in patch.forget]
         marks += [("A", one) for one in patch.allow] + [("D", one) for one in patch.deny]
         args = [inbox, fence, self._limits.rules, patch.first_contact or "", *chain(*marks)]
-        reply = await self._partitions.call("rules", self._partitions.of(inbox), args)
+        reply = await self._partitions.call("change_rules", self._partitions.of(inbox), args)
         if reply[0] != inbox.encode():
             return broken("rules")
         if reply[1] == b"too_many":
@@ -52,16 +50,16 @@ class Rules:
 
     async def add_contacts(self, pairs: Sequence[tuple[AgentKey, AgentKey]]) -> list[bool]:
         """Note whom agents have written to; False where there is no such inbox."""
-        return await self._partitions.spread(pairs, lambda pair: pair[0], self._meet)
+        return await self._partitions.spread(pairs, lambda pair: pair[0], self._add_contacts)
 
-    async def _meet(
+    async def _add_contacts(
         self, part: Partition, pairs: Sequence[tuple[AgentKey, AgentKey]]
     ) -> list[bool]:
         args = [self._limits.contacts, *chain(*pairs)]
-        replies = await self._partitions.call("meet", part, args)
+        replies = await self._partitions.call("add_contacts", part, args)
         for pair, reply in zip(pairs, replies, strict=True):
             if reply[0] != pair[0].encode():
-                raise RelayError(ErrorCode.INTERNAL, "the store's answer to meet makes no sense")
+                raise RelayError(ErrorCode.INTERNAL, "store: a reply speaks of another inbox")
         return [reply[1] == 1 for reply in replies]
 
 

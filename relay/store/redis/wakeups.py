@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -34,15 +34,24 @@ _PING_S: Final = 15.0
 _MOVED: Final = frozenset({"sunsubscribe", "unsubscribe"})
 
 
-class Wakeups:
-    """Listens for this node's hints and tells whoever asked."""
+class RedisWakeups:
+    """Listens for this node's hints; see :class:`relay.inbox.ports.WakeupSource`."""
 
     def __init__(self) -> None:
         self._callbacks: list[OnWake] = []
+        self._on_renewal: Callable[[], None] = lambda: None
 
     def on_wake(self, callback: OnWake) -> None:
         """Call ``callback`` with the inboxes that have news; with none: look at all of them."""
         self._callbacks.append(callback)
+
+    def on_renewal(self, callback: Callable[[], None]) -> None:
+        """Call ``callback`` once a partition is seen to be another one than it was."""
+        self._on_renewal = callback
+
+    def renewed(self) -> None:
+        """Report that a partition is another one than it was."""
+        self._on_renewal()
 
     def _tell(self, inboxes: Sequence[AgentKey]) -> None:
         for callback in self._callbacks:
