@@ -102,6 +102,7 @@ def pairs(count: int, rng: Random) -> list[Round]:
     return [Round((cut(), cut()), stops=bool(number % 4)) for number in range(count)]
 
 
+@pytest.mark.alone  # it measures how soon all ends after each cut
 @pytest.mark.timeout(240)
 async def test_whoever_is_killed_at_whatever_step_nothing_is_lost_and_it_ends_by_itself(
     tmp_path: Path,
