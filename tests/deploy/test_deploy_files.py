@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 import relay
 from relay.store.embedded.binary import find_server_binary
-from tests.support.patience import wait_until
+from tests.support.patience import SLOWNESS, wait_until
 from tests.support.servers import (
     SAFE_SETTINGS,
     client,
@@ -261,7 +261,7 @@ def run(checkout: Path, *arguments: str, **environment: str) -> subprocess.Compl
         capture_output=True,
         text=True,
         check=False,
-        timeout=8,
+        timeout=8 * SLOWNESS,
     )
 
 
@@ -323,7 +323,7 @@ def test_run_reuses_what_is_ready_and_hands_its_process_over(prepared: Path) -> 
     with subprocess.Popen(
         [prepared / "run", "id", "a b"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:
-        out, err = child.communicate(timeout=8)
+        out, err = child.communicate(timeout=8 * SLOWNESS)
     assert out == f"{child.pid} ['id', 'a b']\n"
     assert err == ""
 
