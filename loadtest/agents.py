@@ -17,13 +17,7 @@ from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from loadtest.posts import Stock
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    ClientSession,
-    Failed,
-    LoginOptions,
-    Ready,
-    Send,
-)
+from relay.protocol.client_session import ClientSession, Failed, LoginOptions, Ready, Send
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
 from relay.protocol.ids import Timestamp

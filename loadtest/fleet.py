@@ -23,11 +23,7 @@ from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.endpoint_record import sign as sign_record
 from relay.protocol.errors import RelayError
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Timestamp,
-)
+from relay.protocol.ids import Did, Eid, Timestamp
 from relay.protocol.receipts import verify_receipt
 
 PAIRS: Final = 8

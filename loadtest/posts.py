@@ -10,16 +10,8 @@ from typing import Final, NamedTuple
 
 from relay.protocol import frames
 from relay.protocol.did import SigningKey
-from relay.protocol.envelope import (
-    Draft,
-    sign,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.envelope import Draft, sign
+from relay.protocol.ids import Did, Eid, Timestamp, new_message_id
 
 BODY_BYTES: Final = 512
 SIGNED_AT_ONCE: Final = 100

@@ -26,14 +26,8 @@ from pydantic_settings import (
 from relay import variables
 from relay.protocol.dial_allowlist import Networks
 from relay.protocol.did import parse_did
-from relay.protocol.errors import (
-    ErrorCode,
-    StateError,
-)
-from relay.protocol.ids import (
-    ORIGIN,
-    Did,
-)
+from relay.protocol.errors import ErrorCode, StateError
+from relay.protocol.ids import ORIGIN, Did
 
 PREFIX: Final = "RELAY_"
 MAX_PORT: Final = 65_535

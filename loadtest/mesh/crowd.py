@@ -17,16 +17,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from relay.directory.ports import (
-    RecordRow,
-)
+from relay.directory.ports import RecordRow
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.ids import (
-    AgentKey,
-    Timestamp,
-)
+from relay.protocol.ids import AgentKey, Timestamp
 from relay.store.embedded import launcher
 
 SHARE: Final = 2_000

@@ -22,15 +22,10 @@ from typing import Any, Final
 import orjson
 
 from loadtest.process import RelayFailedError, RelayProcess, relay_process
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-)
+from relay.protocol.ids import Did, NodeId
 from relay.store.redis import RedisStore
 
 AT_ONCE: Final = 4

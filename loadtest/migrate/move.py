@@ -23,21 +23,10 @@ from loadtest.process import RelayFailedError, RelayProcess
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.envelope import (
-    SignedEnvelope,
-    eid_of,
-)
+from relay.protocol.envelope import SignedEnvelope, eid_of
 from relay.protocol.frames import MAX_MAYBE_SEEN_IDS
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-    MigrationStatement,
-)
+from relay.protocol.ids import Eid, Epoch, Seq, Timestamp
+from relay.protocol.migration_statement import MigrationCounters, MigrationStatement
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import Speaker, make_envelope, speaker
 

@@ -26,9 +26,7 @@ from loadtest.migrate import move
 from loadtest.migrate.move import Found
 from loadtest.process import RelayFailedError
 from relay.protocol.errors import RelayError
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
+from relay.protocol.migration_statement import MigrationCounters
 
 RESULTS: Final = Path(__file__).parents[1] / "results"
 MOST_S: Final = 10.0

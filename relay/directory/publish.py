@@ -260,7 +260,7 @@ class Directory:
         """
         try:
             owner = parse_did(did)
-        except jws.UnsupportedError as exc:
+        except jws.UnsupportedTypeError as exc:
             raise error(ErrorCode.UNSUPPORTED, f"did: {exc}") from exc
         except ValueError as exc:
             raise error(ErrorCode.BAD_FRAME, f"did: {exc}") from exc

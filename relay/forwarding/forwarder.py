@@ -21,19 +21,12 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from relay import clock, log, metrics
-from relay.forwarding.model import (
-    MAX_ASKED_PAUSE_S,
-    ForwardItem,
-    ForwardResult,
-    ForwardWindow,
-)
+from relay.forwarding.model import MAX_ASKED_PAUSE_S, ForwardItem, ForwardResult, ForwardWindow
 from relay.forwarding.peer_submitter import MAX_SUBMIT_BYTES, NotSentError, SubmitterPool
 from relay.forwarding.ports import HandoffGate, OutboxStore
 from relay.forwarding.routing import Routing
 from relay.inbox.consumer import InboxConsumer
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model import types
 from relay.inbox.model.delivery import InboxDelivery

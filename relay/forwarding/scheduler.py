@@ -13,24 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay import clock, metrics
-from relay.forwarding.forwarder import (
-    HANDOFF_WINDOW,
-    WINDOW,
-    ForwarderDeps,
-    InboxForwarder,
-)
+from relay.forwarding.forwarder import HANDOFF_WINDOW, WINDOW, ForwarderDeps, InboxForwarder
 from relay.forwarding.peer_submitter import SubmitterPool
 from relay.forwarding.ports import HandoffGate, OutboxStore
 from relay.forwarding.routing import Routing
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.model.store_contract import LEASE_S
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-)
+from relay.inbox.model.types import AckRequest, AckResult
 from relay.inbox.ports import InboxStore, OpenRequest
 from relay.peering.links import Links
 from relay.protocol.errors import Refusal

@@ -34,7 +34,7 @@ async def members(request: Request) -> jose.Members:
         raise ProtocolError(ErrorCode.BAD_FRAME, "the connection ended within the body") from exc
     try:
         return jose.Members(jose.loads(data))
-    except jose.UnsupportedError as exc:
+    except jose.UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc

@@ -12,14 +12,8 @@ from relay.http import bodies
 from relay.http.services import HttpServices
 from relay.inbox.client_ip import client_ip, strangers_network
 from relay.inbox.http_sessions import MAX_WAIT_S, HttpSessions
-from relay.inbox.model.types import (
-    InboxAck,
-    Page,
-)
-from relay.inbox.submit import (
-    Intake,
-    SubmitStream,
-)
+from relay.inbox.model.types import InboxAck, Page
+from relay.inbox.submit import Intake, SubmitStream
 from relay.protocol import endpoint_record, frames
 from relay.protocol.ids import Did, Fence
 

@@ -12,14 +12,10 @@ from dataclasses import dataclass
 
 from relay import metrics
 from relay.inbox.contacts import Contacts
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.model.types import Accepted
 from relay.inbox.ports import InboxStore
-from relay.inbox.submit import (
-    SubmitItem,
-)
+from relay.inbox.submit import SubmitItem
 from relay.protocol.errors import Refusal
 
 

@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import log, metrics
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.model.admission import admit_own
 from relay.inbox.model.types import Accepted
 from relay.inbox.ports import BounceBatch, BounceStore, InboxStore, Router, StoreClock

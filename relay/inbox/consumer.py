@@ -13,16 +13,8 @@ from typing import Protocol
 from relay import clock
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, Read
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-    Page,
-    PageItem,
-)
-from relay.inbox.ports import (
-    InboxHead,
-    InboxStore,
-)
+from relay.inbox.model.types import AckRequest, AckResult, Page, PageItem
+from relay.inbox.ports import InboxHead, InboxStore
 from relay.protocol.errors import Refusal, RelayError
 from relay.protocol.ids import Epoch, Fence, Timestamp
 

@@ -13,23 +13,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, metrics
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.login import LoginService, new_nonce
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-    InboxAck,
-    LiveSession,
-    Page,
-    PageItem,
-)
-from relay.inbox.ports import (
-    InboxHead,
-    InboxStore,
-    TokenStore,
-)
+from relay.inbox.model.types import AckRequest, AckResult, InboxAck, LiveSession, Page, PageItem
+from relay.inbox.ports import InboxHead, InboxStore, TokenStore
 from relay.inbox.rules import InboxRules
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, StateError

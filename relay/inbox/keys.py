@@ -5,7 +5,9 @@ from __future__ import annotations
 from relay.protocol.did import VerificationKey, parse_did
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
-from relay.protocol.jws import UnsupportedError
+from relay.protocol.jws import (
+    UnsupportedTypeError,
+)
 
 
 class DidKeys:
@@ -19,7 +21,7 @@ class DidKeys:
         """Return the one key that a did:key stands for."""
         try:
             return parse_did(did)
-        except UnsupportedError as exc:
+        except UnsupportedTypeError as exc:
             raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
         except ValueError as exc:
             raise ProtocolError(ErrorCode.BAD_ENVELOPE, str(exc)) from exc

@@ -13,10 +13,7 @@ from typing import Final
 from relay import clock, log, metrics
 from relay.inbox.client_ip import strangers_network
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    OpenedSession,
-    Pending,
-)
+from relay.inbox.model.types import OpenedSession, Pending
 from relay.inbox.ports import InboxStore, Keys, LoginGate, OpenRequest
 from relay.limits import TokenBuckets
 from relay.protocol import frames, handshake

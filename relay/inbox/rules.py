@@ -12,7 +12,9 @@ from relay.protocol import frames
 from relay.protocol.did import did_of, parse_did
 from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, error
 from relay.protocol.ids import AgentKey, Did, Fence
-from relay.protocol.jws import UnsupportedError
+from relay.protocol.jws import (
+    UnsupportedTypeError,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ class InboxRules:
 def _keys(dids: Sequence[Did]) -> tuple[AgentKey, ...]:
     try:
         return tuple(parse_did(did).agent_key for did in dids)
-    except UnsupportedError as exc:
+    except UnsupportedTypeError as exc:
         raise error(ErrorCode.UNSUPPORTED, f"rules: {exc}") from exc
     except ValueError as exc:
         raise error(ErrorCode.BAD_FRAME, f"rules: {exc}") from exc

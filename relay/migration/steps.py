@@ -23,13 +23,7 @@ from relay.migration.ports import MigrationChange, MigrationRow, MigrationStore
 from relay.protocol import endpoint_record, frames, jws, migration_order
 from relay.protocol.did import VerificationKey, parse_did
 from relay.protocol.endpoint_record import EndpointRecord, RecordVersion
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    Refusal,
-    RelayError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, RelayError, UnavailableError
 from relay.protocol.ids import AgentKey, Did
 from relay.protocol.migration_order import MigrationOrder
 from relay.protocol.types import Mode

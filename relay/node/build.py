@@ -28,39 +28,19 @@ from relay.inbox.accept import BatchAcceptor
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
 from relay.inbox.contacts import Contacts
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
-from relay.inbox.login import (
-    LoginService,
-    Registration,
-)
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-)
+from relay.inbox.login import LoginService, Registration
+from relay.inbox.model.types import AckRequest, AckResult
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries
-from relay.inbox.submit import (
-    Intake,
-    RelayIdentity,
-)
+from relay.inbox.submit import Intake, RelayIdentity
 from relay.limits import TokenBuckets
-from relay.migration.digest_sender import (
-    DigestSender,
-)
-from relay.migration.requests import (
-    MigrationRequests,
-)
-from relay.migration.steps import (
-    MigrationSteps,
-)
-from relay.node.housekeeping import (
-    Housekeeping,
-    look_at_clocks,
-)
+from relay.migration.digest_sender import DigestSender
+from relay.migration.requests import MigrationRequests
+from relay.migration.steps import MigrationSteps
+from relay.node.housekeeping import Housekeeping, look_at_clocks
 from relay.node.node import Node, hello_limits
 from relay.node.open_store import OpenedStore, inbox_limits
 from relay.peering.admin import PeerAdmin

@@ -11,17 +11,11 @@ from relay.files import is_file_left
 from relay.health import ProblemReason
 from relay.inbox.bounces import BouncePump
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
-from relay.migration.steps import (
-    MigrationSteps,
-)
+from relay.inbox.dispatch import Dispatcher
+from relay.migration.steps import MigrationSteps
 from relay.node.open_store import OpenedStore
 from relay.protocol.ids import NodeId
-from relay.store.ports import (
-    Store,
-)
+from relay.store.ports import Store
 
 HEARTBEAT_TTL_S: Final = 15.0
 NO_FILES: Final = (

@@ -9,18 +9,9 @@ from typing import Final
 
 from relay import clock
 from relay.files import sync_directory
-from relay.protocol.did import (
-    KEY_BYTES,
-    SigningKey,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    StateError,
-)
-from relay.protocol.jws import (
-    b64decode,
-    b64encode,
-)
+from relay.protocol.did import KEY_BYTES, SigningKey
+from relay.protocol.errors import ErrorCode, StateError
+from relay.protocol.jws import b64decode, b64encode
 
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
 

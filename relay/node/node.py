@@ -18,24 +18,15 @@ from relay.forwarding.routing import Routing
 from relay.forwarding.scheduler import ForwardScheduler
 from relay.health import ProblemReason
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import LoginService, new_nonce
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-)
+from relay.inbox.model.types import AckRequest, AckResult
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries
 from relay.inbox.submit import Intake
-from relay.migration.requests import (
-    MigrationRequests,
-)
-from relay.migration.steps import (
-    MigrationSteps,
-)
+from relay.migration.requests import MigrationRequests
+from relay.migration.steps import MigrationSteps
 from relay.node.housekeeping import Housekeeping
 from relay.node.open_store import OpenedStore
 from relay.peering.admin import PeerAdmin

@@ -9,24 +9,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from relay import clock, log
-from relay.directory.ports import (
-    DirectoryLimits,
-)
+from relay.directory.ports import DirectoryLimits
 from relay.health import Health
 from relay.inbox.model.types import InboxLimits, OutboxLimits
 from relay.node import keyfile
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import UnavailableError
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-)
+from relay.protocol.ids import Did, NodeId
 from relay.settings import Settings
 from relay.store.disk import DiskGuard
 from relay.store.embedded import EmbeddedStore
-from relay.store.ports import (
-    Store,
-)
+from relay.store.ports import Store
 from relay.store.redis import RedisStore, is_lasting
 
 RETRY_S: Final = 0.5

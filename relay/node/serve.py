@@ -33,11 +33,7 @@ from relay.node.loops import loops_of, run_every
 from relay.node.node import Node
 from relay.node.open_store import StoppedError, open_store
 from relay.protocol import hosts
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
 from relay.protocol.jws import dumps
 from relay.settings import Settings, split_host_port
 from relay.tasks import side_by_side

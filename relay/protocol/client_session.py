@@ -24,10 +24,7 @@ from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, error
 from relay.protocol.ids import Did, Eid, Entropy, Timestamp
 from relay.protocol.jws import b64encode
-from relay.protocol.receipts import (
-    Receipt,
-    ReceiptItem,
-)
+from relay.protocol.receipts import Receipt, ReceiptItem
 
 PeerQuestion = frames.Status | frames.Resolve | frames.Digest | frames.Want | frames.Migrate
 """The frames in which a relay asks a peer that it dialled."""

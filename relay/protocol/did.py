@@ -13,12 +13,10 @@ from typing import Final
 import nacl.bindings
 import nacl.exceptions
 
-from relay.protocol.ids import (
-    MAX_DID_BYTES,
-    AgentKey,
-    Did,
+from relay.protocol.ids import MAX_DID_BYTES, AgentKey, Did
+from relay.protocol.jws import (
+    UnsupportedTypeError,
 )
-from relay.protocol.jws import UnsupportedError
 
 KEY_BYTES: Final = 32
 _PREFIX: Final = "did:key:"
@@ -43,7 +41,7 @@ def parse_did(did: str) -> VerificationKey:
     """Read a ``did:key`` and the one key it stands for.
 
     Raises:
-        UnsupportedError: another method or another key type; it may be right elsewhere.
+        UnsupportedTypeError: another method or another key type; it may be right elsewhere.
         ValueError: not a DID, a DID URL, too long, a small-order or non-canonical key.
     """
     if len(did.encode()) > MAX_DID_BYTES:
@@ -52,14 +50,14 @@ def parse_did(did: str) -> VerificationKey:
     if not method or not method.islower() or any(c in did for c in "/?# "):
         raise ValueError("not a DID")
     if method != "key":
-        raise UnsupportedError(f"DID method {method!r} is not supported")
+        raise UnsupportedTypeError(f"DID method {method!r} is not supported")
     multibase = did[len(_PREFIX) :]
     if not multibase.startswith("z6Mk") or len(multibase) != _MULTIBASE_CHARS:
-        raise UnsupportedError("only did:key with an Ed25519 key is supported")
+        raise UnsupportedTypeError("only did:key with an Ed25519 key is supported")
     raw = _base58decode(multibase[1:])
     public_key = raw[2:]
     if raw[:2] != _MULTICODEC_ED25519 or len(public_key) != KEY_BYTES:
-        raise UnsupportedError("only did:key with an Ed25519 key is supported")
+        raise UnsupportedTypeError("only did:key with an Ed25519 key is supported")
     if not nacl.bindings.crypto_core_ed25519_is_valid_point(public_key):
         raise ValueError("not a valid Ed25519 key")
     return VerificationKey(Did(did), agent_key_of(multibase), f"{did}#{multibase}", public_key)

@@ -13,21 +13,9 @@ from typing import Final, Literal, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    MAX_DID_BYTES,
-    MAX_URL_CHARS,
-    Did,
-    Timestamp,
-)
+from relay.protocol.did import SigningKey, VerificationKey, parse_did
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import MAX_DID_BYTES, MAX_URL_CHARS, Did, Timestamp
 
 TYP: Final = "agent-endpoints+jws"
 MAX_RECORD_BYTES: Final = 4096

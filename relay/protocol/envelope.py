@@ -15,15 +15,8 @@ from typing import Final, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.did import SigningKey, VerificationKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import (
     MAX_DID_BYTES,
     UUID7,
@@ -181,7 +174,7 @@ def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
     """
     try:
         compact, body_base64 = _parts(item)
-    except jose.UnsupportedError as exc:
+    except jose.UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, str(exc)) from exc
@@ -192,7 +185,7 @@ def parse(item: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> Envelope:
     try:
         jws = jose.parse(compact, typ=TYP, max_bytes=MAX_JWS_BYTES)
         return _quick(jws, body_base64) or _parse(jws, body_base64)
-    except jose.UnsupportedError as exc:
+    except jose.UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_ENVELOPE, str(exc)) from exc

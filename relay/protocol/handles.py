@@ -23,7 +23,9 @@ from relay.protocol import hosts
 from relay.protocol import jws as jose
 from relay.protocol.did import parse_did
 from relay.protocol.ids import Did
-from relay.protocol.jws import UnsupportedError
+from relay.protocol.jws import (
+    UnsupportedTypeError,
+)
 
 MAX_HANDLE_CHARS: Final = 320
 SELF: Final = "self"
@@ -182,7 +184,7 @@ def _one(dids: set[str], source: str) -> LookupResult:
     [did] = dids
     try:
         return LookupResult("found", parse_did(did).did)
-    except (UnsupportedError, ValueError) as exc:
+    except (UnsupportedTypeError, ValueError) as exc:
         return LookupResult("unreadable", why=f"{source}: {exc}")
 
 

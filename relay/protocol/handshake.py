@@ -11,23 +11,9 @@ from typing import Final, Literal
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    MAX_DID_BYTES,
-    MAX_EPOCH_CHARS,
-    MAX_URL_CHARS,
-    Did,
-    Timestamp,
-    in_utc,
-)
+from relay.protocol.did import SigningKey, VerificationKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import MAX_DID_BYTES, MAX_EPOCH_CHARS, MAX_URL_CHARS, Did, Timestamp, in_utc
 
 AUTH_TYP: Final = "agent-auth+jws"
 PROOF_TYP: Final = "relay-proof+jws"

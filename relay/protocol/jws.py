@@ -45,7 +45,7 @@ Sign = Callable[[bytes], bytes]
 """``sign(signing_input)`` gives the 64-byte signature."""
 
 
-class UnsupportedError(ValueError):
+class UnsupportedTypeError(ValueError):
     """Perhaps right in another version; not something that version 1 understands."""
 
 
@@ -156,7 +156,7 @@ class Members:
             raise ValueError("not a JSON object")  # noqa: TRY004  one error for bad bytes
         for name in value:
             if name.startswith("must_"):
-                raise UnsupportedError(f"{name[:64]!r} is required but not understood")
+                raise UnsupportedTypeError(f"{name[:64]!r} is required but not understood")
         self._members: dict[str, Any] = value
 
     def has(self, name: str) -> bool:

@@ -12,25 +12,10 @@ from typing import Final
 
 from relay.protocol import endpoint_record, signed
 from relay.protocol import jws as jose
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-)
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    Home,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    UUID7,
-    Did,
-    Entropy,
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.did import SigningKey, VerificationKey
+from relay.protocol.endpoint_record import EndpointRecord, Home
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import UUID7, Did, Entropy, Timestamp, new_message_id
 
 TYP: Final = "agent-migrate+jws"
 MAX_ORDER_BYTES: Final = 8192

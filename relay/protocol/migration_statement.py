@@ -10,18 +10,10 @@ from typing import Final, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import MAX_DID_BYTES, MAX_HANDOFF_ID_CHARS, Did
-from relay.protocol.types import (
-    Mode,
-)
+from relay.protocol.types import Mode
 
 TYP: Final = "relay-handoff+jws"
 MAX_STATEMENT_BYTES: Final = 8192

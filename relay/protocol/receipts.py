@@ -12,15 +12,9 @@ from typing import Any, Final, Literal, NamedTuple
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
+from relay.protocol.did import SigningKey, parse_did
 from relay.protocol.envelope import SHA256_BYTES
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import (
     MAX_DID_BYTES,
     MAX_EPOCH_CHARS,

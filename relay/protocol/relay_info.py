@@ -12,18 +12,9 @@ from typing import Final, Literal, get_args
 
 from relay.protocol import jws as jose
 from relay.protocol import signed
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.did import SigningKey, VerificationKey
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import Did, Timestamp
 
 TYP: Final = "agent-relay-info+jws"
 MAX_INFO_BYTES: Final = 4096

@@ -12,23 +12,10 @@ from typing import Final
 import nacl.bindings
 
 from relay.protocol import jws as jose
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-    encryption_key,
-)
-from relay.protocol.envelope import (
-    MAX_URI_CHARS,
-    Envelope,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    Did,
-    MessageId,
-)
+from relay.protocol.did import SigningKey, VerificationKey, encryption_key
+from relay.protocol.envelope import MAX_URI_CHARS, Envelope
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Did, MessageId
 
 CONTENT_TYPE: Final = "application/vnd.agent-relay.sealed"
 

@@ -27,7 +27,7 @@ def read(what: str, parse_one: Callable[[str], _T], compact: str) -> _T:
     """
     try:
         return parse_one(compact)
-    except jose.UnsupportedError as exc:
+    except jose.UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, f"{what}: {exc}") from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, f"{what}: {exc}") from exc
@@ -40,7 +40,7 @@ def check_version(members: jose.Members) -> None:
         ValueError: another version, or none.
     """
     if members.integer("v") != 1:
-        raise jose.UnsupportedError("v must be 1")
+        raise jose.UnsupportedTypeError("v must be 1")
 
 
 def own_members(compact: str, *, typ: str, max_bytes: int) -> tuple[jose.Jws, jose.Members]:

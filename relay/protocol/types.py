@@ -6,11 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Literal, NamedTuple
 
-from relay.protocol.ids import (
-    AgentKey,
-    Eid,
-    Seq,
-)
+from relay.protocol.ids import AgentKey, Eid, Seq
 
 
 @dataclass(frozen=True, slots=True)

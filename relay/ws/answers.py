@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from relay.directory.answers import PeerQuestions
 from relay.directory.publish import Directory
 from relay.directory.resolve import RecordResolver
-from relay.inbox.model.effects import (
-    QuestionFrame,
-)
+from relay.inbox.model.effects import QuestionFrame
 from relay.inbox.model.permissions import Identity
 from relay.inbox.rules import InboxRules
 from relay.inbox.status import StatusQueries

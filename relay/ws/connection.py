@@ -18,15 +18,8 @@ from relay.inbox.consumer import InboxConsumer
 from relay.inbox.model import effects
 from relay.inbox.model.conversation import Conversation
 from relay.inbox.model.delivery import InboxDelivery
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-)
-from relay.inbox.submit import (
-    LocalSource,
-    PeerSource,
-    SubmitStream,
-)
+from relay.inbox.model.types import AckRequest, AckResult
+from relay.inbox.submit import LocalSource, PeerSource, SubmitStream
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
 from relay.protocol.errors import (

@@ -6,19 +6,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from relay.directory.gossip import RecordGossip
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.login import LoginService
-from relay.inbox.model.effects import (
-    QuestionFrame,
-)
+from relay.inbox.model.effects import QuestionFrame
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    AckRequest,
-    AckResult,
-)
+from relay.inbox.model.types import AckRequest, AckResult
 from relay.inbox.ports import InboxStore, Router
 from relay.inbox.submit import Intake
 from relay.peering.exchange import PeerExchange

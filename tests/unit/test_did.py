@@ -17,7 +17,9 @@ from relay.protocol.did import (
     encode_did,
     parse_did,
 )
-from relay.protocol.jws import UnsupportedError
+from relay.protocol.jws import (
+    UnsupportedTypeError,
+)
 from tests.unit.builders import ALICE, BOB
 
 P = 2**255 - 19
@@ -110,7 +112,7 @@ def test_bytes_that_are_no_point_are_refused():
     ],
 )
 def test_other_methods_and_key_types_are_unsupported_and_not_wrong(did: str):
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedTypeError):
         parse_did(did)
 
 
@@ -130,12 +132,12 @@ def test_other_methods_and_key_types_are_unsupported_and_not_wrong(did: str):
 def test_what_is_no_did_is_refused_for_good(did: str):
     with pytest.raises(ValueError, match=r".") as caught:
         parse_did(did)
-    assert not isinstance(caught.value, UnsupportedError)
+    assert not isinstance(caught.value, UnsupportedTypeError)
 
 
 def test_a_did_longer_than_512_bytes_is_refused_before_its_method_is_looked_at():
     fits = "did:web:" + "x" * 504
-    with pytest.raises(UnsupportedError):
+    with pytest.raises(UnsupportedTypeError):
         parse_did(fits)
     for too_long in (fits + "x", "did:web:" + "é" * 253):
         with pytest.raises(ValueError, match="512"):

@@ -43,7 +43,9 @@ from relay.protocol.handshake import (
     LoginClaims,
 )
 from relay.protocol.ids import Timestamp
-from relay.protocol.jws import UnsupportedError
+from relay.protocol.jws import (
+    UnsupportedTypeError,
+)
 
 HERE = Path(__file__).parent
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}
@@ -112,7 +114,7 @@ def read_auth(given: Any, file: Found, _: Found) -> Found:
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "auth signs another nonce")
     try:
         key = parse_did(claims.subject)
-    except UnsupportedError as exc:
+    except UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED) from exc
     handshake.verify_auth(
         parsed, key, relay=context["relay"], url=context["url"], now=Timestamp(context["now"])

@@ -166,7 +166,9 @@ def _send(
 
     check_recipient(to, "TO")
     body, default_type = _body(text, file)
-    draft = send.Draft(to, body, content_type or default_type, not plain, kind, thread, lifetime)
+    draft = send.MessageDraft(
+        to, body, content_type or default_type, not plain, kind, thread, lifetime
+    )
     options = send.SendOptions(wait, timeout, take=take, as_json=json)
     raise typer.Exit(run_async(send.send(_file(key, passphrase_file), relay, draft, options)))
 

@@ -42,7 +42,7 @@ Action = Literal["set", "remove"]
 
 
 @dataclass(frozen=True, slots=True)
-class Resolved:
+class HandleLookup:
     """An agent, looked up.
 
     Args:
@@ -85,25 +85,25 @@ async def check(asked: str, url: str, *, as_json: bool) -> Exit:
     return _EXIT[done.state] if done.state != "found" or done.verified else Exit.REFUSED
 
 
-async def _resolve(asked: str, origin: Origin) -> Resolved:
+async def _resolve(asked: str, origin: Origin) -> HandleLookup:
     if asked.startswith("did:"):
         lookup = LookupResult("found", Did(asked))
-        return Resolved(asked, lookup, await resolve_at(origin, asked))
+        return HandleLookup(asked, lookup, await resolve_at(origin, asked))
     handle = names.parse(asked)
     lookup = await names.lookup(handle, is_local=origin.is_loopback)
     if lookup.did is None:
-        return Resolved(str(handle), lookup)
+        return HandleLookup(str(handle), lookup)
     resolver = HandleResolver(partial(resolve_at, origin), _no_matter, is_local=origin.is_loopback)
     found = await resolver.record_of(str(handle), lookup.did)
     listed = found.record.handles if found.record is not None else ()
-    return Resolved(str(handle), lookup, found, handles.is_listed(handle, listed))
+    return HandleLookup(str(handle), lookup, found, handles.is_listed(handle, listed))
 
 
 def _no_matter(_: Did, __: str | None) -> None:
     """Store nothing: this lookup is read-only."""
 
 
-def _tell(done: Resolved, *, as_json: bool) -> None:
+def _tell(done: HandleLookup, *, as_json: bool) -> None:
     if as_json:
         write_json(_members(done))
         return
@@ -117,7 +117,7 @@ def _tell(done: Resolved, *, as_json: bool) -> None:
         say(f"Not verified: the record of that agent does not list {done.asked}.")
 
 
-def _rows(done: Resolved) -> list[tuple[str, str]]:
+def _rows(done: HandleLookup) -> list[tuple[str, str]]:
     if done.lookup.did is None:
         return []
     rows = [("agent", str(done.lookup.did))]
@@ -133,7 +133,7 @@ def _rows(done: Resolved) -> list[tuple[str, str]]:
     return rows
 
 
-def _members(done: Resolved) -> dict[str, Any]:
+def _members(done: HandleLookup) -> dict[str, Any]:
     record = done.record
     return {
         "asked": done.asked,
@@ -220,7 +220,9 @@ def _tell_published(
 ) -> None:
     record = done.record
     # the record that this command has just signed is found by definition
-    shown = Resolved(record.did, LookupResult("found", record.did), ResolveResult("found", record))
+    shown = HandleLookup(
+        record.did, LookupResult("found", record.did), ResolveResult("found", record)
+    )
     if as_json:
         missed = [{"url": url, "detail": why} for url, why in done.missed]
         leads_to = {} if lookup is None else {"leads": lookup.state, "leads_to": lookup.did}

@@ -59,7 +59,7 @@ SEALING: Final = "sealing makes a body a third larger, and --plain does not"
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class MessageDraft:
     """The content of an envelope to send."""
 
     to: str
@@ -92,7 +92,7 @@ class SendContext:
     options: SendOptions
 
 
-async def send(file: KeyFile, url: str, draft: Draft, options: SendOptions) -> Exit:
+async def send(file: KeyFile, url: str, draft: MessageDraft, options: SendOptions) -> Exit:
     """Send one envelope, show the receipt, and return the exit code."""
     key = file.load()
     _show_warnings(as_json=options.as_json)
@@ -131,7 +131,7 @@ def _show_warnings(*, as_json: bool) -> None:
         logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="relay: %(message)s")
 
 
-def _signed(key: SigningKey, to: str, draft: Draft) -> SignedEnvelope:
+def _signed(key: SigningKey, to: str, draft: MessageDraft) -> SignedEnvelope:
     try:
         return sign(
             key,

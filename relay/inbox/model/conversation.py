@@ -35,11 +35,7 @@ from relay.inbox.model.effects import (
 from relay.inbox.model.permissions import Identity
 from relay.protocol import frames
 from relay.protocol.client_session import Close, Send
-from relay.protocol.errors import (
-    CLOSES,
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import CLOSES, ErrorCode, RelayError
 from relay.protocol.ids import Epoch, Seq, Timestamp
 
 AUTH_DEADLINE_S: Final = 5.0

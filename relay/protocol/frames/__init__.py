@@ -15,7 +15,12 @@ from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.frames import directory, mail, migration, peers, session
 from relay.protocol.frames.directory import Publish, Published, Resolution, Resolve, Resolved
-from relay.protocol.frames.fields import MAX_FRAME_BYTES, MAX_REF_CHARS, Codec, Sender
+from relay.protocol.frames.fields import (
+    MAX_FRAME_BYTES,
+    MAX_REF_CHARS,
+    Codec,
+    SenderField,
+)
 from relay.protocol.frames.mail import (
     MAX_ENVELOPES,
     MAX_HOPS,
@@ -91,23 +96,23 @@ CODECS: Final[dict[type, Codec[Any]]] = {
     for codec in family.CODECS
 }
 BY_SIDE: Final[dict[Side, dict[str, Codec[Any]]]] = {
-    "agent": {one.name: one for one in CODECS.values() if one.sender & Sender.DIALER},
-    "relay": {one.name: one for one in CODECS.values() if one.sender & Sender.HOST},
+    "agent": {one.name: one for one in CODECS.values() if one.sender & SenderField.DIALER},
+    "relay": {one.name: one for one in CODECS.values() if one.sender & SenderField.HOST},
 }
 
 
-def _sent_by(sender: Sender) -> frozenset[type[Any]]:
+def _sent_by(sender: SenderField) -> frozenset[type[Any]]:
     return frozenset(codec.kind for codec in CODECS.values() if codec.sender & sender)
 
 
 SENT_BY_DIALER: Final[dict[Role, frozenset[type[Any]]]] = {
-    "agent": _sent_by(Sender.AGENT),
-    "peer": _sent_by(Sender.PEER),
+    "agent": _sent_by(SenderField.AGENT),
+    "peer": _sent_by(SenderField.PEER),
 }
 """The frames that a dialler of each role may send once it has logged in, beside ``bye``."""
 SENT_TO_DIALER: Final[dict[Role, frozenset[type[Any]]]] = {
-    "agent": _sent_by(Sender.HOST_TO_AGENT),
-    "peer": _sent_by(Sender.HOST_TO_PEER),
+    "agent": _sent_by(SenderField.HOST_TO_AGENT),
+    "peer": _sent_by(SenderField.HOST_TO_PEER),
 }
 """The frames that a relay may send to a dialler of each role after its login, beside ``bye``."""
 
@@ -137,7 +142,7 @@ def parse(data: bytes, side: Side) -> Frame:
         if codec is None:
             raise ProtocolError(ErrorCode.UNSUPPORTED, f"frame {kind!r} is not understood here")
         frame: Frame = codec.read(members)
-    except jose.UnsupportedError as exc:
+    except jose.UnsupportedTypeError as exc:
         raise ProtocolError(ErrorCode.UNSUPPORTED, str(exc)) from exc
     except ValueError as exc:
         raise ProtocolError(ErrorCode.BAD_FRAME, str(exc)) from exc

@@ -4,7 +4,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 
 from relay.protocol.endpoint_record import MAX_RECORD_BYTES
-from relay.protocol.frames.fields import Codec, Sender, boolean, integer, one_of, optional, text
+from relay.protocol.frames.fields import (
+    Codec,
+    SenderField,
+    boolean,
+    integer,
+    one_of,
+    optional,
+    text,
+)
 from relay.protocol.frames.mail import OptionalDid, Ref
 from relay.protocol.frames.session import OptionalRecord
 
@@ -57,8 +65,8 @@ class Published:
 
 
 CODECS: Final[tuple[Codec[Any], ...]] = (
-    Codec(Resolve, Sender.AGENT | Sender.PEER, check=_check_resolve),
-    Codec(Resolved, Sender.HOST_TO_AGENT | Sender.HOST_TO_PEER),
-    Codec(Publish, Sender.AGENT),
-    Codec(Published, Sender.HOST_TO_AGENT),
+    Codec(Resolve, SenderField.AGENT | SenderField.PEER, check=_check_resolve),
+    Codec(Resolved, SenderField.HOST_TO_AGENT | SenderField.HOST_TO_PEER),
+    Codec(Publish, SenderField.AGENT),
+    Codec(Published, SenderField.HOST_TO_AGENT),
 )

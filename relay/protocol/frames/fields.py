@@ -25,7 +25,7 @@ MAX_CODE_CHARS: Final = 64
 _T = TypeVar("_T")
 
 
-class Sender(Flag):
+class SenderField(Flag):
     """The sides of a conversation that may send a frame, by the role of the one that dialled.
 
     ``LOGIN`` frames belong to the login or to the end: their side may send them in either role.
@@ -142,13 +142,13 @@ class Codec(Generic[_T]):
     def __init__(
         self,
         kind: type[_T],
-        *sender: Sender,
+        *sender: SenderField,
         is_sparse: bool = False,
         check: Callable[[_T], None] | None = None,
     ) -> None:
         self.kind = kind
         self.name = kind.__name__.lower()
-        self.sender = reduce(or_, sender, Sender(0))
+        self.sender = reduce(or_, sender, SenderField(0))
         self._check = check
         self._is_sparse = is_sparse
         self._rows = _rows(kind)

@@ -16,7 +16,7 @@ from relay.protocol.frames.fields import (
     MAX_REF_CHARS,
     Codec,
     Field,
-    Sender,
+    SenderField,
     array,
     base64,
     integer,
@@ -27,14 +27,7 @@ from relay.protocol.frames.fields import (
     texts,
 )
 from relay.protocol.frames.session import Code, Detail, OptionalRecord, RetryAfter
-from relay.protocol.ids import (
-    MAX_DID_BYTES,
-    MAX_EPOCH_CHARS,
-    MAX_HANDOFF_ID_CHARS,
-    Did,
-    Epoch,
-    Seq,
-)
+from relay.protocol.ids import MAX_DID_BYTES, MAX_EPOCH_CHARS, MAX_HANDOFF_ID_CHARS, Did, Epoch, Seq
 from relay.protocol.receipts import MAX_RECEIPT_BYTES
 from relay.protocol.types import FirstContact, Range, Reason
 
@@ -349,18 +342,18 @@ class Ruled:
     contacts: Annotated[int, integer()]
 
 
-_ASKED: Final = Sender.AGENT | Sender.PEER
-_ANSWERED: Final = Sender.HOST_TO_AGENT | Sender.HOST_TO_PEER
+_ASKED: Final = SenderField.AGENT | SenderField.PEER
+_ANSWERED: Final = SenderField.HOST_TO_AGENT | SenderField.HOST_TO_PEER
 CODECS: Final[tuple[Codec[Any], ...]] = (
     Codec(Submit, _ASKED, is_sparse=True, check=_check_submit),
     Codec(Submitted, _ANSWERED),
-    Codec(Deliver, Sender.HOST_TO_AGENT),
-    Codec(Gap, Sender.HOST_TO_AGENT),
-    Codec(Ack, Sender.AGENT),
-    Codec(Acked, Sender.HOST_TO_AGENT),
+    Codec(Deliver, SenderField.HOST_TO_AGENT),
+    Codec(Gap, SenderField.HOST_TO_AGENT),
+    Codec(Ack, SenderField.AGENT),
+    Codec(Acked, SenderField.HOST_TO_AGENT),
     Codec(Status, _ASKED),
     Codec(Statuses, _ANSWERED),
-    Codec(Rules, Sender.AGENT),
-    Codec(Ruled, Sender.HOST_TO_AGENT),
+    Codec(Rules, SenderField.AGENT),
+    Codec(Ruled, SenderField.HOST_TO_AGENT),
 )
 PARTS: Final[tuple[Codec[Any], ...]] = (REJECTION, STATUS_ANSWER)

@@ -7,7 +7,7 @@ from relay.protocol import jws as jose
 from relay.protocol.frames.fields import (
     Codec,
     Field,
-    Sender,
+    SenderField,
     base64,
     integer,
     one_of,
@@ -99,6 +99,6 @@ class Migrated:
 
 
 CODECS: Final[tuple[Codec[Any], ...]] = (
-    Codec(Migrate, Sender.PEER, is_sparse=True, check=_check_migrate),
-    Codec(Migrated, Sender.HOST_TO_PEER),
+    Codec(Migrate, SenderField.PEER, is_sparse=True, check=_check_migrate),
+    Codec(Migrated, SenderField.HOST_TO_PEER),
 )

@@ -10,7 +10,7 @@ from relay.protocol.frames.fields import (
     MAX_REF_CHARS,
     Codec,
     Field,
-    Sender,
+    SenderField,
     array,
     boolean,
     integer,
@@ -204,14 +204,16 @@ class View:
 
 
 CODECS: Final[tuple[Codec[Any], ...]] = (
-    _GossipCodec(Gossip, Sender.PEER, Sender.HOST_TO_PEER),
-    Codec(Digest, Sender.PEER, check=lambda frame: _check_buckets(frame.bits, *frame.buckets)),
+    _GossipCodec(Gossip, SenderField.PEER, SenderField.HOST_TO_PEER),
+    Codec(Digest, SenderField.PEER, check=lambda frame: _check_buckets(frame.bits, *frame.buckets)),
     Codec(
         Digests,
-        Sender.HOST_TO_PEER,
+        SenderField.HOST_TO_PEER,
         check=lambda frame: _check_buckets(frame.bits, *(item.bucket for item in frame.items)),
     ),
-    _WantCodec(Want, Sender.PEER, is_sparse=True, check=_check_want),
-    Codec(Have, Sender.HOST_TO_PEER, check=lambda frame: _check_buckets(frame.bits, frame.bucket)),
-    Codec(View, Sender.HOST_TO_PEER),
+    _WantCodec(Want, SenderField.PEER, is_sparse=True, check=_check_want),
+    Codec(
+        Have, SenderField.HOST_TO_PEER, check=lambda frame: _check_buckets(frame.bits, frame.bucket)
+    ),
+    Codec(View, SenderField.HOST_TO_PEER),
 )

@@ -13,7 +13,7 @@ from relay.protocol.frames.fields import (
     MAX_REF_CHARS,
     Codec,
     Field,
-    Sender,
+    SenderField,
     base64,
     integer,
     optional,
@@ -89,7 +89,7 @@ class _WelcomeCodec(Codec[Welcome]):
     """Nested objects, and members that depend on ``inbox``."""
 
     def __init__(self) -> None:
-        self.kind, self.name, self.sender = Welcome, "welcome", Sender.HOST_LOGIN
+        self.kind, self.name, self.sender = Welcome, "welcome", SenderField.HOST_LOGIN
 
     def read(self, value: object, **_: Any) -> Welcome:
         m = value if isinstance(value, jose.Members) else jose.Members(value)
@@ -162,11 +162,13 @@ class Bye:
     record: OptionalRecord = None
 
 
-_ANY_ROLE: Final = Sender.AGENT | Sender.PEER | Sender.HOST_TO_AGENT | Sender.HOST_TO_PEER
+_ANY_ROLE: Final = (
+    SenderField.AGENT | SenderField.PEER | SenderField.HOST_TO_AGENT | SenderField.HOST_TO_PEER
+)
 CODECS: Final[tuple[Codec[Any], ...]] = (
-    Codec(Hello, Sender.HOST_LOGIN),
-    Codec(Auth, Sender.DIALER_LOGIN),
+    Codec(Hello, SenderField.HOST_LOGIN),
+    Codec(Auth, SenderField.DIALER_LOGIN),
     _WelcomeCodec(),
     Codec(Error, _ANY_ROLE),
-    Codec(Bye, Sender.DIALER_LOGIN, Sender.HOST_LOGIN),
+    Codec(Bye, SenderField.DIALER_LOGIN, SenderField.HOST_LOGIN),
 )
