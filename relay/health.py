@@ -21,7 +21,7 @@ class ProblemReason(StrEnum):
     STARTING = "starting"
     DRAINING = "draining"
     RETURNING = "returning"
-    STORE_AWAY = "store_away"
+    STORE_UNREACHABLE = "store_away"
     STORE_REPLICA = "store_replica"
     STORE_FOREIGN = "store_foreign"
     STORE_REFUSES_WRITES = "store_refuses_writes"
@@ -134,5 +134,5 @@ class Health:
         for reason in ProblemReason:
             metrics.PROBLEM.labels(reason).set(reason in there)
         metrics.READY.set(self.is_ready)
-        metrics.STORE_UP.set(not there & {ProblemReason.STARTING, ProblemReason.STORE_AWAY})
+        metrics.STORE_UP.set(not there & {ProblemReason.STARTING, ProblemReason.STORE_UNREACHABLE})
         metrics.CLOCK_OK.set(not there.intersection(CLOCKS))

@@ -25,7 +25,7 @@ FORWARD_FAILURES: Final = Counter(
 DEAD_LETTERS: Final = Counter(
     "relay_dead_letters_total", "Envelopes that a peer will never take, by code.", ["code"]
 )
-COURIERS: Final = Gauge("relay_couriers", "Inboxes that couriers of this node carry.")
+FORWARDERS: Final = Gauge("relay_couriers", "Inboxes that couriers of this node carry.")
 OUTBOX_ENVELOPES: Final = Gauge(
     "relay_outbox_envelopes", "Envelopes in this relay's store that wait for other relays."
 )

@@ -20,11 +20,11 @@ class DueOutbox:
 
 
 class OutboxStore(Protocol):
-    """Inboxes whose agents live elsewhere: a courier takes what waits to the agent's home.
+    """Inboxes whose agents live elsewhere: a forwarder sends their mail to the agents' homes.
 
-    It waits in an inbox like any other, under the bounds of an outbox, with a courier's session
-    (:class:`OpenRequest`, ``courier``) instead of the agent's: the same seqs, ids, fences, expiry
-    and bounces. Should the agent come home, the courier's session ends, and what waits is its mail.
+    Such an inbox has the limits of an outbox, and a forwarder has its session instead of the agent.
+    Seqs, ids, fences, expiry and bounces are the same. If the agent comes home, the forwarder's
+    session ends, and the agent reads what waits.
     """
 
     async def due(self, node: NodeId, *, limit: int, lease_s: float) -> list[DueOutbox]:

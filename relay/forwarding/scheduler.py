@@ -140,7 +140,7 @@ class ForwardScheduler:
                 forwarder.stop()
 
     async def _forward(self, inbox: AgentKey, peer: AgentKey | None) -> None:
-        metrics.COURIERS.inc()
+        metrics.FORWARDERS.inc()
         try:
             # after a failure the lease lapses, and the inbox is due again
             with isolated("courier"):
@@ -148,7 +148,7 @@ class ForwardScheduler:
                 if decision.may_forward:
                     await self._run_forwarder(inbox, peer, decision.handoff)
         finally:
-            metrics.COURIERS.dec()
+            metrics.FORWARDERS.dec()
             was_full = len(self._running) >= MAX_FORWARDERS
             del self._running[inbox]
             self._left.set()

@@ -97,5 +97,5 @@ def _app(title: str, *checks: Any) -> FastAPI:
 
 
 def _clock(guard: ClockGuard) -> Response:
-    body = {"ok": guard.ok, "doubt": guard.doubt}
+    body = {"ok": guard.ok, "doubt": guard.uncertainty}
     return Response(dumps(body), media_type="application/json")

@@ -1,7 +1,7 @@
 """Decide if the store's clock is right: a wrong one must never expire mail (GUARANTEES.md §2).
 
-The caller brings samples. A gap or a step stays in doubt until an operator confirms the clock:
-nobody can see which side of it is right. Two clocks that differ are in doubt while they differ: one
+The caller brings samples. A gap or a step stays in uncertainty until an operator confirms the clock:
+nobody can see which side of it is right. Two clocks that differ are in uncertainty while they differ: one
 of them is wrong, and no operator can confirm that away.
 """
 
@@ -36,7 +36,7 @@ class ClockGuard:
     _monotonic_at: Timestamp | None = None
 
     def begin(self, last_seen: Timestamp | None, now: Timestamp, *, trusted: bool) -> None:
-        """Start: doubt a clock far ahead of the last one that the store wrote down."""
+        """Start: uncertainty a clock far ahead of the last one that the store wrote down."""
         if last_seen is not None and now - last_seen > MAX_GAP_S and not trusted:
             self.gap = f"the clock is {int(now - last_seen)} s ahead of the last one seen"
 
@@ -72,11 +72,11 @@ class ClockGuard:
         health.found(ProblemReason.CLOCKS_DIFFER, self.difference)
 
     @property
-    def doubt(self) -> str | None:
-        """Everything in doubt, as text; None = nothing."""
+    def uncertainty(self) -> str | None:
+        """Everything in uncertainty, as text; None = nothing."""
         return "; ".join(filter(None, (self.difference, self.step, self.gap))) or None
 
     @property
     def ok(self) -> bool:
         """True if anything may expire."""
-        return self.doubt is None
+        return self.uncertainty is None

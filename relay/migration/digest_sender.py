@@ -158,17 +158,20 @@ class DigestSender:
             ref="",
             agent=did_of(inbox),
             handoff=handoff.id,
-            evidence=evidence,
-            whole=b64encode(digest.digest()),
+            authorization=evidence,
+            digest_id=b64encode(digest.digest()),
             number=0,
             total=len(parts),
-            missing=missing,
-            floor=floor,
-            doubts=parts[0],
-            known=known if known != MovedRules() else None,
+            awaiting_digests=missing,
+            dedup_horizon_hour=floor,
+            maybe_seen=parts[0],
+            rules=known if known != MovedRules() else None,
         )
         later = enumerate(parts[1:], 1)
-        return [first, *(replace(first, number=n, doubts=part, known=None) for n, part in later)]
+        return [
+            first,
+            *(replace(first, number=n, maybe_seen=part, rules=None) for n, part in later),
+        ]
 
     async def _ids(self, inbox: AgentKey) -> tuple[bytes, int]:
         ids: dict[bytes, None] = {}
@@ -204,10 +207,13 @@ async def _send_pages(link: Link, pages: Sequence[frames.Migrate]) -> DigestRece
         answer = await link.ask(_with_ref(page))
         if not isinstance(answer, frames.Migrated):
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer answers another question")
-        if (answer.handoff, answer.whole) != (page.handoff, page.whole) or answer.next > total:
+        if (answer.handoff, answer.digest_id) != (
+            page.handoff,
+            page.digest_id,
+        ) or answer.next > total:
             raise ProtocolError(ErrorCode.BAD_FRAME, "the peer speaks of another digest")
         if answer.next == total:
-            return DigestReceipt(page.handoff, b64decode(page.whole), total)
+            return DigestReceipt(page.handoff, b64decode(page.digest_id), total)
         number = answer.next
     detail = "the target asks for the same pages again and again"
     raise UnavailableError(ErrorCode.PEER_UNREACHABLE, detail)

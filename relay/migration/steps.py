@@ -217,16 +217,16 @@ class MigrationSteps:
         handoff, named = await self._authorize(peer, frame, row)
         page = state.DigestPage(
             handoff=handoff,
-            digest_id=jws.b64decode(frame.whole),
+            digest_id=jws.b64decode(frame.digest_id),
             number=frame.number,
             total=frame.total,
-            awaiting_digests=frozenset(frame.missing),
-            dedup_horizon=frame.floor,
-            maybe_seen=frame.doubts,
+            awaiting_digests=frozenset(frame.awaiting_digests),
+            dedup_horizon=frame.dedup_horizon_hour,
+            maybe_seen=frame.maybe_seen,
         )
         # once: a former home must not go on writing an agent's rules
         is_first = peer in self.load_state(row).side.awaiting_digests
-        known = frame.known if is_first else None
+        known = frame.rules if is_first else None
 
         async def learn() -> None:
             if known is not None:
@@ -238,7 +238,7 @@ class MigrationSteps:
             raise ProtocolError(ErrorCode.BAD_FRAME, "that is no page of a digest")
         if step.answer.next == frame.total:
             log.event("handoff", step="digested", did=frame.agent, handoff=frame.handoff, peer=peer)
-        return frames.Migrated(frame.ref, frame.handoff, frame.whole, step.answer.next)
+        return frames.Migrated(frame.ref, frame.handoff, frame.digest_id, step.answer.next)
 
     async def _authorize(
         self, peer: Did, frame: frames.Migrate, row: MigrationRow
@@ -255,7 +255,7 @@ class MigrationSteps:
         if handoff == (frame.handoff, peer) or row.record is None:
             return frame.handoff, False
         key = await self.keys.resolve(frame.agent)
-        evidence = _verified_evidence(frame.evidence, key)
+        evidence = _verified_evidence(frame.authorization, key)
         newest = endpoint_record.parse(row.record.compact)
         named = migration_order.authorizes(peer, evidence, newest)
         if isinstance(evidence, MigrationOrder) and evidence.id == frame.handoff:
@@ -271,7 +271,7 @@ class MigrationSteps:
 
 def _owner(frame: frames.Migrate) -> AgentKey:
     try:
-        for relay in frame.missing:
+        for relay in frame.awaiting_digests:
             parse_did(relay)
         return parse_did(frame.agent).agent_key
     except ValueError as exc:

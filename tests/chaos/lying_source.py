@@ -68,9 +68,9 @@ class Liar:
         """Say a page of a digest."""
         said = Migrate(
             ref=next(self._refs), agent=self.me.key.did, handoff=handoff or self.me.id,
-            evidence=evidence or self.me.order,
-            whole=b64encode(whole or hashlib.sha256(b"".join(doubts)).digest()),
-            number=number, total=total, doubts=b"".join(doubts),
+            authorization=evidence or self.me.order,
+            digest_id=b64encode(whole or hashlib.sha256(b"".join(doubts)).digest()),
+            number=number, total=total, maybe_seen=b"".join(doubts),
         )  # fmt: skip
         await self.talk.say(said)
         return await self.talk.hear(Migrated, Error)

@@ -78,7 +78,7 @@ def drops_the_digest() -> None:
 
     async def say(_: object, pages: Sequence[Migrate]) -> DigestReceipt:
         first = pages[0]
-        return DigestReceipt(first.handoff, b64decode(first.whole), first.total)
+        return DigestReceipt(first.handoff, b64decode(first.digest_id), first.total)
 
     digest_sender._send_pages = say
 

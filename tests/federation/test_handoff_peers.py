@@ -114,7 +114,7 @@ class Move:
 
     def page(self, **values) -> Migrate:
         reply = {"ref": "m", "agent": self.agent.did, "handoff": self.way.id,
-                "evidence": self.way.order, "whole": b64encode(bytes(32)), "number": 0,
+                "authorization": self.way.order, "digest_id": b64encode(bytes(32)), "number": 0,
                 "total": 1, **values}  # fmt: skip
         return Migrate(**reply)
 

@@ -181,7 +181,7 @@ async def test_two_relays_are_done_with_each_other_after_a_week(monkeypatch):
 
 async def test_a_page_that_makes_no_sense_is_refused_and_the_rest_goes_on():
     async with moving() as move, move.log_in() as there:
-        for wrong in ({"agent": Did("garbage")}, {"missing": (Did("x" * 500),)}):
+        for wrong in ({"agent": Did("garbage")}, {"awaiting_digests": (Did("x" * 500),)}):
             await there.say(move.page(**wrong))
             said = await there.hear()
             assert isinstance(said, Error)
@@ -194,10 +194,12 @@ async def test_a_page_that_makes_no_sense_is_refused_and_the_rest_goes_on():
 async def test_rules_come_with_the_first_digest_alone():
     friend, foe = new_key(), new_key()
     async with moving() as move, move.log_in() as there:
-        await there.say(move.page(known=MovedRules(deny=(foe.agent_key,))))
+        await there.say(move.page(rules=MovedRules(deny=(foe.agent_key,))))
         assert isinstance(await there.hear(), Migrated)
         await move.way.publish(move.way.target)
-        later = move.page(known=MovedRules(deny=(friend.agent_key,)), whole=b64encode(b"2" * 32))
+        later = move.page(
+            rules=MovedRules(deny=(friend.agent_key,)), digest_id=b64encode(b"2" * 32)
+        )
         await there.say(later)
         assert isinstance(await there.hear(), Migrated)
         async with speaker(move.target.url, move.agent) as one:

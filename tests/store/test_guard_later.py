@@ -223,7 +223,7 @@ async def test_a_server_that_refuses_writes_is_seen_though_nobody_writes(tmp_pat
             await wait_until(refusing, 10, "MISCONF is seen")
             assert "MISCONF" in detail(store, ProblemReason.STORE_REFUSES_WRITES)
             assert not store.health.is_ready
-            assert not store.health.has(ProblemReason.STORE_AWAY)
+            assert not store.health.has(ProblemReason.STORE_UNREACHABLE)
             await command(server, "CONFIG", "SET", "stop-writes-on-bgsave-error", "no")
             gone = lacks(store, ProblemReason.STORE_REFUSES_WRITES)
             await wait_until(gone, 10, "writes are taken again")
@@ -252,9 +252,9 @@ async def outage(server: RedisServer) -> None:
         server.kill()
         results = [(await store.inboxes.append([fresh(number)]))[0] for number in range(20)]
         assert {code(one) for one in results} == {ErrorCode.STORAGE_UNAVAILABLE}
-        assert store.health.has(ProblemReason.STORE_AWAY)
+        assert store.health.has(ProblemReason.STORE_UNREACHABLE)
         await server.start()
-        await wait_until(lacks(store, ProblemReason.STORE_AWAY), 10, "the store is back")
+        await wait_until(lacks(store, ProblemReason.STORE_UNREACHABLE), 10, "the store is back")
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,13 @@ async def test_a_store_that_is_down_says_so_within_2_seconds_and_comes_back(
         with pytest.raises(UnavailableError, match="storage_unavailable"):
             await store.inboxes.read(ME, session.fence, Seq(0), ALL)
         assert time.monotonic() - began < 2
-        assert store.health.has(ProblemReason.STORE_AWAY)
+        assert store.health.has(ProblemReason.STORE_UNREACHABLE)
         await server.start()
         page = await answered(store, session)
         assert [item.seq for item in page.items] == [1]
         (result,) = await store.inboxes.append([fresh(2)])
         assert result.seq == 2
-        assert not store.health.has(ProblemReason.STORE_AWAY)
+        assert not store.health.has(ProblemReason.STORE_UNREACHABLE)
 
 
 @pytest.mark.alone

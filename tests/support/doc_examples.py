@@ -286,7 +286,16 @@ def moving() -> dict[str, str]:
     whole = jws.b64encode(hashlib.sha256(doubt).digest())
     known = MovedRules("refuse", (ALICE.agent_key,), (), (ALICE.agent_key,))
     page = Migrate(
-        "p-8", BOB.did, handoff, order(), whole, 0, 1, floor=499_000, doubts=doubt, known=known
+        "p-8",
+        BOB.did,
+        handoff,
+        order(),
+        whole,
+        0,
+        1,
+        dedup_horizon_hour=499_000,
+        maybe_seen=doubt,
+        rules=known,
     )
     wire = json.loads(SEALED.wire)
     item = ReceiptItem(SEALED.eid, SEALED.to, EPOCH, position(bytes(32), EPOCH, Seq(1)), 0)

@@ -86,14 +86,14 @@ from_agent = st.one_of(
         ref=refs,
         agent=names,
         handoff=names,
-        evidence=names,
-        whole=wholes,
+        authorization=names,
+        digest_id=wholes,
         number=st.just(0),
         total=st.integers(1, frames.MAX_DIGEST_PAGES),
-        missing=_listed(names, 0),
-        floor=st.integers(-1, 2**32),
-        doubts=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=36 * n, max_size=36 * n)),
-        known=st.none()
+        awaiting_digests=_listed(names, 0),
+        dedup_horizon_hour=st.integers(-1, 2**32),
+        maybe_seen=st.integers(0, 3).flatmap(lambda n: st.binary(min_size=36 * n, max_size=36 * n)),
+        rules=st.none()
         | st.builds(
             MovedRules, first_contacts, _listed(names, 0), _listed(names, 0), _listed(names, 0)
         ),

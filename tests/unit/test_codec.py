@@ -309,7 +309,9 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
     keys = tuple(AgentKey(f"{RELAY.agent_key[:-5]}{n:05}") for n in range(MAX_CONTACTS))
     known = MovedRules("refuse", keys[: frames.MAX_RULES], keys[: frames.MAX_RULES], keys)
     doubts = bytes(MAYBE_SEEN_ID_BYTES) * MAX_MAYBE_SEEN_IDS
-    page = replace(PAGE, missing=(RELAY.did,) * MAX_AWAITED_DIGESTS, doubts=doubts, known=known)
+    page = replace(
+        PAGE, awaiting_digests=(RELAY.did,) * MAX_AWAITED_DIGESTS, maybe_seen=doubts, rules=known
+    )
     data = frames.encode(page)
     assert len(data) < frames.MAX_FRAME_BYTES
     assert frames.parse(data, "agent") == page
@@ -318,9 +320,9 @@ def test_the_largest_page_of_a_digest_fits_into_a_frame():
 @pytest.mark.parametrize(
     "page",
     [
-        replace(PAGE, doubts=bytes(MAYBE_SEEN_ID_BYTES) * (MAX_MAYBE_SEEN_IDS + 1)),
-        replace(PAGE, known=MovedRules(contacts=(RELAY.agent_key,) * (MAX_CONTACTS + 1))),
-        replace(PAGE, missing=(RELAY.did,) * (MAX_AWAITED_DIGESTS + 1)),
+        replace(PAGE, maybe_seen=bytes(MAYBE_SEEN_ID_BYTES) * (MAX_MAYBE_SEEN_IDS + 1)),
+        replace(PAGE, rules=MovedRules(contacts=(RELAY.agent_key,) * (MAX_CONTACTS + 1))),
+        replace(PAGE, awaiting_digests=(RELAY.did,) * (MAX_AWAITED_DIGESTS + 1)),
     ],
     ids=["doubts", "contacts", "missing"],
 )

@@ -89,6 +89,11 @@ def optional(field: Field, default: Any = None) -> Field:
     return field._replace(read=lambda m, name: read(m, name) if m.has(name) else default)
 
 
+def wire(name: str, field: Field) -> Field:
+    """Give a member another name in JSON than the attribute has."""
+    return field._replace(wire=name)
+
+
 def texts(limit: int, max_chars: int) -> Field:
     """Declare an array of strings; an absent one is empty."""
 

@@ -14,6 +14,7 @@ from relay.protocol.frames.fields import (
     optional,
     text,
     texts,
+    wire,
 )
 from relay.protocol.frames.mail import MAX_RULES, DidText, Ref
 from relay.protocol.ids import MAX_AGENT_KEY_CHARS, MAX_DID_BYTES, MAX_HANDOFF_ID_CHARS, Did
@@ -28,7 +29,7 @@ MAX_CONTACTS: Final = 10_000
 DIGEST_ID_BYTES: Final = 32
 
 HandoffId = Annotated[str, text(MAX_HANDOFF_ID_CHARS)]
-DigestId = Annotated[str, base64(DIGEST_ID_BYTES)]
+WireDigestId = Annotated[str, wire("whole", base64(DIGEST_ID_BYTES))]
 
 
 def _read_ids(m: jose.Members, name: str) -> bytes:
@@ -55,28 +56,33 @@ class Migrate:
         ref: named by the answer.
         agent: whose inbox.
         handoff: the hand-off.
-        evidence: the order, or the earlier record, in which the agent names this source.
-        whole: b64url of SHA-256 over the whole digest.
+        authorization: the order, or the earlier record, in which the agent names this source.
+        digest_id: b64url of SHA-256 over the whole digest.
         number: of this page, from 0; pages are sent in order.
         total: the number of pages.
-        missing: relays whose digests the source itself lacks.
-        floor: the source has forgotten hours up to this one; -1 = none.
-        doubts: ids that the agent may have seen, 36 bytes each: hour, dedupe key, start of the eid.
-        known: with the first page: whom the agent takes envelopes from.
+        awaiting_digests: relays whose digests the source itself lacks.
+        dedup_horizon_hour: the source has forgotten ids up to this hour; -1 = none.
+        maybe_seen: ids, 36 bytes each: hour, dedup key, start of the eid.
+        rules: with the first page: the rules of the inbox.
     """
 
     ref: Ref
     agent: DidText
     handoff: HandoffId
-    evidence: Annotated[str, text(MAX_ORDER_BYTES)]
-    whole: DigestId
+    authorization: Annotated[str, wire("evidence", text(MAX_ORDER_BYTES))]
+    digest_id: WireDigestId
     number: Annotated[int, integer()]
     total: Annotated[int, integer(MAX_DIGEST_PAGES, minimum=1)]
-    missing: Annotated[tuple[Did, ...], texts(MAX_AWAITED_DIGESTS, MAX_DID_BYTES)] = ()
-    floor: Annotated[int, optional(integer(), -1)] = -1
-    doubts: Annotated[bytes, optional(Field(_read_ids, jose.b64encode), b"")] = b""
-    known: Annotated[
-        MovedRules | None, optional(Field(_read_rules, lambda known: known._asdict()))
+    awaiting_digests: Annotated[
+        tuple[Did, ...], wire("missing", texts(MAX_AWAITED_DIGESTS, MAX_DID_BYTES))
+    ] = ()
+    dedup_horizon_hour: Annotated[int, wire("floor", optional(integer(), -1))] = -1
+    maybe_seen: Annotated[
+        bytes, wire("doubts", optional(Field(_read_ids, jose.b64encode), b""))
+    ] = b""
+    rules: Annotated[
+        MovedRules | None,
+        wire("known", optional(Field(_read_rules, lambda rules: rules._asdict()))),
     ] = None
 
 
@@ -94,7 +100,7 @@ class Migrated:
 
     ref: Ref
     handoff: HandoffId
-    whole: DigestId
+    digest_id: WireDigestId
     next: Annotated[int, integer(MAX_DIGEST_PAGES)]
 
 

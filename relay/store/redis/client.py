@@ -131,7 +131,7 @@ def _problem(exc: UnavailableError) -> ProblemReason | None:
         # it answers; what cannot be asked is told by who asks
         return None
     if exc.code is ErrorCode.STORAGE_UNAVAILABLE:
-        return ProblemReason.STORE_AWAY
+        return ProblemReason.STORE_UNREACHABLE
     if cause and _word(cause) == "MISCONF":
         return ProblemReason.STORE_REFUSES_WRITES
     return None

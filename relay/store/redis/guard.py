@@ -173,7 +173,7 @@ class Guard:
 
     def _judge(self, found: Facts) -> None:
         health = self._health
-        health.found(ProblemReason.STORE_AWAY, None)
+        health.found(ProblemReason.STORE_UNREACHABLE, None)
         health.found(ProblemReason.STORE_REPLICA, found.replica)
         unverified = found.unverified
         if found.unsafe is not None:
