@@ -1,7 +1,7 @@
 """Decide if the store's clock is right: a wrong one must never expire mail (GUARANTEES.md §2).
 
-The caller brings samples. A gap or a step stays in uncertainty until an operator confirms the clock:
-nobody can see which side of it is right. Two clocks that differ are in uncertainty while they differ: one
+The caller brings samples. After a gap or a step, nobody can see which clock is right, so it stays
+uncertain until an operator confirms it. Two clocks that differ stay uncertain while they do: one
 of them is wrong, and no operator can confirm that away.
 """
 
@@ -66,14 +66,14 @@ class ClockGuard:
         self.gap = self.step = None
 
     def tell(self, health: Health) -> None:
-        """Report the doubts as problems of the node."""
+        """Report the reasons as problems of the node."""
         health.found(ProblemReason.CLOCK_GAP, self.gap)
         health.found(ProblemReason.CLOCK_STEPPED, self.step)
         health.found(ProblemReason.CLOCKS_DIFFER, self.difference)
 
     @property
     def uncertainty(self) -> str | None:
-        """Everything in uncertainty, as text; None = nothing."""
+        """The reasons why the clock is uncertain; None = it is not."""
         return "; ".join(filter(None, (self.difference, self.step, self.gap))) or None
 
     @property
