@@ -268,7 +268,7 @@ class Here:
         sender, to = sender or self.alice, to or self.bob
         made = [make_envelope(sender, to.did, body) for body in bodies]
         results = await self.delivery.store_and_dispatch(
-            self.store, [self.stored(one) for one in made]
+            self.store.inboxes, [self.stored(one) for one in made]
         )
         assert not any(isinstance(one, Refusal) for one in results), results
         self.forwarding.due.set()

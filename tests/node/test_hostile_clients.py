@@ -166,7 +166,7 @@ async def test_a_bug_is_told_as_internal_and_keeps_its_text():
         raise BugError("secret text")
 
     async with running_node() as node, speaker(node.url) as agent:
-        object.__setattr__(node.parts.store, "read", broken)
+        node.parts.store.inboxes.read = broken
         node.parts.dispatcher.wake([agent.key.agent_key])
         await agent.say(Submit("r", [make_envelope(agent.key, agent.key.did).wire]))
         bye = await agent.hear(Bye)
