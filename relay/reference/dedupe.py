@@ -8,8 +8,8 @@ ids at or below the floor are refused as ``stale_id``, since nobody can tell any
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
 
+from relay.inbox.model.store_contract import MIN_DEDUP_HOURS
 from relay.inbox.model.types import (
     KNOWN_BY,
     Disposition,
@@ -19,9 +19,6 @@ from relay.protocol.ids import (
     Eid,
     Seq,
 )
-
-KEPT_HOURS: Final = 2
-"""The newest hours are never dropped; with only these left the inbox is ``overloaded``."""
 
 
 @dataclass(slots=True)
@@ -76,7 +73,7 @@ class Dedupe:
 
     def can_shed(self) -> bool:
         """Whether an hour may be dropped."""
-        return len(self.hours) > KEPT_HOURS
+        return len(self.hours) > MIN_DEDUP_HOURS
 
     def shed(self) -> int:
         """Drop the oldest hour, which becomes the floor; gives how many ids that forgot."""

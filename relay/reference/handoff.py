@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import groupby
 from typing import Final, NamedTuple
 
+from relay.inbox.model.store_contract import BOUNCE_GRACE_S
 from relay.inbox.model.types import (
     Disposition,
     InboxRole,
@@ -37,7 +38,6 @@ from relay.protocol.types import (
 )
 from relay.reference.dedupe import Seen
 from relay.reference.inbox import (
-    BOUNCE_GRACE_S,
     Inbox,
 )
 

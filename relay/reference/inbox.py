@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from relay.inbox.model.store_contract import LEASE_S, REFUSALS
+from relay.inbox.model.store_contract import BOUNCE_GRACE_S, LEASE_S, REFUSALS
 from relay.inbox.model.types import (
     Accepted,
     AckResult,
@@ -64,9 +64,6 @@ from relay.reference.ranges import (
     Ranges,
     holes,
 )
-
-BOUNCE_GRACE_S: Final = 300
-"""A bounce waits this long after ``expires_time``, so that a skewed clock tells no lies (R6)."""
 
 _FATE: Final = {
     Reason.ACKED: Disposition.ACKED,

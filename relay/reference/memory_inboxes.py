@@ -16,7 +16,7 @@ from relay.directory.ports import (
 from relay.forwarding.ports import (
     DueOutbox,
 )
-from relay.inbox.model.store_contract import REFUSALS
+from relay.inbox.model.store_contract import BOUNCE_GRACE_S, REFUSALS
 from relay.inbox.model.types import (
     KNOWN_BY,
     Accepted,
@@ -57,7 +57,6 @@ from relay.protocol.types import (
 )
 from relay.reference.forwarding import Outboxes
 from relay.reference.inbox import (
-    BOUNCE_GRACE_S,
     Inbox,
 )
 from relay.reference.memory_records import MemoryRecords

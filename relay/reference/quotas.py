@@ -8,9 +8,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
 
-from relay.inbox.model.store_contract import LEASE_S, REFUSALS
+from relay.inbox.model.store_contract import LEASE_S, PEER_SHARE, REFUSALS
 from relay.inbox.model.types import (
     Accepted,
     Disposition,
@@ -48,8 +47,6 @@ from relay.reference.rules import Rules
 
 MakeRoom = Callable[[bool], bool]
 """Makes room for one more id over all inboxes, for a stranger's or not; False: there is none."""
-PEER_SHARE: Final = 4
-"""The strangers that one relay brings fill at most a quarter of what all strangers may."""
 
 
 @dataclass(slots=True)

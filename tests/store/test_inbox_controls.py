@@ -149,8 +149,8 @@ GUARDS: list[Guard] = [
     ),
     (
         "a contact never takes the place of a rule",
-        "if found[1] and (not noted or NOW - tonumber(noted) < FRESH_S) then return {inbox, 1} end",
-        "",
+        "found[1] and (not noted or NOW - tonumber(noted) < CONTACT_FRESH_S)",
+        "false",
         test_rules.test_a_contact_never_takes_the_place_of_a_rule,
     ),
     (
@@ -167,7 +167,7 @@ GUARDS: list[Guard] = [
     ),
     (
         "a bounce waits for skewed clocks",
-        "math.max(NOW, item.expires + GRACE_S) or NOW",
+        "math.max(NOW, item.expires + BOUNCE_GRACE_S) or NOW",
         "NOW or NOW",
         test_expiry_and_bounces.test_an_expired_envelope_bounces_when_skewed_clocks_agree,
     ),
@@ -313,7 +313,7 @@ ON_SERVERS: list[Guard] = [
     ),
     (
         "a new epoch marks what is young",
-        "renew(box, NOW + GRACE_S)",
+        "renew(box, NOW + BOUNCE_GRACE_S)",
         "renew(box, 0)",
         test_faults.test_after_a_new_epoch_what_is_older_than_it_is_marked,
     ),

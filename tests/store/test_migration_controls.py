@@ -193,7 +193,7 @@ GUARDS: list[Guard] = [
     ),
     (
         "a digest is remembered for a lifetime",
-        "(hour + 1) * HOUR_S + MAX_LIFETIME_S",
+        "(hour + 1) * HOUR_S + MAX_ENVELOPE_LIFETIME_S",
         "(hour + 1) * HOUR_S",
         moving.test_a_digest_is_remembered_as_long_as_its_envelopes_can_live,
     ),

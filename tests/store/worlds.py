@@ -138,8 +138,7 @@ class Mutations:
 
     def edit(self, old: str, new: str) -> None:
         """Replace ``old``, which must be somewhere in the scripts."""
-        texts = [path.read_text() for path in scripts.DIRECTORY.rglob("*.lua")]
-        assert any(old in text for text in texts), f"no script says {old!r}"
+        assert any(old in one.text for one in scripts.all_scripts()), f"no script says {old!r}"
         self.edits.append((old, new))
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ from relay.protocol.ids import (
     Seq,
 )
 from relay.reference.dedupe import (
-    KEPT_HOURS,
+    MIN_DEDUP_HOURS,
     Dedupe,
     Seen,
 )
@@ -92,7 +92,7 @@ def test_the_newest_two_hours_are_never_dropped():
         memory.shed()
         dropped.append(memory.floor)
     assert dropped == [0, 1, 2]
-    assert len(memory.hours) == KEPT_HOURS
+    assert len(memory.hours) == MIN_DEDUP_HOURS
     assert memory.find(2, b"k") is None
     assert memory.find(3, b"k") is not None
 

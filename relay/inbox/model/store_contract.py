@@ -16,6 +16,12 @@ LEASE_S: Final = 15
 """A forwarder that does not renew its lease for so long loses it (visibility timeout)."""
 OUTBOX_RETRY_S: Final = 60
 """Pause before a submit to a full outbox is repeated."""
+BOUNCE_GRACE_S: Final = 300
+"""A bounce waits so long after the expiry of its envelope, for clocks that differ (R6)."""
+MIN_DEDUP_HOURS: Final = 2
+"""The newest hours of ids that an inbox never forgets to make room (R3)."""
+PEER_SHARE: Final = 4
+"""One relay may fill 1/4 of the quota that all unknown senders share."""
 CONTACT_FRESH_S: Final = 600
 """A contact recorded within this time is not recorded again."""
 CONTACT_EVICTION_SHARE: Final = 10

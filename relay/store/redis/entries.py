@@ -28,7 +28,10 @@ from relay.protocol.jws import b64encode
 _REST: Final = struct.Struct(">BIqq16s32s")
 _HEAD: Final = struct.Struct(">BHHHI")
 _DIGEST_BYTES: Final = 8
-_FACTS_BYTES: Final = _DIGEST_BYTES + _REST.size
+FACTS_BYTES: Final = _DIGEST_BYTES + _REST.size
+"""The facts without the sender's name."""
+FACTS_LUA: Final = ">c8BI4i8i8c16c32"
+"""The same layout for ``struct.unpack`` in a script."""
 _BOUNCES, _MARKED, _BROUGHT = 1, 2, 4
 _BARRED, _MOVING = 1, 2
 _FACTS_NAMES: Final = frozenset((b"m", b"s"))
@@ -83,10 +86,10 @@ def decode(stream_id: bytes, fields: list[bytes]) -> Entry | None:
         return None
     facts, wire = fields[1], fields[3]
     rest = facts[_DIGEST_BYTES:]
-    if len(facts) < _FACTS_BYTES or facts[:_DIGEST_BYTES] != _digest(rest, wire):
+    if len(facts) < FACTS_BYTES or facts[:_DIGEST_BYTES] != _digest(rest, wire):
         return None
     flags, _, created, expires, _, eid = _REST.unpack_from(facts, _DIGEST_BYTES)
-    sender, _, _ = facts[_FACTS_BYTES:].partition(b" ")
+    sender, _, _ = facts[FACTS_BYTES:].partition(b" ")
     if eid != _eid_of(wire):
         return None
     return Entry(

@@ -90,7 +90,7 @@ class RedisBounces:
         parts = self._partitions.all() if known is None else [known]
         args = [batch.sender, batch.token.hex()]
         await self._partitions.gather(
-            parts, lambda part: self._partitions.call("finish_bounces", part, args)
+            parts, lambda part: self._partitions.call("finalize_bounces", part, args)
         )
 
 

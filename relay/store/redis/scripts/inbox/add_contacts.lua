@@ -7,7 +7,7 @@
 -- Result, per pair: {inbox, 1}, or {inbox, 0} where there is no such inbox
 if is_foreign() then return foreign() end
 
-local MOST, FRESH_S, GIVE_WAY = tonumber(ARGV[4]), 600, 10
+local MOST = tonumber(ARGV[4])
 local changed = false
 
 local function make_room(k, sizes)
@@ -21,7 +21,7 @@ local function make_room(k, sizes)
     return one[2] < other[2]
   end)
   local gone = {}
-  for i = 1, math.min(#found, math.max(1, math.floor(MOST / GIVE_WAY))) do gone[i] = found[i][2] end
+  for i = 1, math.min(#found, math.max(1, math.floor(MOST / CONTACT_EVICTION_SHARE))) do gone[i] = found[i][2] end
   redis.call('HDEL', k, unpack(gone))
   sizes[3] = sizes[3] - #gone
 end
@@ -31,7 +31,7 @@ local function meet(inbox, other)
   local k = known_key(inbox)
   local found = redis.call('HMGET', k, other, '#')
   local noted = found[1] and string.match(found[1], '^C(%d+)$')
-  if found[1] and (not noted or NOW - tonumber(noted) < FRESH_S) then return {inbox, 1} end
+  if found[1] and (not noted or NOW - tonumber(noted) < CONTACT_FRESH_S) then return {inbox, 1} end
   if not noted then
     local sizes = numbers(found[2] or '0 0 0', '^(%d+) (%d+) (%d+)$')
     if sizes[3] >= MOST then make_room(k, sizes) end

@@ -23,10 +23,7 @@ local SENDER_COUNT, SENDER_BYTES = tonumber(ARGV[6]), tonumber(ARGV[7])
 local STRANGER_COUNT, STRANGER_BYTES = tonumber(ARGV[8]), tonumber(ARGV[9])
 local MAX_IDS, ALL_IDS, CLOCK_OK = tonumber(ARGV[10]), tonumber(ARGV[11]), ARGV[12] == '1'
 local OUTBOX_COUNT, OUTBOX_BYTES, SHARES = tonumber(ARGV[13]), tonumber(ARGV[14]), tonumber(ARGV[15])
-local PEER_SHARE = 4     -- of what all strangers may fill, for those whom one relay brings
-local FACTS = '>c8BI4i8i8c16c32'
 local STRANGERS = '*'    -- what waits of all of them is kept like a sender's quota
-local SHEDDERS = 16   -- how many of those that remember most are asked to forget
 
 local boxes, news, changed = {}, {}, false
 
@@ -58,84 +55,7 @@ local function elsewhere(inbox)
   return {inbox, 'unknown_inbox'}
 end
 
-local function over_quota(box, item, quota)
-  local size = item.size
-  if box.count >= MAX_COUNT or box.bytes + size > MAX_BYTES then return 'inbox_full' end
-  if quota[1] >= SENDER_COUNT or quota[2] + size > SENDER_BYTES then return 'sender_quota' end
-  if item.is_stranger then
-    local all = quota_of(box, STRANGERS)
-    if all[1] >= STRANGER_COUNT or all[2] + size > STRANGER_BYTES then return 'stranger_quota' end
-    if item.via then
-      local brought = quota_of(box, STRANGERS .. item.via)
-      if brought[1] >= math.floor(STRANGER_COUNT / PEER_SHARE) or
-        brought[2] + size > math.floor(STRANGER_BYTES / PEER_SHARE) then return 'stranger_quota' end
-    end
-  end
-  return nil
-end
-
--- What moves comes past all shares, but nobody fills a store with it.
-local function over_twice(box, size)
-  local is_full = box.count >= 2 * MAX_COUNT or box.bytes + size > 2 * MAX_BYTES
-  return is_full and 'inbox_full' or nil
-end
-
-local function is_over(sums, size, count, bytes)
-  return sums[1] >= count or sums[2] + size > bytes
-end
-
--- The bounds of an outbox (reference/forwarding.py objection). While something waits for a peer, only a
--- courier says that it waits for another.
-local function over_bounds(box, item, quota)
-  local away, size = away_of(box), item.size
-  if NOW < away.closed_until then return 'closed' end
-  if hands_over(box) then return over_quota(box, item, quota) end
-  local peer = away.peer and box.count > 0 and away.peer or item.peer
-  if is_over(outbox_of(peer).all, size, OUTBOX_COUNT, OUTBOX_BYTES) then return 'outbox_full' end
-  local count = math.max(1, math.floor(OUTBOX_COUNT / SHARES))
-  local bytes = math.floor(OUTBOX_BYTES / SHARES)
-  if is_over(share_of(peer, item.sender), size, count, bytes) then return 'outbox_sender' end
-  if is_over({box.count, box.bytes}, size, count, bytes) then return 'outbox_inbox' end
-  return nil
-end
-
-local function count_refusal(box)
-  local k = key('inbox', box.inbox)
-  local refused = redis.call('HGET', k, 'refused')
-  local r = refused and numbers(refused, '^(%d+) (%d+) (%d+)$') or {0, NOW, NOW}
-  redis.call('HSET', k, 'refused', string.format('%.0f %.0f %.0f', r[1] + 1, r[2], NOW))
-  changed = true
-end
-
--- Room in this inbox's memory of ids; it sheds its own oldest hours. Strangers fill at most half.
-local function has_own_room(box, item)
-  local is_bound = item.is_stranger and not item.moving
-  local most = is_bound and math.floor(MAX_IDS / 2) or MAX_IDS
-  while box.ids >= most do
-    if not shed(box) then return false end
-    box.is_dirty, changed = true, true
-  end
-  return true
-end
-
--- Room in the budget of all: the inbox that remembers most gives way first (R3). Strangers fill at
--- most three quarters; of what is for elsewhere nobody knows who is one.
-local function has_room(box, item)
-  local is_bound = (item.is_stranger or not box.home) and not item.moving
-  local most = is_bound and math.floor(ALL_IDS * 3 / 4) or ALL_IDS
-  while IDS >= most do
-    local done = false
-    for _, inbox in ipairs(redis.call('ZREVRANGE', PREFIX .. 'memory', 0, SHEDDERS - 1)) do
-      local other = inbox == box.inbox and box or box_of(inbox)
-      if other and shed(other) then
-        other.is_dirty, done, changed = true, true, true
-        break
-      end
-    end
-    if not done then return false end
-  end
-  return true
-end
+-- include: quotas enqueue recall
 
 local function ruled_out(box, item)
   -- the relay's own word, a bounce, is nobody's to refuse, and an agent may write to itself;
@@ -180,7 +100,7 @@ end
 -- Entry and indexes; undone as a whole where one of them is not what it should be.
 local function write_entry(box, seq, item, facts, wire, is_new_hour)
   local expiry, hours = key('expiry', box.inbox), key('hours', box.inbox)
-  local due = item.expires + GRACE_S
+  local due = item.expires + BOUNCE_GRACE_S
   if due < box.due then
     redis.call('ZADD', PREFIX .. 'due', 'LT', due, box.inbox)
     box.due = due
@@ -201,25 +121,6 @@ local function write_entry(box, seq, item, facts, wire, is_new_hour)
     if is_new_hour then redis.pcall('ZREM', hours, item.hour) end
     error(failed)
   end
-end
-
--- One more will wait here for a courier: it is due, once a script is enough.
-local function become_due(box)
-  if box.is_due then return end
-  local due_at = precisely() + (box.open and LEASE_S or 0)
-  if box.count == 0 then
-    redis.call('ZADD', PREFIX .. 'outboxes', due_at, box.inbox)
-  else
-    redis.call('ZADD', PREFIX .. 'outboxes', 'NX', due_at, box.inbox)
-  end
-  box.is_due = true
-end
-
-local function join_outbox(box, item)
-  local away = away_of(box)
-  if hands_over(box) then return end
-  if not away.peer or box.count == 0 then wait_for(box, item.peer) end
-  add_to_outbox(away.peer, item.sender, 1, item.size)
 end
 
 local function store(box, item, facts, wire, quota, newest, is_known)
@@ -263,53 +164,6 @@ local function announce(box, seq, item)
   end
   if marked then return {box.inbox, how, seq, box.epoch, 0, '', 0, is_stranger} end
   return {box.inbox, how, seq, box.epoch, box.fence, box.node, box.until_at, is_stranger}
-end
-
--- The facts of an entry, if it is there, which its id alone does not prove.
-local function live_facts(inbox, seq)
-  local id = string.format('%.0f-0', seq)
-  local found = redis.call('XRANGE', key('stream', inbox), id, id)
-  return found[1] and found[1][2][2]
-end
-
--- What came with its inbox is here already: a mark that it brings is kept (reference/inbox.py).
-local function brought_again(box, item, seq, here)
-  if box.tally then
-    count_in(box, 'dups')
-    box.is_dirty, changed = true, true
-  end
-  if not item.marked or not here then return end
-  local _, flags = struct.unpack('>c8B', here)
-  -- a doubt about all of it is no mark: it ends
-  if flags % 4 < 2 and seq > box.handed then
-    box.handed = seq
-    box.is_remarked, box.is_dirty, changed = true, true, true
-  end
-end
-
--- What the memory of ids says: an answer, or nil where it is to be kept, perhaps anew (reference/quotas.py).
-local function recall(box, item, seen)
-  if not seen then
-    -- a part of an inbox that moves is taken however old it is, and nobody can tell
-    local is_forgotten = item.moving and item.hour <= box.floor
-    return is_forgotten and not item.marked and {box.inbox, 'lost'} or nil
-  end
-  local fate, seq, eid16 = struct.unpack(SEEN, seen)
-  -- another relay's word on an id turns nothing away
-  if eid16 ~= item.eid16 and fate ~= 'D' then return {box.inbox, 'replayed'} end
-  local is_anew = fate == 'D' or (fate == 'W' and box.home)
-  if not is_anew then
-    if item.via and has_gone(box, fate) then return elsewhere(box.inbox) end
-    local here = fate == 'S' and live_facts(box.inbox, seq)
-    if fate ~= 'S' or here then
-      if item.moving then brought_again(box, item, seq, here) end
-      return {box.inbox, has_gone(box, fate) and 'gone' or 'dup', seq, box.epoch}
-    end
-  end
-  -- the store lost it, or another relay may have shown it. What had gone on from here and comes back
-  -- was not: if it does so with its inbox, its mark is all that is to be said
-  if item.marked or (fate == 'W' and item.moving) then return nil end
-  return {box.inbox, 'lost'}
 end
 
 local function accept(inbox, peer, facts, wire, how)

@@ -51,7 +51,7 @@ for seq = box.cursor + 1, box.last do
     count_in(box, 'C')
   end
 end
-renew(box, NOW + GRACE_S)
+renew(box, NOW + BOUNCE_GRACE_S)
 save(box)
 if peer then
   wait_for(box, peer)

@@ -8,7 +8,7 @@
 -- Result: {ended, passed over + kept in this step, 1 if there is more}
 if is_foreign() then return foreign() end
 
-local INBOXES, ENTRIES, FORGET_S = 64, 256, 2 * GRACE_S
+local INBOXES, ENTRIES, FORGET_S = 64, 256, 2 * BOUNCE_GRACE_S
 local lease = PREFIX .. 'lease:sweep'
 local holder = redis.call('GET', lease)
 if holder and holder ~= NODE then return unchanged({0, 0, 0}) end
@@ -26,7 +26,7 @@ end
 local function next_due(box, ids_due)
   local first = redis.call('ZRANGE', key('expiry', box.inbox), 0, 0, 'WITHSCORES')
   local due = ids_due
-  if first[2] then due = math.min(due, tonumber(first[2]) + GRACE_S) end
+  if first[2] then due = math.min(due, tonumber(first[2]) + BOUNCE_GRACE_S) end
   return due
 end
 
@@ -40,7 +40,7 @@ local function sweep(inbox)
   local kept_upto, ended = in_flight(box), 0
   -- what a live session holds stays first in line: look past it
   local most = ENTRIES + (kept_upto > box.cursor and box.window_count or 0)
-  local seqs = redis.call('ZRANGEBYSCORE', key('expiry', inbox), '-inf', NOW - GRACE_S, 'LIMIT', 0, most)
+  local seqs = redis.call('ZRANGEBYSCORE', key('expiry', inbox), '-inf', NOW - BOUNCE_GRACE_S, 'LIMIT', 0, most)
   for _, seq in ipairs(seqs) do
     if tonumber(seq) > kept_upto and conclude(box, tonumber(seq), 'E', true) then
       ended = ended + 1

@@ -6,8 +6,6 @@
 -- due              sorted set: inbox -> when a sweep should look at it, never too late
 -- gaps:<inbox>     sorted set: from:to:reason, scored by from
 -- bounce:<sender>  sorted set of intents by due time; bounces: sender -> earliest due
-local FACTS = '>c8BI4i8i8c16c32'
-local FACTS_BYTES = 77
 -- what the agent itself ended, or what went on to its home: it need not be told again
 local PASSED = {A = true, R = true, M = true}
 local RANGE_OF = {W = 'M'}   -- a fate's range is called like the fate, but what was forwarded has moved
@@ -171,7 +169,7 @@ local function conclude(box, seq, fate, clock_ok)
   local maybe = box.open or is_marked(box, seq, item.marked, item.created)
   finish(box, item, fate)
   if not silent then
-    local due = fate == 'E' and math.max(NOW, item.expires + GRACE_S) or NOW
+    local due = fate == 'E' and math.max(NOW, item.expires + BOUNCE_GRACE_S) or NOW
     intend(box, item, fate == 'E' and 'expired' or 'corrupt', due, maybe)
   end
   return true

@@ -22,7 +22,6 @@
 --   tally     last then, was, was bytes, moved, acked, expired, refused, corrupt, kept, dups since then
 local PREFIX = string.sub(KEYS[1], 1, -6)
 local NODE = ARGV[3]
-local GRACE_S = 300      -- R6: a bounce waits this long; a reset marks what is younger than this
 local MEMORY_STEP = 64   -- an inbox's place among those that remember most, to so many ids
 local NEVER = 2 ^ 53
 local TALLY = '^' .. string.rep('(%d+) ', 9) .. '(%d+)$'

@@ -7,7 +7,6 @@
 -- peer_numbers        hash: peer -> number, #number -> peer: a number is shorter than a key
 local SEEN, PROOF = '>c1I6c16', '>c32I4'
 local SEEN_BYTES = 23
-local KEPT_HOURS = 2
 
 local function ids_key(inbox, hour)
   return key('ids', hour .. ':' .. inbox)
@@ -34,7 +33,7 @@ end
 -- Forget the oldest hour, which becomes the floor; false with only the newest ones left.
 local function shed(box)
   local hours = key('hours', box.inbox)
-  if redis.call('ZCARD', hours) <= KEPT_HOURS then return false end
+  if redis.call('ZCARD', hours) <= MIN_DEDUP_HOURS then return false end
   local oldest = redis.call('ZRANGE', hours, 0, 0)[1]
   drop_hour(box, oldest)
   box.floor = math.max(box.floor, tonumber(oldest))

@@ -4,7 +4,6 @@
 --               something waits for one
 -- outbox:<peer> hash: all, q:SENDER -> count bytes of what waits for this peer
 -- outbox_peers  set: the peers for which something waits
-local LEASE_S = 15
 local outboxes = {}
 
 local function precisely()

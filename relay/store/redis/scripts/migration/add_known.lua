@@ -10,7 +10,7 @@ if is_foreign() then return foreign() end
 
 local inbox, most, most_contacts = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 if redis.call('EXISTS', key('inbox', inbox)) == 0 then return unchanged({inbox}) end
-local FRESH_S, FIRST = 600, 10
+local FIRST = 10
 local k, listed, counts, policy = known_key(inbox), {}, {A = 0, D = 0, C = 0}, 'accept'
 local flat = redis.call('HGETALL', k)
 for i = 1, #flat, 2 do
@@ -41,7 +41,7 @@ learn(FIRST, denied - 1, 'A')
 learn(denied, contacts - 1, 'D')
 for i = #ARGV, contacts, -1 do
   if not listed[ARGV[i]] and counts.C < most_contacts then
-    put(ARGV[i], 'C', string.format('C%.0f', math.max(NOW - FRESH_S - (#ARGV - i), 0)))
+    put(ARGV[i], 'C', string.format('C%.0f', math.max(NOW - CONTACT_FRESH_S - (#ARGV - i), 0)))
   end
 end
 if policy == 'accept' and ARGV[7] ~= policy then redis.call('HSET', k, '*', ARGV[7]) end

@@ -10,7 +10,7 @@
 -- [17] ids that are doubtful, 36 bytes each. Result: {inbox, 1 or 0}
 if is_foreign() then return foreign() end
 
-local DOUBT, DOUBT_BYTES, HOUR_S, MAX_LIFETIME_S, SLICE = '>I4c16c16', 36, 3600, 2592000, 1000
+local SLICE = 1000
 local inbox, k = ARGV[4], key('inbox', ARGV[4])
 local ends_session, marks_present, is_new = ARGV[9] == '1', ARGV[10] == '1', ARGV[11] == '1'
 
@@ -42,12 +42,12 @@ end
 
 -- Whatever was created from then on has an id of a later hour.
 local function end_of(hour)
-  return (hour + 1) * HOUR_S + GRACE_S
+  return (hour + 1) * HOUR_S + BOUNCE_GRACE_S
 end
 
 -- For as long as an envelope under these ids can live.
 local function remember(box, hour, fields, count)
-  local ids, expires = ids_key(inbox, hour), (hour + 1) * HOUR_S + MAX_LIFETIME_S
+  local ids, expires = ids_key(inbox, hour), (hour + 1) * HOUR_S + MAX_ENVELOPE_LIFETIME_S
   for first = 1, #fields, SLICE do
     redis.call('HSET', ids, unpack(fields, first, math.min(first + SLICE - 1, #fields)))
   end
@@ -55,7 +55,7 @@ local function remember(box, hour, fields, count)
   redis.call('ZADD', key('hours', inbox), hour, hour)
   box.ids, IDS = box.ids + count, IDS + count
   rank_memory(box)
-  local due = expires + 2 * GRACE_S + 1
+  local due = expires + 2 * BOUNCE_GRACE_S + 1
   if due < box.due then
     redis.call('ZADD', PREFIX .. 'due', 'LT', due, inbox)
     box.due = due
@@ -102,8 +102,8 @@ end
 local function learn_doubts(box, blob)
   local most = math.min(tonumber(ARGV[15]), box.ids + tonumber(ARGV[16]) - IDS)
   local hour, keys, eids = nil, {}, {}
-  for at = 1, #blob, DOUBT_BYTES do
-    local of, id, eid16 = struct.unpack(DOUBT, blob, at)
+  for at = 1, #blob, MAYBE_SEEN_ID_BYTES do
+    local of, id, eid16 = struct.unpack(MAYBE_SEEN_ID, blob, at)
     if of ~= hour and #keys > 0 then
       learn_hour(box, hour, keys, eids, most)
       keys, eids = {}, {}

@@ -7,7 +7,7 @@
 -- Result: {inbox, ids of 36 bytes each, where to go on or '', floor}
 if is_foreign() then return foreign() end
 
-local DOUBT, SCANNED, READ, HOUR_S = '>I4c16c16', 512, 512, 3600
+local SCANNED, READ = 512, 512
 local SHOWN = {A = true, R = true, E = true, C = true, D = true}
 local inbox, most, found = ARGV[4], tonumber(ARGV[6]), {}
 local box = view_box(inbox)
@@ -15,12 +15,12 @@ if not box then return unchanged({inbox, '', '', -1}) end
 local handed = math.max(box.handed, box.taken)
 
 local function add(hour, id, eid16)
-  found[#found + 1] = struct.pack(DOUBT, hour, id, eid16)
+  found[#found + 1] = struct.pack(MAYBE_SEEN_ID, hour, id, eid16)
 end
 
 -- What is marked by its time may have been shown, and its ids forgotten.
 local function floor_of_marks()
-  return box.mark_before > 0 and math.ceil((box.mark_before - GRACE_S) / HOUR_S) - 1 or -1
+  return box.mark_before > 0 and math.ceil((box.mark_before - BOUNCE_GRACE_S) / HOUR_S) - 1 or -1
 end
 
 local function reply(after)

@@ -10,8 +10,8 @@
 if is_foreign() then return foreign() end
 
 local MOST, SHARE = tonumber(ARGV[4]), tonumber(ARGV[5])
-local AHEAD_S = 900   -- a seq that is further ahead of the clock is void: it locks nobody out
-local VOID_ABOVE = (NOW + AHEAD_S) * 1000
+-- a seq that is further ahead of the clock is void: it locks nobody out
+local VOID_ABOVE = (NOW + MAX_AHEAD_S) * 1000
 local changed = false
 
 -- Hex digits of one length: compared byte by byte, since `<` on strings asks the server's locale.
