@@ -7,10 +7,7 @@ from collections.abc import Sequence
 
 from relay import __version__
 from relay.cli import streams
-from relay.cli.exit_codes import (
-    Exit,
-    LocalError,
-)
+from relay.cli.exit_codes import Exit, LocalError
 
 _CLI = frozenset({"typer", "click"})
 

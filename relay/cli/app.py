@@ -37,8 +37,7 @@ app = typer.Typer(
 
 @app.callback(invoke_without_command=True)
 def _root(
-    *,
-    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+    *, version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False
 ) -> None:
     if version:
         output.write(f"relay {__version__}")

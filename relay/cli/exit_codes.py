@@ -5,12 +5,7 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Final
 
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    StateError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, RelayError, StateError, UnavailableError
 
 
 class Exit(IntEnum):

@@ -65,8 +65,7 @@ NewPassphraseFile = Annotated[
     typer.Option("--new-passphrase-file", help="File with the new passphrase.", show_default=False),
 ]
 Url = Annotated[
-    str,
-    typer.Option("--relay", envvar="RELAY_URL", callback=checked, help="Origin of the relay."),
+    str, typer.Option("--relay", envvar="RELAY_URL", callback=checked, help="Origin of the relay.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
 Take = Annotated[

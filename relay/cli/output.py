@@ -13,17 +13,10 @@ import unicodedata
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
-from relay.cli.exit_codes import (
-    Exit,
-    LocalError,
-    exit_of,
-)
+from relay.cli.exit_codes import Exit, LocalError, exit_of
 from relay.cli.streams import Output
 from relay.protocol import jws as jose
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 
 _TERMINAL_OBEYS: Final = frozenset({"Cc", "Cf"})
 """Unicode categories: control and format characters."""

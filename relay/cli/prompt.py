@@ -16,10 +16,7 @@ from typing import Final
 
 import typer
 
-from relay.cli.exit_codes import (
-    Exit,
-    LocalError,
-)
+from relay.cli.exit_codes import Exit, LocalError
 
 FILE_VARIABLE: Final = "RELAY_AGENT_PASSPHRASE_FILE"
 VARIABLE: Final = "RELAY_AGENT_PASSPHRASE"

@@ -13,10 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from tests.cli.terminal import (
-    Done,
-    Terminal,
-)
+from tests.cli.terminal import Done, Terminal
 
 # a child becomes the owner of the terminal, as a login shell's would
 ON_IT = (

@@ -18,11 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from relay.cli.exit_codes import Exit
 from relay.cli.node.check import clock_finding
-from tests.cli.terminal import (
-    ROOT,
-    Terminal,
-    stalling,
-)
+from tests.cli.terminal import ROOT, Terminal, stalling
 from tests.support.nodes import running_node
 from tests.support.ports import free_port
 from tests.support.relay_process import relay_process

@@ -11,17 +11,9 @@ import sys
 import pytest
 
 from relay import __version__
-from relay.cli.exit_codes import (
-    MEANING,
-    Exit,
-)
+from relay.cli.exit_codes import MEANING, Exit
 from relay.cli.output import printable
-from tests.cli.terminal import (
-    ROOT,
-    Terminal,
-    line_with,
-    stalling,
-)
+from tests.cli.terminal import ROOT, Terminal, line_with, stalling
 from tests.support.nodes import running_node
 from tests.support.patience import within
 

@@ -10,11 +10,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli.exit_codes import Exit
-from tests.cli.terminal import (
-    ROOT,
-    Terminal,
-    line_with,
-)
+from tests.cli.terminal import ROOT, Terminal, line_with
 from tests.support.patience import wait_until
 from tests.support.servers import is_alive
 

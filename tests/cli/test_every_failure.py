@@ -21,17 +21,11 @@ from relay.cli import main
 from relay.cli.agent import listen
 from relay.cli.app import app
 from relay.cli.exit_codes import Exit
-from relay.cli.node import (
-    check,
-    peers,
-)
+from relay.cli.node import check, peers
 from relay.client.http import transport
 from relay.client.identity import key_file
 from relay.client.session import connection
-from tests.client.network_failures import (
-    FAILURES,
-    World,
-)
+from tests.client.network_failures import FAILURES, World
 from tests.client.scripted_relay import new_key
 from tests.client.test_boundary_disk import FILES, no_room
 

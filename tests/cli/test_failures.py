@@ -19,10 +19,7 @@ from relay.client.state import agent_state as states
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import Home
 from relay.protocol.ids import Timestamp
-from tests.cli.terminal import (
-    ROOT,
-    Terminal,
-)
+from tests.cli.terminal import ROOT, Terminal
 from tests.support.nodes import RunningNode, new_key, running_node
 from tests.support.ports import free_port
 

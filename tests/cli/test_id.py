@@ -12,17 +12,10 @@ import pytest
 
 from relay.cli.exit_codes import Exit
 from relay.client.identity import key_file
-from relay.client.identity.key_format import (
-    KDF_MIN,
-    EncryptedKey,
-)
+from relay.client.identity.key_format import KDF_MIN, EncryptedKey
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
-from tests.cli.terminal import (
-    Done,
-    Terminal,
-    line_with,
-)
+from tests.cli.terminal import Done, Terminal, line_with
 from tests.cli.terminal_user import at_a_terminal
 from tests.support.nodes import running_node
 

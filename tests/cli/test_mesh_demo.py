@@ -9,11 +9,7 @@ import signal
 import pytest
 
 from relay.cli.exit_codes import Exit
-from tests.cli.terminal import (
-    ROOT,
-    Terminal,
-    line_with,
-)
+from tests.cli.terminal import ROOT, Terminal, line_with
 from tests.cli.test_demo import SABOTAGE, started_below
 from tests.support.patience import wait_until
 from tests.support.servers import is_alive

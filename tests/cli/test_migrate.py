@@ -17,16 +17,9 @@ from relay.client.identity import key_file as keystore
 from relay.client.state import agent_state as states
 from relay.protocol import migration_statement
 from relay.protocol.ids import Did
-from tests.cli.terminal import (
-    Terminal,
-    line_with,
-    stalling,
-)
+from tests.cli.terminal import Terminal, line_with, stalling
 from tests.client.scripted_relay import new_key
-from tests.federation.linked_nodes import (
-    places,
-    relay_at,
-)
+from tests.federation.linked_nodes import places, relay_at
 from tests.support.nodes import RunningNode
 from tests.support.patience import within
 

@@ -23,12 +23,7 @@ from relay.cli.exit_codes import Exit
 from relay.cli.output import printable
 from relay.client import Agent, Bounce, Message, SigningKey
 from relay.client.identity import key_file
-from tests.cli.terminal import (
-    ROOT,
-    Done,
-    Terminal,
-    stalling,
-)
+from tests.cli.terminal import ROOT, Done, Terminal, stalling
 from tests.support.nodes import new_key, running_node
 from tests.support.patience import wait_until, within
 

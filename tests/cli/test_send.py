@@ -14,20 +14,11 @@ import pytest
 
 from relay.cli.exit_codes import Exit
 from relay.client import Agent
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.state.journal import Journal
 from relay.protocol.errors import ErrorCode
-from tests.cli.terminal import (
-    Terminal,
-    line_with,
-    stalling,
-)
-from tests.client.scripted_relay import (
-    envelope_of,
-    new_key,
-)
+from tests.cli.terminal import Terminal, line_with, stalling
+from tests.client.scripted_relay import envelope_of, new_key
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until
 

@@ -17,19 +17,9 @@ from relay.client import Agent
 from relay.client.state.journal import Journal
 from relay.protocol.did import SigningKey
 from relay.protocol.ids import Did
-from tests.cli.terminal import (
-    Stalling,
-    Terminal,
-    stalling,
-)
+from tests.cli.terminal import Stalling, Terminal, stalling
 from tests.client.scripted_relay import new_key
-from tests.federation.linked_nodes import (
-    Place,
-    places,
-    record_of,
-    relay_at,
-    until_held,
-)
+from tests.federation.linked_nodes import Place, places, record_of, relay_at, until_held
 from tests.support.nodes import RunningNode, running_node
 from tests.support.patience import within
 

@@ -9,11 +9,7 @@ import pytest
 from relay.cli.exit_codes import Exit
 from relay.client import Agent
 from relay.client.identity import key_file
-from tests.cli.terminal import (
-    Terminal,
-    line_with,
-    stalling,
-)
+from tests.cli.terminal import Terminal, line_with, stalling
 from tests.support.nodes import new_key, running_node
 from tests.support.patience import within
 from tests.support.relay_process import relay_process

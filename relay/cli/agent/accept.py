@@ -10,9 +10,7 @@ from relay.cli.exit_codes import Exit
 from relay.cli.output import say, write, write_json
 from relay.client import SigningKey
 from relay.client.accept import accept
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import handles as names

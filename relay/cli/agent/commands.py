@@ -256,8 +256,7 @@ def _rules(
         typer.Argument(metavar="ACTION", help="show, allow, deny, forget or first-contact."),
     ] = "show",
     values: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers."),
+        list[str] | None, typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers.")
     ] = None,
     key: Key = None,
     passphrase_file: PassphraseFile = None,

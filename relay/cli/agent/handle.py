@@ -16,24 +16,16 @@ from relay.cli.output import clock_time, printable, say, write, write_json
 from relay.client import ResolveResult, SigningKey
 from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.identity import handles as names
 from relay.client.identity.handles import HandleResolver
 from relay.client.state import agent_state as states
 from relay.protocol import handles
-from relay.protocol.endpoint_record import (
-    MAX_HANDLES,
-    EndpointRecord,
-)
+from relay.protocol.endpoint_record import MAX_HANDLES, EndpointRecord
 from relay.protocol.errors import ErrorCode
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
-)
+from relay.protocol.handles import Handle, LookupResult
 from relay.protocol.ids import Did
 
 _EXIT: Final = {"found": Exit.OK, "absent": Exit.REFUSED, "unreadable": Exit.UNAVAILABLE}

@@ -14,16 +14,10 @@ from pathlib import Path
 import typer
 
 from relay.cli import prompt as passphrases
-from relay.cli.exit_codes import (
-    Exit,
-    LocalError,
-)
+from relay.cli.exit_codes import Exit, LocalError
 from relay.cli.output import say, write, write_json, write_text
 from relay.client import KeyFileError, PassphraseError, SigningKey
-from relay.client.identity import (
-    key_file,
-    key_format,
-)
+from relay.client.identity import key_file, key_format
 from relay.client.identity.key_format import EncryptedKey
 
 

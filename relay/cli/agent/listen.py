@@ -30,9 +30,7 @@ from relay.cli.output import (
 from relay.cli.writer import Writer
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
 from relay.client._util import beside
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode

@@ -16,33 +16,19 @@ from relay.cli.agent import locks
 from relay.cli.agent.accept import accept_and_tell
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.outcome_text import refuse_if_listening
-from relay.cli.exit_codes import (
-    Exit,
-    exit_of,
-)
+from relay.cli.exit_codes import Exit, exit_of
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.cli.progress import Progress
 from relay.client import MigrationProgress, MigrationReport, MigrationStalledError
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError
 from relay.client.http import origin as origins
-from relay.client.migration.dry_run import (
-    DryRun,
-)
-from relay.client.migration.dry_run import (
-    dry_run as look,
-)
-from relay.client.migration.runner import (
-    Host,
-    MigrationOptions,
-    MigrationRunner,
-)
+from relay.client.migration.dry_run import DryRun
+from relay.client.migration.dry_run import dry_run as look
+from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import MigrationStage
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
+from relay.protocol.ids import Did, Eid
 
 WORDS: Final = {
     MigrationStage.PREPARING: "Asking the new relay to get ready",

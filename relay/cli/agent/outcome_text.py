@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from typing import Final, Literal
 
-from relay.cli.agent.locks import (
-    AgentLocks,
-    Lock,
-)
-from relay.cli.exit_codes import (
-    Exit,
-    LocalError,
-)
+from relay.cli.agent.locks import AgentLocks, Lock
+from relay.cli.exit_codes import Exit, LocalError
 from relay.cli.output import notify, sync, write_json
 from relay.client import SignedEnvelope
 from relay.client.outbox.outcomes import OutcomeValues

@@ -17,20 +17,9 @@ from relay import clock
 from relay.cli import output
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.locks import (
-    AgentLocks,
-    Lock,
-)
-from relay.cli.agent.outcome_text import (
-    EXIT_OF,
-    WORDS,
-    refuse_if_listening,
-    tell_earlier,
-)
-from relay.cli.exit_codes import (
-    Exit,
-    exit_of,
-)
+from relay.cli.agent.locks import AgentLocks, Lock
+from relay.cli.agent.outcome_text import EXIT_OF, WORDS, refuse_if_listening, tell_earlier
+from relay.cli.exit_codes import Exit, exit_of
 from relay.cli.output import clock_time, say, write, write_json
 from relay.cli.progress import Progress
 from relay.cli.streams import OutputError
@@ -97,10 +86,7 @@ async def send(file: KeyFile, url: str, draft: MessageDraft, options: SendOption
     key = file.load()
     _show_warnings(as_json=options.as_json)
     look = options.wait == "acked" and not options.take
-    with (
-        locks.opened(file.state, look=look) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
+    with locks.opened(file.state, look=look) as mine, states.opened(file.state, key.did) as state:
         if look:
             refuse_if_listening(mine)
         context = SendContext(

@@ -12,16 +12,9 @@ from typing import Any, Final
 from relay import clock
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.outcome_text import (
-    EXIT_OF,
-    WORDS,
-    is_listening,
-)
+from relay.cli.agent.outcome_text import EXIT_OF, WORDS, is_listening
 from relay.cli.agent.session import asking
-from relay.cli.exit_codes import (
-    Exit,
-    exit_of,
-)
+from relay.cli.exit_codes import Exit, exit_of
 from relay.cli.output import fail, printable, say, write, write_json
 from relay.client import AgentError, SignedEnvelope, SigningKey
 from relay.client.directory.resolve import ResolveResult, resolve_at

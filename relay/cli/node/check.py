@@ -23,9 +23,7 @@ from relay.client.http.relay_api import RelayApi
 from relay.client.http.transport import HttpRequest, certificate_expiry, request
 from relay.client.session.connection import dial
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    LoginOptions,
-)
+from relay.protocol.client_session import LoginOptions
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.errors import RelayError
 from relay.protocol.relay_info import RelayInfo

@@ -9,10 +9,7 @@ from relay import clock
 from relay.cli.exit_codes import Exit
 from relay.cli.options import EVERYWHERE
 from relay.cli.output import clock_time, printable, write, write_json
-from relay.client.errors import (
-    ProtocolError,
-    make_error,
-)
+from relay.client.errors import ProtocolError, make_error
 from relay.client.http import origin as origins
 from relay.client.http.transport import HttpRequest, error_of, request
 from relay.protocol import jws as jose

@@ -7,10 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from relay.cli.exit_codes import LocalError
 from relay.cli.output import first_of, say, write, write_json
-from relay.protocol.errors import (
-    RelayError,
-    StateError,
-)
+from relay.protocol.errors import RelayError, StateError
 
 if TYPE_CHECKING:
     from relay.settings import Settings

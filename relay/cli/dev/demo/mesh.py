@@ -18,12 +18,7 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    RelayProcess,
-    Story,
-    relay_process,
-)
+from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, relay_process
 from relay.client import Agent, Message, Sent, SigningKey
 from relay.client.http.origin import parse as parse_origin
 from relay.client.http.transport import request_json

@@ -20,20 +20,12 @@ from itertools import count
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    RelayProcess,
-    Story,
-    relay_process,
-)
+from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, relay_process
 from relay.client import Agent, SigningKey
 from relay.client.migration.retry import MigrationProgress
 from relay.client.state.migration_log import MigrationReport, MigrationStage
 from relay.protocol.did import KEY_BYTES
-from relay.protocol.ids import (
-    Did,
-    Eid,
-)
+from relay.protocol.ids import Did, Eid
 
 WAITING: Final = 2_000
 SENDERS: Final = 3

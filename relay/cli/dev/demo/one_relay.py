@@ -9,12 +9,7 @@ import asyncio
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    RelayProcess,
-    Story,
-    relay_process,
-)
+from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, relay_process
 from relay.client import Agent, Message, Sent, SigningKey
 from relay.protocol.did import KEY_BYTES
 from relay.protocol.receipts import verify_receipt

@@ -11,11 +11,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    Story,
-    relay_process,
-)
+from relay.cli.dev.demo.relays import DemoError, Story, relay_process
 from relay.cli.exit_codes import Exit
 from relay.cli.output import say
 from relay.protocol.errors import RelayError
