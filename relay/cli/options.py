@@ -19,21 +19,13 @@ EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
 
 
 def checked(url: str) -> str:
-    """Return ``url`` if it is the origin of a relay.
-
-    Raises:
-        BadParameter: it is not.
-    """
+    """Return ``url`` if it is the origin of a relay, else raise BadParameter."""
     return _checked(url)
 
 
 def checked_admin(url: str) -> str:
-    """Return ``url`` if it can be a node's admin side, which speaks plain HTTP.
-
-    Raises:
-        BadParameter: it cannot.
-    """
-    return _checked(url, insecure_networks=EVERYWHERE)
+    """Return ``url`` if it can be a node's admin side, which speaks plain HTTP."""
+    return _checked(url, EVERYWHERE)
 
 
 def _checked(url: str, insecure_networks: Sequence[str] = ()) -> str:
@@ -52,7 +44,7 @@ Key = Annotated[
         "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
     ),
 ]
-PassphraseFile = Annotated[
+Passphrase = Annotated[
     Path | None,
     typer.Option(
         "--passphrase-file",
@@ -60,7 +52,7 @@ PassphraseFile = Annotated[
         show_default=False,
     ),
 ]
-NewPassphraseFile = Annotated[
+NewPassphrase = Annotated[
     Path | None,
     typer.Option("--new-passphrase-file", help="File with the new passphrase.", show_default=False),
 ]

@@ -2,7 +2,7 @@
 
 Text from a stranger never reaches a terminal raw. Control characters are escaped: a body could
 otherwise move the cursor and repaint earlier lines. A line on stdout is written whole, or
-:class:`OutputError` is raised; see ``streams.py``.
+:class:`OutputError` is raised; see ``streams.py``. All that writes to stdout may raise it.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ from __future__ import annotations
 import sys
 import traceback
 import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, TextIO
 
+from relay import clock
 from relay.cli.exit_codes import Exit, LocalError, exit_of
 from relay.cli.streams import Output
 from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode, RelayError
 
+BAR: Final = 24
 _TERMINAL_OBEYS: Final = frozenset({"Cc", "Cf"})
 """Unicode categories: control and format characters."""
 
@@ -41,97 +45,72 @@ def notify(words: str) -> None:
         say(words)
 
 
-def write(line: str) -> None:
-    """Write a line of data.
-
-    Raises:
-        OutputError: stdout failed.
-    """
-    write_text(f"{line}\n")
-
-
-def write_text(text: str) -> None:
-    """Write lines of data.
-
-    Raises:
-        OutputError: stdout failed.
-    """
-    sys.stdout.write(text)
+def write(line: str, end: str = "\n") -> None:
+    """Write a line of data."""
+    sys.stdout.write(f"{line}{end}")
     sys.stdout.flush()
 
 
-def write_json(value: object) -> None:
-    """Write one line of JSON.
-
-    Raises:
-        OutputError: stdout failed.
-    """
-    _json(sys.stdout, value)
+def write_rows(rows: Iterable[tuple[str, str]], width: int) -> None:
+    """Write a line for each name and its words; the names are padded to ``width``."""
+    for name, words in rows:
+        write(f"{name:<{width}}  {printable(words)}")
 
 
-def say_json(value: object) -> None:
-    """Write one line of JSON to stderr; drop it if stderr fails."""
-    _json(sys.stderr, value)
-
-
-def _json(stream: TextIO, value: object) -> None:
+def write_json(value: object, stream: TextIO | None = None) -> None:
+    """Write one line of JSON, to stdout by default; stderr drops it if it fails."""
+    stream = stream or sys.stdout
     line = jose.dumps(value)
     if stream.isatty():
         stream.write(f"{printable(line.decode())}\n")
         stream.flush()
     else:
         # JSON is UTF-8, whatever this stream's encoding is
-        _bytes(stream, line + b"\n")
+        _write_bytes(stream, line + b"\n")
+
+
+def show(members: object, *lines: str, as_json: bool) -> None:
+    """Write a result: as one line of JSON, or as lines for a person."""
+    if as_json:
+        write_json(members)
+    else:
+        for line in lines:
+            write(line)
 
 
 def write_body(body: bytes) -> None:
-    """Write a body: raw to a pipe or a file, escaped to a terminal.
-
-    Raises:
-        OutputError: stdout failed.
-    """
+    """Write a body: raw to a pipe or a file, escaped to a terminal."""
     if sys.stdout.isatty():
         write(printable(body.decode(errors="backslashreplace")))
     else:
-        _bytes(sys.stdout, body + b"\n")
+        _write_bytes(sys.stdout, body + b"\n")
 
 
-def _bytes(stream: TextIO, data: bytes) -> None:
+def _write_bytes(stream: TextIO, data: bytes) -> None:
     stream.flush()
     stream.buffer.write(data)
     stream.buffer.flush()
 
 
 def sync() -> None:
-    """Sync stdout and stderr to the disk if they are files.
-
-    Raises:
-        OutputError: the disk fails.
-    """
-    for raw in _raw():
-        raw.sync()
+    """Sync stdout and stderr to the disk if they are files."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream.buffer, Output):
+            stream.buffer.sync()
 
 
 def begin_line() -> None:
-    """Begin a new line if stdout is a file that ends within one.
-
-    Raises:
-        OutputError: that could not be written.
-    """
-    for raw in _raw()[:1]:
-        raw.begin_line()
-
-
-def _raw() -> list[Output]:
-    return [one.buffer for one in (sys.stdout, sys.stderr) if isinstance(one.buffer, Output)]
+    """Begin a new line if stdout is a file that ends within one."""
+    if isinstance(sys.stdout.buffer, Output):
+        sys.stdout.buffer.begin_line()
 
 
 def printable(text: str) -> str:
     """Escape all that a terminal would interpret; JSON stays equal JSON."""
     return "".join(
-        char
-        if char in "\n\t" or unicodedata.category(char) not in _TERMINAL_OBEYS
-        else _escaped(char)
+        _escaped(char)
+        if char not in "\n\t" and unicodedata.category(char) in _TERMINAL_OBEYS
+        else char
         for char in text
     )
 
@@ -142,20 +121,17 @@ def _escaped(char: str) -> str:
 
 
 def fail(exc: RelayError, *, as_json: bool, stored: str | None = None) -> None:
-    """An expected failure: one sentence, or the one JSON shape, on stderr.
+    """Report an expected failure on stderr: one sentence, or the one JSON shape.
 
-    Args:
-        exc: the failure.
-        as_json: the shape.
-        stored: what is known of the envelope; by default what the failure says.
+    ``stored`` tells what is known of the envelope; by default what the failure says.
     """
     stored = stored or getattr(exc, "stored", None)
     if as_json:
         shape = {"error": exc.code, "detail": exc.detail, "retry_after": exc.retry_after}
-        say_json({**shape, "stored": stored})
+        write_json({**shape, "stored": stored}, sys.stderr)
         return
-    what = "" if isinstance(exc, LocalError) else f"{exc.code}: "
-    say(f"relay: {what}{printable(exc.detail or 'no more is known')}")
+    code = "" if isinstance(exc, LocalError) else f"{exc.code}: "
+    say(f"relay: {code}{printable(exc.detail or 'no more is known')}")
     if stored == "unknown":
         say("It may be stored all the same: sending it again as a new envelope could double it.")
     elif exc.retry_after is not None:
@@ -171,12 +147,15 @@ def end_with(exc: Exception, *, as_json: bool) -> Exit:
     if isinstance(exc, RelayError):
         failure = exc
     elif isinstance(exc, OSError):
-        failure = LocalError(_reason(exc))
+        reason = f"{exc.strerror or exc}"
+        failure = LocalError(f"{exc.filename}: {exc.strerror}" if exc.filename else reason)
     else:
         if sys.flags.dev_mode:
             traceback.print_exception(exc)
-        what = f"this is a bug: {type(exc).__name__}: {exc} ({_place(exc)})"
-        failure = RelayError(ErrorCode.INTERNAL, what)
+        last = traceback.extract_tb(exc.__traceback__)[-1]
+        place = f"{last.filename}, line {last.lineno}"
+        detail = f"this is a bug: {type(exc).__name__}: {exc} ({place})"
+        failure = RelayError(ErrorCode.INTERNAL, detail)
     fail(failure, as_json=as_json)
     return exit_of(failure)
 
@@ -188,15 +167,50 @@ def first_of(exc: Exception) -> Exception:
     return exc
 
 
-def _reason(exc: OSError) -> str:
-    return f"{exc.filename}: {exc.strerror}" if exc.filename else f"{exc.strerror or exc}"
-
-
-def _place(exc: Exception) -> str:
-    last = traceback.extract_tb(exc.__traceback__)[-1]
-    return f"{last.filename}, line {last.lineno}"
-
-
 def clock_time(at: int) -> str:
-    """Unix seconds for a person."""
+    """Return Unix seconds as a local time for a person."""
     return datetime.fromtimestamp(at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Progress of a command that waits: one changing line on a terminal, else sentences.
+
+    Args:
+        quiet: print nothing.
+    """
+
+    quiet: bool
+    _began: float = field(default_factory=clock.monotonic)
+    _last: str = ""
+    _on_terminal: bool = field(
+        default_factory=lambda: sys.stderr.isatty()  # noqa: PLW0108  of now, not of the import
+    )
+
+    def tell(self, words: str) -> None:
+        """Show the current step, a sentence without full stop; a repetition updates the time."""
+        if self.quiet:
+            return
+        if self._on_terminal:
+            seconds = clock.monotonic() - self._began
+            self._replace_line(f"{printable(words)} ({seconds:.0f} s)")
+        elif words != self._last:
+            say(f"{printable(words)}.")
+        self._last = words
+
+    def count(self, words: str, done: int, total: int) -> None:
+        """Show the step with a bar on a terminal; elsewhere print the words once."""
+        if self._on_terminal:
+            filled = BAR * done // max(total, 1)
+            words = f"{words} [{'#' * filled}{'.' * (BAR - filled)}] {done:,} of {total:,}"
+        self.tell(words)
+
+    def end(self) -> None:
+        """Clear the line."""
+        if self._on_terminal and self._last:
+            self._replace_line("")
+        self._last = ""
+
+    def _replace_line(self, words: str) -> None:
+        sys.stderr.write(f"\r\x1b[K{words}")
+        sys.stderr.flush()

@@ -27,11 +27,7 @@ _INSTEAD: Final = f"--passphrase-file, or set {FILE_VARIABLE}"
 def given(named: Path | None) -> str | None:
     """Return the passphrase of a file or a variable, or None; an empty variable counts as unset.
 
-    Args:
-        named: the file of an option; it overrides both variables.
-
-    Raises:
-        LocalError: the file cannot be read, or is not one line of UTF-8.
+    The file ``named`` by an option overrides both variables. Errors are those of :func:`of_file`.
     """
     mine = os.environ  # noqa: TID251  an agent's: relay.settings reads a node's, with pydantic
     if named is not None:
@@ -61,11 +57,7 @@ def of_file(file: Path) -> str:
 
 
 def ask(prompt: str, instead: str = _INSTEAD) -> str:
-    """Ask a person without echo.
-
-    Args:
-        prompt: the text to show.
-        instead: the alternative to name if there is no terminal.
+    """Ask a person without echo; ``instead`` is the alternative to name without a terminal.
 
     Raises:
         LocalError: there is no terminal, or the input is empty.
@@ -87,14 +79,7 @@ def ask(prompt: str, instead: str = _INSTEAD) -> str:
 
 
 def ask_new(instead: str = _INSTEAD) -> str:
-    """Ask for a new passphrase, twice.
-
-    Args:
-        instead: as for :func:`ask`.
-
-    Raises:
-        LocalError: the two differ, or as :func:`ask`.
-    """
+    """Ask for a new passphrase, twice; arguments and errors as for :func:`ask`."""
     chosen = ask("New passphrase: ", instead)
     if ask("The same again: ", instead) != chosen:
         raise LocalError("these were two different passphrases; nothing was changed", Exit.LOCKED)

@@ -27,7 +27,7 @@ class OutputError(LocalError):
 
 
 class Output(io.RawIOBase):
-    """A stream over a descriptor that writes all or raises.
+    """A stream over a descriptor that writes all or raises :class:`OutputError`.
 
     Args:
         descriptor: None if it was closed before this process began.
@@ -46,11 +46,7 @@ class Output(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """Return the descriptor.
-
-        Raises:
-            UnsupportedOperation: it was closed before this process began.
-        """
+        """Return the descriptor, unless it was closed before this process began."""
         if self._descriptor is None:
             raise io.UnsupportedOperation("it is closed")
         return self._descriptor
@@ -60,11 +56,7 @@ class Output(io.RawIOBase):
         return self._descriptor is not None and os.isatty(self._descriptor)
 
     def write(self, data: Buffer, /) -> int:
-        """Write all of it and return its size in bytes.
-
-        Raises:
-            OutputError: the write failed, and data may not be dropped.
-        """
+        """Write or drop all of it, and return its size in bytes."""
         try:
             self.put(data)
         except OutputError:
@@ -73,17 +65,13 @@ class Output(io.RawIOBase):
         return memoryview(data).nbytes
 
     def put(self, data: Buffer) -> None:
-        """Write all of it; block while a pipe is full.
-
-        Raises:
-            OutputError: the write failed.
-        """
+        """Write all of it; block while a pipe is full."""
         left = memoryview(data).cast("B")
         try:
             while left:
                 left = left[self._write_some(left) :]
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self._error(exc) from exc
 
     def _write_some(self, data: memoryview) -> int:
         try:
@@ -99,24 +87,15 @@ class Output(io.RawIOBase):
         return written
 
     def sync(self) -> None:
-        """Sync to the disk if this is a file.
-
-        Raises:
-            OutputError: the disk fails.
-        """
-        if not self._is_file():
-            return
+        """Sync to the disk if this is a file."""
         try:
-            os.fsync(self.fileno())
+            if self._is_file():
+                os.fsync(self.fileno())
         except OSError as exc:
-            raise self._failed(exc) from exc
+            raise self._error(exc) from exc
 
     def begin_line(self) -> None:
-        """Begin a new line if a file ends within one: an earlier process was killed.
-
-        Raises:
-            OutputError: the write failed.
-        """
+        """Begin a new line if a file ends within one: an earlier process was killed."""
         if self._is_file() and self._last_byte() not in {b"", b"\n"}:
             self.put(b"\n")
 
@@ -139,7 +118,7 @@ class Output(io.RawIOBase):
         finally:
             os.close(reading)
 
-    def _failed(self, exc: OSError) -> OutputError:
+    def _error(self, exc: OSError) -> OutputError:
         return OutputError(f"{self.name}: {exc.strerror or exc}")
 
 
@@ -152,15 +131,14 @@ def install() -> None:
             # otherwise the next file or socket gets this number, and our output
             os.open(os.devnull, os.O_RDWR)
     if sys.stdout is sys.__stdout__:
-        sys.stdout = _wrapped(sys.__stdout__, "stdout", may_drop=False)
+        sys.stdout = _wrapped(sys.__stdout__, "stdout")
     if sys.stderr is sys.__stderr__:
         sys.stderr = _wrapped(sys.__stderr__, "stderr", may_drop=True)
 
 
-def _wrapped(stream: TextIO | None, name: str, *, may_drop: bool) -> TextIO:
-    descriptor = None if stream is None else stream.fileno()
+def _wrapped(stream: TextIO | None, name: str, *, may_drop: bool = False) -> TextIO:
     encoding = "utf-8" if stream is None else stream.encoding
-    raw = Output(descriptor, name, may_drop=may_drop)
+    raw = Output(None if stream is None else stream.fileno(), name, may_drop=may_drop)
     # characters that a terminal cannot show are escaped
     return io.TextIOWrapper(
         cast("io.BytesIO", raw), encoding, "backslashreplace", newline="\n", write_through=True

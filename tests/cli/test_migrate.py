@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from relay.cli.exit_codes import Exit
-from relay.cli.progress import Progress
+from relay.cli.output import Progress
 from relay.client import Agent
 from relay.client.identity import key_file as keystore
 from relay.client.state import agent_state as states

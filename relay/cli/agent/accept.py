@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
-from relay.cli.output import say, write, write_json
+from relay.cli.output import say, show
 from relay.client import SigningKey
 from relay.client.accept import accept
 from relay.client.errors import make_error
@@ -34,18 +34,16 @@ async def accept_and_tell(
     """Accept a relay, report it, and return True if it is a home of this agent."""
     done = await accept(key, origin, did, state)
     unanswered = [] if state.journal is None else await state.journal.outgoing()
+    members = {
+        "url": str(origin),
+        "accepted": did,
+        "home": done is not None,
+        "seq": done.record.seq if done is not None else None,
+        "unanswered": [{"id": one.id, "eid": one.eid, "to": one.to} for one in unanswered],
+    }
+    show(members, f"{did}  is accepted at {origin}", as_json=as_json)
     if as_json:
-        write_json(
-            {
-                "url": str(origin),
-                "accepted": did,
-                "home": done is not None,
-                "seq": done.record.seq if done is not None else None,
-                "unanswered": [{"id": one.id, "eid": one.eid, "to": one.to} for one in unanswered],
-            }
-        )
         return done is not None
-    write(f"{did}  is accepted at {origin}")
     if done is not None:
         say("Your endpoint record names it. What waited for you at the relay before, and what it")
         say("had not passed on, is lost with its store. What you were shown is not shown again.")
@@ -61,14 +59,11 @@ async def handle(file: KeyFile, url: str, text: str, did: str, *, as_json: bool)
     try:
         name = str(names.parse(text))
     except ValueError as exc:
-        raise make_error(
-            ErrorCode.BAD_FRAME, f"{text!r} is neither an address nor a handle"
-        ) from exc
+        detail = f"{text!r} is neither an address nor a handle"
+        raise make_error(ErrorCode.BAD_FRAME, detail) from exc
     key = file.load()
     with states.opened(file.state, key.did) as state:
         await SessionlessAgent(origins.parse(url), state).handles.accept(name, Did(did))
-    if as_json:
-        write_json({"handle": name, "accepted": did})
-    else:
-        write(f"{did}  is written to as {name} from now on")
+    line = f"{did}  is written to as {name} from now on"
+    show({"handle": name, "accepted": did}, line, as_json=as_json)
     return Exit.OK

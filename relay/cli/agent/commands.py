@@ -17,8 +17,8 @@ from relay.cli.options import (
     DEFAULT_URL,
     Json,
     Key,
-    NewPassphraseFile,
-    PassphraseFile,
+    NewPassphrase,
+    Passphrase,
     Take,
     Url,
     checked,
@@ -37,21 +37,19 @@ handle_app = typer.Typer(help="Names of agents, for people.", no_args_is_help=Tr
 Encrypt = Annotated[bool, typer.Option("--encrypt", help="Ask for a passphrase for the key.")]
 To = Annotated[Path, typer.Argument(metavar="FILE", help="A new file; - is stdout.")]
 From = Annotated[Path, typer.Argument(metavar="FILE", help="The file with the block; - is stdin.")]
-_PIPE: Final = Path("-")
+Plain = Annotated[bool, typer.Option("--plain", help="Do not encrypt; needs --yes.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Yes, show the key itself.")]
+Remove = Annotated[bool, typer.Option("--remove", help="Keep the key unencrypted.")]
 
 
 @id_app.command("new")
 def _new(
-    key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    *,
-    encrypt: Encrypt = False,
-    json: Json = False,
+    key: Key = None, passphrase: Passphrase = None, *, encrypt: Encrypt = False, json: Json = False
 ) -> None:
     """Make an identity: a key file that only you can read."""
     from relay.cli.agent import key as keys
 
-    keys.new(_file(key, passphrase_file), encrypt=encrypt, as_json=json)
+    keys.new(_file(key, passphrase), encrypt=encrypt, as_json=json)
 
 
 @id_app.command("show")
@@ -66,11 +64,11 @@ def _show(key: Key = None, *, json: Json = False) -> None:
 def _export(
     block: To,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    new_passphrase_file: NewPassphraseFile = None,
+    passphrase: Passphrase = None,
+    new: NewPassphrase = None,
     *,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not encrypt; needs --yes.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Yes, show the key itself.")] = False,
+    plain: Plain = False,
+    yes: Yes = False,
     json: Json = False,
 ) -> None:
     """Write the key as a block of text to carry elsewhere, encrypted."""
@@ -79,17 +77,15 @@ def _export(
     if plain and not yes:
         hint = "who reads that block is this agent; say --plain --yes if you mean it"
         raise typer.BadParameter(hint, param_hint="--plain")
-    _one_of(plain=plain, other="--plain", new_passphrase_file=new_passphrase_file)
-    to = None if block == _PIPE else block
-    file = _file(key, passphrase_file)
-    keys.export(file, to, new_passphrase_file, plain=plain, as_json=json)
+    _check_no_new_passphrase(new, "--plain", given=plain)
+    keys.export(_file(key, passphrase), _unless_pipe(block), new, plain=plain, as_json=json)
 
 
 @id_app.command("import")
 def _import(
     block: From,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     *,
     encrypt: Encrypt = False,
     json: Json = False,
@@ -97,30 +93,32 @@ def _import(
     """Make a key file of a block; never overwrites one."""
     from relay.cli.agent import key as keys
 
-    source = None if block == _PIPE else block
-    file = _file(key, passphrase_file)
-    keys.import_(file, source, encrypt=encrypt, as_json=json)
+    file = _file(key, passphrase)
+    keys.import_(file, _unless_pipe(block), encrypt=encrypt, as_json=json)
 
 
 @id_app.command("passwd")
 def _passwd(
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    new_passphrase_file: NewPassphraseFile = None,
+    passphrase: Passphrase = None,
+    new: NewPassphrase = None,
     *,
-    remove: Annotated[bool, typer.Option("--remove", help="Keep the key unencrypted.")] = False,
+    remove: Remove = False,
     json: Json = False,
 ) -> None:
     """Set, change or remove the passphrase of a key file."""
     from relay.cli.agent import key as keys
 
-    _one_of(plain=remove, other="--remove", new_passphrase_file=new_passphrase_file)
-    file = _file(key, passphrase_file)
-    keys.passwd(file, new_passphrase_file, remove=remove, as_json=json)
+    _check_no_new_passphrase(new, "--remove", given=remove)
+    keys.passwd(_file(key, passphrase), new, remove=remove, as_json=json)
 
 
-def _one_of(*, plain: bool, other: str, new_passphrase_file: Path | None) -> None:
-    if plain and new_passphrase_file is not None:
+def _unless_pipe(block: Path) -> Path | None:
+    return None if block == Path("-") else block
+
+
+def _check_no_new_passphrase(new: Path | None, other: str, *, given: bool) -> None:
+    if given and new is not None:
         raise typer.BadParameter(f"not with {other}", param_hint="--new-passphrase-file")
 
 
@@ -132,10 +130,16 @@ TEXT: Final = "text/plain; charset=utf-8"
 MORE_THAN_A_BODY: Final = 2 * 1024 * 1024
 """No relay takes so much: to read on would only fill the memory."""
 
+Recipient = Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID, or its handle.")]
+Wait = Annotated[
+    Literal["stored", "acked"],
+    typer.Option("--wait", help="For the relay's receipt, or for the recipient's ack."),
+]
+
 
 @app.command("send")
 def _send(
-    to: Annotated[str, typer.Argument(metavar="TO", help="The recipient's DID, or its handle.")],
+    to: Recipient,
     text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
     *,
     file: Annotated[
@@ -147,15 +151,12 @@ def _send(
     lifetime: Annotated[
         int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
     ] = 7 * DAY_S,
-    wait: Annotated[
-        Literal["stored", "acked"],
-        typer.Option("--wait", help="For the relay's receipt, or for the recipient's ack."),
-    ] = "stored",
+    wait: Wait = "stored",
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds to go on trying and waiting.")
     ] = 10.0,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
     take: Take = False,
@@ -164,13 +165,13 @@ def _send(
     """Send an envelope, until the relay has signed that it keeps it."""
     from relay.cli.agent import send
 
-    check_recipient(to, "TO")
+    _check_recipient(to)
     body, default_type = _body(text, file)
     draft = send.MessageDraft(
         to, body, content_type or default_type, not plain, kind, thread, lifetime
     )
     options = send.SendOptions(wait, timeout, take=take, as_json=json)
-    raise typer.Exit(run_async(send.send(_file(key, passphrase_file), relay, draft, options)))
+    raise typer.Exit(run_async(send.send(_file(key, passphrase), relay, draft, options)))
 
 
 def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
@@ -190,7 +191,7 @@ def _listen(
         int | None, typer.Option(min=1, help="End after so many.", show_default=False)
     ] = None,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
@@ -199,16 +200,15 @@ def _listen(
     """Print what is delivered to this agent, and ack it once it is written."""
     from relay.cli.agent import listen
 
-    run_async(
-        listen.listen(_file(key, passphrase_file), relay, count=1 if once else count, as_json=json)
-    )
+    count = 1 if once else count
+    run_async(listen.listen(_file(key, passphrase), relay, count=count, as_json=json))
 
 
 @app.command("inbox")
 def _inbox(
     limit: Annotated[int, typer.Option(min=0, help="Show at most so many.")] = 20,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     json: Json = False,
@@ -216,7 +216,7 @@ def _inbox(
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
     from relay.cli.agent import listen
 
-    run_async(listen.look(_file(key, passphrase_file), relay, limit=limit, as_json=json))
+    run_async(listen.look(_file(key, passphrase), relay, limit=limit, as_json=json))
 
 
 @app.command("status")
@@ -226,7 +226,7 @@ def _status(
         str | None, typer.Argument(metavar="ID", help="The id that relay send printed.")
     ] = None,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     take: Take = False,
@@ -235,18 +235,18 @@ def _status(
     """Show how your inbox stands, or how an envelope ended (TO ID)."""
     from relay.cli.agent import status
 
-    file = _file(key, passphrase_file)
+    file = _file(key, passphrase)
     if to is None:
         raise typer.Exit(run_async(status.show(file, relay, take=take, as_json=json)))
     if message_id is None:
         raise typer.BadParameter("give TO and ID, or neither", param_hint="ID")
-    check_recipient(to, "TO")
+    _check_recipient(to)
     try:
         UUID(message_id)
     except ValueError as exc:
         raise typer.BadParameter("not an id as relay send prints it", param_hint="ID") from exc
-    asking = status.trace(file, relay, to, message_id, take=take, as_json=json)
-    raise typer.Exit(run_async(asking))
+    work = status.trace(file, relay, to, message_id, take=take, as_json=json)
+    raise typer.Exit(run_async(work))
 
 
 @app.command("rules")
@@ -259,7 +259,7 @@ def _rules(
         list[str] | None, typer.Argument(metavar="WORDS", help="DIDs; or how to meet strangers.")
     ] = None,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     take: Take = False,
@@ -274,8 +274,8 @@ def _rules(
         raise typer.BadParameter(str(exc), param_hint="ACTION") from exc
     if action in {"allow", "deny", "forget"}:
         for did in values or []:
-            check_did(did, "DID")
-    run_async(rules.rule(_file(key, passphrase_file), relay, patch, take=take, as_json=json))
+            _check_did(did)
+    run_async(rules.rule(_file(key, passphrase), relay, patch, take=take, as_json=json))
 
 
 # ---------------------------------------------------------------- records and handles
@@ -286,46 +286,40 @@ Name = Annotated[
     str,
     typer.Argument(metavar="NAME|HOST", help="A name under your relay, or a hostname of your own."),
 ]
+Who = Annotated[str, typer.Argument(metavar="HANDLE|DID", help="Whom to look up.")]
+What = Annotated[
+    str, typer.Argument(metavar="URL|HANDLE", help="A relay's address, or an agent's name.")
+]
+Accepted = Annotated[str, typer.Argument(metavar="DID", help="Who is there from now on.")]
 
 
 @app.command("publish")
 def _publish(
-    key: Key = None,
-    passphrase_file: PassphraseFile = None,
-    relay: Url = DEFAULT_URL,
-    *,
-    json: Json = False,
+    key: Key = None, passphrase: Passphrase = None, relay: Url = DEFAULT_URL, *, json: Json = False
 ) -> None:
     """Publish your endpoint record again, and show it."""
     from relay.cli.agent import handle as records
 
-    file = _file(key, passphrase_file)
-    raise typer.Exit(run_async(records.publish(file, relay, as_json=json)))
+    work = records.publish(_file(key, passphrase), relay, as_json=json)
+    raise typer.Exit(run_async(work))
 
 
 @app.command("resolve")
-def _resolve(
-    who: Annotated[str, typer.Argument(metavar="HANDLE|DID", help="Whom to look up.")],
-    relay: Url = DEFAULT_URL,
-    *,
-    json: Json = False,
-) -> None:
+def _resolve(who: Who, relay: Url = DEFAULT_URL, *, json: Json = False) -> None:
     """Show where an agent lives; a handle is checked both ways."""
     from relay.cli.agent import handle as records
 
     if who.startswith("did:"):
-        check_did(who, "DID")
+        _check_did(who)
     raise typer.Exit(run_async(records.resolve(who, relay, as_json=json)))
 
 
 @app.command("accept")
 def _accept(
-    what: Annotated[
-        str, typer.Argument(metavar="URL|HANDLE", help="A relay's address, or an agent's name.")
-    ],
-    did: Annotated[str, typer.Argument(metavar="DID", help="Who is there from now on.")],
+    what: What,
+    did: Accepted,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     json: Json = False,
@@ -336,8 +330,8 @@ def _accept(
     """
     from relay.cli.agent import accept
 
-    check_did(did, "DID")
-    file = _file(key, passphrase_file)
+    _check_did(did)
+    file = _file(key, passphrase)
     if "://" in what:
         work = accept.relay(file, checked(what), did, as_json=json)
     else:
@@ -349,7 +343,7 @@ def _accept(
 def _set(
     name: Name,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     json: Json = False,
@@ -357,15 +351,15 @@ def _set(
     """Put a handle into your endpoint record, and see whether it leads to you."""
     from relay.cli.agent import handle as records
 
-    file = _file(key, passphrase_file)
-    raise typer.Exit(run_async(records.change(file, relay, "set", name, as_json=json)))
+    work = records.change(_file(key, passphrase), relay, "set", name, as_json=json)
+    raise typer.Exit(run_async(work))
 
 
 @handle_app.command("remove")
 def _remove(
     name: Name,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     *,
     json: Json = False,
@@ -373,8 +367,8 @@ def _remove(
     """Take a handle out of your endpoint record."""
     from relay.cli.agent import handle as records
 
-    file = _file(key, passphrase_file)
-    raise typer.Exit(run_async(records.change(file, relay, "remove", name, as_json=json)))
+    work = records.change(_file(key, passphrase), relay, "remove", name, as_json=json)
+    raise typer.Exit(run_async(work))
 
 
 @handle_app.command("check")
@@ -398,24 +392,27 @@ NewRelay = Annotated[
         "--to", callback=_checked_origin, help="Origin of the new relay.", show_default=False
     ),
 ]
+DeadSource = Annotated[
+    bool, typer.Option("--dead-source", help="Go on where the old relay does not answer.")
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show what would be lost right now; move nothing.")
+]
+Cancel = Annotated[
+    bool, typer.Option("--cancel", help="Take back a move that is not published yet.")
+]
 
 
 @app.command("migrate")
 def _migrate(
     to: NewRelay = None,
     *,
-    dead_source: Annotated[
-        bool, typer.Option("--dead-source", help="Go on where the old relay does not answer.")
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be lost right now; move nothing.")
-    ] = False,
-    cancel: Annotated[
-        bool, typer.Option("--cancel", help="Take back a move that is not published yet.")
-    ] = False,
+    dead_source: DeadSource = False,
+    dry_run: DryRun = False,
+    cancel: Cancel = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to go on.")] = 600.0,
     key: Key = None,
-    passphrase_file: PassphraseFile = None,
+    passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
     take: Take = False,
     json: Json = False,
@@ -426,14 +423,10 @@ def _migrate(
     if cancel == (to is not None):
         raise typer.BadParameter("give --to URL, or --cancel", param_hint="--to")
     if cancel and (dry_run or dead_source):
-        raise typer.BadParameter(
-            "goes with neither --dry-run nor --dead-source", param_hint="--cancel"
-        )
-
-    file = _file(key, passphrase_file)
-    options = migrate.MoveOptions(
-        take=take, dead_source=dead_source, deadline_s=timeout, as_json=json
-    )
+        hint = "goes with neither --dry-run nor --dead-source"
+        raise typer.BadParameter(hint, param_hint="--cancel")
+    file = _file(key, passphrase)
+    options = migrate.MoveOptions(take, dead_source, timeout, json)
     if to is None:
         work = migrate.cancel(file, relay, options)
     elif dry_run:
@@ -446,12 +439,7 @@ def _migrate(
 # ---------------------------------------------------------------- checked arguments
 
 
-def check_did(did: str, hint: str) -> None:
-    """Refuse what is no DID.
-
-    Raises:
-        BadParameter: it is none.
-    """
+def _check_did(did: str, hint: str = "DID") -> None:
     from relay.protocol.did import parse_did
 
     try:
@@ -460,24 +448,19 @@ def check_did(did: str, hint: str) -> None:
         raise typer.BadParameter(f"{did!r}: {exc}", param_hint=hint) from exc
 
 
-def check_recipient(to: str, hint: str) -> None:
-    """Refuse what is neither a DID nor a handle.
-
-    Raises:
-        BadParameter: it is neither.
-    """
+def _check_recipient(to: str) -> None:
     from relay.protocol import handles
 
     if to.startswith("did:") or not {"@", "."} & set(to):
-        check_did(to, hint)
+        _check_did(to, "TO")
         return
     try:
         handles.parse(to)
     except ValueError as exc:
-        raise typer.BadParameter(f"{to!r} is not a handle: {exc}", param_hint=hint) from exc
+        raise typer.BadParameter(f"{to!r} is not a handle: {exc}", param_hint="TO") from exc
 
 
-def _file(key: Path | None, passphrase_file: Path | None = None) -> KeyFile:
+def _file(key: Path | None, passphrase: Path | None = None) -> KeyFile:
     from relay.cli.agent.key import KeyFile
 
-    return KeyFile(key, passphrase_file)
+    return KeyFile(key, passphrase)

@@ -6,13 +6,14 @@ resolves to a DID whose record lists it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Literal
 
 from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
-from relay.cli.output import clock_time, printable, say, write, write_json
+from relay.cli.output import clock_time, say, write_json, write_rows
 from relay.client import ResolveResult, SigningKey
 from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
@@ -99,8 +100,7 @@ def _tell(done: HandleLookup, *, as_json: bool) -> None:
     if as_json:
         write_json(_members(done))
         return
-    for name, words in _rows(done):
-        write(f"{name:<8}  {printable(words)}")
+    write_rows(_rows(done), 8)
     if done.lookup.did is None:
         say(f"{done.asked} is {done.state}: {done.lookup.why or 'nothing more is known'}.")
     elif done.record is None:
@@ -109,36 +109,34 @@ def _tell(done: HandleLookup, *, as_json: bool) -> None:
         say(f"Not verified: the record of that agent does not list {done.asked}.")
 
 
-def _rows(done: HandleLookup) -> list[tuple[str, str]]:
+def _rows(done: Resolved) -> Iterator[tuple[str, str]]:
     if done.lookup.did is None:
-        return []
-    rows = [("agent", str(done.lookup.did))]
+        return
     if done.verified is not None:
         sure = "verified, both ways" if done.verified else "NOT verified"
-        rows.insert(0, ("handle", f"{done.asked}: {sure}"))
-    record = done.record
-    if record is not None:
-        rows += [("home", f"{home.url} ({home.did})") for home in record.relays]
-        rows += [("lists", text) for text in record.handles]
-        stale = " (stale)" if done.found is not None and done.found.stale else ""
-        rows.append(("until", f"{clock_time(record.expires_at)}{stale}"))
-    return rows
+        yield "handle", f"{done.asked}: {sure}"
+    yield "agent", str(done.lookup.did)
+    if done.found is None or done.found.record is None:
+        return
+    for home in done.found.record.relays:
+        yield "home", f"{home.url} ({home.did})"
+    for text in done.found.record.handles:
+        yield "lists", text
+    stale = " (stale)" if done.found.stale else ""
+    yield "until", f"{clock_time(done.found.record.expires_at)}{stale}"
 
 
-def _members(done: HandleLookup) -> dict[str, Any]:
-    record = done.record
+def _members(done: Resolved) -> dict[str, Any]:
+    record, own = done.record, ("status", "seq", "expires_at")
+    homes = record.relays if record else ()
     return {
         "asked": done.asked,
         "state": done.state,
         "did": done.lookup.did,
         "verified": done.verified,
-        "homes": [{"did": h.did, "url": h.url, "prio": h.prio} for h in record.relays]
-        if record
-        else [],
+        "homes": [{"did": home.did, "url": home.url, "prio": home.prio} for home in homes],
         "handles": list(record.handles) if record else [],
-        "status": record.status if record else None,
-        "seq": record.seq if record else None,
-        "expires_at": record.expires_at if record else None,
+        **{name: getattr(record, name, None) for name in own},
         "stale": done.found.stale if done.found else False,
         "detail": done.lookup.why,
     }
@@ -157,7 +155,7 @@ async def publish(file: KeyFile, url: str, *, as_json: bool) -> Exit:
 async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json: bool) -> Exit:
     """Add a handle to this agent's record or remove it, and return the exit code."""
     origin = origins.parse(url)
-    handle = wanted(text, origin)
+    handle = _wanted(text, origin)
     key = file.load()
     if action == "remove":
         done = await _publish(key, file, origin, lambda old: _without(old, handle))
@@ -179,12 +177,8 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
     return Exit.REFUSED if lookup.state != "unreadable" else Exit.UNAVAILABLE
 
 
-def wanted(text: str, origin: Origin) -> Handle:
-    """Return the handle that a person means: ``name`` alone is one under their relay.
-
-    Raises:
-        ProtocolError: not a handle.
-    """
+def _wanted(text: str, origin: Origin) -> Handle:
+    """Return the handle that a person means: ``name`` alone is one under their relay."""
     if "@" not in text and "." not in text and ":" not in text:
         text = f"{text}@{str(origin).partition('://')[2]}"
     return names.parse(text)

@@ -15,7 +15,7 @@ import typer
 
 from relay.cli import prompt as passphrases
 from relay.cli.exit_codes import Exit, LocalError
-from relay.cli.output import say, write, write_json, write_text
+from relay.cli.output import say, write, write_json
 from relay.client import KeyFileError, PassphraseError, SigningKey
 from relay.client.identity import key_file, key_format
 from relay.client.identity.key_format import EncryptedKey
@@ -23,7 +23,7 @@ from relay.client.identity.key_format import EncryptedKey
 
 @dataclass(frozen=True, slots=True)
 class KeyFile:
-    """A key file.
+    """A key file. A method raises LocalError if it cannot be used, and Exit if interrupted.
 
     Args:
         named: what the command line or RELAY_AGENT_KEY says, or None.
@@ -35,11 +35,7 @@ class KeyFile:
 
     @property
     def path(self) -> Path:
-        """The file; by default ``agent.key`` in the user's configuration directory.
-
-        Raises:
-            LocalError: none is named, and there is no home directory.
-        """
+        """The file; by default ``agent.key`` in the user's configuration directory."""
         if self.named is not None:
             return self.named
         directory = Path(typer.get_app_dir("did-relay"))
@@ -54,12 +50,7 @@ class KeyFile:
         return self.path.with_name(f"{self.path.name}.state")
 
     def load(self) -> SigningKey:
-        """Load the key, or create the default one. May ask a person for the passphrase.
-
-        Raises:
-            LocalError: a named one is not there, or it cannot be used or opened.
-            Exit: interrupted.
-        """
+        """Load the key, or create the default one. May ask a person for the passphrase."""
         if self.named is None and not self.path.exists():
             key = self.make(encrypt=False)
             say(f"This is your first use: a new identity, {key.did}, is in {self.path}")
@@ -67,11 +58,7 @@ class KeyFile:
         return self.unlock()[0]
 
     def make(self, *, encrypt: bool) -> SigningKey:
-        """Create a key in a new file, encrypted if there is a passphrase.
-
-        Raises:
-            LocalError: the file is there already, or cannot be written.
-        """
+        """Create a key in a new file, encrypted if there is a passphrase."""
         chosen = self.chosen(ask=encrypt)
         with _explained():
             return key_file.generate(self.path, chosen)
@@ -83,20 +70,12 @@ class KeyFile:
         return passphrases.ask_new() if ask else None
 
     def read(self) -> SigningKey | EncryptedKey:
-        """Read the file without a passphrase.
-
-        Raises:
-            LocalError: it is not there, or not a key.
-        """
+        """Read the file without a passphrase."""
         with _explained():
             return key_file.read(self.path)
 
     def unlock(self) -> tuple[SigningKey, str | None]:
-        """Return the key in the file, and the passphrase that opened it.
-
-        Raises:
-            LocalError: as :meth:`load`.
-        """
+        """Return the key in the file, and the passphrase that opened it."""
         found = self.read()
         if isinstance(found, SigningKey):
             return found, None
@@ -152,14 +131,9 @@ def show(file: KeyFile, *, as_json: bool) -> None:
 def export(
     file: KeyFile, to: Path | None, new_passphrase: Path | None, *, plain: bool, as_json: bool
 ) -> None:
-    """Write the key as a text block, encrypted unless ``plain``.
+    """Write the key as a text block to a new file, or to stdout.
 
-    Args:
-        file: the key.
-        to: a new file; None is stdout.
-        new_passphrase: the file with the block's passphrase; default: that of the key.
-        plain: do not encrypt; whoever reads the block has the key.
-        as_json: as one JSON object.
+    Unless ``plain``, it is encrypted with the passphrase in that file, by default that of the key.
     """
     key, opened_with = file.unlock()
     chosen = None
@@ -174,7 +148,7 @@ def export(
     if to is None and as_json:
         write_json({**members, "block": block})
     elif to is None:
-        write_text(block)
+        write(block, end="")
     elif as_json:
         write_json({**members, "file": str(to)})
     else:
@@ -182,13 +156,9 @@ def export(
 
 
 def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool) -> None:
-    """Write the key of a block to a new key file, encrypted if the block is.
+    """Write the key of a block, by default on stdin, to a new key file.
 
-    Args:
-        file: the new key file.
-        source: the file with the block; None is stdin.
-        encrypt: ask for a passphrase if the block is not encrypted.
-        as_json: as one JSON object.
+    It is encrypted if the block is; else ``encrypt`` asks for a passphrase.
     """
     if file.path.exists():
         raise LocalError(f"{file.path} is there already; a key is never overwritten")
@@ -221,21 +191,16 @@ def _text(source: Path | None) -> str:
 def passwd(file: KeyFile, new_passphrase: Path | None, *, remove: bool, as_json: bool) -> None:
     """Set, change or remove the passphrase of a key file; the key stays the same.
 
-    Args:
-        file: the key file.
-        new_passphrase: the file with the new one; default: ask a person twice.
-        remove: decrypt the key file.
-        as_json: as one JSON object.
+    The new one is in the file ``new_passphrase``; without that a person is asked twice.
     """
     key, opened_with = file.unlock()
     chosen = None
     if new_passphrase is not None:
         chosen = passphrases.of_file(new_passphrase)
+    elif not remove and opened_with is None:
+        chosen = file.chosen(ask=True)
     elif not remove:
-        if opened_with is None:
-            chosen = file.chosen(ask=True)
-        else:
-            chosen = passphrases.ask_new("--new-passphrase-file")
+        chosen = passphrases.ask_new("--new-passphrase-file")
     with _explained():
         key_file.replace(file.path, key, chosen)
     show(file, as_json=as_json)

@@ -5,30 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any, Final
 
+from relay.cli import output
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.locks import Lock
 from relay.cli.agent.outcome_text import tell_earlier
-from relay.cli.output import (
-    begin_line,
-    clock_time,
-    fail,
-    notify,
-    printable,
-    say,
-    sync,
-    write,
-    write_body,
-    write_json,
-)
-from relay.cli.writer import Writer
-from relay.client import Agent, AgentError, Bounce, InboxResetError, Message, SigningKey
+from relay.cli.output import clock_time, notify, printable, say
+from relay.client import Agent, AgentError, Bounce, InboxResetError, Message
 from relay.client._util import beside
 from relay.client.errors import make_error
 from relay.protocol import frames
@@ -51,11 +43,42 @@ MOVING: Final = (
 """Of an agent that could be opened without a login."""
 
 
+class Writer:
+    """Run functions that write, in order, in a thread: a slow reader must not cost the session.
+
+    The thread is a daemon: a full pipe cannot keep an interrupted command from ending.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], None], Future[None]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="writer", daemon=True).start()
+
+    async def run(self, write: Callable[[], None]) -> None:
+        """Run ``write`` after all earlier ones; raise what it raises.
+
+        A cancelled call that has not begun is not run. One that has begun goes on.
+        """
+        done: Future[None] = Future()
+        self._jobs.put((write, done))
+        await asyncio.wrap_future(done)
+
+    def _run(self) -> None:
+        while True:
+            write, done = self._jobs.get()
+            if not done.set_running_or_notify_cancel():
+                continue
+            try:
+                write()
+            except Exception as exc:  # noqa: BLE001  the caller of run gets it
+                done.set_exception(exc)
+            else:
+                done.set_result(None)
+
+
 @asynccontextmanager
-async def _agent(
-    file: KeyFile, url: str, key: SigningKey, *, listens: bool = False
-) -> AsyncIterator[Agent]:
+async def _agent(file: KeyFile, url: str, *, listens: bool = False) -> AsyncIterator[Agent]:
     """Open the agent; it submits what an earlier command left in its outbox."""
+    key = file.load()
     with locks.opened(file.state) as mine:
         if not await locks.wait_for(lambda: mine.exclusive(Lock.SENDING), PATIENCE_S):
             mine.shared(Lock.RESENDING)
@@ -82,10 +105,10 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
     """Print each delivered envelope, then ack it."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="relay: %(message)s")
     logging.getLogger("websockets").setLevel(logging.WARNING)
-    begin_line()
+    output.begin_line()
     writer = Writer()
     async with (
-        _agent(file, url, file.load(), listens=True) as me,
+        _agent(file, url, listens=True) as me,
         beside(_tell_outcomes(me, writer, as_json=as_json)),
     ):
         say(f"Listening as {me.did} at {url}. Ctrl-C ends it.")
@@ -96,7 +119,7 @@ async def listen(file: KeyFile, url: str, *, count: int | None, as_json: bool) -
             try:
                 message = await anext(me.inbox())
             except InboxResetError as exc:
-                fail(exc, as_json=as_json)
+                output.fail(exc, as_json=as_json)
                 continue
             await writer.run(partial(_print, message, as_json=as_json))
             await _ack(message, as_json=as_json)
@@ -110,13 +133,13 @@ async def _ack(message: Message, *, as_json: bool) -> None:
         if exc.code not in RECORDED_ONLY:
             raise
         # a closed agent raises at the next message
-        fail(exc, as_json=as_json)
+        output.fail(exc, as_json=as_json)
 
 
 def _print(message: Message, *, as_json: bool) -> None:
     """Write the whole message; if stdout is a file, sync it to the disk."""
     if as_json:
-        write_json(message_members(message))
+        output.write_json(message_members(message))
     elif isinstance(message, Bounce):
         for item in message.items:
             maybe = ", though it may have been read" if item.maybe_delivered else ""
@@ -125,21 +148,17 @@ def _print(message: Message, *, as_json: bool) -> None:
         again = ", perhaps not for the first time" if message.redelivered else ""
         open_ = "" if message.sealed else ", not sealed"
         notify(f"{clock_time(message.created_at)} from {message.sender}{open_}{again}:")
-        write_body(message.body)
-    sync()
+        output.write_body(message.body)
+    output.sync()
 
 
 async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
     """Show waiting messages and ack none."""
-    key = file.load()
-    async with _agent(file, url, key) as me:
-        welcome = me.welcome
-        if welcome is None:
+    async with _agent(file, url) as me:
+        if me.welcome is None:
             raise make_error(ErrorCode.MIGRATING, MOVING)
-        pending = welcome.pending
+        welcome, pending = me.welcome, me.welcome.pending
         messages, reset = await _take(me, min(pending.count, limit, welcome.window_count))
-        if reset is not None and not as_json:
-            fail(reset, as_json=False)
         if as_json:
             members = {
                 "did": me.did,
@@ -152,8 +171,10 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
                 "reset": reset is not None,
                 "items": [message_members(message) for message in messages],
             }
-            write_json(members)
+            output.write_json(members)
             return
+        if reset is not None:
+            output.fail(reset, as_json=False)
         _tell_inbox(me.did, welcome, messages)
         if len(messages) < min(pending.count, limit):
             say(f"{len(messages)} are shown. Of what nobody acks this relay hands over at most")
@@ -183,7 +204,7 @@ def _tell_inbox(did: Did, welcome: frames.Welcome, messages: list[Message]) -> N
     for message in messages:
         first = message.body.decode(errors="replace").partition("\n")[0]
         preview = printable("".join(islice(first, PREVIEW)))
-        write(f"{clock_time(message.created_at)}  {message.sender}  {preview}")
+        output.write(f"{clock_time(message.created_at)}  {message.sender}  {preview}")
     if pending.count == 0:
         say(f"Nothing waits for {did}: all up to seq {welcome.head} was acked or ended.")
     else:

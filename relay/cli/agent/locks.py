@@ -64,14 +64,19 @@ class AgentLocks:
         """Release it."""
         fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, lock)
 
+    def is_listening(self) -> bool:
+        """Return True if an agent has the inbox: ``relay listen`` or a program with the SDK."""
+        if self.has_agent or not self.exclusive(Lock.LISTENING):
+            return True
+        self.release(Lock.LISTENING)
+        return False
+
     def _lock(self, kind: int, lock: Lock) -> bool:
         try:
             # byte ranges, not flock: they change from exclusive to shared in one step
             fcntl.lockf(self.descriptor, kind | fcntl.LOCK_NB, 1, lock)
-        except BlockingIOError:
-            return False
-        except PermissionError:
-            # some systems raise this instead
+        except (BlockingIOError, PermissionError):
+            # which of them depends on the system
             return False
         return True
 
@@ -80,9 +85,7 @@ class AgentLocks:
 def opened(state: Path, *, look: bool = False) -> Iterator[AgentLocks]:
     """Open the locks beside a state file; release all at the end of the block.
 
-    Args:
-        state: the file; not yet open in this process.
-        look: check whether another program has the state open.
+    With ``look`` check whether another program has the state open; this process must not yet.
     """
     has_agent = look and _is_open(state)
     state.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

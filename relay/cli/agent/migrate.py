@@ -7,28 +7,23 @@ first. So the same command resumes after Ctrl-C, a crash or a network failure.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from relay.cli.agent import locks
+from relay.cli.agent import session
 from relay.cli.agent.accept import accept_and_tell
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.outcome_text import refuse_if_listening
 from relay.cli.exit_codes import Exit, exit_of
-from relay.cli.output import fail, printable, say, write, write_json
-from relay.cli.progress import Progress
+from relay.cli.output import Progress, fail, printable, say, write, write_json
 from relay.client import MigrationProgress, MigrationReport, MigrationStalledError
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import AgentError
-from relay.client.http import origin as origins
-from relay.client.migration.dry_run import DryRun
-from relay.client.migration.dry_run import dry_run as look
+from relay.client.migration import dry_run as dry_runs
 from relay.client.migration.runner import Host, MigrationOptions, MigrationRunner
-from relay.client.state import agent_state as states
 from relay.client.state.migration_log import MigrationStage
-from relay.protocol.ids import Did, Eid
+from relay.protocol.ids import Did
 
 WORDS: Final = {
     MigrationStage.PREPARING: "Asking the new relay to get ready",
@@ -42,7 +37,7 @@ WORDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MoveOptions:
-    """MoveOptions of ``relay migrate``."""
+    """The options of ``relay migrate``."""
 
     take: bool
     dead_source: bool
@@ -51,31 +46,22 @@ class MoveOptions:
 
 
 @asynccontextmanager
-async def _alone(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[Host]:
-    """Open a key file and its state, and look up the agent's home.
+async def _opened(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[Host]:
+    """Open a key file and its state, and ask the named relay for a newer record of the agent.
 
     Raises:
         LocalError: a program on this machine has the agent.
     """
-    key = file.load()
-    with (
-        locks.opened(file.state, look=not take) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
-        if not take:
-            refuse_if_listening(mine, hint="It can move by itself: Agent.migrate. ")
-        await _learn(state, key.did, url)
-        yield Host(key, state)
-
-
-async def _learn(state: states.AgentState, did: Did, url: str) -> None:
-    """Ask the named relay for a newer record; ignore it if it is unreachable."""
-    try:
-        found = await resolve_at(origins.parse(url), did, is_own=True)
-    except AgentError:
-        return
-    if found.record is not None:
-        state.keep_record(found.record.jws.compact)
+    hint = "It can move by itself: Agent.migrate. "
+    with session.opened(file, url, look=not take, hint=hint) as opened:
+        try:
+            found = await resolve_at(opened.agent.origin, opened.key.did, is_own=True)
+        except AgentError:
+            # it is unreachable: the record in the state file has to do
+            found = None
+        if found is not None and found.record is not None:
+            opened.state.keep_record(found.record.jws.compact)
+        yield Host(opened.key, opened.state)
 
 
 # ---------------------------------------------------------------- moving
@@ -85,18 +71,15 @@ async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exi
     """Start or resume a migration to ``to``, and return the exit code."""
     progress = Progress(quiet=options.as_json)
     try:
-        async with _alone(file, url, take=options.take) as me:
-            if options.dead_source and await _is_back_with_a_new_key(
-                me, to, as_json=options.as_json
-            ):
+        async with _opened(file, url, take=options.take) as me:
+            if options.dead_source and await _accepts_a_new_key(me, to, as_json=options.as_json):
                 return Exit.OK
             moved = await _migration(me, options, progress).start(to)
     except asyncio.CancelledError:
         progress.end()
         if not options.as_json:
-            say(
-                f"Interrupted. relay migrate --to {to} goes on where it was; relay migrate --cancel"
-            )
+            again = f"relay migrate --to {to}"
+            say(f"Interrupted. {again} goes on where it was; relay migrate --cancel")
             say("takes it back, unless it is published. Nothing is lost meanwhile.")
         raise
     except MigrationStalledError as exc:
@@ -111,7 +94,7 @@ async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exi
     return _tell(moved, as_json=options.as_json)
 
 
-async def _is_back_with_a_new_key(me: Host, to: str, *, as_json: bool) -> bool:
+async def _accepts_a_new_key(me: Host, to: str, *, as_json: bool) -> bool:
     """Accept a home's new key if the user abandons the old one.
 
     It accepts only the DID that an earlier error showed: the user could check that one.
@@ -136,14 +119,14 @@ def _migration(me: Host, options: MoveOptions, progress: Progress) -> MigrationR
         else:
             progress.tell(words)
 
-    return MigrationRunner(
-        me,
-        MigrationOptions(tell, abandon_source=options.dead_source, deadline_s=options.deadline_s),
+    sdk_options = MigrationOptions(
+        tell, abandon_source=options.dead_source, deadline_s=options.deadline_s
     )
+    return MigrationRunner(me, sdk_options)
 
 
 def _tell(moved: MigrationReport, *, as_json: bool) -> Exit:
-    code = exit_code(moved)
+    code = _exit_code(moved)
     if as_json:
         write_json({**moved.to_json(), "complete": moved.is_complete})
         return code
@@ -158,28 +141,27 @@ def _tell(moved: MigrationReport, *, as_json: bool) -> Exit:
     return code
 
 
-def _rows(moved: MigrationReport) -> list[tuple[str, str]]:
-    rows = [("from", moved.source.url), ("to", moved.target.url), ("hand-off", moved.id)]
+def _rows(moved: MigrationReport) -> Iterator[tuple[str, str]]:
+    yield "from", moved.source.url
+    yield "to", moved.target.url
+    yield "hand-off", moved.id
     if moved.waiting is not None:
-        ended = f"acked {moved.acked}, expired {moved.expired}, refused {moved.refused}"
         there = f"{moved.new_at_target} new there, {moved.duplicates} there already"
-        rows += [
-            ("was there", f"{moved.initial}, and {moved.late} came since"),
-            ("moved", f"{moved.moved}: {there}"),
-            ("ended", f"{ended}, damaged {moved.corrupt}"),
-            ("still waits", str(moved.waiting)),
-        ]
+        ended = f"acked {moved.acked}, expired {moved.expired}, refused {moved.refused}"
+        yield "was there", f"{moved.initial}, and {moved.late} came since"
+        yield "moved", f"{moved.moved}: {there}"
+        yield "ended", f"{ended}, damaged {moved.corrupt}"
+        yield "still waits", str(moved.waiting)
     if moved.digest is not None:
-        rows.append(("digest", f"{moved.digest} over {moved.inventory_count} envelopes"))
+        yield "digest", f"{moved.digest} over {moved.inventory_count} envelopes"
     without = f", {moved.downtime_s:.2f} s without delivery" if moved.inventory_count else ""
-    return [*rows, ("took", f"{moved.seconds:.1f} s{without}")]
+    yield "took", f"{moved.seconds:.1f} s{without}"
 
 
 def _conclusion(moved: MigrationReport) -> str:
     if moved.missing or moved.discrepancies:
-        return (
-            "You live there now, but not all of it fits; keep this report (--json has it signed)."
-        )
+        rest = "but not all of it fits; keep this report (--json has it signed)."
+        return f"You live there now, {rest}"
     if moved.waiting is None:
         return (
             "You live there now. The old relay says nothing: what it holds comes should it return, "
@@ -187,14 +169,12 @@ def _conclusion(moved: MigrationReport) -> str:
             "by the same command: say it again then."
         )
     if moved.waiting:
-        return (
-            "You live there now. What still waits follows by itself; the same command looks again."
-        )
+        rest = "What still waits follows by itself; the same command looks again."
+        return f"You live there now. {rest}"
     return "You live there now, and all that was there is there or has ended, with a bounce."
 
 
-def exit_code(moved: MigrationReport) -> Exit:
-    """Return the exit code of a report."""
+def _exit_code(moved: MigrationReport) -> Exit:
     if moved.missing or moved.discrepancies:
         return Exit.FAILED
     return Exit.OK if moved.waiting == 0 else Exit.WAITING
@@ -204,7 +184,7 @@ async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
     """Cancel a migration and return the exit code."""
     progress = Progress(quiet=options.as_json)
     try:
-        async with _alone(file, url, take=options.take) as me:
+        async with _opened(file, url, take=options.take) as me:
             done = await _migration(me, options, progress).cancel()
     finally:
         progress.end()
@@ -220,62 +200,54 @@ async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
 
 async def dry_run(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
     """Report what a migration would lose right now, and return the exit code."""
-    async with _alone(file, url, take=True) as me:
-        found = await look(me, to)
+    async with _opened(file, url, take=True) as me:
+        found = await dry_runs.dry_run(me, to)
     if options.as_json:
         write_json(_members(found))
     else:
         _print_dry_run(found)
-    return _dry_run_exit(found)
-
-
-def _dry_run_exit(found: DryRun) -> Exit:
     if found.is_safe:
         return Exit.OK
-    if found.lost:
-        return Exit.REFUSED
-    failure = found.source_failure or found.target_failure
-    return exit_of(failure) if failure is not None else Exit.REFUSED
+    failure = None if found.lost else found.source_failure or found.target_failure
+    return Exit.REFUSED if failure is None else exit_of(failure)
 
 
-def _members(found: DryRun) -> dict[str, Any]:
-    refused = found.target_failure
-    silent = found.source_failure
+def _members(found: dry_runs.DryRun) -> dict[str, Any]:
+    waiting = found.waiting
+    lost = [{"eid": eid, "why": reason} for eid, reason in found.lost]
     return {
         "from": found.source.url,
         "to": found.target.url,
         "safe": found.is_safe,
-        "waiting": None if found.waiting is None else len(found.waiting),
-        "bytes": None if found.waiting is None else sum(one.size for one in found.waiting),
-        "lost": None if found.waiting is None else [_lost(*one) for one in found.lost],
-        "lost_if_source_vanished": (
-            None if found.waiting is None else [one.eid for one in found.waiting]
-        ),
-        "source": None if silent is None else {"error": silent.code, "detail": silent.detail},
-        "target": None if refused is None else {"error": refused.code, "detail": refused.detail},
+        "waiting": None if waiting is None else len(waiting),
+        "bytes": None if waiting is None else sum(one.size for one in waiting),
+        "lost": None if waiting is None else lost,
+        "lost_if_source_vanished": None if waiting is None else [one.eid for one in waiting],
+        "source": _failure_members(found.source_failure),
+        "target": _failure_members(found.target_failure),
     }
 
 
-def _lost(eid: Eid, why: str) -> dict[str, str]:
-    return {"eid": eid, "why": why}
+def _failure_members(failure: AgentError | None) -> dict[str, str] | None:
+    return None if failure is None else {"error": failure.code, "detail": failure.detail}
 
 
-def _print_dry_run(found: DryRun) -> None:
+def _print_dry_run(found: dry_runs.DryRun) -> None:
+    refused = found.target_failure
     if found.waiting is None:
-        why = found.source_failure.detail if found.source_failure else "no answer"
+        reason = found.source_failure.detail if found.source_failure else "no answer"
         write("unknown")
-        say(f"{found.source.url} does not say what it holds: {printable(why)}.")
+        say(f"{found.source.url} does not say what it holds: {printable(reason)}.")
         say("Moving now (--dead-source) would lose all of it until that relay returns; how much")
         say("that is nobody knows.")
     else:
+        count, size = len(found.waiting), sum(one.size for one in found.waiting)
         write(str(len(found.lost)))
         for eid, lost in found.lost:
             write(f"{eid}  {lost}")
-        size = sum(one.size for one in found.waiting)
-        say(f"Moving now would lose {len(found.lost)} of {len(found.waiting)} ({size} bytes).")
-        say(f"Should {found.source.url} vanish right now, {len(found.waiting)} would be lost:")
+        say(f"Moving now would lose {len(found.lost)} of {count} ({size} bytes).")
+        say(f"Should {found.source.url} vanish right now, {count} would be lost:")
         for one in found.waiting:
             say(f"  {one.eid}")
-    if found.target_failure is not None:
-        refused = found.target_failure
+    if refused is not None:
         say(f"{found.target.url} would not take it: {refused.code}: {printable(refused.detail)}.")

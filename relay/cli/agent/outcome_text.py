@@ -1,11 +1,10 @@
-"""Outcomes of an envelope as words and exit codes; the check for a running agent."""
+"""Outcomes of an envelope as words and exit codes."""
 
 from __future__ import annotations
 
 from typing import Final, Literal
 
-from relay.cli.agent.locks import AgentLocks, Lock
-from relay.cli.exit_codes import Exit, LocalError
+from relay.cli.exit_codes import Exit
 from relay.cli.output import notify, sync, write_json
 from relay.client import SignedEnvelope
 from relay.client.outbox.outcomes import OutcomeValues
@@ -39,48 +38,15 @@ EXIT_OF: Final[dict[frames.State, Exit]] = {
 
 
 def tell_earlier(item: SignedEnvelope | OutcomeValues, answer: Answer, *, as_json: bool) -> None:
-    """Report the outcome of an envelope whose own command could not; it may be deleted then.
-
-    Raises:
-        OutputError: that could not be written.
-    """
+    """Report the outcome of an envelope whose own command could not; it may be deleted then."""
     stored, error = answer
     if as_json:
         members = {"id": item.id, "eid": item.eid, "to": item.to}
         write_json({"kind": "earlier", **members, "stored": stored, "error": error})
     else:
-        notify(f"Sent before and not answered then: {item.id} to {item.to}: {_outcome(answer)}.")
+        outcome = "the relay has it"
+        if error is not None:
+            was_stored = "it was not stored" if stored == "no" else "it may have been stored"
+            outcome = f"{error}; {was_stored}"
+        notify(f"Sent before and not answered then: {item.id} to {item.to}: {outcome}.")
     sync()
-
-
-def _outcome(answer: Answer) -> str:
-    stored, error = answer
-    outcome = "the relay has it"
-    if error is not None:
-        stored_text = "it was not stored" if stored == "no" else "it may have been stored"
-        outcome = f"{error}; {stored_text}"
-    return outcome
-
-
-def is_listening(mine: AgentLocks) -> bool:
-    """Return True if an agent on this machine has the inbox: ``relay listen`` or an SDK program."""
-    if mine.has_agent or not mine.exclusive(Lock.LISTENING):
-        return True
-    mine.release(Lock.LISTENING)
-    return False
-
-
-def refuse_if_listening(mine: AgentLocks, *, hint: str = "") -> None:
-    """Refuse to supersede the session of a running agent.
-
-    Args:
-        mine: the locks, which show a running agent.
-        hint: a sentence with an alternative.
-
-    Raises:
-        LocalError: an agent is running.
-    """
-    if is_listening(mine):
-        detail = "this agent runs on this machine (relay listen?), and its session would end. "
-        detail += f"Stop it, or say --take. {hint}Nothing was sent or changed."
-        raise LocalError(detail, Exit.REFUSED)

@@ -15,30 +15,19 @@ from typing import Final, Literal
 
 from relay import clock
 from relay.cli import output
-from relay.cli.agent import locks
+from relay.cli.agent import locks, session
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.locks import AgentLocks, Lock
-from relay.cli.agent.outcome_text import EXIT_OF, WORDS, refuse_if_listening, tell_earlier
+from relay.cli.agent.locks import Lock
+from relay.cli.agent.outcome_text import EXIT_OF, WORDS, tell_earlier
 from relay.cli.exit_codes import Exit, exit_of
-from relay.cli.output import clock_time, say, write, write_json
-from relay.cli.progress import Progress
+from relay.cli.output import Progress, say
 from relay.cli.streams import OutputError
-from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError
+from relay.client import AgentError, Sent, SignedEnvelope, SigningKey, UnknownInboxError, errors
 from relay.client.agent import sign
-from relay.client.errors import (
-    AuthRequiredError,
-    TooLargeError,
-    UnavailableError,
-    closed,
-    make_error,
-)
-from relay.client.http import origin as origins
 from relay.client.http.relay_api import ApiSession
 from relay.client.message import MAX_OPENED_BODY_BYTES
 from relay.client.outbox.outcomes import MAX_UNREPORTED, OutcomeIterator, Outcomes
 from relay.client.outbox.sender import wait_ended
-from relay.client.sessionless import SessionlessAgent
-from relay.client.state import agent_state as states
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
 
@@ -72,35 +61,37 @@ class SendOptions:
 
 @dataclass(frozen=True, slots=True)
 class SendContext:
-    """The key, state and locks of one run."""
+    """One run: the opened session, the options, and the deadline (monotonic seconds)."""
 
-    key: SigningKey
-    agent: SessionlessAgent
-    state: states.AgentState
-    mine: AgentLocks
+    session: session.CommandSession
     options: SendOptions
+    until: float
+
+    @property
+    def as_json(self) -> bool:
+        """True for a program that reads JSON."""
+        return self.options.as_json
+
+    @property
+    def left_s(self) -> float:
+        """The seconds to the deadline; negative after it."""
+        return self.until - clock.monotonic()
 
 
 async def send(file: KeyFile, url: str, draft: MessageDraft, options: SendOptions) -> Exit:
     """Send one envelope, show the receipt, and return the exit code."""
-    key = file.load()
     _show_warnings(as_json=options.as_json)
     look = options.wait == "acked" and not options.take
-    with locks.opened(file.state, look=look) as mine, states.opened(file.state, key.did) as state:
-        if look:
-            refuse_if_listening(mine)
-        context = SendContext(
-            key, SessionlessAgent(origins.parse(url), state), state, mine, options
-        )
-        await _tell_outcomes(context)
-        until = clock.monotonic() + options.deadline_s
-        to = await context.agent.handles.resolve_recipient(draft.to, options.deadline_s)
-        sent = await _submit(context, _signed(key, to, draft), until)
+    with session.opened(file, url, look=look) as opened:
+        await _tell_outcomes(opened, as_json=options.as_json)
+        context = SendContext(opened, options, clock.monotonic() + options.deadline_s)
+        to = await opened.agent.handles.resolve_recipient(draft.to, options.deadline_s)
+        sent = await _submit(context, _signed(opened.key, to, draft))
         if isinstance(sent, Exit):
             return sent
         try:
             if options.wait == "acked":
-                return await _send_until_acked(context, sent, until)
+                return await _send_until_acked(context, sent)
             _tell_sent(sent, "stored", as_json=options.as_json)
         except OutputError as exc:
             exc.detail = f"{exc.detail}; {sent.id} is stored, only that could not be written"
@@ -131,36 +122,36 @@ def _signed(key: SigningKey, to: str, draft: MessageDraft) -> SignedEnvelope:
             # each relay has a limit of its own and reports it
             max_body_bytes=MAX_OPENED_BODY_BYTES,
         )
-    except TooLargeError as exc:
+    except errors.TooLargeError as exc:
         exc.detail = f"no relay takes a body of more than {MAX_OPENED_BODY_BYTES} bytes; {SEALING}"
         raise
 
 
-async def _submit(context: SendContext, envelope: SignedEnvelope, until: float) -> Sent | Exit:
-    as_json = context.options.as_json
-    is_ours, earlier = await _earlier(context)
+async def _submit(context: SendContext, envelope: SignedEnvelope) -> Sent | Exit:
+    mine = context.session.mine
+    is_ours, earlier = await _earlier(context.session)
     try:
-        return await context.agent.submit(
+        return await context.session.agent.submit(
             envelope,
-            deadline_s=max(0.0, until - clock.monotonic()),
+            deadline_s=max(0.0, context.left_s),
             earlier=earlier,
-            report=lambda item, answer: _tell_earlier(item, answer, as_json=as_json),
+            report=lambda item, answer: _tell_earlier(item, answer, as_json=context.as_json),
         )
     except AgentError as exc:
-        if isinstance(exc, UnknownInboxError) and not as_json:
+        if isinstance(exc, UnknownInboxError) and not context.as_json:
             say("An agent gets its inbox when it first logs in: relay listen, or relay inbox.")
-        if exc.stored == "no" and not (is_ours and context.mine.exclusive(Lock.RESENDING)):
+        if exc.stored == "no" and not (is_ours and mine.exclusive(Lock.RESENDING)):
             # another command has claimed it and may still submit it
             exc.stored = "unknown"
         _explain(exc, envelope)
-        output.fail(exc, as_json=as_json)
+        output.fail(exc, as_json=context.as_json)
         await _report_if_queued(context, envelope)
         return exit_of(exc)
     except asyncio.CancelledError:
         await _report_if_queued(context, envelope)
         raise
     finally:
-        context.mine.release(Lock.SENDING)
+        mine.release(Lock.SENDING)
 
 
 def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
@@ -172,26 +163,23 @@ def _explain(exc: AgentError, envelope: SignedEnvelope) -> None:
         exc.detail += f"; {SEALING}"
 
 
-async def _earlier(context: SendContext) -> tuple[bool, Sequence[SignedEnvelope]]:
+async def _earlier(opened: session.CommandSession) -> tuple[bool, Sequence[SignedEnvelope]]:
     """Return unclaimed envelopes of the outbox; False: another command may claim ours."""
-    is_alone = context.mine.exclusive(Lock.SENDING)
-    left = await context.state.journal.outgoing() if context.state.journal is not None else []
+    is_alone = opened.mine.exclusive(Lock.SENDING)
+    left = await opened.unanswered()
     if len(left) >= MAX_UNREPORTED:
         detail = f"{len(left)} envelopes without an answer are kept: relay listen submits them"
-        raise make_error(ErrorCode.OVERLOADED, detail, stored="no")
-    earlier = left[:MAX_EARLIER] if is_alone else []
-    is_ours = await locks.wait_for(lambda: context.mine.shared(Lock.SENDING), PATIENCE_S)
-    return is_ours, earlier
+        raise errors.make_error(ErrorCode.OVERLOADED, detail, stored="no")
+    is_ours = await locks.wait_for(lambda: opened.mine.shared(Lock.SENDING), PATIENCE_S)
+    return is_ours, left[:MAX_EARLIER] if is_alone else []
 
 
 async def _report_if_queued(context: SendContext, envelope: SignedEnvelope) -> None:
-    if context.state.journal is None:
+    if envelope.eid not in {item.eid for item in await context.session.unanswered()}:
         return
-    if envelope.eid not in {item.eid for item in await context.state.journal.outgoing()}:
-        return
-    if context.options.as_json:
-        members = {"id": envelope.id, "eid": envelope.eid, "to": envelope.to}
-        output.say_json({"kind": "kept", **members, "expires_at": envelope.expires_at})
+    if context.as_json:
+        members = {name: getattr(envelope, name) for name in ("id", "eid", "to", "expires_at")}
+        output.write_json({"kind": "kept", **members}, sys.stderr)
         return
     say(f"It is kept: the next relay send or relay listen submits the same bytes: {envelope.id}")
 
@@ -203,13 +191,13 @@ def _tell_earlier(envelope: SignedEnvelope, answer: Sent | AgentError, *, as_jso
         tell_earlier(envelope, ("yes", None), as_json=as_json)
 
 
-async def _tell_outcomes(context: SendContext) -> None:
+async def _tell_outcomes(opened: session.CommandSession, *, as_json: bool) -> None:
     """Report outcomes that a listener or a program has recorded and nobody has read."""
-    recorded = Outcomes(context.state.journal)
+    recorded = Outcomes(opened.state.journal)
     # nothing more will come: the iteration ends with the present items
-    recorded.end(closed())
+    recorded.end(errors.closed())
     async for item in OutcomeIterator(recorded):
-        tell_earlier(item, (item.stored, item.code), as_json=context.options.as_json)
+        tell_earlier(item, (item.stored, item.code), as_json=as_json)
         await item.done()
 
 
@@ -217,65 +205,60 @@ def _tell_sent(sent: Sent, state: frames.State, *, as_json: bool) -> None:
     if as_json:
         names = ("id", "eid", "to", "relay", "at", "durability", "custody", "expires_at", "dup")
         members = {name: getattr(sent, name) for name in names}
-        write_json({"kind": "sent", **members, "state": state, "receipt": sent.receipt})
+        output.write_json({"kind": "sent", **members, "state": state, "receipt": sent.receipt})
         return
-    write(sent.id)
-    until = clock_time(sent.expires_at)
+    output.write(sent.id)
+    until = output.clock_time(sent.expires_at)
     say(f"{sent.relay} has it ({sent.durability}) and keeps it until it is acked or {until}.")
 
 
 # ---------------------------------------------------------------- until it is acked
 
 
-async def _send_until_acked(context: SendContext, sent: Sent, until: float) -> Exit:
-    as_json = context.options.as_json
-    if not as_json:
+async def _send_until_acked(context: SendContext, sent: Sent) -> Exit:
+    if not context.as_json:
         _tell_sent(sent, "stored", as_json=False)
-    progress = Progress(quiet=as_json)
+    progress = Progress(quiet=context.as_json)
     try:
-        state = await _until_it_ends(context, sent, until, progress)
+        state = await _until_it_ends(context, sent, progress)
     except asyncio.CancelledError:
         # it has left the outbox: only this command can report the receipt
-        if as_json:
+        if context.as_json:
             _tell_sent(sent, "stored", as_json=True)
         raise
     finally:
         progress.end()
-    if as_json:
+    if context.as_json:
         _tell_sent(sent, state, as_json=True)
     else:
         say(WORDS[state])
     return EXIT_OF[state]
 
 
-async def _until_it_ends(
-    context: SendContext, sent: Sent, until: float, progress: Progress
-) -> frames.State:
+async def _until_it_ends(context: SendContext, sent: Sent, progress: Progress) -> frames.State:
     """Poll until it has ended; a failed query must not look like a failed send."""
-    session: ApiSession | None = None
+    login: ApiSession | None = None
 
     async def status(to: str, message_id: str) -> frames.State:
-        nonlocal session
-        timeout_s = until - clock.monotonic()
-        session = session or await context.agent.login_at_holder(
-            context.key, to, message_id, timeout_s=timeout_s
-        )
-        state = await session.status(to, message_id, timeout_s=timeout_s)
+        nonlocal login
+        agent, key, timeout_s = context.session.agent, context.session.key, context.left_s
+        login = login or await agent.login_at_holder(key, to, message_id, timeout_s=timeout_s)
+        state = await login.status(to, message_id, timeout_s=timeout_s)
         progress.tell(f"It waits for {to}")
         return state
 
     def is_final(exc: AgentError) -> bool:
-        nonlocal session
-        if isinstance(exc, AuthRequiredError):
+        nonlocal login
+        if isinstance(exc, errors.AuthRequiredError):
             # the session is over after 15 minutes
-            session = None
-        elif isinstance(exc, UnavailableError):
+            login = None
+        elif isinstance(exc, errors.UnavailableError):
             progress.tell(f"No answer about it: {exc.detail}")
         else:
             progress.end()
             exc.detail = f"what became of it cannot be asked: {exc.detail}"
-            output.fail(exc, as_json=context.options.as_json, stored="yes")
+            output.fail(exc, as_json=context.as_json, stored="yes")
             return True
         return False
 
-    return (await wait_ended(sent, status, until, is_final)).state
+    return (await wait_ended(sent, status, context.until, is_final)).state

@@ -1,53 +1,67 @@
-"""Sessions of a command over HTTP, unless an agent on this machine has the inbox."""
+"""The key, state and locks of one command, unless an agent on this machine has the inbox."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.outcome_text import refuse_if_listening
-from relay.client import SigningKey
+from relay.cli.exit_codes import Exit, LocalError
+from relay.client import SignedEnvelope, SigningKey
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
 
 
-@asynccontextmanager
-async def visiting(
-    file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[ApiSession, states.AgentState]]:
-    """Log in with a key file, and open its state; arguments as for :func:`asking`.
+@dataclass(frozen=True, slots=True)
+class CommandSession:
+    """The key, state and locks of one run of a command; made by :func:`opened`."""
 
-    Raises:
-        LocalError: as :func:`asking`.
-        AgentError: unreachable, or the login does not hold.
-    """
-    async with asking(file, url, take=take) as (key, agent):
-        yield await RelayApi(agent.origin).login(key, agent.state), agent.state
+    key: SigningKey
+    agent: SessionlessAgent
+    mine: locks.AgentLocks
+
+    @property
+    def state(self) -> states.AgentState:
+        """The state of the agent."""
+        return self.agent.state
+
+    async def login(self) -> ApiSession:
+        """Log in at the agent's relay."""
+        return await RelayApi(self.agent.origin).login(self.key, self.state)
+
+    async def unanswered(self) -> list[SignedEnvelope]:
+        """Return the envelopes in the outbox."""
+        journal = self.state.journal
+        return [] if journal is None else await journal.outgoing()
 
 
-@asynccontextmanager
-async def asking(
-    file: KeyFile, url: str, *, take: bool
-) -> AsyncIterator[tuple[SigningKey, SessionlessAgent]]:
-    """Open a key file and its state, for a login on demand.
+@contextmanager
+def opened(
+    file: KeyFile, url: str, *, look: bool, refuse: bool = True, hint: str = ""
+) -> Iterator[CommandSession]:
+    """Open a key file, its locks and its state.
 
     Args:
         file: whose inbox.
         url: the relay.
-        take: also if this supersedes an agent that runs on this machine.
+        look: check whether an agent on this machine has the inbox.
+        refuse: raise an error if it has: a login would supersede its session.
+        hint: a sentence with an alternative, for that error.
 
     Raises:
         LocalError: such an agent is running.
     """
     key = file.load()
     with (
-        locks.opened(file.state, look=not take) as mine,
+        locks.opened(file.state, look=look) as mine,
         states.opened(file.state, key.did) as state,
     ):
-        if not take:
-            refuse_if_listening(mine)
-        yield key, SessionlessAgent(origins.parse(url), state)
+        if look and refuse and mine.is_listening():
+            detail = "this agent runs on this machine (relay listen?), and its session would end. "
+            detail += f"Stop it, or say --take. {hint}Nothing was sent or changed."
+            raise LocalError(detail, Exit.REFUSED)
+        yield CommandSession(key, SessionlessAgent(origins.parse(url), state), mine)

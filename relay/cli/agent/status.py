@@ -1,27 +1,25 @@
 """``relay status``: how reliable this agent's inbox is just now, or what became of one envelope.
 
-Rules of the file: what could not be asked is info to be unknown, never left out. Asking takes the
-inbox, so an agent that runs on this machine is left alone unless the user says otherwise.
+An answer that is missing is shown as not known, never left out. A login takes the inbox, so the
+command leaves an agent that runs on this machine alone unless the user says otherwise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from relay import clock
-from relay.cli.agent import locks
+from relay.cli.agent import session
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.outcome_text import EXIT_OF, WORDS, is_listening
-from relay.cli.agent.session import asking
+from relay.cli.agent.outcome_text import EXIT_OF, WORDS
 from relay.cli.exit_codes import Exit, exit_of
-from relay.cli.output import fail, printable, say, write, write_json
-from relay.client import AgentError, SignedEnvelope, SigningKey
+from relay.cli.output import fail, say, write, write_json, write_rows
+from relay.client import AgentError, SignedEnvelope
 from relay.client.directory.resolve import ResolveResult, resolve_at
-from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import ApiSession, RelayApi
-from relay.client.state import agent_state as states
 from relay.protocol import frames
 from relay.protocol.ids import Did
 from relay.protocol.relay_info import RelayInfo
@@ -71,66 +69,59 @@ class InboxStatus:
 
 async def show(file: KeyFile, url: str, *, take: bool, as_json: bool) -> Exit:
     """Show the status of the inbox and return the exit code."""
-    key = file.load()
-    with (
-        locks.opened(file.state, look=not take) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
-        status = InboxStatus(key.did, origins.parse(url), listens_here=is_listening(mine))
-        if state.migration.pending is not None:
-            status.moving_to = state.migration.pending.parsed_order.target.url
-        if state.journal is not None:
-            status.unanswered = await state.journal.outgoing()
-            status.untold = await state.journal.count_outcomes()
+    with session.opened(file, url, look=not take, refuse=False) as opened:
+        migration, journal = opened.state.migration.pending, opened.state.journal
+        status = InboxStatus(
+            opened.key.did,
+            opened.agent.origin,
+            await opened.unanswered(),
+            untold=0 if journal is None else await journal.count_outcomes(),
+            moving_to=None if migration is None else migration.parsed_order.target.url,
+            listens_here=opened.mine.is_listening(),
+        )
         try:
-            await _ask(status, key, state, may_log_in=take or not status.listens_here)
+            await _ask(status, opened, may_log_in=take or not status.listens_here)
         except AgentError as exc:
             status.failure = exc
     if as_json:
         write_json(_members(status))
     else:
-        for name, words in _rows(status):
-            write(f"{name:<12}  {printable(words)}")
+        write_rows(_rows(status), 12)
     if status.failure is not None:
         fail(status.failure, as_json=as_json)
         return exit_of(status.failure)
     return Exit.OK
 
 
-async def _ask(
-    status: InboxStatus, key: SigningKey, state: states.AgentState, *, may_log_in: bool
-) -> None:
+async def _ask(status: InboxStatus, opened: session.CommandSession, *, may_log_in: bool) -> None:
     began = clock.monotonic()
     status.information = await RelayApi(status.origin).info()
     status.answered_ms = round((clock.monotonic() - began) * 1000)
-    status.found = await resolve_at(status.origin, key.did, is_own=True)
+    status.found = await resolve_at(status.origin, status.did, is_own=True)
     if may_log_in:
-        status.visit = await RelayApi(status.origin).login(key, state)
+        status.visit = await opened.login()
 
 
-def _rows(status: InboxStatus) -> list[tuple[str, str]]:
-    info = status.information
-    rows: list[tuple[str, str]] = [("agent", status.did)]
-    if info is None:
-        rows.append(("relay", f"{status.origin}: not known"))
+def _rows(status: InboxStatus) -> Iterator[tuple[str, str]]:
+    yield "agent", status.did
+    if status.information is None:
+        yield "relay", f"{status.origin}: not known"
     else:
-        description = info.description
-        what = f"{description.software} {description.version}, answered in {status.answered_ms} ms"
-        rows.append(("relay", f"{info.did} at {status.origin} ({what})"))
-        rows.append(("durability", DURABILITY.get(description.durability, description.durability)))
-    rows.append(("inbox", _inbox(status)))
+        info = status.information.description
+        what = f"{info.software} {info.version}, answered in {status.answered_ms} ms"
+        yield "relay", f"{status.relay} at {status.origin} ({what})"
+        yield "durability", DURABILITY.get(info.durability, info.durability)
+    yield "inbox", _inbox(status)
     if status.welcome is not None:
         pending = status.welcome.pending
-        rows.append(("turned away", _rejected(pending.refused_count, pending.refused_last_at)))
-    rows.append(("homes", _homes(status)))
+        yield "turned away", _rejected(pending.refused_count, pending.refused_last_at)
+    yield "homes", _homes(status)
     if status.moving_to is not None:
         words = f"a move to {status.moving_to} is under way; relay migrate --to goes on with it"
-        rows.append(("moving", words))
-    rows.append(("unanswered", _unanswered(status.unanswered)))
+        yield "moving", words
+    yield "unanswered", _unanswered(status.unanswered)
     if status.untold:
-        words = f"{status.untold} answered meanwhile; relay send or relay listen says how"
-        rows.append(("outcomes", words))
-    return rows
+        yield "outcomes", f"{status.untold} answered meanwhile; relay send or relay listen says how"
 
 
 def _inbox(status: InboxStatus) -> str:
@@ -171,7 +162,7 @@ def _unanswered(left: list[SignedEnvelope]) -> str:
     if not left:
         return "none"
     ids = ", ".join(item.id for item in left[:3])
-    more = ", …" if len(left) > len(left[:3]) else ""
+    more = ", …" if left[3:] else ""
     return f"{len(left)}, submitted by the next relay send or relay listen: {ids}{more}"
 
 
@@ -229,18 +220,17 @@ async def trace(
     file: KeyFile, url: str, to: str, message_id: str, *, take: bool, as_json: bool
 ) -> Exit:
     """Show the state of one envelope that this agent sent, and return the exit code."""
-    async with asking(file, url, take=take) as (key, agent):
-        journal = agent.state.journal
-        left = await journal.outgoing() if journal is not None else []
-        to = await agent.handles.resolve_recipient(to)
-        visit = await agent.login_at_holder(key, to, message_id)
+    with session.opened(file, url, look=not take) as opened:
+        left = await opened.unanswered()
+        to = await opened.agent.handles.resolve_recipient(to)
+        visit = await opened.agent.login_at_holder(opened.key, to, message_id)
         found = await visit.status(to, message_id)
     is_queued = any((item.id, item.to) == (message_id, to) for item in left)
     if as_json:
         write_json({"to": to, "id": message_id, "state": found, "unanswered": is_queued})
-    else:
-        write(found)
-        say(WORDS[found])
-        if is_queued:
-            say("It lies in the outbox: the next relay send or relay listen submits it again.")
+        return EXIT_OF[found]
+    write(found)
+    say(WORDS[found])
+    if is_queued:
+        say("It lies in the outbox: the next relay send or relay listen submits it again.")
     return EXIT_OF[found]
