@@ -26,8 +26,7 @@ def _demo(
     """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
     from relay.cli.dev.demo import show
 
-    demos = {"relay": show.demo, "mesh": show.mesh, "migrate": show.migrate}
-    raise typer.Exit(run_async(demos[what]()))
+    raise typer.Exit(run_async(show.demo(what)))
 
 
 @app.command("bench", **_WORDS_OF_ANOTHER)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final, Literal
 
 from relay import clock
 from relay.cli.agent.status import DURABILITY
 from relay.cli.exit_codes import Exit
 from relay.cli.output import printable, write, write_json
-from relay.client import Agent, Message, Sent, SigningKey
+from relay.client import Agent, Sent, SigningKey
 from relay.client.errors import NotAdmittedError, UnavailableError
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
@@ -62,12 +62,7 @@ class _FailedError(Exception):
 
 @dataclass(slots=True)
 class Examination:
-    """One run over one relay.
-
-    Args:
-        url: as the user typed it.
-        quiet: collect the findings and print none.
-    """
+    """One run over one relay, at ``url`` as the user typed it; a quiet one prints no findings."""
 
     url: str
     quiet: bool
@@ -78,18 +73,19 @@ class Examination:
     information: RelayInfo | None = None
     hello: frames.Hello | None = None
 
-    def find(self, name: str, level: Level, detail: str, ms: int | None = None) -> None:
-        """Record a finding and print it."""
+    def find(self, name: str, level: Level, detail: str, began: float | None = None) -> None:
+        """Record a finding and print it; it took the time since ``began`` (monotonic)."""
+        ms = None if began is None else round((clock.monotonic() - began) * 1000)
         self.findings.append(Finding(name, level, detail, ms))
         if not self.quiet:
             took = "" if ms is None else f" ({ms} ms)"
             write(f"{level:<4}  {name:<12}  {printable(detail)}{took}")
 
-    async def step(self, name: str, look: Callable[[], Awaitable[None]]) -> bool:
+    async def step(self, name: str, look: Callable[[Examination], Awaitable[None]]) -> bool:
         """Run one check; False: it failed."""
         try:
             async with asyncio.timeout(STEP_S):
-                await look()
+                await look(self)
         except _FailedError as exc:
             self.find(name, "FAIL", str(exc))
         except RelayError as exc:
@@ -101,6 +97,20 @@ class Examination:
         else:
             return True
         return False
+
+    @property
+    def dialled(self) -> Origin:
+        """The origin, after the first step."""
+        if self.origin is None:
+            raise RuntimeError("looked before the address was read")
+        return self.origin
+
+    @property
+    def info(self) -> RelayInfo:
+        """The information of the relay, after the second step."""
+        if self.information is None:
+            raise RuntimeError("looked before the information was read")
+        return self.information
 
     @property
     def exit_code(self) -> Exit:
@@ -120,23 +130,18 @@ async def check(url: str, *, send: bool, as_json: bool) -> Exit:
 
 
 async def _examine(run: Examination, *, send: bool) -> None:
-    if not await run.step("address", lambda: _address(run)):
+    if not await run.step("address", _address) or not await run.step("information", _information):
         return
-    if not await run.step("information", lambda: _information(run)):
+    for name, look in _OUTSIDE.items():
+        await run.step(name, look)
+    if not await run.step("login", _login) or run.hello is None:
         return
-    await run.step("certificate", lambda: _certificate(run))
-    await run.step("origin", lambda: _origin(run))
-    _say_more(run)
-    await run.step("operator", lambda: _operators_side(run))
-    if not await run.step("login", lambda: _login(run)) or run.hello is None:
-        return
-    await run.step("same relay", lambda: _same_relay(run))
-    ahead = run.hello.time - clock.now()
-    run.find("clock", *clock_finding(ahead))
+    await run.step("same relay", _same_relay)
+    run.find("clock", *clock_finding(run.hello.time - clock.now()))
     limits = run.hello.limits
     run.find("limits", "ok", ", ".join(f"{name} {value}" for name, value in limits.items()))
     if send:
-        await run.step("round trip", lambda: _round_trip(run))
+        await run.step("round trip", _round_trip)
 
 
 async def _address(run: Examination) -> None:
@@ -147,40 +152,29 @@ async def _address(run: Examination) -> None:
 
 async def _information(run: Examination) -> None:
     began = clock.monotonic()
-    info = run.information = await RelayApi(_dialled(run)).info()
+    info = run.information = await RelayApi(run.dialled).info()
     detail = f"signed by {info.did}, {info.description.software} {info.description.version}"
-    run.find("information", "ok", detail, _ms(began))
+    run.find("information", "ok", detail, began)
 
 
 async def _certificate(run: Examination) -> None:
-    if _dialled(run).is_insecure:
+    if run.dialled.is_insecure:
         return
-    days = (await certificate_expiry(_dialled(run)) - clock.now()) / 86_400
+    days = (await certificate_expiry(run.dialled) - clock.now()) / 86_400
     level: Level = "ok" if days > CERTIFICATE_WARN_DAYS else "warn"
     run.find("certificate", level, f"good for {days:.0f} days more")
 
 
-async def _operators_side(run: Examination) -> None:
-    """The admin bind has no login: it must not be reachable where agents are."""
-    for path in OPERATORS:
-        status, _ = await request(_dialled(run), HttpRequest("GET", path), STEP_S)
-        if status == OK:
-            raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
-    run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
-
-
 async def _origin(run: Examination) -> None:
-    info, dialled = _informed(run).description.url, str(_dialled(run))
-    if info != dialled:
-        raise _FailedError(
-            f"it says that agents dial it at {info} (RELAY_PUBLIC_URL), not at {dialled}: none "
-            "will log in here"
-        )
-    run.find("origin", "ok", f"it says that agents dial it at {info}")
+    found_url, dialled = run.info.description.url, str(run.dialled)
+    found = f"it says that agents dial it at {found_url}"
+    if found_url != dialled:
+        raise _FailedError(f"{found} (RELAY_PUBLIC_URL), not at {dialled}: none will log in here")
+    run.find("origin", "ok", found)
 
 
-def _say_more(run: Examination) -> None:
-    info = _informed(run).description
+async def _description(run: Examination) -> None:
+    info = run.info.description
     level: Level = "ok" if info.durability == "fsync" else "warn"
     run.find("durability", level, DURABILITY.get(info.durability, info.durability))
     who = "every agent gets" if info.registration == "open" else "agents that it knows get"
@@ -191,30 +185,46 @@ def _say_more(run: Examination) -> None:
         run.find("contact", "ok", info.contact)
 
 
+async def _operators_side(run: Examination) -> None:
+    """The admin bind has no login: it must not be reachable where agents are."""
+    for path in OPERATORS:
+        status, _ = await request(run.dialled, HttpRequest("GET", path), STEP_S)
+        if status == OK:
+            raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
+    run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
+
+
+_OUTSIDE: Final = {
+    "certificate": _certificate,
+    "origin": _origin,
+    "description": _description,
+    "operator": _operators_side,
+}
+"""The steps that need no login, in their order."""
+
+
 async def _login(run: Examination) -> None:
-    origin = _dialled(run)
     began = clock.monotonic()
     try:
-        async with dial(origin, run.key, LoginOptions(str(origin))) as line:
-            took = _ms(began)
+        async with dial(run.dialled, run.key, LoginOptions(str(run.dialled))) as line:
             run.hello = line.ready.hello
+            run.find(
+                "login", "ok", "a key made just now got in, and the relay proved itself", began
+            )
     except NotAdmittedError as exc:
-        if _informed(run).description.registration == "open":
+        if run.info.description.registration == "open":
             raise
         run.find("login", "warn", f"not admitted, as is to be expected ({exc.detail}); ends here")
-        return
-    run.find("login", "ok", "a key made just now got in, and the relay proved itself", took)
 
 
 async def _same_relay(run: Examination) -> None:
-    info = _informed(run)
+    info = run.info
     if run.hello is None or run.hello.relay != info.did:
         found = run.hello.relay if run.hello else "nobody"
         raise _FailedError(f"{found} greets over the WebSocket, {info.did} over HTTP")
-    if run.hello.limits != info.description.limits:
-        raise _FailedError(
-            f"limits differ: {run.hello.limits} there, {info.description.limits} over HTTP"
-        )
+    there, over_http = run.hello.limits, info.description.limits
+    if there != over_http:
+        raise _FailedError(f"limits differ: {there} there, {over_http} over HTTP")
     run.find("same relay", "ok", "the WebSocket and HTTP say the same of it")
 
 
@@ -233,57 +243,32 @@ def clock_finding(ahead: float) -> tuple[Level, str]:
 
 
 async def _round_trip(run: Examination) -> None:
-    async with Agent.open(run.key, str(_dialled(run)), open_timeout_s=STEP_S) as me:
+    async with Agent.open(run.key, str(run.dialled), open_timeout_s=STEP_S) as me:
         began = clock.monotonic()
         sent = await me.send(me.did, BODY, deadline_s=STEP_S)
-        _check_receipt(run, sent)
-        run.find("stored", "ok", f"the receipt holds, and promises {sent.durability}", _ms(began))
+        _check_receipt(run.info, sent)
+        run.find("stored", "ok", f"the receipt holds, and promises {sent.durability}", began)
         message = await anext(me.inbox())
-        _check_message(message, sent)
-        run.find("delivered", "ok", "the same envelope came back, sealed", _ms(began))
+        if message.eid != sent.eid or message.body != BODY:
+            raise _FailedError("another envelope was delivered to a key made just now")
+        if message.redelivered:
+            raise _FailedError("it is said to have been handed over before")
+        run.find("delivered", "ok", "the same envelope came back, sealed", began)
         await message.ack()
         state = await me.status(me.did, sent.id)
         if state != "acked":
             raise _FailedError(f"it was acked, but the relay tells its sender: {state}")
-        run.find("acked", "ok", "its sender is told so", _ms(began))
+        run.find("acked", "ok", "its sender is told so", began)
 
 
-def _check_receipt(run: Examination, sent: Sent) -> None:
-    info = _informed(run)
+def _check_receipt(info: RelayInfo, sent: Sent) -> None:
+    promised = info.description.durability
     if sent.relay != info.did:
         raise _FailedError(f"the receipt is of {sent.relay}")
-    if sent.durability != info.description.durability:
-        raise _FailedError(
-            f"the receipt promises {sent.durability}, not {info.description.durability}"
-        )
+    if sent.durability != promised:
+        raise _FailedError(f"the receipt promises {sent.durability}, not {promised}")
     if sent.dup:
-        raise _FailedError("a new envelope is info to have been stored before")
-
-
-def _check_message(message: Message, sent: Sent) -> None:
-    if message.eid != sent.eid or message.body != BODY:
-        raise _FailedError("another envelope was delivered to a key made just now")
-    if message.redelivered:
-        raise _FailedError("it is info to have been handed over before")
-
-
-# ---------------------------------------------------------------- pieces
-
-
-def _dialled(run: Examination) -> Origin:
-    if run.origin is None:
-        raise RuntimeError("looked before the address was read")
-    return run.origin
-
-
-def _informed(run: Examination) -> RelayInfo:
-    if run.information is None:
-        raise RuntimeError("looked before the information was read")
-    return run.information
-
-
-def _ms(began: float) -> int:
-    return round((clock.monotonic() - began) * 1000)
+        raise _FailedError("a new envelope is said to have been stored before")
 
 
 def _members(run: Examination) -> dict[str, Any]:
@@ -293,8 +278,5 @@ def _members(run: Examination) -> dict[str, Any]:
         "relay": info.did if info else None,
         "version": info.description.version if info else None,
         "ok": run.exit_code is Exit.OK,
-        "findings": [
-            {"name": item.name, "level": item.level, "detail": item.detail, "ms": item.ms}
-            for item in run.findings
-        ],
+        "findings": [asdict(finding) for finding in run.findings],
     }

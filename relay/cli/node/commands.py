@@ -64,20 +64,8 @@ def _config_show(
     serve.show_config(_overrides(data, listen, admin, public_url, redis_url), as_json=json)
 
 
-def _overrides(
-    data: Path | None,
-    listen: str | None,
-    admin: str | None,
-    public_url: str | None,
-    redis_url: str | None,
-) -> dict[str, Any]:
-    return {
-        "data": data,
-        "listen": listen,
-        "admin": admin,
-        "public_url": public_url,
-        "redis_url": redis_url,
-    }
+def _overrides(*values: Path | str | None) -> dict[str, Any]:
+    return dict(zip(("data", "listen", "admin", "public_url", "redis_url"), values, strict=True))
 
 
 @app.command("check")
@@ -127,7 +115,7 @@ def _show(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> N
     """Show how it goes with one relay, and how it sees this one."""
     from relay.cli.node import peers
 
-    raise typer.Exit(run_async(peers.show(admin, did, as_json=json)))
+    run_async(peers.show(admin, did, as_json=json))
 
 
 @peers_app.command("add")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
 from relay import clock
 from relay.cli.exit_codes import Exit
 from relay.cli.options import EVERYWHERE
-from relay.cli.output import clock_time, printable, write, write_json
+from relay.cli.output import clock_time, printable, write, write_json, write_rows
 from relay.client.errors import ProtocolError, make_error
 from relay.client.http import origin as origins
 from relay.client.http.transport import HttpRequest, error_of, request
@@ -22,74 +23,65 @@ NOT_FOUND: Final = 404
 
 
 async def list_peers(admin: str, *, as_json: bool) -> None:
-    """A line each."""
+    """Show all peers, a line each."""
     found = (await _ask(admin, "GET", "/peers"))["peers"]
-    if as_json:
-        for peer in found:
-            write_json(peer)
-        return
-    if not found:
+    if not found and not as_json:
         write("no other relay is known; relay peers add URL, or relay join URL")
     for peer in found:
-        write(_line(peer))
+        _tell(peer, _line, as_json=as_json)
 
 
-async def show(admin: str, did: str, *, as_json: bool) -> Exit:
-    """All of one."""
-    peer = await _ask(admin, "GET", f"/peers/{quote(did, safe='')}")
+async def show(admin: str, did: str, *, as_json: bool) -> None:
+    """Show all that is known of one peer."""
+    peer = await _ask(admin, "GET", _path(did))
     if as_json:
         write_json(peer)
     else:
-        for name, words in _lines(peer):
-            write(f"{name:<10}  {printable(words)}")
-    return Exit.OK
+        write_rows(_rows(peer), 10)
 
 
 async def add(admin: str, url: str, did: str | None, *, as_json: bool) -> None:
     """Deal with a relay from now on."""
     peer = await _ask(admin, "POST", "/peers", {"url": url, **({"did": did} if did else {})})
-    if as_json:
-        write_json(peer)
-    else:
-        write(f"added  {peer['did']}  at {printable(peer['url'])}")
+    _tell(peer, lambda it: f"added  {it['did']}  at {printable(it['url'])}", as_json=as_json)
 
 
 async def remove(admin: str, did: str, *, as_json: bool) -> None:
     """Remove a peer."""
-    answer = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}")
-    if as_json:
-        write_json(answer)
-    else:
-        write(f"removed  {answer['removed']}")
+    answer = await _ask(admin, "DELETE", _path(did))
+    _tell(answer, lambda it: f"removed  {it['removed']}", as_json=as_json)
 
 
 async def block(admin: str, did: str, *, as_json: bool) -> None:
     """Refuse a relay, inbound and outbound."""
-    peer = await _ask(admin, "POST", f"/peers/{quote(did, safe='')}/block", {})
-    if as_json:
-        write_json(peer)
-    else:
-        write(f"blocked  {peer['did']}")
+    peer = await _ask(admin, "POST", f"{_path(did)}/block", {})
+    _tell(peer, lambda it: f"blocked  {it['did']}", as_json=as_json)
 
 
 async def unblock(admin: str, did: str, *, as_json: bool) -> None:
     """Stop refusing a relay."""
-    answer = await _ask(admin, "DELETE", f"/peers/{quote(did, safe='')}/block")
-    if as_json:
-        write_json(answer)
-    else:
-        write(f"unblocked  {answer['unblocked']}")
+    answer = await _ask(admin, "DELETE", f"{_path(did)}/block")
+    _tell(answer, lambda it: f"unblocked  {it['unblocked']}", as_json=as_json)
 
 
 async def join(admin: str, url: str, *, as_json: bool) -> Exit:
     """Join a mesh by one of its relays."""
     answer = await _ask(admin, "POST", "/join", {"url": url})
+    _tell(answer, lambda it: _line(it["peer"]), as_json=as_json)
+    if not as_json:
+        write(f"It told of {len(answer['known'])} other relays; relay peers list shows all.")
+    return Exit.OK if answer["peer"]["linked"] else Exit.UNAVAILABLE
+
+
+def _tell(answer: Any, line: Callable[[Any], str], *, as_json: bool) -> None:
     if as_json:
         write_json(answer)
     else:
-        write(_line(answer["peer"]))
-        write(f"It told of {len(answer['known'])} other relays; relay peers list shows all.")
-    return Exit.OK if answer["peer"]["linked"] else Exit.UNAVAILABLE
+        write(line(answer))
+
+
+def _path(did: str) -> str:
+    return f"/peers/{quote(did, safe='')}"
 
 
 async def _ask(admin: str, method: str, path: str, body: object = None) -> Any:
@@ -131,29 +123,31 @@ def _trouble(peer: dict[str, Any]) -> str:
     return str(peer["reason"] or "")
 
 
-def _lines(peer: dict[str, Any]) -> list[tuple[str, str]]:
-    lines = [("did", peer["did"]), ("url", peer["url"])]
-    since = f" since {clock_time(peer['since'])}" if peer["since"] else ""
-    lines.append(("standing", f"{peer['standing']}{since}"))
-    lines.append(("link", _link(peer)))
+def _rows(peer: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "did", peer["did"]
+    yield "url", peer["url"]
+    yield "standing", f"{peer['standing']}{_since(peer['since'])}"
+    yield "link", _link(peer)
     for name, value in (("back-off", peer["back_off"]), ("refused", peer["refused"])):
         if value is not None:
             when = f" (in {value['wait_s']} s)" if "wait_s" in value else ""
-            lines.append((name, f"{value['error']}: {value['detail']}{when}"))
-    strikes = "none" if not peer["strikes"] else f"{peer['strikes']}"
+            yield name, f"{value['error']}: {value['detail']}{when}"
     out = "" if peer["out_s"] is None else f"; not listened to for {peer['out_s']} s"
-    lines.append(("strikes", f"{strikes}{out}"))
-    lines.append(("sees us", _sees_us(peer["sees_us"])))
+    yield "strikes", f"{peer['strikes'] or 'none'}{out}"
+    yield "sees us", _sees_us(peer["sees_us"])
     waits = peer["outbox"]
-    lines.append(("outbox", f"{waits['count']} envelopes wait for it, {waits['bytes']} bytes"))
-    lines.append(("records", f"{peer['records']} first heard from it since this node started"))
-    return lines
+    yield "outbox", f"{waits['count']} envelopes wait for it, {waits['bytes']} bytes"
+    yield "records", f"{peer['records']} first heard from it since this node started"
+
+
+def _since(at: int | None) -> str:
+    return f" since {clock_time(at)}" if at else ""
 
 
 def _link(peer: dict[str, Any]) -> str:
     ours = "up" if peer["linked"] else "down"
     state = peer["state"] or "not dialled"
-    since = f" since {clock_time(peer['state_since'])}" if peer["state_since"] else ""
+    since = _since(peer["state_since"])
     reason = f" ({peer['reason']})" if peer["reason"] else ""
     return f"{ours}; {state}{since}{reason}; {peer['inbound']} of its own to this node"
 
@@ -161,7 +155,7 @@ def _link(peer: dict[str, Any]) -> str:
 def _sees_us(view: dict[str, Any] | None) -> str:
     if view is None:
         return "it was not asked yet"
-    since = f" since {clock_time(view['since'])}" if view["since"] else ""
+    since = _since(view["since"])
     out = "" if view["retry_after"] is None else f"; does not listen for {view['retry_after']} s"
     reason = f" ({view['reason']})" if view["reason"] else ""
     asked = clock_time(int(clock.now()) - view["age_s"])

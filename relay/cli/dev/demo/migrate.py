@@ -13,18 +13,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, relay_process
+from relay.cli.dev.demo.relays import (
+    DemoError,
+    RelayProcess,
+    Story,
+    check,
+    new_key,
+    relay_process,
+)
+from relay.cli.output import first_of
 from relay.client import Agent, SigningKey
 from relay.client.migration.retry import MigrationProgress
 from relay.client.state.migration_log import MigrationReport, MigrationStage
-from relay.protocol.did import KEY_BYTES
 from relay.protocol.ids import Did, Eid
 
 WAITING: Final = 2_000
@@ -66,8 +73,8 @@ class Scene:
     story: Story
     a: RelayProcess
     b: RelayProcess
-    senders: Sequence[Agent]
     accounts: Accounts
+    senders: list[Agent] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -90,58 +97,29 @@ class Journey:
 
 
 async def tell(story: Story) -> int:
-    """Run it and return the number of envelopes that were accepted and arrived.
-
-    Raises:
-        DemoError: a claim does not hold.
-        RelayError: an agent could not do its part.
-        TimeoutError: a step took longer than 25 s.
-    """
+    """Run it and return the number of envelopes that were accepted and arrived."""
     try:
         return await _tell(story)
     except ExceptionGroup as several:
-        raise _first(several) from several
-
-
-def _first(group: ExceptionGroup[Exception]) -> Exception:
-    """Return the first error of a group."""
-    found = group.exceptions[0]
-    return _first(found) if isinstance(found, ExceptionGroup) else found
+        raise first_of(several) from several
 
 
 async def _tell(story: Story) -> int:
-    maria, accounts = SigningKey(clock.entropy(KEY_BYTES)), Accounts()
+    maria, accounts = new_key(), Accounts()
     async with AsyncExitStack() as stack:
-        a = await _start(story, stack, "A")
-        b = await _start(story, stack, "B", knows=a)
-        story.tell(f"Two relays run, each with a store of its own: A {a.url}, B {b.url}.")
+        a = await stack.enter_async_context(relay_process(story.home / "A", settings=SETTINGS))
+        b = relay_process(story.home / "B", settings=SETTINGS, knows=a)
+        scene = Scene(story, a, await stack.enter_async_context(b), accounts)
+        story.tell(f"Two relays run, each with a store of its own: A {a.url}, B {scene.b.url}.")
         async with asyncio.timeout(STEP_S), Agent.open(maria, a.url):
             pass
-        senders = [await _sender(stack, a) for _ in range(SENDERS)]
-        scene = Scene(story, a, b, senders, accounts)
+        for _ in range(SENDERS):
+            scene.senders.append(await stack.enter_async_context(Agent.open(new_key(), a.url)))
         await _fill(scene, maria.did)
         async with asyncio.timeout(2 * STEP_S):
             await _move(scene, stack, maria)
         await _last_look(scene, maria)
     return len(accounts.accepted)
-
-
-async def _start(
-    story: Story,
-    stack: AsyncExitStack,
-    name: str,
-    *,
-    knows: RelayProcess | None = None,
-    listen: str = "127.0.0.1:0",
-) -> RelayProcess:
-    settings = {**SETTINGS, **({"RELAY_PEERS": f"{knows.did}@{knows.url}"} if knows else {})}
-    process = relay_process(story.home / name, listen, settings)
-    return await (await stack.enter_async_context(process)).ready()
-
-
-async def _sender(stack: AsyncExitStack, a: RelayProcess) -> Agent:
-    key = SigningKey(clock.entropy(KEY_BYTES))
-    return await stack.enter_async_context(Agent.open(key, a.url))
 
 
 # ---------------------------------------------------------------- before
@@ -154,7 +132,7 @@ async def _fill(scene: Scene, maria: Did) -> None:
             for _ in range(LANES):
                 tasks.create_task(_write(agent, maria, numbers, accounts))
     took = clock.monotonic() - began
-    _check(len(accounts.accepted) == WAITING, f"{len(accounts.accepted)} were accepted")
+    check(len(accounts.accepted) == WAITING, f"{len(accounts.accepted)} were accepted")
     scene.story.tell(
         f"Maria is offline. Three senders wrote her {WAITING:,} sealed envelopes in {took:.1f} s; "
         "A signed for each: on disk."
@@ -166,7 +144,7 @@ async def _write(
 ) -> None:
     for number in numbers:
         sent = await agent.send(to, f"letter {number}", deadline_s=STEP_S)
-        _check(sent.durability == "fsync", f"a receipt promises only {sent.durability}")
+        check(sent.durability == "fsync", f"a receipt promises only {sent.durability}")
         accounts.accepted.add(sent.eid)
         if pause_s:
             await asyncio.sleep(pause_s)
@@ -193,8 +171,9 @@ async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
         await a.kill()
         _tell_half(story, journey)
         reading = [tasks.create_task(_read(moving, accounts)) for _ in range(LANES)]
-        again = await _start(story, stack, "A", listen=a.url.removeprefix("http://"))
-        _check(again.did == a.did, "another relay came back")
+        back = relay_process(story.home / "A", a.address, SETTINGS)
+        again = await stack.enter_async_context(back)
+        check(again.did == a.did, "another relay came back")
         story.tell(f"A was started again (process {again.process.pid}) and goes on by itself.")
         moved = await migration
         _tell_moved(story, moved)
@@ -233,7 +212,7 @@ async def _read(agent: Agent, accounts: Accounts) -> None:
 def _tell_half(story: Story, journey: Journey) -> None:
     published = journey.stages[MigrationStage.COPYING] - journey.began
     copied = journey.copied
-    _check(copied.done < copied.total, "all was at B before A could be killed")
+    check(copied.done < copied.total, "all was at B before A could be killed")
     story.tell(
         f"{published:.1f} s later B knew what she has seen, and her new record said B. "
         f"A was killed half-way, kill -9: {copied.done:,} of {copied.total:,} had gone over."
@@ -241,11 +220,11 @@ def _tell_half(story: Story, journey: Journey) -> None:
 
 
 def _tell_moved(story: Story, moved: MigrationReport) -> None:
-    _check(not moved.discrepancies, "; ".join(moved.discrepancies))
-    _check(not moved.missing, f"{len(moved.missing)} envelopes are nowhere")
-    _check(moved.waiting == 0, f"{moved.waiting} still wait at A")
+    check(not moved.discrepancies, "; ".join(moved.discrepancies))
+    check(not moved.missing, f"{len(moved.missing)} envelopes are nowhere")
+    check(moved.waiting == 0, f"{moved.waiting} still wait at A")
     ended = moved.moved + moved.acked + moved.expired + moved.refused + moved.corrupt
-    _check(moved.initial + moved.late == ended, "A does not account for all that it had")
+    check(moved.initial + moved.late == ended, "A does not account for all that it had")
     story.tell(
         f"Moved in {moved.seconds:.1f} s, without delivery for {moved.downtime_s:.1f} s. "
         f"A signed: {moved.initial:,} waited, {moved.late} came late, {moved.moved:,} handed over, "
@@ -257,8 +236,8 @@ def _tell_moved(story: Story, moved: MigrationReport) -> None:
 def _check_arrived(accounts: Accounts) -> None:
     twice = sum(times > 1 for times in accounts.arrived.values())
     strange = len(accounts.arrived.keys() - accounts.accepted)
-    _check(not twice, f"{twice} were shown twice")
-    _check(not strange, f"{strange} arrived that nobody was promised")
+    check(not twice, f"{twice} were shown twice")
+    check(not strange, f"{strange} arrived that nobody was promised")
 
 
 async def _last_look(scene: Scene, maria: SigningKey) -> None:
@@ -267,10 +246,5 @@ async def _last_look(scene: Scene, maria: SigningKey) -> None:
         welcome = agent.welcome
     if welcome is None:
         raise DemoError("B did not say where Maria's inbox stands")
-    _check(welcome.pending.count == 0, f"{welcome.pending.count} still wait at B")
+    check(welcome.pending.count == 0, f"{welcome.pending.count} still wait at B")
     scene.story.tell("Maria looked again at B: her inbox is empty.")
-
-
-def _check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as a sentence
-    if not holds:
-        raise DemoError(otherwise)

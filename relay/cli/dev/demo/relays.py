@@ -1,4 +1,4 @@
-"""A relay as a child process that ends with the demo, and a clock for the report."""
+"""Relays as child processes that end with the demo, the report, and the checks of its claims."""
 
 from __future__ import annotations
 
@@ -14,9 +14,14 @@ from typing import BinaryIO, Final
 
 from relay import clock
 from relay.cli.output import write
+from relay.client import Message, Sent, SigningKey
 from relay.protocol import jws as jose
+from relay.protocol.did import KEY_BYTES
+from relay.protocol.ids import Did
+from relay.protocol.receipts import verify_receipt
 from relay.store.embedded.process import dying_with_us
 
+ANY_PORT: Final = "127.0.0.1:0"
 READY_S: Final = 20.0
 STOP_S: Final = 10.0
 
@@ -41,13 +46,44 @@ class DemoError(Exception):
     """Something was not as the demo says it is; the text is for a person."""
 
 
+def new_key() -> SigningKey:
+    """Return the key of a new agent."""
+    return SigningKey(clock.entropy(KEY_BYTES))
+
+
+def check(holds: bool, otherwise: str) -> None:  # noqa: FBT001  reads as a sentence
+    """End the demo if a claim does not hold."""
+    if not holds:
+        raise DemoError(otherwise)
+
+
+def check_receipt(sent: Sent, relay: RelayProcess, to: SigningKey) -> None:
+    """Check that ``relay`` has signed that it keeps ``sent`` for ``to`` on its disk."""
+    check(sent.relay == relay.did, "the receipt is another relay's")
+    [item] = verify_receipt(sent.receipt, sent.relay).items
+    check(item.eid == sent.eid and item.to == to.did, "the receipt is of another envelope")
+    check(sent.durability == "fsync", f"the receipt promises only {sent.durability}")
+
+
+def check_message(message: Message, sent: Sent, text: str) -> None:
+    """Check that ``message`` is what was sent."""
+    check(message.eid == sent.eid, "another envelope came")
+    check(message.text() == text, "it says something else")
+    check(message.sealed, "it was not sealed")
+
+
 @dataclass(frozen=True, slots=True)
 class RelayProcess:
     """A relay that runs as a child of this process."""
 
     process: asyncio.subprocess.Process
-    did: str
+    did: Did
     url: str
+
+    @property
+    def address(self) -> str:
+        """HOST:PORT, to start it again there."""
+        return self.url.removeprefix("http://")
 
     async def kill(self) -> None:
         """``kill -9``, and wait until it is gone."""
@@ -55,60 +91,54 @@ class RelayProcess:
         await self.process.wait()
 
 
-@dataclass(frozen=True, slots=True)
-class Starting:
-    """A relay that was started and is not ready yet."""
-
-    process: asyncio.subprocess.Process
-
-    async def ready(self) -> RelayProcess:
-        """Wait until it says that it is ready.
-
-        Raises:
-            DemoError: it does not.
-        """
-        if self.process.stdout is None:
-            raise RuntimeError("started without a pipe")
-        try:
-            async with asyncio.timeout(READY_S):
-                line = await self.process.stdout.readline()
-        except TimeoutError as exc:
-            raise DemoError(f"the relay was not ready within {READY_S:.0f} s") from exc
-        if not line:
-            raise DemoError("the relay ended before it was ready")
-        members = jose.Members(jose.loads(line.strip()))
-        did, url = members.text("did", limit=512), members.text("url", limit=512)
-        return RelayProcess(self.process, did, url)
+async def _ready(process: asyncio.subprocess.Process) -> RelayProcess:
+    if process.stdout is None:
+        raise RuntimeError("started without a pipe")
+    try:
+        async with asyncio.timeout(READY_S):
+            line = await process.stdout.readline()
+    except TimeoutError as exc:
+        raise DemoError(f"the relay was not ready within {READY_S:.0f} s") from exc
+    check(bool(line), "the relay ended before it was ready")
+    members = jose.Members(jose.loads(line.strip()))
+    did, url = members.text("did", limit=512), members.text("url", limit=512)
+    return RelayProcess(process, Did(did), url)
 
 
 @asynccontextmanager
 async def relay_process(
-    home: Path, listen: str, settings: Mapping[str, str] | None = None
-) -> AsyncIterator[Starting]:
-    """A relay process on the embedded store; gone at the end of the block, or with this process.
+    home: Path,
+    listen: str = ANY_PORT,
+    settings: Mapping[str, str] | None = None,
+    *,
+    knows: RelayProcess | None = None,
+) -> AsyncIterator[RelayProcess]:
+    """Run a relay on the embedded store to the end of the block, or of this process.
 
     Args:
         home: directory of its data and log.
         listen: its public HOST:PORT.
         settings: ``RELAY_*`` variables.
+        knows: its first peer.
     """
+    words = [*(sys.executable, "-m", "relay", "serve", "--data", str(home / "data"))]
+    words += ["--listen", listen, "--admin", ANY_PORT]
+    # without settings that are meant for another relay
+    mine = os.environ  # noqa: TID251  passed on, not read
+    env = {name: value for name, value in mine.items() if not name.upper().startswith("RELAY_")}
+    peers = {"RELAY_PEERS": f"{knows.did}@{knows.url}"} if knows else {}
     with _log_in(home) as log:
         process = await asyncio.create_subprocess_exec(
-            *dying_with_us(
-                [
-                    *(sys.executable, "-m", "relay", "serve", "--data", str(home / "data")),
-                    *("--listen", listen, "--admin", "127.0.0.1:0"),
-                ]
-            ),
+            *dying_with_us(words),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=log,
-            env={**_without_settings(), **(settings or {})},
+            env={**env, **(settings or {}), **peers},
             # a Ctrl-C is for the demo: it ends its relay itself
             process_group=0,
         )
     try:
-        yield Starting(process)
+        yield await _ready(process)
     finally:
         await _stop(process)
 
@@ -116,12 +146,6 @@ async def relay_process(
 def _log_in(home: Path) -> BinaryIO:
     home.mkdir(exist_ok=True)
     return (home / "relay.log").open("ab")
-
-
-def _without_settings() -> dict[str, str]:
-    """The environment of the relay: ours, but without settings meant for another one."""
-    mine = os.environ  # noqa: TID251  passed on, not read
-    return {name: value for name, value in mine.items() if not name.upper().startswith("RELAY_")}
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:

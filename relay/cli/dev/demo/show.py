@@ -7,54 +7,29 @@ kill is SIGKILL. The demo checks each claim before it prints it.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
-from relay.cli.dev.demo.relays import DemoError, Story, relay_process
+from relay.cli.dev.demo import mesh, migrate, one_relay
+from relay.cli.dev.demo.relays import DemoError, Story
 from relay.cli.exit_codes import Exit
 from relay.cli.output import say
 from relay.protocol.errors import RelayError
 
 LOG_TAIL: Final = 1_500
 
-Tell = Callable[[Story], Awaitable[int]]
-"""Run a demonstration and return the number of envelopes accepted and delivered."""
+Demo = Literal["relay", "mesh", "migrate"]
+
+_DEMOS: Final = {"relay": one_relay.tell, "mesh": mesh.tell, "migrate": migrate.tell}
+"""Each returns the number of envelopes that were accepted and delivered."""
 
 
-async def demo() -> int:
-    """An envelope survives an offline recipient and a killed relay; return the exit code."""
-    return await _show(_one_relay)
-
-
-async def mesh() -> int:
-    """Three relays find each other and forward an envelope; return the exit code."""
-    from relay.cli.dev.demo import mesh as mesh_story  # noqa: PLC0415  an agent's packages, only where they are used
-
-    return await _show(mesh_story.tell)
-
-
-async def migrate() -> int:
-    """An agent with a full inbox migrates and loses nothing; return the exit code."""
-    from relay.cli.dev.demo import migrate as migrate_story  # noqa: PLC0415  as above
-
-    return await _show(migrate_story.tell)
-
-
-async def _one_relay(story: Story) -> int:
-    async with relay_process(story.home, "127.0.0.1:0") as starting:
-        # load the SDK while the relay starts: it saves half a second
-        from relay.cli.dev.demo import one_relay  # noqa: PLC0415
-
-        await one_relay.tell(story, await starting.ready())
-    return 1
-
-
-async def _show(tell: Tell) -> int:
+async def demo(what: Demo) -> int:
+    """Run one of the demonstrations and return the exit code."""
     with tempfile.TemporaryDirectory(prefix="relay-demo-") as name:
         story = Story(Path(name))
         try:
-            count = await tell(story)
+            count = await _DEMOS[what](story)
         except (DemoError, RelayError, TimeoutError) as exc:
             reason = "a step took too long" if isinstance(exc, TimeoutError) else exc
             say(f"The demo failed: {reason}")
