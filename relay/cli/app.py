@@ -62,9 +62,6 @@ app.add_typer(node_commands.config_app, name="config")
 app.add_typer(node_commands.peers_app, name="peers")
 
 
-# ---------------------------------------------------------------- running
-
-
 def run(words: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     as_json = "--json" in words

@@ -5,13 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 
 from relay.cli.exit_codes import Exit
-
-T = TypeVar("T")
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 EVERYWHERE: Final = ("0.0.0.0/0", "::/0")
@@ -38,45 +36,39 @@ def _checked(url: str, insecure_networks: Sequence[str] = ()) -> str:
     return url
 
 
-Key = Annotated[
-    Path | None,
-    typer.Option(
-        "--key", envvar="RELAY_AGENT_KEY", help="Key file of the agent.", show_default=False
-    ),
-]
-Passphrase = Annotated[
-    Path | None,
-    typer.Option(
-        "--passphrase-file",
-        help="File with the passphrase of the key; else RELAY_AGENT_PASSPHRASE_FILE, else asked.",
-        show_default=False,
-    ),
-]
+def option(name: str, words: str, **settings: Any) -> Any:
+    """Declare an option that shows no default: a flag, or one that may be left out."""
+    return typer.Option(name, help=words, show_default=False, **settings)
+
+
+Key = Annotated[Path | None, option("--key", "Key file of the agent.", envvar="RELAY_AGENT_KEY")]
+_UNLOCK_HELP: Final = (
+    "File with the passphrase of the key; else RELAY_AGENT_PASSPHRASE_FILE, else asked."
+)
+Passphrase = Annotated[Path | None, option("--passphrase-file", _UNLOCK_HELP)]
 NewPassphrase = Annotated[
-    Path | None,
-    typer.Option("--new-passphrase-file", help="File with the new passphrase.", show_default=False),
+    Path | None, option("--new-passphrase-file", "File with the new passphrase.")
 ]
 Url = Annotated[
     str, typer.Option("--relay", envvar="RELAY_URL", callback=checked, help="Origin of the relay.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, for programs.")]
-Take = Annotated[
-    bool, typer.Option("--take", help="Take the inbox from a relay listen on this machine.")
-]
+Json = Annotated[bool, option("--json", "One JSON object a line, for programs.")]
+Take = Annotated[bool, option("--take", "Take the inbox from a relay listen on this machine.")]
 
 
-def run_async(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` until it ends or is interrupted; SIGTERM acts as Ctrl-C."""
+def run_async(work: Coroutine[Any, Any, int | None]) -> NoReturn:
+    """Run ``work`` and end the command with its exit code; SIGTERM acts as Ctrl-C."""
     import asyncio  # noqa: PLC0415  a script that asks for the version asks often
 
-    async def guarded() -> T:
+    async def guarded() -> int | None:
         task = asyncio.current_task()
         if task is not None:
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
         return await work
 
     try:
-        return asyncio.run(guarded())
+        code = asyncio.run(guarded())
     except (KeyboardInterrupt, asyncio.CancelledError):
         # typer would print "Aborted!" after Ctrl-C
-        raise typer.Exit(Exit.INTERRUPTED) from None
+        code = Exit.INTERRUPTED
+    raise typer.Exit(code or Exit.OK)

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, TextIO
+from typing import Any, Final, TextIO
 
 from relay import clock
 from relay.cli.exit_codes import Exit, LocalError, exit_of
@@ -67,6 +67,11 @@ def write_json(value: object, stream: TextIO | None = None) -> None:
     else:
         # JSON is UTF-8, whatever this stream's encoding is
         _write_bytes(stream, line + b"\n")
+
+
+def members_of(value: object, names: str) -> dict[str, Any]:
+    """Return the named attributes of ``value`` as members of JSON, in this order."""
+    return {name: getattr(value, name) for name in names.split()}
 
 
 def show(members: object, *lines: str, as_json: bool) -> None:

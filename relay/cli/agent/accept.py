@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
-from relay.cli.output import say, show
+from relay.cli.output import members_of, say, show
 from relay.client import SigningKey
 from relay.client.accept import accept
 from relay.client.errors import make_error
@@ -39,7 +39,7 @@ async def accept_and_tell(
         "accepted": did,
         "home": done is not None,
         "seq": done.record.seq if done is not None else None,
-        "unanswered": [{"id": one.id, "eid": one.eid, "to": one.to} for one in unanswered],
+        "unanswered": [members_of(one, "id eid to") for one in unanswered],
     }
     show(members, f"{did}  is accepted at {origin}", as_json=as_json)
     if as_json:

@@ -22,6 +22,7 @@ from relay.cli.options import (
     Take,
     Url,
     checked,
+    option,
     run_async,
 )
 
@@ -34,17 +35,17 @@ handle_app = typer.Typer(help="Names of agents, for people.", no_args_is_help=Tr
 
 # ---------------------------------------------------------------- keys
 
-Encrypt = Annotated[bool, typer.Option("--encrypt", help="Ask for a passphrase for the key.")]
+Encrypt = Annotated[bool, option("--encrypt", "Ask for a passphrase for the key.")]
 To = Annotated[Path, typer.Argument(metavar="FILE", help="A new file; - is stdout.")]
 From = Annotated[Path, typer.Argument(metavar="FILE", help="The file with the block; - is stdin.")]
-Plain = Annotated[bool, typer.Option("--plain", help="Do not encrypt; needs --yes.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Yes, show the key itself.")]
-Remove = Annotated[bool, typer.Option("--remove", help="Keep the key unencrypted.")]
+Plain = Annotated[bool, option("--plain", "Do not encrypt; needs --yes.")]
+Yes = Annotated[bool, option("--yes", "Yes, show the key itself.")]
+Remove = Annotated[bool, option("--remove", "Keep the key unencrypted.")]
 
 
 @id_app.command("new")
 def _new(
-    key: Key = None, passphrase: Passphrase = None, *, encrypt: Encrypt = False, json: Json = False
+    key: Key = None, passphrase: Passphrase = None, encrypt: Encrypt = False, json: Json = False
 ) -> None:
     """Make an identity: a key file that only you can read."""
     from relay.cli.agent import key as keys
@@ -53,7 +54,7 @@ def _new(
 
 
 @id_app.command("show")
-def _show(key: Key = None, *, json: Json = False) -> None:
+def _show(key: Key = None, json: Json = False) -> None:
     """Show the DID of an identity."""
     from relay.cli.agent import key as keys
 
@@ -66,7 +67,6 @@ def _export(
     key: Key = None,
     passphrase: Passphrase = None,
     new: NewPassphrase = None,
-    *,
     plain: Plain = False,
     yes: Yes = False,
     json: Json = False,
@@ -86,7 +86,6 @@ def _import(
     block: From,
     key: Key = None,
     passphrase: Passphrase = None,
-    *,
     encrypt: Encrypt = False,
     json: Json = False,
 ) -> None:
@@ -102,7 +101,6 @@ def _passwd(
     key: Key = None,
     passphrase: Passphrase = None,
     new: NewPassphrase = None,
-    *,
     remove: Remove = False,
     json: Json = False,
 ) -> None:
@@ -141,12 +139,9 @@ Wait = Annotated[
 def _send(
     to: Recipient,
     text: Annotated[str | None, typer.Argument(help="The text; - reads it from stdin.")] = None,
-    *,
-    file: Annotated[
-        Path | None, typer.Option("--file", help="Send a file's bytes.", show_default=False)
-    ] = None,
+    file: Annotated[Path | None, option("--file", "Send a file's bytes.")] = None,
     content_type: Annotated[str | None, typer.Option(help="Media type of the body.")] = None,
-    kind: Annotated[str | None, typer.Option("--type", help="URI: what kind of content.")] = None,
+    kind: Annotated[str | None, option("--type", "URI: what kind of content.")] = None,
     thread: Annotated[str | None, typer.Option(help="Thread id.")] = None,
     lifetime: Annotated[
         int, typer.Option(min=1, max=30 * DAY_S, help="Seconds until it expires.")
@@ -158,7 +153,7 @@ def _send(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    plain: Annotated[bool, typer.Option("--plain", help="Do not seal the body.")] = False,
+    plain: Annotated[bool, option("--plain", "Do not seal the body.")] = False,
     take: Take = False,
     json: Json = False,
 ) -> None:
@@ -171,7 +166,7 @@ def _send(
         to, body, content_type or default_type, not plain, kind, thread, lifetime
     )
     options = send.SendOptions(wait, timeout, take=take, as_json=json)
-    raise typer.Exit(run_async(send.send(_file(key, passphrase), relay, draft, options)))
+    run_async(send.send(_file(key, passphrase), relay, draft, options))
 
 
 def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
@@ -193,8 +188,7 @@ def _listen(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
-    once: Annotated[bool, typer.Option("--once", help="End after one.")] = False,
+    once: Annotated[bool, option("--once", "End after one.")] = False,
     json: Json = False,
 ) -> None:
     """Print what is delivered to this agent, and ack it once it is written."""
@@ -210,7 +204,6 @@ def _inbox(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     json: Json = False,
 ) -> None:
     """Look at what waits, without acking it. Takes the inbox from a session that listens."""
@@ -228,7 +221,6 @@ def _status(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     take: Take = False,
     json: Json = False,
 ) -> None:
@@ -237,7 +229,7 @@ def _status(
 
     file = _file(key, passphrase)
     if to is None:
-        raise typer.Exit(run_async(status.show(file, relay, take=take, as_json=json)))
+        run_async(status.show(file, relay, take=take, as_json=json))
     if message_id is None:
         raise typer.BadParameter("give TO and ID, or neither", param_hint="ID")
     _check_recipient(to)
@@ -245,8 +237,7 @@ def _status(
         UUID(message_id)
     except ValueError as exc:
         raise typer.BadParameter("not an id as relay send prints it", param_hint="ID") from exc
-    work = status.trace(file, relay, to, message_id, take=take, as_json=json)
-    raise typer.Exit(run_async(work))
+    run_async(status.trace(file, relay, to, message_id, take=take, as_json=json))
 
 
 @app.command("rules")
@@ -261,7 +252,6 @@ def _rules(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     take: Take = False,
     json: Json = False,
 ) -> None:
@@ -295,23 +285,22 @@ Accepted = Annotated[str, typer.Argument(metavar="DID", help="Who is there from 
 
 @app.command("publish")
 def _publish(
-    key: Key = None, passphrase: Passphrase = None, relay: Url = DEFAULT_URL, *, json: Json = False
+    key: Key = None, passphrase: Passphrase = None, relay: Url = DEFAULT_URL, json: Json = False
 ) -> None:
     """Publish your endpoint record again, and show it."""
     from relay.cli.agent import handle as records
 
-    work = records.publish(_file(key, passphrase), relay, as_json=json)
-    raise typer.Exit(run_async(work))
+    run_async(records.publish(_file(key, passphrase), relay, as_json=json))
 
 
 @app.command("resolve")
-def _resolve(who: Who, relay: Url = DEFAULT_URL, *, json: Json = False) -> None:
+def _resolve(who: Who, relay: Url = DEFAULT_URL, json: Json = False) -> None:
     """Show where an agent lives; a handle is checked both ways."""
     from relay.cli.agent import handle as records
 
     if who.startswith("did:"):
         _check_did(who)
-    raise typer.Exit(run_async(records.resolve(who, relay, as_json=json)))
+    run_async(records.resolve(who, relay, as_json=json))
 
 
 @app.command("accept")
@@ -321,7 +310,6 @@ def _accept(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     json: Json = False,
 ) -> None:
     """Accept a relay that is back with a new key, or whom a handle leads to now.
@@ -333,10 +321,9 @@ def _accept(
     _check_did(did)
     file = _file(key, passphrase)
     if "://" in what:
-        work = accept.relay(file, checked(what), did, as_json=json)
+        run_async(accept.relay(file, checked(what), did, as_json=json))
     else:
-        work = accept.handle(file, relay, what, did, as_json=json)
-    raise typer.Exit(run_async(work))
+        run_async(accept.handle(file, relay, what, did, as_json=json))
 
 
 @handle_app.command("set")
@@ -345,14 +332,12 @@ def _set(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     json: Json = False,
 ) -> None:
     """Put a handle into your endpoint record, and see whether it leads to you."""
     from relay.cli.agent import handle as records
 
-    work = records.change(_file(key, passphrase), relay, "set", name, as_json=json)
-    raise typer.Exit(run_async(work))
+    run_async(records.change(_file(key, passphrase), relay, "set", name, as_json=json))
 
 
 @handle_app.command("remove")
@@ -361,22 +346,20 @@ def _remove(
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,
-    *,
     json: Json = False,
 ) -> None:
     """Take a handle out of your endpoint record."""
     from relay.cli.agent import handle as records
 
-    work = records.change(_file(key, passphrase), relay, "remove", name, as_json=json)
-    raise typer.Exit(run_async(work))
+    run_async(records.change(_file(key, passphrase), relay, "remove", name, as_json=json))
 
 
 @handle_app.command("check")
-def _check(handle: Handle, relay: Url = DEFAULT_URL, *, json: Json = False) -> None:
+def _check(handle: Handle, relay: Url = DEFAULT_URL, json: Json = False) -> None:
     """Check a handle both ways: where it leads, and whether that agent's record lists it."""
     from relay.cli.agent import handle as records
 
-    raise typer.Exit(run_async(records.check(handle, relay, as_json=json)))
+    run_async(records.check(handle, relay, as_json=json))
 
 
 # ---------------------------------------------------------------- migration
@@ -387,26 +370,16 @@ def _checked_origin(url: str | None) -> str | None:
 
 
 NewRelay = Annotated[
-    str | None,
-    typer.Option(
-        "--to", callback=_checked_origin, help="Origin of the new relay.", show_default=False
-    ),
+    str | None, option("--to", "Origin of the new relay.", callback=_checked_origin)
 ]
-DeadSource = Annotated[
-    bool, typer.Option("--dead-source", help="Go on where the old relay does not answer.")
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show what would be lost right now; move nothing.")
-]
-Cancel = Annotated[
-    bool, typer.Option("--cancel", help="Take back a move that is not published yet.")
-]
+DeadSource = Annotated[bool, option("--dead-source", "Go on where the old relay does not answer.")]
+DryRun = Annotated[bool, option("--dry-run", "Show what would be lost right now; move nothing.")]
+Cancel = Annotated[bool, option("--cancel", "Take back a move that is not published yet.")]
 
 
 @app.command("migrate")
 def _migrate(
     to: NewRelay = None,
-    *,
     dead_source: DeadSource = False,
     dry_run: DryRun = False,
     cancel: Cancel = False,
@@ -428,12 +401,11 @@ def _migrate(
     file = _file(key, passphrase)
     options = migrate.MoveOptions(take, dead_source, timeout, json)
     if to is None:
-        work = migrate.cancel(file, relay, options)
+        run_async(migrate.cancel(file, relay, options))
     elif dry_run:
-        work = migrate.dry_run(file, relay, to, options)
+        run_async(migrate.dry_run(file, relay, to, options))
     else:
-        work = migrate.migrate(file, relay, to, options)
-    raise typer.Exit(run_async(work))
+        run_async(migrate.migrate(file, relay, to, options))
 
 
 # ---------------------------------------------------------------- checked arguments

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from relay.cli.agent.key import KeyFile
 from relay.cli.exit_codes import Exit
-from relay.cli.output import clock_time, say, write_json, write_rows
+from relay.cli.output import clock_time, members_of, say, write_json, write_rows
 from relay.client import ResolveResult, SigningKey
 from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
@@ -59,9 +59,6 @@ class HandleLookup:
     def record(self) -> EndpointRecord | None:
         """The record, if it was found."""
         return self.found.record if self.found is not None else None
-
-
-# ---------------------------------------------------------------- looking up
 
 
 async def resolve(asked: str, url: str, *, as_json: bool) -> Exit:
@@ -127,22 +124,20 @@ def _rows(done: Resolved) -> Iterator[tuple[str, str]]:
 
 
 def _members(done: Resolved) -> dict[str, Any]:
-    record, own = done.record, ("status", "seq", "expires_at")
+    record = done.record
     homes = record.relays if record else ()
     return {
-        "asked": done.asked,
-        "state": done.state,
+        **members_of(done, "asked state"),
         "did": done.lookup.did,
         "verified": done.verified,
-        "homes": [{"did": home.did, "url": home.url, "prio": home.prio} for home in homes],
+        "homes": [members_of(home, "did url prio") for home in homes],
         "handles": list(record.handles) if record else [],
-        **{name: getattr(record, name, None) for name in own},
+        "status": record.status if record else None,
+        "seq": record.seq if record else None,
+        "expires_at": record.expires_at if record else None,
         "stale": done.found.stale if done.found else False,
         "detail": done.lookup.why,
     }
-
-
-# ---------------------------------------------------------------- publishing
 
 
 async def publish(file: KeyFile, url: str, *, as_json: bool) -> Exit:

@@ -19,7 +19,7 @@ from relay.cli.agent import locks
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.locks import Lock
 from relay.cli.agent.outcome_text import tell_earlier
-from relay.cli.output import clock_time, notify, printable, say
+from relay.cli.output import clock_time, members_of, notify, printable, say
 from relay.client import Agent, AgentError, Bounce, InboxResetError, Message
 from relay.client._util import beside
 from relay.client.errors import make_error
@@ -162,9 +162,7 @@ async def look(file: KeyFile, url: str, *, limit: int, as_json: bool) -> None:
         if as_json:
             members = {
                 "did": me.did,
-                "epoch": welcome.epoch,
-                "cursor": welcome.cursor,
-                "head": welcome.head,
+                **members_of(welcome, "epoch cursor head"),
                 "pending": pending.count,
                 "pending_bytes": pending.bytes,
                 "turned_away": pending.refused_count,
@@ -217,21 +215,14 @@ def message_members(message: Message) -> dict[str, Any]:
     """Return a message as JSON members: ``text`` if the body is UTF-8, else ``base64url``."""
     members: dict[str, Any] = {
         "kind": "bounce" if isinstance(message, Bounce) else "message",
-        "id": message.id,
-        "eid": message.eid,
+        **members_of(message, "id eid"),
         "from": message.sender,
-        "content_type": message.content_type,
-        "type": message.type,
-        "thid": message.thid,
-        "pthid": message.pthid,
-        "created_at": message.created_at,
-        "expires_at": message.expires_at,
-        "sealed": message.sealed,
-        "redelivered": message.redelivered,
+        **members_of(message, "content_type type thid pthid created_at expires_at"),
+        **members_of(message, "sealed redelivered"),
     }
     if isinstance(message, Bounce):
-        names = ("eid", "to", "reason", "maybe_delivered")
-        members["items"] = [{name: getattr(i, name) for name in names} for i in message.items]
+        names = "eid to reason maybe_delivered"
+        members["items"] = [members_of(item, names) for item in message.items]
         return members
     try:
         members["text"] = message.text()

@@ -64,9 +64,6 @@ async def _opened(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[Host]
         yield Host(opened.key, opened.state)
 
 
-# ---------------------------------------------------------------- moving
-
-
 async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
     """Start or resume a migration to ``to``, and return the exit code."""
     progress = Progress(quiet=options.as_json)
@@ -193,9 +190,6 @@ async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
     else:
         say(f"You live at {done.source.url}, as before.")
     return Exit.OK
-
-
-# ---------------------------------------------------------------- dry run
 
 
 async def dry_run(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from relay.cli.agent import session
 from relay.cli.agent.key import KeyFile
-from relay.cli.output import show
+from relay.cli.output import members_of, show
 
 Action = Literal["show", "allow", "deny", "forget", "first-contact"]
 
@@ -18,10 +18,9 @@ async def rule(
     """Apply ``patch`` and show all rules."""
     with session.opened(file, url, look=not take) as opened:
         ruled = await (await opened.login()).rules(**patch)
-    names = ("first_contact", "allow", "deny", "contacts")
     strangers = "may write" if ruled.first_contact == "accept" else "are refused"
     show(
-        {name: getattr(ruled, name) for name in names},
+        members_of(ruled, "first_contact allow deny contacts"),
         f"first contact  {ruled.first_contact}: agents that you do not know {strangers}",
         *(f"allow          {did}" for did in ruled.allow),
         *(f"deny           {did}" for did in ruled.deny),

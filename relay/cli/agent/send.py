@@ -18,7 +18,7 @@ from relay.cli import output
 from relay.cli.agent import locks, session
 from relay.cli.agent.key import KeyFile
 from relay.cli.agent.locks import Lock
-from relay.cli.agent.outcome_text import EXIT_OF, WORDS, tell_earlier
+from relay.cli.agent.outcome_text import OUTCOMES, tell_earlier
 from relay.cli.exit_codes import Exit, exit_of
 from relay.cli.output import Progress, say
 from relay.cli.streams import OutputError
@@ -178,7 +178,7 @@ async def _report_if_queued(context: SendContext, envelope: SignedEnvelope) -> N
     if envelope.eid not in {item.eid for item in await context.session.unanswered()}:
         return
     if context.as_json:
-        members = {name: getattr(envelope, name) for name in ("id", "eid", "to", "expires_at")}
+        members = output.members_of(envelope, "id eid to expires_at")
         output.write_json({"kind": "kept", **members}, sys.stderr)
         return
     say(f"It is kept: the next relay send or relay listen submits the same bytes: {envelope.id}")
@@ -203,16 +203,13 @@ async def _tell_outcomes(opened: session.CommandSession, *, as_json: bool) -> No
 
 def _tell_sent(sent: Sent, state: frames.State, *, as_json: bool) -> None:
     if as_json:
-        names = ("id", "eid", "to", "relay", "at", "durability", "custody", "expires_at", "dup")
-        members = {name: getattr(sent, name) for name in names}
+        names = "id eid to relay at durability custody expires_at dup"
+        members = output.members_of(sent, names)
         output.write_json({"kind": "sent", **members, "state": state, "receipt": sent.receipt})
         return
     output.write(sent.id)
     until = output.clock_time(sent.expires_at)
     say(f"{sent.relay} has it ({sent.durability}) and keeps it until it is acked or {until}.")
-
-
-# ---------------------------------------------------------------- until it is acked
 
 
 async def _send_until_acked(context: SendContext, sent: Sent) -> Exit:
@@ -228,11 +225,12 @@ async def _send_until_acked(context: SendContext, sent: Sent) -> Exit:
         raise
     finally:
         progress.end()
+    code, words = OUTCOMES[state]
     if context.as_json:
         _tell_sent(sent, state, as_json=True)
     else:
-        say(WORDS[state])
-    return EXIT_OF[state]
+        say(words)
+    return code
 
 
 async def _until_it_ends(context: SendContext, sent: Sent, progress: Progress) -> frames.State:

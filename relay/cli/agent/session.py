@@ -56,10 +56,7 @@ def opened(
         LocalError: such an agent is running.
     """
     key = file.load()
-    with (
-        locks.opened(file.state, look=look) as mine,
-        states.opened(file.state, key.did) as state,
-    ):
+    with locks.opened(file.state, look=look) as mine, states.opened(file.state, key.did) as state:
         if look and refuse and mine.is_listening():
             detail = "this agent runs on this machine (relay listen?), and its session would end. "
             detail += f"Stop it, or say --take. {hint}Nothing was sent or changed."

@@ -13,9 +13,9 @@ from typing import Any, Final
 from relay import clock
 from relay.cli.agent import session
 from relay.cli.agent.key import KeyFile
-from relay.cli.agent.outcome_text import EXIT_OF, WORDS
+from relay.cli.agent.outcome_text import OUTCOMES
 from relay.cli.exit_codes import Exit, exit_of
-from relay.cli.output import fail, say, write, write_json, write_rows
+from relay.cli.output import fail, members_of, say, write, write_json, write_rows
 from relay.client import AgentError, SignedEnvelope
 from relay.client.directory.resolve import ResolveResult, resolve_at
 from relay.client.http.origin import Origin
@@ -189,12 +189,9 @@ def _members(status: InboxStatus) -> dict[str, Any]:
         "record": found.state if found else None,
         "stale": found.stale if found else None,
         "is_home": status.is_home,
-        "homes": [{"did": home.did, "url": home.url} for home in record.relays] if record else [],
+        "homes": [members_of(home, "did url") for home in record.relays] if record else [],
         "moving_to": status.moving_to,
-        "unanswered": [
-            {"id": item.id, "eid": item.eid, "to": item.to, "expires_at": item.expires_at}
-            for item in status.unanswered
-        ],
+        "unanswered": [members_of(item, "id eid to expires_at") for item in status.unanswered],
         "outcomes": status.untold,
     }
 
@@ -202,18 +199,13 @@ def _members(status: InboxStatus) -> dict[str, Any]:
 def _inbox_members(welcome: frames.Welcome) -> dict[str, Any]:
     pending = welcome.pending
     return {
-        "epoch": welcome.epoch,
-        "cursor": welcome.cursor,
-        "head": welcome.head,
+        **members_of(welcome, "epoch cursor head"),
         "pending": pending.count,
         "pending_bytes": pending.bytes,
         "oldest_age": pending.oldest_age,
         "turned_away": pending.refused_count,
         "turned_away_last_at": pending.refused_last_at,
     }
-
-
-# ---------------------------------------------------------------- one envelope
 
 
 async def trace(
@@ -226,11 +218,12 @@ async def trace(
         visit = await opened.agent.login_at_holder(opened.key, to, message_id)
         found = await visit.status(to, message_id)
     is_queued = any((item.id, item.to) == (message_id, to) for item in left)
+    code, words = OUTCOMES[found]
     if as_json:
         write_json({"to": to, "id": message_id, "state": found, "unanswered": is_queued})
-        return EXIT_OF[found]
+        return code
     write(found)
-    say(WORDS[found])
+    say(words)
     if is_queued:
         say("It lies in the outbox: the next relay send or relay listen submits it again.")
-    return EXIT_OF[found]
+    return code

@@ -26,7 +26,7 @@ def _demo(
     """Watch an envelope survive a killed relay, find its way between relays, or an agent move."""
     from relay.cli.dev.demo import show
 
-    raise typer.Exit(run_async(show.demo(what)))
+    run_async(show.demo(what))
 
 
 @app.command("bench", **_WORDS_OF_ANOTHER)

@@ -41,14 +41,7 @@ Level = Literal["ok", "warn", "FAIL"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check.
-
-    Args:
-        name: the subject of the check.
-        level: ``warn``: it works, with a reservation; ``FAIL``: agents cannot use this relay.
-        detail: the reason, one sentence.
-        ms: the duration in milliseconds, if it matters.
-    """
+    """The result of one check; ``warn``: it works, with a reservation; ``FAIL``: it is no use."""
 
     name: str
     level: Level
@@ -69,7 +62,8 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     is_unreachable: bool = False
     key: SigningKey = field(default_factory=lambda: SigningKey(clock.entropy(KEY_BYTES)))
-    origin: Origin | None = None
+    origin: Origin = field(init=False)
+    """After the first step."""
     information: RelayInfo | None = None
     hello: frames.Hello | None = None
 
@@ -97,13 +91,6 @@ class Examination:
         else:
             return True
         return False
-
-    @property
-    def dialled(self) -> Origin:
-        """The origin, after the first step."""
-        if self.origin is None:
-            raise RuntimeError("looked before the address was read")
-        return self.origin
 
     @property
     def info(self) -> RelayInfo:
@@ -152,24 +139,24 @@ async def _address(run: Examination) -> None:
 
 async def _information(run: Examination) -> None:
     began = clock.monotonic()
-    info = run.information = await RelayApi(run.dialled).info()
+    info = run.information = await RelayApi(run.origin).info()
     detail = f"signed by {info.did}, {info.description.software} {info.description.version}"
     run.find("information", "ok", detail, began)
 
 
 async def _certificate(run: Examination) -> None:
-    if run.dialled.is_insecure:
+    if run.origin.is_insecure:
         return
-    days = (await certificate_expiry(run.dialled) - clock.now()) / 86_400
+    days = (await certificate_expiry(run.origin) - clock.now()) / 86_400
     level: Level = "ok" if days > CERTIFICATE_WARN_DAYS else "warn"
     run.find("certificate", level, f"good for {days:.0f} days more")
 
 
 async def _origin(run: Examination) -> None:
-    found_url, dialled = run.info.description.url, str(run.dialled)
-    found = f"it says that agents dial it at {found_url}"
-    if found_url != dialled:
-        raise _FailedError(f"{found} (RELAY_PUBLIC_URL), not at {dialled}: none will log in here")
+    public_url = run.info.description.url
+    found, reason = f"it says that agents dial it at {public_url}", "none will log in here"
+    if public_url != str(run.origin):
+        raise _FailedError(f"{found} (RELAY_PUBLIC_URL), not at {run.origin}: {reason}")
     run.find("origin", "ok", found)
 
 
@@ -188,7 +175,7 @@ async def _description(run: Examination) -> None:
 async def _operators_side(run: Examination) -> None:
     """The admin bind has no login: it must not be reachable where agents are."""
     for path in OPERATORS:
-        status, _ = await request(run.dialled, HttpRequest("GET", path), STEP_S)
+        status, _ = await request(run.origin, HttpRequest("GET", path), STEP_S)
         if status == OK:
             raise _FailedError(f"{path} is public (RELAY_ADMIN); it is for the operator alone")
     run.find("operator", "ok", f"{', '.join(OPERATORS)} are not public")
@@ -206,7 +193,7 @@ _OUTSIDE: Final = {
 async def _login(run: Examination) -> None:
     began = clock.monotonic()
     try:
-        async with dial(run.dialled, run.key, LoginOptions(str(run.dialled))) as line:
+        async with dial(run.origin, run.key, LoginOptions(str(run.origin))) as line:
             run.hello = line.ready.hello
             run.find(
                 "login", "ok", "a key made just now got in, and the relay proved itself", began
@@ -239,11 +226,8 @@ def clock_finding(ahead: float) -> tuple[Level, str]:
     return "FAIL", f"{off:.0f} s {way} this machine's"
 
 
-# ---------------------------------------------------------------- an envelope to itself
-
-
 async def _round_trip(run: Examination) -> None:
-    async with Agent.open(run.key, str(run.dialled), open_timeout_s=STEP_S) as me:
+    async with Agent.open(run.key, str(run.origin), open_timeout_s=STEP_S) as me:
         began = clock.monotonic()
         sent = await me.send(me.did, BODY, deadline_s=STEP_S)
         _check_receipt(run.info, sent)

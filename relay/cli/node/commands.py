@@ -11,27 +11,17 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from relay.cli.options import Json, checked_admin, run_async
+from relay.cli.options import Json, checked_admin, option, run_async
 
 app = typer.Typer()
 config_app = typer.Typer(help="Settings of a node.", no_args_is_help=True)
 peers_app = typer.Typer(help="Other relays that a relay deals with.", no_args_is_help=True)
 
-Data = Annotated[
-    Path | None, typer.Option("--data", help="Directory of this node.", show_default=False)
-]
-Listen = Annotated[
-    str | None, typer.Option("--listen", help="Public HOST:PORT.", show_default=False)
-]
-AdminListen = Annotated[
-    str | None, typer.Option("--admin", help="HOST:PORT of the operator.", show_default=False)
-]
-PublicUrl = Annotated[
-    str | None, typer.Option("--public-url", help="Origin that agents dial.", show_default=False)
-]
-RedisUrl = Annotated[
-    str | None, typer.Option("--redis-url", help="An external store.", show_default=False)
-]
+Data = Annotated[Path | None, option("--data", "Directory of this node.")]
+Listen = Annotated[str | None, option("--listen", "Public HOST:PORT.")]
+AdminListen = Annotated[str | None, option("--admin", "HOST:PORT of the operator.")]
+PublicUrl = Annotated[str | None, option("--public-url", "Origin that agents dial.")]
+RedisUrl = Annotated[str | None, option("--redis-url", "An external store.")]
 
 
 @app.command("serve")
@@ -55,7 +45,6 @@ def _config_show(
     admin: AdminListen = None,
     public_url: PublicUrl = None,
     redis_url: RedisUrl = None,
-    *,
     json: Json = False,
 ) -> None:
     """Show every setting of a node, its value and where that comes from."""
@@ -71,15 +60,14 @@ def _overrides(*values: Path | str | None) -> dict[str, Any]:
 @app.command("check")
 def _check(
     url: Annotated[str, typer.Argument(metavar="URL", help="Origin of the relay.")],
-    *,
-    no_send: Annotated[bool, typer.Option("--no-send", help="Send no envelope.")] = False,
+    no_send: Annotated[bool, option("--no-send", "Send no envelope.")] = False,
     json: Json = False,
 ) -> None:
     """Check a relay from outside; a line each: ok, warn or FAIL."""
     from relay.cli.node import check
 
     try:
-        raise typer.Exit(run_async(check.check(url, send=not no_send, as_json=json)))
+        run_async(check.check(url, send=not no_send, as_json=json))
     except ValueError as exc:
         raise typer.BadParameter(str(exc), param_hint="URL") from exc
 
@@ -103,7 +91,7 @@ PeerUrl = Annotated[str, typer.Argument(metavar="URL", help="Origin of the relay
 
 
 @peers_app.command("list")
-def _list(admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _list(admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Show all relays that are known, a line each."""
     from relay.cli.node import peers
 
@@ -111,7 +99,7 @@ def _list(admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
 
 
 @peers_app.command("show")
-def _show(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _show(did: Did, admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Show how it goes with one relay, and how it sees this one."""
     from relay.cli.node import peers
 
@@ -121,11 +109,8 @@ def _show(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> N
 @peers_app.command("add")
 def _add(
     url: PeerUrl,
-    did: Annotated[
-        str | None, typer.Option("--did", help="Who must be there.", show_default=False)
-    ] = None,
+    did: Annotated[str | None, option("--did", "Who must be there.")] = None,
     admin: AdminUrl = DEFAULT_ADMIN,
-    *,
     json: Json = False,
 ) -> None:
     """Deal with a relay from now on. Its operator does the same, unless it is open."""
@@ -135,7 +120,7 @@ def _add(
 
 
 @peers_app.command("remove")
-def _remove(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _remove(did: Did, admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Deal with a relay no more."""
     from relay.cli.node import peers
 
@@ -143,7 +128,7 @@ def _remove(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) ->
 
 
 @peers_app.command("block")
-def _block(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _block(did: Did, admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Refuse a relay, known or not, both ways; its links end at once."""
     from relay.cli.node import peers
 
@@ -151,7 +136,7 @@ def _block(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> 
 
 
 @peers_app.command("unblock")
-def _unblock(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _unblock(did: Did, admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Refuse it no more. In closed federation, add it again to deal with it."""
     from relay.cli.node import peers
 
@@ -159,8 +144,8 @@ def _unblock(did: Did, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -
 
 
 @app.command("join")
-def _join(url: PeerUrl, admin: AdminUrl = DEFAULT_ADMIN, *, json: Json = False) -> None:
+def _join(url: PeerUrl, admin: AdminUrl = DEFAULT_ADMIN, json: Json = False) -> None:
     """Join a mesh by one of its relays: add it, and learn of the others from it."""
     from relay.cli.node import peers
 
-    raise typer.Exit(run_async(peers.join(admin, url, as_json=json)))
+    run_async(peers.join(admin, url, as_json=json))

@@ -17,15 +17,8 @@ from contextlib import AsyncExitStack
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import (
-    RelayProcess,
-    Story,
-    check,
-    check_message,
-    check_receipt,
-    new_key,
-    relay_process,
-)
+from relay.cli.dev.demo import relays
+from relay.cli.dev.demo.relays import RelayProcess, Story, check, relay_process
 from relay.client import Agent, Sent, SigningKey
 from relay.client.http.origin import parse as parse_origin
 from relay.client.http.transport import request_json
@@ -42,7 +35,8 @@ async def tell(story: Story) -> int:
     async with AsyncExitStack() as stack:
         a = await stack.enter_async_context(relay_process(story.home / "A", settings=OPEN))
         b = await stack.enter_async_context(relay_process(story.home / "B", settings=OPEN, knows=a))
-        c_home, alice, carol, dave = story.home / "C", new_key(), new_key(), new_key()
+        alice, carol, dave = (relays.new_key() for _ in range(3))
+        c_home = story.home / "C"
         async with relay_process(c_home, settings=OPEN, knows=b) as c:
             story.tell(
                 f"Three relays run, each a process with its own store: A {a.url}, B {b.url}, "
@@ -67,9 +61,6 @@ async def tell(story: Story) -> int:
     return len(TEXTS)
 
 
-# ---------------------------------------------------------------- steps
-
-
 async def _first_envelope(
     story: Story, ends: tuple[RelayProcess, RelayProcess], alice: SigningKey, carol: SigningKey
 ) -> None:
@@ -86,7 +77,7 @@ async def _first_envelope(
             _check_receipt(sent, a, carol)
             message = await anext(listener.inbox())
             arrived = clock.monotonic() - began
-            check_message(message, sent, TEXTS[0])
+            relays.check_message(message, sent, TEXTS[0])
             check(message.sender == alice.did, "it is not from who it should be")
             await message.ack()
             story.tell(
@@ -120,7 +111,7 @@ async def _arrival(story: Story, c: RelayProcess, carol: SigningKey, sent: Sent)
     async with asyncio.timeout(STEP_S), Agent.open(carol, c.url) as listener:
         message = await anext(listener.inbox())
         took = clock.monotonic() - began
-        check_message(message, sent, TEXTS[1])
+        relays.check_message(message, sent, TEXTS[1])
         await message.ack()
     story.tell(f"A brought it over by itself; Carol had it {took:.1f} s after: {TEXTS[1]!r}")
 
@@ -138,7 +129,7 @@ async def _last_look(
 
 
 def _check_receipt(sent: Sent, relay: RelayProcess, to: SigningKey) -> None:
-    check_receipt(sent, relay, to)
+    relays.check_receipt(sent, relay, to)
     check(sent.custody == "outbox", f"the receipt speaks of custody {sent.custody}")
 
 

@@ -20,14 +20,8 @@ from itertools import count
 from typing import Final
 
 from relay import clock
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    RelayProcess,
-    Story,
-    check,
-    new_key,
-    relay_process,
-)
+from relay.cli.dev.demo import relays
+from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, check, relay_process
 from relay.cli.output import first_of
 from relay.client import Agent, SigningKey
 from relay.client.migration.retry import MigrationProgress
@@ -105,7 +99,7 @@ async def tell(story: Story) -> int:
 
 
 async def _tell(story: Story) -> int:
-    maria, accounts = new_key(), Accounts()
+    maria, accounts = relays.new_key(), Accounts()
     async with AsyncExitStack() as stack:
         a = await stack.enter_async_context(relay_process(story.home / "A", settings=SETTINGS))
         b = relay_process(story.home / "B", settings=SETTINGS, knows=a)
@@ -114,15 +108,13 @@ async def _tell(story: Story) -> int:
         async with asyncio.timeout(STEP_S), Agent.open(maria, a.url):
             pass
         for _ in range(SENDERS):
-            scene.senders.append(await stack.enter_async_context(Agent.open(new_key(), a.url)))
+            sender = Agent.open(relays.new_key(), a.url)
+            scene.senders.append(await stack.enter_async_context(sender))
         await _fill(scene, maria.did)
         async with asyncio.timeout(2 * STEP_S):
             await _move(scene, stack, maria)
         await _last_look(scene, maria)
     return len(accounts.accepted)
-
-
-# ---------------------------------------------------------------- before
 
 
 async def _fill(scene: Scene, maria: Did) -> None:
@@ -148,9 +140,6 @@ async def _write(
         accounts.accepted.add(sent.eid)
         if pause_s:
             await asyncio.sleep(pause_s)
-
-
-# ---------------------------------------------------------------- the move
 
 
 async def _move(scene: Scene, stack: AsyncExitStack, maria: SigningKey) -> None:
@@ -204,9 +193,6 @@ async def _read(agent: Agent, accounts: Accounts) -> None:
         accounts.marked += message.redelivered
         await message.ack()
         accounts.news.set()
-
-
-# ---------------------------------------------------------------- report
 
 
 def _tell_half(story: Story, journey: Journey) -> None:

@@ -8,16 +8,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from relay.cli.dev.demo.relays import (
-    DemoError,
-    RelayProcess,
-    Story,
-    check,
-    check_message,
-    check_receipt,
-    new_key,
-    relay_process,
-)
+from relay.cli.dev.demo import relays
+from relay.cli.dev.demo.relays import DemoError, RelayProcess, Story, check, relay_process
 from relay.client import Agent, Sent, SigningKey
 
 STEP_S: Final = 15.0
@@ -32,7 +24,7 @@ async def tell(story: Story) -> int:
 
 
 async def _tell(story: Story, first: RelayProcess) -> None:
-    alice, bob = new_key(), new_key()
+    alice, bob = relays.new_key(), relays.new_key()
     story.tell(f"A relay runs at {first.url} (process {first.process.pid}, its own store).")
     async with asyncio.timeout(STEP_S), Agent.open(bob, first.url):
         story.tell("Bob came once, so that he has an inbox, and went offline.")
@@ -45,7 +37,7 @@ async def _tell(story: Story, first: RelayProcess) -> None:
         story.tell(f"The relay was started again (process {second.process.pid}).")
         async with asyncio.timeout(STEP_S), Agent.open(bob, second.url) as agent:
             message = await anext(agent.inbox())
-            check_message(message, sent, TEXT)
+            relays.check_message(message, sent, TEXT)
             check(message.sender == alice.did, "it is not from Alice")
             story.tell(f"Bob came online, got it, and checked Alice's signature: {TEXT!r}")
             await message.ack()
@@ -56,7 +48,7 @@ async def _tell(story: Story, first: RelayProcess) -> None:
 async def _send(relay: RelayProcess, alice: SigningKey, bob: SigningKey) -> Sent:
     async with asyncio.timeout(STEP_S), Agent.open(alice, relay.url) as agent:
         sent = await agent.send(bob.did, TEXT)
-    check_receipt(sent, relay, bob)
+    relays.check_receipt(sent, relay, bob)
     return sent
 
 
