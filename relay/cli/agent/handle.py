@@ -106,7 +106,7 @@ def _tell(done: HandleLookup, *, as_json: bool) -> None:
         say(f"Not verified: the record of that agent does not list {done.asked}.")
 
 
-def _rows(done: Resolved) -> Iterator[tuple[str, str]]:
+def _rows(done: HandleLookup) -> Iterator[tuple[str, str]]:
     if done.lookup.did is None:
         return
     if done.verified is not None:
@@ -123,7 +123,7 @@ def _rows(done: Resolved) -> Iterator[tuple[str, str]]:
     yield "until", f"{clock_time(done.found.record.expires_at)}{stale}"
 
 
-def _members(done: Resolved) -> dict[str, Any]:
+def _members(done: HandleLookup) -> dict[str, Any]:
     record = done.record
     homes = record.relays if record else ()
     return {
