@@ -12,7 +12,6 @@ from relay.client import SigningKey
 from relay.client.accept import accept
 from relay.client.errors import make_error
 from relay.client.http import origin as origins
-from relay.client.http.origin import Origin
 from relay.client.identity import handles as names
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state import agent_state as states
@@ -29,7 +28,7 @@ async def relay(file: KeyFile, url: str, did: str, *, as_json: bool) -> Exit:
 
 
 async def accept_and_tell(
-    key: SigningKey, origin: Origin, did: Did, state: states.AgentState, *, as_json: bool
+    key: SigningKey, origin: origins.Origin, did: Did, state: states.AgentState, *, as_json: bool
 ) -> bool:
     """Accept a relay, report it, and return True if it is a home of this agent."""
     done = await accept(key, origin, did, state)

@@ -78,7 +78,7 @@ def _export(
         hint = "who reads that block is this agent; say --plain --yes if you mean it"
         raise typer.BadParameter(hint, param_hint="--plain")
     _check_no_new_passphrase(new, "--plain", given=plain)
-    keys.export(_file(key, passphrase), _unless_pipe(block), new, plain=plain, as_json=json)
+    keys.export(_file(key, passphrase), block, new, plain=plain, as_json=json)
 
 
 @id_app.command("import")
@@ -93,7 +93,7 @@ def _import(
     from relay.cli.agent import key as keys
 
     file = _file(key, passphrase)
-    keys.import_(file, _unless_pipe(block), encrypt=encrypt, as_json=json)
+    keys.import_(file, block, encrypt=encrypt, as_json=json)
 
 
 @id_app.command("passwd")
@@ -109,10 +109,6 @@ def _passwd(
 
     _check_no_new_passphrase(new, "--remove", given=remove)
     keys.passwd(_file(key, passphrase), new, remove=remove, as_json=json)
-
-
-def _unless_pipe(block: Path) -> Path | None:
-    return None if block == Path("-") else block
 
 
 def _check_no_new_passphrase(new: Path | None, other: str, *, given: bool) -> None:
@@ -182,9 +178,7 @@ def _body(text: str | None, file: Path | None) -> tuple[bytes, str]:
 
 @app.command("listen")
 def _listen(
-    count: Annotated[
-        int | None, typer.Option(min=1, help="End after so many.", show_default=False)
-    ] = None,
+    count: Annotated[int | None, option("--count", "End after so many.", min=1)] = None,
     key: Key = None,
     passphrase: Passphrase = None,
     relay: Url = DEFAULT_URL,

@@ -19,14 +19,11 @@ from relay.client.directory.own_record import Change, OwnRecord, Publication
 from relay.client.directory.resolve import resolve_at
 from relay.client.errors import make_error
 from relay.client.http import origin as origins
-from relay.client.http.origin import Origin
 from relay.client.identity import handles as names
-from relay.client.identity.handles import HandleResolver
 from relay.client.state import agent_state as states
 from relay.protocol import handles
 from relay.protocol.endpoint_record import MAX_HANDLES, EndpointRecord
 from relay.protocol.errors import ErrorCode
-from relay.protocol.handles import Handle, LookupResult
 from relay.protocol.ids import Did
 
 _EXIT: Final = {"found": Exit.OK, "absent": Exit.REFUSED, "unreadable": Exit.UNAVAILABLE}
@@ -46,7 +43,7 @@ class HandleLookup:
     """
 
     asked: str
-    lookup: LookupResult
+    lookup: handles.LookupResult
     found: ResolveResult | None = None
     verified: bool | None = None
 
@@ -75,15 +72,17 @@ async def check(asked: str, url: str, *, as_json: bool) -> Exit:
     return _EXIT[done.state] if done.state != "found" or done.verified else Exit.REFUSED
 
 
-async def _resolve(asked: str, origin: Origin) -> HandleLookup:
+async def _resolve(asked: str, origin: origins.Origin) -> HandleLookup:
     if asked.startswith("did:"):
-        lookup = LookupResult("found", Did(asked))
+        lookup = handles.LookupResult("found", Did(asked))
         return HandleLookup(asked, lookup, await resolve_at(origin, asked))
     handle = names.parse(asked)
     lookup = await names.lookup(handle, is_local=origin.is_loopback)
     if lookup.did is None:
         return HandleLookup(str(handle), lookup)
-    resolver = HandleResolver(partial(resolve_at, origin), _no_matter, is_local=origin.is_loopback)
+    resolver = names.HandleResolver(
+        partial(resolve_at, origin), _no_matter, is_local=origin.is_loopback
+    )
     found = await resolver.record_of(str(handle), lookup.did)
     listed = found.record.handles if found.record is not None else ()
     return HandleLookup(str(handle), lookup, found, handles.is_listed(handle, listed))
@@ -172,14 +171,14 @@ async def change(file: KeyFile, url: str, action: Action, text: str, *, as_json:
     return Exit.REFUSED if lookup.state != "unreadable" else Exit.UNAVAILABLE
 
 
-def _wanted(text: str, origin: Origin) -> Handle:
+def _wanted(text: str, origin: origins.Origin) -> handles.Handle:
     """Return the handle that a person means: ``name`` alone is one under their relay."""
     if "@" not in text and "." not in text and ":" not in text:
         text = f"{text}@{str(origin).partition('://')[2]}"
     return names.parse(text)
 
 
-def _with(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
+def _with(old: tuple[str, ...], handle: handles.Handle) -> tuple[str, ...]:
     listed = (str(handle), *_without(old, handle))
     if len(listed) > MAX_HANDLES:
         detail = f"a record lists at most {MAX_HANDLES} handles; take one out with handle remove"
@@ -187,22 +186,24 @@ def _with(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
     return listed
 
 
-def _without(old: tuple[str, ...], handle: Handle) -> tuple[str, ...]:
+def _without(old: tuple[str, ...], handle: handles.Handle) -> tuple[str, ...]:
     return tuple(text for text in old if not handles.is_listed(handle, [text]))
 
 
-async def _publish(key: SigningKey, file: KeyFile, origin: Origin, new: Change) -> Publication:
+async def _publish(
+    key: SigningKey, file: KeyFile, origin: origins.Origin, new: Change
+) -> Publication:
     with states.opened(file.state, key.did) as state:
         return await OwnRecord(key, state).publish_at(origin, change=new)
 
 
 def _tell_published(
-    done: Publication, *, as_json: bool, lookup: LookupResult | None = None
+    done: Publication, *, as_json: bool, lookup: handles.LookupResult | None = None
 ) -> None:
     record = done.record
     # the record that this command has just signed is found by definition
     shown = HandleLookup(
-        record.did, LookupResult("found", record.did), ResolveResult("found", record)
+        record.did, handles.LookupResult("found", record.did), ResolveResult("found", record)
     )
     if as_json:
         missed = [{"url": url, "detail": why} for url, why in done.missed]
@@ -214,7 +215,7 @@ def _tell_published(
         say(f"{url} did not take the record: {why}. It is published again by relay listen.")
 
 
-def _advise(handle: Handle, did: Did, lookup: LookupResult) -> None:
+def _advise(handle: handles.Handle, did: Did, lookup: handles.LookupResult) -> None:
     if handle.name is not None:
         say(f"Your record lists {handle}, but it does not lead to you: {lookup.why}.")
         say("Only the relay behind the @ gives the name, to agents whose home it is.")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import typer
 
@@ -19,6 +20,9 @@ from relay.cli.output import say, write, write_json
 from relay.client import KeyFileError, PassphraseError, SigningKey
 from relay.client.identity import key_file, key_format
 from relay.client.identity.key_format import EncryptedKey
+
+PIPE: Final = Path("-")
+"""In place of a file with a block: stdin, or stdout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +133,7 @@ def show(file: KeyFile, *, as_json: bool) -> None:
 
 
 def export(
-    file: KeyFile, to: Path | None, new_passphrase: Path | None, *, plain: bool, as_json: bool
+    file: KeyFile, to: Path, new_passphrase: Path | None, *, plain: bool, as_json: bool
 ) -> None:
     """Write the key as a text block to a new file, or to stdout.
 
@@ -142,12 +146,12 @@ def export(
         chosen = own or file.chosen(ask=True)
     with _explained():
         block = key_format.encode_pem(key, chosen)
-        if to is not None:
+        if to != PIPE:
             key_file.write_new(to, block.encode())
     members = {"did": key.did, "encrypted": not plain}
-    if to is None and as_json:
+    if to == PIPE and as_json:
         write_json({**members, "block": block})
-    elif to is None:
+    elif to == PIPE:
         write(block, end="")
     elif as_json:
         write_json({**members, "file": str(to)})
@@ -155,14 +159,14 @@ def export(
         say(f"The key of {key.did} is in {to}{'' if plain else ', encrypted'}.")
 
 
-def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool) -> None:
-    """Write the key of a block, by default on stdin, to a new key file.
+def import_(file: KeyFile, source: Path, *, encrypt: bool, as_json: bool) -> None:
+    """Write the key of a block to a new key file.
 
     It is encrypted if the block is; else ``encrypt`` asks for a passphrase.
     """
     if file.path.exists():
         raise LocalError(f"{file.path} is there already; a key is never overwritten")
-    name = "the block" if source is None else f"{source}"
+    name = "the block" if source == PIPE else f"{source}"
     with _explained(f"{name}: "):
         found = key_format.parse_pem(_text(source))
     chosen: str | None
@@ -177,9 +181,9 @@ def import_(file: KeyFile, source: Path | None, *, encrypt: bool, as_json: bool)
         say("Use it in one place at a time: a second session takes the inbox from the first.")
 
 
-def _text(source: Path | None) -> str:
+def _text(source: Path) -> str:
     limit = key_format.MAX_PEM_BYTES + 1
-    if source is None:
+    if source == PIPE:
         return sys.stdin.buffer.read(limit).decode("latin-1")
     try:
         with source.open("rb") as stream:

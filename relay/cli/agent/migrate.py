@@ -66,29 +66,63 @@ async def _opened(file: KeyFile, url: str, *, take: bool) -> AsyncIterator[Host]
 
 async def migrate(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:
     """Start or resume a migration to ``to``, and return the exit code."""
-    progress = Progress(quiet=options.as_json)
     try:
-        async with _opened(file, url, take=options.take) as me:
+        async with _runner(file, url, options) as (me, runner):
             if options.dead_source and await _accepts_a_new_key(me, to, as_json=options.as_json):
                 return Exit.OK
-            moved = await _migration(me, options, progress).start(to)
+            moved = await runner.start(to)
     except asyncio.CancelledError:
-        progress.end()
         if not options.as_json:
             again = f"relay migrate --to {to}"
             say(f"Interrupted. {again} goes on where it was; relay migrate --cancel")
             say("takes it back, unless it is published. Nothing is lost meanwhile.")
         raise
     except MigrationStalledError as exc:
-        progress.end()
         fail(exc, as_json=options.as_json)
         if not options.as_json:
             say(f"relay migrate --to {to} goes on; --cancel takes it back; --dead-source goes on")
             say("without the old relay.")
         return exit_of(exc)
+    return _tell(moved, as_json=options.as_json)
+
+
+async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
+    """Cancel a migration and return the exit code."""
+    async with _runner(file, url, options) as (_, runner):
+        done = await runner.cancel()
+    if options.as_json:
+        write_json({"id": done.id, "cancelled": True, "home": done.source.url})
+    else:
+        say(f"You live at {done.source.url}, as before.")
+    return Exit.OK
+
+
+@asynccontextmanager
+async def _runner(
+    file: KeyFile, url: str, options: MoveOptions
+) -> AsyncIterator[tuple[Host, MigrationRunner]]:
+    """Open a key file and its state to migrate, with progress on stderr."""
+    progress = Progress(quiet=options.as_json)
+
+    def tell(at: MigrationProgress) -> None:
+        words = WORDS.get(at.stage)
+        if words is None:
+            return
+        if at.detail:
+            words = f"{words}; {at.detail}"
+        if at.total:
+            progress.count(words, at.done, at.total)
+        else:
+            progress.tell(words)
+
+    sdk_options = MigrationOptions(
+        tell, abandon_source=options.dead_source, deadline_s=options.deadline_s
+    )
+    try:
+        async with _opened(file, url, take=options.take) as me:
+            yield me, MigrationRunner(me, sdk_options)
     finally:
         progress.end()
-    return _tell(moved, as_json=options.as_json)
 
 
 async def _accepts_a_new_key(me: Host, to: str, *, as_json: bool) -> bool:
@@ -104,26 +138,8 @@ async def _accepts_a_new_key(me: Host, to: str, *, as_json: bool) -> bool:
     return await accept_and_tell(me.key, origin, Did(shown), me.state, as_json=as_json)
 
 
-def _migration(me: Host, options: MoveOptions, progress: Progress) -> MigrationRunner:
-    def tell(at: MigrationProgress) -> None:
-        words = WORDS.get(at.stage)
-        if words is None:
-            return
-        if at.detail:
-            words = f"{words}; {at.detail}"
-        if at.total:
-            progress.count(words, at.done, at.total)
-        else:
-            progress.tell(words)
-
-    sdk_options = MigrationOptions(
-        tell, abandon_source=options.dead_source, deadline_s=options.deadline_s
-    )
-    return MigrationRunner(me, sdk_options)
-
-
 def _tell(moved: MigrationReport, *, as_json: bool) -> Exit:
-    code = _exit_code(moved)
+    code, conclusion = _conclusion(moved)
     if as_json:
         write_json({**moved.to_json(), "complete": moved.is_complete})
         return code
@@ -134,7 +150,7 @@ def _tell(moved: MigrationReport, *, as_json: bool) -> Exit:
         say(f"relay: missing: {eid}")
     for complaint in moved.discrepancies:
         say(f"relay: {printable(complaint)}.")
-    say(_conclusion(moved))
+    say(conclusion)
     return code
 
 
@@ -155,41 +171,21 @@ def _rows(moved: MigrationReport) -> Iterator[tuple[str, str]]:
     yield "took", f"{moved.seconds:.1f} s{without}"
 
 
-def _conclusion(moved: MigrationReport) -> str:
+def _conclusion(moved: MigrationReport) -> tuple[Exit, str]:
     if moved.missing or moved.discrepancies:
         rest = "but not all of it fits; keep this report (--json has it signed)."
-        return f"You live there now, {rest}"
+        return Exit.FAILED, f"You live there now, {rest}"
     if moved.waiting is None:
-        return (
+        return Exit.WAITING, (
             "You live there now. The old relay says nothing: what it holds comes should it return, "
             "and all is marked as perhaps seen until then. A relay that knows no other hears of it "
             "by the same command: say it again then."
         )
     if moved.waiting:
         rest = "What still waits follows by itself; the same command looks again."
-        return f"You live there now. {rest}"
-    return "You live there now, and all that was there is there or has ended, with a bounce."
-
-
-def _exit_code(moved: MigrationReport) -> Exit:
-    if moved.missing or moved.discrepancies:
-        return Exit.FAILED
-    return Exit.OK if moved.waiting == 0 else Exit.WAITING
-
-
-async def cancel(file: KeyFile, url: str, options: MoveOptions) -> Exit:
-    """Cancel a migration and return the exit code."""
-    progress = Progress(quiet=options.as_json)
-    try:
-        async with _opened(file, url, take=options.take) as me:
-            done = await _migration(me, options, progress).cancel()
-    finally:
-        progress.end()
-    if options.as_json:
-        write_json({"id": done.id, "cancelled": True, "home": done.source.url})
-    else:
-        say(f"You live at {done.source.url}, as before.")
-    return Exit.OK
+        return Exit.WAITING, f"You live there now. {rest}"
+    rest = "all that was there is there or has ended, with a bounce."
+    return Exit.OK, f"You live there now, and {rest}"
 
 
 async def dry_run(file: KeyFile, url: str, to: str, options: MoveOptions) -> Exit:

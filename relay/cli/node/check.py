@@ -18,7 +18,6 @@ from relay.cli.output import printable, write, write_json
 from relay.client import Agent, Sent, SigningKey
 from relay.client.errors import NotAdmittedError, UnavailableError
 from relay.client.http import origin as origins
-from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi
 from relay.client.http.transport import HttpRequest, certificate_expiry, request
 from relay.client.session.connection import dial
@@ -62,7 +61,7 @@ class Examination:
     findings: list[Finding] = field(default_factory=list)
     is_unreachable: bool = False
     key: SigningKey = field(default_factory=lambda: SigningKey(clock.entropy(KEY_BYTES)))
-    origin: Origin = field(init=False)
+    origin: origins.Origin = field(init=False)
     """After the first step."""
     information: RelayInfo | None = None
     hello: frames.Hello | None = None
