@@ -52,6 +52,8 @@ from relay.store.ports import (
 )
 from relay.store.redis import RedisStore, scripts
 from relay.store.redis import client as client_module
+from relay.store.redis.keys import Kind
+from tests.support.redis_page import kind_of_key
 
 RELAY = Did("did:key:z6MkRelay")
 NODE = NodeId("node-a")
@@ -286,6 +288,19 @@ class World:
     async def flush(self) -> None:
         where = {"target_nodes": ClusterClient.PRIMARIES} if self.backend.is_cluster else {}
         await self.raw.flushall(**where)
+
+    async def check_keys(self) -> set[Kind]:
+        """Check that each key of the store is of a kind of keys.py; return the kinds."""
+        found: set[Kind] = set()
+        async for raw in self.raw.scan_iter(count=1_000):
+            name, made = raw.decode(), (await self.raw.type(raw)).decode()
+            if not name.startswith("relay:") or name.endswith(":testclock"):
+                continue
+            kind = kind_of_key(name)
+            assert kind is not None, f"keys.py does not know {name}"
+            assert kind.type == made, f"{name} is a {made}"
+            found.add(kind)
+        return found
 
     async def __aexit__(self, *_: object) -> None:
         for store in self._stores:

@@ -2,9 +2,10 @@
 
 Read in this order::
 
+    REDIS.md          every key, its type, who writes and who reads it (generated)
     store.py          RedisStore: the parts and their lifetime
     keys.py           names and partitions
-    scripts/*.lua     what happens to mail; scripts/lib/inbox.lua first
+    scripts/*/*.lua   what happens to mail; scripts/lib/inbox.lua first
     inboxes.py        calls of those scripts; pages.py and entries.py check what is read
     partitions.py     what every call says and learns; lineage.py: rollback
     guard.py          what is known of the store, and what it may be trusted with

@@ -7,7 +7,7 @@
 --
 -- KEYS[1] relay:{p}:state. ARGV[1] token that was found ('' for none), [2] new token,
 -- [3] number above which the new generation must be, [4] 1 if something was lost: then what was
--- created until 300 s from now is marked, and what waits for other relays does not bounce for a day.
+-- created until BOUNCE_GRACE_S from now is marked, and what waits for other relays does not bounce for a day.
 -- Result: {number, token, commits}
 local state = redis.call('HMGET', KEYS[1], 'number', 'token', 'commits', 'mark_before', 'quiet_until')
 local token, commits = state[2] or '', tonumber(state[3] or 0)
@@ -17,7 +17,7 @@ if token == ARGV[1] then
   local quiet_until = tonumber(state[5] or 0)
   if ARGV[4] == '1' then
     local now = tonumber(redis.call('TIME')[1])
-    mark_before = math.max(mark_before, now + 300)
+    mark_before = math.max(mark_before, now + BOUNCE_GRACE_S)
     quiet_until = math.max(quiet_until, now + 86400)
   end
   commits = commits + 1
