@@ -50,10 +50,7 @@ from relay.client.errors import (
     WrongRelayError,
     WrongStateError,
 )
-from relay.client.identity.key_format import (
-    KeyFileError,
-    PassphraseError,
-)
+from relay.client.identity.key_format import KeyFileError, PassphraseError
 from relay.client.message import Bounce, Message, Sent
 from relay.client.migration.retry import MigrationProgress
 from relay.client.outbox.outcomes import Outcome

@@ -21,12 +21,7 @@ from typing import Final
 
 from relay.protocol import errors as core
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.errors import (
-    CLOSE_CODE,
-    ErrorCode,
-    RelayError,
-    Stored,
-)
+from relay.protocol.errors import CLOSE_CODE, ErrorCode, RelayError, Stored
 from relay.protocol.ids import Did
 
 _log: Final = logging.getLogger("relay.client")

@@ -18,12 +18,7 @@ from relay.client._util import beside, wait_for_event
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.directory.resolve import ResolveResult, read_resolved
-from relay.client.errors import (
-    AgentError,
-    bug_of,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, bug_of, from_core, make_error
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S

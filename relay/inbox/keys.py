@@ -5,9 +5,7 @@ from __future__ import annotations
 from relay.protocol.did import VerificationKey, parse_did
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.jws import UnsupportedTypeError
 
 
 class DidKeys:

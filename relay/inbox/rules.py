@@ -12,9 +12,7 @@ from relay.protocol import frames
 from relay.protocol.did import did_of, parse_did
 from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, error
 from relay.protocol.ids import AgentKey, Did, Fence
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.jws import UnsupportedTypeError
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,7 @@ import nacl.bindings
 import nacl.exceptions
 
 from relay.protocol.ids import MAX_DID_BYTES, AgentKey, Did
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.jws import UnsupportedTypeError
 
 KEY_BYTES: Final = 32
 _PREFIX: Final = "did:key:"

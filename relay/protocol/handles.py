@@ -23,9 +23,7 @@ from relay.protocol import hosts
 from relay.protocol import jws as jose
 from relay.protocol.did import parse_did
 from relay.protocol.ids import Did
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.jws import UnsupportedTypeError
 
 MAX_HANDLE_CHARS: Final = 320
 SELF: Final = "self"

@@ -24,10 +24,7 @@ from typing import Any
 
 from relay.client import Agent, SigningKey
 from relay.client.state.journal import Journal
-from tests.client.scripted_relay import (
-    envelope_of,
-    new_key,
-)
+from tests.client.scripted_relay import envelope_of, new_key
 
 Say = Callable[[str], None]
 Life = Callable[[Path, Say], None]

@@ -31,37 +31,15 @@ from relay.migration.model.state import (
     RecordRef,
     Transition,
 )
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-    migration_statement,
-    relay_info,
-)
+from relay.protocol import endpoint_record, migration_order, migration_statement, relay_info
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-    MigrationStatement,
-)
-from relay.protocol.relay_info import (
-    RelayDescription,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Mode,
-    WaitingEnvelope,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import Did, Eid, Seq, Timestamp
+from relay.protocol.migration_statement import MigrationCounters, MigrationStatement
+from relay.protocol.relay_info import RelayDescription
+from relay.protocol.types import DedupKey, Mode, WaitingEnvelope
 
 Lie = Callable[[str, dict[str, Any]], dict[str, Any] | None]
 

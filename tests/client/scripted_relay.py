@@ -19,11 +19,7 @@ from websockets.asyncio.server import serve as serve_websocket
 from websockets.exceptions import ConnectionClosed
 
 from relay.protocol import envelope as envelopes
-from relay.protocol import (
-    frames,
-    handshake,
-    receipts,
-)
+from relay.protocol import frames, handshake, receipts
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import Envelope
@@ -42,14 +38,7 @@ from relay.protocol.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.protocol.ids import (
-    Did,
-    Epoch,
-    Fence,
-    Seq,
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.ids import Did, Epoch, Fence, Seq, Timestamp, new_message_id
 from relay.protocol.receipts import ReceiptItem
 
 

@@ -17,31 +17,13 @@ from relay.client import (
 )
 from relay.client.state import agent_state as states
 from relay.client.state.journal import Journal
-from relay.protocol import (
-    endpoint_record,
-    jws,
-)
+from relay.protocol import endpoint_record, jws
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames import (
-    Hello,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.frames import Hello
+from relay.protocol.ids import Did, Timestamp
 from tests.cli.terminal import Terminal
-from tests.client.scripted_relay import (
-    Talk,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
-from tests.federation.linked_nodes import (
-    Place,
-    now,
-    places,
-    until,
-)
+from tests.client.scripted_relay import Talk, envelope_of, lying_relay, new_key
+from tests.federation.linked_nodes import Place, now, places, until
 from tests.support.nodes import RunningNode, running_node
 from tests.support.patience import within
 

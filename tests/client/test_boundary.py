@@ -25,22 +25,12 @@ from relay.client.session import connection
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import in_memory
 from relay.protocol import endpoint_record
-from relay.protocol.client_session import (
-    LoginOptions,
-)
+from relay.protocol.client_session import LoginOptions
 from relay.protocol.endpoint_record import Home
-from relay.protocol.frames import (
-    Submit,
-)
+from relay.protocol.frames import Submit
 from tests.client.documented_errors import complaints
-from tests.client.network_failures import (
-    FAILURES,
-    World,
-)
-from tests.client.scripted_relay import (
-    envelope_of,
-    new_key,
-)
+from tests.client.network_failures import FAILURES, World
+from tests.client.scripted_relay import envelope_of, new_key
 
 pytestmark = pytest.mark.timeout(40)
 

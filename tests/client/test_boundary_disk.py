@@ -18,9 +18,7 @@ from typing import Any
 import pytest
 
 from relay.client import Agent, Message, Outcome, sync
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.identity import key_file
 from relay.client.identity.key_format import KdfParams
 from relay.client.state import agent_state as states
@@ -28,26 +26,9 @@ from relay.client.state.journal import Journal
 from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import Home
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Publish,
-    Published,
-    Resolve,
-    Resolved,
-    Submit,
-)
-from tests.client.documented_errors import (
-    LONGEST_S,
-    complaint,
-    complaints_of_agent,
-    wrong,
-)
-from tests.client.scripted_relay import (
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
+from relay.protocol.frames import Publish, Published, Resolve, Resolved, Submit
+from tests.client.documented_errors import LONGEST_S, complaint, complaints_of_agent, wrong
+from tests.client.scripted_relay import Talk, deliver, envelope_of, lying_relay, new_key
 from tests.client.test_boundary_open import CALLS, awaited, nothing
 
 pytestmark = pytest.mark.timeout(40)

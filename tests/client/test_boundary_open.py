@@ -40,23 +40,9 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-)
-from tests.client.documented_errors import (
-    complaints_of_agent,
-    methods,
-    wrong,
-)
-from tests.client.scripted_relay import (
-    LyingRelay,
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
+from relay.protocol.ids import Epoch, Seq
+from tests.client.documented_errors import complaints_of_agent, methods, wrong
+from tests.client.scripted_relay import LyingRelay, Talk, deliver, envelope_of, lying_relay, new_key
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(40)

@@ -8,19 +8,9 @@ import pytest
 
 from relay.client import Agent, OutcomeUnknownError, SignedEnvelope, SigningKey, UnknownInboxError
 from relay.client.state.journal import Journal
-from relay.protocol.frames import (
-    Ack,
-    Submitted,
-)
+from relay.protocol.frames import Ack, Submitted
 from tests.client.agent_process import Identity
-from tests.client.scripted_relay import (
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-    welcome,
-)
+from tests.client.scripted_relay import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
 from tests.support.patience import wait_until, within
 

@@ -11,10 +11,7 @@ import pytest
 
 from relay.client import Agent, IdentityUnavailableError, MigratingError, UnreachableError, sync
 from relay.client.http.transport import REQUEST_TIMEOUT_S
-from relay.client.migration.runner import (
-    MigrationOptions,
-    MigrationRunner,
-)
+from relay.client.migration.runner import MigrationOptions, MigrationRunner
 from tests.cli.terminal import stalling
 from tests.client.migration_relays import world
 from tests.client.scripted_relay import new_key

@@ -29,13 +29,7 @@ from relay.protocol.frames import (
 )
 from relay.protocol.ids import Timestamp
 from tests.cli.terminal import stalling
-from tests.client.scripted_relay import (
-    LyingRelay,
-    Script,
-    Talk,
-    lying_relay,
-    new_key,
-)
+from tests.client.scripted_relay import LyingRelay, Script, Talk, lying_relay, new_key
 from tests.support.nodes import RunningNode, running_node
 from tests.support.patience import wait_until
 from tests.support.ports import free_port

@@ -10,23 +10,9 @@ import pytest
 from relay.client import Agent, BlockedError, MovedError, SupersededError, UnreachableError
 from relay.protocol import endpoint_record
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Acked,
-    Bye,
-)
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-    Timestamp,
-)
-from tests.client.scripted_relay import (
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-    welcome,
-)
+from relay.protocol.frames import Acked, Bye
+from relay.protocol.ids import Epoch, Seq, Timestamp
+from tests.client.scripted_relay import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node, speaker
 from tests.support.patience import wait_until, within
 

@@ -6,14 +6,8 @@ import pytest
 
 from relay.client.errors import AgentError
 from relay.client.identity import handles
-from relay.protocol.handles import (
-    LookupResult,
-)
-from tests.federation.loopback_servers import (
-    INSIDE,
-    said,
-    web,
-)
+from relay.protocol.handles import LookupResult
+from tests.federation.loopback_servers import INSIDE, said, web
 from tests.support.ports import free_port
 from tests.unit.builders import ALICE, BOB
 

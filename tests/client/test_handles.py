@@ -7,9 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client import Agent, AgentError, HandleChangedError, UnsupportedError
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.identity import handles as names
 from relay.protocol.errors import ErrorCode
 from tests.client.scripted_relay import new_key

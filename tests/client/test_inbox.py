@@ -6,41 +6,15 @@ import asyncio
 
 import pytest
 
-from relay.client.errors import (
-    InboxResetError,
-    SupersededError,
-    UnreachableError,
-    make_error,
-)
+from relay.client.errors import InboxResetError, SupersededError, UnreachableError, make_error
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import EnvelopeOpener
-from relay.client.inbox.relay_inbox import (
-    ACK_TIMEOUT_S,
-    RelayInbox,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.frames import (
-    Acked,
-    Gap,
-)
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Range,
-    Reason,
-)
-from tests.client.scripted_relay import (
-    deliver,
-    envelope_of,
-    new_key,
-    welcome,
-)
+from relay.client.inbox.relay_inbox import ACK_TIMEOUT_S, RelayInbox
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.frames import Acked, Gap
+from relay.protocol.ids import Epoch, Seq, Timestamp
+from relay.protocol.types import Range, Reason
+from tests.client.scripted_relay import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, RELAY = new_key(), new_key(), new_key()
 NOW = Timestamp(1000.0)

@@ -10,9 +10,7 @@ import pytest
 
 from relay import clock
 from relay.client import ClosedError, InternalError
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.inbox.inbox import Inbox
 from relay.client.inbox.opener import EnvelopeOpener
 from relay.client.inbox.relay_inbox import RelayInbox
@@ -20,22 +18,9 @@ from relay.client.state import journal
 from relay.client.state.journal import Journal
 from relay.client.state.peers import RETENTION_AFTER_EXPIRY_S, CustodyRecord
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Acked,
-)
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-    MessageId,
-    Seq,
-    Timestamp,
-)
-from tests.client.scripted_relay import (
-    deliver,
-    envelope_of,
-    new_key,
-    welcome,
-)
+from relay.protocol.frames import Acked
+from relay.protocol.ids import Eid, Epoch, MessageId, Seq, Timestamp
+from tests.client.scripted_relay import deliver, envelope_of, new_key, welcome
 
 ME, SENDER, ONE, TWO = new_key(), new_key(), new_key(), new_key()
 NOW = Timestamp(1000.0)

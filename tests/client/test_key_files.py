@@ -15,15 +15,8 @@ from pathlib import Path
 import pytest
 
 from relay.client import KeyFileError, PassphraseError
-from relay.client.identity import (
-    key_file,
-    key_format,
-)
-from relay.client.identity.key_format import (
-    KDF_DEFAULT,
-    KDF_MIN,
-    EncryptedKey,
-)
+from relay.client.identity import key_file, key_format
+from relay.client.identity.key_format import KDF_DEFAULT, KDF_MIN, EncryptedKey
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
 from tests.client.scripted_relay import new_key

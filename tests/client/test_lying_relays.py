@@ -41,29 +41,11 @@ from relay.protocol.frames import (
     Statuses,
     Submitted,
 )
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.ids import Epoch, Seq, Timestamp
 from relay.protocol.jws import loads
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    BounceItem,
-    sign_bounce,
-)
-from relay.protocol.types import (
-    Range,
-    Reason,
-)
-from tests.client.scripted_relay import (
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-    welcome,
-)
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
+from relay.protocol.types import Range, Reason
+from tests.client.scripted_relay import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.patience import wait_until
 
 

@@ -25,18 +25,12 @@ from relay.client import (
 from relay.client.migration.runner import MigrationRunner
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import MigrationStage
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol.ids import Did
 from relay.reference.memory_store import MemoryStore
 from tests.client.migration_relays import Alone
 from tests.client.scripted_relay import new_key
-from tests.federation.linked_nodes import (
-    Place,
-    places,
-    relay_at,
-)
+from tests.federation.linked_nodes import Place, places, relay_at
 from tests.support.nodes import RunningNode
 from tests.support.patience import within
 

@@ -13,17 +13,9 @@ import pytest
 
 from relay.client import Agent
 from relay.client.state.migration_log import MigrationStage
-from tests.client.agent_process import (
-    ROOT,
-    Identity,
-    Mortal,
-)
+from tests.client.agent_process import ROOT, Identity, Mortal
 from tests.client.scripted_relay import new_key
-from tests.client.test_migration import (
-    Reader,
-    homes_of,
-    relays,
-)
+from tests.client.test_migration import Reader, homes_of, relays
 from tests.support.patience import within
 
 pytestmark = pytest.mark.timeout(60)

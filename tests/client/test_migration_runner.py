@@ -20,10 +20,7 @@ from relay.client import (
 from relay.client.migration.dry_run import dry_run
 from relay.client.migration.handoff import parse_inventory_item
 from relay.client.migration.retry import MigrationProgress
-from relay.client.migration.runner import (
-    MigrationOptions,
-    MigrationRunner,
-)
+from relay.client.migration.runner import MigrationOptions, MigrationRunner
 from relay.client.state import agent_state as states
 from relay.client.state.migration_log import (
     MigrationLog,
@@ -31,31 +28,12 @@ from relay.client.state.migration_log import (
     MigrationStage,
     MigrationState,
 )
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-    migration_statement,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
+from relay.protocol import endpoint_record, migration_order, migration_statement
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.migration_statement import MigrationCounters
 from relay.protocol.receipts import digest_of
-from relay.protocol.types import (
-    Mode,
-)
-from tests.client.migration_relays import (
-    SHORT,
-    Relay,
-    new_key,
-    now,
-    refusing,
-    waiting,
-    world,
-)
+from relay.protocol.types import Mode
+from tests.client.migration_relays import SHORT, Relay, new_key, now, refusing, waiting, world
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -32,32 +32,15 @@ from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.proxies import proxy_for
 from relay.client.http.relay_api import RelayApi
-from relay.client.http.transport import (
-    HttpRequest,
-    request,
-)
+from relay.client.http.transport import HttpRequest, request
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import in_memory
-from relay.protocol.envelope import (
-    Draft,
-    sign,
-)
+from relay.protocol.envelope import Draft, sign
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Rejection,
-    Submitted,
-)
-from relay.protocol.ids import (
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.frames import Rejection, Submitted
+from relay.protocol.ids import Timestamp, new_message_id
 from tests.client import proxies
-from tests.client.scripted_relay import (
-    Talk,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
+from tests.client.scripted_relay import Talk, envelope_of, lying_relay, new_key
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until
 from tests.support.ports import free_port

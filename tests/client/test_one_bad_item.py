@@ -34,33 +34,11 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    BounceItem,
-    sign_bounce,
-)
-from relay.protocol.types import (
-    Range,
-    Reason,
-)
-from tests.client.scripted_relay import (
-    Talk,
-    envelope_of,
-    lying_relay,
-    new_key,
-    raw,
-)
-from tests.client.test_direct_delivery import (
-    bob_at_home,
-    record_of,
-    refuses,
-    relay_key,
-)
+from relay.protocol.ids import Epoch, Seq, Timestamp
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, sign_bounce
+from relay.protocol.types import Range, Reason
+from tests.client.scripted_relay import Talk, envelope_of, lying_relay, new_key, raw
+from tests.client.test_direct_delivery import bob_at_home, record_of, refuses, relay_key
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until, within
 

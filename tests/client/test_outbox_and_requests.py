@@ -4,28 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from relay.client.errors import (
-    BadFrameError,
-    InboxFullError,
-    UnreachableError,
-    make_error,
-)
+from relay.client.errors import BadFrameError, InboxFullError, UnreachableError, make_error
 from relay.client.inbox.relay_inbox import AckTracker
-from relay.client.outbox.queue import (
-    ANSWER_S,
-    MAX_IN_FLIGHT,
-    Outbox,
-)
+from relay.client.outbox.queue import ANSWER_S, MAX_IN_FLIGHT, Outbox
 from relay.client.outbox.submission import MAX_SUBMIT_BYTES
 from relay.client.session import requests
-from relay.client.session.requests import (
-    MAX_UNDER_WAY,
-    PendingRequests,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.client.session.requests import MAX_UNDER_WAY, PendingRequests
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.frames import (
     Rejection,
     Resolve,
@@ -36,22 +21,10 @@ from relay.protocol.frames import (
     StatusItem,
     Submitted,
 )
-from relay.protocol.ids import (
-    Did,
-    Epoch,
-    MessageId,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.ids import Did, Epoch, MessageId, Seq, Timestamp
 from relay.protocol.jws import loads
-from relay.protocol.receipts import (
-    ReceiptItem,
-    sign_receipt,
-)
-from tests.client.scripted_relay import (
-    envelope_of,
-    new_key,
-)
+from relay.protocol.receipts import ReceiptItem, sign_receipt
+from tests.client.scripted_relay import envelope_of, new_key
 
 ALICE, BOB, RELAY = new_key(), new_key(), new_key()
 NOW = Timestamp(1000.0)

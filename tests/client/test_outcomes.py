@@ -22,27 +22,16 @@ from relay.client import (
     SupersededError,
     UnknownInboxError,
 )
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.outbox import outcomes
 from relay.client.outbox.sender import Sender
 from relay.client.state.journal import Journal
 from relay.protocol.envelope import Envelope
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Rejection,
-    Submit,
-    Submitted,
-)
+from relay.protocol.frames import Rejection, Submit, Submitted
 from relay.protocol.ids import Did
 from tests.client.agent_process import Identity
-from tests.client.scripted_relay import (
-    Talk,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
+from tests.client.scripted_relay import Talk, envelope_of, lying_relay, new_key
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until, within
 

@@ -19,37 +19,19 @@ from relay.client import (
     StaleRecordError,
     StorageUnavailableError,
 )
-from relay.client.directory.own_record import (
-    JITTER,
-    RENEW_AFTER_S,
-    OwnRecord,
-    Publication,
-    publish,
-)
+from relay.client.directory.own_record import JITTER, RENEW_AFTER_S, OwnRecord, Publication, publish
 from relay.client.directory.resolve import resolve_at
 from relay.client.http import origin as origins
-from relay.client.http import (
-    transport,
-)
+from relay.client.http import transport
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record, frames
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import EndpointRecord
-from relay.protocol.frames import (
-    Publish,
-    Published,
-    Resolve,
-    Resolved,
-)
+from relay.protocol.frames import Publish, Published, Resolve, Resolved
 from relay.protocol.ids import Timestamp
 from tests.cli.terminal import stalling
-from tests.client.scripted_relay import (
-    Talk,
-    lying_relay,
-    new_key,
-    welcome,
-)
+from tests.client.scripted_relay import Talk, lying_relay, new_key, welcome
 from tests.support.nodes import RunningNode, running_node
 from tests.support.patience import wait_until
 

@@ -12,10 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 from relay.client import Agent, sync
-from relay.client.errors import (
-    CLASS_OF,
-    make_error,
-)
+from relay.client.errors import CLASS_OF, make_error
 from relay.client.message import Message
 from tests.client.scripted_relay import new_key
 from tests.support.nodes import running_node

@@ -11,10 +11,7 @@ from relay.client.agent import sign
 from relay.client.http.origin import parse
 from relay.client.sessionless import SessionlessAgent
 from relay.client.state.agent_state import AgentState
-from tests.client.scripted_relay import (
-    new_key,
-    wire,
-)
+from tests.client.scripted_relay import new_key, wire
 from tests.support.nodes import running_node
 from tests.support.patience import wait_until
 from tests.support.ports import free_port

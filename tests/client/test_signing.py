@@ -14,16 +14,10 @@ from decimal import Decimal
 import pytest
 
 from relay.client import Agent, BadEnvelopeError, BadFrameError, TooLargeError
-from relay.client.inbox.opener import (
-    EnvelopeOpener,
-    Opened,
-)
+from relay.client.inbox.opener import EnvelopeOpener, Opened
 from relay.client.message import MAX_OPENED_BODY_BYTES
 from relay.client.migration import orders
-from relay.client.outbox.signing import (
-    check,
-    sign,
-)
+from relay.client.outbox.signing import check, sign
 from relay.client.state.agent_state import AgentState
 from relay.protocol import endpoint_record
 from relay.protocol.errors import RelayError

@@ -12,20 +12,9 @@ from relay.client import StateError, errors
 from relay.client.errors import AgentError, ProtocolError
 from relay.client.http import origin
 from relay.client.state import agent_state
-from relay.protocol.endpoint_record import (
-    Home,
-    parse,
-    sign,
-)
-from relay.protocol.errors import (
-    CLOSE_CODE,
-    ERROR_CLASS,
-    ErrorCode,
-)
-from relay.protocol.ids import (
-    Epoch,
-    Timestamp,
-)
+from relay.protocol.endpoint_record import Home, parse, sign
+from relay.protocol.errors import CLOSE_CODE, ERROR_CLASS, ErrorCode
+from relay.protocol.ids import Epoch, Timestamp
 from tests.client.scripted_relay import new_key
 
 NOW = Timestamp(1_800_000_000)

@@ -10,11 +10,7 @@ import pytest
 
 from relay.client import Agent, Bounce
 from relay.client.inbox import relay_inbox
-from relay.protocol import (
-    endpoint_record,
-    frames,
-    receipts,
-)
+from relay.protocol import endpoint_record, frames, receipts
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
@@ -31,25 +27,9 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Did,
-    Epoch,
-    Timestamp,
-)
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    BounceItem,
-    ReceiptItem,
-    sign_bounce,
-)
-from tests.client.scripted_relay import (
-    Talk,
-    deliver,
-    envelope_of,
-    lying_relay,
-    new_key,
-    welcome,
-)
+from relay.protocol.ids import Did, Epoch, Timestamp
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, BounceItem, ReceiptItem, sign_bounce
+from tests.client.scripted_relay import Talk, deliver, envelope_of, lying_relay, new_key, welcome
 from tests.support.patience import wait_until, within
 
 pytestmark = pytest.mark.timeout(30)

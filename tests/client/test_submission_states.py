@@ -6,9 +6,7 @@ import random
 
 import pytest
 
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.outbox.queue import Outbox
 from relay.client.outbox.submission import (
     FINAL,

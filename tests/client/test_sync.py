@@ -26,11 +26,7 @@ from relay.client import (
 )
 from relay.client.message import Message
 from relay.client.state.journal import Journal
-from tests.client.scripted_relay import (
-    Talk,
-    lying_relay,
-    new_key,
-)
+from tests.client.scripted_relay import Talk, lying_relay, new_key
 from tests.support.nodes import running_node
 
 pytestmark = pytest.mark.timeout(30)

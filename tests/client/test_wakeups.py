@@ -8,24 +8,12 @@ import time
 import pytest
 
 from relay.client import Agent
-from relay.client.outbox.queue import (
-    ANSWER_S,
-    MIN_RETRY_S,
-    Outbox,
-)
+from relay.client.outbox.queue import ANSWER_S, MIN_RETRY_S, Outbox
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Rejection,
-    Submitted,
-)
+from relay.protocol.frames import Rejection, Submitted
 from relay.protocol.ids import Timestamp
 from relay.store.embedded import find_server_binary
-from tests.client.scripted_relay import (
-    Talk,
-    envelope_of,
-    lying_relay,
-    new_key,
-)
+from tests.client.scripted_relay import Talk, envelope_of, lying_relay, new_key
 from tests.support.patience import wait_until
 from tests.support.ports import free_port
 from tests.support.relay_process import relay_process

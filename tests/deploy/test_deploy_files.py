@@ -25,10 +25,7 @@ from ruamel.yaml import YAML
 import relay
 from relay.store.embedded.binary import find_server_binary
 from tests.support.patience import SLOWNESS, wait_until
-from tests.support.servers import (
-    SAFE_SETTINGS,
-    client,
-)
+from tests.support.servers import SAFE_SETTINGS, client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator

@@ -17,25 +17,12 @@ from relay.peering.link import Link
 from relay.peering.links import Links
 from relay.peering.model.membership import MemberTable
 from relay.protocol import endpoint_record, frames
-from relay.protocol.client_session import (
-    ClientSession,
-    Failed,
-    LoginOptions,
-    Ready,
-    Send,
-)
+from relay.protocol.client_session import ClientSession, Failed, LoginOptions, Ready, Send
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
-from relay.protocol.frames import (
-    Frame,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
-from relay.store.ports import (
-    Store,
-)
+from relay.protocol.frames import Frame
+from relay.protocol.ids import Did, Timestamp
+from relay.store.ports import Store
 from tests.support.nodes import RunningNode, dial, new_key, running_node
 from tests.support.patience import within
 

@@ -18,10 +18,7 @@ import dns.rrset
 import trustme
 
 from relay.peering.dns import Dns
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, UnavailableError
 
 HERE = "127.0.0.2"
 """Stands for an honest address: tests name it as a network of the operator's."""

@@ -9,12 +9,7 @@ import pytest
 
 from relay.client import Agent, Bounce
 from tests.client.scripted_relay import new_key
-from tests.federation.linked_nodes import (
-    places,
-    relay_at,
-    until,
-    until_held,
-)
+from tests.federation.linked_nodes import places, relay_at, until, until_held
 from tests.support.nodes import RunningNode
 from tests.support.patience import wait_until, within
 

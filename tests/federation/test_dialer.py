@@ -12,23 +12,12 @@ import websockets
 
 from relay import sockets
 from relay.peering import dialer as dialling
-from relay.peering import (
-    dns as lookup,
-)
-from relay.peering import (
-    fetch,
-)
+from relay.peering import dns as lookup
+from relay.peering import fetch
 from relay.peering.dialer import Dialer
 from relay.peering.urls import Target
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-    UnavailableError,
-)
-from relay.protocol.frames import (
-    SUBPROTOCOL,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError, UnavailableError
+from relay.protocol.frames import SUBPROTOCOL
 from tests.federation.loopback_servers import (
     HERE,
     INSIDE,

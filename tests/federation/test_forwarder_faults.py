@@ -9,27 +9,12 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock
-from relay.inbox.model.types import (
-    Accepted,
-    AckRequest,
-    AckResult,
-    InboxLimits,
-)
+from relay.inbox.model.types import Accepted, AckRequest, AckResult, InboxLimits
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.frames import (
-    Bye,
-    Deliver,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.frames import Bye, Deliver
 from relay.reference.memory_store import MemoryStore
-from tests.federation.linked_nodes import (
-    places,
-    relay_at,
-    until_held,
-)
+from tests.federation.linked_nodes import places, relay_at, until_held
 from tests.federation.test_forwarding import at_home, record_of_last, submit
 from tests.support.nodes import make_envelope, new_key
 

@@ -13,12 +13,8 @@ from relay import clock
 from relay.client.http import origin as origins
 from relay.client.http.relay_api import RelayApi
 from relay.client.state import agent_state as states
-from relay.directory.ports import (
-    RecordRow,
-)
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.directory.ports import RecordRow
+from relay.inbox.model.types import InboxLimits
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
 from relay.protocol.did import SigningKey
@@ -38,20 +34,9 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.receipts import (
-    BOUNCE_CONTENT_TYPE,
-    verify_bounce,
-    verify_receipt,
-)
+from relay.protocol.receipts import BOUNCE_CONTENT_TYPE, verify_bounce, verify_receipt
 from relay.reference.memory_store import MemoryStore
-from tests.federation.linked_nodes import (
-    Place,
-    places,
-    record_of,
-    relay_at,
-    until,
-    until_held,
-)
+from tests.federation.linked_nodes import Place, places, record_of, relay_at, until, until_held
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 from tests.support.patience import within
 

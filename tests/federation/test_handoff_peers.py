@@ -16,14 +16,9 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.peering.exchange import PeerExchange
-from relay.peering.link import (
-    Link,
-    log_in,
-)
+from relay.peering.link import Link, log_in
 from relay.peering.links import Links
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
@@ -31,16 +26,8 @@ from relay.protocol import frames
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.envelope import (
-    SignedEnvelope,
-    eid_of,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RejectedError,
-    RelayError,
-)
+from relay.protocol.envelope import SignedEnvelope, eid_of
+from relay.protocol.errors import ErrorCode, ProtocolError, RejectedError, RelayError
 from relay.protocol.frames import (
     Bye,
     Digest,
@@ -58,17 +45,9 @@ from relay.protocol.frames import (
     Submitted,
     Want,
 )
-from relay.protocol.ids import (
-    Did,
-    Epoch,
-    Timestamp,
-)
+from relay.protocol.ids import Did, Epoch, Timestamp
 from relay.protocol.jws import b64encode
-from relay.protocol.receipts import (
-    ReceiptItem,
-    sign_receipt,
-    verify_receipt,
-)
+from relay.protocol.receipts import ReceiptItem, sign_receipt, verify_receipt
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,
@@ -83,10 +62,7 @@ from tests.federation.linked_nodes import (
     running_links,
     until,
 )
-from tests.federation.test_pull import (
-    Linked,
-    Other,
-)
+from tests.federation.test_pull import Linked, Other
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, dial, make_envelope, new_key, running_node, speaker
 from tests.support.patience import within

@@ -15,19 +15,8 @@ import pytest
 from relay.peering import dialer as dialling
 from relay.peering.dialer import Dialer
 from relay.protocol import hosts
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    UnavailableError,
-)
-from tests.federation.loopback_servers import (
-    HERE,
-    Table,
-    canary,
-    said,
-    watched,
-    web,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, UnavailableError
+from tests.federation.loopback_servers import HERE, Table, canary, said, watched, web
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 FILE = json.loads((VECTORS / "hostile_urls.json").read_text())

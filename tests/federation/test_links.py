@@ -13,12 +13,7 @@ from relay.peering.link import log_in
 from relay.peering.links import Links
 from relay.protocol import frames
 from relay.protocol import jws as jose
-from relay.protocol.errors import (
-    ErrorCode,
-    RejectedError,
-    RelayError,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, RejectedError, RelayError, UnavailableError
 from relay.protocol.frames import (
     Ack,
     Bye,

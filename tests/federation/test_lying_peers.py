@@ -25,20 +25,8 @@ from relay.protocol.frames import (
     Submitted,
     Want,
 )
-from tests.client.scripted_relay import (
-    LyingRelay,
-    Talk,
-    lying_relay,
-    welcome,
-)
-from tests.federation.linked_nodes import (
-    Place,
-    places,
-    record_of,
-    relay_at,
-    until,
-    until_held,
-)
+from tests.client.scripted_relay import LyingRelay, Talk, lying_relay, welcome
+from tests.federation.linked_nodes import Place, places, record_of, relay_at, until, until_held
 from tests.support.nodes import RunningNode, make_envelope, new_key, speaker
 
 pytestmark = pytest.mark.timeout(60)

@@ -8,26 +8,12 @@ import json
 import pytest
 
 from relay import clock
-from relay.directory import (
-    gossip,
-    pull,
-)
-from relay.directory.model.anti_entropy import (
-    TOP_BITS,
-    place,
-)
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.protocol import (
-    jws,
-    relay_info,
-)
+from relay.directory import gossip, pull
+from relay.directory.model.anti_entropy import TOP_BITS, place
+from relay.inbox.model.types import InboxLimits
+from relay.protocol import jws, relay_info
 from relay.protocol.did import parse_did
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.frames import (
     Bye,
     Digest,

@@ -10,36 +10,15 @@ from dataclasses import dataclass
 import pytest
 
 from relay.client.errors import AgentError
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-)
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.frames import (
-    Ack,
-    Acked,
-    Deliver,
-    Ruled,
-    Rules,
-    Submit,
-    Submitted,
-)
+from relay.protocol.errors import ErrorCode, RelayError
+from relay.protocol.frames import Ack, Acked, Deliver, Ruled, Rules, Submit, Submitted
 from relay.protocol.ids import Eid
-from relay.protocol.types import (
-    Mode,
-)
-from tests.federation.linked_nodes import (
-    Place,
-    places,
-    record_of,
-    relay_at,
-)
+from relay.protocol.types import Mode
+from tests.federation.linked_nodes import Place, places, record_of, relay_at
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, speaker
 from tests.support.patience import within

@@ -11,62 +11,23 @@ import pytest
 
 from relay import clock
 from relay.client.errors import AgentError
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.migration import digest_sender
 from relay.migration import steps as service
-from relay.migration.model.machine import (
-    GRACE_S,
-    MAX_DIGEST_PAGES,
-    MAX_MAYBE_SEEN_IDS,
-)
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-)
+from relay.migration.model.machine import GRACE_S, MAX_DIGEST_PAGES, MAX_MAYBE_SEEN_IDS
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol import jws as jose
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.endpoint_record import (
-    FormerHome,
-    Home,
-)
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.endpoint_record import FormerHome, Home
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Error,
-    Migrated,
-    Ruled,
-    Rules,
-    Submitted,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.frames import Error, Migrated, Ruled, Rules, Submitted
+from relay.protocol.ids import Did, Timestamp
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    MovedRules,
-)
+from relay.protocol.types import MovedRules
 from relay.reference.memory_store import MemoryStore
-from tests.federation.linked_nodes import (
-    now,
-    places,
-    record_of,
-    relay_at,
-)
-from tests.federation.test_handoff_peers import (
-    moving,
-    to,
-)
-from tests.federation.test_migration import (
-    _home,
-    take_all,
-    two,
-    until_empty,
-)
+from tests.federation.linked_nodes import now, places, record_of, relay_at
+from tests.federation.test_handoff_peers import moving, to
+from tests.federation.test_migration import _home, take_all, two, until_empty
 from tests.support.migration_steps import Traveller
 from tests.support.nodes import RunningNode, make_envelope, new_key, speaker
 from tests.support.patience import within

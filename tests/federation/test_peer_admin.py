@@ -7,19 +7,9 @@ import pytest
 
 from relay.cli.exit_codes import Exit
 from relay.client import Agent
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from tests.cli.terminal import Terminal
-from tests.federation.linked_nodes import (
-    Place,
-    peer,
-    places,
-    record_of,
-    relay_at,
-    until,
-)
+from tests.federation.linked_nodes import Place, peer, places, record_of, relay_at, until
 from tests.support.nodes import new_key
 
 pytestmark = pytest.mark.timeout(60)

@@ -10,24 +10,15 @@ from collections.abc import Sequence
 import pytest
 
 from relay import clock, metrics
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.peering import admin
 from relay.peering import links as links_module
 from relay.peering.links import Links
 from relay.peering.model import membership
 from relay.peering.peers import Peers
 from relay.protocol import relay_info
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    UnavailableError,
-)
-from relay.protocol.frames import (
-    Gossip,
-    Want,
-)
+from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
+from relay.protocol.frames import Gossip, Want
 from relay.protocol.ids import Did
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
@@ -41,11 +32,7 @@ from tests.federation.linked_nodes import (
     running_links,
     until,
 )
-from tests.federation.loopback_servers import (
-    INSIDE,
-    said,
-    web,
-)
+from tests.federation.loopback_servers import INSIDE, said, web
 from tests.federation.test_peer_admin import ask
 from tests.support.nodes import RunningNode, new_key, running_node
 

@@ -11,25 +11,14 @@ from relay.directory.budget import Budget
 from relay.directory.change_log import RecordChangeReader
 from relay.directory.publish import Directory
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.peering import peers as peering
 from relay.peering.links import Links
 from relay.peering.model.membership import MAX_DESIRED_LINKS
-from relay.peering.peers import (
-    Peers,
-    ReceivedView,
-)
+from relay.peering.peers import Peers, ReceivedView
 from relay.protocol import relay_info
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RelayError,
-)
-from relay.protocol.frames import (
-    View,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
+from relay.protocol.frames import View
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Chooser,

@@ -18,34 +18,16 @@ from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
 from relay.directory.pull import PullLoop
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.protocol import endpoint_record
-from relay.protocol.client_session import (
-    PeerAnswer,
-    PeerQuestion,
-)
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.frames import (
-    Digest,
-    Gossip,
-    Want,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-)
+from relay.protocol.client_session import PeerAnswer, PeerQuestion
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.frames import Digest, Gossip, Want
+from relay.protocol.ids import AgentKey, Did
 from relay.reference.memory_store import MemoryStore
-from tests.federation.linked_nodes import (
-    now,
-    until,
-)
+from tests.federation.linked_nodes import now, until
 from tests.support.nodes import new_key
 from tests.support.patience import within
 

@@ -20,17 +20,8 @@ from relay.directory.remote_handles import (
 from relay.limits import BoundedTtl
 from relay.peering.dialer import Dialer
 from relay.protocol import handles
-from relay.protocol.handles import (
-    LookupResult,
-)
-from tests.federation.loopback_servers import (
-    HERE,
-    Authority,
-    Table,
-    Web,
-    said,
-    web,
-)
+from relay.protocol.handles import LookupResult
+from tests.federation.loopback_servers import HERE, Authority, Table, Web, said, web
 from tests.support.patience import wait_until
 from tests.unit.builders import ALICE, BOB
 

@@ -17,22 +17,13 @@ from relay.client.http import origin as origins
 from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.state import agent_state as states
 from relay.directory import startup_gate
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol import envelope as envelopes
 from relay.protocol import jws
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
-from relay.protocol.frames import (
-    Deliver,
-    Submit,
-    Submitted,
-)
+from relay.protocol.errors import ErrorCode, RelayError
+from relay.protocol.frames import Deliver, Submit, Submitted
 from relay.reference.memory_store import MemoryStore
 from tests.federation.linked_nodes import (
     Place,

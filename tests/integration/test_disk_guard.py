@@ -9,10 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.exceptions import RedisError
 
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, UnavailableError
 from relay.store.disk import (
     BALLAST,
     MAX_BALLAST_BYTES,
@@ -25,12 +22,7 @@ from relay.store.disk import (
     disk_space,
 )
 from relay.store.embedded import find_server_binary
-from tests.support.embedded_stores import (
-    BINARIES,
-    run_command,
-    serving,
-    supervised,
-)
+from tests.support.embedded_stores import BINARIES, run_command, serving, supervised
 from tests.support.patience import wait_until
 from tests.support.servers import client
 

@@ -13,10 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
+from relay.protocol.errors import ErrorCode, UnavailableError
 from relay.store.embedded import (
     DirectoryInUseError,
     EmbeddedStore,
@@ -41,11 +38,7 @@ from tests.support.embedded_stores import (
     write_until_it_ends,
 )
 from tests.support.patience import wait_until
-from tests.support.servers import (
-    RedisServer,
-    client,
-    is_alive,
-)
+from tests.support.servers import RedisServer, client, is_alive
 
 
 @pytest.fixture(params=BINARIES)

@@ -11,23 +11,10 @@ from pathlib import Path
 import pytest
 
 from relay.protocol.errors import UnavailableError
-from relay.store.embedded import (
-    EmbeddedStore,
-    find_server_binary,
-    supervisor,
-)
+from relay.store.embedded import EmbeddedStore, find_server_binary, supervisor
 from relay.store.embedded.directory import MAX_LOG_BYTES
-from tests.support.embedded_stores import (
-    BINARIES,
-    executable,
-    linux_only,
-    run_command,
-    serving,
-)
-from tests.support.servers import (
-    client,
-    is_alive,
-)
+from tests.support.embedded_stores import BINARIES, executable, linux_only, run_command, serving
+from tests.support.servers import client, is_alive
 
 
 @pytest.fixture(params=BINARIES)

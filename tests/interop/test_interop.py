@@ -20,10 +20,7 @@ from joserfc import jws as other_jws
 from joserfc.jwk import OKPKey
 from joserfc.registry import HeaderParameter
 
-from relay.protocol.ids import (
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.ids import Timestamp, new_message_id
 from relay.protocol.jws import b64encode
 from tests.support.nodes import new_key, running_node, speaker
 from tests.support.patience import within

@@ -10,75 +10,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from relay import clock
-from relay.directory.ports import (
-    RecordRow,
-)
+from relay.directory.ports import RecordRow
 from relay.directory.publish import Directory
-from relay.directory.resolve import (
-    RecordResolver,
-)
+from relay.directory.resolve import RecordResolver
 from relay.forwarding.routing import Routing
 from relay.forwarding.scheduler import ForwardScheduler
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.group_commit import GroupCommit
 from relay.inbox.keys import DidKeys
 from relay.inbox.model import admission
-from relay.inbox.model.types import (
-    InboxLimits,
-    RememberedId,
-)
-from relay.migration.digest_sender import (
-    DigestSender,
-)
-from relay.migration.steps import (
-    MigrationSteps,
-)
+from relay.inbox.model.types import InboxLimits, RememberedId
+from relay.migration.digest_sender import DigestSender
+from relay.migration.steps import MigrationSteps
 from relay.peering.link import Link, SubmitResult
 from relay.protocol import endpoint_record
 from relay.protocol import envelope as envelopes
 from relay.protocol.client_session import PeerAnswer
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.envelope import (
-    SignedEnvelope,
-    StoredEnvelope,
-    eid_of,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RelayError,
-    error,
-)
-from relay.protocol.frames import (
-    Gossip,
-    Rejection,
-)
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Eid,
-    Epoch,
-    NodeId,
-    Timestamp,
-)
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.envelope import SignedEnvelope, StoredEnvelope, eid_of
+from relay.protocol.errors import ErrorCode, Refusal, RelayError, error
+from relay.protocol.frames import Gossip, Rejection
+from relay.protocol.handles import Handle, LookupResult
+from relay.protocol.ids import AgentKey, Did, Eid, Epoch, NodeId, Timestamp
 from relay.protocol.jws import loads
-from relay.protocol.receipts import (
-    ReceiptItem,
-    sign_receipt,
-    verify_receipt,
-)
-from relay.protocol.types import (
-    DedupKey,
-)
+from relay.protocol.receipts import ReceiptItem, sign_receipt, verify_receipt
+from relay.protocol.types import DedupKey
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
 from tests.support.patience import within

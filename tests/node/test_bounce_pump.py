@@ -7,32 +7,17 @@ from typing import Any
 
 from relay import clock
 from relay.directory.publish import Directory
-from relay.directory.resolve import (
-    RecordResolver,
-)
+from relay.directory.resolve import RecordResolver
 from relay.forwarding.routing import Routing
 from relay.inbox.bounces import BouncePump
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
+from relay.inbox.dispatch import Dispatcher
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-    PendingBounce,
-)
+from relay.inbox.model.types import InboxLimits, PendingBounce
 from relay.inbox.ports import OpenRequest
 from relay.peering.link import Link
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
-from relay.protocol.ids import (
-    NodeId,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.errors import ErrorCode, UnavailableError
+from relay.protocol.ids import NodeId, Timestamp
+from relay.protocol.types import Window
 from relay.reference.memory_store import MemoryStore
 from tests.node.test_resolve import Links
 from tests.support.nodes import make_envelope, new_key

@@ -14,12 +14,8 @@ from typing import Any
 import pytest
 
 from relay import clock, metrics
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.inbox.submit import (
-    SubmitStream,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.inbox.submit import SubmitStream
 from relay.protocol import endpoint_record, frames
 from relay.protocol.endpoint_record import Home
 from relay.protocol.frames import (
@@ -38,10 +34,7 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Did,
-    Seq,
-)
+from relay.protocol.ids import Did, Seq
 from relay.reference.memory_store import MemoryStore
 from relay.store.ports import Store
 from relay.ws.connection import Connection

@@ -9,33 +9,13 @@ import pytest
 from relay import clock
 from relay.forwarding import peer_submitter, scheduler
 from relay.forwarding.model import CLOSED_S
-from relay.inbox.model.types import (
-    Disposition,
-    InboxLimits,
-)
+from relay.inbox.model.types import Disposition, InboxLimits
 from relay.peering.link import SubmitResult
-from relay.protocol.envelope import (
-    eid_of,
-    signer_of,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    error,
-)
-from relay.protocol.frames import (
-    Rejection,
-)
+from relay.protocol.envelope import eid_of, signer_of
+from relay.protocol.errors import ErrorCode, error
+from relay.protocol.frames import Rejection
 from relay.reference.memory_store import MemoryStore
-from tests.node.scripted_peers import (
-    Far,
-    fails,
-    hangs,
-    here,
-    no_answer,
-    refuses,
-    takes,
-    until,
-)
+from tests.node.scripted_peers import Far, fails, hangs, here, no_answer, refuses, takes, until
 from tests.support.broken_rules import node_id
 from tests.support.nodes import new_key
 

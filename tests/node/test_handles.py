@@ -8,32 +8,16 @@ import httpx2
 import pytest
 
 from relay import clock
-from relay.directory.local_handles import (
-    RESERVED_S,
-    SERVED_S,
-    LocalHandles,
-)
-from relay.directory.ports import (
-    RecordRow,
-)
+from relay.directory.local_handles import RESERVED_S, SERVED_S, LocalHandles
+from relay.directory.ports import RecordRow
 from relay.directory.remote_handles import RemoteHandles
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.peering.dialer import Dialer
-from relay.protocol import (
-    endpoint_record,
-    handles,
-)
+from relay.protocol import endpoint_record, handles
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.handles import (
-    LookupResult,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.handles import LookupResult
+from relay.protocol.ids import Did, Timestamp
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import RunningNode, new_key, running_node
 

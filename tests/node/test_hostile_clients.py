@@ -12,18 +12,9 @@ from websockets.frames import Frame, Opcode
 from relay import clock
 from relay.http.errors import STATUS
 from relay.inbox.model.conversation import AUTH_DEADLINE_S
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.protocol.errors import (
-    CLOSE_CODE,
-    ErrorCode,
-)
-from relay.protocol.frames import (
-    Bye,
-    Submit,
-    Submitted,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.protocol.errors import CLOSE_CODE, ErrorCode
+from relay.protocol.frames import Bye, Submit, Submitted
 from relay.reference.memory_store import MemoryStore
 from relay.ws import protocol
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker

@@ -14,14 +14,8 @@ import httpx2
 import pytest
 
 from relay import clock
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.protocol import (
-    endpoint_record,
-    handshake,
-    jws,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.protocol import endpoint_record, handshake, jws
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
 from relay.protocol.frames import (
@@ -34,24 +28,11 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.handshake import (
-    InboxPosition,
-    LoginClaims,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.handshake import InboxPosition, LoginClaims
+from relay.protocol.ids import Did, Timestamp
 from relay.protocol.receipts import verify_receipt
 from relay.reference.memory_store import MemoryStore
-from tests.support.nodes import (
-    RunningNode,
-    Speaker,
-    make_envelope,
-    new_key,
-    running_node,
-    speaker,
-)
+from tests.support.nodes import RunningNode, Speaker, make_envelope, new_key, running_node, speaker
 from tests.support.patience import wait_until
 
 

@@ -19,17 +19,11 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Did,
-    Seq,
-)
+from relay.protocol.ids import Did, Seq
 from tests.node.test_http import client, log_in, submit
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker
 from tests.support.patience import wait_until
-from tests.support.relay_process import (
-    RelayProcess,
-    relay_process,
-)
+from tests.support.relay_process import RelayProcess, relay_process
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -11,37 +11,15 @@ import pytest
 from structlog.testing import capture_logs
 
 from relay import clock, metrics
-from relay.inbox.login import (
-    MAX_LINES_PER_MINUTE,
-    MAX_LINES_PER_NETWORK,
-    RefusedLogins,
-)
+from relay.inbox.login import MAX_LINES_PER_MINUTE, MAX_LINES_PER_NETWORK, RefusedLogins
 from relay.inbox.model import conversation
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.protocol import (
-    frames,
-    handshake,
-    jws,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.protocol import frames, handshake, jws
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    CLOSE_CODE,
-    ErrorCode,
-    RelayError,
-    error,
-)
-from relay.protocol.frames import (
-    Auth,
-)
-from relay.protocol.handshake import (
-    LoginClaims,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.protocol.errors import CLOSE_CODE, ErrorCode, RelayError, error
+from relay.protocol.frames import Auth
+from relay.protocol.handshake import LoginClaims
+from relay.protocol.ids import Did, Timestamp
 from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client
 from tests.support.nodes import RunningNode, dial, new_key, running_node, speaker

@@ -6,23 +6,11 @@ import pytest
 
 from relay import clock
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-    InboxRole,
-)
+from relay.inbox.model.types import InboxLimits, InboxRole
 from relay.migration.model import machine, state_json
-from relay.migration.ports import (
-    MigrationChange,
-    MigrationRow,
-)
-from relay.migration.steps import (
-    MigrationSteps,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    StateError,
-    UnavailableError,
-)
+from relay.migration.ports import MigrationChange, MigrationRow
+from relay.migration.steps import MigrationSteps
+from relay.protocol.errors import ErrorCode, StateError, UnavailableError
 from relay.protocol.ids import AgentKey
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import new_key

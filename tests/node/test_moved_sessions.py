@@ -4,31 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from relay.directory.ports import (
-    RecordRow,
-)
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
-from relay.inbox.model.types import (
-    InboxLimits,
-    OpenedSession,
-)
-from relay.inbox.ports import (
-    InboxHead,
-    OpenRequest,
-)
+from relay.directory.ports import RecordRow
+from relay.inbox.dispatch import Dispatcher
+from relay.inbox.model.types import InboxLimits, OpenedSession
+from relay.inbox.ports import InboxHead, OpenRequest
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Fence,
-    NodeId,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.ids import AgentKey, Epoch, Fence, NodeId, Timestamp
+from relay.protocol.types import Window
 from relay.reference.memory_store import MemoryStore
 
 ME, NODE = AgentKey("key:me"), NodeId("a")

@@ -13,22 +13,12 @@ from pathlib import Path
 import pytest
 
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Ack,
-    Acked,
-    Bye,
-    Deliver,
-    Submit,
-    Submitted,
-)
+from relay.protocol.frames import Ack, Acked, Bye, Deliver, Submit, Submitted
 from relay.protocol.ids import Seq
 from relay.protocol.receipts import verify_receipt
 from tests.support.nodes import get, make_envelope, new_key, speaker
 from tests.support.patience import wait_until, within
-from tests.support.relay_process import (
-    relay_process,
-    start_relay,
-)
+from tests.support.relay_process import relay_process, start_relay
 from tests.support.servers import is_alive
 
 pytestmark = pytest.mark.timeout(60)

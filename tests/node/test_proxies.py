@@ -12,19 +12,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from relay import variables
-from relay.inbox.client_ip import (
-    client_ip,
-    strangers_network,
-)
-from relay.node.serve import (
-    bind,
-    listen,
-)
+from relay.inbox.client_ip import client_ip, strangers_network
+from relay.node.serve import bind, listen
 from relay.protocol.dial_allowlist import Networks
-from relay.protocol.frames import (
-    Submit,
-    Submitted,
-)
+from relay.protocol.frames import Submit, Submitted
 from tests.support.nodes import dial, get, make_envelope, new_key, running_node, speaker
 from tests.support.patience import within
 from tests.support.ports import free_port

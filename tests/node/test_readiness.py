@@ -20,24 +20,11 @@ from redis.exceptions import RedisError
 
 from relay import clock
 from relay.health import ProblemReason
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol.did import parse_did
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.frames import (
-    Submit,
-    Submitted,
-)
-from relay.protocol.handshake import (
-    LoginClaims,
-    parse_auth,
-    sign_auth,
-    verify_auth,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.frames import Submit, Submitted
+from relay.protocol.handshake import LoginClaims, parse_auth, sign_auth, verify_auth
 from relay.protocol.ids import Timestamp
 from relay.protocol.jws import b64encode
 from relay.reference.memory_store import MemoryStore
@@ -47,16 +34,8 @@ from tests.support.embedded_stores import linux_only
 from tests.support.nodes import make_envelope, new_key, running_node, speaker
 from tests.support.patience import wait_until, within
 from tests.support.ports import free_port
-from tests.support.relay_process import (
-    NO_LIMITS,
-    ROOT,
-    RelayProcess,
-    relay_process,
-)
-from tests.support.servers import (
-    RedisServer,
-    client,
-)
+from tests.support.relay_process import NO_LIMITS, ROOT, RelayProcess, relay_process
+from tests.support.servers import RedisServer, client
 
 pytestmark = pytest.mark.timeout(60)
 BINARY = str(find_server_binary().path)

@@ -8,39 +8,19 @@ import time
 import pytest
 
 from relay import clock
-from relay.directory.publish import (
-    Directory,
-    RecordLookup,
-)
+from relay.directory.publish import Directory, RecordLookup
 from relay.directory.remote_handles import RemoteHandles
-from relay.directory.resolve import (
-    ASKER_BURST,
-    MAX_ASKED,
-    RecordResolver,
-)
+from relay.directory.resolve import ASKER_BURST, MAX_ASKED, RecordResolver
 from relay.forwarding.routing import Routing
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.limits import TokenBuckets
 from relay.peering.dialer import Dialer
 from relay.protocol import endpoint_record
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-    UnavailableError,
-)
-from relay.protocol.frames import (
-    Resolve,
-    Resolved,
-)
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, RelayError, UnavailableError
+from relay.protocol.frames import Resolve, Resolved
+from relay.protocol.ids import Did, NodeId, Timestamp
 from relay.reference.memory_store import MemoryStore
 from relay.store.ports import Store
 from tests.support.nodes import new_key

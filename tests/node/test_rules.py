@@ -11,35 +11,14 @@ import pytest
 from relay import clock
 from relay.client import Agent, RejectedError, StrangerQuotaError, TooLargeError
 from relay.inbox.client_ip import network_of
-from relay.inbox.contacts import (
-    NO_INBOX_S,
-    Contacts,
-)
-from relay.inbox.model.types import (
-    Accepted,
-    InboxLimits,
-)
+from relay.inbox.contacts import NO_INBOX_S, Contacts
+from relay.inbox.model.types import Accepted, InboxLimits
 from relay.protocol import endpoint_record
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    UnavailableError,
-)
-from relay.protocol.frames import (
-    Error,
-    Ruled,
-    Rules,
-    Submit,
-    Submitted,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, Refusal, UnavailableError
+from relay.protocol.frames import Error, Ruled, Rules, Submit, Submitted
+from relay.protocol.ids import AgentKey, Epoch, Seq, Timestamp
 from relay.reference.memory_store import MemoryStore
 from tests.node.test_http import client, log_in, submit
 from tests.store.worlds import entry

@@ -14,42 +14,18 @@ from hypothesis import strategies as st
 from relay import clock
 from relay.inbox.bounces import bounce_envelope
 from relay.inbox.clock_guard import ClockGuard
-from relay.inbox.dispatch import (
-    Dispatcher,
-)
-from relay.inbox.group_commit import (
-    Bounds,
-    GroupCommit,
-)
+from relay.inbox.dispatch import Dispatcher
+from relay.inbox.group_commit import Bounds, GroupCommit
 from relay.inbox.model import admission
-from relay.inbox.model.types import (
-    InboxLimits,
-    PendingBounce,
-)
-from relay.inbox.ports import (
-    BounceBatch,
-    OpenRequest,
-)
+from relay.inbox.model.types import InboxLimits, PendingBounce
+from relay.inbox.ports import BounceBatch, OpenRequest
 from relay.node.loops import run_every
 from relay.protocol import envelope as envelopes
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    UnavailableError,
-)
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Epoch,
-    Fence,
-    NodeId,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, Refusal, UnavailableError
+from relay.protocol.ids import Did, Eid, Epoch, Fence, NodeId, Timestamp
 from relay.protocol.jws import loads
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.types import Window
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import make_envelope, new_key
 

@@ -5,17 +5,10 @@ from __future__ import annotations
 import pytest
 
 from relay import clock
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Bye,
-    Deliver,
-    Submit,
-    Submitted,
-)
+from relay.protocol.frames import Bye, Deliver, Submit, Submitted
 from relay.reference.memory_store import MemoryStore
 from tests.support.nodes import Speaker, make_envelope, new_key, running_node, speaker
 

@@ -9,25 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from relay.inbox.model.types import (
-    InboxLimits,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    StateError,
-)
-from relay.protocol.frames import (
-    Ack,
-    Acked,
-    Bye,
-    Deliver,
-    Submit,
-    Submitted,
-)
-from relay.protocol.ids import (
-    NodeId,
-    Seq,
-)
+from relay.inbox.model.types import InboxLimits
+from relay.protocol.errors import ErrorCode, StateError
+from relay.protocol.frames import Ack, Acked, Bye, Deliver, Submit, Submitted
+from relay.protocol.ids import NodeId, Seq
 from relay.store.embedded import EmbeddedStore
 from relay.store.redis import RedisStore
 from tests.support.nodes import RunningNode, make_envelope, new_key, running_node, speaker

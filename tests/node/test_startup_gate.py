@@ -19,42 +19,20 @@ from relay.directory.model.anti_entropy import Index
 from relay.directory.publish import Directory
 from relay.directory.startup_gate import StartupGate
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-    OpenedSession,
-)
+from relay.inbox.model.types import InboxLimits, OpenedSession
 from relay.inbox.ports import OpenRequest
 from relay.peering.exchange import PeerExchange
 from relay.peering.peers import Peers
 from relay.peering.ports import PeerRow
 from relay.protocol import endpoint_record
-from relay.protocol.client_session import (
-    PeerAnswer,
-    PeerQuestion,
-)
+from relay.protocol.client_session import PeerAnswer, PeerQuestion
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    UnavailableError,
-)
-from relay.protocol.frames import (
-    Digest,
-    Digests,
-    Gossip,
-    Want,
-)
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-)
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.errors import ErrorCode, UnavailableError
+from relay.protocol.frames import Digest, Digests, Gossip, Want
+from relay.protocol.ids import Did, NodeId
+from relay.protocol.types import Window
 from relay.reference.memory_store import MemoryStore
-from tests.federation.linked_nodes import (
-    now,
-    until,
-)
+from tests.federation.linked_nodes import now, until
 from tests.support.nodes import new_key
 from tests.support.patience import within
 

@@ -7,15 +7,9 @@ import asyncio
 import pytest
 
 from relay.peering import dialer
-from relay.protocol import (
-    endpoint_record,
-    jws,
-)
+from relay.protocol import endpoint_record, jws
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.frames import (
     Ack,
     Acked,
@@ -33,10 +27,7 @@ from relay.protocol.frames import (
     Submit,
     Submitted,
 )
-from relay.protocol.ids import (
-    Epoch,
-    Seq,
-)
+from relay.protocol.ids import Epoch, Seq
 from relay.protocol.receipts import verify_receipt
 from relay.ws import connection
 from tests.support.nodes import dial, make_envelope, new_key, running_node, speaker

@@ -21,10 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from relay.inbox.model.types import (
-    Disposition,
-    InboxRole,
-)
+from relay.inbox.model.types import Disposition, InboxRole
 from relay.migration.model import machine
 from relay.migration.model.state import (
     DigestPage,
@@ -42,14 +39,8 @@ from relay.migration.model.state import (
 )
 from relay.protocol.endpoint_record import RecordVersion
 from relay.protocol.errors import Refusal
-from relay.protocol.ids import (
-    Did,
-    Eid,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Mode,
-)
+from relay.protocol.ids import Did, Eid, Timestamp
+from relay.protocol.types import Mode
 from tests.protocol import real_inbox
 from tests.protocol.model_inbox import (
     DUP,

@@ -10,21 +10,11 @@ import hashlib
 import struct
 from typing import Literal, NamedTuple
 
-from relay.inbox.model.types import (
-    Disposition,
-    InboxRole,
-)
-from relay.migration.model.state import (
-    DigestPage,
-    MigrationSide,
-    Transition,
-)
+from relay.inbox.model.types import Disposition, InboxRole
+from relay.migration.model.state import DigestPage, MigrationSide, Transition
 from relay.protocol.ids import Eid
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    MAYBE_SEEN_ID_BYTES,
-    Mode,
-)
+from relay.protocol.types import MAYBE_SEEN_ID_BYTES, Mode
 
 NO_EIDS: frozenset[Eid] = frozenset()
 HOMES = frozenset({InboxRole.HOME, InboxRole.UNCERTAIN})

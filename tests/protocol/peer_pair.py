@@ -13,41 +13,13 @@ from relay.inbox.model import effects
 from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.permissions import Identity
 from relay.protocol import client_session, frames, handshake
-from relay.protocol.client_session import (
-    ClientPhase as DiallerPhase,
-)
-from relay.protocol.client_session import (
-    ClientSession,
-    Failed,
-    FrameReceived,
-    LoginOptions,
-    Ready,
-)
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    RejectedError,
-)
-from relay.protocol.frames import (
-    Error,
-    Frame,
-    Gossip,
-    Hello,
-    Submit,
-    Submitted,
-    Welcome,
-)
-from relay.protocol.frames import (
-    WelcomePending as Pending,
-)
-from relay.protocol.ids import (
-    Seq,
-    Timestamp,
-)
+from relay.protocol.client_session import ClientPhase as DiallerPhase
+from relay.protocol.client_session import ClientSession, Failed, FrameReceived, LoginOptions, Ready
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError, RejectedError
+from relay.protocol.frames import Error, Frame, Gossip, Hello, Submit, Submitted, Welcome
+from relay.protocol.frames import WelcomePending as Pending
+from relay.protocol.ids import Seq, Timestamp
 from relay.protocol.jws import b64encode
 from relay.protocol.types import Window
 from tests.support.relay_side import RelaySide

@@ -21,27 +21,11 @@ from relay.inbox.model.types import (
     InboxRole,
     Page,
 )
-from relay.migration.model.state import (
-    MigrationSide,
-    Transition,
-)
+from relay.migration.model.state import MigrationSide, Transition
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Eid,
-    Epoch,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Reason,
-    Window,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import AgentKey, Eid, Epoch, NodeId, Seq, Timestamp
+from relay.protocol.types import Reason, Window
 from relay.reference import handoff
 from relay.reference.forwarding import Outboxes
 from relay.reference.inbox import Inbox

@@ -24,56 +24,19 @@ from relay.inbox.model import effects as effects_
 from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    Accepted,
-    InboxLimits,
-    PageItem,
-)
-from relay.inbox.model.types import (
-    AckResult as InboxAcked,
-)
+from relay.inbox.model.types import Accepted, InboxLimits, PageItem
+from relay.inbox.model.types import AckResult as InboxAcked
 from relay.protocol import frames as frames_
 from relay.protocol import handshake
-from relay.protocol.client_session import (
-    ClientPhase as AgentPhase,
-)
-from relay.protocol.client_session import (
-    ClientSession,
-    Failed,
-    FrameReceived,
-    Ready,
-    Send,
-)
-from relay.protocol.client_session import (
-    LoginOptions as AgentLogin,
-)
+from relay.protocol.client_session import ClientPhase as AgentPhase
+from relay.protocol.client_session import ClientSession, Failed, FrameReceived, Ready, Send
+from relay.protocol.client_session import LoginOptions as AgentLogin
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    error,
-)
-from relay.protocol.frames import (
-    Ack,
-    Acked,
-    Deliver,
-    Frame,
-    Gap,
-    Hello,
-    Welcome,
-    WelcomePending,
-)
-from relay.protocol.ids import (
-    Epoch,
-    NodeId,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.errors import ErrorCode, Refusal, error
+from relay.protocol.frames import Ack, Acked, Deliver, Frame, Gap, Hello, Welcome, WelcomePending
+from relay.protocol.ids import Epoch, NodeId, Seq, Timestamp
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    Reason,
-    Window,
-)
+from relay.protocol.types import Reason, Window
 from relay.reference.inbox import Inbox
 from tests.support.relay_side import RelaySide
 from tests.unit.builders import entry, numbered_entropy

@@ -19,18 +19,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from relay.forwarding.model import (
-    ForwardItem,
-    ForwardResult,
-    ForwardWindow,
-    is_redelivered,
-)
+from relay.forwarding.model import ForwardItem, ForwardResult, ForwardWindow, is_redelivered
 from relay.inbox.model.delivery import InboxDelivery
-from relay.inbox.model.effects import (
-    Effect,
-    EndSession,
-    Read,
-)
+from relay.inbox.model.effects import Effect, EndSession, Read
 from relay.inbox.model.types import (
     Accepted,
     AckResult,
@@ -45,31 +36,11 @@ from relay.inbox.model.types import (
 from relay.protocol.client_session import Send
 from relay.protocol.did import parse_did
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.frames import (
-    Deliver,
-    Rejection,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Eid,
-    Epoch,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.receipts import (
-    Receipt,
-    ReceiptItem,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Window,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.frames import Deliver, Rejection
+from relay.protocol.ids import AgentKey, Did, Eid, Epoch, NodeId, Seq, Timestamp
+from relay.protocol.receipts import Receipt, ReceiptItem
+from relay.protocol.types import DedupKey, Window
 from relay.reference.forwarding import Outboxes
 from relay.reference.inbox import Inbox
 from tests.support.broken_rules import each

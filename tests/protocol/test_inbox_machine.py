@@ -11,12 +11,7 @@ from random import Random
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    invariant,
-    precondition,
-    rule,
-)
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from relay.inbox.model.types import (
     Accepted,
@@ -30,27 +25,10 @@ from relay.inbox.model.types import (
     RememberedId,
 )
 from relay.protocol.envelope import StoredEnvelope
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Fence,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Reason,
-    Window,
-)
-from relay.reference.inbox import (
-    BOUNCE_GRACE_S,
-    Inbox,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.protocol.types import DedupKey, Reason, Window
+from relay.reference.inbox import BOUNCE_GRACE_S, Inbox
 from relay.reference.ranges import holes
 from tests.support.broken_rules import each
 from tests.unit.builders import entry

@@ -10,20 +10,11 @@ from loadtest.mesh_sim.light import light, size_of
 from loadtest.mesh_sim.relays import Habits, Relay
 from loadtest.mesh_sim.scenes import Mesh
 from loadtest.mesh_sim.world import World
-from relay.directory.model.anti_entropy import (
-    Index,
-    answer,
-)
-from relay.directory.model.rumors import (
-    MAX_DESIRED_LINKS,
-)
+from relay.directory.model.anti_entropy import Index, answer
+from relay.directory.model.rumors import MAX_DESIRED_LINKS
 from relay.peering.model.membership import MAX_BACKOFF_S
 from relay.protocol import frames
-from relay.protocol.frames import (
-    Digest,
-    Gossip,
-    Want,
-)
+from relay.protocol.frames import Digest, Gossip, Want
 from tests.protocol.mesh_world import HOUR_S, holes, linked, publish
 
 pytestmark = pytest.mark.timeout(30)

@@ -14,24 +14,13 @@ from typing import Any
 
 import pytest
 
-from relay.inbox.model.types import (
-    Disposition,
-    InboxRole,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
+from relay.inbox.model.types import Disposition, InboxRole
+from relay.protocol.errors import ErrorCode, Refusal
 from relay.reference import handoff
 from relay.reference.inbox import Inbox
 from relay.reference.quotas import Holdings
 from tests.protocol import real_inbox
-from tests.protocol.migration_world import (
-    DENIED,
-    DUPLICATE,
-    LOST,
-    Rules,
-)
+from tests.protocol.migration_world import DENIED, DUPLICATE, LOST, Rules
 from tests.protocol.test_migration_real import LET_GO, SPACES, THERE, search, verdict
 from tests.support.broken_rules import each
 

@@ -24,10 +24,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests.protocol.exploration import (
-    Found,
-    explore,
-)
+from tests.protocol.exploration import Found, explore
 from tests.support.broken_rules import each
 
 pytestmark = pytest.mark.timeout(180)  # a busy machine is no bug

@@ -14,15 +14,10 @@ from typing import Any
 import pytest
 
 from relay.migration.model import machine
-from relay.migration.model.state import (
-    Transition,
-)
+from relay.migration.model.state import Transition
 from relay.protocol.errors import Refusal
 from relay.protocol.ids import Timestamp
-from tests.protocol.exploration import (
-    Found,
-    explore,
-)
+from tests.protocol.exploration import Found, explore
 from tests.protocol.migration_world import (
     DENIED,
     DUPLICATE,

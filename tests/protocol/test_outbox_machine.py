@@ -31,27 +31,11 @@ from relay.inbox.model.types import (
     OutboxLimits,
     Page,
 )
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Reason,
-    Window,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
+from relay.protocol.types import DedupKey, Reason, Window
 from relay.reference.forwarding import Outboxes
-from relay.reference.inbox import (
-    BOUNCE_GRACE_S,
-    Inbox,
-)
+from relay.reference.inbox import BOUNCE_GRACE_S, Inbox
 from relay.reference.quotas import Holdings
 from tests.support.broken_rules import each
 from tests.unit.builders import entry

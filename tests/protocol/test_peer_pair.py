@@ -9,20 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.inbox.model.conversation import ConversationPhase as Phase
-from relay.inbox.model.permissions import (
-    ALLOWED_FRAMES,
-    exceeds_hops,
-    why_forbidden,
-)
+from relay.inbox.model.permissions import ALLOWED_FRAMES, exceeds_hops, why_forbidden
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    ClientPhase as DiallerPhase,
-)
+from relay.protocol.client_session import ClientPhase as DiallerPhase
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.frames import (
     MAX_HOPS,
     Ack,
@@ -47,10 +38,7 @@ from relay.protocol.frames import (
 )
 from relay.protocol.jws import b64encode
 from tests.protocol.peer_pair import DIALLED, DIALLER, PeerPair
-from tests.unit.frame_strategies import (
-    from_agent,
-    from_relay,
-)
+from tests.unit.frame_strategies import from_agent, from_relay
 
 WIRE = {"jws": "a.b.c", "body": ""}
 PAGE = Migrate("m", SigningKey(b"6" * 32).did, "h", "order", b64encode(bytes(32)), 0, 1)

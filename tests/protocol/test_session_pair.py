@@ -16,53 +16,19 @@ from relay.inbox.model import effects as effects_
 from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    AckResult as InboxAcked,
-)
-from relay.inbox.model.types import (
-    InboxAck,
-    Page,
-    PageItem,
-)
+from relay.inbox.model.types import AckResult as InboxAcked
+from relay.inbox.model.types import InboxAck, Page, PageItem
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    ClientPhase as AgentPhase,
-)
-from relay.protocol.client_session import (
-    ClientSession,
-    LoginOptions,
-    Send,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    error,
-)
-from relay.protocol.frames import (
-    Frame,
-)
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-    Fence,
-    Seq,
-    Timestamp,
-)
+from relay.protocol.client_session import ClientPhase as AgentPhase
+from relay.protocol.client_session import ClientSession, LoginOptions, Send
+from relay.protocol.errors import ErrorCode, Refusal, error
+from relay.protocol.frames import Frame
+from relay.protocol.ids import Eid, Epoch, Fence, Seq, Timestamp
 from relay.reference.inbox import Inbox
-from tests.protocol.session_pair import (
-    ME,
-    URL,
-    WINDOW,
-    BrokenPromiseError,
-    SessionPair,
-    World,
-)
+from tests.protocol.session_pair import ME, URL, WINDOW, BrokenPromiseError, SessionPair, World
 from tests.support.broken_rules import each
 from tests.support.relay_side import RelaySide
-from tests.unit.frame_strategies import (
-    from_agent,
-    from_relay,
-)
+from tests.unit.frame_strategies import from_agent, from_relay
 
 pytestmark = pytest.mark.timeout(120)  # a busy machine is no bug
 

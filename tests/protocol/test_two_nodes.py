@@ -23,42 +23,15 @@ import pytest
 
 from relay.inbox.model.conversation import ConversationPhase as Phase
 from relay.inbox.model.delivery import InboxDelivery
-from relay.inbox.model.effects import (
-    AckRequest,
-    CloseInbox,
-    Effect,
-    Read,
-)
+from relay.inbox.model.effects import AckRequest, CloseInbox, Effect, Read
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    Accepted,
-    InboxLimits,
-    PageItem,
-)
-from relay.protocol.client_session import (
-    Send,
-)
+from relay.inbox.model.types import Accepted, InboxLimits, PageItem
+from relay.protocol.client_session import Send
 from relay.protocol.did import Did
 from relay.protocol.errors import Refusal
-from relay.protocol.frames import (
-    Ack,
-    Acked,
-    Auth,
-    Deliver,
-    Hello,
-    Welcome,
-    WelcomePending,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.frames import Ack, Acked, Auth, Deliver, Hello, Welcome, WelcomePending
+from relay.protocol.ids import AgentKey, Epoch, NodeId, Seq, Timestamp
+from relay.protocol.types import Window
 from relay.reference.dedupe import Dedupe
 from relay.reference.inbox import Inbox
 from relay.reference.ranges import Ranges

@@ -18,16 +18,9 @@ import nacl.bindings
 from pydantic.fields import FieldInfo
 
 from relay.directory.model import anti_entropy
-from relay.directory.model.anti_entropy import (
-    TOP_BITS,
-    Index,
-    place,
-)
+from relay.directory.model.anti_entropy import TOP_BITS, Index, place
 from relay.inbox.bounces import bounce_envelope
-from relay.inbox.model.types import (
-    InboxLimits,
-    PendingBounce,
-)
+from relay.inbox.model.types import InboxLimits, PendingBounce
 from relay.inbox.ports import BounceBatch
 from relay.node.build import build
 from relay.node.open_store import OpenedStore
@@ -41,15 +34,9 @@ from relay.protocol import (
     relay_info,
 )
 from relay.protocol import frames as frames_
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
+from relay.protocol.did import SigningKey, parse_did
 from relay.protocol.endpoint_record import Home
-from relay.protocol.envelope import (
-    Draft,
-    SignedEnvelope,
-)
+from relay.protocol.envelope import Draft, SignedEnvelope
 from relay.protocol.errors import ErrorCode
 from relay.protocol.frames import (
     Ack,
@@ -84,36 +71,12 @@ from relay.protocol.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.protocol.handshake import (
-    InboxPosition,
-    LoginClaims,
-)
-from relay.protocol.ids import (
-    Epoch,
-    Fence,
-    NodeId,
-    Seq,
-    Timestamp,
-    new_message_id,
-)
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-    MigrationStatement,
-)
-from relay.protocol.receipts import (
-    BounceItem,
-    ReceiptItem,
-    position,
-    sign_bounce,
-    sign_receipt,
-)
+from relay.protocol.handshake import InboxPosition, LoginClaims
+from relay.protocol.ids import Epoch, Fence, NodeId, Seq, Timestamp, new_message_id
+from relay.protocol.migration_statement import MigrationCounters, MigrationStatement
+from relay.protocol.receipts import BounceItem, ReceiptItem, position, sign_bounce, sign_receipt
 from relay.protocol.sealing import CONTENT_TYPE
-from relay.protocol.types import (
-    Mode,
-    MovedRules,
-    Range,
-    Reason,
-)
+from relay.protocol.types import Mode, MovedRules, Range, Reason
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings
 

@@ -13,10 +13,7 @@ import pytest
 from redis.exceptions import RedisError
 
 from relay.store.embedded import EmbeddedStore
-from tests.support.servers import (
-    client,
-    why_missing,
-)
+from tests.support.servers import client, why_missing
 
 DEBIAN = "/usr/bin/redis-server"
 BINARIES = [

@@ -24,21 +24,12 @@ from typing import Any, Literal
 
 import orjson
 
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.protocol import jws as jose
 from relay.protocol.did import SigningKey
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-)
+from relay.protocol.ids import Did, NodeId
 from relay.store.redis import RedisStore
-from tests.chaos.restarting_relay import (
-    SERVE,
-    RelayProcess,
-    read_url,
-)
+from tests.chaos.restarting_relay import SERVE, RelayProcess, read_url
 from tests.support.fault_proxy import FaultProxy
 from tests.support.link_faults import Faults
 from tests.support.namespaces import Namespaces

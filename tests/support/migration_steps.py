@@ -13,20 +13,11 @@ from typing import Any
 
 from relay.client.http import origin as origins
 from relay.client.http.transport import request_json
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-    migration_statement,
-)
+from relay.protocol import endpoint_record, migration_order, migration_statement
 from relay.protocol.did import SigningKey
 from relay.protocol.endpoint_record import Home
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
-from relay.protocol.migration_statement import (
-    MigrationStatement,
-)
+from relay.protocol.ids import Did, Timestamp
+from relay.protocol.migration_statement import MigrationStatement
 
 
 @dataclass

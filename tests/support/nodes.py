@@ -14,17 +14,11 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 
 from relay import clock
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.node.build import build
 from relay.node.node import Node
 from relay.node.open_store import OpenedStore
-from relay.node.serve import (
-    bind,
-    operators_side,
-    serve,
-)
+from relay.node.serve import bind, operators_side, serve
 from relay.protocol import envelope, frames
 from relay.protocol.client_session import (
     ClientPhase,
@@ -36,21 +30,11 @@ from relay.protocol.client_session import (
 )
 from relay.protocol.did import SigningKey
 from relay.protocol.envelope import SignedEnvelope
-from relay.protocol.frames import (
-    SUBPROTOCOL,
-    Frame,
-)
-from relay.protocol.ids import (
-    Did,
-    NodeId,
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.frames import SUBPROTOCOL, Frame
+from relay.protocol.ids import Did, NodeId, Timestamp, new_message_id
 from relay.reference.memory_store import MemoryStore
 from relay.settings import Settings, load
-from relay.store.ports import (
-    Store,
-)
+from relay.store.ports import Store
 from tests.support.patience import within
 
 

@@ -8,12 +8,7 @@ from relay.inbox.model.conversation import Conversation, ConversationPhase
 from relay.inbox.model.delivery import InboxDelivery
 from relay.inbox.model.effects import Effect, EndSession
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    AckResult,
-    InboxAck,
-    Page,
-    PageItem,
-)
+from relay.inbox.model.types import AckResult, InboxAck, Page, PageItem
 from relay.protocol import frames
 from relay.protocol.errors import Refusal, RelayError
 from relay.protocol.ids import Epoch, Fence, Seq, Timestamp

@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from tests.support.servers import (
-    RedisServer,
-    client,
-)
+from tests.support.servers import RedisServer, client
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 NAME, PASSWORD = "relay", "secret"

@@ -7,24 +7,10 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from relay.protocol import (
-    envelope,
-    jws,
-)
+from relay.protocol import envelope, jws
 from relay.protocol.did import SigningKey
-from relay.protocol.envelope import (
-    Draft,
-    Envelope,
-    SignedEnvelope,
-    StoredEnvelope,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Eid,
-    MessageId,
-    Timestamp,
-    new_message_id,
-)
+from relay.protocol.envelope import Draft, Envelope, SignedEnvelope, StoredEnvelope
+from relay.protocol.ids import AgentKey, Eid, MessageId, Timestamp, new_message_id
 
 ALICE = SigningKey(b"a" * 32)
 BOB = SigningKey(b"b" * 32)

@@ -6,17 +6,9 @@ from hypothesis import strategies as st
 
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode
-from relay.protocol.jws import (
-    MAX_SAFE_INTEGER,
-    b64encode,
-)
+from relay.protocol.jws import MAX_SAFE_INTEGER, b64encode
 from relay.protocol.relay_info import LIMIT_NAMES
-from relay.protocol.types import (
-    FirstContact,
-    MovedRules,
-    Range,
-    Reason,
-)
+from relay.protocol.types import FirstContact, MovedRules, Range, Reason
 
 names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 refs = st.text("abc-0é", min_size=1, max_size=64)

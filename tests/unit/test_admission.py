@@ -5,21 +5,11 @@ from __future__ import annotations
 import pytest
 
 from relay.inbox.model import admission
-from relay.inbox.model.admission import (
-    AdmissionFacts,
-    admit,
-    refuse_early,
-)
+from relay.inbox.model.admission import AdmissionFacts, admit, refuse_early
 from relay.protocol import envelope
 from relay.protocol.did import parse_did
-from relay.protocol.envelope import (
-    AdmittedEnvelope,
-    VerifiedEnvelope,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
+from relay.protocol.envelope import AdmittedEnvelope, VerifiedEnvelope
+from relay.protocol.errors import ErrorCode, Refusal
 from relay.protocol.ids import Timestamp
 from tests.unit.builders import ALICE, BOB, NOW, parsed
 

@@ -14,33 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from relay.directory.model import (
-    anti_entropy,
-)
-from relay.directory.model import (
-    index as record_index,
-)
-from relay.directory.model.anti_entropy import (
-    Index,
-    Pull,
-    answer,
-)
+from relay.directory.model import anti_entropy
+from relay.directory.model import index as record_index
+from relay.directory.model.anti_entropy import Index, Pull, answer
 from relay.directory.model.index import place
 from relay.protocol import frames
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.frames import (
-    BucketDigest,
-    Digest,
-    Digests,
-    Gossip,
-    Have,
-    HaveItem,
-    Want,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.frames import BucketDigest, Digest, Digests, Gossip, Have, HaveItem, Want
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
 

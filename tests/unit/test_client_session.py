@@ -19,14 +19,7 @@ from relay.protocol.client_session import (
     Send,
 )
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    Auth,
-    Bye,
-    Error,
-    Hello,
-    Welcome,
-    WelcomePending,
-)
+from relay.protocol.frames import Auth, Bye, Error, Hello, Welcome, WelcomePending
 from relay.protocol.jws import b64encode
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy
 

@@ -11,10 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from relay.protocol import frames
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.frames import (
     MAX_AWAITED_DIGESTS,
     MAX_CONTACTS,
@@ -25,15 +22,9 @@ from relay.protocol.frames import (
 )
 from relay.protocol.ids import AgentKey
 from relay.protocol.jws import b64encode
-from relay.protocol.types import (
-    MAYBE_SEEN_ID_BYTES,
-    MovedRules,
-)
+from relay.protocol.types import MAYBE_SEEN_ID_BYTES, MovedRules
 from tests.unit.builders import RELAY
-from tests.unit.frame_strategies import (
-    from_agent,
-    from_relay,
-)
+from tests.unit.frame_strategies import from_agent, from_relay
 
 SIDES = {"agent": from_agent, "relay": from_relay}
 sides = st.sampled_from(sorted(SIDES))

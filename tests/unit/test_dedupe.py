@@ -7,18 +7,9 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.inbox.model.types import (
-    Disposition,
-)
-from relay.protocol.ids import (
-    Eid,
-    Seq,
-)
-from relay.reference.dedupe import (
-    MIN_DEDUP_HOURS,
-    Dedupe,
-    Seen,
-)
+from relay.inbox.model.types import Disposition
+from relay.protocol.ids import Eid, Seq
+from relay.reference.dedupe import MIN_DEDUP_HOURS, Dedupe, Seen
 
 steps = st.lists(
     st.tuples(

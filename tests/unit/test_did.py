@@ -11,15 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol import did as identity
-from relay.protocol.did import (
-    SigningKey,
-    did_of,
-    encode_did,
-    parse_did,
-)
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.did import SigningKey, did_of, encode_did, parse_did
+from relay.protocol.jws import UnsupportedTypeError
 from tests.unit.builders import ALICE, BOB
 
 P = 2**255 - 19

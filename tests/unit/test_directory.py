@@ -9,37 +9,18 @@ from typing import Any
 import pytest
 
 from relay import clock
-from relay.directory.ports import (
-    DirectoryLimits,
-)
-from relay.directory.publish import (
-    Directory,
-    RecordMergeResult,
-)
+from relay.directory.ports import DirectoryLimits
+from relay.directory.publish import Directory, RecordMergeResult
 from relay.inbox.keys import DidKeys
-from relay.inbox.model.types import (
-    InboxLimits,
-)
+from relay.inbox.model.types import InboxLimits
 from relay.inbox.ports import OpenRequest
 from relay.protocol import endpoint_record
 from relay.protocol import jws as jose
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
+from relay.protocol.did import SigningKey, parse_did
 from relay.protocol.endpoint_record import Home
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-    RejectedError,
-)
-from relay.protocol.ids import (
-    NodeId,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Window,
-)
+from relay.protocol.errors import ErrorCode, Refusal, RejectedError
+from relay.protocol.ids import NodeId, Timestamp
+from relay.protocol.types import Window
 from relay.reference.memory_store import MemoryStore
 from tests.unit.builders import ALICE, BOB, MALLORY, RELAY, resigned
 

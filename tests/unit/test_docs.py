@@ -34,17 +34,9 @@ from relay.protocol import (
     receipts,
     sealing,
 )
-from relay.protocol.errors import (
-    CLOSE_CODE,
-    ERROR_CLASS,
-    OUTCOME_UNKNOWN,
-    ErrorCode,
-)
+from relay.protocol.errors import CLOSE_CODE, ERROR_CLASS, OUTCOME_UNKNOWN, ErrorCode
 from relay.settings import Settings
-from tests.federation.linked_nodes import (
-    places,
-    relay_at,
-)
+from tests.federation.linked_nodes import places, relay_at
 from tests.support import doc_examples
 from tests.support.doc_examples import BLOCK, BOB, CLAIMS, NOW, RELAY, URL
 from tests.support.nodes import make_envelope, new_key, running_node

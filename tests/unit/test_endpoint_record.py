@@ -13,17 +13,8 @@ from hypothesis import strategies as st
 
 from relay.protocol import endpoint_record
 from relay.protocol.did import parse_did
-from relay.protocol.endpoint_record import (
-    EndpointRecord,
-    FormerHome,
-    Home,
-    compare_versions,
-    merge,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.endpoint_record import EndpointRecord, FormerHome, Home, compare_versions, merge
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Timestamp
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, resigned
 

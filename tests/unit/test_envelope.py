@@ -13,19 +13,10 @@ from joserfc import jws as joserfc_jws
 from joserfc.jwk import OKPKey
 
 from relay.inbox.model import admission
-from relay.protocol import (
-    envelope,
-    jws,
-)
+from relay.protocol import envelope, jws
 from relay.protocol.did import parse_did
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    Timestamp,
-    message_id_hour,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Timestamp, message_id_hour
 from tests.unit.builders import (
     ALICE,
     BOB,

@@ -5,13 +5,7 @@ from __future__ import annotations
 import pytest
 
 from relay.protocol import errors
-from relay.protocol.errors import (
-    ERROR_CLASS,
-    ErrorCode,
-    Refusal,
-    RelayError,
-    error,
-)
+from relay.protocol.errors import ERROR_CLASS, ErrorCode, Refusal, RelayError, error
 
 PUBLISHED = {
     "auth_required", "bad_envelope", "bad_frame", "bad_signature", "blocked", "corrupt", "draining",

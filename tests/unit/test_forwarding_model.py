@@ -14,23 +14,10 @@ from relay.forwarding.model import (
     ForwardWindow,
     is_redelivered,
 )
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.frames import (
-    DeliverItem,
-    Rejection,
-)
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-    Seq,
-)
-from relay.protocol.receipts import (
-    Receipt,
-    ReceiptItem,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.frames import DeliverItem, Rejection
+from relay.protocol.ids import Eid, Epoch, Seq
+from relay.protocol.receipts import Receipt, ReceiptItem
 from tests.unit.builders import ALICE, BOB, RELAY
 
 HERE, THERE = RELAY.did, BOB.did

@@ -8,9 +8,7 @@ from typing import get_args
 import pytest
 
 from relay.protocol import frames
-from relay.protocol.frames import (
-    Frame,
-)
+from relay.protocol.frames import Frame
 
 
 @pytest.mark.parametrize("kind", get_args(Frame), ids=lambda kind: kind.__name__)

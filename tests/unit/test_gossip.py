@@ -11,31 +11,14 @@ from hypothesis import strategies as st
 
 from relay.directory import gossip
 from relay.directory.gossip import push_allowance
-from relay.directory.model.rumors import (
-    Rumors,
-    pack_records,
-)
+from relay.directory.model.rumors import Rumors, pack_records
 from relay.peering.model import reputation
-from relay.peering.model.reputation import (
-    Reputation,
-    StrikeCounter,
-    is_strike,
-)
+from relay.peering.model.reputation import Reputation, StrikeCounter, is_strike
 from relay.protocol import frames, jws
-from relay.protocol.endpoint_record import (
-    Home,
-    sign,
-)
+from relay.protocol.endpoint_record import Home, sign
 from relay.protocol.errors import ErrorCode
-from relay.protocol.frames import (
-    MAX_GOSSIP_BYTES,
-    MAX_GOSSIP_RECORDS,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Did,
-    Timestamp,
-)
+from relay.protocol.frames import MAX_GOSSIP_BYTES, MAX_GOSSIP_RECORDS
+from relay.protocol.ids import AgentKey, Did, Timestamp
 from tests.unit.builders import ALICE, MALLORY, NOW, RELAY
 
 PEERS = [Did(f"did:key:z{n}") for n in range(9)]

@@ -10,12 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol import handles
-from relay.protocol.handles import (
-    Handle,
-    LookupResult,
-    combine,
-    parse,
-)
+from relay.protocol.handles import Handle, LookupResult, combine, parse
 from tests.unit.builders import ALICE, BOB
 
 A, B = ALICE.did, BOB.did

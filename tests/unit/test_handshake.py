@@ -9,26 +9,11 @@ import pytest
 
 from relay.protocol import handshake
 from relay.protocol.did import parse_did
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.handshake import (
-    InboxPosition,
-    LoginClaims,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.handshake import InboxPosition, LoginClaims
 from relay.protocol.ids import Timestamp
 from relay.protocol.jws import b64encode
-from tests.unit.builders import (
-    ALICE,
-    MALLORY,
-    NOW,
-    RELAY,
-    compact,
-    header_of,
-    payload_of,
-    resigned,
-)
+from tests.unit.builders import ALICE, MALLORY, NOW, RELAY, compact, header_of, payload_of, resigned
 
 URL = "https://relay.example"
 CLAIMS = LoginClaims(ALICE.did, RELAY.did, URL, b64encode(b"n" * 32), b64encode(b"c" * 32), "agent")

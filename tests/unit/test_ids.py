@@ -9,12 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol import ids
-from relay.protocol.ids import (
-    Timestamp,
-    message_id_hour,
-    message_id_ms,
-    new_message_id,
-)
+from relay.protocol.ids import Timestamp, message_id_hour, message_id_ms, new_message_id
 from tests.unit.builders import numbered_entropy
 
 

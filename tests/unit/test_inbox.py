@@ -17,24 +17,9 @@ from relay.inbox.model.types import (
     Page,
     PendingBounce,
 )
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Fence,
-    NodeId,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    DedupKey,
-    Range,
-    Reason,
-    Window,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import AgentKey, Epoch, Fence, NodeId, Seq, Timestamp
+from relay.protocol.types import DedupKey, Range, Reason, Window
 from relay.reference.inbox import Inbox
 from tests.unit.builders import entry
 

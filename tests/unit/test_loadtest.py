@@ -21,9 +21,7 @@ from loadtest.posts import Stock, checksum
 from loadtest.probes import MachineTime, Verifier
 from loadtest.schedule import Schedule, ticking
 from relay.protocol import envelope, frames
-from relay.protocol.frames import (
-    Submit,
-)
+from relay.protocol.frames import Submit
 from relay.protocol.ids import Eid
 from tests.unit.builders import ALICE, BOB, MALLORY
 

@@ -7,9 +7,7 @@ import pytest
 from loadtest.__main__ import main
 from loadtest.migrate import scenario
 from loadtest.migrate.move import Found
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-)
+from relay.protocol.migration_statement import MigrationCounters
 
 
 def found(**values: object) -> Found:

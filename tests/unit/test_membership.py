@@ -10,20 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.peering.model import membership
-from relay.peering.model.membership import (
-    TRANSITIONS,
-    Event,
-    MemberTable,
-    backoff_s,
-)
-from relay.protocol.frames import (
-    Membership,
-    View,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
+from relay.peering.model.membership import TRANSITIONS, Event, MemberTable, backoff_s
+from relay.protocol.frames import Membership, View
+from relay.protocol.ids import Did, Timestamp
 from tests.unit.builders import NOW
 
 OWN = Did("did:key:zOwn")

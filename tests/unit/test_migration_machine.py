@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from relay.inbox.model.types import (
-    InboxRole,
-)
+from relay.inbox.model.types import InboxRole
 from relay.migration.model import machine
 from relay.migration.model.state import (
     DigestPage,
@@ -27,18 +25,9 @@ from relay.migration.model.state import (
     Transition,
 )
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.errors import (
-    ErrorCode,
-    Refusal,
-)
-from relay.protocol.ids import (
-    Did,
-    Timestamp,
-)
-from relay.protocol.types import (
-    MAYBE_SEEN_ID_BYTES,
-    Mode,
-)
+from relay.protocol.errors import ErrorCode, Refusal
+from relay.protocol.ids import Did, Timestamp
+from relay.protocol.types import MAYBE_SEEN_ID_BYTES, Mode
 
 A, B, C = Did("A"), Did("B"), Did("C")
 NOW = 1_000_000

@@ -6,24 +6,11 @@ from typing import Any
 
 import pytest
 
-from relay.migration.model.state import (
-    OrderRef,
-    RecordRef,
-)
-from relay.protocol import (
-    endpoint_record,
-    migration_order,
-)
+from relay.migration.model.state import OrderRef, RecordRef
+from relay.protocol import endpoint_record, migration_order
 from relay.protocol.did import parse_did
-from relay.protocol.endpoint_record import (
-    FormerHome,
-    Home,
-    RecordVersion,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.endpoint_record import FormerHome, Home, RecordVersion
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Timestamp
 from relay.protocol.migration_order import MigrationOrder
 from tests.unit.builders import ALICE, BOB, MALLORY, NOW, RELAY, numbered_entropy, resigned

@@ -10,30 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.migration.model import state_json
-from relay.migration.model.state import (
-    Handoff,
-    MigrationSide,
-    PartialDigest,
-    RecordRef,
-)
-from relay.migration.model.state_json import (
-    MigrationRecord,
-)
+from relay.migration.model.state import Handoff, MigrationSide, PartialDigest, RecordRef
+from relay.migration.model.state_json import MigrationRecord
 from relay.protocol import jws as jose
 from relay.protocol import migration_statement
 from relay.protocol.endpoint_record import RecordVersion
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Did
-from relay.protocol.migration_statement import (
-    MigrationCounters,
-    MigrationStatement,
-)
-from relay.protocol.types import (
-    Mode,
-)
+from relay.protocol.migration_statement import MigrationCounters, MigrationStatement
+from relay.protocol.types import Mode
 from tests.unit.builders import ALICE, BOB, RELAY
 
 ME = RELAY.did

@@ -11,16 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol import (
-    envelope,
-    frames,
-    jws,
-)
+from relay.protocol import envelope, frames, jws
 from relay.protocol import jws as jose
 from relay.protocol.errors import ProtocolError
-from relay.protocol.frames import (
-    quick_submit,
-)
+from relay.protocol.frames import quick_submit
 from tests.unit.builders import signed
 
 VECTORS = Path(__file__).parent.parent / "vectors"

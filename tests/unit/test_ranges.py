@@ -8,14 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from relay.protocol.ids import Seq
-from relay.protocol.types import (
-    Range,
-    Reason,
-)
-from relay.reference.ranges import (
-    Ranges,
-    holes,
-)
+from relay.protocol.types import Range, Reason
+from relay.reference.ranges import Ranges, holes
 
 OWN = {Reason.ACKED, Reason.REFUSED, Reason.MOVED}
 additions = st.dictionaries(st.integers(1, 20), st.sampled_from(Reason), max_size=20)

@@ -11,23 +11,10 @@ from hypothesis import strategies as st
 from joserfc import jws as joserfc_jws
 from joserfc.jwk import OKPKey
 
-from relay.protocol import (
-    jws,
-    receipts,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-    Seq,
-)
-from relay.protocol.receipts import (
-    BounceItem,
-    ReceiptItem,
-)
+from relay.protocol import jws, receipts
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.ids import Eid, Epoch, Seq
+from relay.protocol.receipts import BounceItem, ReceiptItem
 from tests.unit.builders import BOB, MALLORY, NOW, RELAY, compact, header_of, payload_of, resigned
 
 EID = Eid(jws.b64encode(bytes(32)))

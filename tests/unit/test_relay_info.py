@@ -9,15 +9,9 @@ from dataclasses import replace
 import pytest
 
 from relay.protocol import relay_info
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
+from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.ids import Timestamp
-from relay.protocol.relay_info import (
-    RelayDescription,
-    RelayInfo,
-)
+from relay.protocol.relay_info import RelayDescription, RelayInfo
 from tests.unit.builders import MALLORY, NOW, RELAY, resigned
 
 SAID = RelayDescription(

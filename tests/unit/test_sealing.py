@@ -9,23 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from relay.protocol import (
-    envelope,
-    jws,
-    sealing,
-)
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.sealing import (
-    CONTENT_TYPE,
-    Content,
-)
+from relay.protocol import envelope, jws, sealing
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.sealing import CONTENT_TYPE, Content
 from tests.unit.builders import ALICE, BOB, MALLORY, message_id, parsed
 
 CONTENT = Content("text/plain", b"the secret")

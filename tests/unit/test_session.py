@@ -16,23 +16,10 @@ from relay.inbox.model.effects import (
     StoreEnvelopes,
 )
 from relay.inbox.model.permissions import Identity
-from relay.inbox.model.types import (
-    AckResult,
-    InboxAck,
-    Page,
-    PageItem,
-)
+from relay.inbox.model.types import AckResult, InboxAck, Page, PageItem
 from relay.protocol import frames
-from relay.protocol.client_session import (
-    Close,
-    Send,
-)
-from relay.protocol.errors import (
-    CLOSES,
-    ErrorCode,
-    Refusal,
-    error,
-)
+from relay.protocol.client_session import Close, Send
+from relay.protocol.errors import CLOSES, ErrorCode, Refusal, error
 from relay.protocol.frames import (
     Ack,
     Auth,
@@ -44,18 +31,8 @@ from relay.protocol.frames import (
     Welcome,
     WelcomePending,
 )
-from relay.protocol.ids import (
-    AgentKey,
-    Epoch,
-    Fence,
-    Seq,
-    Timestamp,
-)
-from relay.protocol.types import (
-    Range,
-    Reason,
-    Window,
-)
+from relay.protocol.ids import AgentKey, Epoch, Fence, Seq, Timestamp
+from relay.protocol.types import Range, Reason, Window
 from tests.support.relay_side import RelaySide
 from tests.unit.builders import ALICE, NOW, RELAY
 

@@ -4,25 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from relay.protocol.client_session import (
-    match,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-)
-from relay.protocol.frames import (
-    Rejection,
-    Submitted,
-)
-from relay.protocol.ids import (
-    Eid,
-    Epoch,
-)
-from relay.protocol.receipts import (
-    Receipt,
-    ReceiptItem,
-)
+from relay.protocol.client_session import match
+from relay.protocol.errors import ErrorCode, ProtocolError
+from relay.protocol.frames import Rejection, Submitted
+from relay.protocol.ids import Eid, Epoch
+from relay.protocol.receipts import Receipt, ReceiptItem
 from tests.unit.builders import BOB, RELAY
 
 A, B, C = Eid("a"), Eid("b"), Eid("c")

@@ -13,10 +13,7 @@ from typing import Any
 
 import pytest
 
-from relay.inbox.model.admission import (
-    AdmissionFacts,
-    refuse_early,
-)
+from relay.inbox.model.admission import AdmissionFacts, refuse_early
 from relay.protocol import (
     endpoint_record,
     envelope,
@@ -28,24 +25,11 @@ from relay.protocol import (
     relay_info,
     sealing,
 )
-from relay.protocol.did import (
-    SigningKey,
-    parse_did,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    ProtocolError,
-    Refusal,
-    RelayError,
-)
-from relay.protocol.handshake import (
-    InboxPosition,
-    LoginClaims,
-)
+from relay.protocol.did import SigningKey, parse_did
+from relay.protocol.errors import ErrorCode, ProtocolError, Refusal, RelayError
+from relay.protocol.handshake import InboxPosition, LoginClaims
 from relay.protocol.ids import Timestamp
-from relay.protocol.jws import (
-    UnsupportedTypeError,
-)
+from relay.protocol.jws import UnsupportedTypeError
 
 HERE = Path(__file__).parent
 FILES = {path.stem: json.loads(path.read_text()) for path in sorted(HERE.glob("*valid_*.json"))}

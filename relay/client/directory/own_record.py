@@ -18,11 +18,7 @@ from typing import Final
 from relay import clock
 from relay.client._util import Signal
 from relay.client.directory.resolve import ResolveResult, resolve_at, verify
-from relay.client.errors import (
-    AgentError,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, from_core, make_error
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi

@@ -28,9 +28,7 @@ from typing import Any, Final, TypeVar
 
 from relay import sockets
 from relay.client._util import in_thread
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.http import http1
 from relay.client.http.origin import Origin
 from relay.client.http.proxies import Proxy, proxy_for

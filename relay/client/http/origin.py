@@ -8,13 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 from urllib.parse import urlsplit
 
-from relay.client.errors import (
-    make_error,
-)
-from relay.protocol import (
-    dial_allowlist,
-    hosts,
-)
+from relay.client.errors import make_error
+from relay.protocol import dial_allowlist, hosts
 from relay.protocol.errors import ErrorCode
 
 PATH: Final = "/v1/ws"

@@ -18,9 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import quote, unquote, urlsplit
 
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.http.origin import Origin
 from relay.protocol import hosts
 from relay.protocol.errors import ErrorCode

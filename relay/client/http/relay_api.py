@@ -15,11 +15,7 @@ from typing import Any, Final, cast, get_args
 from urllib.parse import quote
 
 from relay import clock
-from relay.client.errors import (
-    AgentError,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, from_core, make_error
 from relay.client.http import transport
 from relay.client.http.origin import Origin
 from relay.client.state.agent_state import AgentState

@@ -14,10 +14,7 @@ from dataclasses import dataclass, field, replace
 from http.client import HTTPException
 from typing import Final
 
-from relay.client.errors import (
-    AgentError,
-    make_error,
-)
+from relay.client.errors import AgentError, make_error
 from relay.client.http import http1, network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin

@@ -25,11 +25,7 @@ from typing import Final
 from relay import clock
 from relay.client._util import Backoff, BoundedDict, task_group, wait_for_event
 from relay.client.directory.cache import RecordCache
-from relay.client.errors import (
-    AgentError,
-    bug_of,
-    from_core,
-)
+from relay.client.errors import AgentError, bug_of, from_core
 from relay.client.http import origin as origins
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import RelayApi

@@ -14,12 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from relay.client._util import Signal, failure_of
-from relay.client.errors import (
-    AgentError,
-    ClosedError,
-    clone,
-    make_error,
-)
+from relay.client.errors import AgentError, ClosedError, clone, make_error
 from relay.client.message import Sent
 from relay.client.process import Owner, not_pickled
 from relay.client.state.journal import Journal, OutcomeRow

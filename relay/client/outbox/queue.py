@@ -17,10 +17,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Final
 
-from relay.client.errors import (
-    AgentError,
-    make_error,
-)
+from relay.client.errors import AgentError, make_error
 from relay.client.outbox.status import CustodyTracker
 from relay.client.outbox.submission import (
     Submission,
@@ -31,9 +28,7 @@ from relay.client.outbox.submission import (
 )
 from relay.protocol import frames
 from relay.protocol.backoff import doubling_pause_s
-from relay.protocol.client_session import (
-    match,
-)
+from relay.protocol.client_session import match
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ERROR_CLASS, ErrorCode, Refusal, RelayError, UnavailableError
 from relay.protocol.ids import Did, Timestamp

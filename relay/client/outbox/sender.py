@@ -23,13 +23,7 @@ from typing import Final, Literal
 
 from relay import clock
 from relay.client._util import Backoff, log_failure
-from relay.client.errors import (
-    ENDS_THE_AGENT,
-    AgentError,
-    ClosedError,
-    clone,
-    make_error,
-)
+from relay.client.errors import ENDS_THE_AGENT, AgentError, ClosedError, clone, make_error
 from relay.client.message import Sent
 from relay.client.outbox.outcomes import Outcomes, expired
 from relay.client.outbox.queue import ANSWER_S, MAX_IN_FLIGHT, Outbox

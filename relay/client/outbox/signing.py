@@ -9,30 +9,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from relay import clock
-from relay.client.errors import (
-    AgentError,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, from_core, make_error
 from relay.client.message import MAX_OPENED_BODY_BYTES, Body, content_of
 from relay.protocol import envelope as envelopes
 from relay.protocol import jws as jose
 from relay.protocol import sealing
-from relay.protocol.did import (
-    SigningKey,
-    VerificationKey,
-    parse_did,
-)
-from relay.protocol.envelope import (
-    DEFAULT_LIFETIME_S,
-    MAX_BODY_BYTES,
-    Draft,
-    SignedEnvelope,
-)
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.did import SigningKey, VerificationKey, parse_did
+from relay.protocol.envelope import DEFAULT_LIFETIME_S, MAX_BODY_BYTES, Draft, SignedEnvelope
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import new_message_id
 from relay.protocol.receipts import BOUNCE_CONTENT_TYPE
 from relay.protocol.sealing import Content

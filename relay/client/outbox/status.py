@@ -17,9 +17,7 @@ from typing import Final
 from relay.client._util import BoundedDict, log_failure
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.resolve import ResolveResult
-from relay.client.errors import (
-    make_error,
-)
+from relay.client.errors import make_error
 from relay.client.http.origin import Origin
 from relay.client.http.relay_api import ApiSession, RelayApi
 from relay.client.http.transport import REQUEST_TIMEOUT_S

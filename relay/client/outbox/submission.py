@@ -28,12 +28,7 @@ from enum import StrEnum
 from typing import Final
 
 from relay import clock
-from relay.client.errors import (
-    AgentError,
-    OutcomeUnknownError,
-    clone,
-    make_error,
-)
+from relay.client.errors import AgentError, OutcomeUnknownError, clone, make_error
 from relay.client.message import Sent
 from relay.protocol.envelope import SignedEnvelope
 from relay.protocol.errors import ErrorCode

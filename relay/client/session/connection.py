@@ -21,12 +21,7 @@ from websockets.exceptions import (
 from websockets.typing import Subprotocol
 
 from relay import clock, sockets
-from relay.client.errors import (
-    CLOSE_CODES,
-    WrongRelayError,
-    from_core,
-    make_error,
-)
+from relay.client.errors import CLOSE_CODES, WrongRelayError, from_core, make_error
 from relay.client.http import network
 from relay.client.http.network import Route
 from relay.client.http.origin import Origin
@@ -41,10 +36,7 @@ from relay.protocol.client_session import (
     Send,
 )
 from relay.protocol.did import SigningKey
-from relay.protocol.errors import (
-    ErrorCode,
-    RelayError,
-)
+from relay.protocol.errors import ErrorCode, RelayError
 from relay.protocol.ids import Did
 
 CONNECT_S: Final = 10.0

@@ -13,12 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from relay.client.errors import (
-    AgentError,
-    clone,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, clone, from_core, make_error
 from relay.protocol import frames
 from relay.protocol.errors import ErrorCode, ProtocolError, RelayError
 from relay.protocol.ids import Timestamp

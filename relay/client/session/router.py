@@ -15,12 +15,7 @@ from relay import clock
 from relay.client.directory.cache import RecordCache
 from relay.client.directory.own_record import OwnRecord
 from relay.client.directory.resolve import ResolveResult, read_resolved
-from relay.client.errors import (
-    AgentError,
-    clone,
-    from_core,
-    make_error,
-)
+from relay.client.errors import AgentError, clone, from_core, make_error
 from relay.client.session.channel import REQUEST_TIMEOUT_S, Channel
 from relay.client.session.pool import ChannelPool
 from relay.client.session.requests import Request, Response

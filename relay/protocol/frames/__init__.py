@@ -15,12 +15,7 @@ from relay.protocol import jws as jose
 from relay.protocol.errors import ErrorCode, ProtocolError
 from relay.protocol.frames import directory, mail, migration, peers, session
 from relay.protocol.frames.directory import Publish, Published, Resolution, Resolve, Resolved
-from relay.protocol.frames.fields import (
-    MAX_FRAME_BYTES,
-    MAX_REF_CHARS,
-    Codec,
-    SenderField,
-)
+from relay.protocol.frames.fields import MAX_FRAME_BYTES, MAX_REF_CHARS, Codec, SenderField
 from relay.protocol.frames.mail import (
     MAX_ENVELOPES,
     MAX_HOPS,
