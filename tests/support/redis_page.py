@@ -1,4 +1,4 @@
-"""``relay/store/redis/REDIS.md``: the keys of the store, and the scripts that write and read them.
+"""``relay/store/REDIS.md``: the keys of the store, and the scripts that write and read them.
 
 ``relay/store/redis/keys.py`` lists the kinds of keys; this module finds their users in the text of
 the scripts. ``python -m tests.support.redis_page`` writes the page again;
@@ -18,7 +18,7 @@ from typing import Final
 
 from relay.store.redis import keys, scripts
 
-PAGE: Final = scripts.DIRECTORY.parent / "REDIS.md"
+PAGE: Final = scripts.DIRECTORY.parents[1] / "REDIS.md"
 WRITES: Final = frozenset((
     "SET", "DEL", "UNLINK", "HSET", "HSETNX", "HDEL", "HINCRBY", "ZADD", "ZREM", "ZREMRANGEBYSCORE",
     "SADD", "SREM", "RPUSH", "XADD", "XDEL",

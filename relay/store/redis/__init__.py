@@ -2,7 +2,7 @@
 
 Read in this order::
 
-    REDIS.md          every key, its type, who writes and who reads it (generated)
+    ../REDIS.md       every key, its type, who writes and who reads it (generated)
     store.py          RedisStore: the parts and their lifetime
     keys.py           names and partitions
     scripts/*/*.lua   what happens to mail; scripts/lib/inbox.lua first
