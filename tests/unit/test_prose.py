@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted(path for kind in ("py", "lua") for path in (ROOT / "relay").rglob(f"*.{kind}"))
-PAGES = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("[AG][RL]*.md"), ROOT / "tests/README.md"]
+ALL = sorted(path for kind in ("py", "lua") for path in (ROOT / "relay").rglob(f"*.{kind}"))
+PAGES = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("[AG][RL]*.md")]
 MAX_WORDS = 25
 """In a sentence."""
 
@@ -52,31 +52,35 @@ PRIVATE = frozenset(
     ]
 )
 """Words that only the first authors understood, or that hide who acts."""
-PRIVATE_IN_NAMES = PRIVATE | set(
-    [
-        "away",
-        "box",
-        "boxes",
-        "brought",
-        "companies",
-        "company",
-        "conduct",
-        "doubt",
-        "doubts",
-        "hear",
-        "hearing",
-        "hears",
-        "least",
-        "lend",
-        "most",
-        "parcel",
-        "partner",
-        "partners",
-        "roster",
-        "shed",
-        "standing",
-    ]
-)
+PRIVATE_IN_NAMES = PRIVATE | {
+    "away",
+    "box",
+    "boxes",
+    "brought",
+    "companies",
+    "company",
+    "conduct",
+    "doubt",
+    "doubts",
+    "hear",
+    "hearing",
+    "hears",
+    "least",
+    "lend",
+    "most",
+    "parcel",
+    "partner",
+    "partners",
+    "roster",
+    "shed",
+    "standing",
+}
+STILL_PRIVATE = (
+    "relay/store/", "relay/reference/", "relay/inbox/model/types.py", "relay/inbox/ports.py",
+)  # fmt: skip
+"""Where the words of the first authors still stand. The list may only shrink."""
+STORED_NAMES = {"kept", "standing"}
+"""Members of stored or signed JSON, which never change."""
 NOUN_CLAUSE = re.compile(
     r"(?:What|Whether|Whose?|Whom|How|Where|Which|When|Why|Gives|Tells|Says)\b"
 )
@@ -102,7 +106,8 @@ def objections(text: str) -> Iterator[str]:
     for sentence in sentences(text):
         if len(sentence.split()) > MAX_WORDS:
             yield f"{len(sentence.split())} words: {sentence}"
-    plain = re.sub(r"`[^`]*`", "", text.lower())
+    # neither code nor the name of an argument is prose
+    plain = re.sub(r"`+[^`]*`+|(?m:^ *\w+:)", "", text.lower())
     yield from (f"word: {word}" for word in PRIVATE & set(re.findall(r"[a-z]+", plain)))
 
 
@@ -147,12 +152,25 @@ def chosen(path: Path) -> Iterator[str]:
                 pass
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=name)
-def test_docstrings_and_comments_are_plain_sentences(path: Path):
+def private_prose(path: Path) -> Iterator[str]:
     texts = list(comments(path))
     if path.suffix == ".py":
         texts += docstrings(ast.parse(path.read_text()))
-    assert [found for text in texts for found in objections(text)] == []
+    for text in texts:
+        yield from objections(text)
+
+
+def private_names(path: Path) -> set[str]:
+    found = {one for one in chosen(path) if words(one) & PRIVATE_IN_NAMES}
+    return found - STORED_NAMES
+
+
+SOURCES = [path for path in ALL if not name(path).startswith(STILL_PRIVATE)]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_docstrings_and_comments_are_plain_sentences(path: Path):
+    assert list(private_prose(path)) == []
 
 
 @pytest.mark.parametrize("path", [p for p in SOURCES if p.suffix == ".py"], ids=name)
@@ -163,7 +181,7 @@ def test_a_docstring_begins_with_a_verb_or_a_noun(path: Path):
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_a_name_is_a_word_of_the_field(path: Path):
-    assert {found for found in chosen(path) if words(found) & PRIVATE_IN_NAMES} == set()
+    assert private_names(path) == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -177,6 +195,12 @@ def test_the_title_of_a_decision_is_plain(page: Path):
     title = page.read_text().splitlines()[0]
     assert list(objections(title)) == []
     assert not NOUN_CLAUSE.match(title.partition(". ")[2]), "state the decision"
+
+
+@pytest.mark.parametrize("place", STILL_PRIVATE)
+def test_the_exceptions_only_shrink(place: str):
+    files = [path for path in ALL if name(path).startswith(place)]
+    assert any(private_names(path) or list(private_prose(path)) for path in files), "clean now"
 
 
 def test_the_checks_find_what_they_look_for():

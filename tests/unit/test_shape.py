@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,19 @@ MODULES = sorted((ROOT / "relay").rglob("*.py"))
 CEILING = 500
 OVER: dict[str, str] = {}
 """Files above the ceiling, with the reason. The list may only shrink."""
+MAX_MODULES = 20
+"""In one folder, ``__init__.py`` included."""
+CROWDED = {"relay/store/redis"}
+"""Folders with more modules. The list may only shrink."""
+TWICE = {
+    # the blocking twin of the SDK has the names of the asynchronous one
+    "Agent", "Bounce", "Message", "Outcome",
+    # the SDK's families of errors, which add the envelope and whether it was stored
+    "ProtocolError", "RejectedError", "StateError", "UnavailableError",
+    # of the reference
+    "Inbox", "Outbox", "Rules",
+}  # fmt: skip
+"""Class names that are defined more than once. The list may only shrink."""
 
 # Words of the glossary's right column that have no second, honest meaning here.
 BANNED = {
@@ -80,6 +94,22 @@ def test_no_module_is_longer_than_500_lines_and_the_exceptions_only_shrink():
     long = {name(path) for path in MODULES if len(path.read_text().splitlines()) > CEILING}
     assert long - set(OVER) == set(), "split it"
     assert set(OVER) - long == set(), "short enough now: take it off the list"
+
+
+def test_a_folder_holds_at_most_20_modules():
+    folders = Counter(name(path.parent) for path in MODULES)
+    assert {folder for folder, count in folders.items() if count > MAX_MODULES} == CROWDED
+
+
+def test_a_class_name_is_defined_once_and_the_exceptions_only_shrink():
+    found: dict[str, set[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, set()).add(name(path))
+    twice = {chosen for chosen, paths in found.items() if len(paths) > 1}
+    assert twice - TWICE == set(), "one of them needs a more specific name"
+    assert TWICE - twice == set(), "unique now: take it off the list"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
