@@ -53,6 +53,7 @@ def _shown_on_failure(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "relay.client")
 
 
+@pytest.mark.alone  # it judges how soon a killed relay is ready again
 @pytest.mark.timeout(150)
 async def test_nothing_is_lost_misdelivered_or_repeated_unmarked_over_kills(
     tmp_path: Path,

@@ -42,7 +42,7 @@ def agent(node: RunningNode, key: SigningKey | None = None, **options):
 def wires(node: RunningNode, did: str) -> list[bytes]:
     store = node.parts.store
     assert isinstance(store, MemoryStore)
-    inbox = store._inboxes[parse_did(did).agent_key]
+    inbox = store.inboxes._state.inboxes[parse_did(did).agent_key]
     return [item.wire for item in inbox.live.values()]
 
 
