@@ -66,11 +66,7 @@ class TokenBuckets(Generic[K]):
         return min(self._capacity, tokens + max(0.0, now - at) * self._per_s)
 
     def _put(self, key: K, tokens: float, now: float) -> None:
-        buckets = self._buckets
-        buckets.pop(key, None)
-        if len(buckets) >= self._max_keys:
-            del buckets[next(iter(buckets))]
-        buckets[key] = (tokens, now)
+        _put_newest(self._buckets, key, (tokens, now), self._max_keys)
 
     def __len__(self) -> int:
         """Return the number of buckets held."""
@@ -95,11 +91,7 @@ class BoundedTtl(Generic[K, V]):
 
     def put(self, key: K, value: V, until: float) -> None:
         """Hold a value until then."""
-        values = self._values
-        values.pop(key, None)
-        if len(values) >= self._max_keys:
-            del values[next(iter(values))]
-        values[key] = (until, value)
+        _put_newest(self._values, key, (until, value), self._max_keys)
 
     def pop(self, key: K) -> None:
         """Drop a value, if there is one."""
@@ -108,3 +100,11 @@ class BoundedTtl(Generic[K, V]):
     def __len__(self) -> int:
         """Return the number of values held, lapsed ones too."""
         return len(self._values)
+
+
+def _put_newest(entries: dict[K, V], key: K, value: V, max_keys: int) -> None:
+    """Put an entry last; drop the one that was put longest ago if there are too many."""
+    entries.pop(key, None)
+    if len(entries) >= max_keys:
+        del entries[next(iter(entries))]
+    entries[key] = value

@@ -1,7 +1,7 @@
-"""Connect to a host with several addresses: the first one that answers wins (RFC 8305).
+"""Connect to a host with several addresses, and open WebSockets to relays.
 
-The caller has looked up and checked the addresses, and sets the deadline. No other address is
-dialled.
+The first address that answers wins (RFC 8305). The caller has looked up and checked the addresses,
+and sets the deadline. No other address is dialled.
 """
 
 from __future__ import annotations
@@ -14,9 +14,18 @@ from dataclasses import dataclass, field
 from itertools import chain, zip_longest
 from typing import Any, Final, NamedTuple
 
+from websockets.asyncio import client
+from websockets.typing import Subprotocol
+
+from relay.protocol import frames
+
 STAGGER_S: Final = 0.25
 """The head start of an attempt before the next address is tried, too."""
 MAX_TRIED: Final = 4
+PING_S: Final = 20.0
+PONG_S: Final = 25.0
+MARGIN_BYTES: Final = 64 * 1024
+MAX_QUEUED_FRAMES: Final = 4
 
 
 class Address(NamedTuple):
@@ -24,6 +33,32 @@ class Address(NamedTuple):
 
     family: int
     where: tuple[Any, ...]
+
+
+class _Connect(client.connect):
+    """A handshake that treats a redirect as an error: a relay sends none."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
+
+
+def websocket(uri: str, **options: Any) -> client.connect:
+    """Return the handshake of a WebSocket to a relay, to be awaited (PROTOCOL.md §5).
+
+    Args:
+        uri: ``ws://`` or ``wss://``.
+        options: of ``websockets.asyncio.client.connect``: the way, TLS and the time limits.
+    """
+    return _Connect(
+        uri,
+        subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
+        compression=None,
+        max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
+        max_queue=MAX_QUEUED_FRAMES,
+        ping_interval=PING_S,
+        ping_timeout=PONG_S,
+        **options,
+    )
 
 
 def cut(transport: asyncio.WriteTransport) -> None:

@@ -11,7 +11,6 @@ leads it to the new relay. A repeated call changes nothing.
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,24 +61,6 @@ async def accept_relay(
     async with opened_async(path, signing.did) as opened:
         done = await accept(signing, origin, parse_did(relay).did, opened)
     return done.record if done is not None else None
-
-
-def accept_relay_at_once(
-    key: SigningKey | Path | str,
-    url: str,
-    relay: str,
-    *,
-    state: str | os.PathLike[str] | None = None,
-    insecure_networks: Sequence[str] = (),
-) -> EndpointRecord | None:
-    """Call :func:`accept_relay` from a program without an event loop.
-
-    Raises:
-        RuntimeError: called inside a running event loop.
-    """
-    return asyncio.run(
-        accept_relay(key, url, relay, state=state, insecure_networks=insecure_networks)
-    )
 
 
 async def accept(

@@ -132,7 +132,7 @@ class Directory:
             raise refusal.to_error()
         agent = parse_did(record.did).agent_key
         names_us = self._names_us(record)
-        if owner is None and not names_us and await self._stored(agent) is None:
+        if owner is None and not names_us and await self.store.get(agent) is None:
             detail = "the record names other relays and this one does not know the agent"
             raise RejectedError(ErrorCode.NOT_ADMITTED, detail)
         # keys are free: all who publish without a login share one introducer's part of the room
@@ -249,9 +249,6 @@ class Directory:
         """Return two records of one ``kv`` and ``seq`` that the agent signed, if it ever did."""
         return await self.store.fork_proof(parse_did(did).agent_key)
 
-    async def _stored(self, owner: AgentKey) -> RecordRow | None:
-        return await self.store.get(owner)
-
     async def resolve(self, did: str) -> RecordLookup:
         """Return the newest stored record of an agent.
 
@@ -265,12 +262,14 @@ class Directory:
         except ValueError as exc:
             raise error(ErrorCode.BAD_FRAME, f"did: {exc}") from exc
         try:
-            row = await self._stored(owner.agent_key)
+            row = await self.store.get(owner.agent_key)
         except UnavailableError:
             return RecordLookup("unreadable")
         if row is None:
             return RecordLookup("absent")
-        return RecordLookup("found", row.compact, 0 < row.expires_at <= clock.now())
+        # 0: not known
+        stale = row.expires_at > 0 and endpoint_record.is_stale(row.expires_at, clock.now())
+        return RecordLookup("found", row.compact, stale)
 
 
 def _row(

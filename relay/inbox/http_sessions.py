@@ -82,7 +82,7 @@ class HttpSessions:
     Args:
         store: inboxes, nonces and tokens.
         login: checks logins and opens inboxes.
-        delivery: wakes a request that waits.
+        dispatcher: wakes a request that waits.
         rules: of inboxes.
     """
 

@@ -1,6 +1,7 @@
 """Wire a node: one function for each feature, called in the order of their dependencies.
 
-Every callback is passed at construction. A pulse that two features share is an
+Callbacks are passed at construction. The exception is ``directory.on_published``: gossip needs the
+directory, and the directory reports to gossip. A pulse that two features share is an
 :class:`asyncio.Event` made before both: ``due`` wakes the forwarders.
 """
 
@@ -70,7 +71,7 @@ class _Base:
         registration: who may have an inbox.
         window: of every session.
         keys: which keys may act for a DID.
-        delivery: the sessions of this node.
+        dispatcher: the sessions of this node.
         acks: the group commit of acks.
         due: set where mail is to be forwarded.
     """

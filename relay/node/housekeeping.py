@@ -44,7 +44,7 @@ class Housekeeping:
 
     Args:
         opened: the store.
-        delivery: the sessions of this node.
+        dispatcher: the sessions of this node.
         clock_guard: whether the store's clock is believed.
         startup_gate: whether peers have been asked where agents live.
         handoffs: inboxes that move.

@@ -24,16 +24,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from typing import Final
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.typing import Subprotocol
 
 from relay import sockets
 from relay.peering import urls
 from relay.peering.dns import Dns, Resolver
 from relay.peering.fetch import HttpAnswer, fetch
 from relay.peering.urls import Target
-from relay.protocol import frames, hosts
+from relay.protocol import hosts
 from relay.protocol.dial_allowlist import DialAllowlist, unwrapped
 from relay.protocol.errors import ErrorCode, ProtocolError, UnavailableError, unreachable
 from relay.protocol.hosts import IpAddress
@@ -42,11 +41,7 @@ from relay.sockets import Address
 PATH: Final = "/v1/ws"
 DIAL_S: Final = 10.0
 CONNECT_S: Final = 4.0
-PING_S: Final = 20.0
-PONG_S: Final = 25.0
 CLOSE_S: Final = 2.0
-MARGIN_BYTES: Final = 64 * 1024
-MAX_QUEUED_FRAMES: Final = 4
 MAX_DIALS: Final = 64
 MAX_GETS: Final = 32
 """Separate, so that agents who look up handles do not keep relays from being dialled."""
@@ -54,13 +49,6 @@ MAX_GETS: Final = 32
 
 class NoAddressError(UnavailableError):
     """``peer_unreachable``: DNS says that there is no such host."""
-
-
-class _ConnectDirectly(connect):
-    """A handshake that treats a redirect as an error: a relay sends none."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
 
 
 class Dialer:
@@ -103,18 +91,12 @@ class Dialer:
         async with self._dialling(target, self._dials):
             sock = await self._connected(target)
             with _closed_on_error(sock):
-                return await _ConnectDirectly(
+                return await sockets.websocket(
                     f"ws{target.origin.removeprefix('http')}{PATH}",
                     sock=sock,
                     ssl=self._context() if target.secure else None,
-                    subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
-                    compression=None,
                     proxy=None,
-                    max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
-                    max_queue=MAX_QUEUED_FRAMES,
                     open_timeout=DIAL_S,
-                    ping_interval=PING_S,
-                    ping_timeout=PONG_S,
                     close_timeout=CLOSE_S,
                 )
 

@@ -205,9 +205,9 @@ def merge(
     return other if other.version.rank(now) > current.version.rank(now) else current
 
 
-def is_stale(record: EndpointRecord, now: Timestamp) -> bool:
-    """Past its ``exp``: still good for routing and order, shown as stale (PROTOCOL.md §7.3)."""
-    return record.expires_at <= now
+def is_stale(expires_at: int, now: Timestamp) -> bool:
+    """Return True past ``exp``: still good for routing and order (PROTOCOL.md §7.3)."""
+    return expires_at <= now
 
 
 def is_purgeable(expires_at: int, now: Timestamp) -> bool:

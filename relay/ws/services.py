@@ -33,7 +33,7 @@ class WsServices:
         intake: accepts envelopes.
         acks: the group commit of acks.
         store: inboxes.
-        delivery: the sessions of this node.
+        dispatcher: the sessions of this node.
         router: finds where envelopes may wait.
         peers: the relays that may log in.
         exchange: tracks the links of peers.

@@ -17,13 +17,13 @@ from relay.peering.link import Link
 from relay.peering.links import Links
 from relay.peering.model.membership import MemberTable
 from relay.protocol import endpoint_record, frames
-from relay.protocol.client_session import ClientSession, Failed, LoginOptions, Ready, Send
+from relay.protocol.client_session import ClientSession, LoginOptions, Ready
 from relay.protocol.did import SigningKey
 from relay.protocol.errors import RelayError
 from relay.protocol.frames import Frame
 from relay.protocol.ids import Did, Timestamp
 from relay.store.ports import Store
-from tests.support.nodes import RunningNode, dial, new_key, running_node
+from tests.support.nodes import RunningNode, dial, new_key, running_node, talk
 from tests.support.patience import within
 
 
@@ -133,23 +133,10 @@ async def peer(url: str, relay: Did, key: SigningKey | None = None) -> AsyncIter
         yield Peer(
             key,
             socket,
-            await _log_in(socket, ClientSession(key, LoginOptions(url, relay), os.urandom, "peer")),
+            await talk(socket, ClientSession(key, LoginOptions(url, relay), os.urandom, "peer")),
         )
     finally:
         await socket.close()
-
-
-async def _log_in(socket: ClientConnection, session: ClientSession) -> Ready:
-    async with within(8):
-        while True:
-            frame = frames.parse((await socket.recv()).encode(), "relay")
-            for effect in session.receive(frame, Timestamp(time.time())):
-                if isinstance(effect, Send):
-                    await socket.send(frames.encode(effect.frame).decode())
-                if isinstance(effect, Failed):
-                    raise effect.error
-                if isinstance(effect, Ready):
-                    return effect
 
 
 # ---------------------------------------------------------------- whole relays

@@ -150,7 +150,11 @@ async def speaker(
 async def log_in(
     socket: ClientConnection, url: str, key: SigningKey, *, record: str | None = None
 ) -> Ready:
-    session = ClientSession(key, LoginOptions(url, record=record), os.urandom)
+    return await talk(socket, ClientSession(key, LoginOptions(url, record=record), os.urandom))
+
+
+async def talk(socket: ClientConnection, session: ClientSession) -> Ready:
+    """Log in by this session, as an agent or a peer."""
     async with within(8):
         while True:
             frame = frames.parse((await socket.recv()).encode(), "relay")

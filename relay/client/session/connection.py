@@ -1,7 +1,7 @@
 """One authenticated connection to a relay over a WebSocket (PROTOCOL.md §5).
 
-Entry point: :func:`dial`. Invariants: only this module of the SDK uses the ``websockets`` package.
-Each of its exceptions leaves as an :class:`AgentError`. Every wait has a timeout.
+Entry point: :func:`dial`. Invariants: only this module of the SDK reads and writes WebSockets. Each
+exception of the ``websockets`` package leaves as an :class:`AgentError`. Every wait has a timeout.
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidProxyStatus,
     InvalidStatus,
     WebSocketException,
 )
-from websockets.typing import Subprotocol
 
 from relay import clock, sockets
 from relay.client.errors import CLOSE_CODES, WrongRelayError, from_core, make_error
@@ -43,10 +42,6 @@ CONNECT_S: Final = 10.0
 LOGIN_S: Final = 10.0
 WRITE_S: Final = 30.0
 CLOSE_S: Final = 2.0
-PING_S: Final = 20.0
-PONG_S: Final = 25.0
-MARGIN_BYTES: Final = 64 * 1024
-QUEUED_FRAMES: Final = 4
 
 Incoming = (
     frames.Submitted
@@ -59,13 +54,6 @@ Incoming = (
     | frames.Ruled
     | frames.Error
 )
-
-
-class _WebSocketConnect(connect):
-    """A handshake that follows no redirect: no relay sends one."""
-
-    def process_redirect(self, exc: Exception) -> Exception | str:
-        return exc
 
 
 class RelayConnection:
@@ -170,15 +158,9 @@ async def _connect(route: Route) -> ClientConnection:
         if route.tunnel.scheme == "https":
             options["proxy_ssl"] = await network.tls()
     try:
-        return await _WebSocketConnect(
+        return await sockets.websocket(
             route.origin.websocket,
-            subprotocols=[Subprotocol(frames.SUBPROTOCOL)],
-            compression=None,
-            max_size=frames.MAX_FRAME_BYTES + MARGIN_BYTES,
-            max_queue=QUEUED_FRAMES,
             open_timeout=None,
-            ping_interval=PING_S,
-            ping_timeout=PONG_S,
             close_timeout=CLOSE_S,
             ssl=context,
             **options,

@@ -60,6 +60,19 @@ def _blocking(
     return call
 
 
+def _at_once(call: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, T]:
+    """Return the same function for a program without an event loop.
+
+    It raises RuntimeError inside a running event loop.
+    """
+
+    @wraps(call)
+    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+        return asyncio.run(call(*args, **kwargs))
+
+    return run
+
+
 class _Delegated(property, Generic[T]):
     """A property of the asynchronous agent, with its type and its docstring."""
 
@@ -134,7 +147,7 @@ Handler = Callable[[Message], None]
 BounceHandler = Callable[[Bounce], None]
 
 
-accept_relay = accept.accept_relay_at_once
+accept_relay = _at_once(accept.accept_relay)
 
 
 class Agent:
