@@ -11,70 +11,25 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.sources import ROOT, defined, name, words
+
 ALL = sorted(path for kind in ("py", "lua") for path in (ROOT / "relay").rglob(f"*.{kind}"))
 PAGES = [ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("[AG][RL]*.md")]
 MAX_WORDS = 25
 """In a sentence."""
 
-PRIVATE = frozenset(
-    [
-        "anew",
-        "courier",
-        "couriers",
-        "carrier",
-        "carriers",
-        "detour",
-        "detours",
-        "doubted",
-        "doubtful",
-        "errand",
-        "errands",
-        "fate",
-        "fates",
-        "gave",
-        "gives",
-        "heard",
-        "kept",
-        "lately",
-        "lent",
-        "loan",
-        "mover",
-        "movers",
-        "noes",
-        "noted",
-        "said",
-        "stray",
-        "strays",
-        "tally",
-        "told",
-        "woken",
-    ]
-)
+PRIVATE = {
+    "anew", "courier", "couriers", "carrier", "carriers", "detour", "detours", "doubted",
+    "doubtful", "errand", "errands", "fate", "fates", "gave", "gives", "heard", "kept", "lately",
+    "lent", "loan", "mover", "movers", "noes", "noted", "said", "stray", "strays", "tally",
+    "told", "woken",
+}  # fmt: skip
 """Words that only the first authors understood, or that hide who acts."""
 PRIVATE_IN_NAMES = PRIVATE | {
-    "away",
-    "box",
-    "boxes",
-    "brought",
-    "companies",
-    "company",
-    "conduct",
-    "doubt",
-    "doubts",
-    "hear",
-    "hearing",
-    "hears",
-    "least",
-    "lend",
-    "most",
-    "parcel",
-    "partner",
-    "partners",
-    "roster",
-    "shed",
-    "standing",
-}
+    "away", "box", "boxes", "brought", "companies", "company", "conduct", "doubt", "doubts",
+    "hear", "hearing", "hears", "least", "lend", "most", "parcel", "partner", "partners",
+    "roster", "shed", "standing",
+}  # fmt: skip
 STILL_PRIVATE = (
     "relay/store/", "relay/reference/", "relay/inbox/model/types.py", "relay/inbox/ports.py",
 )  # fmt: skip
@@ -85,14 +40,6 @@ NOUN_CLAUSE = re.compile(
     r"(?:What|Whether|Whose?|Whom|How|Where|Which|When|Why|Gives|Tells|Says)\b"
 )
 LIST_OR_TABLE = re.compile(r"(?m)^\s*(?:[|>*#-]|\d+\.|[┌│└])|──|::\s*$|```|^ {4}")
-
-
-def name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
-def words(identifier: str) -> set[str]:
-    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)}
 
 
 def sentences(text: str) -> Iterator[str]:
@@ -140,16 +87,7 @@ def chosen(path: Path) -> Iterator[str]:
         code = re.sub(r"--.*|'[^']*'|\"[^\"]*\"", "", source)
         yield from re.findall(r"[A-Za-z_]\w+", code)
         return
-    for node in ast.walk(ast.parse(source)):
-        match node:
-            case ast.FunctionDef(name=found) | ast.AsyncFunctionDef(name=found):
-                yield found
-            case ast.ClassDef(name=found) | ast.arg(arg=found):
-                yield found
-            case ast.Name(id=found, ctx=ast.Store()) | ast.Attribute(attr=found, ctx=ast.Store()):
-                yield found
-            case _:
-                pass
+    yield from defined(ast.parse(source))
 
 
 def private_prose(path: Path) -> Iterator[str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.sources import ROOT, defined, name, words
+
 MODULES = sorted((ROOT / "relay").rglob("*.py"))
 CEILING = 500
 OVER: dict[str, str] = {}
@@ -50,10 +51,6 @@ FOREIGN = re.compile(
 )  # fmt: skip
 
 
-def name(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
-
-
 def files() -> Iterator[Path]:
     """Every file of ours that a person may read; not what tools have made."""
     kept = [path for path in ROOT.iterdir() if not path.name.startswith(".")]
@@ -62,25 +59,6 @@ def files() -> Iterator[Path]:
         for path in [top] if top.is_file() else top.rglob("*"):
             if path.suffix in TEXT and path.is_file() and not GENERATED & set(path.parts):
                 yield path
-
-
-def defined(tree: ast.AST) -> Iterator[str]:
-    """Names that we chose: what is defined, assigned or taken as an argument."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.FunctionDef(name=found) | ast.AsyncFunctionDef(name=found):
-                yield found
-            case ast.ClassDef(name=found) | ast.arg(arg=found):
-                yield found
-            case ast.Name(id=found, ctx=ast.Store()) | ast.Attribute(attr=found, ctx=ast.Store()):
-                yield found
-            case _:
-                pass
-
-
-def words(identifier: str) -> set[str]:
-    found = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", identifier)
-    return {word.lower() for word in found} | {word.lower().removesuffix("s") for word in found}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
