@@ -58,7 +58,7 @@ class RecordMergeResult:
         outcome: of the merge; or the refusal: ``bad_signature``, ``bad_frame``, ``unsupported``,
             ``expired``, ``not_yet_valid``.
         owner: its agent; None if that cannot be read.
-        order: the version that the store holds now, if it holds one.
+        version: the version that the store holds now, if it holds one.
         is_new: the store holds this record now, and did not before.
         record: the refused record, as parsed.
     """

@@ -71,7 +71,7 @@ class ForwarderDeps:
         inboxes: their sessions.
         outboxes: when they are due.
         acks: the node's group commit of acks.
-        delivery: the listeners of this node.
+        dispatcher: the listeners of this node.
         routing: finds the homes of agents.
         submitters: send batches to homes.
         handoffs: decides about inboxes that move.

@@ -42,7 +42,7 @@ class ForwardScheduler:
         inboxes: their sessions.
         outboxes: when they are due.
         acks: the node's group commit of acks.
-        delivery: the listeners of this node.
+        dispatcher: the listeners of this node.
         routing: finds the homes of agents.
         links: other relays.
         merge_record: verifies and merges a newer record that a relay sent.

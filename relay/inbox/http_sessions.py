@@ -80,7 +80,8 @@ class HttpSessions:
     """The use cases of §6.
 
     Args:
-        store: inboxes, nonces and tokens.
+        inboxes: of the store.
+        tokens: nonces and session tokens.
         login: checks logins and opens inboxes.
         dispatcher: wakes a request that waits.
         rules: of inboxes.

@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,8 @@ BANNED = {
     "bot", "broadcast", "homeserver", "mailbox", "neighbor", "neighbour", "packet", "spool",
     "username",
 }  # fmt: skip
+
+ARGUMENTS = re.compile(r"Args:\n((?:    .*\n?|\n)+)")
 
 TEXT = {".py", ".md", ".toml", ".yml", ".yaml", ".lua", ".json", ".in", ".lock", ".sh", ".conf", ""}
 GENERATED = {"__pycache__", "dist", "build", "node_modules"}
@@ -88,6 +91,42 @@ def test_a_class_name_is_defined_once_and_the_exceptions_only_shrink():
     twice = {chosen for chosen, paths in found.items() if len(paths) > 1}
     assert twice - TWICE == set(), "one of them needs a more specific name"
     assert TWICE - twice == set(), "unique now: take it off the list"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name)
+def test_a_docstring_names_arguments_that_are_there(path: Path):
+    gone = {}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            section = ARGUMENTS.search(ast.get_docstring(node) or "")
+            named = set(re.findall(r"(?m)^    (\w+):", section[1])) if section else set()
+            if missing := named - arguments(node):
+                gone[node.name] = missing
+    assert gone == {}
+
+
+def arguments(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> set[str]:
+    """Return the arguments of a function, or the fields and arguments of a class."""
+    if isinstance(node, ast.ClassDef):
+        fields = {*chain.from_iterable(map(defined, filter(is_field, node.body)))}
+        made = [one for one in node.body if isinstance(one, ast.FunctionDef)]
+        return fields.union(*(arguments(one) for one in made if one.name == "__init__"))
+    given = node.args
+    single = [one for one in (given.vararg, given.kwarg) if one is not None]
+    return {one.arg for one in [*given.posonlyargs, *given.args, *given.kwonlyargs, *single]}
+
+
+def is_field(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign | ast.AnnAssign)
+
+
+def test_the_search_for_arguments_finds_them():
+    source = """class A:
+        def __init__(self, one, *two, three=0, **four): pass
+    """
+    made = ast.parse(source).body[0]
+    assert arguments(made) == {"self", "one", "two", "three", "four"}
+    assert ARGUMENTS.search("Do it.\n\nArgs:\n    gone: a word.\n")[1] == "    gone: a word.\n"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name)
